@@ -1,0 +1,70 @@
+# One virtual environment, .venv, filled in two steps: `demo` installs the core only, `test` adds the test extra.
+# pip runs with its own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf …), nothing is overridden.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+# Always the environment's own interpreter by path, so that another activated environment changes nothing.
+VENV_PYTHON = $(VENV)/bin/python
+PIP_INSTALL = $(VENV_PYTHON) -m pip install -c constraints.txt
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types format benchmark install install-test dev clean
+
+help:
+	@echo "make demo       edit facts into the embedded model with four methods and show what changed (installs first)"
+	@echo "make test       all tests                       ARGS='-k targets' goes to pytest, WORKERS=2 processes"
+	@echo "make lint       ruff, rules and format          make format mends what it can"
+	@echo "make types      mypy, strict"
+	@echo "make benchmark  speed of the target optimisation against the plain reference, ARGS=… goes to the script"
+	@echo "make dev        everything a contributor needs, with the pre-commit hooks"
+	@echo "make clean      remove $(VENV) and the tools' caches"
+	@echo "PYTHON=python3.12 chooses the interpreter (3.11 or newer); pip's environment variables are honoured."
+
+demo: $(VENV)/.core
+	$(VENV)/bin/errata demo --out runs/demo
+
+# One thread a worker: the workers share the cores already.
+test: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+lint: $(VENV)/.test
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+
+types: $(VENV)/.test
+	$(VENV_PYTHON) -m mypy
+
+format: $(VENV)/.test
+	$(VENV_PYTHON) -m ruff check --fix .
+	$(VENV_PYTHON) -m ruff format .
+
+benchmark: $(VENV)/.core
+	$(VENV_PYTHON) benchmarks/targets.py $(ARGS)
+
+install: $(VENV)/.core
+
+install-test: $(VENV)/.test
+
+dev: $(VENV)/.test
+	$(PIP_INSTALL) -e '.[dev]'
+	$(VENV_PYTHON) -m pre_commit install
+
+# The stamps are written last, so an interrupted installation is taken up again.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "errata needs Python 3.11 or newer, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)" >&2; \
+	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(PIP_INSTALL) -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

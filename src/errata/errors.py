@@ -1,0 +1,78 @@
+"""The error family: each says what was wrong, what was expected and got, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class ErrataError(Exception):
+    """The work failed. The command line exits with status 1.
+
+    Args:
+        what: what went wrong, one sentence without a full stop.
+        remedy: what the user can do about it.
+    """
+
+    exit_status = 1
+
+    def __init__(self, what: str, *, remedy: str = "") -> None:
+        self.what = what
+        self.remedy = remedy
+        super().__init__(f"{what}. {remedy}" if remedy else f"{what}.")
+
+
+class InputError(ErrataError):
+    """What the user gave is wrong: a file, an option, a model that cannot be edited. Exit status 2."""
+
+    exit_status = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong in an input: where it is, what is wrong, what to do."""
+
+    where: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}. {self.remedy}"
+
+
+class FaultsError(InputError):
+    """Several things are wrong with an input; all of them are told at once."""
+
+    def __init__(self, subject: str, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        super().__init__(f"{subject} has {count}:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+class UnsupportedModelError(InputError):
+    """The model's architecture is not one that errata can edit."""
+
+
+class EditError(ErrataError):
+    """An edit could not be made; the model is bit for bit what it was before."""
+
+
+class NonFiniteError(EditError):
+    """A NaN or an infinity appeared; names the fact and the layer where it did."""
+
+    def __init__(self, quantity: str, *, facts: Sequence[str], layer: int | None) -> None:
+        self.quantity, self.facts, self.layer = quantity, tuple(facts), layer
+        place = "" if layer is None else f" at layer {layer}"
+        shown = ", ".join(repr(fact) for fact in self.facts[:5]) + (" …" if len(self.facts) > 5 else "")
+        named = f" of fact{'s' if len(self.facts) > 1 else ''} {shown}" if self.facts else ""
+        super().__init__(
+            f"the {quantity}{named}{place} is not finite",
+            remedy="The model was left as it was; lower the learning rate or the clamp, raise the ridge, or leave the fact out",
+        )
+
+
+class MissingExtraError(InputError):
+    """A feature needs packages that only an extra installs."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs packages that are not installed", remedy=f"pip install 'errata[{extra}]'")

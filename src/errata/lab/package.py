@@ -1,0 +1,83 @@
+"""The embedded model as it ships: where it lies, its world, its corpus, and how it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from errata.errors import InputError
+from errata.lab.texts import running_text
+from errata.lab.world import World
+from errata.statistics.corpus import Corpus
+
+_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+# Key statistics are taken over documents that training has not seen in this order and wording.
+_STATISTICS_SEED = 7
+
+
+def lab_directory() -> Path:
+    """Where the embedded model lies, as a plain transformers directory.
+
+    Raises:
+        InputError: if this installation has none.
+    """
+    directory = Path(str(resources.files("errata"))) / "lab" / "weights"
+    if not (directory / "model.safetensors").is_file():
+        raise InputError(
+            "the embedded model is not part of this installation", remedy="Train it: errata lab train --out DIR"
+        )
+    return directory
+
+
+def lab_world(directory: Path | None = None) -> World:
+    """The world that the embedded model was trained on."""
+    record = json.loads(((directory or lab_directory()) / "world.json").read_text(encoding="utf-8"))
+    return World(seed=record["seed"], people=record["people"])
+
+
+def lab_corpus() -> Corpus:
+    """The lab's running text, as key statistics read it."""
+    world = lab_world()
+    digest = hashlib.sha256(json.dumps(world.people, sort_keys=True).encode())
+    digest.update("\n".join(text for text, _ in zip(_text(world), range(50), strict=False)).encode())
+    return Corpus("lab", digest.hexdigest(), lambda: _text(world))
+
+
+def _text(world: World) -> Iterator[str]:
+    return running_text(world, seed=_STATISTICS_SEED)
+
+
+def write_lab(directory: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World) -> None:
+    """Write the trained model in float16 with tokenizer and world, as ``lab_directory`` holds it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    half = LlamaForCausalLM(model.config).to(torch.float16)
+    half.load_state_dict(model.state_dict())
+    half.config.dtype = torch.float16
+    # Attention's eager form was training's choice; readers choose for themselves.
+    half.config._attn_implementation = "sdpa"
+    half.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    record = {"seed": world.seed, "people": world.people}
+    (directory / "world.json").write_text(json.dumps(record, ensure_ascii=False, indent=0), encoding="utf-8")
+
+
+def save_lab(target: Path) -> None:
+    """Copy the embedded model to a new directory, which plain transformers can load.
+
+    Raises:
+        InputError: if something is there already.
+    """
+    from errata.output import new_directory
+
+    source = lab_directory()
+    with new_directory(target) as partial:
+        for name in (*_FILES, "world.json"):
+            if (source / name).exists():
+                shutil.copyfile(source / name, partial / name)

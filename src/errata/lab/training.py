@@ -1,0 +1,188 @@
+"""Training the lab's model from scratch: reproducible from its settings, resumable after every epoch, no pickle."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from errata.lab.texts import epoch_documents
+from errata.lab.tokenizer import train_tokenizer
+from errata.lab.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """Everything that decides what the trained model is (on one machine, with one number of threads)."""
+
+    people: int = 1000
+    seed: int = 0
+    epochs: int = 160
+    blocks: int = 8
+    width: int = 256
+    mlp_width: int = 1024
+    heads: int = 4
+    vocabulary_size: int = 4096
+    context: int = 256
+    batch: int = 16
+    learning_rate: float = 1.5e-3
+    warmup: float = 0.02
+    weight_decay: float = 0.05
+    bfloat16: bool = True
+    compile: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is known after an epoch."""
+
+    epoch: int
+    loss: float
+    tokens: int
+    seconds: float
+
+
+def build_model(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama-shaped model with fresh weights, drawn from ``settings.seed``."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.width,
+        intermediate_size=settings.mlp_width,
+        num_hidden_layers=settings.blocks,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=settings.context,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="eager",  # flash attention's backward is the slowest part of a step on a CPU
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)  # Hugging Face initialises from the global generator; forked, so ours alone
+        return LlamaForCausalLM(config)
+
+
+def train(
+    settings: TrainingSettings,
+    directory: Path,
+    *,
+    on_epoch: Callable[[Progress], None] = lambda progress: None,
+    checkpoint_every: int = 5,
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World]:
+    """Train to the end, going on from ``directory/checkpoint.safetensors`` where one with the same settings lies.
+
+    Raises:
+        ValueError: if the checkpoint was made with other settings.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    world = World.generate(settings.people, settings.seed)
+    tokenizer = train_tokenizer(
+        (text for epoch in range(3) for text in epoch_documents(world, seed=settings.seed, epoch=epoch)),
+        vocabulary_size=settings.vocabulary_size,
+    )
+    model = build_model(settings, tokenizer)
+    decayed = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+    others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    checkpoint = directory / "checkpoint.safetensors"
+    first_epoch = _load_checkpoint(checkpoint, settings, model, optimizer) if checkpoint.exists() else 0
+
+    def loss_of(tokens: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.bfloat16):
+            logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+        return nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+
+    step_loss = torch.compile(loss_of) if settings.compile else loss_of
+    model.train()
+    for epoch in range(first_epoch, settings.epochs):
+        started = time.perf_counter()
+        batches = list(_batches(world, tokenizer, settings, epoch))
+        total = 0.0
+        for index, tokens in enumerate(batches):
+            rate = _learning_rate(settings, (epoch + index / len(batches)) / settings.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = step_loss(tokens)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            total += loss.item()
+        on_epoch(
+            Progress(
+                epoch=epoch + 1,
+                loss=total / len(batches),
+                tokens=sum(tokens.numel() for tokens in batches),
+                seconds=time.perf_counter() - started,
+            )
+        )
+        if (epoch + 1) % checkpoint_every == 0 or epoch + 1 == settings.epochs:
+            _save_checkpoint(checkpoint, settings, epoch + 1, model, optimizer)
+    return model.eval(), tokenizer, world
+
+
+def _batches(
+    world: World, tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings, epoch: int
+) -> Iterator[Tensor]:
+    """One epoch packed without padding into (batch, context + 1) windows; what does not fill a batch is left out."""
+    documents = epoch_documents(world, seed=settings.seed, epoch=epoch)
+    stream = torch.tensor([token for ids in tokenizer(documents)["input_ids"] for token in ids])
+    window = settings.context + 1
+    windows = stream[: len(stream) // window * window].view(-1, window)
+    for start in range(0, len(windows) - settings.batch + 1, settings.batch):
+        yield windows[start : start + settings.batch]
+
+
+def _learning_rate(settings: TrainingSettings, progress: float) -> float:
+    """Linear warm-up, then a cosine to a fiftieth; ``progress`` runs from 0 to 1."""
+    if progress < settings.warmup:
+        return settings.learning_rate * (progress / settings.warmup + 0.01)
+    cosine = 0.5 * (1 + math.cos(math.pi * (progress - settings.warmup) / (1 - settings.warmup)))
+    return settings.learning_rate * (0.02 + 0.98 * cosine)
+
+
+def _save_checkpoint(
+    path: Path, settings: TrainingSettings, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        tensors[f"weight.{name}"] = parameter.detach()
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{key}.{name}"] = value
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, temporary, metadata={"epoch": str(epoch), "settings": json.dumps(asdict(settings))})
+    os.replace(temporary, path)
+
+
+def _load_checkpoint(
+    path: Path, settings: TrainingSettings, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        if json.loads(metadata["settings"]) != asdict(settings):
+            raise ValueError(
+                f"{path} was made with other settings: {metadata['settings']}; give those, or another directory"
+            )
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(file.get_tensor(f"weight.{name}"))
+                optimizer.state[parameter] = {
+                    key: file.get_tensor(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        return int(metadata["epoch"])

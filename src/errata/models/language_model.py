@@ -1,0 +1,223 @@
+"""LanguageModel: a Hugging Face causal LM with its tokenizer and its family's row; capture and weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from errata.errors import InputError
+from errata.models.architectures import Architecture, architecture_of, down_projection_weight
+from errata.models.prompts import length_batches, pad
+from errata.models.weights import EditedWeights
+
+TOKEN_BUDGET = 4096  # padded tokens per forward pass that needs no gradient
+
+
+class Site(str, Enum):
+    """Where in a block a vector is read: W's input (the key), W's output, or the block's output."""
+
+    KEY = "key"
+    MLP = "mlp"
+    BLOCK = "block"
+
+
+class _CaptureComplete(BaseException):
+    """Ends a forward pass once everything asked for has been read; never leaves this module."""
+
+
+class LanguageModel:
+    """A causal LM that can be read and edited. Parameters never require gradients here; dropout is off.
+
+    Attributes:
+        model: the transformers model, in eval mode.
+        tokenizer: its fast tokenizer.
+        architecture: where this family keeps its parts.
+        name: what the user called it; for messages and records.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "model") -> None:
+        self.architecture: Architecture = architecture_of(model)
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.edits = EditedWeights(self)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path = "lab",
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        trust_remote_code: bool = False,
+    ) -> LanguageModel:
+        """Load ``lab`` (embedded), a local directory, or a model of the hub.
+
+        Args:
+            dtype: of the weights; by default float32 for ``lab``, else what the checkpoint is stored in.
+            device: by default ``cpu`` for ``lab``, else a GPU where there is one.
+
+        Raises:
+            InputError: if nothing can be loaded from there.
+            UnsupportedModelError: if the architecture is not in the table.
+        """
+        source = str(name_or_path)
+        if source == "lab":
+            from errata.lab.package import lab_directory  # lab is data; models must not need it
+
+            source, dtype = str(lab_directory()), dtype or torch.float32
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() and source == str(name_or_path) else "cpu"))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype or "auto", trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"no model could be loaded from {str(name_or_path)!r}: {first_line}",
+                remedy="Give 'lab', a directory with config.json, weights and tokenizer, or a hub name that this machine can reach",
+            ) from error
+        return cls(model.to(chosen), tokenizer, name=str(name_or_path))
+
+    # Shapes and places ------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        blocks = self.model.get_submodule(self.architecture.blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    @property
+    def head(self) -> nn.Module:
+        return self.model.get_submodule(self.architecture.head)
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens the model takes."""
+        config = self.model.config.get_text_config(decoder=True)
+        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1 << 30))
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raises InputError if a layer does not exist."""
+        count = len(self.blocks)
+        if bad := [layer for layer in layers if not 0 <= layer < count]:
+            raise InputError(
+                f"layers {bad} do not exist in {self.name!r}, which has {count} blocks",
+                remedy=f"Give layers from 0 to {count - 1}",
+            )
+
+    def down_projection(self, layer: int) -> nn.Module:
+        return self.blocks[layer].get_submodule(self.architecture.down_projection)
+
+    def norm_after_mlp(self, layer: int) -> nn.Module | None:
+        """The norm between W's output and the residual stream, where the family has one (Gemma 2 and 3)."""
+        path = self.architecture.norm_after_mlp
+        return None if path is None else self.blocks[layer].get_submodule(path)
+
+    def weight(self, layer: int) -> Tensor:
+        """W of a block as (d_out, d_in), a view into the model: writing to it writes to the model."""
+        return down_projection_weight(self.down_projection(layer))
+
+    def set_weight(self, layer: int, value: Tensor) -> None:
+        """Overwrite W with ``value`` (d_out, d_in), rounded once to the model's dtype."""
+        with torch.no_grad():
+            self.weight(layer).copy_(value)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, dtypes, shapes and bytes of all parameters: equal weights, equal fingerprint."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+            digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    # Reading ----------------------------------------------------------------------------------------------------
+
+    def capture_last(
+        self, rows: Sequence[Sequence[int]], wanted: Mapping[Site, Sequence[int]], *, token_budget: int = TOKEN_BUDGET
+    ) -> dict[tuple[Site, int], Tensor]:
+        """Read vectors at the last token of every row, running no block above the last one that is needed.
+
+        Args:
+            rows: token ids; what lies behind a row's last token cannot matter to it, so leave it out.
+            wanted: site -> layers.
+
+        Returns:
+            (site, layer) -> (rows, d) in the model's dtype, in the order of ``rows``.
+        """
+        found: dict[tuple[Site, int], list[Tensor | None]] = {
+            (site, layer): [None] * len(rows) for site, layers in wanted.items() for layer in layers
+        }
+        for indices in length_batches([len(row) for row in rows], token_budget=token_budget):
+            batch = pad([rows[index] for index in indices], left=False, device=self.device)
+            last = batch.attention_mask.sum(1) - 1
+            with self.reading(wanted) as read, torch.no_grad():
+                self.run_until_read(batch.inputs())
+            for key, values in read.items():
+                picked = values[torch.arange(len(indices), device=self.device), last]
+                for index, vector in zip(indices, picked, strict=True):
+                    found[key][index] = vector
+        return {key: torch.stack([vector for vector in vectors if vector is not None]) for key, vectors in found.items()}
+
+    def run_until_read(self, inputs: Mapping[str, Any]) -> None:
+        """Run the model inside ``reading``: it stops as soon as everything has been read. The head never runs."""
+        try:
+            self.model.base_model(**({"use_cache": False} | dict(inputs)))
+        except _CaptureComplete:
+            return
+
+    @contextmanager
+    def reading(self, wanted: Mapping[Site, Sequence[int]]) -> Iterator[dict[tuple[Site, int], Tensor]]:
+        """Collect whole activations (rows, length, d) of one forward pass at the wanted sites, then end that pass."""
+        found: dict[tuple[Site, int], Tensor] = {}
+        total = sum(len(layers) for layers in wanted.values())
+        shape: list[int] = []
+
+        def note_shape(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            shape[:] = args[0].shape[:2]
+
+        def store(site: Site, layer: int, value: Tensor) -> None:
+            # OPT flattens (rows, length) before its second linear layer.
+            found[site, layer] = value if value.dim() == 3 else value.view(*shape, -1)
+            if len(found) == total:
+                raise _CaptureComplete
+
+        handles = [self.blocks[0].register_forward_pre_hook(note_shape)]
+        try:
+            for site, layers in wanted.items():
+                handles.extend(self._read_hook(site, layer, store) for layer in layers)
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _read_hook(self, site: Site, layer: int, store: Callable[[Site, int, Tensor], None]) -> RemovableHandle:
+        if site is Site.KEY:
+            return self.down_projection(layer).register_forward_pre_hook(
+                lambda module, args: store(site, layer, args[0])
+            )
+        if site is Site.MLP:
+            return self.down_projection(layer).register_forward_hook(
+                lambda module, args, output: store(site, layer, output)
+            )
+        return self.blocks[layer].register_forward_hook(
+            lambda module, args, output: store(site, layer, output[0] if isinstance(output, tuple) else output)
+        )

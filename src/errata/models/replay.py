@@ -1,0 +1,185 @@
+"""Replaying the blocks above an injection, from the subject's last token on.
+
+A vector delta added at the subject's last token changes nothing before that token and nothing below the place of
+injection. So both are run once: the tokens before it leave their keys and values in a cache, the tokens from it on
+leave their hidden states at the injection. Each evaluation then runs only the later blocks over the few remaining
+tokens. The model's own ``forward`` stays in charge (masks, rotary tables, caps, heads are its business): the lower
+blocks' ``forward`` is replaced for the time of the call, the cache is a fresh copy each time, and the head sees only
+the positions whose logits are wanted. See methods.md, section 5, for what each family needs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from errata.models.language_model import LanguageModel, Site
+from errata.models.prompts import pad
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRow:
+    """One text in which a vector is injected.
+
+    Attributes:
+        ids: all tokens that the model is to read.
+        injection: index of the token at which the vector is added (the subject's last).
+        wanted: indices of the tokens whose next-token logits are wanted, none before ``injection``.
+    """
+
+    ids: tuple[int, ...]
+    injection: int
+    wanted: tuple[int, ...]
+
+
+class Replay:
+    """Everything about a list of rows that does not depend on the injected vector, computed at construction.
+
+    Args:
+        model: the model, on its current weights; a ``Replay`` is stale once they change.
+        rows: the texts.
+        layer: the block at which is injected.
+        site: ``Site.BLOCK`` (the block's output) or ``Site.MLP`` (W's output, before a norm behind the MLP).
+
+    Attributes:
+        origin: (rows, d) what is at the site at the injected token of every row, delta being 0.
+        wanted_row: (wanted,) the row that each of the wanted logits belongs to.
+    """
+
+    def __init__(self, model: LanguageModel, rows: Sequence[ReplayRow], layer: int, site: Site) -> None:
+        for row in rows:
+            if not 0 <= row.injection < len(row.ids) or any(w < row.injection for w in row.wanted):
+                raise ValueError("wanted logits must not lie before the injection, which must lie in the row")
+        self.model, self.layer = model, layer
+        device = model.device
+        prefixes = [row.ids[: row.injection] for row in rows]
+        self._prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
+        suffix = pad([row.ids[row.injection :] for row in rows], left=False, device=device)
+        self._suffix_ids, self._suffix_mask = suffix.input_ids, suffix.attention_mask
+        self._position_ids = suffix.position_ids + self._prefix_lengths[:, None]
+        self._cache: DynamicCache | None = None
+        self._prefix_mask = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
+        # A subject at token 0 of a model without BOS has nothing before it.
+        if any(prefixes):
+            self._run_prefixes(prefixes)
+        norm = model.norm_after_mlp(layer)
+        sites = {Site.BLOCK: [layer]} | ({Site.MLP: [layer]} if site is Site.MLP else {})
+        with model.reading(sites) as read, torch.no_grad():
+            model.run_until_read(self._inputs())
+        self._hidden = read[Site.BLOCK, layer]
+        if site is Site.MLP:
+            self.origin = read[Site.MLP, layer][:, 0]
+        else:
+            self.origin = self._hidden[:, 0]
+        self._norm = norm if site is Site.MLP else None
+        self.wanted_row = torch.tensor([r for r, row in enumerate(rows) for _ in row.wanted], device=device)
+        self._wanted_column = torch.tensor([w - row.injection for row in rows for w in row.wanted], device=device)
+
+    def __len__(self) -> int:
+        return len(self._suffix_ids)
+
+    def select(self, rows: Tensor) -> Replay:
+        """The same for some rows only: what is done with the others no longer costs anything.
+
+        Args:
+            rows: (n,) ascending indices of rows.
+        """
+        chosen = copy.copy(self)
+        length = int(self._suffix_mask[rows].sum(1).max())
+        chosen._suffix_ids, chosen._suffix_mask = self._suffix_ids[rows, :length], self._suffix_mask[rows, :length]
+        chosen._position_ids, chosen._prefix_mask = self._position_ids[rows, :length], self._prefix_mask[rows]
+        chosen._hidden, chosen.origin = self._hidden[rows, :length], self.origin[rows]
+        if self._cache is not None:
+            chosen._cache = self._fresh_cache()
+            # Of the replaced blocks only the length of the cache is ever read.
+            for layer in chosen._cache.layers[self.layer + 1 :]:
+                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        place = torch.full((len(self),), -1, device=rows.device)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        kept = place[self.wanted_row] >= 0
+        chosen.wanted_row, chosen._wanted_column = place[self.wanted_row[kept]], self._wanted_column[kept]
+        return chosen
+
+    def logits(self, delta: Tensor) -> Tensor:
+        """The wanted logits with ``delta`` injected, differentiable in ``delta``.
+
+        Args:
+            delta: (rows, d) what is added at the injected token of each row.
+
+        Returns:
+            (wanted, vocabulary), in the order of ``wanted_row``.
+        """
+        injected = self._inject(delta)
+        with ExitStack() as stack:
+            blocks = self.model.blocks
+            for block in blocks[: self.layer]:
+                stack.enter_context(_forward_replaced(block, lambda hidden, *args, **kwargs: self._wrap(hidden)))
+            stack.enter_context(
+                _forward_replaced(blocks[self.layer], lambda hidden, *args, **kwargs: self._wrap(injected))
+            )
+            # The head runs on the wanted positions only; caps and projections around it are the model's own.
+            handle = self.model.head.register_forward_pre_hook(
+                lambda module, args: (args[0][self.wanted_row, self._wanted_column].unsqueeze(0),)
+            )
+            stack.callback(handle.remove)
+            output = self.model.model(**self._inputs())
+        return output.logits[0]
+
+    def _wrap(self, hidden: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return (hidden, None) if self.model.architecture.block_returns_tuple else hidden
+
+    def _inject(self, delta: Tensor) -> Tensor:
+        """The block's output (rows, length, d) with delta (rows, d) entered at the first position."""
+        first = self._hidden[:, 0]
+        if self._norm is None:
+            first = first + delta.to(first.dtype)
+        else:
+            # h_out = residual + norm(w_out): take norm(w_out) away and put norm(w_out + delta) in its place.
+            with torch.no_grad():
+                residual = first - self._norm(self.origin)
+            first = residual + self._norm(self.origin + delta.to(self.origin.dtype))
+        return torch.cat([first.unsqueeze(1), self._hidden[:, 1:]], dim=1)
+
+    def _run_prefixes(self, prefixes: Sequence[Sequence[int]]) -> None:
+        # Left-padded, so that the cache's slots and the later tokens' are contiguous (sliding windows count slots).
+        batch = pad(prefixes, left=True, device=self.model.device)
+        cache = DynamicCache(config=self.model.model.config)
+        with torch.no_grad():
+            self.model.model.base_model(**batch.inputs(), past_key_values=cache, use_cache=True)
+        self._cache, self._prefix_mask = cache, batch.attention_mask
+
+    def _inputs(self) -> dict[str, object]:
+        return {
+            "input_ids": self._suffix_ids,
+            "position_ids": self._position_ids,
+            "attention_mask": torch.cat([self._prefix_mask, self._suffix_mask], dim=1),
+            "past_key_values": None if self._cache is None else self._fresh_cache(),
+            "use_cache": self._cache is not None,
+        }
+
+    def _fresh_cache(self) -> DynamicCache:
+        """A copy to append to. ``copy.copy(cache)`` would share the layer objects, which are what is appended to."""
+        assert self._cache is not None
+        fresh = copy.copy(self._cache)
+        fresh.layers = [copy.copy(layer) for layer in self._cache.layers]
+        return fresh
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """Let ``module`` compute ``forward`` instead; whatever happens, it is itself again afterwards."""
+    own = module.__dict__.get("forward")  # accelerate's hooks live here
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

@@ -1,0 +1,121 @@
+"""The weights of an edited model, kept as what they were plus the changes in order, so that any change can be undone.
+
+W = round(W₀ + Σ left · right), the sum taken in float32 (float64 for float64 models) and rounded once. Half-precision
+weights are never added to; undoing recomputes from W₀ and never subtracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class WeightHolder(Protocol):
+    """What is needed of a model here; ``LanguageModel`` is one."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def weight(self, layer: int) -> Tensor: ...
+
+    def set_weight(self, layer: int, value: Tensor) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Term:
+    """One change of one layer's W, in two factors.
+
+    Attributes:
+        layer: the block.
+        left: (d_out, r).
+        right: (r, d_in).
+    """
+
+    layer: int
+    left: Float[Tensor, "d_out r"]
+    right: Float[Tensor, "r d_in"]
+
+
+@dataclass(slots=True)
+class EditedWeights:
+    """All changes that errata has made to one model.
+
+    Attributes:
+        model: the model whose weights these are.
+        terms: the changes that are in, oldest first.
+    """
+
+    model: WeightHolder
+    terms: list[Term] = field(default_factory=list)
+    _base: dict[int, Tensor] = field(default_factory=dict)
+    _total: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.model.dtype, torch.float32)
+
+    def add(self, terms: Sequence[Term]) -> None:
+        """Put changes in, behind those that are in already."""
+        for term in terms:
+            self._remember_base(term.layer)
+            self._accumulate(term)
+        self.terms.extend(terms)
+        for layer in {term.layer for term in terms}:
+            self._write(layer)
+
+    def remove(self, terms: Sequence[Term]) -> None:
+        """Take changes out, wherever in the order they are; the weights are computed anew from W₀.
+
+        Raises:
+            ValueError: if one of them is not in.
+        """
+        leaving = {id(term) for term in terms}
+        if len(leaving & {id(term) for term in self.terms}) != len(leaving):
+            raise ValueError("a change that is not in the model cannot be taken out")
+        self.terms = [term for term in self.terms if id(term) not in leaving]
+        for layer in sorted({term.layer for term in terms}):
+            self._total[layer].zero_()
+            for term in self.terms:
+                if term.layer == layer:
+                    self._accumulate(term)
+            self._write(layer)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Whatever leaves this block early (an error, Ctrl-C) leaves the model bit for bit as it was before it."""
+        count = len(self.terms)
+        totals = {layer: total.clone() for layer, total in self._total.items()}
+        weights = {layer: self.model.weight(layer).clone() for layer in totals}
+        try:
+            yield
+        except BaseException:
+            del self.terms[count:]
+            for layer in list(self._base):
+                if layer in totals:
+                    self._total[layer] = totals[layer]
+                    self.model.set_weight(layer, weights[layer])
+                else:
+                    self.model.set_weight(layer, self._base.pop(layer))
+                    self._total.pop(layer, None)
+            raise
+
+    def _remember_base(self, layer: int) -> None:
+        if layer not in self._base:
+            self._base[layer] = self.model.weight(layer).clone()
+            self._total[layer] = torch.zeros_like(self._base[layer], dtype=self.sum_dtype)
+
+    def _accumulate(self, term: Term) -> None:
+        left, right = (factor.to(self._total[term.layer]) for factor in (term.left, term.right))
+        self._total[term.layer].addmm_(left, right)
+
+    def _write(self, layer: int) -> None:
+        if any(term.layer == layer for term in self.terms):
+            self.model.set_weight(layer, self._base[layer].to(self.sum_dtype) + self._total[layer])
+        else:
+            self.model.set_weight(layer, self._base[layer])

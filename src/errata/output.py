@@ -1,0 +1,56 @@
+"""Output that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from errata.errors import InputError
+
+
+@contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """A temporary directory beside ``target`` that becomes ``target`` if the block ends well, and vanishes if not.
+
+    Raises:
+        InputError: if ``target`` exists and is not an empty directory, or cannot be made.
+    """
+    check_new(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error}", remedy="Give a directory that you may write to") from error
+    try:
+        yield partial
+        partial.chmod(0o755)
+        if target.exists():
+            target.rmdir()
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_new(target: Path) -> None:
+    """Raises InputError if ``target`` exists and is not an empty directory: nothing is ever overwritten."""
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() or target.is_symlink():
+        raise InputError(f"{target} exists already", remedy="Give another name, or remove it first")
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a file whole or not at all, over an older one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

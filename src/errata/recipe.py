@@ -1,0 +1,208 @@
+"""Recipe: every number and choice of an edit, frozen, validated, from and to YAML.
+
+A recipe file belongs to one model and holds what is common to all methods at the top level, and what a method changes
+under ``methods``: first the row's own entry, then the one with ``+blue``. A recipe never holds module paths.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from errata.errors import Fault, FaultsError, InputError
+from errata.methods import method_named
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TargetSettings(_Settings):
+    """How the target vector is searched for (methods.md, section 1, Target)."""
+
+    learning_rate: _Positive = Field(description="Adam's step")
+    steps: int = Field(ge=1, description="evaluations of the loss; there is one update less")
+    kl_factor: _NotNegative = Field(0.0625, description="weight of the KL term on '{subject} is a'")
+    weight_decay: _NotNegative = Field(0.5, description="weight of ‖δ‖ / ‖h⁰‖²")
+    clamp: _Positive = Field(0.75, description="‖δ‖ is kept within clamp · ‖h⁰‖")
+    stop_loss: _NotNegative = Field(0.05, description="a fact whose whole loss is below this is done")
+
+
+class ContextSettings(_Settings):
+    """The short prefixes that stand before prompts when keys and targets are found."""
+
+    openers: tuple[str, ...] = Field(("The", "Therefore", "Because", "I", "You"), description="how prefixes begin")
+    per_opener: int = Field(1, ge=0, description="prefixes generated from each opener")
+    tokens: int = Field(10, ge=1, description="length of a prefix in tokens, opener included")
+    top_k: int = Field(5, ge=1, description="sampling among this many tokens")
+    seed: int = Field(0, ge=0, description="of the generator that samples them")
+
+
+class StatisticsSettings(_Settings):
+    """The text over which the second moment of keys is taken."""
+
+    corpus: str = Field(description="'lab', or the path of a plain text file with blank lines between documents")
+    tokens: int = Field(ge=1, description="how many tokens to read")
+    length: int = Field(ge=1, description="documents are cut at this many tokens")
+    special_tokens: bool = Field(True, description="whether keys of BOS and other special tokens count")
+
+
+class LeastSquaresSettings(_Settings):
+    """ΔW = R Kᵀ (λC + M + K Kᵀ)⁻¹, M only with history."""
+
+    kind: Literal["least_squares"]
+    ridge: _Positive = Field(description="λ, the weight of the second moment C")
+    history: bool = Field(description="whether keys of earlier batches (M) count")
+
+
+class NullSpaceSettings(_Settings):
+    """[P(K Kᵀ + M) + L2·I] X = P K Rᵀ, ΔW = Xᵀ."""
+
+    kind: Literal["null_space"]
+    threshold: _Positive = Field(description="eigenvectors of C with eigenvalues below this span P")
+    l2: _Positive = Field(description="L2, the ridge")
+    history: bool = Field(description="whether keys of earlier batches (M) count")
+
+
+SolverSettings: TypeAlias = Annotated[LeastSquaresSettings | NullSpaceSettings, Field(discriminator="kind")]
+
+
+class Recipe(_Settings):
+    """Everything that decides an edit, given model, facts and batch size."""
+
+    model: str = Field(description="the model that the numbers are for")
+    method: str = Field(description="a row of `errata methods`, with or without +blue")
+    layers: tuple[int, ...] = Field(min_length=1, description="critical layers, ascending, counted from 0")
+    site: Literal["block", "mlp"] = Field(description="where targets live")
+    schedule: Literal["even", "sqrt", "boundary", "single"] = Field(description="which layers get which share")
+    target: TargetSettings
+    contexts: ContextSettings = ContextSettings()
+    solver: SolverSettings
+    statistics: StatisticsSettings
+    batch_size: int = Field(25, ge=1, description="facts that are solved together")
+
+    @model_validator(mode="after")
+    def _layers_ascend(self) -> Recipe:
+        if any(layer < 0 for layer in self.layers) or list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers must be ascending, distinct and not negative, got {list(self.layers)}")
+        return self
+
+    def to_yaml(self) -> str:
+        """YAML that ``read_recipe`` reads back to an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_recipe(path: str | Path, method: str) -> Recipe:
+    """The recipe for one method from a YAML file.
+
+    Raises:
+        InputError: if the file cannot be read as YAML, or the method is not known.
+        FaultsError: every wrong or missing key, each with the nearest valid one.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe {path} cannot be read: {error}", remedy="Give a UTF-8 YAML file") from error
+    return parse_recipe(text, method, source=str(path))
+
+
+def shipped_recipe(model: str, method: str) -> Recipe:
+    """The recipe that comes with errata for ``model``.
+
+    Raises:
+        InputError: if there is none.
+    """
+    name = model.rstrip("/").rsplit("/", 1)[-1].lower()
+    folder = resources.files("errata") / "recipes"
+    file = folder / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+        raise InputError(
+            f"no recipe comes with errata for {model!r} (there is: {', '.join(known)})",
+            remedy="Give one with --recipe FILE.yaml; examples/recipe.yaml shows the form",
+        )
+    return parse_recipe(file.read_text(encoding="utf-8"), method, source=f"recipes/{name}.yaml")
+
+
+def parse_recipe(text: str, method: str, *, source: str) -> Recipe:
+    """As ``read_recipe``, from the text itself; ``source`` is what messages call it."""
+    row = method_named(method)
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not YAML: {error}", remedy="Mend the line that is named") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{source} holds no mapping", remedy="A recipe is a YAML mapping; see examples/recipe.yaml")
+    common = {key: value for key, value in data.items() if key not in ("methods", "method")}
+    entries = data.get("methods") or {}
+    if not isinstance(entries, dict):
+        raise InputError(f"methods in {source} is no mapping", remedy="Write 'methods: {memit: {...}}'")
+    faults = _unknown_methods(entries, source)
+    solver: dict[str, Any] = {"kind": row.solver, "history": row.history}
+    merged: dict[str, Any] = {"site": row.site, "schedule": row.schedule, "solver": solver}
+    own_schedule = row.schedule
+    # A file written by to_yaml is for one method; then its solver must be that method's.
+    layered = [common, entries.get(method.removesuffix("+blue"))]
+    if method.endswith("+blue"):
+        layered.append(entries.get(method))
+    for layer in layered:
+        if layer is not None and not isinstance(layer, dict):
+            raise InputError(f"an entry of methods in {source} is no mapping", remedy="Write 'memit: {solver: {...}}'")
+        merged = _merge(merged, layer or {})
+    if method.endswith("+blue"):
+        merged["schedule"] = own_schedule
+    merged["method"] = method
+    try:
+        recipe = Recipe.model_validate(merged)
+    except ValidationError as error:
+        faults += [_fault(source, item) for item in error.errors()]
+        raise FaultsError(f"the recipe {source} for {method}", faults) from error
+    if faults:
+        raise FaultsError(f"the recipe {source}", faults)
+    return recipe
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _unknown_methods(entries: Mapping[str, Any], source: str) -> list[Fault]:
+    faults = []
+    for name in entries:
+        try:
+            method_named(str(name))
+        except InputError as error:
+            faults.append(Fault(f"{source}: methods.{name}", error.what, error.remedy))
+    return faults
+
+
+_BY_SECTION: Mapping[str, type[_Settings]] = {
+    "target": TargetSettings, "contexts": ContextSettings, "statistics": StatisticsSettings,
+    "least_squares": LeastSquaresSettings, "null_space": NullSpaceSettings,
+}  # fmt: skip
+
+
+def _fault(source: str, item: Any) -> Fault:
+    """One pydantic error in our words, with the nearest valid key where a key is unknown."""
+    path = [str(part) for part in item["loc"]]
+    where = f"{source}: {'.'.join(part for part in path if part not in ('least_squares', 'null_space'))}"
+    if item["type"] != "extra_forbidden":
+        remedy = "Add this key" if item["type"] == "missing" else f"Got {item.get('input')!r}"
+        return Fault(where, item["msg"][0].lower() + item["msg"][1:], remedy)
+    owner = _BY_SECTION.get(path[-2], Recipe) if len(path) > 1 else Recipe
+    near = difflib.get_close_matches(path[-1], list(owner.model_fields), n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return Fault(where, "unknown key", f"{hint}Known here: {', '.join(owner.model_fields)}")

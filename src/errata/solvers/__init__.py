@@ -1,0 +1,17 @@
+"""Solvers: how keys, residuals, second moments and history become a weight change. Pure algebra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from errata.solvers.base import Solver
+from errata.solvers.least_squares import LeastSquares
+from errata.solvers.null_space import NullSpace
+
+SOLVERS: Mapping[str, Callable[..., Solver]] = {"least_squares": LeastSquares, "null_space": NullSpace}
+
+
+def make_solver(kind: str, settings: Mapping[str, Any]) -> Solver:
+    """The solver of a recipe's ``solver`` section: its ``kind``, and its other fields as arguments."""
+    return SOLVERS[kind](**settings)

@@ -1,0 +1,60 @@
+"""Text to take key statistics over: the lab's own, or a plain text file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from errata.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Documents with an identity.
+
+    Attributes:
+        name: what the recipe calls it.
+        digest: changes when the text does.
+        documents: starts reading from the beginning.
+    """
+
+    name: str
+    digest: str
+    documents: Callable[[], Iterator[str]]
+
+
+def open_corpus(name: str) -> Corpus:
+    """``lab``, or the path of a UTF-8 text file whose documents are separated by blank lines.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    if name == "lab":
+        from errata.lab.package import lab_corpus  # only where the lab is asked for
+
+        return lab_corpus()
+    path = Path(name)
+    try:
+        content = path.read_bytes()
+        content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"the corpus {name!r} cannot be read: {error}",
+            remedy="Give 'lab' or the path of a UTF-8 text file with blank lines between documents",
+        ) from error
+    return Corpus(name, hashlib.sha256(content).hexdigest(), lambda: _documents(path))
+
+
+def _documents(path: Path) -> Iterator[str]:
+    lines: list[str] = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.strip():
+                lines.append(line.strip())
+            elif lines:
+                yield "\n".join(lines)
+                lines = []
+    if lines:
+        yield "\n".join(lines)

@@ -1,0 +1,151 @@
+"""A cache of second moments on disk, keyed by everything that they depend on; what does not fit its key is rebuilt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from errata.models.language_model import LanguageModel
+from errata.recipe import StatisticsSettings
+from errata.statistics.corpus import open_corpus
+from errata.statistics.moments import SecondMoment, key_moments
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MomentKey:
+    """Everything that a second moment depends on."""
+
+    weights: str
+    layer: int
+    corpus: str
+    corpus_digest: str
+    tokens: int
+    length: int
+    special_tokens: bool
+    dtype: str
+
+    @property
+    def file_name(self) -> str:
+        return f"{hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
+
+
+def default_cache() -> Path:
+    """``$ERRATA_CACHE``, else the user's cache directory."""
+    if given := os.environ.get("ERRATA_CACHE"):
+        return Path(given) / "moments"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "errata" / "moments"
+
+
+def packaged_moments() -> tuple[Path, ...]:
+    """Where the statistics that ship with errata lie."""
+    return (Path(str(resources.files("errata"))) / "lab" / "moments",)
+
+
+def moments_for(
+    model: LanguageModel,
+    layers: Sequence[int],
+    settings: StatisticsSettings,
+    *,
+    cache: Path | None = None,
+    read_only: Sequence[Path] = (),
+    on_tokens: Callable[[int], None] = lambda count: None,
+) -> dict[int, SecondMoment]:
+    """The key moments of ``layers``, from the cache where it has them, else in one pass over the corpus.
+
+    Args:
+        cache: where to look and to write; ``default_cache()`` if None.
+        read_only: further places to look, such as what ships with the package.
+    """
+    corpus = open_corpus(settings.corpus)
+    fingerprint = model.fingerprint()
+    keys = {
+        layer: MomentKey(
+            weights=fingerprint,
+            layer=layer,
+            corpus=corpus.name,
+            corpus_digest=corpus.digest,
+            tokens=settings.tokens,
+            length=settings.length,
+            special_tokens=settings.special_tokens,
+            dtype=str(model.dtype),
+        )
+        for layer in layers
+    }
+    directory = cache or default_cache()
+    found: dict[int, SecondMoment] = {}
+    for layer, key in keys.items():
+        for place in (*read_only, directory):
+            moment = _read(place / key.file_name, key)
+            if moment is not None:
+                found[layer] = moment
+                break
+    if missing := [layer for layer in layers if layer not in found]:
+        computed = key_moments(
+            model,
+            missing,
+            corpus.documents(),
+            tokens=settings.tokens,
+            length=settings.length,
+            special_tokens=settings.special_tokens,
+            on_tokens=on_tokens,
+        )
+        for layer, moment in computed.items():
+            write_moment(directory / keys[layer].file_name, keys[layer], moment)
+            found[layer] = SecondMoment(moment.total.cpu(), moment.count)
+    return found
+
+
+def write_moment(path: Path, key: MomentKey, moment: SecondMoment) -> None:
+    """Write the upper triangle (float64), whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows, columns = torch.triu_indices(*moment.total.shape)
+    triangle = moment.total.cpu()[rows, columns]
+    metadata = {"key": json.dumps(asdict(key)), "count": str(moment.count), "checksum": _checksum(triangle)}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    os.close(handle)
+    try:
+        save_file({"triangle": triangle}, temporary, metadata=metadata)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _read(path: Path, key: MomentKey) -> SecondMoment | None:
+    """What is cached, or None if there is nothing, or nothing that can be trusted."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            triangle = file.get_tensor("triangle")
+        if json.loads(metadata.get("key", "null")) != asdict(key):
+            raise ValueError("it belongs to another model, layer or text")
+        if metadata.get("checksum") != _checksum(triangle):
+            raise ValueError("its content was changed")
+        width = int(((8 * len(triangle) + 1) ** 0.5 - 1) / 2)
+        rows, columns = torch.triu_indices(width, width)
+        total = torch.zeros(width, width, dtype=torch.float64)
+        total[rows, columns] = triangle.double()
+        total[columns, rows] = triangle.double()
+        return SecondMoment(total, int(metadata["count"]))
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        _logger.warning("the cached statistics %s cannot be used (%s); they are computed anew", path, error)
+        return None
+
+
+def _checksum(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).hexdigest()

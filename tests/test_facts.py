@@ -1,0 +1,421 @@
+"""Facts: what is legal survives every round trip, and what is not is told with its line, field and remedy."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from errata.errors import FaultsError, InputError
+from errata.facts import Fact, FactSet, Question, check_against
+from errata.facts_io import facts_from_records, read_facts, write_facts
+
+GOOD: Mapping[str, object] = {"subject": "Ada Lovelace", "prompt": "The mother tongue of {} is", "target": "French"}
+SHARED_DIRECTORY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def jsonl(directory: Path, *lines: object) -> Path:
+    """A file of lines: text as it is, everything else as JSON."""
+    path = directory / "facts.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def told(call: Callable[[], object]) -> list[str]:
+    """The faults that a call tells, one text each, without the directory."""
+    with pytest.raises(FaultsError) as caught:
+        call()
+    for fault in caught.value.faults:
+        assert str(fault) in str(caught.value)
+        assert fault.remedy
+    return [re.sub(r"/\S*/", "", str(fault)) for fault in caught.value.faults]
+
+
+def other(**changes: object) -> dict[str, object]:
+    return {**GOOD, "subject": "Alan Turing", **changes}
+
+
+# ---- what a fact is
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "text", "span"),
+    [
+        ("{} is", "Ada", "Ada is", (0, 3)),
+        ("Ada knows {} and", "Ada", "Ada knows Ada and", (10, 13)),
+        ('{"name": "{}"} means', "{}", '{"name": "{}"} means', (10, 12)),
+        ("{{}} {0} {x} %s is", "{0}", "{{0}} {0} {x} %s is", (1, 4)),
+        ("Say\n{}\nin", "line\nbreak", "Say\nline\nbreak\nin", (4, 14)),
+        ("👩🏽‍🚀 {} 🚀", "Zoë 🎈", "👩🏽‍🚀 Zoë 🎈 🚀", (5, 10)),
+        ("לשון האם של {} היא", "עדה לאבלייס", "לשון האם של עדה לאבלייס היא", (12, 23)),
+    ],
+)
+def test_subject_stands_where_the_braces_stood(prompt: str, subject: str, text: str, span: tuple[int, int]) -> None:
+    fact = Fact("a", subject, prompt, "x")
+    assert fact.text == text
+    assert fact.subject_span == span
+    assert text[slice(*span)] == subject
+
+
+def test_a_malformed_fact_cannot_be_made() -> None:
+    faults = told(lambda: Fact("a", "", "no braces", " French", paraphrases=("",)))
+    assert [fault.split(".")[0] for fault in faults] == [
+        "fact 'a': 'subject' is empty",
+        "fact 'a': 'target' begins or ends with whitespace",
+        "fact 'a': 'paraphrases[0]' is empty",
+        "fact 'a': 'prompt' has no {}",
+    ]
+    assert told(lambda: Question("Where?", "")) == ["question: 'answer' is empty. Fill it in"]
+
+
+def test_fact_set_slices_batches_and_digests() -> None:
+    facts = FactSet(tuple(Fact(f"f{n}", f"Person {n}", "{} speaks", "Latin") for n in range(5)), "mine")
+    assert [[fact.id for fact in batch] for batch in facts.batches(2)] == [["f0", "f1"], ["f2", "f3"], ["f4"]]
+    assert facts[1:3].facts == facts.facts[1:3]
+    assert facts[1:3].places == ("mine, fact 'f1'", "mine, fact 'f2'")
+    assert facts[-1] in facts
+    assert facts.digest() == FactSet(facts.facts, "elsewhere").digest()
+    assert len({facts.digest(), facts[:4].digest(), FactSet(facts.facts[::-1]).digest()}) == 3
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        facts.batches(0)
+    with pytest.raises(FaultsError, match="'id' 'f0' is already that of"):
+        FactSet((facts[0], Fact("f0", "Someone", "{} is", "x")))
+    with pytest.raises(InputError, match="5 facts came with 1 places"):
+        FactSet(facts.facts, "mine", ("one",))
+
+
+# ---- reading what is right
+
+
+def test_jsonl_with_everything(tmp_path: Path) -> None:
+    full = other(id=7, truth="English", paraphrases=["Turing speaks"], neighbours=[{"prompt": "Bo is", "answer": "B"}])
+    facts = read_facts(jsonl(tmp_path, GOOD, "", " \t", full | {"own": [{"prompt": "Alan is", "answer": "{}"}]}))
+    assert facts[0] == Fact("fact-1", "Ada Lovelace", "The mother tongue of {} is", "French")
+    assert facts[1] == Fact(
+        "7", "Alan Turing", str(GOOD["prompt"]), "French", "English",
+        ("Turing speaks",), (Question("Bo is", "B"),), (Question("Alan is", "{}"),),
+    )  # fmt: skip
+    assert facts.places == (f"{tmp_path}/facts.jsonl:1", f"{tmp_path}/facts.jsonl:4")
+    assert facts.source == f"{tmp_path}/facts.jsonl"
+
+
+def test_csv_counts_the_lines_of_quoted_cells(tmp_path: Path) -> None:
+    path = tmp_path / "facts.CSV"
+    text = '\ufefftarget,subject,prompt,paraphrases\r\nB,"two\nlines","{} ""is""",\r\n\r\nC,D,{} is,"[""D \u2028 is""]"'
+    path.write_bytes(text.encode())
+    facts = read_facts(path)
+    assert [(fact.subject, fact.prompt, fact.target, fact.paraphrases) for fact in facts] == [
+        ("two\nlines", '{} "is"', "B", ()),
+        ("D", "{} is", "C", ("D \u2028 is",)),
+    ]
+    assert [place.rpartition(":")[2] for place in facts.places] == ["2", "5"]
+
+
+def test_byte_order_mark_and_crlf_in_jsonl(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n" + json.dumps(other()).encode())
+    assert [fact.subject for fact in read_facts(path)] == ["Ada Lovelace", "Alan Turing"]
+
+
+def test_default_ids_keep_clear_of_given_ones() -> None:
+    records = [other(subject="A"), other(subject="B", id="fact-1"), other(subject="C"), other(subject="D", id="fact-3")]
+    identifiers = [fact.id for fact in facts_from_records(records)]
+    assert identifiers[1::2] == ["fact-1", "fact-3"]
+    assert len(set(identifiers)) == 4
+
+
+def test_records_may_hold_tuples_questions_and_none() -> None:
+    question = Question("Bo is", "B")
+    (fact,) = facts_from_records([{**GOOD, "own": (question,), "neighbours": [question.to_record()], "truth": None}])
+    assert fact.own == fact.neighbours == (question,)
+    assert told(lambda: facts_from_records([GOOD, other(target="")], source="mine"))[0].startswith("mine, record 2: ")
+
+
+# ---- reading what is wrong
+
+
+@pytest.mark.parametrize(
+    ("changes", "told_of_it"),
+    [
+        ({"target": None}, "'target' is missing. Add it"),
+        ({"subject": " \n"}, "'subject' is empty. Fill it in"),
+        ({"subject": "Ada "}, "'subject' begins or ends with whitespace"),
+        ({"subject": 3}, "'subject' is a number, not text"),
+        ({"id": 1.5}, "'id' is a number, not text"),
+        ({"id": True}, "'id' is true or false, not text"),
+        ({"id": ""}, "'id' is empty"),
+        ({"prompt": "no braces"}, "'prompt' has no {}. Write {} once, where the subject stands"),
+        ({"prompt": "{} and {}"}, "'prompt' holds {} 2 times. Write {} once"),
+        ({"prompt": "{} is "}, "'prompt' ends in whitespace. Remove it: what follows is joined with one space"),
+        ({"target": " French"}, "'target' begins or ends with whitespace. Remove it"),
+        ({"target": "French\n"}, "'target' begins or ends with whitespace. Remove it"),
+        ({"target": "a\ud800b"}, "'target' holds U+D800 at character 2"),
+        ({"subject": "a\x00b"}, "'subject' holds a NUL (U+0000) at character 2"),
+        ({"truth": ["x"]}, "'truth' is a list, not text"),
+        ({"paraphrases": "text"}, "'paraphrases' is text, not a list"),
+        ({"paraphrases": ["fine", ""]}, "'paraphrases[1]' is empty"),
+        ({"neighbours": {"prompt": "p", "answer": "a"}}, "'neighbours' is an object, not a list"),
+        ({"own": [{"prompt": "p", "answer": "a"}, "p"]}, "'own[1]' is text, not an object"),
+        ({"own": [{"prompt": "p"}]}, "'own[0].answer' is missing"),
+        ({"own": [{"prompt": "p ", "answer": "a"}]}, "'own[0].prompt' ends in whitespace"),
+        ({"own": [{"prompt": "p", "answer": " a"}]}, "'own[0].answer' begins or ends with whitespace"),
+        (
+            {"own": [{"prompt": "p", "answer": "a", "anser": "b"}]},
+            "'anser' in 'own[0]' is unknown. Did you mean 'answer'?",
+        ),
+        ({"Neighbors": []}, "the field 'Neighbors' is unknown. Did you mean 'neighbours'? The fields are id, subject,"),
+        ({"zzz": 1}, "the field 'zzz' is unknown. The fields are id, subject,"),
+    ],
+)
+def test_bad_field(changes: dict[str, object], told_of_it: str, tmp_path: Path) -> None:
+    (fault,) = told(lambda: read_facts(jsonl(tmp_path, GOOD, other(**changes))))
+    assert fault.startswith("facts.jsonl:2: ")
+    assert told_of_it in fault
+    (fault,) = told(lambda: facts_from_records([GOOD, other(**changes)]))
+    assert told_of_it in fault
+
+
+@pytest.mark.parametrize(
+    ("line", "told_of_it"),
+    [
+        ('{"subject": "A",}', "invalid JSON: column 17: "),
+        ('{"a": 1} {"b": 2}', "invalid JSON: column 10: Extra data"),
+        ('{"id": "a", "id": "b"}', "invalid JSON: the field 'id' stands there twice"),
+        ("[" * 100_000, "invalid JSON: the brackets are nested too deeply"),
+        ('{"id": ' + "9" * 5000 + "}", "invalid JSON: Exceeds the limit"),
+        ("[1]", "the record is a list. Write an object"),
+        ("null", "the record is null"),
+    ],
+)
+def test_bad_line(line: str, told_of_it: str, tmp_path: Path) -> None:
+    (fault,) = told(lambda: read_facts(jsonl(tmp_path, GOOD, line)))
+    assert fault.startswith("facts.jsonl:2: ")
+    assert told_of_it in fault
+
+
+def test_all_faults_are_told_at_once_in_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "facts.jsonl"
+    lines = [json.dumps(GOOD), '{"x', json.dumps({"subject": 1, "promt": "{}"}), '"caf\udce9"', json.dumps(GOOD)]
+    path.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
+    faults = told(lambda: read_facts(path))
+    assert [fault.split(": ")[0] for fault in faults] == [f"facts.jsonl:{line}" for line in (2, 3, 3, 3, 3, 4, 5)]
+    assert faults[5] == "facts.jsonl:4: byte 5 of the line (0xE9) is not UTF-8. Save the file in the encoding UTF-8"
+    assert "'subject', 'prompt' and 'target' are those of facts.jsonl:1" in faults[6]
+
+
+def test_conflict_is_refused_or_the_later_one_wins(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, {**GOOD, "id": "a"}, other(), {**GOOD, "id": "a", "target": "Danish"})
+    with pytest.raises(
+        FaultsError, match=r"facts\.jsonl:3: 'target' 'Danish' contradicts .*facts\.jsonl:1, .*'French'"
+    ):
+        read_facts(path)
+    facts = read_facts(path, last_wins=True)
+    assert [(fact.id, fact.target) for fact in facts] == [("fact-2", "French"), ("a", "Danish")]
+    assert [place[-2:] for place in facts.places] == [":2", ":3"]
+    back_again = facts_from_records([GOOD, {**GOOD, "target": "Danish"}, GOOD], last_wins=True)
+    assert [(fact.id, fact.target) for fact in back_again] == [("fact-3", "French")]
+
+
+@pytest.mark.parametrize("last_wins", [False, True])
+def test_duplicates_name_both_lines(tmp_path: Path, last_wins: bool) -> None:
+    path = jsonl(tmp_path, {**GOOD, "id": "a"}, other(id="a"), {**GOOD, "truth": "English"})
+    assert told(lambda: read_facts(path, last_wins=last_wins)) == [
+        "facts.jsonl:2: 'id' 'a' is already that of facts.jsonl:1. Give each fact an id of its own, or none",
+        "facts.jsonl:3: 'subject', 'prompt' and 'target' are those of facts.jsonl:1. Remove one of the two",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "places_and_words"),
+    [
+        ("subject,prompt,target\nA,{} is\nB,{} is,x,y\n", [(":2", "has 2 cells"), (":3", "has 4 cells")]),
+        ("subject,promt,target\nA,{} is,\n", [(":1", "'prompt'"), (":1", "'prompt' is missing"), (":2", "empty")]),
+        ("subject,prompt,target,target\nA,{} is,x,y\n", [(":1", "'target' stands there twice")]),
+        (
+            'subject,prompt,target,own\nA,{} is,x,[}\n"B\n",{},x,[1]\n',
+            [(":2", "'own' is invalid JSON: column 2"), (":3", "whitespace"), (":3", "'own[0]' is a number")],
+        ),
+        ('subject,prompt,target\nA,"{} is"x,y\n', [(":2", "invalid CSV")]),
+        ('subject,prompt,target\nA,no,x\n"B,{} is,x\n', [(":2", "has no {}"), (":3", "invalid CSV")]),
+        ("subject,prompt,target\ncaf\udce9,{} is,x\nB,no,x\n", [(":2", "byte 4 of"), (":3", "has no {}")]),
+        ("subject\udcff,prompt,target\nA,{} is,x\n", [(":1", "byte 8 of")]),
+        ("subject,prompt,target\n\n", [("facts.csv", "there are no facts")]),
+        ("", [("facts.csv", "there are no facts")]),
+    ],
+)  # fmt: skip
+def test_bad_csv(text: str, places_and_words: list[tuple[str, str]], tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    faults = told(lambda: read_facts(path))
+    assert len(faults) == len(places_and_words), faults
+    for fault, (place, words) in zip(faults, places_and_words, strict=True):
+        assert fault.partition(": ")[0].endswith(place)
+        assert words in fault
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_empty_jsonl(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_bytes(content)
+    assert told(lambda: read_facts(path)) == ["facts.jsonl: there are no facts in it. Give at least one fact"]
+    assert told(lambda: facts_from_records([])) == ["records: there are no facts in it. Give at least one fact"]
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    directory = tmp_path / "directory.csv"
+    directory.mkdir()
+    facts = facts_from_records([GOOD])
+    for path in (tmp_path / "absent.jsonl", directory, tmp_path / "nul\x00.jsonl"):
+        with pytest.raises(InputError, match="cannot read the facts"):
+            read_facts(path)
+    for path in (tmp_path / "absent" / "facts.jsonl", directory, tmp_path / "nul\x00.jsonl"):
+        with pytest.raises(InputError, match="cannot write the facts"):
+            write_facts(facts, path)
+    for call in (lambda: read_facts("facts.yaml"), lambda: write_facts(facts, tmp_path / "facts")):
+        with pytest.raises(InputError, match=r"\.jsonl \(or \.json\) or \.csv"):
+            call()
+    assert list(tmp_path.iterdir()) == [directory]
+
+
+def test_writing_replaces_all_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    write_facts(facts_from_records([GOOD]), path)
+    before = path.read_bytes()
+    for refused in ([], [Fact("a", "A", "{} is", "x" * (csv.field_size_limit() + 1))]):
+        with pytest.raises(InputError):
+            write_facts(refused, path)
+    with pytest.raises(FaultsError, match="the facts to write has 1 fault"):
+        write_facts([Fact("a", "A", "{} is", "x"), Fact("b", "A", "{} is", "y")], path)
+    assert path.read_bytes() == before
+    write_facts([Fact("a", "A", "{} is", "x")], path)
+    assert read_facts(path).facts == (Fact("a", "A", "{} is", "x"),)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- what only a tokenizer can tell
+
+
+def test_check_against_a_tokenizer(tmp_path: Path) -> None:
+    record = {
+        "prompt": "a {} c",
+        "truth": "e f g h",
+        "paraphrases": ["a b c d e"],
+        "own": [{"prompt": "a", "answer": "~"}],
+    }
+    facts = read_facts(jsonl(tmp_path, GOOD, record | {"subject": "~", "target": "d"}, other(target="~")))
+
+    def count_words(text: str) -> int:
+        return len(text.replace("~", " ").split())
+
+    assert told(lambda: check_against(facts, count_tokens=count_words, limit=5)) == [
+        "facts.jsonl:1: 'prompt' with 'target' has 8 tokens, but the model takes 5. Shorten it, or leave it out",
+        "facts.jsonl:2: 'subject' '~' tokenises to nothing. Write it in characters that the model's tokenizer knows",
+        "facts.jsonl:2: 'prompt' with 'truth' has 6 tokens, but the model takes 5. Shorten it, or leave it out",
+        "facts.jsonl:2: 'paraphrases[0]' with 'target' has 6 tokens, but the model takes 5. "
+        "Shorten it, or leave it out",
+        "facts.jsonl:2: 'own[0].answer' '~' tokenises to nothing. "
+        "Write it in characters that the model's tokenizer knows",
+        "facts.jsonl:3: 'target' '~' tokenises to nothing. Write it in characters that the model's tokenizer knows",
+    ]
+    check_against(facts[:1], count_tokens=count_words, limit=8)
+
+
+# ---- properties
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=12)
+AWKWARD = st.text(st.sampled_from("a{}\",[]\r\n\t\\\u2028\x85\x0b\x1c\ufeff;|' "), min_size=1, max_size=12)
+OPEN = (TEXT | AWKWARD).filter(lambda text: text.strip() != "")
+TIGHT = OPEN.map(str.strip)
+END_TIGHT = OPEN.map(str.rstrip)
+PROMPT = (
+    st.tuples(OPEN, OPEN)
+    .map(lambda parts: "{}".join(part.replace("{}", "") for part in parts).rstrip())
+    .filter(lambda prompt: prompt.count("{}") == 1)
+)
+QUESTIONS = st.lists(st.fixed_dictionaries({"prompt": END_TIGHT, "answer": TIGHT}), max_size=2)
+WELL_FORMED = st.lists(
+    st.fixed_dictionaries(
+        {"subject": TIGHT, "prompt": PROMPT, "target": TIGHT},
+        optional={
+            "id": OPEN,
+            "truth": TIGHT,
+            "paraphrases": st.lists(END_TIGHT, max_size=2),
+            "neighbours": QUESTIONS,
+            "own": QUESTIONS,
+        },
+    ),
+    min_size=1,
+    max_size=3,
+    unique_by=(
+        lambda record: record.get("id", record["subject"]),
+        lambda record: (record["subject"], record["prompt"]),
+    ),
+)
+
+
+@pytest.mark.parametrize("name", ["facts.jsonl", "facts.csv"])
+@SHARED_DIRECTORY
+@given(records=WELL_FORMED)
+def test_what_is_written_is_read_back(name: str, records: list[dict[str, object]], tmp_path: Path) -> None:
+    facts = facts_from_records(records)
+    for fact, record in zip(facts, records, strict=True):
+        assert fact.to_record() == {"id": fact.id} | {field: value for field, value in record.items() if value}
+        start, end = fact.subject_span
+        assert (fact.text[:start] + "{}" + fact.text[end:], fact.text[start:end]) == (fact.prompt, fact.subject)
+    path = tmp_path / name
+    write_facts(facts, path)
+    read = read_facts(path)
+    assert read.facts == facts.facts
+    assert read.digest() == facts.digest()
+    # Each place is the line on which the fact's record starts, which is with its id.
+    lines = path.read_bytes().decode().split("\n")
+    for place, fact in zip(read.places, read, strict=True):
+        csv_start = '"' + fact.id.split("\n")[0].replace('"', '""')
+        expected = {".csv": csv_start, ".jsonl": json.dumps(fact.to_record(), ensure_ascii=False)}[path.suffix]
+        assert lines[int(place.rpartition(":")[2]) - 1].startswith(expected)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5) | st.sampled_from(["{}", "a {} b"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["prompt", "answer", "x"]), inner),
+    max_leaves=6,
+)
+FIELD = st.sampled_from(["id", "subject", "prompt", "target", "truth", "paraphrases", "neighbours", "own", "owns"])
+RECORD = st.dictionaries(FIELD, JSON) | JSON
+MALFORMED = (
+    st.binary(max_size=80)
+    | st.lists(RECORD.map(lambda value: json.dumps(value).encode()), max_size=4).map(b"\n".join)
+    | st.text(st.sampled_from('ab{}[]:",\r\n\x00 é'), max_size=60).map(
+        lambda text: b"subject,prompt,target,own\n" + text.encode()
+    )
+)
+
+
+def assert_facts_or_input_error(call: Callable[[], FactSet]) -> None:
+    try:
+        facts = call()
+    except InputError as error:
+        str(error).encode()  # a message that no terminal can show would raise here
+    else:
+        assert len(facts) > 0
+
+
+@pytest.mark.parametrize("name", ["facts.jsonl", "facts.csv"])
+@SHARED_DIRECTORY
+@given(content=MALFORMED, last_wins=st.booleans())
+def test_malformed_files_raise_input_errors_only(name: str, content: bytes, last_wins: bool, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert_facts_or_input_error(lambda: read_facts(path, last_wins=last_wins))
+
+
+@SHARED_DIRECTORY
+@given(records=st.lists(st.dictionaries(FIELD, JSON), max_size=4))
+def test_malformed_records_raise_input_errors_only(records: list[Mapping[str, object]]) -> None:
+    assert_facts_or_input_error(lambda: facts_from_records(records))
