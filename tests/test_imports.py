@@ -29,6 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"benchmark", "analysis"}),
     frozenset({"report"}),
     frozenset({"errata"}),  # the package's own __init__: the public names
+    frozenset({"verbs"}),
     frozenset({"cli", "app", "__main__"}),
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
@@ -49,7 +50,7 @@ NOT_FOR_FACTS = frozenset({"torch", "transformers", "tokenizers"})
 
 # The embedded model is a guest: loaded on demand by these, imported on top by none.
 LAB_USERS = frozenset(
-    {"errata.models.language_model", "errata.statistics.corpus", "errata.benchmark", "errata.cli", "errata.app"}
+    {"errata.models.language_model", "errata.statistics.corpus", "errata.benchmark", "errata.verbs", "errata.app"}
 )
 
 PICKLES = frozenset({"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -119,8 +119,11 @@ class Editor:
         Raises:
             EditError, InputError: the model is bit for bit what it was.
         """
+        unprepared = not self._solvers
         self.prepare()
         first, solvers = len(self.records), dict(self._solvers)
+        # A later patch goes on top of earlier ones: it is for the weights as they are now.
+        fingerprint = self.fingerprint if unprepared else self.model.fingerprint()
         try:
             with self.model.edits.transaction():
                 for start in range(0, len(facts), self.recipe.batch_size):
@@ -131,7 +134,7 @@ class Editor:
             del self.records[first:]
             self._solvers = solvers
             raise
-        return self.patch(first)
+        return replace(self.patch(first), fingerprint=fingerprint)
 
     def apply_batch(self, facts: Sequence[Fact]) -> BatchRecord:
         """Edit the facts of one batch together; a failure leaves the model and the history as they were."""
@@ -204,11 +207,13 @@ class Editor:
     def _check_logits(self, facts: Sequence[Fact]) -> None:
         """The edited model must still answer with numbers."""
         rows = [row.ids for row in encode(self.model.tokenizer, [fact.text for fact in facts])]
-        for indices in length_batches([len(row) for row in rows], token_budget=TOKEN_BUDGET):
-            batch = pad([rows[index] for index in indices], left=True, device=self.model.device)
+        for indices in length_batches([len(row) for row in rows], token_budget=TOKEN_BUDGET // 8):
+            batch = pad([rows[index] for index in indices], left=False, device=self.model.device)
+            last = batch.attention_mask.sum(1) - 1
             with torch.no_grad():
-                logits = self.model.model(**batch.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1]
-            _check_columns("logits", logits.T, [facts[index] for index in indices], None)
+                logits = self.model.model(**batch.inputs(), use_cache=False).logits
+            answers = logits[torch.arange(len(indices), device=logits.device), last]
+            _check_columns("logits", answers.T, [facts[index] for index in indices], None)
 
 
 @dataclass(frozen=True, slots=True)

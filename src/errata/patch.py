@@ -85,7 +85,8 @@ class Patch:
             InputError: if the patch is not in the model.
         """
         try:
-            model.edits.remove(self.terms)
+            with model.edits.transaction():
+                model.edits.remove(self.terms)
         except ValueError as error:
             raise InputError(
                 f"this patch is not applied to {model.name!r} in this process",

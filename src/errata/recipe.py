@@ -94,6 +94,8 @@ class Recipe(_Settings):
     def _layers_ascend(self) -> Recipe:
         if any(layer < 0 for layer in self.layers) or list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers must be ascending, distinct and not negative, got {list(self.layers)}")
+        if self.schedule == "single" and len(self.layers) != 1:
+            raise ValueError(f"the schedule 'single' writes one layer, got {list(self.layers)}")
         return self
 
     def to_yaml(self) -> str:
@@ -105,7 +107,7 @@ def read_recipe(path: str | Path, method: str) -> Recipe:
     """The recipe for one method from a YAML file.
 
     Raises:
-        InputError: if the file cannot be read as YAML, or the method is not known.
+        InputError: if the file cannot be read as YAML, was written for another method, or the method is not known.
         FaultsError: every wrong or missing key, each with the nearest valid one.
     """
     try:
@@ -142,6 +144,12 @@ def parse_recipe(text: str, method: str, *, source: str) -> Recipe:
         raise InputError(f"{source} is not YAML: {error}", remedy="Mend the line that is named") from error
     if not isinstance(data, dict):
         raise InputError(f"{source} holds no mapping", remedy="A recipe is a YAML mapping; see examples/recipe.yaml")
+    if data.get("method", method) != method:
+        # It holds one solver, one schedule and one history: under another name they would be taken for that one's.
+        raise InputError(
+            f"{source} was written for {data['method']!r}, not for {method!r}",
+            remedy=f"Take --method {data['method']}, or a recipe without 'method' and with an entry per method",
+        )
     common = {key: value for key, value in data.items() if key not in ("methods", "method")}
     entries = data.get("methods") or {}
     if not isinstance(entries, dict):
@@ -150,7 +158,6 @@ def parse_recipe(text: str, method: str, *, source: str) -> Recipe:
     solver: dict[str, Any] = {"kind": row.solver, "history": row.history}
     merged: dict[str, Any] = {"site": row.site, "schedule": row.schedule, "solver": solver}
     own_schedule = row.schedule
-    # A file written by to_yaml is for one method; then its solver must be that method's.
     layered = [common, entries.get(method.removesuffix("+blue"))]
     if method.endswith("+blue"):
         layered.append(entries.get(method))

@@ -161,10 +161,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
             and a decoder, a mixture of experts, quantised weights, a norm over the residual sum, attention to later
             tokens, or no language-model head.
     """
-    refusal = _refusal(model)
-    if refusal is not None:
-        what, remedy = refusal
-        raise UnsupportedModelError(what, remedy=remedy)
+    check_config(model.config, quantised=getattr(model, "is_quantized", False))
     row = next(row for row in ARCHITECTURES if row.model_type == model.config.model_type)
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     missing = [path for path in (row.blocks, row.head, row.embedding) if path not in modules]
@@ -179,6 +176,18 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     for block in attrgetter(row.blocks)(model):
         is_transposed(block.get_submodule(row.down_projection))
     return row
+
+
+def check_config(config: PreTrainedConfig, *, quantised: bool = False) -> None:
+    """Refuse what can be refused by its configuration alone, before any weight is read.
+
+    Raises:
+        UnsupportedModelError: as ``architecture_of``.
+    """
+    refusal = _refusal(config, quantised)
+    if refusal is not None:
+        what, remedy = refusal
+        raise UnsupportedModelError(what, remedy=remedy)
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -213,13 +222,12 @@ def down_projection_weight(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
     return weight.T if transposed else weight
 
 
-def _refusal(model: PreTrainedModel) -> tuple[str, str] | None:
+def _refusal(config: PreTrainedConfig, quantised: bool) -> tuple[str, str] | None:
     """Why this model cannot be edited, and what to do; None if its configuration speaks against nothing."""
-    config: PreTrainedConfig = model.config
     name = f"{config.model_type!r} model"
     if getattr(config, "is_encoder_decoder", False):
         return f"this {name} has an encoder and a decoder", "Use a decoder-only causal language model"
-    if getattr(config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
+    if getattr(config, "quantization_config", None) is not None or quantised:
         return (
             f"the weights of this {name} are quantised, so an update cannot be added to them",
             "Load the unquantised checkpoint, or dequantise the model before editing",

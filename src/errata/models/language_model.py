@@ -12,10 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from errata.errors import InputError
-from errata.models.architectures import Architecture, architecture_of, down_projection_weight
+from errata.models.architectures import Architecture, architecture_of, check_config, down_projection_weight
 from errata.models.prompts import length_batches, pad
 from errata.models.weights import EditedWeights
 
@@ -28,6 +36,47 @@ class Site(str, Enum):
     KEY = "key"
     MLP = "mlp"
     BLOCK = "block"
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, int]:
+    """A model's tokenizer, and how many tokens the model takes; reads no weights.
+
+    Raises:
+        InputError: if there is nothing to load.
+    """
+    with _loading(name):
+        source = _source(name)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return tokenizer, _context_length(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code))
+
+
+def _context_length(config: PreTrainedConfig) -> int:
+    text = config.get_text_config(decoder=True)
+    return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1 << 30)
+
+
+def _source(name: str) -> str:
+    if name == "lab":
+        from errata.lab.package import lab_directory  # lab is data; models must not need it
+
+        return str(lab_directory())
+    looks_like_path = name.endswith("/") or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_like_path and not Path(name).is_dir():
+        raise OSError("there is no such directory")
+    return name
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Turns what transformers raises for missing or broken models into an InputError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        lines = str(error).strip().splitlines()
+        raise InputError(
+            f"no model could be loaded from {name!r}: {lines[0].rstrip('.') if lines else type(error).__name__}",
+            remedy="Give 'lab', a directory with config.json, weights and tokenizer, or a hub name that this machine can reach",
+        ) from error
 
 
 class _CaptureComplete(BaseException):
@@ -70,24 +119,20 @@ class LanguageModel:
             InputError: if nothing can be loaded from there.
             UnsupportedModelError: if the architecture is not in the table.
         """
-        source = str(name_or_path)
-        if source == "lab":
-            from errata.lab.package import lab_directory  # lab is data; models must not need it
-
-            source, dtype = str(lab_directory()), dtype or torch.float32
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() and source == str(name_or_path) else "cpu"))
-        try:
+        name = str(name_or_path)
+        if name == "lab":
+            dtype = dtype or torch.float32
+            device = device or "cpu"
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with _loading(name):
+            source = _source(name)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+            check_config(config)
             model = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype or "auto", trust_remote_code=trust_remote_code
             )
-        except (OSError, ValueError) as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(
-                f"no model could be loaded from {str(name_or_path)!r}: {first_line}",
-                remedy="Give 'lab', a directory with config.json, weights and tokenizer, or a hub name that this machine can reach",
-            ) from error
-        return cls(model.to(chosen), tokenizer, name=str(name_or_path))
+        return cls(model.to(chosen), tokenizer, name=name)
 
     # Shapes and places ------------------------------------------------------------------------------------------
 
@@ -112,8 +157,7 @@ class LanguageModel:
     @property
     def context_length(self) -> int:
         """How many tokens the model takes."""
-        config = self.model.config.get_text_config(decoder=True)
-        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1 << 30))
+        return _context_length(self.model.config)
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raises InputError if a layer does not exist."""
@@ -191,7 +235,7 @@ class LanguageModel:
         total = sum(len(layers) for layers in wanted.values())
         shape: list[int] = []
 
-        def note_shape(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def note_shape(module: nn.Module, args: tuple[Any, ...]) -> None:
             shape[:] = args[0].shape[:2]
 
         def store(site: Site, layer: int, value: Tensor) -> None:

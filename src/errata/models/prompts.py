@@ -118,18 +118,24 @@ class PaddedBatch:
     Attributes:
         input_ids: (rows, length) int64.
         attention_mask: (rows, length) int64, 1 at tokens and 0 at padding.
+        left: whether the padding stands before the tokens.
         position_ids: (rows, length) int64, 0 for a row's first token, never negative.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     position_ids: Tensor
+    left: bool
 
     def inputs(self) -> dict[str, Tensor]:
-        """The only three arguments that errata ever gives to a model."""
+        """The only three arguments that errata ever gives to a model.
+
+        Padding on the right stands behind everything that is read, and causal attention hides it. It is not masked as
+        well: within a sliding window it would then attend to nothing at all, and the NaN of that would spread.
+        """
         return {
             "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
+            "attention_mask": self.attention_mask if self.left else torch.ones_like(self.attention_mask),
             "position_ids": self.position_ids,
         }
 
@@ -144,7 +150,7 @@ def pad(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device, firs
         ids[index, where] = torch.tensor(row, dtype=torch.long)
         mask[index, where] = 1
     positions = (mask.cumsum(1) - 1).clamp_min(0) + first_position
-    return PaddedBatch(ids.to(device), mask.to(device), positions.to(device))
+    return PaddedBatch(ids.to(device), mask.to(device), positions.to(device), left)
 
 
 def length_batches(lengths: Sequence[int], *, token_budget: int) -> Iterator[list[int]]:

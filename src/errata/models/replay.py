@@ -131,7 +131,7 @@ class Replay:
             output = self.model.model(**self._inputs())
         return output.logits[0]
 
-    def _wrap(self, hidden: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def _wrap(self, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
         return (hidden, None) if self.model.architecture.block_returns_tuple else hidden
 
     def _inject(self, delta: Tensor) -> Tensor:
@@ -158,7 +158,8 @@ class Replay:
         return {
             "input_ids": self._suffix_ids,
             "position_ids": self._position_ids,
-            "attention_mask": torch.cat([self._prefix_mask, self._suffix_mask], dim=1),
+            # Padding behind a row is hidden by causality; see PaddedBatch.inputs.
+            "attention_mask": torch.cat([self._prefix_mask, torch.ones_like(self._suffix_mask)], dim=1),
             "past_key_values": None if self._cache is None else self._fresh_cache(),
             "use_cache": self._cache is not None,
         }

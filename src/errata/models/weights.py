@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class WeightHolder(Protocol):
     """What is needed of a model here; ``LanguageModel`` is one."""
 
@@ -89,13 +90,13 @@ class EditedWeights:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Whatever leaves this block early (an error, Ctrl-C) leaves the model bit for bit as it was before it."""
-        count = len(self.terms)
+        terms = list(self.terms)
         totals = {layer: total.clone() for layer, total in self._total.items()}
         weights = {layer: self.model.weight(layer).clone() for layer in totals}
         try:
             yield
         except BaseException:
-            del self.terms[count:]
+            self.terms = terms
             for layer in list(self._base):
                 if layer in totals:
                     self._total[layer] = totals[layer]

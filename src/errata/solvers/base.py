@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ class LowRank:
         return self.left @ self.right
 
 
+@runtime_checkable
 class LayerSolver(Protocol):
     """The state of one layer: what was factorised once, and the keys of earlier batches where they count."""
 
@@ -40,6 +41,7 @@ class LayerSolver(Protocol):
         ...
 
 
+@runtime_checkable
 class Solver(Protocol):
     """A rule for all layers."""
 

@@ -48,6 +48,8 @@ class SecondMoment:
         Raises:
             ZeroDivisionError: if nothing was added.
         """
+        if self.count == 0:
+            raise ZeroDivisionError("the mean of no keys")
         return self.total / self.count
 
 

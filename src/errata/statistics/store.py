@@ -104,16 +104,21 @@ def moments_for(
             on_tokens=on_tokens,
         )
         for layer, moment in computed.items():
-            write_moment(directory / keys[layer].file_name, keys[layer], moment)
-            found[layer] = SecondMoment(moment.total.cpu(), moment.count)
+            found[layer] = write_moment(directory / keys[layer].file_name, keys[layer], moment)
     return found
 
 
-def write_moment(path: Path, key: MomentKey, moment: SecondMoment) -> None:
-    """Write the upper triangle (float64), whole or not at all."""
+def write_moment(path: Path, key: MomentKey, moment: SecondMoment) -> SecondMoment:
+    """Write the upper triangle, whole or not at all.
+
+    The sum was taken in float64 and is rounded once, to float32: a file of a quarter of the size.
+
+    Returns:
+        What was written, so that the run that computes and the runs that read use the same numbers.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, columns = torch.triu_indices(*moment.total.shape)
-    triangle = moment.total.cpu()[rows, columns]
+    triangle = moment.total.cpu()[rows, columns].float()
     metadata = {"key": json.dumps(asdict(key)), "count": str(moment.count), "checksum": _checksum(triangle)}
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(handle)
@@ -122,6 +127,7 @@ def write_moment(path: Path, key: MomentKey, moment: SecondMoment) -> None:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+    return SecondMoment(_unfolded(triangle), moment.count)
 
 
 def _read(path: Path, key: MomentKey) -> SecondMoment | None:
@@ -134,17 +140,22 @@ def _read(path: Path, key: MomentKey) -> SecondMoment | None:
             triangle = file.get_tensor("triangle")
         if json.loads(metadata.get("key", "null")) != asdict(key):
             raise ValueError("it belongs to another model, layer or text")
-        if metadata.get("checksum") != _checksum(triangle):
+        if metadata.get("checksum") != _checksum(triangle) or int(metadata["count"]) != key.tokens:
             raise ValueError("its content was changed")
-        width = int(((8 * len(triangle) + 1) ** 0.5 - 1) / 2)
-        rows, columns = torch.triu_indices(width, width)
-        total = torch.zeros(width, width, dtype=torch.float64)
-        total[rows, columns] = triangle.double()
-        total[columns, rows] = triangle.double()
-        return SecondMoment(total, int(metadata["count"]))
+        return SecondMoment(_unfolded(triangle), int(metadata["count"]))
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         _logger.warning("the cached statistics %s cannot be used (%s); they are computed anew", path, error)
         return None
+
+
+def _unfolded(triangle: Tensor) -> Tensor:
+    """The symmetric matrix of an upper triangle, in float64."""
+    width = int(((8 * len(triangle) + 1) ** 0.5 - 1) / 2)
+    rows, columns = torch.triu_indices(width, width)
+    total = torch.zeros(width, width, dtype=torch.float64)
+    total[rows, columns] = triangle.double()
+    total[columns, rows] = triangle.double()
+    return total
 
 
 def _checksum(tensor: Tensor) -> str:

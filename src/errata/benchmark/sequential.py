@@ -1,0 +1,122 @@
+"""A sequence of batches edited into a model with one recipe, measured before, right after each batch, and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from errata.edit import BatchRecord, Editor
+from errata.evaluation.perplexity import Perplexity, perplexity, perplexity_ratio
+from errata.evaluation.recall import evaluate_facts
+from errata.evaluation.records import Metric, Record, Row, Summary, summarise, summarise_groups, to_long
+from errata.facts import Fact, Question
+from errata.models.language_model import LanguageModel
+from errata.patch import Patch
+from errata.progress import Report, silent
+from errata.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What a model is asked: the facts with their neighbours, questions about other subjects, and prose."""
+
+    facts: Sequence[Fact]
+    untouched: Sequence[tuple[str, Question]] = ()
+    prose: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What it answered.
+
+    Attributes:
+        records: one per prompt.
+        perplexity: on the prose; None without prose.
+    """
+
+    records: list[Record]
+    perplexity: Perplexity | None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceResult:
+    """A finished run; the edit is in the model until ``patch.undo``.
+
+    Attributes:
+        rows: the long form, see ``errata.evaluation.records.to_long``.
+    """
+
+    method: str
+    rows: list[Row]
+    patch: Patch
+    batches: list[BatchRecord]
+    after: Measurement
+
+
+def examine(model: LanguageModel, examination: Examination, *, report: Report = silent, what: str = "asking") -> Measurement:
+    """Ask the model everything, as it is now."""
+
+    def asking(_: str, done: int, total: int) -> None:
+        report(what, done, total)
+
+    records = evaluate_facts(model, examination.facts, untouched=examination.untouched, report=asking)
+    prose = perplexity(model, examination.prose, report=report) if examination.prose else None
+    return Measurement(records, prose)
+
+
+def run_sequence(
+    model: LanguageModel,
+    recipe: Recipe,
+    examination: Examination,
+    before: Measurement,
+    *,
+    cache: Path | None = None,
+    report: Report = silent,
+    seed: int = 0,
+) -> SequenceResult:
+    """Edit ``examination.facts`` in batches of ``recipe.batch_size`` and measure.
+
+    Args:
+        before: what ``examine`` gave on the model as it comes in.
+        seed: of the bootstrap.
+
+    Raises:
+        EditError, InputError: the model is then what it was.
+    """
+    editor = Editor(model, recipe, cache=cache, report=report)
+    right_after: list[Record] = []
+    facts_done = 0
+
+    def on_batch(batch: BatchRecord) -> None:
+        nonlocal facts_done
+        right_after.extend(evaluate_facts(model, batch.facts))
+        facts_done += len(batch.facts)
+        report("facts edited", facts_done, len(examination.facts))
+
+    report("facts edited", 0, len(examination.facts))
+    patch = editor.apply(examination.facts, on_batch=on_batch)
+    after = examine(model, examination, report=report)
+    summaries = (
+        summarise(before.records, "before", seed=seed)
+        + summarise(right_after, "right_after", seed=seed)
+        + summarise(after.records, "after", seed=seed)
+    )
+    if before.perplexity is not None and after.perplexity is not None:
+        summaries += perplexity_summaries(before.perplexity, after.perplexity, seed=seed)
+    summaries.append(_seconds_per_edit(editor.records, seed))
+    return SequenceResult(recipe.method, to_long(recipe.method, summaries), patch, list(editor.records), after)
+
+
+def perplexity_summaries(before: Perplexity, after: Perplexity, *, seed: int = 0) -> list[Summary]:
+    """The perplexity of both as a ratio to the one before."""
+    return [
+        perplexity_ratio(before, before, "before", seed=seed),
+        perplexity_ratio(before, after, "after", seed=seed),
+    ]
+
+
+def _seconds_per_edit(batches: Sequence[BatchRecord], seed: int) -> Summary:
+    """Wall time of editing over facts, evaluation and preparation left out; the interval is over batches."""
+    seconds, facts = [batch.seconds for batch in batches], [len(batch.facts) for batch in batches]
+    return summarise_groups(Metric.SECONDS_PER_EDIT, "after", seconds, facts, seed=seed)

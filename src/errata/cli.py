@@ -1,0 +1,71 @@
+"""The command line: thin verbs around the package, one exit status for each way to end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import click
+import transformers
+import typer
+
+from errata.errors import ErrataError
+from errata.verbs import ask, demo, doctor, edit, evaluate, lab, methods
+from errata.verbs.console import error_console
+
+app = typer.Typer(
+    name="errata",
+    help="Correct what a language model knows, and see what else changed.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("edit", epilog=edit.EXAMPLE)(edit.edit)
+app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command("ask", epilog=ask.EXAMPLE)(ask.ask)
+app.command("methods", epilog=methods.EXAMPLE)(methods.methods)
+app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
+app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
+app.add_typer(lab.app, name="lab")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a verb and exit: 0 done, 1 the work failed, 2 wrong input, 130 interrupted."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """As ``main``, but returns the exit status."""
+    try:
+        status = app(args=None if arguments is None else list(arguments), prog_name="errata", standalone_mode=False)
+    except ErrataError as error:
+        error_console().print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True, highlight=False)
+        return error.exit_status
+    except click.exceptions.Abort:
+        return _interrupted()
+    except KeyboardInterrupt:
+        return _interrupted()
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except OSError as error:
+        error_console().print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True, highlight=False)
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def _interrupted() -> int:
+    error_console().print("interrupted; nothing was written")
+    return 130
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,137 @@
+"""What a model holds likely at chosen positions of many texts, the head run on those positions only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from errata.errors import InputError
+from errata.models.language_model import TOKEN_BUDGET, LanguageModel
+from errata.models.prompts import PaddedBatch, length_batches, pad
+
+# Logits are the one large thing here: at most so many are computed at once (1 GiB in float32) ...
+_LOGITS_AT_ONCE = 1 << 28
+# ... and turned into log-probabilities in pieces of so many.
+_LOGITS_IN_FLOAT = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A token that may stand behind the tokens up to ``position`` of a row: what is asked of the model there."""
+
+    position: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a model says of a row's expected tokens, in their order.
+
+    Attributes:
+        log_probabilities: natural logarithms; not finite if the model's logits are not.
+        likeliest: the token that the model holds likeliest at each place.
+    """
+
+    log_probabilities: tuple[float, ...]
+    likeliest: tuple[int, ...]
+
+
+def predict(
+    model: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    expected: Sequence[Sequence[Expected]],
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    on_rows: Callable[[int], None] = lambda count: None,
+) -> list[Predictions]:
+    """Read every row once and say how likely the expected tokens are; batches and padding change nothing.
+
+    Args:
+        rows: token ids; nothing behind the last position that is asked for need be there.
+        expected: for each row, what is asked.
+        token_budget: most padded tokens of one forward pass (a longer row is read alone).
+        on_rows: called with the number of rows after each forward pass.
+
+    Raises:
+        InputError: if a row is longer than the model takes.
+    """
+    _check_lengths(model, rows)
+    found: list[Predictions | None] = [None] * len(rows)
+    for indices in _batches(model, rows, expected, token_budget):
+        batch = pad([rows[index] for index in indices], left=False, device=model.device)
+        # A place that several tokens are expected at is computed once.
+        places: dict[tuple[int, int], int] = {}
+        asked = [
+            (places.setdefault((row, entry.position), len(places)), entry.token)
+            for row, index in enumerate(indices)
+            for entry in expected[index]
+        ]
+        log_probabilities, likeliest = _read(model, batch, list(places), asked)
+        start = 0
+        for index in indices:
+            stop = start + len(expected[index])
+            found[index] = Predictions(tuple(log_probabilities[start:stop]), tuple(likeliest[start:stop]))
+            start = stop
+        on_rows(len(indices))
+    return [predictions for predictions in found if predictions is not None]
+
+
+def _check_lengths(model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
+    longest = max((len(row) for row in rows), default=0)
+    if longest > model.context_length:
+        raise InputError(
+            f"a text has {longest} tokens, but {model.name!r} takes {model.context_length}",
+            remedy="Shorten it, or leave it out",
+        )
+
+
+def _batches(
+    model: LanguageModel, rows: Sequence[Sequence[int]], expected: Sequence[Sequence[Expected]], token_budget: int
+) -> Iterator[list[int]]:
+    """Indices of rows read together: within the budget of tokens, and within what logits may take."""
+    vocabulary = int(model.model.config.get_text_config(decoder=True).vocab_size)
+    places_at_once = max(1, _LOGITS_AT_ONCE // vocabulary)
+    for indices in length_batches([len(row) for row in rows], token_budget=token_budget):
+        part: list[int] = []
+        places = 0
+        for index in indices:
+            if part and places + len(expected[index]) > places_at_once:
+                yield part
+                part, places = [], 0
+            part.append(index)
+            places += len(expected[index])
+        yield part
+
+
+def _read(
+    model: LanguageModel, batch: PaddedBatch, places: Sequence[tuple[int, int]], asked: Sequence[tuple[int, int]]
+) -> tuple[list[float], list[int]]:
+    """Log-probability and likeliest token for each (index of a place, token) asked, of one forward pass."""
+    if not asked:
+        return [], []
+    rows, columns = torch.tensor(places, device=model.device).unbind(1)
+    # Nothing sees what stands behind it, so padding on the right needs no mask. Masking it would leave padding whose
+    # whole sliding window is padding with nothing to attend to, and the NaN of that spreads to real tokens.
+    inputs = {**batch.inputs(), "attention_mask": torch.ones_like(batch.attention_mask)}
+    # Only what the head reads is cut down: caps and projections around it are the model's own business.
+    handle = model.head.register_forward_pre_hook(lambda module, args: (args[0][rows, columns].unsqueeze(0),))
+    try:
+        with torch.no_grad():
+            logits: Tensor = model.model(**inputs, use_cache=False).logits[0]  # (places, vocabulary)
+    finally:
+        handle.remove()
+    place, token = torch.tensor(asked, device=logits.device).unbind(1)
+    at_once = max(1, _LOGITS_IN_FLOAT // logits.shape[1])
+    normaliser = torch.cat(
+        [_exact(logits[start : start + at_once]).logsumexp(-1) for start in range(0, len(logits), at_once)]
+    )
+    log_probabilities = _exact(logits[place, token]) - normaliser[place]
+    return log_probabilities.tolist(), logits.argmax(-1)[place].tolist()
+
+
+def _exact(values: Tensor) -> Tensor:
+    """At least float32: half precision cannot sum a vocabulary's probabilities."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

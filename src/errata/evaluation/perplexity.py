@@ -1,0 +1,113 @@
+"""Perplexity on running text, and its ratio to the unedited model's: the alarm that a model collapses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from errata.errors import InputError, NonFiniteError
+from errata.evaluation.intervals import interval_of, resampled_sums
+from errata.evaluation.likelihood import Expected, predict
+from errata.evaluation.records import Metric, Summary, When
+from errata.models.language_model import TOKEN_BUDGET, LanguageModel
+from errata.models.prompts import encode
+from errata.progress import Report, silent
+
+_LARGEST_EXPONENT = 700.0  # exp() of more is no float
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """How well a model predicts some texts.
+
+    Attributes:
+        log_likelihoods: for each text, the sum of the natural log-probabilities of its predicted tokens.
+        counts: for each text, how many tokens were predicted.
+    """
+
+    log_likelihoods: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were predicted."""
+        return sum(self.counts)
+
+    @property
+    def value(self) -> float:
+        """exp of the mean negative log-likelihood over all predicted tokens."""
+        return math.exp(-math.fsum(self.log_likelihoods) / self.tokens)
+
+
+def perplexity(
+    model: LanguageModel,
+    texts: Sequence[str],
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    max_length: int = 512,
+    report: Report = silent,
+) -> Perplexity:
+    """Perplexity of whole texts, each on its own. A text's first token (BOS, if the tokenizer adds it) is given.
+
+    Args:
+        token_budget: most padded tokens of one forward pass; the result does not depend on it.
+        max_length: tokens of a text, BOS counted, behind which it is cut off; at most the model's own length.
+        report: told the texts read, of how many.
+
+    Raises:
+        InputError: if there is no token to predict.
+        NonFiniteError: if a logit is not a number, or the perplexity too large for one.
+    """
+    length = min(max_length, model.context_length)
+    rows = [row.ids[:length] for row in encode(model.tokenizer, texts)]
+    expected = [[Expected(index, token) for index, token in enumerate(row[1:])] for row in rows]
+    if not any(expected):
+        raise InputError("the texts for the perplexity hold no token to predict", remedy="Give longer texts")
+    read = 0
+
+    def on_rows(count: int) -> None:
+        nonlocal read
+        read += count
+        report("perplexity", read, readable)
+
+    # A text of one token (or none) predicts nothing, and an empty row cannot be read.
+    longer = [index for index, entries in enumerate(expected) if entries]
+    readable = len(longer)
+    predictions = predict(
+        model,
+        [rows[index][:-1] for index in longer],
+        [expected[index] for index in longer],
+        token_budget=token_budget,
+        on_rows=on_rows,
+    )
+    sums = [0.0] * len(rows)
+    for index, found in zip(longer, predictions, strict=True):
+        sums[index] = math.fsum(found.log_probabilities)
+    counts = [len(entries) for entries in expected]
+    mean = math.fsum(sums) / sum(counts)
+    if not -_LARGEST_EXPONENT < mean < _LARGEST_EXPONENT:  # also if it is NaN
+        raise NonFiniteError("perplexity", facts=(), layer=None)
+    return Perplexity(tuple(sums), tuple(counts))
+
+
+def perplexity_ratio(
+    before: Perplexity, now: Perplexity, when: When, *, seed: int = 0, resamples: int = 1000
+) -> Summary:
+    """``now`` over ``before`` on the same texts, with a 95 % interval by bootstrap over texts.
+
+    Raises:
+        ValueError: if the two are not of the same texts in the same cut.
+    """
+    if before.counts != now.counts:
+        raise ValueError("the two perplexities are of different texts")
+    counts = np.array(now.counts, dtype=float)
+    losses = np.array(before.log_likelihoods) - np.array(now.log_likelihoods)  # log of the ratio, times tokens
+    clusters = np.stack([losses, counts])[:, counts > 0]
+    drawn = resampled_sums(clusters, seed=seed, resamples=resamples)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        low, high = interval_of(np.exp(drawn[:, 0] / drawn[:, 1]), clusters.shape[1])
+    texts = clusters.shape[1]
+    return Summary(Metric.PERPLEXITY_RATIO, when, now.value / before.value, low, high, texts, texts)

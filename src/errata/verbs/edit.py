@@ -1,0 +1,155 @@
+"""``errata edit``."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from errata.benchmark.sequential import SequenceResult, examine, run_sequence
+from errata.errors import InputError
+from errata.facts import FactSet, check_against
+from errata.facts_io import read_facts
+from errata.methods import method_named
+from errata.models.language_model import LanguageModel, load_tokenizer
+from errata.output import check_new, new_directory, write_text
+from errata.recipe import Recipe, read_recipe, shipped_recipe
+from errata.report.tables import before_after_table
+from errata.schedules import SCHEDULES
+from errata.verbs.console import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    console,
+    parse_device,
+    parse_dtype,
+    progress,
+    write_json,
+)
+from errata.verbs.questions import examination_for
+
+EXAMPLE = "Example: errata edit --model lab --facts examples/facts.jsonl --method memit+blue --out edited"
+
+
+def edit(
+    facts: Annotated[Path, typer.Option("--facts", "-f", help="JSONL or CSV; see examples/.")],
+    model: ModelOption = "lab",
+    method: Annotated[str, typer.Option(help="A row of `errata methods`, with or without +blue.")] = "memit+blue",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A new directory for the edited model.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Facts solved together; default: the recipe's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the contexts, the questions and the intervals.")] = 0,
+    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; default: the one shipped for the model.")] = None,
+    last_wins: Annotated[bool, typer.Option("--last-wins", help="Of conflicting facts keep the last.")] = False,
+    untouched: Annotated[
+        Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
+    ] = None,
+    evaluate: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Measure before and after.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show the plan; load no weights.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Edit facts into a model and show what changed. The model on disk is never touched: OUT is a new directory."""
+    method_named(method)
+    if out is None and not dry_run:
+        raise InputError("no --out was given", remedy="Name a new directory for the edited model, or add --dry-run")
+    if out is not None:
+        check_new(out)
+    chosen_dtype, chosen_device = parse_dtype(dtype), parse_device(device)
+    numbers = _numbers(model, method, recipe, batch_size, seed)
+    fact_set = read_facts(facts, last_wins=last_wins)
+    tokenizer, limit = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    check_against(
+        fact_set,
+        count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        limit=limit - 1,  # one place for BOS
+    )
+    if dry_run:
+        _show_plan(fact_set, numbers, model, json)
+        return
+    assert out is not None
+    loaded = LanguageModel.load(model, dtype=chosen_dtype, device=chosen_device, trust_remote_code=trust_remote_code)
+    loaded.check_layers(numbers.layers)
+    examination = examination_for(fact_set, lab=is_lab(model), untouched=untouched, seed=seed)
+    if not evaluate:
+        examination = replace(examination, untouched=(), prose=())
+    with progress() as report:
+        before = examine(loaded, examination, report=report, what="asking before")
+        result = run_sequence(loaded, numbers, examination, before, report=report, seed=seed)
+    record = _record(result, numbers, model, seed)
+    with new_directory(out) as partial:
+        save_edited(loaded, result, record, partial)
+    console().print(before_after_table(result.rows))
+    norms = ", ".join(f"layer {layer}: {norm:.3g}" for layer, norm in result.patch.norms().items())
+    console().print(f"Wrote {out} ({len(fact_set)} facts, {method}; norm of the change at {norms}).", highlight=False)
+    write_json(json, record)
+
+
+def is_lab(name: str) -> bool:
+    """Whether a model is the embedded one, or was edited from it."""
+    if name == "lab":
+        return True
+    record = Path(name) / "errata.json"
+    if record.is_file():
+        return bool(json_module.loads(record.read_text(encoding="utf-8")).get("base") == "lab")
+    return (Path(name) / "world.json").is_file()
+
+
+def save_edited(model: LanguageModel, result: SequenceResult, record: dict[str, Any], directory: Path) -> None:
+    """A plain transformers directory, with the patch and the record of the run beside the weights."""
+    model.model.save_pretrained(directory)
+    model.tokenizer.save_pretrained(directory)
+    result.patch.save(directory / "patch.safetensors")
+    text = json_module.dumps(record, ensure_ascii=False, indent=2)
+    write_text(directory / "errata.json", text + "\n")
+    write_text(directory / "recipe.yaml", result.patch.recipe.to_yaml())
+
+
+def _numbers(model: str, method: str, path: Path | None, batch_size: int | None, seed: int) -> Recipe:
+    numbers = read_recipe(path, method) if path is not None else shipped_recipe(recipe_name(model), method)
+    contexts = numbers.contexts.model_copy(update={"seed": seed})
+    return numbers.model_copy(update={"contexts": contexts, "batch_size": batch_size or numbers.batch_size})
+
+
+def recipe_name(model: str) -> str:
+    """Which shipped recipe a model takes: the lab's for what was made from the lab."""
+    return "lab" if is_lab(model) else model
+
+
+def _record(result: SequenceResult, recipe: Recipe, model: str, seed: int) -> dict[str, Any]:
+    return {
+        "format": "errata-results-1",
+        "base": model,
+        "method": recipe.method,
+        "seed": seed,
+        "recipe": recipe.model_dump(mode="json"),
+        "prefixes": list(result.patch.prefixes),
+        "fingerprint": result.patch.fingerprint,
+        "versions": dict(result.patch.versions),
+        "rows": result.rows,
+        "facts": [fact.to_record() for fact in result.patch.facts],
+    }
+
+
+def _show_plan(facts: FactSet, recipe: Recipe, model: str, json: Path | None) -> None:
+    steps = SCHEDULES[recipe.schedule](recipe.layers)
+    batches = -(-len(facts) // recipe.batch_size)
+    plan = {
+        "model": model,
+        "method": recipe.method,
+        "facts": len(facts),
+        "batches": batches,
+        "steps": [{"layer": s.layer, "target_layer": s.target_layer, "share": s.share} for s in steps],
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    console().print(f"{len(facts)} facts in {batches} batches of at most {recipe.batch_size} into {model}, {recipe.method}:")
+    for step in steps:
+        console().print(f"  write layer {step.layer} with {step.share:.3g} of the residual at layer {step.target_layer}")
+    console().print(recipe.to_yaml(), markup=False, highlight=False)
+    console().print("Nothing was loaded or written (--dry-run).")
+    write_json(json, plan)

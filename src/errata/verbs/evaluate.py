@@ -1,0 +1,73 @@
+"""``errata evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from errata.benchmark.sequential import examine, perplexity_summaries
+from errata.evaluation.records import summarise, to_long
+from errata.facts import check_against
+from errata.facts_io import read_facts
+from errata.models.language_model import LanguageModel, load_tokenizer
+from errata.report.tables import before_after_table
+from errata.verbs.console import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    console,
+    parse_device,
+    parse_dtype,
+    progress,
+    write_json,
+)
+from errata.verbs.edit import is_lab
+from errata.verbs.questions import examination_for
+
+EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"
+
+
+def evaluate(
+    facts: Annotated[Path, typer.Option("--facts", "-f", help="JSONL or CSV; see examples/.")],
+    model: ModelOption = "lab",
+    against: Annotated[str | None, typer.Option(help="The model as it was before; its answers stand beside.")] = None,
+    untouched: Annotated[
+        Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
+    ] = None,
+    last_wins: Annotated[bool, typer.Option("--last-wins", help="Of conflicting facts keep the last.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the questions about other subjects and the intervals.")] = 0,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Measure how well a model says the facts, and what it says of everything else."""
+    chosen_dtype, chosen_device = parse_dtype(dtype), parse_device(device)
+    fact_set = read_facts(facts, last_wins=last_wins)
+    for name in (model, *([against] if against else [])):
+        tokenizer, limit = load_tokenizer(name)
+        check_against(
+            fact_set,
+            count_tokens=lambda text, used=tokenizer: len(used(text, add_special_tokens=False)["input_ids"]),
+            limit=limit - 1,
+        )
+    lab = is_lab(model) or (against is not None and is_lab(against))
+    examination = examination_for(fact_set, lab=lab, untouched=untouched, seed=seed)
+    with progress() as report:
+        loaded = LanguageModel.load(model, dtype=chosen_dtype, device=chosen_device)
+        after = examine(loaded, examination, report=report, what="asking")
+        summaries = summarise(after.records, "after", seed=seed)
+        if against is not None:
+            del loaded
+            base = LanguageModel.load(against, dtype=chosen_dtype, device=chosen_device)
+            before = examine(base, examination, report=report, what="asking the base")
+            summaries = summarise(before.records, "before", seed=seed) + summaries
+            if before.perplexity is not None and after.perplexity is not None:
+                summaries += perplexity_summaries(before.perplexity, after.perplexity, seed=seed)
+    rows = to_long(model, summaries)
+    console().print(before_after_table(rows))
+    if after.perplexity is not None:
+        console().print(f"Perplexity on {len(examination.prose)} texts of prose: {after.perplexity.value:.3f}")
+    write_json(json, {"format": "errata-results-1", "model": model, "against": against, "rows": rows})

@@ -1,0 +1,69 @@
+"""What a model is asked besides its facts: other subjects and prose, from the lab or from the user's files."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+from errata.benchmark.sequential import Examination
+from errata.errors import Fault, FaultsError, InputError
+from errata.facts import FactSet, Question
+
+UNTOUCHED = 300
+PROSE = 60
+
+
+def examination_for(
+    facts: FactSet, *, lab: bool, untouched: Path | None, seed: int
+) -> Examination:
+    """The facts, questions about subjects that no fact edits, and prose.
+
+    Args:
+        lab: whether the model is the lab's or made from it; then its world and its held-out prose are used.
+        untouched: JSONL of {"prompt", "answer"}, instead of the world.
+    """
+    questions = [] if untouched is None else read_questions(untouched)
+    if lab:
+        from errata.lab.package import lab_world
+        from errata.lab.tasks import untouched_questions
+        from errata.lab.texts import held_out_prose
+
+        if untouched is None:
+            questions = untouched_questions(lab_world(), [fact.subject for fact in facts], UNTOUCHED, seed=seed)
+        return Examination(facts, questions, held_out_prose(PROSE))
+    return Examination(facts, questions, shipped_sentences())
+
+
+def shipped_sentences() -> list[str]:
+    """The fixed, mixed set of sentences that perplexity is measured on for models other than the lab's."""
+    text = (resources.files("errata") / "evaluation" / "sentences.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def read_questions(path: Path) -> list[tuple[str, Question]]:
+    """Questions from JSONL, each a cluster of its own.
+
+    Raises:
+        InputError: if the file cannot be read.
+        FaultsError: every bad line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}", remedy="Give a UTF-8 JSONL file") from error
+    questions: list[tuple[str, Question]] = []
+    faults: list[Fault] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            questions.append((f"{path.name}:{number}", Question(prompt=record["prompt"], answer=record["answer"])))
+        except (ValueError, TypeError, KeyError, InputError) as error:
+            faults.append(Fault(f"{path}:{number}", f"not a question ({error})", 'Write {"prompt": …, "answer": …}'))
+    if not questions and not faults:
+        faults.append(Fault(str(path), "no question in it", 'Write one {"prompt": …, "answer": …} a line'))
+    if faults:
+        raise FaultsError(str(path), faults)
+    return questions

@@ -1,0 +1,280 @@
+"""Teacher-forced recall against one prompt at a time with all logits, and against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from errata.errors import InputError, NonFiniteError
+from errata.evaluation.recall import (
+    TargetScore,
+    absent,
+    choose_questions,
+    evaluate_facts,
+    score,
+    tokens_read,
+)
+from errata.evaluation.records import Metric, Record
+from errata.facts import Fact, Question
+from errata.models.language_model import LanguageModel
+
+from tests.support.tiny_models import tiny_model
+
+FAMILIES = ["gpt2", "gpt_neox", "llama", "llama_tied", "mistral", "gemma2", "gemma3_text", "opt", "opt_projected"]
+PAIRS = [
+    ("The mother tongue of Danielle Darrieux is", "French"),
+    ("The mother tongue of Danielle Darrieux is", "French, spoken in Paris and Bordeaux"),
+    ("The mother tongue of Danielle Darrieux is", "Dutch"),
+    ("The mother tongue of Danielle Darrieux", "is"),
+    ("Big", "Ben"),
+    ("The mother tongue of Danielle Darrieux is", "French"),
+    ("Leonard Bernstein (🎻, {} and כינור) works for the New York Philharmonic in", "New York"),
+    ("I think that the piano is what she plays, and the violin is what he plays. The capital of Italy is", "Rome"),
+]
+
+
+def naive(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, target: str) -> TargetScore:
+    """One row, no padding, no mask, all logits; the target's tokens are those that the prompt alone has not."""
+    ids = tokenizer(f"{prompt} {target}", return_token_type_ids=False)["input_ids"]
+    start = len(tokenizer(prompt, return_token_type_ids=False)["input_ids"])
+    with torch.no_grad():
+        log_probabilities = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    places = range(start - 1, len(ids) - 1)
+    mean = sum(float(log_probabilities[place, ids[place + 1]]) for place in places) / len(places)
+    likeliest = [int(log_probabilities[place].argmax()) for place in places]
+    return TargetScore(mean, likeliest == ids[start:], tokenizer.decode(likeliest).strip())
+
+
+# Sliding windows are shorter than the padding here. Some families compute in part in float32 whatever their dtype.
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("token_budget", [1, 70, 4096])
+def test_scores_do_not_depend_on_what_else_is_read(family: str, token_budget: int) -> None:
+    model, tokenizer = tiny_model(family, dtype=torch.float64)
+    expected = [naive(model, tokenizer, *pair) for pair in PAIRS]
+    found = score(LanguageModel(model, tokenizer), PAIRS, token_budget=token_budget)
+    assert [entry.log_probability for entry in found] == pytest.approx(
+        [entry.log_probability for entry in expected], rel=1e-6
+    )
+    assert [(entry.correct, entry.said) for entry in found] == [(entry.correct, entry.said) for entry in expected]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_in_float32(family: str) -> None:
+    model, tokenizer = tiny_model(family)
+    expected = [naive(model, tokenizer, *pair).log_probability for pair in PAIRS]
+    found = [entry.log_probability for entry in score(LanguageModel(model, tokenizer), PAIRS)]
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_half_precision_of_a_model_does_not_sum_its_probabilities() -> None:
+    model, tokenizer = tiny_model("llama", dtype=torch.bfloat16)
+    prompt, target = PAIRS[0]
+    ids = tokenizer(f"{prompt} {target}")["input_ids"]
+    start = len(tokenizer(prompt)["input_ids"])
+    with torch.no_grad():
+        exact = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    expected = sum(float(exact[place, ids[place + 1]]) for place in range(start - 1, len(ids) - 1)) / (len(ids) - start)
+    (found,) = score(LanguageModel(model, tokenizer), [(prompt, target)])
+    assert found.log_probability == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_head_runs_on_target_positions_only_and_equal_places_once() -> None:
+    model = unigram_model(UNIGRAMS)
+    sizes: list[int] = []
+    handle = model.head.register_forward_hook(lambda module, args, output: sizes.append(output.shape[1]))
+    told: list[tuple[str, int, int]] = []
+    # Behind "I think" stand "the", twice, "is", and "the is in": one place for the first tokens, two for the others.
+    pairs = [("I think", "the"), ("I think", "is"), ("I think", "the is in"), ("I think", "the")]
+    score(model, pairs, report=lambda *progress: told.append(progress))
+    handle.remove()
+    assert sizes == [3]
+    assert told == [("evaluation", 1, 1)]
+    assert not model.head._forward_pre_hooks, "the hook is gone"
+
+
+def test_refusals() -> None:
+    model, tokenizer = tiny_model("gpt2")
+    lm = LanguageModel(model, tokenizer)
+    with pytest.raises(InputError, match="nothing stands before"):
+        score(lm, [("", "Paris")])
+    with pytest.raises(InputError, match="tokens, but 'model' takes 256"):
+        score(lm, [("Paris " * 300 + "is", "Rome")])
+    assert score(lm, []) == []
+
+
+def test_a_number_that_is_none_is_an_error_that_names_the_fact() -> None:
+    model, tokenizer = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight[3] = math.nan
+    fact = Fact("the-fact", "France", "The capital of {} is", "Rome")
+    with pytest.raises(NonFiniteError, match="the-fact"):
+        evaluate_facts(LanguageModel(model, tokenizer), [fact])
+    assert not model.lm_head._forward_pre_hooks
+
+
+# A model that says the same everywhere: logits by hand -----------------------------------------------------------
+
+
+def unigram_model(logits: dict[str, float]) -> LanguageModel:
+    """A GPT-2 whose next-token logits are the same at every place: as given for the words, 0 for all other tokens."""
+    model, tokenizer = tiny_model("gpt2", dtype=torch.float64)
+    with torch.no_grad():
+        # The final norm gives e_0 whatever comes, so that the logits are column 0 of the (tied) head.
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.zero_()
+        model.transformer.ln_f.bias[0] = 1
+        model.transformer.wte.weight[:, 0] = 0
+        for word, logit in logits.items():
+            (token,) = tokenizer(f" {word}")["input_ids"]
+            model.transformer.wte.weight[token, 0] = logit
+    return LanguageModel(model, tokenizer)
+
+
+UNIGRAMS = {"the": 3.0, "is": 2.0, "in": 1.0}
+FACT = Fact(
+    id="f",
+    subject="Bernstein",
+    prompt="I think {} plays",
+    target="the",
+    truth="is",
+    paraphrases=("What Bernstein plays:", "Bernstein and"),
+    neighbours=(Question("Watanabe plays", "is"), Question("Stieltjes plays", "in")),
+    own=(Question("Bernstein works for", "the"), Question("Bernstein lives", "in")),
+)
+OTHERS = (("u", Question("Rome stands", "in")), ("v", Question("Rome stands near", "the")))
+
+
+def test_scores_of_the_unigram_model() -> None:
+    model = unigram_model(UNIGRAMS)
+    vocabulary = model.model.config.vocab_size
+    normaliser = math.log(math.exp(3) + math.exp(2) + math.exp(1) + vocabulary - 3)
+    found = score(model, [("I think", "the"), ("I think", "is"), ("I think", "the is in")])
+    assert [entry.log_probability for entry in found] == pytest.approx(
+        [3 - normaliser, 2 - normaliser, 2 - normaliser], rel=1e-12
+    )
+    assert [entry.correct for entry in found] == [True, False, False]
+    assert [entry.said for entry in found] == ["the", "the", "the the the"]
+
+
+def values(records: list[Record], metric: Metric) -> list[tuple[str, str, float]]:
+    return [(record.fact, record.prompt, record.value) for record in records if record.metric == metric]
+
+
+def test_every_metric_by_hand() -> None:
+    records = evaluate_facts(unigram_model(UNIGRAMS), [FACT], untouched=OTHERS)
+    paraphrases = ("What Bernstein plays:", "Bernstein and")
+    assert values(records, Metric.EFFICACY_SUCCESS) == [("f", "I think Bernstein plays", 1.0)]
+    assert values(records, Metric.EFFICACY_ACCURACY) == [("f", "I think Bernstein plays", 1.0)]
+    assert values(records, Metric.GENERALISATION_SUCCESS) == [("f", prompt, 1.0) for prompt in paraphrases]
+    assert values(records, Metric.GENERALISATION_ACCURACY) == [("f", prompt, 1.0) for prompt in paraphrases]
+    # "the" (the target) is likelier than "is" and "in" (the neighbours' answers).
+    assert [value for *_, value in values(records, Metric.SPECIFICITY_SUCCESS)] == [0.0, 0.0]
+    assert [value for *_, value in values(records, Metric.SPECIFICITY_ACCURACY)] == [0.0, 0.0]
+    assert [value for *_, value in values(records, Metric.SAME_SUBJECT_ACCURACY)] == [1.0, 0.0]
+    assert values(records, Metric.UNTOUCHED_ACCURACY) == [("u", "Rome stands", 0.0), ("v", "Rome stands near", 1.0)]
+    assert {record.said for record in records} == {"the"}
+    assert len(records) == 2 + 4 + 4 + 2 + 2
+
+
+def test_every_metric_by_hand_where_the_truth_is_likelier() -> None:
+    records = evaluate_facts(unigram_model({"the": 1.0, "is": 2.0, "in": 0.5}), [FACT])
+    for metric in (
+        Metric.EFFICACY_SUCCESS,
+        Metric.EFFICACY_ACCURACY,
+        Metric.GENERALISATION_SUCCESS,
+        Metric.GENERALISATION_ACCURACY,
+    ):
+        assert {value for *_, value in values(records, metric)} == {0.0}
+    # "is" is likelier than the target and likeliest of all; "in" is neither.
+    assert [value for *_, value in values(records, Metric.SPECIFICITY_SUCCESS)] == [1.0, 0.0]
+    assert [value for *_, value in values(records, Metric.SPECIFICITY_ACCURACY)] == [1.0, 0.0]
+    assert values(records, Metric.UNTOUCHED_ACCURACY) == []
+
+
+def test_equally_likely_is_no_success() -> None:
+    records = evaluate_facts(unigram_model({"the": 2.0, "is": 2.0}), [FACT])
+    assert {value for *_, value in values(records, Metric.EFFICACY_SUCCESS)} == {0.0}
+    assert values(records, Metric.SPECIFICITY_SUCCESS)[0][2] == 0.0
+
+
+def test_without_truth_success_is_absent_and_never_zero() -> None:
+    bare = Fact("g", "Rome", "{} stands", "in", paraphrases=("It is Rome that stands",))
+    records = evaluate_facts(unigram_model(UNIGRAMS), [bare])
+    assert [record.metric for record in records] == [Metric.EFFICACY_ACCURACY, Metric.GENERALISATION_ACCURACY]
+    missing = absent([bare])
+    assert set(missing) == {
+        Metric.EFFICACY_SUCCESS,
+        Metric.GENERALISATION_SUCCESS,
+        Metric.SPECIFICITY_SUCCESS,
+        Metric.SPECIFICITY_ACCURACY,
+        Metric.SAME_SUBJECT_ACCURACY,
+        Metric.UNTOUCHED_ACCURACY,
+    }
+    assert "'truth'" in missing[Metric.EFFICACY_SUCCESS]
+    assert "'neighbours'" in missing[Metric.SPECIFICITY_ACCURACY]
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        FACT,
+        Fact("g", "Rome", "{} stands", "in"),
+        Fact("g", "Rome", "{} stands", "in", truth="near"),
+        Fact("g", "Rome", "{} stands", "in", neighbours=(Question("Paris stands", "near"),)),
+    ],
+)
+def test_present_or_absent_with_a_reason_never_both(fact: Fact) -> None:
+    for untouched in ((), OTHERS):
+        present = {record.metric for record in evaluate_facts(unigram_model(UNIGRAMS), [fact], untouched=untouched)}
+        missing = absent([fact], untouched)
+        teacher_forced = set(Metric) - {Metric.SCORE, Metric.PERPLEXITY_RATIO, Metric.SECONDS_PER_EDIT}
+        assert present.isdisjoint(missing)
+        assert present | missing.keys() == teacher_forced
+        assert all(missing.values())
+
+
+def test_no_facts() -> None:
+    assert evaluate_facts(unigram_model(UNIGRAMS), []) == []
+    assert len(absent([])) == 8
+
+
+# Budget ----------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_read_are_the_tokens_that_reach_the_model() -> None:
+    model = unigram_model(UNIGRAMS)
+    sizes: list[int] = []
+    handle = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    evaluate_facts(model, [FACT], untouched=OTHERS, token_budget=1)  # one row at a time: no padding
+    handle.remove()
+    assert tokens_read(model, [FACT], untouched=OTHERS) == sum(sizes)
+    # The two targets of a prompt are one token each: one row serves both, and a prompt that begins another with them.
+    tokens = model.tokenizer
+    prompts = [FACT.text, *FACT.paraphrases, *(question.prompt for question in FACT.neighbours + FACT.own)]
+    prompts.append("Rome stands near")
+    assert sum(sizes) == sum(len(tokens(prompt)["input_ids"]) for prompt in prompts)
+
+
+def test_choosing_questions_is_bounded_seeded_and_in_order() -> None:
+    many = Fact(
+        "m",
+        "Rome",
+        "{} stands",
+        "in",
+        paraphrases=tuple(f"wording {index}" for index in range(10)),
+        neighbours=tuple(Question(f"neighbour {index}", "in") for index in range(10)),
+        own=(Question("Rome lies", "in"),),
+    )
+    (chosen,) = choose_questions([many], 3, random.Random(1))
+    assert (len(chosen.paraphrases), len(chosen.neighbours), chosen.own) == (3, 3, many.own)
+    assert list(chosen.paraphrases) == [text for text in many.paraphrases if text in chosen.paraphrases]
+    assert (chosen.id, chosen.text, chosen.target) == (many.id, many.text, many.target)
+    assert choose_questions([many], 3, random.Random(1)) == [chosen]
+    assert len({choose_questions([many], 3, random.Random(seed))[0].paraphrases for seed in range(8)}) > 1
+    assert choose_questions([many], 10, random.Random(0)) == [many]

@@ -1,0 +1,164 @@
+"""A miniature of the lab's training: it learns its facts, goes on where it stopped, and is the same every time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from errata.lab import training, vocabulary
+from errata.lab.package import lab_world, write_lab
+from errata.lab.texts import epoch_documents
+from errata.lab.tokenizer import SPECIAL_TOKEN, train_tokenizer
+from errata.lab.training import Progress, TrainingSettings, build_model, train
+from errata.lab.world import World
+
+MINIATURE = TrainingSettings(
+    people=6,
+    epochs=60,
+    blocks=3,
+    width=64,
+    mlp_width=192,
+    heads=2,
+    vocabulary_size=1100,
+    context=64,
+    batch=4,
+    learning_rate=4e-3,
+    bfloat16=False,
+)
+SHORT = replace(MINIATURE, epochs=4, width=32, mlp_width=64, blocks=2)
+
+
+def weights_of(model: LlamaForCausalLM) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@torch.no_grad()
+def recalled(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World) -> float:
+    """The share of facts whose object is the likeliest continuation, token by token, over all wordings."""
+    right = total = 0
+    for name in world.people:
+        for relation in world.relations:
+            for wording in range(len(vocabulary.RELATION_WORDINGS[relation])):
+                statement = world.statement(name, relation, wording)
+                prompt = statement.prompt.replace("{}", name)
+                ids = tokenizer(f"{prompt} {statement.object}")["input_ids"]
+                start = len(tokenizer(prompt)["input_ids"])
+                predicted = model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].argmax(-1)
+                right += predicted.tolist() == ids[start:]
+                total += 1
+    return right / total
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World, list[Progress]]:
+    log: list[Progress] = []
+    model, tokenizer, world = train(MINIATURE, tmp_path_factory.mktemp("run"), on_epoch=log.append)
+    return model, tokenizer, world, log
+
+
+def test_a_miniature_learns_its_facts(
+    trained: tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World, list[Progress]],
+) -> None:
+    model, tokenizer, world, log = trained
+    assert [progress.epoch for progress in log] == list(range(1, 61))
+    assert log[-1].loss < 0.25 * log[0].loss
+    assert all(progress.tokens > 0 and progress.seconds > 0 for progress in log)
+    untrained = build_model(MINIATURE, tokenizer)
+    assert recalled(untrained, tokenizer, world) < 0.05
+    assert recalled(model, tokenizer, world) > 0.8
+    assert not model.training
+
+
+def test_what_is_written_is_a_plain_transformers_directory(
+    trained: tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World, list[Progress]], tmp_path: Path
+) -> None:
+    model, tokenizer, world, _ = trained
+    write_lab(tmp_path / "lab", model, tokenizer, world)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "lab")
+    assert loaded.dtype is torch.float16
+    expected = {name: value.half() for name, value in model.state_dict().items()}
+    assert equal(weights_of(loaded), expected)
+    text = "Ada Lovelace was born in Łódź – ☃."
+    assert AutoTokenizer.from_pretrained(tmp_path / "lab")(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert lab_world(tmp_path / "lab") == world
+    # The model that was trained is left as it was.
+    assert model.dtype is torch.float32
+
+
+class Stopped(Exception):
+    """The machine went off."""
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 2])
+def test_a_run_that_stopped_goes_on_to_the_same_weights(tmp_path: Path, checkpoint_every: int) -> None:
+    whole, _, _ = train(SHORT, tmp_path / "whole", checkpoint_every=checkpoint_every)
+    assert not any(path.suffix == ".partial" for path in (tmp_path / "whole").iterdir())
+
+    epochs: list[int] = []
+
+    def stop_in_the_third(progress: Progress) -> None:
+        epochs.append(progress.epoch)
+        if progress.epoch == 3 and len(epochs) == 3:
+            raise Stopped
+
+    directory = tmp_path / "stopped"
+    with pytest.raises(Stopped):
+        train(SHORT, directory, on_epoch=stop_in_the_third, checkpoint_every=checkpoint_every)
+    resumed, _, _ = train(SHORT, directory, on_epoch=stop_in_the_third, checkpoint_every=checkpoint_every)
+    assert epochs == [1, 2, 3, 3, 4]
+    assert equal(weights_of(resumed), weights_of(whole))
+
+    again, _, _ = train(SHORT, directory, on_epoch=stop_in_the_third)
+    assert epochs == [1, 2, 3, 3, 4]  # nothing was left to do
+    assert equal(weights_of(again), weights_of(whole))
+
+
+@pytest.mark.parametrize("change", [{"epochs": 5}, {"seed": 1}, {"learning_rate": 1e-4}, {"width": 64}])
+def test_a_checkpoint_of_other_settings_is_refused_and_kept(tmp_path: Path, change: dict[str, int]) -> None:
+    settings = replace(SHORT, epochs=1)
+    train(settings, tmp_path)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="made with other settings"):
+        train(replace(settings, **change), tmp_path)  # type: ignore[arg-type]
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_initial_weights_come_from_the_seed_and_leave_the_global_generator_alone() -> None:
+    tokenizer = train_tokenizer(["Rome is a city."], vocabulary_size=300)
+    state = torch.random.get_rng_state()
+    first, same = (weights_of(build_model(SHORT, tokenizer)) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert equal(first, same)
+    assert not equal(first, weights_of(build_model(replace(SHORT, seed=1), tokenizer)))
+
+
+def test_the_tokenizer_takes_any_text_and_puts_one_special_token_before_it() -> None:
+    world = World.generate(5)
+    tokenizer = train_tokenizer(epoch_documents(world, seed=0, epoch=0), vocabulary_size=500)
+    assert len(tokenizer) == 500
+    for text in ("", "Ada Baker was born in Rome.", "日本語 🦜\n\tünknown {}"):
+        ids = tokenizer(text)["input_ids"]
+        assert ids[0] == tokenizer.bos_token_id
+        assert tokenizer.bos_token_id not in ids[1:]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert tokenizer.all_special_tokens == [SPECIAL_TOKEN]
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    rates = [training._learning_rate(MINIATURE, step / 1000) for step in range(1001)]
+    peak = rates.index(max(rates))
+    assert peak == pytest.approx(1000 * MINIATURE.warmup, abs=1)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert 0 < rates[0] < rates[-1] < 0.05 * max(rates)

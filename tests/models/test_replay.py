@@ -1,0 +1,373 @@
+"""Replaying the later blocks gives the loss and the gradient of whole forward passes, in every family.
+
+Compared with ``tests.reference.target``: one fact at a time, whole sequences, all logits, a hook that adds delta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from errata.facts import Fact
+from errata.models.language_model import LanguageModel, Site
+from errata.models.replay import Replay, ReplayRow
+from errata.recipe import TargetSettings
+from errata.targets.residual import TargetLoss
+
+from tests.reference.attention import compute_attention_exactly
+from tests.reference.target import ReferenceLoss, texts_of
+from tests.support.tiny_models import BLOCKS, FAMILIES, WIDTH, WINDOW, tiny_model
+
+LAYERS = (0, 2, BLOCKS - 1)
+# Terms large enough that a mistake in any of them shows.
+SETTINGS = TargetSettings(learning_rate=0.5, steps=5, kl_factor=0.5, weight_decay=2.0, clamp=2.0, stop_loss=0.0)
+PREFIXES = ("The rain", "Therefore the river runs through the city, because", "I")
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+FACTS = (
+    Fact(
+        "at token 0, one token, then more than a window", "The", "{} think that the piano is what she plays in", "Rome"
+    ),
+    Fact("at token 0, several tokens", "Danielle Darrieux", "{} speaks", "Dutch and English"),
+    Fact(
+        "behind more than a window", "Big Ben", "The capital of France is Paris, the capital of Italy is {}:", "London"
+    ),
+    Fact("last in the prompt", "Thomas Stieltjes", "The mother tongue of {}", "is French"),
+    Fact("twice in the prompt", "Toyota", "Toyota, I mean {}, of course; Toyota is in", "Nagoya"),
+)
+
+
+def loaded(family: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    return LanguageModel(*tiny_model(family, dtype=dtype), name=family)
+
+
+def site_of(model: LanguageModel) -> Site:
+    return Site.MLP if model.architecture.norm_after_mlp else Site.BLOCK
+
+
+def random_deltas(facts: int, dtype: torch.dtype, seed: int = 5) -> Tensor:
+    return torch.randn(facts, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def with_gradient(loss_of: Callable[[Tensor], Tensor], delta: Tensor) -> tuple[Tensor, Tensor]:
+    delta = delta.clone().requires_grad_(True)
+    loss = loss_of(delta)
+    (gradient,) = torch.autograd.grad(loss.sum(), delta)
+    return loss.detach(), gradient
+
+
+Values = tuple[Tensor, Tensor, Tensor, Tensor]  # loss and gradient at 0, loss and gradient at a random delta
+
+
+def reference_values(
+    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, site: Site
+) -> Values:
+    """One fact at a time, stacked: (facts,), (facts, d), (facts,), (facts, d)."""
+    columns: list[list[Tensor]] = []
+    deltas = random_deltas(len(facts), torch.promote_types(model.dtype, torch.float32))
+    for fact, delta in zip(facts, deltas, strict=True):
+        loss_of = ReferenceLoss(model, fact, prefixes, layer, site, SETTINGS)
+        columns.append([*with_gradient(loss_of, torch.zeros_like(delta)), *with_gradient(loss_of, delta)])
+    loss_0, gradient_0, loss, gradient = (torch.stack(list(values)) for values in zip(*columns, strict=True))
+    return loss_0, gradient_0, loss, gradient
+
+
+def replayed_values(
+    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, site: Site
+) -> Values:
+    """All facts at once; evaluated twice at the random delta, for an evaluation must leave the next one alone."""
+    loss_of = TargetLoss(model, facts, prefixes, layer, site, SETTINGS)
+    deltas = random_deltas(len(facts), loss_of.dtype)
+    at_zero = with_gradient(loss_of, torch.zeros_like(deltas))
+    with_gradient(loss_of, -deltas)
+    return (*at_zero, *with_gradient(loss_of, deltas))
+
+
+def assert_near(ours: Values, expected: Values, tolerance: float) -> None:
+    """Fact by fact, relative to the fact's own loss or gradient.
+
+    A target beyond the reach of the windows above has no gradient but rounding: the largest one in the batch, a
+    thousand times smaller, stands in for it then.
+    """
+    for name, mine, other in zip(("loss at 0", "gradient at 0", "loss", "gradient"), ours, expected, strict=True):
+        assert bool(torch.isfinite(other).all()), f"the reference's {name} is not finite"
+        scale = other.view(len(other), -1).norm(dim=1)
+        error = (mine - other).view(len(other), -1).norm(dim=1) / scale.clamp_min(1e-3 * float(scale.max()))
+        assert error.nan_to_num(torch.inf).max().item() <= tolerance, f"{name}: relative errors {error.tolist()}"
+
+
+def check(model: LanguageModel, layer: int, prefixes: Sequence[str], facts: Sequence[Fact] = FACTS) -> None:
+    arguments = (model, facts, prefixes, layer, site_of(model))
+    assert_near(replayed_values(*arguments), reference_values(*arguments), TOLERANCE[model.dtype])
+
+
+@pytest.fixture
+def exact_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute_attention_exactly(monkeypatch)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_facts_cover_the_cases(family: str) -> None:
+    """Subjects at token 0, prompts longer than the window on both sides of the subject, all kinds of lengths."""
+    model = loaded(family)
+    texts = [text for fact in FACTS for text in texts_of(model.tokenizer, fact, PREFIXES)]
+    first = 0 if model.tokenizer("x")["input_ids"][0] != model.tokenizer.bos_token_id else 1
+    assert min(text.subject for text in texts) == first
+    assert any(text.subject > 2 * WINDOW for text in texts)
+    assert any(len(text.read) - text.subject > 2 * WINDOW for text in texts)
+    assert any(text.subject == text.target_start - 1 for text in texts)
+    assert len({text.subject for text in texts}) > 5
+    assert len({len(text.ids) - text.target_start for text in texts}) > 2
+
+
+@pytest.mark.parametrize("prefixes", [(), PREFIXES], ids=["bare", "prefixes"])
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradient_in_float32(family: str, layer: int, prefixes: Sequence[str]) -> None:
+    check(loaded(family), layer, prefixes)
+
+
+@pytest.mark.parametrize("prefixes", [(), PREFIXES], ids=["bare", "prefixes"])
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("exact_attention")
+def test_loss_and_gradient_in_float64(family: str, layer: int, prefixes: Sequence[str]) -> None:
+    check(loaded(family, torch.float64), layer, prefixes)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "opt"])
+@pytest.mark.usefixtures("exact_attention")
+def test_injection_at_the_mlp_output_without_a_norm_behind_it(family: str) -> None:
+    model = loaded(family, torch.float64)
+    arguments = (model, FACTS, PREFIXES, 2, Site.MLP)
+    assert_near(replayed_values(*arguments), reference_values(*arguments), 1e-9)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "qwen2", "gemma3_text", "phi3", "opt"])
+def test_scaled_dot_product_attention(family: str) -> None:
+    """The attention that models are loaded with by default; the tiny ones are eager."""
+    model = loaded(family)
+    model.model.set_attn_implementation("sdpa")
+    check(model, 2, PREFIXES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_facts_none_of_which_has_anything_before_the_subject(family: str) -> None:
+    facts = (FACTS[0], Fact("also", "The", "{} know that the violin is in", "Rome"))
+    check(loaded(family), 2, (), facts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_near_float32(family: str) -> None:
+    """The same weights but for rounding: losses agree to a few per cent."""
+    narrow, wide = loaded(family, torch.bfloat16), loaded(family)
+    for parameter, rounded in zip(wide.model.parameters(), narrow.model.parameters(), strict=True):
+        parameter.data = rounded.data.float()
+    ours = replayed_values(narrow, FACTS, PREFIXES, 2, site_of(narrow))
+    expected = replayed_values(wide, FACTS, PREFIXES, 2, site_of(wide))
+    assert all(value.dtype == torch.float32 for value in ours)
+    torch.testing.assert_close(ours[0], expected[0], rtol=0.02, atol=0)
+    assert_near(ours, expected, 0.2)
+
+
+# Facts that leave --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefixes", [(), PREFIXES], ids=["bare", "prefixes"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("exact_attention")
+def test_facts_that_leave_change_nothing_for_the_others(family: str, prefixes: Sequence[str]) -> None:
+    model = loaded(family, torch.float64)
+    loss_of = TargetLoss(model, FACTS, prefixes, 2, site_of(model), SETTINGS)
+    delta = random_deltas(len(FACTS), torch.float64)
+    loss_of(torch.zeros_like(delta))
+    left = torch.arange(len(FACTS))
+    loss, gradient = with_gradient(loss_of, delta)
+    for leaving in (0, 1, 1):  # the fact with the longest suffix first, then from the middle
+        kept = torch.tensor([index for index in range(len(left)) if index != leaving])
+        loss_of.select(kept)
+        left = left[kept]
+        mine, my_gradient = with_gradient(loss_of, delta[left])
+        torch.testing.assert_close(mine, loss[left], rtol=1e-9, atol=0)
+        torch.testing.assert_close(my_gradient, gradient[left], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(loss_of.largest_norm, SETTINGS.clamp * loss_of.origin.norm(dim=1))
+
+
+def test_select_leaves_the_replay_it_came_from_alone() -> None:
+    model = loaded("mistral")
+    replay, delta = replay_of(model), random_deltas(len(FACTS), torch.float32)
+    before = replay.logits(delta)
+    chosen = replay.select(torch.tensor([1, 3]))
+    assert len(chosen) == 2
+    part = chosen.logits(delta[[1, 3]])
+    assert torch.equal(replay.logits(delta), before)
+    wanted = (replay.wanted_row == 1) | (replay.wanted_row == 3)
+    torch.testing.assert_close(part, before[wanted])
+
+
+# The model is left as it was ---------------------------------------------------------------------------------------
+
+
+def replay_of(model: LanguageModel, layer: int = 2) -> Replay:
+    rows = []
+    for fact in FACTS:
+        text = texts_of(model.tokenizer, fact, ())[0]
+        rows.append(ReplayRow(tuple(text.read), text.subject, tuple(range(text.target_start - 1, len(text.read)))))
+    return Replay(model, rows, layer, site_of(model))
+
+
+def overrides(model: LanguageModel) -> dict[str, Any]:
+    """Everything that was put on a module instance in place of its class's, and every hook."""
+    return {
+        f"{name}.{key}": value if key == "forward" else dict(value)
+        for name, module in model.model.named_modules()
+        for key, value in vars(module).items()
+        if key == "forward" or (key.endswith("_hooks") and value)
+    }
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "gemma2"])
+def test_the_model_is_as_it_was(family: str) -> None:
+    model = loaded(family)
+    fingerprint, before = model.fingerprint(), overrides(model)
+    replay_of(model).logits(random_deltas(len(FACTS), torch.float32))
+    assert model.fingerprint() == fingerprint
+    assert overrides(model) == before
+    assert not any(parameter.requires_grad for parameter in model.model.parameters())
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("place", ["a later block", "the head"])
+def test_the_model_is_as_it_was_after_an_exception(place: str, raised: type[BaseException]) -> None:
+    model = loaded("llama")
+    replay, delta = replay_of(model), random_deltas(len(FACTS), torch.float32)
+    expected, before = replay.logits(delta), overrides(model)
+    module = model.blocks[3] if place == "a later block" else model.head
+
+    def fail(*_: object) -> None:
+        raise raised("on purpose")
+
+    with module.register_forward_pre_hook(fail), pytest.raises(raised, match="on purpose"):
+        replay.logits(delta)
+    assert overrides(model) == before
+    assert torch.equal(replay.logits(delta), expected)
+
+
+@contextmanager
+def forward_overridden(model: LanguageModel) -> Iterator[list[int]]:
+    """Instance attributes ``forward`` on all blocks, as accelerate puts its hooks; yields which of them ran."""
+    ran: list[int] = []
+    own = [block.forward for block in model.blocks]
+
+    def override(index: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            ran.append(index)
+            return own[index](*args, **kwargs)
+
+        return forward
+
+    for index, block in enumerate(model.blocks):
+        block.forward = override(index)
+    yield ran
+    for block in model.blocks:
+        del block.forward
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
+def test_forward_overrides_of_instances_survive(family: str) -> None:
+    model = loaded(family)
+    delta = random_deltas(len(FACTS), torch.float32)
+    expected = replay_of(model).logits(delta)
+    with forward_overridden(model) as ran:
+        before = overrides(model)
+        replay = replay_of(model)
+        ran.clear()
+        assert torch.equal(replay.logits(delta), expected)
+        assert overrides(model) == before
+        assert ran == [3, 4], "the later blocks run as overridden, the lower ones not at all"
+
+
+def test_rows_whose_wanted_logits_lie_before_the_injection_are_refused() -> None:
+    with pytest.raises(ValueError, match="before the injection"):
+        Replay(loaded("gpt2"), [ReplayRow((9, 10, 11), 2, (1,))], 2, Site.BLOCK)
+
+
+# The checks above fail when positions, mask or cache are broken ---------------------------------------------------
+
+Inputs = dict[str, Any]
+_inputs, _fresh_cache, _run_prefixes = Replay._inputs, Replay._fresh_cache, Replay._run_prefixes
+
+
+def positions_without_the_prefix(self: Replay) -> Inputs:
+    return {**_inputs(self), "position_ids": self._position_ids - self._prefix_lengths[:, None]}
+
+
+def positions_counted_over_padding(self: Replay) -> Inputs:
+    start = self._prefix_mask.shape[1]
+    positions = torch.arange(start, start + self._suffix_ids.shape[1]).expand_as(self._suffix_ids)
+    return {**_inputs(self), "position_ids": positions}
+
+
+def mask_of_ones(self: Replay) -> Inputs:
+    inputs = _inputs(self)
+    return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
+
+
+def no_cache(self: Replay) -> Inputs:
+    return {**_inputs(self), "attention_mask": self._suffix_mask, "past_key_values": None}
+
+
+def shared_cache(self: Replay) -> DynamicCache:
+    assert self._cache is not None
+    return self._cache
+
+
+def shared_cache_layers(self: Replay) -> DynamicCache:
+    """What ``copy.copy(cache)`` gives."""
+    fresh = _fresh_cache(self)
+    fresh.layers = list(shared_cache(self).layers)
+    return fresh
+
+
+def right_padded_prefixes(self: Replay, prefixes: Sequence[Sequence[int]]) -> None:
+    from errata.models import replay
+
+    with pytest.MonkeyPatch.context() as patch:
+        pad = replay.pad
+        patch.setattr(replay, "pad", lambda rows, *, left, device: pad(rows, left=False, device=device))
+        _run_prefixes(self, prefixes)
+
+
+MUTATIONS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "positions without the prefix": ("_inputs", positions_without_the_prefix),
+    "positions counted over padding": ("_inputs", positions_counted_over_padding),
+    "a mask of ones": ("_inputs", mask_of_ones),
+    "no cache": ("_inputs", no_cache),
+    "one cache for all evaluations": ("_fresh_cache", shared_cache),
+    "copied cache with the same layers": ("_fresh_cache", shared_cache_layers),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "mistral", "gemma2", "opt"])
+def test_the_check_fails_when_replay_is_broken(family: str, mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken replay gives wrong numbers or, where shapes no longer fit, an error from inside the model."""
+    model = loaded(family)
+    check(model, 2, PREFIXES)
+    name, broken = MUTATIONS[mutation]
+    monkeypatch.setattr(Replay, name, broken)
+    with pytest.raises((AssertionError, RuntimeError, IndexError)):
+        check(model, 2, PREFIXES)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "phi3"])
+def test_sliding_windows_need_left_padded_prefixes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded(family)
+    monkeypatch.setattr(Replay, "_run_prefixes", right_padded_prefixes)
+    with pytest.raises(AssertionError, match="relative errors"):
+        check(model, 2, PREFIXES)

@@ -1,0 +1,171 @@
+"""W = round(W₀ + Σ left · right): exact sums, exact undoing, and transactions on any layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from errata.models.weights import EditedWeights, Term
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class Holder:
+    """Two layers' weights, (3, 4); everything that ``EditedWeights`` needs of a model."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        generator = torch.Generator().manual_seed(0)
+        self.layers = {layer: torch.randn(3, 4, generator=generator).to(dtype) for layer in (0, 1)}
+
+    def weight(self, layer: int) -> Tensor:
+        return self.layers[layer]
+
+    def set_weight(self, layer: int, value: Tensor) -> None:
+        self.layers[layer].copy_(value)
+
+
+def term(seed: int, *, layer: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Term:
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.randn(3, 2, generator=generator) * scale
+    return Term(layer, left.to(dtype), torch.randn(2, 4, generator=generator).to(dtype))
+
+
+def bits(holder: Holder) -> dict[int, bytes]:
+    return {layer: value.view(torch.uint8).numpy().tobytes() for layer, value in holder.layers.items()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adding_and_removing_is_exact(dtype: torch.dtype) -> None:
+    holder = Holder(dtype)
+    edits = EditedWeights(holder)
+    before = bits(holder)
+    terms = [term(seed, layer=seed % 2) for seed in range(6)]
+    edits.add(terms[:4])
+    edits.add(terms[4:])
+    assert edits.terms == terms
+    assert all(bits(holder)[layer] != before[layer] for layer in (0, 1))
+    edits.remove(terms)
+    assert bits(holder) == before
+    assert edits.terms == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_are_the_rounded_sum(dtype: torch.dtype) -> None:
+    holder = Holder(dtype)
+    base = holder.weight(0).clone()
+    edits = EditedWeights(holder)
+    terms = [term(seed) for seed in range(5)]
+    edits.add(terms)
+    exact = base.double() + sum(one.left.double() @ one.right.double() for one in terms)
+    unit = torch.finfo(dtype).eps if dtype in HALVES else 1e-6 if dtype is torch.float32 else 1e-14
+    assert torch.allclose(holder.weight(0).double(), exact, rtol=unit, atol=unit)
+    assert edits.sum_dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_many_small_changes_add_up_that_vanish_one_by_one(dtype: torch.dtype) -> None:
+    holder = Holder(dtype)
+    holder.layers[0].fill_(1.0)
+    small = torch.finfo(dtype).eps / 8  # 1 + small rounds to 1 again; all numbers here are powers of two, sums exact
+    edits = EditedWeights(holder)
+    one = torch.ones(3, 1)
+    for _ in range(16):
+        edits.add([Term(0, one, torch.full((1, 4), small))])
+    assert torch.equal(holder.weight(0), torch.full((3, 4), 1 + 16 * small, dtype=dtype))
+    assert float(torch.ones((), dtype=dtype) + torch.tensor(small, dtype=dtype)) == 1.0
+
+
+@given(order=st.permutations(range(4)), dtype=st.sampled_from(DTYPES))
+def test_what_remains_is_as_if_the_removed_had_never_been(order: list[int], dtype: torch.dtype) -> None:
+    terms = [term(seed, layer=seed % 2) for seed in range(4)]
+    holder = Holder(dtype)
+    edits = EditedWeights(holder)
+    edits.add(terms)
+    for count in range(1, 5):
+        edits.remove([terms[order[count - 1]]])
+        remaining = [one for one in terms if id(one) not in {id(terms[index]) for index in order[:count]}]
+        fresh = Holder(dtype)
+        EditedWeights(fresh).add(remaining)
+        assert bits(holder) == bits(fresh)
+
+
+def test_what_is_not_in_cannot_be_removed_and_nothing_happens() -> None:
+    holder = Holder(torch.float32)
+    edits = EditedWeights(holder)
+    inside, outside = term(1), term(1)  # equal numbers, another change
+    edits.add([inside])
+    before = bits(holder)
+    with pytest.raises(ValueError, match="not in the model"):
+        edits.remove([inside, outside])
+    assert bits(holder) == before
+    assert edits.terms == [inside]
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def edited(request: pytest.FixtureRequest) -> Iterator[tuple[Holder, EditedWeights]]:
+    """One change in layer 0, none in layer 1."""
+    holder = Holder(request.param)
+    edits = EditedWeights(holder)
+    edits.add([term(1)])
+    yield holder, edits
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), KeyboardInterrupt(), SystemExit(), GeneratorExit()], ids=repr)
+def test_a_transaction_goes_back_whatever_ends_it(
+    edited: tuple[Holder, EditedWeights], error: BaseException
+) -> None:
+    holder, edits = edited
+    before, terms = bits(holder), list(edits.terms)
+    with pytest.raises(type(error)), edits.transaction():
+        edits.add([term(2), term(3, layer=1)])
+        assert bits(holder) != before
+        raise error
+    assert bits(holder) == before
+    assert edits.terms == terms
+    later = [term(4), term(5, layer=1)]
+    edits.add(later)
+    fresh = Holder(holder.dtype)
+    EditedWeights(fresh).add([*terms, *later])
+    assert bits(holder) == bits(fresh)
+
+
+def test_an_inner_transaction_may_fail_alone(edited: tuple[Holder, EditedWeights]) -> None:
+    holder, edits = edited
+    with edits.transaction():
+        edits.add([term(2)])
+        kept = bits(holder)
+        with pytest.raises(RuntimeError), edits.transaction():
+            edits.add([term(3), term(4, layer=1)])
+            raise RuntimeError
+        assert bits(holder) == kept
+    assert bits(holder) == kept
+    assert len(edits.terms) == 2
+
+
+def test_an_outer_transaction_takes_the_inner_one_along(edited: tuple[Holder, EditedWeights]) -> None:
+    holder, edits = edited
+    before = bits(holder)
+    with pytest.raises(RuntimeError), edits.transaction():
+        with edits.transaction():
+            edits.add([term(2), term(3, layer=1)])
+        raise RuntimeError
+    assert bits(holder) == before
+    assert len(edits.terms) == 1
+
+
+def test_removing_inside_a_failed_transaction_is_taken_back(edited: tuple[Holder, EditedWeights]) -> None:
+    holder, edits = edited
+    before, terms = bits(holder), list(edits.terms)
+    with pytest.raises(RuntimeError), edits.transaction():
+        edits.add([term(2)])
+        edits.remove(terms)
+        raise RuntimeError
+    assert bits(holder) == before
+    assert edits.terms == terms

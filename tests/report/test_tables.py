@@ -1,0 +1,155 @@
+"""Tables of long-form rows: what stands where, and that nothing is lost in consoles of usual widths."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from errata.errors import InputError
+from errata.evaluation.records import Metric, Row, When
+from errata.report.tables import before_after_markdown, before_after_table, comparison_table, markdown_table
+
+METHODS = ["memit", "memit+blue", "alphaedit", "alphaedit+blue"]
+
+
+def row(method: str, metric: str, when: When, mean: float, n: int = 100, spread: float = 0.03) -> Row:
+    return Row(method=method, metric=metric, when=when, mean=mean, low=max(0.0, mean - spread), high=mean + spread, n=n)
+
+
+def full_rows() -> list[Row]:
+    rows = []
+    for index, method in enumerate(METHODS):
+        for metric in Metric:
+            if metric in (Metric.PERPLEXITY_RATIO, Metric.SECONDS_PER_EDIT):
+                rows.append(row(method, metric, "after", 1.0 + index / 100))
+            else:
+                rows.append(row(method, metric, "before", 0.01))
+                rows.append(row(method, metric, "right_after", 0.96))
+                rows.append(row(method, metric, "after", 0.9 + index / 100))
+    return rows
+
+
+def rendered(table: Table, width: int) -> list[str]:
+    file = io.StringIO()
+    Console(file=file, width=width, color_system=None).print(table)
+    return file.getvalue().splitlines()
+
+
+def test_a_wide_table_has_one_line_a_method_and_moment() -> None:
+    lines = rendered(comparison_table(full_rows(), width=120), 120)
+    body = [line for line in lines if line.startswith(("before", "memit", "alphaedit", "  right after"))]
+    assert [line[:14].strip() for line in body] == [
+        "before editing",
+        *(name for method in METHODS for name in (method, "right after")),
+    ]
+    assert body[0].split("  ")[-1].strip() == "–", "what was not measured is no number"
+    assert body[1].split()[:3] == ["memit", "90.0", "[87,93]"]
+    assert body[-2].split()[-4:] == ["[90,96]", "1.03", "[1.00,1.06]", "1.03"]
+    head = " ".join(lines[:2])
+    for name in ("eff.", "gen.", "spec.", "same subj.", "untouched", "ppl ratio", "s/edit", "n=100"):
+        assert name in head
+    assert "95 %" in lines[-1]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_nothing_is_lost_or_broken_at_usual_widths(width: int) -> None:
+    lines = rendered(comparison_table(full_rows(), width=width), width)
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= width
+    assert "…" not in text
+    words = text.split()
+    assert words.count("[93,99]") == 5 * len(METHODS), "right after: five percentages a method"
+    assert "[0.98,1.04]" in words
+    assert words.count("1.03") == 2, "alphaedit+blue's ratio and seconds"
+
+
+def test_successes_have_their_own_table_with_the_score() -> None:
+    rows = [entry for entry in full_rows() if entry["method"] == "memit"]
+    for entry in rows:
+        if entry["metric"] == Metric.SCORE and entry["when"] == "after":
+            entry["mean"] = 0.123
+    table = markdown_table(rows, measure="success", right_after=False).splitlines()
+    assert table[0] == "| method | eff. (n=100) | gen. (n=100) | spec. (n=100) | score (n=100) |"
+    assert len(table[2:-2]) == 2
+    assert table[3].startswith("| memit | 90.0 [87,93] |")
+    assert "12.3" in table[3]
+
+
+def test_the_unedited_model_is_told_once_or_for_each_method() -> None:
+    same = [row(method, Metric.EFFICACY_ACCURACY, "before", 0.1) for method in METHODS[:2]]
+    after = [row(method, Metric.EFFICACY_ACCURACY, "after", 0.9) for method in METHODS[:2]]
+    once = markdown_table([*same, *after]).splitlines()[2:-2]
+    assert [line.split("|")[1].strip() for line in once] == ["before editing", "memit", "memit+blue"]
+    other = [same[0], row("memit+blue", Metric.EFFICACY_ACCURACY, "before", 0.2)]
+    each = markdown_table([*other, *after]).splitlines()[2:-2]
+    assert [line.split("|")[1].strip().replace("&nbsp;", "") for line in each] == [
+        "memit",
+        "before editing",
+        "memit+blue",
+        "before editing",
+    ]
+    assert "20.0" in each[3]
+
+
+def test_markdown_by_hand() -> None:
+    rows = [
+        row("memit", Metric.EFFICACY_ACCURACY, "before", 0.0, n=4, spread=0.0),
+        row("memit", Metric.EFFICACY_ACCURACY, "after", 1.0, n=4, spread=0.0),
+        row("memit", Metric.UNTOUCHED_ACCURACY, "after", 0.875, n=8, spread=0.125),
+        {**row("memit", Metric.PERPLEXITY_RATIO, "after", 1.005, n=9), "low": None, "high": None},
+        row("memit", Metric.SECONDS_PER_EDIT, "after", 12.3, n=4),
+    ]
+    assert markdown_table(rows).splitlines()[:4] == [
+        "| method | eff. (n=4) | untouched (n=8) | ppl ratio (n=9) | s/edit (n=4) |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| before editing | 0.0 [0,0] | – | – | – |",
+        "| memit | 100 [100,100] | 87.5 [75,100] | 1.00 | 12 |",
+    ]
+
+
+def test_n_is_a_range_where_it_differs() -> None:
+    rows = [
+        row("memit", Metric.EFFICACY_ACCURACY, "after", 0.5, n=90),
+        row("alphaedit", Metric.EFFICACY_ACCURACY, "after", 0.5, n=100),
+    ]
+    assert "eff. (n=90–100)" in markdown_table(rows)
+
+
+def test_a_method_s_name_is_neither_markup_nor_a_column() -> None:
+    rows = [row("[bold]a|b", Metric.EFFICACY_ACCURACY, "after", 0.5)]
+    assert "[bold]a|b" in "\n".join(rendered(comparison_table(rows), 100))
+    assert "| [bold]a&#124;b | 50.0 [47,53] |" in markdown_table(rows)
+
+
+def test_before_and_after_of_one_method() -> None:
+    rows = [entry for entry in full_rows() if entry["method"] == "memit"]
+    lines = before_after_markdown(rows).splitlines()
+    assert lines[0] == "| memit | before | right after | after | n |"
+    assert lines[2] == "| efficacy success | 1.0 [0,4] | 96.0 [93,99] | 90.0 [87,93] | 100 |"
+    assert [line.split("|")[1].strip() for line in lines[2:-2]] == [metric.replace("_", " ") for metric in Metric]
+    shown = rendered(before_after_table(rows, width=80), 80)
+    assert max(map(len, shown)) <= 80
+    assert any(line.split() == ["score", "1.0", "[0,4]", "96.0", "[93,99]", "90.0", "[87,93]", "100"] for line in shown)
+
+
+def test_a_moment_that_was_not_measured_has_no_column() -> None:
+    rows = [row("edited", Metric.EFFICACY_ACCURACY, "after", 0.5)]
+    assert before_after_markdown(rows).splitlines()[0] == "| edited | after | n |"
+
+
+def test_a_metric_of_another_name_is_shown_behind_the_known_ones() -> None:
+    rows = [row("m", "portability", "after", 0.5), row("m", Metric.UNTOUCHED_ACCURACY, "after", 0.5)]
+    assert [line.split("|")[1].strip() for line in before_after_markdown(rows).splitlines()[2:-2]] == [
+        "untouched accuracy",
+        "portability",
+    ]
+
+
+def test_refusals() -> None:
+    with pytest.raises(InputError, match="of 4"):
+        before_after_table(full_rows())
+    with pytest.raises(InputError, match="no result"):
+        comparison_table([])

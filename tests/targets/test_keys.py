@@ -1,0 +1,115 @@
+"""Keys and states equal those of one whole forward pass for each fact and context."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import normalizers
+
+from errata.errors import InputError
+from errata.facts import Fact
+from errata.models.language_model import LanguageModel, Site
+from errata.targets.contexts import in_context, subject_rows
+from errata.targets.keys import current_states, mean_keys
+
+from tests.reference.attention import compute_attention_exactly
+from tests.reference.keys import key, state
+from tests.support.tiny_models import BLOCKS, FAMILIES, MLP_WIDTH, WIDTH, tiny_model
+
+PREFIXES = ("The rain", "Therefore the river runs through the city, because", "I")
+FACTS = (
+    Fact("at token 0", "The", "{} think that the piano is what she plays in", "Rome"),
+    Fact("several tokens", "Danielle Darrieux", "{} speaks", "Dutch"),
+    Fact("far behind", "Big Ben", "The capital of France is Paris, the capital of Italy is {}:", "London"),
+    Fact("last", "Thomas Stieltjes", "The mother tongue of {}", "is French"),
+    Fact("with braces", "a {set}", "Not {set}, but {} or {not}", "it"),
+)
+
+
+def loaded(family: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
+    return LanguageModel(*tiny_model(family, dtype=dtype), name=family)
+
+
+@pytest.fixture(autouse=True)
+def _exact_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute_attention_exactly(monkeypatch)
+
+
+@pytest.mark.parametrize("prefixes", [(), PREFIXES], ids=["bare", "prefixes"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_equal_those_of_whole_forward_passes(family: str, prefixes: tuple[str, ...]) -> None:
+    model = loaded(family)
+    for layer in (0, BLOCKS - 1):
+        expected = torch.stack([key(model, fact, prefixes, layer) for fact in FACTS], dim=1)
+        ours = mean_keys(model, FACTS, prefixes, layer)
+        assert ours.dtype == torch.float64
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("site", [Site.BLOCK, Site.MLP])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_equal_those_of_whole_forward_passes(family: str, site: Site) -> None:
+    model = loaded(family)
+    for layer in (0, BLOCKS - 1):
+        expected = torch.stack([state(model, fact, layer, site) for fact in FACTS], dim=1)
+        torch.testing.assert_close(current_states(model, FACTS, layer, site), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral"])
+def test_float32_keys_are_averaged_in_float64(family: str) -> None:
+    model = loaded(family, torch.float32)
+    ours = mean_keys(model, FACTS, PREFIXES, 2)
+    assert ours.dtype == torch.float64
+    assert ours.shape == (MLP_WIDTH, len(FACTS))
+    assert current_states(model, FACTS, 2, Site.BLOCK).shape == (WIDTH, len(FACTS))
+    expected = torch.stack([key(model, fact, PREFIXES, 2) for fact in FACTS], dim=1)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_half_the_weight_is_the_bare_prompts_and_half_the_prefixes() -> None:
+    model = loaded("llama")
+    bare = mean_keys(model, FACTS, (), 2)
+    # One prefix said three times counts as once: the mean over prefixes is a mean.
+    once, thrice = mean_keys(model, FACTS, PREFIXES[1:2], 2), mean_keys(model, FACTS, PREFIXES[1:2] * 3, 2)
+    torch.testing.assert_close(once, thrice)
+    assert not torch.allclose(once, bare)
+    behind = [
+        Fact(fact.id, fact.subject, f"{PREFIXES[1]}. {fact.prompt}", fact.target) for fact in FACTS
+    ]  # the prefix written into the prompt
+    torch.testing.assert_close(once, (bare + mean_keys(model, behind, (), 2)) / 2)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "opt"])
+def test_keys_do_not_depend_on_the_batch(family: str) -> None:
+    model = loaded(family)
+    together = mean_keys(model, FACTS, PREFIXES, 2)
+    for column, fact in enumerate(FACTS):
+        torch.testing.assert_close(mean_keys(model, [fact], PREFIXES, 2)[:, 0], together[:, column])
+    torch.testing.assert_close(mean_keys(model, FACTS[::-1], PREFIXES, 2), together.flip(1))
+    many = mean_keys(model, FACTS * 30, PREFIXES, 2)  # more than one forward pass
+    torch.testing.assert_close(many, together.repeat(1, 30))
+
+
+def test_keys_are_those_of_the_weights_as_they_are_now() -> None:
+    model = loaded("gpt2")
+    before = mean_keys(model, FACTS, PREFIXES, 3)
+    model.set_weight(1, 2 * model.weight(1))
+    after = mean_keys(model, FACTS, PREFIXES, 3)
+    assert not torch.allclose(before, after)
+    expected = torch.stack([key(model, fact, PREFIXES, 3) for fact in FACTS], dim=1)
+    torch.testing.assert_close(after, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_rows_end_with_the_subject_and_facts_are_outermost() -> None:
+    model = loaded("gpt2")
+    rows = subject_rows(model, FACTS, ["", *PREFIXES])
+    texts = [in_context(prefix, fact.text[: fact.subject_span[1]])[0] for fact in FACTS for prefix in ["", *PREFIXES]]
+    assert [model.tokenizer.decode(row) for row in rows] == texts
+
+
+def test_a_subject_without_a_token_is_named() -> None:
+    model = loaded("gpt2")
+    model.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("☃", "")
+    facts = [FACTS[1], Fact("snowman", "☃", "It is said that {} is", "cold")]
+    with pytest.raises(InputError, match="'☃' of fact 'snowman' has no token"):
+        mean_keys(model, facts, PREFIXES, 2)

@@ -1,0 +1,157 @@
+"""The verbs from outside: what they print, write and return, with right and with wrong inputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from errata.cli import run
+from errata.facts_io import read_facts
+
+ROOT = Path(__file__).resolve().parents[1]
+FACTS = ROOT / "examples" / "facts.jsonl"
+LONG_FORM = {"method", "metric", "when", "mean", "low", "high", "n"}
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """The example facts, edited into the embedded model from the command line."""
+    folder = tmp_path_factory.mktemp("edited")
+    arguments = ["edit", "--facts", str(FACTS), "--out", str(folder / "model"), "--json", str(folder / "edit.json")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ERRATA_CACHE", str(folder / "cache"))
+        assert run([*arguments, "--method", "memit+blue"]) == 0
+    return folder / "model", json.loads((folder / "edit.json").read_text(encoding="utf-8"))
+
+
+def test_edit_writes_a_directory_that_plain_transformers_loads_and_that_knows_the_facts(
+    edited: tuple[Path, dict[str, object]],
+) -> None:
+    directory, _ = edited
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    right = 0
+    facts = read_facts(FACTS)
+    for fact in facts:
+        inputs = tokenizer(fact.text, return_tensors="pt")
+        with torch.no_grad():
+            best = int(model(input_ids=inputs["input_ids"]).logits[0, -1].argmax())
+        right += tokenizer.decode([best]).strip() != "" and fact.target.startswith(tokenizer.decode([best]).strip())
+    assert right >= 0.7 * len(facts)
+
+
+def test_edit_reports_in_long_form_before_right_after_and_after(edited: tuple[Path, dict[str, object]]) -> None:
+    rows = edited[1]["rows"]
+    assert isinstance(rows, list)
+    assert all(set(row) == LONG_FORM for row in rows)
+    seen = {(row["metric"], row["when"]) for row in rows}
+    for metric in ("efficacy_success", "generalisation_accuracy", "specificity_success", "same_subject_accuracy"):
+        assert {(metric, "before"), (metric, "after")} <= seen
+    assert {("untouched_accuracy", "after"), ("perplexity_ratio", "after"), ("seconds_per_edit", "after")} <= seen
+    assert ("efficacy_accuracy", "right_after") in seen
+    value = {(row["metric"], row["when"]): row["mean"] for row in rows}
+    assert value["efficacy_accuracy", "before"] < 0.2 < 0.7 <= value["efficacy_accuracy", "after"]
+
+
+def test_evaluate_against_the_base_agrees_with_the_edit(edited: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+    directory, report = edited
+    out = tmp_path / "evaluate.json"
+    arguments = ["evaluate", "--model", str(directory), "--facts", str(FACTS), "--against", "lab", "--json", str(out)]
+    assert run(arguments) == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    again = {(row["metric"], row["when"]): row["mean"] for row in rows}
+    assert isinstance(report["rows"], list)
+    for row in report["rows"]:
+        if row["when"] != "right_after" and row["metric"] != "seconds_per_edit":
+            assert again[row["metric"], row["when"]] == pytest.approx(row["mean"], abs=1e-4)
+
+
+def test_ask_shows_both_models(edited: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+    fact = read_facts(FACTS)[0]
+    out = tmp_path / "ask.json"
+    assert run(["ask", "--model", str(edited[0]), "--against", "lab", fact.text, "--json", str(out)]) == 0
+    answers = json.loads(out.read_text(encoding="utf-8"))["answers"]
+    assert [answer["model"] for answer in answers] == [str(edited[0]), "lab"]
+    assert fact.truth is not None
+    assert answers[1]["continuation"].strip().startswith(fact.truth)
+
+
+def test_lab_save_is_a_plain_transformers_directory(tmp_path: Path) -> None:
+    assert run(["lab", "save", str(tmp_path / "lab")]) == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "lab")
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "lab")) == model.config.vocab_size
+    assert run(["lab", "save", str(tmp_path / "lab")]) == 2  # nothing is overwritten
+
+
+def test_methods_and_doctor_speak_to_machines(tmp_path: Path) -> None:
+    assert run(["methods", "--json", str(tmp_path / "methods.json")]) == 0
+    rows = json.loads((tmp_path / "methods.json").read_text(encoding="utf-8"))["methods"]
+    assert {"memit", "alphaedit"} <= {row["name"] for row in rows}
+    assert all(row["paper"] for row in rows)
+    assert run(["doctor", "--json", str(tmp_path / "doctor.json")]) == 0
+    assert "torch" in json.loads((tmp_path / "doctor.json").read_text(encoding="utf-8"))["versions"]
+
+
+def test_a_dry_run_writes_nothing_but_its_plan(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    assert run(["edit", "--facts", str(FACTS), "--method", "alphaedit+blue", "--dry-run", "--json", str(out)]) == 0
+    plan = json.loads(out.read_text(encoding="utf-8"))
+    assert [step["share"] for step in plan["steps"]] == [1.0, 1.0]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["edit", "--facts", "missing.jsonl", "--out", "x"], "missing.jsonl"),
+        (["edit", "--facts", str(FACTS)], "--out"),
+        (["edit", "--facts", str(FACTS), "--out", "x", "--method", "memmit"], "memit"),
+        (["edit", "--facts", str(FACTS), "--out", "x", "--model", "./nowhere"], "no such directory"),
+        (["edit", "--facts", str(FACTS), "--out", "x", "--device", "warp"], "device"),
+        (["edit", "--facts", str(FACTS), "--out", "x", "--dtype", "int3"], "dtype"),
+        (["edit", "--facts", str(FACTS), "--out", "x", "--recipe", "nothing.yaml"], "nothing.yaml"),
+        (["edit", "--facts", str(FACTS), "--out", "x", "--batch-size", "0"], "batch-size"),
+        (["edit", "--facts", str(FACTS), "--out", str(ROOT / "src")], "exists already"),
+        (["evaluate", "--facts", str(FACTS), "--model", "./nowhere"], "no such directory"),
+        (["ask", "  "], "empty"),
+        (["ask", "word " * 400], "tokens"),
+        (["edti"], "edti"),
+        (["demo", "--facts", "5000"], "1000 people"),
+    ],
+)
+def test_wrong_input_is_answered_with_status_2_and_a_reason(
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"subject": "", "prompt": "x", "target": "y"}\n{"subjct": "a"}\nnot json\n', encoding="utf-8")
+    assert run(["edit", "--facts", str(bad), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    for line in ("bad.jsonl:1", "bad.jsonl:2", "bad.jsonl:3"):
+        assert line in said
+    assert "subject" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_ends_with_130_and_leaves_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("errata.edit.optimise_targets", interrupted)
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    assert run(["edit", "--facts", str(FACTS), "--out", str(tmp_path / "out"), "--no-evaluate"]) == 130
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,91 @@
+"""Directories and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from errata.errors import InputError
+from errata.output import check_new, new_directory, write_text
+
+
+def test_a_directory_appears_when_all_of_it_is_there(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b"
+    with new_directory(target) as partial:
+        assert partial != target
+        assert partial.parent == target.parent  # one file system, so that the rename is one step
+        (partial / "file").write_text("content")
+        assert not target.exists()
+    assert (target / "file").read_text() == "content"
+    assert [entry.name for entry in target.parent.iterdir()] == ["b"]
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_no_trace(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(error), new_directory(target) as partial:
+        (partial / "deep").mkdir()
+        (partial / "deep" / "file").write_text("half")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_directory_may_be_filled_and_is_left_empty_by_a_failure(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    with pytest.raises(ValueError, match="no"), new_directory(target) as partial:
+        (partial / "file").write_text("half")
+        raise ValueError("no")
+    assert [list(entry.iterdir()) for entry in tmp_path.iterdir()] == [[]]
+    with new_directory(target) as partial:
+        (partial / "file").write_text("all")
+    assert (target / "file").read_text() == "all"
+
+
+@pytest.mark.parametrize("kind", ["file", "full", "link", "dangling"])
+def test_nothing_is_ever_overwritten(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "out"
+    if kind == "file":
+        target.write_text("mine")
+    elif kind == "full":
+        target.mkdir()
+        (target / "mine").write_text("mine")
+    else:
+        destination = tmp_path / "elsewhere"
+        if kind == "link":
+            destination.mkdir()
+            (destination / "mine").write_text("mine")
+        target.symlink_to(destination)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="exists already"), new_directory(target):
+        pytest.fail("the block must not run")
+    with pytest.raises(InputError, match="exists already"):
+        check_new(target)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be written"), new_directory(tmp_path / "file" / "out"):
+        pytest.fail("the block must not run")
+
+
+def test_text_replaces_an_older_file_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "deep" / "results.json"
+    write_text(target, "first – λ\n")
+    assert target.read_text(encoding="utf-8") == "first – λ\n"
+    write_text(target, "second")
+    assert target.read_text() == "second"
+    assert target.stat().st_mode & 0o777 == 0o644
+
+    def failing(source: object, destination: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(target, "third")
+    assert target.read_text() == "second"
+    assert [entry.name for entry in target.parent.iterdir()] == ["results.json"]

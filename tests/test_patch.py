@@ -1,0 +1,281 @@
+"""Patches: applied, undone, stacked, saved and loaded, all bit for bit; what is damaged or foreign is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import errata.patch
+from errata.edit import Editor
+from errata.errors import InputError
+from errata.models.language_model import LanguageModel
+from errata.models.weights import Term
+from errata.patch import Patch
+
+from tests.support.editing import (
+    FACTS,
+    assert_same_bits,
+    parameter_bits,
+    tiny_language_model,
+    tiny_recipe,
+    write_corpus,
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(scope="module")
+def make_editor(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Editor]:
+    folder = tmp_path_factory.mktemp("patch")
+    corpus = write_corpus(folder / "corpus.txt")
+
+    def make(model: LanguageModel, method: str = "memit_seq+blue") -> Editor:
+        return Editor(model, tiny_recipe(corpus, method, target={"steps": 3}), cache=folder / "cache")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def made(make_editor: Callable[..., Editor]) -> tuple[Patch, dict[str, torch.Tensor]]:
+    """A patch of two batches for the tiny GPT-2, and the bits of the edited model."""
+    model = tiny_language_model("gpt2")
+    patch = make_editor(model).apply(FACTS[:4])
+    return patch, parameter_bits(model)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_applying_gives_the_edited_weights_and_undoing_the_base(
+    make_editor: Callable[..., Editor], tmp_path: Path, family: str, dtype: torch.dtype
+) -> None:
+    model = tiny_language_model(family, dtype=dtype)
+    base = parameter_bits(model)
+    patch = make_editor(model).apply(FACTS[:4])
+    edited = parameter_bits(model)
+    assert patch.layers == (1, 3)
+    assert patch.facts == FACTS[:4]
+    patch.save(tmp_path / "edit.patch")
+    patch.undo(model)
+    assert_same_bits(parameter_bits(model), base)
+
+    for again in (patch, Patch.load(tmp_path / "edit.patch")):
+        fresh = tiny_language_model(family, dtype=dtype)
+        again.apply(fresh)
+        assert_same_bits(parameter_bits(fresh), edited)
+        again.undo(fresh)
+        assert_same_bits(parameter_bits(fresh), base)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_first_of_two_can_be_taken_out(make_editor: Callable[..., Editor], dtype: torch.dtype) -> None:
+    model = tiny_language_model("llama", dtype=dtype)
+    base = parameter_bits(model)
+    editor = make_editor(model)
+    first, second = editor.apply(FACTS[:2]), editor.apply(FACTS[2:4])
+    both = parameter_bits(model)
+    assert len(first.terms) == len(second.terms) == 2
+    first.undo(model)
+
+    expected = tiny_language_model("llama", dtype=dtype)
+    expected.edits.add(second.terms)
+    assert_same_bits(parameter_bits(model), parameter_bits(expected))
+    assert any(not torch.equal(parameter_bits(model)[name], both[name]) for name in both)
+    second.undo(model)
+    assert_same_bits(parameter_bits(model), base)
+
+
+def test_two_patches_stack_on_a_fresh_model_in_their_order_only(
+    make_editor: Callable[..., Editor], tmp_path: Path
+) -> None:
+    model = tiny_language_model("gpt2")
+    editor = make_editor(model)
+    for name, facts in (("first", FACTS[:2]), ("second", FACTS[2:4])):
+        editor.apply(facts).save(tmp_path / name)
+    first, second = Patch.load(tmp_path / "first"), Patch.load(tmp_path / "second")
+    fresh = tiny_language_model("gpt2")
+    with pytest.raises(InputError, match="other weights"):
+        second.apply(fresh)  # it was found on weights that hold the first
+    first.apply(fresh)
+    second.apply(fresh)
+    assert_same_bits(parameter_bits(fresh), parameter_bits(model))
+
+
+def test_saving_and_loading_keeps_everything(made: tuple[Patch, Any], tmp_path: Path) -> None:
+    patch, _ = made
+    path = tmp_path / "deep" / "down" / "edit.patch"
+    patch.save(path)
+    loaded = Patch.load(path)
+    for mine, theirs in zip(patch.terms, loaded.terms, strict=True):
+        assert mine.layer == theirs.layer
+        assert torch.equal(mine.left, theirs.left)
+        assert torch.equal(mine.right, theirs.right)
+        assert mine.left.dtype == theirs.left.dtype
+    for name in ("facts", "recipe", "prefixes", "base", "fingerprint"):
+        assert getattr(patch, name) == getattr(loaded, name), name
+    assert dict(patch.versions) == dict(loaded.versions)
+    assert set(loaded.versions) == {"errata", "torch", "transformers", "python"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["edit.patch"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_norms_are_those_of_the_whole_change(made: tuple[Patch, Any]) -> None:
+    patch, _ = made
+    for layer in patch.layers:
+        dense = sum(term.left.double() @ term.right.double() for term in patch.terms if term.layer == layer)
+        assert patch.norms()[layer] == pytest.approx(float(torch.linalg.matrix_norm(dense)), rel=1e-9)
+        assert patch.norms()[layer] > 0
+
+
+@pytest.mark.parametrize("other", ["seed", "dtype", "edited"])
+def test_other_weights_are_refused(made: tuple[Patch, Any], other: str) -> None:
+    patch, _ = made
+    model = tiny_language_model(
+        "gpt2",
+        seed=1 if other == "seed" else 0,
+        dtype=torch.bfloat16 if other == "dtype" else torch.float32,
+    )
+    if other == "edited":
+        patch.apply(model)
+    before = parameter_bits(model)
+    with pytest.raises(InputError, match="made for other weights"):
+        patch.apply(model)
+    assert_same_bits(parameter_bits(model), before)
+
+
+def test_what_is_not_applied_cannot_be_undone(made: tuple[Patch, Any]) -> None:
+    patch, _ = made
+    model = tiny_language_model("gpt2")
+    before = parameter_bits(model)
+    with pytest.raises(InputError, match="not applied"):
+        patch.undo(model)
+    assert_same_bits(parameter_bits(model), before)
+
+
+def test_a_failure_while_applying_leaves_the_model_alone(
+    made: tuple[Patch, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch, edited = made
+    model = tiny_language_model("gpt2")
+    before = parameter_bits(model)
+    original, calls = LanguageModel.set_weight, 0
+
+    def interrupted(self: LanguageModel, layer: int, value: torch.Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        original(self, layer, value)
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModel, "set_weight", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            patch.apply(model)
+    assert_same_bits(parameter_bits(model), before)
+    patch.apply(model)
+    assert_same_bits(parameter_bits(model), edited)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.3, 0.6, 0.9, 0.999])
+def test_a_truncated_file_is_refused(made: tuple[Patch, Any], tmp_path: Path, share: float) -> None:
+    path = tmp_path / "edit.patch"
+    made[0].save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match="is not a patch that can be read"):
+        Patch.load(path)
+
+
+@pytest.mark.parametrize("what", ["text", "safetensors", "missing", "directory", "no record", "record of nonsense"])
+def test_what_is_no_patch_is_refused(made: tuple[Patch, Any], tmp_path: Path, what: str) -> None:
+    path = tmp_path / "thing"
+    tensors = {"0.left": torch.zeros(2, 1), "0.right": torch.zeros(1, 2)}
+    if what == "text":
+        path.write_text("not a patch\n" * 20)
+    elif what == "safetensors":
+        save_file(tensors, path)
+    elif what == "directory":
+        path.mkdir()
+    elif what == "no record":
+        save_file(tensors, path, metadata={"format": errata.patch.FORMAT})
+    elif what == "record of nonsense":
+        save_file(tensors, path, metadata={"format": errata.patch.FORMAT, "record": "[1, 2]"})
+    with pytest.raises(InputError, match="thing is not a patch"):
+        Patch.load(path)
+
+
+def test_a_missing_tensor_is_noticed(made: tuple[Patch, Any], tmp_path: Path) -> None:
+    path = tmp_path / "edit.patch"
+    made[0].save(path)
+    metadata = _metadata(path)
+    tensors = load_file(path)
+    del tensors["1.right"]
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(InputError, match="is not a patch"):
+        Patch.load(path)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_saving_that_fails_leaves_what_was_there(
+    made: tuple[Patch, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bool
+) -> None:
+    path = tmp_path / "edit.patch"
+    if older:
+        path.write_text("older")
+
+    def failing(tensors: Any, filename: str, metadata: Any) -> None:
+        Path(filename).write_bytes(b"half of")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(errata.patch, "save_file", failing)
+    with pytest.raises(KeyboardInterrupt):
+        made[0].save(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == (["edit.patch"] if older else [])
+    if older:
+        assert path.read_text() == "older"
+
+
+def test_a_fresh_process_gets_the_same_bits(made: tuple[Patch, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    patch, edited = made
+    patch.save(tmp_path / "edit.patch")
+    model = tiny_language_model("gpt2")
+    model.model.save_pretrained(tmp_path / "base")
+    model.tokenizer.save_pretrained(tmp_path / "base")
+    script = """
+import sys
+from errata.models.language_model import LanguageModel
+from errata.patch import Patch
+model = LanguageModel.load(sys.argv[1], device="cpu")
+Patch.load(sys.argv[2]).apply(model)
+model.model.save_pretrained(sys.argv[3])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    arguments = [str(tmp_path / name) for name in ("base", "edit.patch", "edited")]
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True, env=environment, timeout=300)
+    reloaded = LanguageModel.load(tmp_path / "edited", device="cpu")
+    assert_same_bits(parameter_bits(reloaded), edited)
+
+
+def test_terms_are_never_shared_by_value(made: tuple[Patch, Any]) -> None:
+    """Undoing goes by identity: an equal change of someone else stays in."""
+    patch, edited = made
+    model = tiny_language_model("gpt2")
+    twins = tuple(Term(term.layer, term.left.clone(), term.right.clone()) for term in patch.terms)
+    patch.apply(model)
+    model.edits.add(twins)
+    patch.undo(model)
+    assert_same_bits(parameter_bits(model), edited)
