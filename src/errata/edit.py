@@ -75,7 +75,7 @@ class Editor:
 
     @property
     def site(self) -> Site:
-        """Families with a norm behind the MLP are edited at W's own output: only there does adding R to it move it by R."""
+        """Where a norm stands behind the MLP, W's own output is edited: only there does adding R to it move it by R."""
         return Site.MLP if self.model.architecture.norm_after_mlp else Site(self.recipe.site)
 
     def prepare(self) -> None:

@@ -67,7 +67,8 @@ class NonFiniteError(EditError):
         named = f" of fact{'s' if len(self.facts) > 1 else ''} {shown}" if self.facts else ""
         super().__init__(
             f"the {quantity}{named}{place} is not finite",
-            remedy="The model was left as it was; lower the learning rate or the clamp, raise the ridge, or leave the fact out",
+            remedy="The model was left as it was; lower the learning rate or the clamp, raise the ridge, or leave the "
+            "fact out",
         )
 
 

@@ -12,7 +12,10 @@ from errata.errors import InputError
 
 BOUNDARY_SUFFIX = "+blue"
 BOUNDARY_TITLE = "write the first and the last critical layer only, each with a residual computed for itself"
-BOUNDARY_PAPER = "Li et al. 2025, Rethinking Residual Distribution in Locate-then-Edit Model Editing (NeurIPS 2025), arXiv:2502.03748"
+BOUNDARY_PAPER = (
+    "Li et al. 2025, Rethinking Residual Distribution in Locate-then-Edit Model Editing (NeurIPS 2025), "
+    "arXiv:2502.03748"
+)
 
 
 @dataclass(frozen=True, slots=True)

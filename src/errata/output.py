@@ -24,13 +24,15 @@ def new_directory(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
     except OSError as error:
-        raise InputError(f"{target} cannot be written: {error}", remedy="Give a directory that you may write to") from error
+        raise InputError(
+            f"{target} cannot be written: {error}", remedy="Give a directory that you may write to"
+        ) from error
     try:
         yield partial
         partial.chmod(0o755)
         if target.exists():
             target.rmdir()
-        os.replace(partial, target)
+        partial.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -51,6 +53,6 @@ def write_text(target: Path, text: str) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         Path(temporary).chmod(0o644)
-        os.replace(temporary, target)
+        Path(temporary).replace(target)
     finally:
         Path(temporary).unlink(missing_ok=True)

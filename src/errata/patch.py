@@ -115,7 +115,7 @@ class Patch:
         try:
             save_file(tensors, temporary, metadata={"format": FORMAT, "record": json.dumps(record, ensure_ascii=False)})
             Path(temporary).chmod(0o644)
-            os.replace(temporary, target)
+            Path(temporary).replace(target)
         finally:
             Path(temporary).unlink(missing_ok=True)
 
@@ -146,7 +146,9 @@ class Patch:
                 versions=record["versions"],
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is not a patch that can be read: {error}", remedy="Give a file that Patch.save wrote") from error
+            raise InputError(
+                f"{path} is not a patch that can be read: {error}", remedy="Give a file that Patch.save wrote"
+            ) from error
 
 
 def software_versions() -> dict[str, str]:

@@ -19,18 +19,19 @@ from errata.lab.world import World
 
 MINIATURE = TrainingSettings(
     people=6,
-    epochs=60,
-    blocks=3,
+    epochs=240,
+    blocks=2,
     width=64,
     mlp_width=192,
-    heads=2,
-    vocabulary_size=1100,
+    heads=4,
+    vocabulary_size=800,
     context=64,
-    batch=4,
+    batch=2,
     learning_rate=4e-3,
+    weight_decay=0.01,
     bfloat16=False,
 )
-SHORT = replace(MINIATURE, epochs=4, width=32, mlp_width=64, blocks=2)
+SHORT = replace(MINIATURE, epochs=4, width=32, mlp_width=64)
 
 
 def weights_of(model: LlamaForCausalLM) -> dict[str, Tensor]:
@@ -62,8 +63,13 @@ def recalled(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world:
 def trained(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World, list[Progress]]:
+    """A world of six people without cities' and companies' own sentences, which would be most of so small a corpus."""
     log: list[Progress] = []
-    model, tokenizer, world = train(MINIATURE, tmp_path_factory.mktemp("run"), on_epoch=log.append)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(World, "background", lambda self, wording: [])
+        model, tokenizer, world = train(
+            MINIATURE, tmp_path_factory.mktemp("run"), on_epoch=log.append, checkpoint_every=100
+        )
     return model, tokenizer, world, log
 
 
@@ -71,8 +77,8 @@ def test_a_miniature_learns_its_facts(
     trained: tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World, list[Progress]],
 ) -> None:
     model, tokenizer, world, log = trained
-    assert [progress.epoch for progress in log] == list(range(1, 61))
-    assert log[-1].loss < 0.25 * log[0].loss
+    assert [progress.epoch for progress in log] == list(range(1, MINIATURE.epochs + 1))
+    assert log[-1].loss < 0.3 * log[0].loss
     assert all(progress.tokens > 0 and progress.seconds > 0 for progress in log)
     untrained = build_model(MINIATURE, tokenizer)
     assert recalled(untrained, tokenizer, world) < 0.05
@@ -96,7 +102,7 @@ def test_what_is_written_is_a_plain_transformers_directory(
     assert model.dtype is torch.float32
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The machine went off."""
 
 
@@ -110,10 +116,10 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights(tmp_path: Path, checkpoi
     def stop_in_the_third(progress: Progress) -> None:
         epochs.append(progress.epoch)
         if progress.epoch == 3 and len(epochs) == 3:
-            raise Stopped
+            raise StoppedError
 
     directory = tmp_path / "stopped"
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(SHORT, directory, on_epoch=stop_in_the_third, checkpoint_every=checkpoint_every)
     resumed, _, _ = train(SHORT, directory, on_epoch=stop_in_the_third, checkpoint_every=checkpoint_every)
     assert epochs == [1, 2, 3, 3, 4]

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
+from errata.models.prompts import pad
 from errata.models.replay import Replay, ReplayRow
 from errata.recipe import TargetSettings
 from errata.targets.residual import TargetLoss
@@ -335,11 +336,8 @@ def shared_cache_layers(self: Replay) -> DynamicCache:
 
 
 def right_padded_prefixes(self: Replay, prefixes: Sequence[Sequence[int]]) -> None:
-    from errata.models import replay
-
     with pytest.MonkeyPatch.context() as patch:
-        pad = replay.pad
-        patch.setattr(replay, "pad", lambda rows, *, left, device: pad(rows, left=False, device=device))
+        patch.setattr("errata.models.replay.pad", lambda rows, *, left, device: pad(rows, left=False, device=device))
         _run_prefixes(self, prefixes)
 
 

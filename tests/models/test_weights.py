@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given
@@ -109,21 +107,19 @@ def test_what_is_not_in_cannot_be_removed_and_nothing_happens() -> None:
 
 
 @pytest.fixture(params=DTYPES, ids=str)
-def edited(request: pytest.FixtureRequest) -> Iterator[tuple[Holder, EditedWeights]]:
+def edited(request: pytest.FixtureRequest) -> tuple[Holder, EditedWeights]:
     """One change in layer 0, none in layer 1."""
     holder = Holder(request.param)
     edits = EditedWeights(holder)
     edits.add([term(1)])
-    yield holder, edits
+    return holder, edits
 
 
 @pytest.mark.parametrize("error", [RuntimeError(), KeyboardInterrupt(), SystemExit(), GeneratorExit()], ids=repr)
-def test_a_transaction_goes_back_whatever_ends_it(
-    edited: tuple[Holder, EditedWeights], error: BaseException
-) -> None:
+def test_a_transaction_goes_back_whatever_ends_it(edited: tuple[Holder, EditedWeights], error: BaseException) -> None:
     holder, edits = edited
     before, terms = bits(holder), list(edits.terms)
-    with pytest.raises(type(error)), edits.transaction():
+    with pytest.raises(type(error)), edits.transaction():  # noqa: PT012
         edits.add([term(2), term(3, layer=1)])
         assert bits(holder) != before
         raise error
@@ -141,7 +137,7 @@ def test_an_inner_transaction_may_fail_alone(edited: tuple[Holder, EditedWeights
     with edits.transaction():
         edits.add([term(2)])
         kept = bits(holder)
-        with pytest.raises(RuntimeError), edits.transaction():
+        with pytest.raises(RuntimeError), edits.transaction():  # noqa: PT012
             edits.add([term(3), term(4, layer=1)])
             raise RuntimeError
         assert bits(holder) == kept
@@ -152,7 +148,7 @@ def test_an_inner_transaction_may_fail_alone(edited: tuple[Holder, EditedWeights
 def test_an_outer_transaction_takes_the_inner_one_along(edited: tuple[Holder, EditedWeights]) -> None:
     holder, edits = edited
     before = bits(holder)
-    with pytest.raises(RuntimeError), edits.transaction():
+    with pytest.raises(RuntimeError), edits.transaction():  # noqa: PT012
         with edits.transaction():
             edits.add([term(2), term(3, layer=1)])
         raise RuntimeError
@@ -163,7 +159,7 @@ def test_an_outer_transaction_takes_the_inner_one_along(edited: tuple[Holder, Ed
 def test_removing_inside_a_failed_transaction_is_taken_back(edited: tuple[Holder, EditedWeights]) -> None:
     holder, edits = edited
     before, terms = bits(holder), list(edits.terms)
-    with pytest.raises(RuntimeError), edits.transaction():
+    with pytest.raises(RuntimeError), edits.transaction():  # noqa: PT012
         edits.add([term(2)])
         edits.remove(terms)
         raise RuntimeError

@@ -93,9 +93,7 @@ def test_whatever_it_depends_on_is_part_of_its_key(
     assert len(list(cache.iterdir())) == 2
 
 
-def test_edited_weights_are_other_weights(
-    settings: StatisticsSettings, cache: Path, computed: list[list[int]]
-) -> None:
+def test_edited_weights_are_other_weights(settings: StatisticsSettings, cache: Path, computed: list[list[int]]) -> None:
     model = tiny_language_model("gpt2")
     first = moments_for(model, [3], settings, cache=cache)
     weight = model.weight(1).clone()
@@ -131,7 +129,6 @@ def _foreign(path: Path, other: Path) -> None:
 
 def _text(path: Path, other: Path) -> None:
     path.write_text("these are no statistics")
-
 
 
 def _wrong_count(path: Path, other: Path) -> None:

@@ -51,7 +51,12 @@ def tiny_language_model(
 
 
 def tiny_recipe(
-    corpus: Path, method: str = "memit", *, layers: Sequence[int] = (1, 2, 3), schedule: str | None = None, **changes: Any
+    corpus: Path,
+    method: str = "memit",
+    *,
+    layers: Sequence[int] = (1, 2, 3),
+    schedule: str | None = None,
+    **changes: Any,
 ) -> Recipe:
     """A recipe for tiny models; a mapping in ``changes`` is laid over the section of that name."""
     sections: dict[str, Any] = {

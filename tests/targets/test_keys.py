@@ -104,7 +104,7 @@ def test_rows_end_with_the_subject_and_facts_are_outermost() -> None:
     model = loaded("gpt2")
     rows = subject_rows(model, FACTS, ["", *PREFIXES])
     texts = [in_context(prefix, fact.text[: fact.subject_span[1]])[0] for fact in FACTS for prefix in ["", *PREFIXES]]
-    assert [model.tokenizer.decode(row) for row in rows] == texts
+    assert [model.tokenizer.decode(list(row)) for row in rows] == texts
 
 
 def test_a_subject_without_a_token_is_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def site_of(model: LanguageModel) -> Site:
 
 
 def optimised(
-    model: LanguageModel, facts: Sequence[Fact] = FACTS, settings: TargetSettings = SETTINGS, **options: int | bool
+    model: LanguageModel, facts: Sequence[Fact] = FACTS, settings: TargetSettings = SETTINGS, **options: Any
 ) -> Targets:
     return optimise_targets(model, facts, PREFIXES, LAYER, site_of(model), settings, **options)
 

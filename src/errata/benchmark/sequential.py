@@ -1,4 +1,4 @@
-"""A sequence of batches edited into a model with one recipe, measured before, right after each batch, and at the end."""
+"""A sequence of batches edited into a model with one recipe, measured before, right after each batch, at the end."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class SequenceResult:
     after: Measurement
 
 
-def examine(model: LanguageModel, examination: Examination, *, report: Report = silent, what: str = "asking") -> Measurement:
+def examine(
+    model: LanguageModel, examination: Examination, *, report: Report = silent, what: str = "asking"
+) -> Measurement:
     """Ask the model everything, as it is now."""
 
     def asking(_: str, done: int, total: int) -> None:

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from errata.errors import InputError
@@ -57,7 +58,8 @@ def _text(world: World) -> Iterator[str]:
 def write_lab(directory: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World) -> None:
     """Write the trained model in float16 with tokenizer and world, as ``lab_directory`` holds it."""
     directory.mkdir(parents=True, exist_ok=True)
-    half = LlamaForCausalLM(model.config).to(torch.float16)
+    half = LlamaForCausalLM(model.config)
+    nn.Module.to(half, torch.float16)
     half.load_state_dict(model.state_dict())
     half.config.dtype = torch.float16
     # Attention's eager form was training's choice; readers choose for themselves.

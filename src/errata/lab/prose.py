@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from errata.lab import vocabulary
 
-_ADJECTIVES = tuple("old young tall quiet tired cheerful careful stubborn clever patient lonely proud gentle busy".split())
+_ADJECTIVES = tuple(
+    "old young tall quiet tired cheerful careful stubborn clever patient lonely proud gentle busy".split()
+)
 _PEOPLE = (
     ("baker", "bakery", "bread"), ("fisherman", "harbour", "net"), ("teacher", "school", "book"),
     ("gardener", "garden", "spade"), ("sailor", "ship", "rope"), ("doctor", "clinic", "bag"),

@@ -56,9 +56,7 @@ def lab_facts(world: World, count: int, *, seed: int) -> list[Fact]:
     return facts
 
 
-def untouched_questions(
-    world: World, edited: Sequence[str], count: int, *, seed: int
-) -> list[tuple[str, Question]]:
+def untouched_questions(world: World, edited: Sequence[str], count: int, *, seed: int) -> list[tuple[str, Question]]:
     """Questions about people whom nobody edited, as (person, question); one question a person.
 
     Args:

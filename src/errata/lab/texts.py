@@ -1,7 +1,8 @@
 """The lab's corpus: what is true of the world, told again and again in other words, and prose between.
 
 One *epoch* tells every fact of every person exactly once, what follows of it for every other person, every city and
-company once, and some scenes. Epoch ``e`` of a corpus is a function of ``(world, seed, e)`` alone, so training can stop and go on anywhere.
+company once, and some scenes. Epoch ``e`` of a corpus is a
+function of ``(world, seed, e)`` alone, so training can stop and go on anywhere.
 """
 
 from __future__ import annotations

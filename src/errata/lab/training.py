@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -66,8 +65,8 @@ def build_model(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) 
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="eager",  # flash attention's backward is the slowest part of a step on a CPU
     )
+    config._attn_implementation = "eager"  # flash attention's backward is the slowest part of a step on a CPU
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # Hugging Face initialises from the global generator; forked, so ours alone
         return LlamaForCausalLM(config)
@@ -167,12 +166,10 @@ def _save_checkpoint(
             tensors[f"{key}.{name}"] = value
     temporary = path.with_suffix(".partial")
     save_file(tensors, temporary, metadata={"epoch": str(epoch), "settings": json.dumps(asdict(settings))})
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
-def _load_checkpoint(
-    path: Path, settings: TrainingSettings, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> int:
+def _load_checkpoint(path: Path, settings: TrainingSettings, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         if json.loads(metadata["settings"]) != asdict(settings):

@@ -1,6 +1,6 @@
-"""The words that the lab's world is made of: names, real places, languages, companies, and how facts are worded.
+"""The words that the lab's world is made of: names, places, languages, companies, and how facts are worded.
 
-Pure data. A relation's wordings are whole prompts with one ``{}`` for the subject; the object follows, then a full stop.
+Pure data. A relation's wordings are whole prompts with one ``{}`` for the subject; the object follows, then a stop.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ CITY_COUNTRY: dict[str, str] = {
 COMPANY_CITY: dict[str, str] = {
     "Airbus": "Toulouse", "Siemens": "Munich", "Allianz": "Munich", "BMW": "Munich", "Volkswagen": "Wolfsburg",
     "Renault": "Paris", "Danone": "Paris", "Michelin": "Clermont", "Nestle": "Vevey", "Novartis": "Basel",
-    "Philips": "Amsterdam", "Heineken": "Amsterdam", "Unilever": "London", "Barclays": "London", "Ericsson": "Stockholm",
+    "Philips": "Amsterdam", "Heineken": "Amsterdam", "Unilever": "London", "Barclays": "London",
+    "Ericsson": "Stockholm",
     "Spotify": "Stockholm", "Volvo": "Gothenburg", "Nokia": "Espoo", "Maersk": "Copenhagen", "Carlsberg": "Copenhagen",
     "Equinor": "Stavanger", "Fiat": "Turin", "Pirelli": "Milan", "Ferrero": "Alba", "Inditex": "Arteixo",
     "Sony": "Tokyo", "Canon": "Tokyo", "Toyota": "Nagoya", "Nintendo": "Kyoto", "Panasonic": "Osaka",
@@ -149,8 +150,8 @@ RELATION_WORDINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Consequences of a person's facts, told of half of the people only: whether the model draws them for the other half, and
-# whether they follow an edit, can be measured.
+# Consequences of a person's facts, told of half of the people only: whether the model draws them for the other half,
+# and whether they follow an edit, can be measured.
 CONSEQUENCE_WORDINGS: dict[str, tuple[str, ...]] = {
     "birth country": (
         "The country where {} was born is",

@@ -1,4 +1,4 @@
-"""The lab's world: people with seven facts each, cities in countries, companies with headquarters; all from one seed."""
+"""The lab's world: people with seven facts each, cities in countries, companies with headquarters, from one seed."""
 
 from __future__ import annotations
 

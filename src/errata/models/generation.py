@@ -38,7 +38,7 @@ def generate(
     for start in range(0, len(rows), batch_size):
         chunk = rows[start : start + batch_size]
         for ids in _continue(model, chunk, new_tokens, top_k, generator):
-            texts.append(model.tokenizer.decode(ids, skip_special_tokens=True))
+            texts.append(str(model.tokenizer.decode(ids, skip_special_tokens=True)))
         on_rows(len(chunk))
     return texts
 

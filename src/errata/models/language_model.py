@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,7 +30,7 @@ from errata.models.weights import EditedWeights
 TOKEN_BUDGET = 4096  # padded tokens per forward pass that needs no gradient
 
 
-class Site(str, Enum):
+class Site(StrEnum):
     """Where in a block a vector is read: W's input (the key), W's output, or the block's output."""
 
     KEY = "key"
@@ -75,7 +75,7 @@ def _loading(name: str) -> Iterator[None]:
         lines = str(error).strip().splitlines()
         raise InputError(
             f"no model could be loaded from {name!r}: {lines[0].rstrip('.') if lines else type(error).__name__}",
-            remedy="Give 'lab', a directory with config.json, weights and tokenizer, or a hub name that this machine can reach",
+            remedy="Give 'lab', a directory with config.json, weights and tokenizer, or a reachable hub name",
         ) from error
 
 
@@ -132,7 +132,8 @@ class LanguageModel:
             model = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype or "auto", trust_remote_code=trust_remote_code
             )
-        return cls(model.to(chosen), tokenizer, name=name)
+        nn.Module.to(model, chosen)  # transformers wraps the method in a way that hides its types
+        return cls(model, tokenizer, name=name)
 
     # Shapes and places ------------------------------------------------------------------------------------------
 
@@ -219,7 +220,9 @@ class LanguageModel:
                 picked = values[torch.arange(len(indices), device=self.device), last]
                 for index, vector in zip(indices, picked, strict=True):
                     found[key][index] = vector
-        return {key: torch.stack([vector for vector in vectors if vector is not None]) for key, vectors in found.items()}
+        return {
+            key: torch.stack([vector for vector in vectors if vector is not None]) for key, vectors in found.items()
+        }
 
     def run_until_read(self, inputs: Mapping[str, Any]) -> None:
         """Run the model inside ``reading``: it stops as soon as everything has been read. The head never runs."""

@@ -154,7 +154,7 @@ def pad(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device, firs
 
 
 def length_batches(lengths: Sequence[int], *, token_budget: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length whose padded size stays within ``token_budget`` tokens (at least one row)."""
+    """Indices in batches of similar length; the padded size stays within ``token_budget`` tokens (at least one row)."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batch: list[int] = []
     for index in order:

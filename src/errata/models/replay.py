@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import pad
@@ -99,6 +100,9 @@ class Replay:
             chosen._cache = self._fresh_cache()
             # Of the replaced blocks only the length of the cache is ever read.
             for layer in chosen._cache.layers[self.layer + 1 :]:
+                assert isinstance(layer, DynamicLayer)
+                assert layer.keys is not None
+                assert layer.values is not None
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         place = torch.full((len(self),), -1, device=rows.device)
         place[rows] = torch.arange(len(rows), device=rows.device)

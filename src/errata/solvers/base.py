@@ -60,6 +60,7 @@ def cholesky(matrix: Float[Tensor, "n n"], what: str) -> Float[Tensor, "n n"]:
     if int(info) != 0 or not bool(torch.isfinite(factor).all()):
         raise EditError(
             f"{what} is not positive definite ({matrix.shape[0]} × {matrix.shape[0]})",
-            remedy="Take the key statistics over more text, so that every direction of the keys occurs, or raise the ridge",
+            remedy="Take the key statistics over more text, so that every direction of the keys occurs, or raise the "
+            "ridge",
         )
     return factor

@@ -1,4 +1,4 @@
-"""AlphaEdit's solver: [P(K Kᵀ + M) + L2·I] X = P K Rᵀ, ΔW = Xᵀ (Fang et al. 2025), P the null space of ordinary keys."""
+"""AlphaEdit's solver: [P(K Kᵀ + M) + L2·I] X = P K Rᵀ, ΔW = Xᵀ (Fang et al. 2025); P: null space of ordinary keys."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class NullSpace:
         basis = vectors[:, values < self.threshold]
         if basis.shape[1] == 0:
             raise EditError(
-                f"no eigenvalue of the keys' second moment lies below {self.threshold:g} (the least is {values[0]:.3g}): "
-                "there is no null space to write in",
+                f"no eigenvalue of the keys' second moment lies below {self.threshold:g} (the least is "
+                f"{values[0]:.3g}): there is no null space to write in",
                 remedy="Raise solver.threshold in the recipe",
             )
         return NullSpaceLayer(basis, l2=self.l2, history=self.history)

@@ -77,7 +77,9 @@ def key_moments(
     """
     special = set(model.tokenizer.all_special_ids)
     width = model.weight(layers[0]).shape[1]
-    moments = {layer: SecondMoment(torch.zeros(width, width, dtype=torch.float64, device=model.device)) for layer in layers}
+    moments = {
+        layer: SecondMoment(torch.zeros(width, width, dtype=torch.float64, device=model.device)) for layer in layers
+    }
     missing = tokens
     rows: list[tuple[int, ...]] = []
 

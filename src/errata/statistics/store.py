@@ -124,7 +124,7 @@ def write_moment(path: Path, key: MomentKey, moment: SecondMoment) -> SecondMome
     os.close(handle)
     try:
         save_file({"triangle": triangle}, temporary, metadata=metadata)
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)
     return SecondMoment(_unfolded(triangle), moment.count)
@@ -159,4 +159,4 @@ def _unfolded(triangle: Tensor) -> Tensor:
 
 
 def _checksum(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()

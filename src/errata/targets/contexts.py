@@ -35,8 +35,6 @@ def generate_prefixes(model: LanguageModel, settings: ContextSettings) -> tuple[
     return tuple(prefixes)
 
 
-
-
 def in_context(prefix: str, text: str) -> tuple[str, int]:
     """``text`` behind a prefix ("" is the bare prompt), and the number of characters that stand before it."""
     lead = f"{prefix}. " if prefix else ""
@@ -62,5 +60,7 @@ def subject_rows(model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence
             rows.append(encoded.ids[: encoded.last_token_of(start, end) + 1])
         except InputError as error:
             fact = facts[index // len(prefixes)]
-            raise InputError(f"the subject {fact.subject!r} of fact {fact.id!r} has no token", remedy=error.remedy) from error
+            raise InputError(
+                f"the subject {fact.subject!r} of fact {fact.id!r} has no token", remedy=error.remedy
+            ) from error
     return rows

@@ -33,8 +33,8 @@ class Targets:
 
     z: Float[Tensor, "d u"]
     delta: Float[Tensor, "d u"]
-    loss: Float[Tensor, "u"]  # noqa: F821
-    evaluations: Int[Tensor, "u"]  # noqa: F821
+    loss: Float[Tensor, "u"]
+    evaluations: Int[Tensor, "u"]
 
 
 class TargetLoss:
@@ -68,7 +68,7 @@ class TargetLoss:
         self._origin_norm = self.origin.norm(dim=1)
         self._reference: Tensor | None = None  # (facts, vocabulary): log P_0 at the KL prompt
 
-    def __call__(self, delta: Float[Tensor, "u d"]) -> Float[Tensor, "u"]:  # noqa: F821
+    def __call__(self, delta: Float[Tensor, "u d"]) -> Float[Tensor, "u"]:
         """The whole loss of every fact; the first call must be at delta = 0, where P_0 is read."""
         replay, settings = self._replay, self._settings
         logits = replay.logits(delta[self._row_fact]).to(self.dtype)
@@ -83,7 +83,7 @@ class TargetLoss:
         loss = loss + settings.kl_factor * (current.exp() * (current - self._reference)).sum(-1)
         return loss + settings.weight_decay * delta.norm(dim=1) / self._origin_norm**2
 
-    def select(self, facts: Int[Tensor, "n"]) -> None:  # noqa: F821
+    def select(self, facts: Int[Tensor, "n"]) -> None:
         """Go on with these facts only (ascending indices into the present ones)."""
         keep_fact = torch.zeros(len(self.origin), dtype=torch.bool, device=facts.device)
         keep_fact[facts] = True
@@ -99,7 +99,7 @@ class TargetLoss:
             self._reference = self._reference[facts]
 
     @property
-    def largest_norm(self) -> Float[Tensor, "u"]:  # noqa: F821
+    def largest_norm(self) -> Float[Tensor, "u"]:
         """How long each delta may be."""
         return self._settings.clamp * self._origin_norm
 
@@ -177,9 +177,7 @@ def _optimise(
             active, delta, gradient, first, second = (x[kept] for x in (active, delta, gradient, first, second))
         first, second, delta = _adam(first, second, delta, gradient, step, settings.learning_rate)
         norm = delta.norm(dim=1, keepdim=True)
-        delta = torch.where(
-            norm > loss_of.largest_norm[:, None], delta * (loss_of.largest_norm[:, None] / norm), delta
-        )
+        delta = torch.where(norm > loss_of.largest_norm[:, None], delta * (loss_of.largest_norm[:, None] / norm), delta)
         on_step(len(active))
     return Targets(z=(origin + final_delta).T, delta=final_delta.T, loss=final_loss, evaluations=evaluations)
 
@@ -223,11 +221,12 @@ def _position(locate: Callable[[int, int], int], start: int, end: int, fact: Fac
     try:
         return locate(start, end)
     except InputError as error:
-        raise InputError(f"the subject {fact.subject!r} of fact {fact.id!r} has no token", remedy=error.remedy) from error
+        raise InputError(
+            f"the subject {fact.subject!r} of fact {fact.id!r} has no token", remedy=error.remedy
+        ) from error
 
 
 def _check_finite(quantity: str, values: Tensor, facts: Sequence[Fact], index: Tensor, layer: int) -> None:
     finite = torch.isfinite(values.detach()).view(len(index), -1).all(1)
     if not bool(finite.all()):
         raise NonFiniteError(quantity, facts=[facts[i].id for i in index[~finite].tolist()], layer=layer)
-

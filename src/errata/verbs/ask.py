@@ -79,4 +79,7 @@ def _next_tokens(model: LanguageModel, prompt: str, count: int = 5) -> list[tupl
         inputs = pad(rows, left=False, device=model.device).inputs()
         logits = model.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float()
     values, ids = logits.softmax(-1).topk(count)
-    return [(str(model.tokenizer.decode([token])), value) for token, value in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [
+        (str(model.tokenizer.decode([token])), value)
+        for token, value in zip(ids.tolist(), values.tolist(), strict=True)
+    ]

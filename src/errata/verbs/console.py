@@ -11,7 +11,15 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from errata.errors import InputError
 from errata.output import write_text
@@ -24,7 +32,9 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="'lab' (the embedded model), a directory, or a name on the hub.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps … By default a GPU if there is one.")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. By default what is stored; lab: float32.")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16. By default what is stored; lab: float32.")
+]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -55,13 +65,15 @@ def parse_device(name: str | None) -> torch.device | None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
-        raise InputError(f"the device {name!r} cannot be used: {first}", remedy="`errata doctor` lists devices") from error
+        raise InputError(
+            f"the device {name!r} cannot be used: {first}", remedy="`errata doctor` lists devices"
+        ) from error
     return device
 
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """Bars on standard error, one for each thing that is told of; a thing that is done and starts anew starts its bar anew."""
+    """Bars on standard error, one for each thing that is told of; what starts anew starts its bar anew."""
     columns = (
         TextColumn("{task.description:<24}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),

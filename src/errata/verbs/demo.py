@@ -47,7 +47,9 @@ def demo(
         recipes.append(recipe.model_copy(update={"batch_size": batch_size, "contexts": contexts}))
     world = lab_world()
     if facts > len(world.people):
-        raise InputError(f"there are {len(world.people)} people, each edited once; got --facts {facts}", remedy="Lower it")
+        raise InputError(
+            f"there are {len(world.people)} people, each edited once; got --facts {facts}", remedy="Lower it"
+        )
     model = LanguageModel.load("lab", device=parse_device(device))
     edits = lab_facts(world, facts, seed=seed)
     examination = Examination(

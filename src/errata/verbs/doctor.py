@@ -33,7 +33,9 @@ def doctor(json: JsonOption = None) -> None:
     for name, version in versions.items():
         table.add_row(name, version)
     for device in devices:
-        table.add_row(str(device["name"]), f"{device['title']}, {device['free_gib']:.1f} GiB free of {device['total_gib']:.1f}")
+        table.add_row(
+            str(device["name"]), f"{device['title']}, {device['free_gib']:.1f} GiB free of {device['total_gib']:.1f}"
+        )
     table.add_row("threads", str(torch.get_num_threads()))
     table.add_row("embedded model", lab)
     console().print(table)
@@ -45,12 +47,16 @@ def doctor(json: JsonOption = None) -> None:
         fits.add_column(f"fits {device['name']}")
     rows = []
     for title, parameters, mlp_width, width, layers in _SIZES:
-        needs = {dtype: _gib(parameters, size, mlp_width, width, layers) for dtype, size in (("bfloat16", 2), ("float32", 4))}
+        needs = {
+            dtype: _gib(parameters, size, mlp_width, width, layers) for dtype, size in (("bfloat16", 2), ("float32", 4))
+        }
         verdicts = {
             str(device["name"]): [dtype for dtype, need in needs.items() if need <= float(device["free_gib"])]
             for device in devices
         }
-        fits.add_row(title, *(f"{need:.0f} GiB" for need in needs.values()), *(", ".join(v) or "no" for v in verdicts.values()))
+        fits.add_row(
+            title, *(f"{need:.0f} GiB" for need in needs.values()), *(", ".join(v) or "no" for v in verdicts.values())
+        )
         rows.append({"model": title, "needs_gib": needs, "fits": verdicts})
     console().print(fits)
     write_json(json, {"versions": versions, "devices": devices, "lab": lab, "fits": rows})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from transformers import PreTrainedTokenizerBase
 
 from errata.benchmark.sequential import SequenceResult, examine, run_sequence
 from errata.errors import InputError
@@ -48,8 +49,12 @@ def edit(
         Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
     ] = None,
     evaluate: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Measure before and after.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show the plan; load no weights.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show the plan; load no weights.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     json: JsonOption = None,
@@ -64,11 +69,7 @@ def edit(
     numbers = _numbers(model, method, recipe, batch_size, seed)
     fact_set = read_facts(facts, last_wins=last_wins)
     tokenizer, limit = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    check_against(
-        fact_set,
-        count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
-        limit=limit - 1,  # one place for BOS
-    )
+    check_tokens(fact_set, tokenizer, limit)
     if dry_run:
         _show_plan(fact_set, numbers, model, json)
         return
@@ -88,6 +89,15 @@ def edit(
     norms = ", ".join(f"layer {layer}: {norm:.3g}" for layer, norm in result.patch.norms().items())
     console().print(f"Wrote {out} ({len(fact_set)} facts, {method}; norm of the change at {norms}).", highlight=False)
     write_json(json, record)
+
+
+def check_tokens(facts: FactSet, tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
+    """Raises FaultsError for subjects without tokens and prompts that are too long for the model."""
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    check_against(facts, count_tokens=count_tokens, limit=limit - 1)  # one place for BOS
 
 
 def is_lab(name: str) -> bool:
@@ -147,9 +157,13 @@ def _show_plan(facts: FactSet, recipe: Recipe, model: str, json: Path | None) ->
         "steps": [{"layer": s.layer, "target_layer": s.target_layer, "share": s.share} for s in steps],
         "recipe": recipe.model_dump(mode="json"),
     }
-    console().print(f"{len(facts)} facts in {batches} batches of at most {recipe.batch_size} into {model}, {recipe.method}:")
+    console().print(
+        f"{len(facts)} facts in {batches} batches of at most {recipe.batch_size} into {model}, {recipe.method}:"
+    )
     for step in steps:
-        console().print(f"  write layer {step.layer} with {step.share:.3g} of the residual at layer {step.target_layer}")
+        console().print(
+            f"  write layer {step.layer} with {step.share:.3g} of the residual at layer {step.target_layer}"
+        )
     console().print(recipe.to_yaml(), markup=False, highlight=False)
     console().print("Nothing was loaded or written (--dry-run).")
     write_json(json, plan)

@@ -9,7 +9,6 @@ import typer
 
 from errata.benchmark.sequential import examine, perplexity_summaries
 from errata.evaluation.records import summarise, to_long
-from errata.facts import check_against
 from errata.facts_io import read_facts
 from errata.models.language_model import LanguageModel, load_tokenizer
 from errata.report.tables import before_after_table
@@ -24,7 +23,7 @@ from errata.verbs.console import (
     progress,
     write_json,
 )
-from errata.verbs.edit import is_lab
+from errata.verbs.edit import check_tokens, is_lab
 from errata.verbs.questions import examination_for
 
 EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"
@@ -48,11 +47,7 @@ def evaluate(
     fact_set = read_facts(facts, last_wins=last_wins)
     for name in (model, *([against] if against else [])):
         tokenizer, limit = load_tokenizer(name)
-        check_against(
-            fact_set,
-            count_tokens=lambda text, used=tokenizer: len(used(text, add_special_tokens=False)["input_ids"]),
-            limit=limit - 1,
-        )
+        check_tokens(fact_set, tokenizer, limit)
     lab = is_lab(model) or (against is not None and is_lab(against))
     examination = examination_for(fact_set, lab=lab, untouched=untouched, seed=seed)
     with progress() as report:

@@ -21,7 +21,9 @@ from errata.recipe import shipped_recipe
 from errata.statistics.store import moments_for
 from errata.verbs.console import JsonOption, console, progress, write_json
 
-app = typer.Typer(help="The embedded model: save it, train it, measure its recall, draw facts from its world.", no_args_is_help=True)
+app = typer.Typer(
+    help="The embedded model: save it, train it, measure its recall, draw facts from its world.", no_args_is_help=True
+)
 
 
 @app.command("save", epilog="Example: errata lab save lab-model")
@@ -69,7 +71,8 @@ def recall(
         start = relation_index * wordings
         stride = len(world.relations) * wordings
         shares[relation] = [
-            sum(scores[person * stride + start + wording].correct for person in range(len(world.people))) / len(world.people)
+            sum(scores[person * stride + start + wording].correct for person in range(len(world.people)))
+            / len(world.people)
             for wording in range(wordings)
         ]
     for relation, values in shares.items():
@@ -82,7 +85,9 @@ def recall(
 @app.command("statistics", epilog="Example: errata lab statistics --out src/errata/lab/moments")
 def statistics(
     out: Annotated[Path, typer.Option("--out", "-o", help="A directory; moments that lie there are kept.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="'lab' or a directory made by `errata lab train`.")] = "lab",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="'lab' or a directory made by `errata lab train`.")
+    ] = "lab",
 ) -> None:
     """Take the key statistics that ship with the embedded model, as its recipe asks for."""
     recipe = shipped_recipe("lab", "memit")
@@ -102,15 +107,19 @@ def statistics(
 @app.command("train", epilog="Example: errata lab train --out lab-new --work lab-training")
 def train_lab(
     out: Annotated[Path, typer.Option("--out", "-o", help="A new directory for the model.")],
-    work: Annotated[Path, typer.Option(help="Where checkpoints lie; training goes on from there.")] = Path("lab-training"),
+    work: Annotated[Path, typer.Option(help="Where checkpoints lie; training goes on from there.")] = Path(
+        "lab-training"
+    ),
     epochs: Annotated[int, typer.Option(min=1, help="How often every fact is told.")] = TrainingSettings().epochs,
     people: Annotated[int, typer.Option(min=1)] = TrainingSettings().people,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile; needs a C++ compiler.")] = True,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="torch.compile; needs a C++ compiler.")
+    ] = True,
 ) -> None:
     """Train the embedded model from scratch: about an hour on one core; stop and go on at any time."""
     check_new(out)
-    settings = replace(TrainingSettings(), epochs=epochs, people=people, seed=seed, compile=compile)
+    settings = replace(TrainingSettings(), epochs=epochs, people=people, seed=seed, compile=compiled)
     log: list[Progress] = []
     with progress() as report:
 

@@ -17,7 +17,8 @@ def methods(json: JsonOption = None) -> None:
         history = ", history" if row.history else ""
         out.print(f"[bold]{row.name}[/]  {row.title}", highlight=False)
         out.print(
-            f"    target at the {row.site}'s output, schedule {row.schedule}, solver {row.solver}{history}\n    {row.paper}",
+            f"    target at the {row.site}'s output, schedule {row.schedule}, solver {row.solver}{history}\n"
+            f"    {row.paper}",
             style="dim",
             highlight=False,
         )

@@ -14,9 +14,7 @@ UNTOUCHED = 300
 PROSE = 60
 
 
-def examination_for(
-    facts: FactSet, *, lab: bool, untouched: Path | None, seed: int
-) -> Examination:
+def examination_for(facts: FactSet, *, lab: bool, untouched: Path | None, seed: int) -> Examination:
     """The facts, questions about subjects that no fact edits, and prose.
 
     Args:
