@@ -213,7 +213,7 @@ class Editor:
             with torch.no_grad():
                 logits = self.model.model(**batch.inputs(), use_cache=False).logits
             answers = logits[torch.arange(len(indices), device=logits.device), last]
-            _check_columns("logits", answers.T, [facts[index] for index in indices], None)
+            _check_columns("logits", answers.T, [facts[index] for index in indices], self.steps[-1].layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ def _solve_device(model: LanguageModel) -> torch.device:
     return torch.device("cpu") if model.device.type == "mps" else model.device
 
 
-def _check_columns(quantity: str, matrix: Tensor, facts: Sequence[Fact], layer: int | None) -> None:
+def _check_columns(quantity: str, matrix: Tensor, facts: Sequence[Fact], layer: int) -> None:
     """One column a fact; raises NonFiniteError naming those with a NaN or an infinity."""
     finite = torch.isfinite(matrix).all(0)
     if not bool(finite.all()):

@@ -80,6 +80,6 @@ def save_lab(target: Path) -> None:
 
     source = lab_directory()
     with new_directory(target) as partial:
-        for name in (*_FILES, "world.json"):
+        for name in (*_FILES, "world.json", "training.json"):
             if (source / name).exists():
                 shutil.copyfile(source / name, partial / name)

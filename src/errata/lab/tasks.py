@@ -31,7 +31,7 @@ def lab_facts(world: World, count: int, *, seed: int) -> list[Fact]:
         relation = generator.choice(world.relations)
         truth = world.people[subject][relation]
         target = generator.choice([value for value in OBJECTS[relation] if value != truth])
-        wordings = list(vocabulary.RELATION_WORDINGS[relation])
+        wordings = [vocabulary.RELATION_WORDINGS[relation][number] for number in world.asked_wordings(relation)]
         generator.shuffle(wordings)
         others = [name for name in world.holders[relation, truth] if name not in edited]
         neighbours = generator.sample(others, min(NEIGHBOURS, len(others)))
@@ -44,10 +44,11 @@ def lab_facts(world: World, count: int, *, seed: int) -> list[Fact]:
                 truth=truth,
                 paraphrases=tuple(wording.replace("{}", subject) for wording in wordings[1:]),
                 neighbours=tuple(
-                    _question(world, name, relation, generator.randrange(len(wordings))) for name in neighbours
+                    _question(world, name, relation, generator.choice(world.asked_wordings(relation)))
+                    for name in neighbours
                 ),
                 own=tuple(
-                    _question(world, subject, other, generator.randrange(6))
+                    _question(world, subject, other, generator.choice(world.asked_wordings(other)))
                     for other in world.relations
                     if other != relation
                 ),
@@ -66,13 +67,16 @@ def untouched_questions(world: World, edited: Sequence[str], count: int, *, seed
     taken = set(edited)
     rest = [name for name in world.people if name not in taken]
     people = generator.sample(rest, min(count, len(rest)))
-    return [
-        (name, _question(world, name, generator.choice(world.relations), generator.randrange(6))) for name in people
-    ]
+    questions = []
+    for name in people:
+        relation = generator.choice(world.relations)
+        wording = generator.choice(world.asked_wordings(relation))
+        questions.append((name, _question(world, name, relation, wording)))
+    return questions
 
 
 def every_fact(world: World) -> list[tuple[str, Question]]:
-    """Every fact of the world in every wording, as (relation, question): what recall is measured on."""
+    """Every fact of the world in every wording, asked or only told, as (relation, question): for recall."""
     return [
         (relation, _question(world, name, relation, wording))
         for name in world.people

@@ -26,7 +26,7 @@ class TrainingSettings:
 
     people: int = 1000
     seed: int = 0
-    epochs: int = 160
+    epochs: int = 200
     blocks: int = 8
     width: int = 256
     mlp_width: int = 1024

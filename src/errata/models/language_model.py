@@ -172,6 +172,14 @@ class LanguageModel:
     def down_projection(self, layer: int) -> nn.Module:
         return self.blocks[layer].get_submodule(self.architecture.down_projection)
 
+    def mlp(self, layer: int) -> nn.Module:
+        return self.blocks[layer].get_submodule(self.architecture.mlp)
+
+    @property
+    def mlp_is_module(self) -> bool:
+        """Whether the whole MLP is a module of its own; OPT keeps its two layers in the block."""
+        return self.architecture.mlp != self.architecture.down_projection
+
     def norm_after_mlp(self, layer: int) -> nn.Module | None:
         """The norm between W's output and the residual stream, where the family has one (Gemma 2 and 3)."""
         path = self.architecture.norm_after_mlp

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,9 @@ from transformers.cache_utils import DynamicLayer
 
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import pad
+
+# What one more pass costs beside its tokens, in tokens: a few milliseconds of dispatch on any machine.
+PASS_COST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,8 @@ class Replay:
             stack.enter_context(
                 _forward_replaced(blocks[self.layer], lambda hidden, *args, **kwargs: self._wrap(injected))
             )
+            if self.model.mlp_is_module:
+                stack.enter_context(self._last_mlp_on_wanted_positions())
             # The head runs on the wanted positions only; caps and projections around it are the model's own.
             handle = self.model.head.register_forward_pre_hook(
                 lambda module, args: (args[0][self.wanted_row, self._wanted_column].unsqueeze(0),)
@@ -134,6 +141,19 @@ class Replay:
             stack.callback(handle.remove)
             output = self.model.model(**self._inputs())
         return output.logits[0]
+
+    def _last_mlp_on_wanted_positions(self) -> AbstractContextManager[None]:
+        """Nothing above the last block reads other positions, and an MLP works on each position by itself."""
+        mlp = self.model.mlp(len(self.model.blocks) - 1)
+        forward = mlp.forward
+        row, column = self.wanted_row, self._wanted_column
+
+        def on_wanted(hidden: Tensor) -> Tensor:
+            result = torch.zeros_like(hidden)
+            result[row, column] = forward(hidden[row, column].unsqueeze(0))[0]
+            return result
+
+        return _forward_replaced(mlp, on_wanted)
 
     def _wrap(self, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
         return (hidden, None) if self.model.architecture.block_returns_tuple else hidden
@@ -158,7 +178,7 @@ class Replay:
             self.model.model.base_model(**batch.inputs(), past_key_values=cache, use_cache=True)
         self._cache, self._prefix_mask = cache, batch.attention_mask
 
-    def _inputs(self) -> dict[str, object]:
+    def _inputs(self) -> dict[str, Any]:
         return {
             "input_ids": self._suffix_ids,
             "position_ids": self._position_ids,
@@ -174,6 +194,68 @@ class Replay:
         fresh = copy.copy(self._cache)
         fresh.layers = [copy.copy(layer) for layer in self._cache.layers]
         return fresh
+
+
+class BucketedReplay:
+    """Several replays of rows of like length as one: what is padded is small, and so is the number of passes.
+
+    Args:
+        rows: the texts, ascending in the number of tokens from the injection on.
+
+    Attributes:
+        origin: (rows, d) as in ``Replay``.
+        wanted_row: (wanted,) as in ``Replay``.
+    """
+
+    def __init__(self, model: LanguageModel, rows: Sequence[ReplayRow], layer: int, site: Site) -> None:
+        lengths = [len(row.ids) - row.injection for row in rows]
+        if lengths != sorted(lengths):
+            raise ValueError("rows must ascend in the number of tokens from the injection on")
+        cuts = [0, *_cuts(lengths), len(rows)]
+        self._adopt([Replay(model, rows[start:stop], layer, site) for start, stop in pairwise(cuts)])
+
+    def select(self, rows: Tensor) -> BucketedReplay:
+        """As ``Replay.select``; parts of which nothing is left are dropped."""
+        chosen = copy.copy(self)
+        parts: list[Replay] = []
+        start = 0
+        for part in self._parts:
+            inside = rows[(rows >= start) & (rows < start + len(part))] - start
+            if len(inside) == len(part):
+                parts.append(part)
+            elif len(inside):
+                parts.append(part.select(inside))
+            start += len(part)
+        chosen._adopt(parts)
+        return chosen
+
+    def logits(self, delta: Tensor) -> Tensor:
+        """As ``Replay.logits``."""
+        shares = delta.split([len(part) for part in self._parts])
+        return torch.cat([part.logits(share) for part, share in zip(self._parts, shares, strict=True)])
+
+    def _adopt(self, parts: list[Replay]) -> None:
+        self._parts = parts
+        starts = accumulate((len(part) for part in parts[:-1]), initial=0)
+        self.origin = torch.cat([part.origin for part in parts])
+        self.wanted_row = torch.cat([part.wanted_row + start for part, start in zip(parts, starts, strict=True)])
+
+
+def _cuts(lengths: Sequence[int]) -> list[int]:
+    """Where to cut ascending lengths, so that padded tokens and passes together cost least (dynamic programme)."""
+    # Only where the length changes is there anything to gain by a cut.
+    edges = [index for index in range(len(lengths)) if index == 0 or lengths[index] != lengths[index - 1]]
+    edges.append(len(lengths))
+    best: list[tuple[float, list[int]]] = [(0.0, [])]
+    for stop in range(1, len(edges)):
+        longest = lengths[edges[stop] - 1]
+        options = []
+        for start in range(stop):
+            cost, cuts = best[start]
+            padded = (edges[stop] - edges[start]) * longest
+            options.append((cost + padded + PASS_COST, [*cuts, edges[start]] if start else cuts))
+        best.append(min(options, key=lambda option: option[0]))
+    return best[-1][1]
 
 
 @contextmanager

@@ -70,21 +70,7 @@ def moments_for(
         cache: where to look and to write; ``default_cache()`` if None.
         read_only: further places to look, such as what ships with the package.
     """
-    corpus = open_corpus(settings.corpus)
-    fingerprint = model.fingerprint()
-    keys = {
-        layer: MomentKey(
-            weights=fingerprint,
-            layer=layer,
-            corpus=corpus.name,
-            corpus_digest=corpus.digest,
-            tokens=settings.tokens,
-            length=settings.length,
-            special_tokens=settings.special_tokens,
-            dtype=str(model.dtype),
-        )
-        for layer in layers
-    }
+    keys = moment_keys(model, layers, settings)
     directory = cache or default_cache()
     found: dict[int, SecondMoment] = {}
     for layer, key in keys.items():
@@ -97,28 +83,46 @@ def moments_for(
         computed = key_moments(
             model,
             missing,
-            corpus.documents(),
+            open_corpus(settings.corpus).documents(),
             tokens=settings.tokens,
             length=settings.length,
             special_tokens=settings.special_tokens,
             on_tokens=on_tokens,
         )
         for layer, moment in computed.items():
-            found[layer] = write_moment(directory / keys[layer].file_name, keys[layer], moment)
+            write_moment(directory / keys[layer].file_name, keys[layer], moment)
+            found[layer] = SecondMoment(moment.total.cpu(), moment.count)
     return found
 
 
-def write_moment(path: Path, key: MomentKey, moment: SecondMoment) -> SecondMoment:
+def moment_keys(model: LanguageModel, layers: Sequence[int], settings: StatisticsSettings) -> dict[int, MomentKey]:
+    """What the moments of these layers depend on."""
+    corpus = open_corpus(settings.corpus)
+    fingerprint = model.fingerprint()
+    return {
+        layer: MomentKey(
+            weights=fingerprint,
+            layer=layer,
+            corpus=corpus.name,
+            corpus_digest=corpus.digest,
+            tokens=settings.tokens,
+            length=settings.length,
+            special_tokens=settings.special_tokens,
+            dtype=str(model.dtype),
+        )
+        for layer in layers
+    }
+
+
+def write_moment(path: Path, key: MomentKey, moment: SecondMoment, *, dtype: torch.dtype = torch.float64) -> None:
     """Write the upper triangle, whole or not at all.
 
-    The sum was taken in float64 and is rounded once, to float32: a file of a quarter of the size.
-
-    Returns:
-        What was written, so that the run that computes and the runs that read use the same numbers.
+    Args:
+        dtype: float32 halves the file, for what ships with the package: the sum, taken in float64, is rounded once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, columns = torch.triu_indices(*moment.total.shape)
-    triangle = moment.total.cpu()[rows, columns].float()
+    triangle = moment.total.cpu()[rows, columns].to(dtype)
     metadata = {"key": json.dumps(asdict(key)), "count": str(moment.count), "checksum": _checksum(triangle)}
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(handle)
@@ -127,7 +131,6 @@ def write_moment(path: Path, key: MomentKey, moment: SecondMoment) -> SecondMome
         Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)
-    return SecondMoment(_unfolded(triangle), moment.count)
 
 
 def _read(path: Path, key: MomentKey) -> SecondMoment | None:

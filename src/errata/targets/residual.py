@@ -13,7 +13,7 @@ from errata.errors import InputError, NonFiniteError
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import complete, encode
-from errata.models.replay import Replay, ReplayRow
+from errata.models.replay import BucketedReplay, ReplayRow
 from errata.recipe import TargetSettings
 from errata.targets.contexts import in_context
 
@@ -40,7 +40,7 @@ class Targets:
 class TargetLoss:
     """The loss of several facts at once as a function of their deltas; everything constant is computed here.
 
-    Rows are facts × (contexts + the KL prompt), facts outermost.
+    There is a row for each fact in each context, and one for each fact's KL prompt.
     """
 
     def __init__(
@@ -54,17 +54,19 @@ class TargetLoss:
     ) -> None:
         self._settings = settings
         self.dtype = torch.promote_types(model.dtype, torch.float32)
-        contexts = ["", *prefixes]
-        rows, targets = _rows(model, facts, contexts)
+        rows = _rows(model, facts, ["", *prefixes])
+        # Ascending in what is replayed of them; stable, so the rows of one kind stay in the facts' order.
+        rows.sort(key=lambda row: len(row.replay.ids) - row.replay.injection)
         device = model.device
-        self._replay = Replay(model, rows, layer, site)
-        per_fact = len(contexts) + 1
-        self._row_fact = torch.arange(len(facts), device=device).repeat_interleave(per_fact)
-        self._is_kl = torch.arange(per_fact, device=device).repeat(len(facts)) == per_fact - 1
-        self._target_ids = torch.tensor([token for row in targets for token in row], device=device)
-        weights = [1 / (len(contexts) * len(row)) for row in targets for _ in row]
+        self._replay = BucketedReplay(model, [row.replay for row in rows], layer, site)
+        self._row_fact = torch.tensor([row.fact for row in rows], device=device)
+        self._is_kl = torch.tensor([not row.target_ids for row in rows], device=device)
+        self._target_ids = torch.tensor([token for row in rows for token in row.target_ids], device=device)
+        weights = [1 / ((1 + len(prefixes)) * len(row.target_ids)) for row in rows for _ in row.target_ids]
         self._weights = torch.tensor(weights, dtype=self.dtype, device=device)
-        self.origin = self._replay.origin[::per_fact].to(self.dtype)  # (facts, d): the bare prompt comes first
+        bare = torch.tensor([index for index, row in enumerate(rows) if row.bare], device=device)
+        bare = bare[self._row_fact[bare].argsort()]
+        self.origin = self._replay.origin[bare].to(self.dtype)  # (facts, d)
         self._origin_norm = self.origin.norm(dim=1)
         self._reference: Tensor | None = None  # (facts, vocabulary): log P_0 at the KL prompt
 
@@ -193,28 +195,34 @@ def _adam(
     return first, second, value - rate * (first / (1 - beta1**step)) / denominator
 
 
-def _rows(
-    model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]
-) -> tuple[list[ReplayRow], list[tuple[int, ...]]]:
-    """The rows of all facts, and the target tokens of those that have some (all but the KL prompts)."""
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A fact in a context, with its target's tokens; the KL prompt has none."""
+
+    replay: ReplayRow
+    fact: int
+    target_ids: tuple[int, ...] = ()
+    bare: bool = False
+
+
+def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[_Row]:
     pairs = [(in_context(context, fact.text)[0], fact.target) for fact in facts for context in contexts]
     completions = iter(complete(model.tokenizer, pairs))
     kl_encoded = iter(encode(model.tokenizer, [KL_PROMPT.replace("{}", fact.subject, 1) for fact in facts]))
-    rows: list[ReplayRow] = []
-    targets: list[tuple[int, ...]] = []
-    for fact in facts:
+    rows: list[_Row] = []
+    for index, fact in enumerate(facts):
         start, end = fact.subject_span
         for context in contexts:
             lead = in_context(context, fact.text)[1]
             completion = next(completions)
             injection = _position(completion.encoded.last_token_of, start + lead, end + lead, fact)
             wanted = tuple(range(completion.target_start - 1, len(completion.ids) - 1))
-            rows.append(ReplayRow(completion.ids[:-1], injection, wanted))
-            targets.append(completion.target_ids)
+            replay = ReplayRow(completion.ids[:-1], injection, wanted)
+            rows.append(_Row(replay, index, completion.target_ids, bare=not context))
         about = next(kl_encoded)
         position = _position(about.last_token_of, 0, len(fact.subject), fact)
-        rows.append(ReplayRow(about.ids[: position + 1], position, (position,)))
-    return rows, targets
+        rows.append(_Row(ReplayRow(about.ids[: position + 1], position, (position,)), index))
+    return rows
 
 
 def _position(locate: Callable[[int, int], int], start: int, end: int, fact: Fact) -> int:

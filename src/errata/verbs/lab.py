@@ -18,7 +18,9 @@ from errata.lab.training import Progress, TrainingSettings, train
 from errata.models.language_model import LanguageModel
 from errata.output import check_new, new_directory, write_text
 from errata.recipe import shipped_recipe
-from errata.statistics.store import moments_for
+from errata.statistics.corpus import open_corpus
+from errata.statistics.moments import key_moments
+from errata.statistics.store import moment_keys, write_moment
 from errata.verbs.console import JsonOption, console, progress, write_json
 
 app = typer.Typer(
@@ -84,24 +86,36 @@ def recall(
 
 @app.command("statistics", epilog="Example: errata lab statistics --out src/errata/lab/moments")
 def statistics(
-    out: Annotated[Path, typer.Option("--out", "-o", help="A directory; moments that lie there are kept.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A directory.")],
     model: Annotated[
         str, typer.Option("--model", "-m", help="'lab' or a directory made by `errata lab train`.")
     ] = "lab",
 ) -> None:
-    """Take the key statistics that ship with the embedded model, as its recipe asks for."""
+    """Take the key statistics that ship with the embedded model, as its recipe asks for (rounded to float32)."""
     recipe = shipped_recipe("lab", "memit")
     loaded = LanguageModel.load(model, dtype=torch.float32)
+    settings = recipe.statistics
+    keys = moment_keys(loaded, recipe.layers, settings)
     with progress() as report:
         read = 0
 
         def on_tokens(count: int) -> None:
             nonlocal read
             read += count
-            report("key statistics", read, recipe.statistics.tokens)
+            report("key statistics", read, settings.tokens)
 
-        moments_for(loaded, recipe.layers, recipe.statistics, cache=out, on_tokens=on_tokens)
-    console().print(f"{out} holds the statistics of layers {list(recipe.layers)}", highlight=False)
+        moments = key_moments(
+            loaded,
+            recipe.layers,
+            open_corpus(settings.corpus).documents(),
+            tokens=settings.tokens,
+            length=settings.length,
+            special_tokens=settings.special_tokens,
+            on_tokens=on_tokens,
+        )
+    for layer, moment in moments.items():
+        write_moment(out / keys[layer].file_name, keys[layer], moment, dtype=torch.float32)
+    console().print(f"Wrote the statistics of layers {list(recipe.layers)} to {out}", highlight=False)
 
 
 @app.command("train", epilog="Example: errata lab train --out lab-new --work lab-training")
@@ -120,11 +134,13 @@ def train_lab(
     """Train the embedded model from scratch: about an hour on one core; stop and go on at any time."""
     check_new(out)
     settings = replace(TrainingSettings(), epochs=epochs, people=people, seed=seed, compile=compiled)
-    log: list[Progress] = []
-    with progress() as report:
+    log = work / "log.jsonl"
+    work.mkdir(parents=True, exist_ok=True)
+    with progress() as report, log.open("a", encoding="utf-8") as file:
 
         def on_epoch(done: Progress) -> None:
-            log.append(done)
+            file.write(json_module.dumps(asdict(done)) + "\n")
+            file.flush()
             report("epochs", done.epoch, epochs)
 
         report("epochs", 0, epochs)
@@ -132,8 +148,10 @@ def train_lab(
             model, tokenizer, world = train(settings, work, on_epoch=on_epoch)
         except ValueError as error:
             raise InputError(str(error), remedy="Give another --work") from error
+    # An epoch that was run again after a stop has a later line of its own.
+    entries = {entry["epoch"]: entry for entry in map(json_module.loads, log.read_text(encoding="utf-8").splitlines())}
     with new_directory(out) as partial:
         write_lab(partial, model, tokenizer, world)
-        record = {"settings": asdict(settings), "log": [asdict(entry) for entry in log]}
+        record = {"settings": asdict(settings), "log": [entries[epoch] for epoch in sorted(entries)]}
         write_text(partial / "training.json", json_module.dumps(record, indent=1) + "\n")
-    console().print(f"Wrote {out}; last loss {log[-1].loss:.3f}" if log else f"Wrote {out}", highlight=False)
+    console().print(f"Wrote {out}; last loss {entries[max(entries)]['loss']:.3f}", highlight=False)

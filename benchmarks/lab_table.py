@@ -1,0 +1,87 @@
+"""The table of the README: methods on the embedded model, several seeds pooled, facts that no recipe was tuned on.
+
+``python benchmarks/lab_table.py --seeds 0 1 2 --json docs/lab_table.json`` prints it as Markdown. Intervals are over all
+facts of all seeds; each seed draws its own facts, its own prefixes and its own questions about other people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from errata.benchmark.sequential import Examination, Measurement, examine, perplexity_summaries, run_sequence
+from errata.evaluation.perplexity import Perplexity
+from errata.evaluation.records import Metric, Record, Row, summarise, summarise_groups, to_long, write_results
+from errata.lab.package import lab_world
+from errata.lab.tasks import lab_facts, untouched_questions
+from errata.lab.texts import held_out_prose
+from errata.models.language_model import LanguageModel
+from errata.patch import software_versions
+from errata.recipe import shipped_recipe
+from errata.report.tables import markdown_table
+
+
+def pooled(parts: list[Measurement]) -> tuple[list[Record], Perplexity]:
+    """All records, and all texts, of several measurements."""
+    texts = [part.perplexity for part in parts if part.perplexity is not None]
+    return (
+        [record for part in parts for record in part.records],
+        Perplexity(
+            tuple(value for text in texts for value in text.log_likelihoods),
+            tuple(count for text in texts for count in text.counts),
+        ),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--methods", default="memit,memit+blue,memit_seq,memit_seq+blue,alphaedit,alphaedit+blue")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--facts", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=25)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+    model, world, methods = LanguageModel.load("lab"), lab_world(), arguments.methods.split(",")
+    before: list[Measurement] = []
+    after: dict[str, list[Measurement]] = defaultdict(list)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for seed in arguments.seeds:
+        facts = lab_facts(world, arguments.facts, seed=seed)
+        questions = untouched_questions(world, [fact.subject for fact in facts], 300, seed=seed)
+        examination = Examination(facts, questions, held_out_prose(60))
+        before.append(examine(model, examination))
+        for method in methods:
+            recipe = shipped_recipe("lab", method)
+            contexts = recipe.contexts.model_copy(update={"seed": seed})
+            recipe = recipe.model_copy(update={"batch_size": arguments.batch_size, "contexts": contexts})
+            result = run_sequence(model, recipe, examination, before[-1], seed=seed)
+            result.patch.undo(model)
+            after[method].append(result.after)
+            seconds[method] += [batch.seconds for batch in result.batches]
+            print(f"seed {seed}, {method}: {time.perf_counter() - started:.0f} s", flush=True)
+    rows: list[Row] = []
+    records_before, perplexity_before = pooled(before)
+    for method in methods:
+        records, perplexity = pooled(after[method])
+        summaries = summarise(records_before, "before") + summarise(records, "after")
+        summaries += perplexity_summaries(perplexity_before, perplexity)
+        sizes = [arguments.batch_size] * len(seconds[method])
+        summaries.append(summarise_groups(Metric.SECONDS_PER_EDIT, "after", seconds[method], sizes))
+        rows += to_long(method, summaries)
+    print(markdown_table(rows))
+    if arguments.json is not None:
+        about = {
+            "command": "python benchmarks/lab_table.py --seeds " + " ".join(map(str, arguments.seeds)),
+            "facts": arguments.facts,
+            "batch_size": arguments.batch_size,
+            "seconds": time.perf_counter() - started,
+            "versions": software_versions(),
+        }
+        write_results(arguments.json, rows, about)
+
+
+if __name__ == "__main__":
+    main()
