@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Sequence
 
-import click
 import transformers
 import typer
 
@@ -43,25 +42,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """As ``main``, but returns the exit status."""
     try:
-        status = app(args=None if arguments is None else list(arguments), prog_name="errata", standalone_mode=False)
+        app(args=None if arguments is None else list(arguments), prog_name="errata")
+    except SystemExit as end:  # typer's own end: 0, 2 for usage errors (which it has shown), 130 after Ctrl-C
+        if end.code == 130:
+            return _interrupted()
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except ErrataError as error:
         error_console().print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True, highlight=False)
         return error.exit_status
-    except click.exceptions.Abort:
-        return _interrupted()
     except KeyboardInterrupt:
         return _interrupted()
-    except click.ClickException as error:
-        error.show()
-        return 2
     except OSError as error:
         error_console().print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True, highlight=False)
         return 1
-    return status if isinstance(status, int) else 0
+    return 0
 
 
 def _interrupted() -> int:
-    error_console().print("interrupted; nothing was written")
+    error_console().print("interrupted; no output was left half-written")
     return 130
 
 

@@ -173,30 +173,41 @@ class FactSet(Sequence[Fact]):
 
 
 def check_against(facts: FactSet, *, count_tokens: Callable[[str], int], limit: int) -> None:
-    """Check what only a tokenizer can tell, before any editing starts.
-
-    Args:
-        facts: the facts; faults are told with their places.
-        count_tokens: text -> its number of tokens, special tokens left out.
-        limit: the most tokens of a prompt with its continuation that the model takes, special tokens not counted.
+    """Check what only a tokenizer can tell, before any editing starts; the arguments are those of ``token_faults``.
 
     Raises:
         FaultsError: if a subject or a continuation has no tokens, or a prompt with its continuation has too many.
     """
+    if faults := token_faults(facts.facts, facts.places, count_tokens=count_tokens, limit=limit):
+        raise FaultsError(facts.source, faults)
+
+
+def token_faults(
+    facts: Sequence[Fact], places: Sequence[str], *, count_tokens: Callable[[str], int], limit: int, lead: int = 0
+) -> list[Fault]:
+    """What only a tokenizer can tell: subjects and continuations without tokens, prompts with too many.
+
+    Args:
+        facts: the facts.
+        places: for each fact where it stands.
+        count_tokens: text -> its number of tokens, special tokens left out.
+        limit: the most tokens of a prompt with its continuation that the model takes, special tokens not counted.
+        lead: the tokens that an edit puts before a fact's own prompt.
+    """
     faults: list[Fault] = []
     remedy = "Write it in characters that the model's tokenizer knows"
-    for fact, place in zip(facts.facts, facts.places, strict=True):
+    for fact, place in zip(facts, places, strict=True):
         if not count_tokens(fact.subject):
             faults.append(Fault(place, f"'subject' {_shown(fact.subject)} tokenises to nothing", remedy))
         for asked, prompt, answered, answer in _continuations(fact):
             if not count_tokens(f" {answer}"):
                 faults.append(Fault(place, f"'{answered}' {_shown(answer)} tokenises to nothing", remedy))
-            elif (length := count_tokens(f"{prompt} {answer}")) > limit:
-                what = f"'{asked}' with '{answered}' has {length} tokens, but the model takes {limit}"
+            elif (length := count_tokens(f"{prompt} {answer}")) > (room := limit - (lead if asked == "prompt" else 0)):
+                behind = f" behind the {lead} of an edit's contexts" if room < limit else ""
+                what = f"'{asked}' with '{answered}' has {length} tokens, but the model takes {room}{behind}"
                 faults.append(Fault(place, what, "Shorten it, or leave it out"))
-    if faults:
-        # A target stands behind every paraphrase, and is told once.
-        raise FaultsError(facts.source, list(dict.fromkeys(faults)))
+    # A target stands behind every paraphrase, and is told once.
+    return list(dict.fromkeys(faults))
 
 
 def _continuations(fact: Fact) -> Iterator[tuple[str, str, str, str]]:

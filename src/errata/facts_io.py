@@ -10,13 +10,15 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts import FIELDS, REQUIRED_FIELDS, Fact, FactSet, as_questions, clashes, record_faults, unknown_field
 
 _LIST_FIELDS: Final = ("paraphrases", "neighbours", "own")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+Check: TypeAlias = Callable[[Sequence[Fact], Sequence[str]], list[Fault]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,14 @@ class _Entry:
     faults: tuple[Fault, ...] = ()
 
 
-def read_facts(path: str | os.PathLike[str], *, last_wins: bool = False) -> FactSet:
+def read_facts(path: str | os.PathLike[str], *, last_wins: bool = False, check: Check | None = None) -> FactSet:
     """Read facts from a file.
 
     Args:
         path: a file with one JSON object a line (``.jsonl`` or ``.json``), or a table with a header (``.csv``), in
             which ``paraphrases``, ``neighbours`` and ``own`` are JSON in a cell and an empty cell is an absent field.
         last_wins: of two facts with the same subject and prompt, but different targets, keep the later one.
+        check: finds further faults in the facts that can be read, given them and their places; see ``token_faults``.
 
     Raises:
         InputError: if the path has another suffix, or cannot be read.
@@ -50,7 +53,7 @@ def read_facts(path: str | os.PathLike[str], *, last_wins: bool = False) -> Fact
             f"cannot read the facts {str(path)!r}: {reason}", remedy="Give a file that can be read"
         ) from error
     entries, absent = entries_of(data.removeprefix(_BYTE_ORDER_MARK), str(path))
-    return _fact_set(entries, str(path), last_wins=last_wins, absent=absent)
+    return _fact_set(entries, str(path), last_wins=last_wins, absent=absent, check=check)
 
 
 def facts_from_records(
@@ -98,7 +101,14 @@ def write_facts(facts: Iterable[Fact], path: str | os.PathLike[str]) -> None:
         raise InputError(f"cannot write the facts {str(path)!r}: {reason}", remedy=remedy) from error
 
 
-def _fact_set(entries: Sequence[_Entry], source: str, *, last_wins: bool, absent: Collection[str] = ()) -> FactSet:
+def _fact_set(
+    entries: Sequence[_Entry],
+    source: str,
+    *,
+    last_wins: bool,
+    absent: Collection[str] = (),
+    check: Check | None = None,
+) -> FactSet:
     """Validate all entries, name the facts that have no id, and put them together.
 
     Args:
@@ -134,6 +144,8 @@ def _fact_set(entries: Sequence[_Entry], source: str, *, last_wins: bool, absent
         places.append(place)
     kept = _latest(facts) if last_wins else range(len(facts))
     facts, places = [facts[index] for index in kept], [places[index] for index in kept]
+    if check is not None:
+        faults += check(facts, places)
     if faults:
         # Facts may clash as well; these faults are told with the others, and not one run later.
         faults += clashes(facts, places)

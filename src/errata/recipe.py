@@ -70,6 +70,7 @@ class NullSpaceSettings(_Settings):
     kind: Literal["null_space"]
     threshold: _Positive = Field(description="eigenvectors of C with eigenvalues below this span P")
     l2: _Positive = Field(description="L2, the ridge")
+    relative: bool = Field(False, description="threshold and L2 are in units of C's mean eigenvalue")
     history: bool = Field(description="whether keys of earlier batches (M) count")
 
 

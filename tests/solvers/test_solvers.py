@@ -236,3 +236,14 @@ def test_solvers_are_made_from_a_recipes_settings() -> None:
 def test_factors_multiply_to_the_update() -> None:
     left, right = random_matrix(3, 2, seed=0), random_matrix(2, 4, seed=1)
     torch.testing.assert_close(LowRank(left, right).dense(), left @ right)
+
+
+def test_relative_numbers_are_in_units_of_the_mean_eigenvalue() -> None:
+    """So that scaling C, and the keys with it, scales ΔW by the inverse root and changes nothing else."""
+    moment, keys, residuals = random_moment(), random_matrix(D_IN, 4, seed=3), random_matrix(D_OUT, 4, seed=4)
+    unit = float(moment.diagonal().mean())
+    relative = NullSpace(0.02, 0.3, relative=True).prepare(moment).solve(keys, residuals).dense()
+    absolute = NullSpace(0.02 * unit, 0.3 * unit).prepare(moment).solve(keys, residuals).dense()
+    assert_near(relative, absolute)
+    scaled = NullSpace(0.02, 0.3, relative=True).prepare(100 * moment).solve(10 * keys, residuals).dense()
+    assert_near(10 * scaled, relative)

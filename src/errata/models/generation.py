@@ -37,10 +37,18 @@ def generate(
     texts: list[str] = []
     for start in range(0, len(rows), batch_size):
         chunk = rows[start : start + batch_size]
-        for ids in _continue(model, chunk, new_tokens, top_k, generator):
-            texts.append(str(model.tokenizer.decode(ids, skip_special_tokens=True)))
+        for row, ids in zip(chunk, _continue(model, chunk, new_tokens, top_k, generator), strict=True):
+            texts.append(_continuation_text(model, row, ids))
         on_rows(len(chunk))
     return texts
+
+
+def _continuation_text(model: LanguageModel, row: list[int], ids: list[int]) -> str:
+    """What ``ids`` add to the text. Alone, they would lose the space before them where spaces are Metaspace's."""
+    given, alone, whole = (
+        str(model.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in (row, ids, row + ids)
+    )
+    return whole.removeprefix(given) if whole.startswith(given) else alone
 
 
 def _continue(

@@ -20,23 +20,26 @@ class NullSpace:
     Args:
         threshold: an eigenvalue, in the units of C.
         l2: L2.
+        relative: take both in units of C's mean eigenvalue, so that one number serves layers of different scale.
         history: whether M counts; without it ``remember`` changes nothing.
     """
 
     threshold: float
     l2: float
     history: bool = True
+    relative: bool = False
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> NullSpaceLayer:
         values, vectors = torch.linalg.eigh(moment)
-        basis = vectors[:, values < self.threshold]
+        unit = float(values.mean()) if self.relative else 1.0
+        basis = vectors[:, values < self.threshold * unit]
         if basis.shape[1] == 0:
             raise EditError(
-                f"no eigenvalue of the keys' second moment lies below {self.threshold:g} (the least is "
+                f"no eigenvalue of the keys' second moment lies below {self.threshold * unit:g} (the least is "
                 f"{values[0]:.3g}): there is no null space to write in",
                 remedy="Raise solver.threshold in the recipe",
             )
-        return NullSpaceLayer(basis, l2=self.l2, history=self.history)
+        return NullSpaceLayer(basis, l2=self.l2 * unit, history=self.history)
 
 
 class NullSpaceLayer:

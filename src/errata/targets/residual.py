@@ -215,6 +215,12 @@ def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) 
         for context in contexts:
             lead = in_context(context, fact.text)[1]
             completion = next(completions)
+            if len(completion.ids) > model.context_length:
+                raise InputError(
+                    f"fact {fact.id!r} has {len(completion.ids)} tokens behind the prefix {context!r}; {model.name!r} "
+                    f"takes {model.context_length}",
+                    remedy="Shorten the prompt, or lower contexts.tokens in the recipe",
+                )
             injection = _position(completion.encoded.last_token_of, start + lead, end + lead, fact)
             wanted = tuple(range(completion.target_start - 1, len(completion.ids) - 1))
             replay = ReplayRow(completion.ids[:-1], injection, wanted)

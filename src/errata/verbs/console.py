@@ -26,7 +26,8 @@ from errata.output import write_text
 from errata.progress import Report
 
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write the result for machines to FILE.")
+    Path | None,
+    typer.Option("--json", metavar="FILE", dir_okay=False, help="Also write the result for machines to FILE."),
 ]
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="'lab' (the embedded model), a directory, or a name on the hub.")
@@ -62,8 +63,8 @@ def parse_device(name: str | None) -> torch.device | None:
         return None
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # 'meta' has tensors, but no numbers in them
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0]
         raise InputError(
             f"the device {name!r} cannot be used: {first}", remedy="`errata doctor` lists devices"

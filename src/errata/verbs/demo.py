@@ -21,7 +21,7 @@ from errata.models.language_model import LanguageModel
 from errata.patch import software_versions
 from errata.recipe import shipped_recipe
 from errata.report.tables import comparison_table
-from errata.verbs.console import DeviceOption, console, parse_device, progress
+from errata.verbs.console import DeviceOption, JsonOption, console, parse_device, progress
 
 EXAMPLE = "Example: errata demo --out runs/demo --facts 100 --methods memit,memit+blue"
 METHODS = "memit,memit+blue,alphaedit,alphaedit+blue"
@@ -35,10 +35,13 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Which facts; the recipe was tuned on seeds 900 to 902.")] = 0,
     svg: Annotated[Path | None, typer.Option(help="Also write the table as a picture.")] = None,
     device: DeviceOption = "cpu",
+    json: JsonOption = None,
 ) -> None:
     """Edit facts into the embedded model, with and without boundary-layer updates, and show what changed."""
     started = time.perf_counter()
     names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise InputError("no method was named", remedy=f"Give some of --methods {METHODS}")
     recipes = []
     for name in names:
         method_named(name)
@@ -78,5 +81,6 @@ def demo(
         "seconds": seconds,
         "versions": software_versions(),
     }
-    write_results(out / "results.json", rows, about)
+    for path in (out / "results.json", *([json] if json else [])):
+        write_results(path, rows, about)
     console().print(f"Wrote {out / 'results.json'}", highlight=False)

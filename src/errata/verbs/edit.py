@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import json as json_module
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from transformers import PreTrainedTokenizerBase
 
-from errata.benchmark.sequential import SequenceResult, examine, run_sequence
-from errata.errors import InputError
-from errata.facts import FactSet, check_against
-from errata.facts_io import read_facts
+from errata.benchmark.sequential import Examination, examine, run_sequence
+from errata.edit import Editor
+from errata.errors import Fault, InputError
+from errata.evaluation.recall import absent
+from errata.evaluation.records import FORMAT, Row
+from errata.facts import Fact, FactSet, token_faults
+from errata.facts_io import Check, read_facts
 from errata.methods import method_named
 from errata.models.language_model import LanguageModel, load_tokenizer
 from errata.output import check_new, new_directory, write_text
+from errata.patch import Patch
 from errata.recipe import Recipe, read_recipe, shipped_recipe
 from errata.report.tables import before_after_table
 from errata.schedules import SCHEDULES
+from errata.statistics.corpus import open_corpus
 from errata.verbs.console import (
     DeviceOption,
     DtypeOption,
     JsonOption,
     ModelOption,
     console,
+    error_console,
     parse_device,
     parse_dtype,
     progress,
     write_json,
 )
-from errata.verbs.questions import examination_for
+from errata.verbs.questions import examination_for, show_absent
 
 EXAMPLE = "Example: errata edit --model lab --facts examples/facts.jsonl --method memit+blue --out edited"
 
@@ -42,7 +48,9 @@ def edit(
     method: Annotated[str, typer.Option(help="A row of `errata methods`, with or without +blue.")] = "memit+blue",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A new directory for the edited model.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Facts solved together; default: the recipe's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the contexts, the questions and the intervals.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of contexts, questions and intervals; default: the recipe's, or 0.")
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; default: the one shipped for the model.")] = None,
     last_wins: Annotated[bool, typer.Option("--last-wins", help="Of conflicting facts keep the last.")] = False,
     untouched: Annotated[
@@ -67,62 +75,88 @@ def edit(
         check_new(out)
     chosen_dtype, chosen_device = parse_dtype(dtype), parse_device(device)
     numbers = _numbers(model, method, recipe, batch_size, seed)
-    fact_set = read_facts(facts, last_wins=last_wins)
+    seed = numbers.contexts.seed
+    open_corpus(numbers.statistics.corpus)  # that it is there
     tokenizer, limit = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    check_tokens(fact_set, tokenizer, limit)
+    contexts = numbers.contexts
+    lead = contexts.tokens + 2 if contexts.openers and contexts.per_opener else 0  # ". " stands behind each
+    fact_set = read_facts(facts, last_wins=last_wins, check=token_check(tokenizer, limit, lead=lead))
+    examination = examination_for(fact_set, lab=is_lab(model), untouched=untouched, seed=seed)
+    if recipe is not None and numbers.model.rsplit("/", 1)[-1] != recipe_name(model).rstrip("/").rsplit("/", 1)[-1]:
+        note = f"note: the recipe's numbers are for {numbers.model!r}, not for {model!r}"
+        error_console().print(note, markup=False, highlight=False)
     if dry_run:
         _show_plan(fact_set, numbers, model, json)
         return
     assert out is not None
     loaded = LanguageModel.load(model, dtype=chosen_dtype, device=chosen_device, trust_remote_code=trust_remote_code)
     loaded.check_layers(numbers.layers)
-    examination = examination_for(fact_set, lab=is_lab(model), untouched=untouched, seed=seed)
-    if not evaluate:
-        examination = replace(examination, untouched=(), prose=())
     with progress() as report:
-        before = examine(loaded, examination, report=report, what="asking before")
-        result = run_sequence(loaded, numbers, examination, before, report=report, seed=seed)
-    record = _record(result, numbers, model, seed)
+        if evaluate:
+            before = examine(loaded, examination, report=report, what="asking before")
+            result = run_sequence(loaded, numbers, examination, before, report=report, seed=seed)
+            rows, patch = result.rows, result.patch
+        else:
+            rows, patch = [], Editor(loaded, numbers, report=report).apply(fact_set)
+    record = _record(rows, patch, examination, seed)
     with new_directory(out) as partial:
-        save_edited(loaded, result, record, partial)
-    console().print(before_after_table(result.rows))
-    norms = ", ".join(f"layer {layer}: {norm:.3g}" for layer, norm in result.patch.norms().items())
+        save_edited(loaded, patch, record, partial)
+    if rows:
+        console().print(before_after_table(rows))
+        show_absent(fact_set, examination.untouched)
+    norms = ", ".join(f"layer {layer}: {norm:.3g}" for layer, norm in patch.norms().items())
     console().print(f"Wrote {out} ({len(fact_set)} facts, {method}; norm of the change at {norms}).", highlight=False)
     write_json(json, record)
 
 
-def check_tokens(facts: FactSet, tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
-    """Raises FaultsError for subjects without tokens and prompts that are too long for the model."""
+def token_check(tokenizer: PreTrainedTokenizerBase, limit: int, *, lead: int = 0) -> Check:
+    """What finds subjects without tokens, and prompts that are too long for a model of so many tokens.
+
+    Args:
+        lead: the tokens that an edit puts before a prompt.
+    """
 
     def count_tokens(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    check_against(facts, count_tokens=count_tokens, limit=limit - 1)  # one place for BOS
+    def check(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
+        one_for_bos = limit - 1
+        return token_faults(facts, places, count_tokens=count_tokens, limit=one_for_bos, lead=lead)
+
+    return check
 
 
 def is_lab(name: str) -> bool:
-    """Whether a model is the embedded one, or was edited from it."""
-    if name == "lab":
-        return True
-    record = Path(name) / "errata.json"
-    if record.is_file():
-        return bool(json_module.loads(record.read_text(encoding="utf-8")).get("base") == "lab")
-    return (Path(name) / "world.json").is_file()
+    """Whether a model is the embedded one, was saved from it, or was edited from it, once or again and again.
+
+    Raises:
+        InputError: if the record beside the model cannot be read.
+    """
+    path = Path(name) / "errata.json"
+    if name != "lab" and path.is_file():
+        try:
+            return bool(json_module.loads(path.read_text(encoding="utf-8"))["about"]["lab"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is not the record of an edit: {type(error).__name__}: {error}",
+                remedy="Remove this file, or edit the model anew",
+            ) from error
+    return name == "lab" or (Path(name) / "world.json").is_file()
 
 
-def save_edited(model: LanguageModel, result: SequenceResult, record: dict[str, Any], directory: Path) -> None:
+def save_edited(model: LanguageModel, patch: Patch, record: dict[str, Any], directory: Path) -> None:
     """A plain transformers directory, with the patch and the record of the run beside the weights."""
     model.model.save_pretrained(directory)
     model.tokenizer.save_pretrained(directory)
-    result.patch.save(directory / "patch.safetensors")
+    patch.save(directory / "patch.safetensors")
     text = json_module.dumps(record, ensure_ascii=False, indent=2)
     write_text(directory / "errata.json", text + "\n")
-    write_text(directory / "recipe.yaml", result.patch.recipe.to_yaml())
+    write_text(directory / "recipe.yaml", patch.recipe.to_yaml())
 
 
-def _numbers(model: str, method: str, path: Path | None, batch_size: int | None, seed: int) -> Recipe:
+def _numbers(model: str, method: str, path: Path | None, batch_size: int | None, seed: int | None) -> Recipe:
     numbers = read_recipe(path, method) if path is not None else shipped_recipe(recipe_name(model), method)
-    contexts = numbers.contexts.model_copy(update={"seed": seed})
+    contexts = numbers.contexts if seed is None else numbers.contexts.model_copy(update={"seed": seed})
     return numbers.model_copy(update={"contexts": contexts, "batch_size": batch_size or numbers.batch_size})
 
 
@@ -131,19 +165,21 @@ def recipe_name(model: str) -> str:
     return "lab" if is_lab(model) else model
 
 
-def _record(result: SequenceResult, recipe: Recipe, model: str, seed: int) -> dict[str, Any]:
-    return {
-        "format": "errata-results-1",
-        "base": model,
-        "method": recipe.method,
+def _record(rows: Sequence[Row], patch: Patch, examination: Examination, seed: int) -> dict[str, Any]:
+    """Results in the form that ``read_results`` reads, and everything that it takes to make them again."""
+    about = {
+        "base": patch.base,
+        "lab": is_lab(patch.base),
+        "method": patch.recipe.method,
         "seed": seed,
-        "recipe": recipe.model_dump(mode="json"),
-        "prefixes": list(result.patch.prefixes),
-        "fingerprint": result.patch.fingerprint,
-        "versions": dict(result.patch.versions),
-        "rows": result.rows,
-        "facts": [fact.to_record() for fact in result.patch.facts],
+        "recipe": patch.recipe.model_dump(mode="json"),
+        "prefixes": list(patch.prefixes),
+        "fingerprint": patch.fingerprint,
+        "versions": dict(patch.versions),
+        "absent": absent(examination.facts, examination.untouched) if rows else {},
+        "facts": [fact.to_record() for fact in patch.facts],
     }
+    return {"format": FORMAT, "rows": list(rows), "about": about}
 
 
 def _show_plan(facts: FactSet, recipe: Recipe, model: str, json: Path | None) -> None:

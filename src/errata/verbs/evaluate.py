@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from errata.benchmark.sequential import examine, perplexity_summaries
-from errata.evaluation.records import summarise, to_long
+from errata.errors import Fault
+from errata.evaluation.recall import absent
+from errata.evaluation.records import FORMAT, summarise, to_long
+from errata.facts import Fact
 from errata.facts_io import read_facts
 from errata.models.language_model import LanguageModel, load_tokenizer
 from errata.report.tables import before_after_table
@@ -23,8 +27,8 @@ from errata.verbs.console import (
     progress,
     write_json,
 )
-from errata.verbs.edit import check_tokens, is_lab
-from errata.verbs.questions import examination_for
+from errata.verbs.edit import is_lab, token_check
+from errata.verbs.questions import examination_for, show_absent
 
 EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"
 
@@ -44,10 +48,13 @@ def evaluate(
 ) -> None:
     """Measure how well a model says the facts, and what it says of everything else."""
     chosen_dtype, chosen_device = parse_dtype(dtype), parse_device(device)
-    fact_set = read_facts(facts, last_wins=last_wins)
-    for name in (model, *([against] if against else [])):
-        tokenizer, limit = load_tokenizer(name)
-        check_tokens(fact_set, tokenizer, limit)
+    names = (model, *([against] if against else []))
+    checks = [token_check(*load_tokenizer(name)) for name in names]
+
+    def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
+        return list(dict.fromkeys(fault for one in checks for fault in one(found, places)))
+
+    fact_set = read_facts(facts, last_wins=last_wins, check=check)
     lab = is_lab(model) or (against is not None and is_lab(against))
     examination = examination_for(fact_set, lab=lab, untouched=untouched, seed=seed)
     with progress() as report:
@@ -63,6 +70,13 @@ def evaluate(
                 summaries += perplexity_summaries(before.perplexity, after.perplexity, seed=seed)
     rows = to_long(model, summaries)
     console().print(before_after_table(rows))
+    show_absent(fact_set, examination.untouched)
     if after.perplexity is not None:
         console().print(f"Perplexity on {len(examination.prose)} texts of prose: {after.perplexity.value:.3f}")
-    write_json(json, {"format": "errata-results-1", "model": model, "against": against, "rows": rows})
+    about = {
+        "model": model,
+        "against": against,
+        "perplexity": None if after.perplexity is None else after.perplexity.value,
+        "absent": absent(fact_set, examination.untouched),
+    }
+    write_json(json, {"format": FORMAT, "rows": rows, "about": about})

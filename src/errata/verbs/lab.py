@@ -90,6 +90,7 @@ def statistics(
     model: Annotated[
         str, typer.Option("--model", "-m", help="'lab' or a directory made by `errata lab train`.")
     ] = "lab",
+    json: JsonOption = None,
 ) -> None:
     """Take the key statistics that ship with the embedded model, as its recipe asks for (rounded to float32)."""
     recipe = shipped_recipe("lab", "memit")
@@ -116,6 +117,7 @@ def statistics(
     for layer, moment in moments.items():
         write_moment(out / keys[layer].file_name, keys[layer], moment, dtype=torch.float32)
     console().print(f"Wrote the statistics of layers {list(recipe.layers)} to {out}", highlight=False)
+    write_json(json, {"out": str(out), "files": {layer: keys[layer].file_name for layer in moments}})
 
 
 @app.command("train", epilog="Example: errata lab train --out lab-new --work lab-training")
@@ -130,6 +132,7 @@ def train_lab(
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="torch.compile; needs a C++ compiler.")
     ] = True,
+    json: JsonOption = None,
 ) -> None:
     """Train the embedded model from scratch: about an hour on one core; stop and go on at any time."""
     check_new(out)
@@ -155,3 +158,4 @@ def train_lab(
         record = {"settings": asdict(settings), "log": [entries[epoch] for epoch in sorted(entries)]}
         write_text(partial / "training.json", json_module.dumps(record, indent=1) + "\n")
     console().print(f"Wrote {out}; last loss {entries[max(entries)]['loss']:.3f}", highlight=False)
+    write_json(json, {"directory": str(out), **record})

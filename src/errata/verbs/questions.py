@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 from errata.benchmark.sequential import Examination
 from errata.errors import Fault, FaultsError, InputError
-from errata.facts import FactSet, Question
+from errata.evaluation.recall import absent
+from errata.facts import Fact, FactSet, Question
+from errata.verbs.console import console
 
 UNTOUCHED = 300
 PROSE = 60
@@ -31,6 +34,15 @@ def examination_for(facts: FactSet, *, lab: bool, untouched: Path | None, seed: 
             questions = untouched_questions(lab_world(), [fact.subject for fact in facts], UNTOUCHED, seed=seed)
         return Examination(facts, questions, held_out_prose(PROSE))
     return Examination(facts, questions, shipped_sentences())
+
+
+def show_absent(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]]) -> None:
+    """Say which metrics cannot be told, and why; metrics that go by one reason stand on one line."""
+    reasons: dict[str, list[str]] = {}
+    for metric, reason in absent(facts, untouched).items():
+        reasons.setdefault(reason, []).append(metric.replace("_", " "))
+    for reason, metrics in reasons.items():
+        console().print(f"Absent: {', '.join(metrics)} ({reason}).", highlight=False, markup=False)
 
 
 def shipped_sentences() -> list[str]:
