@@ -23,7 +23,7 @@ from errata.models.weights import EditedWeights
 from errata.recipe import Recipe
 from errata.solvers.least_squares import LeastSquaresLayer
 from errata.statistics.store import moments_for
-from errata.targets.residual import optimise_targets
+from errata.targets.residual import TargetLoss, optimise_targets
 
 from tests.support.editing import (
     FACTS,
@@ -493,26 +493,23 @@ def _with_bad_column(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _bad_target_loss(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
-    original, per_fact = Replay.logits, len(editor.prefixes) + 2
+    original = TargetLoss.__call__
 
-    def logits(self: Replay, delta: Tensor) -> Tensor:
-        bad = (self.wanted_row // per_fact == 1)[:, None]
-        return torch.where(bad, torch.nan, original(self, delta))
+    def loss(self: TargetLoss, delta: Tensor) -> Tensor:
+        values = original(self, delta)
+        return torch.where(torch.arange(len(values)) == 1, torch.nan, values)
 
-    monkeypatch.setattr(Replay, "logits", logits)
+    monkeypatch.setattr(TargetLoss, "__call__", loss)
 
 
 def _bad_gradient(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
-    original, per_fact = Replay.logits, len(editor.prefixes) + 2
+    original = TargetLoss.__call__
 
-    def logits(self: Replay, delta: Tensor) -> Tensor:
+    def loss(self: TargetLoss, delta: Tensor) -> Tensor:
         # √ has an infinite slope at 0, and infinity times zero is not a number; the value stays what it was.
-        bad = (self.wanted_row // per_fact == 1).nonzero()[:, 0]
-        roots = (delta[self.wanted_row[bad], :1] * 0).sqrt()
-        logits = original(self, delta)
-        return logits.index_add(0, bad, roots.expand(-1, logits.shape[1]))
+        return original(self, delta).index_add(0, torch.tensor([1]), (delta[1:2, 0] * 0).sqrt().to(self.dtype))
 
-    monkeypatch.setattr(Replay, "logits", logits)
+    monkeypatch.setattr(TargetLoss, "__call__", loss)
 
 
 def _bad_residual(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:

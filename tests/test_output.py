@@ -26,7 +26,7 @@ def test_a_directory_appears_when_all_of_it_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failure_leaves_no_trace(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "out"
-    with pytest.raises(error), new_directory(target) as partial:  # noqa: PT012
+    with pytest.raises(error), new_directory(target) as partial:
         (partial / "deep").mkdir()
         (partial / "deep" / "file").write_text("half")
         raise error
@@ -36,7 +36,7 @@ def test_a_failure_leaves_no_trace(tmp_path: Path, error: type[BaseException]) -
 def test_an_empty_directory_may_be_filled_and_is_left_empty_by_a_failure(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    with pytest.raises(ValueError, match="no"), new_directory(target) as partial:  # noqa: PT012
+    with pytest.raises(ValueError, match="no"), new_directory(target) as partial:
         (partial / "file").write_text("half")
         raise ValueError("no")
     assert [list(entry.iterdir()) for entry in tmp_path.iterdir()] == [[]]

@@ -119,7 +119,7 @@ def edited(request: pytest.FixtureRequest) -> tuple[Holder, EditedWeights]:
 def test_a_transaction_goes_back_whatever_ends_it(edited: tuple[Holder, EditedWeights], error: BaseException) -> None:
     holder, edits = edited
     before, terms = bits(holder), list(edits.terms)
-    with pytest.raises(type(error)), edits.transaction():  # noqa: PT012
+    with pytest.raises(type(error)), edits.transaction():
         edits.add([term(2), term(3, layer=1)])
         assert bits(holder) != before
         raise error
@@ -137,7 +137,7 @@ def test_an_inner_transaction_may_fail_alone(edited: tuple[Holder, EditedWeights
     with edits.transaction():
         edits.add([term(2)])
         kept = bits(holder)
-        with pytest.raises(RuntimeError), edits.transaction():  # noqa: PT012
+        with pytest.raises(RuntimeError), edits.transaction():
             edits.add([term(3), term(4, layer=1)])
             raise RuntimeError
         assert bits(holder) == kept
@@ -148,7 +148,7 @@ def test_an_inner_transaction_may_fail_alone(edited: tuple[Holder, EditedWeights
 def test_an_outer_transaction_takes_the_inner_one_along(edited: tuple[Holder, EditedWeights]) -> None:
     holder, edits = edited
     before = bits(holder)
-    with pytest.raises(RuntimeError), edits.transaction():  # noqa: PT012
+    with pytest.raises(RuntimeError), edits.transaction():
         with edits.transaction():
             edits.add([term(2), term(3, layer=1)])
         raise RuntimeError
@@ -159,7 +159,7 @@ def test_an_outer_transaction_takes_the_inner_one_along(edited: tuple[Holder, Ed
 def test_removing_inside_a_failed_transaction_is_taken_back(edited: tuple[Holder, EditedWeights]) -> None:
     holder, edits = edited
     before, terms = bits(holder), list(edits.terms)
-    with pytest.raises(RuntimeError), edits.transaction():  # noqa: PT012
+    with pytest.raises(RuntimeError), edits.transaction():
         edits.add([term(2)])
         edits.remove(terms)
         raise RuntimeError

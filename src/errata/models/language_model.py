@@ -129,11 +129,17 @@ class LanguageModel:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
             check_config(config)
-            model, found = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype or "auto",
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,  # told below, as what is missing
+                output_loading_info=True,
             )
-            if missing := sorted(found["missing_keys"]):  # transformers would go on with random ones
-                raise ValueError(f"the weights of {len(missing)} parameters are missing, such as {missing[0]!r}")
+            model, found = loaded
+            # transformers would go on with random numbers in their place.
+            if bad := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
+                raise ValueError(f"{len(bad)} of its weights are missing or of another shape, such as {bad[0]!r}")
         nn.Module.to(model, chosen)  # transformers wraps the method in a way that hides its types
         return cls(model, tokenizer, name=name)
 

@@ -74,10 +74,10 @@ def edit(
     if out is not None:
         check_new(out)
     chosen_dtype, chosen_device = parse_dtype(dtype), parse_device(device)
+    tokenizer, limit = load_tokenizer(model, trust_remote_code=trust_remote_code)
     numbers = _numbers(model, method, recipe, batch_size, seed)
     seed = numbers.contexts.seed
     open_corpus(numbers.statistics.corpus)  # that it is there
-    tokenizer, limit = load_tokenizer(model, trust_remote_code=trust_remote_code)
     contexts = numbers.contexts
     lead = contexts.tokens + 2 if contexts.openers and contexts.per_opener else 0  # ". " stands behind each
     fact_set = read_facts(facts, last_wins=last_wins, check=token_check(tokenizer, limit, lead=lead))
