@@ -1,7 +1,7 @@
 """The table of the README: methods on the embedded model, several seeds pooled, facts that no recipe was tuned on.
 
-``python benchmarks/lab_table.py --seeds 0 1 2 --json docs/lab_table.json`` prints it as Markdown. Intervals are over all
-facts of all seeds; each seed draws its own facts, its own prefixes and its own questions about other people.
+``python benchmarks/lab_table.py --seeds 0 1 2 --json docs/lab_table.json`` prints it as Markdown. Intervals are over
+all facts of all seeds; each seed draws its own facts, its own prefixes and its own questions about other people.
 """
 
 from __future__ import annotations
