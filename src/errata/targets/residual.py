@@ -18,6 +18,7 @@ from errata.recipe import TargetSettings
 from errata.targets.contexts import in_context
 
 KL_PROMPT = "{} is a"
+_IGNORED = -100  # no token has this number
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,10 @@ class TargetLoss:
         self._replay = BucketedReplay(model, [row.replay for row in rows], layer, site)
         self._row_fact = torch.tensor([row.fact for row in rows], device=device)
         self._is_kl = torch.tensor([not row.target_ids for row in rows], device=device)
-        self._target_ids = torch.tensor([token for row in rows for token in row.target_ids], device=device)
-        weights = [1 / ((1 + len(prefixes)) * len(row.target_ids)) for row in rows for _ in row.target_ids]
+        # One entry for each of the wanted logits; a KL prompt has one, and no target.
+        target_ids = [token for row in rows for token in row.target_ids or (_IGNORED,)]
+        weights = [1 / ((1 + len(prefixes)) * len(row.replay.wanted)) for row in rows for _ in row.replay.wanted]
+        self._target_ids = torch.tensor(target_ids, device=device)
         self._weights = torch.tensor(weights, dtype=self.dtype, device=device)
         bare = torch.tensor([index for index, row in enumerate(rows) if row.bare], device=device)
         bare = bare[self._row_fact[bare].argsort()]
@@ -76,9 +79,10 @@ class TargetLoss:
         logits = replay.logits(delta[self._row_fact]).to(self.dtype)
         is_kl = self._is_kl[replay.wanted_row]
         fact = self._row_fact[replay.wanted_row]
-        likelihood = -torch.nn.functional.cross_entropy(logits[~is_kl], self._target_ids, reduction="none")
+        # Rows without a target are ignored in place: to pick the others out would copy a row of logits for each.
+        surprise = torch.nn.functional.cross_entropy(logits, self._target_ids, reduction="none", ignore_index=_IGNORED)
         loss = torch.zeros(len(delta), dtype=self.dtype, device=delta.device)
-        loss = loss.index_add(0, fact[~is_kl], -likelihood * self._weights)
+        loss = loss.index_add(0, fact, surprise * self._weights)
         current = logits[is_kl].log_softmax(-1)
         if self._reference is None:
             self._reference = current.detach()
@@ -90,9 +94,8 @@ class TargetLoss:
         keep_fact = torch.zeros(len(self.origin), dtype=torch.bool, device=facts.device)
         keep_fact[facts] = True
         keep_row = keep_fact[self._row_fact]
-        wanted_rows = self._replay.wanted_row
-        target_kept = keep_row[wanted_rows][~self._is_kl[wanted_rows]]
-        self._target_ids, self._weights = self._target_ids[target_kept], self._weights[target_kept]
+        wanted_kept = keep_row[self._replay.wanted_row]
+        self._target_ids, self._weights = self._target_ids[wanted_kept], self._weights[wanted_kept]
         self._replay = self._replay.select(keep_row.nonzero()[:, 0])
         renumbered = keep_fact.cumsum(0) - 1
         self._row_fact, self._is_kl = renumbered[self._row_fact[keep_row]], self._is_kl[keep_row]

@@ -69,8 +69,9 @@ def demo(
             result.patch.undo(model)
             rows += result.rows
         report("methods", len(recipes), len(recipes))
-    wide = Console(record=svg is not None, width=max(console().width, 110) if svg else None)
-    wide.print(comparison_table(rows))
+    # A file or a picture is not narrower than the table; a terminal may be.
+    wide = Console(record=svg is not None, width=None if console().is_terminal and svg is None else 120)
+    wide.print(comparison_table(rows, width=wide.width))
     seconds = time.perf_counter() - started
     wide.print(f"{facts} facts in batches of {batch_size}, {len(names)} methods, {seconds:.0f} s in all; seed {seed}.")
     if svg is not None:

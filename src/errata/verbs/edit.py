@@ -102,7 +102,7 @@ def edit(
     with new_directory(out) as partial:
         save_edited(loaded, patch, record, partial)
     if rows:
-        console().print(before_after_table(rows))
+        console().print(before_after_table(rows, width=console().width))
         show_absent(fact_set, examination.untouched)
     norms = ", ".join(f"layer {layer}: {norm:.3g}" for layer, norm in patch.norms().items())
     console().print(f"Wrote {out} ({len(fact_set)} facts, {method}; norm of the change at {norms}).", highlight=False)

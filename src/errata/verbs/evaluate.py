@@ -69,7 +69,7 @@ def evaluate(
             if before.perplexity is not None and after.perplexity is not None:
                 summaries += perplexity_summaries(before.perplexity, after.perplexity, seed=seed)
     rows = to_long(model, summaries)
-    console().print(before_after_table(rows))
+    console().print(before_after_table(rows, width=console().width))
     show_absent(fact_set, examination.untouched)
     if after.perplexity is not None:
         console().print(f"Perplexity on {len(examination.prose)} texts of prose: {after.perplexity.value:.3f}")
