@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ from errata.lab.tasks import lab_facts, untouched_questions
 from errata.lab.texts import held_out_prose
 from errata.methods import method_named
 from errata.models.language_model import LanguageModel
+from errata.output import write_text
 from errata.patch import software_versions
 from errata.recipe import shipped_recipe
 from errata.report.tables import comparison_table
@@ -75,7 +77,8 @@ def demo(
     seconds = time.perf_counter() - started
     wide.print(f"{facts} facts in batches of {batch_size}, {len(names)} methods, {seconds:.0f} s in all; seed {seed}.")
     if svg is not None:
-        wide.save_svg(str(svg), title="errata demo")
+        # rich would have the reader fetch its font; without that, any monospace font serves.
+        write_text(svg, re.sub(r"@font-face \{.*?\}\s*", "", wide.export_svg(title="errata demo"), flags=re.DOTALL))
     about = {
         "command": f"errata demo --facts {facts} --batch-size {batch_size} --methods {methods} --seed {seed}",
         "recipes": {recipe.method: recipe.model_dump(mode="json") for recipe in recipes},
