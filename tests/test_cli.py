@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from errata.cli import run
+from errata.evaluation.records import read_results
 from errata.facts_io import read_facts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,3 +157,35 @@ def test_an_interrupt_ends_with_130_and_leaves_no_output(tmp_path: Path, monkeyp
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
     assert run(["edit", "--facts", str(FACTS), "--out", str(tmp_path / "out"), "--no-evaluate"]) == 130
     assert not (tmp_path / "out").exists()
+
+
+def test_out_of_memory_is_told_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+
+    monkeypatch.setattr("errata.edit.optimise_targets", exhausted)
+    assert run(["edit", "--facts", str(FACTS), "--out", str(tmp_path / "out"), "--no-evaluate"]) == 1
+    assert "--batch-size" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_edited_lab_can_be_edited_again(edited: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    arguments = ["edit", "--model", str(edited[0]), "--facts", str(FACTS), "--out", str(again), "--no-evaluate"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+        assert run([*arguments, "--method", "alphaedit"]) == 0
+    assert read_results(edited[0] / "errata.json").rows  # what an edit records can be read as results
+    assert (again / "patch.safetensors").is_file()
+
+
+def test_weights_that_are_missing_are_an_input_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lab", "save", str(tmp_path / "lab")]) == 0
+    weights = tmp_path / "lab" / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["model.layers.0.mlp.down_proj.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert run(["ask", "--model", str(tmp_path / "lab"), "Ada"]) == 2
+    assert "missing" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+import torch
 import transformers
 import typer
 
@@ -52,6 +53,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_status
     except KeyboardInterrupt:
         return _interrupted()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = (
+            f"out of memory: {what}. Lower --batch-size, or take --dtype bfloat16; `errata doctor` shows what fits"
+        )
+        error_console().print(f"[bold red]error:[/] {_escaped(message)}", soft_wrap=True, highlight=False)
+        return 1
     except OSError as error:
         error_console().print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True, highlight=False)
         return 1

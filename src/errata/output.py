@@ -43,6 +43,10 @@ def check_new(target: Path) -> None:
         return
     if target.exists() or target.is_symlink():
         raise InputError(f"{target} exists already", remedy="Give another name, or remove it first")
+    # Told before the work, not after it.
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{target} cannot be written in {parent}", remedy="Give a directory that you may write to")
 
 
 def write_text(target: Path, text: str) -> None:
