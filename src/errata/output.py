@@ -30,6 +30,8 @@ def new_directory(target: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(0o755)
+        for file in partial.rglob("*"):  # safetensors writes for the owner alone
+            file.chmod(0o755 if file.is_dir() else 0o644)
         if target.exists():
             target.rmdir()
         partial.replace(target)
