@@ -194,7 +194,7 @@ def _show_plan(facts: FactSet, recipe: Recipe, model: str, json: Path | None) ->
         "recipe": recipe.model_dump(mode="json"),
     }
     console().print(
-        f"{len(facts)} facts in {batches} batch{'es' if batches > 1 else ''} of at most {recipe.batch_size} into {model}, {recipe.method}:"
+        f"{len(facts)} facts in batches of at most {recipe.batch_size} ({batches} in all) into {model}, {recipe.method}:"
     )
     for step in steps:
         console().print(
