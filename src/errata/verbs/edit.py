@@ -194,7 +194,8 @@ def _show_plan(facts: FactSet, recipe: Recipe, model: str, json: Path | None) ->
         "recipe": recipe.model_dump(mode="json"),
     }
     console().print(
-        f"{len(facts)} facts in batches of at most {recipe.batch_size} ({batches} in all) into {model}, {recipe.method}:"
+        f"{len(facts)} facts in batches of at most {recipe.batch_size} ({batches} in all) into {model} "
+        f"with {recipe.method}:"
     )
     for step in steps:
         console().print(
