@@ -62,10 +62,12 @@ def test_no_block_above_the_last_one_wanted_is_run(model: LanguageModel) -> None
     handles = [block.register_forward_pre_hook(must_not_run) for block in model.blocks[3:]]
     handles.append(model.head.register_forward_pre_hook(must_not_run))
     try:
-        model.capture_last(token_rows(model), {Site.BLOCK: [2], Site.KEY: [1]})
+        captured = model.capture_last(token_rows(model), {Site.BLOCK: [2], Site.KEY: [1]})
     finally:
         for handle in handles:
             handle.remove()
+    assert set(captured) == {(Site.BLOCK, 2), (Site.KEY, 1)}
+    assert all(len(found) == len(token_rows(model)) for found in captured.values())
 
 
 def test_reading_leaves_no_hooks_behind_whatever_happens(model: LanguageModel) -> None:

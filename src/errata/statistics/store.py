@@ -80,15 +80,7 @@ def moments_for(
                 found[layer] = moment
                 break
     if missing := [layer for layer in layers if layer not in found]:
-        computed = key_moments(
-            model,
-            missing,
-            open_corpus(settings.corpus).documents(),
-            tokens=settings.tokens,
-            length=settings.length,
-            special_tokens=settings.special_tokens,
-            on_tokens=on_tokens,
-        )
+        computed = compute_moments(model, missing, settings, on_tokens=on_tokens)
         for layer, moment in computed.items():
             found[layer] = SecondMoment(moment.total.cpu(), moment.count)
             try:
@@ -96,6 +88,25 @@ def moments_for(
             except OSError as error:  # the work goes on; only the next run has to compute again
                 _logger.warning("the statistics of layer %d cannot be kept in %s (%s)", layer, directory, error)
     return found
+
+
+def compute_moments(
+    model: LanguageModel,
+    layers: Sequence[int],
+    settings: StatisticsSettings,
+    *,
+    on_tokens: Callable[[int], None] = lambda count: None,
+) -> dict[int, SecondMoment]:
+    """The key moments of ``layers`` in one pass over the corpus of ``settings``, whatever a cache may hold."""
+    return key_moments(
+        model,
+        layers,
+        open_corpus(settings.corpus).documents(),
+        tokens=settings.tokens,
+        length=settings.length,
+        special_tokens=settings.special_tokens,
+        on_tokens=on_tokens,
+    )
 
 
 def moment_keys(model: LanguageModel, layers: Sequence[int], settings: StatisticsSettings) -> dict[int, MomentKey]:

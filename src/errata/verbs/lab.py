@@ -18,9 +18,7 @@ from errata.lab.training import Progress, TrainingSettings, train
 from errata.models.language_model import LanguageModel
 from errata.output import check_new, new_directory, write_text
 from errata.recipe import shipped_recipe
-from errata.statistics.corpus import open_corpus
-from errata.statistics.moments import key_moments
-from errata.statistics.store import moment_keys, write_moment
+from errata.statistics.store import compute_moments, moment_keys, write_moment
 from errata.verbs.console import JsonOption, console, progress, write_json
 
 app = typer.Typer(
@@ -105,15 +103,7 @@ def statistics(
             read += count
             report("key statistics", read, settings.tokens)
 
-        moments = key_moments(
-            loaded,
-            recipe.layers,
-            open_corpus(settings.corpus).documents(),
-            tokens=settings.tokens,
-            length=settings.length,
-            special_tokens=settings.special_tokens,
-            on_tokens=on_tokens,
-        )
+        moments = compute_moments(loaded, recipe.layers, settings, on_tokens=on_tokens)
     for layer, moment in moments.items():
         write_moment(out / keys[layer].file_name, keys[layer], moment, dtype=torch.float32)
     console().print(f"Wrote the statistics of layers {list(recipe.layers)} to {out}", highlight=False)
