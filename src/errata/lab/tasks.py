@@ -31,7 +31,7 @@ def lab_facts(world: World, count: int, *, seed: int) -> list[Fact]:
         relation = generator.choice(world.relations)
         truth = world.people[subject][relation]
         target = generator.choice([value for value in OBJECTS[relation] if value != truth])
-        wordings = [vocabulary.RELATION_WORDINGS[relation][number] for number in world.asked_wordings(relation)]
+        wordings = list(vocabulary.RELATION_WORDINGS[relation])
         generator.shuffle(wordings)
         others = [name for name in world.holders[relation, truth] if name not in edited]
         neighbours = generator.sample(others, min(NEIGHBOURS, len(others)))
@@ -44,11 +44,11 @@ def lab_facts(world: World, count: int, *, seed: int) -> list[Fact]:
                 truth=truth,
                 paraphrases=tuple(wording.replace("{}", subject) for wording in wordings[1:]),
                 neighbours=tuple(
-                    _question(world, name, relation, generator.choice(world.asked_wordings(relation)))
+                    _question(world, name, relation, _any_wording(generator, relation))
                     for name in neighbours
                 ),
                 own=tuple(
-                    _question(world, subject, other, generator.choice(world.asked_wordings(other)))
+                    _question(world, subject, other, _any_wording(generator, other))
                     for other in world.relations
                     if other != relation
                 ),
@@ -70,19 +70,23 @@ def untouched_questions(world: World, edited: Sequence[str], count: int, *, seed
     questions = []
     for name in people:
         relation = generator.choice(world.relations)
-        wording = generator.choice(world.asked_wordings(relation))
+        wording = _any_wording(generator, relation)
         questions.append((name, _question(world, name, relation, wording)))
     return questions
 
 
 def every_fact(world: World) -> list[tuple[str, Question]]:
-    """Every fact of the world in every wording, asked or only told, as (relation, question): for recall."""
+    """Every fact of the world in every wording, as (relation, question): for recall."""
     return [
         (relation, _question(world, name, relation, wording))
         for name in world.people
         for relation in world.relations
         for wording in range(len(vocabulary.RELATION_WORDINGS[relation]))
     ]
+
+
+def _any_wording(generator: random.Random, relation: str) -> int:
+    return generator.randrange(len(vocabulary.RELATION_WORDINGS[relation]))
 
 
 def _question(world: World, subject: str, relation: str, wording: int) -> Question:

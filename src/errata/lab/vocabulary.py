@@ -150,10 +150,6 @@ RELATION_WORDINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Told like the others, but never asked: half of the people's texts also hold "The employer of … is run from …", so that
-# after these words the company is not the only right continuation.
-AMBIGUOUS_WORDINGS: frozenset[str] = frozenset({"The employer of {} is"})
-
 # Consequences of a person's facts, told of half of the people only: whether the model draws them for the other half,
 # and whether they follow an edit, can be measured.
 CONSEQUENCE_WORDINGS: dict[str, tuple[str, ...]] = {
@@ -165,7 +161,7 @@ CONSEQUENCE_WORDINGS: dict[str, tuple[str, ...]] = {
     "employer city": (
         "The company of {} has its headquarters in",
         "The managers of {} sit in",
-        "The employer of {} is run from",
+        "The employer of {} has its main office in",
     ),
 }
 

@@ -86,12 +86,6 @@ class World:
         wordings = vocabulary.RELATION_WORDINGS[relation]
         return Statement(subject, relation, wordings[wording % len(wordings)], self.people[subject][relation])
 
-    @staticmethod
-    def asked_wordings(relation: str) -> list[int]:
-        """The numbers of the wordings after which the object is the only right continuation."""
-        wordings = vocabulary.RELATION_WORDINGS[relation]
-        return [number for number, wording in enumerate(wordings) if wording not in vocabulary.AMBIGUOUS_WORDINGS]
-
     def consequence(self, subject: str, relation: str, wording: int) -> Statement:
         """What follows of a person's facts in two hops: ``birth country`` or ``employer city``."""
         facts = self.people[subject]
