@@ -44,8 +44,7 @@ def lab_facts(world: World, count: int, *, seed: int) -> list[Fact]:
                 truth=truth,
                 paraphrases=tuple(wording.replace("{}", subject) for wording in wordings[1:]),
                 neighbours=tuple(
-                    _question(world, name, relation, _any_wording(generator, relation))
-                    for name in neighbours
+                    _question(world, name, relation, _any_wording(generator, relation)) for name in neighbours
                 ),
                 own=tuple(
                     _question(world, subject, other, _any_wording(generator, other))

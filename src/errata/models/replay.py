@@ -11,18 +11,20 @@ the positions whose logits are wanted. See methods.md, section 5, for what each 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from errata.models.language_model import LanguageModel, Site
+from errata.models.overriding import forward_replaced
+from errata.models.prefixes import run_prefixes
 from errata.models.prompts import pad
 
 # What one more pass costs beside its tokens, in tokens: a few milliseconds of dispatch on any machine.
@@ -37,11 +39,13 @@ class ReplayRow:
         ids: all tokens that the model is to read.
         injection: index of the token at which the vector is added (the subject's last).
         wanted: indices of the tokens whose next-token logits are wanted, none before ``injection``.
+        stem: how many of the first tokens other rows have too, and are run once for all of them (saves time only).
     """
 
     ids: tuple[int, ...]
     injection: int
     wanted: tuple[int, ...]
+    stem: int = 0
 
 
 class Replay:
@@ -73,7 +77,8 @@ class Replay:
         self._prefix_mask = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         # A subject at token 0 of a model without BOS has nothing before it.
         if any(prefixes):
-            self._run_prefixes(prefixes)
+            stems = [min(row.stem, row.injection) for row in rows]
+            self._cache, self._prefix_mask = run_prefixes(model, prefixes, stems)
         norm = model.norm_after_mlp(layer)
         sites = {Site.BLOCK: [layer]} | ({Site.MLP: [layer]} if site is Site.MLP else {})
         with model.reading(sites) as read, torch.no_grad():
@@ -128,9 +133,9 @@ class Replay:
         with ExitStack() as stack:
             blocks = self.model.blocks
             for block in blocks[: self.layer]:
-                stack.enter_context(_forward_replaced(block, lambda hidden, *args, **kwargs: self._wrap(hidden)))
+                stack.enter_context(forward_replaced(block, lambda hidden, *args, **kwargs: self._wrap(hidden)))
             stack.enter_context(
-                _forward_replaced(blocks[self.layer], lambda hidden, *args, **kwargs: self._wrap(injected))
+                forward_replaced(blocks[self.layer], lambda hidden, *args, **kwargs: self._wrap(injected))
             )
             if self.model.mlp_is_module:
                 stack.enter_context(self._last_mlp_on_wanted_positions())
@@ -153,7 +158,7 @@ class Replay:
             result[row, column] = forward(hidden[row, column].unsqueeze(0))[0]
             return result
 
-        return _forward_replaced(mlp, on_wanted)
+        return forward_replaced(mlp, on_wanted)
 
     def _wrap(self, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
         return (hidden, None) if self.model.architecture.block_returns_tuple else hidden
@@ -169,14 +174,6 @@ class Replay:
                 residual = first - self._norm(self.origin)
             first = residual + self._norm(self.origin + delta.to(self.origin.dtype))
         return torch.cat([first.unsqueeze(1), self._hidden[:, 1:]], dim=1)
-
-    def _run_prefixes(self, prefixes: Sequence[Sequence[int]]) -> None:
-        # Left-padded, so that the cache's slots and the later tokens' are contiguous (sliding windows count slots).
-        batch = pad(prefixes, left=True, device=self.model.device)
-        cache = DynamicCache(config=self.model.model.config)
-        with torch.no_grad():
-            self.model.model.base_model(**batch.inputs(), past_key_values=cache, use_cache=True)
-        self._cache, self._prefix_mask = cache, batch.attention_mask
 
     def _inputs(self) -> dict[str, Any]:
         return {
@@ -256,17 +253,3 @@ def _cuts(lengths: Sequence[int]) -> list[int]:
             options.append((cost + padded + PASS_COST, [*cuts, edges[start]] if start else cuts))
         best.append(min(options, key=lambda option: option[0]))
     return best[-1][1]
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
-    """Let ``module`` compute ``forward`` instead; whatever happens, it is itself again afterwards."""
-    own = module.__dict__.get("forward")  # accelerate's hooks live here
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import torch
 from jaxtyping import Float, Int
@@ -231,7 +232,22 @@ def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) 
         about = next(kl_encoded)
         position = _position(about.last_token_of, 0, len(fact.subject), fact)
         rows.append(_Row(ReplayRow(about.ids[: position + 1], position, (position,)), index))
-    return rows
+    return _with_stems(rows, kinds=len(contexts) + 1)
+
+
+def _with_stems(rows: Sequence[_Row], kinds: int) -> list[_Row]:
+    """Mark what the rows of one context share before their subjects: it is the same text, so it is run once.
+
+    It is found by comparing tokens, for a tokenizer may join the end of a context with what follows.
+    """
+    stems = [_shared([row.replay.ids[: row.replay.injection] for row in rows[kind::kinds]]) for kind in range(kinds)]
+    return [replace(row, replay=replace(row.replay, stem=stems[index % kinds])) for index, row in enumerate(rows)]
+
+
+def _shared(sequences: Sequence[Sequence[int]]) -> int:
+    """How many of their first tokens all of the sequences share."""
+    columns = zip(*sequences, strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _position(locate: Callable[[int, int], int], start: int, end: int, fact: Fact) -> int:
