@@ -222,13 +222,19 @@ def test_conflict_is_refused_or_the_later_one_wins(tmp_path: Path) -> None:
     assert [(fact.id, fact.target) for fact in back_again] == [("fact-3", "French")]
 
 
-@pytest.mark.parametrize("last_wins", [False, True])
-def test_duplicates_name_both_lines(tmp_path: Path, last_wins: bool) -> None:
+def test_duplicates_name_both_lines(tmp_path: Path) -> None:
     path = jsonl(tmp_path, {**GOOD, "id": "a"}, other(id="a"), {**GOOD, "truth": "English"})
-    assert told(lambda: read_facts(path, last_wins=last_wins)) == [
-        "facts.jsonl:2: 'id' 'a' is already that of facts.jsonl:1. Give each fact an id of its own, or none",
-        "facts.jsonl:3: 'subject', 'prompt' and 'target' are those of facts.jsonl:1. Remove one of the two",
-    ]
+    same_id = "facts.jsonl:2: 'id' 'a' is already that of facts.jsonl:1. Give each fact an id of its own, or none"
+    twice = "facts.jsonl:3: 'subject', 'prompt' and 'target' are those of facts.jsonl:1. Remove one of the two"
+    assert told(lambda: read_facts(path)) == [same_id, twice]
+    path = jsonl(tmp_path, other(id="a"), {**GOOD, "id": "a"}, {**GOOD, "id": "b"}, {**GOOD, "truth": "English"})
+    kept = read_facts(path, last_wins=True)
+    assert [(fact.id, fact.truth) for fact in kept] == [("a", None), ("fact-4", "English")]
+
+
+def test_ids_must_differ_also_where_the_last_wins(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, {**GOOD, "id": "a"}, other(id="a"))
+    assert "'id' 'a' is already that of" in told(lambda: read_facts(path, last_wins=True))[0]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def read_facts(path: str | os.PathLike[str], *, last_wins: bool = False, check: 
     Args:
         path: a file with one JSON object a line (``.jsonl`` or ``.json``), or a table with a header (``.csv``), in
             which ``paraphrases``, ``neighbours`` and ``own`` are JSON in a cell and an empty cell is an absent field.
-        last_wins: of two facts with the same subject and prompt, but different targets, keep the later one.
+        last_wins: of facts with the same subject and prompt keep the last.
         check: finds further faults in the facts that can be read, given them and their places; see ``token_faults``.
 
     Raises:
@@ -170,15 +170,9 @@ def _free_id(number: int, taken: Collection[str]) -> str:
 
 
 def _latest(facts: Sequence[Fact]) -> list[int]:
-    """The indices that are left when each later target takes the place of a different earlier one."""
-    current: dict[tuple[str, str], int] = {}
-    superseded: set[int] = set()
-    for index, fact in enumerate(facts):
-        earlier = current.get((fact.subject, fact.prompt))
-        if earlier is None or facts[earlier].target != fact.target:
-            superseded |= set() if earlier is None else {earlier}
-            current[fact.subject, fact.prompt] = index
-    return [index for index in range(len(facts)) if index not in superseded]
+    """The indices that are left when each fact takes the place of an earlier one of the same subject and prompt."""
+    latest = {(fact.subject, fact.prompt): index for index, fact in enumerate(facts)}
+    return sorted(latest.values())
 
 
 _EntriesOf = Callable[[bytes, str], tuple[list[_Entry], Collection[str]]]

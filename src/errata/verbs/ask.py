@@ -37,7 +37,8 @@ def ask(
 ) -> None:
     """Let a model continue a text (greedily), and show the likeliest next tokens; a base model beside it if asked."""
     if blank := [prompt for prompt in prompts if not prompt.strip()]:
-        raise InputError(f"{len(blank)} of the prompts are empty", remedy="Give a text that the model can continue")
+        what = "a prompt is" if len(blank) == 1 else f"{len(blank)} prompts are"
+        raise InputError(f"{what} empty", remedy="Give a text that the model can continue")
     answers = []
     for name in (model, *([against] if against else [])):
         loaded = LanguageModel.load(name, dtype=parse_dtype(dtype), device=parse_device(device))

@@ -52,7 +52,9 @@ def edit(
         int | None, typer.Option(min=0, help="Of contexts, questions and intervals; default: the recipe's, or 0.")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; default: the one shipped for the model.")] = None,
-    last_wins: Annotated[bool, typer.Option("--last-wins", help="Of conflicting facts keep the last.")] = False,
+    last_wins: Annotated[
+        bool, typer.Option("--last-wins", help="Of facts with the same subject and prompt keep the last.")
+    ] = False,
     untouched: Annotated[
         Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
     ] = None,
@@ -104,6 +106,7 @@ def edit(
     if rows:
         console().print(before_after_table(rows, width=console().width))
         show_absent(fact_set, examination.untouched)
+        _warn_if_nothing_took(rows)
     norms = ", ".join(f"layer {layer}: {norm:.3g}" for layer, norm in patch.norms().items())
     console().print(f"Wrote {out} ({len(fact_set)} facts, {method}; norm of the change at {norms}).", highlight=False)
     write_json(json, record)
@@ -154,6 +157,15 @@ def save_edited(model: LanguageModel, patch: Patch, record: dict[str, Any], dire
     write_text(directory / "recipe.yaml", patch.recipe.to_yaml())
 
 
+def _warn_if_nothing_took(rows: Sequence[Row]) -> None:
+    took = [row["mean"] for row in rows if row["metric"] == "efficacy_accuracy" and row["when"] == "after"]
+    if took == [0.0]:
+        error_console().print(
+            "[yellow]warning:[/] none of the facts took: the model says none of the targets. It may not know these "
+            "subjects, or the recipe may not suit it (more target steps, a smaller ridge)."
+        )
+
+
 def _numbers(model: str, method: str, path: Path | None, batch_size: int | None, seed: int | None) -> Recipe:
     numbers = read_recipe(path, method) if path is not None else shipped_recipe(recipe_name(model), method)
     contexts = numbers.contexts if seed is None else numbers.contexts.model_copy(update={"seed": seed})
@@ -198,9 +210,8 @@ def _show_plan(facts: FactSet, recipe: Recipe, model: str, json: Path | None) ->
         f"with {recipe.method}:"
     )
     for step in steps:
-        console().print(
-            f"  write layer {step.layer} with {step.share:.3g} of the residual at layer {step.target_layer}"
-        )
+        share = "the whole" if step.share == 1 else f"{step.share:.3g}"
+        console().print(f"  write layer {step.layer} with {share} of the residual at layer {step.target_layer}")
     console().print(recipe.to_yaml(), markup=False, highlight=False)
     console().print("Nothing was loaded or written (--dry-run).")
     write_json(json, plan)
