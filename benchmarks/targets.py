@@ -126,7 +126,7 @@ def measure(
     some = facts[:reference_facts]
 
     def ours(facts: Sequence[Fact], settings: TargetSettings) -> Targets:
-        return optimise_targets(model, facts, prefixes, layer, Site.BLOCK, settings, leave_early=leaving)
+        return optimise_targets(model, facts, prefixes, layer, Site.BLOCK, settings)
 
     def reference(facts: Sequence[Fact], settings: TargetSettings) -> list[ReferenceTarget]:
         return [search(model, fact, prefixes, layer, Site.BLOCK, settings) for fact in facts]

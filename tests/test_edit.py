@@ -328,7 +328,8 @@ STAGES: dict[str, tuple[Any, str, int, bool]] = {
     "second target search": (errata.edit, "optimise_targets", 2, True),
     "inside a target's evaluation": (Replay, "_inject", 2, False),
     "states": (errata.edit, "current_states", 1, True),
-    "residual": (errata.edit, "current_states", 4, False),
+    "states after the first write": (errata.edit, "current_states", 2, False),
+    "second residual": (errata.edit, "_check_columns", 6, False),  # four checks a layer, the residual's is the second
     "keys": (errata.edit, "mean_keys", 2, False),
     "first solve": (LeastSquaresLayer, "solve", 1, False),
     "second solve": (LeastSquaresLayer, "solve", 2, True),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from errata.errors import FaultsError, InputError
-from errata.facts import Fact, FactSet, Question, check_against
+from errata.errors import Fault, FaultsError, InputError
+from errata.facts import Fact, FactSet, Question, token_faults
 from errata.facts_io import facts_from_records, read_facts, write_facts
 
 GOOD: Mapping[str, object] = {"subject": "Ada Lovelace", "prompt": "The mother tongue of {} is", "target": "French"}
@@ -307,19 +307,22 @@ def test_writing_replaces_all_or_nothing(tmp_path: Path) -> None:
 # ---- what only a tokenizer can tell
 
 
-def test_check_against_a_tokenizer(tmp_path: Path) -> None:
+def test_what_only_a_tokenizer_can_tell(tmp_path: Path) -> None:
     record = {
         "prompt": "a {} c",
         "truth": "e f g h",
         "paraphrases": ["a b c d e"],
         "own": [{"prompt": "a", "answer": "~"}],
     }
-    facts = read_facts(jsonl(tmp_path, GOOD, record | {"subject": "~", "target": "d"}, other(target="~")))
+    path = jsonl(tmp_path, GOOD, record | {"subject": "~", "target": "d"}, other(target="~"))
 
     def count_words(text: str) -> int:
         return len(text.replace("~", " ").split())
 
-    assert told(lambda: check_against(facts, count_tokens=count_words, limit=5)) == [
+    def check(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
+        return token_faults(facts, places, count_tokens=count_words, limit=5)
+
+    assert told(lambda: read_facts(path, check=check)) == [
         "facts.jsonl:1: 'prompt' with 'target' has 8 tokens, but the model takes 5. Shorten it, or leave it out",
         "facts.jsonl:2: 'subject' '~' tokenises to nothing. Write it in characters that the model's tokenizer knows",
         "facts.jsonl:2: 'prompt' with 'truth' has 6 tokens, but the model takes 5. Shorten it, or leave it out",
@@ -329,7 +332,8 @@ def test_check_against_a_tokenizer(tmp_path: Path) -> None:
         "Write it in characters that the model's tokenizer knows",
         "facts.jsonl:3: 'target' '~' tokenises to nothing. Write it in characters that the model's tokenizer knows",
     ]
-    check_against(facts[:1], count_tokens=count_words, limit=8)
+    first = read_facts(path)[:1]
+    assert token_faults(first.facts, first.places, count_tokens=count_words, limit=8) == []
 
 
 # ---- properties

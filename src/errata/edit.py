@@ -146,8 +146,11 @@ class Editor:
         with self.model.edits.transaction():
             for step in self.steps:
                 if step.target_layer not in searched:
-                    searched[step.target_layer] = self._search(facts, step.target_layer)
-                term = self._solve(facts, step, searched[step.target_layer])
+                    searched[step.target_layer] = self._search(facts, step.target_layer, len(terms))
+                found = searched[step.target_layer]
+                # Nothing has moved since a search that no write has followed.
+                states = found.states if found.writes_before == len(terms) else self._states(facts, step.target_layer)
+                term = self._solve(facts, step, found, states)
                 self.model.edits.add([term])
                 terms.append(term)
             self._check_logits(facts)
@@ -174,7 +177,10 @@ class Editor:
             versions=software_versions(),
         )
 
-    def _search(self, facts: Sequence[Fact], layer: int) -> _Searched:
+    def _states(self, facts: Sequence[Fact], layer: int) -> Tensor:
+        return current_states(self.model, facts, layer, self.site)
+
+    def _search(self, facts: Sequence[Fact], layer: int, writes_before: int) -> _Searched:
         steps_done = 0
 
         def on_step(facts_left: int) -> None:
@@ -182,16 +188,15 @@ class Editor:
             steps_done += 1
             self.report(f"targets at layer {layer}", steps_done, self.recipe.target.steps)
 
-        states = current_states(self.model, facts, layer, self.site)
+        states = self._states(facts, layer)
         targets = optimise_targets(
             self.model, facts, self.prefixes, layer, self.site, self.recipe.target, on_step=on_step
         )
-        return _Searched(targets, states)
+        return _Searched(targets, states, writes_before)
 
-    def _solve(self, facts: Sequence[Fact], step: Step, searched: _Searched) -> Term:
+    def _solve(self, facts: Sequence[Fact], step: Step, searched: _Searched, states: Tensor) -> Term:
         device = _solve_device(self.model)
         keys = mean_keys(self.model, facts, self.prefixes, step.layer)
-        states = current_states(self.model, facts, step.target_layer, self.site)
         # z - h = delta + (h at the search - h now): exactly delta before the first write, so that facts which the
         # model knows already (delta = 0) leave the weights exactly alone.
         residuals = (searched.targets.delta.double() + (searched.states - states)) * step.share  # (d_out, u)
@@ -218,10 +223,11 @@ class Editor:
 
 @dataclass(frozen=True, slots=True)
 class _Searched:
-    """Targets, and the states (d_out, u) of the bare prompts when they were searched."""
+    """Targets, the states (d_out, u) of the bare prompts when they were searched, and the writes made by then."""
 
     targets: Targets
     states: Tensor
+    writes_before: int
 
 
 def _solve_device(model: LanguageModel) -> torch.device:

@@ -172,16 +172,6 @@ class FactSet(Sequence[Fact]):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def check_against(facts: FactSet, *, count_tokens: Callable[[str], int], limit: int) -> None:
-    """Check what only a tokenizer can tell, before any editing starts; the arguments are those of ``token_faults``.
-
-    Raises:
-        FaultsError: if a subject or a continuation has no tokens, or a prompt with its continuation has too many.
-    """
-    if faults := token_faults(facts.facts, facts.places, count_tokens=count_tokens, limit=limit):
-        raise FaultsError(facts.source, faults)
-
-
 def token_faults(
     facts: Sequence[Fact], places: Sequence[str], *, count_tokens: Callable[[str], int], limit: int, lead: int = 0
 ) -> list[Fault]:

@@ -162,12 +162,9 @@ def test_targets_do_not_depend_on_the_batch(family: str) -> None:
     assert_equal_targets(optimised(model, settings=settings, row_budget=1), together, 1e-7)
 
 
-def test_facts_that_may_not_leave_are_searched_to_the_last_step() -> None:
-    model = loaded("gpt2")
-    to_the_end = optimised(model)
-    staying = optimised(model, settings=with_stops(model), leave_early=False)
-    assert set(to_the_end.evaluations.tolist()) == {SETTINGS.steps}
-    assert_equal_targets(staying, to_the_end)
+def test_no_loss_is_under_a_stop_of_zero() -> None:
+    assert SETTINGS.stop_loss == 0
+    assert set(optimised(loaded("gpt2")).evaluations.tolist()) == {SETTINGS.steps}
 
 
 def test_progress_tells_how_many_facts_are_left() -> None:

@@ -119,7 +119,6 @@ def optimise_targets(
     settings: TargetSettings,
     *,
     row_budget: int = 1024,
-    leave_early: bool = True,
     on_step: Callable[[int], None] = lambda facts_left: None,
 ) -> Targets:
     """Search the targets of all facts together: Adam is elementwise, so this equals one fact at a time.
@@ -128,7 +127,6 @@ def optimise_targets(
 
     Args:
         row_budget: at most so many rows (facts × contexts) are replayed at once; more facts are taken in turn.
-        leave_early: only for benchmarks; False keeps every fact to the last step.
         on_step: told after each step how many facts are still being searched.
 
     Raises:
@@ -136,7 +134,7 @@ def optimise_targets(
     """
     size = max(1, row_budget // (len(prefixes) + 2))
     parts = [
-        _optimise(model, facts[start : start + size], prefixes, layer, site, settings, leave_early, on_step)
+        _optimise(model, facts[start : start + size], prefixes, layer, site, settings, on_step)
         for start in range(0, len(facts), size)
     ]
     return Targets(
@@ -154,7 +152,6 @@ def _optimise(
     layer: int,
     site: Site,
     settings: TargetSettings,
-    leave_early: bool,
     on_step: Callable[[int], None],
 ) -> Targets:
     loss_of = TargetLoss(model, facts, prefixes, layer, site, settings)
@@ -177,7 +174,7 @@ def _optimise(
         (gradient,) = torch.autograd.grad(loss.sum(), delta)
         _check_finite("gradient of the target loss", gradient[going_on], facts, active[going_on], layer)
         delta = delta.detach()
-        if leave_early and not bool(going_on.all()):
+        if not bool(going_on.all()):
             kept = going_on.nonzero()[:, 0]
             loss_of.select(kept)
             active, delta, gradient, first, second = (x[kept] for x in (active, delta, gradient, first, second))
