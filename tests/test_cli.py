@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,39 @@ def test_weights_that_are_missing_are_an_input_error(tmp_path: Path, capsys: pyt
     save_file(tensors, weights, metadata={"format": "pt"})
     assert run(["ask", "--model", str(tmp_path / "lab"), "Ada"]) == 2
     assert "missing" in capsys.readouterr().err
+
+
+def test_options_that_cannot_be_are_told_together(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["edit", "--facts", str(FACTS), "--out", str(tmp_path / "x"), "--device", "abacus", "--dtype", "int3"]
+    assert run(arguments) == 2
+    said = capsys.readouterr().err
+    assert "2 faults" in said
+    assert "'abacus'" in said
+    assert "'int3'" in said
+    assert "float32" in said
+
+
+def test_a_dry_run_finds_layers_that_do_not_exist(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = (ROOT / "src" / "errata" / "recipes" / "lab.yaml").read_text(encoding="utf-8")
+    recipe.write_text(re.sub(r"^layers: .*$", "layers: [0, 99]", text, count=1, flags=re.MULTILINE), encoding="utf-8")
+    assert run(["edit", "--facts", str(FACTS), "--recipe", str(recipe), "--dry-run"]) == 2
+    assert "layers [99] do not exist in 'lab', which has 8 blocks" in " ".join(capsys.readouterr().err.split())
+
+
+def test_prompts_that_are_too_long_are_told_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ask", "Ada " * 400, "Ben " * 500, "Fine"]) == 2
+    said = capsys.readouterr().err
+    assert "2 faults" in said
+    assert "'Ada Ada" in said
+    assert "'Ben Ben" in said
+    assert "Fine" not in said
+
+
+def test_a_name_that_is_no_directory_is_announced_as_one_of_the_hub(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert run(["ask", "--model", "no-such-owner/no-such-model", "Hello"]) == 2
+    assert "looking on the hub" in " ".join(capsys.readouterr().err.split())

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from errata.errors import Fault, FaultsError, InputError
-from errata.facts import Fact, FactSet, Question, token_faults
+from errata.facts import Fact, FactSet, Question
 from errata.facts_io import facts_from_records, read_facts, write_facts
+from errata.facts_tokens import token_faults
 
 GOOD: Mapping[str, object] = {"subject": "Ada Lovelace", "prompt": "The mother tongue of {} is", "target": "French"}
 SHARED_DIRECTORY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -251,6 +252,7 @@ def test_ids_must_differ_also_where_the_last_wins(tmp_path: Path) -> None:
         ('subject,prompt,target\nA,no,x\n"B,{} is,x\n', [(":2", "has no {}"), (":3", "invalid CSV")]),
         ("subject,prompt,target\ncaf\udce9,{} is,x\nB,no,x\n", [(":2", "byte 4 of"), (":3", "has no {}")]),
         ("subject\udcff,prompt,target\nA,{} is,x\n", [(":1", "byte 8 of")]),
+        ("subject;prompt;target\nA;{} is;B\n", [("facts.csv:1", "separated by ';'")]),
         ("subject,prompt,target\n\n", [("facts.csv", "there are no facts")]),
         ("", [("facts.csv", "there are no facts")]),
     ],

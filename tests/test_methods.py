@@ -42,7 +42,13 @@ def test_blue_changes_the_schedule_and_nothing_else(row: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("memmit", "memit"), ("alphaedit+blu", "alphaedit+blue"), ("Alpha-Edit", "alphaedit")]
+    ("name", "near"),
+    [
+        ("memmit", "memit"),
+        ("alphaedit+blu", "alphaedit+blue"),
+        ("blue+memit", "memit+blue"),
+        ("Alpha-Edit", "alphaedit"),
+    ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(InputError) as caught:

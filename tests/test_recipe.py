@@ -264,3 +264,18 @@ def test_every_field_says_what_it_is() -> None:
         for name, field in model.model_fields.items():
             described_elsewhere = hasattr(field.annotation, "model_fields") or name in ("solver", "kind")
             assert field.description or described_elsewhere, name
+
+
+def test_the_order_of_layers_is_told_with_the_other_faults() -> None:
+    with pytest.raises(FaultsError) as caught:
+        parse_recipe("layers: [3, 1]\ntarget: {stepz: 3}\n", "memit", source="mine.yaml")
+    assert any("ascending" in fault.what for fault in caught.value.faults)
+    assert any("stepz" in fault.where for fault in caught.value.faults)
+
+
+def test_a_corpus_counts_from_the_recipes_file(tmp_path: Path) -> None:
+    recipe = shipped_recipe("lab", "memit")
+    recipe = recipe.model_copy(update={"statistics": recipe.statistics.model_copy(update={"corpus": "text/own.txt"})})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    read = read_recipe(tmp_path / "recipe.yaml", "memit")
+    assert read.statistics.corpus == str(tmp_path.resolve() / "text" / "own.txt")

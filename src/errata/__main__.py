@@ -1,12 +1,16 @@
-"""Where `errata` and `python -m errata` begin: Ctrl-C is answered also while torch is still being imported."""
+"""Where `errata` and `python -m errata` begin: what has to happen before torch is imported."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
-    """As ``errata.cli.main``."""
+    """As ``errata.cli.main``; Ctrl-C is answered also while torch is still being imported."""
+    # OpenMP's threads burn their cores while they wait for each other, unless told otherwise before they start. Beside
+    # another process that has work to do, this costs several times more than waiting quietly costs on an idle machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from errata.cli import main as run
     except KeyboardInterrupt:

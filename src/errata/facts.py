@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Final, Literal, overload
 
@@ -81,7 +81,7 @@ class Fact:
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in FIELDS}
-        name = f"fact {_shown(self.id)}"
+        name = f"fact {shown(self.id)}"
         if faults := record_faults(values, name, required=("id", *REQUIRED_FIELDS)):
             raise FaultsError(name, faults)
         object.__setattr__(self, "paraphrases", tuple(self.paraphrases or ()))
@@ -172,46 +172,6 @@ class FactSet(Sequence[Fact]):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def token_faults(
-    facts: Sequence[Fact], places: Sequence[str], *, count_tokens: Callable[[str], int], limit: int, lead: int = 0
-) -> list[Fault]:
-    """What only a tokenizer can tell: subjects and continuations without tokens, prompts with too many.
-
-    Args:
-        facts: the facts.
-        places: for each fact where it stands.
-        count_tokens: text -> its number of tokens, special tokens left out.
-        limit: the most tokens of a prompt with its continuation that the model takes, special tokens not counted.
-        lead: the tokens that an edit puts before a fact's own prompt.
-    """
-    faults: list[Fault] = []
-    remedy = "Write it in characters that the model's tokenizer knows"
-    for fact, place in zip(facts, places, strict=True):
-        if not count_tokens(fact.subject):
-            faults.append(Fault(place, f"'subject' {_shown(fact.subject)} tokenises to nothing", remedy))
-        for asked, prompt, answered, answer in _continuations(fact):
-            if not count_tokens(f" {answer}"):
-                faults.append(Fault(place, f"'{answered}' {_shown(answer)} tokenises to nothing", remedy))
-            elif (length := count_tokens(f"{prompt} {answer}")) > (room := limit - (lead if asked == "prompt" else 0)):
-                behind = f" behind the {lead} of an edit's contexts" if room < limit else ""
-                what = f"'{asked}' with '{answered}' has {length} tokens, but the model takes {room}{behind}"
-                faults.append(Fault(place, what, "Shorten it, or leave it out"))
-    # A target stands behind every paraphrase, and is told once.
-    return list(dict.fromkeys(faults))
-
-
-def _continuations(fact: Fact) -> Iterator[tuple[str, str, str, str]]:
-    """(field, prompt, field, what follows it) for all that the model will read of a fact."""
-    yield "prompt", fact.text, "target", fact.target
-    if fact.truth is not None:
-        yield "prompt", fact.text, "truth", fact.truth
-    for index, paraphrase in enumerate(fact.paraphrases):
-        yield f"paraphrases[{index}]", paraphrase, "target", fact.target
-    for name, questions in (("neighbours", fact.neighbours), ("own", fact.own)):
-        for index, question in enumerate(questions):
-            yield f"{name}[{index}].prompt", question.prompt, f"{name}[{index}].answer", question.answer
-
-
 def clashes(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
     """What is wrong between facts: an id, or a subject with its prompt, that was there before."""
     faults: list[Fault] = []
@@ -224,14 +184,14 @@ def clashes(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
             faults.append(Fault(places[index], what, "Remove one of the two"))
         elif stated != index:
             what = (
-                f"'target' {_shown(fact.target)} contradicts {places[stated]}, where the same subject and prompt"
-                f" have {_shown(facts[stated].target)}"
+                f"'target' {shown(fact.target)} contradicts {places[stated]}, where the same subject and prompt"
+                f" have {shown(facts[stated].target)}"
             )
             remedy = "Keep one of the two, or let the later one win (--last-wins, or last_wins=True)"
             faults.append(Fault(places[index], what, remedy))
         named = ids.setdefault(fact.id, index)
         if named != index and named != stated:
-            what = f"'id' {_shown(fact.id)} is already that of {places[named]}"
+            what = f"'id' {shown(fact.id)} is already that of {places[named]}"
             faults.append(Fault(places[index], what, "Give each fact an id of its own, or none"))
     return faults
 
@@ -293,7 +253,7 @@ def unknown_field(name: object, known: Sequence[str], place: str, prefix: str = 
     close = difflib.get_close_matches(str(name)[:40].strip().lower(), known, n=1) if isinstance(name, str) else []
     nearest = f"Did you mean '{close[0]}'? " if close else ""
     where = f" in '{prefix[:-1]}'" if prefix else ""
-    return Fault(place, f"the field {_shown(name)}{where} is unknown", f"{nearest}The fields are {', '.join(known)}")
+    return Fault(place, f"the field {shown(name)}{where} is unknown", f"{nearest}The fields are {', '.join(known)}")
 
 
 def _text_faults(value: object, field: str, path: str, place: str) -> list[Fault]:
@@ -328,7 +288,7 @@ def _kind(value: object) -> str:
     return "null" if value is None else kinds.get(type(value), f"of type {type(value).__name__}")
 
 
-def _shown(value: object, most: int = 60) -> str:
+def shown(value: object, most: int = 60) -> str:
     """A value as a message may quote it: escaped, so that it can be printed, and not long."""
     if not isinstance(value, str):
         return _kind(value)

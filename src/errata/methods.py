@@ -87,7 +87,9 @@ def method_named(name: str) -> Method:
     known = {method.name: method for method in METHODS}
     if base not in known:
         names = [*known, *(f"{key}{BOUNDARY_SUFFIX}" for key in known)]
-        near = difflib.get_close_matches(name, names, n=1)
+        parts = name.split("+")
+        wanted = "+".join(sorted(parts, key=lambda part: part == "blue"))  # 'blue+memit' has its parts the wrong way
+        near = difflib.get_close_matches(wanted, names, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise InputError(f"there is no method {name!r}", remedy=f"{hint}Known: {', '.join(names)}")
     if base == name:

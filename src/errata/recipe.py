@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.methods import method_named
@@ -50,7 +50,10 @@ class ContextSettings(_Settings):
 class StatisticsSettings(_Settings):
     """The text over which the second moment of keys is taken."""
 
-    corpus: str = Field(description="'lab', or the path of a plain text file with blank lines between documents")
+    corpus: str = Field(
+        description="'lab', or the path, from the recipe's file on, of a plain text file with blank "
+        "lines between documents"
+    )
     tokens: int = Field(ge=1, description="how many tokens to read")
     length: int = Field(ge=1, description="documents are cut at this many tokens")
     special_tokens: bool = Field(True, description="whether keys of BOS and other special tokens count")
@@ -91,10 +94,15 @@ class Recipe(_Settings):
     statistics: StatisticsSettings
     batch_size: int = Field(25, ge=1, description="facts that are solved together")
 
+    @field_validator("layers")
+    @classmethod
+    def _layers_ascend(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if any(layer < 0 for layer in layers) or list(layers) != sorted(set(layers)):
+            raise ValueError("layers must be ascending, distinct and not negative")
+        return layers
+
     @model_validator(mode="after")
-    def _layers_ascend(self) -> Recipe:
-        if any(layer < 0 for layer in self.layers) or list(self.layers) != sorted(set(self.layers)):
-            raise ValueError(f"layers must be ascending, distinct and not negative, got {list(self.layers)}")
+    def _layers_suit_the_schedule(self) -> Recipe:
         if self.schedule == "single" and len(self.layers) != 1:
             raise ValueError(f"the schedule 'single' writes one layer, got {list(self.layers)}")
         return self
@@ -115,7 +123,12 @@ def read_recipe(path: str | Path, method: str) -> Recipe:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the recipe {path} cannot be read: {error}", remedy="Give a UTF-8 YAML file") from error
-    return parse_recipe(text, method, source=str(path))
+    recipe = parse_recipe(text, method, source=str(path))
+    if recipe.statistics.corpus == "lab":
+        return recipe
+    # A path in a file counts from that file, wherever the user stands.
+    corpus = (Path(path).parent / Path(recipe.statistics.corpus).expanduser()).resolve()
+    return recipe.model_copy(update={"statistics": recipe.statistics.model_copy(update={"corpus": str(corpus)})})
 
 
 def shipped_recipe(model: str, method: str) -> Recipe:

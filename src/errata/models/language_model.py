@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,49 @@ class Site(StrEnum):
     BLOCK = "block"
 
 
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, int]:
-    """A model's tokenizer, and how many tokens the model takes; reads no weights.
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What can be told of a model before its weights are read.
 
-    Raises:
-        InputError: if there is nothing to load.
+    Attributes:
+        name: what the user called it.
+        tokenizer: its fast tokenizer.
+        context_length: how many tokens it takes.
+        layers: how many blocks it has.
     """
-    with _loading(name):
-        source = _source(name)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        return tokenizer, _context_length(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code))
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    context_length: int
+    layers: int
+
+    @classmethod
+    def load(cls, name: str, *, trust_remote_code: bool = False) -> Outline:
+        """Read configuration and tokenizer.
+
+        Raises:
+            InputError: if there is nothing to load.
+            UnsupportedModelError: if such a model cannot be edited.
+        """
+        with _loading(name):
+            source = _source(name)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+            check_config(config)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            text = config.get_text_config(decoder=True)
+            return cls(name, tokenizer, _context_length(config), int(text.num_hidden_layers))
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raises InputError if a layer does not exist."""
+        _check_layers(layers, self.layers, self.name)
+
+
+def _check_layers(layers: Sequence[int], count: int, name: str) -> None:
+    if bad := [layer for layer in layers if not 0 <= layer < count]:
+        raise InputError(
+            f"layers {bad} do not exist in {name!r}, which has {count} blocks",
+            remedy=f"Give layers from 0 to {count - 1}",
+        )
 
 
 def _context_length(config: PreTrainedConfig) -> int:
@@ -170,12 +204,7 @@ class LanguageModel:
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raises InputError if a layer does not exist."""
-        count = len(self.blocks)
-        if bad := [layer for layer in layers if not 0 <= layer < count]:
-            raise InputError(
-                f"layers {bad} do not exist in {self.name!r}, which has {count} blocks",
-                remedy=f"Give layers from 0 to {count - 1}",
-            )
+        _check_layers(layers, len(self.blocks), self.name)
 
     def down_projection(self, layer: int) -> nn.Module:
         return self.blocks[layer].get_submodule(self.architecture.down_projection)

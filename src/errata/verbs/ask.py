@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 import typer
 from rich.table import Table
 
-from errata.errors import InputError
+from errata.errors import Fault, FaultsError, InputError
 from errata.models.generation import generate
-from errata.models.language_model import LanguageModel
+from errata.models.language_model import LanguageModel, Outline
 from errata.models.prompts import encode, pad
 from errata.verbs.console import (
     DeviceOption,
     DtypeOption,
     JsonOption,
     ModelOption,
+    TrustOption,
     console,
-    parse_device,
-    parse_dtype,
+    outline_of,
+    placement,
     write_json,
 )
 
@@ -31,6 +33,7 @@ def ask(
     model: ModelOption = "lab",
     against: Annotated[str | None, typer.Option(help="A second model, shown beside the first.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add, at most.")] = 12,
+    trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     json: JsonOption = None,
@@ -39,17 +42,15 @@ def ask(
     if blank := [prompt for prompt in prompts if not prompt.strip()]:
         what = "a prompt is" if len(blank) == 1 else f"{len(blank)} prompts are"
         raise InputError(f"{what} empty", remedy="Give a text that the model can continue")
+    where = placement(device, dtype)
+    names = (model, *([against] if against else []))
+    stripped = [prompt.rstrip() for prompt in prompts]
+    outlines = [outline_of(name, trust_remote_code=trust_remote_code) for name in names]
+    if faults := [fault for outline in outlines for fault in _faults(outline, stripped, tokens)]:
+        raise FaultsError("the prompts", faults)
     answers = []
-    for name in (model, *([against] if against else [])):
-        loaded = LanguageModel.load(name, dtype=parse_dtype(dtype), device=parse_device(device))
-        limit = loaded.context_length - tokens
-        stripped = [prompt.rstrip() for prompt in prompts]
-        for prompt, row in zip(stripped, encode(loaded.tokenizer, stripped), strict=True):
-            if len(row.ids) > limit:
-                raise InputError(
-                    f"the prompt {prompt[:40]!r}… has {len(row.ids)} tokens; {name!r} takes {limit} and {tokens} more",
-                    remedy="Shorten the prompt or lower --tokens",
-                )
+    for name in names:
+        loaded = LanguageModel.load(name, **where, trust_remote_code=trust_remote_code)
         texts = generate(loaded, stripped, new_tokens=tokens)
         answers += [
             {"model": name, "prompt": prompt, "continuation": text, "next": _next_tokens(loaded, prompt)}
@@ -66,6 +67,21 @@ def ask(
         console().print(_literal(prompt.rstrip()), style="bold", highlight=False)
         console().print(table)
     write_json(json, {"answers": answers})
+
+
+def _faults(model: Outline, prompts: Sequence[str], tokens: int) -> list[Fault]:
+    """Prompts that are nothing to this model, or more than it takes."""
+    limit = model.context_length - tokens
+    faults = []
+    for prompt, row in zip(prompts, encode(model.tokenizer, prompts), strict=True):
+        shown = repr(prompt if len(prompt) <= 40 else prompt[:40] + "…")
+        if not row.ids:
+            remedy = "Write it in characters that the model's tokenizer knows"
+            faults.append(Fault(shown, f"tokenises to nothing with {model.name!r}", remedy))
+        elif len(row.ids) > limit:
+            what = f"it has {len(row.ids)} tokens; {model.name!r} takes {limit} and {tokens} more"
+            faults.append(Fault(shown, what, "Shorten the prompt or lower --tokens"))
+    return faults
 
 
 def _literal(text: object) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 import typer
@@ -21,7 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from errata.errors import InputError
+from errata.errors import Fault, FaultsError
+from errata.models.language_model import Outline
 from errata.output import write_text
 from errata.progress import Report
 
@@ -32,6 +33,7 @@ JsonOption = Annotated[
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="'lab' (the embedded model), a directory, or a name on the hub.")
 ]
+TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps … By default a GPU if there is one.")]
 DtypeOption = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16. By default what is stored; lab: float32.")
@@ -48,28 +50,40 @@ def error_console() -> Console:
     return Console(stderr=True)
 
 
-def parse_dtype(name: str | None) -> torch.dtype | None:
-    """Raises InputError for a name that is none of the four."""
-    if name is None:
-        return None
-    if name not in _DTYPES:
-        raise InputError(f"there is no dtype {name!r}", remedy=f"Known: {', '.join(_DTYPES)}")
-    return _DTYPES[name]
+class Placement(TypedDict):
+    """Where a model's weights go and in which numbers; None is the model's own choice."""
+
+    device: torch.device | None
+    dtype: torch.dtype | None
 
 
-def parse_device(name: str | None) -> torch.device | None:
-    """Raises InputError for a device that this machine or this torch does not have."""
-    if name is None:
-        return None
+def placement(device: str | None, dtype: str | None) -> Placement:
+    """What --device and --dtype name.
+
+    Raises:
+        FaultsError: for a dtype that is none of the four, and a device that this machine or this torch does not have.
+    """
+    faults = []
+    if dtype is not None and dtype not in _DTYPES:
+        faults.append(Fault("--dtype", f"there is no dtype {dtype!r}", f"Known: {', '.join(_DTYPES)}"))
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # 'meta' has tensors, but no numbers in them
+        if device is not None:
+            torch.zeros(1, device=torch.device(device)).item()  # 'meta' has tensors, but no numbers in them
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0]
-        raise InputError(
-            f"the device {name!r} cannot be used: {first}", remedy="`errata doctor` lists devices"
-        ) from error
-    return device
+        faults.append(Fault("--device", f"{device!r} cannot be used: {first}", "`errata doctor` lists devices"))
+    if faults:
+        raise FaultsError("the options", faults)
+    chosen = None if device is None else torch.device(device)
+    return Placement(device=chosen, dtype=None if dtype is None else _DTYPES[dtype])
+
+
+def outline_of(name: str, *, trust_remote_code: bool) -> Outline:
+    """A model's outline; says so where the hub is asked for it, which can take a while without a network."""
+    if name != "lab" and not Path(name).is_dir() and name.count("/") <= 1 and not name.startswith((".", "~", "/")):
+        note = f"note: there is no directory {name!r} here; looking on the hub (HF_HUB_OFFLINE=1: only among downloads)"
+        error_console().print(note, markup=False, highlight=False)
+    return Outline.load(name, trust_remote_code=trust_remote_code)
 
 
 @contextmanager

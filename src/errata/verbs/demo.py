@@ -23,7 +23,7 @@ from errata.output import write_text
 from errata.patch import software_versions
 from errata.recipe import shipped_recipe
 from errata.report.tables import comparison_table
-from errata.verbs.console import DeviceOption, JsonOption, console, parse_device, progress
+from errata.verbs.console import DeviceOption, JsonOption, console, placement, progress
 
 EXAMPLE = "Example: errata demo --out runs/demo --facts 100 --methods memit,memit+blue"
 METHODS = "memit,memit+blue,alphaedit,alphaedit+blue"
@@ -55,7 +55,7 @@ def demo(
         raise InputError(
             f"there are {len(world.people)} people, each edited once; got --facts {facts}", remedy="Lower it"
         )
-    model = LanguageModel.load("lab", device=parse_device(device))
+    model = LanguageModel.load("lab", device=placement(device, None)["device"])
     edits = lab_facts(world, facts, seed=seed)
     examination = Examination(
         FactSet(tuple(edits), "the lab's world"),

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from transformers import PreTrainedTokenizerBase
 
 from errata.benchmark.sequential import Examination, examine, run_sequence
 from errata.edit import Editor
 from errata.errors import Fault, InputError
 from errata.evaluation.recall import absent
 from errata.evaluation.records import FORMAT, Row
-from errata.facts import Fact, FactSet, token_faults
+from errata.facts import Fact, FactSet
 from errata.facts_io import Check, read_facts
+from errata.facts_tokens import token_faults
 from errata.methods import method_named
-from errata.models.language_model import LanguageModel, load_tokenizer
+from errata.models.language_model import LanguageModel, Outline
 from errata.output import check_new, new_directory, write_text
 from errata.patch import Patch
 from errata.recipe import Recipe, read_recipe, shipped_recipe
@@ -30,10 +30,11 @@ from errata.verbs.console import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    TrustOption,
     console,
     error_console,
-    parse_device,
-    parse_dtype,
+    outline_of,
+    placement,
     progress,
     write_json,
 )
@@ -62,9 +63,7 @@ def edit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and show the plan; load no weights.")
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     json: JsonOption = None,
@@ -75,14 +74,15 @@ def edit(
         raise InputError("no --out was given", remedy="Name a new directory for the edited model, or add --dry-run")
     if out is not None:
         check_new(out)
-    chosen_dtype, chosen_device = parse_dtype(dtype), parse_device(device)
-    tokenizer, limit = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    where = placement(device, dtype)
+    outline = outline_of(model, trust_remote_code=trust_remote_code)
     numbers = _numbers(model, method, recipe, batch_size, seed)
     seed = numbers.contexts.seed
+    outline.check_layers(numbers.layers)
     open_corpus(numbers.statistics.corpus)  # that it is there
     contexts = numbers.contexts
     lead = contexts.tokens + 2 if contexts.openers and contexts.per_opener else 0  # ". " stands behind each
-    fact_set = read_facts(facts, last_wins=last_wins, check=token_check(tokenizer, limit, lead=lead))
+    fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
     examination = examination_for(fact_set, lab=is_lab(model), untouched=untouched, seed=seed)
     if recipe is not None and numbers.model.rsplit("/", 1)[-1] != recipe_name(model).rstrip("/").rsplit("/", 1)[-1]:
         note = f"note: the recipe's numbers are for {numbers.model!r}, not for {model!r}"
@@ -91,8 +91,7 @@ def edit(
         _show_plan(fact_set, numbers, model, json)
         return
     assert out is not None
-    loaded = LanguageModel.load(model, dtype=chosen_dtype, device=chosen_device, trust_remote_code=trust_remote_code)
-    loaded.check_layers(numbers.layers)
+    loaded = LanguageModel.load(model, **where, trust_remote_code=trust_remote_code)
     with progress() as report:
         if evaluate:
             before = examine(loaded, examination, report=report, what="asking before")
@@ -112,19 +111,19 @@ def edit(
     write_json(json, record)
 
 
-def token_check(tokenizer: PreTrainedTokenizerBase, limit: int, *, lead: int = 0) -> Check:
-    """What finds subjects without tokens, and prompts that are too long for a model of so many tokens.
+def token_check(model: Outline, *, lead: int = 0) -> Check:
+    """What finds subjects without tokens, and prompts that are too long for the model.
 
     Args:
         lead: the tokens that an edit puts before a prompt.
     """
 
     def count_tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def check(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
-        one_for_bos = limit - 1
-        return token_faults(facts, places, count_tokens=count_tokens, limit=one_for_bos, lead=lead)
+        limit = model.context_length - 1  # one for BOS
+        return token_faults(facts, places, count_tokens=count_tokens, limit=limit, lead=lead)
 
     return check
 

@@ -14,16 +14,17 @@ from errata.evaluation.recall import absent
 from errata.evaluation.records import FORMAT, summarise, to_long
 from errata.facts import Fact
 from errata.facts_io import read_facts
-from errata.models.language_model import LanguageModel, load_tokenizer
+from errata.models.language_model import LanguageModel
 from errata.report.tables import before_after_table
 from errata.verbs.console import (
     DeviceOption,
     DtypeOption,
     JsonOption,
     ModelOption,
+    TrustOption,
     console,
-    parse_device,
-    parse_dtype,
+    outline_of,
+    placement,
     progress,
     write_json,
 )
@@ -42,14 +43,15 @@ def evaluate(
     ] = None,
     last_wins: Annotated[bool, typer.Option("--last-wins", help="Of conflicting facts keep the last.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the questions about other subjects and the intervals.")] = 0,
+    trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
     """Measure how well a model says the facts, and what it says of everything else."""
-    chosen_dtype, chosen_device = parse_dtype(dtype), parse_device(device)
+    where = placement(device, dtype)
     names = (model, *([against] if against else []))
-    checks = [token_check(*load_tokenizer(name)) for name in names]
+    checks = [token_check(outline_of(name, trust_remote_code=trust_remote_code)) for name in names]
 
     def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
         return list(dict.fromkeys(fault for one in checks for fault in one(found, places)))
@@ -58,12 +60,12 @@ def evaluate(
     lab = is_lab(model) or (against is not None and is_lab(against))
     examination = examination_for(fact_set, lab=lab, untouched=untouched, seed=seed)
     with progress() as report:
-        loaded = LanguageModel.load(model, dtype=chosen_dtype, device=chosen_device)
+        loaded = LanguageModel.load(model, **where, trust_remote_code=trust_remote_code)
         after = examine(loaded, examination, report=report, what="asking")
         summaries = summarise(after.records, "after", seed=seed)
         if against is not None:
             del loaded
-            base = LanguageModel.load(against, dtype=chosen_dtype, device=chosen_device)
+            base = LanguageModel.load(against, **where, trust_remote_code=trust_remote_code)
             before = examine(base, examination, report=report, what="asking the base")
             summaries = summarise(before.records, "before", seed=seed) + summaries
             if before.perplexity is not None and after.perplexity is not None:

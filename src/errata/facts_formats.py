@@ -1,0 +1,177 @@
+"""The two forms of a file of facts, JSONL and CSV: from bytes to records with their places and faults, and back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from errata.errors import Fault, InputError
+from errata.facts import FIELDS, REQUIRED_FIELDS, FactSet, record_faults, unknown_field
+
+_LIST_FIELDS: Final = ("paraphrases", "neighbours", "own")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record as it was found: its place, and either its value or what kept it from being read."""
+
+    place: str
+    value: object = None
+    faults: tuple[Fault, ...] = ()
+
+
+def jsonl_entries(data: bytes, source: str) -> tuple[list[Entry], Collection[str]]:
+    """(entries, ()): one entry for each line that is not blank.
+
+    Only a line feed ends a line, since a value may hold U+2028.
+    """
+    entries: list[Entry] = []
+    for number, fault, line in _lines(data, source):
+        place = f"{source}:{number}"
+        if fault is not None:
+            entries.append(Entry(place, faults=(fault,)))
+        elif line.strip(" \t\r"):
+            value, complaint = _parse_json(line)
+            remedy = "Write one JSON object with the fields of one fact on each line"
+            wrong = () if complaint is None else (Fault(place, f"invalid JSON: {complaint}", remedy),)
+            entries.append(Entry(place, value, wrong))
+    return entries, ()
+
+
+def csv_entries(data: bytes, source: str) -> tuple[list[Entry], Collection[str]]:
+    """(entries, required columns that the header lacks).
+
+    One entry for each row under the header, at the line on which it starts, and one for what is wrong beside.
+    """
+    entries = [Entry(fault.where, faults=(fault,)) for _, fault, _ in _lines(data, source) if fault is not None]
+    # Bytes that are no UTF-8 are told above; here they become lone surrogates, so that the other rows can be checked.
+    rows = _rows(io.StringIO(data.decode(errors="surrogateescape"), newline="\n"), source)
+    place, header = next(rows, (source, []))
+    if isinstance(header, Fault):
+        return [*entries, Entry(place, faults=(header,))], REQUIRED_FIELDS
+    if any(map(_is_broken, header)):
+        return entries, REQUIRED_FIELDS
+    if len(header) == 1 and (separator := next((mark for mark in ";\t|" if mark in header[0]), None)):
+        what = f"the columns are separated by {separator!r}"
+        return [Entry(place, faults=(Fault(place, what, "Separate them by commas"),))], REQUIRED_FIELDS
+    faults = [unknown_field(name, FIELDS, place) for name in header if name not in FIELDS]
+    twice = [name for name in FIELDS if header.count(name) > 1]
+    faults += [Fault(place, f"the column '{name}' stands there twice", "Remove one of the two") for name in twice]
+    absent = [name for name in REQUIRED_FIELDS if name not in header] if header else []
+    faults += [Fault(place, f"the column '{name}' is missing", "Add it to the header") for name in absent]
+    if faults:
+        entries.append(Entry(place, faults=tuple(faults)))
+    for place, row in rows:
+        if isinstance(row, Fault):
+            entries.append(Entry(place, faults=(row,)))
+        elif len(row) != len(header):
+            what = f"the row has {len(row)} cells, but the header has {len(header)}"
+            remedy = "Put double quotes around cells that hold commas, quotes or line breaks; leave absent ones empty"
+            entries.append(Entry(place, faults=(Fault(place, what, remedy),)))
+        elif not any(map(_is_broken, row)):
+            entries.append(_row_entry(dict(zip(header, row, strict=True)), place))
+    return entries, absent
+
+
+def _rows(lines: Iterable[str], source: str) -> Iterator[tuple[str, list[str] | Fault]]:
+    """(place, cells) of each row that is not blank; a Fault in their stead where the rest cannot be read."""
+    reader = csv.reader(lines, strict=True)
+    while True:
+        place = f"{source}:{reader.line_num + 1}"
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            remedy = 'Write a quote inside a quoted cell twice (""), and close each quoted cell with one'
+            yield place, Fault(place, f"invalid CSV, which ends the check of this file here: {error}", remedy)
+            return
+        if row is None:
+            return
+        if row:
+            yield place, row
+
+
+def _row_entry(cells: Mapping[str, str], place: str) -> Entry:
+    """A row as a record: an empty cell of an optional field is an absent field, lists are parsed."""
+    record: dict[str, object] = {}
+    faults: list[Fault] = []
+    for name, cell in cells.items():
+        if name not in FIELDS or (cell == "" and name not in REQUIRED_FIELDS):
+            continue
+        record[name] = cell
+        if name in _LIST_FIELDS:
+            record[name], complaint = _parse_json(cell)
+            if complaint is not None:
+                remedy = "Write the list as JSON, with each double quote doubled for CSV, or use JSONL"
+                faults.append(Fault(place, f"'{name}' is invalid JSON: {complaint}", remedy))
+    if faults:
+        # What else is wrong with the row; the unreadable cells, now None, count as absent.
+        required = [name for name in REQUIRED_FIELDS if name in record]
+        faults += record_faults(record, place, required=required)
+    return Entry(place, record, tuple(faults))
+
+
+def _lines(data: bytes, source: str) -> Iterator[tuple[int, Fault | None, str]]:
+    """(number from 1, what is wrong with its encoding, text) of each line."""
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        try:
+            text, fault = line.decode(), None
+        except UnicodeDecodeError as error:
+            what = f"byte {error.start + 1} of the line (0x{line[error.start]:02X}) is not UTF-8"
+            text, fault = "", Fault(f"{source}:{number}", what, "Save the file in the encoding UTF-8")
+        yield number, fault, text
+
+
+def _is_broken(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _parse_json(text: str) -> tuple[Any, str | None]:
+    """(value, None), or (None, what is wrong with the text)."""
+    try:
+        return json.loads(text, object_pairs_hook=_object_without_repeats), None
+    except json.JSONDecodeError as error:
+        return None, f"column {error.pos + 1}: {error.msg}"
+    except ValueError as error:
+        return None, str(error)
+    except RecursionError:
+        return None, "the brackets are nested too deeply"
+
+
+def _object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A plain dict, in which the last of several values would win without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} stands there twice")
+    return found
+
+
+def jsonl_text(facts: FactSet) -> str:
+    return "".join(json.dumps(fact.to_record(), ensure_ascii=False) + "\n" for fact in facts)
+
+
+def csv_text(facts: FactSet) -> str:
+    """A table with all columns.
+
+    Raises:
+        InputError: if a cell would be longer than Python's CSV reader takes.
+    """
+    buffer = io.StringIO(newline="")
+    # Everything is quoted, since a writer that ends lines with "\n" leaves a carriage return in a value unquoted.
+    writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(FIELDS)
+    for fact in facts:
+        record = fact.to_record()
+        cells: dict[str, str] = {
+            name: json.dumps(record[name], ensure_ascii=False) for name in _LIST_FIELDS if name in record
+        }
+        row = [str(cells.get(name, record.get(name, ""))) for name in FIELDS]
+        if max(map(len, row)) > csv.field_size_limit():
+            raise InputError(f"the fact {fact.id!r} is too long for a CSV cell", remedy="Write JSONL instead")
+        writer.writerow(row)
+    return buffer.getvalue()

@@ -1,0 +1,48 @@
+"""What only a tokenizer can tell of facts: texts that tokenise to nothing, and prompts that are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from errata.errors import Fault
+from errata.facts import Fact, shown
+
+
+def token_faults(
+    facts: Sequence[Fact], places: Sequence[str], *, count_tokens: Callable[[str], int], limit: int, lead: int = 0
+) -> list[Fault]:
+    """What only a tokenizer can tell: subjects and continuations without tokens, prompts with too many.
+
+    Args:
+        facts: the facts.
+        places: for each fact where it stands.
+        count_tokens: text -> its number of tokens, special tokens left out.
+        limit: the most tokens of a prompt with its continuation that the model takes, special tokens not counted.
+        lead: the tokens that an edit puts before a fact's own prompt.
+    """
+    faults: list[Fault] = []
+    remedy = "Write it in characters that the model's tokenizer knows"
+    for fact, place in zip(facts, places, strict=True):
+        if not count_tokens(fact.subject):
+            faults.append(Fault(place, f"'subject' {shown(fact.subject)} tokenises to nothing", remedy))
+        for asked, prompt, answered, answer in _continuations(fact):
+            if not count_tokens(f" {answer}"):
+                faults.append(Fault(place, f"'{answered}' {shown(answer)} tokenises to nothing", remedy))
+            elif (length := count_tokens(f"{prompt} {answer}")) > (room := limit - (lead if asked == "prompt" else 0)):
+                behind = f" behind the {lead} of an edit's contexts" if room < limit else ""
+                what = f"'{asked}' with '{answered}' has {length} tokens, but the model takes {room}{behind}"
+                faults.append(Fault(place, what, "Shorten it, or leave it out"))
+    # A target stands behind every paraphrase, and is told once.
+    return list(dict.fromkeys(faults))
+
+
+def _continuations(fact: Fact) -> Iterator[tuple[str, str, str, str]]:
+    """(field, prompt, field, what follows it) for all that the model will read of a fact."""
+    yield "prompt", fact.text, "target", fact.target
+    if fact.truth is not None:
+        yield "prompt", fact.text, "truth", fact.truth
+    for index, paraphrase in enumerate(fact.paraphrases):
+        yield f"paraphrases[{index}]", paraphrase, "target", fact.target
+    for name, questions in (("neighbours", fact.neighbours), ("own", fact.own)):
+        for index, question in enumerate(questions):
+            yield f"{name}[{index}].prompt", question.prompt, f"{name}[{index}].answer", question.answer
