@@ -31,7 +31,7 @@ from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel, Site
 from errata.recipe import TargetSettings, shipped_recipe
 from errata.targets.contexts import generate_prefixes
-from errata.targets.residual import Targets, optimise_targets
+from errata.targets.search import Targets, optimise_targets
 
 from tests.reference.target import ReferenceTarget, search, texts_of
 
@@ -193,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     layers = options.layer or ([recipe.layers[0], recipe.layers[-1]] if options.model == "lab" else [4])
     model.check_layers(layers)
 
+    if not isinstance(settings, TargetSettings):
+        raise SystemExit("this benchmark times the targets of memit")
     lengths = token_lengths(model, facts, prefixes)
     print(
         f"{options.facts} facts (the reference: {options.reference_facts}, scaled), bare prompt + {len(prefixes)} "

@@ -164,7 +164,7 @@ def test_an_interrupt_ends_with_130_and_leaves_no_output(tmp_path: Path, monkeyp
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("errata.edit.optimise_targets", interrupted)
+    monkeypatch.setattr("errata.targets.aims.optimise_targets", interrupted)
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
     assert run(["edit", "--facts", str(FACTS), "--out", str(tmp_path / "out"), "--no-evaluate"]) == 130
     assert not (tmp_path / "out").exists()
@@ -176,7 +176,7 @@ def test_out_of_memory_is_told_without_a_traceback(
     def exhausted(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 80 GiB")
 
-    monkeypatch.setattr("errata.edit.optimise_targets", exhausted)
+    monkeypatch.setattr("errata.targets.aims.optimise_targets", exhausted)
     assert run(["edit", "--facts", str(FACTS), "--out", str(tmp_path / "out"), "--no-evaluate"]) == 1
     assert "--batch-size" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

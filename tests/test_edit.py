@@ -14,16 +14,18 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 import errata.edit
+import errata.targets.aims
 from errata.edit import BatchRecord, Editor
 from errata.errors import EditError, InputError, NonFiniteError
 from errata.facts import Fact
+from errata.models.injection import BehindBlock
 from errata.models.language_model import LanguageModel, Site
-from errata.models.replay import Replay
 from errata.models.weights import EditedWeights
 from errata.recipe import Recipe
 from errata.solvers.least_squares import LeastSquaresLayer
 from errata.statistics.store import moments_for
-from errata.targets.residual import TargetLoss, optimise_targets
+from errata.targets.residual import TargetLoss
+from errata.targets.search import optimise_targets
 
 from tests.support.editing import (
     FACTS,
@@ -324,11 +326,11 @@ class InjectedError(Exception):
 
 # (what is interrupted, which of its calls within the batch, whether it has done its work before it fails)
 STAGES: dict[str, tuple[Any, str, int, bool]] = {
-    "target search": (errata.edit, "optimise_targets", 1, False),
-    "second target search": (errata.edit, "optimise_targets", 2, True),
-    "inside a target's evaluation": (Replay, "_inject", 2, False),
-    "states": (errata.edit, "current_states", 1, True),
-    "states after the first write": (errata.edit, "current_states", 2, False),
+    "target search": (errata.targets.aims, "optimise_targets", 1, False),
+    "second target search": (errata.targets.aims, "optimise_targets", 2, True),
+    "inside a target's evaluation": (BehindBlock, "enter", 2, False),
+    "states": (errata.targets.aims, "current_states", 1, True),
+    "states after the first write": (errata.targets.aims, "current_states", 2, False),
     "second residual": (errata.edit, "_check_columns", 6, False),  # four checks a layer, the residual's is the second
     "keys": (errata.edit, "mean_keys", 2, False),
     "first solve": (LeastSquaresLayer, "solve", 1, False),
@@ -372,21 +374,19 @@ class Snapshot:
     bits: dict[str, Tensor]
     terms: list[Any]
     records: list[BatchRecord]
-    solvers: dict[int, Any]
+    run: Any
 
     @classmethod
     def of(cls, editor: Editor) -> Snapshot:
         bits = parameter_bits(editor.model)
-        return cls(bits, list(editor.model.edits.terms), list(editor.records), dict(editor._solvers))
+        return cls(bits, list(editor.model.edits.terms), list(editor.records), editor._run)
 
     def assert_unchanged(self, editor: Editor) -> None:
         assert_same_bits(parameter_bits(editor.model), self.bits)
         now = Snapshot.of(editor)
         for mine, theirs in ((self.terms, now.terms), (self.records, now.records)):
             assert [id(item) for item in mine] == [id(item) for item in theirs]
-        assert {layer: id(solver) for layer, solver in self.solvers.items()} == {
-            layer: id(solver) for layer, solver in now.solvers.items()
-        }
+        assert self.run is now.run  # it is never changed, only replaced
 
 
 def transaction_editor(make_editor: Callable[..., Editor]) -> Editor:
@@ -514,7 +514,7 @@ def _bad_gradient(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
 
 
 def _bad_residual(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
-    monkeypatch.setattr(errata.edit, "current_states", _with_bad_column(errata.edit.current_states))
+    monkeypatch.setattr(errata.targets.aims, "current_states", _with_bad_column(errata.targets.aims.current_states))
 
 
 def _bad_key(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
@@ -524,7 +524,7 @@ def _bad_key(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
 def _bad_update(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
     original = LeastSquaresLayer.solve
 
-    def solve(self: LeastSquaresLayer, keys: Tensor, residuals: Tensor) -> Any:
+    def solve(self: LeastSquaresLayer, keys: Tensor, residuals: Tensor, bare: Tensor | None = None) -> Any:
         change = original(self, keys, residuals)
         right = change.right.clone()
         right[1, 0] = torch.inf
@@ -600,7 +600,7 @@ def test_an_update_that_overflows_float16_is_taken_back(
     before = Snapshot.of(editor)
     original = LeastSquaresLayer.solve
 
-    def solve(self: LeastSquaresLayer, keys: Tensor, residuals: Tensor) -> Any:
+    def solve(self: LeastSquaresLayer, keys: Tensor, residuals: Tensor, bare: Tensor | None = None) -> Any:
         change = original(self, keys, residuals)
         return replace(change, left=change.left * 1e9)
 

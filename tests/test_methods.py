@@ -9,14 +9,38 @@ import pytest
 from errata.errors import InputError
 from errata.methods import METHODS, method_named
 from errata.schedules import SCHEDULES
+from errata.shaping import SHAPERS
 from errata.solvers import SOLVERS
+from errata.targets.search import LOSSES
 
 
 def test_the_published_rows() -> None:
-    rows = {row.name: (row.site, row.target, row.schedule, row.solver, row.history) for row in METHODS}
-    assert rows["memit"] == ("block", "memit", "even", "least_squares", False)
-    assert rows["memit_seq"] == ("block", "memit", "even", "least_squares", True)
-    assert rows["alphaedit"] == ("block", "memit", "even", "null_space", True)
+    """The table of methods.md, section 1, Rows."""
+    expected = {
+        "rome": ("mlp", "memit", "single", "rank_one", None, []),
+        "r_rome": ("mlp", "memit", "single", "rank_one", None, []),
+        "memit": ("block", "memit", "even", "least_squares", False, []),
+        "memit_seq": ("block", "memit", "even", "least_squares", True, []),
+        "pmet": ("mlp", "joint", "sqrt", "least_squares", False, []),
+        "pmet_seq": ("mlp", "joint", "sqrt", "least_squares", True, []),
+        "emmet": ("block", "memit", "single", "equality", None, []),
+        "rect": ("block", "memit", "even", "least_squares", False, ["rect"]),
+        "prune": ("block", "memit", "even", "least_squares", False, ["prune"]),
+        "nse": ("block", "memit", "even", "neurons", True, []),
+        "alphaedit": ("block", "memit", "even", "null_space", True, []),
+    }
+    rows = {
+        row.name: (
+            row.site,
+            row.target["kind"],
+            row.schedule,
+            row.solver["kind"],
+            row.solver.get("history"),
+            [entry["kind"] for entry in row.shaping],
+        )
+        for row in METHODS
+    }
+    assert rows == expected
     assert len(rows) == len(METHODS)
 
 
@@ -25,7 +49,10 @@ def test_every_row_is_made_of_what_there_is_and_says_where_it_is_from(row: objec
     method = method_named(row.name)  # type: ignore[attr-defined]
     assert method is row
     assert method.schedule in SCHEDULES
-    assert method.solver in SOLVERS
+    assert method.solver["kind"] in SOLVERS
+    assert method.target["kind"] in LOSSES
+    assert {entry["kind"] for entry in method.shaping} <= set(SHAPERS)
+    assert method.deviations or method.name == "nse"
     assert re.search(r"arXiv:\d{4}\.\d{5}", method.paper)
     assert method.title
 
@@ -37,8 +64,11 @@ def test_blue_changes_the_schedule_and_nothing_else(row: object) -> None:
     assert blue.name == f"{plain.name}+blue"
     assert blue.schedule == "boundary"
     assert blue.title != plain.title
-    for field in ("site", "target", "solver", "history", "paper"):
+    for field in ("site", "solver", "contexts", "shaping", "rounds", "paper"):
         assert getattr(blue, field) == getattr(plain, field)
+    # Everywhere but in nse, whose own targets are found on the unedited weights.
+    assert blue.target == {**plain.target, "weights": "current"} if plain.name == "nse" else plain.target
+    assert any("second boundary target" in deviation for deviation in blue.deviations)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import errata.patch
 from errata.edit import Editor
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
-from errata.models.weights import Term
+from errata.models.weights import LowRankTerm
 from errata.patch import Patch
 
 from tests.support.editing import (
@@ -274,7 +274,7 @@ def test_terms_are_never_shared_by_value(made: tuple[Patch, Any]) -> None:
     """Undoing goes by identity: an equal change of someone else stays in."""
     patch, edited = made
     model = tiny_language_model("gpt2")
-    twins = tuple(Term(term.layer, term.left.clone(), term.right.clone()) for term in patch.terms)
+    twins = tuple(LowRankTerm(term.layer, term.left.clone(), term.right.clone()) for term in patch.terms)
     patch.apply(model)
     model.edits.add(twins)
     patch.undo(model)

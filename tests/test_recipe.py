@@ -10,9 +10,19 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+import errata.recipe
 from errata.errors import FaultsError, InputError
 from errata.methods import METHODS, method_named
-from errata.recipe import LeastSquaresSettings, NullSpaceSettings, Recipe, parse_recipe, read_recipe, shipped_recipe
+from errata.recipe import (
+    EqualitySettings,
+    LeastSquaresSettings,
+    NullSpaceSettings,
+    PruneSettings,
+    Recipe,
+    parse_recipe,
+    read_recipe,
+    shipped_recipe,
+)
 
 NAMES = [name for row in METHODS for name in (row.name, f"{row.name}+blue")]
 VALID: dict[str, Any] = {
@@ -55,7 +65,9 @@ def test_the_labs_recipe_holds_for_every_method(name: str) -> None:
     assert recipe.method == name
     assert recipe.model == "lab"
     assert (recipe.site, recipe.schedule) == (row.site, row.schedule)
-    assert (recipe.solver.kind, recipe.solver.history) == (row.solver, row.history)
+    assert (recipe.target.kind, recipe.solver.kind) == (row.target["kind"], row.solver["kind"])
+    assert getattr(recipe.solver, "history", None) == row.solver.get("history")
+    assert [entry.kind for entry in recipe.shaping] == [entry["kind"] for entry in row.shaping]
     assert parse_recipe(recipe.to_yaml(), name, source="again") == recipe
 
 
@@ -199,10 +211,15 @@ def test_wrong_values_are_refused(path: str, value: Any) -> None:
         assert where == "" or path.removeprefix("methods/memit/").split("/")[0] == where.split(".")[0]
 
 
-@pytest.mark.parametrize("missing", ["model", "layers", "target", "statistics"])
+@pytest.mark.parametrize("missing", ["model", "layers", "statistics"])
 def test_a_missing_key_is_named(missing: str) -> None:
     data = {key: value for key, value in VALID.items() if key != missing}
     assert "Add this key" in faults_of(yaml.safe_dump(data))[missing]
+
+
+def test_a_missing_target_is_named_by_what_the_row_does_not_know() -> None:
+    data = {key: value for key, value in VALID.items() if key != "target"}
+    assert set(faults_of(yaml.safe_dump(data))) == {"target.learning_rate", "target.steps"}
 
 
 def test_a_missing_solver_entry_is_named() -> None:
@@ -256,13 +273,14 @@ def test_a_recipe_is_frozen() -> None:
 
 
 def test_every_field_says_what_it_is() -> None:
-    models = [Recipe, *(field.annotation for field in Recipe.model_fields.values())]
-    models += [LeastSquaresSettings, NullSpaceSettings]
-    described = [model for model in models if hasattr(model, "model_fields")]
-    assert len(described) == 6
-    for model in described:
+    settings = Recipe.__mro__[1]
+    models = [
+        value for value in vars(errata.recipe).values() if isinstance(value, type) and issubclass(value, settings)
+    ]
+    assert len(models) > 14
+    for model in models:
         for name, field in model.model_fields.items():
-            described_elsewhere = hasattr(field.annotation, "model_fields") or name in ("solver", "kind")
+            described_elsewhere = hasattr(field.annotation, "model_fields") or name in ("solver", "kind", "target")
             assert field.description or described_elsewhere, name
 
 
@@ -279,3 +297,46 @@ def test_a_corpus_counts_from_the_recipes_file(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     read = read_recipe(tmp_path / "recipe.yaml", "memit")
     assert read.statistics.corpus == str(tmp_path.resolve() / "text" / "own.txt")
+
+
+# Choices that do not go together --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "reason"),
+    [
+        ("memit", {"schedule": "single"}, "'single' writes one layer"),
+        ("memit", {"schedule": "replay", "layers": [2]}, "carries the first layer's target to later ones"),
+        ("memit", {"schedule": "replay", "target": {"weights": "original"}}, "reads later targets off the current"),
+        ("pmet", {"site": "block"}, "searched at the MLP's output"),
+        ("memit", {"shaping": [{"kind": "norm_cap"}, {"kind": "norm_cap"}]}, "stands there twice"),
+        ("memit", {"shaping": [{"kind": "rect"}, {"kind": "prune"}]}, "take one of them"),
+        ("rome+blue", {"rounds": {"count": 2, "least": 0, "most": 9}}, "one after another"),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused_with_the_reason(
+    method: str, changes: dict[str, Any], reason: str
+) -> None:
+    recipe = shipped_recipe("lab", method)
+    data = recipe.model_dump(mode="json")
+    for name, value in changes.items():
+        data[name] = {**data[name], **value} if isinstance(value, dict) and data[name] else value
+    with pytest.raises(ValidationError, match=reason):
+        Recipe.model_validate(data)
+
+
+def test_another_kind_takes_nothing_from_the_rows_own() -> None:
+    data = VALID | {"methods": {"memit": {"solver": {"kind": "equality", "ridge": 2}}}}
+    recipe = parse_recipe(yaml.safe_dump(data), "memit", source="x")
+    assert isinstance(recipe.solver, EqualitySettings)
+    assert recipe.solver.ridge == 2
+
+
+def test_as_published_changes_what_published_numbers_depend_on() -> None:
+    prune, faulty = (shipped_recipe("lab", "prune", as_published=flag) for flag in (False, True))
+    assert prune.shaping == (PruneSettings(kind="prune", on_top=False),)
+    assert faulty == prune.model_copy(update={"shaping": (PruneSettings(kind="prune", on_top=True),)})
+    blue, cached = (shipped_recipe("lab", "memit+blue", as_published=flag) for flag in (False, True))
+    assert (blue.target.weights, cached.target.weights) == ("current", "original")
+    with pytest.raises(InputError, match="no published number of 'memit' depends on a fault"):
+        shipped_recipe("lab", "memit", as_published=True)

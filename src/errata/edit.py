@@ -1,9 +1,10 @@
-"""Editor: the one loop of all methods, facts -> targets -> keys -> residuals -> solver -> weights; all or nothing."""
+"""Editor: the one loop of all methods, facts -> aims -> keys -> residuals -> solver -> weights; all or nothing."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,17 +15,19 @@ from errata.errors import NonFiniteError
 from errata.facts import Fact
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel, Site
 from errata.models.prompts import encode, length_batches, pad
-from errata.models.weights import Term
+from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.patch import Patch, software_versions
 from errata.progress import Report, silent
 from errata.recipe import Recipe
 from errata.schedules import SCHEDULES, Step
+from errata.shaping import Shaper, make_shaper
 from errata.solvers import make_solver
-from errata.solvers.base import LayerSolver
+from errata.solvers.base import LayerSolver, Solver
 from errata.statistics.store import moments_for, packaged_moments
+from errata.targets.aims import Aim, AimFinder
 from errata.targets.contexts import generate_prefixes
-from errata.targets.keys import current_states, mean_keys
-from errata.targets.residual import Targets, optimise_targets
+from errata.targets.keys import mean_keys
+from errata.targets.search import Targets, joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,8 @@ class BatchRecord:
     Attributes:
         index: 0 for the first of the editor's life.
         facts: in the order given.
-        terms: what was added to the weights, one per written layer.
-        targets: target layer -> what the search found.
+        terms: what was added to the weights, in order.
+        targets: target layer -> what the facts aimed at there.
         seconds: wall time of the batch.
     """
 
@@ -44,6 +47,21 @@ class BatchRecord:
     terms: tuple[Term, ...]
     targets: dict[int, Targets]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What of a run is in the model and what later batches need to know; replaced as a whole, never changed.
+
+    Attributes:
+        solvers: layer -> its state, the history of keys included.
+        terms: what the batches added.
+        shaped: what stands in the model instead, while a shaped copy of the run is shown.
+    """
+
+    solvers: Mapping[int, LayerSolver] = field(default_factory=dict)
+    terms: tuple[Term, ...] = ()
+    shaped: tuple[Term, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -67,7 +85,7 @@ class Editor:
     records: list[BatchRecord] = field(default_factory=list)
     prefixes: tuple[str, ...] = ()
     fingerprint: str = ""
-    _solvers: dict[int, LayerSolver] = field(default_factory=dict)
+    _run: _Run = field(default_factory=_Run)
 
     @property
     def steps(self) -> list[Step]:
@@ -78,13 +96,21 @@ class Editor:
         """Where a norm stands behind the MLP, W's own output is edited: only there does adding R to it move it by R."""
         return Site.MLP if self.model.architecture.norm_after_mlp else Site(self.recipe.site)
 
+    @property
+    def shapers(self) -> list[Shaper]:
+        return [make_shaper(entry.kind, entry.model_dump(exclude={"kind"})) for entry in self.recipe.shaping]
+
+    @property
+    def solver(self) -> Solver:
+        return make_solver(self.recipe.solver.kind, self.recipe.solver.model_dump(exclude={"kind"}))
+
     def prepare(self) -> None:
         """Contexts, statistics and factorisations; done by the first batch if not before.
 
         Raises:
             InputError: if a layer does not exist or the corpus is too short.
         """
-        if self._solvers:
+        if self._run.solvers:
             return
         self.model.check_layers(self.recipe.layers)
         self.fingerprint = self.model.fingerprint()
@@ -106,12 +132,15 @@ class Editor:
             read_only=packaged_moments(),
             on_tokens=on_tokens,
         )
-        solver = make_solver(self.recipe.solver.kind, self.recipe.solver.model_dump(exclude={"kind"}))
-        prepared = {layer: solver.prepare(moments[layer].mean.to(_solve_device(self.model))) for layer in layers}
-        self._solvers = prepared
+        solver, device = self.solver, _solve_device(self.model)
+        self._run = _Run({layer: solver.prepare(moments[layer].mean.to(device)) for layer in layers})
 
     def apply(self, facts: Sequence[Fact], *, on_batch: Callable[[BatchRecord], None] | None = None) -> Patch:
         """Edit all facts, in batches of ``recipe.batch_size``: either all of it is in, or nothing.
+
+        Where the recipe shapes whole runs (``prune``), the shaped copy is what is in the model afterwards, and while
+        ``on_batch`` is called; later batches go on from the unshaped run. The patch is then that of the whole run,
+        and takes the place of what earlier calls returned.
 
         Args:
             on_batch: called after every batch, with the batch in the model.
@@ -119,56 +148,51 @@ class Editor:
         Raises:
             EditError, InputError: the model is bit for bit what it was.
         """
-        unprepared = not self._solvers
+        unprepared = not self._run.solvers
         self.prepare()
-        first, solvers = len(self.records), dict(self._solvers)
+        first = len(self.records)
         # A later patch goes on top of earlier ones: it is for the weights as they are now.
         fingerprint = self.fingerprint if unprepared else self.model.fingerprint()
-        try:
-            with self.model.edits.transaction():
-                for start in range(0, len(facts), self.recipe.batch_size):
-                    record = self.apply_batch(facts[start : start + self.recipe.batch_size])
-                    if on_batch is not None:
-                        on_batch(record)
-        except BaseException:
-            del self.records[first:]
-            self._solvers = solvers
-            raise
+        with self._all_or_nothing():
+            for start in range(0, len(facts), self.recipe.batch_size):
+                record = self.apply_batch(facts[start : start + self.recipe.batch_size])
+                if on_batch is not None:
+                    self._show_shaped()
+                    on_batch(record)
+            self._show_shaped()
+        if self._run.shaped is not None:
+            return self.patch()
         return replace(self.patch(first), fingerprint=fingerprint)
 
     def apply_batch(self, facts: Sequence[Fact]) -> BatchRecord:
-        """Edit the facts of one batch together; a failure leaves the model and the history as they were."""
+        """Edit the facts of one batch together; a failure leaves the model and the history as they were.
+
+        No shaped copy of the run is shown afterwards; see ``apply``.
+        """
         self.prepare()
         started = time.perf_counter()
-        searched: dict[int, _Searched] = {}
-        terms: list[Term] = []
-        solvers = dict(self._solvers)
-        with self.model.edits.transaction():
-            for step in self.steps:
-                if step.target_layer not in searched:
-                    searched[step.target_layer] = self._search(facts, step.target_layer, len(terms))
-                found = searched[step.target_layer]
-                # Nothing has moved since a search that no write has followed.
-                states = found.states if found.writes_before == len(terms) else self._states(facts, step.target_layer)
-                term = self._solve(facts, step, found, states)
-                self.model.edits.add([term])
-                terms.append(term)
+        solver = self.solver
+        with self._all_or_nothing():
+            self._hide_shaped()
+            size = solver.facts_at_once or len(facts)
+            parts = [self._write(facts[start : start + size]) for start in range(0, len(facts), size)]
             self._check_logits(facts)
-            if self.recipe.solver.history:
-                for layer in {step.layer for step in self.steps}:
-                    keys = mean_keys(self.model, facts, self.prefixes, layer)
-                    solvers[layer] = solvers[layer].remember(keys.to(_solve_device(self.model)))
-        self._solvers = solvers
-        targets = {layer: found.targets for layer, found in searched.items()}
-        record = BatchRecord(len(self.records), tuple(facts), tuple(terms), targets, time.perf_counter() - started)
-        self.records.append(record)
+            states = dict(self._run.solvers)
+            if solver.history:
+                states |= {layer: state.remember(self._keys(facts, layer)) for layer, state in states.items()}
+            terms = tuple(term for part, _ in parts for term in part)
+            self._run = _Run(states, (*self._run.terms, *terms))
+            aims = {layer: joined([found[layer].targets for _, found in parts]) for layer in parts[0][1]}
+            record = BatchRecord(len(self.records), tuple(facts), terms, aims, time.perf_counter() - started)
+            self.records.append(record)
         return record
 
     def patch(self, first: int = 0) -> Patch:
-        """Everything from batch ``first`` on, as one patch."""
-        records = self.records[first:]
+        """Everything from batch ``first`` on, as one patch; the whole run where it is shown shaped."""
+        shaped = self._run.shaped
+        records = self.records[first:] if shaped is None else self.records
         return Patch(
-            terms=tuple(term for record in records for term in record.terms),
+            terms=tuple(term for record in records for term in record.terms) if shaped is None else shaped,
             facts=tuple(fact for record in records for fact in record.facts),
             recipe=self.recipe,
             prefixes=self.prefixes,
@@ -177,37 +201,119 @@ class Editor:
             versions=software_versions(),
         )
 
-    def _states(self, facts: Sequence[Fact], layer: int) -> Tensor:
-        return current_states(self.model, facts, layer, self.site)
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Whatever leaves this block early leaves the model, the run and the records as they were before it."""
+        run, count = self._run, len(self.records)
+        try:
+            with self.model.edits.transaction():
+                yield
+        except BaseException:
+            self._run = run
+            del self.records[count:]
+            raise
 
-    def _search(self, facts: Sequence[Fact], layer: int, writes_before: int) -> _Searched:
-        steps_done = 0
+    def _write(self, facts: Sequence[Fact]) -> tuple[list[Term], dict[int, Aim]]:
+        """The steps of the schedule: find what a step aims at when it is first needed, solve, write.
 
-        def on_step(facts_left: int) -> None:
-            nonlocal steps_done
-            steps_done += 1
-            self.report(f"targets at layer {layer}", steps_done, self.recipe.target.steps)
+        Returns:
+            what was added, and what was aimed at.
+        """
+        finder = AimFinder(self.model, self.recipe, self.site, self.prefixes, self.shapers, self.report)
+        edits, steps = self.model.edits, self.steps
+        masking = [shaper for shaper in self.shapers if shaper.shapes_batch]
+        began = {step.layer: self.model.weight(step.layer).clone() for step in steps if masking}
+        aims: dict[int, Aim] = {}
+        found_before: dict[int, int] = {}  # the number of writes before an aim was found
+        terms: list[Term] = []
+        for _ in range(self.recipe.rounds.count if self.recipe.rounds else 1):
+            opened: dict[int, list[int]] = {}
+            for step in steps:
+                at = step.target_layer
+                if at not in aims:
+                    new = finder.find(facts, step, steps)
+                    aims |= new
+                    found_before |= dict.fromkeys(new, len(terms))
+                # Nothing has moved since an aim was found on these weights that no write has followed.
+                unmoved = found_before[at] == len(terms) and self.recipe.target.weights == "current"
+                states = aims[at].states if unmoved else finder.states(facts, at)
+                # z - h = delta + (h when found - h now): exactly delta before the first write, so that facts which
+                # the model knows already (delta = 0) leave the weights exactly alone.
+                gaps = aims[at].delta + (aims[at].states - states)  # (d_out, u)
+                if at not in opened:
+                    opened[at] = self._open(gaps)
+                if opened[at]:
+                    chosen = [facts[index] for index in opened[at]]
+                    term = self._solve(chosen, step.layer, gaps[:, opened[at]] * step.share)
+                    edits.add([term])
+                    terms.append(term)
+        for shaper in masking:
+            terms = self._masked(terms, began, shaper)
+        return terms, aims
 
-        states = self._states(facts, layer)
-        targets = optimise_targets(
-            self.model, facts, self.prefixes, layer, self.site, self.recipe.target, on_step=on_step
-        )
-        return _Searched(targets, states, writes_before)
+    def _open(self, gaps: Tensor) -> list[int]:
+        """The facts that a round is for: all of them, unless the recipe says how far from its target one must be."""
+        if self.recipe.rounds is None:
+            return list(range(gaps.shape[1]))
+        distance = gaps.norm(dim=0)
+        is_open = (distance > self.recipe.rounds.least) & (distance < self.recipe.rounds.most)
+        return [int(index) for index in is_open.nonzero()[:, 0]]
 
-    def _solve(self, facts: Sequence[Fact], step: Step, searched: _Searched, states: Tensor) -> Term:
+    def _keys(self, facts: Sequence[Fact], layer: int) -> Tensor:
+        keys = mean_keys(self.model, facts, self.prefixes, layer, self.recipe.contexts.keys)
+        return keys.to(_solve_device(self.model))
+
+    def _solve(self, facts: Sequence[Fact], layer: int, residuals: Tensor) -> Term:
         device = _solve_device(self.model)
-        keys = mean_keys(self.model, facts, self.prefixes, step.layer)
-        # z - h = delta + (h at the search - h now): exactly delta before the first write, so that facts which the
-        # model knows already (delta = 0) leave the weights exactly alone.
-        residuals = (searched.targets.delta.double() + (searched.states - states)) * step.share  # (d_out, u)
-        _check_columns("key", keys, facts, step.layer)
-        _check_columns("residual", residuals, facts, step.layer)
-        change = self._solvers[step.layer].solve(keys.to(device), residuals.to(device))
+        keys = self._keys(facts, layer)
+        _check_columns("key", keys, facts, layer)
+        _check_columns("residual", residuals, facts, layer)
+        bare = mean_keys(self.model, facts, (), layer).to(device) if self.solver.uses_bare_keys else None
+        change = self._run.solvers[layer].solve(keys, residuals.to(device), bare)
         dtype = self.model.edits.sum_dtype
         left, right = change.left.to(self.model.device, dtype), change.right.to(self.model.device, dtype)
-        _check_columns("update", left, facts, step.layer)
-        _check_columns("update", right.T, facts, step.layer)
-        return Term(step.layer, left, right)
+        _check_columns("update", left, facts, layer)
+        _check_columns("update", right.T, facts, layer)
+        return LowRankTerm(layer, left, right)
+
+    def _masked(self, terms: Sequence[Term], began: Mapping[int, Tensor], shaper: Shaper) -> list[Term]:
+        """The batch's writes taken back, and in their place those entries of them that the shaper leaves."""
+        self.model.edits.remove(terms)
+        masked: list[Term] = []
+        for layer in dict.fromkeys(term.layer for term in terms):
+            change = torch.zeros_like(began[layer], dtype=self.model.edits.sum_dtype)
+            for term in terms:
+                if term.layer == layer:
+                    term.add_to(change)
+            mask = shaper.batch(change, began[layer])
+            masked.append(SparseTerm(layer, change[mask], mask))
+        self.model.edits.add(masked)
+        return masked
+
+    def _show_shaped(self) -> None:
+        """Put a shaped copy of the run into the model, where the recipe has a shaper for runs."""
+        shaping = [shaper for shaper in self.shapers if shaper.shapes_run]
+        if not shaping or not self._run.terms or self._run.shaped is not None:
+            return
+        shaped: list[Term] = []
+        for layer in dict.fromkeys(term.layer for term in self._run.terms):
+            terms = [term for term in self._run.terms if term.layer == layer]
+            assert all(isinstance(term, LowRankTerm) for term in terms)  # recipes refuse masks beside these shapers
+            left = torch.cat([term.left for term in terms if isinstance(term, LowRankTerm)], dim=1)
+            right = torch.cat([term.right for term in terms if isinstance(term, LowRankTerm)], dim=0)
+            for shaper in shaping:
+                left, right = shaper.run(left, right, self.model.edits.base(layer))
+            shaped.append(LowRankTerm(layer, left, right, replaces=True))
+        self.model.edits.remove(self._run.terms)
+        self.model.edits.add(shaped)
+        self._run = replace(self._run, shaped=tuple(shaped))
+
+    def _hide_shaped(self) -> None:
+        """Take the shaped copy out again, and put in what the batches added."""
+        if self._run.shaped is not None:
+            self.model.edits.remove(self._run.shaped)
+            self.model.edits.add(self._run.terms)
+            self._run = replace(self._run, shaped=None)
 
     def _check_logits(self, facts: Sequence[Fact]) -> None:
         """The edited model must still answer with numbers."""
@@ -219,15 +325,6 @@ class Editor:
                 logits = self.model.model(**batch.inputs(), use_cache=False).logits
             answers = logits[torch.arange(len(indices), device=logits.device), last]
             _check_columns("logits", answers.T, [facts[index] for index in indices], self.steps[-1].layer)
-
-
-@dataclass(frozen=True, slots=True)
-class _Searched:
-    """Targets, the states (d_out, u) of the bare prompts when they were searched, and the writes made by then."""
-
-    targets: Targets
-    states: Tensor
-    writes_before: int
 
 
 def _solve_device(model: LanguageModel) -> torch.device:

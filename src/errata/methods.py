@@ -1,12 +1,16 @@
 """One row per published method: its paper and its five choices (where, target, schedule, solver, shaping).
 
-``+blue`` behind any row's name takes the row with the ``boundary`` schedule instead of its own.
+``+blue`` behind any row's name takes the row with the ``boundary`` schedule instead of its own. A row holds what makes
+the method what it is; the numbers that depend on the model stand in recipes.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from errata.errors import InputError
 
@@ -16,11 +20,20 @@ BOUNDARY_PAPER = (
     "Li et al. 2025, Rethinking Residual Distribution in Locate-then-Edit Model Editing (NeurIPS 2025), "
     "arXiv:2502.03748"
 )
+_NO_TARGET_CACHE = "Targets are never read from a cache that a run on other weights has filled."
+_SECOND_TARGET = (
+    "The second boundary target is found after the first layer was written, on the weights as they are then; the "
+    "authors' runs with a target cache take it from whichever run filled the cache (--as-published: from the unedited "
+    "weights)."
+)
+_UNWEIGHTED_DIVERGENCE = (
+    "The search stops on the KL divergence itself, as in the BLUE paper's code; PMET's compares it times its factor."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A row.
+    """A row. Mappings are sections of a recipe, with the fields that belong to the method.
 
     Attributes:
         name: what ``--method`` takes.
@@ -28,51 +41,186 @@ class Method:
         paper: where it was published.
         site: ``block`` or ``mlp``: where the target vector lives. Families with a norm behind the MLP always use
             ``mlp`` (methods.md, section 1).
-        target: how the target is found.
         schedule: which layers are written towards which target.
         solver: how keys and residuals become a weight change.
-        history: whether keys of earlier batches of a run are kept from changing.
+        target: how the target is found.
+        contexts: in which contexts keys, targets and states are taken.
+        shaping: what is done beside solving.
+        rounds: several passes over a batch.
+        deviations: where this differs from the paper or its published code, and why.
+        boundary_deviations: the same, of ``+blue`` only.
+        with_boundary: what ``+blue`` changes beside the schedule.
+        as_published: what ``--as-published`` changes, to reproduce a fault of published code that published numbers
+            depend on.
     """
 
     name: str
     title: str
     paper: str
     site: str
-    target: str
     schedule: str
-    solver: str
-    history: bool = False
+    solver: Mapping[str, Any]
+    target: Mapping[str, Any] = field(default_factory=lambda: {"kind": "memit"})
+    contexts: Mapping[str, Any] = field(default_factory=dict)
+    shaping: tuple[Mapping[str, Any], ...] = ()
+    rounds: Mapping[str, Any] | None = None
+    deviations: tuple[str, ...] = (_NO_TARGET_CACHE,)
+    boundary_deviations: tuple[str, ...] = ()
+    with_boundary: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    as_published: Mapping[str, Any] = field(default_factory=dict)
 
+    def choices(self) -> dict[str, Any]:
+        """The sections of a recipe that the row decides."""
+        sections = {
+            "site": self.site,
+            "schedule": self.schedule,
+            "target": self.target,
+            "contexts": self.contexts,
+            "solver": self.solver,
+            "shaping": self.shaping,
+            "rounds": self.rounds,
+        }
+        return copy.deepcopy({name: value for name, value in sections.items() if value})
+
+    def with_blue(self) -> Method:
+        """The row with the boundary schedule."""
+        changed = {name: {**getattr(self, name), **value} for name, value in self.with_boundary.items()}
+        return replace(
+            self,
+            name=f"{self.name}{BOUNDARY_SUFFIX}",
+            title=f"{self.title}; boundary layers only",
+            schedule="boundary",
+            deviations=(*self.deviations, *self.boundary_deviations, _SECOND_TARGET),
+            as_published={**self.as_published, "target": {"weights": "original"}},
+            **changed,  # type: ignore[arg-type]
+        )
+
+
+_MEMIT = Method(
+    name="memit",
+    title="spread the last layer's residual over all critical layers, least squares",
+    paper="Meng et al. 2023, Mass-Editing Memory in a Transformer (ICLR 2023), arXiv:2210.07229",
+    site="block",
+    schedule="even",
+    solver={"kind": "least_squares", "history": False},
+)
+_WITH_HISTORY = {"kind": "least_squares", "history": True}
+_ROME_CONTEXTS = {"per_opener": 2, "tokens": [5, 10], "keys": "mean"}  # bare + 10 of 5 + 10 of 10 tokens
 
 METHODS: tuple[Method, ...] = (
     Method(
-        name="memit",
-        title="spread the last layer's residual over all critical layers, least squares",
-        paper="Meng et al. 2023, Mass-Editing Memory in a Transformer (ICLR 2023), arXiv:2210.07229",
-        site="block",
-        target="memit",
-        schedule="even",
-        solver="least_squares",
+        name="rome",
+        title="one fact after another as a rank-one change of one layer",
+        paper="Meng et al. 2022, Locating and Editing Factual Associations in GPT (NeurIPS 2022), arXiv:2202.05262",
+        site="mlp",
+        schedule="single",
+        solver={"kind": "rank_one", "denominator": "bare"},
+        contexts=_ROME_CONTEXTS,
     ),
     Method(
+        name="r_rome",
+        title="rome with the averaged key in all places",
+        paper="Gupta et al. 2024, Rebuilding ROME: Resolving Model Collapse during Sequential Model Editing, "
+        "arXiv:2403.07175",
+        site="mlp",
+        schedule="single",
+        solver={"kind": "rank_one", "denominator": "averaged"},
+        contexts={**_ROME_CONTEXTS, "states": "mean"},
+        deviations=(
+            _NO_TARGET_CACHE,
+            "A fact whose δ is zero leaves the weights alone; the formula would move the averaged state to the bare "
+            "prompt's.",
+        ),
+    ),
+    _MEMIT,
+    replace(
+        _MEMIT,
         name="memit_seq",
         title="memit that also keeps the keys of earlier batches in place",
         paper="Meng et al. 2023, arXiv:2210.07229, with the history term of Fang et al. 2025, arXiv:2410.02355",
+        solver=_WITH_HISTORY,
+    ),
+    Method(
+        name="pmet",
+        title="targets found jointly at attention and MLP, the MLP's written, square-root spread, least squares",
+        paper="Li et al. 2024, PMET: Precise Model Editing in a Transformer (AAAI 2024), arXiv:2308.08742",
+        site="mlp",
+        target={"kind": "joint"},
+        schedule="sqrt",
+        solver={"kind": "least_squares", "history": False},
+        deviations=(_NO_TARGET_CACHE, _UNWEIGHTED_DIVERGENCE),
+    ),
+    Method(
+        name="pmet_seq",
+        title="pmet that also keeps the keys of earlier batches in place",
+        paper="Li et al. 2024, arXiv:2308.08742, with the history term of Fang et al. 2025, arXiv:2410.02355",
+        site="mlp",
+        target={"kind": "joint"},
+        schedule="sqrt",
+        solver=_WITH_HISTORY,
+        deviations=(_NO_TARGET_CACHE, _UNWEIGHTED_DIVERGENCE),
+    ),
+    Method(
+        name="emmet",
+        title="all facts of a batch met exactly in one layer, with the least change to ordinary keys",
+        paper="Gupta et al. 2024, A Unified Framework for Model Editing (Findings of EMNLP 2024), arXiv:2403.14236",
         site="block",
-        target="memit",
+        schedule="single",
+        solver={"kind": "equality", "ridge": 0.1, "ridge_of_one": 0.0},
+        deviations=(
+            _NO_TARGET_CACHE,
+            "The authors multiply C by a weight w, which cancels but for ε: their ε = 0.1 is a ridge of 0.1 · w here.",
+        ),
+    ),
+    replace(
+        _MEMIT,
+        name="rect",
+        title="memit, of whose change only the relatively largest entries stay",
+        paper="Gu et al. 2024, Model Editing Harms General Abilities of Large Language Models: Regularization to the "
+        "Rescue (EMNLP 2024), arXiv:2401.04700",
+        shaping=({"kind": "rect", "share": 0.4},),
+        deviations=(
+            _NO_TARGET_CACHE,
+            "The authors rectify ROME and keep 20 % of the entries; with MEMIT, 40 % is what the AlphaEdit and BLUE "
+            "papers' tables were made with. All layers are solved on unrectified writes, then each is masked.",
+        ),
+    ),
+    replace(
+        _MEMIT,
+        name="prune",
+        title="memit, of whose whole change the largest singular values are pressed down",
+        paper="Ma et al. 2025, Perturbation-Restrained Sequential Model Editing (ICLR 2025), arXiv:2405.16821",
+        shaping=({"kind": "prune"},),
+        deviations=(
+            _NO_TARGET_CACHE,
+            "The pruned change takes the place of the change, as in the authors' code; the code behind the AlphaEdit "
+            "and BLUE papers' tables adds it to the edited weights (--as-published).",
+            "Evaluated and saved is a pruned copy, after every batch if asked for; editing goes on from the unpruned "
+            "weights.",
+        ),
+        as_published={"shaping": ({"kind": "prune", "on_top": True},)},
+    ),
+    Method(
+        name="nse",
+        title="memit with history on the neurons that matter, in rounds over the facts still open",
+        paper="Jiang et al. 2024, Neuron-Level Sequential Editing for Large Language Models (ACL 2025), "
+        "arXiv:2410.04045",
+        site="block",
+        target={"kind": "memit", "weights": "original"},
         schedule="even",
-        solver="least_squares",
-        history=True,
+        solver={"kind": "neurons", "history": True},
+        rounds={"count": 2},
+        deviations=(),
+        boundary_deviations=("Targets are found on the weights as they are now, not on the unedited ones as in nse.",),
+        with_boundary={"target": {"weights": "current"}},
     ),
     Method(
         name="alphaedit",
         title="memit projected into the null space of ordinary keys, with history",
         paper="Fang et al. 2025, AlphaEdit: Null-Space Constrained Knowledge Editing (ICLR 2025), arXiv:2410.02355",
         site="block",
-        target="memit",
         schedule="even",
-        solver="null_space",
-        history=True,
+        solver={"kind": "null_space", "history": True},
     ),
 )
 
@@ -92,7 +240,4 @@ def method_named(name: str) -> Method:
         near = difflib.get_close_matches(wanted, names, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise InputError(f"there is no method {name!r}", remedy=f"{hint}Known: {', '.join(names)}")
-    if base == name:
-        return known[base]
-    row = known[base]
-    return replace(row, name=name, title=f"{row.title}; boundary layers only", schedule="boundary")
+    return known[base] if base == name else known[base].with_blue()

@@ -6,23 +6,27 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from errata.errors import InputError
 from errata.facts import Fact
 from errata.facts_io import facts_from_records
 from errata.models.language_model import LanguageModel
-from errata.models.weights import Term
+from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.recipe import Recipe
 
-FORMAT = "errata-patch-1"
+FORMAT = "errata-patch-2"
+_TENSORS = {"low_rank": ("left", "right"), "sparse": ("values", "mask")}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,10 +60,14 @@ class Patch:
         result: dict[int, float] = {}
         for layer in self.layers:
             terms = [term for term in self.terms if term.layer == layer]
-            left = torch.cat([term.left for term in terms], dim=1).double()
-            right = torch.cat([term.right for term in terms], dim=0).double()
-            # ‖LR‖² = tr(LᵀL · RRᵀ): nothing of size d_out × d_in is formed.
-            result[layer] = float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt())
+            factors = [term for term in terms if isinstance(term, LowRankTerm)]
+            if len(factors) == len(terms):
+                left = torch.cat([term.left for term in factors], dim=1).double()
+                right = torch.cat([term.right for term in factors], dim=0).double()
+                # ‖LR‖² = tr(LᵀL · RRᵀ): nothing of size d_out × d_in is formed.
+                result[layer] = float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt())
+            else:
+                result[layer] = float(_sum(terms).norm())
         return result
 
     def apply(self, model: LanguageModel) -> None:
@@ -96,12 +104,11 @@ class Patch:
     def save(self, path: str | Path) -> None:
         """Write factors and record to one safetensors file, whole or not at all."""
         target = Path(path)
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for index, term in enumerate(self.terms):
-            tensors[f"{index}.left"] = term.left.contiguous().cpu()
-            tensors[f"{index}.right"] = term.right.contiguous().cpu()
+            tensors |= {f"{index}.{name}": tensor for name, tensor in _tensors_of(term).items()}
         record = {
-            "layers": [term.layer for term in self.terms],
+            "terms": [_record_of(term) for term in self.terms],
             "facts": [fact.to_record() for fact in self.facts],
             "recipe": self.recipe.model_dump(mode="json"),
             "prefixes": self.prefixes,
@@ -133,8 +140,8 @@ class Patch:
                     raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
                 record = json.loads(metadata["record"])
                 terms = tuple(
-                    Term(layer, file.get_tensor(f"{index}.left"), file.get_tensor(f"{index}.right"))
-                    for index, layer in enumerate(record["layers"])
+                    _term_from(entry, {name: file.get_tensor(f"{index}.{name}") for name in _TENSORS[entry["kind"]]})
+                    for index, entry in enumerate(record["terms"])
                 )
             return cls(
                 terms=terms,
@@ -149,6 +156,52 @@ class Patch:
             raise InputError(
                 f"{path} is not a patch that can be read: {error}", remedy="Give a file that Patch.save wrote"
             ) from error
+
+
+def _sum(terms: Sequence[Term]) -> Tensor:
+    """ΔW of several terms of one layer, float64."""
+    shapes = [term.mask.shape if isinstance(term, SparseTerm) else _shape(term) for term in terms]
+    total = torch.zeros(shapes[0], dtype=torch.float64)
+    for term in terms:
+        term.add_to(total)
+    return total
+
+
+def _shape(term: Term) -> torch.Size:
+    assert isinstance(term, LowRankTerm)
+    return torch.Size((term.left.shape[0], term.right.shape[1]))
+
+
+def _tensors_of(term: Term) -> dict[str, Tensor]:
+    if isinstance(term, SparseTerm):
+        # One bit an entry.
+        bits = numpy.packbits(term.mask.cpu().numpy().ravel())
+        return {"values": term.values.contiguous().cpu(), "mask": torch.from_numpy(bits)}
+    assert isinstance(term, LowRankTerm)
+    return {"left": term.left.contiguous().cpu(), "right": term.right.contiguous().cpu()}
+
+
+def _record_of(term: Term) -> dict[str, Any]:
+    if isinstance(term, SparseTerm):
+        return {"layer": term.layer, "kind": "sparse", "shape": list(term.mask.shape)}
+    assert isinstance(term, LowRankTerm)
+    return {"layer": term.layer, "kind": "low_rank", "replaces": term.replaces}
+
+
+def _term_from(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Term:
+    """The inverse of the two above.
+
+    Raises:
+        ValueError, KeyError, TypeError: if they do not belong together.
+    """
+    layer = int(record["layer"])
+    if record["kind"] == "low_rank":
+        return LowRankTerm(layer, tensors["left"], tensors["right"], replaces=bool(record["replaces"]))
+    rows, columns = (int(size) for size in record["shape"])
+    flat = numpy.unpackbits(tensors["mask"].numpy(), count=rows * columns).astype(bool)
+    if len(flat) != rows * columns or int(flat.sum()) != len(tensors["values"]):
+        raise ValueError("the number of values is not that of the mask's entries")
+    return SparseTerm(layer, tensors["values"], torch.from_numpy(flat).view(rows, columns))
 
 
 def software_versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ under ``methods``: first the row's own entry, then the one with ``+blue``. A rec
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -26,25 +26,56 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TargetSettings(_Settings):
-    """How the target vector is searched for (methods.md, section 1, Target)."""
-
+class _SearchSettings(_Settings):
     learning_rate: _Positive = Field(description="Adam's step")
     steps: int = Field(ge=1, description="evaluations of the loss; there is one update less")
     kl_factor: _NotNegative = Field(0.0625, description="weight of the KL term on '{subject} is a'")
     weight_decay: _NotNegative = Field(0.5, description="weight of ‖δ‖ / ‖h⁰‖²")
     clamp: _Positive = Field(0.75, description="‖δ‖ is kept within clamp · ‖h⁰‖")
     stop_loss: _NotNegative = Field(0.05, description="a fact whose whole loss is below this is done")
+    weights: Literal["current", "original"] = Field(
+        "current", description="on which weights: as they are now, or as they were before the run"
+    )
+
+
+class TargetSettings(_SearchSettings):
+    """How ROME and MEMIT search the target vector (methods.md, section 1, Target)."""
+
+    kind: Literal["memit"] = "memit"
+
+
+class JointTargetSettings(_SearchSettings):
+    """How PMET searches it: together with a second vector at attention's output, which is not written."""
+
+    kind: Literal["joint"] = "joint"
+    eased_likelihood: _NotNegative = Field(0.1, description="weight of the likelihood while the target is the argmax")
+    stop_divergence: _NotNegative = Field(0.01, description="a fact that holds with less KL than this is done")
+
+
+AnyTargetSettings: TypeAlias = Annotated[TargetSettings | JointTargetSettings, Field(discriminator="kind")]
 
 
 class ContextSettings(_Settings):
-    """The short prefixes that stand before prompts when keys and targets are found."""
+    """The short prefixes that stand before prompts when keys and targets are found.
+
+    ``halves`` is ½ of the bare prompt and ½ of the mean over prefixes; ``mean`` counts the bare prompt as one of them.
+    """
 
     openers: tuple[str, ...] = Field(("The", "Therefore", "Because", "I", "You"), description="how prefixes begin")
-    per_opener: int = Field(1, ge=0, description="prefixes generated from each opener")
-    tokens: int = Field(10, ge=1, description="length of a prefix in tokens, opener included")
+    per_opener: int = Field(1, ge=0, description="prefixes generated from each opener at each length")
+    tokens: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (10,), min_length=1, description="lengths of prefixes in tokens, opener included"
+    )
     top_k: int = Field(5, ge=1, description="sampling among this many tokens")
     seed: int = Field(0, ge=0, description="of the generator that samples them")
+    keys: Literal["halves", "mean", "bare"] = Field("halves", description="how keys are averaged over contexts")
+    states: Literal["halves", "mean", "bare"] = Field("bare", description="how h is averaged over contexts")
+    targets: Literal["all", "bare"] = Field("all", description="in which contexts targets are searched")
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _one_length(cls, tokens: object) -> object:
+        return (tokens,) if isinstance(tokens, int) else tokens
 
 
 class StatisticsSettings(_Settings):
@@ -77,7 +108,66 @@ class NullSpaceSettings(_Settings):
     history: bool = Field(description="whether keys of earlier batches (M) count")
 
 
-SolverSettings: TypeAlias = Annotated[LeastSquaresSettings | NullSpaceSettings, Field(discriminator="kind")]
+class EqualitySettings(_Settings):
+    """ΔW = R (Kᵀ C⁻¹ K + εI)⁻¹ Kᵀ C⁻¹."""
+
+    kind: Literal["equality"]
+    ridge: _NotNegative = Field(0.1, description="ε of a batch of several facts")
+    ridge_of_one: _NotNegative = Field(0.0, description="ε of a batch of one fact")
+
+
+class RankOneSettings(_Settings):
+    """ΔW = r (C⁻¹ k̄)ᵀ / (kᵀ C⁻¹ k̄), facts one after another."""
+
+    kind: Literal["rank_one"]
+    denominator: Literal["bare", "averaged"] = Field(description="which key is k")
+    moment: Literal["measured", "identity"] = Field("measured", description="what C is")
+
+
+class NeuronsSettings(_Settings):
+    """Least squares on the columns of W with the largest keys."""
+
+    kind: Literal["neurons"]
+    ridge: _Positive = Field(description="λ, the weight of the second moment C")
+    share: float = Field(gt=0, le=1, description="p: the chosen columns make up at most this part of all keys")
+    history: bool = Field(description="whether keys of earlier batches (M) count")
+
+
+SolverSettings: TypeAlias = Annotated[
+    LeastSquaresSettings | NullSpaceSettings | EqualitySettings | RankOneSettings | NeuronsSettings,
+    Field(discriminator="kind"),
+]
+
+
+class RectifySettings(_Settings):
+    """Only the relatively largest entries of each batch's change stay."""
+
+    kind: Literal["rect"]
+    share: float = Field(0.4, gt=0, le=1, description="the part of the entries that stays")
+
+
+class PruneSettings(_Settings):
+    """Large singular values of the run's change are pressed down, in the copy that is evaluated and saved."""
+
+    kind: Literal["prune"]
+    on_top: bool = Field(False, description="add the pruned change to the edited weights, as some published code does")
+
+
+class NormCapSettings(_Settings):
+    """No target is longer than the unedited model's states are on average."""
+
+    kind: Literal["norm_cap"]
+
+
+ShapingSettings: TypeAlias = Annotated[RectifySettings | PruneSettings | NormCapSettings, Field(discriminator="kind")]
+
+
+class RoundSettings(_Settings):
+    """The steps of a batch are gone through several times, each time for the facts that are still open."""
+
+    count: int = Field(ge=1, description="rounds")
+    least: _NotNegative = Field(description="α: a fact is open while ‖z − h‖ is larger than this")
+    most: _Positive = Field(description="and smaller than this")
 
 
 class Recipe(_Settings):
@@ -87,10 +177,14 @@ class Recipe(_Settings):
     method: str = Field(description="a row of `errata methods`, with or without +blue")
     layers: tuple[int, ...] = Field(min_length=1, description="critical layers, ascending, counted from 0")
     site: Literal["block", "mlp"] = Field(description="where targets live")
-    schedule: Literal["even", "sqrt", "boundary", "single"] = Field(description="which layers get which share")
-    target: TargetSettings
+    schedule: Literal["even", "sqrt", "boundary", "single", "replay"] = Field(
+        description="which layers get which share"
+    )
+    target: AnyTargetSettings
     contexts: ContextSettings = ContextSettings()
     solver: SolverSettings
+    shaping: tuple[ShapingSettings, ...] = Field((), description="what is done beside solving")
+    rounds: RoundSettings | None = Field(None, description="several passes over a batch; none is one for all facts")
     statistics: StatisticsSettings
     batch_size: int = Field(25, ge=1, description="facts that are solved together")
 
@@ -102,18 +196,33 @@ class Recipe(_Settings):
         return layers
 
     @model_validator(mode="after")
-    def _layers_suit_the_schedule(self) -> Recipe:
-        if self.schedule == "single" and len(self.layers) != 1:
-            raise ValueError(f"the schedule 'single' writes one layer, got {list(self.layers)}")
+    def _choices_go_together(self) -> Recipe:
+        if reasons := list(_contradictions(self)):
+            raise ValueError("; ".join(reasons))
         return self
+
+    def with_choices(self, choices: Mapping[str, Any]) -> Recipe:
+        """The recipe with other values of some fields.
+
+        Raises:
+            FaultsError: if it then does not hold, each fault with its reason.
+        """
+        try:
+            return Recipe.model_validate({**self.model_dump(), **choices})
+        except ValidationError as error:
+            faults = [_fault("the recipe", item) for item in error.errors()]
+            raise FaultsError(f"{self.method} with {', '.join(choices)} of your choice", faults) from error
 
     def to_yaml(self) -> str:
         """YAML that ``read_recipe`` reads back to an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def read_recipe(path: str | Path, method: str) -> Recipe:
+def read_recipe(path: str | Path, method: str, *, as_published: bool = False) -> Recipe:
     """The recipe for one method from a YAML file.
+
+    Args:
+        as_published: reproduce the faults of published code that published numbers depend on; see ``Method``.
 
     Raises:
         InputError: if the file cannot be read as YAML, was written for another method, or the method is not known.
@@ -123,7 +232,7 @@ def read_recipe(path: str | Path, method: str) -> Recipe:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the recipe {path} cannot be read: {error}", remedy="Give a UTF-8 YAML file") from error
-    recipe = parse_recipe(text, method, source=str(path))
+    recipe = parse_recipe(text, method, source=str(path), as_published=as_published)
     if recipe.statistics.corpus == "lab":
         return recipe
     # A path in a file counts from that file, wherever the user stands.
@@ -131,8 +240,8 @@ def read_recipe(path: str | Path, method: str) -> Recipe:
     return recipe.model_copy(update={"statistics": recipe.statistics.model_copy(update={"corpus": str(corpus)})})
 
 
-def shipped_recipe(model: str, method: str) -> Recipe:
-    """The recipe that comes with errata for ``model``.
+def shipped_recipe(model: str, method: str, *, as_published: bool = False) -> Recipe:
+    """The recipe that comes with errata for ``model``; ``as_published`` as in ``read_recipe``.
 
     Raises:
         InputError: if there is none.
@@ -146,12 +255,19 @@ def shipped_recipe(model: str, method: str) -> Recipe:
             f"no recipe comes with errata for {model!r} (there is: {', '.join(known)})",
             remedy="Give one with --recipe FILE.yaml; examples/recipe.yaml shows the form",
         )
-    return parse_recipe(file.read_text(encoding="utf-8"), method, source=f"recipes/{name}.yaml")
+    return parse_recipe(
+        file.read_text(encoding="utf-8"), method, source=f"recipes/{name}.yaml", as_published=as_published
+    )
 
 
-def parse_recipe(text: str, method: str, *, source: str) -> Recipe:
+def parse_recipe(text: str, method: str, *, source: str, as_published: bool = False) -> Recipe:
     """As ``read_recipe``, from the text itself; ``source`` is what messages call it."""
     row = method_named(method)
+    if as_published and not row.as_published:
+        raise InputError(
+            f"no published number of {method!r} depends on a fault of published code",
+            remedy="Leave out --as-published",
+        )
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -169,8 +285,7 @@ def parse_recipe(text: str, method: str, *, source: str) -> Recipe:
     if not isinstance(entries, dict):
         raise InputError(f"methods in {source} is no mapping", remedy="Write 'methods: {memit: {...}}'")
     faults = _unknown_methods(entries, source)
-    solver: dict[str, Any] = {"kind": row.solver, "history": row.history}
-    merged: dict[str, Any] = {"site": row.site, "schedule": row.schedule, "solver": solver}
+    merged: dict[str, Any] = row.choices()
     own_schedule = row.schedule
     layered = [common, entries.get(method.removesuffix("+blue"))]
     if method.endswith("+blue"):
@@ -181,6 +296,8 @@ def parse_recipe(text: str, method: str, *, source: str) -> Recipe:
         merged = _merge(merged, layer or {})
     if method.endswith("+blue"):
         merged["schedule"] = own_schedule
+    if as_published:
+        merged = _merge(merged, row.as_published)
     merged["method"] = method
     try:
         recipe = Recipe.model_validate(merged)
@@ -192,11 +309,13 @@ def parse_recipe(text: str, method: str, *, source: str) -> Recipe:
     return recipe
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        # What belongs to one kind of solver or target says nothing about another.
+        other_kind = both and value.get("kind", merged[key].get("kind")) != merged[key].get("kind")
+        merged[key] = _merge(merged[key], value) if both and not other_kind else value
     return merged
 
 
@@ -210,16 +329,39 @@ def _unknown_methods(entries: Mapping[str, Any], source: str) -> list[Fault]:
     return faults
 
 
-_BY_SECTION: Mapping[str, type[_Settings]] = {
-    "target": TargetSettings, "contexts": ContextSettings, "statistics": StatisticsSettings,
-    "least_squares": LeastSquaresSettings, "null_space": NullSpaceSettings,
+_BY_KIND: Mapping[str, type[_Settings]] = {
+    "memit": TargetSettings, "joint": JointTargetSettings, "least_squares": LeastSquaresSettings,
+    "null_space": NullSpaceSettings, "equality": EqualitySettings, "rank_one": RankOneSettings,
+    "neurons": NeuronsSettings, "rect": RectifySettings, "prune": PruneSettings, "norm_cap": NormCapSettings,
 }  # fmt: skip
+_BY_SECTION: Mapping[str, type[_Settings]] = {
+    "contexts": ContextSettings, "statistics": StatisticsSettings, "rounds": RoundSettings, **_BY_KIND,
+}  # fmt: skip
+
+
+def _contradictions(recipe: Recipe) -> Iterator[str]:
+    """Combinations of choices that mean nothing, each with its reason."""
+    kinds = [shaper.kind for shaper in recipe.shaping]
+    if recipe.schedule == "single" and len(recipe.layers) != 1:
+        yield f"the schedule 'single' writes one layer, got {list(recipe.layers)}"
+    if recipe.schedule == "replay" and len(recipe.layers) == 1:
+        yield "the schedule 'replay' carries the first layer's target to later ones, got one layer; take 'single'"
+    if recipe.schedule == "replay" and recipe.target.weights == "original":
+        yield "the schedule 'replay' reads later targets off the current weights, so its first one is found on them too"
+    if recipe.target.kind == "joint" and recipe.site != "mlp":
+        yield "the target 'joint' is searched at the MLP's output, so site must be 'mlp'"
+    if len(set(kinds)) < len(kinds):
+        yield f"a shaping stands there twice: {', '.join(kinds)}"
+    if {"rect", "prune"} <= set(kinds):
+        yield "'rect' makes each batch's change sparse and 'prune' the whole run's change dense again: take one of them"
+    if recipe.solver.kind == "rank_one" and recipe.rounds is not None:
+        yield "'rank_one' writes facts one after another; rounds are for facts that are solved together"
 
 
 def _fault(source: str, item: Any) -> Fault:
     """One pydantic error in our words, with the nearest valid key where a key is unknown."""
     path = [str(part) for part in item["loc"]]
-    where = f"{source}: {'.'.join(part for part in path if part not in ('least_squares', 'null_space'))}"
+    where = f"{source}: {'.'.join(part for part in path if part not in _BY_KIND)}"
     if item["type"] != "extra_forbidden":
         remedy = "Add this key" if item["type"] == "missing" else f"Got {item.get('input')!r}"
         return Fault(where, item["msg"][0].lower() + item["msg"][1:], remedy)

@@ -15,12 +15,17 @@ from dataclasses import dataclass
 class Step:
     """Write ``layer`` with ``share`` · (z − h), z and h being at ``target_layer``.
 
-    A target is searched for when a step first needs it, on the weights as they are then, and kept for the batch.
+    A target is found when a step first needs it, on the weights as they are then, and kept for the batch.
+
+    Attributes:
+        follows: the layer whose searched target is injected to read this one's off a forward pass; None: this one is
+            searched itself.
     """
 
     layer: int
     target_layer: int
     share: float
+    follows: int | None = None
 
 
 def even(layers: Sequence[int]) -> list[Step]:
@@ -49,9 +54,16 @@ def single(layers: Sequence[int]) -> list[Step]:
     return [Step(layers[0], layers[0], 1.0)]
 
 
+def replay(layers: Sequence[int]) -> list[Step]:
+    """Forward replay: all given layers, undivided; the first's target is searched, the later ones' follow from it."""
+    first, *later = layers
+    return [Step(first, first, 1.0), *(Step(layer, layer, 1.0, follows=first) for layer in later)]
+
+
 SCHEDULES: Mapping[str, Callable[[Sequence[int]], list[Step]]] = {
     "even": even,
     "sqrt": sqrt,
     "boundary": boundary,
     "single": single,
+    "replay": replay,
 }

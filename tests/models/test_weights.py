@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from errata.models.weights import EditedWeights, Term
+from errata.models.weights import EditedWeights, LowRankTerm, Term
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
@@ -32,7 +32,7 @@ class Holder:
 def term(seed: int, *, layer: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Term:
     generator = torch.Generator().manual_seed(seed)
     left = torch.randn(3, 2, generator=generator) * scale
-    return Term(layer, left.to(dtype), torch.randn(2, 4, generator=generator).to(dtype))
+    return LowRankTerm(layer, left.to(dtype), torch.randn(2, 4, generator=generator).to(dtype))
 
 
 def bits(holder: Holder) -> dict[int, bytes]:
@@ -75,7 +75,7 @@ def test_many_small_changes_add_up_that_vanish_one_by_one(dtype: torch.dtype) ->
     edits = EditedWeights(holder)
     one = torch.ones(3, 1)
     for _ in range(16):
-        edits.add([Term(0, one, torch.full((1, 4), small))])
+        edits.add([LowRankTerm(0, one, torch.full((1, 4), small))])
     assert torch.equal(holder.weight(0), torch.full((3, 4), 1 + 16 * small, dtype=dtype))
     assert float(torch.ones((), dtype=dtype) + torch.tensor(small, dtype=dtype)) == 1.0
 

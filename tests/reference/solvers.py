@@ -44,5 +44,37 @@ def null_space(
     return torch.linalg.solve(matrix, projector @ keys @ residuals.T).T
 
 
+def equality(keys: Tensor, residuals: Tensor, moment: Tensor, *, ridge: float) -> Tensor:
+    """ΔW = R (Kᵀ C⁻¹ K + εI)⁻¹ Kᵀ C⁻¹."""
+    inverse = torch.linalg.inv(moment)
+    inner = keys.T @ inverse @ keys + ridge * torch.eye(keys.shape[1], dtype=keys.dtype)
+    return residuals @ torch.linalg.inv(inner) @ keys.T @ inverse
+
+
+def rank_one(key: Tensor, bare: Tensor, residual: Tensor, moment: Tensor) -> Tensor:
+    """ΔW = r (C⁻¹ k̄)ᵀ / (k_bareᵀ C⁻¹ k̄); key and bare (d_in,), residual (d_out,)."""
+    direction = torch.linalg.inv(moment) @ key
+    return torch.outer(residual, direction) / (bare @ direction)
+
+
+def neurons(
+    keys: Tensor, residuals: Tensor, moment: Tensor, *, ridge: float, share: float, earlier: Tensor | None = None
+) -> Tensor:
+    """Least squares with history on the rows I of K with the largest sums of absolute keys."""
+    sums = [sum(abs(float(key)) for key in row) for row in keys]
+    chosen: list[int] = []
+    for row in sorted(range(len(sums)), key=lambda row: -sums[row]):
+        if chosen and sum(sums[other] for other in [*chosen, row]) > share * sum(sums) * (1 + 1e-12):
+            break
+        chosen.append(row)
+    matrix = ridge * moment + _history(moment, earlier)
+    some = keys[chosen]
+    inner = torch.stack([matrix[row][chosen] for row in chosen]) + some @ some.T
+    change = torch.zeros(len(residuals), len(keys), dtype=keys.dtype)
+    for column, values in zip(chosen, (residuals @ some.T @ torch.linalg.inv(inner)).T, strict=True):
+        change[:, column] = values
+    return change
+
+
 def _history(moment: Tensor, earlier: Tensor | None) -> Tensor:
     return torch.zeros_like(moment) if earlier is None else earlier @ earlier.T

@@ -14,8 +14,11 @@ from torch import Tensor
 from errata.errors import EditError
 from errata.solvers import SOLVERS, make_solver
 from errata.solvers.base import LowRank, Solver
+from errata.solvers.equality import Equality
 from errata.solvers.least_squares import LeastSquares
+from errata.solvers.neurons import Neurons, chosen_neurons
 from errata.solvers.null_space import NullSpace
+from errata.solvers.rank_one import RankOne
 
 from tests.reference import solvers as dense
 
@@ -67,6 +70,23 @@ CASES = {
         NullSpace(THRESHOLD, L2, history=False),
         lambda k, r, c, earlier: dense.null_space(k, r, c, threshold=THRESHOLD, l2=L2),
         history=False,
+    ),
+}
+CASES |= {
+    "equality": Case(
+        Equality(0.2, 0.05),
+        lambda k, r, c, earlier: dense.equality(k, r, c, ridge=0.05 if k.shape[1] == 1 else 0.2),
+        history=False,
+    ),
+    "neurons": Case(
+        Neurons(RIDGE, 0.6),
+        lambda k, r, c, earlier: dense.neurons(k, r, c, ridge=RIDGE, share=0.6, earlier=earlier),
+        history=True,
+    ),
+    "all neurons": Case(
+        Neurons(RIDGE, 1.0),
+        lambda k, r, c, earlier: dense.least_squares(k, r, c, ridge=RIDGE, earlier=earlier),
+        history=True,
     ),
 }
 HISTORIES = [name for name, case in CASES.items() if case.history]
@@ -228,7 +248,7 @@ def test_an_empty_null_space_is_refused_and_the_least_eigenvalue_told() -> None:
 
 
 def test_solvers_are_made_from_a_recipes_settings() -> None:
-    assert set(SOLVERS) == {"least_squares", "null_space"}
+    assert set(SOLVERS) == {"least_squares", "null_space", "equality", "rank_one", "neurons"}
     assert make_solver("least_squares", {"ridge": 2.0, "history": True}) == LeastSquares(2.0, history=True)
     assert make_solver("null_space", {"threshold": 0.1, "l2": 2.0, "history": False}) == NullSpace(0.1, 2.0, False)
 
@@ -247,3 +267,60 @@ def test_relative_numbers_are_in_units_of_the_mean_eigenvalue() -> None:
     assert_near(relative, absolute)
     scaled = NullSpace(0.02, 0.3, relative=True).prepare(100 * moment).solve(10 * keys, residuals).dense()
     assert_near(10 * scaled, relative)
+
+
+# Equality, rank one, neurons ------------------------------------------------------------------------------------------
+
+
+@given(facts=st.integers(1, D_IN - 1), seed=st.integers(0, 10**6))
+def test_without_a_ridge_the_equality_holds_exactly(facts: int, seed: int) -> None:
+    keys, residuals = random_matrix(D_IN, facts, seed=seed), random_matrix(D_OUT, facts, seed=seed + 1)
+    change = Equality(0.0).prepare(random_moment()).solve(keys, residuals).dense()
+    assert_near(change @ keys, residuals, 1e-6)
+
+
+def test_no_other_change_that_meets_the_equality_costs_ordinary_keys_less() -> None:
+    moment, keys, residuals = random_moment(), random_matrix(D_IN, 4, seed=2), random_matrix(D_OUT, 4, seed=3)
+    change = Equality(0.0).prepare(moment).solve(keys, residuals).dense()
+    cost = float(torch.trace(change @ moment @ change.T))
+    # What does not touch the keys: rows in the orthogonal complement of K.
+    free = torch.linalg.svd(keys.T)[2][4:]
+    for seed in range(5):
+        other = change + 1e-2 * random_matrix(D_OUT, len(free), seed=seed) @ free
+        assert_near(other @ keys, residuals, 1e-6)
+        assert float(torch.trace(other @ moment @ other.T)) > cost
+
+
+@pytest.mark.parametrize("denominator", ["bare", "averaged"])
+@pytest.mark.parametrize("kind", ["measured", "identity"])
+def test_rank_one_equals_its_formula(denominator: str, kind: str) -> None:
+    moment, key, bare = random_moment(), random_matrix(D_IN, 1, seed=2), random_matrix(D_IN, 1, seed=3)
+    residual = random_matrix(D_OUT, 1, seed=4)
+    solver = RankOne(denominator, kind)  # type: ignore[arg-type]
+    change = solver.prepare(moment).solve(key, residual, bare)
+    matrix = torch.eye(D_IN, dtype=torch.float64) if kind == "identity" else moment
+    other = bare if denominator == "bare" else key
+    assert_near(change.dense(), dense.rank_one(key[:, 0], other[:, 0], residual[:, 0], matrix))
+    assert_near(change.dense() @ other, residual)  # the key of the denominator is the one that is met
+    assert solver.uses_bare_keys is (denominator == "bare")
+
+
+def test_rank_one_takes_one_fact_and_refuses_a_key_without_direction() -> None:
+    layer = RankOne("averaged").prepare(random_moment())
+    with pytest.raises(ValueError, match="one fact at a time"):
+        layer.solve(random_matrix(D_IN, 2, seed=0), random_matrix(D_OUT, 2, seed=1))
+    with pytest.raises(EditError, match="no direction"):
+        layer.solve(torch.zeros(D_IN, 1).double(), random_matrix(D_OUT, 1, seed=1))
+
+
+def test_neurons_are_those_with_the_largest_sums_and_others_stay() -> None:
+    keys = torch.tensor([[1.0, -1.0], [0.0, 5.0], [-3.0, 0.0], [0.1, 0.1]]).double()
+    # Sums 2, 5, 3, 0.2 of 10.2.
+    assert chosen_neurons(keys, 0.5).tolist() == [1]
+    assert chosen_neurons(keys, 0.79).tolist() == [1, 2]
+    assert chosen_neurons(keys, 0.99).tolist() == [0, 1, 2]
+    assert chosen_neurons(keys, 1.0).tolist() == [0, 1, 2, 3]
+    assert chosen_neurons(keys, 0.01).tolist() == [1]  # never none
+    change = Neurons(1.0, 0.5).prepare(torch.eye(4).double()).solve(keys, random_matrix(3, 2, seed=0)).dense()
+    assert change[:, 1].abs().min() > 0
+    assert not change[:, [0, 2, 3]].any()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from errata.facts import Fact
+from errata.methods import method_named
 from errata.models.language_model import LanguageModel, Site
 from errata.recipe import Recipe
 
@@ -63,20 +64,33 @@ def tiny_recipe(
         "model": "tiny",
         "method": method,
         "layers": tuple(layers),
-        "site": "block",
-        "schedule": schedule or ("boundary" if method.endswith("+blue") else "even"),
-        "target": {"learning_rate": 0.3, "steps": 4},
+        "target": {"kind": "memit", "learning_rate": 0.3, "steps": 4},
         "contexts": {"openers": ("The", "I"), "tokens": 5},
         "statistics": {"corpus": str(corpus), "tokens": 600, "length": 64},
         "batch_size": 2,
     }
-    if method.startswith("alphaedit"):
-        sections["solver"] = {"kind": "null_space", "threshold": 0.5, "l2": 0.1, "history": True}
-    else:
-        sections["solver"] = {"kind": "least_squares", "ridge": 2.0, "history": method.startswith("memit_seq")}
+    row = method_named(method)
+    sections |= {name: _laid_over(sections.get(name), value) for name, value in row.choices().items()}
+    sections["schedule"] = schedule or row.schedule
+    sections["contexts"] |= {"per_opener": 1, "tokens": [5]}
+    if row.schedule == "single":
+        sections["layers"] = tuple(layers)[-1:]
+    sections["solver"] |= {
+        "least_squares": {"ridge": 2.0},
+        "null_space": {"threshold": 0.5, "l2": 0.1},
+        "equality": {"ridge": 0.3},
+        "rank_one": {},
+        "neurons": {"ridge": 2.0, "share": 0.7},
+    }[row.solver["kind"]]
+    if row.rounds:
+        sections["rounds"] = {**row.rounds, "least": 0.01, "most": 1e6}
     for name, value in changes.items():
         sections[name] = {**sections[name], **value} if isinstance(value, dict) else value
     return Recipe.model_validate(sections)
+
+
+def _laid_over(base: Any, over: Any) -> Any:
+    return {**base, **over} if isinstance(base, dict) and isinstance(over, dict) else over
 
 
 def parameter_bits(model: LanguageModel) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.recipe import TargetSettings
 from errata.targets.keys import current_states, mean_keys
-from errata.targets.residual import TargetLoss, Targets, optimise_targets
+from errata.targets.residual import TargetLoss
+from errata.targets.search import Targets, optimise_targets
 
 from tests.reference.attention import compute_attention_exactly
 from tests.reference.target import ReferenceTarget, search

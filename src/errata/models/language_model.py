@@ -32,10 +32,11 @@ TOKEN_BUDGET = 4096  # padded tokens per forward pass that needs no gradient
 
 
 class Site(StrEnum):
-    """Where in a block a vector is read: W's input (the key), W's output, or the block's output."""
+    """Where in a block a vector is read: W's input (the key), W's or attention's output, or the block's output."""
 
     KEY = "key"
     MLP = "mlp"
+    ATTENTION = "attention"
     BLOCK = "block"
 
 
@@ -209,6 +210,10 @@ class LanguageModel:
     def down_projection(self, layer: int) -> nn.Module:
         return self.blocks[layer].get_submodule(self.architecture.down_projection)
 
+    def attention_output(self, layer: int) -> nn.Module:
+        """Attention's output projection."""
+        return self.blocks[layer].get_submodule(self.architecture.attention_output)
+
     def mlp(self, layer: int) -> nn.Module:
         return self.blocks[layer].get_submodule(self.architecture.mlp)
 
@@ -306,10 +311,9 @@ class LanguageModel:
             return self.down_projection(layer).register_forward_pre_hook(
                 lambda module, args: store(site, layer, args[0])
             )
-        if site is Site.MLP:
-            return self.down_projection(layer).register_forward_hook(
-                lambda module, args, output: store(site, layer, output)
-            )
+        if site in (Site.MLP, Site.ATTENTION):
+            part = self.down_projection(layer) if site is Site.MLP else self.attention_output(layer)
+            return part.register_forward_hook(lambda module, args, output: store(site, layer, output))
         return self.blocks[layer].register_forward_hook(
             lambda module, args, output: store(site, layer, output[0] if isinstance(output, tuple) else output)
         )

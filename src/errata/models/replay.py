@@ -11,7 +11,7 @@ the positions whose logits are wanted. See methods.md, section 5, for what each 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from errata.models.injection import injection_at
 from errata.models.language_model import LanguageModel, Site
 from errata.models.overriding import forward_replaced
 from errata.models.prefixes import run_prefixes
@@ -55,14 +56,15 @@ class Replay:
         model: the model, on its current weights; a ``Replay`` is stale once they change.
         rows: the texts.
         layer: the block at which is injected.
-        site: ``Site.BLOCK`` (the block's output) or ``Site.MLP`` (W's output, before a norm behind the MLP).
+        sites: where vectors enter; see ``injection_at``.
 
     Attributes:
-        origin: (rows, d) what is at the site at the injected token of every row, delta being 0.
+        origin: (rows, width) what is at the sites at the injected token of every row, delta being 0; side by side if
+            there are two.
         wanted_row: (wanted,) the row that each of the wanted logits belongs to.
     """
 
-    def __init__(self, model: LanguageModel, rows: Sequence[ReplayRow], layer: int, site: Site) -> None:
+    def __init__(self, model: LanguageModel, rows: Sequence[ReplayRow], layer: int, sites: Sequence[Site]) -> None:
         for row in rows:
             if not 0 <= row.injection < len(row.ids) or any(w < row.injection for w in row.wanted):
                 raise ValueError("wanted logits must not lie before the injection, which must lie in the row")
@@ -79,16 +81,8 @@ class Replay:
         if any(prefixes):
             stems = [min(row.stem, row.injection) for row in rows]
             self._cache, self._prefix_mask = run_prefixes(model, prefixes, stems)
-        norm = model.norm_after_mlp(layer)
-        sites = {Site.BLOCK: [layer]} | ({Site.MLP: [layer]} if site is Site.MLP else {})
-        with model.reading(sites) as read, torch.no_grad():
-            model.run_until_read(self._inputs())
-        self._hidden = read[Site.BLOCK, layer]
-        if site is Site.MLP:
-            self.origin = read[Site.MLP, layer][:, 0]
-        else:
-            self.origin = self._hidden[:, 0]
-        self._norm = norm if site is Site.MLP else None
+        self._injection = injection_at(model, layer, sites, self._read)
+        self.origin = self._injection.origin
         self.wanted_row = torch.tensor([r for r, row in enumerate(rows) for _ in row.wanted], device=device)
         self._wanted_column = torch.tensor([w - row.injection for row in rows for w in row.wanted], device=device)
 
@@ -105,11 +99,12 @@ class Replay:
         length = int(self._suffix_mask[rows].sum(1).max())
         chosen._suffix_ids, chosen._suffix_mask = self._suffix_ids[rows, :length], self._suffix_mask[rows, :length]
         chosen._position_ids, chosen._prefix_mask = self._position_ids[rows, :length], self._prefix_mask[rows]
-        chosen._hidden, chosen.origin = self._hidden[rows, :length], self.origin[rows]
+        chosen._injection = self._injection.select(rows, length)
+        chosen.origin = chosen._injection.origin
         if self._cache is not None:
             chosen._cache = self._fresh_cache()
-            # Of the replaced blocks only the length of the cache is ever read.
-            for layer in chosen._cache.layers[self.layer + 1 :]:
+            # Of the skipped blocks only the length of the cache is ever read.
+            for layer in chosen._cache.layers[self.layer :]:
                 assert isinstance(layer, DynamicLayer)
                 assert layer.keys is not None
                 assert layer.values is not None
@@ -124,20 +119,15 @@ class Replay:
         """The wanted logits with ``delta`` injected, differentiable in ``delta``.
 
         Args:
-            delta: (rows, d) what is added at the injected token of each row.
+            delta: (rows, width) what is added at the injected token of each row.
 
         Returns:
             (wanted, vocabulary), in the order of ``wanted_row``.
         """
-        injected = self._inject(delta)
         with ExitStack() as stack:
-            blocks = self.model.blocks
-            for block in blocks[: self.layer]:
-                stack.enter_context(forward_replaced(block, lambda hidden, *args, **kwargs: self._wrap(hidden)))
-            stack.enter_context(
-                forward_replaced(blocks[self.layer], lambda hidden, *args, **kwargs: self._wrap(injected))
-            )
-            if self.model.mlp_is_module:
+            self._injection.enter(stack, delta)
+            inside_last = self._injection.inside and self.layer == len(self.model.blocks) - 1
+            if self.model.mlp_is_module and not inside_last:
                 stack.enter_context(self._last_mlp_on_wanted_positions())
             # The head runs on the wanted positions only; caps and projections around it are the model's own.
             handle = self.model.head.register_forward_pre_hook(
@@ -146,6 +136,22 @@ class Replay:
             stack.callback(handle.remove)
             output = self.model.model(**self._inputs())
         return output.logits[0]
+
+    def states(self, delta: Tensor, site: Site, layers: Sequence[int]) -> dict[int, Tensor]:
+        """What stands at a site of later layers at the injected token, with ``delta`` injected; without gradients.
+
+        Args:
+            delta: as for ``logits``.
+            layers: above the injection.
+
+        Returns:
+            layer -> (rows, d).
+        """
+        with ExitStack() as stack, torch.no_grad():
+            self._injection.enter(stack, delta)
+            read = stack.enter_context(self.model.reading({site: layers}))
+            self.model.run_until_read(self._inputs())
+        return {layer: read[site, layer][:, 0] for layer in layers}
 
     def _last_mlp_on_wanted_positions(self) -> AbstractContextManager[None]:
         """Nothing above the last block reads other positions, and an MLP works on each position by itself."""
@@ -160,20 +166,10 @@ class Replay:
 
         return forward_replaced(mlp, on_wanted)
 
-    def _wrap(self, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
-        return (hidden, None) if self.model.architecture.block_returns_tuple else hidden
-
-    def _inject(self, delta: Tensor) -> Tensor:
-        """The block's output (rows, length, d) with delta (rows, d) entered at the first position."""
-        first = self._hidden[:, 0]
-        if self._norm is None:
-            first = first + delta.to(first.dtype)
-        else:
-            # h_out = residual + norm(w_out): take norm(w_out) away and put norm(w_out + delta) in its place.
-            with torch.no_grad():
-                residual = first - self._norm(self.origin)
-            first = residual + self._norm(self.origin + delta.to(self.origin.dtype))
-        return torch.cat([first.unsqueeze(1), self._hidden[:, 1:]], dim=1)
+    def _read(self, wanted: Mapping[Site, list[int]]) -> Mapping[tuple[Site, int], Tensor]:
+        with self.model.reading(wanted) as read, torch.no_grad():
+            self.model.run_until_read(self._inputs())
+        return read
 
     def _inputs(self) -> dict[str, Any]:
         return {
@@ -204,12 +200,12 @@ class BucketedReplay:
         wanted_row: (wanted,) as in ``Replay``.
     """
 
-    def __init__(self, model: LanguageModel, rows: Sequence[ReplayRow], layer: int, site: Site) -> None:
+    def __init__(self, model: LanguageModel, rows: Sequence[ReplayRow], layer: int, sites: Sequence[Site]) -> None:
         lengths = [len(row.ids) - row.injection for row in rows]
         if lengths != sorted(lengths):
             raise ValueError("rows must ascend in the number of tokens from the injection on")
         cuts = [0, *_cuts(lengths), len(rows)]
-        self._adopt([Replay(model, rows[start:stop], layer, site) for start, stop in pairwise(cuts)])
+        self._adopt([Replay(model, rows[start:stop], layer, sites) for start, stop in pairwise(cuts)])
 
     def select(self, rows: Tensor) -> BucketedReplay:
         """As ``Replay.select``; parts of which nothing is left are dropped."""

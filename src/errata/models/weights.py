@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -28,19 +28,55 @@ class WeightHolder(Protocol):
     def set_weight(self, layer: int, value: Tensor) -> None: ...
 
 
+@runtime_checkable
+class Term(Protocol):
+    """One change of one layer's W."""
+
+    @property
+    def layer(self) -> int: ...
+
+    def add_to(self, total: Float[Tensor, "d_out d_in"]) -> None:
+        """Add the change to ``total``, in place and in its dtype."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Term:
-    """One change of one layer's W, in two factors.
+class LowRankTerm:
+    """A change in two factors.
 
     Attributes:
         layer: the block.
         left: (d_out, r).
         right: (r, d_in).
+        replaces: whether this stands for all that the run has changed in this layer (a pruned copy), and not for what
+            one batch added.
     """
 
     layer: int
     left: Float[Tensor, "d_out r"]
     right: Float[Tensor, "r d_in"]
+    replaces: bool = False
+
+    def add_to(self, total: Float[Tensor, "d_out d_in"]) -> None:
+        total.addmm_(self.left.to(total), self.right.to(total))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseTerm:
+    """A change of some entries, whatever its rank.
+
+    Attributes:
+        layer: the block.
+        values: (n,) the changes, in the order of the mask's entries, row by row.
+        mask: which entries change.
+    """
+
+    layer: int
+    values: Float[Tensor, "n"]
+    mask: Bool[Tensor, "d_out d_in"]
+
+    def add_to(self, total: Float[Tensor, "d_out d_in"]) -> None:
+        total[self.mask.to(total.device)] += self.values.to(total)
 
 
 @dataclass(slots=True)
@@ -87,6 +123,22 @@ class EditedWeights:
                     self._accumulate(term)
             self._write(layer)
 
+    def base(self, layer: int) -> Float[Tensor, "d_out d_in"]:
+        """W₀, which must not be written to."""
+        return self._base.get(layer, self.model.weight(layer))
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """Let the model be what it was before all changes, for a while."""
+        weights = {layer: self.model.weight(layer).clone() for layer in self._base}
+        try:
+            for layer, base in self._base.items():
+                self.model.set_weight(layer, base)
+            yield
+        finally:
+            for layer, weight in weights.items():
+                self.model.set_weight(layer, weight)
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Whatever leaves this block early (an error, Ctrl-C) leaves the model bit for bit as it was before it."""
@@ -112,8 +164,7 @@ class EditedWeights:
             self._total[layer] = torch.zeros_like(self._base[layer], dtype=self.sum_dtype)
 
     def _accumulate(self, term: Term) -> None:
-        left, right = (factor.to(self._total[term.layer]) for factor in (term.left, term.right))
-        self._total[term.layer].addmm_(left, right)
+        term.add_to(self._total[term.layer])
 
     def _write(self, layer: int) -> None:
         if any(term.layer == layer for term in self.terms):

@@ -6,10 +6,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from errata.solvers.base import Solver
+from errata.solvers.equality import Equality
 from errata.solvers.least_squares import LeastSquares
+from errata.solvers.neurons import Neurons
 from errata.solvers.null_space import NullSpace
+from errata.solvers.rank_one import RankOne
 
-SOLVERS: Mapping[str, Callable[..., Solver]] = {"least_squares": LeastSquares, "null_space": NullSpace}
+SOLVERS: Mapping[str, Callable[..., Solver]] = {
+    "least_squares": LeastSquares,
+    "null_space": NullSpace,
+    "equality": Equality,
+    "rank_one": RankOne,
+    "neurons": Neurons,
+}
 
 
 def make_solver(kind: str, settings: Mapping[str, Any]) -> Solver:

@@ -32,8 +32,16 @@ class LowRank:
 class LayerSolver(Protocol):
     """The state of one layer: what was factorised once, and the keys of earlier batches where they count."""
 
-    def solve(self, keys: Float[Tensor, "d_in u"], residuals: Float[Tensor, "d_out u"]) -> LowRank:
-        """ΔW for one batch. float64 in, float64 out; the state does not change."""
+    def solve(
+        self, keys: Float[Tensor, "d_in u"], residuals: Float[Tensor, "d_out u"], bare: Tensor | None = None
+    ) -> LowRank:
+        """ΔW for one batch. float64 in, float64 out; the state does not change.
+
+        Args:
+            keys: K, averaged over contexts as the recipe says.
+            residuals: R.
+            bare: (d_in, u) the keys of the bare prompts, for solvers with ``uses_bare_keys``; None: as ``keys``.
+        """
         ...
 
     def remember(self, keys: Float[Tensor, "d_in u"]) -> LayerSolver:
@@ -43,7 +51,23 @@ class LayerSolver(Protocol):
 
 @runtime_checkable
 class Solver(Protocol):
-    """A rule for all layers."""
+    """A rule for all layers.
+
+    Attributes:
+        facts_at_once: how many facts it solves together at most; None for any number. With 1, facts are written one
+            after another, and their order matters.
+        history: whether the keys of earlier batches count.
+        uses_bare_keys: whether it wants the keys of bare prompts beside the averaged ones.
+    """
+
+    @property
+    def facts_at_once(self) -> int | None: ...
+
+    @property
+    def history(self) -> bool: ...
+
+    @property
+    def uses_bare_keys(self) -> bool: ...
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> LayerSolver:
         """Factorise what depends on the second moment C only. float64."""

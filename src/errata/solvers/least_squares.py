@@ -24,6 +24,9 @@ class LeastSquares:
     ridge: float
     history: bool = False
 
+    facts_at_once = None
+    uses_bare_keys = False
+
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> LeastSquaresLayer:
         return LeastSquaresLayer(self.ridge * moment, history=self.history)
 
@@ -37,7 +40,9 @@ class LeastSquaresLayer:
         self._history = history
         self._stacked = matrix.new_zeros(matrix.shape[0], 0)
 
-    def solve(self, keys: Float[Tensor, "d_in u"], residuals: Float[Tensor, "d_out u"]) -> LowRank:
+    def solve(
+        self, keys: Float[Tensor, "d_in u"], residuals: Float[Tensor, "d_out u"], bare: Tensor | None = None
+    ) -> LowRank:
         # Gᵀ(A₀ + G Gᵀ)⁻¹ = (I + Gᵀ A₀⁻¹ G)⁻¹ Gᵀ A₀⁻¹ for G = [earlier keys, keys]; the batch's are the last u rows.
         stacked = torch.cat([self._stacked, keys], dim=1)  # (d_in, n)
         whitened = torch.linalg.solve_triangular(self._factor, stacked, upper=False)  # L⁻¹ G

@@ -29,6 +29,9 @@ class NullSpace:
     history: bool = True
     relative: bool = False
 
+    facts_at_once = None
+    uses_bare_keys = False
+
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> NullSpaceLayer:
         values, vectors = torch.linalg.eigh(moment)
         unit = float(values.mean()) if self.relative else 1.0
@@ -51,7 +54,9 @@ class NullSpaceLayer:
         self._stacked = basis.new_zeros(basis.shape[1], 0)  # Q of earlier batches, (d_null, n)
         self._folded: Tensor | None = None  # Q Qᵀ of still earlier ones, (d_null, d_null)
 
-    def solve(self, keys: Float[Tensor, "d_in u"], residuals: Float[Tensor, "d_out u"]) -> LowRank:
+    def solve(
+        self, keys: Float[Tensor, "d_in u"], residuals: Float[Tensor, "d_out u"], bare: Tensor | None = None
+    ) -> LowRank:
         # X = U₀ (Q Qᵀ + L2)⁻¹ Q_batch Rᵀ with Q = U₀ᵀ[earlier keys, keys]: all of it happens inside the null space.
         projected = self.basis.T @ keys  # (d_null, u)
         stacked = torch.cat([self._stacked, projected], dim=1)  # (d_null, n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 
@@ -17,17 +18,17 @@ from errata.recipe import ContextSettings
 def generate_prefixes(model: LanguageModel, settings: ContextSettings) -> tuple[str, ...]:
     """Short texts from the model itself, once per run and on the unedited weights; kept in the run's record.
 
-    Each is ``settings.tokens`` tokens long, its opener included, BOS not. Braces become spaces, so that no reader of
-    the record can take them for the subject's place.
+    Each has one of ``settings.tokens`` as its length, its opener included, BOS not. Braces become spaces, so that no
+    reader of the record can take them for the subject's place.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     prefixes: list[str] = []
-    for opener in settings.openers:
+    for tokens, opener in product(settings.tokens, settings.openers):
         length = len(model.tokenizer(opener, add_special_tokens=False)["input_ids"])
         texts = generate(
             model,
             [opener] * settings.per_opener,
-            new_tokens=max(settings.tokens - length, 0),
+            new_tokens=max(tokens - length, 0),
             top_k=settings.top_k,
             generator=generator,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,23 +14,45 @@ from errata.targets.contexts import subject_rows
 
 
 def mean_keys(
-    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    prefixes: Sequence[str],
+    layer: int,
+    average: Literal["halves", "mean", "bare"] = "halves",
 ) -> Float[Tensor, "d_in u"]:
-    """k = ½ k(bare) + ½ mean over the prefixes, on the weights as they are now; k(bare) alone without prefixes.
+    """Keys on the weights as they are now, averaged over the bare prompt and the prompts behind prefixes.
+
+    Args:
+        average: ``halves`` is ½ k(bare) + ½ mean over the prefixes (methods.md, section 1, Keys), ``mean`` the mean
+            over all contexts, ``bare`` k(bare). Without prefixes all three are k(bare).
 
     Returns:
-        (d_in, facts) in float64 (methods.md, section 1, Keys).
+        (d_in, facts) in float64.
     """
-    contexts = ["", *prefixes]
+    return _averaged(model, facts, prefixes, layer, Site.KEY, average)
+
+
+def current_states(
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    layer: int,
+    site: Site,
+    prefixes: Sequence[str] = (),
+    average: Literal["halves", "mean", "bare"] = "bare",
+) -> Float[Tensor, "d_out u"]:
+    """h at the site on the weights as they are now, averaged as keys are: (d_out, facts) in float64."""
+    return _averaged(model, facts, prefixes, layer, site, average)
+
+
+def _averaged(
+    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, site: Site, average: str
+) -> Float[Tensor, "d u"]:
+    contexts = ["", *([] if average == "bare" else prefixes)]
     rows = subject_rows(model, facts, contexts)
-    captured = model.capture_last(rows, {Site.KEY: [layer]})[Site.KEY, layer].double()
+    captured = model.capture_last(rows, {site: [layer]})[site, layer].double()
     per_fact = captured.view(len(facts), len(contexts), -1)
     bare = per_fact[:, 0]
-    keys = bare if not prefixes else 0.5 * bare + 0.5 * per_fact[:, 1:].mean(1)
-    return keys.T.contiguous()
-
-
-def current_states(model: LanguageModel, facts: Sequence[Fact], layer: int, site: Site) -> Float[Tensor, "d_out u"]:
-    """h of the bare prompts at the site, on the weights as they are now: (d_out, facts) in float64."""
-    rows = subject_rows(model, facts, [""])
-    return model.capture_last(rows, {site: [layer]})[site, layer].double().T.contiguous()
+    if len(contexts) == 1:
+        return bare.T.contiguous()
+    mean = per_fact.mean(1) if average == "mean" else 0.5 * bare + 0.5 * per_fact[:, 1:].mean(1)
+    return mean.T.contiguous()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,19 +11,20 @@ import typer
 
 from errata.benchmark.sequential import Examination, examine, run_sequence
 from errata.edit import Editor
-from errata.errors import Fault, InputError
+from errata.errors import Fault, FaultsError, InputError
 from errata.evaluation.recall import absent
 from errata.evaluation.records import FORMAT, Row
 from errata.facts import Fact, FactSet
 from errata.facts_io import Check, read_facts
 from errata.facts_tokens import token_faults
-from errata.methods import method_named
+from errata.methods import BOUNDARY_SUFFIX, method_named
 from errata.models.language_model import LanguageModel, Outline
 from errata.output import check_new, new_directory, write_text
 from errata.patch import Patch
 from errata.recipe import Recipe, read_recipe, shipped_recipe
 from errata.report.tables import before_after_table
 from errata.schedules import SCHEDULES
+from errata.shaping import SHAPERS
 from errata.statistics.corpus import open_corpus
 from errata.verbs.console import (
     DeviceOption,
@@ -53,6 +54,18 @@ def edit(
         int | None, typer.Option(min=0, help="Of contexts, questions and intervals; default: the recipe's, or 0.")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; default: the one shipped for the model.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="even, sqrt, boundary, single or replay, in place of the method's.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Critical layers, such as 4,5,6, in place of the recipe's.")
+    ] = None,
+    shaping: Annotated[
+        str | None, typer.Option(help="rect, prune, norm_cap (several by commas, or none), in place of the method's.")
+    ] = None,
+    as_published: Annotated[
+        bool, typer.Option("--as-published", help="Repeat the faults of published code that its numbers depend on.")
+    ] = False,
     last_wins: Annotated[
         bool, typer.Option("--last-wins", help="Of facts with the same subject and prompt keep the last.")
     ] = False,
@@ -76,12 +89,13 @@ def edit(
         check_new(out)
     where = placement(device, dtype)
     outline = outline_of(model, trust_remote_code=trust_remote_code)
-    numbers = _numbers(model, method, recipe, batch_size, seed)
+    choices = _choices(method, schedule, layers, shaping)
+    numbers = _numbers(model, method, recipe, batch_size, seed, choices, as_published=as_published)
     seed = numbers.contexts.seed
     outline.check_layers(numbers.layers)
     open_corpus(numbers.statistics.corpus)  # that it is there
     contexts = numbers.contexts
-    lead = contexts.tokens + 2 if contexts.openers and contexts.per_opener else 0  # ". " stands behind each
+    lead = max(contexts.tokens) + 2 if contexts.openers and contexts.per_opener else 0  # ". " stands behind each
     fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
     examination = examination_for(fact_set, lab=is_lab(model), untouched=untouched, seed=seed)
     if recipe is not None and numbers.model.rsplit("/", 1)[-1] != recipe_name(model).rstrip("/").rsplit("/", 1)[-1]:
@@ -165,10 +179,55 @@ def _warn_if_nothing_took(rows: Sequence[Row]) -> None:
         )
 
 
-def _numbers(model: str, method: str, path: Path | None, batch_size: int | None, seed: int | None) -> Recipe:
-    numbers = read_recipe(path, method) if path is not None else shipped_recipe(recipe_name(model), method)
+def _choices(method: str, schedule: str | None, layers: str | None, shaping: str | None) -> dict[str, Any]:
+    """What --schedule, --layers and --shaping put in place of the recipe's.
+
+    Raises:
+        FaultsError: for what cannot be read, and for a schedule that the method's name speaks against.
+    """
+    faults: list[Fault] = []
+    choices: dict[str, Any] = {}
+    if schedule is not None:
+        choices["schedule"] = schedule
+        if schedule not in SCHEDULES:
+            faults.append(Fault("--schedule", f"there is no schedule {schedule!r}", f"Known: {', '.join(SCHEDULES)}"))
+        elif method.endswith(BOUNDARY_SUFFIX) and schedule != "boundary":
+            faults.append(Fault("--schedule", f"{method!r} is the boundary schedule", "Leave out one of the two"))
+    if layers is not None:
+        try:
+            choices["layers"] = [int(part) for part in layers.split(",")]
+        except ValueError:
+            faults.append(Fault("--layers", f"{layers!r} is no list of numbers", "Write them as 4,5,6"))
+    if shaping is not None:
+        kinds = [kind.strip() for kind in shaping.split(",") if kind.strip() not in ("", "none")]
+        choices["shaping"] = [{"kind": kind} for kind in kinds]
+        unknown = [kind for kind in kinds if kind not in SHAPERS]
+        faults += [
+            Fault("--shaping", f"there is no shaping {kind!r}", f"Known: {', '.join(SHAPERS)}, none")
+            for kind in unknown
+        ]
+    if faults:
+        raise FaultsError("the options", faults)
+    return choices
+
+
+def _numbers(
+    model: str,
+    method: str,
+    path: Path | None,
+    batch_size: int | None,
+    seed: int | None,
+    choices: Mapping[str, Any],
+    *,
+    as_published: bool,
+) -> Recipe:
+    if path is not None:
+        numbers = read_recipe(path, method, as_published=as_published)
+    else:
+        numbers = shipped_recipe(recipe_name(model), method, as_published=as_published)
     contexts = numbers.contexts if seed is None else numbers.contexts.model_copy(update={"seed": seed})
-    return numbers.model_copy(update={"contexts": contexts, "batch_size": batch_size or numbers.batch_size})
+    numbers = numbers.model_copy(update={"contexts": contexts, "batch_size": batch_size or numbers.batch_size})
+    return numbers.with_choices(choices) if choices else numbers
 
 
 def recipe_name(model: str) -> str:

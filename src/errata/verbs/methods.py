@@ -14,14 +14,18 @@ def methods(json: JsonOption = None) -> None:
     """List the editing methods with their papers; any of them takes +blue."""
     out = console()
     for row in METHODS:
-        history = ", history" if row.history else ""
+        shaping = "".join(f", shaping {entry['kind']}" for entry in row.shaping)
+        history = ", history" if row.solver.get("history") else ""
         out.print(f"[bold]{row.name}[/]  {row.title}", highlight=False)
         out.print(
-            f"    target at the {row.site}'s output, schedule {row.schedule}, solver {row.solver}{history}\n"
+            f"    target {row.target['kind']} at the {row.site}'s output, schedule {row.schedule}, "
+            f"solver {row.solver['kind']}{history}{shaping}\n"
             f"    {row.paper}",
             style="dim",
             highlight=False,
         )
+        for deviation in row.deviations:
+            out.print(f"    Here: {deviation}", style="dim", highlight=False)
     out.print(f"[bold]…+blue[/]  any row with the schedule boundary: {BOUNDARY_TITLE}", highlight=False)
     out.print(f"    {BOUNDARY_PAPER}", style="dim", highlight=False)
     write_json(json, {"methods": [asdict(row) for row in METHODS], "suffixes": {"+blue": BOUNDARY_PAPER}})

@@ -1,0 +1,149 @@
+"""Shaping: what is done to targets, to a batch's change, or to a whole run's change, beside what the solver found.
+
+A shaper has three places to act, and leaves alone what is not its business (methods.md, section 1, Shaping):
+
+- ``target``: δ before anything is solved (``norm_cap``);
+- ``batch``: the change of one layer after all layers of the batch have been solved (``rect``);
+- ``run``: the change of one layer since the first batch, in a copy of the weights that is evaluated and saved
+  (``prune``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Shaper:
+    """Changes nothing; what a shaper does not override it leaves alone.
+
+    Attributes:
+        shapes_target, shapes_batch, shapes_run: where it acts; the other functions are not called.
+    """
+
+    shapes_target = False
+    shapes_batch = False
+    shapes_run = False
+
+    def target(
+        self, origin: Float[Tensor, "d u"], delta: Float[Tensor, "d u"], unedited_norm: float
+    ) -> Float[Tensor, "d u"]:
+        """δ as it is to be solved for.
+
+        Args:
+            origin: h⁰.
+            delta: δ.
+            unedited_norm: the mean ‖h‖ of these facts' bare prompts at this layer on the unedited weights.
+        """
+        return delta
+
+    def batch(
+        self, change: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"]
+    ) -> Bool[Tensor, "d_out d_in"]:
+        """Which entries of a batch's ΔW stay.
+
+        Args:
+            change: ΔW.
+            weight: W as the batch began.
+        """
+        return torch.ones_like(change, dtype=torch.bool)
+
+    def run(
+        self, left: Float[Tensor, "d_out n"], right: Float[Tensor, "n d_in"], weight: Float[Tensor, "d_out d_in"]
+    ) -> tuple[Float[Tensor, "d_out r"], Float[Tensor, "r d_in"]]:
+        """The factors of the run's change as it is evaluated and saved.
+
+        Args:
+            left, right: the factors of W_now − W₀.
+            weight: W₀.
+        """
+        return left, right
+
+
+@dataclass(frozen=True, slots=True)
+class Rectify(Shaper):
+    """RECT: keep the entries with the largest relative change |ΔW / (W + ε)| (Gu et al. 2024, arXiv:2401.04700).
+
+    Args:
+        share: which part of the entries stays.
+        epsilon: ε.
+    """
+
+    share: float
+    epsilon: float = 1e-8
+
+    shapes_batch = True
+
+    def batch(
+        self, change: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"]
+    ) -> Bool[Tensor, "d_out d_in"]:
+        relative = (change / (weight.to(change) + self.epsilon)).abs().flatten()
+        kept = max(1, round(self.share * relative.numel()))
+        mask = torch.zeros_like(relative, dtype=torch.bool)
+        mask[relative.topk(kept, sorted=False).indices] = True
+        return mask.view_as(change)
+
+
+@dataclass(frozen=True, slots=True)
+class Prune(Shaper):
+    """PRUNE: large singular values of the whole change are pressed down (Ma et al. 2024, arXiv:2405.16821).
+
+    σ ≤ σ_max(W₀) stays; a larger σ becomes ln σ − ln σ_max + σ_max. It is always the whole change against W₀ that is
+    pruned, so to prune twice is to prune once, and editing goes on from the unpruned weights.
+
+    Args:
+        on_top: as in the code behind the AlphaEdit and BLUE papers' tables: the pruned change is added to the edited
+            weights, so that the change counts once pruned and once as it is.
+    """
+
+    on_top: bool = False
+
+    shapes_run = True
+
+    def run(
+        self, left: Float[Tensor, "d_out n"], right: Float[Tensor, "n d_in"], weight: Float[Tensor, "d_out d_in"]
+    ) -> tuple[Float[Tensor, "d_out r"], Float[Tensor, "r d_in"]]:
+        largest = torch.linalg.matrix_norm(weight.double(), ord=2)
+        # The singular values of L·R are those of the small matrix between the orthogonal factors of L and Rᵀ.
+        outer, upper = torch.linalg.qr(left.double())
+        inner, lower = torch.linalg.qr(right.double().T)
+        u, values, vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+        pressed = torch.where(values > largest, (values / largest).log() + largest, values)
+        new_left, new_right = ((outer @ u) * pressed).to(left), (vh @ inner.T).to(right)
+        if self.on_top:
+            return torch.cat([left, new_left], dim=1), torch.cat([right, new_right], dim=0)
+        return new_left, new_right
+
+
+@dataclass(frozen=True, slots=True)
+class NormCap(Shaper):
+    """Ours: no target is longer than the unedited model's states are on average, or than its own fact's state was.
+
+    z = h⁰ + δ becomes c·z with c = min(1, max(μ, ‖h⁰‖) / ‖z‖), μ the mean ‖h‖ of the batch's bare prompts at this
+    layer on the unedited weights. A fact with δ = 0 keeps its target exactly.
+    """
+
+    shapes_target = True
+
+    def target(
+        self, origin: Float[Tensor, "d u"], delta: Float[Tensor, "d u"], unedited_norm: float
+    ) -> Float[Tensor, "d u"]:
+        z = origin + delta
+        most = origin.norm(dim=0).clamp_min(unedited_norm)
+        norm = z.norm(dim=0)
+        # Where nothing is cut, δ stays bit for bit: h⁰ + δ − h⁰ would round it.
+        return torch.where(norm > most, z * (most / norm) - origin, delta)
+
+
+SHAPERS: Mapping[str, Callable[..., Shaper]] = {"rect": Rectify, "prune": Prune, "norm_cap": NormCap}
+
+
+def make_shaper(kind: str, settings: Mapping[str, Any]) -> Shaper:
+    """The shaper of one entry of a recipe's ``shaping``: its ``kind``, and its other fields as arguments."""
+    return SHAPERS[kind](**settings)

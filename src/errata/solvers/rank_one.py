@@ -1,0 +1,72 @@
+"""ROME's solver: ΔW = r (C⁻¹ k̄)ᵀ / (kᵀ C⁻¹ k̄), one fact after another (Meng et al. 2022, eq. 2).
+
+r is the residual v* − W k. ROME takes the bare prompt's key for k here and in r, and the averaged key k̄ for the
+direction only, as its published code does; R-ROME (Gupta et al. 2024, arXiv:2403.07175) takes k̄ in all three places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from errata.errors import EditError
+from errata.solvers.base import LowRank, cholesky
+
+
+@dataclass(frozen=True, slots=True)
+class RankOne:
+    """C is factorised once; a fact costs two triangular solves.
+
+    Args:
+        denominator: which key k stands in the denominator: that of the ``bare`` prompt, or the ``averaged`` one.
+        moment: ``measured`` takes C from the key statistics, ``identity`` the identity matrix.
+    """
+
+    denominator: Literal["bare", "averaged"]
+    moment: Literal["measured", "identity"] = "measured"
+
+    history = False
+    facts_at_once = 1
+
+    @property
+    def uses_bare_keys(self) -> bool:
+        return self.denominator == "bare"
+
+    def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> RankOneLayer:
+        return RankOneLayer(torch.eye(len(moment)).to(moment) if self.moment == "identity" else moment, self)
+
+
+class RankOneLayer:
+    """One layer: the Cholesky factor of C. Earlier facts leave nothing behind but the weights."""
+
+    def __init__(self, moment: Float[Tensor, "d_in d_in"], settings: RankOne) -> None:
+        self._factor = cholesky(moment, "the second moment of the keys")
+        self._settings = settings
+
+    def solve(
+        self, keys: Float[Tensor, "d_in u"], residuals: Float[Tensor, "d_out u"], bare: Tensor | None = None
+    ) -> LowRank:
+        """As ``LayerSolver.solve``.
+
+        Raises:
+            ValueError: for several facts.
+            EditError: if the two keys are orthogonal in C⁻¹, or the key is zero.
+        """
+        if keys.shape[1] != 1:
+            raise ValueError(f"rank one takes one fact at a time, got {keys.shape[1]}")
+        direction = torch.cholesky_solve(keys, self._factor)  # C⁻¹ k̄, (d_in, 1)
+        other = bare if bare is not None and self._settings.denominator == "bare" else keys
+        scale = (other.T @ direction).squeeze()
+        if not bool(scale.abs() > 1e-12 * other.norm() * direction.norm()):
+            raise EditError(
+                f"the fact's key gives no direction to write in (kᵀC⁻¹k̄ = {float(scale):.3g})",
+                remedy="Take a method that averages its keys in all places (r_rome), or another layer",
+            )
+        return LowRank(residuals, direction.T / scale)
+
+    def remember(self, keys: Float[Tensor, "d_in u"]) -> RankOneLayer:
+        return self

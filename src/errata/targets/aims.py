@@ -1,0 +1,100 @@
+"""Where the states of a layer are to go: searched, carried on from an earlier layer, and shaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from errata.facts import Fact
+from errata.models.language_model import LanguageModel, Site
+from errata.progress import Report, silent
+from errata.recipe import Recipe
+from errata.schedules import Step
+from errata.shaping import Shaper
+from errata.targets.carried import carried_deltas
+from errata.targets.keys import current_states
+from errata.targets.search import Targets, optimise_targets
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What the facts of a batch aim at in one layer: z = states + delta.
+
+    Attributes:
+        targets: what the search found; for a layer that follows another one, z and delta are its own.
+        delta: (d, facts) float64.
+        states: (d, facts) float64, h when the aim was found.
+    """
+
+    targets: Targets
+    delta: Float[Tensor, "d u"]
+    states: Float[Tensor, "d u"]
+
+
+@dataclass(frozen=True, slots=True)
+class AimFinder:
+    """Finds aims by a recipe, on the weights as they are when it is asked.
+
+    Attributes:
+        prefixes: the contexts.
+        shapers: of which those that shape targets are used.
+    """
+
+    model: LanguageModel
+    recipe: Recipe
+    site: Site
+    prefixes: Sequence[str]
+    shapers: Sequence[Shaper]
+    report: Report = silent
+
+    def find(self, facts: Sequence[Fact], step: Step, steps: Sequence[Step]) -> dict[int, Aim]:
+        """The aim of the layer that ``step`` needs, and of all layers that follow it."""
+        layer = step.target_layer
+        original = self.recipe.target.weights == "original"
+        with self.model.edits.unedited() if original else nullcontext():
+            states = self.states(facts, layer)
+            targets = self._search(facts, layer)
+            delta = targets.delta.double()
+            if self.recipe.contexts.states != "bare":
+                # z = h⁰ + δ with the bare prompt's h⁰, seen from the averaged state; but what is known stays.
+                bare = current_states(self.model, facts, layer, self.site)
+                delta = torch.where(delta.any(0), delta + (bare - states), 0.0)
+        aims = {layer: self._shaped(facts, layer, targets, delta, states)}
+        followers = [other.target_layer for other in steps if other.follows == layer]
+        if followers:
+            carried = carried_deltas(self.model, facts, aims[layer].delta, layer, followers, self.site)
+            aims |= {
+                follower: self._shaped(facts, follower, targets, delta, self.states(facts, follower))
+                for follower, delta in carried.items()
+            }
+        return aims
+
+    def states(self, facts: Sequence[Fact], layer: int) -> Float[Tensor, "d u"]:
+        """h as the recipe averages it, on the weights as they are now."""
+        return current_states(self.model, facts, layer, self.site, self.prefixes, self.recipe.contexts.states)
+
+    def _search(self, facts: Sequence[Fact], layer: int) -> Targets:
+        steps_done = 0
+
+        def on_step(facts_left: int) -> None:
+            nonlocal steps_done
+            steps_done += 1
+            self.report(f"targets at layer {layer}", steps_done, self.recipe.target.steps)
+
+        prefixes = self.prefixes if self.recipe.contexts.targets == "all" else ()
+        return optimise_targets(self.model, facts, prefixes, layer, self.site, self.recipe.target, on_step=on_step)
+
+    def _shaped(self, facts: Sequence[Fact], layer: int, targets: Targets, delta: Tensor, states: Tensor) -> Aim:
+        for shaper in self.shapers:
+            if shaper.shapes_target:
+                with self.model.edits.unedited():
+                    unedited = current_states(self.model, facts, layer, self.site)
+                delta = shaper.target(states, delta, float(unedited.norm(dim=0).mean()))
+        if not torch.equal(delta, targets.delta.double()):
+            targets = replace(targets, z=(states + delta).to(targets.z), delta=delta.to(targets.delta))
+        return Aim(targets, delta, states)

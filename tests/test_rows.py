@@ -1,0 +1,501 @@
+"""Every row of the table against its formula written out: dense, one text at a time, one batch and several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from errata.edit import Editor
+from errata.facts import Fact
+from errata.methods import METHODS
+from errata.models.language_model import LanguageModel, Site
+from errata.patch import Patch
+from errata.recipe import Recipe
+from errata.statistics.store import moments_for
+from errata.targets.search import optimise_targets
+
+from tests.reference import shaping, solvers
+from tests.support.editing import (
+    FACTS,
+    assert_same_bits,
+    parameter_bits,
+    read_whole,
+    subject_ids,
+    tiny_language_model,
+    tiny_recipe,
+    write_corpus,
+)
+
+ROWS = [row.name for row in METHODS]
+ALL = [*ROWS, *(f"{name}+blue" for name in ROWS)]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A corpus file, and a cache of key statistics that the tests of this module share."""
+    folder = tmp_path_factory.mktemp("rows")
+    return write_corpus(folder / "corpus.txt"), folder / "cache"
+
+
+@pytest.fixture
+def make_editor(places: tuple[Path, Path]) -> Callable[..., Editor]:
+    def make(model: LanguageModel, method: str, **changes: Any) -> Editor:
+        corpus, cache = places
+        return Editor(model, tiny_recipe(corpus, method, **changes), cache=cache)
+
+    return make
+
+
+@dataclass
+class Written:
+    """methods.md, section 1, as it stands there; only the search of targets and C are shared with the package."""
+
+    model: LanguageModel
+    recipe: Recipe
+    prefixes: Sequence[str]
+    site: Site
+    cache: Path | None
+    history: dict[int, Tensor] = field(default_factory=dict)
+
+    # What is read -----------------------------------------------------------------------------------------------
+
+    def over_contexts(self, fact: Fact, what: tuple[Site, int], average: str) -> Tensor:
+        def of(prefix: str) -> Tensor:
+            return read_whole(self.model, subject_ids(self.model, fact, prefix))[what][-1].double()
+
+        bare = of("")
+        if average == "bare":
+            return bare
+        others = [of(prefix) for prefix in self.prefixes]
+        if average == "mean":
+            return (bare + sum(others)) / (1 + len(others))
+        return bare / 2 + sum(others) / len(others) / 2
+
+    def keys(self, facts: Sequence[Fact], layer: int, average: str) -> Tensor:
+        return torch.stack([self.over_contexts(fact, (Site.KEY, layer), average) for fact in facts], dim=1)
+
+    def states(self, facts: Sequence[Fact], layer: int, average: str = "bare") -> Tensor:
+        return torch.stack([self.over_contexts(fact, (self.site, layer), average) for fact in facts], dim=1)
+
+    # What is written --------------------------------------------------------------------------------------------
+
+    def weight(self, layer: int) -> Tensor:
+        module = self.model.down_projection(layer)
+        stored: Tensor = module.get_parameter("weight").detach()
+        return (stored.T if isinstance(module, Conv1D) else stored).clone()
+
+    def set(self, layer: int, weight: Tensor) -> None:
+        module: nn.Module = self.model.down_projection(layer)
+        with torch.no_grad():
+            module.get_parameter("weight").copy_(weight.T if isinstance(module, Conv1D) else weight)
+
+    # The loop ---------------------------------------------------------------------------------------------------
+
+    def plan(self) -> list[tuple[int, int, float]]:
+        """(written layer, target's layer, what the residual is divided by)."""
+        layers, ends = self.recipe.layers, sorted({self.recipe.layers[0], self.recipe.layers[-1]})
+        left = [len(layers) - index for index in range(len(layers))]
+        return {
+            "even": [(layer, layers[-1], float(n)) for layer, n in zip(layers, left, strict=True)],
+            "sqrt": [(layer, layers[-1], n**0.5) for layer, n in zip(layers, left, strict=True)],
+            "boundary": [(layer, layer, 1.0) for layer in ends],
+            "single": [(layers[0], layers[0], 1.0)],
+        }[self.recipe.schedule]
+
+    def aim(self, facts: Sequence[Fact], layer: int, unedited: dict[int, Tensor]) -> Tensor:
+        """z at a layer."""
+        now = {other: self.weight(other) for other in unedited}
+        if self.recipe.target.weights == "original":
+            for other, weight in unedited.items():
+                self.set(other, weight)
+        found = optimise_targets(self.model, facts, self.prefixes, layer, self.site, self.recipe.target)
+        z = self.states(facts, layer) + found.delta
+        for other, weight in now.items():
+            self.set(other, weight)
+        return z
+
+    def solve(self, facts: Sequence[Fact], layer: int, residuals: Tensor, moment: Tensor) -> Tensor:
+        keys = self.keys(facts, layer, self.recipe.contexts.keys)
+        settings: Any = self.recipe.solver
+        earlier = self.history.get(layer)
+        if settings.kind == "least_squares":
+            kept = earlier if settings.history else None
+            return solvers.least_squares(keys, residuals, moment, ridge=settings.ridge, earlier=kept)
+        if settings.kind == "null_space":
+            return solvers.null_space(
+                keys, residuals, moment, threshold=settings.threshold, l2=settings.l2, earlier=earlier
+            )
+        if settings.kind == "equality":
+            ridge = settings.ridge if len(facts) > 1 else settings.ridge_of_one
+            return solvers.equality(keys, residuals, moment, ridge=ridge)
+        if settings.kind == "neurons":
+            return solvers.neurons(keys, residuals, moment, ridge=settings.ridge, share=settings.share, earlier=earlier)
+        other = self.keys(facts, layer, "bare") if settings.denominator == "bare" else keys
+        return solvers.rank_one(keys[:, 0], other[:, 0], residuals[:, 0], moment)
+
+    def together(self, facts: Sequence[Fact], moments: Any, unedited: dict[int, Tensor]) -> None:
+        """Facts that are solved together."""
+        z: dict[int, Tensor] = {}
+        rounds = self.recipe.rounds
+        for _ in range(rounds.count if rounds else 1):
+            opened: dict[int, list[int]] = {}
+            for layer, at, divisor in self.plan():
+                if at not in z:
+                    z[at] = self.aim(facts, at, unedited)
+                gap = z[at] - self.states(facts, at, self.recipe.contexts.states)
+                if at not in opened:
+                    sizes = [float(column.norm()) for column in gap.T]
+                    opened[at] = [i for i, s in enumerate(sizes) if not rounds or rounds.least < s < rounds.most]
+                if opened[at]:
+                    some = [facts[index] for index in opened[at]]
+                    change = self.solve(some, layer, gap[:, opened[at]] / divisor, moments[layer].mean)
+                    self.set(layer, self.weight(layer) + change)
+
+    def run(self, batches: Sequence[Sequence[Fact]]) -> Iterator[dict[int, Tensor]]:
+        """Edits batch after batch; yields the written layers' weights as they are evaluated behind each."""
+        layers = sorted({layer for layer, _, _ in self.plan()})
+        moments = moments_for(self.model, layers, self.recipe.statistics, cache=self.cache)
+        unedited = {layer: self.weight(layer) for layer in layers}
+        shapings = [entry.kind for entry in self.recipe.shaping]
+        for facts in batches:
+            began = {layer: self.weight(layer) for layer in layers}
+            one_by_one = self.recipe.solver.kind == "rank_one"
+            for group in [[fact] for fact in facts] if one_by_one else [facts]:
+                self.together(group, moments, unedited)
+            if "rect" in shapings:
+                for layer in layers:
+                    change = self.weight(layer) - began[layer]
+                    self.set(layer, began[layer] + shaping.rectified(change, began[layer], share=0.4))
+            for layer in layers:
+                keys = self.keys(facts, layer, self.recipe.contexts.keys)
+                known = self.history.get(layer)
+                self.history[layer] = keys if known is None else torch.cat([known, keys], dim=1)
+            weights = {layer: self.weight(layer) for layer in layers}
+            if "prune" in shapings:
+                weights = {
+                    layer: unedited[layer] + shaping.pruned(weights[layer] - unedited[layer], unedited[layer])
+                    for layer in layers
+                }
+            yield weights
+
+
+def changes_of(method: str) -> dict[str, Any]:
+    """Settings under which a row's own part is felt: without them, a row could pass as plain MEMIT."""
+    # So large a change that singular values are pressed; the tiny model's own are near 2.
+    return {"solver": {"ridge": 0.05}, "target": {"clamp": 4.0, "learning_rate": 1.0}} if "prune" in method else {}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("method", ALL)
+def test_one_batch_and_three_equal_the_formula(make_editor: Callable[..., Editor], family: str, method: str) -> None:
+    """ΔW within 1e-6 relative, in float64; GPT-2 stores Wᵀ (Conv1D), Llama W (Linear)."""
+    edited, plain_model = (tiny_language_model(family, dtype=torch.float64) for _ in range(2))
+    editor = make_editor(edited, method, **changes_of(method))
+    editor.prepare()
+    layers = sorted({step.layer for step in editor.steps})
+    unedited = {layer: edited.weight(layer).clone() for layer in layers}
+    expected = list(
+        Written(plain_model, editor.recipe, editor.prefixes, editor.site, editor.cache).run(
+            [FACTS[:2], FACTS[2:4], FACTS[4:]]
+        )
+    )
+    found: list[dict[int, Tensor]] = []
+    editor.apply(FACTS, on_batch=lambda record: found.append({at: edited.weight(at).clone() for at in layers}))
+    assert len(found) == len(expected) == 3
+    for ours, theirs in zip(found, expected, strict=True):
+        for layer in layers:
+            mine, other = ours[layer] - unedited[layer], theirs[layer] - unedited[layer]
+            assert float(other.norm()) > 0
+            assert float((mine - other).norm() / other.norm()) < 1e-6
+
+
+# A row is not another row ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "other"),
+    [
+        ("rome", "r_rome"),
+        ("memit", "memit_seq"),
+        ("memit", "rect"),
+        ("memit", "prune"),
+        ("memit", "emmet"),
+        ("pmet", "pmet_seq"),
+        ("pmet", "memit"),
+        ("nse", "memit_seq"),
+        ("alphaedit", "memit_seq"),
+        ("nse+blue", "memit_seq+blue"),
+    ],
+)
+def test_rows_differ(make_editor: Callable[..., Editor], method: str, other: str) -> None:
+    weights = []
+    for name in (method, other):
+        model = tiny_language_model("llama", dtype=torch.float64)
+        make_editor(model, name, layers=(2, 3), **changes_of(other)).apply(FACTS[:4])
+        weights.append(model.weight(3).clone())
+    unedited = tiny_language_model("llama", dtype=torch.float64).weight(3)
+    assert float((weights[0] - weights[1]).norm()) > 1e-3 * float((weights[0] - unedited).norm())
+
+
+# What must hold -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_facts_that_are_known_already_leave_the_weights_alone(make_editor: Callable[..., Editor], method: str) -> None:
+    model = tiny_language_model("gpt2")
+    before = parameter_bits(model)
+    patch = make_editor(model, method, target={"stop_loss": 1e6}).apply(FACTS[:4])
+    assert_same_bits(parameter_bits(model), before)
+    assert set(patch.norms().values()) <= {0.0}
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_boundary_with_one_layer_is_single(make_editor: Callable[..., Editor], method: str) -> None:
+    bits = []
+    for schedule in ("boundary", "single"):
+        model = tiny_language_model("llama")
+        make_editor(model, method, layers=(2,), schedule=schedule).apply(FACTS[:4])
+        bits.append(parameter_bits(model))
+    assert_same_bits(*bits)
+
+
+@pytest.mark.parametrize("method", [name for name in ALL if "rome" not in name])
+def test_the_order_of_facts_within_a_batch_does_not_matter(make_editor: Callable[..., Editor], method: str) -> None:
+    weights = []
+    for facts in (FACTS[:4], FACTS[3::-1]):
+        model = tiny_language_model("llama", dtype=torch.float64)
+        make_editor(model, method, batch_size=4).apply(facts)
+        weights.append(model.weight(3).clone())
+    unedited = tiny_language_model("llama", dtype=torch.float64).weight(3)
+    assert float((weights[0] - weights[1]).norm()) < 1e-6 * float((weights[0] - unedited).norm())
+
+
+@pytest.mark.parametrize("method", ["rome", "r_rome"])
+def test_rome_writes_one_fact_after_another(make_editor: Callable[..., Editor], method: str) -> None:
+    weights = []
+    for facts, size in ((FACTS[:3], 3), (FACTS[:3], 1), (FACTS[2::-1], 3)):
+        model = tiny_language_model("llama", dtype=torch.float64)
+        editor = make_editor(model, method, batch_size=size)
+        editor.apply(facts)
+        assert [len(record.terms) for record in editor.records] == [3] if size == 3 else [1, 1, 1]
+        weights.append(model.weight(3).clone())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.allclose(weights[0], weights[2], rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
+def test_equality_without_a_ridge_meets_all_facts_exactly(make_editor: Callable[..., Editor], family: str) -> None:
+    """ΔW·K̄ = R: the averaged states move by the whole residual."""
+    model = tiny_language_model(family, dtype=torch.float64)
+    editor = make_editor(model, "emmet", batch_size=4, solver={"ridge": 0.0})
+    editor.prepare()
+    plain = Written(model, editor.recipe, editor.prefixes, editor.site, editor.cache)
+    keys, unedited = plain.keys(FACTS[:4], 3, "halves"), plain.weight(3)
+    editor.apply(FACTS[:4])
+    moved = (plain.weight(3) - unedited) @ keys
+    delta = editor.records[0].targets[3].delta
+    assert float(delta.norm()) > 0.1
+    torch.testing.assert_close(moved, delta, rtol=1e-6, atol=1e-8)
+
+
+def test_null_space_changes_move_ordinary_keys_by_little(make_editor: Callable[..., Editor]) -> None:
+    """tr(ΔW C ΔWᵀ) ≤ threshold · ‖ΔW‖²."""
+    model = tiny_language_model("llama", dtype=torch.float64)
+    editor = make_editor(model, "alphaedit+blue")
+    editor.apply(FACTS)
+    unedited = tiny_language_model("llama", dtype=torch.float64)
+    moments = moments_for(unedited, [1, 3], editor.recipe.statistics, cache=editor.cache)
+    for layer in (1, 3):
+        change = model.weight(layer) - unedited.weight(layer)
+        spent = float(torch.trace(change @ moments[layer].mean @ change.T))
+        assert 0 < spent <= 0.5 * float(change.norm()) ** 2 * (1 + 1e-9)
+
+
+def test_nse_blue_finds_its_second_target_behind_the_first_write(make_editor: Callable[..., Editor]) -> None:
+    model = tiny_language_model("llama", dtype=torch.float64)
+    editor = make_editor(model, "nse+blue")
+    editor.apply(FACTS[:2])
+    (record,) = editor.records
+    assert [term.layer for term in record.terms] == [1, 3, 1, 3]  # two rounds
+    fresh = tiny_language_model("llama", dtype=torch.float64)
+    fresh.edits.add([record.terms[0]])
+    expected = optimise_targets(fresh, FACTS[:2], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
+    torch.testing.assert_close(record.targets[3].delta, expected.delta)
+    assert any("not on the unedited ones" in text for text in METHODS[9].with_blue().deviations)
+
+
+def test_nse_finds_targets_on_the_unedited_weights(make_editor: Callable[..., Editor]) -> None:
+    model = tiny_language_model("llama", dtype=torch.float64)
+    editor = make_editor(model, "nse")
+    editor.apply(FACTS[:4])
+    fresh = tiny_language_model("llama", dtype=torch.float64)
+    expected = optimise_targets(fresh, FACTS[2:4], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
+    torch.testing.assert_close(editor.records[1].targets[3].delta, expected.delta)
+    again = optimise_targets(model, FACTS[2:4], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
+    assert not torch.allclose(again.delta, expected.delta, rtol=1e-3)
+
+
+def test_rounds_leave_closed_facts_alone(make_editor: Callable[..., Editor]) -> None:
+    """Only facts whose distance to their target lies between the bounds are written, and none leaves no term."""
+    model = tiny_language_model("llama", dtype=torch.float64)
+    before = parameter_bits(model)
+    editor = make_editor(model, "nse", rounds={"least": 1e5, "most": 1e6})
+    editor.apply(FACTS[:2])
+    assert editor.records[0].terms == ()
+    assert_same_bits(parameter_bits(model), before)
+
+
+# Forward replay, norm cap, other schedules ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "opt", "gptj"])
+def test_replay_reads_later_targets_off_one_forward_pass(make_editor: Callable[..., Editor], family: str) -> None:
+    # OPT's ReLU leaves units dead in so small a model.
+    overrides = {"activation_function": "gelu"} if family == "opt" else {}
+    model = tiny_language_model(family, dtype=torch.float64, **overrides)
+    editor = make_editor(model, "memit", schedule="replay", layers=(1, 2, 4))
+    editor.apply(FACTS[:2])
+    (record,) = editor.records
+    assert [term.layer for term in record.terms] == [1, 2, 4]
+    fresh = tiny_language_model(family, dtype=torch.float64, **overrides)
+    searched = optimise_targets(fresh, FACTS[:2], editor.prefixes, 1, editor.site, editor.recipe.target)
+    torch.testing.assert_close(record.targets[1].delta, searched.delta)
+    for index, fact in enumerate(FACTS[:2]):
+        ids = subject_ids(fresh, fact)
+        before = read_whole(fresh, ids)
+
+        def push(module: Any, args: Any, output: Any, delta: Tensor = searched.delta[:, index]) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            flat = hidden.reshape(-1, hidden.shape[-1]).clone()
+            flat[-1] += delta
+            return (flat.view_as(hidden), *output[1:]) if isinstance(output, tuple) else flat.view_as(hidden)
+
+        module = fresh.blocks[1] if editor.site is Site.BLOCK else fresh.down_projection(1)
+        handle = module.register_forward_hook(push)
+        after = read_whole(fresh, ids)
+        handle.remove()
+        for layer in (2, 4):
+            moved = (after[editor.site, layer] - before[editor.site, layer])[-1]
+            assert float(moved.norm()) > 1e-3
+            # GPT-J computes attention in float32 whatever its dtype.
+            tolerance = 1e-5 if family == "gptj" else 1e-8
+            torch.testing.assert_close(record.targets[layer].delta[:, index], moved, rtol=tolerance, atol=tolerance)
+
+
+def test_replay_residuals_are_undivided_and_see_the_earlier_writes(make_editor: Callable[..., Editor]) -> None:
+    model = tiny_language_model("llama", dtype=torch.float64)
+    editor = make_editor(model, "memit", schedule="replay", layers=(1, 3), solver={"ridge": 1e-9}, batch_size=1)
+    fact = FACTS[0]
+    before = {layer: read_whole(model, subject_ids(model, fact))[Site.BLOCK, layer][-1] for layer in (1, 3)}
+    editor.apply([fact])
+    targets = editor.records[0].targets
+    shift = read_whole(model, subject_ids(model, fact))[Site.BLOCK, 1][-1] - before[1]
+    # With averaged keys the bare state moves by ΔW k, a little more or less than R.
+    assert float((shift - targets[1].delta[:, 0]).norm()) < 0.5 * float(targets[1].delta.norm())
+
+
+def test_norm_cap_shapes_targets_of_any_row(make_editor: Callable[..., Editor]) -> None:
+    plain, capped = (tiny_language_model("llama", dtype=torch.float64) for _ in range(2))
+    free = {"target": {"clamp": 20.0, "learning_rate": 3.0}, "batch_size": 4}
+    make_editor(plain, "memit+blue", **free).apply(FACTS[:4])
+    editor = make_editor(capped, "memit+blue", shaping=({"kind": "norm_cap"},), **free)
+    editor.apply(FACTS[:4])
+    fresh = tiny_language_model("llama", dtype=torch.float64)
+    origin = torch.stack([read_whole(fresh, subject_ids(fresh, f))[Site.BLOCK, 1][-1] for f in FACTS[:4]], dim=1)
+    searched = optimise_targets(fresh, FACTS[:4], editor.prefixes, 1, Site.BLOCK, editor.recipe.target)
+    mean = float(origin.norm(dim=0).mean())
+    for index in range(4):
+        expected = shaping.capped(origin[:, index], searched.delta[:, index], mean)
+        torch.testing.assert_close(editor.records[0].targets[1].delta[:, index], expected, rtol=1e-6, atol=1e-8)
+    assert not torch.allclose(editor.records[0].targets[1].delta, searched.delta)
+    assert not torch.allclose(plain.weight(3), capped.weight(3))
+
+
+# Shaped runs and sparse patches ---------------------------------------------------------------------------------------
+
+
+def test_prune_edits_on_from_the_unpruned_weights_and_undoes(make_editor: Callable[..., Editor]) -> None:
+    pruned, plain = (tiny_language_model("llama") for _ in range(2))
+    before = parameter_bits(pruned)
+    editor = make_editor(pruned, "prune", **changes_of("prune"))
+    other = make_editor(plain, "memit", **changes_of("prune"))
+    first = editor.apply(FACTS[:2])
+    other.apply(FACTS[:2])
+    shown = parameter_bits(pruned)
+    second = editor.apply(FACTS[2:4])
+    other.apply(FACTS[2:4])
+    # The batches are MEMIT's, whatever was shown between them.
+    for mine, theirs in zip(editor.records, other.records, strict=True):
+        for term, memits in zip(mine.terms, theirs.terms, strict=True):
+            torch.testing.assert_close(term.left, memits.left)  # type: ignore[attr-defined]
+    assert [fact.id for fact in second.facts] == [fact.id for fact in FACTS[:4]]
+    assert all(term.replaces for term in second.terms)  # type: ignore[attr-defined]
+    with pytest.raises(Exception, match="not applied"):
+        first.undo(pruned)
+    second.undo(pruned)
+    assert_same_bits(parameter_bits(pruned), before)
+    second.apply(pruned)
+    first_again = tiny_language_model("llama")
+    first.apply(first_again)
+    assert_same_bits(parameter_bits(first_again), shown)
+
+
+def test_prune_as_published_adds_on_top(make_editor: Callable[..., Editor]) -> None:
+    weights = {}
+    for name, entries in (
+        ("ours", [{"kind": "prune"}]),
+        ("published", [{"kind": "prune", "on_top": True}]),
+        ("memit", []),
+    ):
+        model = tiny_language_model("llama", dtype=torch.float64)
+        make_editor(model, "prune", shaping=entries, **changes_of("prune")).apply(FACTS[:4])
+        weights[name] = model.weight(3).clone()
+    unedited = tiny_language_model("llama", dtype=torch.float64).weight(3)
+    torch.testing.assert_close(weights["published"] - unedited, weights["memit"] + weights["ours"] - 2 * unedited)
+    assert float((weights["ours"] - unedited).norm()) < 0.9 * float((weights["memit"] - unedited).norm())
+
+
+def test_a_target_found_on_unedited_weights_is_another_one(make_editor: Callable[..., Editor]) -> None:
+    """What --as-published does for +blue: the second boundary target as a cache filled elsewhere would have it."""
+    weights = []
+    for source in ("current", "original"):
+        model = tiny_language_model("llama", dtype=torch.float64)
+        make_editor(model, "memit+blue", target={"weights": source}).apply(FACTS[:2])
+        weights.append(model.weight(3).clone())
+    unedited = tiny_language_model("llama", dtype=torch.float64).weight(3)
+    assert float((weights[0] - weights[1]).norm()) > 1e-3 * float((weights[0] - unedited).norm())
+
+
+@pytest.mark.parametrize("method", ["rect+blue", "prune", "nse"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_of_every_form_are_saved_read_applied_and_undone(
+    make_editor: Callable[..., Editor], tmp_path: Path, method: str, dtype: torch.dtype
+) -> None:
+    model = tiny_language_model("gpt2", dtype=dtype)
+    before = parameter_bits(model)
+    patch = make_editor(model, method).apply(FACTS[:4])
+    edited = parameter_bits(model)
+    patch.save(tmp_path / "patch.safetensors")
+    read = Patch.load(tmp_path / "patch.safetensors")
+    assert read.norms() == pytest.approx(patch.norms())
+    fresh = tiny_language_model("gpt2", dtype=dtype)
+    read.apply(fresh)
+    assert_same_bits(parameter_bits(fresh), edited)
+    read.undo(fresh)
+    assert_same_bits(parameter_bits(fresh), before)
+
+
+def test_rectified_writes_are_sparse(make_editor: Callable[..., Editor]) -> None:
+    model = tiny_language_model("llama")
+    unedited = {layer: model.weight(layer).clone() for layer in (1, 2, 3)}
+    make_editor(model, "rect").apply(FACTS[:2])
+    for layer in (1, 2, 3):
+        changed = (model.weight(layer) != unedited[layer]).float().mean()
+        assert 0.3 < float(changed) <= 0.4 + 1e-3
