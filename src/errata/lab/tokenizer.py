@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -11,20 +10,8 @@ from transformers import PreTrainedTokenizerFast
 SPECIAL_TOKEN = "<|endoftext|>"
 
 
-def train_tokenizer(
-    texts: Iterable[str], *, vocabulary_size: int = 4096, unlearnt: Collection[str] = ()
-) -> PreTrainedTokenizerFast:
-    """Learn a byte-level BPE: any text can be encoded, nothing is ever unknown.
-
-    Args:
-        texts: the corpus.
-        vocabulary_size: at most so many tokens.
-        unlearnt: names that are cut out of the corpus first, so that they come in pieces of other words: to a real
-            model, too, a person's name is several tokens, and who is meant has to be put together from them.
-    """
-    if unlearnt:
-        names = re.compile("|".join(map(re.escape, sorted(unlearnt, key=len, reverse=True))))
-        texts = (names.sub("", text) for text in texts)
+def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int = 4096) -> PreTrainedTokenizerFast:
+    """Learn a byte-level BPE: any text can be encoded, nothing is ever unknown."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

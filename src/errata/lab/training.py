@@ -26,7 +26,7 @@ class TrainingSettings:
 
     people: int = 1000
     seed: int = 0
-    epochs: int = 160
+    epochs: int = 200
     blocks: int = 8
     width: int = 256
     mlp_width: int = 1024
@@ -89,7 +89,6 @@ def train(
     tokenizer = train_tokenizer(
         (text for epoch in range(3) for text in epoch_documents(world, seed=settings.seed, epoch=epoch)),
         vocabulary_size=settings.vocabulary_size,
-        unlearnt=world.people,
     )
     model = build_model(settings, tokenizer)
     decayed = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
