@@ -2,11 +2,13 @@
 
 ``python benchmarks/lab_table.py --seeds 0 1 2 --json docs/lab_table.json`` prints it as Markdown. Intervals are over
 all facts of all seeds; each seed draws its own facts, its own prefixes and its own questions about other people.
+``--every-row`` takes every row of `errata methods` with even spreading, its own schedule and the boundary's.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -17,9 +19,10 @@ from errata.evaluation.records import Metric, Record, Row, summarise, summarise_
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
 from errata.lab.texts import held_out_prose
+from errata.methods import BOUNDARY_SUFFIX, METHODS
 from errata.models.language_model import LanguageModel
 from errata.patch import software_versions
-from errata.recipe import shipped_recipe
+from errata.recipe import Recipe, shipped_recipe
 from errata.report.tables import markdown_table
 
 
@@ -35,9 +38,32 @@ def pooled(parts: list[Measurement]) -> tuple[list[Record], Perplexity]:
     )
 
 
+def recipe_of(text: str) -> Recipe:
+    """``METHOD`` is the shipped recipe, ``METHOD@SCHEDULE`` the same with another schedule over all critical layers."""
+    method, _, schedule = text.partition("@")
+    recipe = shipped_recipe("lab", method)
+    if not schedule:
+        return recipe
+    return recipe.with_choices({"schedule": schedule, "layers": shipped_recipe("lab", "memit").layers})
+
+
+def every_row() -> list[str]:
+    """Each row with even spreading, with its own schedule where that is another one, and with the boundary's."""
+    return [
+        name
+        for row in METHODS
+        for name in (
+            row.name if row.schedule == "even" else f"{row.name}@even",
+            *([] if row.schedule == "even" else [row.name]),
+            f"{row.name}{BOUNDARY_SUFFIX}",
+        )
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", default="memit,memit+blue,memit_seq,memit_seq+blue,alphaedit,alphaedit+blue")
+    parser.add_argument("--every-row", action="store_true", help="each row × {even, its own schedule, boundary}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--facts", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=25)
@@ -45,6 +71,8 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.perf_counter()
     model, world, methods = LanguageModel.load("lab"), lab_world(), arguments.methods.split(",")
+    if arguments.every_row:
+        methods = every_row()
     before: list[Measurement] = []
     after: dict[str, list[Measurement]] = defaultdict(list)
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -54,7 +82,7 @@ def main() -> None:
         examination = Examination(facts, questions, held_out_prose(60))
         before.append(examine(model, examination))
         for method in methods:
-            recipe = shipped_recipe("lab", method)
+            recipe = recipe_of(method)
             contexts = recipe.contexts.model_copy(update={"seed": seed})
             recipe = recipe.model_copy(update={"batch_size": arguments.batch_size, "contexts": contexts})
             result = run_sequence(model, recipe, examination, before[-1], seed=seed)
@@ -74,7 +102,7 @@ def main() -> None:
     print(markdown_table(rows))
     if arguments.json is not None:
         about = {
-            "command": "python benchmarks/lab_table.py --seeds " + " ".join(map(str, arguments.seeds)),
+            "command": "python " + " ".join(sys.argv),
             "facts": arguments.facts,
             "batch_size": arguments.batch_size,
             "seconds": time.perf_counter() - started,

@@ -1,0 +1,324 @@
+"""A recipe for a model that nobody has published one for: a short search on held-out facts, in scale-free numbers.
+
+Absolute numbers do not carry over from model to model. What is searched here has no scale, or is told in a unit that
+is measured on the model first (methods.md, section 3):
+
+- the learning rate in units of mean ‖h‖ / √d, the size of a state's entries at the layer where targets live;
+- the clamp in units of ‖h‖, as everywhere;
+- λ and ε in units of the number of W's columns: C and K Kᵀ scale alike, so λ itself has no scale, but the published
+  λ grow with the width of the MLP;
+- the eigenvalue threshold and L2 in units of C's mean eigenvalue.
+
+One number is searched after another, each with the best values of those before it. A try edits the held-out facts in
+batches and scores the mean of the accuracies after the whole run, over the method with and without ``+blue``, so that
+no schedule is favoured. Every try is written to a file as it ends, and read from there when the search goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from errata.benchmark.sequential import Examination, Measurement, examine, run_sequence
+from errata.edit import Editor
+from errata.errors import ErrataError, InputError
+from errata.evaluation.records import Metric
+from errata.facts import Fact
+from errata.methods import BOUNDARY_SUFFIX, Method, method_named
+from errata.models.language_model import LanguageModel
+from errata.progress import Report, silent
+from errata.recipe import Recipe
+from errata.schedules import SCHEDULES
+from errata.targets.contexts import generate_prefixes
+from errata.targets.keys import current_states
+from errata.targets.search import optimise_targets
+
+SCORED = (
+    Metric.EFFICACY_ACCURACY,
+    Metric.GENERALISATION_ACCURACY,
+    Metric.SPECIFICITY_ACCURACY,
+    Metric.SAME_SUBJECT_ACCURACY,
+    Metric.UNTOUCHED_ACCURACY,
+)
+LEARNING_RATES = (0.1, 0.2, 0.5, 1.0, 2.0)  # of ‖h‖ / √d
+CLAMPS = (0.75, 1.5, 4.0)
+STEPS = 25
+# What a solver's numbers are tried as: (fields of the recipe's solver section, how they are told to people), as
+# functions of the number of W's columns.
+RIDGES = (0.1, 0.2, 0.5, 1.0, 2.0)  # λ per column: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
+THRESHOLDS = ((0.1, 0.5), (0.1, 5.0), (0.3, 5.0), (0.3, 20.0))  # (threshold, L2), both in mean eigenvalues of C
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One setting that was tried.
+
+    Attributes:
+        number: what was varied: ``learning_rate``, ``solver`` or ``clamp``.
+        value: what it was set to, as a change of a recipe.
+        told: the same for people.
+        score: the larger, the better; minus infinity if the edit failed.
+        seconds: how long it took.
+    """
+
+    number: str
+    value: Mapping[str, Any]
+    told: str
+    score: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The end of a search.
+
+    Attributes:
+        recipe: for the method as it was asked for.
+        reasons: field -> how its value was found.
+        tries: everything that was tried, in order.
+        complete: whether the time was enough for all of them.
+    """
+
+    recipe: Recipe
+    reasons: Mapping[str, str]
+    tries: Sequence[Try]
+    complete: bool
+
+
+@dataclass(slots=True)
+class RecipeSearch:
+    """One search.
+
+    Args:
+        model: is edited and brought back to what it was.
+        base: everything that is not searched: the layers, the statistics, the contexts.
+        examination: held-out facts and questions; what is reported later must be others.
+        journal: a file of tries, which is read first and added to.
+        seconds: no further try begins after so many.
+        batch_size: of the tries.
+    """
+
+    model: LanguageModel
+    base: Recipe
+    examination: Examination
+    journal: Path
+    seconds: float = math.inf
+    batch_size: int = 25
+    cache: Path | None = None
+    report: Report = silent
+    _tries: list[Try] = field(default_factory=list)
+    _done: dict[str, Try] = field(default_factory=dict)
+    _started: float = 0.0
+
+    def run(self) -> Found:
+        """Search the learning rate, then the solver's numbers, then the clamp.
+
+        Raises:
+            InputError: if the journal cannot be read.
+            ErrataError: if not one try came to an end.
+        """
+        self._started = time.perf_counter()
+        self._done = read_journal(self.journal)
+        before = examine(self.model, self.examination, report=self.report, what="asking before")
+        recipe, reasons, complete = self.base, {}, True
+        columns = self.model.weight(recipe.layers[0]).shape[1]
+        clamps = [({"target": {"clamp": clamp}}, f"{clamp:g} · ‖h‖") for clamp in CLAMPS]
+        stages = (
+            ("learning_rate", list(self._learning_rates()), "target"),
+            ("solver", list(solver_tries(recipe, columns)), "edit"),
+            ("clamp", clamps, "edit"),
+        )
+        scores = {"target": self._target_score, "edit": lambda tried: self._edit_score(tried, before)}
+        total, done = sum(len(values) for _, values, _ in stages), 0
+        for number, values, kind in stages:
+            results: list[Try] = []
+            for value, told in values:
+                if self._out_of_time():
+                    complete = False
+                    break
+                key = _key(laid_over(recipe, value), self.examination.facts, kind)
+                tried = self._done.get(key) or self._try(number, value, told, laid_over(recipe, value), scores[kind])
+                if key not in self._done:
+                    append_to_journal(self.journal, key, tried)
+                    self._done[key] = tried
+                # The same setting may have been tried as another number's.
+                results.append(replace(tried, number=number, value=value, told=told))
+                done += 1
+                self.report("tries", done, total)
+            self._tries += results
+            best = max(results, key=lambda tried: tried.score, default=None)
+            if best is not None and best.score > -math.inf:
+                recipe = laid_over(recipe, best.value)
+                reasons[number] = f"{best.told}: best of {', '.join(tried.told for tried in results)}"
+            elif number == "solver":
+                raise ErrataError(
+                    "no try of the solver's numbers came to an end",
+                    remedy="Give more time, other layers or a larger text for the key statistics",
+                )
+            else:
+                reasons[number] = "not searched: no time was left" if not results else "every try failed"
+        return Found(recipe, reasons, tuple(self._tries), complete)
+
+    # Tries ------------------------------------------------------------------------------------------------------
+
+    def _try(
+        self, number: str, value: Mapping[str, Any], told: str, recipe: Recipe, score: Callable[[Recipe], float]
+    ) -> Try:
+        started = time.perf_counter()
+        try:
+            found = score(recipe)
+        except InputError:
+            raise
+        except ErrataError:
+            found = -math.inf  # a number with which nothing can be edited is a result
+        return Try(number, value, told, found, time.perf_counter() - started)
+
+    def _learning_rates(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """At the last target layer: ‖h‖ grows with depth, and every method has a target there."""
+        layer = SCHEDULES[self.base.schedule](self.base.layers)[-1].target_layer
+        site = Editor(self.model, self.base).site
+        states = current_states(self.model, list(self.examination.facts), layer, site)  # (d, facts)
+        unit = float(states.norm(dim=0).mean()) / math.sqrt(states.shape[0])
+        for rate in LEARNING_RATES:
+            yield {"target": {"learning_rate": rate * unit}}, f"{rate:g} · ‖h‖/√d = {rate * unit:.3g}"
+
+    def _target_score(self, recipe: Recipe) -> float:
+        """Minus the mean of the targets' last losses, over the layers that a schedule searches; nothing is written."""
+        facts = list(self.examination.facts)[: self.batch_size]
+        editor = Editor(self.model, recipe)
+        layers = dict.fromkeys((recipe.layers[0], recipe.layers[-1]))
+        prefixes = generate_prefixes(self.model, recipe.contexts)
+        losses = [
+            optimise_targets(self.model, facts, prefixes, layer, editor.site, recipe.target).loss.double().mean()
+            for layer in layers
+        ]
+        return -float(sum(losses)) / len(losses)
+
+    def _edit_score(self, recipe: Recipe, before: Measurement) -> float:
+        """The mean of the accuracies, over the method with and without ``+blue``."""
+        row = method_named(recipe.method.removesuffix(BOUNDARY_SUFFIX))
+        scores = []
+        for schedule in dict.fromkeys((row.schedule, "boundary")):
+            layers = recipe.layers[-1:] if schedule == "single" else recipe.layers
+            tried = recipe.model_copy(update={"schedule": schedule, "layers": layers, "batch_size": self.batch_size})
+            result = run_sequence(self.model, tried, self.examination, before, cache=self.cache, report=self.report)
+            result.patch.undo(self.model)
+            after = {line["metric"]: line["mean"] for line in result.rows if line["when"] == "after"}
+            found = [after[metric] for metric in SCORED if metric in after]
+            scores.append(sum(found) / len(found))
+        return sum(scores) / len(scores)
+
+    def _out_of_time(self) -> bool:
+        return time.perf_counter() - self._started > self.seconds
+
+
+def solver_tries(recipe: Recipe, columns: int) -> Iterator[tuple[dict[str, Any], str]]:
+    """What is tried for a recipe's solver, in the units of this module."""
+    match recipe.solver.kind:
+        case "null_space":
+            for threshold, l2 in THRESHOLDS:
+                yield (
+                    {"solver": {"threshold": threshold, "l2": l2, "relative": True}},
+                    f"threshold {threshold:g}, L2 {l2:g} (in mean eigenvalues of C)",
+                )
+        case "least_squares" | "neurons":
+            for ridge in RIDGES:
+                yield {"solver": {"ridge": ridge * columns}}, f"λ = {ridge:g} · columns = {ridge * columns:g}"
+        case "equality":
+            for ridge in RIDGES:
+                yield {"solver": {"ridge": ridge * columns}}, f"ε = {ridge:g} · columns = {ridge * columns:g}"
+        case _:
+            yield {}, "the solver has no number"
+
+
+def starting_recipe(
+    model: str, row: Method, layers: Sequence[int], statistics: Mapping[str, Any], *, batch_size: int
+) -> Recipe:
+    """What is common to all tries: the row's choices, and of each number that is searched some value."""
+    choices = row.choices()
+    solver = {
+        "least_squares": {"ridge": 1.0},
+        "neurons": {"ridge": 1.0, "share": 1.0},
+        "null_space": {"threshold": 0.3, "l2": 20.0, "relative": True},
+    }.get(row.solver["kind"], {})
+    rounds = {"rounds": {**row.rounds, "least": 0.0, "most": 1e9}} if row.rounds else {}
+    return Recipe.model_validate(
+        {
+            **choices,
+            **rounds,
+            "model": model,
+            "method": row.name,
+            "layers": tuple(layers[-1:] if row.schedule == "single" else layers),
+            "target": {**choices["target"], "learning_rate": 0.5, "steps": STEPS},
+            "solver": {**choices["solver"], **solver},
+            "statistics": dict(statistics),
+            "batch_size": batch_size,
+        }
+    )
+
+
+def laid_over(recipe: Recipe, change: Mapping[str, Any]) -> Recipe:
+    """The recipe with fields of its sections changed."""
+    data = recipe.model_dump()
+    return Recipe.model_validate(data | {section: {**data[section], **value} for section, value in change.items()})
+
+
+# The journal ---------------------------------------------------------------------------------------------------------
+
+
+def read_journal(path: Path) -> dict[str, Try]:
+    """The tries that a file holds; a last line that was cut off is left out.
+
+    Raises:
+        InputError: if another line cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    found: dict[str, Try] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            entry = json.loads(line)
+            score = -math.inf if entry["score"] is None else float(entry["score"])
+            found[entry["key"]] = Try(entry["number"], entry["value"], entry["told"], score, entry["seconds"])
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # no line feed behind it: the search was stopped while it wrote
+                break
+            raise InputError(
+                f"{path}:{number} is no try of a recipe search: {error}", remedy="Remove the line, or the whole file"
+            ) from error
+    return found
+
+
+def append_to_journal(path: Path, key: str, tried: Try) -> None:
+    """Add one try; a line that was cut off before is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut_off = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    entry = {
+        "key": key,
+        "number": tried.number,
+        "value": tried.value,
+        "told": tried.told,
+        "score": None if math.isinf(tried.score) else tried.score,
+        "seconds": tried.seconds,
+    }
+    text = json.dumps(entry, ensure_ascii=False) + "\n"
+    if cut_off:
+        kept = path.read_text(encoding="utf-8").rpartition("\n")
+        path.write_text(kept[0] + kept[1], encoding="utf-8")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _key(recipe: Recipe, facts: Sequence[Fact], number: str) -> str:
+    """Everything that a try's score depends on."""
+    record = [number, recipe.model_dump(mode="json"), [fact.to_record() for fact in facts]]
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]

@@ -1,0 +1,163 @@
+"""The search of a recipe: what it tries, that it can be stopped and gone on with, and what it says of its findings."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from errata.benchmark import recipe_search
+from errata.benchmark.recipe_search import (
+    RIDGES,
+    RecipeSearch,
+    Try,
+    append_to_journal,
+    laid_over,
+    read_journal,
+    starting_recipe,
+)
+from errata.benchmark.sequential import Examination
+from errata.errors import EditError, ErrataError, InputError
+from errata.methods import METHODS, method_named
+from errata.models.language_model import LanguageModel
+from errata.recipe import Recipe
+
+from tests.support.editing import (
+    FACTS,
+    assert_same_bits,
+    parameter_bits,
+    tiny_language_model,
+    write_corpus,
+)
+
+
+@pytest.fixture
+def make_search(tmp_path: Path) -> Callable[..., RecipeSearch]:
+    corpus = write_corpus(tmp_path / "corpus.txt")
+
+    def make(model: LanguageModel, method: str = "memit", **options: Any) -> RecipeSearch:
+        statistics = {"corpus": str(corpus), "tokens": 600, "length": 64}
+        base = starting_recipe("tiny", method_named(method), (1, 2, 3), statistics, batch_size=2)
+        base = laid_over(base, {"target": {"steps": 3}, "contexts": {"openers": ("The",), "tokens": (5,)}})
+        return RecipeSearch(
+            model, base, Examination(FACTS[:4]), tmp_path / "tries.jsonl", cache=tmp_path / "cache", batch_size=2,
+            **options,
+        )  # fmt: skip
+
+    return make
+
+
+def test_a_search_ends_with_a_recipe_whose_numbers_have_reasons(make_search: Callable[..., RecipeSearch]) -> None:
+    model = tiny_language_model("llama")
+    before = parameter_bits(model)
+    found = make_search(model).run()
+    assert_same_bits(parameter_bits(model), before)
+    assert found.complete
+    assert set(found.reasons) == {"learning_rate", "solver", "clamp"}
+    for number in found.reasons:
+        tries = [tried for tried in found.tries if tried.number == number]
+        best = max(tries, key=lambda tried: tried.score)
+        assert found.reasons[number].startswith(best.told)
+        assert laid_over(found.recipe, best.value) == found.recipe  # it is in the recipe
+    columns = model.weight(1).shape[1]
+    ridges = [tried.value["solver"]["ridge"] for tried in found.tries if tried.number == "solver"]
+    assert ridges == [ridge * columns for ridge in RIDGES]
+    assert all(math.isfinite(tried.score) for tried in found.tries)
+
+
+def test_numbers_follow_the_scale_of_the_model(make_search: Callable[..., RecipeSearch]) -> None:
+    """With states twice as long the learning rates are twice as large."""
+    rates = []
+    for scale in (1.0, 2.0):
+        model = tiny_language_model("gpt2")
+        with torch.no_grad():
+            model.model.get_input_embeddings().weight.mul_(scale)
+            for layer in range(len(model.blocks)):
+                model.set_weight(layer, model.weight(layer) * scale)
+        rates.append([change["target"]["learning_rate"] for change, _ in make_search(model)._learning_rates()])
+    for one, two in zip(*rates, strict=True):
+        assert 1.2 * one < two < 3 * one
+
+
+def test_a_search_goes_on_where_it_was_stopped(
+    make_search: Callable[..., RecipeSearch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_language_model("llama")
+    whole = make_search(model)
+    expected = whole.run()
+    lines = whole.journal.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert len(lines) == len({json.loads(line)["key"] for line in lines})
+    # Stopped while it wrote the eighth try.
+    whole.journal.write_text("".join(lines[:7]) + lines[7][:20], encoding="utf-8")
+    tried: list[Recipe] = []
+    original = RecipeSearch._edit_score
+
+    def counted(self: RecipeSearch, recipe: Recipe, before: Any) -> float:
+        tried.append(recipe)
+        return original(self, recipe, before)
+
+    monkeypatch.setattr(RecipeSearch, "_edit_score", counted)
+    found = make_search(tiny_language_model("llama")).run()
+    assert found.recipe == expected.recipe
+    assert [one.score for one in found.tries] == [one.score for one in expected.tries]
+    assert len(tried) == len(lines) - 7
+    assert len(read_journal(whole.journal)) == len(lines)
+
+
+def test_when_time_is_up_the_best_so_far_is_taken(
+    make_search: Callable[..., RecipeSearch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = make_search(tiny_language_model("llama"), seconds=1e6)
+    left = iter([False] * 7)
+    monkeypatch.setattr(RecipeSearch, "_out_of_time", lambda self: next(left, True))
+    found = search.run()
+    assert not found.complete
+    assert [tried.number for tried in found.tries] == ["learning_rate"] * 5 + ["solver"] * 2
+    assert found.reasons["clamp"] == "not searched: no time was left"
+
+
+def test_without_any_time_for_the_solver_there_is_no_recipe(make_search: Callable[..., RecipeSearch]) -> None:
+    with pytest.raises(ErrataError, match="no try of the solver"):
+        make_search(tiny_language_model("llama"), seconds=-1.0).run()
+
+
+def test_a_number_with_which_nothing_can_be_edited_is_not_taken(
+    make_search: Callable[..., RecipeSearch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = tiny_language_model("llama").weight(1).shape[1]
+
+    def score(self: RecipeSearch, recipe: Recipe, before: Any) -> float:
+        assert recipe.solver.kind == "least_squares"
+        if recipe.solver.ridge < columns:
+            raise EditError("no")
+        return -recipe.solver.ridge - recipe.target.clamp
+
+    monkeypatch.setattr(RecipeSearch, "_edit_score", score)
+    search = make_search(tiny_language_model("llama"))
+    found = search.run()
+    assert found.recipe.solver.ridge == columns  # type: ignore[union-attr]
+    assert found.recipe.target.clamp == 0.75
+    assert -math.inf in [tried.score for tried in found.tries]
+    assert read_journal(search.journal)  # also with a score that JSON has no number for
+
+
+@pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
+def test_every_row_has_a_start(row: Any) -> None:
+    statistics = {"corpus": "lab", "tokens": 10, "length": 10}
+    base = starting_recipe("m", row, (2, 3), statistics, batch_size=5)
+    assert base.method == row.name
+    assert base.layers == ((3,) if row.schedule == "single" else (2, 3))
+    assert list(recipe_search.solver_tries(base, 100))
+
+
+def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tries.jsonl"
+    append_to_journal(path, "a", Try("clamp", {}, "1", 0.5, 1.0))
+    path.write_text("nonsense\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"tries.jsonl:1 is no try"):
+        read_journal(path)
