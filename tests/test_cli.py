@@ -236,3 +236,55 @@ def test_a_name_that_is_no_directory_is_announced_as_one_of_the_hub(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert run(["ask", "--model", "no-such-owner/no-such-model", "Hello"]) == 2
     assert "looking on the hub" in " ".join(capsys.readouterr().err.split())
+
+
+QUANTISED = {"model_type": "llama", "num_hidden_layers": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts"),
+        ({"model_type": "qwen3_moe", "num_experts": 64}, "mixture of experts"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "an encoder and a decoder"),
+        (QUANTISED | {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "are quantised"),
+        (QUANTISED | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "are quantised"),
+    ],
+)
+def test_models_that_cannot_be_edited_are_refused_before_any_work(
+    config: dict[str, object], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There are neither weights nor a tokenizer nor facts: nothing else has been looked at."""
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    arguments = ["edit", "--model", str(tmp_path), "--facts", str(tmp_path / "none.jsonl"), "--dry-run"]
+    assert run(arguments) == 2
+    said = capsys.readouterr().err
+    assert reason in " ".join(said.split())
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_choices_on_the_command_line_stand_in_place_of_the_recipes(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    arguments = ["edit", "--facts", str(FACTS), "--dry-run", "--json", str(plan), "--method", "memit"]
+    assert run([*arguments, "--schedule", "replay", "--layers", "1,3", "--shaping", "norm_cap,rect"]) == 0
+    recipe = json.loads(plan.read_text(encoding="utf-8"))["recipe"]
+    assert (recipe["schedule"], recipe["layers"]) == ("replay", [1, 3])
+    assert [entry["kind"] for entry in recipe["shaping"]] == ["norm_cap", "rect"]
+    assert run([*arguments[:-1], "rect", "--shaping", "none"]) == 0
+    assert json.loads(plan.read_text(encoding="utf-8"))["recipe"]["shaping"] == []
+
+
+def test_choices_that_cannot_be_are_told_together_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["edit", "--facts", str(FACTS), "--dry-run"]
+    wrong = ["--schedule", "evn", "--layers", "one", "--shaping", "prun"]
+    assert run([*arguments, *wrong]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "3 faults" in said
+    for part in ("'evn'", "'one'", "'prun'", "norm_cap", "replay"):
+        assert part in said
+    assert run([*arguments, "--method", "memit+blue", "--schedule", "even"]) == 2
+    assert "'memit+blue' is the boundary schedule" in " ".join(capsys.readouterr().err.split())
+    assert run([*arguments, "--method", "memit", "--schedule", "single"]) == 2
+    assert "'single' writes one layer" in " ".join(capsys.readouterr().err.split())
+    assert run([*arguments, "--method", "memit", "--as-published"]) == 2
+    assert "depends on a fault" in " ".join(capsys.readouterr().err.split())
