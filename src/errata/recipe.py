@@ -28,6 +28,7 @@ class _Settings(BaseModel):
 
 class _SearchSettings(_Settings):
     learning_rate: _Positive = Field(description="Adam's step")
+    relative_rate: bool = Field(False, description="the learning rate is in units of ‖h⁰‖ / √d, for each fact")
     steps: int = Field(ge=1, description="evaluations of the loss; there is one update less")
     kl_factor: _NotNegative = Field(0.0625, description="weight of the KL term on '{subject} is a'")
     weight_decay: _NotNegative = Field(0.5, description="weight of ‖δ‖ / ‖h⁰‖²")

@@ -79,11 +79,14 @@ def search_jointly(
     loss_of = ReferenceJointLoss(model, fact, prefixes, layer, settings)
     width = model.weight(layer).shape[0]
     deltas = [torch.zeros(width, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    adam = torch.optim.Adam(deltas, lr=settings.learning_rate)
+    adam = torch.optim.Adam([{"params": [delta]} for delta in deltas], lr=settings.learning_rate)
     evaluations = 0
     while True:
         loss = loss_of(deltas)
         evaluations += 1
+        if settings.relative_rate:
+            for group, origin in zip(adam.param_groups, loss_of.origins, strict=True):
+                group["lr"] = settings.learning_rate * float(origin.norm()) / width**0.5
         done = loss_of.holds and float(loss_of.divergence) < settings.stop_divergence
         if done or loss.item() < settings.stop_loss or evaluations == settings.steps:
             break

@@ -155,6 +155,8 @@ def search(
     evaluations = 0
     while True:
         loss = loss_of(delta)
+        if settings.relative_rate:
+            adam.param_groups[0]["lr"] = settings.learning_rate * float(loss_of.origin.norm()) / width**0.5
         assert loss_of.origin is not None
         evaluations += 1
         if loss.item() < settings.stop_loss or evaluations == settings.steps:

@@ -64,12 +64,14 @@ def with_gradient(loss_of: object, value: Tensor) -> tuple[Tensor, Tensor]:
     return loss.detach(), gradient
 
 
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "gemma2", "opt"])
-def test_the_search_equals_one_fact_at_a_time(family: str) -> None:
+def test_the_search_equals_one_fact_at_a_time(family: str, relative: bool) -> None:
     model = loaded(family)
-    ours = searched(model)
+    settings = SETTINGS.model_copy(update={"relative_rate": relative})
+    ours = searched(model, settings)
     for column, fact in enumerate(FACTS):
-        expected = search_jointly(model, fact, PREFIXES, 2, SETTINGS)
+        expected = search_jointly(model, fact, PREFIXES, 2, settings)
         assert int(ours.evaluations[column]) == expected.evaluations
         torch.testing.assert_close(ours.delta[:, column], expected.delta, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(ours.z[:, column], expected.z, rtol=1e-6, atol=1e-6)

@@ -86,6 +86,18 @@ def test_the_search_equals_one_fact_at_a_time(family: str) -> None:
         assert ours.loss[column].item() == pytest.approx(target.loss, rel=1e-6)
 
 
+def test_a_relative_learning_rate_is_in_units_of_each_facts_state() -> None:
+    model = loaded("llama")
+    settings = SETTINGS.model_copy(update={"relative_rate": True, "learning_rate": 0.4, "clamp": 30.0})
+    ours = optimised(model, settings=settings)
+    for column, target in enumerate(one_at_a_time(model, settings)):
+        torch.testing.assert_close(ours.delta[:, column], target.delta, rtol=1e-6, atol=1e-6)
+    first = optimised(model, settings=settings.model_copy(update={"steps": 2}))
+    # Adam's first update is the step in every coordinate.
+    steps = 0.4 * (first.z - first.delta).norm(dim=0) / first.z.shape[0] ** 0.5
+    torch.testing.assert_close(first.delta.abs(), steps.expand_as(first.delta), rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_search_of_the_test_above_has_every_case_in_it(family: str) -> None:
     """Facts that leave on the way and facts that stay to the end; deltas within the clamp and at it."""

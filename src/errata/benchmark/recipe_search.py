@@ -3,7 +3,7 @@
 Absolute numbers do not carry over from model to model. What is searched here has no scale, or is told in a unit that
 is measured on the model first (methods.md, section 3):
 
-- the learning rate in units of mean ‖h‖ / √d, the size of a state's entries at the layer where targets live;
+- the learning rate in units of ‖h‖ / √d, the size of a state's entries where its target lives;
 - the clamp in units of ‖h‖, as everywhere;
 - λ and ε in units of the number of W's columns: C and K Kᵀ scale alike, so λ itself has no scale, but the published
   λ grow with the width of the MLP;
@@ -34,9 +34,7 @@ from errata.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.models.language_model import LanguageModel
 from errata.progress import Report, silent
 from errata.recipe import Recipe
-from errata.schedules import SCHEDULES
 from errata.targets.contexts import generate_prefixes
-from errata.targets.keys import current_states
 from errata.targets.search import optimise_targets
 
 SCORED = (
@@ -128,9 +126,13 @@ class RecipeSearch:
         before = examine(self.model, self.examination, report=self.report, what="asking before")
         recipe, reasons, complete = self.base, {}, True
         columns = self.model.weight(recipe.layers[0]).shape[1]
+        rates = [
+            ({"target": {"learning_rate": rate, "relative_rate": True}}, f"{rate:g} · ‖h‖/√d")
+            for rate in LEARNING_RATES
+        ]
         clamps = [({"target": {"clamp": clamp}}, f"{clamp:g} · ‖h‖") for clamp in CLAMPS]
         stages = (
-            ("learning_rate", list(self._learning_rates()), "target"),
+            ("learning_rate", rates, "target"),
             ("solver", list(solver_tries(recipe, columns)), "edit"),
             ("clamp", clamps, "edit"),
         )
@@ -178,15 +180,6 @@ class RecipeSearch:
         except ErrataError:
             found = -math.inf  # a number with which nothing can be edited is a result
         return Try(number, value, told, found, time.perf_counter() - started)
-
-    def _learning_rates(self) -> Iterator[tuple[dict[str, Any], str]]:
-        """At the last target layer: ‖h‖ grows with depth, and every method has a target there."""
-        layer = SCHEDULES[self.base.schedule](self.base.layers)[-1].target_layer
-        site = Editor(self.model, self.base).site
-        states = current_states(self.model, list(self.examination.facts), layer, site)  # (d, facts)
-        unit = float(states.norm(dim=0).mean()) / math.sqrt(states.shape[0])
-        for rate in LEARNING_RATES:
-            yield {"target": {"learning_rate": rate * unit}}, f"{rate:g} · ‖h‖/√d = {rate * unit:.3g}"
 
     def _target_score(self, recipe: Recipe) -> float:
         """Minus the mean of the targets' last losses, over the layers that a schedule searches; nothing is written."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.recipe import JointTargetSettings
-from errata.targets.residual import clamp_norm
+from errata.targets.residual import clamp_norm, step_sizes
 from errata.targets.rows import FactRows
 
 
@@ -65,6 +65,11 @@ class JointLoss:
         eased = torch.full_like(self._likelihood_weight, settings.eased_likelihood)
         self._likelihood_weight = torch.where(answers.holds, eased, 1.0)
         return loss
+
+    def rates(self) -> Float[Tensor, "u width"]:
+        """Adam's step for each entry of each fact's two vectors."""
+        parts = self.origin.chunk(2, dim=1)
+        return torch.cat([step_sizes(part, self._settings).expand_as(part) for part in parts], dim=1)
 
     def going_on(self, loss: Float[Tensor, "u"]) -> Bool[Tensor, "u"]:
         """Which facts are not done, by the last evaluation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe import TargetSettings
+from errata.recipe import JointTargetSettings, TargetSettings
 from errata.targets.rows import FactRows
 
 
@@ -46,6 +47,10 @@ class TargetLoss:
         decay = delta.norm(dim=1) / self._origin_norm**2
         return answers.surprise + settings.kl_factor * answers.divergence + settings.weight_decay * decay
 
+    def rates(self) -> Float[Tensor, "u 1"]:
+        """Adam's step for each fact."""
+        return step_sizes(self.origin, self._settings)
+
     def going_on(self, loss: Float[Tensor, "u"]) -> Bool[Tensor, "u"]:
         """Which facts are not done, given their last loss."""
         return loss >= self._settings.stop_loss
@@ -62,6 +67,13 @@ class TargetLoss:
         """Go on with these facts only (ascending indices into the present ones)."""
         self._rows.select(facts)
         self._origin_norm = self._origin_norm[facts]
+
+
+def step_sizes(origin: Float[Tensor, "u d"], settings: TargetSettings | JointTargetSettings) -> Float[Tensor, "u 1"]:
+    """The learning rate, in units of ‖h⁰‖ / √d where it is relative: then it serves models of any scale."""
+    if not settings.relative_rate:
+        return torch.full_like(origin[:, :1], settings.learning_rate)
+    return settings.learning_rate * origin.norm(dim=1, keepdim=True) / math.sqrt(origin.shape[1])
 
 
 def clamp_norm(vectors: Float[Tensor, "u d"], largest: Float[Tensor, "u"]) -> Float[Tensor, "u d"]:

@@ -47,6 +47,8 @@ class SearchedLoss(Protocol):
 
     def __call__(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u"]: ...
 
+    def rates(self) -> Float[Tensor, "u #width"]: ...
+
     def going_on(self, loss: Float[Tensor, "u"]) -> Bool[Tensor, "u"]: ...
 
     def clamped(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u width"]: ...
@@ -132,7 +134,7 @@ def _optimise(
             kept = going_on.nonzero()[:, 0]
             loss_of.select(kept)
             active, delta, gradient, first, second = (x[kept] for x in (active, delta, gradient, first, second))
-        first, second, delta = _adam(first, second, delta, gradient, step, settings.learning_rate)
+        first, second, delta = _adam(first, second, delta, gradient, step, loss_of.rates())
         delta = loss_of.clamped(delta)
         on_step(len(active))
     z, found = loss_of.written(origin + final_delta).T, loss_of.written(final_delta).T
@@ -140,7 +142,7 @@ def _optimise(
 
 
 def _adam(
-    first: Tensor, second: Tensor, value: Tensor, gradient: Tensor, step: int, rate: float
+    first: Tensor, second: Tensor, value: Tensor, gradient: Tensor, step: int, rate: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Adam with the usual constants (Kingma & Ba 2015, algorithm 1); all rows are at the same step."""
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
