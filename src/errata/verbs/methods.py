@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 
-from errata.methods import BOUNDARY_PAPER, BOUNDARY_TITLE, METHODS
+from rich.padding import Padding
+from rich.text import Text
+
+from errata.methods import BOUNDARY_PAPER, BOUNDARY_TITLE, METHODS, Method
 from errata.verbs.console import JsonOption, console, write_json
 
 EXAMPLE = "Example: errata methods --json methods.json"
 
 
 def methods(json: JsonOption = None) -> None:
-    """List the editing methods with their papers; any of them takes +blue."""
-    out = console()
+    """List the editing methods with their papers, and where they differ from them; any of them takes +blue."""
+    told = Counter(deviation for row in METHODS for deviation in row.deviations)
+    common = [deviation for deviation, count in told.items() if count > len(METHODS) / 2]
     for row in METHODS:
-        shaping = "".join(f", shaping {entry['kind']}" for entry in row.shaping)
-        history = ", history" if row.solver.get("history") else ""
-        out.print(f"[bold]{row.name}[/]  {row.title}", highlight=False)
-        out.print(
-            f"    target {row.target['kind']} at the {row.site}'s output, schedule {row.schedule}, "
-            f"solver {row.solver['kind']}{history}{shaping}\n"
-            f"    {row.paper}",
-            style="dim",
-            highlight=False,
+        _print(
+            row.name, row.title, _choices(row), row.paper, *(f"Here: {d}" for d in row.deviations if d not in common)
         )
-        for deviation in row.deviations:
-            out.print(f"    Here: {deviation}", style="dim", highlight=False)
-    out.print(f"[bold]…+blue[/]  any row with the schedule boundary: {BOUNDARY_TITLE}", highlight=False)
-    out.print(f"    {BOUNDARY_PAPER}", style="dim", highlight=False)
-    write_json(json, {"methods": [asdict(row) for row in METHODS], "suffixes": {"+blue": BOUNDARY_PAPER}})
+    boundary = {deviation for row in METHODS for deviation in row.with_blue().deviations if deviation not in told}
+    _print("…+blue", f"any row with the schedule boundary: {BOUNDARY_TITLE}", BOUNDARY_PAPER, *sorted(boundary))
+    for deviation in common:
+        console().print(f"All rows: {deviation}", style="dim", highlight=False)
+    rows = [row for method in METHODS for row in (method, method.with_blue())]
+    write_json(json, {"methods": [asdict(row) for row in rows], "suffixes": {"+blue": BOUNDARY_PAPER}})
+
+
+def _choices(row: Method) -> str:
+    history = ", history" if row.solver.get("history") else ""
+    shaping = "".join(f", shaping {entry['kind']}" for entry in row.shaping)
+    rounds = f", {row.rounds['count']} rounds" if row.rounds else ""
+    return (
+        f"target {row.target['kind']} at the {'MLP' if row.site == 'mlp' else row.site}'s output, schedule "
+        f"{row.schedule}, solver {row.solver['kind']}{history}{shaping}{rounds}"
+    )
+
+
+def _print(name: str, title: str, *lines: str) -> None:
+    console().print(Text.assemble((name, "bold"), f"  {title}"), highlight=False)
+    for line in lines:
+        console().print(Padding(Text(line, style="dim"), (0, 0, 0, 4)), highlight=False)
