@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.methods import method_named
@@ -85,9 +86,26 @@ class StatisticsSettings(_Settings):
         description="'lab', or the path, from the recipe's file on, of a plain text file with blank "
         "lines between documents"
     )
-    tokens: int = Field(ge=1, description="how many tokens to read")
+    documents: int | None = Field(None, ge=1, description="how many documents to read, in place of tokens")
+    tokens: int | None = Field(None, ge=1, validate_default=True, description="how many tokens to read")
     length: int = Field(ge=1, description="documents are cut at this many tokens")
     special_tokens: bool = Field(True, description="whether keys of BOS and other special tokens count")
+
+    @field_validator("tokens")
+    @classmethod
+    def _one_amount(cls, tokens: int | None, info: Any) -> int | None:
+        if "documents" not in info.data:  # it is wrong itself
+            return tokens
+        if tokens is None and info.data["documents"] is None:
+            raise PydanticCustomError("missing", "field required, or 'documents' in its place")
+        if tokens is not None and info.data["documents"] is not None:
+            raise ValueError("'documents' stands there too: give one of the two")
+        return tokens
+
+    @property
+    def amount(self) -> int:
+        """How much is read, in the unit that was given."""
+        return self.tokens or self.documents or 0
 
 
 class LeastSquaresSettings(_Settings):
@@ -187,6 +205,7 @@ class Recipe(_Settings):
     rounds: RoundSettings | None = Field(None, description="several passes over a batch; none is one for all facts")
     statistics: StatisticsSettings
     batch_size: int = Field(25, ge=1, description="facts that are solved together")
+    source: str = Field("", description="where the numbers are from")
 
     @field_validator("layers")
     @classmethod
@@ -200,6 +219,11 @@ class Recipe(_Settings):
         if reasons := list(_contradictions(self)):
             raise ValueError("; ".join(reasons))
         return self
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the solver looks at the key statistics at all."""
+        return not (self.solver.kind == "rank_one" and self.solver.moment == "identity")
 
     def with_choices(self, choices: Mapping[str, Any]) -> Recipe:
         """The recipe with other values of some fields.

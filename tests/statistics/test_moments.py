@@ -50,7 +50,7 @@ def test_moments_are_the_naive_sum_whatever_the_batches(family: str, special_tok
     assert count == 300
     for token_budget in (1, 50, 4096):
         told: list[int] = []
-        moments = key_moments(model, LAYERS, iter(texts), token_budget=token_budget, on_tokens=told.append, **settings)
+        moments = key_moments(model, LAYERS, iter(texts), token_budget=token_budget, on_read=told.append, **settings)
         assert list(moments) == list(LAYERS)
         assert sum(told) == 300
         for layer, moment in moments.items():
