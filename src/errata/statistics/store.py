@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.recipe import StatisticsSettings
 from errata.statistics.corpus import open_corpus
@@ -59,6 +61,22 @@ def default_cache() -> Path:
 def packaged_moments() -> tuple[Path, ...]:
     """Where the statistics that ship with errata lie."""
     return (Path(str(resources.files("errata"))) / "lab" / "moments",)
+
+
+def check_corpus(settings: StatisticsSettings) -> None:
+    """That there is a text, and enough documents in it; whether there are enough tokens, only a tokenizer can say.
+
+    Raises:
+        InputError: if there is not.
+    """
+    documents = open_corpus(settings.corpus).documents()
+    held = sum(1 for _ in islice(documents, settings.documents)) if settings.documents is not None else 0
+    if settings.documents is not None and held < settings.documents:
+        raise InputError(
+            f"the corpus {settings.corpus!r} holds {held} documents, but {settings.documents} were asked for",
+            remedy="Give more text (a blank line ends a document), or a --recipe with fewer statistics.documents; "
+            "`errata recipe show --method …` prints one to change",
+        )
 
 
 def moments_for(
@@ -145,7 +163,11 @@ def write_moment(path: Path, key: MomentKey, moment: SecondMoment, *, dtype: tor
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, columns = torch.triu_indices(*moment.total.shape)
     triangle = moment.total.cpu()[rows, columns].to(dtype)
-    metadata = {"key": json.dumps(key.to_record()), "count": str(moment.count), "checksum": _checksum(key, triangle, moment.count)}
+    metadata = {
+        "key": json.dumps(key.to_record()),
+        "count": str(moment.count),
+        "checksum": _checksum(key, triangle, moment.count),
+    }
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(handle)
     try:
