@@ -24,15 +24,13 @@ app = typer.Typer(
 @app.command("list", epilog="Example: errata recipe list")
 def list_recipes(json: JsonOption = None) -> None:
     """List the models that a recipe comes with errata for, and for which methods."""
-    files = [shipped_file(name) for name in shipped_names()]
-    table = _table("recipe", "model", "also taken for", "methods")
-    for name, file in zip(shipped_names(), files, strict=True):
-        table.add_row(name, str(file.data["model"]), ", ".join(file.also), ", ".join(file.names))
-    console().print(table)
-    entries = [
-        {"name": name, "model": file.data["model"], "also": list(file.also), "methods": list(file.names)}
-        for name, file in zip(shipped_names(), files, strict=True)
-    ]
+    out, entries = console(), []
+    for name in shipped_names():
+        file = shipped_file(name)
+        also = f"; also taken for {', '.join(file.also)}" if file.also else ""
+        out.print(f"[bold]{name}[/]  numbers for {file.data['model']}{also}", highlight=False)
+        out.print(f"    {', '.join(file.names)}", style="dim", highlight=False)
+        entries.append({"name": name, "model": file.data["model"], "also": file.also, "methods": file.names})
     write_json(json, {"recipes": entries})
 
 
@@ -52,16 +50,15 @@ def show(
         return
     file = shipped_file(name)
     recipes = [shipped_recipe(name, entry) for entry in file.names]
-    table = _table("method", "layers", "target", "solver", "source")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("method", "layers", "target", "solver", "key statistics", "source"):
+        table.add_column(head, overflow="fold")
     for recipe in recipes:
-        table.add_row(recipe.method, _layers(recipe), _target(recipe), _solver(recipe), recipe.source)
+        table.add_row(
+            recipe.method, _layers(recipe), _target(recipe), _solver(recipe), _statistics(recipe), recipe.source
+        )
     console().print(f"{file.source}: numbers for {file.data['model']}", markup=False, highlight=False)
     console().print(table)
-    statistics = recipes[0].statistics
-    unit = "tokens" if statistics.tokens else "documents"
-    console().print(
-        f"Key statistics: {statistics.amount} {unit} of {statistics.corpus}.", markup=False, highlight=False
-    )
     write_json(
         json,
         {
@@ -93,13 +90,6 @@ def check(
     write_json(json, {"file": str(file), "valid": True, "methods": list(methods), "faults": []})
 
 
-def _table(*heads: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in heads:
-        table.add_column(head, overflow="fold")
-    return table
-
-
 def _layers(recipe: Recipe) -> str:
     """What is written: with the boundary schedule the two ends."""
     layers = recipe.layers
@@ -121,3 +111,10 @@ def _solver(recipe: Recipe) -> str:
         parts |= recipe.rounds.model_dump()
     numbers = ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in parts.items())
     return f"{recipe.solver.kind} {numbers}"
+
+
+def _statistics(recipe: Recipe) -> str:
+    if not recipe.needs_statistics:
+        return "none"
+    statistics = recipe.statistics
+    return f"{statistics.amount} {'tokens' if statistics.tokens else 'documents'} of {statistics.corpus}"
