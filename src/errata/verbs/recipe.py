@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,15 +51,19 @@ def show(
         return
     file = shipped_file(name)
     recipes = [shipped_recipe(name, entry) for entry in file.names]
+    out = console()
+    out.print(f"{file.source}: numbers for {file.data['model']}", markup=False, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("method", "layers", "target", "solver", "key statistics", "source"):
+    for head in ("method", "layers", "lr", "steps", "KL", "decay", "clamp", "solver"):
         table.add_column(head, overflow="fold")
     for recipe in recipes:
-        table.add_row(
-            recipe.method, _layers(recipe), _target(recipe), _solver(recipe), _statistics(recipe), recipe.source
-        )
-    console().print(f"{file.source}: numbers for {file.data['model']}", markup=False, highlight=False)
-    console().print(table)
+        target = recipe.target
+        numbers = (target.learning_rate, target.steps, target.kl_factor, target.weight_decay, target.clamp)
+        table.add_row(recipe.method, _layers(recipe), *(f"{number:g}" for number in numbers), _solver(recipe))
+    out.print(table)
+    for told in (_statistics, _source):
+        for what, names in _grouped(recipes, told).items():
+            out.print(f"{what}: {', '.join(names)}", markup=False, highlight=False)
     write_json(
         json,
         {
@@ -93,15 +98,10 @@ def check(
 def _layers(recipe: Recipe) -> str:
     """What is written: with the boundary schedule the two ends."""
     layers = recipe.layers
-    return f"{layers[0]}, {layers[-1]}" if recipe.schedule == "boundary" else ", ".join(map(str, layers))
-
-
-def _target(recipe: Recipe) -> str:
-    target = recipe.target
-    return (
-        f"lr {target.learning_rate:g}, {target.steps} steps, clamp {target.clamp:g}, KL {target.kl_factor:g}, "
-        f"decay {target.weight_decay:g}"
-    )
+    if recipe.schedule == "boundary":
+        return ", ".join(str(layer) for layer in dict.fromkeys((layers[0], layers[-1])))
+    whole = layers == tuple(range(layers[0], layers[-1] + 1)) and len(layers) > 2
+    return f"{layers[0]}–{layers[-1]}" if whole else ", ".join(str(layer) for layer in layers)
 
 
 def _solver(recipe: Recipe) -> str:
@@ -109,12 +109,24 @@ def _solver(recipe: Recipe) -> str:
     parts: dict[str, Any] = recipe.solver.model_dump(exclude={"kind", "history", "denominator", "relative"})
     if recipe.rounds is not None:
         parts |= recipe.rounds.model_dump()
-    numbers = ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in parts.items())
-    return f"{recipe.solver.kind} {numbers}"
+    return ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in parts.items())
 
 
 def _statistics(recipe: Recipe) -> str:
     if not recipe.needs_statistics:
-        return "none"
+        return "No key statistics"
     statistics = recipe.statistics
-    return f"{statistics.amount} {'tokens' if statistics.tokens else 'documents'} of {statistics.corpus}"
+    unit = "tokens" if statistics.tokens else "documents"
+    return f"Key statistics over {statistics.amount} {unit} of {statistics.corpus}"
+
+
+def _source(recipe: Recipe) -> str:
+    return recipe.source or "without a source"
+
+
+def _grouped(recipes: Sequence[Recipe], told: Callable[[Recipe], str]) -> dict[str, list[str]]:
+    """What is told of recipes, each once, with the methods that it is told of."""
+    found: dict[str, list[str]] = {}
+    for recipe in recipes:
+        found.setdefault(told(recipe), []).append(recipe.method)
+    return found
