@@ -1,7 +1,7 @@
 """Recipe: every number and choice of an edit, frozen, validated, from and to YAML.
 
 A recipe file belongs to one model and holds what is common to all methods at the top level, and what a method changes
-under ``methods``: first the row's own entry, then the one with ``+blue`` (``recipe_files``). It never holds module paths.
+under ``methods``: first the row's own entry, then the one with ``+blue`` (``recipe_files``); never module paths.
 """
 
 from __future__ import annotations
