@@ -21,7 +21,7 @@ TOOLS = frozenset({"output", "progress"})  # small helps of the house, which kno
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     PURE | TOOLS,
-    FACTS | {"methods", "recipe"},
+    FACTS | {"methods", "recipe", "recipe_check", "recipe_files"},
     frozenset({"models", "datasets"}),
     frozenset({"statistics"}),
     frozenset({"targets", "evaluation", "lab"}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import resources
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,21 @@ from errata.methods import METHODS, method_named
 from errata.recipe import (
     EqualitySettings,
     LeastSquaresSettings,
+    NeuronsSettings,
     NullSpaceSettings,
     PruneSettings,
+    RankOneSettings,
     Recipe,
+    StatisticsSettings,
     parse_recipe,
     read_recipe,
     shipped_recipe,
 )
+from errata.recipe_files import shipped_file, shipped_names
+from errata.schedules import SCHEDULES
 
+PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
+SHIPPED = [(model, method) for model in shipped_names() for method in shipped_file(model).names]
 NAMES = [name for row in METHODS for name in (row.name, f"{row.name}+blue")]
 VALID: dict[str, Any] = {
     "model": "tiny",
@@ -71,13 +78,15 @@ def test_the_labs_recipe_holds_for_every_method(name: str) -> None:
     assert parse_recipe(recipe.to_yaml(), name, source="again") == recipe
 
 
-def test_every_shipped_file_is_valid_for_every_method_that_it_names() -> None:
-    folder = resources.files("errata") / "recipes"
-    files = [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")]
-    assert files
-    for file in files:
-        for name in yaml.safe_load(file.read_text(encoding="utf-8"))["methods"]:
-            assert shipped_recipe(file.name.removesuffix(".yaml"), name).method == name
+@pytest.mark.parametrize(("model", "method"), SHIPPED)
+def test_every_shipped_file_holds_for_every_method_that_it_names_and_says_where_from(model: str, method: str) -> None:
+    recipe = shipped_recipe(model, method)
+    assert recipe.method == method
+    assert recipe.source
+    written = [step.layer for step in SCHEDULES[recipe.schedule](recipe.layers)]
+    if method.endswith("+blue"):
+        assert written == [recipe.layers[0], recipe.layers[-1]]
+    assert parse_recipe(recipe.to_yaml(), method, source="again") == recipe
 
 
 @pytest.mark.parametrize("model", ["LAB", "somewhere/Lab", "a/b/lab/"])
@@ -340,3 +349,164 @@ def test_as_published_changes_what_published_numbers_depend_on() -> None:
     assert (blue.target.weights, cached.target.weights) == ("current", "original")
     with pytest.raises(InputError, match="no published number of 'memit' depends on a fault"):
         shipped_recipe("lab", "memit", as_published=True)
+
+
+# Published numbers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "method"), [entry for entry in SHIPPED if entry[0] != "lab"])
+def test_every_number_is_that_of_the_file_that_it_names(model: str, method: str) -> None:
+    """published.json holds the authors' files as they were read, under the very names that recipes give as sources."""
+    entry = shipped_file(model).entries[method]
+    published = PUBLISHED[entry["source"].removeprefix("third party: ")]
+    recipe = shipped_recipe(model, method)
+    target, solver = recipe.target, recipe.solver
+    layers = published["layers"]
+    assert list(recipe.layers if recipe.schedule != "boundary" else (recipe.layers[0], recipe.layers[-1])) == layers
+    assert target.learning_rate == published["v_lr"]
+    assert target.steps == published["v_num_grad_steps"]
+    assert target.weight_decay == published["v_weight_decay"]
+    assert target.clamp == published["clamp_norm_factor"]
+    assert target.kl_factor == published["kl_factor"]
+    assert published["mom2_dataset"] == "wikipedia"
+    assert (recipe.statistics.documents, recipe.statistics.tokens) == (published["mom2_n_samples"], None)
+    if isinstance(solver, LeastSquaresSettings | NeuronsSettings):
+        assert solver.ridge == published["mom2_update_weight"]
+    if isinstance(solver, NeuronsSettings):
+        assert solver.share == published["neuron_threshold"]
+        assert recipe.rounds is not None
+        assert recipe.rounds.count == published["max_iterations"] - 1, "their last one only looks"
+        assert (recipe.rounds.least, recipe.rounds.most) == (published["alpha"], published["upper_bound"])
+    if isinstance(solver, NullSpaceSettings):
+        assert (solver.threshold, solver.l2, solver.relative) == (
+            published["nullspace_threshold"],
+            published["L2"],
+            False,
+        )
+    if isinstance(solver, EqualitySettings):
+        assert solver.ridge == pytest.approx(published["emmet_lambda"] * published["mom2_update_weight"])
+        assert solver.ridge_of_one == 0
+    if isinstance(solver, RankOneSettings):
+        assert solver.moment == ("measured" if published["mom2_adjustment"] else "identity")
+        assert published["context_template_length_params"] == [[5, 10], [10, 10]]
+        assert (recipe.contexts.per_opener, recipe.contexts.tokens) == (2, (5, 10))
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "path", "value"),
+    [
+        ("gpt2-xl", "memit", "solver.ridge", 20000),
+        ("gpt2-xl", "memit", "layers", (13, 14, 15, 16, 17)),
+        ("gpt2-xl", "pmet+blue", "solver.ridge", 10000),
+        ("gpt2-xl", "pmet", "target.clamp", 2),
+        ("gpt2-xl", "emmet", "solver.ridge", 100),
+        ("gpt2-xl", "alphaedit", "solver.l2", 10),
+        ("gpt2-xl", "alphaedit+blue", "solver.l2", 80),
+        ("gpt2-xl", "nse", "rounds.least", 35),
+        ("gpt2-xl", "nse", "rounds.count", 2),
+        ("gpt2-xl", "rome", "layers", (17,)),
+        ("gpt2-xl", "rome", "solver.moment", "measured"),
+        ("gpt-j-6b", "memit+blue", "layers", (3, 4, 5, 6, 7, 8)),
+        ("gpt-j-6b", "alphaedit+blue", "solver.l2", 95),
+        ("gpt-j-6b", "pmet", "solver.ridge", 6000),
+        ("gpt-j-6b", "pmet", "target.kl_factor", 1),
+        ("gpt-j-6b", "pmet+blue", "solver.ridge", 1000),
+        ("gpt-j-6b", "nse", "solver.share", 0.8),
+        ("llama-3-8b-instruct", "alphaedit+blue", "solver.l2", 1),
+        ("llama-3-8b-instruct", "alphaedit+blue", "solver.threshold", 0.02),
+        ("llama-3-8b-instruct", "memit", "target.learning_rate", 0.1),
+        ("llama-3-8b-instruct", "nse", "rounds.most", 50),
+        ("llama-3-8b-instruct", "rome", "solver.moment", "identity"),
+        ("llama-2-7b-hf", "memit", "target.clamp", 4),
+        ("llama-2-7b-hf", "memit", "target.weight_decay", 0.001),
+    ],
+)
+def test_some_published_numbers_in_words(model: str, method: str, path: str, value: object) -> None:
+    found: Any = shipped_recipe(model, method)
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("model", "length"), [("gpt2-xl", 1024), ("gpt-j-6b", 2048), ("llama-3-8b-instruct", 4096), ("llama-2-7b-hf", 4096)]
+)
+def test_statistics_as_published_are_over_documents_of_a_text_that_the_user_gives(model: str, length: int) -> None:
+    expected = StatisticsSettings(corpus="wikipedia.txt", documents=100000, length=length)
+    assert shipped_recipe(model, "memit").statistics == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("openai-community/gpt2-xl", "openai-community/gpt2-xl"),
+        ("gpt2-xl", "openai-community/gpt2-xl"),
+        ("EleutherAI/gpt-j-6B", "EleutherAI/gpt-j-6b"),
+        ("./models/gpt-j-6B/", "EleutherAI/gpt-j-6b"),
+        ("EleutherAI_gpt-j-6B", "EleutherAI/gpt-j-6b"),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Meta-Llama-3-8B-Instruct"),
+        ("Llama-3-8B-Instruct", "meta-llama/Meta-Llama-3-8B-Instruct"),
+        ("meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B"),
+        ("Llama-3-8B", "meta-llama/Meta-Llama-3-8B"),
+        ("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-7b-hf"),
+        ("meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-2-7b-hf"),
+        ("meta-llama/Llama-2-13b-hf", "meta-llama/Llama-2-13b-hf"),
+    ],
+)
+def test_common_spellings_find_their_recipe(name: str, model: str) -> None:
+    assert shipped_recipe(name, "memit").model == model
+
+
+def test_no_two_files_go_by_one_name() -> None:
+    names = [*shipped_names(), *(other for name in shipped_names() for other in shipped_file(name).also)]
+    assert len(names) == len(set(names))
+
+
+def test_a_method_that_nobody_published_for_a_model_is_refused_and_what_there_is_is_told() -> None:
+    with pytest.raises(
+        InputError, match=r"no published numbers of 'nse\+blue' for 'gpt2-xl'.* has rome, r_rome"
+    ) as caught:
+        shipped_recipe("gpt2-xl", "nse+blue")
+    assert "--recipe" in caught.value.remedy
+    with pytest.raises(InputError, match=r"for 'alphaedit\+blue' there are numbers of .*llama-3-8b-instruct"):
+        shipped_recipe("meta-llama/Meta-Llama-3-8B", "alphaedit+blue")
+    with pytest.raises(InputError, match="Did you mean 'memit'"):
+        shipped_recipe("gpt2-xl", "memitt")
+
+
+def test_a_misspelt_model_is_told_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"Did you mean 'gpt2-xl'\?"):
+        shipped_recipe("gpt2-x1", "memit")
+
+
+def test_a_source_is_laid_over_like_everything_else() -> None:
+    data = yaml.safe_load(with_value("source", "the file"))
+    data["methods"]["memit"]["source"] = "the entry"
+    text = yaml.safe_dump(data)
+    assert parse_recipe(text, "memit+blue", source="x").source == "the entry"
+    assert parse_recipe(text, "alphaedit", source="x").source == "the file"
+    assert parse_recipe(yaml.safe_dump(VALID), "memit", source="x").source == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "what"),
+    [
+        ({"documents": 5}, "statistics.tokens", "give one of the two"),
+        ({"tokens": None}, "statistics.tokens", "or 'documents' in its place"),
+        ({"tokens": None, "documents": 0}, "statistics.documents", "greater than or equal to 1"),
+    ],
+)
+def test_statistics_count_either_tokens_or_documents(changes: dict[str, Any], where: str, what: str) -> None:
+    faults = faults_of(with_value("statistics", VALID["statistics"] | changes))
+    assert set(faults) == {where}
+    assert what in faults[where]
+
+
+@pytest.mark.parametrize("also", ["gpt2", [1], {"a": 1}])
+def test_other_names_of_a_model_are_a_list_of_words(also: object) -> None:
+    assert "is no list of models' names" in faults_of(with_value("also", also))["also"]
+
+
+@pytest.mark.parametrize(("method", "needed"), [("rome", False), ("memit", True), ("alphaedit", True)])
+def test_whether_a_recipe_needs_statistics(method: str, needed: bool) -> None:
+    assert shipped_recipe("llama-3-8b-instruct", method).needs_statistics == needed

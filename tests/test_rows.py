@@ -290,6 +290,20 @@ def test_rome_writes_one_fact_after_another(make_editor: Callable[..., Editor], 
     assert not torch.allclose(weights[0], weights[2], rtol=1e-4)
 
 
+def test_rome_with_the_identity_reads_no_text(make_editor: Callable[..., Editor]) -> None:
+    """ΔW = r k̄ᵀ / (kᵀ k̄): nothing of the corpus is in it, so there need not be one."""
+    model = tiny_language_model("gpt2", dtype=torch.float64)
+    changes = {"solver": {"moment": "identity"}, "statistics": {"corpus": "nowhere.txt"}}
+    editor = make_editor(model, "rome", batch_size=1, **changes)
+    editor.prepare()
+    plain = Written(model, editor.recipe, editor.prefixes, editor.site, editor.cache)
+    averaged, bare = (plain.keys(FACTS[:1], 3, how) for how in ("mean", "bare"))
+    unedited = plain.weight(3)
+    editor.apply(FACTS[:1])
+    change = editor.records[0].targets[3].delta @ averaged.T / float(bare.T @ averaged)
+    torch.testing.assert_close(plain.weight(3) - unedited, change, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
 def test_equality_without_a_ridge_meets_all_facts_exactly(make_editor: Callable[..., Editor], family: str) -> None:
     """ΔW·K̄ = R: the averaged states move by the whole residual."""

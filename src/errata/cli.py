@@ -11,7 +11,7 @@ import transformers
 import typer
 
 from errata.errors import ErrataError
-from errata.verbs import ask, demo, doctor, edit, evaluate, lab, methods
+from errata.verbs import ask, demo, doctor, edit, evaluate, lab, methods, recipe
 from errata.verbs.console import error_console
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("ask", epilog=ask.EXAMPLE)(ask.ask)
 app.command("methods", epilog=methods.EXAMPLE)(methods.methods)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
+app.add_typer(recipe.app, name="recipe")
 app.add_typer(lab.app, name="lab")
 
 

@@ -116,10 +116,19 @@ class Editor:
         self.fingerprint = self.model.fingerprint()
         self.prefixes = generate_prefixes(self.model, self.recipe.contexts)
         layers = list(dict.fromkeys(step.layer for step in self.steps))
-        total = self.recipe.statistics.tokens
+        solver, means = self.solver, self._means(layers)
+        self._run = _Run({layer: solver.prepare(means[layer]) for layer in layers})
+
+    def _means(self, layers: Sequence[int]) -> dict[int, Tensor]:
+        """C of each layer, on the device where is solved; the identity where the solver does not look at it."""
+        device = _solve_device(self.model)
+        if not self.recipe.needs_statistics:
+            widths = {layer: self.model.weight(layer).shape[1] for layer in layers}
+            return {layer: torch.eye(width, dtype=torch.float64, device=device) for layer, width in widths.items()}
+        total = self.recipe.statistics.amount
         read = 0
 
-        def on_tokens(count: int) -> None:
+        def on_read(count: int) -> None:
             nonlocal read
             read += count
             self.report("key statistics", read, total)
@@ -130,10 +139,9 @@ class Editor:
             self.recipe.statistics,
             cache=self.cache,
             read_only=packaged_moments(),
-            on_tokens=on_tokens,
+            on_read=on_read,
         )
-        solver, device = self.solver, _solve_device(self.model)
-        self._run = _Run({layer: solver.prepare(moments[layer].mean.to(device)) for layer in layers})
+        return {layer: moments[layer].mean.to(device) for layer in layers}
 
     def apply(self, facts: Sequence[Fact], *, on_batch: Callable[[BatchRecord], None] | None = None) -> Patch:
         """Edit all facts, in batches of ``recipe.batch_size``: either all of it is in, or nothing.

@@ -1,22 +1,23 @@
 """Recipe: every number and choice of an edit, frozen, validated, from and to YAML.
 
 A recipe file belongs to one model and holds what is common to all methods at the top level, and what a method changes
-under ``methods``: first the row's own entry, then the one with ``+blue``. A recipe never holds module paths.
+under ``methods``: first the row's own entry, then the one with ``+blue`` (``recipe_files``); never module paths.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.methods import method_named
+from errata.recipe_files import RecipeFile, merge, parse_file, read_file, shipped_for
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -86,9 +87,26 @@ class StatisticsSettings(_Settings):
         description="'lab', or the path, from the recipe's file on, of a plain text file with blank "
         "lines between documents"
     )
-    tokens: int = Field(ge=1, description="how many tokens to read")
+    documents: int | None = Field(None, ge=1, description="how many documents to read, in place of tokens")
+    tokens: int | None = Field(None, ge=1, validate_default=True, description="how many tokens to read")
     length: int = Field(ge=1, description="documents are cut at this many tokens")
     special_tokens: bool = Field(True, description="whether keys of BOS and other special tokens count")
+
+    @field_validator("tokens")
+    @classmethod
+    def _one_amount(cls, tokens: int | None, info: Any) -> int | None:
+        if "documents" not in info.data:  # it is wrong itself
+            return tokens
+        if tokens is None and info.data["documents"] is None:
+            raise PydanticCustomError("missing", "field required, or 'documents' in its place")
+        if tokens is not None and info.data["documents"] is not None:
+            raise ValueError("'documents' stands there too: give one of the two")
+        return tokens
+
+    @property
+    def amount(self) -> int:
+        """How much is read, in the unit that was given."""
+        return self.tokens or self.documents or 0
 
 
 class LeastSquaresSettings(_Settings):
@@ -188,6 +206,7 @@ class Recipe(_Settings):
     rounds: RoundSettings | None = Field(None, description="several passes over a batch; none is one for all facts")
     statistics: StatisticsSettings
     batch_size: int = Field(25, ge=1, description="facts that are solved together")
+    source: str = Field("", description="where the numbers are from")
 
     @field_validator("layers")
     @classmethod
@@ -202,6 +221,16 @@ class Recipe(_Settings):
             raise ValueError("; ".join(reasons))
         return self
 
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the solver looks at the key statistics at all."""
+        return not (self.solver.kind == "rank_one" and self.solver.moment == "identity")
+
+    def with_corpus(self, corpus: str | Path) -> Recipe:
+        """The recipe with another text to take key statistics over."""
+        statistics = self.statistics.model_copy(update={"corpus": str(corpus)})
+        return self.model_copy(update={"statistics": statistics})
+
     def with_choices(self, choices: Mapping[str, Any]) -> Recipe:
         """The recipe with other values of some fields.
 
@@ -211,7 +240,7 @@ class Recipe(_Settings):
         try:
             return Recipe.model_validate({**self.model_dump(), **choices})
         except ValidationError as error:
-            faults = [_fault("the recipe", item) for item in error.errors()]
+            faults = [fault_of("the recipe", item) for item in error.errors()]
             raise FaultsError(f"{self.method} with {', '.join(choices)} of your choice", faults) from error
 
     def to_yaml(self) -> str:
@@ -229,105 +258,47 @@ def read_recipe(path: str | Path, method: str, *, as_published: bool = False) ->
         InputError: if the file cannot be read as YAML, was written for another method, or the method is not known.
         FaultsError: every wrong or missing key, each with the nearest valid one.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the recipe {path} cannot be read: {error}", remedy="Give a UTF-8 YAML file") from error
-    recipe = parse_recipe(text, method, source=str(path), as_published=as_published)
+    recipe = _recipe_from(read_file(path), method, as_published=as_published)
     if recipe.statistics.corpus == "lab":
         return recipe
     # A path in a file counts from that file, wherever the user stands.
-    corpus = (Path(path).parent / Path(recipe.statistics.corpus).expanduser()).resolve()
-    return recipe.model_copy(update={"statistics": recipe.statistics.model_copy(update={"corpus": str(corpus)})})
+    return recipe.with_corpus((Path(path).parent / Path(recipe.statistics.corpus).expanduser()).resolve())
 
 
 def shipped_recipe(model: str, method: str, *, as_published: bool = False) -> Recipe:
     """The recipe that comes with errata for ``model``; ``as_published`` as in ``read_recipe``.
 
+    Found by the last part of the model's name, in lower case, or by another name that the file lists under ``also``.
+
     Raises:
-        InputError: if there is none.
+        InputError: if there is none, or nobody published the method's numbers for this model; says what there is.
     """
-    name = model.rstrip("/").rsplit("/", 1)[-1].lower()
-    folder = resources.files("errata") / "recipes"
-    file = folder / f"{name}.yaml"
-    if not file.is_file():
-        known = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-        raise InputError(
-            f"no recipe comes with errata for {model!r} (there is: {', '.join(known)})",
-            remedy="Give one with --recipe FILE.yaml; examples/recipe.yaml shows the form",
-        )
-    return parse_recipe(
-        file.read_text(encoding="utf-8"), method, source=f"recipes/{name}.yaml", as_published=as_published
-    )
+    return _recipe_from(shipped_for(model, method), method, as_published=as_published)
 
 
 def parse_recipe(text: str, method: str, *, source: str, as_published: bool = False) -> Recipe:
     """As ``read_recipe``, from the text itself; ``source`` is what messages call it."""
+    return _recipe_from(parse_file(text, source), method, as_published=as_published)
+
+
+def _recipe_from(file: RecipeFile, method: str, *, as_published: bool) -> Recipe:
     row = method_named(method)
     if as_published and not row.as_published:
         raise InputError(
             f"no published number of {method!r} depends on a fault of published code",
             remedy="Leave out --as-published",
         )
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is not YAML: {error}", remedy="Mend the line that is named") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{source} holds no mapping", remedy="A recipe is a YAML mapping; see examples/recipe.yaml")
-    if data.get("method", method) != method:
-        # It holds one solver, one schedule and one history: under another name they would be taken for that one's.
-        raise InputError(
-            f"{source} was written for {data['method']!r}, not for {method!r}",
-            remedy=f"Take --method {data['method']}, or a recipe without 'method' and with an entry per method",
-        )
-    common = {key: value for key, value in data.items() if key not in ("methods", "method")}
-    entries = data.get("methods") or {}
-    if not isinstance(entries, dict):
-        raise InputError(f"methods in {source} is no mapping", remedy="Write 'methods: {memit: {...}}'")
-    faults = _unknown_methods(entries, source)
-    merged: dict[str, Any] = row.choices()
-    own_schedule = row.schedule
-    layered = [common, entries.get(method.removesuffix("+blue"))]
-    if method.endswith("+blue"):
-        layered.append(entries.get(method))
-    for layer in layered:
-        if layer is not None and not isinstance(layer, dict):
-            raise InputError(f"an entry of methods in {source} is no mapping", remedy="Write 'memit: {solver: {...}}'")
-        merged = _merge(merged, layer or {})
-    if method.endswith("+blue"):
-        merged["schedule"] = own_schedule
+    merged, faults = file.merged(method), file.faults()
     if as_published:
-        merged = _merge(merged, row.as_published)
-    merged["method"] = method
+        merged = merge(merged, row.as_published)
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
-        faults += [_fault(source, item) for item in error.errors()]
-        raise FaultsError(f"the recipe {source} for {method}", faults) from error
+        faults += [fault_of(file.source, item) for item in error.errors()]
+        raise FaultsError(f"the recipe {file.source} for {method}", faults) from error
     if faults:
-        raise FaultsError(f"the recipe {source}", faults)
+        raise FaultsError(f"the recipe {file.source}", faults)
     return recipe
-
-
-def _merge(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        # What belongs to one kind of solver or target says nothing about another.
-        other_kind = both and value.get("kind", merged[key].get("kind")) != merged[key].get("kind")
-        merged[key] = _merge(merged[key], value) if both and not other_kind else value
-    return merged
-
-
-def _unknown_methods(entries: Mapping[str, Any], source: str) -> list[Fault]:
-    faults = []
-    for name in entries:
-        try:
-            method_named(str(name))
-        except InputError as error:
-            faults.append(Fault(f"{source}: methods.{name}", error.what, error.remedy))
-    return faults
 
 
 _BY_KIND: Mapping[str, type[_Settings]] = {
@@ -359,14 +330,20 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield "'rank_one' writes facts one after another; rounds are for facts that are solved together"
 
 
-def _fault(source: str, item: Any) -> Fault:
+def path_of(item: Any) -> list[Any]:
+    """Where one of pydantic's errors lies: the keys that a file has, without the tags of pydantic's own."""
+    return [part for part in item["loc"] if part not in _BY_KIND]
+
+
+def fault_of(source: str, item: Any) -> Fault:
     """One pydantic error in our words, with the nearest valid key where a key is unknown."""
     path = [str(part) for part in item["loc"]]
-    where = f"{source}: {'.'.join(part for part in path if part not in _BY_KIND)}"
+    where = f"{source}: {'.'.join(str(part) for part in path_of(item))}"
     if item["type"] != "extra_forbidden":
         remedy = "Add this key" if item["type"] == "missing" else f"Got {item.get('input')!r}"
         return Fault(where, item["msg"][0].lower() + item["msg"][1:], remedy)
-    owner = _BY_SECTION.get(path[-2], Recipe) if len(path) > 1 else Recipe
-    near = difflib.get_close_matches(path[-1], list(owner.model_fields), n=1, cutoff=0.5)
+    section = _BY_SECTION.get(path[-2]) if len(path) > 1 else None
+    known = list(section.model_fields) if section else [*Recipe.model_fields, "methods", "also"]
+    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    return Fault(where, "unknown key", f"{hint}Known here: {', '.join(owner.model_fields)}")
+    return Fault(where, "unknown key", f"{hint}Known here: {', '.join(known)}")

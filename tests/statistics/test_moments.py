@@ -50,7 +50,7 @@ def test_moments_are_the_naive_sum_whatever_the_batches(family: str, special_tok
     assert count == 300
     for token_budget in (1, 50, 4096):
         told: list[int] = []
-        moments = key_moments(model, LAYERS, iter(texts), token_budget=token_budget, on_tokens=told.append, **settings)
+        moments = key_moments(model, LAYERS, iter(texts), token_budget=token_budget, on_read=told.append, **settings)
         assert list(moments) == list(LAYERS)
         assert sum(told) == 300
         for layer, moment in moments.items():
@@ -148,3 +148,19 @@ def test_too_little_text_is_refused_with_its_size(texts: list[str]) -> None:
     held = sum(len(model.tokenizer(text)["input_ids"]) for text in texts)
     with pytest.raises(InputError, match=f"holds {held} tokens, but 50 were asked for"):
         key_moments(model, [0], texts, tokens=50, length=16)
+
+
+def test_documents_are_counted_in_place_of_tokens() -> None:
+    model, texts = tiny_language_model("gpt2"), corpus_texts()
+    told: list[int] = []
+    counted = key_moments(model, [1], texts, documents=20, length=4, on_read=told.append)[1]
+    sizes = [min(4, len(model.tokenizer(text)["input_ids"])) for text in texts[:20]]
+    same = key_moments(model, [1], texts[:20], tokens=sum(sizes), length=4)[1]
+    assert counted.count == same.count == sum(sizes)
+    assert torch.allclose(counted.total, same.total, rtol=1e-9, atol=1e-9)
+    assert sum(told) == 20
+    with pytest.raises(InputError, match="holds 3 documents, but 4 were asked for"):
+        key_moments(model, [0], texts[:3], documents=4, length=16)
+    for amounts in ({}, {"tokens": 5, "documents": 5}):
+        with pytest.raises(ValueError, match="one of tokens and documents"):
+            key_moments(model, [0], texts, length=16, **amounts)

@@ -15,7 +15,7 @@ from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.recipe import StatisticsSettings
 from errata.statistics.moments import SecondMoment
-from errata.statistics.store import default_cache, moments_for
+from errata.statistics.store import check_corpus, default_cache, moments_for
 
 from tests.support.editing import corpus_texts, tiny_language_model, write_corpus
 
@@ -234,3 +234,26 @@ def test_a_corpus_that_cannot_be_read_is_an_input_error(
         path.write_bytes(content)
     with pytest.raises(InputError, match="cannot be read"):
         moments_for(model, [1], settings, cache=cache)
+
+
+def test_statistics_over_documents_are_found_again_unless_their_count_was_changed(
+    model: LanguageModel, settings: StatisticsSettings, cache: Path, computed: list[list[int]]
+) -> None:
+    settings = settings.model_copy(update={"tokens": None, "documents": 30})
+    first = moments_for(model, [1], settings, cache=cache)
+    assert_equal(moments_for(model, [1], settings, cache=cache), first)
+    moments_for(model, [1], settings.model_copy(update={"documents": 20}), cache=cache)
+    assert computed == [[1], [1]]
+    count = first[1].count
+    for path in cache.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content.replace(f'"count":"{count}"'.encode(), f'"count":"{count - 1}"'.encode()))
+    assert_equal(moments_for(model, [1], settings, cache=cache), first)
+    assert computed == [[1], [1], [1]]
+
+
+def test_too_few_documents_are_told_before_any_is_read_by_a_model(settings: StatisticsSettings) -> None:
+    check_corpus(settings)
+    check_corpus(settings.model_copy(update={"tokens": None, "documents": 40}))
+    with pytest.raises(InputError, match="holds 40 documents, but 41 were asked for"):
+        check_corpus(settings.model_copy(update={"tokens": None, "documents": 41}))

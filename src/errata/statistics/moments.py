@@ -58,29 +58,36 @@ def key_moments(
     layers: Sequence[int],
     texts: Iterable[str],
     *,
-    tokens: int,
+    tokens: int | None = None,
+    documents: int | None = None,
     length: int,
     special_tokens: bool = True,
     token_budget: int = 4096,
-    on_tokens: Callable[[int], None] = lambda count: None,
+    on_read: Callable[[int], None] = lambda count: None,
 ) -> dict[int, SecondMoment]:
     """The second moments of the keys of several layers, in one pass that stops above the last of them.
 
     Args:
-        texts: documents; reading stops once ``tokens`` tokens have been added (the last document is cut).
+        texts: documents.
+        tokens: reading stops once so many have been added (the last document is cut).
+        documents: or once so many documents have been, in place of ``tokens``.
         length: documents are cut at this many tokens, special ones included.
         special_tokens: whether BOS and the like count.
-        on_tokens: told how many tokens each batch added.
+        on_read: told how many tokens each batch added; where documents are counted, how many documents.
 
     Raises:
-        InputError: if the texts hold fewer tokens than asked for.
+        InputError: if the texts hold fewer tokens or documents than asked for.
+        ValueError: if not exactly one of ``tokens`` and ``documents`` is given.
     """
+    if (tokens is None) == (documents is None):
+        raise ValueError(f"one of tokens and documents, got {tokens} and {documents}")
     special = set(model.tokenizer.all_special_ids)
     width = model.weight(layers[0]).shape[1]
     moments = {
         layer: SecondMoment(torch.zeros(width, width, dtype=torch.float64, device=model.device)) for layer in layers
     }
-    missing = tokens
+    wanted, unit = (tokens, "tokens") if tokens is not None else (documents or 0, "documents")
+    missing = wanted
     rows: list[tuple[int, ...]] = []
 
     def flush() -> None:
@@ -93,7 +100,7 @@ def key_moments(
                 model.run_until_read(batch.inputs())
             for layer in layers:
                 moments[layer].add(read[Site.KEY, layer][counted])
-            on_tokens(int(counted.sum()))
+            on_read(int(counted.sum()) if tokens is not None else len(indices))
         rows.clear()
 
     iterator = iter(texts)
@@ -102,17 +109,17 @@ def key_moments(
         chunk = [text for _, text in zip(range(256), iterator, strict=False)]
         if not chunk:
             raise InputError(
-                f"the corpus holds {tokens - missing} tokens, but {tokens} were asked for",
-                remedy="Give more text or lower statistics.tokens in the recipe",
+                f"the corpus holds {wanted - missing} {unit}, but {wanted} were asked for",
+                remedy=f"Give more text or lower statistics.{unit} in the recipe",
             )
         for encoded in encode(model.tokenizer, chunk):
             row = encoded.ids[:length]
             counting = [special_tokens or token not in special for token in row]
-            while sum(counting) > missing:
+            while tokens is not None and sum(counting) > missing:
                 row, counting = row[:-1], counting[:-1]
             if any(counting):
                 rows.append(row)
-                missing -= sum(counting)
+                missing -= sum(counting) if tokens is not None else 1
                 pending += len(row)
             if missing == 0:
                 break

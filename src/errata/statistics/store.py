@@ -10,13 +10,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.recipe import StatisticsSettings
 from errata.statistics.corpus import open_corpus
@@ -33,14 +36,19 @@ class MomentKey:
     layer: int
     corpus: str
     corpus_digest: str
-    tokens: int
+    tokens: int | None
     length: int
     special_tokens: bool
     dtype: str
+    documents: int | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """For a file's metadata. Only what is counted stands in it: tokens or documents."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def file_name(self) -> str:
-        return f"{hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
+        return f"{hashlib.sha256(json.dumps(self.to_record(), sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
 
 
 def default_cache() -> Path:
@@ -55,6 +63,22 @@ def packaged_moments() -> tuple[Path, ...]:
     return (Path(str(resources.files("errata"))) / "lab" / "moments",)
 
 
+def check_corpus(settings: StatisticsSettings) -> None:
+    """That there is a text, and enough documents in it; whether there are enough tokens, only a tokenizer can say.
+
+    Raises:
+        InputError: if there is not.
+    """
+    documents = open_corpus(settings.corpus).documents()
+    held = sum(1 for _ in islice(documents, settings.documents)) if settings.documents is not None else 0
+    if settings.documents is not None and held < settings.documents:
+        raise InputError(
+            f"the corpus {settings.corpus!r} holds {held} documents, but {settings.documents} were asked for",
+            remedy="Give more text (a blank line ends a document), or a --recipe with fewer statistics.documents; "
+            "`errata recipe show --method …` prints one to change",
+        )
+
+
 def moments_for(
     model: LanguageModel,
     layers: Sequence[int],
@@ -62,7 +86,7 @@ def moments_for(
     *,
     cache: Path | None = None,
     read_only: Sequence[Path] = (),
-    on_tokens: Callable[[int], None] = lambda count: None,
+    on_read: Callable[[int], None] = lambda count: None,
 ) -> dict[int, SecondMoment]:
     """The key moments of ``layers``, from the cache where it has them, else in one pass over the corpus.
 
@@ -80,7 +104,7 @@ def moments_for(
                 found[layer] = moment
                 break
     if missing := [layer for layer in layers if layer not in found]:
-        computed = compute_moments(model, missing, settings, on_tokens=on_tokens)
+        computed = compute_moments(model, missing, settings, on_read=on_read)
         for layer, moment in computed.items():
             found[layer] = SecondMoment(moment.total.cpu(), moment.count)
             try:
@@ -95,7 +119,7 @@ def compute_moments(
     layers: Sequence[int],
     settings: StatisticsSettings,
     *,
-    on_tokens: Callable[[int], None] = lambda count: None,
+    on_read: Callable[[int], None] = lambda count: None,
 ) -> dict[int, SecondMoment]:
     """The key moments of ``layers`` in one pass over the corpus of ``settings``, whatever a cache may hold."""
     return key_moments(
@@ -103,9 +127,10 @@ def compute_moments(
         layers,
         open_corpus(settings.corpus).documents(),
         tokens=settings.tokens,
+        documents=settings.documents,
         length=settings.length,
         special_tokens=settings.special_tokens,
-        on_tokens=on_tokens,
+        on_read=on_read,
     )
 
 
@@ -123,6 +148,7 @@ def moment_keys(model: LanguageModel, layers: Sequence[int], settings: Statistic
             length=settings.length,
             special_tokens=settings.special_tokens,
             dtype=str(model.dtype),
+            documents=settings.documents,
         )
         for layer in layers
     }
@@ -137,7 +163,11 @@ def write_moment(path: Path, key: MomentKey, moment: SecondMoment, *, dtype: tor
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, columns = torch.triu_indices(*moment.total.shape)
     triangle = moment.total.cpu()[rows, columns].to(dtype)
-    metadata = {"key": json.dumps(asdict(key)), "count": str(moment.count), "checksum": _checksum(triangle)}
+    metadata = {
+        "key": json.dumps(key.to_record()),
+        "count": str(moment.count),
+        "checksum": _checksum(key, triangle, moment.count),
+    }
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(handle)
     try:
@@ -155,11 +185,12 @@ def _read(path: Path, key: MomentKey) -> SecondMoment | None:
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
             triangle = file.get_tensor("triangle")
-        if json.loads(metadata.get("key", "null")) != asdict(key):
+        if json.loads(metadata.get("key", "null")) != key.to_record():
             raise ValueError("it belongs to another model, layer or text")
-        if metadata.get("checksum") != _checksum(triangle) or int(metadata["count"]) != key.tokens:
+        count = int(metadata["count"])
+        if metadata.get("checksum") != _checksum(key, triangle, count) or key.tokens not in (None, count):
             raise ValueError("its content was changed")
-        return SecondMoment(_unfolded(triangle), int(metadata["count"]))
+        return SecondMoment(_unfolded(triangle), count)
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         _logger.warning("the cached statistics %s cannot be used (%s); they are computed anew", path, error)
         return None
@@ -175,5 +206,8 @@ def _unfolded(triangle: Tensor) -> Tensor:
     return total
 
 
-def _checksum(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+def _checksum(key: MomentKey, triangle: Tensor, count: int) -> str:
+    digest = hashlib.sha256(triangle.contiguous().numpy().tobytes())
+    if key.tokens is None:  # otherwise the key itself says how many there are
+        digest.update(str(count).encode())
+    return digest.hexdigest()

@@ -25,7 +25,7 @@ from errata.recipe import Recipe, read_recipe, shipped_recipe
 from errata.report.tables import before_after_table
 from errata.schedules import SCHEDULES
 from errata.shaping import SHAPERS
-from errata.statistics.corpus import open_corpus
+from errata.statistics.store import check_corpus
 from errata.verbs.console import (
     DeviceOption,
     DtypeOption,
@@ -54,6 +54,10 @@ def edit(
         int | None, typer.Option(min=0, help="Of contexts, questions and intervals; default: the recipe's, or 0.")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; default: the one shipped for the model.")] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="Text for key statistics, a blank line between documents; default: the recipe's."),
+    ] = None,
     schedule: Annotated[
         str | None, typer.Option(help="even, sqrt, boundary, single or replay, in place of the method's.")
     ] = None,
@@ -90,16 +94,17 @@ def edit(
     where = placement(device, dtype)
     outline = outline_of(model, trust_remote_code=trust_remote_code)
     choices = _choices(method, schedule, layers, shaping)
-    numbers = _numbers(model, method, recipe, batch_size, seed, choices, as_published=as_published)
+    numbers = _numbers(model, method, recipe, batch_size, seed, corpus, choices, as_published=as_published)
     seed = numbers.contexts.seed
     outline.check_layers(numbers.layers)
-    open_corpus(numbers.statistics.corpus)  # that it is there
+    if numbers.needs_statistics:
+        check_corpus(numbers.statistics)
     contexts = numbers.contexts
     lead = max(contexts.tokens) + 2 if contexts.openers and contexts.per_opener else 0  # ". " stands behind each
     fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
     examination = examination_for(fact_set, lab=is_lab(model), untouched=untouched, seed=seed)
-    if recipe is not None and numbers.model.rsplit("/", 1)[-1] != recipe_name(model).rstrip("/").rsplit("/", 1)[-1]:
-        note = f"note: the recipe's numbers are for {numbers.model!r}, not for {model!r}"
+    if _last_part(numbers.model) != _last_part(recipe_name(model)):
+        note = f"note: the recipe's numbers are for {numbers.model!r}; they are taken for {model!r} as they are"
         error_console().print(note, markup=False, highlight=False)
     if dry_run:
         _show_plan(fact_set, numbers, model, json)
@@ -217,6 +222,7 @@ def _numbers(
     path: Path | None,
     batch_size: int | None,
     seed: int | None,
+    corpus: str | None,
     choices: Mapping[str, Any],
     *,
     as_published: bool,
@@ -225,9 +231,15 @@ def _numbers(
         numbers = read_recipe(path, method, as_published=as_published)
     else:
         numbers = shipped_recipe(recipe_name(model), method, as_published=as_published)
+    if corpus is not None:
+        numbers = numbers.with_corpus(corpus if corpus == "lab" else Path(corpus).expanduser().resolve())
     contexts = numbers.contexts if seed is None else numbers.contexts.model_copy(update={"seed": seed})
     numbers = numbers.model_copy(update={"contexts": contexts, "batch_size": batch_size or numbers.batch_size})
     return numbers.with_choices(choices) if choices else numbers
+
+
+def _last_part(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def recipe_name(model: str) -> str:

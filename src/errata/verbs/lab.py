@@ -98,12 +98,12 @@ def statistics(
     with progress() as report:
         read = 0
 
-        def on_tokens(count: int) -> None:
+        def on_read(count: int) -> None:
             nonlocal read
             read += count
-            report("key statistics", read, settings.tokens)
+            report("key statistics", read, settings.amount)
 
-        moments = compute_moments(loaded, recipe.layers, settings, on_tokens=on_tokens)
+        moments = compute_moments(loaded, recipe.layers, settings, on_read=on_read)
     for layer, moment in moments.items():
         write_moment(out / keys[layer].file_name, keys[layer], moment, dtype=torch.float32)
     console().print(f"Wrote the statistics of layers {list(recipe.layers)} to {out}", highlight=False)

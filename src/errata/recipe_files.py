@@ -1,0 +1,186 @@
+"""Recipe files: what a YAML file says for which method, and the files that come with errata with the names they go by.
+
+What the keys mean is ``recipe``'s business; here they are laid over one another.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from errata.errors import Fault, InputError
+from errata.methods import BOUNDARY_SUFFIX, method_named
+
+FILE_KEYS = ("methods", "method", "also")  # of a file as a whole; everything else is a recipe's
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeFile:
+    """A file as it was read: a YAML mapping whose ``methods``, if there are any, are a mapping too.
+
+    Attributes:
+        source: what messages call it.
+        data: what stands in it.
+    """
+
+    source: str
+    data: Mapping[Any, Any]
+
+    @property
+    def entries(self) -> Mapping[Any, Any]:
+        """What stands under ``methods``."""
+        return self.data.get("methods") or {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The methods that it names: its own if it was written for one, else its entries."""
+        return (str(self.data["method"]),) if "method" in self.data else tuple(str(name) for name in self.entries)
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """Further names of models that its numbers are taken for, in lower case."""
+        return tuple(str(name).lower() for name in self.data.get("also") or ())
+
+    def layers(self, method: str) -> list[tuple[str, Mapping[Any, Any]]]:
+        """What counts for a method, the later the more, each with the place in the file where it stands."""
+        common = {key: value for key, value in self.data.items() if key not in FILE_KEYS}
+        names = dict.fromkeys((method.removesuffix(BOUNDARY_SUFFIX), method))
+        entries = [(f"methods.{name}", self.entries.get(name)) for name in names]
+        return [("", common), *((place, entry) for place, entry in entries if isinstance(entry, Mapping))]
+
+    def merged(self, method: str) -> dict[Any, Any]:
+        """The keys of the recipe for a method, unchecked: the row's choices and the file's layers over them.
+
+        Raises:
+            InputError: if there is no such method, or the file was written for another one.
+        """
+        row = method_named(method)
+        if self.data.get("method", method) != method:
+            # It holds one solver, one schedule and one history: under another name they would be taken for that one's.
+            raise InputError(
+                f"{self.source} was written for {self.data['method']!r}, not for {method!r}",
+                remedy=f"Take --method {self.data['method']}, or a recipe with an entry per method",
+            )
+        merged: dict[Any, Any] = row.choices()
+        for _, layer in self.layers(method):
+            merged = merge(merged, layer)
+        if method.endswith(BOUNDARY_SUFFIX):
+            merged["schedule"] = row.schedule
+        merged["method"] = method
+        return merged
+
+    def faults(self) -> list[Fault]:
+        """What is wrong with the file's own keys, whichever method is asked for."""
+        found = []
+        named = [(f"methods.{name}", name) for name in self.entries]
+        for place, name in [*named, *([("method", self.data["method"])] if "method" in self.data else [])]:
+            try:
+                method_named(str(name))
+            except InputError as error:
+                found.append(Fault(f"{self.source}: {place}", error.what, error.remedy))
+        for name, entry in self.entries.items():
+            if entry is not None and not isinstance(entry, Mapping):
+                place = f"{self.source}: methods.{name}"
+                found.append(Fault(place, "is no mapping", "Write 'memit: {solver: {...}}'"))
+        also = self.data.get("also")
+        if also is not None and not (isinstance(also, list) and all(isinstance(name, str) for name in also)):
+            found.append(Fault(f"{self.source}: also", "is no list of models' names", f"Got {also!r}"))
+        return found
+
+
+def merge(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
+    """``base`` with the keys of ``over``, sections key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        # What belongs to one kind of solver or target says nothing about another.
+        other_kind = both and value.get("kind", merged[key].get("kind")) != merged[key].get("kind")
+        merged[key] = merge(merged[key], value) if both and not other_kind else value
+    return merged
+
+
+def parse_file(text: str, source: str) -> RecipeFile:
+    """A file's text; ``source`` is what messages call it.
+
+    Raises:
+        InputError: if it is no YAML, no mapping, or its ``methods`` are none.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not YAML: {error}", remedy="Mend the line that is named") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{source} holds no mapping", remedy="A recipe is a YAML mapping; see examples/recipe.yaml")
+    if not isinstance(data.get("methods") or {}, dict):
+        raise InputError(f"methods in {source} is no mapping", remedy="Write 'methods: {memit: {...}}'")
+    return RecipeFile(source, data)
+
+
+def read_file(path: str | Path) -> RecipeFile:
+    """A file on disk.
+
+    Raises:
+        InputError: if it cannot be read, and as ``parse_file``.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe {path} cannot be read: {error}", remedy="Give a UTF-8 YAML file") from error
+    return parse_file(text, str(path))
+
+
+def shipped_names() -> tuple[str, ...]:
+    """The models that a file comes with errata for."""
+    folder = resources.files("errata") / "recipes"
+    names = (entry.name for entry in folder.iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
+
+
+def shipped_file(model: str) -> RecipeFile:
+    """The file that comes with errata for ``model``: by the last part of its name, or by a name in the file's ``also``.
+
+    Raises:
+        InputError: if there is none.
+    """
+    wanted, names = model.rstrip("/").rsplit("/", 1)[-1].lower(), shipped_names()
+    if wanted in names:
+        return _shipped(wanted)
+    files = [_shipped(name) for name in names]
+    for file in files:
+        if wanted in file.also:
+            return file
+    near = difflib.get_close_matches(wanted, [*names, *(other for file in files for other in file.also)], n=1)
+    raise InputError(
+        f"no recipe comes with errata for {model!r} (there is: {', '.join(names)})",
+        remedy=(f"Did you mean {near[0]!r}? " if near else "")
+        + "Give one with --recipe FILE.yaml; examples/recipe.yaml shows the form",
+    )
+
+
+def shipped_for(model: str, method: str) -> RecipeFile:
+    """As ``shipped_file``, and it has an entry for the method: what nobody has published for a model is not guessed.
+
+    Raises:
+        InputError: if there is no such method, no file, or no entry; says what there is.
+    """
+    method_named(method)
+    file = shipped_file(model)
+    if method in file.names:
+        return file
+    others = [name for name in shipped_names() if method in _shipped(name).names]
+    elsewhere = f"; for {method!r} there are numbers of {', '.join(others)} (`errata recipe show`)" if others else ""
+    raise InputError(
+        f"errata knows no published numbers of {method!r} for {model!r}; {file.source} has {', '.join(file.names)}",
+        remedy=f"Take one of these, or give numbers of your own with --recipe FILE.yaml{elsewhere}",
+    )
+
+
+def _shipped(name: str) -> RecipeFile:
+    text = (resources.files("errata") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return parse_file(text, f"recipes/{name}.yaml")

@@ -1,0 +1,226 @@
+"""errata recipe: list, show and check from outside; --corpus, and recipes of models that are not the lab."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoTokenizer, GPT2Config
+
+from errata.cli import run
+from errata.recipe import read_recipe, shipped_recipe
+
+from tests.support.editing import write_corpus
+
+ROOT = Path(__file__).resolve().parents[1]
+FACTS = ROOT / "examples" / "facts.jsonl"
+WRONG = """
+model: m
+layer: [1, 2]
+layers: [1, 2, 3]
+target: {learning_rat: 0.1, steps: 0}
+statistics: {corpus: lab, length: 3}
+methods:
+  memit: {solver: {ridge: -1}}
+  memit+blue: {target: {clam: 2}}
+  rect: {solver: {ridge: -1}}
+  pmet: {}
+  pmet+blue: {}
+  memmit: {}
+  emmet: 3
+"""
+
+
+def faults_of(text: str, tmp_path: Path, *options: str) -> dict[str, str]:
+    """Where in the file -> what and what to do, of a file that must have faults."""
+    path, out = tmp_path / "own.yaml", tmp_path / "check.json"
+    path.write_text(text, encoding="utf-8")
+    assert run(["recipe", "check", str(path), *options, "--json", str(out)]) == 2
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert not report["valid"]
+    faults = [(fault["where"].removeprefix(str(path)).removeprefix(": "), fault) for fault in report["faults"]]
+    told = {where: f"{fault['what']}. {fault['remedy']}" for where, fault in faults}
+    assert len(told) == len(faults), "each place once"
+    return told
+
+
+@pytest.fixture
+def plain_gpt2_xl(tmp_path: Path) -> Path:
+    """A directory of GPT2-XL's name and depth, without weights: enough for a plan."""
+    directory = tmp_path / "gpt2-xl"
+    AutoTokenizer.from_pretrained(ROOT / "src" / "errata" / "lab" / "weights").save_pretrained(directory)
+    GPT2Config(n_layer=48, n_embd=8, n_head=2, vocab_size=4096, architectures=["GPT2LMHeadModel"]).save_pretrained(
+        directory
+    )
+    return directory
+
+
+# list and show --------------------------------------------------------------------------------------------------------
+
+
+def test_list_names_every_shipped_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipe", "list", "--json", str(tmp_path / "list.json")]) == 0
+    said = capsys.readouterr().out
+    recipes = json.loads((tmp_path / "list.json").read_text(encoding="utf-8"))["recipes"]
+    names = [recipe["name"] for recipe in recipes]
+    assert {"lab", "gpt2-xl", "gpt-j-6b", "llama-3-8b-instruct", "llama-2-7b-hf", "llama-2-13b-hf"} <= set(names)
+    assert all(name in said for name in names)
+    assert "alphaedit+blue" in next(recipe["methods"] for recipe in recipes if recipe["name"] == "gpt2-xl")
+
+
+def test_show_prints_a_recipe_that_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "show.json"
+    arguments = ["recipe", "show", "--model", "openai-community/gpt2-xl", "--method", "alphaedit+blue"]
+    assert run([*arguments, "--json", str(out)]) == 0
+    own = tmp_path / "own.yaml"
+    own.write_text(capsys.readouterr().out, encoding="utf-8")
+    recipe = shipped_recipe("gpt2-xl", "alphaedit+blue")
+    assert read_recipe(own, "alphaedit+blue") == recipe.with_corpus(tmp_path.resolve() / "wikipedia.txt")
+    assert yaml.safe_load(own.read_text(encoding="utf-8"))["source"] == recipe.source
+    assert json.loads(out.read_text(encoding="utf-8"))["solver"]["l2"] == 80
+    assert run(["recipe", "check", str(own)]) == 0
+
+
+def test_show_without_a_method_is_a_table_of_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "show.json"
+    assert run(["recipe", "show", "--model", "gpt-j-6B", "--json", str(out)]) == 0
+    said = capsys.readouterr().out
+    line = next(line.split() for line in said.splitlines() if line.split()[:1] == ["memit"])
+    assert line[1:7] == ["3–8", "0.5", "25", "0.0625", "0.5", "0.75"]
+    assert "ridge 15000" in said
+    assert "kmeng01/memit@80426fd" in said
+    assert "100000 documents of wikipedia.txt" in " ".join(said.split())
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert report["model"] == "EleutherAI/gpt-j-6b"
+    assert {"memit", "pmet+blue"} <= {recipe["method"] for recipe in report["methods"]}
+
+
+@pytest.mark.parametrize("model", ["lab", "llama-3-8b-instruct"])
+def test_show_takes_every_file(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipe", "show", "--model", model]) == 0
+    said = capsys.readouterr().out
+    assert ("No key statistics: rome" in said) == (model != "lab")
+    assert ("tokens of lab" in " ".join(said.split())) == (model == "lab")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["show", "--model", "unheard-of"], "no recipe comes with errata for 'unheard-of'"),
+        (["show", "--model", "gpt2-xl", "--method", "nse+blue"], "errata knows no published numbers of 'nse+blue'"),
+        (["show", "--method", "memitt"], "Did you mean 'memit'?"),
+        (["check", "nothing.yaml"], "cannot be read"),
+        (["check", str(ROOT / "examples" / "recipe.yaml"), "--method", "memitt"], "Did you mean 'memit'?"),
+    ],
+)
+def test_what_there_is_not_is_said(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipe", *arguments]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("verb", ["list", "show", "check"])
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipe", verb, "--help"]) == 0
+    assert f"Example: errata recipe {verb}" in " ".join(capsys.readouterr().out.split())
+
+
+# check ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_without_faults_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = ROOT / "examples" / "recipe.yaml", tmp_path / "check.json"
+    assert run(["recipe", "check", str(path), "--json", str(out)]) == 0
+    assert capsys.readouterr().out == f"{path} holds for memit, memit_seq, alphaedit.\n"
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert report == {"file": str(path), "valid": True, "methods": ["memit", "memit_seq", "alphaedit"], "faults": []}
+    assert run(["recipe", "check", str(path), "--method", "memit+blue"]) == 0
+
+
+def test_all_faults_of_all_methods_are_told_once_and_by_their_place(tmp_path: Path) -> None:
+    faults = faults_of(WRONG, tmp_path)
+    assert set(faults) == {
+        "layer",
+        "target.steps",
+        "target.learning_rat",
+        "target.learning_rate",
+        "statistics.tokens",
+        "methods.memit.solver.ridge",
+        "methods.memit+blue.target.clam",
+        "methods.rect.solver.ridge",
+        "methods.pmet.solver.ridge",
+        "methods.memmit",
+        "methods.emmet",
+    }
+    assert "Did you mean 'layers'?" in faults["layer"]
+    assert "Did you mean 'learning_rate'?" in faults["target.learning_rat"]
+    assert "Did you mean 'clamp'?" in faults["methods.memit+blue.target.clam"]
+    assert "Did you mean 'memit'?" in faults["methods.memmit"]
+    assert "Got -1" in faults["methods.memit.solver.ridge"]
+    assert "Add this key" in faults["methods.pmet.solver.ridge"]
+    assert "is no mapping" in faults["methods.emmet"]
+
+
+def test_a_check_for_one_method_leaves_out_what_is_wrong_for_others(tmp_path: Path) -> None:
+    faults = faults_of(WRONG, tmp_path, "--method", "rect")
+    assert "methods.rect.solver.ridge" in faults
+    assert not {"methods.memit.solver.ridge", "methods.pmet.solver.ridge"} & set(faults)
+
+
+def test_a_contradiction_is_told_of_the_methods_that_it_is_in(tmp_path: Path) -> None:
+    data = yaml.safe_load((ROOT / "examples" / "recipe.yaml").read_text(encoding="utf-8"))
+    data["methods"]["rome"] = {}
+    assert "'single' writes one layer" in faults_of(yaml.safe_dump(data), tmp_path)["methods.rome"]
+    data["methods"] = {"memit": data["methods"]["memit"]}
+    assert run(["recipe", "check", str(ROOT / "examples" / "recipe.yaml")]) == 0
+    assert set(faults_of(yaml.safe_dump(data | {"schedule": "single"}), tmp_path)) == {""}  # of the whole file
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "words"),
+    [
+        ("model: m\n", None, "names no method"),
+        ("- 1\n", None, "holds no mapping"),
+        ("method: memitt\n", "method", "Did you mean 'memit'?"),
+        ("metods: {memit: {}}\nmethods: {memit: {}}\n", "metods", "Did you mean 'methods'?"),
+        ("also: 3\nmethods: {memit: {}}\n", "also", "is no list of models' names"),
+        ("shaping: [{kind: rect, share: 2}]\nmethods: {memit: {}}\n", "shaping.0.share", "Got 2"),
+    ],
+)
+def test_files_that_are_wrong_as_a_whole(tmp_path: Path, text: str, where: str | None, words: str) -> None:
+    faults = faults_of(text, tmp_path)
+    assert words in (faults[where] if where is not None else "".join(faults.values()))
+
+
+# edit -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_published_recipe_asks_for_a_corpus_and_takes_it(
+    plain_gpt2_xl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["edit", "--facts", str(FACTS), "--model", str(plain_gpt2_xl), "--method", "memit+blue", "--dry-run"]
+    assert run(arguments) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'wikipedia.txt' cannot be read" in said
+    assert "--corpus FILE" in said
+    assert "Traceback" not in said
+    corpus = write_corpus(tmp_path / "small.txt")
+    assert run([*arguments, "--corpus", "small.txt"]) == 2
+    assert "holds 210 documents, but 100000 were asked for" in " ".join(capsys.readouterr().err.split())
+    corpus.write_text("A document.\n\n" * 100000, encoding="utf-8")
+    assert run([*arguments, "--corpus", "small.txt", "--json", "plan.json"]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    assert plan["recipe"]["statistics"]["corpus"] == str(corpus.resolve())
+    assert [step["layer"] for step in plan["steps"]] == [13, 17]
+    assert "numbers are for" not in capsys.readouterr().err
+
+
+def test_a_recipe_that_is_lent_to_another_model_is_announced(
+    plain_gpt2_xl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = plain_gpt2_xl.rename(tmp_path / "llama-2-7b-chat-hf")
+    arguments = ["edit", "--facts", str(FACTS), "--model", str(model), "--method", "rome", "--dry-run"]
+    assert run(arguments) == 0, "C is the identity, so no corpus is asked for"
+    assert "the recipe's numbers are for 'meta-llama/Llama-2-7b-hf'" in " ".join(capsys.readouterr().err.split())
