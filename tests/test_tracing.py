@@ -21,11 +21,11 @@ from tests.support.tiny_models import BLOCKS
 
 # Subjects of one token and of many, at the start, in the middle and at the end, behind which nothing stands.
 TRACED = (
-    *(replace(fact, truth=fact.target) for fact in FACTS),
+    *(replace(FACTS[index], truth=FACTS[index].target) for index in (0, 4, 5)),
     Fact("end", "Thomas Stieltjes", "The mother tongue of {}", "is", truth="is French"),
     Fact("one token", "The", "{} river runs", "in", truth="through"),
 )
-FAMILIES = ("gpt2", "llama", "gptj", "gemma3_text", "opt", "opt_projected", "gpt_neox", "mistral")
+FAMILIES = ("gpt2", "llama", "gptj", "gemma3_text", "opt", "mistral")
 SAMPLES, WINDOW, SEED = 2, 3, 11
 
 
@@ -132,5 +132,5 @@ def test_a_fact_without_truth_cannot_be_traced() -> None:
 def test_what_is_not_finite_is_told_with_the_facts() -> None:
     model = tiny_language_model("gpt2")
     prompts = prompts_of(model, TRACED[:2])
-    with pytest.raises(ErrataError, match=r"not finite for ('tongue', 'tower'|'tower', 'tongue')"):
+    with pytest.raises(ErrataError, match=r"not finite for ('tongue', 'work'|'work', 'tongue')"):
         trace(model, prompts, samples=2, window=2, noise=float("inf"), generator=torch.Generator().manual_seed(0))

@@ -75,7 +75,7 @@ def trace(
         batch = Batch(model, [prompts[index] for index in chosen], [drawn[index] for index in chosen])
         clean[chosen], corrupted[chosen] = batch.clean, batch.corrupted
         _check_finite(batch.prompts, batch.clean, batch.corrupted)
-        places = {position: found for position in positions if (found := batch.place(position)) is not None}
+        places = {position: place for position in positions if (place := batch.place(position)) is not None}
         for part in Part:
             for layer in range(layers):
                 reach = window_around(layer, 1 if part is Part.BLOCK else window, layers)
