@@ -71,7 +71,7 @@ class BehindBlock:
 
     def enter(self, stack: ExitStack, delta: Tensor) -> None:
         entered = self._entered(delta)
-        _skip_below(stack, self._model, self._layer, None)
+        skip_below(stack, self._model, self._layer, None)
         wrapped = _as_block_output(self._model, entered)
         stack.enter_context(forward_replaced(self._model.blocks[self._layer], lambda *args, **kwargs: wrapped))
 
@@ -116,7 +116,7 @@ class InsideBlock:
         return chosen
 
     def enter(self, stack: ExitStack, delta: Tensor) -> None:
-        _skip_below(stack, self._model, self._layer, self._hidden)
+        skip_below(stack, self._model, self._layer, self._hidden)
         parts = (self._model.attention_output(self._layer), self._model.down_projection(self._layer))
         for part, share in zip(parts, delta.chunk(2, dim=1), strict=True):
             stack.callback(part.register_forward_hook(_adding(share)).remove)
@@ -141,7 +141,7 @@ def injection_at(
     raise ValueError(f"nothing can be injected at {list(sites)}")
 
 
-def _skip_below(stack: ExitStack, model: LanguageModel, layer: int, hidden: Tensor | None) -> None:
+def skip_below(stack: ExitStack, model: LanguageModel, layer: int, hidden: Tensor | None) -> None:
     """Blocks under ``layer`` pass on what they get, the last of them ``hidden`` if there is any."""
     for index, block in enumerate(model.blocks[:layer]):
         instead = hidden if index == layer - 1 else None
