@@ -25,6 +25,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from errata.benchmark.sequential import Examination, Measurement, examine, run_sequence
 from errata.edit import Editor
 from errata.errors import ErrataError, InputError
@@ -44,9 +46,13 @@ SCORED = (
     Metric.SAME_SUBJECT_ACCURACY,
     Metric.UNTOUCHED_ACCURACY,
 )
+SEARCHED = "errata recipe auto, on held-out facts of this model"
+UNSEARCHED = "errata recipe auto --minutes 0; scale-free defaults, tried on no fact of this model"
 LEARNING_RATES = (0.1, 0.2, 0.5, 1.0, 2.0)  # of ‖h‖ / √d
 CLAMPS = (0.75, 1.5, 4.0)
 STEPS = 25
+ENOUGH = 0.01  # of the loss: a larger step that gains less only overshoots
+DEFAULT_RATE, DEFAULT_RIDGE = 0.5, 1.0  # of ‖h‖ / √d, and per column, where nothing is searched
 # What a solver's numbers are tried as: (fields of the recipe's solver section, how they are told to people), as
 # functions of the number of W's columns.
 RIDGES = (0.1, 0.2, 0.5, 1.0, 2.0)  # λ per column: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
@@ -132,13 +138,13 @@ class RecipeSearch:
         ]
         clamps = [({"target": {"clamp": clamp}}, f"{clamp:g} · ‖h‖") for clamp in CLAMPS]
         stages = (
-            ("learning_rate", rates, "target"),
-            ("solver", list(solver_tries(recipe, columns)), "edit"),
-            ("clamp", clamps, "edit"),
+            ("learning_rate", rates, "target", ENOUGH),
+            ("solver", list(solver_tries(recipe, columns)), "edit", 0.0),
+            ("clamp", clamps, "edit", 0.0),
         )
         scores = {"target": self._target_score, "edit": lambda tried: self._edit_score(tried, before)}
-        total, done = sum(len(values) for _, values, _ in stages), 0
-        for number, values, kind in stages:
+        total, done = sum(len(values) for _, values, _, _ in stages), 0
+        for number, values, kind, tolerance in stages:
             results: list[Try] = []
             for value, told in values:
                 if self._out_of_time():
@@ -154,10 +160,12 @@ class RecipeSearch:
                 done += 1
                 self.report("tries", done, total)
             self._tries += results
-            best = max(results, key=lambda tried: tried.score, default=None)
-            if best is not None and best.score > -math.inf:
+            most = max((tried.score for tried in results), default=-math.inf)
+            if most > -math.inf:
+                best = next(tried for tried in results if tried.score >= most - tolerance)
                 recipe = laid_over(recipe, best.value)
-                reasons[number] = f"{best.told}: best of {', '.join(tried.told for tried in results)}"
+                rule = "best" if not tolerance else f"first within {tolerance:g} of the best"
+                reasons[number] = f"{best.told}: {rule} of {', '.join(tried.told for tried in results)}"
             elif number == "solver":
                 raise ErrataError(
                     "no try of the solver's numbers came to an end",
@@ -256,6 +264,31 @@ def starting_recipe(
     )
 
 
+def unsearched_recipe(
+    model: str, row: Method, layers: Sequence[int], columns: int, statistics: Mapping[str, Any]
+) -> Found:
+    """Scale-free defaults, for want of a search: what suited the embedded model, and λ as published for large ones.
+
+    Args:
+        columns: how many W has.
+    """
+    base = starting_recipe(model, row, layers, statistics, batch_size=100)
+    told = {"least_squares": "λ", "neurons": "λ", "equality": "ε"}
+    change: dict[str, Any] = {"target": {"learning_rate": DEFAULT_RATE, "relative_rate": True}}
+    reasons = {"learning_rate": f"{DEFAULT_RATE:g} · ‖h‖/√d, not searched", "clamp": "as published for MEMIT"}
+    if row.solver["kind"] in told:
+        change["solver"] = {"ridge": DEFAULT_RIDGE * columns}
+        reasons["solver"] = f"{told[row.solver['kind']]} = {DEFAULT_RIDGE:g} · columns, not searched"
+    elif row.solver["kind"] == "null_space":
+        reasons["solver"] = "threshold 0.3, L2 20 (in mean eigenvalues of C), not searched"
+    return Found(laid_over(base, change), reasons, (), complete=False)
+
+
+def layers_by_depth(layers: int) -> tuple[int, ...]:
+    """The critical layers at the depth where Llama 3's are: from an eighth to a quarter of the blocks."""
+    return tuple(range(layers // 8, max(layers // 8, layers // 4) + 1))
+
+
 def laid_over(recipe: Recipe, change: Mapping[str, Any]) -> Recipe:
     """The recipe with fields of its sections changed."""
     data = recipe.model_dump()
@@ -315,3 +348,36 @@ def _key(recipe: Recipe, facts: Sequence[Fact], number: str) -> str:
     """Everything that a try's score depends on."""
     record = [number, recipe.model_dump(mode="json"), [fact.to_record() for fact in facts]]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def automatic_file(model: str, layers: Sequence[int], why: str, found: Mapping[str, Found]) -> str:
+    """A recipe file, with an entry for each method and its ``+blue``, that says how each number was found.
+
+    Args:
+        layers: the critical layers.
+        why: how they were found.
+        found: row's name -> the end of its search.
+    """
+    first = next(iter(found.values())).recipe.model_dump(mode="json", exclude_defaults=True)
+    entries: dict[str, Any] = {}
+    for name, end in found.items():
+        data = end.recipe.model_dump(mode="json")
+        entry: dict[str, Any] = {section: data[section] for section in ("target", "solver", "rounds") if data[section]}
+        single = list(end.recipe.layers) != list(layers)
+        if single:
+            entry["layers"] = list(end.recipe.layers)
+        entries[name] = entry
+        entries[f"{name}{BOUNDARY_SUFFIX}"] = {"layers": list(layers)} if single else {}
+    lines = [f"layers: {why}"]
+    for name, end in found.items():
+        lines += [f"{name}, {number.replace('_', ' ')}: {reason}" for number, reason in end.reasons.items()]
+        lines += [] if end.complete or not end.tries else [f"{name}: time was up before all was tried"]
+    body: dict[str, Any] = {
+        "model": model,
+        "source": f"automatic: {SEARCHED if any(end.tries for end in found.values()) else UNSEARCHED}",
+        "layers": list(layers),
+        **{key: first[key] for key in ("contexts", "statistics", "batch_size") if key in first},
+        "methods": entries,
+    }
+    head = "".join(f"# {line}\n" for line in ["Found by errata recipe auto, not published by anyone.", *lines])
+    return head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)

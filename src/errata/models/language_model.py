@@ -49,12 +49,23 @@ class Outline:
         tokenizer: its fast tokenizer.
         context_length: how many tokens it takes.
         layers: how many blocks it has.
+        config: its configuration.
     """
 
     name: str
     tokenizer: PreTrainedTokenizerBase
     context_length: int
     layers: int
+    config: PreTrainedConfig
+
+    @property
+    def columns(self) -> int:
+        """How many columns W has: the width of the MLP. Told by the empty shapes of a model without weights."""
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(self.config)
+        row = architecture_of(empty)
+        block = empty.get_submodule(f"{row.blocks}.0")
+        return down_projection_weight(block.get_submodule(row.down_projection)).shape[1]
 
     @classmethod
     def load(cls, name: str, *, trust_remote_code: bool = False) -> Outline:
@@ -70,7 +81,7 @@ class Outline:
             check_config(config)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             text = config.get_text_config(decoder=True)
-            return cls(name, tokenizer, _context_length(config), int(text.num_hidden_layers))
+            return cls(name, tokenizer, _context_length(config), int(text.num_hidden_layers), config)
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raises InputError if a layer does not exist."""

@@ -16,10 +16,15 @@ from errata.recipe_check import check_recipe
 from errata.recipe_files import shipped_file, shipped_names
 from errata.verbs.console import JsonOption, ModelOption, console, write_json
 from errata.verbs.edit import recipe_name
+from errata.verbs.recipe_auto import EXAMPLE as AUTO_EXAMPLE
+from errata.verbs.recipe_auto import auto
 
 app = typer.Typer(
     help="The numbers of an edit: what comes with errata, and the check of your own.", no_args_is_help=True
 )
+
+
+app.command("auto", epilog=AUTO_EXAMPLE)(auto)
 
 
 @app.command("list", epilog="Example: errata recipe list")

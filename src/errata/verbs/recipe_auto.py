@@ -1,0 +1,188 @@
+"""``errata recipe auto``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from errata.benchmark.recipe_search import (
+    RecipeSearch,
+    automatic_file,
+    layers_by_depth,
+    starting_recipe,
+    unsearched_recipe,
+)
+from errata.errors import Fault, FaultsError, InputError
+from errata.facts import Fact, FactSet
+from errata.facts_io import read_facts
+from errata.lab.package import lab_world
+from errata.lab.tasks import lab_facts
+from errata.locate import RULE, TracingSettings, default_window, locate
+from errata.methods import BOUNDARY_SUFFIX, Method, method_named
+from errata.models.language_model import LanguageModel, Outline
+from errata.output import write_text
+from errata.progress import Report
+from errata.statistics.corpus import open_corpus
+from errata.tracing.places import Position
+from errata.verbs.console import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    TrustOption,
+    console,
+    outline_of,
+    placement,
+    progress,
+    write_json,
+)
+from errata.verbs.edit import is_lab, token_check
+from errata.verbs.questions import examination_for
+
+EXAMPLE = "Example: errata recipe auto --model lab --methods memit --out auto.yaml --minutes 5"
+LAB_SEED = 950  # of the held-out facts that the lab draws: no report draws its own with it
+FACTS = 100
+
+
+def auto(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The recipe file to write.")],
+    model: ModelOption = "lab",
+    methods: Annotated[
+        str, typer.Option(help="Rows of `errata methods`, by commas; each is searched with +blue too.")
+    ] = ("memit,alphaedit"),
+    facts: Annotated[
+        Path | None, typer.Option("--facts", "-f", help="Held-out facts to search with; lab: from its world.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Critical layers, such as 4,5,6; default: as `locate` finds.")
+    ] = None,
+    corpus: Annotated[str | None, typer.Option(help="Text for the key statistics; lab: its own.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens of it to read.")] = 50_000,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="No further try begins after so many; default: no limit.")
+    ] = None,
+    untouched: Annotated[
+        Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the tracing's noise and the questions.")] = 0,
+    trust_remote_code: TrustOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Search a recipe for a model that nobody has published one for, on held-out facts, in scale-free numbers.
+
+    Every try is kept in OUT.tries.jsonl; the same command goes on where it was stopped. With --minutes 0 nothing is
+    searched: scale-free defaults are written, for which only the model's configuration is read.
+    """
+    where = placement(device, dtype)
+    rows = _rows(methods)
+    outline = outline_of(model, trust_remote_code=trust_remote_code)
+    lab = is_lab(model)
+    chosen = None if layers is None else _numbers(layers)
+    if chosen is not None:
+        outline.check_layers(chosen)
+    if minutes == 0:
+        _write_unsearched(model, rows, outline, chosen, corpus, tokens, out)
+        return
+    if not lab:
+        faults = []
+        if facts is None:
+            faults.append(Fault("--facts", "there are no held-out facts", "Give facts that no later report will use"))
+        if corpus is None:
+            faults.append(Fault("--corpus", "there is no text for the key statistics", "Give ordinary text, UTF-8"))
+        if faults:
+            raise FaultsError("the options", faults)
+    corpus = corpus or "lab"
+    open_corpus(corpus)  # that it is there
+    held_out = (
+        read_facts(facts, check=token_check(outline, lead=12))
+        if facts is not None
+        else FactSet(tuple(lab_facts(lab_world(), FACTS, seed=LAB_SEED)), "the lab's world")
+    )
+    examination = examination_for(held_out, lab=lab, untouched=untouched, seed=seed)
+    loaded = LanguageModel.load(model, **where, trust_remote_code=trust_remote_code)
+    reasons: dict[str, Any] = {}
+    with progress() as report:
+        if chosen is None:
+            chosen, why = _located(loaded, held_out, lab=lab, seed=seed, report=report)
+        else:
+            why = "given with --layers"
+        found = {}
+        limit = math.inf if minutes is None else 60 * minutes / len(rows)
+        for row in rows:
+            statistics = {"corpus": corpus, "tokens": tokens, "length": min(1024, loaded.context_length)}
+            base = starting_recipe(model, row, chosen, statistics, batch_size=25)
+            journal = out.with_name(out.name + ".tries.jsonl")
+            found[row.name] = RecipeSearch(loaded, base, examination, journal, seconds=limit, report=report).run()
+            reasons[row.name] = dict(found[row.name].reasons)
+    write_text(out, automatic_file(model, chosen, why, found))
+    console().print(f"layers {list(chosen)}: {why}", markup=False, highlight=False)
+    for name, each in reasons.items():
+        for number, reason in each.items():
+            console().print(f"{name}, {number.replace('_', ' ')}: {reason}", markup=False, highlight=False)
+    incomplete = [name for name, end in found.items() if not end.complete]
+    if incomplete:
+        console().print(f"Time was up before all was tried for {', '.join(incomplete)}; the same command goes on.")
+    console().print(f"Wrote {out}", highlight=False)
+    write_json(json, {"out": str(out), "layers": list(chosen), "why": why, "reasons": reasons})
+
+
+def _write_unsearched(
+    model: str,
+    rows: Sequence[Method],
+    outline: Outline,
+    layers: tuple[int, ...] | None,
+    corpus: str | None,
+    tokens: int,
+    out: Path,
+) -> None:
+    """A recipe from the configuration alone."""
+    why = "given with --layers" if layers is not None else "by depth, as in Llama 3; not traced"
+    layers = layers_by_depth(outline.layers) if layers is None else layers
+    text = corpus or ("lab" if is_lab(model) else "corpus.txt")
+    statistics = {"corpus": text, "tokens": tokens, "length": min(1024, outline.context_length)}
+    found = {row.name: unsearched_recipe(model, row, layers, outline.columns, statistics) for row in rows}
+    write_text(out, automatic_file(model, layers, why, found))
+    console().print(f"Wrote {out}: defaults, not searched.", highlight=False, markup=False)
+
+
+def _located(
+    model: LanguageModel, held_out: Sequence[Fact], *, lab: bool, seed: int, report: Report
+) -> tuple[tuple[int, ...], str]:
+    """The layers that causal tracing proposes, and how they were found.
+
+    Raises:
+        FaultsError: for facts without a truth, which cannot be traced.
+        ErrataError: if nothing can be proposed.
+    """
+    if lab:
+        held_out = lab_facts(lab_world(), len(lab_world().people), seed=LAB_SEED)
+    remedy = "Add what the model says now, or give the layers with --layers"
+    if lacking := [
+        Fault(fact.id, "the fact has no 'truth' to trace", remedy) for fact in held_out if fact.truth is None
+    ]:
+        raise FaultsError("the held-out facts", lacking)
+    window = default_window(len(model.blocks))
+    settings = TracingSettings(window=window, seed=seed, positions=(Position.SUBJECT_LAST,))
+    found = locate(model, held_out, settings, report=report)
+    facts = f"causal tracing of {len(found.chosen.facts)} facts"
+    return found.propose().layers, f"{facts}; {RULE}"
+
+
+def _rows(methods: str) -> list[Method]:
+    names = [name.strip().removesuffix(BOUNDARY_SUFFIX) for name in methods.split(",") if name.strip()]
+    if not names:
+        raise InputError("no method was named", remedy="Give some of `errata methods`")
+    return [method_named(name) for name in dict.fromkeys(names)]
+
+
+def _numbers(layers: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in layers.split(",")}))
+    except ValueError as error:
+        raise InputError(f"--layers {layers!r} is no list of numbers", remedy="Write them as 4,5,6") from error

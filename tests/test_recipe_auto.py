@@ -1,0 +1,61 @@
+"""``errata recipe auto`` from outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from errata.benchmark import recipe_search
+from errata.cli import run
+from errata.recipe import read_recipe
+
+from tests.support.tiny_models import tiny_model
+
+
+def test_a_short_search_on_the_lab_writes_a_recipe_that_edit_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("errata.verbs.recipe_auto.FACTS", 6)
+    for name, kept in (("LEARNING_RATES", (0.5, 1.0)), ("RIDGES", (0.5,)), ("CLAMPS", (0.75,)), ("STEPS", 4)):
+        monkeypatch.setattr(recipe_search, name, kept)
+    out = tmp_path / "auto.yaml"
+    arguments = ["recipe", "auto", "--out", str(out), "--methods", "memit", "--layers", "0,2"]
+    assert run([*arguments, "--json", str(tmp_path / "auto.json")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "memit, solver: λ = 0.5 · columns = 512" in said
+    assert json.loads((tmp_path / "auto.json").read_text(encoding="utf-8"))["layers"] == [0, 2]
+    recipe = read_recipe(out, "memit+blue")
+    assert (recipe.layers, recipe.solver.ridge) == ((0, 2), 512)  # type: ignore[union-attr]
+    tries = (tmp_path / "auto.yaml.tries.jsonl").read_text(encoding="utf-8")
+    first = out.read_text(encoding="utf-8")
+    assert run(arguments) == 0  # everything has been tried
+    assert (tmp_path / "auto.yaml.tries.jsonl").read_text(encoding="utf-8") == tries
+    assert out.read_text(encoding="utf-8") == first
+
+
+def test_without_minutes_only_the_configuration_is_read(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model("gpt2")
+    model.config.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    out = tmp_path / "auto.yaml"
+    assert run(["recipe", "auto", "--model", str(tmp_path / "model"), "--minutes", "0", "--out", str(out)]) == 0
+    recipe = read_recipe(out, "memit")
+    assert recipe.solver.ridge == model.transformer.h[0].mlp.c_proj.weight.shape[0]  # type: ignore[union-attr]
+    assert recipe.source.startswith("automatic: errata recipe auto --minutes 0")
+
+
+def test_another_model_needs_facts_and_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = tiny_model("gpt2")
+    model.config.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert run(["recipe", "auto", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "x.yaml")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 faults" in said
+    assert "--facts" in said
+    assert "--corpus" in said
+    assert run(["recipe", "auto", "--layers", "one", "--out", str(tmp_path / "x.yaml")]) == 2
+    assert run(["recipe", "auto", "--layers", "77", "--out", str(tmp_path / "x.yaml")]) == 2
+    assert not (tmp_path / "x.yaml").exists()
