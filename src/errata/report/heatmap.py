@@ -20,7 +20,7 @@ from errata.tracing.places import Part, Position
 
 # One hue a part, as in the paper; each grows darker evenly, so that it can be read in grey.
 _COLOURS = {Part.BLOCK: "Purples", Part.MLP: "Greens", Part.ATTENTION: "Reds"}
-_WIDTH, _MARGIN, _ROW = 7.2, 1.1, 0.22  # inches: a printed page's text; heads, ticks and bars; one kind of token
+_WIDTH, _MARGIN, _ROW = 7.2, 1.6, 0.18  # inches: a printed page's text; heads, ticks and bars; one kind of token
 
 
 def check_drawing() -> None:
