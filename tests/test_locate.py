@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from errata.errors import ErrataError, InputError
+from errata.evaluation.recall import score
 from errata.facts import Fact
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
@@ -124,8 +125,6 @@ def test_facts_with_nothing_behind_their_subject_are_left_out(lab: LanguageModel
 
 def _known_continuation(lab: LanguageModel, fact: Fact) -> Fact:
     """A fact whose prompt ends with its subject, and which the lab knows: what it would say there, one word."""
-    from errata.evaluation.recall import score
-
     said = score(lab, [(fact.subject, "was")])[0].said
     return Fact("ends", fact.subject, "{}", "a", truth=said)
 
