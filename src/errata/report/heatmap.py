@@ -15,12 +15,12 @@ import numpy as np
 
 from errata.errors import MissingExtraError
 from errata.locate import Cell
-from errata.report.tracing import PART_TITLES, POSITION_TITLES
+from errata.report.tracing import PART_TITLES, POSITION_TITLES, window_size
 from errata.tracing.places import Part, Position
 
 # One hue a part, as in the paper; each grows darker evenly, so that it can be read in grey.
 _COLOURS = {Part.BLOCK: "Purples", Part.MLP: "Greens", Part.ATTENTION: "Reds"}
-_WIDTH, _MARGIN, _ROW = 7.2, 1.0, 0.2  # inches: a printed page's text; heads, ticks and bars; one kind of token
+_WIDTH, _MARGIN, _ROW = 7.2, 1.6, 0.18  # inches: a printed page's text; heads, ticks and bars; one kind of token
 
 
 def check_drawing() -> None:
@@ -37,7 +37,7 @@ def draw_heat_map(
     A part has its own scale from 0 to its largest effect; negative effects are white, what no fact has is hatched.
 
     Args:
-        critical: layers to frame at the subject's last token.
+        critical: neighbouring layers to frame at the subject's last token.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -45,6 +45,7 @@ def draw_heat_map(
     check_drawing()
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     positions = list(POSITION_TITLES) if len({cell["position"] for cell in cells}) > 1 else [Position.SUBJECT_LAST]
     layers = 1 + max(cell["layer"] for cell in cells)
@@ -55,12 +56,11 @@ def draw_heat_map(
         for panel, (part, name) in zip(panels, PART_TITLES.items(), strict=True):
             values = _values(cells, part, positions, layers)
             _draw_panel(figure, panel, values, _COLOURS[Part(part)])
-            windows = {cell["window"][1] - cell["window"][0] + 1 for cell in cells if cell["part"] == part}
-            window = "" if part == Part.BLOCK else f"\n(window of {max(windows)})"
-            panel.set_title(f"{name}{window}" if window else f"{name}\n", fontsize=8)
-            for layer in critical:
-                corner = (layer - 0.5, positions.index(Position.SUBJECT_LAST) - 0.5)
-                panel.add_patch(matplotlib.patches.Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1))
+            reach = "at one layer" if part == Part.BLOCK else f"window of {window_size(cells)}"
+            panel.set_title(f"{name}\n({reach})", fontsize=8)
+            if critical:
+                corner, width = (min(critical) - 0.5, positions.index(Position.SUBJECT_LAST) - 0.5), len(critical)
+                panel.add_patch(Rectangle(corner, width, 1, fill=False, edgecolor="black", linewidth=1, clip_on=False))
         panels[0].set_yticks(range(len(positions)), [POSITION_TITLES[position] for position in positions])
         figure.suptitle(title, fontsize=8)
         for path in paths:

@@ -27,7 +27,7 @@ POSITION_TITLES: Final[Mapping[str, str]] = MappingProxyType(
         Position.LAST: "last token",
     }
 )
-_BARS = " ▁▂▃▄▅▆▇█"
+_BARS = "·▁▂▃▄▅▆▇█"
 
 
 def tracing_table(cells: Sequence[Cell], critical: Collection[int] = ()) -> Table:
@@ -38,26 +38,31 @@ def tracing_table(cells: Sequence[Cell], critical: Collection[int] = ()) -> Tabl
     """
     found = {(cell["part"], cell["layer"]): cell for cell in cells if cell["position"] == Position.SUBJECT_LAST}
     facts = next(iter(found.values()))["n"]
+    blocks = window_size(cells)
     table = Table(
         caption=f"Average indirect effect on the probability of the answer's first token [95 % interval over {facts} "
-        "facts], restored at the subject's last token: the hidden state at the layer, the others over the window",
+        "facts], restored at the subject's last token: the hidden state behind the layer; MLP and attention outputs "
+        f"in {blocks} block{'s' if blocks > 1 else ''} around it",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
+        padding=0,  # the box has a blank between columns already, and so 80 characters suffice
     )
     table.add_column("layer", justify="right")
     for title in PART_TITLES.values():
         table.add_column(title, justify="right")
-    table.add_column("window")
     for layer in sorted({layer for _, layer in found}):
-        first, last = found[Part.MLP, layer]["window"]
-        window = str(first) if first == last else f"{first}–{last}"
         # Text, not markup: an interval's brackets must not be read as a style.
         entries = [Text(_entry(found[part, layer])) for part in PART_TITLES]
         mark = "● " if layer in critical else ""
-        table.add_row(Text(f"{mark}{layer}"), *entries, Text(window), style="bold" if layer in critical else None)
+        table.add_row(Text(f"{mark}{layer}"), *entries, style="bold" if layer in critical else None)
     return table
+
+
+def window_size(cells: Sequence[Cell]) -> int:
+    """How many blocks were restored together; the model's ends cut the windows there."""
+    return max(last - first + 1 for first, last in (cell["window"] for cell in cells))
 
 
 def text_heat_map(cells: Sequence[Cell], *, width: int = 120) -> str:
@@ -78,7 +83,7 @@ def text_heat_map(cells: Sequence[Cell], *, width: int = 120) -> str:
         for position, name in POSITION_TITLES.items():
             means = [found.get((part, position, layer)) for layer in range(layers)]
             bars = "".join(_bar(mean, largest) * thick for mean in means if mean is not None)
-            lines.append(f"{name:>{margin - 2}}  {bars or MISSING}".rstrip())
+            lines.append(f"{name:>{margin - 2}}  {bars or MISSING}")
     return "\n".join(lines)
 
 
@@ -88,5 +93,5 @@ def _entry(cell: Cell) -> str:
 
 
 def _bar(mean: float, largest: float) -> str:
-    """An eighth of the largest is the least that shows; negative effects do not."""
+    """In eighths of the largest; a dot where there is less than a sixteenth, or a negative effect."""
     return _BARS[round(8 * max(0.0, mean) / largest)] if largest > 0 else _BARS[0]

@@ -92,7 +92,7 @@ def locate_layers(
         with new_directory(out) as partial:
             write_text(partial / "tracing.json", json_module.dumps(record, ensure_ascii=False, indent=2) + "\n")
             pictures = [partial / f"heatmap{suffix}" for suffix in (".png", ".svg")]
-            title = f"{model}: {len(found.chosen.facts)} facts, {samples} draws of noise of {noise:g}σ"
+            title = f"{model}: {len(found.chosen.facts)} facts, {_draws(settings)}"
             draw_heat_map(record["rows"], pictures, title=title, critical=layers)
         console().print(f"Wrote {out}.", markup=False, highlight=False)
     write_json(json, record)
@@ -138,7 +138,7 @@ def _show_facts(found: Location) -> None:
     left_out = f"; {chosen.nothing_behind} left out, with nothing behind their subject" if chosen.nothing_behind else ""
     console().print(
         f"\nTraced {len(chosen.facts)} facts (of {chosen.asked} asked, {chosen.known} are known{left_out}) with "
-        f"{found.settings.samples} draws of noise of {found.settings.noise:g}σ, σ = {found.traced.sigma:.3g}, in "
+        f"{_draws(found.settings)}, σ = {found.traced.sigma:.3g}, in "
         f"{found.seconds:.0f} s. Probability of the answer {totals['clean']['mean']:.3f} clean, "
         f"{totals['corrupted']['mean']:.3f} corrupted.",
         markup=False,
@@ -146,6 +146,10 @@ def _show_facts(found: Location) -> None:
     )
     if len(chosen.facts) < ENOUGH_FACTS:
         error_console().print(
-            f"[yellow]warning:[/] the model knows only {len(chosen.facts)} of the facts, which says little about its "
-            f"layers. Give more facts (at least {ENOUGH_FACTS} that it knows)."
+            f"[yellow]warning:[/] only {len(chosen.facts)} facts were traced, which says little about the model's "
+            f"layers. Give at least {ENOUGH_FACTS} that it knows (--facts, --count)."
         )
+
+
+def _draws(settings: TracingSettings) -> str:
+    return f"{settings.samples} draw{'s' if settings.samples > 1 else ''} of noise of {settings.noise:g}σ"
