@@ -222,6 +222,11 @@ class Recipe(_Settings):
         return self
 
     @property
+    def is_automatic(self) -> bool:
+        """Whether no person has published or measured the numbers."""
+        return self.source.startswith("automatic")
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether the solver looks at the key statistics at all."""
         return not (self.solver.kind == "rank_one" and self.solver.moment == "identity")

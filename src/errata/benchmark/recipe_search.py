@@ -52,10 +52,13 @@ LEARNING_RATES = (0.1, 0.2, 0.5, 1.0, 2.0)  # of ‖h‖ / √d
 CLAMPS = (0.75, 1.5, 4.0)
 STEPS = 25
 ENOUGH = 0.01  # of the loss: a larger step that gains less only overshoots
-DEFAULT_RATE, DEFAULT_RIDGE = 0.5, 1.0  # of ‖h‖ / √d, and per column, where nothing is searched
+# Where nothing is searched: of ‖h‖ / √d, and per column.
+DEFAULT_RATE = 0.5
+DEFAULT_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 0.1)}
 # What a solver's numbers are tried as: (fields of the recipe's solver section, how they are told to people), as
 # functions of the number of W's columns.
 RIDGES = (0.1, 0.2, 0.5, 1.0, 2.0)  # λ per column: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
+EQUALITIES = (0.01, 0.05, 0.1, 0.2, 0.5)  # ε per column
 THRESHOLDS = ((0.1, 0.5), (0.1, 5.0), (0.3, 5.0), (0.3, 20.0))  # (threshold, L2), both in mean eigenvalues of C
 
 
@@ -232,7 +235,7 @@ def solver_tries(recipe: Recipe, columns: int) -> Iterator[tuple[dict[str, Any],
             for ridge in RIDGES:
                 yield {"solver": {"ridge": ridge * columns}}, f"λ = {ridge:g} · columns = {ridge * columns:g}"
         case "equality":
-            for ridge in RIDGES:
+            for ridge in EQUALITIES:
                 yield {"solver": {"ridge": ridge * columns}}, f"ε = {ridge:g} · columns = {ridge * columns:g}"
         case _:
             yield {}, "the solver has no number"
@@ -273,12 +276,12 @@ def unsearched_recipe(
         columns: how many W has.
     """
     base = starting_recipe(model, row, layers, statistics, batch_size=100)
-    told = {"least_squares": "λ", "neurons": "λ", "equality": "ε"}
     change: dict[str, Any] = {"target": {"learning_rate": DEFAULT_RATE, "relative_rate": True}}
     reasons = {"learning_rate": f"{DEFAULT_RATE:g} · ‖h‖/√d, not searched", "clamp": "as published for MEMIT"}
-    if row.solver["kind"] in told:
-        change["solver"] = {"ridge": DEFAULT_RIDGE * columns}
-        reasons["solver"] = f"{told[row.solver['kind']]} = {DEFAULT_RIDGE:g} · columns, not searched"
+    if row.solver["kind"] in DEFAULT_RIDGES:
+        letter, ridge = DEFAULT_RIDGES[row.solver["kind"]]
+        change["solver"] = {"ridge": ridge * columns}
+        reasons["solver"] = f"{letter} = {ridge:g} · columns, not searched"
     elif row.solver["kind"] == "null_space":
         reasons["solver"] = "threshold 0.3, L2 20 (in mean eigenvalues of C), not searched"
     return Found(laid_over(base, change), reasons, (), complete=False)

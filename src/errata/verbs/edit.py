@@ -106,6 +106,9 @@ def edit(
     if _last_part(numbers.model) != _last_part(recipe_name(model)):
         note = f"note: the recipe's numbers are for {numbers.model!r}; they are taken for {model!r} as they are"
         error_console().print(note, markup=False, highlight=False)
+    if numbers.is_automatic:
+        note = f"note: the recipe is {numbers.source}"
+        error_console().print(note, markup=False, highlight=False)
     if dry_run:
         _show_plan(fact_set, numbers, model, json)
         return
