@@ -18,13 +18,13 @@ from errata.locate import (
     Location,
     TracingSettings,
     check_window,
-    choose_facts,
     default_window,
     estimates,
     locate,
     propose_layers,
 )
 from errata.models.language_model import LanguageModel
+from errata.tracing.choice import choose_facts
 from errata.tracing.measure import Trace
 from errata.tracing.places import Part, Position
 
