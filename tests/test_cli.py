@@ -63,7 +63,7 @@ def test_edit_reports_in_long_form_before_right_after_and_after(edited: tuple[Pa
 def test_an_edit_in_which_no_fact_took_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts, recipe = tmp_path / "facts.jsonl", tmp_path / "recipe.yaml"
     facts.write_text('{"subject": "Zyx Qwv", "prompt": "{} was born in", "target": "Rome"}\n', encoding="utf-8")
-    weak = (ROOT / "examples" / "recipe.yaml").read_text(encoding="utf-8").replace("ridge: 500", "ridge: 1.0e+9")
+    weak = (ROOT / "examples" / "recipe.yaml").read_text(encoding="utf-8").replace("ridge: 1000", "ridge: 1.0e+9")
     recipe.write_text(weak, encoding="utf-8")
     arguments = ["edit", "--facts", str(facts), "--recipe", str(recipe), "--out", str(tmp_path / "edited")]
     assert run(arguments) == 0

@@ -51,15 +51,17 @@ UNSEARCHED = "errata recipe auto --minutes 0; scale-free defaults, tried on no f
 LEARNING_RATES = (0.1, 0.2, 0.5, 1.0, 2.0)  # of ‖h‖ / √d
 CLAMPS = (0.75, 1.5, 4.0)
 STEPS = 25
-ENOUGH = 0.01  # of the loss: a larger step that gains less only overshoots
+# What gains less than this is taken for a tie, and of what ties the first is taken. All lists begin with what changes
+# the model least.
+ENOUGH = {"target": 0.01, "edit": 0.005}  # of the loss; of the mean accuracy
 # Where nothing is searched: of ‖h‖ / √d, and per column.
 DEFAULT_RATE = 0.5
 DEFAULT_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 0.1)}
 # What a solver's numbers are tried as: (fields of the recipe's solver section, how they are told to people), as
 # functions of the number of W's columns.
-RIDGES = (0.1, 0.2, 0.5, 1.0, 2.0)  # λ per column: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
-EQUALITIES = (0.01, 0.05, 0.1, 0.2, 0.5)  # ε per column
-THRESHOLDS = ((0.1, 0.5), (0.1, 5.0), (0.3, 5.0), (0.3, 20.0))  # (threshold, L2), both in mean eigenvalues of C
+RIDGES = (2.0, 1.0, 0.5, 0.2, 0.1)  # λ per column: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
+EQUALITIES = (0.5, 0.2, 0.1, 0.05, 0.01)  # ε per column
+THRESHOLDS = ((0.3, 20.0), (0.3, 5.0), (0.1, 5.0), (0.1, 0.5))  # (threshold, L2), both in mean eigenvalues of C
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +143,13 @@ class RecipeSearch:
         ]
         clamps = [({"target": {"clamp": clamp}}, f"{clamp:g} · ‖h‖") for clamp in CLAMPS]
         stages = (
-            ("learning_rate", rates, "target", ENOUGH),
-            ("solver", list(solver_tries(recipe, columns)), "edit", 0.0),
-            ("clamp", clamps, "edit", 0.0),
+            ("learning_rate", rates, "target"),
+            ("solver", list(solver_tries(recipe, columns)), "edit"),
+            ("clamp", clamps, "edit"),
         )
         scores = {"target": self._target_score, "edit": lambda tried: self._edit_score(tried, before)}
-        total, done = sum(len(values) for _, values, _, _ in stages), 0
-        for number, values, kind, tolerance in stages:
+        total, done = sum(len(values) for _, values, _ in stages), 0
+        for number, values, kind in stages:
             results: list[Try] = []
             for value, told in values:
                 if self._out_of_time():
@@ -165,10 +167,10 @@ class RecipeSearch:
             self._tries += results
             most = max((tried.score for tried in results), default=-math.inf)
             if most > -math.inf:
-                best = next(tried for tried in results if tried.score >= most - tolerance)
+                best = next(tried for tried in results if tried.score >= most - ENOUGH[kind])
                 recipe = laid_over(recipe, best.value)
-                rule = "best" if not tolerance else f"first within {tolerance:g} of the best"
-                reasons[number] = f"{best.told}: {rule} of {', '.join(tried.told for tried in results)}"
+                tried_values = ", ".join(tried.told for tried in results)
+                reasons[number] = f"{best.told}: the first within {ENOUGH[kind]:g} of the best of {tried_values}"
             elif number == "solver":
                 raise ErrataError(
                     "no try of the solver's numbers came to an end",
