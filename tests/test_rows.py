@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from errata.edit import Editor
+from errata.errors import InputError
 from errata.facts import Fact
 from errata.methods import METHODS
 from errata.models.language_model import LanguageModel, Site
+from errata.models.weights import EditedWeights
 from errata.patch import Patch
 from errata.recipe import Recipe
 from errata.statistics.store import moments_for
@@ -366,6 +368,36 @@ def test_rounds_leave_closed_facts_alone(make_editor: Callable[..., Editor]) -> 
     assert_same_bits(parameter_bits(model), before)
 
 
+def test_of_several_facts_only_those_between_the_bounds_are_written(make_editor: Callable[..., Editor]) -> None:
+    """One too near its target, one too far, one between; and M gets the keys of all three."""
+    fresh = tiny_language_model("llama", dtype=torch.float64)
+    editor = make_editor(fresh, "nse", batch_size=3)
+    editor.prepare()
+    delta = optimise_targets(fresh, FACTS[:3], editor.prefixes, 3, Site.BLOCK, editor.recipe.target).delta
+    sizes = delta.norm(dim=0)
+    near, middle, far = sizes.argsort().tolist()
+    bounds = {
+        "count": 1,
+        "least": float(sizes[near] + sizes[middle]) / 2,
+        "most": float(sizes[middle] + sizes[far]) / 2,
+    }
+    edited, plain_model = (tiny_language_model("llama", dtype=torch.float64) for _ in range(2))
+    editor = make_editor(edited, "nse", batch_size=3, rounds=bounds)
+    editor.prepare()
+    expected = list(
+        Written(plain_model, editor.recipe, editor.prefixes, editor.site, editor.cache).run([FACTS[:3], FACTS[3:]])
+    )
+    found: list[Tensor] = []
+    editor.apply(FACTS, on_batch=lambda record: found.append(edited.weight(3).clone()))
+    assert {fact.id for fact in editor.records[0].left_alone} == {FACTS[near].id, FACTS[far].id}
+    assert all(term.left.shape[1] == 1 for term in editor.records[0].terms)  # type: ignore[attr-defined]
+    unedited = fresh.weight(3)
+    for ours, theirs in zip(found, expected, strict=True):
+        change = theirs[3] - unedited
+        assert float(change.norm()) > 0
+        assert float((ours - theirs[3]).norm() / change.norm()) < 1e-6
+
+
 # Forward replay, norm cap, other schedules ----------------------------------------------------------------------------
 
 
@@ -403,33 +435,50 @@ def test_replay_reads_later_targets_off_one_forward_pass(make_editor: Callable[.
             torch.testing.assert_close(record.targets[layer].delta[:, index], moved, rtol=tolerance, atol=tolerance)
 
 
-def test_replay_residuals_are_undivided_and_see_the_earlier_writes(make_editor: Callable[..., Editor]) -> None:
+@pytest.mark.parametrize("method", ["memit", "r_rome"])
+def test_replay_residuals_are_undivided_and_see_the_earlier_writes(
+    make_editor: Callable[..., Editor], method: str
+) -> None:
+    """The second layer is written towards h + the carried move, less what the first write has moved it by already."""
     model = tiny_language_model("llama", dtype=torch.float64)
-    editor = make_editor(model, "memit", schedule="replay", layers=(1, 3), solver={"ridge": 1e-9}, batch_size=1)
+    editor = make_editor(model, method, schedule="replay", layers=(1, 3), batch_size=1)
     fact = FACTS[0]
-    before = {layer: read_whole(model, subject_ids(model, fact))[Site.BLOCK, layer][-1] for layer in (1, 3)}
-    editor.apply([fact])
-    targets = editor.records[0].targets
-    shift = read_whole(model, subject_ids(model, fact))[Site.BLOCK, 1][-1] - before[1]
-    # With averaged keys the bare state moves by ΔW k, a little more or less than R.
-    assert float((shift - targets[1].delta[:, 0]).norm()) < 0.5 * float(targets[1].delta.norm())
-
-
-def test_norm_cap_shapes_targets_of_any_row(make_editor: Callable[..., Editor]) -> None:
-    plain, capped = (tiny_language_model("llama", dtype=torch.float64) for _ in range(2))
-    free = {"target": {"clamp": 20.0, "learning_rate": 3.0}, "batch_size": 4}
-    make_editor(plain, "memit+blue", **free).apply(FACTS[:4])
-    editor = make_editor(capped, "memit+blue", shaping=({"kind": "norm_cap"},), **free)
-    editor.apply(FACTS[:4])
+    editor.prepare()
     fresh = tiny_language_model("llama", dtype=torch.float64)
-    origin = torch.stack([read_whole(fresh, subject_ids(fresh, f))[Site.BLOCK, 1][-1] for f in FACTS[:4]], dim=1)
-    searched = optimise_targets(fresh, FACTS[:4], editor.prefixes, 1, Site.BLOCK, editor.recipe.target)
-    mean = float(origin.norm(dim=0).mean())
-    for index in range(4):
-        expected = shaping.capped(origin[:, index], searched.delta[:, index], mean)
-        torch.testing.assert_close(editor.records[0].targets[1].delta[:, index], expected, rtol=1e-6, atol=1e-8)
-    assert not torch.allclose(editor.records[0].targets[1].delta, searched.delta)
-    assert not torch.allclose(plain.weight(3), capped.weight(3))
+    plain = Written(fresh, editor.recipe, editor.prefixes, editor.site, editor.cache)
+    bare, averaged = plain.states([fact], 3), plain.states([fact], 3, editor.recipe.contexts.states)
+    editor.apply([fact])
+    (record,) = editor.records
+    first, second = record.terms
+    fresh.edits.add([first])
+    moved = plain.states([fact], 3, editor.recipe.contexts.states)
+    assert float((moved - averaged).norm()) > 1e-3
+    residual = bare + record.targets[3].delta - moved
+    # What a solver returns as its left factor is the residual.
+    torch.testing.assert_close(second.left, residual, rtol=1e-6, atol=1e-9)  # type: ignore[attr-defined]
+
+
+def test_norm_cap_shapes_targets_by_the_unedited_models_states(make_editor: Callable[..., Editor]) -> None:
+    model = tiny_language_model("llama", dtype=torch.float64)
+    free = {"target": {"clamp": 20.0, "learning_rate": 3.0}, "solver": {"ridge": 0.01}}
+    editor = make_editor(model, "memit", layers=(1, 2, 3), shaping=({"kind": "norm_cap"},), **free)
+    fresh = tiny_language_model("llama", dtype=torch.float64)
+    editor.apply(FACTS[:2])
+    current = tiny_language_model("llama", dtype=torch.float64)
+    current.edits.add(editor.records[0].terms)
+    editor.apply(FACTS[2:4])
+    for facts, now, record in ((FACTS[:2], fresh, editor.records[0]), (FACTS[2:4], current, editor.records[1])):
+
+        def states(of: LanguageModel, some: Sequence[Fact] = facts) -> Tensor:
+            return torch.stack([read_whole(of, subject_ids(of, f))[Site.BLOCK, 3][-1] for f in some], dim=1)
+
+        origin, mean = states(now), float(states(fresh).norm(dim=0).mean())
+        searched = optimise_targets(now, facts, editor.prefixes, 3, Site.BLOCK, editor.recipe.target).delta
+        for index in range(2):
+            expected = shaping.capped(origin[:, index], searched[:, index], mean)
+            torch.testing.assert_close(record.targets[3].delta[:, index], expected, rtol=1e-6, atol=1e-8)
+            assert not torch.allclose(searched[:, index], expected)
+    assert abs(float(states(current).norm(dim=0).mean()) - mean) > 1e-3  # else the weights would not matter
 
 
 # Shaped runs and sparse patches ---------------------------------------------------------------------------------------
@@ -513,3 +562,91 @@ def test_rectified_writes_are_sparse(make_editor: Callable[..., Editor]) -> None
     for layer in (1, 2, 3):
         changed = (model.weight(layer) != unedited[layer]).float().mean()
         assert 0.3 < float(changed) <= 0.4 + 1e-3
+
+
+def test_what_another_run_wrote_is_not_taken_out_for_the_original_weights(make_editor: Callable[..., Editor]) -> None:
+    """Original is as this run found the model, not as it was before everything."""
+    model = tiny_language_model("llama", dtype=torch.float64)
+    earlier = make_editor(model, "memit", **changes_of("prune")).apply(FACTS[4:])
+    editor = make_editor(model, "nse")
+    editor.apply(FACTS[:4])
+    fresh = tiny_language_model("llama", dtype=torch.float64)
+    fresh.edits.add(earlier.terms)
+    expected = optimise_targets(fresh, FACTS[2:4], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
+    torch.testing.assert_close(editor.records[1].targets[3].delta, expected.delta)
+
+
+def test_an_editor_whose_work_was_undone_edits_no_more(make_editor: Callable[..., Editor]) -> None:
+    for method in ("memit_seq", "prune"):
+        model = tiny_language_model("llama")
+        editor = make_editor(model, method)
+        editor.apply(FACTS[:2]).undo(model)
+        before = parameter_bits(model)
+        with pytest.raises(InputError, match="Make a new Editor"):
+            editor.apply(FACTS[2:4])
+        assert_same_bits(parameter_bits(model), before)
+
+
+def test_no_facts_are_refused(make_editor: Callable[..., Editor]) -> None:
+    with pytest.raises(InputError, match="no facts"):
+        make_editor(tiny_language_model("gpt2"), "memit").apply_batch([])
+
+
+# All or nothing, also where runs are shaped, masked or searched on other weights --------------------------------------
+
+
+PLACES_OF_FAILURE = [
+    ("prune", Editor, "_show_shaped", 1, True),
+    ("prune", Editor, "_show_shaped", 2, True),
+    ("prune", Editor, "_hide_shaped", 2, True),
+    ("rect", Editor, "_masked", 1, False),
+    ("rect", Editor, "_masked", 2, True),
+    ("rect", EditedWeights, "go_back", 2, True),
+    ("nse", EditedWeights, "weight_without", 2, False),
+    ("nse", LanguageModel, "set_weight", 4, True),
+    ("rome", Editor, "_solve", 2, True),
+]
+
+
+@pytest.mark.parametrize(("method", "owner", "name", "nth", "afterwards"), PLACES_OF_FAILURE)
+@pytest.mark.parametrize("error", [RuntimeError("injected"), KeyboardInterrupt()])
+def test_a_failure_anywhere_leaves_everything_as_it_was(
+    make_editor: Callable[..., Editor],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    owner: type,
+    name: str,
+    nth: int,
+    afterwards: bool,
+    error: BaseException,
+) -> None:
+    model = tiny_language_model("llama")
+    editor = make_editor(model, method)
+    editor.apply(FACTS[:2])
+    before, run, terms = parameter_bits(model), editor._run, list(model.edits.terms)
+    original, calls = getattr(owner, name), []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) != nth:
+            return original(*arguments, **options)
+        if afterwards:
+            original(*arguments, **options)
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, failing)
+        with pytest.raises(type(error)):
+            editor.apply(FACTS[2:], on_batch=lambda record: None)
+        assert len(calls) >= nth
+    assert_same_bits(parameter_bits(model), before)
+    assert editor._run is run
+    assert len(editor.records) == 1
+    assert [id(term) for term in model.edits.terms] == [id(term) for term in terms]
+    # And what follows is what would have followed.
+    editor.apply(FACTS[2:])
+    untouched = tiny_language_model("llama")
+    other = make_editor(untouched, method)
+    other.apply(FACTS[:2])
+    other.apply(FACTS[2:])
+    assert_same_bits(parameter_bits(model), parameter_bits(untouched))

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from errata.errors import NonFiniteError
+from errata.errors import InputError, NonFiniteError
 from errata.facts import Fact
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel, Site
 from errata.models.prompts import encode, length_batches, pad
-from errata.models.weights import LowRankTerm, SparseTerm, Term
+from errata.models.weights import LowRankTerm, Mark, SparseTerm, Term
 from errata.patch import Patch, software_versions
 from errata.progress import Report, silent
 from errata.recipe import Recipe
@@ -40,6 +40,7 @@ class BatchRecord:
         terms: what was added to the weights, in order.
         targets: target layer -> what the facts aimed at there.
         seconds: wall time of the batch.
+        left_alone: facts that no round was for, so that nothing was written for them.
     """
 
     index: int
@@ -47,6 +48,16 @@ class BatchRecord:
     terms: tuple[Term, ...]
     targets: dict[int, Targets]
     seconds: float
+    left_alone: tuple[Fact, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What was done for facts that were solved together: what was added, aimed at, and for which of them."""
+
+    terms: list[Term]
+    aims: Mapping[int, Aim]
+    written: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +187,18 @@ class Editor:
         """Edit the facts of one batch together; a failure leaves the model and the history as they were.
 
         No shaped copy of the run is shown afterwards; see ``apply``.
+
+        Raises:
+            InputError: if there are no facts, or what this editor wrote before is no longer in the model.
         """
+        if not facts:
+            raise InputError("there are no facts to edit", remedy="Give at least one")
         self.prepare()
+        if not self.model.edits.holds(self._run.terms if self._run.shaped is None else self._run.shaped):
+            raise InputError(
+                "what this editor wrote before has been taken out of the model, but it remembers the keys of it",
+                remedy="Make a new Editor",
+            )
         started = time.perf_counter()
         solver = self.solver
         with self._all_or_nothing():
@@ -188,10 +209,17 @@ class Editor:
             states = dict(self._run.solvers)
             if solver.history:
                 states |= {layer: state.remember(self._keys(facts, layer)) for layer, state in states.items()}
-            terms = tuple(term for part, _ in parts for term in part)
+            terms = tuple(term for part in parts for term in part.terms)
             self._run = _Run(states, (*self._run.terms, *terms))
-            aims = {layer: joined([found[layer].targets for _, found in parts]) for layer in parts[0][1]}
-            record = BatchRecord(len(self.records), tuple(facts), terms, aims, time.perf_counter() - started)
+            aims = {layer: joined([part.aims[layer].targets for part in parts]) for layer in parts[0].aims}
+            left_alone = tuple(
+                fact
+                for start, part in zip(range(0, len(facts), size), parts, strict=True)
+                for index, fact in enumerate(facts[start : start + size])
+                if index not in part.written
+            )
+            seconds = time.perf_counter() - started
+            record = BatchRecord(len(self.records), tuple(facts), terms, aims, seconds, left_alone)
             self.records.append(record)
         return record
 
@@ -221,17 +249,16 @@ class Editor:
             del self.records[count:]
             raise
 
-    def _write(self, facts: Sequence[Fact]) -> tuple[list[Term], dict[int, Aim]]:
-        """The steps of the schedule: find what a step aims at when it is first needed, solve, write.
-
-        Returns:
-            what was added, and what was aimed at.
-        """
+    def _write(self, facts: Sequence[Fact]) -> _Part:
+        """The steps of the schedule: find what a step aims at when it is first needed, solve, write."""
         finder = AimFinder(self.model, self.recipe, self.site, self.prefixes, self.shapers, self.report)
         edits, steps = self.model.edits, self.steps
         masking = [shaper for shaper in self.shapers if shaper.shapes_batch]
-        began = {step.layer: self.model.weight(step.layer).clone() for step in steps if masking}
+        layers = {step.layer for step in steps}
+        began = {layer: self.model.weight(layer).clone() for layer in layers if masking}
+        mark = edits.mark(layers if masking else ())
         aims: dict[int, Aim] = {}
+        written: set[int] = set()
         found_before: dict[int, int] = {}  # the number of writes before an aim was found
         terms: list[Term] = []
         for _ in range(self.recipe.rounds.count if self.recipe.rounds else 1):
@@ -239,7 +266,7 @@ class Editor:
             for step in steps:
                 at = step.target_layer
                 if at not in aims:
-                    new = finder.find(facts, step, steps)
+                    new = finder.find(facts, step, steps, [*self._run.terms, *terms])
                     aims |= new
                     found_before |= dict.fromkeys(new, len(terms))
                 # Nothing has moved since an aim was found on these weights that no write has followed.
@@ -251,13 +278,14 @@ class Editor:
                 if at not in opened:
                     opened[at] = self._open(gaps)
                 if opened[at]:
+                    written |= set(opened[at])
                     chosen = [facts[index] for index in opened[at]]
                     term = self._solve(chosen, step.layer, gaps[:, opened[at]] * step.share)
                     edits.add([term])
                     terms.append(term)
         for shaper in masking:
-            terms = self._masked(terms, began, shaper)
-        return terms, aims
+            terms = self._masked(terms, began, mark, shaper)
+        return _Part(terms, aims, frozenset(written))
 
     def _open(self, gaps: Tensor) -> list[int]:
         """The facts that a round is for: all of them, unless the recipe says how far from its target one must be."""
@@ -284,9 +312,9 @@ class Editor:
         _check_columns("update", right.T, facts, layer)
         return LowRankTerm(layer, left, right)
 
-    def _masked(self, terms: Sequence[Term], began: Mapping[int, Tensor], shaper: Shaper) -> list[Term]:
+    def _masked(self, terms: Sequence[Term], began: Mapping[int, Tensor], mark: Mark, shaper: Shaper) -> list[Term]:
         """The batch's writes taken back, and in their place those entries of them that the shaper leaves."""
-        self.model.edits.remove(terms)
+        self.model.edits.go_back(mark)
         masked: list[Term] = []
         for layer in dict.fromkeys(term.layer for term in terms):
             change = torch.zeros_like(began[layer], dtype=self.model.edits.sum_dtype)
@@ -310,7 +338,8 @@ class Editor:
             left = torch.cat([term.left for term in terms if isinstance(term, LowRankTerm)], dim=1)
             right = torch.cat([term.right for term in terms if isinstance(term, LowRankTerm)], dim=0)
             for shaper in shaping:
-                left, right = shaper.run(left, right, self.model.edits.base(layer))
+                original = self.model.edits.weight_without(layer, self._run.terms)
+                left, right = shaper.run(left, right, original)
             shaped.append(LowRankTerm(layer, left, right, replaces=True))
         self.model.edits.remove(self._run.terms)
         self.model.edits.add(shaped)

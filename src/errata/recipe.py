@@ -337,7 +337,7 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
 
 def path_of(item: Any) -> list[Any]:
     """Where one of pydantic's errors lies: the keys that a file has, without the tags of pydantic's own."""
-    return [part for part in item["loc"] if part not in _BY_KIND]
+    return [part for index, part in enumerate(item["loc"]) if index == 0 or part not in _BY_KIND]
 
 
 def fault_of(source: str, item: Any) -> Fault:

@@ -10,24 +10,16 @@ from typing import Any
 
 import pytest
 
-from errata.benchmark import recipe_search
-from errata.benchmark.recipe_search import (
-    RIDGES,
-    RecipeSearch,
-    Try,
-    append_to_journal,
-    automatic_file,
-    laid_over,
-    layers_by_depth,
-    read_journal,
-    starting_recipe,
-    unsearched_recipe,
-)
+from errata.benchmark import recipe_search, sequential
+from errata.benchmark.recipe_file import automatic_file, layers_by_depth, unsearched_recipe
+from errata.benchmark.recipe_journal import Try, append_to_journal, read_journal
+from errata.benchmark.recipe_search import RIDGES, RecipeSearch, laid_over, starting_recipe, with_boundary
 from errata.benchmark.sequential import Examination
 from errata.errors import EditError, ErrataError, InputError
+from errata.facts import Question
 from errata.methods import METHODS, method_named
 from errata.models.language_model import LanguageModel
-from errata.recipe import Recipe, parse_recipe
+from errata.recipe import ContextSettings, Recipe, parse_recipe
 
 from tests.support.editing import (
     FACTS,
@@ -42,14 +34,22 @@ from tests.support.editing import (
 def make_search(tmp_path: Path) -> Callable[..., RecipeSearch]:
     corpus = write_corpus(tmp_path / "corpus.txt")
 
-    def make(model: LanguageModel, method: str = "memit", **options: Any) -> RecipeSearch:
+    def make(
+        model: LanguageModel, method: str = "memit", examination: Examination | None = None, **options: Any
+    ) -> RecipeSearch:
         statistics = {"corpus": str(corpus), "tokens": 600, "length": 64}
         base = starting_recipe("tiny", method_named(method), (1, 2, 3), statistics, batch_size=2)
         base = laid_over(base, {"target": {"steps": 3}, "contexts": {"openers": ("The",), "tokens": (5,)}})
         return RecipeSearch(
-            model, base, Examination(FACTS[:4]), tmp_path / "tries.jsonl", cache=tmp_path / "cache", batch_size=2,
+            model,
+            base,
+            (1, 2, 3),
+            examination or Examination(FACTS[:4]),
+            tmp_path / "tries.jsonl",
+            cache=tmp_path / "cache",
+            batch_size=2,
             **options,
-        )  # fmt: skip
+        )
 
     return make
 
@@ -185,3 +185,82 @@ def test_without_a_search_there_are_scale_free_defaults_that_say_so(row: Any) ->
         assert parse_recipe(text, name, source="x").layers[-1] == 8
     assert layers_by_depth(32) == (4, 5, 6, 7, 8)
     assert layers_by_depth(2) == (0,)
+
+
+def test_tries_of_other_weights_or_questions_are_not_taken(
+    make_search: Callable[..., RecipeSearch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Recipe] = []
+
+    def score(self: RecipeSearch, recipe: Recipe, before: Any) -> float:
+        tried.append(recipe)
+        return 0.5
+
+    monkeypatch.setattr(RecipeSearch, "_edit_score", score)
+    make_search(tiny_language_model("llama")).run()
+    count = len(tried)
+    make_search(tiny_language_model("llama")).run()
+    assert len(tried) == count
+    make_search(tiny_language_model("llama", seed=1)).run()
+    assert len(tried) == 2 * count
+    asked = Examination(FACTS[:4], [("a", Question("The capital of France is", "Paris"))])
+    make_search(tiny_language_model("llama"), examination=asked).run()
+    assert len(tried) == 3 * count
+
+
+def test_a_failed_examination_leaves_no_edit_behind(
+    make_search: Callable[..., RecipeSearch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_language_model("llama")
+    before = parameter_bits(model)
+    original, calls = sequential.examine, []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise EditError("a number that is none")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(sequential, "examine", failing)
+    found = make_search(model).run()
+    assert -math.inf in [one.score for one in found.tries]
+    assert_same_bits(parameter_bits(model), before)
+    assert not model.edits.terms
+
+
+def test_rows_of_one_layer_are_searched_with_all_critical_layers_for_blue(
+    make_search: Callable[..., RecipeSearch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[tuple[str, tuple[int, ...]]] = []
+    original = recipe_search.run_sequence
+
+    def noted(model: Any, recipe: Recipe, *arguments: Any, **options: Any) -> Any:
+        run.append((recipe.schedule, recipe.layers))
+        return original(model, recipe, *arguments, **options)
+
+    monkeypatch.setattr(recipe_search, "run_sequence", noted)
+    make_search(tiny_language_model("llama"), "emmet").run()
+    assert set(run) == {("single", (3,)), ("boundary", (1, 2, 3))}
+
+
+def test_blue_of_nse_finds_targets_on_current_weights_and_contexts_stay_with_their_method() -> None:
+    statistics = {"corpus": "lab", "tokens": 10, "length": 10}
+    rows = {name: method_named(name) for name in ("rome", "memit", "nse")}
+    found = {name: unsearched_recipe("m", row, (1, 2), 64, statistics) for name, row in rows.items()}
+    text = automatic_file("m", (1, 2), "given", found)
+    assert parse_recipe(text, "nse", source="x").target.weights == "original"
+    assert parse_recipe(text, "nse+blue", source="x").target.weights == "current"
+    assert with_boundary(found["nse"].recipe, (1, 2)).target.weights == "current"
+    assert parse_recipe(text, "memit", source="x").contexts == ContextSettings()
+    assert parse_recipe(text, "rome", source="x").contexts.keys == "mean"
+
+
+def test_a_line_cut_off_inside_a_character_is_left_out_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "tries.jsonl"
+    for key in ("a", "b"):
+        append_to_journal(path, key, Try("solver", {}, "λ = 1", 0.5, 1.0))
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex("λ".encode()) + 1])
+    assert set(read_journal(path)) == {"a"}
+    append_to_journal(path, "c", Try("solver", {}, "λ = 2", 0.5, 1.0))
+    assert set(read_journal(path)) == {"a", "c"}

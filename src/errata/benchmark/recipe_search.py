@@ -25,17 +25,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from errata.benchmark.recipe_journal import Try, append_to_journal, read_journal
 from errata.benchmark.sequential import Examination, Measurement, examine, run_sequence
 from errata.edit import Editor
 from errata.errors import ErrataError, InputError
 from errata.evaluation.records import Metric
-from errata.facts import Fact
 from errata.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.models.language_model import LanguageModel
 from errata.progress import Report, silent
 from errata.recipe import Recipe
+from errata.statistics.corpus import open_corpus
 from errata.targets.contexts import generate_prefixes
 from errata.targets.search import optimise_targets
 
@@ -46,41 +45,17 @@ SCORED = (
     Metric.SAME_SUBJECT_ACCURACY,
     Metric.UNTOUCHED_ACCURACY,
 )
-SEARCHED = "errata recipe auto, on held-out facts of this model"
-UNSEARCHED = "errata recipe auto --minutes 0; scale-free defaults, tried on no fact of this model"
 LEARNING_RATES = (0.1, 0.2, 0.5, 1.0, 2.0)  # of ‖h‖ / √d
 CLAMPS = (0.75, 1.5, 4.0)
 STEPS = 25
 # What gains less than this is taken for a tie, and of what ties the first is taken. All lists begin with what changes
 # the model least.
 ENOUGH = {"target": 0.01, "edit": 0.005}  # of the loss; of the mean accuracy
-# Where nothing is searched: of ‖h‖ / √d, and per column.
-DEFAULT_RATE = 0.5
-DEFAULT_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 0.1)}
 # What a solver's numbers are tried as: (fields of the recipe's solver section, how they are told to people), as
 # functions of the number of W's columns.
 RIDGES = (2.0, 1.0, 0.5, 0.2, 0.1)  # λ per column: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
 EQUALITIES = (0.5, 0.2, 0.1, 0.05, 0.01)  # ε per column
 THRESHOLDS = ((0.3, 20.0), (0.3, 5.0), (0.1, 5.0), (0.1, 0.5))  # (threshold, L2), both in mean eigenvalues of C
-
-
-@dataclass(frozen=True, slots=True)
-class Try:
-    """One setting that was tried.
-
-    Attributes:
-        number: what was varied: ``learning_rate``, ``solver`` or ``clamp``.
-        value: what it was set to, as a change of a recipe.
-        told: the same for people.
-        score: the larger, the better; minus infinity if the edit failed.
-        seconds: how long it took.
-    """
-
-    number: str
-    value: Mapping[str, Any]
-    told: str
-    score: float
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +81,8 @@ class RecipeSearch:
 
     Args:
         model: is edited and brought back to what it was.
-        base: everything that is not searched: the layers, the statistics, the contexts.
+        base: everything that is not searched: the statistics, the contexts, the row's layers.
+        layers: all critical layers, for the boundary schedule also of rows that write one.
         examination: held-out facts and questions; what is reported later must be others.
         journal: a file of tries, which is read first and added to.
         seconds: no further try begins after so many.
@@ -115,6 +91,7 @@ class RecipeSearch:
 
     model: LanguageModel
     base: Recipe
+    layers: tuple[int, ...]
     examination: Examination
     journal: Path
     seconds: float = math.inf
@@ -124,6 +101,7 @@ class RecipeSearch:
     _tries: list[Try] = field(default_factory=list)
     _done: dict[str, Try] = field(default_factory=dict)
     _started: float = 0.0
+    _about: str = ""
 
     def run(self) -> Found:
         """Search the learning rate, then the solver's numbers, then the clamp.
@@ -134,6 +112,7 @@ class RecipeSearch:
         """
         self._started = time.perf_counter()
         self._done = read_journal(self.journal)
+        self._about = self._identity()
         before = examine(self.model, self.examination, report=self.report, what="asking before")
         recipe, reasons, complete = self.base, {}, True
         columns = self.model.weight(recipe.layers[0]).shape[1]
@@ -155,7 +134,7 @@ class RecipeSearch:
                 if self._out_of_time():
                     complete = False
                     break
-                key = _key(laid_over(recipe, value), self.examination.facts, kind)
+                key = _key(laid_over(recipe, value), kind, self._about)
                 tried = self._done.get(key) or self._try(number, value, told, laid_over(recipe, value), scores[kind])
                 if key not in self._done:
                     append_to_journal(self.journal, key, tried)
@@ -198,7 +177,7 @@ class RecipeSearch:
         """Minus the mean of the targets' last losses, over the layers that a schedule searches; nothing is written."""
         facts = list(self.examination.facts)[: self.batch_size]
         editor = Editor(self.model, recipe)
-        layers = dict.fromkeys((recipe.layers[0], recipe.layers[-1]))
+        layers = dict.fromkeys((self.layers[0], self.layers[-1]))
         prefixes = generate_prefixes(self.model, recipe.contexts)
         losses = [
             optimise_targets(self.model, facts, prefixes, layer, editor.site, recipe.target).loss.double().mean()
@@ -208,17 +187,28 @@ class RecipeSearch:
 
     def _edit_score(self, recipe: Recipe, before: Measurement) -> float:
         """The mean of the accuracies, over the method with and without ``+blue``."""
-        row = method_named(recipe.method.removesuffix(BOUNDARY_SUFFIX))
         scores = []
-        for schedule in dict.fromkeys((row.schedule, "boundary")):
-            layers = recipe.layers[-1:] if schedule == "single" else recipe.layers
-            tried = recipe.model_copy(update={"schedule": schedule, "layers": layers, "batch_size": self.batch_size})
+        for tried in (recipe, with_boundary(recipe, self.layers)):
+            tried = tried.model_copy(update={"batch_size": self.batch_size})
             result = run_sequence(self.model, tried, self.examination, before, cache=self.cache, report=self.report)
             result.patch.undo(self.model)
             after = {line["metric"]: line["mean"] for line in result.rows if line["when"] == "after"}
             found = [after[metric] for metric in SCORED if metric in after]
             scores.append(sum(found) / len(found))
         return sum(scores) / len(scores)
+
+    def _identity(self) -> str:
+        """Of what a try's score depends on beside its recipe: weights, text, facts, questions, sizes."""
+        corpus = self.base.statistics.corpus
+        record = [
+            self.model.fingerprint(),
+            open_corpus(corpus).digest if self.base.needs_statistics else "",
+            [fact.to_record() for fact in self.examination.facts],
+            [(name, question.to_record()) for name, question in self.examination.untouched],
+            self.batch_size,
+            self.layers,
+        ]
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
     def _out_of_time(self) -> bool:
         return time.perf_counter() - self._started > self.seconds
@@ -269,120 +259,22 @@ def starting_recipe(
     )
 
 
-def unsearched_recipe(
-    model: str, row: Method, layers: Sequence[int], columns: int, statistics: Mapping[str, Any]
-) -> Found:
-    """Scale-free defaults, for want of a search: what suited the embedded model, and λ as published for large ones.
-
-    Args:
-        columns: how many W has.
-    """
-    base = starting_recipe(model, row, layers, statistics, batch_size=100)
-    change: dict[str, Any] = {"target": {"learning_rate": DEFAULT_RATE, "relative_rate": True}}
-    reasons = {"learning_rate": f"{DEFAULT_RATE:g} · ‖h‖/√d, not searched", "clamp": "as published for MEMIT"}
-    if row.solver["kind"] in DEFAULT_RIDGES:
-        letter, ridge = DEFAULT_RIDGES[row.solver["kind"]]
-        change["solver"] = {"ridge": ridge * columns}
-        reasons["solver"] = f"{letter} = {ridge:g} · columns, not searched"
-    elif row.solver["kind"] == "null_space":
-        reasons["solver"] = "threshold 0.3, L2 20 (in mean eigenvalues of C), not searched"
-    return Found(laid_over(base, change), reasons, (), complete=False)
-
-
-def layers_by_depth(layers: int) -> tuple[int, ...]:
-    """The critical layers at the depth where Llama 3's are: from an eighth to a quarter of the blocks."""
-    return tuple(range(layers // 8, max(layers // 8, layers // 4) + 1))
-
-
 def laid_over(recipe: Recipe, change: Mapping[str, Any]) -> Recipe:
     """The recipe with fields of its sections changed."""
     data = recipe.model_dump()
     return Recipe.model_validate(data | {section: {**data[section], **value} for section, value in change.items()})
 
 
-# The journal ---------------------------------------------------------------------------------------------------------
+def with_boundary(recipe: Recipe, layers: Sequence[int]) -> Recipe:
+    """The recipe of the same row with ``+blue``: boundary schedule, and whatever else that changes in the row."""
+    row = method_named(recipe.method.removesuffix(BOUNDARY_SUFFIX))
+    data = recipe.model_dump() | {"schedule": "boundary", "layers": tuple(layers)}
+    return Recipe.model_validate(
+        data | {section: {**data[section], **value} for section, value in row.with_boundary.items()}
+    )
 
 
-def read_journal(path: Path) -> dict[str, Try]:
-    """The tries that a file holds; a last line that was cut off is left out.
-
-    Raises:
-        InputError: if another line cannot be read.
-    """
-    if not path.is_file():
-        return {}
-    lines = path.read_text(encoding="utf-8").split("\n")
-    found: dict[str, Try] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            entry = json.loads(line)
-            score = -math.inf if entry["score"] is None else float(entry["score"])
-            found[entry["key"]] = Try(entry["number"], entry["value"], entry["told"], score, entry["seconds"])
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):  # no line feed behind it: the search was stopped while it wrote
-                break
-            raise InputError(
-                f"{path}:{number} is no try of a recipe search: {error}", remedy="Remove the line, or the whole file"
-            ) from error
-    return found
-
-
-def append_to_journal(path: Path, key: str, tried: Try) -> None:
-    """Add one try; a line that was cut off before is ended first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cut_off = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    entry = {
-        "key": key,
-        "number": tried.number,
-        "value": tried.value,
-        "told": tried.told,
-        "score": None if math.isinf(tried.score) else tried.score,
-        "seconds": tried.seconds,
-    }
-    text = json.dumps(entry, ensure_ascii=False) + "\n"
-    if cut_off:
-        kept = path.read_text(encoding="utf-8").rpartition("\n")
-        path.write_text(kept[0] + kept[1], encoding="utf-8")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
-
-
-def _key(recipe: Recipe, facts: Sequence[Fact], number: str) -> str:
+def _key(recipe: Recipe, kind: str, about: str) -> str:
     """Everything that a try's score depends on."""
-    record = [number, recipe.model_dump(mode="json"), [fact.to_record() for fact in facts]]
+    record = [kind, recipe.model_dump(mode="json"), about]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def automatic_file(model: str, layers: Sequence[int], why: str, found: Mapping[str, Found]) -> str:
-    """A recipe file, with an entry for each method and its ``+blue``, that says how each number was found.
-
-    Args:
-        layers: the critical layers.
-        why: how they were found.
-        found: row's name -> the end of its search.
-    """
-    first = next(iter(found.values())).recipe.model_dump(mode="json", exclude_defaults=True)
-    entries: dict[str, Any] = {}
-    for name, end in found.items():
-        data = end.recipe.model_dump(mode="json")
-        entry: dict[str, Any] = {section: data[section] for section in ("target", "solver", "rounds") if data[section]}
-        single = list(end.recipe.layers) != list(layers)
-        if single:
-            entry["layers"] = list(end.recipe.layers)
-        entries[name] = entry
-        entries[f"{name}{BOUNDARY_SUFFIX}"] = {"layers": list(layers)} if single else {}
-    lines = [f"layers: {why}"]
-    for name, end in found.items():
-        lines += [f"{name}, {number.replace('_', ' ')}: {reason}" for number, reason in end.reasons.items()]
-        lines += [] if end.complete or not end.tries else [f"{name}: time was up before all was tried"]
-    body: dict[str, Any] = {
-        "model": model,
-        "source": f"automatic: {SEARCHED if any(end.tries for end in found.values()) else UNSEARCHED}",
-        "layers": list(layers),
-        **{key: first[key] for key in ("contexts", "statistics", "batch_size") if key in first},
-        "methods": entries,
-    }
-    head = "".join(f"# {line}\n" for line in ["Found by errata recipe auto, not published by anyone.", *lines])
-    return head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)

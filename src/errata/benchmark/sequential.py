@@ -53,6 +53,11 @@ class SequenceResult:
     batches: list[BatchRecord]
     after: Measurement
 
+    @property
+    def left_alone(self) -> list[Fact]:
+        """Facts that no round was for; see ``BatchRecord``."""
+        return [fact for batch in self.batches for fact in batch.left_alone]
+
 
 def examine(
     model: LanguageModel, examination: Examination, *, report: Report = silent, what: str = "asking"
@@ -98,7 +103,11 @@ def run_sequence(
 
     report("facts edited", 0, len(examination.facts))
     patch = editor.apply(examination.facts, on_batch=on_batch)
-    after = examine(model, examination, report=report)
+    try:
+        after = examine(model, examination, report=report)
+    except BaseException:
+        patch.undo(model)
+        raise
     summaries = (
         summarise(before.records, "before", seed=seed)
         + summarise(right_after, "right_after", seed=seed)

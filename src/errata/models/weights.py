@@ -6,7 +6,7 @@ weights are never added to; undoing recomputes from W₀ and never subtracts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -79,6 +79,14 @@ class SparseTerm:
         total[self.mask.to(total.device)] += self.values.to(total)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Mark:
+    """A moment: how many changes were in, and their sums in some layers; None where there was none."""
+
+    count: int
+    totals: Mapping[int, Tensor | None]
+
+
 @dataclass(slots=True)
 class EditedWeights:
     """All changes that errata has made to one model.
@@ -123,21 +131,49 @@ class EditedWeights:
                     self._accumulate(term)
             self._write(layer)
 
-    def base(self, layer: int) -> Float[Tensor, "d_out d_in"]:
-        """W₀, which must not be written to."""
-        return self._base.get(layer, self.model.weight(layer))
+    def holds(self, terms: Sequence[Term]) -> bool:
+        """Whether all of these changes are in."""
+        inside = {id(term) for term in self.terms}
+        return all(id(term) in inside for term in terms)
+
+    def weight_without(self, layer: int, terms: Sequence[Term]) -> Float[Tensor, "d_out d_in"]:
+        """W as it would be without some changes, in the model's dtype."""
+        leaving = {id(term) for term in terms}
+        left = [term for term in self.terms if term.layer == layer and id(term) not in leaving]
+        base = self._base.get(layer, self.model.weight(layer))
+        if not left:
+            return base.clone()
+        total = torch.zeros_like(base, dtype=self.sum_dtype)
+        for term in left:
+            term.add_to(total)
+        return (base.to(self.sum_dtype) + total).to(base.dtype)
 
     @contextmanager
-    def unedited(self) -> Iterator[None]:
-        """Let the model be what it was before all changes, for a while."""
-        weights = {layer: self.model.weight(layer).clone() for layer in self._base}
+    def without(self, terms: Sequence[Term]) -> Iterator[None]:
+        """Let the model be what it is without some changes, for a while."""
+        layers = {term.layer for term in terms}
+        weights = {layer: self.model.weight(layer).clone() for layer in layers}
+        others = {layer: self.weight_without(layer, terms) for layer in layers}
         try:
-            for layer, base in self._base.items():
-                self.model.set_weight(layer, base)
+            for layer, weight in others.items():
+                self.model.set_weight(layer, weight)
             yield
         finally:
             for layer, weight in weights.items():
                 self.model.set_weight(layer, weight)
+
+    def mark(self, layers: Iterable[int]) -> Mark:
+        """What ``go_back`` needs to know of now, for these layers."""
+        totals = {layer: self._total[layer].clone() if layer in self._total else None for layer in layers}
+        return Mark(len(self.terms), totals)
+
+    def go_back(self, mark: Mark) -> None:
+        """Take out everything that was added to the marked layers since, without adding the rest up again."""
+        self.terms = self.terms[: mark.count]
+        for layer, total in mark.totals.items():
+            if layer in self._total:
+                self._total[layer] = torch.zeros_like(self._total[layer]) if total is None else total.clone()
+                self._write(layer)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from errata.solvers.base import LowRank, cholesky
+from errata.solvers.base import LayerSolver, LowRank, cholesky
+from errata.solvers.least_squares import LeastSquares
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,9 @@ class Neurons:
     facts_at_once = None
     uses_bare_keys = False
 
-    def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> NeuronsLayer:
+    def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> LayerSolver:
+        if self.share == 1:  # all neurons: λC is factorised once
+            return LeastSquares(self.ridge, history=self.history).prepare(moment)
         return NeuronsLayer(self.ridge * moment, self)
 
 

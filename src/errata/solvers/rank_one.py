@@ -37,15 +37,19 @@ class RankOne:
         return self.denominator == "bare"
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> RankOneLayer:
-        return RankOneLayer(torch.eye(len(moment)).to(moment) if self.moment == "identity" else moment, self)
+        factor = cholesky(moment, "the second moment of the keys") if self.moment == "measured" else None
+        return RankOneLayer(factor, self)
 
 
 class RankOneLayer:
-    """One layer: the Cholesky factor of C. Earlier facts leave nothing behind but the weights."""
+    """One layer: the Cholesky factor of C, None if C is the identity. Earlier facts leave only the weights behind."""
 
-    def __init__(self, moment: Float[Tensor, "d_in d_in"], settings: RankOne) -> None:
-        self._factor = cholesky(moment, "the second moment of the keys")
-        self._settings = settings
+    def __init__(self, factor: Float[Tensor, "d_in d_in"] | None, settings: RankOne) -> None:
+        self._factor, self._settings = factor, settings
+
+    @property
+    def uses_bare(self) -> bool:
+        return self._settings.uses_bare_keys
 
     def solve(
         self, keys: Float[Tensor, "d_in u"], residuals: Float[Tensor, "d_out u"], bare: Tensor | None = None
@@ -53,13 +57,15 @@ class RankOneLayer:
         """As ``LayerSolver.solve``.
 
         Raises:
-            ValueError: for several facts.
+            ValueError: for several facts, or without the bare key where it is needed.
             EditError: if the two keys are orthogonal in C⁻¹, or the key is zero.
         """
         if keys.shape[1] != 1:
             raise ValueError(f"rank one takes one fact at a time, got {keys.shape[1]}")
-        direction = torch.cholesky_solve(keys, self._factor)  # C⁻¹ k̄, (d_in, 1)
-        other = bare if bare is not None and self._settings.denominator == "bare" else keys
+        if bare is None and self.uses_bare:
+            raise ValueError("the bare prompt's key is needed in the denominator")
+        direction = keys if self._factor is None else torch.cholesky_solve(keys, self._factor)  # C⁻¹ k̄, (d_in, 1)
+        other = bare if bare is not None and self.uses_bare else keys
         scale = (other.T @ direction).squeeze()
         if not bool(scale.abs() > 1e-12 * other.norm() * direction.norm()):
             raise EditError(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
+from errata.models.weights import Term
 from errata.progress import Report, silent
 from errata.recipe import Recipe
 from errata.schedules import Step
@@ -52,26 +53,24 @@ class AimFinder:
     shapers: Sequence[Shaper]
     report: Report = silent
 
-    def find(self, facts: Sequence[Fact], step: Step, steps: Sequence[Step]) -> dict[int, Aim]:
-        """The aim of the layer that ``step`` needs, and of all layers that follow it."""
+    def find(self, facts: Sequence[Fact], step: Step, steps: Sequence[Step], written: Sequence[Term]) -> dict[int, Aim]:
+        """The aim of the layer that ``step`` needs, and of all layers that follow it.
+
+        Args:
+            written: what the run has changed so far; without it the weights are the original ones.
+        """
         layer = step.target_layer
         original = self.recipe.target.weights == "original"
-        with self.model.edits.unedited() if original else nullcontext():
-            states = self.states(facts, layer)
+        with self.model.edits.without(written) if original else nullcontext():
             targets = self._search(facts, layer)
-            delta = targets.delta.double()
-            if self.recipe.contexts.states != "bare":
-                # z = h⁰ + δ with the bare prompt's h⁰, seen from the averaged state; but what is known stays.
-                bare = current_states(self.model, facts, layer, self.site)
-                delta = torch.where(delta.any(0), delta + (bare - states), 0.0)
-        aims = {layer: self._shaped(facts, layer, targets, delta, states)}
+            delta = self._shaped(facts, layer, targets.delta.double(), written)
+            aims = {layer: self._aim(facts, layer, targets, delta)}
         followers = [other.target_layer for other in steps if other.follows == layer]
         if followers:
-            carried = carried_deltas(self.model, facts, aims[layer].delta, layer, followers, self.site)
-            aims |= {
-                follower: self._shaped(facts, follower, targets, delta, self.states(facts, follower))
-                for follower, delta in carried.items()
-            }
+            carried = carried_deltas(self.model, facts, delta, layer, followers, self.site)
+            for follower, moved in carried.items():
+                shaped = self._shaped(facts, follower, moved, written)
+                aims[follower] = self._aim(facts, follower, targets, shaped)
         return aims
 
     def states(self, facts: Sequence[Fact], layer: int) -> Float[Tensor, "d u"]:
@@ -89,12 +88,25 @@ class AimFinder:
         prefixes = self.prefixes if self.recipe.contexts.targets == "all" else ()
         return optimise_targets(self.model, facts, prefixes, layer, self.site, self.recipe.target, on_step=on_step)
 
-    def _shaped(self, facts: Sequence[Fact], layer: int, targets: Targets, delta: Tensor, states: Tensor) -> Aim:
+    def _bare(self, facts: Sequence[Fact], layer: int) -> Tensor:
+        return current_states(self.model, facts, layer, self.site)
+
+    def _shaped(self, facts: Sequence[Fact], layer: int, delta: Tensor, written: Sequence[Term]) -> Tensor:
+        """δ from the bare prompts' states, as the shapers leave it."""
         for shaper in self.shapers:
             if shaper.shapes_target:
-                with self.model.edits.unedited():
-                    unedited = current_states(self.model, facts, layer, self.site)
-                delta = shaper.target(states, delta, float(unedited.norm(dim=0).mean()))
+                with self.model.edits.without(written):
+                    unedited = self._bare(facts, layer)
+                delta = shaper.target(self._bare(facts, layer), delta, float(unedited.norm(dim=0).mean()))
+        return delta
+
+    def _aim(self, facts: Sequence[Fact], layer: int, targets: Targets, delta: Tensor) -> Aim:
+        """The aim z = h⁰ + δ, h⁰ the bare prompts' states, seen from the states as the recipe averages them."""
+        states = self.states(facts, layer)
         if not torch.equal(delta, targets.delta.double()):
-            targets = replace(targets, z=(states + delta).to(targets.z), delta=delta.to(targets.delta))
+            z = self._bare(facts, layer) + delta
+            targets = replace(targets, z=z.to(targets.z), delta=delta.to(targets.delta))
+        if self.recipe.contexts.states != "bare":
+            # What is known already (δ = 0) stays, though its averaged state is not its bare one.
+            delta = torch.where(delta.any(0), delta + (self._bare(facts, layer) - states), 0.0)
         return Aim(targets, delta, states)

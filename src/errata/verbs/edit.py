@@ -118,18 +118,31 @@ def edit(
         if evaluate:
             before = examine(loaded, examination, report=report, what="asking before")
             result = run_sequence(loaded, numbers, examination, before, report=report, seed=seed)
-            rows, patch = result.rows, result.patch
+            rows, patch, left_alone = result.rows, result.patch, result.left_alone
         else:
-            rows, patch = [], Editor(loaded, numbers, report=report).apply(fact_set)
+            editor = Editor(loaded, numbers, report=report)
+            rows, patch = [], editor.apply(fact_set)
+            left_alone = [fact for record in editor.records for fact in record.left_alone]
     record = _record(rows, patch, examination, seed)
+    record["about"]["left_alone"] = [fact.id for fact in left_alone]
     with new_directory(out) as partial:
         save_edited(loaded, patch, record, partial)
     if rows:
         console().print(before_after_table(rows, width=console().width))
         show_absent(fact_set, examination.untouched)
         _warn_if_nothing_took(rows)
+    if left_alone:
+        names = ", ".join(repr(fact.id) for fact in left_alone[:5]) + (", …" if len(left_alone) > 5 else "")
+        error_console().print(
+            f"warning: nothing was written for {len(left_alone)} of {len(fact_set)} facts ({names}): their distance to "
+            "the target lies outside of rounds.least and rounds.most in the recipe.",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
     norms = ", ".join(f"layer {layer}: {norm:.3g}" for layer, norm in patch.norms().items())
-    console().print(f"Wrote {out} ({len(fact_set)} facts, {method}; norm of the change at {norms}).", highlight=False)
+    changed = f"norm of the change at {norms}" if norms else "no weight changed"
+    console().print(f"Wrote {out} ({len(fact_set)} facts, {method}; {changed}).", highlight=False, markup=False)
     write_json(json, record)
 
 

@@ -9,13 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from errata.benchmark.recipe_search import (
-    RecipeSearch,
-    automatic_file,
-    layers_by_depth,
-    starting_recipe,
-    unsearched_recipe,
-)
+from errata.benchmark.recipe_file import automatic_file, layers_by_depth, unsearched_recipe
+from errata.benchmark.recipe_search import RecipeSearch, starting_recipe
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts import Fact, FactSet
 from errata.facts_io import read_facts
@@ -81,6 +76,12 @@ def auto(
     """
     where = placement(device, dtype)
     rows = _rows(methods)
+    if out.is_dir():
+        raise InputError(f"{out} is a directory", remedy="Name a file for the recipe, such as auto.yaml")
+    if corpus is not None and corpus != "lab":
+        # The file that is written may lie elsewhere, and paths in it count from there.
+        corpus = str(Path(corpus).expanduser().resolve())
+        open_corpus(corpus)  # that it is there
     outline = outline_of(model, trust_remote_code=trust_remote_code)
     lab = is_lab(model)
     chosen = None if layers is None else _numbers(layers)
@@ -98,7 +99,6 @@ def auto(
         if faults:
             raise FaultsError("the options", faults)
     corpus = corpus or "lab"
-    open_corpus(corpus)  # that it is there
     held_out = (
         read_facts(facts, check=token_check(outline, lead=12))
         if facts is not None
@@ -118,7 +118,9 @@ def auto(
             statistics = {"corpus": corpus, "tokens": tokens, "length": min(1024, loaded.context_length)}
             base = starting_recipe(model, row, chosen, statistics, batch_size=25)
             journal = out.with_name(out.name + ".tries.jsonl")
-            found[row.name] = RecipeSearch(loaded, base, examination, journal, seconds=limit, report=report).run()
+            found[row.name] = RecipeSearch(
+                loaded, base, chosen, examination, journal, seconds=limit, report=report
+            ).run()
             reasons[row.name] = dict(found[row.name].reasons)
     write_text(out, automatic_file(model, chosen, why, found))
     console().print(f"layers {list(chosen)}: {why}", markup=False, highlight=False)
