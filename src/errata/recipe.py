@@ -242,8 +242,9 @@ class Recipe(_Settings):
         Raises:
             FaultsError: if it then does not hold, each fault with its reason.
         """
+        source = {"source": f"{self.source}; changed: {', '.join(choices)}"} if self.source else {}
         try:
-            return Recipe.model_validate({**self.model_dump(), **choices})
+            return Recipe.model_validate({**self.model_dump(), **choices, **source})
         except ValidationError as error:
             faults = [fault_of("the recipe", item) for item in error.errors()]
             raise FaultsError(f"{self.method} with {', '.join(choices)} of your choice", faults) from error
@@ -344,6 +345,9 @@ def fault_of(source: str, item: Any) -> Fault:
     """One pydantic error in our words, with the nearest valid key where a key is unknown."""
     path = [str(part) for part in item["loc"]]
     where = f"{source}: {'.'.join(str(part) for part in path_of(item))}"
+    if item["type"] == "value_error":  # our own checks: what they say is a sentence
+        remedy = "Change one of them" if not item["loc"] else f"Got {item.get('input')!r}"
+        return Fault(where.removesuffix(": "), str(item["ctx"]["error"]), remedy)
     if item["type"] != "extra_forbidden":
         remedy = "Add this key" if item["type"] == "missing" else f"Got {item.get('input')!r}"
         return Fault(where, item["msg"][0].lower() + item["msg"][1:], remedy)

@@ -73,7 +73,7 @@ def tiny_recipe(
     sections |= {name: _laid_over(sections.get(name), value) for name, value in row.choices().items()}
     sections["schedule"] = schedule or row.schedule
     sections["contexts"] |= {"per_opener": 1, "tokens": [5]}
-    if row.schedule == "single":
+    if sections["schedule"] == "single":
         sections["layers"] = tuple(layers)[-1:]
     sections["solver"] |= {
         "least_squares": {"ridge": 2.0},

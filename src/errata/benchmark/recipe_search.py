@@ -150,10 +150,15 @@ class RecipeSearch:
                 recipe = laid_over(recipe, best.value)
                 tried_values = ", ".join(tried.told for tried in results)
                 reasons[number] = f"{best.told}: the first within {ENOUGH[kind]:g} of the best of {tried_values}"
+            elif number == "solver" and not results:
+                raise ErrataError(
+                    f"time was up before one of the solver's numbers was tried; {len(self._done)} tries are kept",
+                    remedy="The same command goes on from there; give it more --minutes",
+                )
             elif number == "solver":
                 raise ErrataError(
-                    "no try of the solver's numbers came to an end",
-                    remedy="Give more time, other layers or a larger text for the key statistics",
+                    "with none of the solver's numbers could the facts be edited",
+                    remedy="Give other layers, or a larger text for the key statistics",
                 )
             else:
                 reasons[number] = "not searched: no time was left" if not results else "every try failed"

@@ -73,7 +73,7 @@ def placement(device: str | None, dtype: str | None) -> Placement:
         first = str(error).splitlines()[0]
         faults.append(Fault("--device", f"{device!r} cannot be used: {first}", "`errata doctor` lists devices"))
     if faults:
-        raise FaultsError("the options", faults)
+        raise FaultsError("the command line", faults)
     chosen = None if device is None else torch.device(device)
     return Placement(device=chosen, dtype=None if dtype is None else _DTYPES[dtype])
 

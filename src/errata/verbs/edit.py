@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json as json_module
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,6 +97,7 @@ def edit(
     choices = _choices(method, schedule, layers, shaping)
     numbers = _numbers(model, method, recipe, batch_size, seed, corpus, choices, as_published=as_published)
     seed = numbers.contexts.seed
+    _show_notes(numbers, model)
     outline.check_layers(numbers.layers)
     if numbers.needs_statistics:
         check_corpus(numbers.statistics)
@@ -103,12 +105,6 @@ def edit(
     lead = max(contexts.tokens) + 2 if contexts.openers and contexts.per_opener else 0  # ". " stands behind each
     fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
     examination = examination_for(fact_set, lab=is_lab(model), untouched=untouched, seed=seed)
-    if _last_part(numbers.model) != _last_part(recipe_name(model)):
-        note = f"note: the recipe's numbers are for {numbers.model!r}; they are taken for {model!r} as they are"
-        error_console().print(note, markup=False, highlight=False)
-    if numbers.is_automatic:
-        note = f"note: the recipe is {numbers.source}"
-        error_console().print(note, markup=False, highlight=False)
     if dry_run:
         _show_plan(fact_set, numbers, model, json)
         return
@@ -211,7 +207,7 @@ def _choices(method: str, schedule: str | None, layers: str | None, shaping: str
     if schedule is not None:
         choices["schedule"] = schedule
         if schedule not in SCHEDULES:
-            faults.append(Fault("--schedule", f"there is no schedule {schedule!r}", f"Known: {', '.join(SCHEDULES)}"))
+            faults.append(Fault("--schedule", f"there is no schedule {schedule!r}", _known(schedule, SCHEDULES)))
         elif method.endswith(BOUNDARY_SUFFIX) and schedule != "boundary":
             faults.append(Fault("--schedule", f"{method!r} is the boundary schedule", "Leave out one of the two"))
     if layers is not None:
@@ -228,8 +224,15 @@ def _choices(method: str, schedule: str | None, layers: str | None, shaping: str
             for kind in unknown
         ]
     if faults:
-        raise FaultsError("the options", faults)
+        raise FaultsError("the command line", faults)
     return choices
+
+
+def _known(name: str, names: Iterable[str]) -> str:
+    """What there is, and the nearest of it."""
+    near = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{hint}Known: {', '.join(names)}"
 
 
 def _numbers(
@@ -251,7 +254,27 @@ def _numbers(
         numbers = numbers.with_corpus(corpus if corpus == "lab" else Path(corpus).expanduser().resolve())
     contexts = numbers.contexts if seed is None else numbers.contexts.model_copy(update={"seed": seed})
     numbers = numbers.model_copy(update={"contexts": contexts, "batch_size": batch_size or numbers.batch_size})
-    return numbers.with_choices(choices) if choices else numbers
+    numbers = numbers.with_choices(choices) if choices else numbers
+    if as_published:
+        plain = _numbers(model, method, path, batch_size, seed, corpus, choices, as_published=False)
+        if plain.model_dump(exclude={"source"}) == numbers.model_dump(exclude={"source"}):
+            raise InputError(
+                f"--as-published changes nothing here: {', '.join(choices)} took the place of what it changes",
+                remedy="Leave out one of them",
+            )
+    return numbers
+
+
+def _show_notes(recipe: Recipe, model: str) -> None:
+    """What a user should know of the numbers before they are used."""
+    names = {_last_part(model), _last_part(recipe_name(model))}
+    notes = []
+    if _last_part(recipe.model) not in names:
+        notes.append(f"the recipe's numbers are for {recipe.model!r}; they are taken for {model!r} as they are")
+    if recipe.is_automatic:
+        notes.append(f"the recipe is {recipe.source}")
+    for note in notes:
+        error_console().print(f"note: {note}", markup=False, highlight=False)
 
 
 def _last_part(name: str) -> str:

@@ -34,9 +34,19 @@ def list_recipes(json: JsonOption = None) -> None:
     for name in shipped_names():
         file = shipped_file(name)
         also = f"; also taken for {', '.join(file.also)}" if file.also else ""
-        out.print(f"[bold]{name}[/]  numbers for {file.data['model']}{also}", highlight=False)
+        automatic = str(file.data.get("source", "")).startswith("automatic")
+        marked = " (automatic: published by nobody, tried on nothing)" if automatic else ""
+        out.print(f"[bold]{name}[/]  numbers for {file.data['model']}{marked}{also}", highlight=False)
         out.print(f"    {', '.join(file.names)}", style="dim", highlight=False)
-        entries.append({"name": name, "model": file.data["model"], "also": file.also, "methods": file.names})
+        entries.append(
+            {
+                "name": name,
+                "model": file.data["model"],
+                "automatic": automatic,
+                "also": file.also,
+                "methods": file.names,
+            }
+        )
     write_json(json, {"recipes": entries})
 
 

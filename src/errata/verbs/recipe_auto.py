@@ -76,8 +76,9 @@ def auto(
     """
     where = placement(device, dtype)
     rows = _rows(methods)
-    if out.is_dir():
-        raise InputError(f"{out} is a directory", remedy="Name a file for the recipe, such as auto.yaml")
+    journal = out.with_name(out.name + ".tries.jsonl")
+    if out.exists() and not journal.exists():
+        raise InputError(f"{out} exists already", remedy="Give another name, or remove it first")
     if corpus is not None and corpus != "lab":
         # The file that is written may lie elsewhere, and paths in it count from there.
         corpus = str(Path(corpus).expanduser().resolve())
@@ -97,7 +98,7 @@ def auto(
         if corpus is None:
             faults.append(Fault("--corpus", "there is no text for the key statistics", "Give ordinary text, UTF-8"))
         if faults:
-            raise FaultsError("the options", faults)
+            raise FaultsError("the command line", faults)
     corpus = corpus or "lab"
     held_out = (
         read_facts(facts, check=token_check(outline, lead=12))
@@ -117,7 +118,6 @@ def auto(
         for row in rows:
             statistics = {"corpus": corpus, "tokens": tokens, "length": min(1024, loaded.context_length)}
             base = starting_recipe(model, row, chosen, statistics, batch_size=25)
-            journal = out.with_name(out.name + ".tries.jsonl")
             found[row.name] = RecipeSearch(
                 loaded, base, chosen, examination, journal, seconds=limit, report=report
             ).run()
