@@ -288,3 +288,33 @@ def test_choices_that_cannot_be_are_told_together_with_their_reasons(capsys: pyt
     assert "'single' writes one layer" in " ".join(capsys.readouterr().err.split())
     assert run([*arguments, "--method", "memit", "--as-published"]) == 2
     assert "depends on a fault" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_was_changed_stands_in_the_source_and_a_switch_without_effect_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.json"
+    arguments = ["edit", "--facts", str(FACTS), "--dry-run", "--json", str(plan), "--method", "prune"]
+    assert run([*arguments, "--layers", "0,1"]) == 0
+    assert json.loads(plan.read_text(encoding="utf-8"))["recipe"]["source"].endswith("; changed: layers")
+    assert run([*arguments, "--as-published", "--shaping", "none"]) == 2
+    assert "changes nothing here: shaping" in " ".join(capsys.readouterr().err.split())
+    assert run([*arguments, "--shaping", "rect,rect"]) == 2
+    said = capsys.readouterr().err
+    assert "a shaping stands there twice" in " ".join(said.split())
+    assert "'model':" not in said  # not the whole recipe
+    assert run([*arguments, "--schedule", "boundry"]) == 2
+    assert "Did you mean 'boundary'?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_facts_that_no_round_is_for_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = (ROOT / "src" / "errata" / "recipes" / "lab.yaml").read_text(encoding="utf-8")
+    recipe.write_text(text.replace("least: 0.5", "least: 900"), encoding="utf-8")
+    out = tmp_path / "out"
+    arguments = ["edit", "--facts", str(FACTS), "--recipe", str(recipe), "--method", "nse", "--out", str(out)]
+    assert run([*arguments, "--no-evaluate"]) == 0
+    said = capsys.readouterr()
+    assert "nothing was written for 12 of 12 facts" in " ".join(said.err.split())
+    assert "no weight changed" in " ".join(said.out.split())
+    assert len(json.loads((out / "errata.json").read_text(encoding="utf-8"))["about"]["left_alone"]) == 12

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -246,7 +247,8 @@ class Recipe(_Settings):
         try:
             return Recipe.model_validate({**self.model_dump(), **choices, **source})
         except ValidationError as error:
-            faults = [fault_of("the recipe", item) for item in error.errors()]
+            found = [fault_of("the recipe", item) for item in error.errors()]
+            faults = [replace(fault, where=fault.where.removesuffix(": ")) for fault in found]
             raise FaultsError(f"{self.method} with {', '.join(choices)} of your choice", faults) from error
 
     def to_yaml(self) -> str:
@@ -347,7 +349,7 @@ def fault_of(source: str, item: Any) -> Fault:
     where = f"{source}: {'.'.join(str(part) for part in path_of(item))}"
     if item["type"] == "value_error":  # our own checks: what they say is a sentence
         remedy = "Change one of them" if not item["loc"] else f"Got {item.get('input')!r}"
-        return Fault(where.removesuffix(": "), str(item["ctx"]["error"]), remedy)
+        return Fault(where, str(item["ctx"]["error"]), remedy)
     if item["type"] != "extra_forbidden":
         remedy = "Add this key" if item["type"] == "missing" else f"Got {item.get('input')!r}"
         return Fault(where, item["msg"][0].lower() + item["msg"][1:], remedy)
