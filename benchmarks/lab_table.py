@@ -1,6 +1,6 @@
 """The table of the README: methods on the embedded model, several seeds pooled, facts that no recipe was tuned on.
 
-``python benchmarks/lab_table.py --seeds 0 1 2 --json docs/lab_table.json`` prints it as Markdown. Intervals are over
+``python benchmarks/lab_table.py --every-row --json docs/lab_rows.json`` prints it as Markdown. Intervals are over
 all facts of all seeds; each seed draws its own facts, its own prefixes and its own questions about other people.
 ``--every-row`` takes every row of `errata methods` with even spreading, its own schedule and the boundary's.
 """
