@@ -7,34 +7,44 @@ from typing import Any
 
 import yaml
 
-from errata.benchmark.recipe_search import Found, laid_over, starting_recipe
+from errata.benchmark.recipe_search import CLAMPS, STARTING_RATE, STARTING_RIDGES, THRESHOLDS, Found, starting_recipe
 from errata.methods import BOUNDARY_SUFFIX, Method, method_named
+from errata.recipe import Recipe
 
 SEARCHED = "errata recipe auto, on held-out facts of this model"
 UNSEARCHED = "errata recipe auto --minutes 0; scale-free defaults, tried on no fact of this model"
-# Where nothing is searched: of ‖h‖ / √d, and per column.
-DEFAULT_RATE = 0.5
-DEFAULT_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 0.1)}
 
 
 def unsearched_recipe(
     model: str, row: Method, layers: Sequence[int], columns: int, statistics: Mapping[str, Any]
 ) -> Found:
-    """Scale-free defaults, for want of a search: what suited the embedded model, and λ as published for large ones.
+    """What a search starts from, for want of one: what suited the embedded model, and λ as published for large ones.
 
     Args:
         columns: how many W has.
     """
-    base = starting_recipe(model, row, layers, statistics, batch_size=100)
-    change: dict[str, Any] = {"target": {"learning_rate": DEFAULT_RATE, "relative_rate": True}}
-    reasons = {"learning_rate": f"{DEFAULT_RATE:g} · ‖h‖/√d, not searched", "clamp": "as published for MEMIT"}
-    if row.solver["kind"] in DEFAULT_RIDGES:
-        letter, ridge = DEFAULT_RIDGES[row.solver["kind"]]
-        change["solver"] = {"ridge": ridge * columns}
+    recipe = starting_recipe(model, row, layers, columns, statistics, batch_size=100)
+    reasons = {
+        "learning_rate": f"{STARTING_RATE:g} · ‖h‖/√d, not searched",
+        "clamp": f"{CLAMPS[0]:g} · ‖h‖, as published for MEMIT; not searched",
+    }
+    if row.solver["kind"] in STARTING_RIDGES:
+        letter, ridge = STARTING_RIDGES[row.solver["kind"]]
         reasons["solver"] = f"{letter} = {ridge:g} · columns, not searched"
     elif row.solver["kind"] == "null_space":
-        reasons["solver"] = "threshold 0.3, L2 20 (in mean eigenvalues of C), not searched"
-    return Found(laid_over(base, change), reasons, (), complete=False)
+        threshold, l2 = THRESHOLDS[0]
+        reasons["solver"] = f"threshold {threshold:g}, L2 {l2:g} (in mean eigenvalues of C), not searched"
+    return Found(recipe, reasons, (), complete=False)
+
+
+def unsearched_reasons(recipe: Recipe) -> dict[str, str]:
+    """field -> why its value, for numbers of a row that no search varies."""
+    reasons = {}
+    if recipe.solver.kind == "neurons":
+        reasons["share"] = f"{recipe.solver.share:g}, all neurons; not searched"
+    if recipe.rounds is not None:
+        reasons["rounds"] = f"{recipe.rounds.count}, each for all facts; not searched"
+    return reasons
 
 
 def layers_by_depth(layers: int) -> tuple[int, ...]:
@@ -63,7 +73,8 @@ def automatic_file(model: str, layers: Sequence[int], why: str, found: Mapping[s
     common = next(iter(found.values())).recipe.model_dump(mode="json", exclude_defaults=True)
     lines = [f"layers: {why}"]
     for name, end in found.items():
-        lines += [f"{name}, {number.replace('_', ' ')}: {reason}" for number, reason in end.reasons.items()]
+        told = dict(end.reasons) | unsearched_reasons(end.recipe)
+        lines += [f"{name}, {number.replace('_', ' ')}: {reason}" for number, reason in told.items()]
         lines += [] if end.complete or not end.tries else [f"{name}: time was up before all was tried"]
     body: dict[str, Any] = {
         "model": model,

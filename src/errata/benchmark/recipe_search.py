@@ -9,9 +9,11 @@ is measured on the model first (methods.md, section 3):
   λ grow with the width of the MLP;
 - the eigenvalue threshold and L2 in units of C's mean eigenvalue.
 
-One number is searched after another, each with the best values of those before it. A try edits the held-out facts in
-batches and scores the mean of the accuracies after the whole run, over the method with and without ``+blue``, so that
-no schedule is favoured. Every try is written to a file as it ends, and read from there when the search goes on.
+One number is searched after another, each with the best values of those before it and the starting values of those
+behind it. A try edits the held-out facts in batches and scores the mean of the accuracies after the whole run, over the
+method with and without ``+blue``, so that no schedule is favoured. The learning rate is searched so too, and not by the
+targets' loss: that loss does not see what an edit does to everything else. Every try is written to a file as it ends,
+and read from there when the search goes on.
 """
 
 from __future__ import annotations
@@ -20,14 +22,13 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from errata.benchmark.recipe_journal import Try, append_to_journal, read_journal
 from errata.benchmark.sequential import Examination, Measurement, examine, run_sequence
-from errata.edit import Editor
 from errata.errors import ErrataError, InputError
 from errata.evaluation.records import Metric
 from errata.methods import BOUNDARY_SUFFIX, Method, method_named
@@ -35,8 +36,6 @@ from errata.models.language_model import LanguageModel
 from errata.progress import Report, silent
 from errata.recipe import Recipe
 from errata.statistics.corpus import open_corpus
-from errata.targets.contexts import generate_prefixes
-from errata.targets.search import optimise_targets
 
 SCORED = (
     Metric.EFFICACY_ACCURACY,
@@ -45,17 +44,20 @@ SCORED = (
     Metric.SAME_SUBJECT_ACCURACY,
     Metric.UNTOUCHED_ACCURACY,
 )
-LEARNING_RATES = (0.1, 0.2, 0.5, 1.0, 2.0)  # of ‖h‖ / √d
+LEARNING_RATES = (0.05, 0.1, 0.2, 0.5, 1.0)  # of ‖h‖ / √d
 CLAMPS = (0.75, 1.5, 4.0)
 STEPS = 25
 # What gains less than this is taken for a tie, and of what ties the first is taken. All lists begin with what changes
 # the model least.
-ENOUGH = {"target": 0.01, "edit": 0.005}  # of the loss; of the mean accuracy
+ENOUGH = 0.005  # of the mean accuracy
 # What a solver's numbers are tried as: (fields of the recipe's solver section, how they are told to people), as
 # functions of the number of W's columns.
 RIDGES = (2.0, 1.0, 0.5, 0.2, 0.1)  # λ per column: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
 EQUALITIES = (0.5, 0.2, 0.1, 0.05, 0.01)  # ε per column
 THRESHOLDS = ((0.3, 20.0), (0.3, 5.0), (0.1, 5.0), (0.1, 0.5))  # (threshold, L2), both in mean eigenvalues of C
+# Where a search starts, and what stands where nothing is searched.
+STARTING_RATE = 0.1
+STARTING_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 0.1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class RecipeSearch:
 
         Raises:
             InputError: if the journal cannot be read.
-            ErrataError: if not one try came to an end.
+            ErrataError: if no try came to an end before time was up, or every one failed.
         """
         self._started = time.perf_counter()
         self._done = read_journal(self.journal)
@@ -122,20 +124,19 @@ class RecipeSearch:
         ]
         clamps = [({"target": {"clamp": clamp}}, f"{clamp:g} · ‖h‖") for clamp in CLAMPS]
         stages = (
-            ("learning_rate", rates, "target"),
-            ("solver", list(solver_tries(recipe, columns)), "edit"),
-            ("clamp", clamps, "edit"),
+            ("learning_rate", rates),
+            ("solver", list(solver_tries(recipe, columns))),
+            ("clamp", clamps),
         )
-        scores = {"target": self._target_score, "edit": lambda tried: self._edit_score(tried, before)}
-        total, done = sum(len(values) for _, values, _ in stages), 0
-        for number, values, kind in stages:
+        total, done = sum(len(values) for _, values in stages), 0
+        for number, values in stages:
             results: list[Try] = []
             for value, told in values:
                 if self._out_of_time():
                     complete = False
                     break
-                key = _key(laid_over(recipe, value), kind, self._about)
-                tried = self._done.get(key) or self._try(number, value, told, laid_over(recipe, value), scores[kind])
+                key = _key(laid_over(recipe, value), self._about)
+                tried = self._done.get(key) or self._try(number, value, told, laid_over(recipe, value), before)
                 if key not in self._done:
                     append_to_journal(self.journal, key, tried)
                     self._done[key] = tried
@@ -146,49 +147,34 @@ class RecipeSearch:
             self._tries += results
             most = max((tried.score for tried in results), default=-math.inf)
             if most > -math.inf:
-                best = next(tried for tried in results if tried.score >= most - ENOUGH[kind])
+                best = next(tried for tried in results if tried.score >= most - ENOUGH)
                 recipe = laid_over(recipe, best.value)
                 tried_values = ", ".join(tried.told for tried in results)
-                reasons[number] = f"{best.told}: the first within {ENOUGH[kind]:g} of the best of {tried_values}"
-            elif number == "solver" and not results:
-                raise ErrataError(
-                    f"time was up before one of the solver's numbers was tried; {len(self._done)} tries are kept",
-                    remedy="The same command goes on from there; give it more --minutes",
-                )
-            elif number == "solver":
-                raise ErrataError(
-                    "with none of the solver's numbers could the facts be edited",
-                    remedy="Give other layers, or a larger text for the key statistics",
-                )
+                reasons[number] = f"{best.told}: the first within {ENOUGH:g} of the best of {tried_values}"
             else:
                 reasons[number] = "not searched: no time was left" if not results else "every try failed"
+        if not self._tries:
+            raise ErrataError(
+                "time was up before one try came to an end", remedy="Give the same command more --minutes"
+            )
+        if all(tried.score == -math.inf for tried in self._tries):
+            raise ErrataError(
+                f"with none of {len(self._tries)} settings could the facts be edited",
+                remedy="Give other layers, or a larger text for the key statistics",
+            )
         return Found(recipe, reasons, tuple(self._tries), complete)
 
     # Tries ------------------------------------------------------------------------------------------------------
 
-    def _try(
-        self, number: str, value: Mapping[str, Any], told: str, recipe: Recipe, score: Callable[[Recipe], float]
-    ) -> Try:
+    def _try(self, number: str, value: Mapping[str, Any], told: str, recipe: Recipe, before: Measurement) -> Try:
         started = time.perf_counter()
         try:
-            found = score(recipe)
+            found = self._edit_score(recipe, before)
         except InputError:
             raise
         except ErrataError:
             found = -math.inf  # a number with which nothing can be edited is a result
         return Try(number, value, told, found, time.perf_counter() - started)
-
-    def _target_score(self, recipe: Recipe) -> float:
-        """Minus the mean of the targets' last losses, over the layers that a schedule searches; nothing is written."""
-        facts = list(self.examination.facts)[: self.batch_size]
-        editor = Editor(self.model, recipe)
-        layers = dict.fromkeys((self.layers[0], self.layers[-1]))
-        prefixes = generate_prefixes(self.model, recipe.contexts)
-        losses = [
-            optimise_targets(self.model, facts, prefixes, layer, editor.site, recipe.target).loss.double().mean()
-            for layer in layers
-        ]
-        return -float(sum(losses)) / len(losses)
 
     def _edit_score(self, recipe: Recipe, before: Measurement) -> float:
         """The mean of the accuracies, over the method with and without ``+blue``."""
@@ -239,15 +225,21 @@ def solver_tries(recipe: Recipe, columns: int) -> Iterator[tuple[dict[str, Any],
 
 
 def starting_recipe(
-    model: str, row: Method, layers: Sequence[int], statistics: Mapping[str, Any], *, batch_size: int
+    model: str, row: Method, layers: Sequence[int], columns: int, statistics: Mapping[str, Any], *, batch_size: int
 ) -> Recipe:
-    """What is common to all tries: the row's choices, and of each number that is searched some value."""
+    """What is common to all tries: the row's choices, and of each number that is searched where its search starts.
+
+    Args:
+        columns: how many W has.
+    """
     choices = row.choices()
-    solver = {
-        "least_squares": {"ridge": 1.0},
-        "neurons": {"ridge": 1.0, "share": 1.0},
-        "null_space": {"threshold": 0.3, "l2": 20.0, "relative": True},
-    }.get(row.solver["kind"], {})
+    solver: dict[str, Any] = {}
+    match row.solver["kind"]:
+        case "null_space":
+            threshold, l2 = THRESHOLDS[0]
+            solver = {"threshold": threshold, "l2": l2, "relative": True}
+        case kind if kind in STARTING_RIDGES:
+            solver = {"ridge": STARTING_RIDGES[kind][1] * columns} | ({"share": 1.0} if kind == "neurons" else {})
     rounds = {"rounds": {**row.rounds, "least": 0.0, "most": 1e9}} if row.rounds else {}
     return Recipe.model_validate(
         {
@@ -256,7 +248,13 @@ def starting_recipe(
             "model": model,
             "method": row.name,
             "layers": tuple(layers[-1:] if row.schedule == "single" else layers),
-            "target": {**choices["target"], "learning_rate": 0.5, "steps": STEPS},
+            "target": {
+                **choices["target"],
+                "learning_rate": STARTING_RATE,
+                "relative_rate": True,
+                "steps": STEPS,
+                "clamp": CLAMPS[0],
+            },
             "solver": {**choices["solver"], **solver},
             "statistics": dict(statistics),
             "batch_size": batch_size,
@@ -279,7 +277,7 @@ def with_boundary(recipe: Recipe, layers: Sequence[int]) -> Recipe:
     )
 
 
-def _key(recipe: Recipe, kind: str, about: str) -> str:
+def _key(recipe: Recipe, about: str) -> str:
     """Everything that a try's score depends on."""
-    record = [kind, recipe.model_dump(mode="json"), about]
+    record = [recipe.model_dump(mode="json"), about]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]

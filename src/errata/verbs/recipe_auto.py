@@ -117,7 +117,7 @@ def auto(
         limit = math.inf if minutes is None else 60 * minutes / len(rows)
         for row in rows:
             statistics = {"corpus": corpus, "tokens": tokens, "length": min(1024, loaded.context_length)}
-            base = starting_recipe(model, row, chosen, statistics, batch_size=25)
+            base = starting_recipe(model, row, chosen, outline.columns, statistics, batch_size=25)
             found[row.name] = RecipeSearch(
                 loaded, base, chosen, examination, journal, seconds=limit, report=report
             ).run()
