@@ -29,7 +29,8 @@ from errata.facts import Fact
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe import TargetSettings, shipped_recipe
+from errata.recipe import shipped_recipe
+from errata.recipe_settings import TargetSettings
 from errata.targets.contexts import generate_prefixes
 from errata.targets.search import Targets, optimise_targets
 

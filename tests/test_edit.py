@@ -11,31 +11,29 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 import errata.edit
+import errata.edit_batch
 import errata.targets.aims
 from errata.edit import BatchRecord, Editor
+from errata.edit_batch import BatchWriter
 from errata.errors import EditError, InputError, NonFiniteError
 from errata.facts import Fact
 from errata.models.injection import BehindBlock
 from errata.models.language_model import LanguageModel, Site
 from errata.models.weights import EditedWeights
-from errata.recipe import Recipe
 from errata.solvers.least_squares import LeastSquaresLayer
-from errata.statistics.store import moments_for
 from errata.targets.residual import TargetLoss
 from errata.targets.search import optimise_targets
 
 from tests.support.editing import (
     FACTS,
     assert_same_bits,
+    editor_maker,
     parameter_bits,
     read_whole,
     subject_ids,
     tiny_language_model,
-    tiny_recipe,
-    write_corpus,
 )
 from tests.support.tiny_models import FAMILIES
 
@@ -43,120 +41,8 @@ METHODS = ("memit", "memit_seq", "alphaedit", "memit+blue", "memit_seq+blue", "a
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A corpus file, and a cache of key statistics that the tests of this module share."""
-    folder = tmp_path_factory.mktemp("edit")
-    return write_corpus(folder / "corpus.txt"), folder / "cache"
-
-
-@pytest.fixture
-def make_editor(places: tuple[Path, Path]) -> Callable[..., Editor]:
-    def make(model: LanguageModel, method: str = "memit", **changes: Any) -> Editor:
-        corpus, cache = places
-        return Editor(model, tiny_recipe(corpus, method, **changes), cache=cache)
-
-    return make
-
-
-# The loop, written out ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class PlainRun:
-    """The whole of methods.md, section 1, dense and one text at a time; only the search and C are shared."""
-
-    model: LanguageModel
-    recipe: Recipe
-    prefixes: Sequence[str]
-    site: Site
-    cache: Path | None
-
-    def state(self, fact: Fact, layer: int) -> Tensor:
-        return read_whole(self.model, subject_ids(self.model, fact))[self.site, layer][-1].double()
-
-    def key(self, fact: Fact, layer: int) -> Tensor:
-        def of(prefix: str) -> Tensor:
-            return read_whole(self.model, subject_ids(self.model, fact, prefix))[Site.KEY, layer][-1].double()
-
-        if not self.prefixes:
-            return of("")
-        return (of("") + sum(of(prefix) for prefix in self.prefixes) / len(self.prefixes)) / 2
-
-    def plan(self) -> list[tuple[int, int, float]]:
-        """(written layer, target's layer, what the residual is divided by)."""
-        layers = self.recipe.layers
-        if self.recipe.schedule == "even":
-            return [(layer, layers[-1], len(layers) - index) for index, layer in enumerate(layers)]
-        ends = [layers[0]] if len(layers) == 1 else [layers[0], layers[-1]]
-        return [(layer, layer, 1) for layer in ends]
-
-    def solve(self, keys: Tensor, residuals: Tensor, moment: Tensor, history: Tensor) -> Tensor:
-        settings = self.recipe.solver
-        if settings.kind == "least_squares":
-            matrix = settings.ridge * moment + history + keys @ keys.T
-            return torch.linalg.solve(matrix, keys @ residuals.T).T
-        values, vectors = torch.linalg.eigh(moment)
-        free = vectors[:, values < settings.threshold]
-        projector = free @ free.T
-        matrix = projector @ (keys @ keys.T + history) + settings.l2 * torch.eye(len(keys), dtype=torch.float64)
-        return torch.linalg.solve(matrix, projector @ keys @ residuals.T).T
-
-    def write(self, layer: int, change: Tensor) -> None:
-        module = self.model.down_projection(layer)
-        with torch.no_grad():
-            module.weight.add_(change.T if isinstance(module, Conv1D) else change)
-
-    def run(self, batches: Sequence[Sequence[Fact]]) -> Iterator[list[Tensor]]:
-        """Edits batch after batch; yields all parameters as they are behind each."""
-        layers = sorted({layer for layer, _, _ in self.plan()})
-        # As stored, for what is stored is rounded; tests/statistics compares them with a plain loop.
-        moments = moments_for(self.model, layers, self.recipe.statistics, cache=self.cache)
-        history = {layer: torch.zeros_like(moments[layer].total) for layer in layers}
-        for facts in batches:
-            wanted: dict[int, Tensor] = {}
-            for layer, at, divisor in self.plan():
-                if at not in wanted:
-                    found = optimise_targets(self.model, facts, self.prefixes, at, self.site, self.recipe.target)
-                    states = torch.stack([self.state(fact, at) for fact in facts], dim=1)
-                    wanted[at] = states + found.delta
-                now = torch.stack([self.state(fact, at) for fact in facts], dim=1)
-                keys = torch.stack([self.key(fact, layer) for fact in facts], dim=1)
-                residuals = (wanted[at] - now) / divisor
-                self.write(layer, self.solve(keys, residuals, moments[layer].mean, history[layer]))
-            if self.recipe.solver.history:
-                for layer in layers:
-                    keys = torch.stack([self.key(fact, layer) for fact in facts], dim=1)
-                    history[layer] += keys @ keys.T
-            yield [value.clone() for value in self.model.model.parameters()]
-
-
-@pytest.mark.parametrize(
-    ("family", "method"),
-    [
-        *((family, method) for family in ("gpt2", "llama") for method in METHODS),
-        *(("gemma3_text", method) for method in ("memit", "memit_seq+blue", "alphaedit+blue")),
-    ],
-)
-def test_three_batches_equal_the_plain_loop(make_editor: Callable[..., Editor], family: str, method: str) -> None:
-    """GPT-2 stores Wᵀ (Conv1D), Llama W (Linear), Gemma 3 has a norm behind the MLP."""
-    edited, plain_model = (tiny_language_model(family, dtype=torch.float64) for _ in range(2))
-    editor = make_editor(edited, method)
-    editor.prepare()
-    assert editor.site is (Site.MLP if family == "gemma3_text" else Site.BLOCK)
-    before = [value.clone() for value in edited.model.parameters()]
-    plain = PlainRun(plain_model, editor.recipe, editor.prefixes, editor.site, editor.cache)
-    expected = list(plain.run([FACTS[:2], FACTS[2:4], FACTS[4:]]))
-    found: list[list[Tensor]] = []
-    editor.apply(FACTS, on_batch=lambda record: found.append([value.clone() for value in edited.model.parameters()]))
-    assert len(found) == len(expected) == 3
-    written = [edited.down_projection(step.layer).weight for step in editor.steps]
-    for index, parameter in enumerate(edited.model.parameters()):
-        is_written = any(parameter is weight for weight in written)
-        earlier = before[index]
-        for ours, theirs in zip(found, expected, strict=True):
-            assert torch.allclose(ours[index], theirs[index], rtol=0, atol=1e-6 * float(theirs[index].abs().max()))
-            assert torch.equal(ours[index], earlier) is not is_written
-            earlier = ours[index]
+def make_editor(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Editor]:
+    return editor_maker(tmp_path_factory.mktemp("edit"))
 
 
 def assert_close(found: LanguageModel, expected: LanguageModel) -> None:
@@ -331,15 +217,20 @@ STAGES: dict[str, tuple[Any, str, int, bool]] = {
     "inside a target's evaluation": (BehindBlock, "enter", 2, False),
     "states": (errata.targets.aims, "current_states", 1, True),
     "states after the first write": (errata.targets.aims, "current_states", 2, False),
-    "second residual": (errata.edit, "_check_columns", 6, False),  # four checks a layer, the residual's is the second
-    "keys": (errata.edit, "mean_keys", 2, False),
+    "second residual": (
+        errata.edit_batch,
+        "check_columns",
+        6,
+        False,
+    ),  # a layer has four: the 2nd
+    "keys": (errata.edit_batch, "keys_and_bare", 2, False),
     "first solve": (LeastSquaresLayer, "solve", 1, False),
     "second solve": (LeastSquaresLayer, "solve", 2, True),
     "before the first write": (LanguageModel, "set_weight", 1, False),
     "after the first write": (LanguageModel, "set_weight", 1, True),
     "after the second write": (LanguageModel, "set_weight", 2, True),
     "the sum": (EditedWeights, "_accumulate", 2, True),
-    "logits check": (Editor, "_check_logits", 1, False),
+    "logits check": (BatchWriter, "check_logits", 1, False),
     "history": (LeastSquaresLayer, "remember", 2, True),
 }
 
@@ -397,11 +288,9 @@ def transaction_editor(make_editor: Callable[..., Editor]) -> Editor:
 
 
 @pytest.fixture(scope="module")
-def clean_bits(places: tuple[Path, Path]) -> list[dict[str, Tensor]]:
+def clean_bits(make_editor: Callable[..., Editor]) -> list[dict[str, Tensor]]:
     """The weights before, and after one to three batches that nothing disturbs."""
-    editor = transaction_editor(lambda model, method, **changes: Editor(
-        model, tiny_recipe(places[0], method, **changes), cache=places[1]
-    ))  # fmt: skip
+    editor = transaction_editor(make_editor)
     bits = [parameter_bits(editor.model)]
     editor.apply(FACTS[:3], on_batch=lambda record: bits.append(parameter_bits(editor.model)))
     for earlier, later in pairwise(bits):
@@ -518,7 +407,13 @@ def _bad_residual(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
 
 
 def _bad_key(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
-    monkeypatch.setattr(errata.edit, "mean_keys", _with_bad_column(errata.edit.mean_keys))
+    original = errata.edit_batch.keys_and_bare
+
+    def spoilt(*arguments: Any) -> tuple[Tensor, Tensor]:
+        keys, bare = original(*arguments)
+        return _with_bad_column(lambda: keys)(), bare
+
+    monkeypatch.setattr(errata.edit_batch, "keys_and_bare", spoilt)
 
 
 def _bad_update(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
@@ -534,9 +429,9 @@ def _bad_update(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
 
 
 def _bad_logits(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
-    original = Editor._check_logits
+    original = BatchWriter.check_logits
 
-    def check(self: Editor, facts: Sequence[Fact]) -> None:
+    def check(self: BatchWriter, facts: Sequence[Fact]) -> None:
         # The facts' rows are sorted by length, longest first: give the second fact the longest prompt.
         def spoil(module: Any, args: Any, output: Tensor) -> Tensor:
             lengths = [len(self.model.tokenizer(fact.text)["input_ids"]) for fact in facts]
@@ -551,7 +446,7 @@ def _bad_logits(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
         finally:
             handle.remove()
 
-    monkeypatch.setattr(Editor, "_check_logits", check)
+    monkeypatch.setattr(BatchWriter, "check_logits", check)
 
 
 BAD_NUMBERS: dict[str, tuple[Callable[[pytest.MonkeyPatch, Editor], None], int | None]] = {

@@ -21,11 +21,11 @@ TOOLS = frozenset({"output", "progress"})  # small helps of the house, which kno
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     PURE | TOOLS,
-    FACTS | {"methods", "recipe", "recipe_check", "recipe_files"},
+    FACTS | {"methods", "recipe", "recipe_check", "recipe_faults", "recipe_files", "recipe_settings"},
     frozenset({"models", "datasets"}),
     frozenset({"statistics"}),
     frozenset({"targets", "evaluation", "lab"}),
-    frozenset({"patch", "ledger", "tracing", "locate", "edit"}),
+    frozenset({"patch", "ledger", "tracing", "locate", "edit", "edit_batch"}),
     frozenset({"beyond"}),
     frozenset({"benchmark", "analysis"}),
     frozenset({"report"}),
@@ -49,7 +49,7 @@ PURE_PACKAGES = frozenset({"torch", "jaxtyping"})
 NOT_FOR_FACTS = frozenset({"torch", "transformers", "tokenizers"})
 
 # The embedded model is a guest: loaded on demand by these, and on top by the command line only.
-LAB_USERS = frozenset({"errata.models.language_model", "errata.statistics.corpus"})
+LAB_USERS = frozenset({"errata.models.outline", "errata.statistics.corpus"})
 LAB_HOSTS = frozenset({"errata.verbs", "errata.cli", "errata.app"})
 
 PICKLES = frozenset({"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"})
@@ -246,7 +246,7 @@ def test_a_wrong_import_is_seen(module: str, source: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("errata.models.language_model", "def load():\n    from errata.lab import weights"),
+        ("errata.models.outline", "def load():\n    from errata.lab import weights"),
         ("errata.cli", "def lab():\n    from errata.lab.training import train"),
         ("errata.cli", "from errata import __version__"),
         ("errata.patch", "def versions():\n    from errata import __version__"),

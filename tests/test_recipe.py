@@ -11,22 +11,21 @@ import yaml
 from pydantic import ValidationError
 
 import errata.recipe
+import errata.recipe_settings
 from errata.errors import FaultsError, InputError
 from errata.methods import METHODS, method_named
-from errata.recipe import (
+from errata.recipe import Recipe, parse_recipe, read_recipe, shipped_recipe
+from errata.recipe_files import shipped_file, shipped_names
+from errata.recipe_settings import (
     EqualitySettings,
     LeastSquaresSettings,
     NeuronsSettings,
     NullSpaceSettings,
     PruneSettings,
     RankOneSettings,
-    Recipe,
+    Settings,
     StatisticsSettings,
-    parse_recipe,
-    read_recipe,
-    shipped_recipe,
 )
-from errata.recipe_files import shipped_file, shipped_names
 from errata.schedules import SCHEDULES
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
@@ -282,10 +281,9 @@ def test_a_recipe_is_frozen() -> None:
 
 
 def test_every_field_says_what_it_is() -> None:
-    settings = Recipe.__mro__[1]
-    models = [
-        value for value in vars(errata.recipe).values() if isinstance(value, type) and issubclass(value, settings)
-    ]
+    modules = (vars(errata.recipe), vars(errata.recipe_settings))
+    values = [value for module in modules for value in module.values()]
+    models = [value for value in values if isinstance(value, type) and issubclass(value, Settings)]
     assert len(models) > 14
     for model in models:
         for name, field in model.model_fields.items():

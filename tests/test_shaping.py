@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from errata.shaping import SHAPERS, NormCap, Prune, Rectify, Shaper, make_shaper
+from errata.shaping import SHAPERS, BatchShaper, NormCap, Prune, Rectify, RunShaper, TargetShaper, make_shaper
 
 from tests.reference import shaping as slow
 
@@ -20,14 +20,14 @@ def random_matrix(*shape: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("share", [0.05, 0.4, 1.0])
 def test_rectify_keeps_the_relatively_largest_entries(share: float) -> None:
     change, weight = random_matrix(7, 9, seed=0), random_matrix(7, 9, seed=1)
-    mask = Rectify(share).batch(change, weight)
+    mask = Rectify(share).mask(change, weight)
     assert int(mask.sum()) == round(share * 63)
     assert torch.equal(torch.where(mask, change, 0.0), slow.rectified(change, weight, share=share))
 
 
 def test_rectify_keeps_changes_of_zero_weights() -> None:
     change, weight = torch.full((2, 2), 0.1).double(), torch.tensor([[0.0, 1.0], [1.0, 1.0]]).double()
-    assert Rectify(0.25).batch(change, weight).tolist() == [[True, False], [False, False]]
+    assert Rectify(0.25).mask(change, weight).tolist() == [[True, False], [False, False]]
 
 
 @pytest.mark.parametrize("rank", [1, 4, 12])
@@ -35,7 +35,7 @@ def test_rectify_keeps_changes_of_zero_weights() -> None:
 def test_prune_equals_the_dense_one(rank: int, scale: float) -> None:
     left, right = scale * random_matrix(7, rank, seed=0), random_matrix(rank, 9, seed=1)
     weight = random_matrix(7, 9, seed=2)
-    new_left, new_right = Prune().run(left, right, weight)
+    new_left, new_right = Prune().factors(left, right, weight)
     torch.testing.assert_close(new_left @ new_right, slow.pruned(left @ right, weight), rtol=1e-9, atol=1e-9)
     assert new_left.shape[1] <= min(rank, 7)
 
@@ -43,9 +43,9 @@ def test_prune_equals_the_dense_one(rank: int, scale: float) -> None:
 def test_prune_leaves_small_changes_alone_and_is_not_felt_twice() -> None:
     left, right, weight = random_matrix(7, 3, seed=0), random_matrix(3, 9, seed=1), random_matrix(7, 9, seed=2)
     small = 1e-3 * left
-    kept_left, kept_right = Prune().run(small, right, weight)
+    kept_left, kept_right = Prune().factors(small, right, weight)
     torch.testing.assert_close(kept_left @ kept_right, small @ right)
-    once = Prune().run(1e4 * left, right, weight)
+    once = Prune().factors(1e4 * left, right, weight)
     largest = float(torch.linalg.svdvals(weight)[0])
     values = torch.linalg.svdvals(once[0] @ once[1])
     assert float(values[0]) > largest  # pressed, not cut
@@ -54,7 +54,7 @@ def test_prune_leaves_small_changes_alone_and_is_not_felt_twice() -> None:
 
 def test_prune_on_top_counts_the_change_once_pruned_and_once_as_it_is() -> None:
     left, right, weight = 30 * random_matrix(7, 3, seed=0), random_matrix(3, 9, seed=1), random_matrix(7, 9, seed=2)
-    top_left, top_right = Prune(on_top=True).run(left, right, weight)
+    top_left, top_right = Prune(on_top=True).factors(left, right, weight)
     expected = left @ right + slow.pruned(left @ right, weight)
     torch.testing.assert_close(top_left @ top_right, expected, rtol=1e-9, atol=1e-9)
 
@@ -71,19 +71,8 @@ def test_norm_cap_equals_the_slow_one_and_lets_no_target_grow(seed: int, mean: f
     assert bool(((origin + capped).norm(dim=0) <= most * (1 + 1e-9)).all())
 
 
-def test_a_shaper_does_nothing_but_what_it_is_for() -> None:
-    origin, delta = random_matrix(5, 4, seed=0), random_matrix(5, 4, seed=1)
-    plain = Shaper()
-    assert torch.equal(plain.target(origin, delta, 0.1), delta)
-    assert bool(plain.batch(origin, delta).all())
-    assert plain.run(origin, delta.T, origin @ delta.T)[0] is origin
-    acts = {
-        kind: [shaper.shapes_target, shaper.shapes_batch, shaper.shapes_run]
-        for kind, shaper in {
-            "rect": make_shaper("rect", {"share": 0.4}),
-            "prune": make_shaper("prune", {}),
-            "norm_cap": make_shaper("norm_cap", {}),
-        }.items()
-    }
+def test_every_shaper_acts_at_one_place() -> None:
+    places = (TargetShaper, BatchShaper, RunShaper)
+    made = {kind: make_shaper(kind, {"share": 0.4} if kind == "rect" else {}) for kind in SHAPERS}
+    acts = {kind: [isinstance(shaper, place) for place in places] for kind, shaper in made.items()}
     assert acts == {"rect": [False, True, False], "prune": [False, False, True], "norm_cap": [True, False, False]}
-    assert set(acts) == set(SHAPERS)

@@ -1,4 +1,4 @@
-"""Editor: the one loop of all methods, facts -> aims -> keys -> residuals -> solver -> weights; all or nothing."""
+"""Editor: facts into a model, batch after batch, all or nothing."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from errata.errors import InputError, NonFiniteError
+from errata.edit_batch import BatchWriter, WrittenPart, solve_device
+from errata.errors import InputError
 from errata.facts import Fact
-from errata.models.language_model import TOKEN_BUDGET, LanguageModel, Site
-from errata.models.prompts import encode, length_batches, pad
-from errata.models.weights import LowRankTerm, Mark, SparseTerm, Term
+from errata.models.language_model import LanguageModel, Site
+from errata.models.weights import LowRankTerm, Term
 from errata.patch import Patch, software_versions
 from errata.progress import Report, silent
 from errata.recipe import Recipe
 from errata.schedules import SCHEDULES, Step
-from errata.shaping import Shaper, make_shaper
+from errata.shaping import RunShaper, Shaper, make_shaper
 from errata.solvers import make_solver
 from errata.solvers.base import LayerSolver, Solver
 from errata.statistics.store import moments_for, packaged_moments
-from errata.targets.aims import Aim, AimFinder
 from errata.targets.contexts import generate_prefixes
-from errata.targets.keys import mean_keys
 from errata.targets.search import Targets, joined
 
 
@@ -49,15 +47,6 @@ class BatchRecord:
     targets: dict[int, Targets]
     seconds: float
     left_alone: tuple[Fact, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What was done for facts that were solved together: what was added, aimed at, and for which of them."""
-
-    terms: list[Term]
-    aims: Mapping[int, Aim]
-    written: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +121,7 @@ class Editor:
 
     def _means(self, layers: Sequence[int]) -> dict[int, Tensor]:
         """C of each layer, on the device where is solved; the identity where the solver does not look at it."""
-        device = _solve_device(self.model)
+        device = solve_device(self.model)
         if not self.recipe.needs_statistics:
             widths = {layer: self.model.weight(layer).shape[1] for layer in layers}
             return {layer: torch.eye(width, dtype=torch.float64, device=device) for layer, width in widths.items()}
@@ -200,15 +189,18 @@ class Editor:
                 remedy="Make a new Editor",
             )
         started = time.perf_counter()
-        solver = self.solver
+        writer, solver = self._writer(), self.solver
         with self._all_or_nothing():
             self._hide_shaped()
             size = solver.facts_at_once or len(facts)
-            parts = [self._write(facts[start : start + size]) for start in range(0, len(facts), size)]
-            self._check_logits(facts)
+            parts: list[WrittenPart] = []
+            for start in range(0, len(facts), size):
+                earlier = [*self._run.terms, *(term for part in parts for term in part.terms)]
+                parts.append(writer.write(facts[start : start + size], earlier))
+            writer.check_logits(facts)
             states = dict(self._run.solvers)
             if solver.history:
-                states |= {layer: state.remember(self._keys(facts, layer)) for layer, state in states.items()}
+                states |= {layer: state.remember(writer.keys(facts, layer)) for layer, state in states.items()}
             terms = tuple(term for part in parts for term in part.terms)
             self._run = _Run(states, (*self._run.terms, *terms))
             aims = {layer: joined([part.aims[layer].targets for part in parts]) for layer in parts[0].aims}
@@ -249,86 +241,22 @@ class Editor:
             del self.records[count:]
             raise
 
-    def _write(self, facts: Sequence[Fact]) -> _Part:
-        """The steps of the schedule: find what a step aims at when it is first needed, solve, write."""
-        finder = AimFinder(self.model, self.recipe, self.site, self.prefixes, self.shapers, self.report)
-        edits, steps = self.model.edits, self.steps
-        masking = [shaper for shaper in self.shapers if shaper.shapes_batch]
-        layers = {step.layer for step in steps}
-        began = {layer: self.model.weight(layer).clone() for layer in layers if masking}
-        mark = edits.mark(layers if masking else ())
-        aims: dict[int, Aim] = {}
-        written: set[int] = set()
-        found_before: dict[int, int] = {}  # the number of writes before an aim was found
-        terms: list[Term] = []
-        for _ in range(self.recipe.rounds.count if self.recipe.rounds else 1):
-            opened: dict[int, list[int]] = {}
-            for step in steps:
-                at = step.target_layer
-                if at not in aims:
-                    new = finder.find(facts, step, steps, [*self._run.terms, *terms])
-                    aims |= new
-                    found_before |= dict.fromkeys(new, len(terms))
-                # Nothing has moved since an aim was found on these weights that no write has followed.
-                unmoved = found_before[at] == len(terms) and self.recipe.target.weights == "current"
-                states = aims[at].states if unmoved else finder.states(facts, at)
-                # z - h = delta + (h when found - h now): exactly delta before the first write, so that facts which
-                # the model knows already (delta = 0) leave the weights exactly alone.
-                gaps = aims[at].delta + (aims[at].states - states)  # (d_out, u)
-                if at not in opened:
-                    opened[at] = self._open(gaps)
-                if opened[at]:
-                    written |= set(opened[at])
-                    chosen = [facts[index] for index in opened[at]]
-                    term = self._solve(chosen, step.layer, gaps[:, opened[at]] * step.share)
-                    edits.add([term])
-                    terms.append(term)
-        for shaper in masking:
-            terms = self._masked(terms, began, mark, shaper)
-        return _Part(terms, aims, frozenset(written))
-
-    def _open(self, gaps: Tensor) -> list[int]:
-        """The facts that a round is for: all of them, unless the recipe says how far from its target one must be."""
-        if self.recipe.rounds is None:
-            return list(range(gaps.shape[1]))
-        distance = gaps.norm(dim=0)
-        is_open = (distance > self.recipe.rounds.least) & (distance < self.recipe.rounds.most)
-        return [int(index) for index in is_open.nonzero()[:, 0]]
-
-    def _keys(self, facts: Sequence[Fact], layer: int) -> Tensor:
-        keys = mean_keys(self.model, facts, self.prefixes, layer, self.recipe.contexts.keys)
-        return keys.to(_solve_device(self.model))
-
-    def _solve(self, facts: Sequence[Fact], layer: int, residuals: Tensor) -> Term:
-        device = _solve_device(self.model)
-        keys = self._keys(facts, layer)
-        _check_columns("key", keys, facts, layer)
-        _check_columns("residual", residuals, facts, layer)
-        bare = mean_keys(self.model, facts, (), layer).to(device) if self.solver.uses_bare_keys else None
-        change = self._run.solvers[layer].solve(keys, residuals.to(device), bare)
-        dtype = self.model.edits.sum_dtype
-        left, right = change.left.to(self.model.device, dtype), change.right.to(self.model.device, dtype)
-        _check_columns("update", left, facts, layer)
-        _check_columns("update", right.T, facts, layer)
-        return LowRankTerm(layer, left, right)
-
-    def _masked(self, terms: Sequence[Term], began: Mapping[int, Tensor], mark: Mark, shaper: Shaper) -> list[Term]:
-        """The batch's writes taken back, and in their place those entries of them that the shaper leaves."""
-        self.model.edits.go_back(mark)
-        masked: list[Term] = []
-        for layer in dict.fromkeys(term.layer for term in terms):
-            change = torch.zeros_like(began[layer], dtype=self.model.edits.sum_dtype)
-            for term in terms:
-                if term.layer == layer:
-                    term.add_to(change)
-            mask = shaper.batch(change, began[layer])
-            masked.append(SparseTerm(layer, change[mask], mask))
-        self.model.edits.add(masked)
-        return masked
+    def _writer(self) -> BatchWriter:
+        return BatchWriter(
+            self.model,
+            self.recipe,
+            self.site,
+            self.steps,
+            self.prefixes,
+            self.shapers,
+            self.solver,
+            self._run.solvers,
+            self.report,
+        )
 
     def _show_shaped(self) -> None:
         """Put a shaped copy of the run into the model, where the recipe has a shaper for runs."""
-        shaping = [shaper for shaper in self.shapers if shaper.shapes_run]
+        shaping = [shaper for shaper in self.shapers if isinstance(shaper, RunShaper)]
         if not shaping or not self._run.terms or self._run.shaped is not None:
             return
         shaped: list[Term] = []
@@ -339,7 +267,7 @@ class Editor:
             right = torch.cat([term.right for term in terms if isinstance(term, LowRankTerm)], dim=0)
             for shaper in shaping:
                 original = self.model.edits.weight_without(layer, self._run.terms)
-                left, right = shaper.run(left, right, original)
+                left, right = shaper.factors(left, right, original)
             shaped.append(LowRankTerm(layer, left, right, replaces=True))
         self.model.edits.remove(self._run.terms)
         self.model.edits.add(shaped)
@@ -351,27 +279,3 @@ class Editor:
             self.model.edits.remove(self._run.shaped)
             self.model.edits.add(self._run.terms)
             self._run = replace(self._run, shaped=None)
-
-    def _check_logits(self, facts: Sequence[Fact]) -> None:
-        """The edited model must still answer with numbers."""
-        rows = [row.ids for row in encode(self.model.tokenizer, [fact.text for fact in facts])]
-        for indices in length_batches([len(row) for row in rows], token_budget=TOKEN_BUDGET // 8):
-            batch = pad([rows[index] for index in indices], left=False, device=self.model.device)
-            last = batch.attention_mask.sum(1) - 1
-            with torch.no_grad():
-                logits = self.model.model(**batch.inputs(), use_cache=False).logits
-            answers = logits[torch.arange(len(indices), device=logits.device), last]
-            _check_columns("logits", answers.T, [facts[index] for index in indices], self.steps[-1].layer)
-
-
-def _solve_device(model: LanguageModel) -> torch.device:
-    """Solves run in float64, which Apple's GPUs do not have."""
-    return torch.device("cpu") if model.device.type == "mps" else model.device
-
-
-def _check_columns(quantity: str, matrix: Tensor, facts: Sequence[Fact], layer: int) -> None:
-    """One column a fact; raises NonFiniteError naming those with a NaN or an infinity."""
-    finite = torch.isfinite(matrix).all(0)
-    if not bool(finite.all()):
-        bad = [fact.id for fact, good in zip(facts, finite.tolist(), strict=True) if not good]
-        raise NonFiniteError(quantity, facts=bad, layer=layer)

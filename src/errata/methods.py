@@ -107,6 +107,16 @@ _MEMIT = Method(
 _WITH_HISTORY = {"kind": "least_squares", "history": True}
 _ROME_CONTEXTS = {"per_opener": 2, "tokens": [5, 10], "keys": "mean"}  # bare + 10 of 5 + 10 of 10 tokens
 
+_PMET = Method(
+    name="pmet",
+    title="targets found jointly at attention and MLP, the MLP's written, square-root spread, least squares",
+    paper="Li et al. 2024, PMET: Precise Model Editing in a Transformer (AAAI 2024), arXiv:2308.08742",
+    site="mlp",
+    target={"kind": "joint"},
+    schedule="sqrt",
+    solver={"kind": "least_squares", "history": False},
+    deviations=(_NO_TARGET_CACHE, _UNWEIGHTED_DIVERGENCE),
+)
 METHODS: tuple[Method, ...] = (
     Method(
         name="rome",
@@ -140,25 +150,13 @@ METHODS: tuple[Method, ...] = (
         paper="Meng et al. 2023, arXiv:2210.07229, with the history term of Fang et al. 2025, arXiv:2410.02355",
         solver=_WITH_HISTORY,
     ),
-    Method(
-        name="pmet",
-        title="targets found jointly at attention and MLP, the MLP's written, square-root spread, least squares",
-        paper="Li et al. 2024, PMET: Precise Model Editing in a Transformer (AAAI 2024), arXiv:2308.08742",
-        site="mlp",
-        target={"kind": "joint"},
-        schedule="sqrt",
-        solver={"kind": "least_squares", "history": False},
-        deviations=(_NO_TARGET_CACHE, _UNWEIGHTED_DIVERGENCE),
-    ),
-    Method(
+    _PMET,
+    replace(
+        _PMET,
         name="pmet_seq",
         title="pmet that also keeps the keys of earlier batches in place",
         paper="Li et al. 2024, arXiv:2308.08742, with the history term of Fang et al. 2025, arXiv:2410.02355",
-        site="mlp",
-        target={"kind": "joint"},
-        schedule="sqrt",
         solver=_WITH_HISTORY,
-        deviations=(_NO_TARGET_CACHE, _UNWEIGHTED_DIVERGENCE),
     ),
     Method(
         name="emmet",

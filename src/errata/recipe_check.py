@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.methods import BOUNDARY_SUFFIX, method_named
-from errata.recipe import Recipe, fault_of, path_of
+from errata.recipe import Recipe
+from errata.recipe_faults import fault_of, path_of
 from errata.recipe_files import RecipeFile, read_file
 
 
@@ -54,7 +55,7 @@ def _method_faults(file: RecipeFile, names: Sequence[str]) -> list[Fault]:
     nowhere: dict[Fault, list[str]] = {}
     for name in names:
         for item in _errors(file, name):
-            fault = fault_of(file.source, item)
+            fault = fault_of(file.source, item, Recipe.model_fields)
             path = path_of(item)
             if (where := _place(file, name, path, missing=item["type"] == "missing")) is not None:
                 found = Fault(f"{file.source}: {where}", fault.what, fault.remedy)

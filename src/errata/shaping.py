@@ -1,36 +1,24 @@
 """Shaping: what is done to targets, to a batch's change, or to a whole run's change, beside what the solver found.
 
-A shaper has three places to act, and leaves alone what is not its business (methods.md, section 1, Shaping):
-
-- ``target``: δ before anything is solved (``norm_cap``);
-- ``batch``: the change of one layer after all layers of the batch have been solved (``rect``);
-- ``run``: the change of one layer since the first batch, in a copy of the weights that is evaluated and saved
-  (``prune``).
+There are three places to shape at (methods.md, section 1, Shaping), and a base class for each.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Shaper:
-    """Changes nothing; what a shaper does not override it leaves alone.
+class TargetShaper(ABC):
+    """Shapes δ before anything is solved."""
 
-    Attributes:
-        shapes_target, shapes_batch, shapes_run: where it acts; the other functions are not called.
-    """
-
-    shapes_target = False
-    shapes_batch = False
-    shapes_run = False
-
+    @abstractmethod
     def target(
         self, origin: Float[Tensor, "d u"], delta: Float[Tensor, "d u"], unedited_norm: float
     ) -> Float[Tensor, "d u"]:
@@ -41,9 +29,13 @@ class Shaper:
             delta: δ.
             unedited_norm: the mean ‖h‖ of these facts' bare prompts at this layer on the unedited weights.
         """
-        return delta
 
-    def batch(
+
+class BatchShaper(ABC):
+    """Shapes the change of one layer after all layers of a batch have been solved."""
+
+    @abstractmethod
+    def mask(
         self, change: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"]
     ) -> Bool[Tensor, "d_out d_in"]:
         """Which entries of a batch's ΔW stay.
@@ -52,9 +44,13 @@ class Shaper:
             change: ΔW.
             weight: W as the batch began.
         """
-        return torch.ones_like(change, dtype=torch.bool)
 
-    def run(
+
+class RunShaper(ABC):
+    """Shapes the change of one layer since the first batch, in a copy of the weights that is evaluated and saved."""
+
+    @abstractmethod
+    def factors(
         self, left: Float[Tensor, "d_out n"], right: Float[Tensor, "n d_in"], weight: Float[Tensor, "d_out d_in"]
     ) -> tuple[Float[Tensor, "d_out r"], Float[Tensor, "r d_in"]]:
         """The factors of the run's change as it is evaluated and saved.
@@ -63,11 +59,13 @@ class Shaper:
             left, right: the factors of W_now − W₀.
             weight: W₀.
         """
-        return left, right
+
+
+Shaper: TypeAlias = TargetShaper | BatchShaper | RunShaper
 
 
 @dataclass(frozen=True, slots=True)
-class Rectify(Shaper):
+class Rectify(BatchShaper):
     """RECT: keep the entries with the largest relative change |ΔW / (W + ε)| (Gu et al. 2024, arXiv:2401.04700).
 
     Args:
@@ -78,9 +76,7 @@ class Rectify(Shaper):
     share: float
     epsilon: float = 1e-8
 
-    shapes_batch = True
-
-    def batch(
+    def mask(
         self, change: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"]
     ) -> Bool[Tensor, "d_out d_in"]:
         relative = (change / (weight.to(change) + self.epsilon)).abs().flatten()
@@ -91,7 +87,7 @@ class Rectify(Shaper):
 
 
 @dataclass(frozen=True, slots=True)
-class Prune(Shaper):
+class Prune(RunShaper):
     """PRUNE: large singular values of the whole change are pressed down (Ma et al. 2024, arXiv:2405.16821).
 
     σ ≤ σ_max(W₀) stays; a larger σ becomes ln σ − ln σ_max + σ_max. It is always the whole change against W₀ that is
@@ -104,9 +100,7 @@ class Prune(Shaper):
 
     on_top: bool = False
 
-    shapes_run = True
-
-    def run(
+    def factors(
         self, left: Float[Tensor, "d_out n"], right: Float[Tensor, "n d_in"], weight: Float[Tensor, "d_out d_in"]
     ) -> tuple[Float[Tensor, "d_out r"], Float[Tensor, "r d_in"]]:
         # σ_max from the smaller of WWᵀ and WᵀW: ten times faster than singular values.
@@ -124,14 +118,12 @@ class Prune(Shaper):
 
 
 @dataclass(frozen=True, slots=True)
-class NormCap(Shaper):
+class NormCap(TargetShaper):
     """Ours: no target is longer than the unedited model's states are on average, or than its own fact's state was.
 
     z = h⁰ + δ becomes c·z with c = min(1, max(μ, ‖h⁰‖) / ‖z‖), μ the mean ‖h‖ of the batch's bare prompts at this
     layer on the unedited weights. A fact with δ = 0 keeps its target exactly.
     """
-
-    shapes_target = True
 
     def target(
         self, origin: Float[Tensor, "d u"], delta: Float[Tensor, "d u"], unedited_norm: float

@@ -19,7 +19,8 @@ from errata.errors import EditError, ErrataError, InputError
 from errata.facts import Question
 from errata.methods import METHODS, method_named
 from errata.models.language_model import LanguageModel
-from errata.recipe import ContextSettings, Recipe, parse_recipe
+from errata.recipe import Recipe, parse_recipe
+from errata.recipe_settings import ContextSettings
 
 from tests.support.editing import (
     FACTS,

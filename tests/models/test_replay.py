@@ -19,7 +19,7 @@ from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import pad
 from errata.models.replay import Replay, ReplayRow
-from errata.recipe import TargetSettings
+from errata.recipe_settings import TargetSettings
 from errata.targets.residual import TargetLoss
 
 from tests.reference.attention import compute_attention_exactly

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel
-from errata.recipe import JointTargetSettings
+from errata.recipe_settings import JointTargetSettings
 
 from tests.reference.target import ReferenceTarget, texts_of
 

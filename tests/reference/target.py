@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe import TargetSettings
+from errata.recipe_settings import TargetSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import torch
 import errata.statistics.store
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
-from errata.recipe import StatisticsSettings
+from errata.recipe_settings import StatisticsSettings
 from errata.statistics.moments import SecondMoment
 from errata.statistics.store import check_corpus, default_cache, moments_for
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.edit import Editor
 from errata.facts import Fact
 from errata.methods import method_named
 from errata.models.language_model import LanguageModel, Site
@@ -87,6 +88,16 @@ def tiny_recipe(
     for name, value in changes.items():
         sections[name] = {**sections[name], **value} if isinstance(value, dict) else value
     return Recipe.model_validate(sections)
+
+
+def editor_maker(folder: Path) -> Callable[..., Editor]:
+    """Makes editors with ``tiny_recipe``, which share a corpus file and a cache of key statistics in ``folder``."""
+    corpus = write_corpus(folder / "corpus.txt")
+
+    def make(model: LanguageModel, method: str = "memit", **changes: Any) -> Editor:
+        return Editor(model, tiny_recipe(corpus, method, **changes), cache=folder / "cache")
+
+    return make
 
 
 def _laid_over(base: Any, over: Any) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe import JointTargetSettings
+from errata.recipe_settings import JointTargetSettings
 from errata.targets.joint import JointLoss
 from errata.targets.search import Targets, optimise_targets
 

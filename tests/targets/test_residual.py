@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from errata.errors import NonFiniteError
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe import TargetSettings
+from errata.recipe_settings import TargetSettings
 from errata.targets.keys import current_states, mean_keys
 from errata.targets.residual import TargetLoss
 from errata.targets.search import Targets, optimise_targets

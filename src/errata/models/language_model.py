@@ -5,26 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from errata.errors import InputError
 from errata.models.architectures import Architecture, architecture_of, check_config, down_projection_weight
+from errata.models.outline import check_layers_exist, context_length_of, loading, source_of
 from errata.models.prompts import length_batches, pad
 from errata.models.weights import EditedWeights
 
@@ -38,91 +35,6 @@ class Site(StrEnum):
     MLP = "mlp"
     ATTENTION = "attention"
     BLOCK = "block"
-
-
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """What can be told of a model before its weights are read.
-
-    Attributes:
-        name: what the user called it.
-        tokenizer: its fast tokenizer.
-        context_length: how many tokens it takes.
-        layers: how many blocks it has.
-        config: its configuration.
-    """
-
-    name: str
-    tokenizer: PreTrainedTokenizerBase
-    context_length: int
-    layers: int
-    config: PreTrainedConfig
-
-    @property
-    def columns(self) -> int:
-        """How many columns W has: the width of the MLP. Told by the empty shapes of a model without weights."""
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(self.config)
-        row = architecture_of(empty)
-        block = empty.get_submodule(f"{row.blocks}.0")
-        return down_projection_weight(block.get_submodule(row.down_projection)).shape[1]
-
-    @classmethod
-    def load(cls, name: str, *, trust_remote_code: bool = False) -> Outline:
-        """Read configuration and tokenizer.
-
-        Raises:
-            InputError: if there is nothing to load.
-            UnsupportedModelError: if such a model cannot be edited.
-        """
-        with _loading(name):
-            source = _source(name)
-            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-            check_config(config)
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-            text = config.get_text_config(decoder=True)
-            return cls(name, tokenizer, _context_length(config), int(text.num_hidden_layers), config)
-
-    def check_layers(self, layers: Sequence[int]) -> None:
-        """Raises InputError if a layer does not exist."""
-        _check_layers(layers, self.layers, self.name)
-
-
-def _check_layers(layers: Sequence[int], count: int, name: str) -> None:
-    if bad := [layer for layer in layers if not 0 <= layer < count]:
-        raise InputError(
-            f"layers {bad} do not exist in {name!r}, which has {count} blocks",
-            remedy=f"Give layers from 0 to {count - 1}",
-        )
-
-
-def _context_length(config: PreTrainedConfig) -> int:
-    text = config.get_text_config(decoder=True)
-    return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1 << 30)
-
-
-def _source(name: str) -> str:
-    if name == "lab":
-        from errata.lab.package import lab_directory  # lab is data; models must not need it
-
-        return str(lab_directory())
-    looks_like_path = name.endswith("/") or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_like_path and not Path(name).is_dir():
-        raise OSError("there is no such directory")
-    return name
-
-
-@contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """Turns what transformers raises for missing or broken models into an InputError."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        lines = str(error).strip().splitlines()
-        raise InputError(
-            f"no model could be loaded from {name!r}: {lines[0].rstrip('.') if lines else type(error).__name__}",
-            remedy="Give 'lab', a directory with config.json, weights and tokenizer, or a reachable hub name",
-        ) from error
 
 
 class _CaptureComplete(BaseException):
@@ -170,8 +82,8 @@ class LanguageModel:
             dtype = dtype or torch.float32
             device = device or "cpu"
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        with _loading(name):
-            source = _source(name)
+        with loading(name):
+            source = source_of(name)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
             check_config(config)
@@ -212,11 +124,11 @@ class LanguageModel:
     @property
     def context_length(self) -> int:
         """How many tokens the model takes."""
-        return _context_length(self.model.config)
+        return context_length_of(self.model.config)
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raises InputError if a layer does not exist."""
-        _check_layers(layers, len(self.blocks), self.name)
+        check_layers_exist(layers, len(self.blocks), self.name)
 
     def down_projection(self, layer: int) -> nn.Module:
         return self.blocks[layer].get_submodule(self.architecture.down_projection)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
-from errata.recipe import StatisticsSettings
+from errata.recipe_settings import StatisticsSettings
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import SecondMoment, key_moments
 

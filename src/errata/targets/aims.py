@@ -16,7 +16,7 @@ from errata.models.weights import Term
 from errata.progress import Report, silent
 from errata.recipe import Recipe
 from errata.schedules import Step
-from errata.shaping import Shaper
+from errata.shaping import Shaper, TargetShaper
 from errata.targets.carried import carried_deltas
 from errata.targets.keys import current_states
 from errata.targets.search import Targets, optimise_targets
@@ -94,7 +94,7 @@ class AimFinder:
     def _shaped(self, facts: Sequence[Fact], layer: int, delta: Tensor, written: Sequence[Term]) -> Tensor:
         """δ from the bare prompts' states, as the shapers leave it."""
         for shaper in self.shapers:
-            if shaper.shapes_target:
+            if isinstance(shaper, TargetShaper):
                 with self.model.edits.without(written):
                     unedited = self._bare(facts, layer)
                 delta = shaper.target(self._bare(facts, layer), delta, float(unedited.norm(dim=0).mean()))

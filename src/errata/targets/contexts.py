@@ -12,7 +12,7 @@ from errata.facts import Fact
 from errata.models.generation import generate
 from errata.models.language_model import LanguageModel
 from errata.models.prompts import encode
-from errata.recipe import ContextSettings
+from errata.recipe_settings import ContextSettings
 
 
 def generate_prefixes(model: LanguageModel, settings: ContextSettings) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe import JointTargetSettings
+from errata.recipe_settings import JointTargetSettings
 from errata.targets.residual import clamp_norm, step_sizes
 from errata.targets.rows import FactRows
 

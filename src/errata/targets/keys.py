@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,13 +12,15 @@ from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.targets.contexts import subject_rows
 
+Average: TypeAlias = Literal["halves", "mean", "bare"]
+
 
 def mean_keys(
     model: LanguageModel,
     facts: Sequence[Fact],
     prefixes: Sequence[str],
     layer: int,
-    average: Literal["halves", "mean", "bare"] = "halves",
+    average: Average = "halves",
 ) -> Float[Tensor, "d_in u"]:
     """Keys on the weights as they are now, averaged over the bare prompt and the prompts behind prefixes.
 
@@ -29,7 +31,14 @@ def mean_keys(
     Returns:
         (d_in, facts) in float64.
     """
-    return _averaged(model, facts, prefixes, layer, Site.KEY, average)
+    return keys_and_bare(model, facts, prefixes, layer, average)[0]
+
+
+def keys_and_bare(
+    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, average: Average = "halves"
+) -> tuple[Float[Tensor, "d_in u"], Float[Tensor, "d_in u"]]:
+    """As ``mean_keys``, and beside it the keys of the bare prompts, from the same pass."""
+    return _averaged_and_bare(model, facts, prefixes, layer, Site.KEY, average)
 
 
 def current_states(
@@ -38,21 +47,22 @@ def current_states(
     layer: int,
     site: Site,
     prefixes: Sequence[str] = (),
-    average: Literal["halves", "mean", "bare"] = "bare",
+    average: Average = "bare",
 ) -> Float[Tensor, "d_out u"]:
     """h at the site on the weights as they are now, averaged as keys are: (d_out, facts) in float64."""
-    return _averaged(model, facts, prefixes, layer, site, average)
+    return _averaged_and_bare(model, facts, prefixes, layer, site, average)[0]
 
 
-def _averaged(
-    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, site: Site, average: str
-) -> Float[Tensor, "d u"]:
+def _averaged_and_bare(
+    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, site: Site, average: Average
+) -> tuple[Float[Tensor, "d u"], Float[Tensor, "d u"]]:
     contexts = ["", *([] if average == "bare" else prefixes)]
     rows = subject_rows(model, facts, contexts)
     captured = model.capture_last(rows, {site: [layer]})[site, layer].double()
     per_fact = captured.view(len(facts), len(contexts), -1)
-    bare = per_fact[:, 0]
+    bare = per_fact[:, 0].T.contiguous()
     if len(contexts) == 1:
-        return bare.T.contiguous()
-    mean = per_fact.mean(1) if average == "mean" else 0.5 * bare + 0.5 * per_fact[:, 1:].mean(1)
-    return mean.T.contiguous()
+        return bare, bare
+    if average == "mean":
+        return per_fact.mean(1).T.contiguous(), bare
+    return 0.5 * bare + 0.5 * per_fact[:, 1:].mean(1).T, bare

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe import JointTargetSettings, TargetSettings
+from errata.recipe_settings import JointTargetSettings, TargetSettings
 from errata.targets.rows import FactRows
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from errata.errors import NonFiniteError
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe import AnyTargetSettings
+from errata.recipe_settings import AnyTargetSettings
 from errata.targets.joint import JointLoss
 from errata.targets.residual import TargetLoss
 

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.models.generation import generate
-from errata.models.language_model import LanguageModel, Outline
+from errata.models.language_model import LanguageModel
+from errata.models.outline import Outline
 from errata.models.prompts import encode, pad
 from errata.verbs.console import (
     DeviceOption,

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from errata.errors import Fault, FaultsError
-from errata.models.language_model import Outline
+from errata.models.outline import Outline
 from errata.output import write_text
 from errata.progress import Report
 

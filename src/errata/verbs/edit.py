@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
-import json as json_module
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from errata.benchmark.sequential import Examination, examine, run_sequence
+from errata.benchmark.sequential import examine, run_sequence
 from errata.edit import Editor
-from errata.errors import Fault, FaultsError, InputError
-from errata.evaluation.recall import absent
-from errata.evaluation.records import FORMAT, Row
-from errata.facts import Fact, FactSet
-from errata.facts_io import Check, read_facts
-from errata.facts_tokens import token_faults
-from errata.methods import BOUNDARY_SUFFIX, method_named
-from errata.models.language_model import LanguageModel, Outline
-from errata.output import check_new, new_directory, write_text
-from errata.patch import Patch
-from errata.recipe import Recipe, read_recipe, shipped_recipe
+from errata.errors import InputError
+from errata.evaluation.records import Row
+from errata.facts import FactSet
+from errata.facts_io import read_facts
+from errata.methods import method_named
+from errata.models.language_model import LanguageModel
+from errata.output import check_new, new_directory
+from errata.recipe import Recipe
 from errata.report.tables import before_after_table
 from errata.schedules import SCHEDULES
-from errata.shaping import SHAPERS
 from errata.statistics.store import check_corpus
 from errata.verbs.console import (
     DeviceOption,
@@ -40,7 +34,10 @@ from errata.verbs.console import (
     progress,
     write_json,
 )
+from errata.verbs.models import is_lab, token_check
+from errata.verbs.numbers import choices_of, numbers_of, show_notes
 from errata.verbs.questions import examination_for, show_absent
+from errata.verbs.saving import record_of, save_edited
 
 EXAMPLE = "Example: errata edit --model lab --facts examples/facts.jsonl --method memit+blue --out edited"
 
@@ -94,10 +91,10 @@ def edit(
         check_new(out)
     where = placement(device, dtype)
     outline = outline_of(model, trust_remote_code=trust_remote_code)
-    choices = _choices(method, schedule, layers, shaping)
-    numbers = _numbers(model, method, recipe, batch_size, seed, corpus, choices, as_published=as_published)
+    choices = choices_of(method, schedule, layers, shaping)
+    numbers = numbers_of(model, method, recipe, batch_size, seed, corpus, choices, as_published=as_published)
     seed = numbers.contexts.seed
-    _show_notes(numbers, model)
+    show_notes(numbers, model)
     outline.check_layers(numbers.layers)
     if numbers.needs_statistics:
         check_corpus(numbers.statistics)
@@ -119,7 +116,7 @@ def edit(
             editor = Editor(loaded, numbers, report=report)
             rows, patch = [], editor.apply(fact_set)
             left_alone = [fact for record in editor.records for fact in record.left_alone]
-    record = _record(rows, patch, examination, seed)
+    record = record_of(rows, patch, examination, seed)
     record["about"]["left_alone"] = [fact.id for fact in left_alone]
     with new_directory(out) as partial:
         save_edited(loaded, patch, record, partial)
@@ -142,51 +139,6 @@ def edit(
     write_json(json, record)
 
 
-def token_check(model: Outline, *, lead: int = 0) -> Check:
-    """What finds subjects without tokens, and prompts that are too long for the model.
-
-    Args:
-        lead: the tokens that an edit puts before a prompt.
-    """
-
-    def count_tokens(text: str) -> int:
-        return len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def check(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
-        limit = model.context_length - 1  # one for BOS
-        return token_faults(facts, places, count_tokens=count_tokens, limit=limit, lead=lead)
-
-    return check
-
-
-def is_lab(name: str) -> bool:
-    """Whether a model is the embedded one, was saved from it, or was edited from it, once or again and again.
-
-    Raises:
-        InputError: if the record beside the model cannot be read.
-    """
-    path = Path(name) / "errata.json"
-    if name != "lab" and path.is_file():
-        try:
-            return bool(json_module.loads(path.read_text(encoding="utf-8"))["about"]["lab"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} is not the record of an edit: {type(error).__name__}: {error}",
-                remedy="Remove this file, or edit the model anew",
-            ) from error
-    return name == "lab" or (Path(name) / "world.json").is_file()
-
-
-def save_edited(model: LanguageModel, patch: Patch, record: dict[str, Any], directory: Path) -> None:
-    """A plain transformers directory, with the patch and the record of the run beside the weights."""
-    model.model.save_pretrained(directory)
-    model.tokenizer.save_pretrained(directory)
-    patch.save(directory / "patch.safetensors")
-    text = json_module.dumps(record, ensure_ascii=False, indent=2)
-    write_text(directory / "errata.json", text + "\n")
-    write_text(directory / "recipe.yaml", patch.recipe.to_yaml())
-
-
 def _warn_if_nothing_took(rows: Sequence[Row]) -> None:
     took = [row["mean"] for row in rows if row["metric"] == "efficacy_accuracy" and row["when"] == "after"]
     if took == [0.0]:
@@ -194,113 +146,6 @@ def _warn_if_nothing_took(rows: Sequence[Row]) -> None:
             "[yellow]warning:[/] none of the facts took: the model says none of the targets. It may not know these "
             "subjects, or the recipe may not suit it (more target steps, a smaller ridge)."
         )
-
-
-def _choices(method: str, schedule: str | None, layers: str | None, shaping: str | None) -> dict[str, Any]:
-    """What --schedule, --layers and --shaping put in place of the recipe's.
-
-    Raises:
-        FaultsError: for what cannot be read, and for a schedule that the method's name speaks against.
-    """
-    faults: list[Fault] = []
-    choices: dict[str, Any] = {}
-    if schedule is not None:
-        choices["schedule"] = schedule
-        if schedule not in SCHEDULES:
-            faults.append(Fault("--schedule", f"there is no schedule {schedule!r}", _known(schedule, SCHEDULES)))
-        elif method.endswith(BOUNDARY_SUFFIX) and schedule != "boundary":
-            faults.append(Fault("--schedule", f"{method!r} is the boundary schedule", "Leave out one of the two"))
-    if layers is not None:
-        try:
-            choices["layers"] = [int(part) for part in layers.split(",")]
-        except ValueError:
-            faults.append(Fault("--layers", f"{layers!r} is no list of numbers", "Write them as 4,5,6"))
-    if shaping is not None:
-        kinds = [kind.strip() for kind in shaping.split(",") if kind.strip() not in ("", "none")]
-        choices["shaping"] = [{"kind": kind} for kind in kinds]
-        unknown = [kind for kind in kinds if kind not in SHAPERS]
-        faults += [
-            Fault("--shaping", f"there is no shaping {kind!r}", f"Known: {', '.join(SHAPERS)}, none")
-            for kind in unknown
-        ]
-    if faults:
-        raise FaultsError("the command line", faults)
-    return choices
-
-
-def _known(name: str, names: Iterable[str]) -> str:
-    """What there is, and the nearest of it."""
-    near = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    return f"{hint}Known: {', '.join(names)}"
-
-
-def _numbers(
-    model: str,
-    method: str,
-    path: Path | None,
-    batch_size: int | None,
-    seed: int | None,
-    corpus: str | None,
-    choices: Mapping[str, Any],
-    *,
-    as_published: bool,
-) -> Recipe:
-    if path is not None:
-        numbers = read_recipe(path, method, as_published=as_published)
-    else:
-        numbers = shipped_recipe(recipe_name(model), method, as_published=as_published)
-    if corpus is not None:
-        numbers = numbers.with_corpus(corpus if corpus == "lab" else Path(corpus).expanduser().resolve())
-    contexts = numbers.contexts if seed is None else numbers.contexts.model_copy(update={"seed": seed})
-    numbers = numbers.model_copy(update={"contexts": contexts, "batch_size": batch_size or numbers.batch_size})
-    numbers = numbers.with_choices(choices) if choices else numbers
-    if as_published:
-        plain = _numbers(model, method, path, batch_size, seed, corpus, choices, as_published=False)
-        if plain.model_dump(exclude={"source"}) == numbers.model_dump(exclude={"source"}):
-            raise InputError(
-                f"--as-published changes nothing here: {', '.join(choices)} took the place of what it changes",
-                remedy="Leave out one of them",
-            )
-    return numbers
-
-
-def _show_notes(recipe: Recipe, model: str) -> None:
-    """What a user should know of the numbers before they are used."""
-    names = {_last_part(model), _last_part(recipe_name(model))}
-    notes = []
-    if _last_part(recipe.model) not in names:
-        notes.append(f"the recipe's numbers are for {recipe.model!r}; they are taken for {model!r} as they are")
-    if recipe.is_automatic:
-        notes.append(f"the recipe is {recipe.source}")
-    for note in notes:
-        error_console().print(f"note: {note}", markup=False, highlight=False)
-
-
-def _last_part(name: str) -> str:
-    return name.rstrip("/").rsplit("/", 1)[-1].lower()
-
-
-def recipe_name(model: str) -> str:
-    """Which shipped recipe a model takes: the lab's for what was made from the lab."""
-    return "lab" if is_lab(model) else model
-
-
-def _record(rows: Sequence[Row], patch: Patch, examination: Examination, seed: int) -> dict[str, Any]:
-    """Results in the form that ``read_results`` reads, and everything that it takes to make them again."""
-    about = {
-        "base": patch.base,
-        "lab": is_lab(patch.base),
-        "method": patch.recipe.method,
-        "seed": seed,
-        "recipe": patch.recipe.model_dump(mode="json"),
-        "prefixes": list(patch.prefixes),
-        "fingerprint": patch.fingerprint,
-        "versions": dict(patch.versions),
-        "absent": absent(examination.facts, examination.untouched) if rows else {},
-        "facts": [fact.to_record() for fact in patch.facts],
-    }
-    return {"format": FORMAT, "rows": list(rows), "about": about}
 
 
 def _show_plan(facts: FactSet, recipe: Recipe, model: str, json: Path | None) -> None:

@@ -28,7 +28,7 @@ from errata.verbs.console import (
     progress,
     write_json,
 )
-from errata.verbs.edit import is_lab, token_check
+from errata.verbs.models import is_lab, token_check
 from errata.verbs.questions import examination_for, show_absent
 
 EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"

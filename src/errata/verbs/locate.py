@@ -13,7 +13,8 @@ from errata.errors import Fault, InputError
 from errata.facts import Fact
 from errata.facts_io import read_facts
 from errata.locate import ENOUGH_FACTS, RULE, Location, TracingSettings, check_window, default_window, locate
-from errata.models.language_model import LanguageModel, Outline
+from errata.models.language_model import LanguageModel
+from errata.models.outline import Outline
 from errata.output import check_new, new_directory, write_text
 from errata.report.heatmap import check_drawing, draw_heat_map
 from errata.report.tracing import text_heat_map, tracing_table
@@ -31,7 +32,7 @@ from errata.verbs.console import (
     progress,
     write_json,
 )
-from errata.verbs.edit import is_lab, token_check
+from errata.verbs.models import is_lab, token_check
 
 EXAMPLE = "Example: errata locate --model lab --count 100 --out tracing"
 

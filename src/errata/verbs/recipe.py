@@ -15,7 +15,7 @@ from errata.recipe import Recipe, shipped_recipe
 from errata.recipe_check import check_recipe
 from errata.recipe_files import shipped_file, shipped_names
 from errata.verbs.console import JsonOption, ModelOption, console, write_json
-from errata.verbs.edit import recipe_name
+from errata.verbs.models import recipe_name
 from errata.verbs.recipe_auto import EXAMPLE as AUTO_EXAMPLE
 from errata.verbs.recipe_auto import auto
 

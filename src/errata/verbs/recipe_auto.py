@@ -18,7 +18,8 @@ from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.locate import RULE, TracingSettings, default_window, locate
 from errata.methods import BOUNDARY_SUFFIX, Method, method_named
-from errata.models.language_model import LanguageModel, Outline
+from errata.models.language_model import LanguageModel
+from errata.models.outline import Outline
 from errata.output import write_text
 from errata.progress import Report
 from errata.statistics.corpus import open_corpus
@@ -35,7 +36,7 @@ from errata.verbs.console import (
     progress,
     write_json,
 )
-from errata.verbs.edit import is_lab, token_check
+from errata.verbs.models import is_lab, token_check
 from errata.verbs.questions import examination_for
 
 EXAMPLE = "Example: errata recipe auto --model lab --methods memit --out auto.yaml --minutes 5"

@@ -1,0 +1,116 @@
+"""What can be told of a model before its weights are read, and how what cannot be loaded is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from errata.errors import InputError
+from errata.models.architectures import architecture_of, check_config, down_projection_weight
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What can be told of a model before its weights are read.
+
+    Attributes:
+        name: what the user called it.
+        tokenizer: its fast tokenizer.
+        context_length: how many tokens it takes.
+        layers: how many blocks it has.
+        config: its configuration.
+        trust_remote_code: whether code that comes with it may run.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    context_length: int
+    layers: int
+    config: PreTrainedConfig
+    trust_remote_code: bool = False
+
+    @property
+    def columns(self) -> int:
+        """How many columns W has: the width of the MLP. Told by the empty shapes of a model without weights."""
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(self.config, trust_remote_code=self.trust_remote_code)
+        row = architecture_of(empty)
+        block = empty.get_submodule(f"{row.blocks}.0")
+        return down_projection_weight(block.get_submodule(row.down_projection)).shape[1]
+
+    @classmethod
+    def load(cls, name: str, *, trust_remote_code: bool = False) -> Outline:
+        """Read configuration and tokenizer.
+
+        Raises:
+            InputError: if there is nothing to load.
+            UnsupportedModelError: if such a model cannot be edited.
+        """
+        with loading(name):
+            source = source_of(name)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+            check_config(config)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            text = config.get_text_config(decoder=True)
+            layers = int(text.num_hidden_layers)
+            return cls(name, tokenizer, context_length_of(config), layers, config, trust_remote_code)
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raises InputError if a layer does not exist."""
+        check_layers_exist(layers, self.layers, self.name)
+
+
+def check_layers_exist(layers: Sequence[int], count: int, name: str) -> None:
+    """Raises InputError if a layer does not exist in a model of ``count`` blocks."""
+    if bad := [layer for layer in layers if not 0 <= layer < count]:
+        raise InputError(
+            f"layers {bad} do not exist in {name!r}, which has {count} blocks",
+            remedy=f"Give layers from 0 to {count - 1}",
+        )
+
+
+def context_length_of(config: PreTrainedConfig) -> int:
+    """How many tokens a model takes; a very large number where its configuration names no limit."""
+    text = config.get_text_config(decoder=True)
+    return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1 << 30)
+
+
+def source_of(name: str) -> str:
+    """What transformers is asked for, for what the user called a model.
+
+    Raises:
+        OSError: if it is a path to nothing.
+    """
+    if name == "lab":
+        from errata.lab.package import lab_directory  # lab is data; models must not need it
+
+        return str(lab_directory())
+    looks_like_path = name.endswith("/") or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_like_path and not Path(name).is_dir():
+        raise OSError("there is no such directory")
+    return name
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Turns what transformers raises for missing or broken models into an InputError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        lines = str(error).strip().splitlines()
+        raise InputError(
+            f"no model could be loaded from {name!r}: {lines[0].rstrip('.') if lines else type(error).__name__}",
+            remedy="Give 'lab', a directory with config.json, weights and tokenizer, or a reachable hub name",
+        ) from error

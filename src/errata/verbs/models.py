@@ -1,0 +1,53 @@
+"""What the verbs ask of a model that the user named, before or beside loading it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from errata.errors import Fault, InputError
+from errata.facts import Fact
+from errata.facts_io import Check
+from errata.facts_tokens import token_faults
+from errata.models.outline import Outline
+
+
+def token_check(model: Outline, *, lead: int = 0) -> Check:
+    """What finds subjects without tokens, and prompts that are too long for the model.
+
+    Args:
+        lead: the tokens that an edit puts before a prompt.
+    """
+
+    def count_tokens(text: str) -> int:
+        return len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def check(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
+        limit = model.context_length - 1  # one for BOS
+        return token_faults(facts, places, count_tokens=count_tokens, limit=limit, lead=lead)
+
+    return check
+
+
+def is_lab(name: str) -> bool:
+    """Whether a model is the embedded one, was saved from it, or was edited from it, once or again and again.
+
+    Raises:
+        InputError: if the record beside the model cannot be read.
+    """
+    path = Path(name) / "errata.json"
+    if name != "lab" and path.is_file():
+        try:
+            return bool(json.loads(path.read_text(encoding="utf-8"))["about"]["lab"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is not the record of an edit: {type(error).__name__}: {error}",
+                remedy="Remove this file, or edit the model anew",
+            ) from error
+    return name == "lab" or (Path(name) / "world.json").is_file()
+
+
+def recipe_name(model: str) -> str:
+    """Which shipped recipe a model takes: the lab's for what was made from the lab."""
+    return "lab" if is_lab(model) else model
