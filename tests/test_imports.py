@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"models", "datasets"}),
     frozenset({"statistics"}),
     frozenset({"targets", "evaluation", "lab"}),
-    frozenset({"patch", "ledger", "tracing", "locate", "edit", "edit_batch"}),
+    frozenset({"patch", "patch_file", "ledger", "tracing", "locate", "edit", "edit_batch", "run_directory", "stack"}),
     frozenset({"beyond"}),
     frozenset({"benchmark", "analysis"}),
     frozenset({"report"}),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import errata.patch
+import errata.patch_file
 from errata.edit import Editor
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
@@ -118,7 +118,7 @@ def test_saving_and_loading_keeps_everything(made: tuple[Patch, Any], tmp_path: 
         assert torch.equal(mine.left, theirs.left)
         assert torch.equal(mine.right, theirs.right)
         assert mine.left.dtype == theirs.left.dtype
-    for name in ("facts", "recipe", "prefixes", "base", "fingerprint"):
+    for name in ("facts", "recipe", "prefixes", "base", "fingerprint", "dtype", "created", "seed"):
         assert getattr(patch, name) == getattr(loaded, name), name
     assert dict(patch.versions) == dict(loaded.versions)
     assert set(loaded.versions) == {"errata", "torch", "transformers", "python"}
@@ -204,9 +204,9 @@ def test_what_is_no_patch_is_refused(made: tuple[Patch, Any], tmp_path: Path, wh
     elif what == "directory":
         path.mkdir()
     elif what == "no record":
-        save_file(tensors, path, metadata={"format": errata.patch.FORMAT})
+        save_file(tensors, path, metadata={"format": errata.patch_file.FORMAT})
     elif what == "record of nonsense":
-        save_file(tensors, path, metadata={"format": errata.patch.FORMAT, "record": "[1, 2]"})
+        save_file(tensors, path, metadata={"format": errata.patch_file.FORMAT, "record": "[1, 2]"})
     with pytest.raises(InputError, match="thing is not a patch"):
         Patch.load(path)
 
@@ -241,7 +241,7 @@ def test_saving_that_fails_leaves_what_was_there(
         Path(filename).write_bytes(b"half of")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(errata.patch, "save_file", failing)
+    monkeypatch.setattr(errata.patch_file, "save_file", failing)
     with pytest.raises(KeyboardInterrupt):
         made[0].save(path)
     assert [entry.name for entry in tmp_path.iterdir()] == (["edit.patch"] if older else [])

@@ -606,8 +606,8 @@ def test_no_facts_are_refused(make_editor: Callable[..., Editor]) -> None:
 
 
 PLACES_OF_FAILURE = [
-    ("prune", Editor, "_show_shaped", 1, True),
-    ("prune", Editor, "_show_shaped", 2, True),
+    ("prune", Editor, "show", 1, True),
+    ("prune", Editor, "show", 2, True),
     ("prune", Editor, "_hide_shaped", 2, True),
     ("rect", BatchWriter, "_masked", 1, False),
     ("rect", BatchWriter, "_masked", 2, True),

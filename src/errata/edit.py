@@ -16,7 +16,7 @@ from errata.errors import InputError
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.weights import LowRankTerm, Term
-from errata.patch import Patch, software_versions
+from errata.patch import Patch, dtype_name, now, software_versions
 from errata.progress import Report, silent
 from errata.recipe import Recipe
 from errata.schedules import SCHEDULES, Step
@@ -39,6 +39,8 @@ class BatchRecord:
         targets: target layer -> what the facts aimed at there.
         seconds: wall time of the batch.
         left_alone: facts that no round was for, so that nothing was written for them.
+        keys: layer -> (d_in, u) float64, what later batches keep in place; empty without history, and in what the
+            editor keeps, where it would be there twice.
     """
 
     index: int
@@ -47,6 +49,7 @@ class BatchRecord:
     targets: dict[int, Targets]
     seconds: float
     left_alone: tuple[Fact, ...] = ()
+    keys: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,19 +166,20 @@ class Editor:
         fingerprint = self.fingerprint if unprepared else self.model.fingerprint()
         with self._all_or_nothing():
             for start in range(0, len(facts), self.recipe.batch_size):
-                record = self.apply_batch(facts[start : start + self.recipe.batch_size])
-                if on_batch is not None:
-                    self._show_shaped()
-                    on_batch(record)
-            self._show_shaped()
+                self.apply_batch(facts[start : start + self.recipe.batch_size], on_batch=on_batch)
+            self.show()
         if self._run.shaped is not None:
             return self.patch()
         return replace(self.patch(first), fingerprint=fingerprint)
 
-    def apply_batch(self, facts: Sequence[Fact]) -> BatchRecord:
+    def apply_batch(
+        self, facts: Sequence[Fact], *, on_batch: Callable[[BatchRecord], None] | None = None
+    ) -> BatchRecord:
         """Edit the facts of one batch together; a failure leaves the model and the history as they were.
 
-        No shaped copy of the run is shown afterwards; see ``apply``.
+        Args:
+            on_batch: called with the batch in the model, shaped where the recipe shapes runs; if it fails, the batch
+                has failed. Without it, call ``show`` before the model is used.
 
         Raises:
             InputError: if there are no facts, or what this editor wrote before is no longer in the model.
@@ -199,8 +203,8 @@ class Editor:
                 parts.append(writer.write(facts[start : start + size], earlier))
             writer.check_logits(facts)
             states = dict(self._run.solvers)
-            if solver.history:
-                states |= {layer: state.remember(writer.keys(facts, layer)) for layer, state in states.items()}
+            keys = {layer: writer.keys(facts, layer) for layer in states} if solver.history else {}
+            states |= {layer: states[layer].remember(found) for layer, found in keys.items()}
             terms = tuple(term for part in parts for term in part.terms)
             self._run = _Run(states, (*self._run.terms, *terms))
             aims = {layer: joined([part.aims[layer].targets for part in parts]) for layer in parts[0].aims}
@@ -211,9 +215,31 @@ class Editor:
                 if index not in part.written
             )
             seconds = time.perf_counter() - started
-            record = BatchRecord(len(self.records), tuple(facts), terms, aims, seconds, left_alone)
-            self.records.append(record)
+            record = BatchRecord(len(self.records), tuple(facts), terms, aims, seconds, left_alone, keys)
+            self.records.append(replace(record, keys={}))
+            if on_batch is not None:
+                self.show()
+                on_batch(record)
         return record
+
+    def restore(self, batches: Sequence[BatchRecord]) -> None:
+        """Put batches of an earlier process into the model and the history, as if this editor had just made them.
+
+        Raises:
+            InputError: if this editor has edited before.
+        """
+        if self.records:
+            raise InputError("this editor has edited already", remedy="Restore into a new Editor")
+        self.prepare()
+        device = solve_device(self.model)
+        with self._all_or_nothing():
+            for batch in batches:
+                states = dict(self._run.solvers)
+                states |= {layer: states[layer].remember(keys.to(device)) for layer, keys in batch.keys.items()}
+                self.model.edits.add(batch.terms)
+                self._run = _Run(states, (*self._run.terms, *batch.terms))
+                self.records.append(replace(batch, keys={}))
+            self.show()
 
     def patch(self, first: int = 0) -> Patch:
         """Everything from batch ``first`` on, as one patch; the whole run where it is shown shaped."""
@@ -226,6 +252,8 @@ class Editor:
             prefixes=self.prefixes,
             base=self.model.name,
             fingerprint=self.fingerprint,
+            dtype=dtype_name(self.model.dtype),
+            created=now(),
             versions=software_versions(),
         )
 
@@ -254,7 +282,7 @@ class Editor:
             self.report,
         )
 
-    def _show_shaped(self) -> None:
+    def show(self) -> None:
         """Put a shaped copy of the run into the model, where the recipe has a shaper for runs."""
         shaping = [shaper for shaper in self.shapers if isinstance(shaper, RunShaper)]
         if not shaping or not self._run.terms or self._run.shaped is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -51,14 +52,42 @@ def check_new(target: Path) -> None:
         raise InputError(f"{target} cannot be written in {parent}", remedy="Give a directory that you may write to")
 
 
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A temporary file beside ``target`` that takes its place if the block ends well, and vanishes if not.
+
+    What is written is on the disk, and not only in a cache, when the block is left.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        _sync(temporary)
+        temporary.replace(target)
+        _sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(target: Path, text: str) -> None:
     """Write a file whole or not at all, over an older one."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+    with new_file(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    """Let the operating system write a file, or the names in a directory, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
+        os.fsync(handle)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import numpy
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from errata.errors import InputError
 from errata.facts import Fact
-from errata.facts_io import facts_from_records
 from errata.models.language_model import LanguageModel
 from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.recipe import Recipe
-
-FORMAT = "errata-patch-2"
-_TENSORS = {"low_rank": ("left", "right"), "sparse": ("values", "mask")}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +30,8 @@ class Patch:
         prefixes: the contexts that keys and targets were found in.
         base: the name of the model that was edited.
         fingerprint: of its weights before the edit.
+        dtype: in which they were, such as ``float32``.
+        created: when, in UTC, as ISO 8601.
         versions: of the software that made it.
     """
 
@@ -49,7 +41,19 @@ class Patch:
     prefixes: tuple[str, ...]
     base: str
     fingerprint: str
+    dtype: str
+    created: str
     versions: Mapping[str, str]
+
+    @property
+    def seed(self) -> int:
+        """Of the contexts, the only thing in an edit that is drawn."""
+        return self.recipe.contexts.seed
+
+    @property
+    def replaces(self) -> bool:
+        """Whether it stands for everything that its run changed, and not for what was added: a pruned copy."""
+        return any(isinstance(term, LowRankTerm) and term.replaces for term in self.terms)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -70,19 +74,33 @@ class Patch:
                 result[layer] = float(_sum(terms).norm())
         return result
 
-    def apply(self, model: LanguageModel) -> None:
+    def apply(self, model: LanguageModel, *, force: bool = False) -> None:
         """Put the change into ``model``.
 
+        Args:
+            force: also into other weights than those that it was made for. It may then change other things than it
+                was made to change, and its facts may not be said.
+
         Raises:
-            InputError: if the model's weights are not those that the patch was made for.
+            InputError: if the model's weights are not those that the patch was made for, or not of its shapes.
         """
-        found = model.fingerprint()
-        if found != self.fingerprint:
+        if not force and (found := model.fingerprint()) != self.fingerprint:
+            dtype = dtype_name(model.dtype)
             raise InputError(
-                f"this patch was made for other weights (those of {self.base!r}, {self.fingerprint[:12]}…; "
-                f"{model.name!r} has {found[:12]}…)",
-                remedy="Load the model that it was made for, in the same dtype and without other edits",
+                f"this patch was made for other weights (those of {self.base!r} in {self.dtype}, "
+                f"{self.fingerprint[:12]}…; {model.name!r} in {dtype} has {found[:12]}…)",
+                remedy=f"Load {self.base!r} in {self.dtype}, without other edits"
+                if dtype != self.dtype
+                else "Load the model that it was made for, with the edits that it was made on top of and no others",
             )
+        model.check_layers(self.layers)
+        for term in self.terms:
+            if (shape := tuple(model.weight(term.layer).shape)) != (own := tuple(_shape(term))):
+                raise InputError(
+                    f"this patch changes a {own[0]} × {own[1]} matrix at layer {term.layer}, but that of "
+                    f"{model.name!r} is {shape[0]} × {shape[1]}",
+                    remedy="Give the model that it was made for",
+                )
         with model.edits.transaction():
             model.edits.add(self.terms)
 
@@ -102,29 +120,10 @@ class Patch:
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write factors and record to one safetensors file, whole or not at all."""
-        target = Path(path)
-        tensors: dict[str, Tensor] = {}
-        for index, term in enumerate(self.terms):
-            tensors |= {f"{index}.{name}": tensor for name, tensor in _tensors_of(term).items()}
-        record = {
-            "terms": [_record_of(term) for term in self.terms],
-            "facts": [fact.to_record() for fact in self.facts],
-            "recipe": self.recipe.model_dump(mode="json"),
-            "prefixes": self.prefixes,
-            "base": self.base,
-            "fingerprint": self.fingerprint,
-            "versions": dict(self.versions),
-        }
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".partial")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, metadata={"format": FORMAT, "record": json.dumps(record, ensure_ascii=False)})
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        """Write factors and record to one safetensors file, whole or not at all; see ``patch_file``."""
+        from errata.patch_file import write_patch  # a patch can do without its file, not the file without the patch
+
+        write_patch(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:
@@ -133,75 +132,34 @@ class Patch:
         Raises:
             InputError: if the file is not a patch, or is damaged.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-                record = json.loads(metadata["record"])
-                terms = tuple(
-                    _term_from(entry, {name: file.get_tensor(f"{index}.{name}") for name in _TENSORS[entry["kind"]]})
-                    for index, entry in enumerate(record["terms"])
-                )
-            return cls(
-                terms=terms,
-                facts=facts_from_records(record["facts"], source=str(path)).facts,
-                recipe=Recipe.model_validate(record["recipe"]),
-                prefixes=tuple(record["prefixes"]),
-                base=record["base"],
-                fingerprint=record["fingerprint"],
-                versions=record["versions"],
-            )
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} is not a patch that can be read: {error}", remedy="Give a file that Patch.save wrote"
-            ) from error
+        from errata.patch_file import read_patch
+
+        return read_patch(Path(path)).patch
 
 
 def _sum(terms: Sequence[Term]) -> Tensor:
     """ΔW of several terms of one layer, float64."""
-    shapes = [term.mask.shape if isinstance(term, SparseTerm) else _shape(term) for term in terms]
-    total = torch.zeros(shapes[0], dtype=torch.float64)
+    total = torch.zeros(_shape(terms[0]), dtype=torch.float64)
     for term in terms:
         term.add_to(total)
     return total
 
 
 def _shape(term: Term) -> torch.Size:
+    if isinstance(term, SparseTerm):
+        return term.mask.shape
     assert isinstance(term, LowRankTerm)
     return torch.Size((term.left.shape[0], term.right.shape[1]))
 
 
-def _tensors_of(term: Term) -> dict[str, Tensor]:
-    if isinstance(term, SparseTerm):
-        # One bit an entry.
-        bits = numpy.packbits(term.mask.cpu().numpy().ravel())
-        return {"values": term.values.contiguous().cpu(), "mask": torch.from_numpy(bits)}
-    assert isinstance(term, LowRankTerm)
-    return {"left": term.left.contiguous().cpu(), "right": term.right.contiguous().cpu()}
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` of ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
 
 
-def _record_of(term: Term) -> dict[str, Any]:
-    if isinstance(term, SparseTerm):
-        return {"layer": term.layer, "kind": "sparse", "shape": list(term.mask.shape)}
-    assert isinstance(term, LowRankTerm)
-    return {"layer": term.layer, "kind": "low_rank", "replaces": term.replaces}
-
-
-def _term_from(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Term:
-    """The inverse of the two above.
-
-    Raises:
-        ValueError, KeyError, TypeError: if they do not belong together.
-    """
-    layer = int(record["layer"])
-    if record["kind"] == "low_rank":
-        return LowRankTerm(layer, tensors["left"], tensors["right"], replaces=bool(record["replaces"]))
-    rows, columns = (int(size) for size in record["shape"])
-    flat = numpy.unpackbits(tensors["mask"].numpy(), count=rows * columns).astype(bool)
-    if len(flat) != rows * columns or int(flat.sum()) != len(tensors["values"]):
-        raise ValueError("the number of values is not that of the mask's entries")
-    return SparseTerm(layer, tensors["values"], torch.from_numpy(flat).view(rows, columns))
+def now() -> str:
+    """The time as records tell it: UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def software_versions() -> dict[str, str]:

@@ -108,6 +108,19 @@ def run_sequence(
     except BaseException:
         patch.undo(model)
         raise
+    rows = rows_of(recipe.method, before, right_after, after, editor.records, seed)
+    return SequenceResult(recipe.method, rows, patch, list(editor.records), after)
+
+
+def rows_of(
+    method: str,
+    before: Measurement,
+    right_after: Sequence[Record],
+    after: Measurement,
+    batches: Sequence[BatchRecord],
+    seed: int,
+) -> list[Row]:
+    """The long form of a run: each metric before it, right after each fact's own batch, and after it."""
     summaries = (
         summarise(before.records, "before", seed=seed)
         + summarise(right_after, "right_after", seed=seed)
@@ -115,8 +128,8 @@ def run_sequence(
     )
     if before.perplexity is not None and after.perplexity is not None:
         summaries += perplexity_summaries(before.perplexity, after.perplexity, seed=seed)
-    summaries.append(_seconds_per_edit(editor.records, seed))
-    return SequenceResult(recipe.method, to_long(recipe.method, summaries), patch, list(editor.records), after)
+    summaries.append(_seconds_per_edit(batches, seed))
+    return to_long(method, summaries)
 
 
 def perplexity_summaries(before: Perplexity, after: Perplexity, *, seed: int = 0) -> list[Summary]:

@@ -1,0 +1,177 @@
+"""A patch as one safetensors file: factors as tensors, the record as JSON in the header, a checksum over both."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from errata.errors import InputError
+from errata.facts_io import facts_from_records
+from errata.models.weights import LowRankTerm, SparseTerm, Term
+from errata.output import new_file
+from errata.patch import Patch
+from errata.recipe import Recipe
+
+FORMAT = "errata-patch-3"
+_TENSORS = {"low_rank": ("left", "right"), "sparse": ("values", "mask")}
+
+
+class _TermRecord(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    layer: int = Field(ge=0)
+    kind: Literal["low_rank", "sparse"]
+    replaces: bool = False
+    rows: int = Field(0, ge=0)
+    columns: int = Field(0, ge=0)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    terms: list[_TermRecord]
+    facts: list[dict[str, Any]]
+    recipe: Recipe
+    prefixes: tuple[str, ...]
+    base: str
+    fingerprint: str
+    dtype: str
+    created: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PatchFile:
+    """What a file holds.
+
+    Attributes:
+        keys: layer -> (d_in, u) float64, the keys that later batches of the same run keep in place; in the files of
+            a run's batches only.
+    """
+
+    patch: Patch
+    keys: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+def write_patch(patch: Patch, path: Path, *, keys: Mapping[int, Tensor] | None = None) -> None:
+    """Write a patch, whole or not at all, over an older one.
+
+    Raises:
+        OSError: if it cannot be written; what was there before is left.
+    """
+    tensors: dict[str, Tensor] = {}
+    for index, term in enumerate(patch.terms):
+        tensors |= {f"{index}.{name}": tensor for name, tensor in _tensors_of(term).items()}
+    tensors |= {f"keys.{layer}": key.contiguous().cpu() for layer, key in (keys or {}).items()}
+    record = _Record(
+        terms=[_record_of(term) for term in patch.terms],
+        facts=[fact.to_record() for fact in patch.facts],
+        recipe=patch.recipe,
+        prefixes=patch.prefixes,
+        base=patch.base,
+        fingerprint=patch.fingerprint,
+        dtype=patch.dtype,
+        created=patch.created,
+        versions=dict(patch.versions),
+    ).model_dump_json()
+    metadata = {"format": FORMAT, "record": record, "sha256": _checksum(record, tensors)}
+    with new_file(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error  # a full disk is one, whoever noticed it
+
+
+def read_patch(path: Path) -> PatchFile:
+    """Read what ``write_patch`` wrote.
+
+    Raises:
+        InputError: if the file is not a patch, or is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+        if _checksum(metadata["record"], tensors) != metadata["sha256"]:
+            raise ValueError("its checksum is not that of what it holds")
+        record = _Record.model_validate_json(metadata["record"])
+        terms = tuple(
+            _term_from(entry, {name: tensors.pop(f"{index}.{name}") for name in _TENSORS[entry.kind]})
+            for index, entry in enumerate(record.terms)
+        )
+        keys = {int(name.removeprefix("keys.")): tensor for name, tensor in tensors.items()}
+        patch = Patch(
+            terms=terms,
+            facts=facts_from_records(record.facts, source=str(path)).facts,
+            recipe=record.recipe,
+            prefixes=record.prefixes,
+            base=record.base,
+            fingerprint=record.fingerprint,
+            dtype=record.dtype,
+            created=record.created,
+            versions=record.versions,
+        )
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not a patch that can be read: {error}", remedy="Give a file that `errata edit` wrote, whole"
+        ) from error
+    return PatchFile(patch, keys)
+
+
+def _checksum(record: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(record.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        content: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _tensors_of(term: Term) -> dict[str, Tensor]:
+    if isinstance(term, SparseTerm):
+        # One bit an entry.
+        bits = numpy.packbits(term.mask.cpu().numpy().ravel())
+        return {"values": term.values.contiguous().cpu(), "mask": torch.from_numpy(bits)}
+    assert isinstance(term, LowRankTerm)
+    return {"left": term.left.contiguous().cpu(), "right": term.right.contiguous().cpu()}
+
+
+def _record_of(term: Term) -> _TermRecord:
+    if isinstance(term, SparseTerm):
+        rows, columns = term.mask.shape
+        return _TermRecord(layer=term.layer, kind="sparse", rows=rows, columns=columns)
+    assert isinstance(term, LowRankTerm)
+    return _TermRecord(layer=term.layer, kind="low_rank", replaces=term.replaces)
+
+
+def _term_from(record: _TermRecord, tensors: Mapping[str, Tensor]) -> Term:
+    """The inverse of the two above.
+
+    Raises:
+        ValueError: if they do not belong together, or a number is not finite.
+    """
+    numbers = [tensor for name, tensor in tensors.items() if name != "mask"]
+    if any(not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()) for tensor in numbers):
+        raise ValueError(f"a number of its change of layer {record.layer} is not finite")
+    if record.kind == "low_rank":
+        left, right = tensors["left"], tensors["right"]
+        if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
+            raise ValueError(f"its factors at layer {record.layer} are {tuple(left.shape)} and {tuple(right.shape)}")
+        return LowRankTerm(record.layer, left, right, replaces=record.replaces)
+    count = record.rows * record.columns
+    flat = numpy.unpackbits(tensors["mask"].numpy(), count=count).astype(bool)
+    if len(flat) != count or int(flat.sum()) != len(tensors["values"]):
+        raise ValueError("the number of values is not that of the mask's entries")
+    return SparseTerm(record.layer, tensors["values"], torch.from_numpy(flat).view(record.rows, record.columns))

@@ -1,0 +1,338 @@
+"""A run on disk: everything that it takes to go on with it after a crash, or to repeat it, and nothing else.
+
+run.json                   what the run is: model, weights, recipe, digests of the files below
+facts.jsonl, recipe.yaml   copies, so that a file changed elsewhere does not change the run
+examination.json           what the model is asked; absent where nothing is measured
+ledger.jsonl               one line a batch, and one for each measurement; see ``ledger``
+batches/0001.safetensors   the patch of the first batch, with the keys that later ones keep in place
+batches/0001.json          what the model said right after it
+before.json, after.json    what it said before the first batch and after the last
+log.txt                    when what was done, for people
+lock                       held while a process works here
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from errata.edit import BatchRecord
+from errata.errors import Fault, FaultsError, InputError
+from errata.facts import FactSet
+from errata.facts_io import read_facts, write_facts
+from errata.ledger import Ledger, new_ledger, read_ledger
+from errata.output import file_digest, new_directory, write_text
+from errata.patch import Patch, now, software_versions
+from errata.patch_file import PatchFile, read_patch, write_patch
+from errata.recipe import Recipe
+
+COPIES = ("facts.jsonl", "recipe.yaml", "examination.json")
+
+
+class Manifest(BaseModel):
+    """What a run is; never changes.
+
+    Attributes:
+        model: what the user called it.
+        fingerprint: of its weights before the run, in ``dtype``.
+        lab: whether the model is the embedded one or made from it.
+        facts_source: the file that the facts are from, with the SHA-256 of its bytes.
+        corpus: SHA-256 of the text for key statistics; empty where none is read.
+        seed: of the bootstrap.
+        threads: of torch; with another number the last bits may differ.
+        digests: copy -> SHA-256.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["errata-run-1"] = "errata-run-1"
+    created: str
+    model: str
+    fingerprint: str
+    dtype: str
+    lab: bool
+    method: str
+    batch_size: int = Field(ge=1)
+    facts_source: str
+    facts_source_sha256: str
+    corpus: str
+    seed: int
+    threads: int
+    versions: dict[str, str]
+    digests: dict[str, str]
+
+    def checksum(self) -> str:
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class RunDirectory:
+    """A run that has been opened; ``ledger`` grows as the run goes on."""
+
+    path: Path
+    manifest: Manifest
+    recipe: Recipe
+    facts: FactSet
+    examination: Mapping[str, Any] | None
+    ledger: Ledger
+
+    @property
+    def batches_done(self) -> int:
+        return len(self.ledger.of("batch"))
+
+    @property
+    def batches(self) -> int:
+        return -(-len(self.facts) // self.recipe.batch_size)
+
+    def batch_path(self, index: int) -> Path:
+        """Of the patch of batch ``index`` (from 0)."""
+        return self.path / "batches" / f"{index + 1:04}.safetensors"
+
+    def begin_batch_over(self) -> None:
+        """Remove what a crash left of a batch that has no line in the ledger."""
+        for leftover in [*self.path.rglob(".*.partial"), self.batch_path(self.batches_done)]:
+            leftover.unlink(missing_ok=True)
+
+    def add_batch(self, record: BatchRecord, patch: Patch, said: Any, weights: str) -> None:
+        """Keep a batch: first its files, then its line, so that a line never speaks of what is not there.
+
+        Args:
+            patch: what the batch added, unshaped.
+            said: what the model said right after it, as JSON; None if it was not asked.
+            weights: SHA-256 of the edited weights as they are now.
+
+        Raises:
+            OSError: if it cannot be written; the run is then what it was.
+        """
+        path = self.batch_path(record.index)
+        write_patch(patch, path, keys=record.keys)
+        digests = {"patch": file_digest(path)}
+        if said is not None:
+            write_text(path.with_suffix(".json"), json.dumps(said, ensure_ascii=False) + "\n")
+            digests["said"] = file_digest(path.with_suffix(".json"))
+        self.ledger = self.ledger.add(
+            "batch",
+            index=record.index,
+            facts=[fact.id for fact in record.facts],
+            left_alone=[fact.id for fact in record.left_alone],
+            seconds=record.seconds,
+            weights=weights,
+            **digests,
+        )
+
+    def add_measurement(self, when: Literal["before", "after"], said: Any) -> None:
+        path = self.path / f"{when}.json"
+        write_text(path, json.dumps(said, ensure_ascii=False) + "\n")
+        self.ledger = self.ledger.add(when, said=file_digest(path))
+
+    def measurement(self, when: Literal["before", "after"]) -> Any | None:
+        """What ``add_measurement`` kept; None if there is none yet."""
+        entries = self.ledger.of(when)
+        return _sound_json(self.path / f"{when}.json", entries[-1].about["said"]) if entries else None
+
+    def saved_batches(self) -> list[tuple[BatchRecord, PatchFile, Any]]:
+        """All batches that were kept, with what the model said right after them (None if it was not asked).
+
+        Raises:
+            FaultsError: for every file that is missing or is not the one that was written.
+        """
+        faults: list[Fault] = []
+        found = []
+        for entry in self.ledger.of("batch"):
+            about = entry.about
+            path = self.batch_path(about["index"])
+            try:
+                _check(path, about["patch"])
+                said = _sound_json(path.with_suffix(".json"), about["said"]) if "said" in about else None
+                file = read_patch(path)
+                alone = {*about["left_alone"]}
+                record = BatchRecord(
+                    about["index"],
+                    file.patch.facts,
+                    file.patch.terms,
+                    {},
+                    about["seconds"],
+                    tuple(fact for fact in file.patch.facts if fact.id in alone),
+                    file.keys,
+                )
+            except InputError as error:
+                faults.append(Fault(str(path), error.what, f"Batches before number {about['index'] + 1} are sound"))
+            else:
+                found.append((record, file, said))
+        if faults:
+            raise FaultsError(f"the run {self.path}", faults)
+        return found
+
+    def log(self, text: str) -> None:
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{now()} {text}\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else works here meanwhile; the operating system lets go also of a process that was killed.
+
+        Raises:
+            InputError: if another process does.
+        """
+        with (self.path / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise InputError(
+                    f"another process ({file.read().strip() or 'unknown'}) works on the run {self.path}",
+                    remedy="Wait until it ends, or end it",
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
+            yield
+
+
+def create_run(
+    path: Path,
+    *,
+    model: str,
+    fingerprint: str,
+    dtype: str,
+    lab: bool,
+    recipe: Recipe,
+    facts: FactSet,
+    corpus: str,
+    seed: int,
+    examination: Mapping[str, Any] | None,
+) -> RunDirectory:
+    """A new run, in which nothing has been done.
+
+    Raises:
+        InputError: if ``path`` exists and is not an empty directory, or cannot be made.
+    """
+    source = Path(facts.source)
+    with new_directory(path) as partial:
+        write_facts(facts, partial / "facts.jsonl")
+        write_text(partial / "recipe.yaml", recipe.to_yaml())
+        if examination is not None:
+            write_text(partial / "examination.json", json.dumps(examination, ensure_ascii=False) + "\n")
+        (partial / "batches").mkdir()
+        new_ledger(partial / "ledger.jsonl")
+        manifest = Manifest(
+            created=now(),
+            model=model,
+            fingerprint=fingerprint,
+            dtype=dtype,
+            lab=lab,
+            method=recipe.method,
+            batch_size=recipe.batch_size,
+            facts_source=str(source.absolute()) if source.is_file() else facts.source,
+            facts_source_sha256=file_digest(source) if source.is_file() else "",
+            corpus=corpus,
+            seed=seed,
+            threads=torch.get_num_threads(),
+            versions=software_versions(),
+            digests={name: file_digest(partial / name) for name in COPIES if (partial / name).is_file()},
+        )
+        whole = {**manifest.model_dump(), "checksum": manifest.checksum()}
+        write_text(partial / "run.json", json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
+    return open_run(path)
+
+
+def is_run(path: str | Path) -> bool:
+    return (Path(path) / "run.json").is_file()
+
+
+def open_run(path: Path) -> RunDirectory:
+    """Read a run and check that nothing of it was changed.
+
+    Raises:
+        InputError, FaultsError: everything that was changed or is missing, by name; nothing is written or removed.
+    """
+    manifest = _manifest(path / "run.json")
+    faults = []
+    for name, digest in manifest.digests.items():
+        try:
+            _check(path / name, digest)
+        except InputError as error:
+            faults.append(Fault(str(path / name), error.what, error.remedy))
+    ledger = read_ledger(path / "ledger.jsonl")
+    faults += _ledger_faults(path, ledger)
+    if faults:
+        raise FaultsError(f"the run {path}", faults)
+    examination = path / "examination.json"
+    return RunDirectory(
+        path,
+        manifest,
+        _recipe(path / "recipe.yaml"),
+        read_facts(path / "facts.jsonl"),
+        json.loads(examination.read_text(encoding="utf-8")) if "examination.json" in manifest.digests else None,
+        ledger,
+    )
+
+
+def _recipe(path: Path) -> Recipe:
+    """A whole recipe as ``Recipe.to_yaml`` wrote it; unlike a recipe file's, its corpus path is absolute already."""
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is not a recipe: {error}", remedy="Put the file back as it was") from error
+
+
+def _ledger_faults(path: Path, ledger: Ledger) -> list[Fault]:
+    remedy = "Put the file back as it was"
+    batches = [entry.about for entry in ledger.of("batch")]
+    if [about.get("index") for about in batches] != list(range(len(batches))):
+        return [Fault(str(ledger.path), "its batches are not numbered from 0 on", remedy)]
+    needed = {f"{about['index'] + 1:04}.safetensors": "a batch" for about in batches}
+    needed |= {f"{about['index'] + 1:04}.json": "what was said after a batch" for about in batches if "said" in about}
+    faults = [
+        Fault(str(path / "batches" / name), f"the file of {what} is missing", remedy)
+        for name, what in needed.items()
+        if not (path / "batches" / name).is_file()
+    ]
+    for when in ("before", "after"):
+        if ledger.of(when) and not (path / f"{when}.json").is_file():
+            faults.append(Fault(str(path / f"{when}.json"), "what the model said is missing", remedy))
+    # A crash leaves at most the next batch without its line; others mean that lines were lost.
+    there = {file.name for file in (path / "batches").glob("*.safetensors")}
+    if lost := sorted(there - needed.keys() - {f"{len(batches) + 1:04}.safetensors"}):
+        what = f"it has no lines for {', '.join(lost)}, which are there"
+        faults.append(Fault(str(ledger.path), what, remedy))
+    return faults
+
+
+def _manifest(path: Path) -> Manifest:
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        checksum = whole.pop("checksum")
+        manifest = Manifest.model_validate(whole)
+    except (OSError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = "it cannot be found" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{path} is not the record of a run: {reason}", remedy="Give a directory that `errata edit --run` made"
+        ) from error
+    if checksum != manifest.checksum():
+        raise InputError(f"{path} was changed since the run began", remedy="Put the file back as it was")
+    return manifest
+
+
+def _check(path: Path, digest: str) -> None:
+    remedy = "Put the file back as it was"
+    if not path.is_file():
+        raise InputError(f"{path.name} is missing", remedy=remedy)
+    if file_digest(path) != digest:
+        raise InputError(f"{path.name} is not what was written: it was changed or damaged", remedy=remedy)
+
+
+def _sound_json(path: Path, digest: str) -> Any:
+    _check(path, digest)
+    return json.loads(path.read_text(encoding="utf-8"))
