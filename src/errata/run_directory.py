@@ -34,7 +34,7 @@ from errata.facts_io import read_facts, write_facts
 from errata.ledger import Ledger, new_ledger, read_ledger
 from errata.output import file_digest, new_directory, write_text
 from errata.patch import Patch, now, software_versions
-from errata.patch_file import PatchFile, read_patch, write_patch
+from errata.patch_file import read_patch, write_patch
 from errata.recipe import Recipe
 
 COPIES = ("facts.jsonl", "recipe.yaml", "examination.json")
@@ -74,6 +74,19 @@ class Manifest(BaseModel):
 
     def checksum(self) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class SavedBatch:
+    """A batch as it was kept.
+
+    Attributes:
+        said: what the model said right after it, as JSON; None if it was not asked.
+    """
+
+    record: BatchRecord
+    patch: Patch
+    said: Any
 
 
 @dataclass(slots=True)
@@ -141,8 +154,8 @@ class RunDirectory:
         entries = self.ledger.of(when)
         return _sound_json(self.path / f"{when}.json", entries[-1].about["said"]) if entries else None
 
-    def saved_batches(self) -> list[tuple[BatchRecord, PatchFile, Any]]:
-        """All batches that were kept, with what the model said right after them (None if it was not asked).
+    def saved_batches(self) -> list[SavedBatch]:
+        """All batches that were kept.
 
         Raises:
             FaultsError: for every file that is missing or is not the one that was written.
@@ -169,7 +182,7 @@ class RunDirectory:
             except InputError as error:
                 faults.append(Fault(str(path), error.what, f"Batches before number {about['index'] + 1} are sound"))
             else:
-                found.append((record, file, said))
+                found.append(SavedBatch(record, file.patch, said))
         if faults:
             raise FaultsError(f"the run {self.path}", faults)
         return found

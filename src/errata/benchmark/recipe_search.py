@@ -44,12 +44,13 @@ SCORED = (
     Metric.SAME_SUBJECT_ACCURACY,
     Metric.UNTOUCHED_ACCURACY,
 )
-LEARNING_RATES = (0.05, 0.1, 0.2, 0.5, 1.0)  # of ‖h‖ / √d
+LEARNING_RATES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # of ‖h‖ / √d
 CLAMPS = (0.75, 1.5, 4.0)
 STEPS = 25
-# What gains less than this is taken for a tie, and of what ties the first is taken. All lists begin with what changes
-# the model least.
-ENOUGH = 0.005  # of the mean accuracy
+# What gains less of the mean accuracy than this is taken for a tie, and of what ties the first is taken: the solver's
+# numbers and clamps begin with what changes the model least. Of the learning rates the best is taken. A small one does
+# not aim at less, it only gets less far in as many steps.
+ENOUGH = {"learning_rate": 0.0, "solver": 0.005, "clamp": 0.005}
 # What a solver's numbers are tried as: (fields of the recipe's solver section, how they are told to people), as
 # functions of the number of W's columns.
 RIDGES = (2.0, 1.0, 0.5, 0.2, 0.1)  # λ per column: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
@@ -147,10 +148,11 @@ class RecipeSearch:
             self._tries += results
             most = max((tried.score for tried in results), default=-math.inf)
             if most > -math.inf:
-                best = next(tried for tried in results if tried.score >= most - ENOUGH)
+                best = next(tried for tried in results if tried.score >= most - ENOUGH[number])
                 recipe = laid_over(recipe, best.value)
                 tried_values = ", ".join(tried.told for tried in results)
-                reasons[number] = f"{best.told}: the first within {ENOUGH:g} of the best of {tried_values}"
+                rule = f"the first within {ENOUGH[number]:g} of the best" if ENOUGH[number] else "the best"
+                reasons[number] = f"{best.told}: {rule} of {tried_values}"
             else:
                 reasons[number] = "not searched: no time was left" if not results else "every try failed"
         if not self._tries:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from errata.benchmark.sequential import Examination, Measurement, examine, rows_of
 from errata.edit import BatchRecord, Editor
-from errata.errors import ErrataError, InputError
+from errata.errors import ErrataError
 from errata.evaluation.perplexity import Perplexity
 from errata.evaluation.recall import evaluate_facts
 from errata.evaluation.records import Record, Row
@@ -20,8 +19,8 @@ from errata.facts import Fact, Question
 from errata.models.language_model import LanguageModel
 from errata.patch import Patch
 from errata.progress import Report, silent
+from errata.restore import edited_weights, editor_of
 from errata.run_directory import RunDirectory
-from errata.statistics.corpus import open_corpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +53,11 @@ def run_recorded(
         ErrataError: if a batch failed; says how far the run is.
     """
     with run.locked():
-        _check_model(model, run)
+        editor, notes = editor_of(model, run, cache=cache, report=report)
         run.begin_batch_over()
-        run.log(f"{'going on behind' if run.batches_done else 'beginning; batches done:'} {run.batches_done}")
-        editor = Editor(model, run.recipe, cache=cache, report=report)
-        notes = _restore(editor, run)
-        examination = _examination(run)
+        for text in (f"going on behind batch {run.batches_done}" if run.batches_done else "beginning", *notes):
+            run.log(text)
+        examination = recorded_examination(run)
         before = None if examination is None else _measured(model, run, examination, "before", report)
         _edit(editor, run, ask=examination is not None, report=report)
         after = None if examination is None else _measured(model, run, examination, "after", report)
@@ -67,18 +65,10 @@ def run_recorded(
         records = list(editor.records)
         rows: list[Row] = []
         if before is not None and after is not None:
-            said = [Record(**entry) for _, _, batch in run.saved_batches() for entry in batch]
+            said = [Record(**entry) for batch in run.saved_batches() for entry in batch.said]
             rows = rows_of(run.recipe.method, before, said, after, records, run.manifest.seed)
         patch = replace(editor.patch(), created=run.manifest.created)
         return RecordedResult(rows, patch, [fact for record in records for fact in record.left_alone], notes)
-
-
-def patch_of_run(model: LanguageModel, run: RunDirectory, *, cache: Path | None = None) -> Patch:
-    """What a run has changed so far, as one patch; ``model`` is its base, and has the change in it afterwards."""
-    _check_model(model, run)
-    editor = Editor(model, run.recipe, cache=cache)
-    _restore(editor, run)
-    return replace(editor.patch(), created=run.manifest.created)
 
 
 def examination_record(examination: Examination) -> dict[str, Any]:
@@ -89,47 +79,12 @@ def examination_record(examination: Examination) -> dict[str, Any]:
     }
 
 
-def _examination(run: RunDirectory) -> Examination | None:
+def recorded_examination(run: RunDirectory) -> Examination | None:
+    """What a run asks the model; None where it asks nothing."""
     if run.examination is None:
         return None
     untouched = [(cluster, Question(**question)) for cluster, question in run.examination["untouched"]]
     return Examination(run.facts, untouched, run.examination["prose"])
-
-
-def _check_model(model: LanguageModel, run: RunDirectory) -> None:
-    if (found := model.fingerprint()) != run.manifest.fingerprint:
-        raise InputError(
-            f"the weights of {model.name!r} ({found[:12]}…) are not those that the run {run.path} began with "
-            f"({run.manifest.fingerprint[:12]}…, in {run.manifest.dtype})",
-            remedy=f"Give {run.manifest.model!r} as it was, in {run.manifest.dtype}",
-        )
-    if run.recipe.needs_statistics and open_corpus(run.recipe.statistics.corpus).digest != run.manifest.corpus:
-        raise InputError(
-            f"the text {run.recipe.statistics.corpus} is not what it was when the run {run.path} began",
-            remedy="Put the file back as it was",
-        )
-
-
-def _restore(editor: Editor, run: RunDirectory) -> list[str]:
-    """Put the run's batches into the model; returns what differs from the process that made them."""
-    notes: list[str] = []
-    saved = run.saved_batches()
-    editor.restore([record for record, _, _ in saved])
-    if saved and (prefixes := saved[-1][1].patch.prefixes) != editor.prefixes:
-        raise InputError(
-            f"the contexts that come out here are not those of the run {run.path}: {editor.prefixes} for {prefixes}",
-            remedy="Go on where it began: same machine, same versions, same number of threads",
-        )
-    if saved and run.ledger.of("batch")[-1].about["weights"] != _edited_weights(editor):
-        notes.append(
-            "the weights that come out of the run's patches here differ in their last bits from those that were there: "
-            "another machine, or another number of threads"
-        )
-    if (threads := torch.get_num_threads()) != run.manifest.threads:
-        notes.append(f"the run began with {run.manifest.threads} threads and goes on with {threads}: not bit for bit")
-    for note in notes:
-        run.log(note)
-    return notes
 
 
 def _edit(editor: Editor, run: RunDirectory, *, ask: bool, report: Report) -> None:
@@ -141,7 +96,7 @@ def _edit(editor: Editor, run: RunDirectory, *, ask: bool, report: Report) -> No
         def keep(record: BatchRecord) -> None:
             said = [asdict(entry) for entry in evaluate_facts(editor.model, record.facts)] if ask else None
             added = replace(editor.patch(), terms=record.terms, facts=record.facts)
-            run.add_batch(record, added, said, _edited_weights(editor))
+            run.add_batch(record, added, said, edited_weights(editor))
 
         try:
             editor.apply_batch(facts, on_batch=keep)
@@ -177,15 +132,6 @@ def _measured(
     prose = saved["perplexity"]
     perplexity = None if prose is None else Perplexity(tuple(prose["log_likelihoods"]), tuple(prose["counts"]))
     return Measurement([Record(**entry) for entry in saved["records"]], perplexity)
-
-
-def _edited_weights(editor: Editor) -> str:
-    """SHA-256 of the bytes of every W that the recipe's layers have."""
-    digest = hashlib.sha256()
-    for layer in editor.recipe.layers:
-        content: Any = editor.model.weight(layer).contiguous().cpu().flatten().view(torch.uint8).numpy()
-        digest.update(content)
-    return digest.hexdigest()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

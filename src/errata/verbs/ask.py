@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from errata.errors import Fault, FaultsError, InputError
+from errata.loading import load_model
 from errata.models.generation import generate
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
@@ -51,7 +52,7 @@ def ask(
         raise FaultsError("the prompts", faults)
     answers = []
     for name in names:
-        loaded = LanguageModel.load(name, **where, trust_remote_code=trust_remote_code)
+        loaded = load_model(name, **where, trust_remote_code=trust_remote_code)
         texts = generate(loaded, stripped, new_tokens=tokens)
         answers += [
             {"model": name, "prompt": prompt, "continuation": text, "next": _next_tokens(loaded, prompt)}

@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from errata.errors import Fault, FaultsError
+from errata.loading import base_of
 from errata.models.outline import Outline
 from errata.output import write_text
 from errata.progress import Report
@@ -79,7 +80,11 @@ def placement(device: str | None, dtype: str | None) -> Placement:
 
 
 def outline_of(name: str, *, trust_remote_code: bool) -> Outline:
-    """A model's outline; says so where the hub is asked for it, which can take a while without a network."""
+    """A model's outline; says so where the hub is asked for it, which can take a while without a network.
+
+    Of a stack or a run it is its base's.
+    """
+    name = base_of(name)
     if name != "lab" and not Path(name).is_dir() and name.count("/") <= 1 and not name.startswith((".", "~", "/")):
         note = f"note: there is no directory {name!r} here; looking on the hub (HF_HUB_OFFLINE=1: only among downloads)"
         error_console().print(note, markup=False, highlight=False)

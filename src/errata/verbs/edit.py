@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from errata.benchmark.recorded import examination_record
 from errata.benchmark.sequential import examine, run_sequence
+from errata.conflicts import OnConflict, conflicts, without
 from errata.edit import Editor
-from errata.errors import InputError
-from errata.evaluation.records import Row
+from errata.errors import FaultsError, InputError
 from errata.facts import FactSet
 from errata.facts_io import read_facts
+from errata.loading import load_model, patches_of
 from errata.methods import method_named
-from errata.models.language_model import LanguageModel
-from errata.output import check_new, new_directory
+from errata.output import check_new
+from errata.patch import dtype_name
 from errata.recipe import Recipe
-from errata.report.tables import before_after_table
+from errata.run_directory import create_run, is_run
 from errata.schedules import SCHEDULES
+from errata.stack import has_stack
+from errata.statistics.corpus import open_corpus
 from errata.statistics.store import check_corpus
 from errata.verbs.console import (
     DeviceOption,
@@ -34,19 +37,34 @@ from errata.verbs.console import (
     progress,
     write_json,
 )
+from errata.verbs.finish import finish, finish_run
 from errata.verbs.models import is_lab, token_check
 from errata.verbs.numbers import choices_of, numbers_of, show_notes
-from errata.verbs.questions import examination_for, show_absent
-from errata.verbs.saving import record_of, save_edited
+from errata.verbs.questions import examination_for
+from errata.verbs.resume import resume_run
+from errata.verbs.saving import check_output
 
 EXAMPLE = "Example: errata edit --model lab --facts examples/facts.jsonl --method memit+blue --out edited"
 
 
 def edit(
-    facts: Annotated[Path, typer.Option("--facts", "-f", help="JSONL or CSV; see examples/.")],
+    context: typer.Context,
+    facts: Annotated[Path | None, typer.Option("--facts", "-f", help="JSONL or CSV; see examples/.")] = None,
     model: ModelOption = "lab",
     method: Annotated[str, typer.Option(help="A row of `errata methods`, with or without +blue.")] = "memit+blue",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A new directory for the edited model.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="NAME.safetensors for the change alone, or a new directory for the model."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="A new directory that keeps the run, batch by batch, so that it can go on.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with a run that was stopped, from its last whole batch.")
+    ] = None,
+    on_conflict: Annotated[
+        OnConflict, typer.Option(help="Of facts that contradict what the model was given by earlier edits.")
+    ] = OnConflict.REFUSE,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Facts solved together; default: the recipe's.")] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of contexts, questions and intervals; default: the recipe's, or 0.")
@@ -83,16 +101,33 @@ def edit(
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Edit facts into a model and show what changed. The model on disk is never touched: OUT is a new directory."""
-    method_named(method)
-    if out is None and not dry_run:
-        raise InputError("no --out was given", remedy="Name a new directory for the edited model, or add --dry-run")
+    """Edit facts into a model and show what changed. The model on disk is never touched: OUT is new."""
     if out is not None:
-        check_new(out)
+        check_output(out)
     where = placement(device, dtype)
+
+    def recipe_for(model: str, other: str | None) -> Recipe:
+        named = other or method
+        choices = choices_of(named, schedule, layers, shaping)
+        return numbers_of(model, named, recipe, batch_size, seed, corpus, choices, as_published=as_published)
+
+    if resume is not None:
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+        resume_run(resume, given, facts, model, recipe_for, out, where, json, trust_remote_code=trust_remote_code)
+        return
+    method_named(method)
+    if facts is None:
+        raise InputError("no --facts were given", remedy="Name a file of facts; examples/facts.jsonl shows one")
+    if out is None and run is None and not dry_run:
+        raise InputError(
+            "no --out was given",
+            remedy="Name a new directory for the edited model or NAME.safetensors for the change, or add --dry-run",
+        )
+    if run is not None:
+        check_new(run)
     outline = outline_of(model, trust_remote_code=trust_remote_code)
-    choices = choices_of(method, schedule, layers, shaping)
-    numbers = numbers_of(model, method, recipe, batch_size, seed, corpus, choices, as_published=as_published)
+    numbers = recipe_for(model, None)
     seed = numbers.contexts.seed
     show_notes(numbers, model)
     outline.check_layers(numbers.layers)
@@ -101,12 +136,29 @@ def edit(
     contexts = numbers.contexts
     lead = max(contexts.tokens) + 2 if contexts.openers and contexts.per_opener else 0  # ". " stands behind each
     fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
-    examination = examination_for(fact_set, lab=is_lab(model), untouched=untouched, seed=seed)
+    fact_set = _settled(fact_set, model, on_conflict)
+    lab = is_lab(model)
+    examination = examination_for(fact_set, lab=lab, untouched=untouched, seed=seed)
     if dry_run:
         _show_plan(fact_set, numbers, model, json)
         return
-    assert out is not None
-    loaded = LanguageModel.load(model, **where, trust_remote_code=trust_remote_code)
+    loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
+    if run is not None:
+        fingerprint = loaded.fingerprint()
+        kept = create_run(
+            run,
+            model=model,
+            fingerprint=fingerprint,
+            dtype=dtype_name(loaded.dtype),
+            lab=lab,
+            recipe=numbers,
+            facts=fact_set,
+            corpus=open_corpus(numbers.statistics.corpus).digest if numbers.needs_statistics else "",
+            seed=seed,
+            examination=examination_record(examination) if evaluate else None,
+        )
+        finish_run(kept, loaded, model, out, json)
+        return
     with progress() as report:
         if evaluate:
             before = examine(loaded, examination, report=report, what="asking before")
@@ -116,36 +168,37 @@ def edit(
             editor = Editor(loaded, numbers, report=report)
             rows, patch = [], editor.apply(fact_set)
             left_alone = [fact for record in editor.records for fact in record.left_alone]
-    record = record_of(rows, patch, examination, seed)
-    record["about"]["left_alone"] = [fact.id for fact in left_alone]
-    with new_directory(out) as partial:
-        save_edited(loaded, patch, record, partial)
-    if rows:
-        console().print(before_after_table(rows, width=console().width))
-        show_absent(fact_set, examination.untouched)
-        _warn_if_nothing_took(rows)
-    if left_alone:
-        names = ", ".join(repr(fact.id) for fact in left_alone[:5]) + (", …" if len(left_alone) > 5 else "")
-        error_console().print(
-            f"warning: nothing was written for {len(left_alone)} of {len(fact_set)} facts ({names}): their distance to "
-            "the target lies outside of rounds.least and rounds.most in the recipe.",
-            style="yellow",
-            markup=False,
-            highlight=False,
-        )
-    norms = ", ".join(f"layer {layer}: {norm:.3g}" for layer, norm in patch.norms().items())
-    changed = f"norm of the change at {norms}" if norms else "no weight changed"
-    console().print(f"Wrote {out} ({len(fact_set)} facts, {method}; {changed}).", highlight=False, markup=False)
-    write_json(json, record)
+    finish(loaded, model, patch, rows, left_alone, examination, seed, out, json)
 
 
-def _warn_if_nothing_took(rows: Sequence[Row]) -> None:
-    took = [row["mean"] for row in rows if row["metric"] == "efficacy_accuracy" and row["when"] == "after"]
-    if took == [0.0]:
-        error_console().print(
-            "[yellow]warning:[/] none of the facts took: the model says none of the targets. It may not know these "
-            "subjects, or the recipe may not suit it (more target steps, a smaller ridge)."
-        )
+def _settled(facts: FactSet, model: str, on_conflict: OnConflict) -> FactSet:
+    """The facts that are to be edited, where some contradict what ``model`` has been given before.
+
+    Raises:
+        FaultsError: for every conflict, where they are to be refused.
+        InputError: if none is left.
+    """
+    if not (has_stack(model) or is_run(model)):
+        return facts
+    earlier = [(name, fact) for name, patch in patches_of(model) for fact in patch.facts]
+    clashing = conflicts(facts, earlier)
+    if not clashing:
+        return facts
+    if on_conflict is OnConflict.REFUSE:
+        place = {id(fact): where for fact, where in zip(facts, facts.places, strict=True)}
+        raise FaultsError(facts.source, [conflict.fault(place[id(conflict.fact)]) for conflict in clashing])
+    verb = "take the place of" if on_conflict is OnConflict.REPLACE else "are left out for"
+    names = ", ".join(repr(conflict.fact.id) for conflict in clashing[:5]) + (", …" if len(clashing) > 5 else "")
+    error_console().print(
+        f"note: {len(clashing)} facts ({names}) {verb} what {model} was given before (--on-conflict {on_conflict})",
+        markup=False,
+        highlight=False,
+    )
+    if on_conflict is OnConflict.REPLACE:
+        return facts
+    if len(clashing) == len(facts):
+        raise InputError("every fact contradicts what the model was given before", remedy="Nothing is left to edit")
+    return without(facts, clashing)
 
 
 def _show_plan(facts: FactSet, recipe: Recipe, model: str, json: Path | None) -> None:

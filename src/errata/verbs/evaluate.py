@@ -14,7 +14,7 @@ from errata.evaluation.recall import absent
 from errata.evaluation.records import FORMAT, summarise, to_long
 from errata.facts import Fact
 from errata.facts_io import read_facts
-from errata.models.language_model import LanguageModel
+from errata.loading import load_model
 from errata.report.tables import before_after_table
 from errata.verbs.console import (
     DeviceOption,
@@ -60,12 +60,12 @@ def evaluate(
     lab = is_lab(model) or (against is not None and is_lab(against))
     examination = examination_for(fact_set, lab=lab, untouched=untouched, seed=seed)
     with progress() as report:
-        loaded = LanguageModel.load(model, **where, trust_remote_code=trust_remote_code)
+        loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
         after = examine(loaded, examination, report=report, what="asking")
         summaries = summarise(after.records, "after", seed=seed)
         if against is not None:
             del loaded
-            base = LanguageModel.load(against, **where, trust_remote_code=trust_remote_code)
+            base = load_model(against, **where, trust_remote_code=trust_remote_code)
             before = examine(base, examination, report=report, what="asking the base")
             summaries = summarise(before.records, "before", seed=seed) + summaries
             if before.perplexity is not None and after.perplexity is not None:

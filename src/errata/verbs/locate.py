@@ -12,8 +12,8 @@ import typer
 from errata.errors import Fault, InputError
 from errata.facts import Fact
 from errata.facts_io import read_facts
+from errata.loading import load_model
 from errata.locate import ENOUGH_FACTS, RULE, Location, TracingSettings, check_window, default_window, locate
-from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
 from errata.output import check_new, new_directory, write_text
 from errata.report.heatmap import check_drawing, draw_heat_map
@@ -80,7 +80,7 @@ def locate_layers(
     check_window(settings.window, outline.layers)
     known = _facts(facts, model, outline, seed)
     with progress() as report:
-        loaded = LanguageModel.load(model, **where, trust_remote_code=trust_remote_code)
+        loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
         found = locate(loaded, known, settings, report=report)
     record = found.record(loaded)
     layers = record["proposal"]["layers"] or []

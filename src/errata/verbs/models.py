@@ -10,7 +10,12 @@ from errata.errors import Fault, InputError
 from errata.facts import Fact
 from errata.facts_io import Check
 from errata.facts_tokens import token_faults
+from errata.loading import base_of
 from errata.models.outline import Outline
+from errata.run_directory import is_run
+from errata.stack import has_stack, is_stack, stack_base
+
+PATCH_SUFFIX = ".safetensors"
 
 
 def token_check(model: Outline, *, lead: int = 0) -> Check:
@@ -37,6 +42,8 @@ def is_lab(name: str) -> bool:
         InputError: if the record beside the model cannot be read.
     """
     path = Path(name) / "errata.json"
+    if is_stack(name) or is_run(name):
+        return is_lab(base_of(name))
     if name != "lab" and path.is_file():
         try:
             return bool(json.loads(path.read_text(encoding="utf-8"))["about"]["lab"])
@@ -45,9 +52,16 @@ def is_lab(name: str) -> bool:
                 f"{path} is not the record of an edit: {type(error).__name__}: {error}",
                 remedy="Remove this file, or edit the model anew",
             ) from error
+    if has_stack(name):
+        return is_lab(stack_base(name)[0])
     return name == "lab" or (Path(name) / "world.json").is_file()
 
 
 def recipe_name(model: str) -> str:
-    """Which shipped recipe a model takes: the lab's for what was made from the lab."""
-    return "lab" if is_lab(model) else model
+    """Which shipped recipe a model takes: the lab's for what was made from the lab, else that of its base."""
+    return "lab" if is_lab(model) else base_of(model)
+
+
+def patch_name(out: Path) -> str:
+    """What a patch is called that goes to ``out``."""
+    return out.name.removesuffix(out.suffix) if out.suffix == PATCH_SUFFIX else out.name

@@ -16,6 +16,7 @@ from errata.facts import Fact, FactSet
 from errata.facts_io import read_facts
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
+from errata.loading import load_model
 from errata.locate import RULE, TracingSettings, default_window, locate
 from errata.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.models.language_model import LanguageModel
@@ -107,7 +108,7 @@ def auto(
         else FactSet(tuple(lab_facts(lab_world(), FACTS, seed=LAB_SEED)), "the lab's world")
     )
     examination = examination_for(held_out, lab=lab, untouched=untouched, seed=seed)
-    loaded = LanguageModel.load(model, **where, trust_remote_code=trust_remote_code)
+    loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
     reasons: dict[str, Any] = {}
     with progress() as report:
         if chosen is None:

@@ -1,29 +1,61 @@
-"""What an edit leaves on disk."""
+"""What an edit leaves on disk: a full model, or the change alone."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from errata.benchmark.sequential import Examination
+from errata.errors import InputError
 from errata.evaluation.recall import absent
 from errata.evaluation.records import FORMAT, Row
 from errata.models.language_model import LanguageModel
-from errata.output import write_text
+from errata.output import check_new, new_directory, write_text
 from errata.patch import Patch
-from errata.verbs.models import is_lab
+from errata.stack import Stack, write_stack
+from errata.verbs.models import PATCH_SUFFIX, is_lab
 
 
-def save_edited(model: LanguageModel, patch: Patch, record: dict[str, Any], directory: Path) -> None:
-    """A plain transformers directory, with the patch and the record of the run beside the weights."""
+def check_output(out: Path) -> None:
+    """Raises InputError where ``write_edit`` could not write, before any work is done."""
+    if out.suffix == PATCH_SUFFIX:
+        check_new_file(out)
+    else:
+        check_new(out)
+
+
+def check_new_file(out: Path) -> None:
+    """Raises InputError if a file is there, or cannot be made there."""
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out} exists already", remedy="Give another name, or remove it first")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{out} cannot be written in {parent}", remedy="Give a directory that you may write to")
+
+
+def write_edit(out: Path, model: LanguageModel, stack: Stack, patch: Patch, record: dict[str, Any]) -> None:
+    """Write the change alone where ``out`` ends in .safetensors, else the full model.
+
+    Args:
+        stack: everything that is in the model's weights, ``patch`` on top.
+    """
+    if out.suffix == PATCH_SUFFIX:
+        patch.save(out)
+        return
+    with new_directory(out) as partial:
+        save_full(model, stack, partial)
+        write_text(partial / "errata.json", json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+        write_text(partial / "recipe.yaml", patch.recipe.to_yaml())
+
+
+def save_full(model: LanguageModel, stack: Stack, directory: Path) -> None:
+    """A plain transformers directory, with the patches that are in its weights beside them."""
     model.model.save_pretrained(directory)
     model.tokenizer.save_pretrained(directory)
-    patch.save(directory / "patch.safetensors")
-    text = json.dumps(record, ensure_ascii=False, indent=2)
-    write_text(directory / "errata.json", text + "\n")
-    write_text(directory / "recipe.yaml", patch.recipe.to_yaml())
+    write_stack(stack, directory)
 
 
 def record_of(rows: Sequence[Row], patch: Patch, examination: Examination, seed: int) -> dict[str, Any]:
