@@ -11,7 +11,22 @@ import transformers
 import typer
 
 from errata.errors import ErrataError
-from errata.verbs import ask, demo, doctor, edit, evaluate, lab, locate, methods, recipe
+from errata.verbs import (
+    apply,
+    ask,
+    demo,
+    diff,
+    doctor,
+    edit,
+    evaluate,
+    history,
+    lab,
+    locate,
+    methods,
+    recipe,
+    revert,
+    show,
+)
 from errata.verbs.console import error_console
 
 app = typer.Typer(
@@ -26,6 +41,13 @@ app = typer.Typer(
 app.command("edit", epilog=edit.EXAMPLE)(edit.edit)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("ask", epilog=ask.EXAMPLE)(ask.ask)
+app.command("show", epilog=show.EXAMPLE)(show.show)
+app.command("diff", epilog=diff.EXAMPLE)(diff.diff)
+app.command("apply", epilog=apply.APPLY_EXAMPLE)(apply.apply)
+app.command("merge", epilog=apply.MERGE_EXAMPLE)(apply.merge)
+app.command("revert", epilog=revert.REVERT_EXAMPLE)(revert.revert)
+app.command("rebuild", epilog=revert.REBUILD_EXAMPLE)(revert.rebuild_stack)
+app.command("history", epilog=history.EXAMPLE)(history.history)
 app.command("locate", epilog=locate.EXAMPLE)(locate.locate_layers)
 app.command("methods", epilog=methods.EXAMPLE)(methods.methods)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)

@@ -75,12 +75,20 @@ def stack_under(model: LanguageModel, name: str, fingerprint: str) -> Stack:
     """
     if has_stack(name):
         return read_stack(Path(name))
-    if is_run(name):
-        run = open_run(Path(name))
-        base = load_model(run.manifest.model, dtype=model.dtype, device=model.device)
-        under = stack_under(base, run.manifest.model, run.manifest.fingerprint)
-        return under.with_patch(Path(name).name, patch_of_run(base, run))
-    return new_stack(model, fingerprint)
+    return stack_of_run(name, device=model.device) if is_run(name) else new_stack(model, fingerprint)
+
+
+def stack_of_run(name: str, *, device: str | torch.device | None = None, trust_remote_code: bool = False) -> Stack:
+    """What was in a run's model before it, with the whole run as one patch on top."""
+    run = open_run(Path(name))
+    base = load_model(
+        run.manifest.model,
+        dtype=getattr(torch, run.manifest.dtype),
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    under = stack_under(base, run.manifest.model, run.manifest.fingerprint)
+    return under.with_patch(Path(name).name, patch_of_run(base, run))
 
 
 def patches_of(name: str) -> list[tuple[str, Patch]]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor
 
 from errata.errors import InputError
+from errata.factors import norm, rank, shape_of
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel
-from errata.models.weights import LowRankTerm, SparseTerm, Term
+from errata.models.weights import LowRankTerm, Term
 from errata.recipe import Recipe
 
 
@@ -59,20 +59,16 @@ class Patch:
     def layers(self) -> tuple[int, ...]:
         return tuple(sorted({term.layer for term in self.terms}))
 
+    def of_layer(self, layer: int) -> list[Term]:
+        return [term for term in self.terms if term.layer == layer]
+
     def norms(self) -> dict[int, float]:
         """Frobenius norm of the whole ΔW of every written layer."""
-        result: dict[int, float] = {}
-        for layer in self.layers:
-            terms = [term for term in self.terms if term.layer == layer]
-            factors = [term for term in terms if isinstance(term, LowRankTerm)]
-            if len(factors) == len(terms):
-                left = torch.cat([term.left for term in factors], dim=1).double()
-                right = torch.cat([term.right for term in factors], dim=0).double()
-                # ‖LR‖² = tr(LᵀL · RRᵀ): nothing of size d_out × d_in is formed.
-                result[layer] = float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt())
-            else:
-                result[layer] = float(_sum(terms).norm())
-        return result
+        return {layer: norm(self.of_layer(layer)) for layer in self.layers}
+
+    def ranks(self) -> dict[int, int]:
+        """Numerical rank of the whole ΔW of every written layer."""
+        return {layer: rank(self.of_layer(layer)) for layer in self.layers}
 
     def apply(self, model: LanguageModel, *, force: bool = False) -> None:
         """Put the change into ``model``.
@@ -95,7 +91,7 @@ class Patch:
             )
         model.check_layers(self.layers)
         for term in self.terms:
-            if (shape := tuple(model.weight(term.layer).shape)) != (own := tuple(_shape(term))):
+            if (shape := tuple(model.weight(term.layer).shape)) != (own := tuple(shape_of(term))):
                 raise InputError(
                     f"this patch changes a {own[0]} × {own[1]} matrix at layer {term.layer}, but that of "
                     f"{model.name!r} is {shape[0]} × {shape[1]}",
@@ -135,21 +131,6 @@ class Patch:
         from errata.patch_file import read_patch
 
         return read_patch(Path(path)).patch
-
-
-def _sum(terms: Sequence[Term]) -> Tensor:
-    """ΔW of several terms of one layer, float64."""
-    total = torch.zeros(_shape(terms[0]), dtype=torch.float64)
-    for term in terms:
-        term.add_to(total)
-    return total
-
-
-def _shape(term: Term) -> torch.Size:
-    if isinstance(term, SparseTerm):
-        return term.mask.shape
-    assert isinstance(term, LowRankTerm)
-    return torch.Size((term.left.shape[0], term.right.shape[1]))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

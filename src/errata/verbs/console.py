@@ -113,6 +113,21 @@ def progress() -> Iterator[Report]:
         yield report
 
 
+def tell(text: str) -> None:
+    """Print a text as it is."""
+    console().print(text, markup=False, highlight=False)
+
+
+def warn(text: str) -> None:
+    """The same on standard error."""
+    error_console().print(text, markup=False, highlight=False)
+
+
+def counted(count: int, what: str, many: str = "") -> str:
+    """``1 patch``, ``2 patches``."""
+    return f"{count} {what if count == 1 else many or what + 's'}"
+
+
 def write_json(path: Path | None, value: Mapping[str, Any]) -> None:
     """Write for machines, whole or not at all; nothing without a path."""
     if path is not None:

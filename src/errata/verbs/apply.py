@@ -1,0 +1,150 @@
+"""``errata apply`` and ``errata merge``: patches on top of a model, as a small stack or as a full model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from errata.conflicts import conflicts
+from errata.errors import Fault, FaultsError, InputError
+from errata.loading import load_model, stack_under
+from errata.models.language_model import LanguageModel
+from errata.output import check_new, new_directory
+from errata.patch import Patch
+from errata.stack import Stack, write_stack
+from errata.verbs.console import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    TrustOption,
+    outline_of,
+    placement,
+    tell,
+    warn,
+    write_json,
+)
+from errata.verbs.saving import save_full
+
+APPLY_EXAMPLE = "Example: errata apply first.safetensors second.safetensors --model lab --out stack"
+MERGE_EXAMPLE = "Example: errata merge --model stack --out full"
+
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="A new directory.")]
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", help="Also on other weights than it was made for: it may change other things there."),
+]
+
+
+def apply(
+    patches: Annotated[
+        list[Path], typer.Argument(help="Patches, in the order in which they go in.", metavar="PATCH...")
+    ],
+    out: OutOption,
+    model: ModelOption = "lab",
+    force: ForceOption = False,
+    trust_remote_code: TrustOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Put patches on a model, or on a stack of them, as a small new stack beside its base.
+
+    OUT holds the patches and the name of the base, no weights; every verb takes it as --model.
+    """
+    check_new(out)
+    read = _read(patches)
+    where = placement(device, dtype)
+    outline_of(model, trust_remote_code=trust_remote_code)
+    loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
+    stack = _put_on(loaded, model, read, force=force)
+    with new_directory(out) as partial:
+        write_stack(stack, partial)
+    tell(f"Wrote {out}: {_sizes(stack)}, on {stack.base}.")
+    write_json(json, stack_record(stack))
+
+
+def merge(
+    out: OutOption,
+    patches: Annotated[
+        list[Path] | None, typer.Argument(help="Patches to put on top before.", metavar="PATCH...")
+    ] = None,
+    model: ModelOption = "lab",
+    force: ForceOption = False,
+    trust_remote_code: TrustOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Write a stack, a run, or a base with patches as a full model, which plain transformers can load."""
+    check_new(out)
+    read = _read(patches or [])
+    where = placement(device, dtype)
+    outline_of(model, trust_remote_code=trust_remote_code)
+    loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
+    stack = _put_on(loaded, model, read, force=force)
+    if not stack.patches:
+        raise InputError(f"there is nothing to merge into {model!r}", remedy="Give patches, or a stack as --model")
+    with new_directory(out) as partial:
+        save_full(loaded, stack, partial)
+    tell(f"Wrote {out}: {stack.base} with {_sizes(stack)}, in its weights.")
+    write_json(json, stack_record(stack))
+
+
+def stack_record(stack: Stack) -> dict[str, object]:
+    """A stack for machines, without its factors."""
+    return {
+        "base": stack.base,
+        "fingerprint": stack.fingerprint,
+        "dtype": stack.dtype,
+        "patches": [
+            {
+                "name": stacked.name,
+                "added": stacked.added,
+                "forced": stacked.forced,
+                "missing": list(stacked.missing),
+                "method": stacked.patch.recipe.method,
+                "created": stacked.patch.created,
+                "layers": list(stacked.patch.layers),
+                "facts": [fact.to_record() for fact in stacked.patch.facts],
+            }
+            for stacked in stack.patches
+        ],
+    }
+
+
+def _sizes(stack: Stack) -> str:
+    return f"{counted(len(stack.patches), 'patch', 'patches')}, {counted(len(stack.facts), 'fact')}"
+
+
+def _read(paths: Sequence[Path]) -> list[tuple[str, Patch]]:
+    """All patches, or all that is wrong with them."""
+    read, faults = [], []
+    for path in paths:
+        try:
+            read.append((path.stem, Patch.load(path)))
+        except InputError as error:
+            faults.append(Fault(str(path), error.what, error.remedy))
+    if faults:
+        raise FaultsError("the patches", faults)
+    return read
+
+
+def _put_on(model: LanguageModel, name: str, patches: Sequence[tuple[str, Patch]], *, force: bool) -> Stack:
+    """The stack with the patches on top, which are in the model afterwards."""
+    stack = stack_under(model, name, model.fingerprint())
+    for title, patch in patches:
+        clashing = conflicts(patch.facts, stack.facts)
+        forced = force and model.fingerprint() != patch.fingerprint
+        patch.apply(model, force=forced)
+        stack = stack.with_patch(title, patch, forced=forced)
+        if forced:
+            warn(f"warning: {title} was made for other weights than these ({patch.base}); its facts may not be said")
+        for conflict in clashing[:5]:
+            warn(f"note: {title}: {conflict.fault(conflict.fact.id).what}")
+        if len(clashing) > 5:
+            warn(f"note: {title}: … and {len(clashing) - 5} more contradict what was there before")
+    return stack
