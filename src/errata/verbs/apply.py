@@ -21,6 +21,7 @@ from errata.verbs.console import (
     JsonOption,
     ModelOption,
     TrustOption,
+    counted,
     outline_of,
     placement,
     tell,
@@ -117,7 +118,7 @@ def stack_record(stack: Stack) -> dict[str, object]:
 
 
 def _sizes(stack: Stack) -> str:
-    return f"{counted(len(stack.patches), 'patch', 'patches')}, {counted(len(stack.facts), 'fact')}"
+    return f"{counted(len(stack.patches), 'patch')}, {counted(len(stack.facts), 'fact')}"
 
 
 def _read(paths: Sequence[Path]) -> list[tuple[str, Patch]]:

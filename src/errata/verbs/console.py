@@ -123,9 +123,10 @@ def warn(text: str) -> None:
     error_console().print(text, markup=False, highlight=False)
 
 
-def counted(count: int, what: str, many: str = "") -> str:
+def counted(count: int, what: str) -> str:
     """``1 patch``, ``2 patches``."""
-    return f"{count} {what if count == 1 else many or what + 's'}"
+    plural = "es" if what.endswith("ch") else "s"
+    return f"{count} {what}{'' if count == 1 else plural}"
 
 
 def write_json(path: Path | None, value: Mapping[str, Any]) -> None:

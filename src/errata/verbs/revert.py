@@ -20,6 +20,7 @@ from errata.verbs.console import (
     DeviceOption,
     JsonOption,
     TrustOption,
+    counted,
     placement,
     progress,
     tell,
@@ -73,14 +74,12 @@ def revert(
                 stacked.patch.undo(loaded)
         with new_directory(out) as partial:
             save_full(loaded, left, partial)
-    tell(
-        f"Wrote {out}: {stack.base} with {counted(len(left.patches), 'patch', 'patches')}; taken out: {', '.join(names)}."
-    )
+    tell(f"Wrote {out}: {stack.base} with {counted(len(left.patches), 'patch')}; taken out: {', '.join(names)}.")
     if above := solved_on_top(stack, names):
         count = sum(len(facts) for _, facts in above)
         warn(
-            f"note: {counted(count, 'fact')} of {', '.join(name for name, _ in above)} stood on what was taken out, and "
-            "stays as it was solved. To solve it again: "
+            f"note: {counted(count, 'fact')} of {', '.join(name for name, _ in above)} stood on what was taken out, "
+            "and stays as it was solved. To solve it again: "
             f"errata rebuild {model} {' '.join(f'--without {name}' for name in names)} --out REBUILT"
         )
     write_json(json, {**stack_record(left), "on_top": [[name, [fact.id for fact in facts]] for name, facts in above]})
@@ -116,7 +115,7 @@ def rebuild_stack(
     again = ", ".join(found.solved_again) or "nothing"
     facts = sum(len(stacked.patch.facts) for stacked in found.stack.patches if stacked.name in found.solved_again)
     tell(
-        f"Wrote {out}: {counted(len(found.stack.patches), 'patch', 'patches')}, "
+        f"Wrote {out}: {counted(len(found.stack.patches), 'patch')}, "
         f"{counted(len(found.stack.facts), 'fact')}. Taken out: {counted(len(found.removed), 'fact')}. "
         f"Solved again: {again} ({counted(facts, 'fact')})."
     )

@@ -39,9 +39,7 @@ def show(
             tell("the ledger's last line was cut off; `errata edit --resume` does that batch again")
     elif has_stack(name):
         stack = read_stack(Path(name))
-        tell(
-            f"{counted(len(stack.patches), 'patch', 'patches')} on {stack.base} in {stack.dtype} ({stack.fingerprint[:12]}…)"
-        )
+        tell(f"{counted(len(stack.patches), 'patch')} on {stack.base} in {stack.dtype} ({stack.fingerprint[:12]}…)")
         for stacked in stack.patches:
             if stacked.missing:
                 tell(f"{stacked.name} was solved on top of {', '.join(stacked.missing)}, since taken out")
