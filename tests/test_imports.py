@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"models", "datasets"}),
     frozenset({"statistics"}),
     frozenset({"targets", "evaluation", "lab"}),
-    frozenset({"patch", "ledger", "tracing", "locate", "edit", "edit_batch"}),
+    frozenset({"patch", "lora", "lora_factors", "lora_facts", "ledger", "tracing", "locate", "edit", "edit_batch"}),
     frozenset({"beyond"}),
     frozenset({"benchmark", "analysis"}),
     frozenset({"report"}),
