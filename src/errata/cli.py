@@ -11,7 +11,7 @@ import transformers
 import typer
 
 from errata.errors import ErrataError
-from errata.verbs import ask, demo, doctor, edit, evaluate, lab, locate, methods, recipe
+from errata.verbs import ask, demo, doctor, edit, evaluate, export, lab, locate, methods, recipe
 from errata.verbs.console import error_console
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("edit", epilog=edit.EXAMPLE)(edit.edit)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command("export", epilog=export.EXAMPLE)(export.export)
 app.command("ask", epilog=ask.EXAMPLE)(ask.ask)
 app.command("locate", epilog=locate.EXAMPLE)(locate.locate_layers)
 app.command("methods", epilog=methods.EXAMPLE)(methods.methods)
