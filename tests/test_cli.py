@@ -189,7 +189,10 @@ def test_an_edited_lab_can_be_edited_again(edited: tuple[Path, dict[str, object]
         patch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
         assert run([*arguments, "--method", "alphaedit"]) == 0
     assert read_results(edited[0] / "errata.json").rows  # what an edit records can be read as results
-    assert (again / "patch.safetensors").is_file()
+    assert [path.name for path in sorted((again / "patches").iterdir())] == [
+        "0001-model.safetensors",
+        "0002-again.safetensors",
+    ]
 
 
 def test_weights_that_are_missing_are_an_input_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

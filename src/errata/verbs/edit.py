@@ -28,7 +28,6 @@ from errata.verbs.console import (
     DeviceOption,
     DtypeOption,
     JsonOption,
-    ModelOption,
     TrustOption,
     console,
     error_console,
@@ -48,10 +47,14 @@ EXAMPLE = "Example: errata edit --model lab --facts examples/facts.jsonl --metho
 
 
 def edit(
-    context: typer.Context,
     facts: Annotated[Path | None, typer.Option("--facts", "-f", help="JSONL or CSV; see examples/.")] = None,
-    model: ModelOption = "lab",
-    method: Annotated[str, typer.Option(help="A row of `errata methods`, with or without +blue.")] = "memit+blue",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="'lab' (the default), a directory, a stack, or a name on the hub."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="A row of `errata methods`, with or without +blue; default: memit+blue.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="NAME.safetensors for the change alone, or a new directory for the model."),
@@ -63,8 +66,9 @@ def edit(
         Path | None, typer.Option(help="Go on with a run that was stopped, from its last whole batch.")
     ] = None,
     on_conflict: Annotated[
-        OnConflict, typer.Option(help="Of facts that contradict what the model was given by earlier edits.")
-    ] = OnConflict.REFUSE,
+        OnConflict | None,
+        typer.Option(help="Of facts that contradict what the model was given by earlier edits; default: refuse."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Facts solved together; default: the recipe's.")] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of contexts, questions and intervals; default: the recipe's, or 0.")
@@ -106,16 +110,29 @@ def edit(
         check_output(out)
     where = placement(device, dtype)
 
-    def recipe_for(model: str, other: str | None) -> Recipe:
-        named = other or method
-        choices = choices_of(named, schedule, layers, shaping)
-        return numbers_of(model, named, recipe, batch_size, seed, corpus, choices, as_published=as_published)
+    def recipe_for(model: str, method: str) -> Recipe:
+        choices = choices_of(method, schedule, layers, shaping)
+        return numbers_of(model, method, recipe, batch_size, seed, corpus, choices, as_published=as_published)
 
     if resume is not None:
-        sources = {name: context.get_parameter_source(name) for name in context.params}
-        given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-        resume_run(resume, given, facts, model, recipe_for, out, where, json, trust_remote_code=trust_remote_code)
+        new = {"--run": run, "--on-conflict": on_conflict, "--untouched": untouched, "--last-wins": last_wins}
+        new |= {"--dry-run": dry_run, "--no-evaluate": not evaluate}
+        decide = (method, recipe, batch_size, seed, corpus, schedule, layers, shaping, as_published)
+        changed = recipe_for if any(value not in (None, False) for value in decide) else None
+        resume_run(
+            resume,
+            [option for option, value in new.items() if value],
+            facts,
+            model,
+            method,
+            changed,
+            out,
+            where,
+            json,
+            trust_remote_code=trust_remote_code,
+        )
         return
+    model, method = model or "lab", method or "memit+blue"
     method_named(method)
     if facts is None:
         raise InputError("no --facts were given", remedy="Name a file of facts; examples/facts.jsonl shows one")
@@ -127,7 +144,7 @@ def edit(
     if run is not None:
         check_new(run)
     outline = outline_of(model, trust_remote_code=trust_remote_code)
-    numbers = recipe_for(model, None)
+    numbers = recipe_for(model, method)
     seed = numbers.contexts.seed
     show_notes(numbers, model)
     outline.check_layers(numbers.layers)
@@ -136,7 +153,7 @@ def edit(
     contexts = numbers.contexts
     lead = max(contexts.tokens) + 2 if contexts.openers and contexts.per_opener else 0  # ". " stands behind each
     fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
-    fact_set = _settled(fact_set, model, on_conflict)
+    fact_set = _settled(fact_set, model, on_conflict or OnConflict.REFUSE)
     lab = is_lab(model)
     examination = examination_for(fact_set, lab=lab, untouched=untouched, seed=seed)
     if dry_run:
