@@ -10,17 +10,16 @@ import typer
 
 from errata.benchmark.sequential import examine, run_sequence
 from errata.edit import Editor
-from errata.errors import InputError
+from errata.errors import InputError, told_together
 from errata.evaluation.records import Row
 from errata.facts import FactSet
 from errata.facts_io import read_facts
-from errata.methods import method_named
 from errata.models.language_model import LanguageModel
 from errata.output import check_new, new_directory
 from errata.recipe import Recipe
+from errata.recipe_settings import ContextSettings
 from errata.report.tables import before_after_table
 from errata.schedules import SCHEDULES
-from errata.statistics.store import check_corpus
 from errata.verbs.console import (
     DeviceOption,
     DtypeOption,
@@ -35,8 +34,8 @@ from errata.verbs.console import (
     write_json,
 )
 from errata.verbs.models import is_lab, token_check
-from errata.verbs.numbers import choices_of, numbers_of, show_notes
-from errata.verbs.questions import examination_for, show_absent
+from errata.verbs.numbers import read_numbers, show_notes
+from errata.verbs.questions import examination_for, read_questions, show_absent
 from errata.verbs.saving import record_of, save_edited
 
 EXAMPLE = "Example: errata edit --model lab --facts examples/facts.jsonl --method memit+blue --out edited"
@@ -84,24 +83,29 @@ def edit(
     json: JsonOption = None,
 ) -> None:
     """Edit facts into a model and show what changed. The model on disk is never touched: OUT is a new directory."""
-    method_named(method)
-    if out is None and not dry_run:
-        raise InputError("no --out was given", remedy="Name a new directory for the edited model, or add --dry-run")
-    if out is not None:
-        check_new(out)
-    where = placement(device, dtype)
     outline = outline_of(model, trust_remote_code=trust_remote_code)
-    choices = choices_of(method, schedule, layers, shaping)
-    numbers = numbers_of(model, method, recipe, batch_size, seed, corpus, choices, as_published=as_published)
-    seed = numbers.contexts.seed
+    lead = 0
+    with told_together("what was given") as part:
+        with part:
+            _check_out(out, dry_run=dry_run)
+        with part:
+            where = placement(device, dtype)
+        with part:
+            numbers = read_numbers(
+                model, method, recipe, batch_size=batch_size, seed=seed, corpus=corpus, schedule=schedule,
+                layers=layers, shaping=shaping, as_published=as_published,
+            )  # fmt: skip
+            lead = _lead_of(numbers.contexts)
+            outline.check_layers(numbers.layers)
+        with part:
+            fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
+        with part:
+            questions = read_questions(untouched)
+        with part:
+            lab = is_lab(model)
     show_notes(numbers, model)
-    outline.check_layers(numbers.layers)
-    if numbers.needs_statistics:
-        check_corpus(numbers.statistics)
-    contexts = numbers.contexts
-    lead = max(contexts.tokens) + 2 if contexts.openers and contexts.per_opener else 0  # ". " stands behind each
-    fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
-    examination = examination_for(fact_set, lab=is_lab(model), untouched=untouched, seed=seed)
+    seed = numbers.contexts.seed
+    examination = examination_for(fact_set, lab=lab, untouched=questions, seed=seed)
     if dry_run:
         _show_plan(fact_set, numbers, model, json)
         return
@@ -137,6 +141,18 @@ def edit(
     changed = f"norm of the change at {norms}" if norms else "no weight changed"
     console().print(f"Wrote {out} ({len(fact_set)} facts, {method}; {changed}).", highlight=False, markup=False)
     write_json(json, record)
+
+
+def _check_out(out: Path | None, *, dry_run: bool) -> None:
+    if out is not None:
+        check_new(out)
+    elif not dry_run:
+        raise InputError("no --out was given", remedy="Name a new directory for the edited model, or add --dry-run")
+
+
+def _lead_of(contexts: ContextSettings) -> int:
+    """How many tokens an edit puts before a prompt, at most: ". " stands behind each context."""
+    return max(contexts.tokens) + 2 if contexts.openers and contexts.per_opener else 0
 
 
 def _warn_if_nothing_took(rows: Sequence[Row]) -> None:

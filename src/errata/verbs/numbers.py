@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from errata.errors import Fault, FaultsError, InputError
-from errata.methods import BOUNDARY_SUFFIX
+from errata.errors import Fault, FaultsError, InputError, told_together
+from errata.methods import BOUNDARY_SUFFIX, method_named
 from errata.recipe import Recipe, read_recipe, shipped_recipe
 from errata.schedules import SCHEDULES
 from errata.shaping import SHAPERS
+from errata.statistics.corpus import open_corpus
+from errata.statistics.store import check_corpus
 from errata.verbs.console import error_console
 from errata.verbs.models import recipe_name
 
@@ -55,6 +57,42 @@ def _known(name: str, names: Iterable[str]) -> str:
     return f"{hint}Known: {', '.join(names)}"
 
 
+def read_numbers(
+    model: str,
+    method: str,
+    path: Path | None,
+    *,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    corpus: str | None = None,
+    schedule: str | None = None,
+    layers: str | None = None,
+    shaping: str | None = None,
+    as_published: bool = False,
+) -> Recipe:
+    """The recipe that an edit takes, with what the command line puts in place of its numbers.
+
+    Raises:
+        InputError, FaultsError: whatever is wrong with the recipe, the choices or the text for key statistics.
+    """
+    method_named(method)
+    choices: dict[str, Any] | None = None
+    numbers: Recipe | None = None
+    with told_together("the recipe") as part:
+        with part:
+            choices = choices_of(method, schedule, layers, shaping)
+        with part:  # a recipe is looked at even if the choices are no good; what as_published changes, they decide
+            publish = as_published and choices is not None
+            numbers = numbers_of(model, method, path, batch_size, seed, corpus, choices or {}, as_published=publish)
+        with part:
+            if numbers is not None and numbers.needs_statistics:
+                check_corpus(numbers.statistics)
+            elif numbers is None and corpus is not None:
+                open_corpus(_place_of(corpus))
+    assert numbers is not None
+    return numbers
+
+
 def numbers_of(
     model: str,
     method: str,
@@ -71,7 +109,7 @@ def numbers_of(
     else:
         numbers = shipped_recipe(recipe_name(model), method, as_published=as_published)
     if corpus is not None:
-        numbers = numbers.with_corpus(corpus if corpus == "lab" else Path(corpus).expanduser().resolve())
+        numbers = numbers.with_corpus(_place_of(corpus))
     contexts = numbers.contexts if seed is None else numbers.contexts.model_copy(update={"seed": seed})
     numbers = numbers.model_copy(update={"contexts": contexts, "batch_size": batch_size or numbers.batch_size})
     numbers = numbers.with_choices(choices) if choices else numbers
@@ -83,6 +121,11 @@ def numbers_of(
                 remedy="Leave out one of them",
             )
     return numbers
+
+
+def _place_of(corpus: str) -> str:
+    """Where a text lies that was named on the command line: its path counts from where the user stands."""
+    return corpus if corpus == "lab" else str(Path(corpus).expanduser().resolve())
 
 
 def show_notes(recipe: Recipe, model: str) -> None:

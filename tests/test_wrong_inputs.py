@@ -1,0 +1,124 @@
+"""What the verbs say of inputs that are wrong: all of it at once, and before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from errata.cli import run
+from errata.models.language_model import LanguageModel
+
+from tests.support.tiny_models import tiny_model
+
+ROOT = Path(__file__).resolve().parents[1]
+FACTS = ROOT / "examples" / "facts.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object, **kwargs: object) -> None:
+        raise AssertionError("no weights may be loaded")
+
+    monkeypatch.setattr(LanguageModel, "load", load)
+
+
+@pytest.fixture
+def wrong(tmp_path: Path) -> dict[str, str]:
+    """Files that are each wrong in another way."""
+    files = {"facts.jsonl": '{"subject": ""}\nno json\n', "others.jsonl": "3\n", "recipe.yaml": "model: m\nlayer: 1\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return {name: str(tmp_path / name) for name in files}
+
+
+@pytest.fixture
+def bare_model(tmp_path: Path) -> str:
+    """A directory with a model's configuration and tokenizer, without weights."""
+    model, tokenizer = tiny_model("gpt2")
+    model.config.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return " ".join(err.split())
+
+
+def test_edit_tells_the_faults_of_all_its_inputs_at_once(
+    wrong: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["edit", "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"], "--out", str(tmp_path)]
+    options = ["--corpus", "no-text.txt", "--shaping", "prun", "--layers", "one", "--dtype", "int3"]
+    assert run([*arguments, *options, "--recipe", wrong["recipe.yaml"]]) == 2
+    told = said(capsys)
+    for part in (
+        "facts.jsonl:1", "facts.jsonl:2", "others.jsonl:1", "recipe.yaml: layer: unknown key",
+        "recipe.yaml: statistics", "no-text.txt' cannot be read", "--shaping: there is no shaping 'prun'",
+        "--layers: 'one'", "'int3'", "exists already",
+    ):  # fmt: skip
+        assert part in told
+    assert told.startswith("error: what was given has ")
+
+
+def test_edit_tells_layers_that_do_not_exist_beside_the_facts_faults(
+    wrong: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["edit", "--facts", wrong["facts.jsonl"], "--layers", "0,99", "--dry-run"]
+    assert run([*arguments, "--method", "memit"]) == 2
+    told = said(capsys)
+    assert "layers [99] do not exist" in told
+    assert "facts.jsonl:2" in told
+    assert run([*arguments, "--method", "memitt"]) == 2
+    told = said(capsys)
+    assert "there is no method 'memitt'" in told
+    assert "facts.jsonl:2" in told
+
+
+def test_a_missing_text_is_told_once_even_if_the_recipe_names_it_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["edit", "--facts", str(tmp_path / "none.jsonl"), "--dry-run", "--method", "memit"]
+    assert run([*arguments, "--corpus", "no-text.txt"]) == 2
+    told = said(capsys)
+    assert "has 2 faults" in told
+    assert told.count("no-text.txt' cannot be read") == 1
+    assert "none.jsonl" in told
+
+
+def test_evaluate_tells_the_faults_of_all_its_inputs_at_once(
+    wrong: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["evaluate", "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"], "--device", "warp"]
+    assert run(arguments) == 2
+    told = said(capsys)
+    for part in ("facts.jsonl:1", "facts.jsonl:2", "others.jsonl:1", "'warp'"):
+        assert part in told
+
+
+def test_recipe_auto_tells_the_faults_of_all_its_inputs_at_once(
+    wrong: dict[str, str], bare_model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["recipe", "auto", "--model", bare_model, "--out", wrong["recipe.yaml"], "--methods", "memitt"]
+    files = ["--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"], "--corpus", "no-text.txt"]
+    assert run([*arguments, *files, "--layers", "77", "--device", "warp"]) == 2
+    told = said(capsys)
+    for part in (
+        "recipe.yaml exists already", "'memitt'", "facts.jsonl:1", "others.jsonl:1", "no-text.txt' cannot be read",
+        "layers [77] do not exist", "'warp'",
+    ):  # fmt: skip
+        assert part in told
+
+
+def test_recipe_auto_finds_facts_that_cannot_be_traced_before_the_weights_are_read(
+    bare_model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    facts = tmp_path / "facts.jsonl"
+    lines = [{"subject": name, "prompt": "{} was born in", "target": "Rome"} for name in ("Ann Lee", "Bob Ray")]
+    facts.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    arguments = ["recipe", "auto", "--model", bare_model, "--facts", str(facts), "--out", str(tmp_path / "auto.yaml")]
+    assert run([*arguments, "--corpus", str(facts)]) == 2
+    assert said(capsys).count("the fact has no 'truth' to trace") == 2
