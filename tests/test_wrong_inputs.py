@@ -122,3 +122,34 @@ def test_recipe_auto_finds_facts_that_cannot_be_traced_before_the_weights_are_re
     arguments = ["recipe", "auto", "--model", bare_model, "--facts", str(facts), "--out", str(tmp_path / "auto.yaml")]
     assert run([*arguments, "--corpus", str(facts)]) == 2
     assert said(capsys).count("the fact has no 'truth' to trace") == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["edit", "--facts", str(FACTS), "--out", "out", "--json"],
+        ["evaluate", "--facts", str(FACTS), "--json"],
+        ["ask", "Ada", "--json"],
+        ["locate", "--json"],
+        ["methods", "--json"],
+        ["doctor", "--json"],
+        ["demo", "--json"],
+        ["demo", "--svg"],
+        ["demo", "--out"],
+        ["recipe", "list", "--json"],
+        ["recipe", "auto", "--methods", "memit", "--out"],
+        ["recipe", "auto", "--methods", "memit", "--out", "auto.yaml", "--json"],
+        ["lab", "save", "lab", "--json"],
+    ],
+)
+def test_output_that_cannot_be_written_is_told_before_the_work(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("in the way", encoding="utf-8")
+    assert run([*arguments, "file/result"]) == 2
+    assert "cannot be written in" in said(capsys)
+    if arguments[-1] == "--json":
+        assert run([*arguments, "."]) == 2
+        assert "is a directory" in said(capsys)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

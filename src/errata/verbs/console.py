@@ -23,12 +23,20 @@ from rich.progress import (
 
 from errata.errors import Fault, FaultsError
 from errata.models.outline import Outline
-from errata.output import write_text
+from errata.output import check_file, write_text
 from errata.progress import Report
+
+
+def _writable(path: Path | None) -> Path | None:
+    if path is not None:
+        check_file(path)
+    return path
+
 
 JsonOption = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", dir_okay=False, help="Also write the result for machines to FILE."),
+    # Called while the command line is read: in every verb before its work.
+    typer.Option("--json", metavar="FILE", callback=_writable, help="Also write the result for machines to FILE."),
 ]
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="'lab' (the embedded model), a directory, or a name on the hub.")

@@ -20,7 +20,7 @@ from errata.locate import RULE, TracingSettings, default_window, locate
 from errata.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
-from errata.output import write_text
+from errata.output import check_file, write_text
 from errata.progress import Report
 from errata.statistics.corpus import open_corpus
 from errata.tracing.places import Position
@@ -135,6 +135,7 @@ def auto(
 def _check_out(out: Path, journal: Path) -> None:
     if out.exists() and not journal.exists():
         raise InputError(f"{out} exists already", remedy="Give another name, or remove it first")
+    check_file(out)
 
 
 def _text(corpus: str | None) -> str | None:
