@@ -9,6 +9,7 @@ import pytest
 
 from errata.cli import run
 from errata.models.language_model import LanguageModel
+from errata.models.outline import Outline
 
 from tests.support.tiny_models import tiny_model
 
@@ -153,3 +154,58 @@ def test_output_that_cannot_be_written_is_told_before_the_work(
         assert run([*arguments, "."]) == 2
         assert "is a directory" in said(capsys)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+VERBS = [
+    ["edit", "--out", "out", "--recipe", str(ROOT / "examples" / "recipe.yaml")],
+    ["evaluate"],
+    ["evaluate", "--model", "lab", "--against", "someone/some-model"],
+    ["recipe", "auto", "--out", "auto.yaml", "--corpus", str(FACTS), "--layers", "0,1"],
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_hub_is_not_asked_while_a_file_is_wrong(
+    verb: list[str],
+    wrong: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    load = Outline.load
+
+    def only_here(name: str, *, trust_remote_code: bool = False) -> Outline:
+        assert name == "lab", "the hub may not be asked"
+        return load(name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Outline, "load", only_here)
+    model = [] if "--against" in verb else ["--model", "someone/some-model"]
+    assert run([*verb, *model, "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"]]) == 2
+    told = said(capsys)
+    assert "facts.jsonl:2" in told
+    assert "others.jsonl:1" in told
+    assert "looking on the hub" not in told
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_only_the_hubs_model_can_tell_of_facts_is_told_when_it_is_there(
+    verb: list[str],
+    bare_model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    load = Outline.load
+
+    def from_here(name: str, *, trust_remote_code: bool = False) -> Outline:
+        return load("lab" if name == "lab" else bare_model)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Outline, "load", from_here)
+    facts = tmp_path / "facts.jsonl"
+    fact = {"subject": "Ann", "prompt": "word " * 90 + "{} was born in", "target": "Rome", "truth": "Oslo"}
+    facts.write_text(json.dumps(fact), encoding="utf-8")
+    model = [] if "--against" in verb else ["--model", "someone/some-model"]
+    assert run([*verb, *model, "--facts", str(facts)]) == 2
+    assert "tokens, but the model takes" in said(capsys)

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from errata.errors import Fault, FaultsError
-from errata.models.outline import Outline
+from errata.models.outline import Outline, is_hub_name
 from errata.output import check_file, write_text
 from errata.progress import Report
 
@@ -88,10 +88,17 @@ def placement(device: str | None, dtype: str | None) -> Placement:
 
 def outline_of(name: str, *, trust_remote_code: bool) -> Outline:
     """A model's outline; says so where the hub is asked for it, which can take a while without a network."""
-    if name != "lab" and not Path(name).is_dir() and name.count("/") <= 1 and not name.startswith((".", "~", "/")):
+    if is_hub_name(name):
         note = f"note: there is no directory {name!r} here; looking on the hub (HF_HUB_OFFLINE=1: only among downloads)"
         error_console().print(note, markup=False, highlight=False)
     return Outline.load(name, trust_remote_code=trust_remote_code)
+
+
+def outline_here(name: str, *, trust_remote_code: bool) -> Outline | None:
+    """A model's outline if it lies on this machine. The hub, which can be slow to say no, is left until all else that
+    was given has been looked at: None.
+    """
+    return None if is_hub_name(name) else outline_of(name, trust_remote_code=trust_remote_code)
 
 
 @contextmanager

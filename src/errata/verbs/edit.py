@@ -28,12 +28,13 @@ from errata.verbs.console import (
     TrustOption,
     console,
     error_console,
+    outline_here,
     outline_of,
     placement,
     progress,
     write_json,
 )
-from errata.verbs.models import is_lab, token_check
+from errata.verbs.models import check_facts, is_lab, token_check
 from errata.verbs.numbers import read_numbers, show_notes
 from errata.verbs.questions import examination_for, read_questions, show_absent
 from errata.verbs.saving import record_of, save_edited
@@ -83,7 +84,7 @@ def edit(
     json: JsonOption = None,
 ) -> None:
     """Edit facts into a model and show what changed. The model on disk is never touched: OUT is a new directory."""
-    outline = outline_of(model, trust_remote_code=trust_remote_code)
+    outline = outline_here(model, trust_remote_code=trust_remote_code)
     lead = 0
     with told_together("what was given") as part:
         with part:
@@ -96,13 +97,21 @@ def edit(
                 layers=layers, shaping=shaping, as_published=as_published,
             )  # fmt: skip
             lead = _lead_of(numbers.contexts)
-            outline.check_layers(numbers.layers)
+            if outline is not None:
+                outline.check_layers(numbers.layers)
         with part:
             fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
         with part:
             questions = read_questions(untouched)
         with part:
             lab = is_lab(model)
+    if outline is None:
+        outline = outline_of(model, trust_remote_code=trust_remote_code)
+        with told_together("what was given") as part:
+            with part:
+                outline.check_layers(numbers.layers)
+            with part:
+                check_facts(fact_set, outline, lead=lead)
     show_notes(numbers, model)
     seed = numbers.contexts.seed
     examination = examination_for(fact_set, lab=lab, untouched=questions, seed=seed)

@@ -23,12 +23,13 @@ from errata.verbs.console import (
     ModelOption,
     TrustOption,
     console,
+    outline_here,
     outline_of,
     placement,
     progress,
     write_json,
 )
-from errata.verbs.models import is_lab, token_check
+from errata.verbs.models import check_facts, is_lab, token_check
 from errata.verbs.questions import examination_for, read_questions, show_absent
 
 EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"
@@ -50,10 +51,11 @@ def evaluate(
 ) -> None:
     """Measure how well a model says the facts, and what it says of everything else."""
     names = (model, *([against] if against else []))
-    checks = [token_check(outline_of(name, trust_remote_code=trust_remote_code)) for name in names]
+    outlines = {name: outline_here(name, trust_remote_code=trust_remote_code) for name in names}
 
     def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
-        return list(dict.fromkeys(fault for one in checks for fault in one(found, places)))
+        each = [token_check(outline)(found, places) for outline in outlines.values()]
+        return list(dict.fromkeys(fault for faults in each for fault in faults))
 
     with told_together("what was given") as part:
         with part:
@@ -64,6 +66,8 @@ def evaluate(
             questions = read_questions(untouched)
         with part:
             lab = any(is_lab(name) for name in names)
+    for name in (name for name, outline in outlines.items() if outline is None):
+        check_facts(fact_set, outline_of(name, trust_remote_code=trust_remote_code))
     examination = examination_for(fact_set, lab=lab, untouched=questions, seed=seed)
     with progress() as report:
         loaded = LanguageModel.load(model, **where, trust_remote_code=trust_remote_code)

@@ -31,17 +31,19 @@ from errata.verbs.console import (
     ModelOption,
     TrustOption,
     console,
+    outline_here,
     outline_of,
     placement,
     progress,
     write_json,
 )
-from errata.verbs.models import is_lab, token_check
+from errata.verbs.models import check_facts, is_lab, token_check
 from errata.verbs.questions import examination_for, read_questions
 
 EXAMPLE = "Example: errata recipe auto --model lab --methods memit --out auto.yaml --minutes 5"
 LAB_SEED = 950  # of the held-out facts that the lab draws: no report draws its own with it
 FACTS = 100
+LEAD = 12  # tokens that the contexts of a search put before a prompt
 
 
 def auto(
@@ -76,7 +78,7 @@ def auto(
     searched: scale-free defaults are written, for which only the model's configuration is read.
     """
     journal = out.with_name(out.name + ".tries.jsonl")
-    outline = outline_of(model, trust_remote_code=trust_remote_code)
+    outline = outline_here(model, trust_remote_code=trust_remote_code)
     search, traced = minutes != 0, minutes != 0 and layers is None
     with told_together("what was given") as part:
         with part:
@@ -87,7 +89,8 @@ def auto(
             _check_out(out, journal)
         with part:
             chosen = None if layers is None else _numbers(layers)
-            outline.check_layers(chosen or ())
+            if outline is not None:
+                outline.check_layers(chosen or ())
         with part:
             text = _text(corpus)
         with part:
@@ -99,6 +102,14 @@ def auto(
             given = None if facts is None else _read_held_out(facts, outline, traced=traced)
         with part:
             questions = read_questions(untouched)
+    if outline is None:
+        outline = outline_of(model, trust_remote_code=trust_remote_code)
+        with told_together("what was given") as part:
+            with part:
+                outline.check_layers(chosen or ())
+            with part:
+                if given is not None:
+                    check_facts(given, outline, lead=LEAD)
     if not search:
         _write_unsearched(model, rows, outline, chosen, text, tokens, out)
         return
@@ -158,13 +169,13 @@ def _check_given(facts: Path | None, corpus: str | None) -> None:
         raise FaultsError("the command line", faults)
 
 
-def _read_held_out(path: Path, outline: Outline, *, traced: bool) -> FactSet:
+def _read_held_out(path: Path, outline: Outline | None, *, traced: bool) -> FactSet:
     """The user's facts; what has no truth cannot be traced.
 
     Raises:
         InputError, FaultsError: as ``read_facts``.
     """
-    tokens = token_check(outline, lead=12)
+    tokens = token_check(outline, lead=LEAD)
 
     def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
         lacking = [place for fact, place in zip(found, places, strict=True) if traced and fact.truth is None]
