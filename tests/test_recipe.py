@@ -235,6 +235,18 @@ def test_a_missing_solver_entry_is_named() -> None:
     assert set(faults_of(yaml.safe_dump(data), "alphaedit")) == {"solver.threshold", "solver.l2"}
 
 
+def test_faults_name_the_line_of_the_place_that_counts() -> None:
+    text = "layers: [3, 1]\nsolver: {ridge: 1}\ntarget:\n  steps: 0\nmethods:\n  memit:\n    solver: {ridge: -1}\n"
+    with pytest.raises(FaultsError) as caught:
+        parse_recipe(text, "memit+blue", source="x")
+    lines = {fault.where: fault.line for fault in caught.value.faults}
+    assert lines["x: layers"] == 1
+    assert lines["x: target.steps"] == 4
+    assert lines["x: target.learning_rate"] == 3  # missing in this section
+    assert lines["x: solver.ridge"] == 7
+    assert "x: target.steps (line 4): input should be" in str(caught.value)
+
+
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(InputError, match="Did you mean 'memit'"):
         parse_recipe(yaml.safe_dump(VALID), "memitt", source="x")

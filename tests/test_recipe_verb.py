@@ -193,6 +193,40 @@ def test_files_that_are_wrong_as_a_whole(tmp_path: Path, text: str, where: str |
     assert words in (faults[where] if where is not None else "".join(faults.values()))
 
 
+def test_faults_name_their_line_or_that_of_the_section_around(tmp_path: Path) -> None:
+    path, out = tmp_path / "own.yaml", tmp_path / "check.json"
+    path.write_text(WRONG.lstrip(), encoding="utf-8")
+    assert run(["recipe", "check", str(path), "--json", str(out)]) == 2
+    faults = json.loads(out.read_text(encoding="utf-8"))["faults"]
+    lines = {fault["where"].removeprefix(f"{path}: "): fault["line"] for fault in faults}
+    assert lines == {
+        "layer": 2,
+        "target.steps": 4,
+        "target.learning_rat": 4,
+        "target.learning_rate": 4,  # missing in this section
+        "statistics.tokens": 5,
+        "methods.memit.solver.ridge": 7,
+        "methods.memit+blue.target.clam": 8,
+        "methods.rect.solver.ridge": 9,
+        "methods.pmet.solver.ridge": 10,  # missing in this entry
+        "methods.memmit": 12,
+        "methods.emmet": 13,
+    }
+
+
+def test_keys_that_stand_twice_are_told_with_both_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "examples" / "recipe.yaml").read_text(encoding="utf-8")
+    count = len(text.splitlines())
+    path = tmp_path / "own.yaml"
+    path.write_text(f"{text}  memit: {{solver: {{ridge: 1, ridge: 2}}}}\nlayers: [0]\n", encoding="utf-8")
+    for verb in (["recipe", "check", str(path)], ["edit", "--dry-run", "--facts", str(FACTS), "--recipe", str(path)]):
+        assert run(verb) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "has 2 faults" in said
+        assert f"methods.memit (line {count + 1}): this key stands there twice, first in line {count - 2}" in said
+        assert f"layers (line {count + 2}): this key stands there twice" in said
+
+
 # edit -----------------------------------------------------------------------------------------------------------------
 
 

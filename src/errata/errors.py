@@ -32,14 +32,16 @@ class InputError(ErrataError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong in an input: where it is, what is wrong, what to do."""
+    """One thing wrong in an input: where it is, what is wrong, what to do; its line, unless ``where`` tells it."""
 
     where: str
     what: str
     remedy: str
+    line: int | None = None
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""  # what an InputError says names its place itself
+        line = "" if self.line is None else f" (line {self.line})"
+        place = f"{self.where}{line}: " if self.where else ""  # what an InputError says names its place itself
         return f"{place}{self.what}. {self.remedy}" if self.remedy else f"{place}{self.what}"
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from errata.errors import FaultsError, InputError
 from errata.methods import method_named
-from errata.recipe_faults import fault_of
+from errata.recipe_faults import fault_of, path_of
 from errata.recipe_files import RecipeFile, merge, parse_file, read_file, shipped_for
 from errata.recipe_settings import (
     AnyTargetSettings,
@@ -141,7 +141,9 @@ def _recipe_from(file: RecipeFile, method: str, *, as_published: bool) -> Recipe
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
-        faults += [fault_of(file.source, item, Recipe.model_fields) for item in error.errors()]
+        for item in error.errors():
+            fault = fault_of(file.source, item, Recipe.model_fields)
+            faults.append(replace(fault, line=file.line(method, tuple(path_of(item)))))
         raise FaultsError(f"the recipe {file.source} for {method}", faults) from error
     if faults:
         raise FaultsError(f"the recipe {file.source}", faults)

@@ -13,6 +13,7 @@ from errata.methods import BOUNDARY_SUFFIX, method_named
 from errata.recipe import Recipe
 from errata.recipe_faults import fault_of, path_of
 from errata.recipe_files import RecipeFile, read_file
+from errata.recipe_yaml import KeyPath, line_of
 
 
 def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]:
@@ -57,8 +58,9 @@ def _method_faults(file: RecipeFile, names: Sequence[str]) -> list[Fault]:
         for item in _errors(file, name):
             fault = fault_of(file.source, item, Recipe.model_fields)
             path = path_of(item)
-            if (where := _place(file, name, path, missing=item["type"] == "missing")) is not None:
-                found = Fault(f"{file.source}: {where}", fault.what, fault.remedy)
+            if (place := _place(file, name, path, missing=item["type"] == "missing")) is not None:
+                where = ".".join(str(part) for part in place)
+                found = Fault(f"{file.source}: {where}", fault.what, fault.remedy, line_of(file.lines, place))
                 placed.setdefault((found.where, found.what), found)
             else:
                 nowhere.setdefault(fault, []).append(name)
@@ -76,22 +78,24 @@ def _errors(file: RecipeFile, name: str) -> Sequence[Any]:
 def _told(file: RecipeFile, fault: Fault, whose: Sequence[str], names: Sequence[str]) -> Iterable[Fault]:
     path = fault.where.removeprefix(f"{file.source}: ")
     if len(whose) == len(names):
-        yield Fault(f"{file.source}: {path}" if path else file.source, fault.what, fault.remedy)
+        line = line_of(file.lines, tuple(path.split(".")))
+        yield Fault(f"{file.source}: {path}" if path else file.source, fault.what, fault.remedy, line)
         return
     for name in whose:
         base = name.removesuffix(BOUNDARY_SUFFIX)
         if base == name or base not in whose:
             where = ".".join(part for part in ("methods", name, path) if part)
-            yield Fault(f"{file.source}: {where}", fault.what, fault.remedy)
+            line = line_of(file.lines, ("methods", name, *path.split(".")))
+            yield Fault(f"{file.source}: {where}", fault.what, fault.remedy, line)
 
 
-def _place(file: RecipeFile, name: str, path: Sequence[Any], *, missing: bool) -> str | None:
+def _place(file: RecipeFile, name: str, path: Sequence[Any], *, missing: bool) -> KeyPath | None:
     """The last place in the file that says what counts for the method at ``path``; None if no place does."""
     if missing or not path:
         return None
     for place, layer in reversed(file.layers(name)):
         if _holds(layer, path):
-            return ".".join(str(part) for part in (place, *path) if part != "")
+            return (*place, *path)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from errata.errors import FaultsError, InputError
+from errata.errors import Fault, FaultsError, InputError
 from errata.recipe import Recipe, shipped_recipe
 from errata.recipe_check import check_recipe
 from errata.recipe_files import shipped_file, shipped_names
@@ -99,11 +100,11 @@ def check(
     try:
         methods = check_recipe(file, method)
     except FaultsError as error:
-        faults = [{"where": fault.where, "what": fault.what, "remedy": fault.remedy} for fault in error.faults]
+        faults = [asdict(fault) for fault in error.faults]
         write_json(json, {"file": str(file), "valid": False, "faults": faults})
         raise
     except InputError as error:
-        faults = [{"where": str(file), "what": error.what, "remedy": error.remedy}]
+        faults = [asdict(Fault(str(file), error.what, error.remedy))]
         write_json(json, {"file": str(file), "valid": False, "faults": faults})
         raise
     console().print(f"{file} holds for {', '.join(methods)}.", markup=False, highlight=False, soft_wrap=True)
