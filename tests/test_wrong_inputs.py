@@ -209,3 +209,36 @@ def test_what_only_the_hubs_model_can_tell_of_facts_is_told_when_it_is_there(
     model = [] if "--against" in verb else ["--model", "someone/some-model"]
     assert run([*verb, *model, "--facts", str(facts)]) == 2
     assert "tokens, but the model takes" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "words"),
+    [
+        ("--shaping", "", "names no shaping"),
+        ("--shaping", "rect,", "between two commas or at an end"),
+        ("--shaping", "rect,,norm_cap", "between two commas or at an end"),
+        ("--shaping", "none,rect", "names 'none' beside others"),
+        ("--layers", "", "is no list of numbers"),
+        ("--layers", "1,", "between two commas or at an end"),
+        ("--layers", "0,,2", "between two commas or at an end"),
+    ],
+)
+def test_lists_with_empty_places_are_refused(
+    option: str, text: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["edit", "--facts", str(FACTS), "--dry-run", "--method", "memit", option, text]) == 2
+    told = said(capsys)
+    assert f"{option}: {text!r}" in told
+    assert words in told
+    assert ("none as none" in told) == (option == "--shaping" and "none" not in text)
+
+
+def test_boundary_layers_that_are_one_layer_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["edit", "--facts", str(FACTS), "--dry-run", "--layers", "1"]
+    for choice in (["--method", "memit+blue"], ["--method", "memit", "--schedule", "boundary"]):
+        assert run([*arguments, *choice]) == 0
+        assert "has one layer here (1), both the first and the last: this is the same as the schedule 'single'" in said(
+            capsys
+        )
+    assert run([*arguments, "--method", "memit", "--schedule", "single"]) == 0
+    assert "the same as" not in said(capsys)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,42 @@ def choices_of(method: str, schedule: str | None, layers: str | None, shaping: s
             faults.append(Fault("--schedule", f"{method!r} is the boundary schedule", "Leave out one of the two"))
     if layers is not None:
         try:
-            choices["layers"] = [int(part) for part in layers.split(",")]
-        except ValueError:
-            faults.append(Fault("--layers", f"{layers!r} is no list of numbers", "Write them as 4,5,6"))
+            choices["layers"] = layers_named(layers)
+        except FaultsError as error:
+            faults += error.faults
     if shaping is not None:
-        kinds = [kind.strip() for kind in shaping.split(",") if kind.strip() not in ("", "none")]
-        choices["shaping"] = [{"kind": kind} for kind in kinds]
-        unknown = [kind for kind in kinds if kind not in SHAPERS]
-        faults += [
-            Fault("--shaping", f"there is no shaping {kind!r}", f"Known: {', '.join(SHAPERS)}, none")
-            for kind in unknown
-        ]
+        kinds = [kind.strip() for kind in shaping.split(",")]
+        choices["shaping"] = [{"kind": kind} for kind in kinds if kind != "none"]
+        faults += _shaping_faults(shaping, kinds)
     if faults:
         raise FaultsError("the command line", faults)
     return choices
+
+
+def layers_named(text: str) -> list[int]:
+    """What --layers names, in the order in which it does.
+
+    Raises:
+        FaultsError: if it is no list of numbers, or has empty places.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        return [int(part) for part in parts]
+    except ValueError as error:
+        has_gap = "" in parts and any(parts)
+        what = "names no layer between two commas or at an end" if has_gap else "is no list of numbers"
+        fault = Fault("--layers", f"{text!r} {what}", "Write them as 4,5,6")
+        raise FaultsError("the command line", [fault]) from error
+
+
+def _shaping_faults(text: str, kinds: Sequence[str]) -> list[Fault]:
+    if "" in kinds:
+        what = "names no shaping between two commas or at an end" if any(kinds) else "names no shaping"
+        return [Fault("--shaping", f"{text!r} {what}", "Write one as rect, several as rect,norm_cap, and none as none")]
+    if "none" in kinds and len(kinds) > 1:
+        return [Fault("--shaping", f"{text!r} names 'none' beside others", "Leave out one of them")]
+    unknown = [kind for kind in kinds if kind not in (*SHAPERS, "none")]
+    return [Fault("--shaping", f"there is no shaping {kind!r}", _known(kind, [*SHAPERS, "none"])) for kind in unknown]
 
 
 def _known(name: str, names: Iterable[str]) -> str:
@@ -134,6 +156,9 @@ def show_notes(recipe: Recipe, model: str) -> None:
     notes = []
     if _last_part(recipe.model) not in names:
         notes.append(f"the recipe's numbers are for {recipe.model!r}; they are taken for {model!r} as they are")
+    if recipe.schedule == "boundary" and len(recipe.layers) == 1:
+        which = f"the schedule 'boundary' has one layer here ({recipe.layers[0]}), both the first and the last"
+        notes.append(f"{which}: this is the same as the schedule 'single'")
     if recipe.is_automatic:
         notes.append(f"the recipe is {recipe.source}")
     for note in notes:

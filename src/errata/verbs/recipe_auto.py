@@ -38,6 +38,7 @@ from errata.verbs.console import (
     write_json,
 )
 from errata.verbs.models import check_facts, is_lab, token_check
+from errata.verbs.numbers import layers_named
 from errata.verbs.questions import examination_for, read_questions
 
 EXAMPLE = "Example: errata recipe auto --model lab --methods memit --out auto.yaml --minutes 5"
@@ -88,7 +89,7 @@ def auto(
         with part:
             _check_out(out, journal)
         with part:
-            chosen = None if layers is None else _numbers(layers)
+            chosen = None if layers is None else tuple(sorted(set(layers_named(layers))))
             if outline is not None:
                 outline.check_layers(chosen or ())
         with part:
@@ -226,10 +227,3 @@ def _rows(methods: str) -> list[Method]:
     if not names:
         raise InputError("no method was named", remedy="Give some of `errata methods`")
     return [method_named(name) for name in dict.fromkeys(names)]
-
-
-def _numbers(layers: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({int(part) for part in layers.split(",")}))
-    except ValueError as error:
-        raise InputError(f"--layers {layers!r} is no list of numbers", remedy="Write them as 4,5,6") from error
