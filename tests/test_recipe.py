@@ -361,6 +361,18 @@ def test_as_published_changes_what_published_numbers_depend_on() -> None:
         shipped_recipe("lab", "memit", as_published=True)
 
 
+@pytest.mark.parametrize("method", ["memit", "memit+blue", "prune", "prune+blue"])
+def test_as_published_goes_by_what_is_run(method: str) -> None:
+    """Another row with the same schedule and shaping has the same faults."""
+    choices = {"schedule": "boundary", "shaping": [{"kind": "norm_cap"}, {"kind": "prune"}]}
+    chosen = shipped_recipe("lab", method).with_choices(choices)
+    target = chosen.target.model_copy(update={"weights": "original"})
+    shaping = (chosen.shaping[0], PruneSettings(kind="prune", on_top=True))
+    assert chosen.as_published() == chosen.model_copy(update={"target": target, "shaping": shaping})
+    with pytest.raises(InputError, match="depends on a fault"):
+        chosen.with_choices({"schedule": "even", "shaping": []}).as_published()
+
+
 # Published numbers ----------------------------------------------------------------------------------------------------
 
 

@@ -57,7 +57,7 @@ def test_edit_tells_the_faults_of_all_its_inputs_at_once(
     assert run([*arguments, *options, "--recipe", wrong["recipe.yaml"]]) == 2
     told = said(capsys)
     for part in (
-        "facts.jsonl:1", "facts.jsonl:2", "others.jsonl:1", "recipe.yaml: layer: unknown key",
+        "facts.jsonl:1", "facts.jsonl:2", "others.jsonl:1", "recipe.yaml: layer (line 2): unknown",
         "recipe.yaml: statistics", "no-text.txt' cannot be read", "--shaping: there is no shaping 'prun'",
         "--layers: 'one'", "'int3'", "exists already",
     ):  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.errors import Fault, FaultsError, InputError, told_together
-from errata.methods import BOUNDARY_SUFFIX, method_named
+from errata.methods import BOUNDARY_SUFFIX, method_named, published_faults
 from errata.recipe import Recipe, read_recipe, shipped_recipe
 from errata.schedules import SCHEDULES
 from errata.shaping import SHAPERS
@@ -98,51 +98,40 @@ def read_numbers(
         InputError, FaultsError: whatever is wrong with the recipe, the choices or the text for key statistics.
     """
     method_named(method)
-    choices: dict[str, Any] | None = None
     numbers: Recipe | None = None
     with told_together("the recipe") as part:
         with part:
+            numbers = shipped_recipe(recipe_name(model), method) if path is None else read_recipe(path, method)
+            numbers = _with_own(numbers, batch_size, seed, corpus)
+        with part:
             choices = choices_of(method, schedule, layers, shaping)
-        with part:  # a recipe is looked at even if the choices are no good; what as_published changes, they decide
-            publish = as_published and choices is not None
-            numbers = numbers_of(model, method, path, batch_size, seed, corpus, choices or {}, as_published=publish)
+            if numbers is not None:
+                chosen = numbers.with_choices(choices) if choices else numbers
+                chosen = _as_published(chosen, numbers, choices) if as_published else chosen
         with part:
             if numbers is not None and numbers.needs_statistics:
                 check_corpus(numbers.statistics)
             elif numbers is None and corpus is not None:
                 open_corpus(_place_of(corpus))
-    assert numbers is not None
-    return numbers
+    return chosen
 
 
-def numbers_of(
-    model: str,
-    method: str,
-    path: Path | None,
-    batch_size: int | None,
-    seed: int | None,
-    corpus: str | None,
-    choices: Mapping[str, Any],
-    *,
-    as_published: bool,
-) -> Recipe:
-    if path is not None:
-        numbers = read_recipe(path, method, as_published=as_published)
-    else:
-        numbers = shipped_recipe(recipe_name(model), method, as_published=as_published)
+def _with_own(recipe: Recipe, batch_size: int | None, seed: int | None, corpus: str | None) -> Recipe:
+    """The recipe with the user's numbers in place of those that have nothing to do with the method."""
     if corpus is not None:
-        numbers = numbers.with_corpus(_place_of(corpus))
-    contexts = numbers.contexts if seed is None else numbers.contexts.model_copy(update={"seed": seed})
-    numbers = numbers.model_copy(update={"contexts": contexts, "batch_size": batch_size or numbers.batch_size})
-    numbers = numbers.with_choices(choices) if choices else numbers
-    if as_published:
-        plain = numbers_of(model, method, path, batch_size, seed, corpus, choices, as_published=False)
-        if plain.model_dump(exclude={"source"}) == numbers.model_dump(exclude={"source"}):
-            raise InputError(
-                f"--as-published changes nothing here: {', '.join(choices)} took the place of what it changes",
-                remedy="Leave out one of them",
-            )
-    return numbers
+        recipe = recipe.with_corpus(_place_of(corpus))
+    contexts = recipe.contexts if seed is None else recipe.contexts.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"contexts": contexts, "batch_size": batch_size or recipe.batch_size})
+
+
+def _as_published(chosen: Recipe, before: Recipe, choices: Mapping[str, Any]) -> Recipe:
+    """As ``Recipe.as_published``; where choices took the place of all that it would have changed, this is said."""
+    if published_faults(before.model_dump()) and not published_faults(chosen.model_dump()):
+        raise InputError(
+            f"--as-published changes nothing here: {', '.join(choices)} took the place of what it changes",
+            remedy="Leave out one of them",
+        )
+    return chosen.as_published()
 
 
 def _place_of(corpus: str) -> str:
