@@ -132,10 +132,24 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
 def test_a_recipe_without_faults_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = ROOT / "examples" / "recipe.yaml", tmp_path / "check.json"
     assert run(["recipe", "check", str(path), "--json", str(out)]) == 0
-    assert capsys.readouterr().out == f"{path} holds for memit, memit_seq, alphaedit.\n"
+    told = "memit, memit_seq, alphaedit (each with and without +blue)"  # an entry counts for its +blue too
+    assert capsys.readouterr().out == f"{path} holds for {told}.\n"
     report = json.loads(out.read_text(encoding="utf-8"))
-    assert report == {"file": str(path), "valid": True, "methods": ["memit", "memit_seq", "alphaedit"], "faults": []}
+    methods = [form for name in ("memit", "memit_seq", "alphaedit") for form in (name, f"{name}+blue")]
+    assert report == {"file": str(path), "valid": True, "methods": methods, "faults": []}
     assert run(["recipe", "check", str(path), "--method", "memit+blue"]) == 0
+
+
+def test_only_what_a_file_has_numbers_for_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = yaml.safe_load((ROOT / "examples" / "recipe.yaml").read_text(encoding="utf-8"))
+    data["methods"] = {"rect+blue": data["methods"]["memit"], "memit": data["methods"]["memit"], "memit+blue": {}}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    assert run(["recipe", "check", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path} holds for memit (with and without +blue), rect+blue.\n"
+    path.write_text(read_recipe(path, "memit").to_yaml(), encoding="utf-8")
+    assert run(["recipe", "check", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path} holds for memit.\n"  # written for this one
 
 
 def test_all_faults_of_all_methods_are_told_once_and_by_their_place(tmp_path: Path) -> None:

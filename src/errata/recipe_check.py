@@ -17,7 +17,7 @@ from errata.recipe_yaml import KeyPath, line_of
 
 
 def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]:
-    """Check a file for one method, or for every one that it names.
+    """Check a file for one method, or for every one that it holds numbers for.
 
     Returns:
         The methods that it was checked for; it holds for all of them.
@@ -29,7 +29,7 @@ def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]
     file = read_file(path)
     if method is not None:
         method_named(method)
-    names = file.names if method is None else (method,)
+    names = file.covered if method is None else (method,)
     if not names:
         raise InputError(f"{path} names no method to check it for", remedy="Name one with --method")
     faults = [*file.faults(), *_method_faults(file, [name for name in names if _is_method(name)])]
@@ -50,7 +50,7 @@ def _method_faults(file: RecipeFile, names: Sequence[str]) -> list[Fault]:
     """The faults of the recipes for these methods.
 
     What stands in the file is told where it stands. What stands nowhere (a missing key, a contradiction) is told of the
-    whole file if all methods suffer from it, else of each method that does, but not of ``+blue`` beside its base.
+    whole file if all that it names suffer from it, else of each method that does, but not of ``+blue`` beside its base.
     """
     placed: dict[tuple[str, str], Fault] = {}
     nowhere: dict[Fault, list[str]] = {}
@@ -64,7 +64,8 @@ def _method_faults(file: RecipeFile, names: Sequence[str]) -> list[Fault]:
                 placed.setdefault((found.where, found.what), found)
             else:
                 nowhere.setdefault(fault, []).append(name)
-    return [*placed.values(), *(told for fault, whose in nowhere.items() for told in _told(file, fault, whose, names))]
+    named = [name for name in names if name in file.names] or names
+    return [*placed.values(), *(told for fault, whose in nowhere.items() for told in _told(file, fault, whose, named))]
 
 
 def _errors(file: RecipeFile, name: str) -> Sequence[Any]:
@@ -77,7 +78,7 @@ def _errors(file: RecipeFile, name: str) -> Sequence[Any]:
 
 def _told(file: RecipeFile, fault: Fault, whose: Sequence[str], names: Sequence[str]) -> Iterable[Fault]:
     path = fault.where.removeprefix(f"{file.source}: ")
-    if len(whose) == len(names):
+    if set(names) <= set(whose):
         line = line_of(file.lines, tuple(path.split(".")))
         yield Fault(f"{file.source}: {path}" if path else file.source, fault.what, fault.remedy, line)
         return

@@ -44,6 +44,14 @@ class RecipeFile:
         return (str(self.data["method"]),) if "method" in self.data else tuple(str(name) for name in self.entries)
 
     @property
+    def covered(self) -> tuple[str, ...]:
+        """The methods that it holds numbers for: a row's entry counts for its ``+blue`` too."""
+        if "method" in self.data:
+            return self.names
+        forms = ((name, f"{name.removesuffix(BOUNDARY_SUFFIX)}{BOUNDARY_SUFFIX}") for name in self.names)
+        return tuple(dict.fromkeys(form for each in forms for form in each))
+
+    @property
     def also(self) -> tuple[str, ...]:
         """Further names of models that its numbers are taken for, in lower case."""
         return tuple(str(name).lower() for name in self.data.get("also") or ())
