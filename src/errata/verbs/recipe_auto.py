@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from errata.benchmark.recipe_file import automatic_file, layers_by_depth, unsearched_recipe
+from errata.benchmark.recipe_journal import read_journal
 from errata.benchmark.recipe_search import RecipeSearch, starting_recipe
 from errata.errors import Fault, FaultsError, InputError, told_together
 from errata.facts import Fact, FactSet
@@ -31,6 +33,7 @@ from errata.verbs.console import (
     ModelOption,
     TrustOption,
     console,
+    error_console,
     outline_here,
     outline_of,
     placement,
@@ -118,7 +121,7 @@ def auto(
     examination = examination_for(held_out, lab=lab, untouched=questions, seed=seed)
     loaded = LanguageModel.load(model, **where, trust_remote_code=trust_remote_code)
     reasons: dict[str, Any] = {}
-    with progress() as report:
+    with _tries_told(journal), progress() as report:
         if chosen is None:
             chosen, why = _located(loaded, held_out, lab=lab, seed=seed, report=report)
         else:
@@ -142,6 +145,20 @@ def auto(
         console().print(f"Time was up before all was tried for {', '.join(incomplete)}; the same command goes on.")
     console().print(f"Wrote {out}", highlight=False)
     write_json(json, {"out": str(out), "layers": list(chosen), "why": why, "reasons": reasons})
+
+
+@contextmanager
+def _tries_told(journal: Path) -> Iterator[None]:
+    """After Ctrl-C, say what is kept, if anything is: hours of tries look lost otherwise."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if kept := len(read_journal(journal)):
+            tries = f"{kept} finished {'try is' if kept == 1 else 'tries are'} kept in {journal}"
+            error_console().print(
+                f"{tries}; the same command goes on from there", markup=False, highlight=False, soft_wrap=True
+            )
+        raise
 
 
 def _check_out(out: Path, journal: Path) -> None:
