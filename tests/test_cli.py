@@ -310,6 +310,20 @@ def test_what_was_changed_stands_in_the_source_and_a_switch_without_effect_is_re
     assert "Did you mean 'boundary'?" in " ".join(capsys.readouterr().err.split())
 
 
+def test_as_published_goes_by_what_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "plan.json"
+    arguments = ["edit", "--facts", str(FACTS), "--dry-run", "--json", str(plan), "--as-published"]
+    assert run([*arguments, "--method", "memit", "--schedule", "boundary"]) == 0
+    assert json.loads(plan.read_text(encoding="utf-8"))["recipe"]["target"]["weights"] == "original"
+    assert run([*arguments, "--method", "memit", "--shaping", "norm_cap,prune"]) == 0
+    recipe = json.loads(plan.read_text(encoding="utf-8"))["recipe"]
+    assert recipe["shaping"] == [{"kind": "norm_cap"}, {"kind": "prune", "on_top": True}]
+    assert recipe["target"]["weights"] == "current"
+    assert run([*arguments, "--method", "prune+blue", "--shaping", "none"]) == 0  # the schedule's fault is left
+    assert run([*arguments, "--method", "memit", "--schedule", "sqrt"]) == 2
+    assert "no published number of 'memit' depends on a fault" in " ".join(capsys.readouterr().err.split())
+
+
 def test_facts_that_no_round_is_for_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     text = (ROOT / "src" / "errata" / "recipes" / "lab.yaml").read_text(encoding="utf-8")

@@ -105,10 +105,15 @@ def source_of(name: str) -> str:
         from errata.lab.package import lab_directory  # lab is data; models must not need it
 
         return str(lab_directory())
-    looks_like_path = name.endswith("/") or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_like_path and not Path(name).is_dir():
+    if not is_hub_name(name) and not Path(name).is_dir():
         raise OSError("there is no such directory")
     return name
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether the hub has to be asked: it is neither ``lab``, nor a directory, nor what can only be a path."""
+    is_path = name.endswith("/") or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return name != "lab" and not is_path and not Path(name).is_dir()
 
 
 @contextmanager

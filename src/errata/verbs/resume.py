@@ -14,6 +14,7 @@ from errata.recipe import Recipe
 from errata.run_directory import RunDirectory, open_run
 from errata.verbs.console import Placement, error_console
 from errata.verbs.finish import finish_run
+from errata.verbs.saving import check_output
 
 
 def resume_run(
@@ -39,6 +40,8 @@ def resume_run(
     Raises:
         FaultsError: everything that is not what the run began with; nothing has happened.
     """
+    if out is not None:
+        check_output(out)
     run = open_run(path)
     faults = [Fault(option, "it cannot be given together with --resume", "Leave it out") for option in new]
     if facts is not None and read_facts(facts).digest() != run.facts.digest():
