@@ -136,7 +136,10 @@ class BatchWriter:
                 if term.layer == layer:
                     term.add_to(change)
             mask = shaper.mask(change, began[layer])
-            masked.append(SparseTerm(layer, change[mask], mask))
+            # Kept off the GPU: a term stays for the life of the run, and unlike factors, which are as wide as the batch
+            # has facts, values and mask are as large as W for every batch. They are added now, and again only when a
+            # change is undone or left out for a while.
+            masked.append(SparseTerm(layer, change[mask].cpu(), mask.cpu()))
         self.model.edits.add(masked)
         return masked
 
