@@ -56,6 +56,13 @@ def check_file(target: Path) -> None:
     _check_parent(target)
 
 
+def check_new_file(target: Path) -> None:
+    """As ``check_file``, and also if anything is there."""
+    if target.exists() or target.is_symlink():
+        raise InputError(f"{target} exists already", remedy="Give another name, or remove it first")
+    _check_parent(target)
+
+
 def _check_parent(target: Path) -> None:
     """Told before the work, not after it."""
     parent = next(folder for folder in target.absolute().parents if folder.exists())

@@ -166,6 +166,7 @@ def _check_out(out: Path, journal: Path) -> None:
     if out.exists() and not journal.exists():
         raise InputError(f"{out} exists already", remedy="Give another name, or remove it first")
     check_file(out)
+    read_journal(journal)  # a broken one is told now, and not after the model has been traced
 
 
 def _text(corpus: str | None) -> str | None:
