@@ -109,7 +109,7 @@ def test_diff_of_edits_and_of_models(made: Path, tmp_path: Path, capsys: Capture
 def test_reverting_is_exact_and_says_what_stood_on_top(made: Path, tmp_path: Path, capsys: Capture, kind: str) -> None:
     assert run(["revert", str(made / kind), "--patch", "first", "--out", str(tmp_path / "left")]) == 0
     err = said(capsys)[1]
-    assert "3 facts of second stood on what was taken out" in err
+    assert "second (3 facts) stood on what was taken out" in err
     assert f"errata rebuild {made / kind} --without first --out".replace(" ", "") in err.replace(" ", "")
     expected = LanguageModel.load("lab")
     Patch.load(made / "second.safetensors").apply(expected, force=True)
