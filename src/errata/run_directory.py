@@ -13,7 +13,6 @@ lock                       held while a process works here
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -198,6 +197,8 @@ class RunDirectory:
         Raises:
             InputError: if another process does.
         """
+        import fcntl  # not on Windows, where all but runs works
+
         with (self.path / "lock").open("a+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,6 +211,7 @@ class RunDirectory:
             file.truncate(0)
             file.write(f"process {os.getpid()}")
             file.flush()
+            self.ledger = read_ledger(self.ledger.path)  # another process may have gone on since it was opened
             yield
 
 
@@ -241,7 +243,7 @@ def create_run(
         new_ledger(partial / "ledger.jsonl")
         manifest = Manifest(
             created=now(),
-            model=model,
+            model=str(Path(model).resolve()) if Path(model).is_dir() else model,
             fingerprint=fingerprint,
             dtype=dtype,
             lab=lab,
