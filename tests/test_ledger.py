@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,11 +168,8 @@ def test_whatever_is_done_to_the_bytes_no_other_entry_is_ever_read(
 
 def assert_prefix_or_refused(path: Path, entries: Sequence[Entry]) -> None:
     content = path.read_bytes()
-    try:
+    with suppress(InputError):
         read = read_ledger(path)
-    except InputError as error:
-        assert str(path) in str(error)
-    else:
         assert read.entries == tuple(entries[: len(read.entries)])
     assert path.read_bytes() == content
 
