@@ -66,14 +66,16 @@ class Ledger:
         body = {"kind": kind, "time": now(), **about}
         entry = Entry(kind, body["time"], about, _checksum(last, body))
         line = json.dumps({**body, "checksum": entry.checksum}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        with self.path.open("r+b") as file:
+        # Without a buffer, which would write what is left in it once more when the file is closed after a failure.
+        with self.path.open("r+b", buffering=0) as file:
             file.truncate(self.sound)
             file.seek(self.sound)
             try:
-                file.write(line)
-                file.flush()
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
-            except OSError:
+            except BaseException:
                 file.truncate(self.sound)
                 raise
         return Ledger(self.path, (*self.entries, entry), self.sound + len(line), torn=False)

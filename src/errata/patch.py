@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 import transformers
@@ -17,6 +18,8 @@ from errata.facts import Fact
 from errata.models.language_model import LanguageModel
 from errata.models.weights import LowRankTerm, Term
 from errata.recipe import Recipe
+
+DtypeName = Literal["float32", "bfloat16", "float16", "float64"]  # that models are edited in, as records tell them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +44,7 @@ class Patch:
     prefixes: tuple[str, ...]
     base: str
     fingerprint: str
-    dtype: str
+    dtype: DtypeName
     created: str
     versions: Mapping[str, str]
 
@@ -133,9 +136,16 @@ class Patch:
         return read_patch(Path(path)).patch
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """``float32`` of ``torch.float32``."""
-    return str(dtype).removeprefix("torch.")
+def dtype_name(dtype: torch.dtype) -> DtypeName:
+    """``float32`` of ``torch.float32``.
+
+    Raises:
+        InputError: for a dtype that models are not edited in.
+    """
+    names: dict[str, DtypeName] = {f"torch.{name}": name for name in get_args(DtypeName)}
+    if str(dtype) not in names:
+        raise InputError(f"no model is edited in {dtype}", remedy=f"Take one of {', '.join(get_args(DtypeName))}")
+    return names[str(dtype)]
 
 
 def now() -> str:

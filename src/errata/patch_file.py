@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from errata.errors import InputError
+from errata.factors import shape_of
 from errata.facts_io import facts_from_records
 from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.output import new_file
-from errata.patch import Patch
+from errata.patch import DtypeName, Patch
 from errata.recipe import Recipe
 
 FORMAT = "errata-patch-3"
 _TENSORS = {"low_rank": ("left", "right"), "sparse": ("values", "mask")}
+_NUMBERS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class _TermRecord(BaseModel):
@@ -45,7 +47,7 @@ class _Record(BaseModel):
     prefixes: tuple[str, ...]
     base: str
     fingerprint: str
-    dtype: str
+    dtype: DtypeName
     created: str
     versions: dict[str, str]
 
@@ -111,7 +113,8 @@ def read_patch(path: Path) -> PatchFile:
             _term_from(entry, {name: tensors.pop(f"{index}.{name}") for name in _TENSORS[entry.kind]})
             for index, entry in enumerate(record.terms)
         )
-        keys = {int(name.removeprefix("keys.")): tensor for name, tensor in tensors.items()}
+        _check_shapes(terms)
+        keys = {int(name.removeprefix("keys.")): _sound(tensor, 2, name) for name, tensor in tensors.items()}
         patch = Patch(
             terms=terms,
             facts=facts_from_records(record.facts, source=str(path)).facts,
@@ -162,16 +165,30 @@ def _term_from(record: _TermRecord, tensors: Mapping[str, Tensor]) -> Term:
     Raises:
         ValueError: if they do not belong together, or a number is not finite.
     """
-    numbers = [tensor for name, tensor in tensors.items() if name != "mask"]
-    if any(not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()) for tensor in numbers):
-        raise ValueError(f"a number of its change of layer {record.layer} is not finite")
     if record.kind == "low_rank":
-        left, right = tensors["left"], tensors["right"]
-        if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
+        left, right = (_sound(tensors[name], 2, f"{name} of layer {record.layer}") for name in ("left", "right"))
+        if left.shape[1] != right.shape[0]:
             raise ValueError(f"its factors at layer {record.layer} are {tuple(left.shape)} and {tuple(right.shape)}")
         return LowRankTerm(record.layer, left, right, replaces=record.replaces)
+    values, bits = _sound(tensors["values"], 1, f"values of layer {record.layer}"), tensors["mask"]
     count = record.rows * record.columns
-    flat = numpy.unpackbits(tensors["mask"].numpy(), count=count).astype(bool)
-    if len(flat) != count or int(flat.sum()) != len(tensors["values"]):
+    if bits.dtype != torch.uint8 or bits.shape != (-(-count // 8),):  # before anything of that size is made
+        raise ValueError(f"its mask of layer {record.layer} is not one of {record.rows} × {record.columns}")
+    flat = numpy.unpackbits(bits.numpy(), count=count).astype(bool)
+    if int(flat.sum()) != len(values):
         raise ValueError("the number of values is not that of the mask's entries")
-    return SparseTerm(record.layer, tensors["values"], torch.from_numpy(flat).view(record.rows, record.columns))
+    return SparseTerm(record.layer, values, torch.from_numpy(flat).view(record.rows, record.columns))
+
+
+def _sound(tensor: Tensor, dimensions: int, name: str) -> Tensor:
+    """The tensor, if it is one of finite numbers with so many dimensions."""
+    if tensor.dtype not in _NUMBERS or tensor.dim() != dimensions or not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"its {name} is {tensor.dtype}, {tuple(tensor.shape)}, or has a number that is not finite")
+    return tensor
+
+
+def _check_shapes(terms: Sequence[Term]) -> None:
+    shapes: dict[int, torch.Size] = {}
+    for term in terms:
+        if (shape := shape_of(term)) != shapes.setdefault(term.layer, shape):
+            raise ValueError(f"its changes of layer {term.layer} are of different shapes")

@@ -17,26 +17,40 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from errata.edit import BatchRecord
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts import FactSet
 from errata.facts_io import read_facts, write_facts
-from errata.ledger import Ledger, new_ledger, read_ledger
+from errata.ledger import Entry, Ledger, new_ledger, read_ledger
 from errata.output import file_digest, new_directory, write_text
-from errata.patch import Patch, now, software_versions
+from errata.patch import DtypeName, Patch, now, software_versions
 from errata.patch_file import read_patch, write_patch
 from errata.recipe import Recipe
 
 COPIES = ("facts.jsonl", "recipe.yaml", "examination.json")
+
+
+class _BatchLine(BaseModel):
+    """What the ledger says of a batch; see ``RunDirectory.add_batch``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    index: int
+    facts: list[str]
+    left_alone: list[str]
+    seconds: float
+    weights: str
+    patch: str
+    said: str | None = None
 
 
 class Manifest(BaseModel):
@@ -59,17 +73,24 @@ class Manifest(BaseModel):
     created: str
     model: str
     fingerprint: str
-    dtype: str
+    dtype: DtypeName
     lab: bool
     method: str
     batch_size: int = Field(ge=1)
     facts_source: str
     facts_source_sha256: str
     corpus: str
-    seed: int
+    seed: int = Field(ge=0)
     threads: int
     versions: dict[str, str]
-    digests: dict[str, str]
+    digests: dict[Literal["facts.jsonl", "recipe.yaml", "examination.json"], str]
+
+    @field_validator("digests")
+    @classmethod
+    def _of_all_that_it_takes(cls, digests: dict[str, str]) -> dict[str, str]:
+        if missing := {"facts.jsonl", "recipe.yaml"} - digests.keys():
+            raise ValueError(f"there is none of {', '.join(sorted(missing))}")
+        return digests
 
     def checksum(self) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
@@ -111,10 +132,17 @@ class RunDirectory:
         """Of the patch of batch ``index`` (from 0)."""
         return self.path / "batches" / f"{index + 1:04}.safetensors"
 
-    def begin_batch_over(self) -> None:
-        """Remove what a crash left of a batch that has no line in the ledger."""
-        for leftover in [*self.path.rglob(".*.partial"), self.batch_path(self.batches_done)]:
+    def begin_batch_over(self) -> list[str]:
+        """Remove what a crash left of a batch that has no line in the ledger; says what that was."""
+        found = [f"{self.ledger.path.name} ends in a part of a line"] if self.ledger.torn else []
+        partial = sorted(self.path.rglob(".*.partial"))
+        found += [f"{leftover.relative_to(self.path)} is a part of a file" for leftover in partial]
+        patch = self.batch_path(self.batches_done)
+        if patch.exists():
+            found.append(f"{patch.relative_to(self.path)} has no line in the ledger")
+        for leftover in (*partial, patch):
             leftover.unlink(missing_ok=True)
+        return [f"the run was stopped in the middle: {text}; what it belongs to is done again" for text in found]
 
     def add_batch(self, record: BatchRecord, patch: Patch, said: Any, weights: str) -> None:
         """Keep a batch: first its files, then its line, so that a line never speaks of what is not there.
@@ -195,23 +223,29 @@ class RunDirectory:
         """Nobody else works here meanwhile; the operating system lets go also of a process that was killed.
 
         Raises:
-            InputError: if another process does.
+            InputError: if another process does, or nothing can be written here.
         """
         import fcntl  # not on Windows, where all but runs works
 
-        with (self.path / "lock").open("a+", encoding="utf-8") as file:
+        with ExitStack() as stack:
             try:
+                file = stack.enter_context((self.path / "lock").open("a+", encoding="utf-8"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                file.truncate(0)
+                file.write(f"process {os.getpid()}")
+                file.flush()
+            except BlockingIOError as error:
                 file.seek(0)
                 raise InputError(
                     f"another process ({file.read().strip() or 'unknown'}) works on the run {self.path}",
                     remedy="Wait until it ends, or end it",
                 ) from error
-            file.truncate(0)
-            file.write(f"process {os.getpid()}")
-            file.flush()
-            self.ledger = read_ledger(self.ledger.path)  # another process may have gone on since it was opened
+            except OSError as error:
+                raise InputError(
+                    f"the run {self.path} cannot be written: {error}", remedy="Make it a directory that can be"
+                ) from error
+            # Since this one was opened, another process may have gone on with it, and ended.
+            self.ledger = open_run(self.path).ledger
             yield
 
 
@@ -220,7 +254,7 @@ def create_run(
     *,
     model: str,
     fingerprint: str,
-    dtype: str,
+    dtype: DtypeName,
     lab: bool,
     recipe: Recipe,
     facts: FactSet,
@@ -304,12 +338,15 @@ def _recipe(path: Path) -> Recipe:
 
 def _ledger_faults(path: Path, ledger: Ledger) -> list[Fault]:
     remedy = "Put the file back as it was"
+    faults = [Fault(str(ledger.path), text, remedy) for text in map(_line_fault, ledger.entries) if text]
+    if faults:
+        return faults
     batches = [entry.about for entry in ledger.of("batch")]
     if [about.get("index") for about in batches] != list(range(len(batches))):
         return [Fault(str(ledger.path), "its batches are not numbered from 0 on", remedy)]
     needed = {f"{about['index'] + 1:04}.safetensors": "a batch" for about in batches}
     needed |= {f"{about['index'] + 1:04}.json": "what was said after a batch" for about in batches if "said" in about}
-    faults = [
+    faults += [
         Fault(str(path / "batches" / name), f"the file of {what} is missing", remedy)
         for name, what in needed.items()
         if not (path / "batches" / name).is_file()
@@ -323,6 +360,22 @@ def _ledger_faults(path: Path, ledger: Ledger) -> list[Fault]:
         what = f"it has no lines for {', '.join(lost)}, which are there"
         faults.append(Fault(str(ledger.path), what, remedy))
     return faults
+
+
+def _line_fault(entry: Entry) -> str | None:
+    """What is wrong with a line whose checksum is right: another version of errata wrote it, or a person."""
+    if entry.kind == "batch":
+        try:
+            _BatchLine.model_validate(entry.about)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            return f"its line of {entry.time[:40]} is not that of a batch: {place}: {first['msg']}"
+    elif entry.kind not in ("before", "after"):
+        return f"it has a line about {entry.kind[:40]!r}, which this version of errata does not know"
+    elif not isinstance(entry.about.get("said"), str):
+        return f"its line of {entry.time[:40]} does not say what was said {entry.kind}"
+    return None
 
 
 def _manifest(path: Path) -> Manifest:

@@ -18,7 +18,7 @@ from errata.errors import InputError
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel
 from errata.output import file_digest, write_text
-from errata.patch import Patch, dtype_name, now
+from errata.patch import DtypeName, Patch, dtype_name, now
 from errata.patch_file import read_patch, write_patch
 
 FILE = "errata-stack.json"
@@ -53,7 +53,7 @@ class Stack:
 
     base: str
     fingerprint: str
-    dtype: str
+    dtype: DtypeName
     patches: tuple[Stacked, ...] = ()
 
     @property
@@ -136,7 +136,7 @@ class _Record(BaseModel):
     format: Literal["errata-stack-1"] = "errata-stack-1"
     base: str
     fingerprint: str
-    dtype: str
+    dtype: DtypeName
     patches: tuple[_Entry, ...]
 
 

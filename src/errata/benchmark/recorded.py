@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -54,14 +55,16 @@ def run_recorded(
     """
     with run.locked():
         editor, notes = editor_of(model, run, cache=cache, report=report)
-        run.begin_batch_over()
-        for text in (f"going on behind batch {run.batches_done}" if run.batches_done else "beginning", *notes):
-            run.log(text)
+        with _told(run, "beginning"):
+            notes += run.begin_batch_over()
+            for text in (f"going on behind batch {run.batches_done}" if run.batches_done else "beginning", *notes):
+                run.log(text)
         examination = recorded_examination(run)
         before = None if examination is None else _measured(model, run, examination, "before", report)
         _edit(editor, run, ask=examination is not None, report=report)
         after = None if examination is None else _measured(model, run, examination, "after", report)
-        run.log("done")
+        with _told(run, "writing the log"):
+            run.log("done")
         records = list(editor.records)
         rows: list[Row] = []
         if before is not None and after is not None:
@@ -98,40 +101,48 @@ def _edit(editor: Editor, run: RunDirectory, *, ask: bool, report: Report) -> No
             added = replace(editor.patch(), terms=record.terms, facts=record.facts)
             run.add_batch(record, added, said, edited_weights(editor))
 
-        try:
+        with _told(run, f"batch {index + 1}"):
             editor.apply_batch(facts, on_batch=keep)
-        except (ErrataError, OSError, MemoryError, RuntimeError) as error:
-            what = error.what if isinstance(error, ErrataError) else f"{type(error).__name__}: {error}"
-            if not isinstance(error, ErrataError | OSError | MemoryError) and not _is_out_of_memory(error):
-                raise
-            state = f"the model and {run.path} are as they were after batch {index} of {run.batches}"
-            _log_if_possible(run, f"batch {index + 1} failed: {what}")
-            raise ErrataError(
-                f"batch {index + 1} failed: {what}; {state}",
-                remedy=f"Mend the cause, then: errata edit --resume {run.path}",
-            ) from error
-        run.log(f"batch {index + 1} of {run.batches}: {len(facts)} facts")
+        with _told(run, "writing the log"):
+            run.log(f"batch {index + 1} of {run.batches}: {len(facts)} facts")
         report("facts edited", min((index + 1) * size, total), total)
 
 
 def _measured(
-    model: LanguageModel, run: RunDirectory, examination: Examination, when: Any, report: Report
+    model: LanguageModel, run: RunDirectory, examination: Examination, when: Literal["before", "after"], report: Report
 ) -> Measurement:
     """What the run has, or what the model says now."""
     saved: Mapping[str, Any] | None = run.measurement(when)
     if saved is None:
-        found = examine(model, examination, report=report, what="asking before" if when == "before" else "asking")
-        run.add_measurement(
-            when,
-            {
-                "records": [asdict(record) for record in found.records],
-                "perplexity": None if found.perplexity is None else asdict(found.perplexity),
-            },
-        )
+        with _told(run, f"asking {when} the edits"):
+            found = examine(model, examination, report=report, what="asking before" if when == "before" else "asking")
+            run.add_measurement(
+                when,
+                {
+                    "records": [asdict(record) for record in found.records],
+                    "perplexity": None if found.perplexity is None else asdict(found.perplexity),
+                },
+            )
         return found
     prose = saved["perplexity"]
     perplexity = None if prose is None else Perplexity(tuple(prose["log_likelihoods"]), tuple(prose["counts"]))
     return Measurement([Record(**entry) for entry in saved["records"]], perplexity)
+
+
+@contextmanager
+def _told(run: RunDirectory, what: str) -> Iterator[None]:
+    """Whatever stops the run is told together with how far the run is."""
+    try:
+        yield
+    except (ErrataError, OSError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, ErrataError | OSError) and not _is_out_of_memory(error):
+            raise
+        reason = error.what if isinstance(error, ErrataError) else f"{type(error).__name__}: {error}"
+        state = f"the model and {run.path} are as they were after batch {run.batches_done} of {run.batches}"
+        _log_if_possible(run, f"{what} failed: {reason}")
+        raise ErrataError(
+            f"{what} failed: {reason}; {state}", remedy=f"Mend the cause, then: errata edit --resume {run.path}"
+        ) from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
