@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import errata.edit
 import errata.edit_batch
+import errata.preparation
 import errata.targets.aims
 from errata.edit import BatchRecord, Editor
 from errata.edit_batch import BatchWriter
@@ -359,7 +359,7 @@ def test_a_failed_preparation_can_be_tried_again(
 ) -> None:
     editor = make_editor(tiny_language_model("gpt2"), "memit")
     with monkeypatch.context() as patched:
-        patched.setattr(errata.edit, "moments_for", _raise_injected)
+        patched.setattr(errata.preparation, "moments_for", _raise_injected)
         with pytest.raises(InjectedError):
             editor.apply(FACTS[:1])
     assert not editor.records

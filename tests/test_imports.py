@@ -26,7 +26,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"statistics"}),
     frozenset({"targets", "evaluation", "lab"}),
     frozenset({"factors", "lora", "lora_factors", "lora_facts", "patch", "patch_file", "tracing", "locate"}),
-    frozenset({"edit", "edit_batch", "ledger", "loading", "rebuild", "restore", "run_directory", "stack"}),
+    frozenset(
+        {"edit", "edit_batch", "ledger", "loading", "preparation", "rebuild", "restore", "run_directory", "stack"}
+    ),
     frozenset({"beyond"}),
     frozenset({"benchmark", "analysis"}),
     frozenset({"report"}),

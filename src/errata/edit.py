@@ -17,14 +17,12 @@ from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.weights import LowRankTerm, Term
 from errata.patch import Patch, dtype_name, now, software_versions
+from errata.preparation import Prepared, prepare, solver_of
 from errata.progress import Report, silent
 from errata.recipe import Recipe
 from errata.schedules import SCHEDULES, Step
 from errata.shaping import RunShaper, Shaper, make_shaper
-from errata.solvers import make_solver
 from errata.solvers.base import LayerSolver, Solver
-from errata.statistics.store import moments_for, packaged_moments
-from errata.targets.contexts import generate_prefixes
 from errata.targets.search import Targets, joined
 
 
@@ -79,15 +77,16 @@ class Editor:
         recipe: the numbers.
         cache: where key statistics are kept; the user's cache directory if None.
         report: told of progress; see ``errata.progress``.
+        prepared: what ``prepare`` would make, if it is there already: of these weights, with these contexts, this
+            solver and these statistics, for at least these layers.
     """
 
     model: LanguageModel
     recipe: Recipe
     cache: Path | None = None
     report: Report = silent
+    prepared: Prepared | None = None
     records: list[BatchRecord] = field(default_factory=list)
-    prefixes: tuple[str, ...] = ()
-    fingerprint: str = ""
     _run: _Run = field(default_factory=_Run)
 
     @property
@@ -105,7 +104,17 @@ class Editor:
 
     @property
     def solver(self) -> Solver:
-        return make_solver(self.recipe.solver.kind, self.recipe.solver.model_dump(exclude={"kind"}))
+        return solver_of(self.recipe)
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The contexts; none before ``prepare``."""
+        return self.prepared.prefixes if self.prepared else ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights before the run; empty before ``prepare``."""
+        return self.prepared.fingerprint if self.prepared else ""
 
     def prepare(self) -> None:
         """Contexts, statistics and factorisations; done by the first batch if not before.
@@ -115,36 +124,10 @@ class Editor:
         """
         if self._run.solvers:
             return
-        self.model.check_layers(self.recipe.layers)
-        self.fingerprint = self.model.fingerprint()
-        self.prefixes = generate_prefixes(self.model, self.recipe.contexts)
         layers = list(dict.fromkeys(step.layer for step in self.steps))
-        solver, means = self.solver, self._means(layers)
-        self._run = _Run({layer: solver.prepare(means[layer]) for layer in layers})
-
-    def _means(self, layers: Sequence[int]) -> dict[int, Tensor]:
-        """C of each layer, on the device where is solved; the identity where the solver does not look at it."""
-        device = solve_device(self.model)
-        if not self.recipe.needs_statistics:
-            widths = {layer: self.model.weight(layer).shape[1] for layer in layers}
-            return {layer: torch.eye(width, dtype=torch.float64, device=device) for layer, width in widths.items()}
-        total = self.recipe.statistics.amount
-        read = 0
-
-        def on_read(count: int) -> None:
-            nonlocal read
-            read += count
-            self.report("key statistics", read, total)
-
-        moments = moments_for(
-            self.model,
-            layers,
-            self.recipe.statistics,
-            cache=self.cache,
-            read_only=packaged_moments(),
-            on_read=on_read,
-        )
-        return {layer: moments[layer].mean.to(device) for layer in layers}
+        if self.prepared is None:
+            self.prepared = prepare(self.model, self.recipe, layers, cache=self.cache, report=self.report)
+        self._run = _Run({layer: self.prepared.solvers[layer] for layer in layers})
 
     def apply(self, facts: Sequence[Fact], *, on_batch: Callable[[BatchRecord], None] | None = None) -> Patch:
         """Edit all facts, in batches of ``recipe.batch_size``: either all of it is in, or nothing.

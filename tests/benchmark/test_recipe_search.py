@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from errata.benchmark import recipe_search, sequential
+from errata.benchmark import recipe_numbers, recipe_search, sequential
 from errata.benchmark.recipe_file import automatic_file, layers_by_depth, unsearched_recipe
 from errata.benchmark.recipe_journal import Try, append_to_journal, read_journal
-from errata.benchmark.recipe_search import RIDGES, RecipeSearch, laid_over, starting_recipe, with_boundary
+from errata.benchmark.recipe_numbers import RIDGES, laid_over, starting_recipe, with_boundary
+from errata.benchmark.recipe_search import RecipeSearch
 from errata.benchmark.sequential import Examination
 from errata.errors import EditError, ErrataError, InputError
 from errata.facts import Question
@@ -157,7 +159,7 @@ def test_a_number_with_which_nothing_can_be_edited_is_not_taken(
     search = make_search(tiny_language_model("llama"))
     found = search.run()
     assert found.recipe.solver.ridge == columns  # type: ignore[union-attr]
-    assert len(found.tries) == len(recipe_search.LEARNING_RATES) + len(RIDGES) + len(recipe_search.CLAMPS)
+    assert len(found.tries) == len(recipe_numbers.LEARNING_RATES) + len(RIDGES) + len(recipe_numbers.CLAMPS)
     assert found.recipe.target.clamp == 0.75
     assert -math.inf in [tried.score for tried in found.tries]
     assert read_journal(search.journal)  # also with a score that JSON has no number for
@@ -169,7 +171,7 @@ def test_every_row_has_a_start(row: Any) -> None:
     base = starting_recipe("m", row, (2, 3), 100, statistics, batch_size=5)
     assert base.method == row.name
     assert base.layers == ((3,) if row.schedule == "single" else (2, 3))
-    assert list(recipe_search.solver_tries(base, 100))
+    assert list(recipe_numbers.solver_tries(base, 100))
 
 
 def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -253,6 +255,28 @@ def test_a_failed_examination_leaves_no_edit_behind(
     assert -math.inf in [one.score for one in found.tries]
     assert_same_bits(parameter_bits(model), before)
     assert not model.edits.terms
+
+
+def test_tries_share_what_only_their_solver_decides_and_score_the_same(
+    make_search: Callable[..., RecipeSearch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    original = recipe_search.prepare
+
+    def counted(model: Any, recipe: Recipe, layers: Any, **options: Any) -> Any:
+        made.append(recipe.solver)
+        return original(model, recipe, layers, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recipe_search, "prepare", counted)
+        shared = make_search(tiny_language_model("llama"), "alphaedit").run()
+    assert len(made) < len({tried.told for tried in shared.tries}) / 2
+    assert all(one != other for one, other in pairwise(made))
+    shared_scores = [tried.score for tried in shared.tries]
+    search = make_search(tiny_language_model("llama"), "alphaedit")
+    search.journal.unlink()
+    monkeypatch.setattr(RecipeSearch, "_prepare", lambda self, recipe: None)  # each try on its own
+    assert [tried.score for tried in search.run().tries] == shared_scores
 
 
 def test_rows_of_one_layer_are_searched_with_all_critical_layers_for_blue(

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from errata.benchmark.recipe_search import CLAMPS, STARTING_RATE, STARTING_RIDGES, THRESHOLDS, Found, starting_recipe
+from errata.benchmark.recipe_numbers import CLAMPS, STARTING_RATE, STARTING_RIDGES, THRESHOLDS, starting_recipe
+from errata.benchmark.recipe_search import Found
 from errata.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.recipe import Recipe
 

@@ -1,14 +1,5 @@
 """A recipe for a model that nobody has published one for: a short search on held-out facts, in scale-free numbers.
 
-Absolute numbers do not carry over from model to model. What is searched here has no scale, or is told in a unit that
-is measured on the model first (methods.md, section 3):
-
-- the learning rate in units of ‖h‖ / √d, the size of a state's entries where its target lives;
-- the clamp in units of ‖h‖, as everywhere;
-- λ and ε in units of the number of W's columns: C and K Kᵀ scale alike, so λ itself has no scale, but the published
-  λ grow with the width of the MLP;
-- the eigenvalue threshold and L2 in units of C's mean eigenvalue.
-
 One number is searched after another, each with the best values of those before it and the starting values of those
 behind it. A try edits the held-out facts in batches and scores the mean of the accuracies after the whole run, over the
 method with and without ``+blue``, so that no schedule is favoured. The learning rate is searched so too, and not by the
@@ -22,17 +13,18 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from errata.benchmark.recipe_journal import Try, append_to_journal, read_journal
+from errata.benchmark.recipe_numbers import CLAMPS, LEARNING_RATES, laid_over, solver_tries, with_boundary
 from errata.benchmark.sequential import Examination, Measurement, examine, run_sequence
 from errata.errors import ErrataError, InputError
 from errata.evaluation.records import Metric
-from errata.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.models.language_model import LanguageModel
+from errata.preparation import Prepared, prepare
 from errata.progress import Report, silent
 from errata.recipe import Recipe
 from errata.statistics.corpus import open_corpus
@@ -44,21 +36,10 @@ SCORED = (
     Metric.SAME_SUBJECT_ACCURACY,
     Metric.UNTOUCHED_ACCURACY,
 )
-LEARNING_RATES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # of ‖h‖ / √d
-CLAMPS = (0.75, 1.5, 4.0)
-STEPS = 25
 # What gains less of the mean accuracy than this is taken for a tie, and of what ties the first is taken: the solver's
 # numbers and clamps begin with what changes the model least. Of the learning rates the best is taken. A small one does
 # not aim at less, it only gets less far in as many steps.
 ENOUGH = {"learning_rate": 0.0, "solver": 0.005, "clamp": 0.005}
-# What a solver's numbers are tried as: (fields of the recipe's solver section, how they are told to people), as
-# functions of the number of W's columns.
-RIDGES = (2.0, 1.0, 0.5, 0.2, 0.1)  # λ per column: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
-EQUALITIES = (0.5, 0.2, 0.1, 0.05, 0.01)  # ε per column
-THRESHOLDS = ((0.3, 20.0), (0.3, 5.0), (0.1, 5.0), (0.1, 0.5))  # (threshold, L2), both in mean eigenvalues of C
-# Where a search starts, and what stands where nothing is searched.
-STARTING_RATE = 0.1
-STARTING_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 0.1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +84,7 @@ class RecipeSearch:
     report: Report = silent
     _tries: list[Try] = field(default_factory=list)
     _done: dict[str, Try] = field(default_factory=dict)
+    _prepared: tuple[str, Prepared] | None = None
     _started: float = 0.0
     _about: str = ""
 
@@ -183,12 +165,32 @@ class RecipeSearch:
         scores = []
         for tried in (recipe, with_boundary(recipe, self.layers)):
             tried = tried.model_copy(update={"batch_size": self.batch_size})
-            result = run_sequence(self.model, tried, self.examination, before, cache=self.cache, report=self.report)
+            result = run_sequence(
+                self.model,
+                tried,
+                self.examination,
+                before,
+                cache=self.cache,
+                report=self.report,
+                prepared=self._prepare(recipe),
+            )
             result.patch.undo(self.model)
             after = {line["metric"]: line["mean"] for line in result.rows if line["when"] == "after"}
             found = [after[metric] for metric in SCORED if metric in after]
             scores.append(sum(found) / len(found))
         return sum(scores) / len(scores)
+
+    def _prepare(self, recipe: Recipe) -> Prepared:
+        """What all tries with the same solver share, over all layers that either schedule writes: factorising C can
+        take longer than a try. Only the latest is kept: it is as large as C is.
+        """
+        depends_on = json.dumps([recipe.solver.model_dump(), recipe.contexts.model_dump()])
+        if self._prepared is None or self._prepared[0] != depends_on:
+            self._prepared = None  # before the next one is made
+            layers = sorted({*self.layers, *recipe.layers})
+            prepared = prepare(self.model, recipe, layers, cache=self.cache, report=self.report)
+            self._prepared = (depends_on, prepared)
+        return self._prepared[1]
 
     def _identity(self) -> str:
         """Of what a try's score depends on beside its recipe: weights, text, facts, questions, sizes."""
@@ -205,78 +207,6 @@ class RecipeSearch:
 
     def _out_of_time(self) -> bool:
         return time.perf_counter() - self._started > self.seconds
-
-
-def solver_tries(recipe: Recipe, columns: int) -> Iterator[tuple[dict[str, Any], str]]:
-    """What is tried for a recipe's solver, in the units of this module."""
-    match recipe.solver.kind:
-        case "null_space":
-            for threshold, l2 in THRESHOLDS:
-                yield (
-                    {"solver": {"threshold": threshold, "l2": l2, "relative": True}},
-                    f"threshold {threshold:g}, L2 {l2:g} (in mean eigenvalues of C)",
-                )
-        case "least_squares" | "neurons":
-            for ridge in RIDGES:
-                yield {"solver": {"ridge": ridge * columns}}, f"λ = {ridge:g} · columns = {ridge * columns:g}"
-        case "equality":
-            for ridge in EQUALITIES:
-                yield {"solver": {"ridge": ridge * columns}}, f"ε = {ridge:g} · columns = {ridge * columns:g}"
-        case _:
-            yield {}, "the solver has no number"
-
-
-def starting_recipe(
-    model: str, row: Method, layers: Sequence[int], columns: int, statistics: Mapping[str, Any], *, batch_size: int
-) -> Recipe:
-    """What is common to all tries: the row's choices, and of each number that is searched where its search starts.
-
-    Args:
-        columns: how many W has.
-    """
-    choices = row.choices()
-    solver: dict[str, Any] = {}
-    match row.solver["kind"]:
-        case "null_space":
-            threshold, l2 = THRESHOLDS[0]
-            solver = {"threshold": threshold, "l2": l2, "relative": True}
-        case kind if kind in STARTING_RIDGES:
-            solver = {"ridge": STARTING_RIDGES[kind][1] * columns} | ({"share": 1.0} if kind == "neurons" else {})
-    rounds = {"rounds": {**row.rounds, "least": 0.0, "most": 1e9}} if row.rounds else {}
-    return Recipe.model_validate(
-        {
-            **choices,
-            **rounds,
-            "model": model,
-            "method": row.name,
-            "layers": tuple(layers[-1:] if row.schedule == "single" else layers),
-            "target": {
-                **choices["target"],
-                "learning_rate": STARTING_RATE,
-                "relative_rate": True,
-                "steps": STEPS,
-                "clamp": CLAMPS[0],
-            },
-            "solver": {**choices["solver"], **solver},
-            "statistics": dict(statistics),
-            "batch_size": batch_size,
-        }
-    )
-
-
-def laid_over(recipe: Recipe, change: Mapping[str, Any]) -> Recipe:
-    """The recipe with fields of its sections changed."""
-    data = recipe.model_dump()
-    return Recipe.model_validate(data | {section: {**data[section], **value} for section, value in change.items()})
-
-
-def with_boundary(recipe: Recipe, layers: Sequence[int]) -> Recipe:
-    """The recipe of the same row with ``+blue``: boundary schedule, and whatever else that changes in the row."""
-    row = method_named(recipe.method.removesuffix(BOUNDARY_SUFFIX))
-    data = recipe.model_dump() | {"schedule": "boundary", "layers": tuple(layers)}
-    return Recipe.model_validate(
-        data | {section: {**data[section], **value} for section, value in row.with_boundary.items()}
-    )
 
 
 def _key(recipe: Recipe, about: str) -> str:

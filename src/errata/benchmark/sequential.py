@@ -13,6 +13,7 @@ from errata.evaluation.records import Metric, Record, Row, Summary, summarise, s
 from errata.facts import Fact, Question
 from errata.models.language_model import LanguageModel
 from errata.patch import Patch
+from errata.preparation import Prepared
 from errata.progress import Report, silent
 from errata.recipe import Recipe
 
@@ -81,17 +82,19 @@ def run_sequence(
     cache: Path | None = None,
     report: Report = silent,
     seed: int = 0,
+    prepared: Prepared | None = None,
 ) -> SequenceResult:
     """Edit ``examination.facts`` in batches of ``recipe.batch_size`` and measure.
 
     Args:
         before: what ``examine`` gave on the model as it comes in.
         seed: of the bootstrap.
+        prepared: see ``Editor``.
 
     Raises:
         EditError, InputError: the model is then what it was.
     """
-    editor = Editor(model, recipe, cache=cache, report=report)
+    editor = Editor(model, recipe, cache=cache, report=report, prepared=prepared)
     right_after: list[Record] = []
     facts_done = 0
 

@@ -12,7 +12,8 @@ import typer
 
 from errata.benchmark.recipe_file import automatic_file, layers_by_depth, unsearched_recipe
 from errata.benchmark.recipe_journal import read_journal
-from errata.benchmark.recipe_search import RecipeSearch, starting_recipe
+from errata.benchmark.recipe_numbers import starting_recipe
+from errata.benchmark.recipe_search import RecipeSearch
 from errata.errors import Fault, FaultsError, InputError, told_together
 from errata.facts import Fact, FactSet
 from errata.facts_io import read_facts
