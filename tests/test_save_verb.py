@@ -202,6 +202,15 @@ def test_wrong_inputs_leave_nothing(made: Path, tmp_path: Path, capsys: pytest.C
     assert "has no patches" in refused(str(tmp_path / "empty"), "--out", out)
 
 
+def test_a_run_that_is_not_at_its_end_is_not_published(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("errata.run_directory.RunDirectory.batches", 3)
+    assert run(["save", "run", "--out", str(tmp_path / "out")]) == 2
+    assert "has done 2 of its 3 batches. Go on with it first: errata edit --resume run" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failure_half_way_leaves_nothing(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(*_: object, **__: object) -> None:
         raise OSError("no space left on device")

@@ -218,9 +218,10 @@ def _use(stack: Stack, entries: Sequence[Entry], with_weights: bool, repository:
 def _undo(stack: Stack, entries: Sequence[Entry], repository: str | None) -> Markdown:
     """Commands that take out a patch, and a fact."""
     place = _place(repository)
-    last = entries[-1]
+    # What cannot be seen is not for copying into a shell.
+    names = [(entry.patch, f"{entry.patch}/{entry.fact.id}") for entry in reversed(entries)]
+    patch, fact = map(shlex.quote, next((pair for pair in names if pair[1].isprintable()), ("PATCH", "PATCH/ID")))
     base = " --base BASE" if is_local(stack.base) else ""
-    patch, fact = shlex.quote(last.patch), shlex.quote(f"{last.patch}/{last.fact.id}")
     return fenced(
         f"errata revert {place} --patch {patch}{base} --out without-a-patch\n"
         f"errata rebuild {place} --without {fact}{base} --out without-a-fact  # solves again what stood on it",
