@@ -24,8 +24,10 @@ from errata.verbs import (
     lab,
     locate,
     methods,
+    push,
     recipe,
     revert,
+    save,
     show,
 )
 from errata.verbs.console import error_console
@@ -50,6 +52,8 @@ app.command("merge", epilog=apply.MERGE_EXAMPLE)(apply.merge)
 app.command("revert", epilog=revert.REVERT_EXAMPLE)(revert.revert)
 app.command("rebuild", epilog=revert.REBUILD_EXAMPLE)(revert.rebuild_stack)
 app.command("history", epilog=history.EXAMPLE)(history.history)
+app.command("save", epilog=save.EXAMPLE)(save.save)
+app.command("push", epilog=push.EXAMPLE)(push.push)
 app.command("locate", epilog=locate.EXAMPLE)(locate.locate_layers)
 app.command("methods", epilog=methods.EXAMPLE)(methods.methods)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)

@@ -65,13 +65,16 @@ def run_recorded(
         after = None if examination is None else _measured(model, run, examination, "after", report)
         with _told(run, "writing the log"):
             run.log("done")
-        records = list(editor.records)
-        rows: list[Row] = []
-        if before is not None and after is not None:
-            said = [Record(**entry) for batch in run.saved_batches() for entry in batch.said]
-            rows = rows_of(run.recipe.method, before, said, after, records, run.manifest.seed)
+        rows = [] if before is None or after is None else _rows(run, before, after)
         patch = replace(editor.patch(), created=run.manifest.created)
-        return RecordedResult(rows, patch, [fact for record in records for fact in record.left_alone], notes)
+        left_alone = [fact for record in editor.records for fact in record.left_alone]
+        return RecordedResult(rows, patch, left_alone, notes)
+
+
+def recorded_rows(run: RunDirectory) -> list[Row]:
+    """The long form of what a run has measured; none where it asks nothing, or is not at its end."""
+    before, after = run.measurement("before"), run.measurement("after")
+    return [] if before is None or after is None else _rows(run, _measurement(before), _measurement(after))
 
 
 def examination_record(examination: Examination) -> dict[str, Any]:
@@ -124,9 +127,20 @@ def _measured(
                 },
             )
         return found
+    return _measurement(saved)
+
+
+def _measurement(saved: Mapping[str, Any]) -> Measurement:
     prose = saved["perplexity"]
     perplexity = None if prose is None else Perplexity(tuple(prose["log_likelihoods"]), tuple(prose["counts"]))
     return Measurement([Record(**entry) for entry in saved["records"]], perplexity)
+
+
+def _rows(run: RunDirectory, before: Measurement, after: Measurement) -> list[Row]:
+    batches = run.saved_batches()
+    said = [Record(**entry) for batch in batches for entry in batch.said]
+    records = [batch.record for batch in batches]
+    return rows_of(run.recipe.method, before, said, after, records, run.manifest.seed)
 
 
 @contextmanager

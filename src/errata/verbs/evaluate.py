@@ -73,9 +73,11 @@ def evaluate(
         loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
         after = examine(loaded, examination, report=report, what="asking")
         summaries = summarise(after.records, "after", seed=seed)
+        fingerprint, against_fingerprint = loaded.fingerprint(), None
         if against is not None:
             del loaded
             base = load_model(against, **where, trust_remote_code=trust_remote_code)
+            against_fingerprint = base.fingerprint()
             before = examine(base, examination, report=report, what="asking the base")
             summaries = summarise(before.records, "before", seed=seed) + summaries
             if before.perplexity is not None and after.perplexity is not None:
@@ -87,7 +89,9 @@ def evaluate(
         console().print(f"Perplexity on {len(examination.prose)} texts of prose: {after.perplexity.value:.3f}")
     about = {
         "model": model,
+        "fingerprint": fingerprint,
         "against": against,
+        "against_fingerprint": against_fingerprint,
         "perplexity": None if after.perplexity is None else after.perplexity.value,
         "absent": absent(fact_set, examination.untouched),
     }

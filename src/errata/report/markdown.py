@@ -1,0 +1,51 @@
+"""Other people's words in Markdown: shown as they are, never read as Markdown, HTML, mathematics or a link."""
+
+from __future__ import annotations
+
+import re
+from string import punctuation
+from typing import Final
+
+SHOWN: Final = 240  # characters of one value; what is longer is cut
+# What may stand raw within a line, though not at its beginning. Any other punctuation means something somewhere: |,
+# backticks, <, $ of mathematics, : of emoji and links, @ of names.
+_HARMLESS: Final = frozenset("-+,.;'/%?")
+_MARKS: Final = frozenset(punctuation) - _HARMLESS
+# What breaks a line or turns the direction of writing around, so that a reader sees another text than there is.
+_INVISIBLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_MOMENT: Final = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d)?\+00:00", re.ASCII)
+
+
+class Markdown(str):
+    """Text that is Markdown already, and may be put into a document as it is."""
+
+    __slots__ = ()
+
+
+def text(value: object, shown: int = SHOWN) -> Markdown:
+    """A value on one line, with every mark as an entity; a line's end is ↵, an invisible sign its code.
+
+    It may stand anywhere but at the beginning of a line or of an item of a list.
+    """
+    whole = str(value)
+    cut = whole if len(whole) <= shown else whole[: shown - 1] + "…"
+    visible = _INVISIBLE.sub(_name, cut.replace("\r\n", "↵").replace("\n", "↵"))
+    return Markdown("".join(f"&#{ord(sign)};" if sign in _MARKS else sign for sign in visible))
+
+
+def moment(value: str) -> Markdown:
+    """A time as records tell it, to the minute; what is none as it is."""
+    found = _MOMENT.fullmatch(value)
+    return Markdown(f"{found[1]} {found[2]} UTC") if found else text(value)
+
+
+def fenced(value: object, language: str = "") -> Markdown:
+    """A block of code, with a fence that is longer than any that the value has."""
+    whole = str(value).strip("\n")
+    longest = max([2, *(len(run) for run in re.findall("`+", whole))])
+    fence = "`" * (longest + 1)
+    return Markdown(f"{fence}{language}\n{whole}\n{fence}")
+
+
+def _name(found: re.Match[str]) -> str:
+    return f"\\u{ord(found.group()):04x}"

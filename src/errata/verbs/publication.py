@@ -1,0 +1,180 @@
+"""What is published of an edited model: its patches or its weights, the facts that hold, and the card."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from errata.errors import InputError
+from errata.facts import Fact, FactSet
+from errata.facts_io import write_facts
+from errata.loading import load_model, stack_of_run, stack_under
+from errata.output import write_text
+from errata.patch import Patch
+from errata.report.card import Measured, hub_name, is_local, ledger_of, model_card
+from errata.run_directory import is_run, open_run
+from errata.stack import FILE, Stack, has_stack, is_stack, read_stack, write_stack
+from errata.verbs.measured import measured_of
+from errata.verbs.models import PATCH_SUFFIX
+
+CARD, FACTS = "README.md", "facts.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What is published.
+
+    Attributes:
+        stack: all that is in the model.
+        weights: the directory of a full model; None where the patches are published alone.
+    """
+
+    stack: Stack
+    measured: Measured
+    weights: Path | None
+
+    def local_paths(self) -> list[str]:
+        """Paths of this machine that stand in the files, and that whoever gets them can read."""
+        named = [self.stack.base]
+        for stacked in self.stack.patches:
+            named += [stacked.patch.base, stacked.patch.recipe.statistics.corpus]
+        return [name for name in dict.fromkeys(named) if name != "lab" and is_local(name)]
+
+    def left_out(self) -> list[str]:
+        """Hidden files beside the weights, which are not published: they are tools' own, and may hold secrets."""
+        return [] if self.weights is None else sorted(f.name for f in self.weights.iterdir() if f.name.startswith("."))
+
+
+def publication_of(model: str, results: Path | None, base: str | None) -> Publication:
+    """Everything but the files.
+
+    Args:
+        model: a patch, a stack, a full model or a run.
+        results: see ``measured_of``.
+        base: the name of the base for readers elsewhere, where it is a directory of this machine.
+
+    Raises:
+        InputError: if nothing was edited there, or results are not of it.
+    """
+    stack = _stack_of(model)
+    if not stack.patches:
+        raise InputError(f"{model!r} has no patches: it is its base", remedy="Edit it first")
+    measured = measured_of(model, stack, results)
+    if base is not None:
+        if hub_name(base) is None:
+            what = f"{base!r} is not a name on the hub"
+            raise InputError(what, remedy="--base takes OWNER/NAME, under which readers find the base")
+        stack = replace(stack, base=base)
+    weights = Path(model) if has_stack(model) and not is_stack(model) else None
+    return Publication(stack, measured, weights)
+
+
+def write_publication(
+    publication: Publication,
+    directory: Path,
+    *,
+    name: str,
+    repository: str | None = None,
+    card_only: bool = False,
+    copy: Callable[[str, str], object] = shutil.copy2,
+) -> None:
+    """Fill a directory that is empty, and new; see ``output.new_directory``.
+
+    Args:
+        name: what the model is called in its card.
+        repository: its name on the hub, where it has one.
+        card_only: write neither weights nor patches.
+        copy: how a file of the weights gets there, from one path to another.
+    """
+    stack, weights = publication.stack, publication.weights
+    if not card_only and weights is not None:
+        shutil.copytree(weights, directory, copy_function=copy, dirs_exist_ok=True, ignore=_hidden)
+        if stack.base != read_stack(weights).base:
+            shutil.rmtree(directory / "patches")
+            (directory / FILE).unlink()
+            write_stack(stack, directory)
+    elif not card_only:
+        write_stack(stack, directory)
+    for file in (CARD, FACTS):
+        (directory / file).unlink(missing_ok=True)  # the copies, of which they take the place
+    write_facts(_holding(stack), directory / FACTS)
+    card = model_card(stack, publication.measured, name=name, with_weights=weights is not None, repository=repository)
+    write_text(directory / CARD, card)
+
+
+def files_of(directory: Path) -> list[tuple[str, int]]:
+    """(path, bytes) of every file, in order."""
+    files = sorted(file for file in directory.rglob("*") if file.is_file())
+    return [(file.relative_to(directory).as_posix(), file.stat().st_size) for file in files]
+
+
+def size_text(count: int) -> str:
+    """``1.2 MB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _stack_of(model: str) -> Stack:
+    path = Path(model)
+    if path.is_file() and path.suffix == PATCH_SUFFIX:
+        return _stack_of_patch(path)
+    if has_stack(model):
+        return read_stack(path)
+    if is_run(model):
+        run = open_run(path)
+        if run.batches_done < run.batches:
+            raise InputError(
+                f"the run {model} has done {run.batches_done} of its {run.batches} batches",
+                remedy=f"Go on with it first: errata edit --resume {model}",
+            )
+        return stack_of_run(model)
+    raise InputError(
+        f"there is nothing that errata edited in {model!r}",
+        remedy="Give a patch (.safetensors), a stack, an edited model or a run",
+    )
+
+
+def _stack_of_patch(path: Path) -> Stack:
+    """A patch alone on its base; with those that were in its base before, where it was solved on top of others."""
+    patch = Patch.load(path)
+    if not (has_stack(patch.base) or is_run(patch.base)):
+        base = str(Path(patch.base).resolve()) if Path(patch.base).is_dir() else patch.base
+        return Stack(base, patch.fingerprint, patch.dtype).with_patch(path.stem, patch)
+    import torch
+
+    under = load_model(patch.base, dtype=getattr(torch, patch.dtype))
+    fingerprint = under.fingerprint()
+    if fingerprint != patch.fingerprint:
+        raise InputError(
+            f"{path} was made on top of the edits in {patch.base}, which is not what it was then",
+            remedy="Put it back as it was, or give the stack or the model that has both",
+        )
+    return stack_under(under, patch.base, fingerprint).with_patch(path.stem, patch)
+
+
+def _holding(stack: Stack) -> FactSet:
+    """The facts that hold: of those that speak of the same thing the last one, each with an id of its own."""
+    facts: list[Fact] = []
+    taken: set[str] = set()
+    for entry in ledger_of(stack):
+        if not entry.again_by:
+            fact = replace(entry.fact, id=_free(entry.fact.id, entry.patch, taken))
+            taken.add(fact.id)
+            facts.append(fact)
+    return FactSet(tuple(facts), "the facts that hold")
+
+
+def _free(name: str, patch: str, taken: Collection[str]) -> str:
+    if name in taken:
+        name = f"{patch}/{name}"
+    while name in taken:
+        name += "-again"
+    return name
+
+
+def _hidden(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith(".")]
