@@ -31,6 +31,16 @@ STARTING_RATE = 0.1
 STARTING_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 0.1)}
 
 
+def rate_try(rate: float) -> tuple[dict[str, Any], str]:
+    """A learning rate as a change of a recipe, and how it is told."""
+    return {"target": {"learning_rate": rate, "relative_rate": True}}, f"{rate:g} · ‖h‖/√d"
+
+
+def clamp_try(clamp: float) -> tuple[dict[str, Any], str]:
+    """The same for a clamp."""
+    return {"target": {"clamp": clamp}}, f"{clamp:g} · ‖h‖"
+
+
 def solver_tries(recipe: Recipe, columns: int) -> Iterator[tuple[dict[str, Any], str]]:
     """What is tried for a recipe's solver, in the units of this module."""
     match recipe.solver.kind:

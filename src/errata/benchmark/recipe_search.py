@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from errata.benchmark.recipe_journal import Try, append_to_journal, read_journal
-from errata.benchmark.recipe_numbers import CLAMPS, LEARNING_RATES, laid_over, solver_tries, with_boundary
+from errata.benchmark.recipe_numbers import (
+    CLAMPS,
+    LEARNING_RATES,
+    clamp_try,
+    laid_over,
+    rate_try,
+    solver_tries,
+    with_boundary,
+)
 from errata.benchmark.sequential import Examination, Measurement, examine, run_sequence
 from errata.errors import ErrataError, InputError
 from errata.evaluation.records import Metric
@@ -40,6 +48,7 @@ SCORED = (
 # numbers and clamps begin with what changes the model least. Of the learning rates the best is taken. A small one does
 # not aim at less, it only gets less far in as many steps.
 ENOUGH = {"learning_rate": 0.0, "solver": 0.005, "clamp": 0.005}
+MIDDLES = 2  # learning rates that are tried behind the listed ones: one on each side of the best
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,9 @@ class RecipeSearch:
     _tries: list[Try] = field(default_factory=list)
     _done: dict[str, Try] = field(default_factory=dict)
     _prepared: tuple[str, Prepared] | None = None
+    _complete: bool = True
+    _left: int = 0
+    _ended: int = 0
     _started: float = 0.0
     _about: str = ""
 
@@ -99,34 +111,18 @@ class RecipeSearch:
         self._done = read_journal(self.journal)
         self._about = self._identity()
         before = examine(self.model, self.examination, report=self.report, what="asking before")
-        recipe, reasons, complete = self.base, {}, True
+        recipe, reasons = self.base, {}
         columns = self.model.weight(recipe.layers[0]).shape[1]
-        rates = [
-            ({"target": {"learning_rate": rate, "relative_rate": True}}, f"{rate:g} · ‖h‖/√d")
-            for rate in LEARNING_RATES
-        ]
-        clamps = [({"target": {"clamp": clamp}}, f"{clamp:g} · ‖h‖") for clamp in CLAMPS]
         stages = (
-            ("learning_rate", rates),
+            ("learning_rate", [rate_try(rate) for rate in LEARNING_RATES]),
             ("solver", list(solver_tries(recipe, columns))),
-            ("clamp", clamps),
+            ("clamp", [clamp_try(clamp) for clamp in CLAMPS]),
         )
-        total, done = sum(len(values) for _, values in stages), 0
+        self._left = sum(len(values) for _, values in stages) + MIDDLES
         for number, values in stages:
-            results: list[Try] = []
-            for value, told in values:
-                if self._out_of_time():
-                    complete = False
-                    break
-                key = _key(laid_over(recipe, value), self._about)
-                tried = self._done.get(key) or self._try(number, value, told, laid_over(recipe, value), before)
-                if key not in self._done:
-                    append_to_journal(self.journal, key, tried)
-                    self._done[key] = tried
-                # The same setting may have been tried as another number's.
-                results.append(replace(tried, number=number, value=value, told=told))
-                done += 1
-                self.report("tries", done, total)
+            results = self._stage(number, values, recipe, before)
+            if number == "learning_rate":
+                results += self._stage(number, middles(results), recipe, before)
             self._tries += results
             most = max((tried.score for tried in results), default=-math.inf)
             if most > -math.inf:
@@ -146,9 +142,29 @@ class RecipeSearch:
                 f"with none of {len(self._tries)} settings could the facts be edited",
                 remedy="Give other layers, or a larger text for the key statistics",
             )
-        return Found(recipe, reasons, tuple(self._tries), complete)
+        return Found(recipe, reasons, tuple(self._tries), self._complete)
 
     # Tries ------------------------------------------------------------------------------------------------------
+
+    def _stage(
+        self, number: str, values: Sequence[tuple[Mapping[str, Any], str]], recipe: Recipe, before: Measurement
+    ) -> list[Try]:
+        """The tries of one number's values, as far as time goes."""
+        results: list[Try] = []
+        for value, told in values:
+            if self._out_of_time():
+                self._complete = False
+                break
+            key = _key(laid_over(recipe, value), self._about)
+            tried = self._done.get(key) or self._try(number, value, told, laid_over(recipe, value), before)
+            if key not in self._done:
+                append_to_journal(self.journal, key, tried)
+                self._done[key] = tried
+            # The same setting may have been tried as another number's.
+            results.append(replace(tried, number=number, value=value, told=told))
+            self._ended += 1
+            self.report("tries", self._ended, max(self._left, self._ended))
+        return results
 
     def _try(self, number: str, value: Mapping[str, Any], told: str, recipe: Recipe, before: Measurement) -> Try:
         started = time.perf_counter()
@@ -207,6 +223,19 @@ class RecipeSearch:
 
     def _out_of_time(self) -> bool:
         return time.perf_counter() - self._started > self.seconds
+
+
+def middles(results: Sequence[Try]) -> list[tuple[dict[str, Any], str]]:
+    """The learning rates halfway, by ratio, between the best of some and its neighbours: the optimum is flat, and what
+    facts are held out decides between neighbours of a coarse list.
+    """
+    tried = {one.value["target"]["learning_rate"]: one.score for one in results}
+    if not tried or max(tried.values()) == -math.inf:
+        return []
+    best = max(tried, key=lambda rate: tried[rate])
+    below = max((rate for rate in tried if rate < best), default=None)
+    above = min((rate for rate in tried if rate > best), default=None)
+    return [rate_try(round(math.sqrt(best * other), 4)) for other in (below, above) if other is not None]
 
 
 def _key(recipe: Recipe, about: str) -> str:
