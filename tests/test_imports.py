@@ -21,7 +21,7 @@ TOOLS = frozenset({"output", "progress"})  # small helps of the house, which kno
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     PURE | TOOLS,
-    FACTS | {"methods", "recipe", "recipe_check", "recipe_faults", "recipe_files", "recipe_settings"},
+    FACTS | {"methods", "recipe", "recipe_check", "recipe_faults", "recipe_files", "recipe_settings", "recipe_yaml"},
     frozenset({"models", "datasets"}),
     frozenset({"statistics"}),
     frozenset({"targets", "evaluation", "lab"}),

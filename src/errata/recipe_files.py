@@ -12,10 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from errata.errors import Fault, InputError
 from errata.methods import BOUNDARY_SUFFIX, method_named
+from errata.recipe_yaml import load_yaml
 
 FILE_KEYS = ("methods", "method", "also")  # of a file as a whole; everything else is a recipe's
 
@@ -90,7 +89,7 @@ class RecipeFile:
                 found.append(Fault(place, "is no mapping", "Write 'memit: {solver: {...}}'"))
         also = self.data.get("also")
         if also is not None and not (isinstance(also, list) and all(isinstance(name, str) for name in also)):
-            found.append(Fault(f"{self.source}: also", "is no list of models' names", f"Got {also!r}"))
+            found.append(Fault(f"{self.source}: also", "is no list of models' names", f"Got {also!r:.200}"))
         return found
 
 
@@ -112,8 +111,8 @@ def parse_file(text: str, source: str) -> RecipeFile:
         InputError: if it is no YAML, no mapping, or its ``methods`` are none.
     """
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        data = load_yaml(text)
+    except ValueError as error:
         raise InputError(f"{source} is not YAML: {error}", remedy="Mend the line that is named") from error
     if not isinstance(data, dict):
         raise InputError(f"{source} holds no mapping", remedy="A recipe is a YAML mapping; see examples/recipe.yaml")

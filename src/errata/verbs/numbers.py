@@ -9,7 +9,7 @@ from typing import Any
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.methods import BOUNDARY_SUFFIX
-from errata.recipe import Recipe, read_recipe, shipped_recipe
+from errata.recipe import Recipe, corpus_path, read_recipe, shipped_recipe
 from errata.schedules import SCHEDULES
 from errata.shaping import SHAPERS
 from errata.verbs.console import error_console
@@ -71,7 +71,7 @@ def numbers_of(
     else:
         numbers = shipped_recipe(recipe_name(model), method, as_published=as_published)
     if corpus is not None:
-        numbers = numbers.with_corpus(corpus if corpus == "lab" else Path(corpus).expanduser().resolve())
+        numbers = numbers.with_corpus(corpus if corpus == "lab" else corpus_path(corpus, Path()))
     contexts = numbers.contexts if seed is None else numbers.contexts.model_copy(update={"seed": seed})
     numbers = numbers.model_copy(update={"contexts": contexts, "batch_size": batch_size or numbers.batch_size})
     numbers = numbers.with_choices(choices) if choices else numbers

@@ -23,6 +23,7 @@ from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
 from errata.output import write_text
 from errata.progress import Report
+from errata.recipe import corpus_path
 from errata.statistics.corpus import open_corpus
 from errata.tracing.places import Position
 from errata.verbs.console import (
@@ -83,7 +84,7 @@ def auto(
         raise InputError(f"{out} exists already", remedy="Give another name, or remove it first")
     if corpus is not None and corpus != "lab":
         # The file that is written may lie elsewhere, and paths in it count from there.
-        corpus = str(Path(corpus).expanduser().resolve())
+        corpus = str(corpus_path(corpus, Path()))
         open_corpus(corpus)  # that it is there
     outline = outline_of(model, trust_remote_code=trust_remote_code)
     lab = is_lab(model)
