@@ -189,7 +189,10 @@ def test_an_edited_lab_can_be_edited_again(edited: tuple[Path, dict[str, object]
         patch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
         assert run([*arguments, "--method", "alphaedit"]) == 0
     assert read_results(edited[0] / "errata.json").rows  # what an edit records can be read as results
-    assert (again / "patch.safetensors").is_file()
+    assert [path.name for path in sorted((again / "patches").iterdir())] == [
+        "0001-model.safetensors",
+        "0002-again.safetensors",
+    ]
 
 
 def test_weights_that_are_missing_are_an_input_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,6 +308,20 @@ def test_what_was_changed_stands_in_the_source_and_a_switch_without_effect_is_re
     assert "'model':" not in said  # not the whole recipe
     assert run([*arguments, "--schedule", "boundry"]) == 2
     assert "Did you mean 'boundary'?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_as_published_goes_by_what_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "plan.json"
+    arguments = ["edit", "--facts", str(FACTS), "--dry-run", "--json", str(plan), "--as-published"]
+    assert run([*arguments, "--method", "memit", "--schedule", "boundary"]) == 0
+    assert json.loads(plan.read_text(encoding="utf-8"))["recipe"]["target"]["weights"] == "original"
+    assert run([*arguments, "--method", "memit", "--shaping", "norm_cap,prune"]) == 0
+    recipe = json.loads(plan.read_text(encoding="utf-8"))["recipe"]
+    assert recipe["shaping"] == [{"kind": "norm_cap"}, {"kind": "prune", "on_top": True}]
+    assert recipe["target"]["weights"] == "current"
+    assert run([*arguments, "--method", "prune+blue", "--shaping", "none"]) == 0  # the schedule's fault is left
+    assert run([*arguments, "--method", "memit", "--schedule", "sqrt"]) == 2
+    assert "no published number of 'memit' depends on a fault" in " ".join(capsys.readouterr().err.split())
 
 
 def test_facts_that_no_round_is_for_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -409,9 +409,9 @@ def _bad_residual(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
 def _bad_key(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
     original = errata.edit_batch.keys_and_bare
 
-    def spoilt(*arguments: Any) -> tuple[Tensor, Tensor]:
-        keys, bare = original(*arguments)
-        return _with_bad_column(lambda: keys)(), bare
+    def spoilt(*arguments: Any) -> dict[int, tuple[Tensor, Tensor]]:
+        found = original(*arguments).items()
+        return {layer: (_with_bad_column(lambda keys=keys: keys)(), bare) for layer, (keys, bare) in found}
 
     monkeypatch.setattr(errata.edit_batch, "keys_and_bare", spoilt)
 

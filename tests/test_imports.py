@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"models", "datasets"}),
     frozenset({"statistics"}),
     frozenset({"targets", "evaluation", "lab"}),
-    frozenset({"factors", "patch", "patch_file", "tracing", "locate"}),
+    frozenset({"factors", "lora", "lora_factors", "lora_facts", "patch", "patch_file", "tracing", "locate"}),
     frozenset({"edit", "edit_batch", "ledger", "loading", "rebuild", "restore", "run_directory", "stack"}),
     frozenset({"beyond"}),
     frozenset({"benchmark", "analysis"}),

@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 from rich.console import Console
 
@@ -206,3 +207,19 @@ def test_pictures_are_the_same_every_time(tmp_path: Path) -> None:
     for path in paths:
         draw_heat_map(cells(48), [path], title="made up", critical=[3, 4])
     assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("critical", "words"), [([3, 4], "layers 3 to 4"), ([5], "layer 5"), ([], None)], ids=["two", "one", "none"]
+)
+def test_the_frame_is_explained_in_the_picture(
+    critical: list[int], words: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "map.svg"
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")  # text as text, not as outlines
+    draw_heat_map(cells(8), [path], critical=critical)
+    picture = path.read_text(encoding="utf-8")
+    assert "hidden state" in picture
+    told = [line for line in picture.splitlines() if "proposed critical" in line]
+    assert len(told) == (words is not None)
+    assert words is None or f"proposed critical {words}, at the last subject token" in told[0]

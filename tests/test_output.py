@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from errata.errors import InputError
-from errata.output import check_new, new_directory, write_text
+from errata.output import check_file, check_new, new_directory, write_text
 
 
 def test_a_directory_appears_when_all_of_it_is_there(tmp_path: Path) -> None:
@@ -89,3 +89,14 @@ def test_text_replaces_an_older_file_in_one_step(tmp_path: Path, monkeypatch: py
         write_text(target, "third")
     assert target.read_text() == "second"
     assert [entry.name for entry in target.parent.iterdir()] == ["results.json"]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be written in"):
+        check_file(tmp_path / "file" / "deep" / "out.json")
+    with pytest.raises(InputError, match="is a directory"):
+        check_file(tmp_path)
+    check_file(tmp_path / "file")  # it may be replaced
+    check_file(tmp_path / "new" / "out.json")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -235,6 +235,18 @@ def test_a_missing_solver_entry_is_named() -> None:
     assert set(faults_of(yaml.safe_dump(data), "alphaedit")) == {"solver.threshold", "solver.l2"}
 
 
+def test_faults_name_the_line_of_the_place_that_counts() -> None:
+    text = "layers: [3, 1]\nsolver: {ridge: 1}\ntarget:\n  steps: 0\nmethods:\n  memit:\n    solver: {ridge: -1}\n"
+    with pytest.raises(FaultsError) as caught:
+        parse_recipe(text, "memit+blue", source="x")
+    lines = {fault.where: fault.line for fault in caught.value.faults}
+    assert lines["x: layers"] == 1
+    assert lines["x: target.steps"] == 4
+    assert lines["x: target.learning_rate"] == 3  # missing in this section
+    assert lines["x: solver.ridge"] == 7
+    assert "x: target.steps (line 4): input should be" in str(caught.value)
+
+
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(InputError, match="Did you mean 'memit'"):
         parse_recipe(yaml.safe_dump(VALID), "memitt", source="x")
@@ -347,6 +359,18 @@ def test_as_published_changes_what_published_numbers_depend_on() -> None:
     assert (blue.target.weights, cached.target.weights) == ("current", "original")
     with pytest.raises(InputError, match="no published number of 'memit' depends on a fault"):
         shipped_recipe("lab", "memit", as_published=True)
+
+
+@pytest.mark.parametrize("method", ["memit", "memit+blue", "prune", "prune+blue"])
+def test_as_published_goes_by_what_is_run(method: str) -> None:
+    """Another row with the same schedule and shaping has the same faults."""
+    choices = {"schedule": "boundary", "shaping": [{"kind": "norm_cap"}, {"kind": "prune"}]}
+    chosen = shipped_recipe("lab", method).with_choices(choices)
+    target = chosen.target.model_copy(update={"weights": "original"})
+    shaping = (chosen.shaping[0], PruneSettings(kind="prune", on_top=True))
+    assert chosen.as_published() == chosen.model_copy(update={"target": target, "shaping": shaping})
+    with pytest.raises(InputError, match="depends on a fault"):
+        chosen.with_choices({"schedule": "even", "shaping": []}).as_published()
 
 
 # Published numbers ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from errata.benchmark import recipe_search
+from errata.benchmark.recipe_journal import Try, append_to_journal
 from errata.cli import run
 from errata.recipe import read_recipe
 
@@ -59,3 +60,27 @@ def test_another_model_needs_facts_and_a_text(tmp_path: Path, capsys: pytest.Cap
     assert run(["recipe", "auto", "--layers", "one", "--out", str(tmp_path / "x.yaml")]) == 2
     assert run(["recipe", "auto", "--layers", "77", "--out", str(tmp_path / "x.yaml")]) == 2
     assert not (tmp_path / "x.yaml").exists()
+
+
+def test_an_interrupt_says_where_the_finished_tries_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "auto.yaml"
+    journal = tmp_path / "auto.yaml.tries.jsonl"
+    finished: list[Try] = []
+
+    def interrupted(search: object) -> None:
+        for tried in finished:
+            append_to_journal(journal, "key", tried)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe_search.RecipeSearch, "run", interrupted)
+    arguments = ["recipe", "auto", "--out", str(out), "--methods", "memit", "--layers", "0,2"]
+    assert run(arguments) == 130
+    assert "kept" not in capsys.readouterr().err
+    finished.append(Try("solver", {}, "λ = 1", 0.5, 1.0))
+    assert run(arguments) == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"1 finished try is kept in {journal}; the same command goes on from there" in said
+    assert "interrupted" in said
+    assert not out.exists()

@@ -132,10 +132,24 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
 def test_a_recipe_without_faults_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = ROOT / "examples" / "recipe.yaml", tmp_path / "check.json"
     assert run(["recipe", "check", str(path), "--json", str(out)]) == 0
-    assert capsys.readouterr().out == f"{path} holds for memit, memit_seq, alphaedit.\n"
+    told = "memit, memit_seq, alphaedit (each with and without +blue)"  # an entry counts for its +blue too
+    assert capsys.readouterr().out == f"{path} holds for {told}.\n"
     report = json.loads(out.read_text(encoding="utf-8"))
-    assert report == {"file": str(path), "valid": True, "methods": ["memit", "memit_seq", "alphaedit"], "faults": []}
+    methods = [form for name in ("memit", "memit_seq", "alphaedit") for form in (name, f"{name}+blue")]
+    assert report == {"file": str(path), "valid": True, "methods": methods, "faults": []}
     assert run(["recipe", "check", str(path), "--method", "memit+blue"]) == 0
+
+
+def test_only_what_a_file_has_numbers_for_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = yaml.safe_load((ROOT / "examples" / "recipe.yaml").read_text(encoding="utf-8"))
+    data["methods"] = {"rect+blue": data["methods"]["memit"], "memit": data["methods"]["memit"], "memit+blue": {}}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    assert run(["recipe", "check", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path} holds for memit (with and without +blue), rect+blue.\n"
+    path.write_text(read_recipe(path, "memit").to_yaml(), encoding="utf-8")
+    assert run(["recipe", "check", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path} holds for memit.\n"  # written for this one
 
 
 def test_all_faults_of_all_methods_are_told_once_and_by_their_place(tmp_path: Path) -> None:
@@ -191,6 +205,40 @@ def test_a_contradiction_is_told_of_the_methods_that_it_is_in(tmp_path: Path) ->
 def test_files_that_are_wrong_as_a_whole(tmp_path: Path, text: str, where: str | None, words: str) -> None:
     faults = faults_of(text, tmp_path)
     assert words in (faults[where] if where is not None else "".join(faults.values()))
+
+
+def test_faults_name_their_line_or_that_of_the_section_around(tmp_path: Path) -> None:
+    path, out = tmp_path / "own.yaml", tmp_path / "check.json"
+    path.write_text(WRONG.lstrip(), encoding="utf-8")
+    assert run(["recipe", "check", str(path), "--json", str(out)]) == 2
+    faults = json.loads(out.read_text(encoding="utf-8"))["faults"]
+    lines = {fault["where"].removeprefix(f"{path}: "): fault["line"] for fault in faults}
+    assert lines == {
+        "layer": 2,
+        "target.steps": 4,
+        "target.learning_rat": 4,
+        "target.learning_rate": 4,  # missing in this section
+        "statistics.tokens": 5,
+        "methods.memit.solver.ridge": 7,
+        "methods.memit+blue.target.clam": 8,
+        "methods.rect.solver.ridge": 9,
+        "methods.pmet.solver.ridge": 10,  # missing in this entry
+        "methods.memmit": 12,
+        "methods.emmet": 13,
+    }
+
+
+def test_keys_that_stand_twice_are_told_with_both_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "examples" / "recipe.yaml").read_text(encoding="utf-8")
+    count = len(text.splitlines())
+    path = tmp_path / "own.yaml"
+    path.write_text(f"{text}  memit: {{solver: {{ridge: 1, ridge: 2}}}}\nlayers: [0]\n", encoding="utf-8")
+    for verb in (["recipe", "check", str(path)], ["edit", "--dry-run", "--facts", str(FACTS), "--recipe", str(path)]):
+        assert run(verb) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "has 2 faults" in said
+        assert f"methods.memit (line {count + 1}): this key stands there twice, first in line {count - 2}" in said
+        assert f"layers (line {count + 2}): this key stands there twice" in said
 
 
 # edit -----------------------------------------------------------------------------------------------------------------

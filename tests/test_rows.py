@@ -18,7 +18,7 @@ from errata.errors import InputError
 from errata.facts import Fact
 from errata.methods import METHODS
 from errata.models.language_model import LanguageModel, Site
-from errata.models.weights import EditedWeights
+from errata.models.weights import EditedWeights, SparseTerm
 from errata.patch import Patch
 from errata.recipe import Recipe
 from errata.statistics.store import moments_for
@@ -563,6 +563,19 @@ def test_patches_of_every_form_are_saved_read_applied_and_undone(
     assert_same_bits(parameter_bits(fresh), edited)
     read.undo(fresh)
     assert_same_bits(parameter_bits(fresh), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_rectified_writes_are_kept_off_the_gpu(make_editor: Callable[..., Editor]) -> None:
+    model = tiny_language_model("llama")
+    model.model.cuda()
+    before = parameter_bits(model)
+    patch = make_editor(model, "rect").apply(FACTS[:4])
+    terms = [term for term in patch.terms if isinstance(term, SparseTerm)]
+    assert terms
+    assert {tensor.device.type for term in terms for tensor in (term.values, term.mask)} == {"cpu"}
+    patch.undo(model)
+    assert_same_bits(parameter_bits(model), before)
 
 
 def test_rectified_writes_are_sparse(make_editor: Callable[..., Editor]) -> None:

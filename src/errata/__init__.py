@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from errata.errors import EditError, ErrataError, FaultsError, InputError, NonFiniteError, UnsupportedModelError
     from errata.facts import Fact, FactSet, Question
     from errata.facts_io import facts_from_records, read_facts, write_facts
+    from errata.loading import load_model
     from errata.methods import METHODS, Method, method_named
     from errata.models.generation import generate
     from errata.models.language_model import LanguageModel
     from errata.patch import Patch
     from errata.recipe import Recipe, read_recipe, shipped_recipe
+    from errata.stack import Stack, read_stack
 
 __version__ = "0.1.0"
 
@@ -38,12 +40,15 @@ _HOME = {
     "Patch": "errata.patch",
     "Question": "errata.facts",
     "Recipe": "errata.recipe",
+    "Stack": "errata.stack",
     "UnsupportedModelError": "errata.errors",
     "facts_from_records": "errata.facts_io",
     "generate": "errata.models.generation",
+    "load_model": "errata.loading",
     "method_named": "errata.methods",
     "read_facts": "errata.facts_io",
     "read_recipe": "errata.recipe",
+    "read_stack": "errata.stack",
     "shipped_recipe": "errata.recipe",
     "write_facts": "errata.facts_io",
 }
@@ -64,13 +69,16 @@ __all__ = [
     "Patch",
     "Question",
     "Recipe",
+    "Stack",
     "UnsupportedModelError",
     "__version__",
     "facts_from_records",
     "generate",
+    "load_model",
     "method_named",
     "read_facts",
     "read_recipe",
+    "read_stack",
     "shipped_recipe",
     "write_facts",
 ]

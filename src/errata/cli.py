@@ -19,6 +19,7 @@ from errata.verbs import (
     doctor,
     edit,
     evaluate,
+    export,
     history,
     lab,
     locate,
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.command("edit", epilog=edit.EXAMPLE)(edit.edit)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command("export", epilog=export.EXAMPLE)(export.export)
 app.command("ask", epilog=ask.EXAMPLE)(ask.ask)
 app.command("show", epilog=show.EXAMPLE)(show.show)
 app.command("diff", epilog=diff.EXAMPLE)(diff.diff)

@@ -162,8 +162,10 @@ class Editor:
         unprepared = not self._run.solvers
         self.prepare()
         first = len(self.records)
-        # A later patch goes on top of earlier ones: it is for the weights as they are now.
-        fingerprint = self.fingerprint if unprepared else self.model.fingerprint()
+        # A later patch goes on top of earlier ones: it is for the weights as they are now. One that stands for the
+        # whole run is for those before it.
+        whole = unprepared or any(isinstance(shaper, RunShaper) for shaper in self.shapers)
+        fingerprint = self.fingerprint if whole else self.model.fingerprint()
         with self._all_or_nothing():
             for start in range(0, len(facts), self.recipe.batch_size):
                 self.apply_batch(facts[start : start + self.recipe.batch_size], on_batch=on_batch)
@@ -203,7 +205,7 @@ class Editor:
                 parts.append(writer.write(facts[start : start + size], earlier))
             writer.check_logits(facts)
             states = dict(self._run.solvers)
-            keys = {layer: writer.keys(facts, layer) for layer in states} if solver.history else {}
+            keys = writer.keys(facts, list(states)) if solver.history else {}
             states |= {layer: states[layer].remember(found) for layer, found in keys.items()}
             terms = tuple(term for part in parts for term in part.terms)
             self._run = _Run(states, (*self._run.terms, *terms))

@@ -104,17 +104,17 @@ class BatchWriter:
         is_open = (distance > self.recipe.rounds.least) & (distance < self.recipe.rounds.most)
         return [int(index) for index in is_open.nonzero()[:, 0]]
 
-    def keys(self, facts: Sequence[Fact], layer: int) -> Tensor:
-        """The averaged keys on the weights as they are now, where is solved: (d_in, facts) float64."""
-        return self._keys_and_bare(facts, layer)[0]
+    def keys(self, facts: Sequence[Fact], layers: Sequence[int]) -> dict[int, Tensor]:
+        """The averaged keys on the weights as they are now, where is solved: layer -> (d_in, facts) float64."""
+        return {layer: mean for layer, (mean, _) in self._keys_and_bare(facts, layers).items()}
 
-    def _keys_and_bare(self, facts: Sequence[Fact], layer: int) -> tuple[Tensor, Tensor]:
-        found = keys_and_bare(self.model, facts, self.prefixes, layer, self.recipe.contexts.keys)
+    def _keys_and_bare(self, facts: Sequence[Fact], layers: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        found = keys_and_bare(self.model, facts, self.prefixes, layers, self.recipe.contexts.keys)
         device = solve_device(self.model)
-        return found[0].to(device), found[1].to(device)
+        return {layer: (mean.to(device), bare.to(device)) for layer, (mean, bare) in found.items()}
 
     def _solve(self, facts: Sequence[Fact], layer: int, residuals: Tensor) -> Term:
-        keys, bare = self._keys_and_bare(facts, layer)
+        keys, bare = self._keys_and_bare(facts, [layer])[layer]
         check_columns("key", keys, facts, layer)
         check_columns("residual", residuals, facts, layer)
         change = self.states[layer].solve(keys, residuals.to(keys.device), bare if self.solver.uses_bare_keys else None)
@@ -136,7 +136,10 @@ class BatchWriter:
                 if term.layer == layer:
                     term.add_to(change)
             mask = shaper.mask(change, began[layer])
-            masked.append(SparseTerm(layer, change[mask], mask))
+            # Kept off the GPU: a term stays for the life of the run, and unlike factors, which are as wide as the batch
+            # has facts, values and mask are as large as W for every batch. They are added now, and again only when a
+            # change is undone or left out for a while.
+            masked.append(SparseTerm(layer, change[mask].cpu(), mask.cpu()))
         self.model.edits.add(masked)
         return masked
 

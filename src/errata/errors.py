@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 
 
 class ErrataError(Exception):
@@ -30,14 +32,17 @@ class InputError(ErrataError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong in an input: where it is, what is wrong, what to do."""
+    """One thing wrong in an input: where it is, what is wrong, what to do; its line, unless ``where`` tells it."""
 
     where: str
     what: str
     remedy: str
+    line: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}. {self.remedy}"
+        line = "" if self.line is None else f" (line {self.line})"
+        place = f"{self.where}{line}: " if self.where else ""  # what an InputError says names its place itself
+        return f"{place}{self.what}. {self.remedy}" if self.remedy else f"{place}{self.what}"
 
 
 class FaultsError(InputError):
@@ -47,6 +52,57 @@ class FaultsError(InputError):
         self.faults = tuple(faults)
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         super().__init__(f"{subject} has {count}:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+class Part:
+    """A block whose InputError is kept for later, so that the next input is looked at too; see ``told_together``."""
+
+    def __init__(self) -> None:
+        self._errors: dict[str, InputError] = {}
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        if not isinstance(error, InputError):
+            return False
+        self._errors.setdefault(str(error), error)  # what two parts suffer from is told once
+        return True
+
+    def check(self, subject: str) -> None:
+        """Raises what one part raised, or a FaultsError of all that several raised."""
+        errors = list(self._errors.values())
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise FaultsError(subject, [fault for error in errors for fault in _faults_of(error)])
+
+
+def _faults_of(error: InputError) -> Sequence[Fault]:
+    return error.faults if isinstance(error, FaultsError) else (Fault("", error.what, error.remedy),)
+
+
+@contextmanager
+def told_together(subject: str) -> Iterator[Part]:
+    """Look at several inputs, and tell at the end what is wrong with any of them::
+
+        with told_together("what was given") as part:
+            with part:
+                recipe = read_recipe(path, method)
+            with part:
+                facts = read_facts(file)
+        # here there are both
+
+    Args:
+        subject: what all inputs together are called.
+
+    Raises:
+        InputError: the one that the one wrong part raised.
+        FaultsError: if several parts are wrong.
+    """
+    part = Part()
+    with part:
+        yield part
+    part.check(subject)
 
 
 class UnsupportedModelError(InputError):

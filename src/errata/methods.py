@@ -50,8 +50,6 @@ class Method:
         deviations: where this differs from the paper or its published code, and why.
         boundary_deviations: the same, of ``+blue`` only.
         with_boundary: what ``+blue`` changes beside the schedule.
-        as_published: what ``--as-published`` changes, to reproduce a fault of published code that published numbers
-            depend on.
     """
 
     name: str
@@ -67,7 +65,6 @@ class Method:
     deviations: tuple[str, ...] = (_NO_TARGET_CACHE,)
     boundary_deviations: tuple[str, ...] = ()
     with_boundary: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    as_published: Mapping[str, Any] = field(default_factory=dict)
 
     def choices(self) -> dict[str, Any]:
         """The sections of a recipe that the row decides."""
@@ -91,7 +88,6 @@ class Method:
             title=f"{self.title}; boundary layers only",
             schedule="boundary",
             deviations=(*self.deviations, *self.boundary_deviations, _SECOND_TARGET),
-            as_published={**self.as_published, "target": {"weights": "original"}},
             **changed,  # type: ignore[arg-type]
         )
 
@@ -196,7 +192,6 @@ METHODS: tuple[Method, ...] = (
             "Evaluated and saved is a pruned copy, after every batch if asked for; editing goes on from the unpruned "
             "weights.",
         ),
-        as_published={"shaping": ({"kind": "prune", "on_top": True},)},
     ),
     Method(
         name="nse",
@@ -221,6 +216,28 @@ METHODS: tuple[Method, ...] = (
         solver={"kind": "null_space", "history": True},
     ),
 )
+
+
+def published_faults(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``--as-published`` changes, to reproduce faults of published code that published numbers depend on.
+
+    It goes by what is run and not by a row's name: a schedule or a shaping may be chosen for any row.
+
+    Args:
+        sections: of a recipe, or what ``Method.choices`` gives.
+
+    Returns:
+        The sections that change, with what changes in them; nothing if no fault is in what is run.
+    """
+    changes: dict[str, Any] = {}
+    if sections["schedule"] == "boundary":  # a cache of targets that a run on other weights has filled
+        changes["target"] = {"weights": "original"}
+    shaping = sections.get("shaping", ())
+    if any(entry["kind"] == "prune" for entry in shaping):  # the pruned change added to the edited weights
+        changes["shaping"] = tuple(
+            {**entry, "on_top": True} if entry["kind"] == "prune" else entry for entry in shaping
+        )
+    return changes
 
 
 def method_named(name: str) -> Method:

@@ -46,7 +46,25 @@ def check_new(target: Path) -> None:
         return
     if target.exists() or target.is_symlink():
         raise InputError(f"{target} exists already", remedy="Give another name, or remove it first")
-    # Told before the work, not after it.
+    _check_parent(target)
+
+
+def check_file(target: Path) -> None:
+    """Raises InputError if no file can be written at ``target``; an older one there may be replaced."""
+    if target.is_dir():
+        raise InputError(f"{target} is a directory", remedy="Give the name of a file")
+    _check_parent(target)
+
+
+def check_new_file(target: Path) -> None:
+    """As ``check_file``, and also if anything is there."""
+    if target.exists() or target.is_symlink():
+        raise InputError(f"{target} exists already", remedy="Give another name, or remove it first")
+    _check_parent(target)
+
+
+def _check_parent(target: Path) -> None:
+    """Told before the work, not after it."""
     parent = next(folder for folder in target.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{target} cannot be written in {parent}", remedy="Give a directory that you may write to")

@@ -15,8 +15,8 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from errata.errors import FaultsError, InputError
-from errata.methods import method_named
-from errata.recipe_faults import fault_of
+from errata.methods import published_faults
+from errata.recipe_faults import fault_of, path_of
 from errata.recipe_files import RecipeFile, merge, parse_file, read_file, shipped_for
 from errata.recipe_settings import (
     AnyTargetSettings,
@@ -90,6 +90,21 @@ class Recipe(Settings):
             faults = [replace(fault, where=fault.where.removesuffix(": ")) for fault in found]
             raise FaultsError(f"{self.method} with {', '.join(choices)} of your choice", faults) from error
 
+    def as_published(self) -> Recipe:
+        """The recipe with the faults of published code that published numbers depend on; see ``published_faults``.
+
+        Raises:
+            InputError: if nothing that it does depends on one.
+        """
+        data = self.model_dump()
+        faulty = Recipe.model_validate(merge(data, published_faults(data)))
+        if faulty == self:
+            raise InputError(
+                f"no published number of {self.method!r} depends on a fault of published code",
+                remedy="Leave out --as-published",
+            )
+        return faulty
+
     def to_yaml(self) -> str:
         """YAML that ``read_recipe`` reads back to an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -99,7 +114,8 @@ def read_recipe(path: str | Path, method: str, *, as_published: bool = False) ->
     """The recipe for one method from a YAML file.
 
     Args:
-        as_published: reproduce the faults of published code that published numbers depend on; see ``Method``.
+        as_published: reproduce the faults of published code that published numbers depend on; see
+            ``published_faults``.
 
     Raises:
         InputError: if the file cannot be read as YAML, was written for another method, or the method is not known.
@@ -141,23 +157,17 @@ def parse_recipe(text: str, method: str, *, source: str, as_published: bool = Fa
 
 
 def _recipe_from(file: RecipeFile, method: str, *, as_published: bool) -> Recipe:
-    row = method_named(method)
-    if as_published and not row.as_published:
-        raise InputError(
-            f"no published number of {method!r} depends on a fault of published code",
-            remedy="Leave out --as-published",
-        )
     merged, faults = file.merged(method), file.faults()
-    if as_published:
-        merged = merge(merged, row.as_published)
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
-        faults += [fault_of(file.source, item, Recipe.model_fields) for item in error.errors()]
+        for item in error.errors():
+            fault = fault_of(file.source, item, Recipe.model_fields)
+            faults.append(replace(fault, line=file.line(method, tuple(path_of(item)))))
         raise FaultsError(f"the recipe {file.source} for {method}", faults) from error
     if faults:
         raise FaultsError(f"the recipe {file.source}", faults)
-    return recipe
+    return recipe.as_published() if as_published else recipe
 
 
 def _contradictions(recipe: Recipe) -> Iterator[str]:

@@ -13,10 +13,11 @@ from errata.methods import BOUNDARY_SUFFIX, method_named
 from errata.recipe import Recipe
 from errata.recipe_faults import fault_of, path_of
 from errata.recipe_files import RecipeFile, read_file
+from errata.recipe_yaml import KeyPath, line_of
 
 
 def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]:
-    """Check a file for one method, or for every one that it names.
+    """Check a file for one method, or for every one that it holds numbers for.
 
     Returns:
         The methods that it was checked for; it holds for all of them.
@@ -28,7 +29,7 @@ def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]
     file = read_file(path)
     if method is not None:
         method_named(method)
-    names = file.names if method is None else (method,)
+    names = file.covered if method is None else (method,)
     if not names:
         raise InputError(f"{path} names no method to check it for", remedy="Name one with --method")
     faults = [*file.faults(), *_method_faults(file, [name for name in names if _is_method(name)])]
@@ -49,7 +50,7 @@ def _method_faults(file: RecipeFile, names: Sequence[str]) -> list[Fault]:
     """The faults of the recipes for these methods.
 
     What stands in the file is told where it stands. What stands nowhere (a missing key, a contradiction) is told of the
-    whole file if all methods suffer from it, else of each method that does, but not of ``+blue`` beside its base.
+    whole file if all that it names suffer from it, else of each method that does, but not of ``+blue`` beside its base.
     """
     placed: dict[tuple[str, str], Fault] = {}
     nowhere: dict[Fault, list[str]] = {}
@@ -57,12 +58,14 @@ def _method_faults(file: RecipeFile, names: Sequence[str]) -> list[Fault]:
         for item in _errors(file, name):
             fault = fault_of(file.source, item, Recipe.model_fields)
             path = path_of(item)
-            if (where := _place(file, name, path, missing=item["type"] == "missing")) is not None:
-                found = Fault(f"{file.source}: {where}", fault.what, fault.remedy)
+            if (place := _place(file, name, path, missing=item["type"] == "missing")) is not None:
+                where = ".".join(str(part) for part in place)
+                found = Fault(f"{file.source}: {where}", fault.what, fault.remedy, line_of(file.lines, place))
                 placed.setdefault((found.where, found.what), found)
             else:
                 nowhere.setdefault(fault, []).append(name)
-    return [*placed.values(), *(told for fault, whose in nowhere.items() for told in _told(file, fault, whose, names))]
+    named = [name for name in names if name in file.names] or names
+    return [*placed.values(), *(told for fault, whose in nowhere.items() for told in _told(file, fault, whose, named))]
 
 
 def _errors(file: RecipeFile, name: str) -> Sequence[Any]:
@@ -75,23 +78,25 @@ def _errors(file: RecipeFile, name: str) -> Sequence[Any]:
 
 def _told(file: RecipeFile, fault: Fault, whose: Sequence[str], names: Sequence[str]) -> Iterable[Fault]:
     path = fault.where.removeprefix(f"{file.source}: ")
-    if len(whose) == len(names):
-        yield Fault(f"{file.source}: {path}" if path else file.source, fault.what, fault.remedy)
+    if set(names) <= set(whose):
+        line = line_of(file.lines, tuple(path.split(".")))
+        yield Fault(f"{file.source}: {path}" if path else file.source, fault.what, fault.remedy, line)
         return
     for name in whose:
         base = name.removesuffix(BOUNDARY_SUFFIX)
         if base == name or base not in whose:
             where = ".".join(part for part in ("methods", name, path) if part)
-            yield Fault(f"{file.source}: {where}", fault.what, fault.remedy)
+            line = line_of(file.lines, ("methods", name, *path.split(".")))
+            yield Fault(f"{file.source}: {where}", fault.what, fault.remedy, line)
 
 
-def _place(file: RecipeFile, name: str, path: Sequence[Any], *, missing: bool) -> str | None:
+def _place(file: RecipeFile, name: str, path: Sequence[Any], *, missing: bool) -> KeyPath | None:
     """The last place in the file that says what counts for the method at ``path``; None if no place does."""
     if missing or not path:
         return None
     for place, layer in reversed(file.layers(name)):
         if _holds(layer, path):
-            return ".".join(str(part) for part in (place, *path) if part != "")
+            return (*place, *path)
     return None
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from errata.errors import Fault, InputError
 from errata.methods import BOUNDARY_SUFFIX, method_named
-from errata.recipe_yaml import load_yaml
+from errata.recipe_yaml import KeyPath, line_of, parse_yaml
 
 FILE_KEYS = ("methods", "method", "also")  # of a file as a whole; everything else is a recipe's
 
@@ -26,10 +26,12 @@ class RecipeFile:
     Attributes:
         source: what messages call it.
         data: what stands in it.
+        lines: of its keys.
     """
 
     source: str
     data: Mapping[Any, Any]
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
 
     @property
     def entries(self) -> Mapping[Any, Any]:
@@ -42,16 +44,33 @@ class RecipeFile:
         return (str(self.data["method"]),) if "method" in self.data else tuple(str(name) for name in self.entries)
 
     @property
+    def covered(self) -> tuple[str, ...]:
+        """The methods that it holds numbers for: a row's entry counts for its ``+blue`` too."""
+        if "method" in self.data:
+            return self.names
+        forms = ((name, f"{name.removesuffix(BOUNDARY_SUFFIX)}{BOUNDARY_SUFFIX}") for name in self.names)
+        return tuple(dict.fromkeys(form for each in forms for form in each))
+
+    @property
     def also(self) -> tuple[str, ...]:
         """Further names of models that its numbers are taken for, in lower case."""
         return tuple(str(name).lower() for name in self.data.get("also") or ())
 
-    def layers(self, method: str) -> list[tuple[str, Mapping[Any, Any]]]:
+    def layers(self, method: str) -> list[tuple[KeyPath, Mapping[Any, Any]]]:
         """What counts for a method, the later the more, each with the place in the file where it stands."""
         common = {key: value for key, value in self.data.items() if key not in FILE_KEYS}
         names = dict.fromkeys((method.removesuffix(BOUNDARY_SUFFIX), method))
-        entries = [(f"methods.{name}", self.entries.get(name)) for name in names]
-        return [("", common), *((place, entry) for place, entry in entries if isinstance(entry, Mapping))]
+        entries = [(("methods", name), self.entries.get(name)) for name in names]
+        return [((), common), *((place, entry) for place, entry in entries if isinstance(entry, Mapping))]
+
+    def line(self, method: str, path: KeyPath) -> int | None:
+        """The line of what counts for a method at ``path``, or else of the innermost section that would hold it."""
+        places = [place for place, _ in reversed(self.layers(method))]
+        for end in range(len(path), 0, -1):
+            for place in places:
+                if (line := self.lines.get((*place, *path[:end]))) is not None:
+                    return line
+        return line_of(self.lines, places[0]) if path else None
 
     def merged(self, method: str) -> dict[Any, Any]:
         """The keys of the recipe for a method, unchecked: the row's choices and the file's layers over them.
@@ -82,14 +101,17 @@ class RecipeFile:
             try:
                 method_named(str(name))
             except InputError as error:
-                found.append(Fault(f"{self.source}: {place}", error.what, error.remedy))
+                line = line_of(self.lines, ("methods", name) if place != "method" else ("method",))
+                found.append(Fault(f"{self.source}: {place}", error.what, error.remedy, line))
         for name, entry in self.entries.items():
             if entry is not None and not isinstance(entry, Mapping):
                 place = f"{self.source}: methods.{name}"
-                found.append(Fault(place, "is no mapping", "Write 'memit: {solver: {...}}'"))
+                line = line_of(self.lines, ("methods", name))
+                found.append(Fault(place, "is no mapping", "Write 'memit: {solver: {...}}'", line))
         also = self.data.get("also")
         if also is not None and not (isinstance(also, list) and all(isinstance(name, str) for name in also)):
-            found.append(Fault(f"{self.source}: also", "is no list of models' names", f"Got {also!r:.200}"))
+            line = line_of(self.lines, ("also",))
+            found.append(Fault(f"{self.source}: also", "is no list of models' names", f"Got {also!r:.200}", line))
         return found
 
 
@@ -109,23 +131,23 @@ def parse_file(text: str, source: str) -> RecipeFile:
 
     Raises:
         InputError: if it is no YAML, no mapping, or its ``methods`` are none.
+        FaultsError: if keys stand twice in one mapping.
     """
-    try:
-        data = load_yaml(text)
-    except ValueError as error:
-        raise InputError(f"{source} is not YAML: {error}", remedy="Mend the line that is named") from error
+    marked = parse_yaml(text, source)
+    data = marked.data
     if not isinstance(data, dict):
         raise InputError(f"{source} holds no mapping", remedy="A recipe is a YAML mapping; see examples/recipe.yaml")
     if not isinstance(data.get("methods") or {}, dict):
-        raise InputError(f"methods in {source} is no mapping", remedy="Write 'methods: {memit: {...}}'")
-    return RecipeFile(source, data)
+        where = f"methods in {source} (line {line_of(marked.lines, ('methods',))})"
+        raise InputError(f"{where} is no mapping", remedy="Write 'methods: {memit: {...}}'")
+    return RecipeFile(source, data, marked.lines)
 
 
 def read_file(path: str | Path) -> RecipeFile:
     """A file on disk.
 
     Raises:
-        InputError: if it cannot be read, and as ``parse_file``.
+        InputError, FaultsError: if it cannot be read, and as ``parse_file``.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -13,7 +13,6 @@ lock                       held while a process works here
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -35,7 +34,7 @@ from errata.output import file_digest, is_file, new_directory, write_text
 from errata.patch import DtypeName, Patch, now, software_versions
 from errata.patch_file import read_patch, write_patch
 from errata.recipe import Recipe
-from errata.recipe_yaml import load_yaml
+from errata.recipe_yaml import parse_yaml
 
 COPIES = ("facts.jsonl", "recipe.yaml", "examination.json")
 
@@ -226,6 +225,8 @@ class RunDirectory:
         Raises:
             InputError: if another process does, or nothing can be written here.
         """
+        import fcntl  # not on Windows, where all but runs works
+
         with ExitStack() as stack:
             try:
                 file = stack.enter_context((self.path / "lock").open("a+", encoding="utf-8"))
@@ -276,7 +277,7 @@ def create_run(
         new_ledger(partial / "ledger.jsonl")
         manifest = Manifest(
             created=now(),
-            model=model,
+            model=str(Path(model).resolve()) if Path(model).is_dir() else model,
             fingerprint=fingerprint,
             dtype=dtype,
             lab=lab,
@@ -330,7 +331,7 @@ def open_run(path: Path) -> RunDirectory:
 def _recipe(path: Path) -> Recipe:
     """A whole recipe as ``Recipe.to_yaml`` wrote it; unlike a recipe file's, its corpus path is absolute already."""
     try:
-        return Recipe.model_validate(load_yaml(path.read_text(encoding="utf-8")))
+        return Recipe.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)).data)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a recipe: {error}", remedy="Put the file back as it was") from error
 

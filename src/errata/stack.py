@@ -108,6 +108,16 @@ class Stack:
             for stacked in self.patches:
                 stacked.patch.apply(model, force=True)  # the base was checked, and each patch when it was put on
 
+    def take_out(self, model: LanguageModel) -> None:
+        """Take all patches out again.
+
+        Raises:
+            InputError: if one of them is not in.
+        """
+        with model.edits.transaction():
+            for stacked in reversed(self.patches):
+                stacked.patch.undo(model)
+
 
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid")

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     Gemma3Config,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GPT2Model,
+    LlamaForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -32,6 +34,8 @@ from errata.models.architectures import (
     down_projection_weight,
     is_transposed,
 )
+from errata.models.language_model import LanguageModel
+from errata.models.outline import Outline
 
 from tests.support.tiny_models import BLOCKS, FAMILIES, MATRIX_STD, MLP_WIDTH, WIDTH, byte_level_tokenizer, tiny_model
 
@@ -312,6 +316,52 @@ def test_quantised_weights_are_refused() -> None:
     model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
     with pytest.raises(UnsupportedModelError, match=r"quantised.*[Ll]oad the unquantised checkpoint"):
         architecture_of(model)
+
+
+class _Packed(Tensor):
+    """Stands for the tensors by which a quantisation library replaces the weight of a plain module."""
+
+
+@pytest.mark.parametrize(
+    ("weight", "told"),
+    [
+        (torch.zeros(WIDTH, MLP_WIDTH, dtype=torch.int8), r"torch\.int8"),
+        (torch.zeros(WIDTH * MLP_WIDTH // 2, 1, dtype=torch.uint8), r"torch\.uint8"),
+        (torch.zeros(WIDTH, MLP_WIDTH).to(torch.float8_e4m3fn), r"torch\.float8_e4m3fn"),
+        (torch.zeros(WIDTH, MLP_WIDTH).as_subclass(_Packed), r"_Packed of torch\.float32"),
+    ],
+    ids=["integers", "packed", "eight bits", "subclass"],
+)
+def test_weights_that_are_no_plain_numbers_are_refused_whatever_the_configuration_says(
+    weight: Tensor, told: str
+) -> None:
+    model, tokenizer = tiny_model("llama")
+    model.model.layers[1].mlp.down_proj.weight = nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(UnsupportedModelError, match=f"weight of the down-projection is a .*{told}, .*Load the unquant"):
+        LanguageModel(model, tokenizer)
+
+
+@pytest.mark.parametrize("bits", [{"load_in_8bit": True}, {"load_in_4bit": True}], ids=["eight", "four"])
+def test_bitsandbytes_is_refused_before_any_work(bits: dict[str, bool], tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    model, tokenizer = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    settings = BitsAndBytesConfig(**bits)
+    quantised = LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=settings, device_map="cpu")
+    with pytest.raises(UnsupportedModelError, match="are quantised"):
+        LanguageModel(quantised, tokenizer)
+    quantised.save_pretrained(tmp_path / "quantised")
+    tokenizer.save_pretrained(tmp_path / "quantised")
+    with pytest.raises(UnsupportedModelError, match="are quantised"):
+        Outline.load(str(tmp_path / "quantised"))
+    with pytest.raises(UnsupportedModelError, match="are quantised"):
+        LanguageModel.load(tmp_path / "quantised")
+    # Whoever takes the marks off is told by the modules themselves.
+    del quantised.config.quantization_config
+    quantised.is_quantized = False
+    with pytest.raises(UnsupportedModelError, match=r"expected a plain nn\.Linear"):
+        LanguageModel(quantised, tokenizer)
 
 
 def test_a_model_without_a_head_is_refused() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from types import MappingProxyType
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -149,6 +150,9 @@ _WRAPPED_TYPES = MappingProxyType(
     }
 )
 
+# The numbers that an update can be added to, rounded to the nearest.
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 # What mixture-of-experts configurations call their number of experts.
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 
@@ -174,7 +178,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     if row.final_norm is not None and attrgetter(row.final_norm)(model) is None:
         row = replace(row, final_norm=None)
     for block in attrgetter(row.blocks)(model):
-        is_transposed(block.get_submodule(row.down_projection))
+        _check_plain(block.get_submodule(row.down_projection))
     return row
 
 
@@ -188,6 +192,24 @@ def check_config(config: PreTrainedConfig, *, quantised: bool = False) -> None:
     if refusal is not None:
         what, remedy = refusal
         raise UnsupportedModelError(what, remedy=remedy)
+
+
+def _check_plain(module: nn.Module) -> None:
+    """Refuse a down-projection that an update cannot be added to.
+
+    Raises:
+        UnsupportedModelError: as ``is_transposed``; or a plain module holds what is no plain weight: integers, packed
+            bits, or a tensor of a quantisation library's own type.
+    """
+    is_transposed(module)
+    weight = module.get_parameter("weight").data
+    if weight.dtype not in _WEIGHT_DTYPES or type(weight) is not Tensor:
+        kind = "" if type(weight) is Tensor else f"{type(weight).__module__}.{type(weight).__qualname__} of "
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _WEIGHT_DTYPES)
+        raise UnsupportedModelError(
+            f"the weight of the down-projection is a {kind}{weight.dtype}, expected a plain tensor of one of {names}",
+            remedy="Load the unquantised checkpoint, or dequantise the model before editing",
+        )
 
 
 def is_transposed(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -44,11 +45,18 @@ class Outline:
     @property
     def columns(self) -> int:
         """How many columns W has: the width of the MLP. Told by the empty shapes of a model without weights."""
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(self.config, trust_remote_code=self.trust_remote_code)
+        empty = self.empty_model()
         row = architecture_of(empty)
         block = empty.get_submodule(f"{row.blocks}.0")
         return down_projection_weight(block.get_submodule(row.down_projection)).shape[1]
+
+    def empty_model(self) -> PreTrainedModel:
+        """The model without weights: its modules and their shapes, on the meta device."""
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                self.config, trust_remote_code=self.trust_remote_code
+            )
+        return model
 
     @classmethod
     def load(cls, name: str, *, trust_remote_code: bool = False) -> Outline:
@@ -97,10 +105,15 @@ def source_of(name: str) -> str:
         from errata.lab.package import lab_directory  # lab is data; models must not need it
 
         return str(lab_directory())
-    looks_like_path = name.endswith("/") or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_like_path and not Path(name).is_dir():
+    if not is_hub_name(name) and not Path(name).is_dir():
         raise OSError("there is no such directory")
     return name
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether the hub has to be asked: it is neither ``lab``, nor a directory, nor what can only be a path."""
+    is_path = name.endswith("/") or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return name != "lab" and not is_path and not Path(name).is_dir()
 
 
 @contextmanager

@@ -63,7 +63,8 @@ class LowRankTerm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseTerm:
-    """A change of some entries, whatever its rank.
+    """A change of some entries, whatever its rank. It may lie on another device than the weights, and what an edit
+    makes lies on the CPU.
 
     Attributes:
         layer: the block.

@@ -20,7 +20,8 @@ from errata.tracing.places import Part, Position
 
 # One hue a part, as in the paper; each grows darker evenly, so that it can be read in grey.
 _COLOURS = {Part.BLOCK: "Purples", Part.MLP: "Greens", Part.ATTENTION: "Reds"}
-_WIDTH, _MARGIN, _ROW = 7.2, 1.6, 0.18  # inches: a printed page's text; heads, ticks and bars; one kind of token
+# Inches: a printed page's text; heads, ticks and bars; one kind of token; the legend.
+_WIDTH, _MARGIN, _ROW, _LEGEND = 7.2, 1.6, 0.18, 0.22
 
 
 def check_drawing() -> None:
@@ -37,7 +38,7 @@ def draw_heat_map(
     A part has its own scale from 0 to its largest effect; negative effects are white, what no fact has is hatched.
 
     Args:
-        critical: neighbouring layers to frame at the subject's last token.
+        critical: neighbouring layers to frame at the subject's last token; a legend says what the frame is.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -45,13 +46,13 @@ def draw_heat_map(
     check_drawing()
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     positions = list(POSITION_TITLES) if len({cell["position"] for cell in cells}) > 1 else [Position.SUBJECT_LAST]
     layers = 1 + max(cell["layer"] for cell in cells)
     # The hash salt makes the names inside an SVG, and with them the file, the same every time.
     with matplotlib.rc_context({"font.size": 8, "svg.hashsalt": "errata", "hatch.linewidth": 0.4}):
-        figure = Figure(figsize=(_WIDTH, _MARGIN + _ROW * len(positions)), layout="constrained")
+        height = _MARGIN + _ROW * len(positions) + (_LEGEND if critical else 0)
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         panels = figure.subplots(1, len(PART_TITLES), sharey=True, squeeze=False)[0]
         for panel, (part, name) in zip(panels, PART_TITLES.items(), strict=True):
             values = _values(cells, part, positions, layers)
@@ -60,9 +61,14 @@ def draw_heat_map(
             panel.set_title(f"{name}\n({reach})", fontsize=8)
             if critical:
                 corner, width = (min(critical) - 0.5, positions.index(Position.SUBJECT_LAST) - 0.5), len(critical)
-                panel.add_patch(Rectangle(corner, width, 1, fill=False, edgecolor="black", linewidth=1, clip_on=False))
+                panel.add_patch(_frame(corner, width))
         panels[0].set_yticks(range(len(positions)), [POSITION_TITLES[position] for position in positions])
         figure.suptitle(title, fontsize=8)
+        if critical:
+            first, last = min(critical), max(critical)
+            named = f"layer {first}" if first == last else f"layers {first} to {last}"
+            frame = _frame((0.0, 0.0), 1, label=f"proposed critical {named}, at the last subject token")
+            figure.legend(handles=[frame], loc="outside lower center", frameon=False, fontsize=7)
         for path in paths:
             figure.savefig(path, dpi=300, metadata={"Date": None} if path.suffix == ".svg" else None)
 
@@ -74,6 +80,12 @@ def _values(cells: Sequence[Cell], part: str, positions: Sequence[str], layers: 
         if cell["part"] == part and cell["position"] in positions:
             values[positions.index(cell["position"]), cell["layer"]] = cell["mean"]
     return values
+
+
+def _frame(corner: tuple[float, float], width: int, *, label: str = "") -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, width, 1, fill=False, edgecolor="black", linewidth=1, clip_on=False, label=label)
 
 
 def _draw_panel(figure: Any, panel: Any, values: Any, colours: str) -> None:

@@ -31,14 +31,18 @@ def mean_keys(
     Returns:
         (d_in, facts) in float64.
     """
-    return keys_and_bare(model, facts, prefixes, layer, average)[0]
+    return keys_and_bare(model, facts, prefixes, [layer], average)[layer][0]
 
 
 def keys_and_bare(
-    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, average: Average = "halves"
-) -> tuple[Float[Tensor, "d_in u"], Float[Tensor, "d_in u"]]:
-    """As ``mean_keys``, and beside it the keys of the bare prompts, from the same pass."""
-    return _averaged_and_bare(model, facts, prefixes, layer, Site.KEY, average)
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    prefixes: Sequence[str],
+    layers: Sequence[int],
+    average: Average = "halves",
+) -> dict[int, tuple[Float[Tensor, "d_in u"], Float[Tensor, "d_in u"]]]:
+    """As ``mean_keys`` in several layers, and beside each the keys of the bare prompts; all from one pass."""
+    return _averaged_and_bare(model, facts, prefixes, layers, Site.KEY, average)
 
 
 def current_states(
@@ -50,19 +54,28 @@ def current_states(
     average: Average = "bare",
 ) -> Float[Tensor, "d_out u"]:
     """h at the site on the weights as they are now, averaged as keys are: (d_out, facts) in float64."""
-    return _averaged_and_bare(model, facts, prefixes, layer, site, average)[0]
+    return _averaged_and_bare(model, facts, prefixes, [layer], site, average)[layer][0]
 
 
 def _averaged_and_bare(
-    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, site: Site, average: Average
-) -> tuple[Float[Tensor, "d u"], Float[Tensor, "d u"]]:
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    prefixes: Sequence[str],
+    layers: Sequence[int],
+    site: Site,
+    average: Average,
+) -> dict[int, tuple[Float[Tensor, "d u"], Float[Tensor, "d u"]]]:
     contexts = ["", *([] if average == "bare" else prefixes)]
-    rows = subject_rows(model, facts, contexts)
-    captured = model.capture_last(rows, {site: [layer]})[site, layer].double()
-    per_fact = captured.view(len(facts), len(contexts), -1)
-    bare = per_fact[:, 0].T.contiguous()
-    if len(contexts) == 1:
-        return bare, bare
-    if average == "mean":
-        return per_fact.mean(1).T.contiguous(), bare
-    return 0.5 * bare + 0.5 * per_fact[:, 1:].mean(1).T, bare
+    captured = model.capture_last(subject_rows(model, facts, contexts), {site: list(layers)})
+    found = {}
+    for layer in layers:
+        per_fact = captured[site, layer].double().view(len(facts), len(contexts), -1)
+        bare = per_fact[:, 0].T.contiguous()
+        if len(contexts) == 1:
+            mean = bare
+        elif average == "mean":
+            mean = per_fact.mean(1).T.contiguous()
+        else:
+            mean = 0.5 * bare + 0.5 * per_fact[:, 1:].mean(1).T
+        found[layer] = (mean, bare)
+    return found

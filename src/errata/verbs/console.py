@@ -23,13 +23,21 @@ from rich.progress import (
 
 from errata.errors import Fault, FaultsError
 from errata.loading import base_of
-from errata.models.outline import Outline
-from errata.output import write_text
+from errata.models.outline import Outline, is_hub_name
+from errata.output import check_file, write_text
 from errata.progress import Report
+
+
+def _writable(path: Path | None) -> Path | None:
+    if path is not None:
+        check_file(path)
+    return path
+
 
 JsonOption = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", dir_okay=False, help="Also write the result for machines to FILE."),
+    # Called while the command line is read: in every verb before its work.
+    typer.Option("--json", metavar="FILE", callback=_writable, help="Also write the result for machines to FILE."),
 ]
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="'lab' (the embedded model), a directory, or a name on the hub.")
@@ -85,10 +93,17 @@ def outline_of(name: str, *, trust_remote_code: bool) -> Outline:
     Of a stack or a run it is its base's.
     """
     name = base_of(name)
-    if name != "lab" and not Path(name).is_dir() and name.count("/") <= 1 and not name.startswith((".", "~", "/")):
+    if is_hub_name(name):
         note = f"note: there is no directory {name!r} here; looking on the hub (HF_HUB_OFFLINE=1: only among downloads)"
         error_console().print(note, markup=False, highlight=False)
     return Outline.load(name, trust_remote_code=trust_remote_code)
+
+
+def outline_here(name: str, *, trust_remote_code: bool) -> Outline | None:
+    """A model's outline if it lies on this machine. The hub, which can be slow to say no, is left until all else that
+    was given has been looked at: None.
+    """
+    return None if is_hub_name(base_of(name)) else outline_of(name, trust_remote_code=trust_remote_code)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from errata.lab.tasks import lab_facts, untouched_questions
 from errata.lab.texts import held_out_prose
 from errata.methods import method_named
 from errata.models.language_model import LanguageModel
-from errata.output import write_text
+from errata.output import check_file, write_text
 from errata.patch import software_versions
 from errata.recipe import shipped_recipe
 from errata.report.tables import comparison_table
@@ -41,6 +41,9 @@ def demo(
 ) -> None:
     """Edit facts into the embedded model, with and without boundary-layer updates, and show what changed."""
     started = time.perf_counter()
+    results = out / "results.json"
+    for path in (results, *([svg] if svg else [])):
+        check_file(path)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise InputError("no method was named", remedy=f"Give some of --methods {METHODS}")
@@ -85,6 +88,6 @@ def demo(
         "seconds": seconds,
         "versions": software_versions(),
     }
-    for path in (out / "results.json", *([json] if json else [])):
+    for path in (results, *([json] if json else [])):
         write_results(path, rows, about)
-    console().print(f"Wrote {out / 'results.json'}", highlight=False)
+    console().print(f"Wrote {results}", highlight=False)

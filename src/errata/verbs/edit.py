@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,49 +10,51 @@ import typer
 
 from errata.benchmark.recorded import examination_record
 from errata.benchmark.sequential import examine, run_sequence
-from errata.conflicts import OnConflict, conflicts, without
+from errata.conflicts import OnConflict
 from errata.edit import Editor
-from errata.errors import FaultsError, InputError
+from errata.errors import InputError, told_together
 from errata.facts import FactSet
 from errata.facts_io import read_facts
-from errata.loading import load_model, patches_of
-from errata.methods import method_named
+from errata.loading import load_model
 from errata.output import check_new
 from errata.patch import dtype_name
 from errata.recipe import Recipe
-from errata.run_directory import create_run, is_run
+from errata.recipe_settings import ContextSettings
+from errata.run_directory import create_run
 from errata.schedules import SCHEDULES
-from errata.stack import has_stack
 from errata.statistics.corpus import open_corpus
-from errata.statistics.store import check_corpus
 from errata.verbs.console import (
     DeviceOption,
     DtypeOption,
     JsonOption,
-    ModelOption,
     TrustOption,
     console,
-    error_console,
+    outline_here,
     outline_of,
     placement,
     progress,
     write_json,
 )
 from errata.verbs.finish import finish, finish_run
-from errata.verbs.models import is_lab, token_check
-from errata.verbs.numbers import choices_of, numbers_of, show_notes
-from errata.verbs.questions import examination_for
+from errata.verbs.models import check_facts, is_lab, token_check
+from errata.verbs.numbers import read_numbers, show_notes
+from errata.verbs.questions import examination_for, read_questions
 from errata.verbs.resume import resume_run
 from errata.verbs.saving import check_output
+from errata.verbs.settle import settled
 
 EXAMPLE = "Example: errata edit --model lab --facts examples/facts.jsonl --method memit+blue --out edited"
 
 
 def edit(
-    context: typer.Context,
     facts: Annotated[Path | None, typer.Option("--facts", "-f", help="JSONL or CSV; see examples/.")] = None,
-    model: ModelOption = "lab",
-    method: Annotated[str, typer.Option(help="A row of `errata methods`, with or without +blue.")] = "memit+blue",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="'lab' (the default), a directory, a stack, or a name on the hub."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="A row of `errata methods`, with or without +blue; default: memit+blue.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="NAME.safetensors for the change alone, or a new directory for the model."),
@@ -63,8 +66,9 @@ def edit(
         Path | None, typer.Option(help="Go on with a run that was stopped, from its last whole batch.")
     ] = None,
     on_conflict: Annotated[
-        OnConflict, typer.Option(help="Of facts that contradict what the model was given by earlier edits.")
-    ] = OnConflict.REFUSE,
+        OnConflict | None,
+        typer.Option(help="Of facts that contradict what the model was given by earlier edits; default: refuse."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Facts solved together; default: the recipe's.")] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of contexts, questions and intervals; default: the recipe's, or 0.")
@@ -102,43 +106,60 @@ def edit(
     json: JsonOption = None,
 ) -> None:
     """Edit facts into a model and show what changed. The model on disk is never touched: OUT is new."""
-    if out is not None:
-        check_output(out)
-    where = placement(device, dtype)
-
-    def recipe_for(model: str, other: str | None) -> Recipe:
-        named = other or method
-        choices = choices_of(named, schedule, layers, shaping)
-        return numbers_of(model, named, recipe, batch_size, seed, corpus, choices, as_published=as_published)
-
+    recipe_for = partial(
+        read_numbers, path=recipe, batch_size=batch_size, seed=seed, corpus=corpus, schedule=schedule, layers=layers,
+        shaping=shaping, as_published=as_published,
+    )  # fmt: skip
     if resume is not None:
-        sources = {name: context.get_parameter_source(name) for name in context.params}
-        given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-        resume_run(resume, given, facts, model, recipe_for, out, where, json, trust_remote_code=trust_remote_code)
-        return
-    method_named(method)
-    if facts is None:
-        raise InputError("no --facts were given", remedy="Name a file of facts; examples/facts.jsonl shows one")
-    if out is None and run is None and not dry_run:
-        raise InputError(
-            "no --out was given",
-            remedy="Name a new directory for the edited model or NAME.safetensors for the change, or add --dry-run",
+        new = {"--run": run, "--on-conflict": on_conflict, "--untouched": untouched, "--last-wins": last_wins}
+        new |= {"--dry-run": dry_run, "--no-evaluate": not evaluate}
+        decide = (method, recipe, batch_size, seed, corpus, schedule, layers, shaping, as_published)
+        changed = recipe_for if any(value not in (None, False) for value in decide) else None
+        resume_run(
+            resume,
+            [option for option, value in new.items() if value],
+            facts,
+            model,
+            method,
+            changed,
+            out,
+            placement(device, dtype),
+            json,
+            trust_remote_code=trust_remote_code,
         )
-    if run is not None:
-        check_new(run)
-    outline = outline_of(model, trust_remote_code=trust_remote_code)
-    numbers = recipe_for(model, None)
-    seed = numbers.contexts.seed
+        return
+    model, method = model or "lab", method or "memit+blue"
+    outline = outline_here(model, trust_remote_code=trust_remote_code)
+    lead = 0
+    with told_together("what was given") as part:
+        with part:
+            _check_outputs(out, run, dry_run=dry_run)
+        with part:
+            where = placement(device, dtype)
+        with part:
+            numbers = recipe_for(model, method)
+            lead = _lead_of(numbers.contexts)
+            if outline is not None:
+                outline.check_layers(numbers.layers)
+        with part:
+            if facts is None:
+                raise InputError("no --facts were given", remedy="Name a file of facts; examples/facts.jsonl is one")
+            fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
+            fact_set = settled(fact_set, model, on_conflict or OnConflict.REFUSE)
+        with part:
+            questions = read_questions(untouched)
+        with part:
+            lab = is_lab(model)
+    if outline is None:
+        outline = outline_of(model, trust_remote_code=trust_remote_code)
+        with told_together("what was given") as part:
+            with part:
+                outline.check_layers(numbers.layers)
+            with part:
+                check_facts(fact_set, outline, lead=lead)
     show_notes(numbers, model)
-    outline.check_layers(numbers.layers)
-    if numbers.needs_statistics:
-        check_corpus(numbers.statistics)
-    contexts = numbers.contexts
-    lead = max(contexts.tokens) + 2 if contexts.openers and contexts.per_opener else 0  # ". " stands behind each
-    fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
-    fact_set = _settled(fact_set, model, on_conflict)
-    lab = is_lab(model)
-    examination = examination_for(fact_set, lab=lab, untouched=untouched, seed=seed)
+    seed = numbers.contexts.seed
+    examination = examination_for(fact_set, lab=lab, untouched=questions, seed=seed)
     if dry_run:
         _show_plan(fact_set, numbers, model, json)
         return
@@ -171,34 +192,21 @@ def edit(
     finish(loaded, model, patch, rows, left_alone, examination, seed, out, json)
 
 
-def _settled(facts: FactSet, model: str, on_conflict: OnConflict) -> FactSet:
-    """The facts that are to be edited, where some contradict what ``model`` has been given before.
+def _check_outputs(out: Path | None, run: Path | None, *, dry_run: bool) -> None:
+    if out is not None:
+        check_output(out)
+    elif run is None and not dry_run:
+        raise InputError(
+            "no --out was given",
+            remedy="Name a new directory for the edited model or NAME.safetensors for the change, or add --dry-run",
+        )
+    if run is not None:
+        check_new(run)
 
-    Raises:
-        FaultsError: for every conflict, where they are to be refused.
-        InputError: if none is left.
-    """
-    if not (has_stack(model) or is_run(model)):
-        return facts
-    earlier = [(name, fact) for name, patch in patches_of(model) for fact in patch.facts]
-    clashing = conflicts(facts, earlier)
-    if not clashing:
-        return facts
-    if on_conflict is OnConflict.REFUSE:
-        place = {id(fact): where for fact, where in zip(facts, facts.places, strict=True)}
-        raise FaultsError(facts.source, [conflict.fault(place[id(conflict.fact)]) for conflict in clashing])
-    verb = "take the place of" if on_conflict is OnConflict.REPLACE else "are left out for"
-    names = ", ".join(repr(conflict.fact.id) for conflict in clashing[:5]) + (", …" if len(clashing) > 5 else "")
-    error_console().print(
-        f"note: {len(clashing)} facts ({names}) {verb} what {model} was given before (--on-conflict {on_conflict})",
-        markup=False,
-        highlight=False,
-    )
-    if on_conflict is OnConflict.REPLACE:
-        return facts
-    if len(clashing) == len(facts):
-        raise InputError("every fact contradicts what the model was given before", remedy="Nothing is left to edit")
-    return without(facts, clashing)
+
+def _lead_of(contexts: ContextSettings) -> int:
+    """How many tokens an edit puts before a prompt, at most: ". " stands behind each context."""
+    return max(contexts.tokens) + 2 if contexts.openers and contexts.per_opener else 0
 
 
 def _show_plan(facts: FactSet, recipe: Recipe, model: str, json: Path | None) -> None:

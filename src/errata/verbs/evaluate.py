@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from errata.benchmark.sequential import examine, perplexity_summaries
-from errata.errors import Fault
+from errata.errors import Fault, told_together
 from errata.evaluation.recall import absent
 from errata.evaluation.records import FORMAT, summarise, to_long
 from errata.facts import Fact
@@ -23,13 +23,14 @@ from errata.verbs.console import (
     ModelOption,
     TrustOption,
     console,
+    outline_here,
     outline_of,
     placement,
     progress,
     write_json,
 )
-from errata.verbs.models import is_lab, token_check
-from errata.verbs.questions import examination_for, show_absent
+from errata.verbs.models import check_facts, is_lab, token_check
+from errata.verbs.questions import examination_for, read_questions, show_absent
 
 EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"
 
@@ -49,16 +50,25 @@ def evaluate(
     json: JsonOption = None,
 ) -> None:
     """Measure how well a model says the facts, and what it says of everything else."""
-    where = placement(device, dtype)
     names = (model, *([against] if against else []))
-    checks = [token_check(outline_of(name, trust_remote_code=trust_remote_code)) for name in names]
+    outlines = {name: outline_here(name, trust_remote_code=trust_remote_code) for name in names}
 
     def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
-        return list(dict.fromkeys(fault for one in checks for fault in one(found, places)))
+        each = [token_check(outline)(found, places) for outline in outlines.values()]
+        return list(dict.fromkeys(fault for faults in each for fault in faults))
 
-    fact_set = read_facts(facts, last_wins=last_wins, check=check)
-    lab = is_lab(model) or (against is not None and is_lab(against))
-    examination = examination_for(fact_set, lab=lab, untouched=untouched, seed=seed)
+    with told_together("what was given") as part:
+        with part:
+            where = placement(device, dtype)
+        with part:
+            fact_set = read_facts(facts, last_wins=last_wins, check=check)
+        with part:
+            questions = read_questions(untouched)
+        with part:
+            lab = any(is_lab(name) for name in names)
+    for name in (name for name, outline in outlines.items() if outline is None):
+        check_facts(fact_set, outline_of(name, trust_remote_code=trust_remote_code))
+    examination = examination_for(fact_set, lab=lab, untouched=questions, seed=seed)
     with progress() as report:
         loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
         after = examine(loaded, examination, report=report, what="asking")

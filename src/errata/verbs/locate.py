@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from errata.errors import Fault, InputError
-from errata.facts import Fact
+from errata.errors import Fault, InputError, told_together
+from errata.facts import Fact, FactSet
 from errata.facts_io import read_facts
 from errata.loading import load_model
 from errata.locate import ENOUGH_FACTS, RULE, Location, TracingSettings, check_window, default_window, locate
@@ -27,12 +27,13 @@ from errata.verbs.console import (
     TrustOption,
     console,
     error_console,
+    outline_here,
     outline_of,
     placement,
     progress,
     write_json,
 )
-from errata.verbs.models import is_lab, token_check
+from errata.verbs.models import check_facts, is_lab, token_check
 
 EXAMPLE = "Example: errata locate --model lab --count 100 --out tracing"
 
@@ -64,11 +65,19 @@ def locate_layers(
     json: JsonOption = None,
 ) -> None:
     """Find the layers that hold a model's facts, by causal tracing."""
-    if out is not None:
-        check_new(out)
-        check_drawing()
-    where = placement(device, dtype)
-    outline = outline_of(model, trust_remote_code=trust_remote_code)
+    outline = outline_here(model, trust_remote_code=trust_remote_code)
+    with told_together("what was given") as part:
+        with part:
+            if out is not None:
+                check_new(out)
+                check_drawing()
+        with part:
+            where = placement(device, dtype)
+        with part:
+            known = _facts(facts, model, outline, seed)
+    if outline is None:
+        outline = outline_of(model, trust_remote_code=trust_remote_code)
+        check_facts(known, outline)
     settings = TracingSettings(
         count=count,
         samples=samples,
@@ -78,7 +87,6 @@ def locate_layers(
         positions=tuple(Position) if positions else (Position.SUBJECT_LAST,),
     )
     check_window(settings.window, outline.layers)
-    known = _facts(facts, model, outline, seed)
     with progress() as report:
         loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
         found = locate(loaded, known, settings, report=report)
@@ -104,7 +112,7 @@ def locate_layers(
     console().print(f"The rule: {RULE}.", markup=False, highlight=False, style="dim")
 
 
-def _facts(path: Path | None, model: str, outline: Outline, seed: int) -> Sequence[Fact]:
+def _facts(path: Path | None, model: str, outline: Outline | None, seed: int) -> FactSet:
     """The user's facts, or the world's.
 
     Raises:
@@ -130,7 +138,7 @@ def _facts(path: Path | None, model: str, outline: Outline, seed: int) -> Sequen
 
     own = Path(model) / "world.json"
     world = lab_world(Path(model)) if own.is_file() else lab_world()
-    return lab_facts(world, len(world.people), seed=seed)
+    return FactSet(tuple(lab_facts(world, len(world.people), seed=seed)), "the lab's world")
 
 
 def _show_facts(found: Location) -> None:

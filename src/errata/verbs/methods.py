@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich.padding import Padding
 from rich.text import Text
 
-from errata.methods import BOUNDARY_PAPER, BOUNDARY_TITLE, METHODS, Method
+from errata.methods import BOUNDARY_PAPER, BOUNDARY_TITLE, METHODS, Method, published_faults
 from errata.verbs.console import JsonOption, console, write_json
 
 EXAMPLE = "Example: errata methods --json methods.json"
@@ -27,7 +27,8 @@ def methods(json: JsonOption = None) -> None:
     for deviation in common:
         console().print(f"All rows: {deviation}", style="dim", highlight=False)
     rows = [row for method in METHODS for row in (method, method.with_blue())]
-    write_json(json, {"methods": [asdict(row) for row in rows], "suffixes": {"+blue": BOUNDARY_PAPER}})
+    entries = [{**asdict(row), "as_published": published_faults(row.choices())} for row in rows]
+    write_json(json, {"methods": entries, "suffixes": {"+blue": BOUNDARY_PAPER}})
 
 
 def _choices(row: Method) -> str:

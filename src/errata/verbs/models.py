@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from errata.errors import Fault, InputError
-from errata.facts import Fact
+from errata.errors import Fault, FaultsError, InputError
+from errata.facts import Fact, FactSet
 from errata.facts_io import Check
 from errata.facts_tokens import token_faults
 from errata.loading import base_of
@@ -19,12 +19,15 @@ from errata.stack import has_stack, is_stack, stack_base
 PATCH_SUFFIX = ".safetensors"
 
 
-def token_check(model: Outline, *, lead: int = 0) -> Check:
-    """What finds subjects without tokens, and prompts that are too long for the model.
+def token_check(model: Outline | None, *, lead: int = 0) -> Check:
+    """What finds subjects without tokens, and prompts that are too long for the model; nothing without one.
 
     Args:
         lead: the tokens that an edit puts before a prompt.
     """
+
+    if model is None:
+        return lambda facts, places: []
 
     def count_tokens(text: str) -> int:
         return len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -34,6 +37,12 @@ def token_check(model: Outline, *, lead: int = 0) -> Check:
         return token_faults(facts, places, count_tokens=count_tokens, limit=limit, lead=lead)
 
     return check
+
+
+def check_facts(facts: FactSet, model: Outline, *, lead: int = 0) -> None:
+    """Raises FaultsError for what ``token_check`` finds in facts that were read before the model was looked at."""
+    if faults := token_check(model, lead=lead)(facts.facts, facts.places):
+        raise FaultsError(facts.source, faults)
 
 
 def is_lab(name: str) -> bool:

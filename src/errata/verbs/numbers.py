@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.errors import Fault, FaultsError, InputError
-from errata.methods import BOUNDARY_SUFFIX
+from errata.errors import Fault, FaultsError, InputError, told_together
+from errata.methods import BOUNDARY_SUFFIX, method_named, published_faults
 from errata.recipe import Recipe, corpus_path, read_recipe, shipped_recipe
 from errata.schedules import SCHEDULES
 from errata.shaping import SHAPERS
+from errata.statistics.corpus import open_corpus
+from errata.statistics.store import check_corpus
 from errata.verbs.console import error_console
 from errata.verbs.models import recipe_name
 
@@ -32,20 +34,42 @@ def choices_of(method: str, schedule: str | None, layers: str | None, shaping: s
             faults.append(Fault("--schedule", f"{method!r} is the boundary schedule", "Leave out one of the two"))
     if layers is not None:
         try:
-            choices["layers"] = [int(part) for part in layers.split(",")]
-        except ValueError:
-            faults.append(Fault("--layers", f"{layers!r} is no list of numbers", "Write them as 4,5,6"))
+            choices["layers"] = layers_named(layers)
+        except FaultsError as error:
+            faults += error.faults
     if shaping is not None:
-        kinds = [kind.strip() for kind in shaping.split(",") if kind.strip() not in ("", "none")]
-        choices["shaping"] = [{"kind": kind} for kind in kinds]
-        unknown = [kind for kind in kinds if kind not in SHAPERS]
-        faults += [
-            Fault("--shaping", f"there is no shaping {kind!r}", f"Known: {', '.join(SHAPERS)}, none")
-            for kind in unknown
-        ]
+        kinds = [kind.strip() for kind in shaping.split(",")]
+        choices["shaping"] = [{"kind": kind} for kind in kinds if kind != "none"]
+        faults += _shaping_faults(shaping, kinds)
     if faults:
         raise FaultsError("the command line", faults)
     return choices
+
+
+def layers_named(text: str) -> list[int]:
+    """What --layers names, in the order in which it does.
+
+    Raises:
+        FaultsError: if it is no list of numbers, or has empty places.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        return [int(part) for part in parts]
+    except ValueError as error:
+        has_gap = "" in parts and any(parts)
+        what = "names no layer between two commas or at an end" if has_gap else "is no list of numbers"
+        fault = Fault("--layers", f"{text!r} {what}", "Write them as 4,5,6")
+        raise FaultsError("the command line", [fault]) from error
+
+
+def _shaping_faults(text: str, kinds: Sequence[str]) -> list[Fault]:
+    if "" in kinds:
+        what = "names no shaping between two commas or at an end" if any(kinds) else "names no shaping"
+        return [Fault("--shaping", f"{text!r} {what}", "Write one as rect, several as rect,norm_cap, and none as none")]
+    if "none" in kinds and len(kinds) > 1:
+        return [Fault("--shaping", f"{text!r} names 'none' beside others", "Leave out one of them")]
+    unknown = [kind for kind in kinds if kind not in (*SHAPERS, "none")]
+    return [Fault("--shaping", f"there is no shaping {kind!r}", _known(kind, [*SHAPERS, "none"])) for kind in unknown]
 
 
 def _known(name: str, names: Iterable[str]) -> str:
@@ -55,34 +79,64 @@ def _known(name: str, names: Iterable[str]) -> str:
     return f"{hint}Known: {', '.join(names)}"
 
 
-def numbers_of(
+def read_numbers(
     model: str,
     method: str,
     path: Path | None,
-    batch_size: int | None,
-    seed: int | None,
-    corpus: str | None,
-    choices: Mapping[str, Any],
     *,
-    as_published: bool,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    corpus: str | None = None,
+    schedule: str | None = None,
+    layers: str | None = None,
+    shaping: str | None = None,
+    as_published: bool = False,
 ) -> Recipe:
-    if path is not None:
-        numbers = read_recipe(path, method, as_published=as_published)
-    else:
-        numbers = shipped_recipe(recipe_name(model), method, as_published=as_published)
+    """The recipe that an edit takes, with what the command line puts in place of its numbers.
+
+    Raises:
+        InputError, FaultsError: whatever is wrong with the recipe, the choices or the text for key statistics.
+    """
+    method_named(method)
+    numbers: Recipe | None = None
+    with told_together("the recipe") as part:
+        with part:
+            numbers = shipped_recipe(recipe_name(model), method) if path is None else read_recipe(path, method)
+            numbers = _with_own(numbers, batch_size, seed, corpus)
+        with part:
+            choices = choices_of(method, schedule, layers, shaping)
+            if numbers is not None:
+                chosen = numbers.with_choices(choices) if choices else numbers
+                chosen = _as_published(chosen, numbers, choices) if as_published else chosen
+        with part:
+            if numbers is not None and numbers.needs_statistics:
+                check_corpus(numbers.statistics)
+            elif numbers is None and corpus is not None:
+                open_corpus(_place_of(corpus))
+    return chosen
+
+
+def _with_own(recipe: Recipe, batch_size: int | None, seed: int | None, corpus: str | None) -> Recipe:
+    """The recipe with the user's numbers in place of those that have nothing to do with the method."""
     if corpus is not None:
-        numbers = numbers.with_corpus(corpus if corpus == "lab" else corpus_path(corpus, Path()))
-    contexts = numbers.contexts if seed is None else numbers.contexts.model_copy(update={"seed": seed})
-    numbers = numbers.model_copy(update={"contexts": contexts, "batch_size": batch_size or numbers.batch_size})
-    numbers = numbers.with_choices(choices) if choices else numbers
-    if as_published:
-        plain = numbers_of(model, method, path, batch_size, seed, corpus, choices, as_published=False)
-        if plain.model_dump(exclude={"source"}) == numbers.model_dump(exclude={"source"}):
-            raise InputError(
-                f"--as-published changes nothing here: {', '.join(choices)} took the place of what it changes",
-                remedy="Leave out one of them",
-            )
-    return numbers
+        recipe = recipe.with_corpus(_place_of(corpus))
+    contexts = recipe.contexts if seed is None else recipe.contexts.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"contexts": contexts, "batch_size": batch_size or recipe.batch_size})
+
+
+def _as_published(chosen: Recipe, before: Recipe, choices: Mapping[str, Any]) -> Recipe:
+    """As ``Recipe.as_published``; where choices took the place of all that it would have changed, this is said."""
+    if published_faults(before.model_dump()) and not published_faults(chosen.model_dump()):
+        raise InputError(
+            f"--as-published changes nothing here: {', '.join(choices)} took the place of what it changes",
+            remedy="Leave out one of them",
+        )
+    return chosen.as_published()
+
+
+def _place_of(corpus: str) -> str:
+    """Where a text lies that was named on the command line: its path counts from where the user stands."""
+    return corpus if corpus == "lab" else str(corpus_path(corpus, Path()))
 
 
 def show_notes(recipe: Recipe, model: str) -> None:
@@ -91,6 +145,9 @@ def show_notes(recipe: Recipe, model: str) -> None:
     notes = []
     if _last_part(recipe.model) not in names:
         notes.append(f"the recipe's numbers are for {recipe.model!r}; they are taken for {model!r} as they are")
+    if recipe.schedule == "boundary" and len(recipe.layers) == 1:
+        which = f"the schedule 'boundary' has one layer here ({recipe.layers[0]}), both the first and the last"
+        notes.append(f"{which}: this is the same as the schedule 'single'")
     if recipe.is_automatic:
         notes.append(f"the recipe is {recipe.source}")
     for note in notes:

@@ -17,14 +17,16 @@ UNTOUCHED = 300
 PROSE = 60
 
 
-def examination_for(facts: FactSet, *, lab: bool, untouched: Path | None, seed: int) -> Examination:
+def examination_for(
+    facts: FactSet, *, lab: bool, untouched: Sequence[tuple[str, Question]] | None, seed: int
+) -> Examination:
     """The facts, questions about subjects that no fact edits, and prose.
 
     Args:
         lab: whether the model is the lab's or made from it; then its world and its held-out prose are used.
-        untouched: JSONL of {"prompt", "answer"}, instead of the world.
+        untouched: questions of the user's, instead of the world's.
     """
-    questions = [] if untouched is None else read_questions(untouched)
+    questions = untouched or []
     if lab:
         from errata.lab.package import lab_world
         from errata.lab.tasks import untouched_questions
@@ -51,13 +53,15 @@ def shipped_sentences() -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def read_questions(path: Path) -> list[tuple[str, Question]]:
-    """Questions from JSONL, each a cluster of its own.
+def read_questions(path: Path | None) -> list[tuple[str, Question]] | None:
+    """Questions from JSONL of {"prompt", "answer"}, each a cluster of its own; None without a path.
 
     Raises:
         InputError: if the file cannot be read.
         FaultsError: every bad line.
     """
+    if path is None:
+        return None
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

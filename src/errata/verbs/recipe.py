@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from errata.errors import FaultsError, InputError
+from errata.errors import Fault, FaultsError, InputError
+from errata.methods import BOUNDARY_SUFFIX
 from errata.recipe import Recipe, shipped_recipe
 from errata.recipe_check import check_recipe
 from errata.recipe_files import shipped_file, shipped_names
@@ -92,22 +94,31 @@ def show(
 @app.command("check", epilog="Example: errata recipe check examples/recipe.yaml")
 def check(
     file: Annotated[Path, typer.Argument(help="A YAML recipe.")],
-    method: Annotated[str | None, typer.Option(help="Only for this one; default: every one that it names.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only for this one; default: all that it covers.")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Check a recipe of your own, for one method or for every one that it names; exit status 2 if anything is wrong."""
+    """Check a recipe of your own, for one method or for all that it has numbers for; exit status 2 if any are wrong."""
     try:
         methods = check_recipe(file, method)
     except FaultsError as error:
-        faults = [{"where": fault.where, "what": fault.what, "remedy": fault.remedy} for fault in error.faults]
+        faults = [asdict(fault) for fault in error.faults]
         write_json(json, {"file": str(file), "valid": False, "faults": faults})
         raise
     except InputError as error:
-        faults = [{"where": str(file), "what": error.what, "remedy": error.remedy}]
+        faults = [asdict(Fault(str(file), error.what, error.remedy))]
         write_json(json, {"file": str(file), "valid": False, "faults": faults})
         raise
-    console().print(f"{file} holds for {', '.join(methods)}.", markup=False, highlight=False, soft_wrap=True)
+    console().print(f"{file} holds for {_listed(methods)}.", markup=False, highlight=False, soft_wrap=True)
     write_json(json, {"file": str(file), "valid": True, "methods": list(methods), "faults": []})
+
+
+def _listed(methods: Sequence[str]) -> str:
+    """Names; rows that are there with ``+blue`` as well are told once."""
+    both = [name for name in methods if f"{name}{BOUNDARY_SUFFIX}" in methods]
+    alone = [name for name in methods if name.removesuffix(BOUNDARY_SUFFIX) not in both]
+    each = "each " if len(both) > 1 else ""
+    told = [f"{', '.join(both)} ({each}with and without {BOUNDARY_SUFFIX})"] if both else []
+    return ", ".join([*told, *alone])
 
 
 def _layers(recipe: Recipe) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from errata.benchmark.recipe_file import automatic_file, layers_by_depth, unsearched_recipe
+from errata.benchmark.recipe_journal import read_journal
 from errata.benchmark.recipe_search import RecipeSearch, starting_recipe
-from errata.errors import Fault, FaultsError, InputError
+from errata.errors import Fault, FaultsError, InputError, told_together
 from errata.facts import Fact, FactSet
 from errata.facts_io import read_facts
 from errata.lab.package import lab_world
@@ -21,7 +23,7 @@ from errata.locate import RULE, TracingSettings, default_window, locate
 from errata.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
-from errata.output import write_text
+from errata.output import check_file, write_text
 from errata.progress import Report
 from errata.recipe import corpus_path
 from errata.statistics.corpus import open_corpus
@@ -33,17 +35,21 @@ from errata.verbs.console import (
     ModelOption,
     TrustOption,
     console,
+    error_console,
+    outline_here,
     outline_of,
     placement,
     progress,
     write_json,
 )
-from errata.verbs.models import is_lab, token_check
-from errata.verbs.questions import examination_for
+from errata.verbs.models import check_facts, is_lab, token_check
+from errata.verbs.numbers import layers_named
+from errata.verbs.questions import examination_for, read_questions
 
 EXAMPLE = "Example: errata recipe auto --model lab --methods memit --out auto.yaml --minutes 5"
 LAB_SEED = 950  # of the held-out facts that the lab draws: no report draws its own with it
 FACTS = 100
+LEAD = 12  # tokens that the contexts of a search put before a prompt
 
 
 def auto(
@@ -77,41 +83,47 @@ def auto(
     Every try is kept in OUT.tries.jsonl; the same command goes on where it was stopped. With --minutes 0 nothing is
     searched: scale-free defaults are written, for which only the model's configuration is read.
     """
-    where = placement(device, dtype)
-    rows = _rows(methods)
     journal = out.with_name(out.name + ".tries.jsonl")
-    if out.exists() and not journal.exists():
-        raise InputError(f"{out} exists already", remedy="Give another name, or remove it first")
-    if corpus is not None and corpus != "lab":
-        # The file that is written may lie elsewhere, and paths in it count from there.
-        corpus = str(corpus_path(corpus, Path()))
-        open_corpus(corpus)  # that it is there
-    outline = outline_of(model, trust_remote_code=trust_remote_code)
-    lab = is_lab(model)
-    chosen = None if layers is None else _numbers(layers)
-    if chosen is not None:
-        outline.check_layers(chosen)
-    if minutes == 0:
-        _write_unsearched(model, rows, outline, chosen, corpus, tokens, out)
+    outline = outline_here(model, trust_remote_code=trust_remote_code)
+    search, traced = minutes != 0, minutes != 0 and layers is None
+    with told_together("what was given") as part:
+        with part:
+            where = placement(device, dtype)
+        with part:
+            rows = _rows(methods)
+        with part:
+            _check_out(out, journal)
+        with part:
+            chosen = None if layers is None else tuple(sorted(set(layers_named(layers))))
+            if outline is not None:
+                outline.check_layers(chosen or ())
+        with part:
+            text = _text(corpus)
+        with part:
+            lab = is_lab(model)
+            if search and not lab:
+                _check_given(facts, corpus)
+            traced = traced and not lab  # the lab traces facts of its own
+        with part:
+            given = None if facts is None else _read_held_out(facts, outline, traced=traced)
+        with part:
+            questions = read_questions(untouched)
+    if outline is None:
+        outline = outline_of(model, trust_remote_code=trust_remote_code)
+        with told_together("what was given") as part:
+            with part:
+                outline.check_layers(chosen or ())
+            with part:
+                if given is not None:
+                    check_facts(given, outline, lead=LEAD)
+    if not search:
+        _write_unsearched(model, rows, outline, chosen, text, tokens, out)
         return
-    if not lab:
-        faults = []
-        if facts is None:
-            faults.append(Fault("--facts", "there are no held-out facts", "Give facts that no later report will use"))
-        if corpus is None:
-            faults.append(Fault("--corpus", "there is no text for the key statistics", "Give ordinary text, UTF-8"))
-        if faults:
-            raise FaultsError("the command line", faults)
-    corpus = corpus or "lab"
-    held_out = (
-        read_facts(facts, check=token_check(outline, lead=12))
-        if facts is not None
-        else FactSet(tuple(lab_facts(lab_world(), FACTS, seed=LAB_SEED)), "the lab's world")
-    )
-    examination = examination_for(held_out, lab=lab, untouched=untouched, seed=seed)
+    held_out = given or FactSet(tuple(lab_facts(lab_world(), FACTS, seed=LAB_SEED)), "the lab's world")
+    examination = examination_for(held_out, lab=lab, untouched=questions, seed=seed)
     loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
     reasons: dict[str, Any] = {}
-    with progress() as report:
+    with _tries_told(journal), progress() as report:
         if chosen is None:
             chosen, why = _located(loaded, held_out, lab=lab, seed=seed, report=report)
         else:
@@ -119,7 +131,7 @@ def auto(
         found = {}
         limit = math.inf if minutes is None else 60 * minutes / len(rows)
         for row in rows:
-            statistics = {"corpus": corpus, "tokens": tokens, "length": min(1024, loaded.context_length)}
+            statistics = {"corpus": text or "lab", "tokens": tokens, "length": min(1024, loaded.context_length)}
             base = starting_recipe(model, row, chosen, outline.columns, statistics, batch_size=25)
             found[row.name] = RecipeSearch(
                 loaded, base, chosen, examination, journal, seconds=limit, report=report
@@ -135,6 +147,63 @@ def auto(
         console().print(f"Time was up before all was tried for {', '.join(incomplete)}; the same command goes on.")
     console().print(f"Wrote {out}", highlight=False)
     write_json(json, {"out": str(out), "layers": list(chosen), "why": why, "reasons": reasons})
+
+
+@contextmanager
+def _tries_told(journal: Path) -> Iterator[None]:
+    """After Ctrl-C, say what is kept, if anything is: hours of tries look lost otherwise."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if kept := len(read_journal(journal)):
+            tries = f"{kept} finished {'try is' if kept == 1 else 'tries are'} kept in {journal}"
+            error_console().print(
+                f"{tries}; the same command goes on from there", markup=False, highlight=False, soft_wrap=True
+            )
+        raise
+
+
+def _check_out(out: Path, journal: Path) -> None:
+    if out.exists() and not journal.exists():
+        raise InputError(f"{out} exists already", remedy="Give another name, or remove it first")
+    check_file(out)
+    read_journal(journal)  # a broken one is told now, and not after the model has been traced
+
+
+def _text(corpus: str | None) -> str | None:
+    """The text that was named, which must be there; the file that is written may lie elsewhere, so its whole path."""
+    if corpus is None or corpus == "lab":
+        return corpus
+    path = str(corpus_path(corpus, Path()))
+    open_corpus(path)
+    return path
+
+
+def _check_given(facts: Path | None, corpus: str | None) -> None:
+    """Raises FaultsError for what a search cannot do without where the lab does not bring it."""
+    faults = []
+    if facts is None:
+        faults.append(Fault("--facts", "there are no held-out facts", "Give facts that no later report will use"))
+    if corpus is None:
+        faults.append(Fault("--corpus", "there is no text for the key statistics", "Give ordinary text, UTF-8"))
+    if faults:
+        raise FaultsError("the command line", faults)
+
+
+def _read_held_out(path: Path, outline: Outline | None, *, traced: bool) -> FactSet:
+    """The user's facts; what has no truth cannot be traced.
+
+    Raises:
+        InputError, FaultsError: as ``read_facts``.
+    """
+    tokens = token_check(outline, lead=LEAD)
+
+    def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
+        lacking = [place for fact, place in zip(found, places, strict=True) if traced and fact.truth is None]
+        remedy = "Add what the model says now, or give the layers with --layers"
+        return [Fault(place, "the fact has no 'truth' to trace", remedy) for place in lacking] + tokens(found, places)
+
+    return read_facts(path, check=check)
 
 
 def _write_unsearched(
@@ -162,16 +231,10 @@ def _located(
     """The layers that causal tracing proposes, and how they were found.
 
     Raises:
-        FaultsError: for facts without a truth, which cannot be traced.
         ErrataError: if nothing can be proposed.
     """
     if lab:
         held_out = lab_facts(lab_world(), len(lab_world().people), seed=LAB_SEED)
-    remedy = "Add what the model says now, or give the layers with --layers"
-    if lacking := [
-        Fault(fact.id, "the fact has no 'truth' to trace", remedy) for fact in held_out if fact.truth is None
-    ]:
-        raise FaultsError("the held-out facts", lacking)
     window = default_window(len(model.blocks))
     settings = TracingSettings(window=window, seed=seed, positions=(Position.SUBJECT_LAST,))
     found = locate(model, held_out, settings, report=report)
@@ -184,10 +247,3 @@ def _rows(methods: str) -> list[Method]:
     if not names:
         raise InputError("no method was named", remedy="Give some of `errata methods`")
     return [method_named(name) for name in dict.fromkeys(names)]
-
-
-def _numbers(layers: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({int(part) for part in layers.split(",")}))
-    except ValueError as error:
-        raise InputError(f"--layers {layers!r} is no list of numbers", remedy="Write them as 4,5,6") from error

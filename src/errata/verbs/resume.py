@@ -14,17 +14,16 @@ from errata.recipe import Recipe
 from errata.run_directory import RunDirectory, open_run
 from errata.verbs.console import Placement, error_console
 from errata.verbs.finish import finish_run
-
-_DECIDE = ("method", "recipe", "batch_size", "seed", "corpus", "schedule", "layers", "shaping", "as_published")
-_MAY_BE_GIVEN = {*_DECIDE, "resume", "facts", "model", "out", "device", "dtype", "trust_remote_code", "json"}
+from errata.verbs.saving import check_output
 
 
 def resume_run(
     path: Path,
-    given: Sequence[str],
+    new: Sequence[str],
     facts: Path | None,
-    model: str,
-    recipe_for: Callable[[str, str | None], Recipe],
+    model: str | None,
+    method: str | None,
+    recipe_for: Callable[[str, str], Recipe] | None,
     out: Path | None,
     where: Placement,
     json: Path | None,
@@ -34,26 +33,23 @@ def resume_run(
     """Open a run, see that what else was given is what it began with, and do what is left of it.
 
     Args:
-        given: the options that stand on the command line.
+        new: options on the command line that are for new runs only.
         model: where the base is now, if that was given.
-        recipe_for: what the command line makes of a model's recipe, for its own method or another one.
+        recipe_for: what the command line makes of a model's recipe for a method; None if it says nothing of it.
 
     Raises:
         FaultsError: everything that is not what the run began with; nothing has happened.
     """
+    if out is not None:
+        check_output(out)
     run = open_run(path)
-    faults = [
-        Fault(f"--{name.replace('_', '-')}", "it cannot be given together with --resume", "Leave it out")
-        for name in given
-        if name not in _MAY_BE_GIVEN
-    ]
-    if "facts" in given and facts is not None and read_facts(facts).digest() != run.facts.digest():
-        faults.append(
-            Fault("--facts", f"{facts} does not hold the facts of the run", "Leave it out, or begin a new run")
-        )
-    base = model if "model" in given else run.manifest.model
-    if any(name in given for name in _DECIDE):
-        faults += _recipe_faults(run, recipe_for(base, None if "method" in given else run.recipe.method))
+    faults = [Fault(option, "it cannot be given together with --resume", "Leave it out") for option in new]
+    if facts is not None and read_facts(facts).digest() != run.facts.digest():
+        remedy = "Leave it out, or begin a new run"
+        faults.append(Fault("--facts", f"{facts} does not hold the facts of the run", remedy))
+    base = model or run.manifest.model
+    if recipe_for is not None:
+        faults += _recipe_faults(run, recipe_for(base, method or run.recipe.method))
     if where["dtype"] is not None and str(where["dtype"]) != f"torch.{run.manifest.dtype}":
         faults.append(Fault("--dtype", f"the run is in {run.manifest.dtype}", "Leave it out"))
     if faults:

@@ -77,10 +77,10 @@ def revert(
     tell(f"Wrote {out}: {stack.base} with {counted(len(left.patches), 'patch')}; taken out: {', '.join(names)}.")
     if above := solved_on_top(stack, names):
         count = sum(len(facts) for _, facts in above)
+        standing = ", ".join(name for name, _ in above)
         warn(
-            f"note: {counted(count, 'fact')} of {', '.join(name for name, _ in above)} stood on what was taken out, "
-            "and stays as it was solved. To solve it again: "
-            f"errata rebuild {model} {' '.join(f'--without {name}' for name in names)} --out REBUILT"
+            f"note: {standing} ({counted(count, 'fact')}) stood on what was taken out, and stays as it was solved. To "
+            f"solve it again: errata rebuild {model} {' '.join(f'--without {name}' for name in names)} --out REBUILT"
         )
     write_json(json, {**stack_record(left), "on_top": [[name, [fact.id for fact in facts]] for name, facts in above]})
 

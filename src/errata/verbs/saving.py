@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from errata.benchmark.sequential import Examination
-from errata.errors import InputError
 from errata.evaluation.recall import absent
 from errata.evaluation.records import FORMAT, Row
 from errata.models.language_model import LanguageModel
-from errata.output import check_new, new_directory, write_text
+from errata.output import check_new, check_new_file, new_directory, write_text
 from errata.patch import Patch
 from errata.stack import Stack, write_stack
 from errata.verbs.models import PATCH_SUFFIX, is_lab
@@ -25,15 +23,6 @@ def check_output(out: Path) -> None:
         check_new_file(out)
     else:
         check_new(out)
-
-
-def check_new_file(out: Path) -> None:
-    """Raises InputError if a file is there, or cannot be made there."""
-    if out.exists() or out.is_symlink():
-        raise InputError(f"{out} exists already", remedy="Give another name, or remove it first")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"{out} cannot be written in {parent}", remedy="Give a directory that you may write to")
 
 
 def write_edit(out: Path, model: LanguageModel, stack: Stack, patch: Patch, record: dict[str, Any]) -> None:

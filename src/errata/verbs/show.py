@@ -72,7 +72,7 @@ def patch_record(title: str, patch: Patch) -> dict[str, Any]:
 def facts_table(facts: Sequence[Fact], most: int | None) -> Table:
     """Facts in a table, cut behind ``most`` of them."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("fact", "prompt", "says now", "said before"):
+    for head in ("fact", "prompt", "target", "before"):
         table.add_column(head, overflow="fold")
     for fact in facts[:most]:
         table.add_row(*(Text(text) for text in (fact.id, fact.text, fact.target, fact.truth or "–")))

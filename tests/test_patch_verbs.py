@@ -1,0 +1,315 @@
+"""Edits as things that are kept, shown, stacked, merged, taken back and solved again, from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from errata.cli import run
+from errata.facts_io import read_facts, write_facts
+from errata.loading import load_model
+from errata.models.language_model import LanguageModel
+from errata.patch import Patch
+from errata.stack import read_stack
+
+FACTS = Path(__file__).resolve().parents[1] / "examples" / "facts.jsonl"
+Capture = pytest.CaptureFixture[str]
+
+
+def said(capsys: Capture) -> tuple[str, str]:
+    out, err = capsys.readouterr()
+    return " ".join(out.split()), " ".join(err.split())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two patches of three facts each, the second solved on top of the first; the stack of both, and it merged."""
+    folder = tmp_path_factory.mktemp("made")
+    facts = list(read_facts(FACTS))
+    write_facts(facts[:3], folder / "first.jsonl")
+    write_facts(facts[3:6], folder / "second.jsonl")
+    steps = [
+        ["edit", "-f", str(folder / "first.jsonl"), "--no-evaluate", "--out", str(folder / "first.safetensors")],
+        ["apply", str(folder / "first.safetensors"), "--out", str(folder / "one")],
+        ["edit", "-f", str(folder / "second.jsonl"), "--model", str(folder / "one"), "--method", "memit",
+         "--no-evaluate", "--out", str(folder / "second.safetensors")],
+        ["apply", str(folder / "second.safetensors"), "--model", str(folder / "one"), "--out", str(folder / "two")],
+        ["merge", "--model", str(folder / "two"), "--out", str(folder / "full")],
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ERRATA_CACHE", str(folder / "cache"))
+        for arguments in steps:
+            assert run(arguments) == 0, arguments
+    return folder
+
+
+def weights(model: LanguageModel) -> Mapping[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.model.state_dict().items()}
+
+
+def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_patch_is_small_and_its_own_file(made: Path) -> None:
+    patch = Patch.load(made / "first.safetensors")
+    assert [fact.id for fact in patch.facts] == [fact.id for fact in read_facts(made / "first.jsonl")]
+    assert patch.layers == (0, 2)
+    assert (made / "first.safetensors").stat().st_size < 100_000
+    files = {path.name for path in (made / "two").rglob("*") if path.is_file()}
+    assert files == {"errata-stack.json", "0001-first.safetensors", "0002-second.safetensors"}
+    assert set(load_file(made / "first.safetensors")) == {"0.left", "0.right", "1.left", "1.right"}
+
+
+def test_a_merged_stack_loads_with_plain_transformers_and_is_the_stack(made: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(made / "full")
+    assert same(dict(plain.state_dict()), weights(load_model(str(made / "two"))))
+
+
+def test_show_tells_facts_norms_ranks_and_layers(made: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert run(["show", str(made / "two"), "--json", str(tmp_path / "show.json")]) == 0
+    out, _ = said(capsys)
+    for word in ("2 patches on lab in float32", "memit+blue, 3 facts", "layer 2: norm", "rank 3", "lab-42-0", "seed 0"):
+        assert word in out
+    patches = json.loads((tmp_path / "show.json").read_text(encoding="utf-8"))["patches"]
+    assert [entry["name"] for entry in patches] == ["first", "second"]
+    norms = Patch.load(made / "first.safetensors").norms()
+    assert [layer["norm"] for layer in patches[0]["layers"]] == list(norms.values())
+
+
+def test_diff_of_edits_and_of_models(made: Path, tmp_path: Path, capsys: Capture) -> None:
+    report = tmp_path / "diff.json"
+    arguments = ["diff", str(made / "first.safetensors"), str(made / "two"), "--json", str(report)]
+    assert run(arguments) == 0
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert found["facts"]["in_both"] == 3
+    assert [fact["id"] for fact in found["facts"]["only_in_second"]] == [
+        fact.id for fact in read_facts(made / "second.jsonl")
+    ]
+    second = Patch.load(made / "second.safetensors")
+    by_layer = {entry["layer"]: entry for entry in found["layers"]}
+    assert by_layer[1]["first"] == 0
+    assert by_layer[0]["difference"] == pytest.approx(second.norms()[0], rel=1e-6)
+    assert run(["diff", "lab", str(made / "full"), "--json", str(report)]) == 0
+    rows = json.loads(report.read_text(encoding="utf-8"))["parameters"]
+    assert {row["parameter"] for row in rows} == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(3)}
+    capsys.readouterr()
+    assert run(["diff", "lab", str(made / "first.safetensors")]) == 2
+    assert "is a patch, and the other one is not" in said(capsys)[1]
+
+
+@pytest.mark.parametrize("kind", ["two", "full"])
+def test_reverting_is_exact_and_says_what_stood_on_top(made: Path, tmp_path: Path, capsys: Capture, kind: str) -> None:
+    assert run(["revert", str(made / kind), "--patch", "first", "--out", str(tmp_path / "left")]) == 0
+    err = said(capsys)[1]
+    assert "second (3 facts) stood on what was taken out" in err
+    assert f"errata rebuild {made / kind} --without first --out".replace(" ", "") in err.replace(" ", "")
+    expected = LanguageModel.load("lab")
+    Patch.load(made / "second.safetensors").apply(expected, force=True)
+    assert same(weights(load_model(str(tmp_path / "left"))), weights(expected))
+    assert run(["revert", str(made / kind), "--all", "--out", str(tmp_path / "base")]) == 0
+    assert same(weights(load_model(str(tmp_path / "base"))), weights(LanguageModel.load("lab")))
+    assert not read_stack(tmp_path / "base").patches
+    assert run(["revert", str(made / kind), "--patch", "nobody", "--out", str(tmp_path / "x")]) == 2
+    assert "There are: first, second" in said(capsys)[1]
+
+
+def test_a_merged_model_with_other_changes_is_not_reverted_unless_forced(
+    made: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    model = LanguageModel.load(made / "full")
+    with torch.no_grad():
+        model.weight(5).mul_(1.01)
+    (tmp_path / "tuned" / "patches").mkdir(parents=True)
+    for path in (made / "full").rglob("*"):
+        if path.is_file() and path.name != "model.safetensors":
+            (tmp_path / "tuned" / path.relative_to(made / "full")).write_bytes(path.read_bytes())
+    model.model.save_pretrained(tmp_path / "tuned")
+    assert run(["revert", str(tmp_path / "tuned"), "--out", str(tmp_path / "left")]) == 2
+    err = said(capsys)[1]
+    assert "model.layers.5.mlp.down_proj.weight" in err
+    assert "--force" in err
+    assert not (tmp_path / "left").exists()
+    assert run(["revert", str(tmp_path / "tuned"), "--out", str(tmp_path / "left"), "--force"]) == 0
+
+
+def test_a_base_that_has_moved_can_be_named(made: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert run(["lab", "save", str(tmp_path / "base")]) == 0
+    for arguments in (
+        ["apply", str(made / "first.safetensors"), "--model", str(tmp_path / "base"), "--dtype", "float32"],
+        ["merge", "--model", str(tmp_path / "stack")],
+    ):
+        out = tmp_path / ("stack" if arguments[0] == "apply" else "full")
+        assert run([*arguments, "--out", str(out)]) == 0
+    (tmp_path / "base").rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert run(["revert", str(tmp_path / "full"), "--out", str(tmp_path / "back")]) == 2
+    assert "--base" in said(capsys)[1]
+    arguments = ["revert", str(tmp_path / "full"), "--base", str(tmp_path / "moved"), "--out", str(tmp_path / "back")]
+    assert run(arguments) == 0
+    assert run(["revert", str(tmp_path / "full"), "--base", str(made / "full"), "--out", str(tmp_path / "no")]) == 2
+    assert not (tmp_path / "no").exists()
+
+
+def test_other_weights_are_refused_and_forced_with_a_warning(made: Path, tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["apply", str(made / "second.safetensors"), "--out", str(tmp_path / "out")]
+    assert run(arguments) == 2
+    assert "made for other weights" in said(capsys)[1]
+    assert run([*arguments, "--dtype", "bfloat16"]) == 2
+    assert "in float32" in said(capsys)[1]
+    assert not (tmp_path / "out").exists()
+    assert run([*arguments, "--force"]) == 0
+    assert "warning: second was made for other weights" in said(capsys)[1]
+    assert read_stack(tmp_path / "out").patches[0].forced
+    bad = [str(made / "first.jsonl"), str(made / "one"), str(tmp_path / "none")]
+    assert run(["apply", *bad, "--out", str(tmp_path / "x")]) == 2
+    assert "3 faults" in said(capsys)[1]
+
+
+def test_rebuilding_solves_again_as_if_the_facts_had_never_been_there(
+    made: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    arguments = ["rebuild", str(made / "two"), "--without", "first/lab-42-1", "--out", str(tmp_path / "rebuilt")]
+    assert run(arguments) == 0
+    assert "Taken out: 1 fact. Solved again: first, second (5 facts)." in said(capsys)[0]
+    facts = [fact for fact in read_facts(made / "first.jsonl") if fact.id != "lab-42-1"]
+    write_facts(facts, tmp_path / "left.jsonl")
+    chain = [
+        ["edit", "-f", str(tmp_path / "left.jsonl"), "--no-evaluate", "--out", str(tmp_path / "a.safetensors")],
+        ["apply", str(tmp_path / "a.safetensors"), "--out", str(tmp_path / "a")],
+        ["edit", "-f", str(made / "second.jsonl"), "--model", str(tmp_path / "a"), "--method", "memit",
+         "--no-evaluate", "--out", str(tmp_path / "b.safetensors")],
+        ["apply", str(tmp_path / "b.safetensors"), "--model", str(tmp_path / "a"), "--out", str(tmp_path / "b")],
+    ]  # fmt: skip
+    for step in chain:
+        assert run(step) == 0
+    assert same(weights(load_model(str(tmp_path / "rebuilt"))), weights(load_model(str(tmp_path / "b"))))
+    assert run(["rebuild", str(made / "two"), "--without", "lab-9", "--out", str(tmp_path / "x")]) == 2
+
+
+def test_history_tells_what_was_changed_and_whether_it_is_still_said(
+    made: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    fact = read_facts(made / "first.jsonl")[0]
+    report = tmp_path / "history.json"
+    assert run(["history", str(made / "two"), "--subject", fact.subject.lower(), "--json", str(report)]) == 0
+    entry = json.loads(report.read_text(encoding="utf-8"))["history"][0]
+    assert (entry["patch"], entry["method"], entry["fact"]["id"]) == ("first", "memit+blue", fact.id)
+    assert entry["still_said"] is True
+    assert entry["replaced_by"] is None
+    capsys.readouterr()
+    assert run(["history", str(made / "two"), "--subject", "Milan Long"]) == 2
+    assert "Did you mean 'Milan Lang'" in said(capsys)[1]
+    assert run(["history", str(made / "first.safetensors")]) == 2
+    assert run(["history", str(made / "first.safetensors"), "--no-ask"]) == 0
+    assert run(["history", "lab"]) == 2
+
+
+@pytest.mark.parametrize("choice", [None, "replace", "keep"])
+def test_conflicts_with_earlier_edits(
+    made: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, choice: str | None
+) -> None:
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    old = read_facts(made / "first.jsonl")[0]
+    new = tmp_path / "new.jsonl"
+    lines = [
+        {"id": "back", "subject": old.subject, "prompt": old.prompt, "target": old.truth},
+        {"id": "other", "subject": "Agnes Hayashi", "prompt": "{} was born in", "target": "Tokyo"},
+    ]
+    new.write_text("\n".join(json.dumps(line) for line in lines) + "\n", encoding="utf-8")
+    out = tmp_path / "new.safetensors"
+    arguments = ["edit", "-f", str(new), "--model", str(made / "two"), "--no-evaluate", "--out", str(out)]
+    status = run([*arguments, *([] if choice is None else ["--on-conflict", choice])])
+    err = said(capsys)[1]
+    if choice is None:
+        assert status == 2
+        assert "new.jsonl:1: 'target' 'Delhi' is what stood there before 'first' wrote 'Istanbul'" in err
+        assert "errata revert" in err
+        assert not out.exists()
+        return
+    assert status == 0
+    assert "1 contradicting fact ('back')" in err
+    assert [fact.id for fact in Patch.load(out).facts] == (["other"] if choice == "keep" else ["back", "other"])
+    if choice == "replace":
+        assert run(["apply", str(out), "--model", str(made / "two"), "--out", str(tmp_path / "three")]) == 0
+        report = tmp_path / "history.json"
+        subject = ["--subject", old.subject, "--no-ask", "--json", str(report)]
+        assert run(["history", str(tmp_path / "three"), *subject]) == 0
+        found = json.loads(report.read_text(encoding="utf-8"))["history"]
+        assert [entry["replaced_by"] for entry in found] == ["new", None]
+
+
+# Runs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    monkeypatch.setenv("ERRATA_CACHE", str(made / "cache"))
+
+    def start(*more: str) -> int:
+        return run(["edit", "-f", str(made / "first.jsonl"), "--batch-size", "1", *more])
+
+    return start
+
+
+def test_a_run_that_was_stopped_goes_on_and_says_the_same(
+    small_run: Callable[..., int], made: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert small_run("--run", str(whole), "--json", str(tmp_path / "whole.json")) == 0
+    from errata.run_directory import RunDirectory
+
+    original, calls = RunDirectory.add_batch, []
+
+    def failing(self: RunDirectory, *arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        original(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "add_batch", failing)
+        assert small_run("--run", str(broken)) == 1
+    err = said(capsys)[1]
+    assert "batch 2 failed: OSError: [Errno 28] No space left on device" in err
+    assert "as they were after batch 1 of 3" in err
+    assert "--resume" in err
+    assert run(["show", str(broken)]) == 0
+    assert "1 of 3 batches" in said(capsys)[0]
+    out, report = tmp_path / "full", tmp_path / "broken.json"
+    assert run(["edit", "--resume", str(broken), "--out", str(out), "--json", str(report)]) == 0
+    assert same(weights(LanguageModel.load(out)), weights(load_model(str(whole))))
+    one, other = (json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) for name in ("whole", "broken"))
+    timed = "seconds_per_edit"
+    assert [row for row in one["rows"] if row["metric"] != timed] == [
+        row for row in other["rows"] if row["metric"] != timed
+    ]
+
+
+def test_what_is_not_what_the_run_began_with_is_refused(
+    small_run: Callable[..., int], made: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "run"
+    assert small_run("--run", str(path), "--no-evaluate") == 0
+    capsys.readouterr()
+    arguments = ["edit", "--resume", str(path)]
+    others = ["--facts", str(made / "second.jsonl"), "--method", "memit", "--dtype", "bfloat16", "--run", "x"]
+    assert run([*arguments, *others]) == 2
+    err = said(capsys)[1]
+    for word in ("does not hold the facts of the run", "'schedule' is even there, and boundary in the run",
+                 "the run is in float32", "--run: it cannot be given together with --resume"):  # fmt: skip
+        assert word in err
+    assert run([*arguments, "--model", str(made / "full")]) == 2
+    assert "are not those that the run" in said(capsys)[1]
+    same_again = ["-f", str(made / "first.jsonl"), "--method", "memit+blue", "--batch-size", "1", "--model", "lab"]
+    assert run([*arguments, *same_again]) == 0
+    assert run(["edit", "--resume", str(tmp_path / "nothing")]) == 2
+    assert "errata edit --run" in said(capsys)[1]

@@ -1,0 +1,244 @@
+"""What the verbs say of inputs that are wrong: all of it at once, and before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from errata.cli import run
+from errata.models.language_model import LanguageModel
+from errata.models.outline import Outline
+
+from tests.support.tiny_models import tiny_model
+
+ROOT = Path(__file__).resolve().parents[1]
+FACTS = ROOT / "examples" / "facts.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object, **kwargs: object) -> None:
+        raise AssertionError("no weights may be loaded")
+
+    monkeypatch.setattr(LanguageModel, "load", load)
+
+
+@pytest.fixture
+def wrong(tmp_path: Path) -> dict[str, str]:
+    """Files that are each wrong in another way."""
+    files = {"facts.jsonl": '{"subject": ""}\nno json\n', "others.jsonl": "3\n", "recipe.yaml": "model: m\nlayer: 1\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return {name: str(tmp_path / name) for name in files}
+
+
+@pytest.fixture
+def bare_model(tmp_path: Path) -> str:
+    """A directory with a model's configuration and tokenizer, without weights."""
+    model, tokenizer = tiny_model("gpt2")
+    model.config.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return " ".join(err.split())
+
+
+def test_edit_tells_the_faults_of_all_its_inputs_at_once(
+    wrong: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["edit", "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"], "--out", str(tmp_path)]
+    options = ["--corpus", "no-text.txt", "--shaping", "prun", "--layers", "one", "--dtype", "int3"]
+    assert run([*arguments, *options, "--recipe", wrong["recipe.yaml"]]) == 2
+    told = said(capsys)
+    for part in (
+        "facts.jsonl:1", "facts.jsonl:2", "others.jsonl:1", "recipe.yaml: layer (line 2): unknown",
+        "recipe.yaml: statistics", "no-text.txt' cannot be read", "--shaping: there is no shaping 'prun'",
+        "--layers: 'one'", "'int3'", "exists already",
+    ):  # fmt: skip
+        assert part in told
+    assert told.startswith("error: what was given has ")
+
+
+def test_edit_tells_layers_that_do_not_exist_beside_the_facts_faults(
+    wrong: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["edit", "--facts", wrong["facts.jsonl"], "--layers", "0,99", "--dry-run"]
+    assert run([*arguments, "--method", "memit"]) == 2
+    told = said(capsys)
+    assert "layers [99] do not exist" in told
+    assert "facts.jsonl:2" in told
+    assert run([*arguments, "--method", "memitt"]) == 2
+    told = said(capsys)
+    assert "there is no method 'memitt'" in told
+    assert "facts.jsonl:2" in told
+
+
+def test_a_missing_text_is_told_once_even_if_the_recipe_names_it_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["edit", "--facts", str(tmp_path / "none.jsonl"), "--dry-run", "--method", "memit"]
+    assert run([*arguments, "--corpus", "no-text.txt"]) == 2
+    told = said(capsys)
+    assert "has 2 faults" in told
+    assert told.count("no-text.txt' cannot be read") == 1
+    assert "none.jsonl" in told
+
+
+def test_evaluate_tells_the_faults_of_all_its_inputs_at_once(
+    wrong: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["evaluate", "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"], "--device", "warp"]
+    assert run(arguments) == 2
+    told = said(capsys)
+    for part in ("facts.jsonl:1", "facts.jsonl:2", "others.jsonl:1", "'warp'"):
+        assert part in told
+
+
+def test_recipe_auto_tells_the_faults_of_all_its_inputs_at_once(
+    wrong: dict[str, str], bare_model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["recipe", "auto", "--model", bare_model, "--out", wrong["recipe.yaml"], "--methods", "memitt"]
+    files = ["--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"], "--corpus", "no-text.txt"]
+    assert run([*arguments, *files, "--layers", "77", "--device", "warp"]) == 2
+    told = said(capsys)
+    for part in (
+        "recipe.yaml exists already", "'memitt'", "facts.jsonl:1", "others.jsonl:1", "no-text.txt' cannot be read",
+        "layers [77] do not exist", "'warp'",
+    ):  # fmt: skip
+        assert part in told
+
+
+def test_recipe_auto_finds_facts_that_cannot_be_traced_before_the_weights_are_read(
+    bare_model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    facts = tmp_path / "facts.jsonl"
+    lines = [{"subject": name, "prompt": "{} was born in", "target": "Rome"} for name in ("Ann Lee", "Bob Ray")]
+    facts.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    arguments = ["recipe", "auto", "--model", bare_model, "--facts", str(facts), "--out", str(tmp_path / "auto.yaml")]
+    assert run([*arguments, "--corpus", str(facts)]) == 2
+    assert said(capsys).count("the fact has no 'truth' to trace") == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["edit", "--facts", str(FACTS), "--out", "out", "--json"],
+        ["evaluate", "--facts", str(FACTS), "--json"],
+        ["ask", "Ada", "--json"],
+        ["locate", "--json"],
+        ["methods", "--json"],
+        ["doctor", "--json"],
+        ["demo", "--json"],
+        ["demo", "--svg"],
+        ["demo", "--out"],
+        ["recipe", "list", "--json"],
+        ["recipe", "auto", "--methods", "memit", "--out"],
+        ["recipe", "auto", "--methods", "memit", "--out", "auto.yaml", "--json"],
+        ["lab", "save", "lab", "--json"],
+    ],
+)
+def test_output_that_cannot_be_written_is_told_before_the_work(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("in the way", encoding="utf-8")
+    assert run([*arguments, "file/result"]) == 2
+    assert "cannot be written in" in said(capsys)
+    if arguments[-1] == "--json":
+        assert run([*arguments, "."]) == 2
+        assert "is a directory" in said(capsys)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+VERBS = [
+    ["edit", "--out", "out", "--recipe", str(ROOT / "examples" / "recipe.yaml")],
+    ["evaluate"],
+    ["evaluate", "--model", "lab", "--against", "someone/some-model"],
+    ["recipe", "auto", "--out", "auto.yaml", "--corpus", str(FACTS), "--layers", "0,1"],
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_hub_is_not_asked_while_a_file_is_wrong(
+    verb: list[str],
+    wrong: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    load = Outline.load
+
+    def only_here(name: str, *, trust_remote_code: bool = False) -> Outline:
+        assert name == "lab", "the hub may not be asked"
+        return load(name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Outline, "load", only_here)
+    model = [] if "--against" in verb else ["--model", "someone/some-model"]
+    assert run([*verb, *model, "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"]]) == 2
+    told = said(capsys)
+    assert "facts.jsonl:2" in told
+    assert "others.jsonl:1" in told
+    assert "looking on the hub" not in told
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_only_the_hubs_model_can_tell_of_facts_is_told_when_it_is_there(
+    verb: list[str],
+    bare_model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    load = Outline.load
+
+    def from_here(name: str, *, trust_remote_code: bool = False) -> Outline:
+        return load("lab" if name == "lab" else bare_model)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Outline, "load", from_here)
+    facts = tmp_path / "facts.jsonl"
+    fact = {"subject": "Ann", "prompt": "word " * 90 + "{} was born in", "target": "Rome", "truth": "Oslo"}
+    facts.write_text(json.dumps(fact), encoding="utf-8")
+    model = [] if "--against" in verb else ["--model", "someone/some-model"]
+    assert run([*verb, *model, "--facts", str(facts)]) == 2
+    assert "tokens, but the model takes" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "words"),
+    [
+        ("--shaping", "", "names no shaping"),
+        ("--shaping", "rect,", "between two commas or at an end"),
+        ("--shaping", "rect,,norm_cap", "between two commas or at an end"),
+        ("--shaping", "none,rect", "names 'none' beside others"),
+        ("--layers", "", "is no list of numbers"),
+        ("--layers", "1,", "between two commas or at an end"),
+        ("--layers", "0,,2", "between two commas or at an end"),
+    ],
+)
+def test_lists_with_empty_places_are_refused(
+    option: str, text: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["edit", "--facts", str(FACTS), "--dry-run", "--method", "memit", option, text]) == 2
+    told = said(capsys)
+    assert f"{option}: {text!r}" in told
+    assert words in told
+    assert ("none as none" in told) == (option == "--shaping" and "none" not in text)
+
+
+def test_boundary_layers_that_are_one_layer_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["edit", "--facts", str(FACTS), "--dry-run", "--layers", "1"]
+    for choice in (["--method", "memit+blue"], ["--method", "memit", "--schedule", "boundary"]):
+        assert run([*arguments, *choice]) == 0
+        assert "has one layer here (1), both the first and the last: this is the same as the schedule 'single'" in said(
+            capsys
+        )
+    assert run([*arguments, "--method", "memit", "--schedule", "single"]) == 0
+    assert "the same as" not in said(capsys)
