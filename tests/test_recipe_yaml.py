@@ -42,7 +42,7 @@ def test_keys_that_stand_twice_are_faults(text: str, where: str, line: int, firs
 
 
 def test_what_is_merged_may_be_overridden_and_aliases_may_repeat() -> None:
-    marked = parse_yaml("a: &a {b: 1, c: 2}\nd:\n  <<: *a\n  b: 3\ne: *a\nf: &f [*f]\n", "x")
+    marked = parse_yaml("a: &a {b: 1, c: 2}\nd:\n  <<: *a\n  b: 3\ne: *a\n", "x")
     assert marked.data["d"] == {"b": 3, "c": 2}
     assert marked.data["e"] == {"b": 1, "c": 2}
     assert line_of(marked.lines, ("e", "c")) == 5
@@ -50,6 +50,33 @@ def test_what_is_merged_may_be_overridden_and_aliases_may_repeat() -> None:
 
 @pytest.mark.parametrize("text", ["a: [1", "{[1]: 2}", "a: 2025-13-01", "a: !!int x", "a: 1\n---\nb: 2\n"])
 def test_what_is_no_yaml_is_an_input_error(text: str) -> None:
+    with pytest.raises(InputError, match="x is not YAML"):
+        parse_yaml(text, "x")
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("f: &f [*f]", "refers to itself"),
+        ("f: &f {g: *f}", "refers to itself"),
+        (LAUGHS, "holds more than 20000 values"),  # 10⁹ of them, in nine lines
+        ("a: 0x" + "f" * 9000, "thousands of digits"),
+        ('a: "\\uD800"', "half of a character"),
+        ('"\\uD800": a', "half of a character"),
+    ],
+)
+def test_what_could_not_be_shown_or_kept_is_an_input_error(text: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        parse_yaml(text, "x")
+
+
+@pytest.mark.parametrize("text", ["a: !!int ''", "a: !!bool x", "a: !!timestamp x", "a: !!python/tuple [1]"])
+def test_tags_that_do_not_fit_are_an_input_error(text: str) -> None:
     with pytest.raises(InputError, match="x is not YAML"):
         parse_yaml(text, "x")
 

@@ -8,6 +8,7 @@ import torch
 
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
+from errata.output import is_file
 from errata.patch import Patch
 from errata.restore import patch_of_run
 from errata.run_directory import is_run, open_run
@@ -100,7 +101,7 @@ def patches_of(name: str) -> list[tuple[str, Patch]]:
         InputError: if there are none.
     """
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return [(path.stem, Patch.load(path))]
     if has_stack(name):
         return [(stacked.name, stacked.patch) for stacked in read_stack(path).patches]

@@ -105,6 +105,14 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; where a name is none that a file can have, there is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
     with path.open("rb") as file:

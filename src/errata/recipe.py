@@ -125,7 +125,19 @@ def read_recipe(path: str | Path, method: str, *, as_published: bool = False) ->
     if recipe.statistics.corpus == "lab":
         return recipe
     # A path in a file counts from that file, wherever the user stands.
-    return recipe.with_corpus((Path(path).parent / Path(recipe.statistics.corpus).expanduser()).resolve())
+    return recipe.with_corpus(corpus_path(recipe.statistics.corpus, Path(path).parent))
+
+
+def corpus_path(name: str, folder: Path) -> Path:
+    """The absolute path of a text for key statistics, counted from ``folder``; ``~`` is the user's home.
+
+    Raises:
+        InputError: if it cannot be a path.
+    """
+    try:
+        return (folder / Path(name).expanduser()).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a user that does not exist, a NUL, a name that is too long
+        raise InputError(f"{name[:200]!r} is no path of a corpus: {error}", remedy="Give a text file") from error
 
 
 def shipped_recipe(model: str, method: str, *, as_published: bool = False) -> Recipe:

@@ -48,13 +48,13 @@ def fault_of(source: str, item: Any, top: Iterable[str]) -> Fault:
     path = [str(part) for part in item["loc"]]
     where = f"{source}: {'.'.join(str(part) for part in path_of(item))}"
     if item["type"] == "value_error":  # our own checks: what they say is a sentence
-        remedy = "Change one of them" if not item["loc"] else f"Got {item.get('input')!r}"
+        remedy = "Change one of them" if not item["loc"] else f"Got {item.get('input')!r:.200}"
         return Fault(where, str(item["ctx"]["error"]), remedy)
     if item["type"] != "extra_forbidden":
-        remedy = "Add this key" if item["type"] == "missing" else f"Got {item.get('input')!r}"
+        remedy = "Add this key" if item["type"] == "missing" else f"Got {item.get('input')!r:.200}"
         return Fault(where, item["msg"][0].lower() + item["msg"][1:], remedy)
     section = _BY_SECTION.get(path[-2]) if len(path) > 1 else None
     known = list(section.model_fields) if section else [*top, "methods", "also"]
-    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(path[-1][:40], known, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     return Fault(where, "unknown key", f"{hint}Known here: {', '.join(known)}")

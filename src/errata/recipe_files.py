@@ -111,7 +111,7 @@ class RecipeFile:
         also = self.data.get("also")
         if also is not None and not (isinstance(also, list) and all(isinstance(name, str) for name in also)):
             line = line_of(self.lines, ("also",))
-            found.append(Fault(f"{self.source}: also", "is no list of models' names", f"Got {also!r}", line))
+            found.append(Fault(f"{self.source}: also", "is no list of models' names", f"Got {also!r:.200}", line))
         return found
 
 

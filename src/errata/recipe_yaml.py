@@ -10,6 +10,8 @@ import yaml
 
 from errata.errors import Fault, FaultsError, InputError
 
+MOST = 20_000  # values, each counted as often as it is referred to
+_BITS = 12_000  # of a number; Python writes those of about 14,000 out, and no longer ones
 KeyPath: TypeAlias = tuple[Any, ...]  # the keys, and in lists the numbers, that lead to a value
 
 
@@ -43,8 +45,13 @@ def parse_yaml(text: str, source: str) -> Marked:
         raise InputError(f"{source} is not YAML: {error}", remedy="Mend the line that is named") from error
     except RecursionError as error:
         raise InputError(f"{source} is nested too deeply", remedy="See examples/recipe.yaml for the form") from error
+    except (KeyError, IndexError, AttributeError, TypeError) as error:  # what PyYAML makes of '!!int ""' and the like
+        reason = f"a value is not of the type that its tag says ({type(error).__name__}: {error})"
+        raise InputError(f"{source} is not YAML: {reason}", remedy="Leave tags out") from error
     finally:
         loader.dispose()
+    if strange := _strange(data):
+        raise InputError(f"{source} {strange}", remedy="See examples/recipe.yaml for the form")
     lines: dict[KeyPath, int] = {}
     again: dict[KeyPath, int] = {}
     for path, line in found:
@@ -63,6 +70,28 @@ def parse_yaml(text: str, source: str) -> Marked:
     if faults:
         raise FaultsError(source, faults)
     return Marked(data, lines)
+
+
+def _strange(data: Any) -> str | None:
+    """Why a value cannot be that of a recipe, whatever its keys mean; None if it can.
+
+    Whoever walks over it follows every alias, and a few lines of them can stand for more than fits anywhere.
+    """
+    waiting, count = [data], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MOST:
+            return f"holds more than {MOST} values, or refers to itself"
+        if isinstance(value, int) and value.bit_length() > _BITS:
+            return "holds a number of thousands of digits"
+        if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
+            return "holds half of a character, which no text in UTF-8 can hold"
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+    return None
 
 
 def line_of(lines: Mapping[KeyPath, int], path: KeyPath) -> int | None:

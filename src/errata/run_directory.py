@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from errata.edit import BatchRecord
@@ -31,10 +30,11 @@ from errata.errors import Fault, FaultsError, InputError
 from errata.facts import FactSet
 from errata.facts_io import read_facts, write_facts
 from errata.ledger import Entry, Ledger, new_ledger, read_ledger
-from errata.output import file_digest, new_directory, write_text
+from errata.output import file_digest, is_file, new_directory, write_text
 from errata.patch import DtypeName, Patch, now, software_versions
 from errata.patch_file import read_patch, write_patch
 from errata.recipe import Recipe
+from errata.recipe_yaml import parse_yaml
 
 COPIES = ("facts.jsonl", "recipe.yaml", "examination.json")
 
@@ -297,7 +297,7 @@ def create_run(
 
 
 def is_run(path: str | Path) -> bool:
-    return (Path(path) / "run.json").is_file()
+    return is_file(Path(path) / "run.json")
 
 
 def open_run(path: Path) -> RunDirectory:
@@ -331,8 +331,8 @@ def open_run(path: Path) -> RunDirectory:
 def _recipe(path: Path) -> Recipe:
     """A whole recipe as ``Recipe.to_yaml`` wrote it; unlike a recipe file's, its corpus path is absolute already."""
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return Recipe.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)).data)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a recipe: {error}", remedy="Put the file back as it was") from error
 
 
@@ -383,12 +383,13 @@ def _manifest(path: Path) -> Manifest:
         whole = json.loads(path.read_text(encoding="utf-8"))
         checksum = whole.pop("checksum")
         manifest = Manifest.model_validate(whole)
+        expected = manifest.checksum()
     except (OSError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = "it cannot be found" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
         raise InputError(
             f"{path} is not the record of a run: {reason}", remedy="Give a directory that `errata edit --run` made"
         ) from error
-    if checksum != manifest.checksum():
+    if checksum != expected:
         raise InputError(f"{path} was changed since the run began", remedy="Put the file back as it was")
     return manifest
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from errata.errors import InputError
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel
-from errata.output import file_digest, write_text
+from errata.output import file_digest, is_file, write_text
 from errata.patch import DtypeName, Patch, dtype_name, now
 from errata.patch_file import read_patch, write_patch
 
@@ -171,9 +171,9 @@ def read_stack(directory: Path) -> Stack:
     patches = []
     for entry in record.patches:
         path = directory / entry.file
-        if not path.resolve().is_relative_to(directory.resolve()):
-            raise InputError(f"{directory / FILE} names a file outside of {directory}: {entry.file}", remedy=_REMEDY)
-        if not path.is_file():
+        if not _is_inside(path, directory):
+            raise InputError(f"{directory / FILE} names a file outside of {directory}: {entry.file!r}", remedy=_REMEDY)
+        if not is_file(path):
             raise InputError(f"the patch {path} is missing", remedy=_REMEDY)
         if file_digest(path) != entry.sha256:
             raise InputError(f"the patch {path} is not what was written: it was changed or damaged", remedy=_REMEDY)
@@ -183,7 +183,7 @@ def read_stack(directory: Path) -> Stack:
 
 def has_stack(name: str | Path) -> bool:
     """Whether a stack is there: on its own, or beside the weights of a full model."""
-    return (Path(name) / FILE).is_file()
+    return is_file(Path(name) / FILE)
 
 
 def is_stack(name: str | Path) -> bool:
@@ -233,6 +233,13 @@ def _read_record(directory: Path) -> _Record:
     except (OSError, ValidationError, ValueError, RecursionError) as error:
         reason = "it cannot be found" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
         raise InputError(f"{path} is not the record of a stack: {reason}", remedy=_REMEDY) from error
+
+
+def _is_inside(path: Path, directory: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(directory.resolve())
+    except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a NUL
+        return False
 
 
 def _numbered(name: str, number: int) -> str:

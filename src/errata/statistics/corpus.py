@@ -39,7 +39,7 @@ def open_corpus(name: str) -> Corpus:
     try:
         content = path.read_bytes()
         content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or no path at all
         raise InputError(
             f"the corpus {name!r} cannot be read: {error}",
             remedy="Give a UTF-8 text file with blank lines between documents: --corpus FILE, or statistics.corpus in "

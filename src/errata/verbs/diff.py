@@ -19,6 +19,7 @@ from errata.factors import inner, norm
 from errata.facts import Fact
 from errata.loading import load_model, patches_of
 from errata.models.weights import Term
+from errata.output import is_file
 from errata.run_directory import is_run
 from errata.stack import has_stack
 from errata.verbs.console import JsonOption, TrustOption, console, counted, tell, write_json
@@ -44,7 +45,7 @@ def diff(
 
 
 def _has_patches(name: str) -> bool:
-    return Path(name).is_file() or has_stack(name) or is_run(name)
+    return is_file(Path(name)) or has_stack(name) or is_run(name)
 
 
 def _edits(first: str, second: str) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def _weights(first: str, second: str, *, trust_remote_code: bool) -> dict[str, A
     """Every parameter of two models that differs, with how much."""
     states: list[Mapping[str, torch.Tensor]] = []
     for name in (first, second):
-        if Path(name).is_file():
+        if is_file(Path(name)):
             raise InputError(f"{name} is a patch, and the other one is not", remedy="Give two edits, or two models")
         states.append(load_model(name, device="cpu", trust_remote_code=trust_remote_code).model.state_dict())
     one, other = states

@@ -18,6 +18,7 @@ from errata.errors import InputError
 from errata.evaluation.recall import TargetScore, score
 from errata.facts import Fact
 from errata.loading import load_model, patches_of
+from errata.output import is_file
 from errata.run_directory import is_run
 from errata.stack import has_stack
 from errata.verbs.console import (
@@ -61,7 +62,7 @@ def history(
     """Tell what was changed, when, by which patch, and whether the model still says it."""
     where = placement(device, dtype)
     told = _chosen(_told(model), model, subject)
-    if ask and Path(model).is_file():
+    if ask and is_file(Path(model)):
         raise InputError(
             f"{model} is a patch: there is no model to ask",
             remedy="Add --no-ask, or put it on its base with `errata apply`",
@@ -109,7 +110,7 @@ def history(
 
 
 def _told(model: str) -> list[Told]:
-    if not (Path(model).is_file() or has_stack(model) or is_run(model)):
+    if not (is_file(Path(model)) or has_stack(model) or is_run(model)):
         raise InputError(
             f"nothing is recorded of edits to {model!r}",
             remedy="Give what `errata edit`, `apply` or `merge` wrote, or a run",

@@ -12,6 +12,7 @@ from errata.facts_io import Check
 from errata.facts_tokens import token_faults
 from errata.loading import base_of
 from errata.models.outline import Outline
+from errata.output import is_file
 from errata.run_directory import is_run
 from errata.stack import has_stack, is_stack, stack_base
 
@@ -53,7 +54,7 @@ def is_lab(name: str) -> bool:
     path = Path(name) / "errata.json"
     if is_stack(name) or is_run(name):
         return is_lab(base_of(name))
-    if name != "lab" and path.is_file():
+    if name != "lab" and is_file(path):
         try:
             return bool(json.loads(path.read_text(encoding="utf-8"))["about"]["lab"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -63,7 +64,7 @@ def is_lab(name: str) -> bool:
             ) from error
     if has_stack(name):
         return is_lab(stack_base(name)[0])
-    return name == "lab" or (Path(name) / "world.json").is_file()
+    return name == "lab" or is_file(Path(name) / "world.json")
 
 
 def recipe_name(model: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from errata.errors import Fault, FaultsError, InputError, told_together
 from errata.methods import BOUNDARY_SUFFIX, method_named, published_faults
-from errata.recipe import Recipe, read_recipe, shipped_recipe
+from errata.recipe import Recipe, corpus_path, read_recipe, shipped_recipe
 from errata.schedules import SCHEDULES
 from errata.shaping import SHAPERS
 from errata.statistics.corpus import open_corpus
@@ -136,7 +136,7 @@ def _as_published(chosen: Recipe, before: Recipe, choices: Mapping[str, Any]) ->
 
 def _place_of(corpus: str) -> str:
     """Where a text lies that was named on the command line: its path counts from where the user stands."""
-    return corpus if corpus == "lab" else str(Path(corpus).expanduser().resolve())
+    return corpus if corpus == "lab" else str(corpus_path(corpus, Path()))
 
 
 def show_notes(recipe: Recipe, model: str) -> None:

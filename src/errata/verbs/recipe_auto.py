@@ -26,6 +26,7 @@ from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
 from errata.output import check_file, write_text
 from errata.progress import Report
+from errata.recipe import corpus_path
 from errata.statistics.corpus import open_corpus
 from errata.tracing.places import Position
 from errata.verbs.console import (
@@ -174,7 +175,7 @@ def _text(corpus: str | None) -> str | None:
     """The text that was named, which must be there; the file that is written may lie elsewhere, so its whole path."""
     if corpus is None or corpus == "lab":
         return corpus
-    path = str(Path(corpus).expanduser().resolve())
+    path = str(corpus_path(corpus, Path()))
     open_corpus(path)
     return path
 

@@ -9,7 +9,7 @@ from typing import Any
 from errata.errors import Fault, FaultsError
 from errata.facts_io import read_facts
 from errata.loading import load_model
-from errata.output import file_digest
+from errata.output import file_digest, is_file
 from errata.recipe import Recipe
 from errata.run_directory import RunDirectory, open_run
 from errata.verbs.console import Placement, error_console
@@ -75,7 +75,7 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 def _note_changed_source(run: RunDirectory) -> None:
     source = Path(run.manifest.facts_source)
-    if source.is_file() and file_digest(source) != run.manifest.facts_source_sha256:
+    if is_file(source) and file_digest(source) != run.manifest.facts_source_sha256:
         error_console().print(
             f"note: {source} has changed since the run began; the run goes on with the copy that it keeps",
             markup=False,
