@@ -35,7 +35,8 @@ from errata.patch import Patch
 from errata.recipe import read_recipe
 from errata.recipe_check import check_recipe
 from errata.restore import patch_of_run
-from errata.run_directory import Manifest, open_run
+from errata.run_directory import open_run
+from errata.run_manifest import Manifest
 from errata.stack import new_stack, read_stack, stack_base, write_stack
 
 from tests.support.editing import FACTS, tiny_language_model

@@ -27,7 +27,18 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"targets", "evaluation", "lab"}),
     frozenset({"factors", "lora", "lora_factors", "lora_facts", "patch", "patch_file", "tracing", "locate"}),
     frozenset(
-        {"edit", "edit_batch", "ledger", "loading", "preparation", "rebuild", "restore", "run_directory", "stack"}
+        {
+            "edit",
+            "edit_batch",
+            "ledger",
+            "loading",
+            "preparation",
+            "rebuild",
+            "restore",
+            "run_directory",
+            "run_manifest",
+            "stack",
+        }
     ),
     frozenset({"beyond"}),
     frozenset({"benchmark", "analysis"}),

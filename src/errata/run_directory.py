@@ -13,7 +13,6 @@ lock                       held while a process works here
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,77 +22,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from errata.edit import BatchRecord
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts import FactSet
 from errata.facts_io import read_facts, write_facts
-from errata.ledger import Entry, Ledger, new_ledger, read_ledger
+from errata.ledger import Ledger, new_ledger, read_ledger
 from errata.output import file_digest, is_file, new_directory, write_text
 from errata.patch import DtypeName, Patch, now, software_versions
 from errata.patch_file import read_patch, write_patch
 from errata.recipe import Recipe
-from errata.recipe_yaml import parse_yaml
+from errata.run_manifest import (
+    Manifest,
+    check_file,
+    ledger_faults,
+    read_manifest,
+    read_recipe_copy,
+    sound_json,
+)
 
 COPIES = ("facts.jsonl", "recipe.yaml", "examination.json")
-
-
-class _BatchLine(BaseModel):
-    """What the ledger says of a batch; see ``RunDirectory.add_batch``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    index: int
-    facts: list[str]
-    left_alone: list[str]
-    seconds: float
-    weights: str
-    patch: str
-    said: str | None = None
-
-
-class Manifest(BaseModel):
-    """What a run is; never changes.
-
-    Attributes:
-        model: what the user called it.
-        fingerprint: of its weights before the run, in ``dtype``.
-        lab: whether the model is the embedded one or made from it.
-        facts_source: the file that the facts are from, with the SHA-256 of its bytes.
-        corpus: SHA-256 of the text for key statistics; empty where none is read.
-        seed: of the bootstrap.
-        threads: of torch; with another number the last bits may differ.
-        digests: copy -> SHA-256.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal["errata-run-1"] = "errata-run-1"
-    created: str
-    model: str
-    fingerprint: str
-    dtype: DtypeName
-    lab: bool
-    method: str
-    batch_size: int = Field(ge=1)
-    facts_source: str
-    facts_source_sha256: str
-    corpus: str
-    seed: int = Field(ge=0)
-    threads: int
-    versions: dict[str, str]
-    digests: dict[Literal["facts.jsonl", "recipe.yaml", "examination.json"], str]
-
-    @field_validator("digests")
-    @classmethod
-    def _of_all_that_it_takes(cls, digests: dict[str, str]) -> dict[str, str]:
-        if missing := {"facts.jsonl", "recipe.yaml"} - digests.keys():
-            raise ValueError(f"there is none of {', '.join(sorted(missing))}")
-        return digests
-
-    def checksum(self) -> str:
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +127,7 @@ class RunDirectory:
     def measurement(self, when: Literal["before", "after"]) -> Any | None:
         """What ``add_measurement`` kept; None if there is none yet."""
         entries = self.ledger.of(when)
-        return _sound_json(self.path / f"{when}.json", entries[-1].about["said"]) if entries else None
+        return sound_json(self.path / f"{when}.json", entries[-1].about["said"]) if entries else None
 
     def saved_batches(self) -> list[SavedBatch]:
         """All batches that were kept.
@@ -193,8 +141,8 @@ class RunDirectory:
             about = entry.about
             path = self.batch_path(about["index"])
             try:
-                _check(path, about["patch"])
-                said = _sound_json(path.with_suffix(".json"), about["said"]) if "said" in about else None
+                check_file(path, about["patch"])
+                said = sound_json(path.with_suffix(".json"), about["said"]) if "said" in about else None
                 file = read_patch(path)
                 alone = {*about["left_alone"]}
                 record = BatchRecord(
@@ -306,102 +254,23 @@ def open_run(path: Path) -> RunDirectory:
     Raises:
         InputError, FaultsError: everything that was changed or is missing, by name; nothing is written or removed.
     """
-    manifest = _manifest(path / "run.json")
+    manifest = read_manifest(path / "run.json")
     faults = []
     for name, digest in manifest.digests.items():
         try:
-            _check(path / name, digest)
+            check_file(path / name, digest)
         except InputError as error:
             faults.append(Fault(str(path / name), error.what, error.remedy))
     ledger = read_ledger(path / "ledger.jsonl")
-    faults += _ledger_faults(path, ledger)
+    faults += ledger_faults(path, ledger)
     if faults:
         raise FaultsError(f"the run {path}", faults)
     examination = path / "examination.json"
     return RunDirectory(
         path,
         manifest,
-        _recipe(path / "recipe.yaml"),
+        read_recipe_copy(path / "recipe.yaml"),
         read_facts(path / "facts.jsonl"),
         json.loads(examination.read_text(encoding="utf-8")) if "examination.json" in manifest.digests else None,
         ledger,
     )
-
-
-def _recipe(path: Path) -> Recipe:
-    """A whole recipe as ``Recipe.to_yaml`` wrote it; unlike a recipe file's, its corpus path is absolute already."""
-    try:
-        return Recipe.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)).data)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a recipe: {error}", remedy="Put the file back as it was") from error
-
-
-def _ledger_faults(path: Path, ledger: Ledger) -> list[Fault]:
-    remedy = "Put the file back as it was"
-    faults = [Fault(str(ledger.path), text, remedy) for text in map(_line_fault, ledger.entries) if text]
-    if faults:
-        return faults
-    batches = [entry.about for entry in ledger.of("batch")]
-    if [about.get("index") for about in batches] != list(range(len(batches))):
-        return [Fault(str(ledger.path), "its batches are not numbered from 0 on", remedy)]
-    needed = {f"{about['index'] + 1:04}.safetensors": "a batch" for about in batches}
-    needed |= {f"{about['index'] + 1:04}.json": "what was said after a batch" for about in batches if "said" in about}
-    faults += [
-        Fault(str(path / "batches" / name), f"the file of {what} is missing", remedy)
-        for name, what in needed.items()
-        if not (path / "batches" / name).is_file()
-    ]
-    for when in ("before", "after"):
-        if ledger.of(when) and not (path / f"{when}.json").is_file():
-            faults.append(Fault(str(path / f"{when}.json"), "what the model said is missing", remedy))
-    # A crash leaves at most the next batch without its line; others mean that lines were lost.
-    there = {file.name for file in (path / "batches").glob("*.safetensors")}
-    if lost := sorted(there - needed.keys() - {f"{len(batches) + 1:04}.safetensors"}):
-        what = f"it has no lines for {', '.join(lost)}, which are there"
-        faults.append(Fault(str(ledger.path), what, remedy))
-    return faults
-
-
-def _line_fault(entry: Entry) -> str | None:
-    """What is wrong with a line whose checksum is right: another version of errata wrote it, or a person."""
-    if entry.kind == "batch":
-        try:
-            _BatchLine.model_validate(entry.about)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            return f"its line of {entry.time[:40]} is not that of a batch: {place}: {first['msg']}"
-    elif entry.kind not in ("before", "after"):
-        return f"it has a line about {entry.kind[:40]!r}, which this version of errata does not know"
-    elif not isinstance(entry.about.get("said"), str):
-        return f"its line of {entry.time[:40]} does not say what was said {entry.kind}"
-    return None
-
-
-def _manifest(path: Path) -> Manifest:
-    try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-        checksum = whole.pop("checksum")
-        manifest = Manifest.model_validate(whole)
-        expected = manifest.checksum()
-    except (OSError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = "it cannot be found" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"{path} is not the record of a run: {reason}", remedy="Give a directory that `errata edit --run` made"
-        ) from error
-    if checksum != expected:
-        raise InputError(f"{path} was changed since the run began", remedy="Put the file back as it was")
-    return manifest
-
-
-def _check(path: Path, digest: str) -> None:
-    remedy = "Put the file back as it was"
-    if not path.is_file():
-        raise InputError(f"{path.name} is missing", remedy=remedy)
-    if file_digest(path) != digest:
-        raise InputError(f"{path.name} is not what was written: it was changed or damaged", remedy=remedy)
-
-
-def _sound_json(path: Path, digest: str) -> Any:
-    _check(path, digest)
-    return json.loads(path.read_text(encoding="utf-8"))
