@@ -26,20 +26,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"statistics"}),
     frozenset({"targets", "evaluation", "lab"}),
     frozenset({"factors", "lora", "lora_factors", "lora_facts", "patch", "patch_file", "tracing", "locate"}),
-    frozenset(
-        {
-            "edit",
-            "edit_batch",
-            "ledger",
-            "loading",
-            "preparation",
-            "rebuild",
-            "restore",
-            "run_directory",
-            "run_manifest",
-            "stack",
-        }
-    ),
+    frozenset({"edit", "edit_batch", "preparation", "rebuild", "stack"}),
+    frozenset({"ledger", "loading", "restore", "run_directory", "run_manifest"}),
     frozenset({"beyond"}),
     frozenset({"benchmark", "analysis"}),
     frozenset({"report"}),
