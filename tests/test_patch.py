@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,33 @@ def test_a_failure_while_applying_leaves_the_model_alone(
     assert_same_bits(parameter_bits(model), before)
     patch.apply(model)
     assert_same_bits(parameter_bits(model), edited)
+
+
+def test_a_change_that_the_weights_cannot_hold_is_refused(made: tuple[Patch, Any]) -> None:
+    """Finite factors, whose product is beyond what float16 can tell."""
+    patch, _ = made
+    large = replace(patch, terms=tuple(LowRankTerm(term.layer, term.left * 1e5, term.right) for term in patch.terms))
+    model = tiny_language_model("gpt2", dtype=torch.float16)
+    before = parameter_bits(model)
+    with pytest.raises(InputError, match="weights of layer 1 of 'gpt2' are not finite in float16"):
+        large.apply(model, force=True)
+    assert_same_bits(parameter_bits(model), before)
+    assert not model.edits.terms
+
+
+def test_a_patch_that_was_read_does_not_change_with_its_file(made: tuple[Patch, Any], tmp_path: Path) -> None:
+    """Whoever cuts the file off, or writes into it, after it was read and checked: the factors stay what they were."""
+    patch, _ = made
+    path = tmp_path / "edit.patch"
+    patch.save(path)
+    loaded = Patch.load(path)
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(b"\xff" * len(content))
+        file.truncate(0)
+    for mine, theirs in zip(patch.terms, loaded.terms, strict=True):
+        assert torch.equal(mine.left, theirs.left)
+        assert torch.equal(mine.right, theirs.right)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.3, 0.6, 0.9, 0.999])

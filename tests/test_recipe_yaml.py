@@ -48,7 +48,7 @@ def test_what_is_merged_may_be_overridden_and_aliases_may_repeat() -> None:
     assert line_of(marked.lines, ("e", "c")) == 5
 
 
-@pytest.mark.parametrize("text", ["a: [1", "{[1]: 2}", "a: 2025-13-01", "a: !!int x", "a: 1\n---\nb: 2\n"])
+@pytest.mark.parametrize("text", ["a: [1", "{[1]: 2}", "a: 2025-13-01", "a: !!int x", "a: 1\n---\nb: 2\n", "a: \x00"])
 def test_what_is_no_yaml_is_an_input_error(text: str) -> None:
     with pytest.raises(InputError, match="x is not YAML"):
         parse_yaml(text, "x")

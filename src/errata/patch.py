@@ -81,7 +81,8 @@ class Patch:
                 was made to change, and its facts may not be said.
 
         Raises:
-            InputError: if the model's weights are not those that the patch was made for, or not of its shapes.
+            InputError: if the model's weights are not those that the patch was made for, or not of its shapes, or would
+                not be finite; the model is then what it was.
         """
         if not force and (found := model.fingerprint()) != self.fingerprint:
             dtype = dtype_name(model.dtype)
@@ -102,6 +103,13 @@ class Patch:
                 )
         with model.edits.transaction():
             model.edits.add(self.terms)
+            for layer in self.layers:  # finite factors may have a product, or a sum with W, that is not
+                if not bool(torch.isfinite(model.weight(layer)).all()):
+                    raise InputError(
+                        f"with this patch the weights of layer {layer} of {model.name!r} are not finite in "
+                        f"{dtype_name(model.dtype)}",
+                        remedy=f"Give the model that it was made for, in {self.dtype}",
+                    )
 
     def undo(self, model: LanguageModel) -> None:
         """Take the change out again: the weights are computed anew from the base, so nothing of it is left.

@@ -105,7 +105,8 @@ def read_patch(path: Path) -> PatchFile:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+            # Copies: what is read is mapped from the file, and would change, or be gone, with it after it was checked.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (it is no mapping)
         if _checksum(metadata["record"], tensors) != metadata["sha256"]:
             raise ValueError("its checksum is not that of what it holds")
         record = _Record.model_validate_json(metadata["record"])

@@ -35,7 +35,10 @@ def parse_yaml(text: str, source: str) -> Marked:
         InputError: if it is no YAML.
         FaultsError: keys that stand twice in one mapping, each with both lines.
     """
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)  # looks for characters that no YAML may hold
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not YAML: {error}", remedy="Save it as text in UTF-8") from error
     try:
         root = loader.get_single_node()
         # Before the value is made, which puts what `<<` merges among a mapping's own keys.

@@ -150,7 +150,7 @@ class RunDirectory:
                     file.patch.facts,
                     file.patch.terms,
                     {},
-                    about["seconds"],
+                    float(about["seconds"]),
                     tuple(fact for fact in file.patch.facts if fact.id in alone),
                     file.keys,
                 )
