@@ -2,8 +2,8 @@
 
     python benchmarks/crash.py --kills 30 --json docs/crash.json
 
-Each trial is a process of its own, ended with SIGKILL at a moment drawn uniformly from the time that the undisturbed run
-takes once its directory is there; then the same run is resumed in another process until it is done.
+Each trial is a process of its own, ended with SIGKILL at a moment drawn uniformly from the time that the undisturbed
+run takes once its directory is there; then the same run is resumed in another process until it is done.
 """
 
 from __future__ import annotations
