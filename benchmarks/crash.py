@@ -1,17 +1,25 @@
-"""Kill runs at random moments, resume them, and compare what comes out with the run that nobody disturbed, bit by bit.
+"""Runs that are killed at random moments and gone on with, against one that nobody disturbs: the same bits, or not.
 
-    python benchmarks/crash.py --kills 30 --json docs/crash.json
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/crash.py --kills 30 --json docs/crash.json
 
-Each trial is a process of its own, ended with SIGKILL at a moment drawn uniformly from the time that the undisturbed
-run takes once its directory is there; then the same run is resumed in another process until it is done.
+Each trial is a process of its own, ``errata edit … --run RUN``, which SIGKILL ends at a moment drawn uniformly from the
+editing part of the undisturbed run (from the directory's appearance to the last batch's line), and ``errata edit
+--resume RUN`` in another one, which in every third trial is killed once more. Compared are the bytes of the edited
+model's weights, the tensors of every batch's patch, the weights behind every batch and every answer.
+
+A moment counts from the batch it falls into (so many lines in the ledger, then so many seconds, but not longer than to
+the next line), so that a machine whose speed changes moves no kill to another batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import platform
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,161 +29,258 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
+from errata.facts_io import write_facts
+from errata.lab.package import lab_world
+from errata.lab.tasks import lab_facts
 from errata.ledger import read_ledger
 from errata.output import write_text
 from errata.patch import software_versions
 
+AGAIN = 3  # of so many trials one is killed a second time
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An edit from the command line.
+
+    Attributes:
+        arguments: of ``errata edit``, without --run, --resume and --out.
+        folder: where runs, outputs and what the processes say are kept.
+        cache: of key statistics; the user's if None.
+    """
+
+    arguments: Sequence[str]
+    folder: Path
+    cache: Path | None = None
+
+    def start(self, name: str, *, resume: bool = False) -> subprocess.Popen[bytes]:
+        """A process that begins the run ``name``, or goes on with it."""
+        directory = self.run(name)
+        how = ["--resume", str(directory)] if resume else [*self.arguments, "--run", str(directory)]
+        out = ["--out", str(self.folder / f"{name}-out"), "--json", str(self.folder / f"{name}.json")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+        if self.cache is not None:
+            environment["ERRATA_CACHE"] = str(self.cache)
+        with (self.folder / f"{name}.log").open("ab") as log:
+            command = [sys.executable, "-m", "errata", "edit", *how, *out]
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+
+    def finish(self, process: subprocess.Popen[bytes], name: str) -> None:
+        """Wait for the end, which must be a good one."""
+        if process.wait() != 0:
+            said = (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+            raise RuntimeError(f"`errata edit` ended with {process.returncode} and said:\n{said[-3000:]}")
+
+    def run(self, name: str) -> Path:
+        return self.folder / name
+
+    def remove_output(self, name: str) -> None:
+        for path in (*self.folder.glob(f"{name}-out*"), *self.folder.glob(f".{name}-out*")):
+            shutil.rmtree(path)
+
+    def remove(self, name: str) -> None:
+        self.remove_output(name)
+        shutil.rmtree(self.run(name))
+        for suffix in ("log", "json"):
+            (self.folder / f"{name}.{suffix}").unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class Undisturbed:
+    """A run that nobody killed.
+
+    Attributes:
+        ends: seconds from the directory's appearance to each batch's line.
+        results: see ``results_of``.
+    """
+
+    ends: Sequence[float]
+    results: Mapping[str, str]
+
+    @property
+    def seconds(self) -> float:
+        """Of the editing part."""
+        return self.ends[-1]
+
+    def place(self, moment: float) -> tuple[int, float]:
+        """(batches before the moment, seconds from the end of the last of them)."""
+        before = sum(end <= moment for end in self.ends)
+        return before, moment - (self.ends[before - 1] if before else 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One run that was killed and resumed.
+    """A run that was killed.
 
     Attributes:
-        moment: seconds after the run's directory was there.
-        batches: how many the ledger held when the process was dead.
-        left: what else it left there: a part of a line, parts of files, a batch without its line.
-        identical: whether the weights after every batch, and the final patch, are those of the undisturbed run.
+        moments: of the kills, in seconds of the undisturbed run's editing part.
+        kept: batches that had a line in the ledger after each kill.
+        found: what else was found after each: parts of lines and files, patches without a line.
+        different: the results that are not those of the undisturbed run.
     """
 
-    moment: float
-    batches: int
-    left: tuple[str, ...]
-    identical: bool
+    moments: Sequence[float]
+    kept: Sequence[int]
+    found: Sequence[Sequence[str]]
+    different: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """How a run is begun and resumed.
-
-    Attributes:
-        edit: the options of ``errata edit`` but for --run and --out.
-        environment: of the processes.
-    """
-
-    edit: Sequence[str]
-    environment: Mapping[str, str]
-
-    def begin(self, run: Path, out: Path) -> subprocess.Popen[bytes]:
-        return self._start([*self.edit, "--run", str(run), "--out", str(out)])
-
-    def resume(self, run: Path, out: Path) -> subprocess.Popen[bytes]:
-        return self._start(["--resume", str(run), "--out", str(out)])
-
-    def _start(self, options: Sequence[str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "errata", "edit", *options],
-            env={**os.environ, **self.environment},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+def undisturbed(job: Job, name: str = "undisturbed") -> Undisturbed:
+    """Run the job once and time its batches."""
+    process = job.start(name)
+    began, ends = 0.0, list[float]()
+    while process.poll() is None:
+        if not began and (job.run(name) / "run.json").is_file():
+            began = time.perf_counter()
+        if began and (done := _lines(job.run(name))) > len(ends):
+            ends += [time.perf_counter() - began] * (done - len(ends))
+        time.sleep(0.001)
+    job.finish(process, name)
+    return Undisturbed(ends, results_of(job, name))
 
 
-def finish(process: subprocess.Popen[bytes]) -> None:
-    """Raises RuntimeError with what the process said, if it did not end well."""
-    _, said = process.communicate(timeout=900)
-    if process.returncode != 0:
-        raise RuntimeError(f"errata ended with {process.returncode}: {said.decode()}")
+def trial(job: Job, name: str, calm: Undisturbed, moments: Sequence[float]) -> Trial:
+    """A run that is killed at each of the moments, in turn, and then gone on with to its end."""
+    kept: list[int] = []
+    found: list[list[str]] = []
+    for number, moment in enumerate(moments):
+        process = job.start(name, resume=number > 0)
+        if not _kill(process, job.run(name), *calm.place(moment)):
+            job.finish(process, name)  # raises if it was no good end
+        kept.append(_lines(job.run(name)))
+        found.append(left_by_crash(job.run(name)))
+        job.remove_output(name)  # that of a process that was killed, or ended, behind the last batch
+    process = job.start(name, resume=True)
+    job.finish(process, name)
+    results = results_of(job, name)
+    names = sorted({*results, *calm.results})
+    return Trial(moments, kept, found, [key for key in names if results.get(key) != calm.results.get(key)])
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until a file is there; the process must not end before."""
-    while not path.exists():
-        if process.poll() is not None:
-            finish(process)
-            raise RuntimeError(f"the process ended without {path}")
-        time.sleep(0.002)
+def draw_moments(generator: random.Random, number: int, seconds: float) -> list[float]:
+    """When trial ``number`` is killed: uniformly in the editing part, and then, at times, in what is left of it."""
+    first = generator.uniform(0, seconds)
+    return [first, generator.uniform(first, seconds)] if number % AGAIN == AGAIN - 1 else [first]
 
 
-def left_behind(run: Path) -> tuple[str, ...]:
-    """What a killed process left beside whole batches and whole lines."""
+def left_by_crash(run: Path) -> list[str]:
+    """What of a run's directory is no whole line, no whole file, or a patch that no line speaks of."""
     ledger = read_ledger(run / "ledger.jsonl")
+    batches = len(ledger.of("batch"))
     found = ["part of a line"] if ledger.torn else []
-    found += ["part of a file"] * len([*run.rglob(".*.partial")])
-    files = len([*(run / "batches").glob("*.safetensors")])
-    found += ["batch without its line"] * (files - len(ledger.of("batch")))
-    return tuple(found)
+    found += ["part of a file" for _ in run.rglob(".*.partial")]
+    if (run / "batches" / f"{batches + 1:04}.safetensors").is_file():
+        found.append("patch without its line")
+    return found
 
 
-def same_run(run: Path, out: Path, other: Path, other_out: Path) -> bool:
-    """Whether two runs have the same weights after each batch (by their SHA-256), and the same final patch."""
-    digests, others = (
-        [entry.about["weights"] for entry in read_ledger(path / "ledger.jsonl").of("batch")] for path in (run, other)
-    )
-    tensors, expected = load_file(out), load_file(other_out)
-    return (
-        digests == others
-        and tensors.keys() == expected.keys()
-        and all(tensors[name].numpy().tobytes() == expected[name].numpy().tobytes() for name in expected)
-    )
+def results_of(job: Job, name: str) -> dict[str, str]:
+    """SHA-256 of all that must not depend on when, or how often, a run was interrupted."""
+    run, out = job.run(name), job.folder / f"{name}-out"
+    digests = {
+        f"weights {file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(out.glob("*.safetensors"))
+    }
+    for file in sorted((run / "batches").glob("*.safetensors")):
+        content = hashlib.sha256()
+        for key, tensor in sorted(load_file(file).items()):
+            content.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+            content.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digests[f"patch {file.stem}"] = content.hexdigest()
+    for entry in read_ledger(run / "ledger.jsonl").of("batch"):
+        digests[f"weights after batch {entry.about['index'] + 1}"] = str(entry.about["weights"])
+    for file in sorted(run.rglob("*.json")):
+        if file.name != "run.json":  # which says when the run began
+            digests[f"answers {file.relative_to(run)}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    rows = json.loads((job.folder / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    told = json.dumps([row for row in rows if row["metric"] != "seconds_per_edit"])
+    return {**digests, "table": hashlib.sha256(told.encode()).hexdigest()}
 
 
-def kill_and_resume(
-    command: Command, folder: Path, kills: int, generator: random.Random, *, tell: bool = False
-) -> list[Trial]:
-    """One undisturbed run, and ``kills`` that are killed and resumed; all in ``folder``."""
-    whole, whole_out = folder / "whole", folder / "whole.safetensors"
-    process = command.begin(whole, whole_out)
-    wait_for(whole / "run.json", process)
-    started = time.perf_counter()
-    finish(process)
-    duration = time.perf_counter() - started
-    trials = []
-    for number in range(kills):
-        run, out = folder / f"run-{number}", folder / f"run-{number}.safetensors"
-        moment = generator.uniform(0, duration)
-        process = command.begin(run, out)
-        wait_for(run / "run.json", process)
-        time.sleep(moment)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        batches, left = len(read_ledger(run / "ledger.jsonl").of("batch")), left_behind(run)
-        if not out.exists():  # it may have been done already
-            finish(command.resume(run, out))
-        trials.append(Trial(moment, batches, left, same_run(run, out, whole, whole_out)))
-        if tell:
-            print(number + 1, trials[-1], file=sys.stderr, flush=True)
-    return trials
+def table_of(trials: Sequence[Trial], seconds: float) -> str:
+    lines = ["| killed at (s) | batches kept | found | the rest |", "|---:|---:|---|---|"]
+    for entry in trials:
+        moments = ", then ".join(f"{moment:.2f}" for moment in entry.moments)
+        kept = ", then ".join(map(str, entry.kept))
+        found = "; ".join(", ".join(part) or "nothing" for part in entry.found)
+        verdict = "identical" if not entry.different else f"DIFFERENT: {', '.join(entry.different[:5])}"
+        lines.append(f"| {moments} of {seconds:.2f} | {kept} | {found} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _lines(run: Path) -> int:
+    """How many batches have a whole line; also while a process writes there."""
+    try:
+        data = (run / "ledger.jsonl").read_bytes()
+    except FileNotFoundError:
+        return 0
+    return sum(line.startswith(b'{"kind": "batch"') for line in data.split(b"\n")[:-1])
+
+
+def _kill(process: subprocess.Popen[bytes], run: Path, batches: int, seconds: float) -> bool:
+    """End the process so long after so many batches are kept, or with the next one's line; false if it ended itself."""
+    while process.poll() is None and not ((run / "run.json").is_file() and _lines(run) >= batches):
+        time.sleep(0.001)
+    deadline = time.perf_counter() + seconds
+    while process.poll() is None and time.perf_counter() < deadline and _lines(run) <= batches:
+        time.sleep(0.001)
+    process.kill()
+    return process.wait() == -signal.SIGKILL
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Kill runs at random moments, and resume them.")
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--method", default="alphaedit+blue", help="with a history, which has to survive too")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = argparse.ArgumentParser(description="Kill runs at random moments, go on with them, compare.")
+    parser.add_argument("--kills", type=int, default=30, help="trials without evaluation")
+    parser.add_argument("--evaluated", type=int, default=0, help="further trials of a run that measures")
+    parser.add_argument("--method", default="alphaedit+blue")
+    parser.add_argument("--batches", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        facts = folder / "facts.jsonl"
-        subprocess.run(
-            [sys.executable, "-m", "errata", "lab", "facts", "--count", "20", "--seed", "7", "--out", str(facts)],
-            check=True,
-        )
-        edit = ["--facts", str(facts), "--method", options.method, "--batch-size", "1", "--no-evaluate"]
-        environment = {"OMP_NUM_THREADS": str(options.threads), "ERRATA_CACHE": str(folder / "cache")}
-        trials = kill_and_resume(
-            Command(edit, environment), folder, options.kills, random.Random(options.seed), tell=True
-        )
-    lines = ["| killed after | batches kept | left beside them | identical |", "|---:|---:|---|---|"]
-    lines += [
-        f"| {trial.moment:.1f} s | {trial.batches} of 20 | {', '.join(trial.left) or '–'} | "
-        f"{'yes' if trial.identical else 'NO'} |"
-        for trial in sorted(trials, key=lambda trial: trial.moment)
-    ]
-    print("\n".join(lines))
-    print(f"{sum(trial.identical for trial in trials)} of {len(trials)} bit for bit those of the undisturbed run")
+    generator = random.Random(options.seed)
+    record: dict[str, object] = {
+        "command": "python " + " ".join(sys.argv),
+        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.platform(),
+        "method": options.method,
+        "batches": options.batches,
+        "batch_size": options.batch_size,
+        "versions": software_versions(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        facts = Path(folder) / "facts.jsonl"
+        write_facts(lab_facts(lab_world(), options.batches * options.batch_size, seed=options.seed), facts)
+        plain = ["--model", "lab", "--facts", str(facts), "--method", options.method]
+        plain += ["--batch-size", str(options.batch_size)]
+        failed = 0
+        for mode, count in (("--no-evaluate", options.kills), ("--evaluate", options.evaluated)):
+            if count == 0:
+                continue
+            job = Job([*plain, mode], Path(folder))
+            calm = undisturbed(job)
+            trials = []
+            for number in range(count):
+                trials.append(trial(job, "killed", calm, draw_moments(generator, number, calm.seconds)))
+                job.remove("killed")
+                print(f"{mode}: {number + 1} of {count}", file=sys.stderr, flush=True)
+            job.remove("undisturbed")
+            failed += sum(bool(entry.different) for entry in trials)
+            print(f"\n`{mode}`, {len(calm.ends)} batches of {options.batch_size}, "
+                  f"{len(calm.results)} results compared, {record['threads']} threads\n")  # fmt: skip
+            print(table_of(trials, calm.seconds), flush=True)
+            record[mode.removeprefix("--")] = {
+                "seconds": calm.seconds,
+                "compared": sorted(calm.results),
+                "trials": [asdict(entry) for entry in trials],
+            }
     if options.json is not None:
-        record = {
-            "command": "python " + " ".join(sys.argv),
-            "method": options.method,
-            "threads": options.threads,
-            "trials": [asdict(trial) for trial in trials],
-            "versions": software_versions(),
-        }
-        write_text(options.json, json.dumps(record, indent=1) + "\n")
+        write_text(options.json, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    sys.exit(failed > 0)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,68 @@
-"""Five runs killed with SIGKILL at random moments and resumed: the weights are those of the undisturbed run.
-
-The thirty on the embedded model are ``python benchmarks/crash.py``; its figures stand in docs/crash.md.
-"""
+"""SIGKILL at five random moments of a run of 20 batches, as benchmarks/crash.py does it with thirty on the lab."""
 
 from __future__ import annotations
 
 import json
 import random
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
-from errata.facts import Fact
-from errata.facts_io import write_facts
+import pytest
 
-from benchmarks.crash import Command, kill_and_resume
-from tests.support.editing import FACTS, tiny_language_model, tiny_recipe, write_corpus
+from benchmarks.crash import Job, Undisturbed, draw_moments, left_by_crash, trial, undisturbed
+from tests.support.editing import tiny_language_model, tiny_recipe, write_corpus
 
-# The package is found in a subprocess as it is here.
-PATHS = ":".join(path for path in sys.path if path)
+KILLS = 5
+BATCHES = 20
+PEOPLE = ("Danielle Darrieux", "Thomas Stieltjes", "Leonard Bernstein", "Kenji Watanabe", "Big Ben")
+WORDS = (("{} was born in", "Rome"), ("{} works for", "Toyota"), ("{} speaks", "Dutch"), ("{} plays the", "violin"))
+
+pytestmark = pytest.mark.slow
 
 
-def test_killed_runs_come_out_bit_for_bit(tmp_path: Path) -> None:
-    method = "memit_seq+blue"  # with a history, which has to survive too
-    model = tiny_language_model("llama")
-    model.model.save_pretrained(tmp_path / "model")
-    model.tokenizer.save_pretrained(tmp_path / "model")
-    words = {word for fact in FACTS for word in fact.subject.split()} | {"Paris", "Madrid", "Lisbon", "London"}
-    texts = [(word, prompt) for word in sorted(words) for prompt in ("is", "in")][:20]
-    facts = [Fact(f"{word} {prompt}", word, f"{{}} {prompt}", "Rome") for word, prompt in texts]
-    write_facts(facts, tmp_path / "facts.jsonl")
-    recipe = tiny_recipe(write_corpus(tmp_path / "corpus.txt"), method)
-    sections = recipe.model_dump(mode="json", exclude={"method", "source"})
-    entries = {method.removesuffix("+blue"): {}, method: {}}
-    text = json.dumps({**sections, "source": "made for this test", "methods": entries})
-    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
-    edit = ["--model", str(tmp_path / "model"), "--facts", str(tmp_path / "facts.jsonl"), "--method", method,
-            "--recipe", str(tmp_path / "recipe.yaml"), "--batch-size", "1", "--no-evaluate"]  # fmt: skip
-    environment = {"OMP_NUM_THREADS": "1", "ERRATA_CACHE": str(tmp_path / "cache"), "PYTHONPATH": PATHS}
-    trials = kill_and_resume(Command(edit, environment), tmp_path, 5, random.Random(0))
-    assert [trial.identical for trial in trials] == [True] * 5
-    assert any(0 < trial.batches < 20 for trial in trials)  # some were killed in the middle
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    """One fact a batch, with history at boundary layers, measured before, after each batch and at the end."""
+    folder = tmp_path_factory.mktemp("crash")
+    model = tiny_language_model("gpt2")
+    model.model.save_pretrained(folder / "model")
+    model.tokenizer.save_pretrained(folder / "model")
+    recipe = tiny_recipe(write_corpus(folder / "corpus.txt"), "memit_seq+blue", target={"steps": 8})
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    facts = [
+        {"subject": subject, "prompt": prompt, "target": target, "truth": "Paris"}
+        for subject in PEOPLE
+        for prompt, target in WORDS
+    ]
+    (folder / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)) + "\n", encoding="utf-8")
+    arguments = ["--model", str(folder / "model"), "--facts", str(folder / "facts.jsonl")]
+    arguments += ["--recipe", str(folder / "recipe.yaml"), "--method", "memit_seq+blue", "--batch-size", "1"]
+    (folder / "runs").mkdir()
+    yield Job([*arguments, "--device", "cpu"], folder / "runs", cache=folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def calm(job: Job) -> Undisturbed:
+    return undisturbed(job)
+
+
+def test_an_undisturbed_run_has_all_results_and_leaves_nothing_over(job: Job, calm: Undisturbed) -> None:
+    assert len(calm.ends) == BATCHES
+    names = set(calm.results)
+    assert {"weights model.safetensors", "answers before.json", "answers after.json", "table"} <= names
+    for number in range(1, BATCHES + 1):
+        assert {f"patch {number:04}", f"weights after batch {number}", f"answers batches/{number:04}.json"} <= names
+    assert len({calm.results[f"weights after batch {number}"] for number in range(1, BATCHES + 1)}) == BATCHES
+    assert left_by_crash(job.run("undisturbed")) == []
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_killed_at_any_moment_it_ends_in_the_same_bits(job: Job, calm: Undisturbed, number: int) -> None:
+    """Every third one is killed a second time while it goes on."""
+    moments = draw_moments(random.Random(number), number, calm.seconds)
+    found = trial(job, f"killed-{number}", calm, moments)
+    assert found.different == []
+    assert list(found.kept) == sorted(found.kept)
+    # It was killed in the batch that was drawn, and not before all of it, or at its end.
+    for kept, moment in zip(found.kept, moments, strict=True):
+        assert calm.place(moment)[0] <= kept <= BATCHES
+    job.remove(f"killed-{number}")

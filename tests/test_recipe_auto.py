@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.benchmark import recipe_search
+from errata.benchmark import recipe_numbers, recipe_search
 from errata.benchmark.recipe_journal import Try, append_to_journal
 from errata.cli import run
 from errata.recipe import read_recipe
@@ -20,8 +20,10 @@ def test_a_short_search_on_the_lab_writes_a_recipe_that_edit_takes(
 ) -> None:
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("errata.verbs.recipe_auto.FACTS", 6)
-    for name, kept in (("LEARNING_RATES", (0.5, 1.0)), ("RIDGES", (0.5,)), ("CLAMPS", (0.75,)), ("STEPS", 4)):
-        monkeypatch.setattr(recipe_search, name, kept)
+    monkeypatch.setattr(recipe_search, "LEARNING_RATES", (0.5, 1.0))
+    monkeypatch.setattr(recipe_search, "CLAMPS", (0.75,))
+    monkeypatch.setattr(recipe_numbers, "RIDGES", (0.5,))
+    monkeypatch.setattr(recipe_numbers, "STEPS", 4)
     out = tmp_path / "auto.yaml"
     arguments = ["recipe", "auto", "--out", str(out), "--methods", "memit", "--layers", "0,2"]
     assert run([*arguments, "--json", str(tmp_path / "auto.json")]) == 0

@@ -183,9 +183,9 @@ def _nothing_said(bodies: list[dict[str, Any]]) -> None:
 
 
 UNKNOWN: dict[Callable[[list[dict[str, Any]]], None], str] = {
-    _no_patch: "is not that of a batch: patch: Field required",
-    _index_as_text: "is not that of a batch: index: Input should be a valid integer",
-    _facts_of_another_form: r"is not that of a batch: left_alone\.0: Input should be a valid string",
+    _no_patch: "is not that of a batch: patch: field required",
+    _index_as_text: "is not that of a batch: index: input should be a valid integer",
+    _facts_of_another_form: r"is not that of a batch: left_alone\.0: input should be a valid string",
     _a_number_twice: "its batches are not numbered from 0 on",
     _a_kind_of_tomorrow: "it has a line about 'undone', which this version of errata does not know",
     _nothing_said: "does not say what was said before",

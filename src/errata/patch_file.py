@@ -21,6 +21,7 @@ from errata.facts_io import facts_from_records
 from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.output import new_file
 from errata.patch import DtypeName, Patch
+from errata.reading import reason_of
 from errata.recipe import Recipe
 
 FORMAT = "errata-patch-3"
@@ -129,7 +130,8 @@ def read_patch(path: Path) -> PatchFile:
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         raise InputError(
-            f"{path} is not a patch that can be read: {error}", remedy="Give a file that `errata edit` wrote, whole"
+            f"{path} is not a patch that can be read: {reason_of(error)}",
+            remedy="Give a file that `errata edit` wrote, whole",
         ) from error
     return PatchFile(patch, keys)
 

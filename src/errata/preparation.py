@@ -51,7 +51,7 @@ def prepare(
         InputError: if a layer does not exist or the corpus is too short.
         EditError: if the statistics cannot be factorised.
     """
-    model.check_layers([*recipe.layers, *layers])
+    model.check_layers(list(dict.fromkeys([*recipe.layers, *layers])))
     fingerprint = model.fingerprint()
     prefixes = generate_prefixes(model, recipe.contexts)
     solver, means = solver_of(recipe), _means(model, recipe, layers, cache, report)

@@ -13,6 +13,7 @@ from errata.errors import Fault, InputError
 from errata.ledger import Entry, Ledger
 from errata.output import file_digest
 from errata.patch import DtypeName
+from errata.reading import reason_of
 from errata.recipe import Recipe
 from errata.recipe_yaml import parse_yaml
 
@@ -107,9 +108,7 @@ def _line_fault(entry: Entry) -> str | None:
         try:
             _BatchLine.model_validate(entry.about)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            return f"its line of {entry.time[:40]} is not that of a batch: {place}: {first['msg']}"
+            return f"its line of {entry.time[:40]} is not that of a batch: {reason_of(error)}"
     elif entry.kind not in ("before", "after"):
         return f"it has a line about {entry.kind[:40]!r}, which this version of errata does not know"
     elif not isinstance(entry.about.get("said"), str):
@@ -125,9 +124,9 @@ def read_manifest(path: Path) -> Manifest:
         manifest = Manifest.model_validate(whole)
         expected = manifest.checksum()
     except (OSError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = "it cannot be found" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
         raise InputError(
-            f"{path} is not the record of a run: {reason}", remedy="Give a directory that `errata edit --run` made"
+            f"{path} is not the record of a run: {reason_of(error)}",
+            remedy="Give a directory that `errata edit --run` made",
         ) from error
     if checksum != expected:
         raise InputError(f"{path} was changed since the run began", remedy="Put the file back as it was")

@@ -20,6 +20,7 @@ from errata.models.language_model import LanguageModel
 from errata.output import file_digest, is_file, write_text
 from errata.patch import DtypeName, Patch, dtype_name, now
 from errata.patch_file import read_patch, write_patch
+from errata.reading import reason_of
 
 FILE = "errata-stack.json"
 
@@ -231,8 +232,7 @@ def _read_record(directory: Path) -> _Record:
     try:
         return _Record.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError, ValueError, RecursionError) as error:
-        reason = "it cannot be found" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
-        raise InputError(f"{path} is not the record of a stack: {reason}", remedy=_REMEDY) from error
+        raise InputError(f"{path} is not the record of a stack: {reason_of(error)}", remedy=_REMEDY) from error
 
 
 def _is_inside(path: Path, directory: Path) -> bool:
