@@ -14,7 +14,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "errata"
 
 PURE = frozenset({"solvers", "schedules", "shaping"})
-FACTS = frozenset({"conflicts", "facts", "facts_formats", "facts_io", "facts_tokens"})
+FACTS = frozenset({"conflicts", "facts", "facts_formats", "facts_io", "facts_rules", "facts_tokens"})
 TOOLS = frozenset({"hub", "output", "progress", "reading"})  # small helps, which know nothing but the errors
 
 # Rooms, lowest first: a room imports from its own layer and from those below. A new room needs a place here.
@@ -42,7 +42,8 @@ SEES: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(PURE, PURE | {"errors"}),
     **dict.fromkeys(TOOLS, TOOLS | {"errors"}),
     **dict.fromkeys(FACTS, FACTS | TOOLS | {"errors"}),
-    "evaluation": frozenset({"errors", "facts", "models", "datasets", "statistics", "evaluation"}) | TOOLS,
+    "evaluation": frozenset({"errors", "facts", "facts_rules", "models", "datasets", "statistics", "evaluation"})
+    | TOOLS,
     "lab": frozenset({"errors", "facts", "models", "statistics", "lab"}) | TOOLS,
 }
 

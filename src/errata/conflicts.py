@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from errata.errors import Fault
-from errata.facts import Fact, FactSet, shown
+from errata.facts import Fact, FactSet
+from errata.facts_rules import shown
 
 
 class OnConflict(StrEnum):

@@ -1,55 +1,26 @@
-"""Facts to be written into a model, and the rules that a well-formed fact keeps. Files are read in ``facts_io``."""
+"""Facts to be written into a model. Their rules are in ``facts_rules``, the reading of files in ``facts_io``."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Final, Literal, overload
+from typing import Any, Final, overload
 
 from errata.errors import Fault, FaultsError, InputError
+from errata.facts_rules import (
+    PLACEHOLDER,
+    QUESTION_LISTS,
+    REQUIRED_FIELDS,
+    TEXT_LISTS,
+    Question,
+    as_questions,
+    field_faults,
+    shown,
+)
 
-PLACEHOLDER: Final = "{}"
-REQUIRED_FIELDS: Final = ("subject", "prompt", "target")
-# Where a text may not have whitespace: prompt and continuation are joined with exactly one space, and the subject's
-# last token has to be a token of the subject, not of the space behind it.
-_TIGHT_TEXTS: Final[Mapping[str, Literal["nowhere", "end", "both ends"]]] = {
-    "id": "nowhere",
-    "subject": "both ends",
-    "prompt": "end",
-    "target": "both ends",
-    "truth": "both ends",
-    "answer": "both ends",
-    "paraphrases": "end",
-}
-_UNENCODABLE: Final = re.compile("[\x00\ud800-\udfff]")
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A whole prompt, and the answer that should follow it after one space.
-
-    Raises:
-        FaultsError: if one of the two is empty or has whitespace where they are joined.
-    """
-
-    prompt: str
-    answer: str
-
-    def __post_init__(self) -> None:
-        if faults := _question_faults({"prompt": self.prompt, "answer": self.answer}, "", "question"):
-            raise FaultsError("a question", faults)
-
-    def to_record(self) -> dict[str, str]:
-        return {"prompt": self.prompt, "answer": self.answer}
-
-
-def as_questions(entries: Sequence[Question | Mapping[str, str]]) -> tuple[Question, ...]:
-    """Questions of what a record may hold in their place; ``record_faults`` has found no fault with it."""
-    return tuple(entry if isinstance(entry, Question) else Question(**entry) for entry in entries)
+__all__ = ["FIELDS", "Fact", "FactSet", "Question", "clashes", "fact_of", "record_faults"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +36,12 @@ class Fact:
         paraphrases: other wordings, as whole prompts, that ``target`` should follow too.
         neighbours: questions about other subjects whose true object is the same; their answers should stay.
         own: questions about other facts of the same subject; their answers should stay.
+        unrelated: questions about anything else (zsRE's locality questions); what is said to them should stay.
+        portability: questions one hop on, with the answers that follow from ``target``.
+        reversal: questions that ask for the subject, given the target.
+        aliases: other ways to write ``target``, right too where the model speaks freely.
+        generation: prompts about the subject that the model is to write a text from.
+        relation: the name of the relation; facts that share it are compared (references of texts, other options).
 
     Raises:
         FaultsError: if a field is empty, of a wrong type, or breaks one of the rules above; tells all of them.
@@ -78,15 +55,22 @@ class Fact:
     paraphrases: tuple[str, ...] = ()
     neighbours: tuple[Question, ...] = ()
     own: tuple[Question, ...] = ()
+    unrelated: tuple[Question, ...] = ()
+    portability: tuple[Question, ...] = ()
+    reversal: tuple[Question, ...] = ()
+    aliases: tuple[str, ...] = ()
+    generation: tuple[str, ...] = ()
+    relation: str | None = None
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in FIELDS}
         name = f"fact {shown(self.id)}"
         if faults := record_faults(values, name, required=("id", *REQUIRED_FIELDS)):
             raise FaultsError(name, faults)
-        object.__setattr__(self, "paraphrases", tuple(self.paraphrases or ()))
-        object.__setattr__(self, "neighbours", as_questions(self.neighbours or ()))
-        object.__setattr__(self, "own", as_questions(self.own or ()))
+        for list_name in TEXT_LISTS:
+            object.__setattr__(self, list_name, tuple(values[list_name] or ()))
+        for list_name in QUESTION_LISTS:
+            object.__setattr__(self, list_name, as_questions(values[list_name] or ()))
 
     @property
     def text(self) -> str:
@@ -103,18 +87,14 @@ class Fact:
     def to_record(self) -> dict[str, object]:
         """The fact as JSON would hold it; optional fields that are empty are left out."""
         record: dict[str, object] = {name: getattr(self, name) for name in ("id", *REQUIRED_FIELDS)}
-        if self.truth is not None:
-            record["truth"] = self.truth
-        if self.paraphrases:
-            record["paraphrases"] = list(self.paraphrases)
-        for name, questions in (("neighbours", self.neighbours), ("own", self.own)):
-            if questions:
-                record[name] = [question.to_record() for question in questions]
+        for name in FIELDS[len(record) :]:
+            if value := getattr(self, name):
+                is_list = isinstance(value, tuple)
+                record[name] = [_as_json(entry) for entry in value] if is_list else value
         return record
 
 
 FIELDS: Final = tuple(field.name for field in fields(Fact))
-QUESTION_FIELDS: Final = tuple(field.name for field in fields(Question))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,99 +177,21 @@ def clashes(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
 
 
 def record_faults(record: object, place: str, *, required: Collection[str] = REQUIRED_FIELDS) -> list[Fault]:
-    """All that is wrong with one record of the fields of a ``Fact``; none means that a Fact can be made of it.
+    """All that is wrong with one record of the fields of a ``Fact``; see ``facts_rules.field_faults``."""
+    return field_faults(record, place, FIELDS, required)
 
-    Args:
-        record: field -> value; lists may be lists or tuples, their questions mappings or ``Question``. None is absent.
-        place: where the record stands, for the faults.
-        required: the fields whose absence is a fault.
+
+def fact_of(record: Mapping[str, Any]) -> Fact:
+    """The fact of a record in which ``record_faults`` has found nothing.
+
+    Raises:
+        FaultsError: otherwise.
     """
-    if not isinstance(record, Mapping):
-        return [Fault(place, f"the record is {_kind(record)}", "Write an object with the fields of one fact")]
-    faults = _field_faults(record, FIELDS, required, place, "")
-    for field in FIELDS:
-        value = record.get(field)
-        if value is None:
-            continue
-        if field not in ("paraphrases", "neighbours", "own"):
-            faults += _text_faults(value, field, field, place)
-        elif not isinstance(value, list | tuple):
-            faults.append(Fault(place, f"'{field}' is {_kind(value)}, not a list", f"Write it as {_example(field)}"))
-        elif field == "paraphrases":
-            for index, text in enumerate(value):
-                faults += _text_faults(text, field, f"{field}[{index}]", place)
-        else:
-            for index, entry in enumerate(value):
-                faults += [] if isinstance(entry, Question) else _question_faults(entry, f"{field}[{index}]", place)
-    prompt = record.get("prompt")
-    if isinstance(prompt, str) and prompt.strip() and (count := prompt.count(PLACEHOLDER)) != 1:
-        remedy = "Write {} once, where the subject stands"
-        faults.append(Fault(place, f"'prompt' holds {{}} {count} times" if count else "'prompt' has no {}", remedy))
-    return faults
+    values: dict[str, Any] = dict(record)
+    values |= {name: tuple(values.get(name) or ()) for name in TEXT_LISTS}
+    values |= {name: as_questions(values.get(name) or ()) for name in QUESTION_LISTS}
+    return Fact(**values)
 
 
-def _question_faults(entry: object, path: str, place: str) -> list[Fault]:
-    if not isinstance(entry, Mapping):
-        return [Fault(place, f"'{path}' is {_kind(entry)}, not an object", f"Write it as {_example('question')}")]
-    prefix = f"{path}." if path else ""
-    faults = _field_faults(entry, QUESTION_FIELDS, QUESTION_FIELDS, place, prefix)
-    for field in QUESTION_FIELDS:
-        if entry.get(field) is not None:
-            faults += _text_faults(entry[field], field, prefix + field, place)
-    return faults
-
-
-def _field_faults(
-    record: Mapping[object, object], known: Sequence[str], required: Collection[str], place: str, prefix: str
-) -> list[Fault]:
-    """Fields that are not known, and required ones that are absent."""
-    faults = [unknown_field(name, known, place, prefix) for name in record if name not in known]
-    missing = [name for name in known if name in required and record.get(name) is None]
-    return faults + [Fault(place, f"'{prefix}{name}' is missing", "Add it") for name in missing]
-
-
-def unknown_field(name: object, known: Sequence[str], place: str, prefix: str = "") -> Fault:
-    """The fault of a field name that is not one of ``known``, with the nearest of them."""
-    close = difflib.get_close_matches(str(name)[:40].strip().lower(), known, n=1) if isinstance(name, str) else []
-    nearest = f"Did you mean '{close[0]}'? " if close else ""
-    where = f" in '{prefix[:-1]}'" if prefix else ""
-    return Fault(place, f"the field {shown(name)}{where} is unknown", f"{nearest}The fields are {', '.join(known)}")
-
-
-def _text_faults(value: object, field: str, path: str, place: str) -> list[Fault]:
-    if not isinstance(value, str):
-        return [Fault(place, f"'{path}' is {_kind(value)}, not text", "Put it in double quotes")]
-    if not value.strip():
-        return [Fault(place, f"'{path}' is empty", "Fill it in")]
-    faults: list[Fault] = []
-    if (found := _UNENCODABLE.search(value)) is not None:
-        what = f"'{path}' holds U+{ord(found[0]):04X} at character {found.start() + 1}, which no text in UTF-8 can hold"
-        if found[0] == "\x00":
-            what = f"'{path}' holds a NUL (U+0000) at character {found.start() + 1}"
-        faults.append(Fault(place, what, "Remove that character"))
-    tight = _TIGHT_TEXTS[field]
-    if tight == "end" and value != value.rstrip():
-        remedy = "Remove it: what follows is joined with one space"
-        faults.append(Fault(place, f"'{path}' ends in whitespace", remedy))
-    elif tight == "both ends" and value != value.strip():
-        remedy = "Remove it: prompt and continuation are joined with one space"
-        faults.append(Fault(place, f"'{path}' begins or ends with whitespace", remedy))
-    return faults
-
-
-def _example(field: str) -> str:
-    question = '{"prompt": "…", "answer": "…"}'
-    return {"question": question, "paraphrases": '["…", "…"]'}.get(field, f"[{question}]")
-
-
-def _kind(value: object) -> str:
-    """What a value is, in the words of JSON."""
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return "null" if value is None else kinds.get(type(value), f"of type {type(value).__name__}")
-
-
-def shown(value: object, most: int = 60) -> str:
-    """A value as a message may quote it: escaped, so that it can be printed, and not long."""
-    if not isinstance(value, str):
-        return _kind(value)
-    return repr(value if len(value) <= most else value[:most] + "…")
+def _as_json(entry: str | Question) -> str | dict[str, str]:
+    return entry.to_record() if isinstance(entry, Question) else entry

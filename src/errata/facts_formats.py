@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from errata.errors import Fault, InputError
-from errata.facts import FIELDS, REQUIRED_FIELDS, FactSet, record_faults, unknown_field
+from errata.facts import FIELDS, FactSet, record_faults
+from errata.facts_rules import QUESTION_LISTS, REQUIRED_FIELDS, TEXT_LISTS, unknown_field
 
-_LIST_FIELDS: Final = ("paraphrases", "neighbours", "own")
+_LIST_FIELDS: Final = (*TEXT_LISTS, *QUESTION_LISTS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from errata.errors import Fault, FaultsError, InputError
-from errata.facts import REQUIRED_FIELDS, Fact, FactSet, as_questions, clashes, record_faults
+from errata.facts import Fact, FactSet, clashes, fact_of, record_faults
 from errata.facts_formats import Entry, csv_entries, csv_text, jsonl_entries, jsonl_text
+from errata.facts_rules import REQUIRED_FIELDS
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
@@ -117,17 +118,7 @@ def _fact_set(
     facts: list[Fact] = []
     places: list[str] = []
     for number, place, record in records:
-        fact = Fact(
-            id=record.get("id") or _free_id(number, taken),
-            subject=record["subject"],
-            prompt=record["prompt"],
-            target=record["target"],
-            truth=record.get("truth"),
-            paraphrases=tuple(record.get("paraphrases") or ()),
-            neighbours=as_questions(record.get("neighbours") or ()),
-            own=as_questions(record.get("own") or ()),
-        )
-        facts.append(fact)
+        facts.append(fact_of({**record, "id": record.get("id") or _free_id(number, taken)}))
         places.append(place)
     kept = _latest(facts) if last_wins else range(len(facts))
     facts, places = [facts[index] for index in kept], [places[index] for index in kept]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from errata.errors import Fault
-from errata.facts import Fact, shown
+from errata.facts import Fact
+from errata.facts_rules import QUESTION_LISTS, shown
 
 
 def token_faults(
@@ -43,6 +44,6 @@ def _continuations(fact: Fact) -> Iterator[tuple[str, str, str, str]]:
         yield "prompt", fact.text, "truth", fact.truth
     for index, paraphrase in enumerate(fact.paraphrases):
         yield f"paraphrases[{index}]", paraphrase, "target", fact.target
-    for name, questions in (("neighbours", fact.neighbours), ("own", fact.own)):
-        for index, question in enumerate(questions):
+    for name in QUESTION_LISTS:
+        for index, question in enumerate(getattr(fact, name)):
             yield f"{name}[{index}].prompt", question.prompt, f"{name}[{index}].answer", question.answer

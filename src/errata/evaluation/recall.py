@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +14,7 @@ from errata.errors import InputError, NonFiniteError
 from errata.evaluation.likelihood import Expected, predict
 from errata.evaluation.records import Metric, Record
 from errata.facts import Fact, Question
+from errata.facts_rules import QUESTION_LISTS
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.models.prompts import complete
 from errata.progress import Report, silent
@@ -117,7 +118,7 @@ def absent(facts: Sequence[Fact], untouched: Sequence[Untouched] = ()) -> dict[M
 
 
 def choose_questions(facts: Sequence[Fact], per_fact: int, generator: random.Random) -> list[Fact]:
-    """The same facts with at most ``per_fact`` paraphrases, neighbours and own questions each, drawn at random.
+    """The same facts with at most ``per_fact`` paraphrases, and questions of each kind, drawn at random.
 
     Bounds what an evaluation reads; the same seed draws the same questions, which keep their order.
     """
@@ -126,10 +127,11 @@ def choose_questions(facts: Sequence[Fact], per_fact: int, generator: random.Ran
         chosen = sorted(generator.sample(range(len(entries)), min(per_fact, len(entries))))
         return tuple(entries[index] for index in chosen)
 
-    return [
-        replace(fact, paraphrases=draw(fact.paraphrases), neighbours=draw(fact.neighbours), own=draw(fact.own))
-        for fact in facts
-    ]
+    def chosen(fact: Fact) -> Fact:
+        drawn: dict[str, Any] = {name: draw(getattr(fact, name)) for name in ("paraphrases", *QUESTION_LISTS)}
+        return replace(fact, **drawn)
+
+    return [chosen(fact) for fact in facts]
 
 
 _OF_FACTS = tuple(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from errata.evaluation.intervals import interval_of, resampled_sums
 from errata.output import write_text
 
 FORMAT = "errata-results-1"
-When = Literal["before", "right_after", "after"]
+When = Literal["before", "right_after", "during", "after"]
 MOMENTS: tuple[When, ...] = get_args(When)
 
 
@@ -66,7 +66,8 @@ class Summary:
 
     Attributes:
         metric: one of ``Metric``.
-        when: ``before`` the run, ``right_after`` a fact's own batch, or ``after`` the whole run.
+        when: ``before`` the run, ``right_after`` a fact's own batch, ``during`` the run on a sample of the facts that
+            have been edited, or ``after`` the whole run.
         mean: over all prompts.
         low: 2.5 % quantile of the bootstrapped mean; None where no interval can be told (a single cluster).
         high: the 97.5 % quantile.
@@ -84,7 +85,10 @@ class Summary:
 
 
 class Row(TypedDict):
-    """A line of the long form: one per method, metric and moment."""
+    """A line of the long form: one per method, metric and moment; of a grid also per model, data and number of edits.
+
+    ``edits`` is how many facts had been edited when a check ``during`` the run was made.
+    """
 
     method: str
     metric: str
@@ -93,6 +97,12 @@ class Row(TypedDict):
     low: float | None
     high: float | None
     n: int
+    model: NotRequired[str]
+    data: NotRequired[str]
+    edits: NotRequired[int]
+
+
+_OF_GRIDS = {"model", "data", "edits"}
 
 
 def summarise(records: Sequence[Record], when: When, *, seed: int = 0, resamples: int = 1000) -> list[Summary]:
@@ -227,8 +237,9 @@ def _is_row(row: object) -> bool:
 
     return (
         isinstance(row, dict)
-        and row.keys() == Row.__annotations__.keys()
-        and all(isinstance(row[key], str) for key in ("method", "metric"))
+        and Row.__annotations__.keys() - _OF_GRIDS <= row.keys() <= Row.__annotations__.keys()
+        and all(isinstance(row.get(key, ""), str) for key in ("method", "metric", "model", "data"))
+        and isinstance(row.get("edits", 0), int)
         and row["when"] in MOMENTS
         and number(row["mean"])
         and all(row[key] is None or number(row[key]) for key in ("low", "high"))

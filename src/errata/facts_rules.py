@@ -1,0 +1,160 @@
+"""The rules that a record of a fact keeps, and what is wrong with one that does not: all of it at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Final, Literal
+
+from errata.errors import Fault, FaultsError
+
+PLACEHOLDER: Final = "{}"
+REQUIRED_FIELDS: Final = ("subject", "prompt", "target")
+# Where a text may not have whitespace: prompt and continuation are joined with exactly one space, and the subject's
+# last token has to be a token of the subject, not of the space behind it.
+_TIGHT_TEXTS: Final[Mapping[str, Literal["nowhere", "end", "both ends"]]] = {
+    "id": "nowhere",
+    "subject": "both ends",
+    "prompt": "end",
+    "target": "both ends",
+    "truth": "both ends",
+    "answer": "both ends",
+    "paraphrases": "end",
+    "generation": "end",
+    "aliases": "both ends",
+    "relation": "both ends",
+}
+TEXT_LISTS: Final = ("paraphrases", "aliases", "generation")
+QUESTION_LISTS: Final = ("neighbours", "own", "unrelated", "portability", "reversal")
+_UNENCODABLE: Final = re.compile("[\x00\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A whole prompt, and the answer that should follow it after one space.
+
+    Raises:
+        FaultsError: if one of the two is empty or has whitespace where they are joined.
+    """
+
+    prompt: str
+    answer: str
+
+    def __post_init__(self) -> None:
+        if faults := _question_faults({"prompt": self.prompt, "answer": self.answer}, "", "question"):
+            raise FaultsError("a question", faults)
+
+    def to_record(self) -> dict[str, str]:
+        return {"prompt": self.prompt, "answer": self.answer}
+
+
+def as_questions(entries: Sequence[Question | Mapping[str, str]]) -> tuple[Question, ...]:
+    """Questions of what a record may hold in their place; ``record_faults`` has found no fault with it."""
+    return tuple(entry if isinstance(entry, Question) else Question(**entry) for entry in entries)
+
+
+QUESTION_FIELDS: Final = tuple(field.name for field in fields(Question))
+
+
+def field_faults(record: object, place: str, known: Sequence[str], required: Collection[str]) -> list[Fault]:
+    """All that is wrong with one record of the fields of a ``Fact``; none means that a Fact can be made of it.
+
+    Args:
+        record: field -> value; lists may be lists or tuples, their questions mappings or ``Question``. None is absent.
+        place: where the record stands, for the faults.
+        known: the fields of a ``Fact``.
+        required: the fields whose absence is a fault.
+    """
+    if not isinstance(record, Mapping):
+        return [Fault(place, f"the record is {_kind(record)}", "Write an object with the fields of one fact")]
+    faults = _field_faults(record, known, required, place, "")
+    for field in known:
+        value = record.get(field)
+        if value is None:
+            continue
+        if field not in (*TEXT_LISTS, *QUESTION_LISTS):
+            faults += _text_faults(value, field, field, place)
+        elif not isinstance(value, list | tuple):
+            faults.append(Fault(place, f"'{field}' is {_kind(value)}, not a list", f"Write it as {_example(field)}"))
+        elif field in TEXT_LISTS:
+            for index, text in enumerate(value):
+                faults += _text_faults(text, field, f"{field}[{index}]", place)
+        else:
+            for index, entry in enumerate(value):
+                faults += [] if isinstance(entry, Question) else _question_faults(entry, f"{field}[{index}]", place)
+    prompt = record.get("prompt")
+    if isinstance(prompt, str) and prompt.strip() and (count := prompt.count(PLACEHOLDER)) != 1:
+        remedy = "Write {} once, where the subject stands"
+        faults.append(Fault(place, f"'prompt' holds {{}} {count} times" if count else "'prompt' has no {}", remedy))
+    return faults
+
+
+def _question_faults(entry: object, path: str, place: str) -> list[Fault]:
+    if not isinstance(entry, Mapping):
+        return [Fault(place, f"'{path}' is {_kind(entry)}, not an object", f"Write it as {_example('question')}")]
+    prefix = f"{path}." if path else ""
+    faults = _field_faults(entry, QUESTION_FIELDS, QUESTION_FIELDS, place, prefix)
+    for field in QUESTION_FIELDS:
+        if entry.get(field) is not None:
+            faults += _text_faults(entry[field], field, prefix + field, place)
+    return faults
+
+
+def _field_faults(
+    record: Mapping[object, object], known: Sequence[str], required: Collection[str], place: str, prefix: str
+) -> list[Fault]:
+    """Fields that are not known, and required ones that are absent."""
+    faults = [unknown_field(name, known, place, prefix) for name in record if name not in known]
+    missing = [name for name in known if name in required and record.get(name) is None]
+    return faults + [Fault(place, f"'{prefix}{name}' is missing", "Add it") for name in missing]
+
+
+def unknown_field(name: object, known: Sequence[str], place: str, prefix: str = "") -> Fault:
+    """The fault of a field name that is not one of ``known``, with the nearest of them."""
+    close = difflib.get_close_matches(str(name)[:40].strip().lower(), known, n=1) if isinstance(name, str) else []
+    nearest = f"Did you mean '{close[0]}'? " if close else ""
+    where = f" in '{prefix[:-1]}'" if prefix else ""
+    return Fault(place, f"the field {shown(name)}{where} is unknown", f"{nearest}The fields are {', '.join(known)}")
+
+
+def _text_faults(value: object, field: str, path: str, place: str) -> list[Fault]:
+    if not isinstance(value, str):
+        return [Fault(place, f"'{path}' is {_kind(value)}, not text", "Put it in double quotes")]
+    if not value.strip():
+        return [Fault(place, f"'{path}' is empty", "Fill it in")]
+    faults: list[Fault] = []
+    if (found := _UNENCODABLE.search(value)) is not None:
+        what = f"'{path}' holds U+{ord(found[0]):04X} at character {found.start() + 1}, which no text in UTF-8 can hold"
+        if found[0] == "\x00":
+            what = f"'{path}' holds a NUL (U+0000) at character {found.start() + 1}"
+        faults.append(Fault(place, what, "Remove that character"))
+    tight = _TIGHT_TEXTS[field]
+    if tight == "end" and value != value.rstrip():
+        remedy = "Remove it: what follows is joined with one space"
+        faults.append(Fault(place, f"'{path}' ends in whitespace", remedy))
+    elif tight == "both ends" and value != value.strip():
+        remedy = "Remove it: prompt and continuation are joined with one space"
+        faults.append(Fault(place, f"'{path}' begins or ends with whitespace", remedy))
+    return faults
+
+
+def _example(field: str) -> str:
+    question = '{"prompt": "…", "answer": "…"}'
+    if field in TEXT_LISTS:
+        return '["…", "…"]'
+    return question if field == "question" else f"[{question}]"
+
+
+def _kind(value: object) -> str:
+    """What a value is, in the words of JSON."""
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return "null" if value is None else kinds.get(type(value), f"of type {type(value).__name__}")
+
+
+def shown(value: object, most: int = 60) -> str:
+    """A value as a message may quote it: escaped, so that it can be printed, and not long."""
+    if not isinstance(value, str):
+        return _kind(value)
+    return repr(value if len(value) <= most else value[:most] + "…")
