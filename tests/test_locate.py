@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from errata.errors import ErrataError, InputError
-from errata.evaluation.recall import score
+from errata.evaluation.scoring import score
 from errata.facts import Fact
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts

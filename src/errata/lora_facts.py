@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from errata.evaluation.recall import TargetScore, score
+from errata.evaluation.scoring import TargetScore, score
 from errata.facts import Fact
 from errata.lora import Adapter
 from errata.models.language_model import LanguageModel

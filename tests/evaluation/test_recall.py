@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from errata.errors import InputError, NonFiniteError
-from errata.evaluation.recall import (
-    TargetScore,
-    absent,
-    choose_questions,
-    evaluate_facts,
-    score,
-    tokens_read,
-)
+from errata.evaluation.recall import absent, agreement, choose_questions, evaluate_facts, tokens_read
 from errata.evaluation.records import Metric, Record
+from errata.evaluation.scoring import TargetScore, score
 from errata.facts import Fact, Question
 from errata.models.language_model import LanguageModel
 
@@ -46,7 +42,8 @@ def naive(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: st
     places = range(start - 1, len(ids) - 1)
     mean = sum(float(log_probabilities[place, ids[place + 1]]) for place in places) / len(places)
     likeliest = [int(log_probabilities[place].argmax()) for place in places]
-    return TargetScore(mean, likeliest == ids[start:], tokenizer.decode(likeliest).strip())
+    share = sum(map(int.__eq__, likeliest, ids[start:])) / len(likeliest)
+    return TargetScore(mean, share, tuple(likeliest), tokenizer.decode(likeliest).strip())
 
 
 # Sliding windows are shorter than the padding here. Some families compute in part in float32 whatever their dtype.
@@ -59,7 +56,8 @@ def test_scores_do_not_depend_on_what_else_is_read(family: str, token_budget: in
     assert [entry.log_probability for entry in found] == pytest.approx(
         [entry.log_probability for entry in expected], rel=1e-6
     )
-    assert [(entry.correct, entry.said) for entry in found] == [(entry.correct, entry.said) for entry in expected]
+    assert [(entry.share, entry.likeliest) for entry in found] == [(entry.share, entry.likeliest) for entry in expected]
+    assert [entry.said for entry in found] == [entry.said for entry in expected]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -229,12 +227,66 @@ def test_without_truth_success_is_absent_and_never_zero() -> None:
 )
 def test_present_or_absent_with_a_reason_never_both(fact: Fact) -> None:
     for untouched in ((), OTHERS):
-        present = {record.metric for record in evaluate_facts(unigram_model(UNIGRAMS), [fact], untouched=untouched)}
-        missing = absent([fact], untouched)
-        teacher_forced = set(Metric) - {Metric.SCORE, Metric.PERPLEXITY_RATIO, Metric.SECONDS_PER_EDIT}
-        assert present.isdisjoint(missing)
-        assert present | missing.keys() == teacher_forced
-        assert all(missing.values())
+        for tokens in (False, True):
+            records = evaluate_facts(unigram_model(UNIGRAMS), [fact], untouched=untouched, tokens=tokens)
+            present = {record.metric for record in records}
+            missing = absent([fact], untouched, tokens=tokens)
+            assert present.isdisjoint(missing)
+            assert present | missing.keys() - {Metric.UNRELATED_AGREEMENT} == (BY_TOKENS if tokens else EVERY_EDIT)
+            assert all(missing.values())
+
+
+EVERY_EDIT = {
+    metric
+    for metric in Metric
+    if metric.startswith(("efficacy", "generalisation", "specificity", "same_subject", "untouched"))
+    and not metric.endswith("_tokens")
+}
+BY_TOKENS = EVERY_EDIT | {
+    Metric.EFFICACY_TOKENS, Metric.GENERALISATION_TOKENS, Metric.PORTABILITY_ACCURACY, Metric.PORTABILITY_TOKENS,
+    Metric.UNRELATED_ACCURACY, Metric.UNRELATED_TOKENS,
+}  # fmt: skip
+
+
+def test_shares_of_tokens_portability_and_unrelated_questions_by_hand() -> None:
+    fact = Fact(
+        "f", "Bernstein", "I think {} plays", "the is the", paraphrases=("What Bernstein plays:",),
+        portability=(Question("Bernstein lives", "in the"),), unrelated=(Question("Rome stands", "the the"),),
+    )  # fmt: skip
+    found = evaluate_facts(unigram_model(UNIGRAMS), [fact], tokens=True)
+    shares = {record.metric: record.value for record in found if record.metric.endswith("_tokens")}
+    assert shares == {
+        Metric.EFFICACY_TOKENS: 2 / 3,
+        Metric.GENERALISATION_TOKENS: 2 / 3,
+        Metric.PORTABILITY_TOKENS: 1 / 2,
+        Metric.UNRELATED_TOKENS: 1.0,
+    }
+    assert values(found, Metric.PORTABILITY_ACCURACY) == [("f", "Bernstein lives", 0.0)]
+    assert values(found, Metric.UNRELATED_ACCURACY) == [("f", "Rome stands", 1.0)]
+
+
+def test_agreement_is_with_what_the_unedited_model_says_at_each_place() -> None:
+    model = unigram_model(UNIGRAMS)
+    head = model.model.transformer.wte.weight
+
+    @contextmanager
+    def unedited() -> Iterator[None]:
+        kept = head.detach().clone()
+        with torch.no_grad():
+            head[:, 0] = 0
+            head[model.tokenizer(" in")["input_ids"][0], 0] = 5
+        yield
+        with torch.no_grad():
+            head.copy_(kept)
+
+    @contextmanager
+    def nothing() -> Iterator[None]:
+        yield
+
+    fact = Fact("f", "Bernstein", "{} plays", "the", unrelated=(Question("Rome stands", "in the"),))
+    assert [record.value for record in agreement(model, [fact], unedited)] == [0.0]
+    (same,) = agreement(model, [fact], nothing)
+    assert (same.value, same.said, same.metric) == (1.0, "the the", Metric.UNRELATED_AGREEMENT)
 
 
 def test_no_facts() -> None:

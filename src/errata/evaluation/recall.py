@@ -2,60 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from transformers import PreTrainedTokenizerBase
-
-from errata.errors import InputError, NonFiniteError
-from errata.evaluation.likelihood import Expected, predict
 from errata.evaluation.records import Metric, Record
+from errata.evaluation.scoring import Pair, TargetScore, check_finite, plan_of, scores_of
 from errata.facts import Fact, Question
 from errata.facts_rules import QUESTION_LISTS
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.models.prompts import complete
 from errata.progress import Report, silent
 
-Pair = tuple[str, str]
 Untouched = tuple[str, Question]
 """The cluster that a question belongs to, such as its subject, and the question."""
 _Entry = TypeVar("_Entry")
-
-
-@dataclass(frozen=True, slots=True)
-class TargetScore:
-    """How a model takes a target behind a prompt.
-
-    Attributes:
-        log_probability: mean over the target's tokens, each given the prompt and the target's tokens before it.
-        correct: whether each of the target's tokens is the likeliest at its place.
-        said: the likeliest tokens at these places, as text.
-    """
-
-    log_probability: float
-    correct: bool
-    said: str
-
-
-def score(
-    model: LanguageModel, pairs: Sequence[Pair], *, token_budget: int = TOKEN_BUDGET, report: Report = silent
-) -> list[TargetScore]:
-    """Score ``(prompt, target)`` pairs; one space joins the two. Equal pairs, and prompts in common, are read once.
-
-    Args:
-        token_budget: most padded tokens of one forward pass; the scores do not depend on it.
-        report: told the rows read, of how many.
-
-    Raises:
-        InputError: if a target has no token of its own, nothing stands before it, or a row is too long for the model.
-        NonFiniteError: if a logit is not a number; names the prompts.
-    """
-    scores = _scores(model, list(dict.fromkeys(pairs)), token_budget, report)
-    _check_finite(scores, {pair: pair[0] for pair in scores})
-    return [scores[pair] for pair in pairs]
 
 
 def evaluate_facts(
@@ -63,6 +25,7 @@ def evaluate_facts(
     facts: Sequence[Fact],
     *,
     untouched: Sequence[Untouched] = (),
+    tokens: bool = False,
     token_budget: int = TOKEN_BUDGET,
     report: Report = silent,
 ) -> list[Record]:
@@ -74,28 +37,77 @@ def evaluate_facts(
 
     Args:
         untouched: questions about other subjects, whose answers should stay.
+        tokens: also tell which share of each target's (or answer's) tokens is the likeliest at its place: zsRE's
+            metrics (MEND; MEMIT, section 5).
 
     Raises:
         InputError, NonFiniteError: see ``score``; the latter names the facts.
     """
-    asked = _questions(facts, untouched)
+    asked = _questions(facts, untouched, tokens=tokens)
     owners: dict[Pair, str] = {}
     for entry in asked:
         for pair in entry.pairs():
             owners.setdefault(pair, entry.fact)
-    scores = _scores(model, list(owners), token_budget, report)
-    _check_finite(scores, owners)
+    scores = scores_of(model, list(owners), token_budget=token_budget, report=report)
+    check_finite(scores, owners)
     return [record for entry in asked for record in entry.records(scores)]
 
 
 def tokens_read(model: LanguageModel, facts: Sequence[Fact], *, untouched: Sequence[Untouched] = ()) -> int:
     """How many tokens, padding left out, ``evaluate_facts`` reads."""
     pairs = dict.fromkeys(pair for entry in _questions(facts, untouched) for pair in entry.pairs())
-    return sum(len(row) for row in _plan(model.tokenizer, list(pairs)).rows)
+    return sum(len(row) for row in plan_of(model.tokenizer, list(pairs)).rows)
 
 
-def absent(facts: Sequence[Fact], untouched: Sequence[Untouched] = ()) -> dict[Metric, str]:
-    """The metrics that cannot be computed, with the reason. What only some facts lack is computed on the others."""
+def agreement(
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    unedited: Callable[[], AbstractContextManager[None]],
+    *,
+    report: Report = silent,
+) -> list[Record]:
+    """For each unrelated question, at which share of its answer's places the model would say what it said unedited
+    (EasyEdit's locality), given the answer's tokens before.
+
+    Args:
+        unedited: within it the model is what it was before the edits.
+    """
+    pairs = {(asked.prompt, asked.answer): fact.id for fact in facts for asked in fact.unrelated}
+    with unedited():
+        earlier = scores_of(model, list(pairs))
+    now = scores_of(model, list(pairs), report=report)
+    for scores in (earlier, now):
+        check_finite(scores, pairs)
+
+    def share(pair: Pair) -> float:
+        same = [a == b for a, b in zip(earlier[pair].likeliest, now[pair].likeliest, strict=True)]
+        return sum(same) / len(same)
+
+    asked = [(fact.id, (entry.prompt, entry.answer)) for fact in facts for entry in fact.unrelated]
+    return [Record(fact, Metric.UNRELATED_AGREEMENT, pair[0], share(pair), now[pair].said) for fact, pair in asked]
+
+
+def absent(facts: Sequence[Fact], untouched: Sequence[Untouched] = (), *, tokens: bool = False) -> dict[Metric, str]:
+    """The metrics that cannot be computed, with the reason. What only some facts lack is computed on the others.
+
+    Args:
+        tokens: of all that ``evaluate_facts`` tells with it; else of those that every edit is measured by.
+    """
+    missing = _absent_always(facts, untouched)
+    if tokens:
+        for name, metrics in (("portability", _PORTABILITY), ("unrelated", _UNRELATED)):
+            if not any(getattr(fact, name) for fact in facts):
+                missing |= dict.fromkeys(metrics, f"no fact has {name!r} questions")
+        if Metric.GENERALISATION_ACCURACY in missing:
+            missing[Metric.GENERALISATION_TOKENS] = missing[Metric.GENERALISATION_ACCURACY]
+    return missing
+
+
+_PORTABILITY = (Metric.PORTABILITY_ACCURACY, Metric.PORTABILITY_TOKENS)
+_UNRELATED = (Metric.UNRELATED_ACCURACY, Metric.UNRELATED_TOKENS, Metric.UNRELATED_AGREEMENT)
+
+
+def _absent_always(facts: Sequence[Fact], untouched: Sequence[Untouched]) -> dict[Metric, str]:
     if not facts:
         missing: dict[Metric, str] = dict.fromkeys(_OF_FACTS, "there are no facts")
     else:
@@ -138,6 +150,7 @@ _OF_FACTS = tuple(
     metric
     for metric in Metric
     if metric.value.startswith(("efficacy", "generalisation", "specificity", "same_subject"))
+    and not metric.value.endswith("_tokens")
 )
 
 
@@ -151,6 +164,7 @@ class _Asked:
     rival: str | None
     accuracy: Metric
     success: Metric | None = None
+    tokens: Metric | None = None
 
     def pairs(self) -> list[Pair]:
         return [(self.prompt, text) for text in (self.wanted, self.rival) if text is not None]
@@ -161,95 +175,27 @@ class _Asked:
         if self.success is not None and self.rival is not None:
             likelier = wanted.log_probability > scores[self.prompt, self.rival].log_probability
             found.append(Record(self.fact, self.success, self.prompt, float(likelier), wanted.said))
+        if self.tokens is not None:
+            found.append(Record(self.fact, self.tokens, self.prompt, wanted.share, wanted.said))
         return found
 
 
-def _questions(facts: Sequence[Fact], untouched: Sequence[Untouched]) -> list[_Asked]:
-    efficacy = (Metric.EFFICACY_ACCURACY, Metric.EFFICACY_SUCCESS)
-    generalisation = (Metric.GENERALISATION_ACCURACY, Metric.GENERALISATION_SUCCESS)
+def _questions(facts: Sequence[Fact], untouched: Sequence[Untouched], *, tokens: bool = False) -> list[_Asked]:
+    efficacy = (Metric.EFFICACY_ACCURACY, Metric.EFFICACY_SUCCESS, Metric.EFFICACY_TOKENS)
+    generalisation = (
+        Metric.GENERALISATION_ACCURACY, Metric.GENERALISATION_SUCCESS, Metric.GENERALISATION_TOKENS,
+    )  # fmt: skip
     specificity = (Metric.SPECIFICITY_ACCURACY, Metric.SPECIFICITY_SUCCESS)
+    portability = (Metric.PORTABILITY_ACCURACY, None, Metric.PORTABILITY_TOKENS)
+    unrelated = (Metric.UNRELATED_ACCURACY, None, Metric.UNRELATED_TOKENS)
     asked: list[_Asked] = []
     for fact in facts:
         asked.append(_Asked(fact.id, fact.text, fact.target, fact.truth, *efficacy))
         asked += [_Asked(fact.id, text, fact.target, fact.truth, *generalisation) for text in fact.paraphrases]
         asked += [_Asked(fact.id, near.prompt, near.answer, fact.target, *specificity) for near in fact.neighbours]
         asked += [_Asked(fact.id, own.prompt, own.answer, None, Metric.SAME_SUBJECT_ACCURACY) for own in fact.own]
+        asked += [_Asked(fact.id, hop.prompt, hop.answer, None, *portability) for hop in fact.portability]
+        asked += [_Asked(fact.id, other.prompt, other.answer, None, *unrelated) for other in fact.unrelated]
     for cluster, question in untouched:
         asked.append(_Asked(cluster, question.prompt, question.answer, None, Metric.UNTOUCHED_ACCURACY))
-    return asked
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What has to be read for some pairs.
-
-    Attributes:
-        rows: token ids; none begins with the whole of another one.
-        expected: for each row, the target tokens of all pairs that it serves.
-        places: for each pair its row, and (start, stop) of its tokens among those the row is asked for.
-    """
-
-    rows: list[tuple[int, ...]]
-    expected: list[list[Expected]]
-    places: list[tuple[int, int, int]]
-
-
-def _plan(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> _Plan:
-    completions = complete(tokenizer, pairs)
-    for (prompt, target), completion in zip(pairs, completions, strict=True):
-        if completion.target_start == 0:
-            raise InputError(
-                f"nothing stands before the target {target!r} of the prompt {prompt!r}", remedy="Give a longer prompt"
-            )
-    # Nothing is predicted behind a target's last token, so it is not read: two one-token targets of a prompt share
-    # a row. In a causal model a row also serves whatever it begins with.
-    rows, hosts = _without_prefixes([completion.ids[:-1] for completion in completions])
-    plan = _Plan(rows, [[] for _ in rows], [])
-    for completion, host in zip(completions, hosts, strict=True):
-        expected = plan.expected[host]
-        start = len(expected)
-        expected.extend(
-            Expected(index - 1, completion.ids[index]) for index in range(completion.target_start, len(completion.ids))
-        )
-        plan.places.append((host, start, len(expected)))
-    return plan
-
-
-def _without_prefixes(rows: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The rows that no other row begins with; and for each row given the index of one of them that begins with it."""
-    kept: list[tuple[int, ...]] = []
-    host: dict[tuple[int, ...], int] = {}
-    # In sorted order whatever begins with a row stands right behind it, so going backwards the last one kept decides.
-    for row in sorted(set(rows), reverse=True):
-        if not kept or kept[-1][: len(row)] != row:
-            kept.append(row)
-        host[row] = len(kept) - 1
-    return kept, [host[row] for row in rows]
-
-
-def _scores(model: LanguageModel, pairs: Sequence[Pair], token_budget: int, report: Report) -> dict[Pair, TargetScore]:
-    """Scores of distinct pairs, finite or not."""
-    plan = _plan(model.tokenizer, pairs)
-    read = 0
-
-    def on_rows(count: int) -> None:
-        nonlocal read
-        read += count
-        report("evaluation", read, len(plan.rows))
-
-    predictions = predict(model, plan.rows, plan.expected, token_budget=token_budget, on_rows=on_rows)
-    scores: dict[Pair, TargetScore] = {}
-    for pair, (host, start, stop) in zip(pairs, plan.places, strict=True):
-        likeliest = predictions[host].likeliest[start:stop]
-        correct = all(
-            entry.token == token for entry, token in zip(plan.expected[host][start:stop], likeliest, strict=True)
-        )
-        mean = math.fsum(predictions[host].log_probabilities[start:stop]) / (stop - start)
-        scores[pair] = TargetScore(mean, correct, str(model.tokenizer.decode(list(likeliest))).strip())
-    return scores
-
-
-def _check_finite(scores: dict[Pair, TargetScore], names: dict[Pair, str]) -> None:
-    bad = [names[pair] for pair, found in scores.items() if not math.isfinite(found.log_probability)]
-    if bad:
-        raise NonFiniteError("log-probability", facts=list(dict.fromkeys(bad)), layer=None)
+    return asked if tokens else [replace(entry, tokens=None) for entry in asked]

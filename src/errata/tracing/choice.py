@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from errata.errors import ErrataError
-from errata.evaluation.recall import score
+from errata.evaluation.scoring import score
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel
 from errata.progress import Report, silent

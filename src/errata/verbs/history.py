@@ -15,7 +15,7 @@ from rich.text import Text
 
 from errata.conflicts import statement
 from errata.errors import InputError
-from errata.evaluation.recall import TargetScore, score
+from errata.evaluation.scoring import TargetScore, score
 from errata.facts import Fact
 from errata.loading import load_model, patches_of
 from errata.output import is_file

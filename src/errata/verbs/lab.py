@@ -58,7 +58,7 @@ def recall(
     json: JsonOption = None,
 ) -> None:
     """Measure how many facts of the world the model says, by relation and wording."""
-    from errata.evaluation.recall import score
+    from errata.evaluation.scoring import score
 
     world = lab_world()
     asked = every_fact(world)
