@@ -14,6 +14,7 @@ from errata.errors import ErrataError
 from errata.verbs import (
     apply,
     ask,
+    bench,
     demo,
     diff,
     doctor,
@@ -57,6 +58,7 @@ app.command("push", epilog=push.EXAMPLE)(push.push)
 app.command("locate", epilog=locate.EXAMPLE)(locate.locate_layers)
 app.command("methods", epilog=methods.EXAMPLE)(methods.methods)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
+app.command("bench", epilog=bench.EXAMPLE)(bench.bench)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(lab.app, name="lab")

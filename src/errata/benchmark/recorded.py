@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,7 +61,11 @@ def run_recorded(
                 run.log(text)
         examination = recorded_examination(run)
         before = None if examination is None else _measured(model, run, examination, "before", report)
-        _edit(editor, run, ask=examination is not None, report=report)
+
+        def say(record: BatchRecord) -> Any:
+            return [asdict(entry) for entry in evaluate_facts(model, record.facts)]
+
+        edit_batches(editor, run, None if examination is None else say, report=report)
         after = None if examination is None else _measured(model, run, examination, "after", report)
         with _told(run, "writing the log"):
             run.log("done")
@@ -93,14 +97,29 @@ def recorded_examination(run: RunDirectory) -> Examination | None:
     return Examination(run.facts, untouched, run.examination["prose"])
 
 
-def _edit(editor: Editor, run: RunDirectory, *, ask: bool, report: Report) -> None:
+class RunStoppedError(ErrataError):
+    """Raised behind a batch that shall not stay: it is taken out, and the run ends before it."""
+
+
+def edit_batches(
+    editor: Editor, run: RunDirectory, say: Callable[[BatchRecord], Any] | None, *, report: Report = silent
+) -> None:
+    """Edit the batches that a run has not got yet, each on the disk before the next one begins.
+
+    Args:
+        say: what is asked right after a batch, as JSON; nothing without it.
+
+    Raises:
+        ErrataError: if a batch failed, or is not wanted (``RunStoppedError``); the model and the run are then as they
+            were after the batch before it.
+    """
     size, total = run.recipe.batch_size, len(run.facts)
     for index in range(run.batches_done, run.batches):
         facts = run.facts.facts[index * size : (index + 1) * size]
         report("facts edited", index * size, total)
 
         def keep(record: BatchRecord) -> None:
-            said = [asdict(entry) for entry in evaluate_facts(editor.model, record.facts)] if ask else None
+            said = None if say is None else say(record)
             added = replace(editor.patch(), terms=record.terms, facts=record.facts)
             run.add_batch(record, added, said, edited_weights(editor))
 
@@ -148,6 +167,8 @@ def _told(run: RunDirectory, what: str) -> Iterator[None]:
     """Whatever stops the run is told together with how far the run is."""
     try:
         yield
+    except RunStoppedError:
+        raise
     except (ErrataError, OSError, MemoryError, RuntimeError) as error:
         if not isinstance(error, ErrataError | OSError) and not _is_out_of_memory(error):
             raise

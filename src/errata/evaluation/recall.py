@@ -150,7 +150,7 @@ _OF_FACTS = tuple(
     metric
     for metric in Metric
     if metric.value.startswith(("efficacy", "generalisation", "specificity", "same_subject"))
-    and not metric.value.endswith("_tokens")
+    and not metric.value.endswith(("_tokens", "_first", "_last"))
 )
 
 

@@ -28,6 +28,8 @@ class Metric(StrEnum):
     EFFICACY_SUCCESS = "efficacy_success"
     EFFICACY_ACCURACY = "efficacy_accuracy"
     EFFICACY_TOKENS = "efficacy_tokens"
+    EFFICACY_ACCURACY_FIRST = "efficacy_accuracy_first"
+    EFFICACY_ACCURACY_LAST = "efficacy_accuracy_last"
     GENERALISATION_SUCCESS = "generalisation_success"
     GENERALISATION_ACCURACY = "generalisation_accuracy"
     GENERALISATION_TOKENS = "generalisation_tokens"
@@ -42,6 +44,7 @@ class Metric(StrEnum):
     UNRELATED_AGREEMENT = "unrelated_agreement"
     UNTOUCHED_ACCURACY = "untouched_accuracy"
     PERPLEXITY_RATIO = "perplexity_ratio"
+    WEIGHT_NORM_RATIO = "weight_norm_ratio"
     SECONDS_PER_EDIT = "seconds_per_edit"
 
 

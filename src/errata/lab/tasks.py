@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from errata.facts import Fact, Question
 from errata.lab import vocabulary
@@ -12,23 +13,34 @@ from errata.lab.world import OBJECTS, World
 NEIGHBOURS = 5
 
 
-def lab_facts(world: World, count: int, *, seed: int) -> list[Fact]:
+def lab_facts(world: World, count: int, *, seed: int, spare: int = 0) -> list[Fact]:
     """Counterfactual edits: each gives one person another object in one relation.
 
     The prompt is one of the relation's wordings, the others are the paraphrases. Neighbours are people with the same
     true object whom no other fact of this draw edits; ``own`` are the person's other facts, each in one wording.
+    Each person is edited in one relation, or, where there are more facts than people, in several, in random order.
+
+    Args:
+        spare: how many people are left alone, so that there is somebody to ask for what should be untouched.
 
     Raises:
-        ValueError: if there are fewer people than facts; each person is edited once.
+        ValueError: if there are fewer facts in the world than are to be drawn.
     """
-    if not 0 < count <= len(world.people):
-        raise ValueError(f"count must be between 1 and {len(world.people)} (the people of the world), got {count}")
+    people = len(world.people) - spare
+    if not 0 < count <= (most := people * len(world.relations)):
+        raise ValueError(f"count must be between 1 and {most} (the facts of {people} people), got {count}")
     generator = random.Random(f"facts {seed}")
-    subjects = generator.sample(list(world.people), count)
-    edited = set(subjects)
-    facts = []
-    for number, subject in enumerate(subjects):
-        relation = generator.choice(world.relations)
+    subjects = generator.sample(list(world.people), min(count, people))
+    edited: dict[str, list[str]] = {subject: [] for subject in subjects}
+    order = subjects
+    if count > people:
+        order = [subjects[number % people] for number in range(count)]
+        generator.shuffle(order)
+    facts: list[Fact] = []
+    own: list[dict[str, Question]] = []  # by relation
+    for number, subject in enumerate(order):
+        relation = generator.choice([name for name in world.relations if name not in edited[subject]])
+        edited[subject].append(relation)
         truth = world.people[subject][relation]
         target = generator.choice([value for value in OBJECTS[relation] if value != truth])
         wordings = list(vocabulary.RELATION_WORDINGS[relation])
@@ -46,14 +58,15 @@ def lab_facts(world: World, count: int, *, seed: int) -> list[Fact]:
                 neighbours=tuple(
                     _question(world, name, relation, _any_wording(generator, relation)) for name in neighbours
                 ),
-                own=tuple(
-                    _question(world, subject, other, _any_wording(generator, other))
-                    for other in world.relations
-                    if other != relation
-                ),
             )
         )
-    return facts
+        others_of_it = [name for name in world.relations if name != relation]
+        own.append({name: _question(world, subject, name, _any_wording(generator, name)) for name in others_of_it})
+    # What another fact of this draw changes is not asked for as it was.
+    return [
+        replace(fact, own=tuple(asked for name, asked in found.items() if name not in edited[fact.subject]))
+        for fact, found in zip(facts, own, strict=True)
+    ]
 
 
 def untouched_questions(world: World, edited: Sequence[str], count: int, *, seed: int) -> list[tuple[str, Question]]:

@@ -1,0 +1,141 @@
+"""What the cells of a grid found, pooled over seeds: ``summary.json``, and ``records.parquet`` with a row a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from errata.benchmark.campaign import Campaign, failure_of, is_done
+from errata.benchmark.finished import Finished, read_finished
+from errata.benchmark.parts import parts_of
+from errata.benchmark.record_table import write_records
+from errata.evaluation.perplexity import Perplexity, perplexity_ratio
+from errata.evaluation.records import (
+    Metric,
+    Row,
+    Summary,
+    When,
+    summarise,
+    summarise_groups,
+    to_long,
+    write_results,
+)
+from errata.patch import software_versions
+
+
+def collect(campaign: Campaign, *, seed: int = 0) -> tuple[Path, Path]:
+    """Write ``summary.json`` and ``records.parquet`` of all cells that are done; either whole or not at all.
+
+    Raises:
+        MissingExtraError: without the extra ``eval``.
+        InputError, FaultsError: if a cell's files are not what was written.
+    """
+    finished = [read_finished(campaign, cell) for cell in campaign.cells if is_done(cell)]
+    rows: list[Row] = []
+    for cells in _groups(finished):
+        rows += rows_of(cells, seed=seed)
+    summary, records = campaign.directory / "summary.json", campaign.directory / "records.parquet"
+    write_records(records, finished)
+    write_results(summary, rows, about_of(campaign, finished))
+    return summary, records
+
+
+def rows_of(cells: Sequence[Finished], *, seed: int = 0) -> list[Row]:
+    """The long form of cells that differ in their seed alone: facts of all seeds are drawn together, one fact (or
+    text) that several seeds have is one cluster."""
+    spec = cells[0].spec
+    edits = max(len(cell.material.facts) for cell in cells)
+    summaries: list[tuple[int, Summary]] = []
+    moments: tuple[When, ...] = ("before", "right_after", "after")
+    for when in moments:
+        found = summarise([record for cell in cells for record in cell.records(when)], when, seed=seed)
+        summaries += [(edits, summary) for summary in found]
+    before = _added([cell.perplexity("before") for cell in cells])
+    after = _added([cell.perplexity("after") for cell in cells])
+    if before is not None and after is not None:
+        summaries.append((edits, perplexity_ratio(before, before, "before", seed=seed)))
+        summaries.append((edits, perplexity_ratio(before, after, "after", seed=seed)))
+    seconds = [batch.seconds for cell in cells for batch in cell.batches]
+    if seconds:
+        sizes = [batch.size for cell in cells for batch in cell.batches]
+        summaries.append((edits, summarise_groups(Metric.SECONDS_PER_EDIT, "after", seconds, sizes, seed=seed)))
+    summaries += _on_the_way(cells, seed)
+    rows = []
+    for count, summary in summaries:
+        (row,) = to_long(spec.label, [summary])
+        rows.append(Row(**{**row, "model": spec.model.name, "data": spec.data.label, "edits": count}))
+    return rows
+
+
+def about_of(campaign: Campaign, finished: Sequence[Finished]) -> dict[str, Any]:
+    """What belongs to the rows: the grid, how to repeat it, how each cell ended, what is absent and why."""
+    done = {cell.directory: cell for cell in finished}
+    cells = []
+    for directory in campaign.cells:
+        spec = campaign.spec(directory)
+        ended = done.get(directory)
+        failure = failure_of(directory)
+        cells.append(
+            {
+                "id": directory.name,
+                "model": spec.model.name,
+                "data": spec.data.label,
+                "method": spec.label,
+                "seed": spec.seed,
+                "status": "done" if ended else "failed" if failure else "not done",
+                "failure": failure,
+                "seconds": ended.result["seconds"] if ended else None,
+                "edits": ended.result["edits"] if ended else None,
+                "collapsed_at": ended.result["collapsed_at"] if ended else None,
+            }
+        )
+    absent: dict[str, dict[str, str]] = {}
+    notes: list[str] = []
+    for cell in finished:
+        for part in parts_of(cell.spec.measures.parts):
+            options = cell.spec.measures.options.get(part.name, {})
+            absent.setdefault(cell.spec.data.label, {}).update(part.absent(cell.material, options))
+        notes += [note for note in cell.material.notes if note not in notes]
+    return {
+        "command": campaign.record["command"],
+        "created": campaign.record["created"],
+        "grid": campaign.record["grid"],
+        "undefined": campaign.record["undefined"],
+        "recipes": {cell.spec.label: cell.spec.recipe.model_dump(mode="json") for cell in finished},
+        "cells": cells,
+        "absent": absent,
+        "notes": notes,
+        "versions": software_versions(),
+    }
+
+
+def _on_the_way(cells: Sequence[Finished], seed: int) -> Iterator[tuple[int, Summary]]:
+    """(edits, summary) of each check, and of what is known behind each batch."""
+    for edits in sorted({batch.edits for cell in cells for batch in cell.batches}):
+        there = [(cell, batch) for cell in cells for batch in cell.batches if batch.edits == edits]
+        checks = [record for _, batch in there for record in batch.check or ()]
+        yield from ((edits, summary) for summary in summarise(checks, "during", seed=seed))
+        before = _added([cell.perplexity("before") for cell, _ in there])
+        now = _added([batch.perplexity for _, batch in there])
+        if before is not None and now is not None:
+            yield edits, perplexity_ratio(before, now, "during", seed=seed)
+        norms = [batch.weight_norm_ratio for _, batch in there]
+        yield edits, summarise_groups(Metric.WEIGHT_NORM_RATIO, "during", norms, [1] * len(norms), seed=seed)
+
+
+def _groups(finished: Sequence[Finished]) -> list[list[Finished]]:
+    """Cells that differ in their seed alone, together."""
+    groups: dict[tuple[str, str, str], list[Finished]] = {}
+    for cell in finished:
+        groups.setdefault((cell.spec.model.name, cell.spec.data.label, cell.spec.label), []).append(cell)
+    return list(groups.values())
+
+
+def _added(parts: Sequence[Perplexity | None]) -> Perplexity | None:
+    """Perplexities of several models on the same texts, text by text: a text read twice is still one cluster."""
+    known = [part for part in parts if part is not None]
+    if not known or len({part.counts for part in known}) > 1:
+        return None
+    sums = zip(*(part.log_likelihoods for part in known), strict=True)
+    return Perplexity(tuple(map(sum, sums)), tuple(len(known) * count for count in known[0].counts))

@@ -1,0 +1,105 @@
+"""A cell that is done, read back from its directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errata.benchmark.campaign import Campaign
+from errata.benchmark.cell import CellSpec
+from errata.benchmark.material import Material, read_material
+from errata.benchmark.parts import parts_of
+from errata.evaluation.perplexity import Perplexity
+from errata.evaluation.records import Record, When
+from errata.run_directory import open_run
+from errata.run_manifest import sound_json
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What was asked behind one batch.
+
+    Attributes:
+        edits: facts that had been edited by then.
+        records: right after it, of its own facts.
+        check: of a sample of all facts so far; None where none was due.
+        perplexity: on the prose; None without prose.
+    """
+
+    edits: int
+    size: int
+    seconds: float
+    records: Sequence[Record]
+    check: Sequence[Record] | None
+    perplexity: Perplexity | None
+    weight_norm_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A cell that is done, read back.
+
+    Attributes:
+        before: part -> what the unedited model said; ``after`` likewise.
+    """
+
+    directory: Path
+    spec: CellSpec
+    material: Material
+    result: Mapping[str, Any]
+    before: Mapping[str, Mapping[str, Any]]
+    after: Mapping[str, Mapping[str, Any]]
+    batches: Sequence[Batch]
+
+    def records(self, when: When) -> list[Record]:
+        """All records of a moment, of all parts."""
+        if when == "right_after":
+            return [record for batch in self.batches for record in batch.records]
+        if when == "during":
+            return [record for batch in self.batches for record in batch.check or ()]
+        parts = self.before if when == "before" else self.after
+        return [Record(**entry) for part in parts.values() for entry in part["records"]]
+
+    def perplexity(self, when: When) -> Perplexity | None:
+        return _perplexity((self.before if when == "before" else self.after)["perplexity"]["kept"]["perplexity"])
+
+
+def read_finished(campaign: Campaign, cell: Path) -> Finished:
+    """Raises InputError, FaultsError if a file of it is missing or changed."""
+    spec = campaign.spec(cell)
+    shared = campaign.directory / "before" / (cell / "before.txt").read_text(encoding="utf-8").strip()
+    names = [part.name for part in parts_of(spec.measures.parts)]
+    run = open_run(cell / "run")
+    batches = []
+    edits = 0
+    for entry in run.ledger.of("batch"):
+        about = entry.about
+        said = sound_json(run.batch_path(about["index"]).with_suffix(".json"), about["said"])
+        edits += len(about["facts"])
+        batches.append(
+            Batch(
+                edits,
+                len(about["facts"]),
+                float(about["seconds"]),
+                [Record(**record) for record in said["records"]],
+                None if said["check"] is None else [Record(**record) for record in said["check"]],
+                _perplexity(said["perplexity"]),
+                said["weight_norm_ratio"],
+            )
+        )
+    return Finished(
+        cell,
+        spec,
+        read_material(campaign.directory / "material" / spec.material),
+        json.loads((cell / "result.json").read_text(encoding="utf-8")),
+        {name: json.loads((shared / f"{name}.json").read_text(encoding="utf-8")) for name in names},
+        {name: json.loads((cell / "after" / f"{name}.json").read_text(encoding="utf-8")) for name in names},
+        batches,
+    )
+
+
+def _perplexity(saved: Mapping[str, Any] | None) -> Perplexity | None:
+    return None if saved is None else Perplexity(tuple(saved["log_likelihoods"]), tuple(saved["counts"]))

@@ -1,0 +1,216 @@
+"""A grid of experiments: models × data × methods × varied recipe fields × seeds, from YAML or from the command line."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from errata.errors import Fault, FaultsError, InputError
+from errata.methods import method_named
+from errata.recipe import Recipe
+from errata.recipe_settings import Settings
+from errata.recipe_yaml import line_of, parse_yaml
+
+
+class ModelEntry(Settings):
+    """A model of the grid; a bare name in YAML is one with the defaults."""
+
+    name: str = Field(description="'lab', a directory, or a name on the hub")
+    dtype: str | None = Field(None, description="float32, bfloat16, float16; default: what is stored")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1 …; default: a GPU if there is one")
+    recipe: str | None = Field(None, description="a YAML recipe; default: the one shipped for the model")
+    corpus: str | None = Field(None, description="a text for key statistics; default: the recipe's")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+
+
+class DataEntry(Settings):
+    """A data set of the grid; in YAML also ``NAME`` or ``NAME=FILE``."""
+
+    name: str = Field(description="a data set of `errata data list`")
+    path: str | None = Field(None, description="its file; default: where `errata data get` put it")
+    reading: str | None = Field(None, description="which of a set's readings, where it has several")
+    untouched: str | None = Field(None, description="JSONL of {prompt, answer} about subjects that nobody edits")
+
+    @property
+    def label(self) -> str:
+        return self.name if self.reading is None else f"{self.name} ({self.reading})"
+
+
+class Measures(Settings):
+    """What is asked of a model before and after a run, beside recall and perplexity."""
+
+    parts: tuple[str, ...] = Field((), description="further measurements: see `errata bench --help`")
+    options: Mapping[str, Any] = Field(default_factory=dict, description="settings of a measurement, under its name")
+
+
+class Grid(Settings):
+    """All cells of an experiment. Every key is an option of ``errata bench`` too, except ``vary``."""
+
+    models: tuple[ModelEntry, ...] = Field((ModelEntry(name="lab"),), min_length=1)
+    data: tuple[DataEntry, ...] = Field((DataEntry(name="lab"),), min_length=1)
+    methods: tuple[str, ...] = Field(min_length=1, description="rows of `errata methods`, with or without +blue")
+    vary: Mapping[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description="recipe fields, such as solver.history, each with the values that it takes"
+    )
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="of the facts, the contexts and all else")
+    edits: int = Field(ge=1, description="facts of a run")
+    batch_size: int = Field(100, ge=1, description="facts that are solved together")
+    eval_every: int = Field(5, ge=0, description="batches between two checks during a run; 0 for none")
+    sample: int = Field(200, ge=1, description="facts and untouched questions that a check asks")
+    collapse: float | None = Field(1.5, gt=1, description="perplexity over the unedited model's that stops a run")
+    measures: Measures = Measures()
+
+    @field_validator("models", "data", mode="before")
+    @classmethod
+    def _names_are_entries(cls, value: Any) -> Any:
+        entries = value if isinstance(value, list | tuple) else [value]
+        return tuple(_entry(entry) for entry in entries)
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _a_number_is_so_many(cls, value: Any) -> Any:
+        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> Grid:
+        for name in ("models", "data", "methods", "seeds"):
+            values = list(getattr(self, name))
+            if any(values.count(value) > 1 for value in values):
+                raise ValueError(f"{name} names the same twice")
+        return self
+
+
+def _entry(value: Any) -> Any:
+    """``NAME`` or ``NAME=FILE`` as what it stands for."""
+    if not isinstance(value, str):
+        return value
+    name, separator, path = value.partition("=")
+    return {"name": name, "path": path} if separator else {"name": name}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A method with values of varied fields.
+
+    Attributes:
+        choices: dotted recipe field -> value.
+    """
+
+    method: str
+    choices: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """As tables call it: ``memit+blue [solver.history=True, layers=4/8]``."""
+        if not self.choices:
+            return self.method
+        return f"{self.method} [{', '.join(f'{name}={_shown(value)}' for name, value in self.choices.items())}]"
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """The method's recipe with the choices.
+
+        Raises:
+            InputError: if the recipe has no such field, or does not hold with them.
+        """
+        whole = recipe.model_dump()
+        changed: dict[str, Any] = {}
+        for name, value in self.choices.items():
+            section, _, field = name.partition(".")
+            if section not in whole or (field and not isinstance(whole[section], dict)):
+                raise InputError(f"a recipe of {self.method!r} has no field {name!r}", remedy="See errata recipe show")
+            if not field:
+                changed[section] = value
+            elif field not in whole[section]:
+                raise InputError(
+                    f"{section} of {self.method!r} has no {field!r}", remedy=f"It has {', '.join(whole[section])}"
+                )
+            else:
+                changed[section] = {**changed.get(section, whole[section]), field: value}
+        return recipe.with_choices(changed) if changed else recipe
+
+
+def variants(grid: Grid) -> Iterator[Variant]:
+    """Each method with each combination of the varied fields."""
+    for method in grid.methods:
+        for values in itertools.product(*grid.vary.values()):
+            yield Variant(method, dict(zip(grid.vary, values, strict=True)))
+
+
+def read_grid(path: Path) -> Mapping[str, Any]:
+    """What a grid file says, unchecked: options of the command line may still take the place of its keys.
+
+    Paths in it count from the file.
+
+    Raises:
+        InputError, FaultsError: if it is no YAML, or no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read: {error}", remedy="Give a YAML file; see examples/grid.yaml"
+        ) from error
+    data = parse_yaml(text, str(path)).data
+    if not isinstance(data, dict):
+        raise InputError(f"{path} is not a grid: it holds no keys", remedy="See examples/grid.yaml for the form")
+    return _with_places(data, path.absolute().parent)
+
+
+def grid_of(data: Mapping[str, Any], source: str, *, text: str = "") -> Grid:
+    """A grid of what a file, or the command line, says.
+
+    Raises:
+        FaultsError: everything that is wrong, with the line where there is a text.
+    """
+    lines = parse_yaml(text, source).lines if text else {}
+    faults = []
+    found: Grid | None = None
+    try:
+        found = Grid.model_validate(data)
+    except ValidationError as error:
+        for item in error.errors():
+            where = ".".join(map(str, item["loc"]))
+            unknown = item["type"] == "extra_forbidden"
+            what = "unknown key" if unknown else str(item.get("ctx", {}).get("error") or item["msg"])
+            remedy = f"Known: {', '.join(Grid.model_fields)}" if unknown and len(item["loc"]) == 1 else ""
+            got = "" if unknown or item["type"] in ("missing", "value_error") else f", got {item['input']!r:.80}"
+            faults.append(
+                Fault(f"{source}: {where}", what[0].lower() + what[1:] + got, remedy, line_of(lines, item["loc"]))
+            )
+    for method in data.get("methods", ()) if isinstance(data.get("methods"), list | tuple) else ():
+        try:
+            method_named(str(method))
+        except InputError as error:
+            faults.append(Fault(f"{source}: methods", error.what, error.remedy))
+    if faults or found is None:
+        raise FaultsError(source, faults)
+    return found
+
+
+def _with_places(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same with paths that hold wherever the user stands."""
+
+    def placed(value: str) -> str:
+        return str((folder / Path(value).expanduser()).resolve())
+
+    def entry(value: Any, names: tuple[str, ...]) -> Any:
+        value = _entry(value)
+        if not isinstance(value, dict):
+            return value
+        return {key: placed(part) if key in names and isinstance(part, str) else part for key, part in value.items()}
+
+    found = dict(data)
+    for key, names in (("models", ("recipe",)), ("data", ("path", "untouched"))):
+        if key in found:
+            entries = found[key] if isinstance(found[key], list) else [found[key]]
+            found[key] = [entry(value, names) for value in entries]
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "/".join(map(_shown, value)) if isinstance(value, list | tuple) else str(value)

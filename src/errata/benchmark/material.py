@@ -1,0 +1,99 @@
+"""What a run edits and asks: the facts of a seed, questions about other subjects, prose; on disk beside the cells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errata.errors import InputError
+from errata.evaluation.recall import Untouched
+from errata.facts import Fact, FactSet, Question, fact_of
+from errata.output import write_text
+
+UNTOUCHED = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Everything that a run of one data set and one seed is about.
+
+    Attributes:
+        facts: in the order in which they are edited.
+        untouched: (cluster, question) about subjects that no fact edits.
+        prose: texts that perplexity is measured on.
+        notes: what a reader of the results should know of where it is from.
+    """
+
+    facts: FactSet
+    untouched: tuple[Untouched, ...]
+    prose: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_record(self) -> dict[str, Any]:
+        return {
+            "source": self.facts.source,
+            "facts": [fact.to_record() for fact in self.facts],
+            "untouched": [[cluster, question.to_record()] for cluster, question in self.untouched],
+            "prose": list(self.prose),
+            "notes": list(self.notes),
+        }
+
+
+def material_text(material: Material) -> str:
+    """As JSON, the same for the same material."""
+    return json.dumps(material.to_record(), ensure_ascii=False, indent=1) + "\n"
+
+
+def material_name(material: Material) -> str:
+    """The name of its file, by its digest."""
+    return f"{hashlib.sha256(material_text(material).encode()).hexdigest()[:16]}.json"
+
+
+def write_material(material: Material, folder: Path) -> Path:
+    """Keep it under its name; what is there already is left."""
+    path = folder / material_name(material)
+    if not path.exists():
+        write_text(path, material_text(material))
+    return path
+
+
+def read_material(path: Path) -> Material:
+    """Raises InputError if it is not what ``write_material`` wrote."""
+    remedy = "Put the file back as it was, or begin anew with another --out"
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest()[:16] != path.stem:
+            raise ValueError("it was changed or damaged")
+        record = json.loads(data)
+        return Material(
+            FactSet(tuple(fact_of(entry) for entry in record["facts"]), record["source"]),
+            tuple((cluster, Question(**question)) for cluster, question in record["untouched"]),
+            tuple(record["prose"]),
+            tuple(record["notes"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read: {error}", remedy=remedy) from error
+
+
+def choose_facts(facts: Sequence[Fact], count: int, *, seed: int, source: str) -> FactSet:
+    """``count`` facts, drawn without replacement, in the order drawn.
+
+    Raises:
+        InputError: if there are fewer.
+    """
+    if count > len(facts):
+        raise InputError(f"{source} has {len(facts)} facts, and {count} are to be edited", remedy="Lower --edits")
+    return FactSet(tuple(random.Random(f"facts {seed}").sample(list(facts), count)), source)
+
+
+def others_untouched(facts: Sequence[Fact], edited: FactSet, *, seed: int) -> tuple[Untouched, ...]:
+    """Questions of a data set's other records about subjects that are not edited, answered by their truth."""
+    subjects = {fact.subject for fact in edited}
+    rest = [fact for fact in facts if fact.subject not in subjects and fact.truth is not None]
+    chosen = random.Random(f"untouched {seed}").sample(rest, min(UNTOUCHED, len(rest)))
+    return tuple((fact.subject, Question(fact.text, fact.truth or "")) for fact in chosen)

@@ -1,0 +1,70 @@
+"""Every prompt of every cell as a row of one Parquet file, for whoever asks other questions than the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from errata.benchmark.finished import Finished
+from errata.benchmark.material import Material
+from errata.errors import MissingExtraError
+from errata.evaluation.records import Record, When
+from errata.facts import Question
+from errata.facts_rules import QUESTION_LISTS
+from errata.output import new_file
+
+
+def write_records(path: Path, finished: Sequence[Finished]) -> None:
+    """One row per prompt, metric and moment, cell after cell; whole or not at all.
+
+    Raises:
+        MissingExtraError: without the extra ``eval``.
+    """
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise MissingExtraError("a benchmark's table of records", "eval") from error
+    text, number = arrow.string(), arrow.int64()
+    schema = arrow.schema(
+        [("cell", text), ("model", text), ("data", text), ("method", text), ("seed", number), ("when", text),
+         ("edits", number), ("fact", text), ("metric", text), ("prompt", text), ("expected", text),
+         ("value", arrow.float64()), ("said", text)]
+    )  # fmt: skip
+    with new_file(path) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for cell in finished:
+            columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+            expected = expected_answers(cell.material)
+            spec = cell.spec
+            common = (cell.directory.name, spec.model.name, spec.data.label, spec.label, spec.seed)
+            for when, edits, record in _all_records(cell):
+                answer = expected.get(record.prompt)
+                asked = (record.fact, str(record.metric), record.prompt, answer, record.value, record.said)
+                for name, value in zip(schema.names, (*common, when, edits, *asked), strict=True):
+                    columns[name].append(value)
+            writer.write_table(arrow.table(columns, schema=schema))
+
+
+def _all_records(cell: Finished) -> Iterator[tuple[When, int, Record]]:
+    total = len(cell.material.facts)
+    yield from (("before", 0, record) for record in cell.records("before"))
+    for batch in cell.batches:
+        yield from (("right_after", batch.edits, record) for record in batch.records)
+        yield from (("during", batch.edits, record) for record in batch.check or ())
+    yield from (("after", total, record) for record in cell.records("after"))
+
+
+def expected_answers(material: Material) -> dict[str, str]:
+    """Prompt -> the answer that it is asked for. Of a prompt that two facts share the first one's counts."""
+    found: dict[str, str] = {}
+    for fact in material.facts:
+        found.setdefault(fact.text, fact.target)
+        for paraphrase in fact.paraphrases:
+            found.setdefault(paraphrase, fact.target)
+        questions: list[Question] = [question for name in QUESTION_LISTS for question in getattr(fact, name)]
+        for question in questions:
+            found.setdefault(question.prompt, question.answer)
+    for _, question in material.untouched:
+        found.setdefault(question.prompt, question.answer)
+    return found

@@ -1,0 +1,93 @@
+"""Cells on a Ray cluster: each a task that starts the same process as on one machine, in a directory they share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from errata.benchmark.campaign import Processes, note_failure
+from errata.errors import InputError, MissingExtraError
+from errata.progress import Report, silent
+
+_SECONDS_BETWEEN = 0.5
+
+
+@dataclass(slots=True)
+class RayCluster:
+    """Runs cells as remote tasks.
+
+    Attributes:
+        workers: how many cells run at the same time: one a CPU of the cluster, or one a GPU where it has some.
+    """
+
+    workers: int
+    _ray: Any
+    _start: Callable[[str], Any]
+    _running: set[Any] = field(default_factory=set)
+
+    @classmethod
+    def connect(cls, address: str, *, cpus: int | None = None) -> RayCluster:
+        """A cluster that is there, or with ``local`` one on this machine.
+
+        Args:
+            cpus: of a local one; by default all.
+
+        Raises:
+            MissingExtraError: without the extra ``ray``.
+            InputError: if there is no cluster at the address.
+        """
+        try:
+            import ray
+        except ImportError as error:
+            raise MissingExtraError("--ray", "ray") from error
+        try:
+            if not ray.is_initialized():
+                where: dict[str, Any] = {"num_cpus": cpus} if address == "local" else {"address": address}
+                ray.init(**where, log_to_driver=False, include_dashboard=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"there is no Ray cluster at {address!r}: {error}", remedy="Start one with `ray start --head`"
+            ) from error
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        remote = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)(_work_there)
+        return cls(gpus or max(1, int(resources.get("CPU", 1))), ray, remote.remote)
+
+    def run(self, cell: Path, report: Report) -> int:
+        """As ``Runner.run``; the cell's log tells its progress, which a task has no other way to tell."""
+        task = self._start(str(cell.absolute()))
+        self._running.add(task)
+        try:
+            while not self._ray.wait([task], timeout=_SECONDS_BETWEEN)[0]:
+                report("facts edited", *_progress_of(cell))
+            status = int(self._ray.get(task))
+        except self._ray.exceptions.RayError as error:
+            status = 1
+            with (cell / "errors.txt").open("a", encoding="utf-8") as errors:
+                errors.write(f"{error}\n")
+        finally:
+            self._running.discard(task)
+        note_failure(cell, status)
+        return status
+
+    def stop(self) -> None:
+        for task in list(self._running):
+            self._ray.cancel(task, force=True)
+
+
+def _work_there(cell: str) -> int:
+    """On a worker of the cluster."""
+    return Processes().run(Path(cell), silent)
+
+
+def _progress_of(cell: Path) -> tuple[int, int]:
+    """(facts edited, facts) as the cell's run tells; a line of its ledger may be half-written just now."""
+    run = cell / "run"
+    if not (run / "ledger.jsonl").is_file():
+        return 0, 1
+    lines = (run / "ledger.jsonl").read_bytes().split(b"\n")[:-1]
+    edited = sum(len(entry["facts"]) for entry in map(json.loads, lines) if entry.get("kind") == "batch")
+    return edited, (run / "facts.jsonl").read_bytes().count(b"\n")

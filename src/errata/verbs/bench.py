@@ -1,0 +1,208 @@
+"""``errata bench``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from errata.benchmark.campaign import Campaign, Processes, begin, failure_of, is_done, open_campaign, work
+from errata.benchmark.collect import collect
+from errata.benchmark.grid import Grid, grid_of, read_grid
+from errata.errors import ErrataError, InputError
+from errata.evaluation.records import read_results
+from errata.output import check_new
+from errata.report.tables import comparison_table
+from errata.verbs.bench_plan import Plan, plan_of
+from errata.verbs.console import JsonOption, TrustOption, console, counted, progress, tell, warn, write_json
+
+EXAMPLE = (
+    "Example: errata bench --model lab --data lab --methods memit,memit+blue,alphaedit,alphaedit+blue "
+    "--edits 1000 --batch-size 100 --eval-every 2 --seeds 3 --out runs/x"
+)
+
+
+def bench(
+    grid: Annotated[
+        Path | None, typer.Argument(metavar="[GRID.yaml]", help="A grid; options take the place of its keys.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The benchmark's directory; one that is there goes on.")
+    ] = Path("runs/bench"),
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Models, by commas; default: lab.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Data sets, by commas, each NAME or NAME=FILE; default: lab.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Rows of `errata methods`, by commas, each with or without +blue.")
+    ] = None,
+    edits: Annotated[int | None, typer.Option(min=1, help="Facts of a run.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Facts that are solved together; default: 100.")] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(min=0, help="Batches between two checks on the way; 0: none; default: 5.")
+    ] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Facts that a check on the way asks; default: 200.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="How many (3: 0, 1 and 2), or which, by commas (7,8,); default: 3.")
+    ] = None,
+    collapse: Annotated[
+        str | None,
+        typer.Option(help="Stop a run whose perplexity is over so many times the unedited one's, or 'none'; 1.5."),
+    ] = None,
+    measure: Annotated[str | None, typer.Option(help="Further measurements, by commas.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe for the models; default: shipped ones.")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Text for key statistics; default: the recipe's.")] = None,
+    untouched: Annotated[
+        Path | None, typer.Option(help="JSONL of {prompt, answer} about subjects that nobody edits.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Cells that are worked on at the same time.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Work on a Ray cluster: its address, or 'local'; the directory is shared.")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try cells again that failed.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda …; default: a GPU if there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: what is stored.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and list the cells.")] = False,
+    trust_remote_code: TrustOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Edit facts in a sequence of batches, with every method, and measure honestly what that did.
+
+    Each combination of model, data set, method and seed is a cell: a process of its own, which can be killed at any
+    moment. The same command, or `errata bench --out` alone, goes on: what is done is not done again, and comes out the
+    same. A cell that fails is told of, and the others go on.
+
+    The results are summary.json (means with 95 % intervals), records.parquet (one row per prompt), and what
+    `errata report` makes of them.
+    """
+    models = _entries(model, recipe=_text(recipe), corpus=corpus, device=device, dtype=dtype)
+    if trust_remote_code:
+        models = [{**entry, "trust_remote_code": True} for entry in models or [{"name": "lab"}]]
+    options: dict[str, Any] = {
+        "models": models,
+        "data": _entries(data, untouched=_text(untouched)),
+        "methods": None if methods is None else _named(methods),
+        "edits": edits,
+        "batch_size": batch_size,
+        "eval_every": eval_every,
+        "sample": sample,
+        "seeds": _seeds(seeds),
+        "measures": None if measure is None else {"parts": _named(measure)},
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if collapse is not None:
+        given["collapse"] = None if collapse == "none" else collapse
+    if grid is None and not given and (out / "grid.json").is_file():
+        campaign = open_campaign(out)
+    else:
+        whole = _whole_grid(grid, given)
+        plan = plan_of(whole)
+        _show_plan(whole, plan)
+        if dry_run:
+            tell("Nothing was loaded or written (--dry-run).")
+            write_json(json, {"cells": [spec.model_dump(mode="json") for spec in plan.specs]})
+            return
+        if not (out / "grid.json").is_file():
+            check_new(out)
+        command = "errata " + shlex.join(sys.argv[1:])
+        campaign = begin(out, whole, plan.specs, plan.undefined, plan.write_materials, command)
+    _work(campaign, jobs=jobs, ray=ray, retry=retry)
+    summary, records = collect(campaign)
+    _show(campaign, summary, records)
+    results = read_results(summary)
+    write_json(json, {"rows": list(results.rows), "about": dict(results.about)})
+    if failed := [cell for cell in campaign.cells if not is_done(cell)]:
+        raise ErrataError(
+            f"{counted(len(failed), 'cell')} of {len(campaign.cells)} failed",
+            remedy=f"Mend the cause, then: errata bench --out {out} --retry",
+        )
+
+
+def _work(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool) -> None:
+    pending = campaign.pending(retry=retry)
+    done = len(campaign.cells) - len(pending)
+    if done:
+        tell(f"{done} of {counted(len(campaign.cells), 'cell')} done or failed before; {len(pending)} to go")
+    if ray is not None:
+        from errata.benchmark.remote import RayCluster
+
+        runner: Any = RayCluster.connect(ray)
+        jobs = max(jobs, runner.workers)
+    else:
+        runner = Processes()
+    with progress() as report:
+        work(campaign, pending, runner, jobs=jobs, report=report, told=warn)
+
+
+def _whole_grid(path: Path | None, given: dict[str, Any]) -> Grid:
+    text = "" if path is None else path.read_text(encoding="utf-8") if path.is_file() else ""
+    data = {} if path is None else dict(read_grid(path))
+    source = "the command line" if path is None else str(path)
+    data |= given
+    missing = [f"--{name}" for name in ("methods", "edits") if name not in data]
+    if missing and path is None:
+        raise InputError(f"no {' and no '.join(missing)} given", remedy=EXAMPLE)
+    return grid_of(data, source, text=text)
+
+
+def _show_plan(grid: Grid, plan: Plan) -> None:
+    batches = -(-grid.edits // grid.batch_size)
+    tell(
+        f"{counted(len(plan.specs), 'cell')}: {counted(len(grid.models), 'model')}, "
+        f"{counted(len(grid.data), 'data set')}, {counted(len({spec.label for spec in plan.specs}), 'method')}, "
+        f"{counted(len(grid.seeds), 'seed')}; each {grid.edits} facts in {counted(batches, 'batch')}"
+    )
+    for entry in plan.undefined:
+        warn(f"left out, for it means nothing: {entry.label}: {entry.reason}")
+
+
+def _show(campaign: Campaign, summary: Path, records: Path) -> None:
+    results = read_results(summary)
+    screen = console()
+    groups = dict.fromkeys((row["model"], row["data"]) for row in results.rows)
+    for model, data in groups:
+        rows = [row for row in results.rows if (row["model"], row["data"]) == (model, data)]
+        rows = [row for row in rows if row["when"] != "during"]
+        screen.print(comparison_table(rows, title=f"{model}, {data}", width=screen.width))
+        tell("")
+    for cell in results.about["cells"]:
+        if cell["collapsed_at"]:
+            where = f"{cell['method']}, seed {cell['seed']}"
+            warn(f"collapse: {where}: stopped before batch {cell['collapsed_at']}, {cell['edits']} facts are in")
+    for directory in campaign.cells:
+        if (reason := failure_of(directory)) is not None and not is_done(directory):
+            warn(f"failed: {directory.name}: {reason}")
+    tell(f"Wrote {summary} and {records}. See them: errata report {campaign.directory}")
+
+
+def _entries(text: str | None, **common: str | None) -> list[dict[str, Any]] | None:
+    """Entries of names by commas, with what all of them have; None without either."""
+    shared = {name: value for name, value in common.items() if value is not None}
+    if text is None and not shared:
+        return None
+    found = []
+    for name in _named(text or "lab"):
+        name, separator, path = name.partition("=")
+        found.append({"name": name, **({"path": path} if separator else {}), **shared})
+    return found
+
+
+def _named(text: str | None) -> list[str]:
+    return [] if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _seeds(text: str | None) -> int | list[int] | None:
+    if text is None:
+        return None
+    try:
+        found = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f"--seeds {text!r} is no number, and no list of them", remedy="Write 3, or 7,8,9") from error
+    return found[0] if len(found) == 1 and "," not in text else found
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

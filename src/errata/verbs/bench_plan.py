@@ -1,0 +1,179 @@
+"""From a grid to its cells: recipes, data sets and models looked at, everything wrong told at once, nothing loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from errata.benchmark.campaign import Undefined
+from errata.benchmark.cell import CellSpec
+from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, variants
+from errata.benchmark.material import (
+    UNTOUCHED,
+    Material,
+    choose_facts,
+    material_name,
+    others_untouched,
+    write_material,
+)
+from errata.benchmark.parts import parts_of
+from errata.errors import Fault, FaultsError, InputError, told_together
+from errata.facts import Fact, FactSet
+from errata.facts_io import read_facts
+from errata.models.outline import Outline
+from errata.recipe import Recipe
+from errata.verbs.console import outline_of, placement
+from errata.verbs.models import check_facts, is_lab
+from errata.verbs.numbers import read_numbers
+from errata.verbs.questions import PROSE, read_questions, shipped_sentences
+
+LAB = "lab"
+SPARED = 200  # people of the lab's world that no run edits
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a grid comes to.
+
+    Attributes:
+        specs: its cells, in order.
+        undefined: combinations that mean nothing.
+        materials: file name -> material.
+    """
+
+    specs: list[CellSpec] = field(default_factory=list)
+    undefined: list[Undefined] = field(default_factory=list)
+    materials: dict[str, Material] = field(default_factory=dict)
+
+    def write_materials(self, folder: Path) -> None:
+        for name, material in self.materials.items():
+            if write_material(material, folder).name != name:
+                raise AssertionError(f"the material {name} has changed since it was named")
+
+
+def plan_of(grid: Grid) -> Plan:
+    """Raises InputError, FaultsError: whatever is wrong with any model, recipe, data set or measurement of the grid."""
+    plan = Plan()
+    recipes: dict[tuple[str, str], Recipe] = {}
+    outlines: dict[str, Outline] = {}
+    sets: dict[DataEntry, Sequence[Fact] | None] = {}
+    with told_together("the grid") as part:
+        with part:
+            parts_of(grid.measures.parts)
+        for model in grid.models:
+            with part:
+                placement(model.device, model.dtype)
+                outlines[model.name] = outline_of(model.name, trust_remote_code=model.trust_remote_code)
+            for variant in variants(grid):
+                with part:
+                    base = read_numbers(
+                        model.name,
+                        variant.method,
+                        None if model.recipe is None else Path(model.recipe),
+                        corpus=model.corpus,
+                    )
+                    recipe = _varied(plan, variant, base)
+                    if recipe is not None:
+                        recipes[model.name, variant.label] = recipe
+        for entry in grid.data:
+            with part:
+                sets[entry] = _all_facts(entry)
+    if not recipes:
+        reasons = [Fault(entry.label, entry.reason, "") for entry in plan.undefined]
+        raise FaultsError("the grid, no combination of which means anything,", reasons)
+    for (name, label), recipe in list(recipes.items()):
+        try:
+            outlines[name].check_layers(recipe.layers)
+        except InputError as error:
+            raise InputError(f"{label}: {error.what}", remedy=error.remedy) from error
+    chosen = {
+        (model.name, entry, seed): _material(model, entry, sets[entry], grid.edits, seed)
+        for model in grid.models
+        for entry in grid.data
+        for seed in grid.seeds
+    }
+    for (name, _, _), material in chosen.items():
+        check_facts(material.facts, outlines[name])
+    _add_cells(plan, grid, recipes, chosen)
+    return plan
+
+
+def _add_cells(
+    plan: Plan,
+    grid: Grid,
+    recipes: Mapping[tuple[str, str], Recipe],
+    chosen: Mapping[tuple[str, DataEntry, int], Material],
+) -> None:
+    """Seed after seed, so that every method has some result early."""
+    for model in grid.models:
+        for entry in grid.data:
+            for seed in grid.seeds:
+                material = chosen[model.name, entry, seed]
+                file = material_name(material)
+                plan.materials[file] = material
+                for variant in variants(grid):
+                    recipe = recipes.get((model.name, variant.label))
+                    if recipe is None:
+                        continue
+                    contexts = recipe.contexts.model_copy(update={"seed": seed})
+                    plan.specs.append(
+                        CellSpec(
+                            model=model,
+                            data=entry,
+                            label=variant.label,
+                            recipe=recipe.model_copy(update={"batch_size": grid.batch_size, "contexts": contexts}),
+                            seed=seed,
+                            material=file,
+                            eval_every=grid.eval_every,
+                            sample=grid.sample,
+                            collapse=grid.collapse,
+                            measures=grid.measures,
+                        )
+                    )
+
+
+def _varied(plan: Plan, variant: Variant, base: Recipe) -> Recipe | None:
+    """The recipe with the variant's choices; None, and noted, where they mean nothing for it."""
+    try:
+        return variant.applied(base)
+    except InputError as error:
+        if not variant.choices:
+            raise
+        plan.undefined.append(Undefined(variant.label, " ".join(str(error).split())))
+        return None
+
+
+def _all_facts(entry: DataEntry) -> Sequence[Fact] | None:
+    """All facts of a data set; None where they are made as they are needed."""
+    if entry.name == LAB:
+        return None
+    if entry.path is None:
+        raise InputError(f"the data set {entry.name!r} needs a file", remedy=f"Write {entry.name}=FILE")
+    return read_facts(Path(entry.path)).facts
+
+
+def _material(model: ModelEntry, entry: DataEntry, facts: Sequence[Fact] | None, edits: int, seed: int) -> Material:
+    lab = is_lab(model.name)
+    given = read_questions(None if entry.untouched is None else Path(entry.untouched))
+    if lab:
+        from errata.lab.texts import held_out_prose
+
+        prose = tuple(held_out_prose(PROSE))
+    else:
+        prose = tuple(shipped_sentences())
+    if facts is not None:
+        chosen = choose_facts(facts, edits, seed=seed, source=entry.label)
+        untouched = others_untouched(facts, chosen, seed=seed) if given is None else tuple(given)
+        return Material(chosen, untouched, prose)
+    from errata.lab.package import lab_world
+    from errata.lab.tasks import lab_facts, untouched_questions
+
+    world = lab_world()
+    try:
+        made = FactSet(tuple(lab_facts(world, edits, seed=seed, spare=SPARED)), "the lab's world")
+    except ValueError as error:
+        raise InputError(f"--edits: {error}", remedy="Lower --edits") from error
+    subjects = [fact.subject for fact in made]
+    asked = untouched_questions(world, subjects, UNTOUCHED, seed=seed) if given is None else given
+    return Material(made, tuple(asked), prose)
