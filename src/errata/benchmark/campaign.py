@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from errata.benchmark.cell import CellSpec
+from errata.benchmark.cell import CellSpec, is_done
 from errata.benchmark.grid import Grid
 from errata.errors import Fault, FaultsError, InputError
 from errata.output import new_directory, write_text
@@ -70,11 +70,11 @@ class Campaign:
 
     def pending(self, *, retry: bool = False) -> list[Path]:
         """Cells that are neither done nor, unless they are to be tried again, failed."""
-        return [cell for cell in self.cells if not is_done(cell) and (retry or failure_of(cell) is None)]
+        return [cell for cell in self.cells if not self.is_done(cell) and (retry or failure_of(cell) is None)]
 
-
-def is_done(cell: Path) -> bool:
-    return (cell / "result.json").is_file()
+    def is_done(self, cell: Path) -> bool:
+        """Whether a cell is edited, and everything is measured."""
+        return is_done(cell, self.grid.measures)
 
 
 def failure_of(cell: Path) -> str | None:
@@ -102,13 +102,20 @@ def begin(
     """
     if (directory / "grid.json").is_file():
         found = open_campaign(directory)
-        _check_same(found.record["grid"], grid.model_dump(mode="json"), directory)
+        given = grid.model_dump(mode="json")
+        _check_same(found.record["grid"], given, directory)
         keys = [spec.key for spec in specs]
         if keys != found.record["cells"]:
             raise InputError(
                 f"the facts, or a recipe, are not what they were when {directory} was begun",
                 remedy="Give another --out, or go on with: errata bench --out alone, which reads nothing anew",
             )
+        if found.record["grid"] != given:  # more is measured now
+            for spec in specs:
+                write_text(directory / "cells" / spec.key / "cell.json", spec.model_dump_json(indent=1) + "\n")
+            record = {**found.record, "grid": given, "command": command}
+            write_text(directory / "grid.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+            return open_campaign(directory)
         return found
     with new_directory(directory) as partial:
         (partial / "material").mkdir()
@@ -255,9 +262,10 @@ def _ended(campaign: Campaign, cell: Path, status: int) -> str:
 
 
 def _check_same(there: Mapping[str, Any], given: Mapping[str, Any], directory: Path) -> None:
+    names = [name for name in given if name != "measures"]
     faults = [
         Fault(name, f"{directory} was begun with {there.get(name)!r:.200}", f"Got {given[name]!r:.200}")
-        for name in given
+        for name in names
         if there.get(name) != given[name]
     ]
     if faults:

@@ -69,8 +69,8 @@ class CellSpec(BaseModel):
 
     @property
     def key(self) -> str:
-        """A name of its own, the same for the same cell."""
-        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:10]
+        """A name of its own, the same for the same edits; what is measured of them may grow later."""
+        digest = hashlib.sha256(self.model_dump_json(exclude={"measures"}).encode()).hexdigest()[:10]
         words = f"{self.model.name.rstrip('/').rsplit('/', 1)[-1]}-{self.data.name}-{self.recipe.method}-{self.seed}"
         return "".join(sign if sign.isalnum() or sign in "+-_." else "-" for sign in words)[:80] + f"-{digest}"
 
@@ -115,12 +115,14 @@ class Cell:
     def shared(self) -> Path:
         """Where the unedited model's answers are: they depend on neither method nor recipe."""
         spec = self.spec
-        words = [self.run.manifest.fingerprint, spec.material, str(spec.seed), spec.measures.model_dump_json()]
+        words = [self.run.manifest.fingerprint, spec.material, str(spec.seed)]
         digest = hashlib.sha256("|".join(words).encode()).hexdigest()[:16]
         return self.directory.parent.parent / "before" / digest
 
     def work(self) -> CellResult:
         started = time.perf_counter()
+        collapse: CollapseError | None = None
+        earlier = _result_of(self.directory)
         with self.run.locked():
             editor, notes = editor_of(self.model, self.run, report=self.report)
             notes += self.run.begin_batch_over()
@@ -128,21 +130,24 @@ class Cell:
                 self.run.log(note)
             with editor.model.edits.without(editor.patch().terms):
                 self._ask("before", self.shared, editor)
-            collapse = self._edit(editor)
+            if earlier is None:
+                collapse = self._edit(editor)
             self._ask("after", self.directory / "after", editor)
             self.run.log("done")
         write_text(self.directory / "before.txt", self.shared.name + "\n")
         edits = sum(len(record.facts) for record in editor.records)
+        if earlier is not None:  # only something more was measured
+            return earlier
         at, ratio = (None, None) if collapse is None else (collapse.batch, collapse.ratio)
         return CellResult(time.perf_counter() - started, edits, at, ratio)
 
     def _ask(self, state: State, folder: Path, editor: Editor) -> None:
         """Every part that has not been kept yet."""
         for part in parts_of(self.spec.measures.parts):
-            path = folder / f"{part.name}.json"
+            path = answer_path(folder, part, self.spec.measures)
             if path.exists():
                 continue
-            before = None if state == "before" else _kept(self.shared, part)
+            before = None if state == "before" else _kept(answer_path(self.shared, part, self.spec.measures))
 
             def report(what: str, done: int, total: int, part: Part = part) -> None:
                 self.report(f"{state}: {part.name}", done, total)
@@ -216,7 +221,7 @@ class Check:
         prose = self.cell.material.prose
         if not prose:
             return None, None
-        kept = json.loads((self.cell.shared / "perplexity.json").read_text(encoding="utf-8"))["kept"]["perplexity"]
+        kept = _kept(self.cell.shared / "perplexity.json")["perplexity"]
         now = perplexity(model, prose)
         return now, now.value / Perplexity(tuple(kept["log_likelihoods"]), tuple(kept["counts"])).value
 
@@ -238,9 +243,29 @@ def _efficacy_only(model: LanguageModel, facts: tuple[Fact, ...], which: Literal
     return [replace(record, metric=name) for record in evaluate_facts(model, bare)]
 
 
-def _kept(folder: Path, part: Part) -> Mapping[str, Any]:
-    kept: Mapping[str, Any] = json.loads((folder / f"{part.name}.json").read_text(encoding="utf-8"))["kept"]
+def answer_path(folder: Path, part: Part, measures: Measures) -> Path:
+    """Where a part's answer is kept; with other options it is another answer."""
+    options = measures.options.get(part.name)
+    if not options:
+        return folder / f"{part.name}.json"
+    text = json.dumps(options, sort_keys=True, default=str)
+    return folder / f"{part.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
+
+
+def is_done(directory: Path, measures: Measures) -> bool:
+    """Whether a cell has been edited, and asked all that is measured."""
+    answers = [answer_path(directory / "after", part, measures) for part in parts_of(measures.parts)]
+    return all(path.is_file() for path in (directory / "result.json", *answers))
+
+
+def _kept(path: Path) -> Mapping[str, Any]:
+    kept: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["kept"]
     return kept
+
+
+def _result_of(directory: Path) -> CellResult | None:
+    path = directory / "result.json"
+    return CellResult(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def open_cell(directory: Path, report: Report) -> Cell:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.benchmark.campaign import Campaign, failure_of, is_done
+from errata.benchmark.campaign import Campaign, failure_of
 from errata.benchmark.finished import Finished, read_finished
 from errata.benchmark.parts import parts_of
 from errata.benchmark.record_table import write_records
@@ -31,7 +31,7 @@ def collect(campaign: Campaign, *, seed: int = 0) -> tuple[Path, Path]:
         MissingExtraError: without the extra ``eval``.
         InputError, FaultsError: if a cell's files are not what was written.
     """
-    finished = [read_finished(campaign, cell) for cell in campaign.cells if is_done(cell)]
+    finished = [read_finished(campaign, cell) for cell in campaign.cells if campaign.is_done(cell)]
     rows: list[Row] = []
     for cells in _groups(finished):
         rows += rows_of(cells, seed=seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.benchmark.campaign import Campaign
-from errata.benchmark.cell import CellSpec
+from errata.benchmark.cell import CellSpec, answer_path
 from errata.benchmark.material import Material, read_material
 from errata.benchmark.parts import parts_of
 from errata.evaluation.perplexity import Perplexity
@@ -71,7 +71,8 @@ def read_finished(campaign: Campaign, cell: Path) -> Finished:
     """Raises InputError, FaultsError if a file of it is missing or changed."""
     spec = campaign.spec(cell)
     shared = campaign.directory / "before" / (cell / "before.txt").read_text(encoding="utf-8").strip()
-    names = [part.name for part in parts_of(spec.measures.parts)]
+    measures = spec.measures
+    parts = parts_of(measures.parts)
     run = open_run(cell / "run")
     batches = []
     edits = 0
@@ -95,10 +96,15 @@ def read_finished(campaign: Campaign, cell: Path) -> Finished:
         spec,
         read_material(campaign.directory / "material" / spec.material),
         json.loads((cell / "result.json").read_text(encoding="utf-8")),
-        {name: json.loads((shared / f"{name}.json").read_text(encoding="utf-8")) for name in names},
-        {name: json.loads((cell / "after" / f"{name}.json").read_text(encoding="utf-8")) for name in names},
+        {part.name: _read(answer_path(shared, part, measures)) for part in parts},
+        {part.name: _read(answer_path(cell / "after", part, measures)) for part in parts},
         batches,
     )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    answer: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return answer
 
 
 def _perplexity(saved: Mapping[str, Any] | None) -> Perplexity | None:

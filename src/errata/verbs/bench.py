@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from errata.benchmark.campaign import Campaign, Processes, begin, failure_of, is_done, open_campaign, work
+from errata.benchmark.campaign import Campaign, Processes, begin, failure_of, open_campaign, work
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Grid, grid_of, read_grid
 from errata.errors import ErrataError, InputError
@@ -114,7 +114,7 @@ def bench(
     _show(campaign, summary, records)
     results = read_results(summary)
     write_json(json, {"rows": list(results.rows), "about": dict(results.about)})
-    if failed := [cell for cell in campaign.cells if not is_done(cell)]:
+    if failed := [cell for cell in campaign.cells if not campaign.is_done(cell)]:
         raise ErrataError(
             f"{counted(len(failed), 'cell')} of {len(campaign.cells)} failed",
             remedy=f"Mend the cause, then: errata bench --out {out} --retry",
@@ -173,7 +173,7 @@ def _show(campaign: Campaign, summary: Path, records: Path) -> None:
             where = f"{cell['method']}, seed {cell['seed']}"
             warn(f"collapse: {where}: stopped before batch {cell['collapsed_at']}, {cell['edits']} facts are in")
     for directory in campaign.cells:
-        if (reason := failure_of(directory)) is not None and not is_done(directory):
+        if (reason := failure_of(directory)) is not None and not campaign.is_done(directory):
             warn(f"failed: {directory.name}: {reason}")
     tell(f"Wrote {summary} and {records}. See them: errata report {campaign.directory}")
 
