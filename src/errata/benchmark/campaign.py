@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from errata.benchmark.cell import CellSpec, is_done
 from errata.benchmark.grid import Grid
@@ -28,6 +28,7 @@ from errata.progress import Report
 FORMAT = "errata-bench-1"
 
 
+@runtime_checkable
 class Runner(Protocol):
     """Where cells are worked on."""
 

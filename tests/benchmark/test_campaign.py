@@ -1,0 +1,220 @@
+"""Grids of cells: what comes out is what editing and asking by hand gives, however often they are stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+import torch
+
+from errata.benchmark.campaign import open_campaign
+from errata.benchmark.collect import collect
+from errata.benchmark.grid import Measures
+from errata.edit import BatchRecord, Editor
+from errata.errors import EditError, FaultsError, InputError
+from errata.evaluation.perplexity import perplexity
+from errata.evaluation.recall import evaluate_facts
+from errata.evaluation.records import Record, Row, read_results
+from errata.facts import Fact
+from errata.models.language_model import LanguageModel
+
+from tests.support.bench import PROSE, UNTOUCHED, Inline, TinyBench, finish
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyBench:
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    return TinyBench.of(tmp_path)
+
+
+def rows_in(summary: Path) -> dict[tuple[str, str, str, int], Row]:
+    return {(row["method"], row["metric"], row["when"], row["edits"]): row for row in read_results(summary).rows}
+
+
+def mean(records: list[Record], metric: str) -> float:
+    values = [record.value for record in records if record.metric == metric]
+    return sum(values) / len(values)
+
+
+def test_the_rows_are_what_editing_and_asking_by_hand_gives(bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit_seq", "memit_seq+blue"]))
+    told = finish(campaign)
+    assert len(told) == 4
+    assert all("6 facts in" in line for line in told)
+    summary, _ = collect(campaign)
+    rows = rows_in(summary)
+    for method in ("memit_seq", "memit_seq+blue"):
+        expected: dict[str, list[Record]] = {"right_after": [], "after": [], "first": [], "last": [], "sample": []}
+        sums = {"before": torch.zeros(len(PROSE)), "after": torch.zeros(len(PROSE))}
+        for spec in [spec for spec in bench.specs(campaign.grid) if spec.label == method]:
+            facts = bench.material(spec.seed).facts.facts
+            model = LanguageModel.load(str(bench.folder / "model"), device=torch.device("cpu"))
+            sums["before"] += torch.tensor(perplexity(model, PROSE).log_likelihoods)
+            done: list[Fact] = []
+
+            def ask(
+                batch: BatchRecord,
+                model: LanguageModel = model,
+                done: list[Fact] = done,
+                facts: tuple[Fact, ...] = facts,
+                expected: dict[str, list[Record]] = expected,
+            ) -> None:
+                expected["right_after"] += evaluate_facts(model, batch.facts, tokens=True)
+                done.extend(batch.facts)
+                if len(done) == 4:
+                    expected["first"] += evaluate_facts(model, facts[:2])
+                    expected["last"] += evaluate_facts(model, batch.facts)
+
+            Editor(model, spec.recipe).apply(facts, on_batch=ask)
+            expected["after"] += evaluate_facts(model, facts, untouched=UNTOUCHED, tokens=True)
+            sums["after"] += torch.tensor(perplexity(model, PROSE).log_likelihoods)
+        for when in ("right_after", "after"):
+            for metric in {record.metric for record in expected[when]}:
+                assert rows[method, metric, when, 6]["mean"] == pytest.approx(mean(expected[when], metric)), metric
+        first = rows[method, "efficacy_accuracy_first", "during", 4]
+        assert first["mean"] == mean(expected["first"], "efficacy_accuracy")
+        last = rows[method, "efficacy_accuracy_last", "during", 4]
+        assert last["mean"] == mean(expected["last"], "efficacy_accuracy")
+        tokens = 2 * perplexity(model, PROSE).tokens
+        ratio = float(((sums["before"].double() - sums["after"].double()).sum() / tokens).exp())
+        assert rows[method, "perplexity_ratio", "after", 6]["mean"] == pytest.approx(ratio, rel=1e-5)
+        assert rows[method, "perplexity_ratio", "after", 6]["n"] == len(PROSE)
+        norms = [rows[method, "weight_norm_ratio", "during", edits]["mean"] for edits in (2, 4, 6)]
+        assert 0 < norms[0] < norms[1] < norms[2]
+    # Facts that both seeds have are one cluster each, whatever the number of seeds.
+    assert rows["memit_seq", "efficacy_accuracy", "after", 6]["n"] == 6
+    assert not any(when == "during" and edits == 6 and metric == "efficacy_accuracy" for _, metric, when, edits in rows)
+
+
+def test_the_table_of_records_holds_every_prompt_and_gives_the_same_means(bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=4))
+    finish(campaign)
+    summary, table = collect(campaign)
+    rows = rows_in(summary)
+    lines = parquet.read_table(table).to_pylist()
+    assert {line["seed"] for line in lines} == {0, 1}
+    for (method, metric, when, edits), row in rows.items():
+        chosen = [line for line in lines if (line["method"], line["metric"], line["when"]) == (method, metric, when)]
+        if when == "during":
+            chosen = [line for line in chosen if line["edits"] == edits]
+        if chosen:  # perplexity, norms and seconds are not of prompts
+            assert sum(line["value"] for line in chosen) / len(chosen) == pytest.approx(row["mean"])
+    answers = {line["prompt"]: line["expected"] for line in lines}
+    assert answers["The crowd runs through the"] == "river"
+    for fact in bench.material(0, 4).facts:
+        assert answers[fact.text] == fact.target
+        assert answers[fact.neighbours[0].prompt] == "Paris"
+    about = read_results(summary).about
+    assert about["notes"] == ["made for this test"]
+    assert about["absent"]["jsonl"]["portability_accuracy"] == "no fact has 'portability' questions"
+    assert [cell["status"] for cell in about["cells"]] == ["done", "done"]
+
+
+class Stop(KeyboardInterrupt):
+    """As the user's Ctrl-C."""
+
+
+def test_a_grid_that_is_stopped_anywhere_comes_out_the_same(bench: TinyBench, tmp_path: Path) -> None:
+    grid = bench.grid(["memit_seq+blue"], seeds=(0,))
+    whole = bench.begin(tmp_path / "whole", grid)
+    finish(whole)
+    expected = _without_seconds(collect(whole)[0])
+    moments: list[tuple[str, int]] = []
+    campaign = bench.begin(tmp_path / "stopped", grid)
+
+    def stop(what: str, done: int) -> None:
+        if (what, done) not in moments:
+            moments.append((what, done))
+            raise Stop
+
+    while len(moments) < 12:
+        with pytest.raises(Stop):
+            finish(campaign, Inline(on_report=stop))
+    finish(campaign)
+    assert len(moments) == 12
+    assert any(what == "facts edited" for what, _ in moments)
+    assert _without_seconds(collect(campaign)[0]) == expected
+
+
+def _without_seconds(summary: Path) -> list[Row]:
+    return [row for row in read_results(summary).rows if row["metric"] != "seconds_per_edit"]
+
+
+def test_a_cell_that_fails_is_told_and_the_others_go_on(bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit", "memit+blue"], seeds=(0,), edits=2))
+
+    def break_first(cell: Path) -> None:
+        if cell == campaign.cells[0]:
+            raise EditError("no luck", remedy="Try again")
+
+    runner = Inline(before_cell=break_first)
+    told = finish(campaign, runner)
+    assert "failed: no luck" in told[0]
+    assert "2 facts" in told[1]
+    assert campaign.pending() == []  # not again unless asked for
+    cells = read_results(collect(campaign)[0]).about["cells"]
+    assert [(cell["status"], cell["failure"]) for cell in cells] == [("failed", "no luck. Try again"), ("done", None)]
+    assert campaign.pending(retry=True) == [campaign.cells[0]]
+    finish(campaign, retry=True)
+    assert [cell["status"] for cell in read_results(collect(campaign)[0]).about["cells"]] == ["done", "done"]
+
+
+def test_a_collapse_stops_the_run_before_its_batch(bench: TinyBench, tmp_path: Path) -> None:
+    grid = bench.grid(["memit"], seeds=(0,))
+    free = bench.begin(tmp_path / "free", grid.model_copy(update={"collapse": None}))
+    finish(free)
+    rows = rows_in(collect(free)[0])
+    ratios = [1.0] + [rows["memit", "perplexity_ratio", "during", edits]["mean"] for edits in (2, 4, 6)]
+    worst = ratios.index(max(ratios))
+    assert worst > 0  # else this test says nothing
+    limit = (max(ratios[:worst]) + ratios[worst]) / 2
+    campaign = bench.begin(tmp_path / "out", grid.model_copy(update={"collapse": limit}))
+    told = finish(campaign)
+    assert f"stopped before batch {worst}" in told[0]
+    summary, _ = collect(campaign)
+    (cell,) = read_results(summary).about["cells"]
+    assert (cell["status"], cell["collapsed_at"], cell["edits"]) == ("done", worst, 2 * worst - 2)
+    assert rows_in(summary)["memit", "perplexity_ratio", "after", 6]["mean"] == pytest.approx(ratios[worst - 1])
+    # All facts of the run are asked: those that were never edited count as what they are.
+    assert rows_in(summary)["memit", "efficacy_accuracy", "after", 6]["n"] == 6
+
+
+def test_more_can_be_measured_later_but_nothing_else_can_change(bench: TinyBench, tmp_path: Path) -> None:
+    grid = bench.grid(["memit"], seeds=(0,), edits=2)
+    campaign = bench.begin(tmp_path / "out", grid)
+    finish(campaign)
+    options = {"recall": {"again": True}}
+    more = bench.begin(tmp_path / "out", grid.model_copy(update={"measures": Measures(options=options)}))
+    assert [cell.name for cell in more.cells] == [cell.name for cell in campaign.cells]
+    assert more.pending() == list(more.cells)
+    edited = (more.cells[0] / "run" / "ledger.jsonl").read_bytes()
+    finish(more)
+    assert (more.cells[0] / "run" / "ledger.jsonl").read_bytes() == edited
+    assert more.pending() == []
+    with pytest.raises(FaultsError) as caught:
+        bench.begin(tmp_path / "out", grid.model_copy(update={"edits": 4, "batch_size": 1}))
+    assert {fault.where for fault in caught.value.faults} == {"edits", "batch_size"}
+    with pytest.raises(InputError, match="recipe"):
+        bench.begin(tmp_path / "out", grid, layers=(1, 3))
+
+
+def test_what_is_no_benchmark_or_was_changed_is_refused(bench: TinyBench, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no grid\.json"):
+        open_campaign(tmp_path)
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2))
+    (material,) = (tmp_path / "out" / "material").iterdir()
+    text = material.read_text(encoding="utf-8")
+    material.write_text(text.replace("Paris", "Parks"), encoding="utf-8")
+    assert "changed or damaged" in finish(campaign)[0]
+    material.write_text(text, encoding="utf-8")
+    finish(campaign, retry=True)
+    said = next((campaign.cells[0] / "run" / "batches").glob("*.json"))
+    said.write_text(said.read_text(encoding="utf-8").replace("1.0", "0.0", 1) + " ", encoding="utf-8")
+    with pytest.raises(InputError, match="changed or damaged"):
+        collect(campaign)
+    record = json.loads((tmp_path / "out" / "grid.json").read_text(encoding="utf-8"))
+    (tmp_path / "out" / "grid.json").write_text(json.dumps({**record, "format": "other"}), encoding="utf-8")
+    with pytest.raises(InputError, match="its format is 'other'"):
+        open_campaign(tmp_path / "out")
