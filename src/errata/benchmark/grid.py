@@ -173,7 +173,10 @@ def grid_of(data: Mapping[str, Any], source: str, *, text: str = "") -> Grid:
     try:
         found = Grid.model_validate(data)
     except ValidationError as error:
-        for item in error.errors():
+        items = error.errors()
+        for item in items:
+            if any(other["loc"][: len(item["loc"])] == item["loc"] and other is not item for other in items):
+                continue  # pydantic says of a list what is wrong with its entries once more
             where = ".".join(map(str, item["loc"]))
             unknown = item["type"] == "extra_forbidden"
             what = "unknown key" if unknown else str(item.get("ctx", {}).get("error") or item["msg"])

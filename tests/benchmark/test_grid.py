@@ -1,0 +1,121 @@
+"""Grids: what a file means, what is wrong with one, and what their combinations come to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, grid_of, read_grid, variants
+from errata.errors import FaultsError, InputError
+from errata.recipe import shipped_recipe
+from errata.verbs.bench_plan import plan_of
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "grid.yaml"
+
+
+def test_names_and_numbers_stand_for_what_they_mean(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "models: lab\ndata: [lab, 'jsonl=facts.jsonl', {name: zsre, reading: alt, untouched: u.jsonl}]\n"
+        "methods: [memit]\nseeds: 2\nedits: 5\n",
+        encoding="utf-8",
+    )
+    grid = grid_of(read_grid(path), str(path))
+    assert grid.models == (ModelEntry(name="lab"),)
+    # Paths count from the file, wherever the user stands.
+    assert grid.data[1] == DataEntry(name="jsonl", path=str(tmp_path / "facts.jsonl"))
+    assert grid.data[2].untouched == str(tmp_path / "u.jsonl")
+    assert grid.data[2].label == "zsre (alt)"
+    assert grid.seeds == (0, 1)
+    assert (grid.batch_size, grid.collapse) == (100, 1.5)
+
+
+def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    lines = ["methods: [memit, memitt]", "edits: 0", "seeds: [1, 1]", "batchsize: 3", "collapse: 0.5"]
+    text = "\n".join([*lines, "models:", "  - dtype: float32", ""])
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(FaultsError) as caught:
+        grid_of(read_grid(path), "grid.yaml", text=text)
+    told = [str(fault) for fault in caught.value.faults]
+    assert len(told) == 5
+    for expected in (
+        "grid.yaml: edits (line 2): input should be greater than or equal to 1, got 0",
+        "grid.yaml: batchsize (line 4): unknown key. Known: models, data",
+        "grid.yaml: collapse (line 5): input should be greater than 1, got 0.5",
+        "grid.yaml: models.0.name (line 7): field required",
+        "memitt",
+    ):
+        assert any(expected in line for line in told), expected
+    with pytest.raises(FaultsError, match="seeds names the same twice"):
+        grid_of({"methods": ["memit"], "edits": 1, "seeds": [1, 1]}, "grid.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "methods: [", "\x00"])
+def test_what_is_no_grid_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError):
+        read_grid(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_grid(tmp_path / "none.yaml")
+
+
+def test_every_combination_is_a_variant_of_its_own_name() -> None:
+    vary = {"layers": ([0], [0, 1]), "solver.history": (True, False)}
+    grid = Grid(methods=("memit", "alphaedit"), vary=vary, edits=1)
+    found = list(variants(grid))
+    assert len(found) == 8
+    assert len({variant.label for variant in found}) == 8
+    assert found[2].label == "memit [layers=0/1, solver.history=True]"
+    assert next(variants(Grid(methods=("rome",), edits=1))).label == "rome"
+
+
+def test_a_variant_changes_the_fields_that_it_names_and_no_other() -> None:
+    recipe = shipped_recipe("lab", "memit")
+    choices = {"solver.history": True, "solver.ridge": 7.0, "schedule": "boundary", "layers": [0, 2]}
+    changed = Variant("memit", choices).applied(recipe)
+    assert (changed.solver.history, changed.solver.ridge) == (True, 7.0)  # type: ignore[union-attr]
+    assert (changed.schedule, changed.layers) == ("boundary", (0, 2))
+    same = {"solver", "schedule", "layers", "source"}
+    assert changed.model_dump(exclude=same) == recipe.model_dump(exclude=same)
+    for name in ("solver.l2", "solved.l2", "schedule.x"):
+        with pytest.raises(InputError, match=name.rsplit(".", 1)[-1] if name == "solver.l2" else name):
+            Variant("memit", {name: 1}).applied(recipe)
+    with pytest.raises(FaultsError, match="single"):
+        Variant("memit", {"schedule": "single"}).applied(recipe)
+
+
+def test_the_example_is_a_full_factorial_with_its_undefined_combinations_named() -> None:
+    plan = plan_of(grid_of(read_grid(EXAMPLE), str(EXAMPLE)))
+    labels = list(dict.fromkeys(spec.label for spec in plan.specs))
+    assert len(labels) + len(plan.undefined) == 2 * 3 * 3 * 2
+    assert len(plan.specs) == 3 * len(labels)
+    assert len(plan.undefined) == 4  # replay with one layer
+    assert all("replay" in entry.reason for entry in plan.undefined)
+    assert len({spec.key for spec in plan.specs}) == len(plan.specs)
+    # Methods of one seed edit the same facts; seeds edit others.
+    assert len({spec.material for spec in plan.specs}) == 3
+    for material in plan.materials.values():
+        assert len(material.facts) == 100
+        assert {cluster for cluster, _ in material.untouched}.isdisjoint(fact.subject for fact in material.facts)
+    assert {spec.recipe.contexts.seed for spec in plan.specs if spec.seed == 2} == {2}
+
+
+def test_faults_of_models_data_and_recipes_are_told_together(tmp_path: Path) -> None:
+    grid = Grid(
+        models=(ModelEntry(name="lab", device="abacus"),),
+        data=(DataEntry(name="jsonl", path=str(tmp_path / "none.jsonl")),),
+        methods=("memit",),
+        vary={"solver.l2": (1.0,)},
+        edits=3,
+        measures={"parts": ["mood"]},  # type: ignore[arg-type]
+    )
+    with pytest.raises(FaultsError) as caught:
+        plan_of(grid)
+    told = str(caught.value)
+    for part in ("abacus", "none.jsonl", "'mood'"):
+        assert part in told
+    with pytest.raises(FaultsError, match="no combination of which means anything"):
+        plan_of(Grid(methods=("memit",), vary={"solver.l2": (1.0,)}, edits=3))

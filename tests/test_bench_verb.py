@@ -1,0 +1,102 @@
+"""``errata bench`` from outside: real processes, one of which is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from errata.cli import run
+from errata.evaluation.records import read_results
+
+PATHS = ":".join(str(Path(path or ".").absolute()) for path in sys.path)
+SMALL = ["--methods", "memit,memit+blue", "--edits", "6", "--batch-size", "2", "--eval-every", "1", "--sample", "2"]
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", PATHS)
+
+
+def test_a_killed_bench_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "errata", "bench", *SMALL, "--seeds", "1", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (batches := [*out.glob("cells/*/run/batches/*.safetensors")]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(batches) == 1
+    kept = batches[0].read_bytes()
+    assert run(["bench", "--out", str(out), "--json", str(tmp_path / "all.json")]) == 0
+    assert batches[0].read_bytes() == kept  # it was not edited anew
+    said = capsys.readouterr()
+    assert "memit+blue" in said.out
+    assert said.err.count("6 facts in") == 2
+    rows = read_results(out / "summary.json").rows
+    assert json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))["rows"] == list(rows)
+    assert {row["method"] for row in rows} == {"memit", "memit+blue"}
+    # All is done: nothing is worked on again, and the same comes out.
+    before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*") if path.is_file()}
+    assert run(["bench", *SMALL, "--seeds", "1", "--out", str(out)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*") if path.is_file()} == before
+    assert read_results(out / "summary.json").rows == rows
+    # Another grid has no place there.
+    assert run(["bench", *SMALL, "--seeds", "2", "--out", str(out)]) == 2
+    assert "seeds" in capsys.readouterr().err
+
+
+def test_wrong_inputs_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    for arguments, told in (
+        ([], "no --methods and no --edits given"),
+        (["--methods", "memit", "--edits", "6000"], "--edits: count must be between 1 and 5600"),
+        (["--methods", "memit", "--edits", "3", "--data", "jsonl=none.jsonl"], "none.jsonl"),
+        (["--methods", "memit", "--edits", "3", "--seeds", "x"], "--seeds"),
+        (["--methods", "memit", "--edits", "3", "--collapse", "often"], "collapse"),
+        (["--methods", "memit,mmit", "--edits", "3"], "mmit"),
+        (["none.yaml"], "none.yaml cannot be read"),
+    ):
+        assert run(["bench", *arguments, "--out", str(out)]) == 2, arguments
+        assert told in " ".join(capsys.readouterr().err.split()), arguments
+        assert not out.exists()
+    assert run(["bench", *SMALL, "--dry-run", "--out", str(out)]) == 0
+    assert "6 cells: 1 model, 1 data set, 2 methods, 3 seeds; each 6 facts in 3 batches" in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_a_process_that_is_killed_is_a_failed_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "errata", "bench", *SMALL, "--seeds", "1", "--methods", "memit", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 300
+    while not [*out.glob("cells/*/run/batches/*.safetensors")] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (child,) = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and {b"cell_process", str(out).encode()} <= _words(entry)
+    ]
+    os.kill(child, signal.SIGKILL)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "by signal 9" in " ".join(said.split())
+    assert "1 cell of 1 failed" in " ".join(said.split())
+    assert run(["bench", "--out", str(out), "--retry"]) == 0
+
+
+def _words(process: Path) -> set[bytes]:
+    """Of its command line, the last part of a module's name and the benchmark's directory in a path among them."""
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:  # it has ended meanwhile
+        return set()
+    return {word.rsplit(b".", 1)[-1] for word in words} | {word.split(b"/cells/")[0] for word in words}
