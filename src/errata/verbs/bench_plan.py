@@ -65,17 +65,13 @@ def plan_of(grid: Grid) -> Plan:
             with part:
                 placement(model.device, model.dtype)
                 outlines[model.name] = outline_of(model.name, trust_remote_code=model.trust_remote_code)
-            for variant in variants(grid):
+            path = None if model.recipe is None else Path(model.recipe)
+            for method in grid.methods:
                 with part:
-                    base = read_numbers(
-                        model.name,
-                        variant.method,
-                        None if model.recipe is None else Path(model.recipe),
-                        corpus=model.corpus,
-                    )
-                    recipe = _varied(plan, variant, base)
-                    if recipe is not None:
-                        recipes[model.name, variant.label] = recipe
+                    base = read_numbers(model.name, method, path, corpus=model.corpus)
+                    for variant in variants(grid):
+                        if variant.method == method and (recipe := _varied(plan, variant, base)) is not None:
+                            recipes[model.name, variant.label] = recipe
         for entry in grid.data:
             with part:
                 sets[entry] = _all_facts(entry)

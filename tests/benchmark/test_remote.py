@@ -1,0 +1,57 @@
+"""Cells on a local Ray cluster of two workers: the same results as in processes of this machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from errata.benchmark.campaign import work
+from errata.benchmark.collect import collect
+from errata.benchmark.remote import RayCluster
+from errata.errors import InputError
+from errata.evaluation.records import Row, read_results
+from errata.progress import silent
+
+from tests.support.bench import TinyBench, finish
+
+ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+PATHS = ":".join(str(Path(path or ".").absolute()) for path in sys.path)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", PATHS)
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    yield RayCluster.connect("local", cpus=2)
+    ray.shutdown()
+
+
+def rows_of(summary: Path) -> list[Row]:
+    return [row for row in read_results(summary).rows if row["metric"] != "seconds_per_edit"]
+
+
+def test_two_workers_give_what_one_process_gives(cluster: RayCluster, tmp_path: Path) -> None:
+    assert cluster.workers == 2
+    bench = TinyBench.of(tmp_path)
+    grid = bench.grid(["memit"], edits=4)
+    here, there = bench.begin(tmp_path / "here", grid), bench.begin(tmp_path / "there", grid)
+    finish(here)
+    broken = there.cells[0] / "cell.json"
+    whole = broken.read_text(encoding="utf-8")
+    broken.write_text(whole.replace('"material": "', '"material": "no-'), encoding="utf-8")
+    told: list[str] = []
+    work(there, there.pending(), cluster, jobs=2, report=silent, told=told.append)
+    assert sum("4 facts in" in line for line in told) == 1
+    assert sum("failed" in line and "cannot be read" in line for line in told) == 1
+    broken.write_text(whole, encoding="utf-8")
+    work(there, there.pending(retry=True), cluster, jobs=2, report=silent, told=told.append)
+    assert rows_of(collect(there)[0]) == rows_of(collect(here)[0])
+
+
+def test_a_cluster_that_is_not_there_is_told() -> None:
+    with pytest.raises(InputError, match=r"no Ray cluster at '127\.0\.0\.1:1'"):
+        RayCluster.connect("127.0.0.1:1")
