@@ -14,6 +14,7 @@ from errata.errors import ErrataError
 from errata.verbs import (
     apply,
     ask,
+    data,
     demo,
     diff,
     doctor,
@@ -59,6 +60,7 @@ app.command("methods", epilog=methods.EXAMPLE)(methods.methods)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(data.app, name="data")
 app.add_typer(lab.app, name="lab")
 
 
