@@ -28,12 +28,13 @@ def fact_known(fields: Fields) -> Draft:
     """A record of the form above."""
     subject = fields.text("subject")
     prompt = fields.prompt_around(fields.text("prompt"), subject)
+    attribute = fields.text("attribute")
     fact = {
         "id": f"known-{fields.name('known_id')}",
         "subject": subject,
         "prompt": prompt,
-        "target": fields.text("attribute"),
-        "truth": fields.text("attribute"),
+        "target": attribute,
+        "truth": attribute,
         "relation": fields.text_or_none("relation_id"),
     }
     return Draft(left_out=AMBIGUOUS) if prompt is None else Draft(facts=(fact,))
