@@ -110,9 +110,8 @@ def check(
         raise
     filled = _filled(loaded)
     kinds = ((loaded.facts, "fact"), (loaded.texts, "text"), (loaded.concepts, "concept"))
-    tell(
-        f"{loaded.source}: {', '.join(counted(len(held), what) for held, what in kinds if held)}{'' if skip_faulty else ', no fault'}."
-    )
+    told = [counted(len(held), what) for held, what in kinds if held]
+    tell(f"{loaded.source}: {', '.join(told if skip_faulty else [*told, 'no fault'])}.")
     for field, (facts, entries) in filled.items():
         tell(f"  {field:<12} {counted(facts, 'fact')}{f', {entries} entries' if entries > facts else ''}")
     for note in loaded.notes:
