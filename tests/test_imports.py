@@ -15,7 +15,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "errata"
 
 PURE = frozenset({"solvers", "schedules", "shaping"})
 FACTS = frozenset({"conflicts", "facts", "facts_formats", "facts_io", "facts_rules", "facts_tokens"})
-TOOLS = frozenset({"hub", "output", "progress", "reading"})  # small helps, which know nothing but the errors
+TOOLS = frozenset({"cache", "hub", "output", "progress", "reading"})  # small helps, which know nothing but the errors
 
 # Rooms, lowest first: a room imports from its own layer and from those below. A new room needs a place here.
 LAYERS: tuple[frozenset[str], ...] = (
@@ -42,6 +42,7 @@ SEES: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(PURE, PURE | {"errors"}),
     **dict.fromkeys(TOOLS, TOOLS | {"errors"}),
     **dict.fromkeys(FACTS, FACTS | TOOLS | {"errors"}),
+    "datasets": FACTS | TOOLS | {"errors", "datasets"},
     "evaluation": frozenset({"errors", "facts", "facts_rules", "models", "datasets", "statistics", "evaluation"})
     | TOOLS,
     "lab": frozenset({"errors", "facts", "models", "statistics", "lab"}) | TOOLS,
@@ -52,7 +53,8 @@ PURE_PACKAGES = frozenset({"torch", "jaxtyping"})
 NOT_FOR_FACTS = frozenset({"torch", "transformers", "tokenizers"})
 
 # The embedded model is a guest: loaded on demand by these, and on top by the command line only.
-LAB_USERS = frozenset({"errata.models.outline", "errata.statistics.corpus"})
+# (`datasets.lab` draws facts from its world, so that it is named as any other data set.)
+LAB_USERS = frozenset({"errata.datasets.lab", "errata.models.outline", "errata.statistics.corpus"})
 LAB_HOSTS = frozenset({"errata.verbs", "errata.cli", "errata.app"})
 
 PICKLES = frozenset({"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"})

@@ -15,6 +15,7 @@ from errata.verbs import (
     apply,
     ask,
     bench,
+    data,
     demo,
     diff,
     doctor,
@@ -61,6 +62,7 @@ app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command("bench", epilog=bench.EXAMPLE)(bench.bench)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(data.app, name="data")
 app.add_typer(lab.app, name="lab")
 
 

@@ -133,7 +133,7 @@ def _is_broken(text: str) -> bool:
 def _parse_json(text: str) -> tuple[Any, str | None]:
     """(value, None), or (None, what is wrong with the text)."""
     try:
-        return json.loads(text, object_pairs_hook=_object_without_repeats), None
+        return json.loads(text, object_pairs_hook=object_without_repeats), None
     except json.JSONDecodeError as error:
         return None, f"column {error.pos + 1}: {error.msg}"
     except ValueError as error:
@@ -142,7 +142,7 @@ def _parse_json(text: str) -> tuple[Any, str | None]:
         return None, "the brackets are nested too deeply"
 
 
-def _object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A plain dict, in which the last of several values would win without a word."""
     found = dict(pairs)
     if len(found) < len(pairs):

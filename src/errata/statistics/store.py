@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from errata.cache import cache_directory
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.recipe_settings import StatisticsSettings
@@ -53,9 +54,7 @@ class MomentKey:
 
 def default_cache() -> Path:
     """``$ERRATA_CACHE``, else the user's cache directory."""
-    if given := os.environ.get("ERRATA_CACHE"):
-        return Path(given) / "moments"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "errata" / "moments"
+    return cache_directory("moments")
 
 
 def packaged_moments() -> tuple[Path, ...]:

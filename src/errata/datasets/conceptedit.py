@@ -1,0 +1,76 @@
+"""ConceptEdit: definitions of concepts that are to change. A record, made up::
+
+    {
+      "label": "lantern",
+      "prompt": "lantern is",
+      "phrase_prompt": "What is meant by lantern? It is",
+      "target_new_desc": "a boat that carries mail",
+      "instance_prompt": "Whether Torre Ombra's lamp belongs to category lantern?",
+      "locality_prompt": "who painted the ceiling of the old opera",
+      "locality_answer": "Jean Gris"
+    }
+
+A record is both a fact that can be edited (subject ``label``, target ``target_new_desc``, ``phrase_prompt`` the
+paraphrase, ``locality_prompt`` an unrelated question) and, by the same id, a ``Concept`` with what only a concept has.
+``instance_prompt`` is a whole question, or a list of them. There is no id in the file: ``concept-0`` by position.
+
+What the authors' files do not name can be added to a file of one's own, under keys that are errata's: ``definition``
+(the present one), ``instances`` and ``new_instances`` (names of things that belong to the concept before and after).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from errata.datasets.fields import Fields
+from errata.datasets.json_records import AMBIGUOUS, Draft
+from errata.datasets.loaded import Concept
+from errata.datasets.row import DataSet, Source, json_list
+
+
+def concept_of(fields: Fields) -> Draft:
+    """A record of the form above."""
+    name = fields.text("label")
+    definition = fields.text("target_new_desc")
+    identifier = f"concept-{fields.index}"
+    prompt = fields.prompt_around(fields.text("prompt"), name)
+    asked = fields.texts("instance_prompt") if fields.has_list("instance_prompt") else (fields.text("instance_prompt"),)
+    concept = Concept(
+        id=identifier,
+        name=name,
+        new_definition=definition,
+        definition=fields.text_or_none("definition"),
+        instances=fields.texts_if_any("instances"),
+        new_instances=fields.texts_if_any("new_instances"),
+        instance_prompts=asked,
+    )
+    fact = {
+        "id": identifier,
+        "subject": name,
+        "prompt": prompt,
+        "target": definition,
+        "truth": concept.definition,
+        "paraphrases": (fields.text("phrase_prompt"),),
+        "unrelated": ({"prompt": fields.text("locality_prompt"), "answer": fields.text("locality_answer")},),
+    }
+    return Draft(left_out=AMBIGUOUS) if prompt is None else Draft(facts=(fact,), concept=concept)
+
+
+_FOLDER: Final = "https://huggingface.co/datasets/zjunlp/ConceptEdit/resolve/main/"
+_FILES: Final = tuple(
+    f"final_{model}_{module}.json"
+    for model in ("gpt2", "gptj", "llama2chat", "mistral")
+    for module in ("inter", "intra")
+)
+
+DATASET: Final = DataSet(
+    name="conceptedit",
+    title="ConceptEdit",
+    paper="Wang et al. 2024, Editing Conceptual Knowledge for Large Language Models, arXiv:2403.06259",
+    licence="CC BY-NC-SA 4.0",
+    fills=("paraphrases", "unrelated", "concepts"),
+    read_here="no record; the fields that examples/run_concept_editing.py of github.com/zjunlp/EasyEdit reads, and the "
+    "names of the files from the data set's page. Not its concept_data.json, whose form could not be seen",
+    sources=tuple(Source(file, f"{_FOLDER}{file}") for file in _FILES),
+    reader=json_list(concept_of, key="label"),
+)

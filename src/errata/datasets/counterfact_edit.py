@@ -1,0 +1,66 @@
+"""CounterFact as EasyEdit cuts it: one question of each kind, the subject in clear text. A record, made up::
+
+    {
+      "case_id": 7,
+      "prompt": "Torre Ombra was built in the city of",
+      "target_new": "Lyon",
+      "subject": "Torre Ombra",
+      "ground_truth": "Turin",
+      "rephrase_prompt": "Around Torre Ombra one often eats",
+      "locality_prompt": "Torre Luce was built in the city of",
+      "locality_ground_truth": "Turin"
+    }
+
+``rephrase_prompt`` is no paraphrase, whatever its name says: in most records it is one of CounterFact's *generation*
+prompts, which the target does not answer. So it fills ``generation`` and never ``paraphrases``, and with this file
+generalisation cannot be measured; take ``counterfact`` for that.
+
+``locality_prompt`` asks about another subject with the same true object (``locality_ground_truth`` is ``ground_truth``
+in all 10,000 records): neighbours. The subject is put back into the prompt where ``Fields.prompt_around`` finds it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from errata.datasets.fields import Fields
+from errata.datasets.json_records import AMBIGUOUS, Draft
+from errata.datasets.row import DataSet, Source, json_list
+
+
+def fact_of_case(fields: Fields) -> Draft:
+    """A record of the form above."""
+    subject = fields.text("subject")
+    prompt = fields.prompt_around(fields.text("prompt"), subject)
+    locality = {"prompt": fields.text("locality_prompt"), "answer": fields.text("locality_ground_truth")}
+    fact = {
+        "id": fields.name("case_id"),
+        "subject": subject,
+        "prompt": prompt,
+        "target": fields.text("target_new"),
+        "truth": fields.text("ground_truth"),
+        "neighbours": (locality,),
+        "generation": (fields.text("rephrase_prompt"),),
+    }
+    return Draft(left_out=AMBIGUOUS) if prompt is None else Draft(facts=(fact,))
+
+
+DATASET: Final = DataSet(
+    name="counterfact-edit",
+    title="CounterFact, reduced as EasyEdit does",
+    paper="Meng et al. 2022, arXiv:2202.05262; cut by Yao et al. 2023, Editing Large Language Models, arXiv:2305.13172",
+    licence="MIT",
+    fills=("truth", "neighbours", "generation"),
+    read_here="all of data/counterfact-edit.json of github.com/WanliYoung/Revisit-Editing-Evaluation",
+    sources=(
+        Source(
+            "counterfact-edit.json",
+            "https://raw.githubusercontent.com/WanliYoung/Revisit-Editing-Evaluation/"
+            "61ccca3c1ecdb3976c9c0924e9352f3e64cc7d48/data/counterfact-edit.json",
+            records=10000,
+            sha256="20c225e6299b3c5b2c569bd9103aa212806e0d1e6e0c307de5c379773979b967",
+            size=3850773,
+        ),
+    ),
+    reader=json_list(fact_of_case, key="case_id"),
+)

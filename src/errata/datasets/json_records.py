@@ -1,0 +1,194 @@
+"""A published file, one JSON list of records, read record by record: a cut or damaged one names where it breaks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from errata.datasets.fields import Fields
+from errata.datasets.loaded import Concept, Unit
+from errata.errors import Fault, FaultsError, InputError
+from errata.facts import Question, fact_of, record_faults
+from errata.facts_formats import object_without_repeats
+from errata.facts_rules import as_questions, shown
+
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+_CUT: Final = "The file may be cut off or damaged: get it again (`errata data get NAME --again`)"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a data set's loader makes of one record; whether its facts keep the rules is checked for all sets alike.
+
+    Attributes:
+        facts: the fields of ``Fact``, with an id that is unique in the file.
+        left_out: why a well-formed record gives nothing, by a rule of the set.
+    """
+
+    facts: tuple[Mapping[str, Any], ...] = ()
+    together: tuple[Mapping[str, str], ...] = ()
+    concept: Concept | None = None
+    text: str | None = None
+    left_out: str | None = None
+
+
+OfRecord: TypeAlias = Callable[[Fields], Draft]
+AMBIGUOUS: Final = "the subject stands in the prompt more than once, and nothing says which of them is meant"
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All that a file holds: units in its order, and notes on what a rule left out."""
+
+    units: tuple[Unit, ...]
+    notes: tuple[str, ...] = ()
+
+
+def read_records(path: Path, of_record: OfRecord, *, key: str | None, skip_faulty: bool = False) -> Contents:
+    """Read a file of records.
+
+    Args:
+        of_record: what one record becomes.
+        key: the field that names a record, for the faults.
+        skip_faulty: leave out records with faults, and say so in a note, instead of refusing the file.
+
+    Raises:
+        InputError: if the file cannot be read or is not UTF-8.
+        FaultsError: if it is not a JSON list, or records are wrong; tells all faults of all records.
+    """
+    units: list[Unit] = []
+    broken: list[Fault] = []
+    faults: list[Fault] = []
+    faulty: list[str] = []
+    rules: dict[str, list[str]] = {}
+    ids: dict[str, str] = {}
+    for index, value, fault in _values(_text_of(path), path.name):
+        place = _place(path.name, index, value, key)
+        if fault is not None:
+            broken.append(fault)
+            continue
+        fields = Fields(value, place, index)
+        draft = of_record(fields)
+        found = list(fields.faults)
+        if not found and draft.left_out is None:
+            found = [fault for fact in draft.facts for fault in record_faults(fact, place)]
+            found += _taken(draft, ids, place)
+        if found:
+            faults += found
+            faulty.append(place)
+        elif draft.left_out is not None:
+            rules.setdefault(draft.left_out, []).append(place)
+        else:
+            units.append(_unit(draft, place))
+    if broken or (faults and not skip_faulty):
+        raise FaultsError(str(path), [*faults, *broken])
+    if faulty:
+        rules["faulty, and such records were to be skipped"] = faulty
+    if not units and not rules:
+        raise InputError(f"there are no records in {str(path)!r}", remedy="Give a file with at least one")
+    return Contents(tuple(units), tuple(left_out(why, places) for why, places in rules.items()))
+
+
+def left_out(why: str, places: Sequence[str]) -> str:
+    """The note on records that a rule left out."""
+    named = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
+    count = "1 record was" if len(places) == 1 else f"{len(places)} records were"
+    return f"{count} left out: {why} ({named})"
+
+
+def _taken(draft: Draft, ids: dict[str, str], place: str) -> list[Fault]:
+    """Ids that an earlier record has; ``ids`` learns those of this one."""
+    names = [str(fact["id"]) for fact in draft.facts]
+    faults = [
+        Fault(place, f"its id {shown(name)} is already that of {ids[name]}", "Give each record an id of its own")
+        for name in names
+        if name in ids
+    ]
+    ids.update({name: place for name in names if name not in ids})
+    return faults
+
+
+def _unit(draft: Draft, place: str) -> Unit:
+    together: tuple[Question, ...] = as_questions(draft.together)
+    return Unit(place, tuple(map(fact_of, draft.facts)), together, draft.concept, draft.text)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode()
+    except UnicodeDecodeError as error:
+        what = f"{str(path)!r} is not UTF-8 at byte {error.start + 1}"
+        raise InputError(what, remedy="Get the file again, or save it in the encoding UTF-8") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot read {str(path)!r}: {reason}", remedy="Give a file that can be read") from error
+
+
+def _values(text: str, source: str) -> Iterator[tuple[int, object, Fault | None]]:
+    """(index, value, None) of each entry of a JSON list; (index, None, fault) where one is broken.
+
+    After an entry that only repeats a field the next can still be found; after any other fault the rest cannot be read.
+    """
+    at = _after_space(text, 0)
+    if text[at : at + 1] != "[":
+        what = "the file is not a JSON list of records"
+        yield 0, None, Fault(source, what + (" but empty" if at == len(text) else ""), _CUT)
+        return
+    at = _after_space(text, at + 1)
+    index = 0
+    while text[at : at + 1] != "]" or index > 0:  # "[]" has no entries, but "[1,]" lacks one
+        try:
+            value, fault, at = _entry(text, at, f"{source}[{index}]")
+        except (ValueError, RecursionError) as error:
+            yield index, None, Fault(f"{source}[{index}]", _reason(error), _CUT)
+            return
+        yield index, value, fault
+        at = _after_space(text, at)
+        if text[at : at + 1] == "]":
+            break
+        if text[at : at + 1] != ",":
+            end = "the file ends" if at == len(text) else f"{text[at]!r} stands at {_position(text, at)}"
+            yield index + 1, None, Fault(source, f"{end} behind record [{index}], where a comma or ']' belongs", _CUT)
+            return
+        at, index = _after_space(text, at + 1), index + 1
+    behind = _after_space(text, at + 1)
+    if behind < len(text):
+        yield index, None, Fault(source, f"more stands behind the list, at {_position(text, behind)}", _CUT)
+
+
+def _entry(text: str, at: int, place: str) -> tuple[object, Fault | None, int]:
+    """(value, what is wrong with it, where it ends)."""
+    try:
+        value, end = json.JSONDecoder(object_pairs_hook=object_without_repeats).raw_decode(text, at)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        _, end = json.JSONDecoder().raw_decode(text, at)
+        return None, Fault(place, str(error), "Correct the file"), end
+    return value, None, end
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+    return "the brackets are nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return at if found is None else found.end()
+
+
+def _position(text: str, at: int) -> str:
+    return f"line {text.count(chr(10), 0, at) + 1}, column {at - text.rfind(chr(10), 0, at)}"
+
+
+def _place(source: str, index: int, value: object, key: str | None) -> str:
+    """``counterfact.json[3] (case_id 17)``: the position counts from 0, as a program would index it."""
+    name = value.get(key) if key is not None and isinstance(value, Mapping) else None
+    is_name = isinstance(name, str | int) and not isinstance(name, bool)
+    return f"{source}[{index}]" + (f" ({key} {shown(name) if isinstance(name, str) else name})" if is_name else "")

@@ -1,0 +1,59 @@
+"""ME-PPL: human sentences by which an edited model's perplexity is watched. A record, made up::
+
+    {"Corpus": "Wikipedia", "Text": " The tower was closed to visitors in the second winter"}
+
+They are texts and no facts. Whitespace around a text is taken off; which corpus it is from is not kept. Repeated texts
+stay, as the authors' perplexity counts them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from errata.datasets.fields import Fields
+from errata.datasets.json_records import Draft
+from errata.datasets.row import DataSet, Source, json_list
+
+
+def text_of(fields: Fields) -> Draft:
+    """A record of the form above."""
+    return Draft(text=fields.text("Text"))
+
+
+_FOLDER: Final = (
+    "https://raw.githubusercontent.com/WanliYoung/Collapse-in-Model-Editing/678beddf656385b660281de93a6650bb1b485ee9/"
+    "data/ME-PPL/"
+)
+
+DATASET: Final = DataSet(
+    name="me-ppl",
+    title="ME-PPL",
+    paper="Yang et al. 2024, The Butterfly Effect of Model Editing, Findings of ACL 2024, 2024.findings-acl.322",
+    licence="MIT; the quoted texts keep their own terms",
+    fills=("texts",),
+    read_here="all three files in data/ME-PPL of github.com/WanliYoung/Collapse-in-Model-Editing",
+    sources=(
+        Source(
+            "ME-PPL_1k.json",
+            f"{_FOLDER}ME-PPL_1k.json",
+            records=1000,
+            sha256="71e29fc5daf443b35ec16c8a9e91e1f4398b5b84ca7c25393639c066b65b5afb",
+            size=196508,
+        ),
+        Source(
+            "ME-PPL_50.json",
+            f"{_FOLDER}ME-PPL_50.json",
+            records=50,
+            sha256="55f3b951d2c4287b90d9e511f256efb9d47461f0da408a17dac5ffcef685c4e4",
+            size=9527,
+        ),
+        Source(
+            "ME-PPL.json",
+            f"{_FOLDER}ME-PPL.json",
+            records=10000,
+            sha256="c09b3d8191ffad954bf3b5e96dac84a7caf83d57c15e262b1d81ef6590742fb4",
+            size=1975615,
+        ),
+    ),
+    reader=json_list(text_of),
+)

@@ -1,0 +1,77 @@
+"""All data sets that errata reads, one row each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from errata.cache import cache_directory
+from errata.datasets import (
+    conceptedit,
+    counterfact,
+    counterfact_edit,
+    hardedit,
+    jsonl,
+    known,
+    lab,
+    me_ppl,
+    mquake,
+    multi_counterfact,
+    qaedit,
+    rippleedits,
+    zsre,
+)
+from errata.datasets.row import DataSet, Source
+from errata.errors import InputError
+
+DATASETS: Final[Mapping[str, DataSet]] = {
+    row.name: row
+    for row in (
+        lab.DATASET,
+        jsonl.DATASET,
+        counterfact.DATASET,
+        multi_counterfact.DATASET,
+        counterfact_edit.DATASET,
+        zsre.ANSWERS,
+        zsre.ALTERNATIVE,
+        qaedit.DATASET,
+        known.DATASET,
+        conceptedit.DATASET,
+        hardedit.DATASET,
+        rippleedits.DATASET,
+        mquake.DATASET,
+        me_ppl.DATASET,
+    )
+}
+_OWN_SUFFIXES: Final = (".jsonl", ".csv")
+
+
+def dataset_named(name: str) -> DataSet:
+    """The row of a name.
+
+    Raises:
+        InputError: if there is none; says which are near.
+    """
+    if (found := DATASETS.get(name)) is not None:
+        return found
+    begun = [known for known in DATASETS if name and known.startswith(name.lower())]
+    close = begun or difflib.get_close_matches(name.lower(), DATASETS, n=1)
+    nearest = f"Did you mean {' or '.join(close)}? " if close else ""
+    remedy = f"{nearest}Known: {', '.join(DATASETS)}; or the path of a .jsonl or .csv file of your own"
+    raise InputError(f"there is no data set {name!r}", remedy=remedy)
+
+
+def is_own_file(name: str) -> bool:
+    """Whether a name that is given for a data set is the path of the user's own file."""
+    return name not in DATASETS and Path(name).suffix.lower() in _OWN_SUFFIXES
+
+
+def local_path(dataset: DataSet, source: Source, directory: Path | None = None) -> Path:
+    """Where a file of a data set lies once it has been downloaded.
+
+    Args:
+        directory: the folder of all data sets; the user's cache if None.
+    """
+    return (directory or cache_directory("data")) / (dataset.folder or dataset.name) / source.file

@@ -1,0 +1,193 @@
+"""``errata data``: the data sets that errata reads, where they are from, and whether a file of them is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from errata.datasets.download import Expected, fetch
+from errata.datasets.loaded import Loaded
+from errata.datasets.read import read_dataset
+from errata.datasets.registry import DATASETS, dataset_named, local_path
+from errata.datasets.row import DataSet, Source
+from errata.errors import ErrataError, Fault, FaultsError, InputError
+from errata.facts_io import write_facts
+from errata.output import check_file, file_digest, is_file
+from errata.verbs.console import JsonOption, console, counted, progress, tell, write_json
+
+app = typer.Typer(help="Data sets of the field: list them, download one, check a file of one.", no_args_is_help=True)
+
+NameArgument = Annotated[str, typer.Argument(help="A name of `errata data list`.")]
+
+
+@app.command("list", epilog="Example: errata data list")
+def list_datasets(json: JsonOption = None) -> None:
+    """List the data sets that errata reads: what each fills, its licence, and whether it is here."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("name", "records", "fills", "licence", "verified", "here"):
+        table.add_column(head, overflow="fold")
+    for row in DATASETS.values():
+        records = row.sources[0].records if row.sources else None
+        shown = "–" if records is None else f"{records:,}"
+        table.add_row(row.name, shown, ", ".join(row.fills), row.licence, *_file_cells(row))
+    out = console()
+    out.print(table)
+    for row in DATASETS.values():
+        cited = f" {row.paper}." if row.paper else ""
+        out.print(f"[bold]{row.name}[/]  {row.title}.{cited}", highlight=False)
+        read = f"Read here: {row.read_here}." if row.sources else f"{row.read_here}."
+        out.print(f"    {read}", style="dim", highlight=False, markup=False)
+        if len(row.sources) > 1:
+            files = ", ".join(source.file for source in row.sources)
+            out.print(f"    Files (--file): {files}", style="dim", highlight=False, markup=False)
+    write_json(json, {"datasets": [_record(row) for row in DATASETS.values()]})
+
+
+@app.command("get", epilog="Example: errata data get counterfact")
+def get(
+    name: NameArgument,
+    file: Annotated[str | None, typer.Option(help="Which of its files; by default the first of the list.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Into DIR/NAME instead of the user's cache.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also if it is there already.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Download a data set, resumed where it broke off; nothing is ever downloaded without this verb."""
+    row = dataset_named(name)
+    source = row.source(file)
+    target = local_path(row, source, out)
+    if source.url is None:
+        raise ErrataError(
+            f"{source.file} of {name!r} cannot be downloaded by a program",
+            remedy=f"Get it at {source.page}, and give the file: errata data check {name} FILE",
+        )
+    check_file(target)
+    here = is_file(target) and not again
+    if here and source.sha256 is not None and file_digest(target) != source.sha256:
+        raise ErrataError(
+            f"{target} is not the file that errata knows: its checksum is another", remedy="Get it anew with --again"
+        )
+    if not here:
+        tell(f"{row.title}: {source.url} (licence: {row.licence})")
+        with progress() as report:
+            fetch(source.url, target, Expected(source.sha256, source.size), page=source.page, report=report)
+    checked = "its checksum is right" if source.verified else "not verified here: errata knows no checksum of it"
+    tell(f"{'Already there' if here else 'Wrote'} {target} ({target.stat().st_size:,} bytes; {checked})")
+    write_json(json, {**_file_record(row, source), "path": str(target), "downloaded": not here})
+
+
+@app.command("check", epilog="Example: errata data check counterfact counterfact.json")
+def check(
+    name: Annotated[str, typer.Argument(help="A name of `errata data list`, or a .jsonl or .csv file of your own.")],
+    file: Annotated[Path | None, typer.Argument(help="A file in its form; default: where `get` has put it.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Take only so many facts; default: all.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Shuffle by this seed; default: the file's order.")] = None,
+    skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help="Leave out records with faults.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write the facts, JSONL or CSV.")
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Read a data set whole: all faults with their records, or its counts and a sample; exit status 2 if any fault."""
+    if out is not None:
+        check_file(out)
+    where = name if file is None else str(file)
+    try:
+        loaded = read_dataset(name, file, count=count, seed=seed, skip_faulty=skip_faulty)
+    except FaultsError as error:
+        write_json(json, {"name": name, "file": where, "valid": False, "faults": [asdict(one) for one in error.faults]})
+        raise
+    except InputError as error:
+        faults = [asdict(Fault(where, error.what, error.remedy))]
+        write_json(json, {"name": name, "file": where, "valid": False, "faults": faults})
+        raise
+    filled = _filled(loaded)
+    kinds = ((loaded.facts, "fact"), (loaded.texts, "text"), (loaded.concepts, "concept"))
+    told = [counted(len(held), what) for held, what in kinds if held]
+    tell(f"{loaded.source}: {', '.join(told if skip_faulty else [*told, 'no fault'])}.")
+    for field, (facts, entries) in filled.items():
+        tell(f"  {field:<12} {counted(facts, 'fact')}{f', {entries} entries' if entries > facts else ''}")
+    for note in loaded.notes:
+        tell(f"note: {note}.")
+    sample = loaded.facts[0].to_record() if loaded.facts else {"text": loaded.texts[0]} if loaded.texts else {}
+    for field, value in sample.items():
+        tell(f"  {field}: {_shown(value)}")
+    if out is not None:
+        write_facts(loaded.facts, out)
+        tell(f"Wrote {out}")
+    write_json(
+        json,
+        {
+            "name": loaded.dataset,
+            "file": loaded.source,
+            "valid": True,
+            "facts": len(loaded.facts),
+            "texts": len(loaded.texts),
+            "concepts": len(loaded.concepts),
+            "filled": {field: {"facts": facts, "entries": entries} for field, (facts, entries) in filled.items()},
+            "notes": list(loaded.notes),
+            "digest": loaded.facts.digest(),
+            "sample": sample,
+            "faults": [],
+        },
+    )
+
+
+def _filled(loaded: Loaded) -> dict[str, tuple[int, int]]:
+    """Optional field -> (facts that have it, entries in all), for the fields that any fact has."""
+    found: dict[str, tuple[int, int]] = {}
+    for fact in loaded.facts:
+        for field, value in list(fact.to_record().items())[4:]:  # behind id, subject, prompt and target
+            facts, entries = found.get(field, (0, 0))
+            found[field] = (facts + 1, entries + (len(value) if isinstance(value, list) else 1))
+    return found
+
+
+def _shown(value: object) -> str:
+    """A value of the sample; of a list the first entry and how many more there are."""
+    if not isinstance(value, list):
+        return str(value)
+    first = value[0]
+    told = f"{first['prompt']} -> {first['answer']}" if isinstance(first, dict) else str(first)
+    return told if len(value) == 1 else f"{told}  (and {len(value) - 1} more)"
+
+
+def _file_cells(row: DataSet) -> tuple[str, str]:
+    """(verified, here), over the row's files."""
+    if not row.sources:
+        return "–", "comes with errata" if row.maker is not None else "–"
+    verified = sum(source.verified for source in row.sources)
+    here = [source.file for source in row.sources if is_file(local_path(row, source))]
+    by_hand = all(source.url is None for source in row.sources)
+    return (
+        _of_all(verified, len(row.sources), none="not verified here"),
+        _of_all(len(here), len(row.sources), none="no (get it by hand)" if by_hand else "no"),
+    )
+
+
+def _of_all(count: int, total: int, *, none: str) -> str:
+    return none if count == 0 else "yes" if count == total else f"{count} of {total} files"
+
+
+def _file_record(row: DataSet, source: Source) -> Mapping[str, Any]:
+    path = local_path(row, source)
+    return {"name": row.name, **asdict(source), "verified": source.verified, "path": str(path), "here": is_file(path)}
+
+
+def _record(row: DataSet) -> Mapping[str, Any]:
+    return {
+        "name": row.name,
+        "title": row.title,
+        "paper": row.paper,
+        "licence": row.licence,
+        "fills": list(row.fills),
+        "read_here": row.read_here,
+        "files": [_file_record(row, source) for source in row.sources],
+    }

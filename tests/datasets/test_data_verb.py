@@ -1,0 +1,169 @@
+"""``errata data``: the list, the download and the check, as people and machines see them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errata.cli import run
+from errata.datasets import registry
+from errata.datasets.registry import DATASETS
+from errata.datasets.row import Source
+from errata.facts_io import read_facts
+
+from tests.datasets import records
+from tests.datasets.records import varied, written
+from tests.support.file_server import FileServer, file_server
+
+CONTENT = json.dumps([records.QAEDIT]).encode()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """QAEdit as if it came from this machine: one file with a checksum, one without."""
+    with file_server(CONTENT) as server:
+        known = Source("known.json", server.address, 1, hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
+        row = dataclasses.replace(DATASETS["qaedit"], sources=(known, Source("other.json", server.address)))
+        monkeypatch.setattr(registry, "DATASETS", {**DATASETS, "qaedit": row})
+        yield server
+
+
+def result(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_list_names_every_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data", "list", "--json", str(tmp_path / "list.json")]) == 0
+    printed = capsys.readouterr().out
+    entries = {entry["name"]: entry for entry in result(tmp_path / "list.json")["datasets"]}
+    assert list(entries) == list(DATASETS)
+    for name, entry in entries.items():
+        assert name in printed
+        assert entry["licence"]
+        assert all(file["here"] is False for file in entry["files"])
+    assert "not verified here" in printed
+    assert entries["me-ppl"]["files"][0]["verified"] is True
+    assert entries["mquake"]["files"][0]["verified"] is False
+
+
+def test_get_and_check_and_list_go_together(
+    served: FileServer, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["data", "check", "qaedit"]) == 2
+    assert "`errata data get qaedit` downloads it" in capsys.readouterr().err
+    assert served.asked == []  # nothing is downloaded without being asked for
+    out = tmp_path / "get.json"
+    assert run(["data", "get", "qaedit", "--json", str(out)]) == 0
+    assert "its checksum is right" in capsys.readouterr().out.replace("\n", " ")
+    path = cache / "data" / "qaedit" / "known.json"
+    assert path.read_bytes() == CONTENT
+    assert result(out)["path"] == str(path)
+    assert result(out)["downloaded"] is True
+    assert run(["data", "get", "qaedit", "--json", str(out)]) == 0
+    assert result(out)["downloaded"] is False
+    assert len(served.asked) == 1
+    assert run(["data", "get", "qaedit", "--again"]) == 0
+    assert len(served.asked) == 2
+    facts = tmp_path / "facts.jsonl"
+    assert run(["data", "check", "qaedit", "--out", str(facts), "--json", str(out)]) == 0
+    assert result(out)["valid"] is True
+    assert result(out)["facts"] == 1
+    assert result(out)["filled"] == {
+        "paraphrases": {"facts": 1, "entries": 1},
+        "unrelated": {"facts": 1, "entries": 2},
+    }
+    (fact,) = read_facts(facts)
+    assert fact.id == "NQ-3"
+
+
+def test_get_into_a_folder_and_of_another_file(
+    served: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["data", "get", "qaedit", "--file", "other.json", "--out", str(tmp_path / "mine")]) == 0
+    assert (tmp_path / "mine" / "qaedit" / "other.json").read_bytes() == CONTENT
+    assert "not verified here" in capsys.readouterr().out.replace("\n", " ")
+    assert run(["data", "get", "qaedit", "--file", "third.json"]) == 2
+    assert "Its files: known.json, other.json" in capsys.readouterr().err
+
+
+def test_a_file_that_was_changed_is_told(served: FileServer, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data", "get", "qaedit"]) == 0
+    (cache / "data" / "qaedit" / "known.json").write_bytes(b"[]")
+    assert run(["data", "get", "qaedit"]) == 1
+    assert "Get it anew with --again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "words"),
+    [
+        ("qaedit", 1, "answers with status 404"),
+        ("hardedit", 1, "cannot be downloaded by a program"),
+        ("lab", 2, "It comes with errata"),
+        ("jsonl", 2, "Give your own file"),
+        ("qaedits", 2, "Did you mean qaedit"),
+    ],
+)
+def test_what_cannot_be_got_says_why(
+    served: FileServer, name: str, status: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served.statuses = [404]
+    assert run(["data", "get", name]) == status
+    assert words in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_check_tells_all_faults_to_people_and_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = varied(varied(records.QAEDIT, "target", ""), "locality.0.loc", 3)
+    file, out = written(tmp_path / "q.json", bad, {"id": 9}), tmp_path / "out.json"
+    assert run(["data", "check", "qaedit", str(file), "--json", str(out)]) == 2
+    printed = capsys.readouterr().err
+    assert "q.json[0] (id 3): 'target' is empty" in printed
+    found = result(out)
+    assert found["valid"] is False
+    assert len(found["faults"]) == 8
+    assert found["faults"][2]["where"] == "q.json[1] (id 9)"
+    assert all(fault["what"] in printed for fault in found["faults"])
+    assert run(["data", "check", "qaedit", str(tmp_path / "none.json"), "--json", str(out)]) == 2
+    assert result(out)["faults"][0]["what"].startswith("cannot read")
+
+
+def test_check_shows_counts_notes_and_a_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    twice = {**records.QAEDIT, "id": 4}
+    file = written(tmp_path / "q.json", records.QAEDIT, twice, varied(records.QAEDIT, "id", 5) | {"target": ""})
+    assert run(["data", "check", "qaedit", str(file), "--skip-faulty"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{file}: 1 fact.\n" in printed
+    assert "says the same" in printed
+    assert "faulty, and such records were to be skipped" in printed
+    assert "subject: oria bell" in printed
+    assert "unrelated: who invented the paper boat -> nobody  (and 1 more)" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "words"),
+    [("me-ppl", records.TEXT, "1 text, no fault"), ("conceptedit", records.CONCEPT, "1 fact, 1 concept, no fault")],
+)
+def test_check_of_what_is_no_fact(
+    name: str, record: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["data", "check", name, str(written(tmp_path / "f.json", record))]) == 0
+    assert words in capsys.readouterr().out
+
+
+def test_check_draws_by_count_and_seed(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    assert run(["data", "check", "lab", "--count", "7", "--seed", "2", "--json", str(out)]) == 0
+    assert result(out)["facts"] == 7
+    assert result(out)["sample"]["id"] == "lab-2-0"
