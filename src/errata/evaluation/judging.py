@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 _INSTRUCTIONS: Final = (
     "You grade short answers to questions. A JSON object gives the question (or the beginning of a sentence), the "
@@ -44,6 +44,7 @@ class Verdict:
     reason: str = ""
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Whoever says whether free answers are right."""
 
