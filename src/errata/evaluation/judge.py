@@ -33,7 +33,8 @@ _SHOWN: Final = 80  # characters of a reply that an explanation quotes
 class JudgeSettings(BaseModel):
     """Which judge, and how patiently it is asked. Holds no secret: it may stand in a results file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What is refused may be a secret in the wrong place.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     base_url: str = Field(description="of the endpoint; requests go to {base_url}/chat/completions")
     model: str = Field(min_length=1, description="the judge's name there")
