@@ -132,6 +132,7 @@ def test_before_and_after_of_one_method() -> None:
     assert [line.split("|")[1].strip() for line in lines[2:-2]] == [metric.replace("_", " ") for metric in Metric]
     shown = rendered(before_after_table(rows, width=80), 80)
     assert max(map(len, shown)) <= 80
+    shown = rendered(before_after_table(rows, width=120), 120)
     assert any(line.split() == ["score", "1.0", "[0,4]", "96.0", "[93,99]", "90.0", "[87,93]", "100"] for line in shown)
 
 

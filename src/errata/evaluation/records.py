@@ -43,10 +43,44 @@ class Metric(StrEnum):
     UNRELATED_TOKENS = "unrelated_tokens"
     UNRELATED_AGREEMENT = "unrelated_agreement"
     UNTOUCHED_ACCURACY = "untouched_accuracy"
+    FREE_EFFICACY_EXACT = "free_efficacy_exact"
+    FREE_EFFICACY_CONTAINED = "free_efficacy_contained"
+    FREE_EFFICACY_JUDGED = "free_efficacy_judged"
+    FREE_GENERALISATION_EXACT = "free_generalisation_exact"
+    FREE_GENERALISATION_CONTAINED = "free_generalisation_contained"
+    FREE_GENERALISATION_JUDGED = "free_generalisation_judged"
+    FREE_PORTABILITY_EXACT = "free_portability_exact"
+    FREE_PORTABILITY_CONTAINED = "free_portability_contained"
+    FREE_PORTABILITY_JUDGED = "free_portability_judged"
+    FREE_JUDGE_MISSING = "free_judge_missing"
+    FREE_LOCALITY_NEIGHBOURS = "free_locality_neighbours"
+    FREE_LOCALITY_UNRELATED = "free_locality_unrelated"
+    FREE_LOCALITY_UNTOUCHED = "free_locality_untouched"
+    FLUENCY = "fluency"
+    CONSISTENCY = "consistency"
+    DRIFT_KL_NEIGHBOURS = "drift_kl_neighbours"
+    DRIFT_KL_UNRELATED = "drift_kl_unrelated"
+    DRIFT_KL_UNTOUCHED = "drift_kl_untouched"
+    DRIFT_TOP5_NEIGHBOURS = "drift_top5_neighbours"
+    DRIFT_TOP5_UNRELATED = "drift_top5_unrelated"
+    DRIFT_TOP5_UNTOUCHED = "drift_top5_untouched"
     PERPLEXITY_RATIO = "perplexity_ratio"
     WEIGHT_NORM_RATIO = "weight_norm_ratio"
     SECONDS_PER_EDIT = "seconds_per_edit"
 
+
+NOT_SHARES = frozenset(
+    {
+        Metric.FLUENCY,
+        Metric.CONSISTENCY,
+        Metric.DRIFT_KL_NEIGHBOURS,
+        Metric.DRIFT_KL_UNRELATED,
+        Metric.DRIFT_KL_UNTOUCHED,
+        Metric.PERPLEXITY_RATIO,
+        Metric.SECONDS_PER_EDIT,
+    }
+)
+"""Metrics whose values are no shares of 1, to be shown as they are and not in per cent."""
 
 SUCCESSES = (Metric.EFFICACY_SUCCESS, Metric.GENERALISATION_SUCCESS, Metric.SPECIFICITY_SUCCESS)
 
@@ -57,7 +91,7 @@ class Record:
 
     Attributes:
         fact: id of the fact (for untouched questions: of their subject); prompts of one fact are one cluster.
-        metric: one of ``Metric``.
+        metric: one of ``Metric``, or a variant of one, such as ``free_efficacy_exact:chat``.
         prompt: the whole prompt.
         value: 0 or 1 for successes and accuracies.
         said: what the model held likeliest in the place of the answer.
@@ -122,14 +156,14 @@ def summarise(records: Sequence[Record], when: When, *, seed: int = 0, resamples
     score (harmonic mean of the three successes) is drawn for all three at once.
     """
     found = []
-    for metric in _in_order({record.metric for record in records}):
+    for metric in in_order({record.metric for record in records}):
         chosen = [record for record in records if record.metric == metric]
         clusters = _clusters(chosen, [metric])
         found.append(_summary(metric, when, clusters, len(chosen), seed, resamples))
     if {*SUCCESSES} <= {record.metric for record in records}:
         chosen = [record for record in records if record.metric in SUCCESSES]
         found.append(_summary(Metric.SCORE, when, _clusters(chosen, SUCCESSES), len(chosen), seed, resamples))
-    order = _in_order({summary.metric for summary in found})
+    order = in_order({summary.metric for summary in found})
     return sorted(found, key=lambda summary: order.index(summary.metric))
 
 
@@ -235,10 +269,15 @@ def _harmonic_means(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return means[:, 0] if means.shape[1] == 1 else harmonic
 
 
-def _in_order(metrics: set[str]) -> list[str]:
-    """Known metrics as in ``Metric``, then others by name."""
+def in_order(metrics: set[str]) -> list[str]:
+    """Known metrics as in ``Metric``, each followed by its variants (``metric:variant``), then others by name."""
     known = [str(metric) for metric in Metric]
-    return sorted(metrics, key=lambda metric: (known.index(metric) if metric in known else len(known), metric))
+
+    def place(metric: str) -> tuple[int, str]:
+        base = metric.partition(":")[0]
+        return known.index(base) if base in known else len(known), metric
+
+    return sorted(metrics, key=place)
 
 
 def _is_row(row: object) -> bool:

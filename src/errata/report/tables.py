@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.errors import InputError
-from errata.evaluation.records import SUCCESSES, Metric, Row, When
+from errata.evaluation.records import NOT_SHARES, SUCCESSES, Metric, Row, When, in_order
 
 Measure = Literal["accuracy", "success"]
 MISSING = "–"
@@ -151,10 +151,7 @@ def _before_after(rows: Sequence[Row]) -> _Grid:
     found = {(row["metric"], row["when"]): row for row in rows}
     moments: list[tuple[When, str]] = [("before", "before"), ("right_after", "right after"), ("after", "after")]
     shown = [(when, head) for when, head in moments if any(row["when"] == when for row in rows)]
-    names = [str(metric) for metric in Metric]
-    metrics = sorted(
-        {row["metric"] for row in rows}, key=lambda name: (names.index(name) if name in names else len(names), name)
-    )
+    metrics = in_order({row["metric"] for row in rows})
     lines = tuple(
         _Line(
             metric.replace("_", " "),
@@ -166,7 +163,12 @@ def _before_after(rows: Sequence[Row]) -> _Grid:
         for metric in metrics
     )
     heads = (*((head, "") for _, head in shown), ("n", ""))
-    return _Grid(methods[0], heads, lines, "Mean [95 % interval over n]; accuracy, success and score in %")
+    return _Grid(
+        methods[0],
+        heads,
+        lines,
+        "Mean [95 % interval over n]; accuracy, success and score in %",
+    )
 
 
 def _cell(row: Row | None) -> str:
@@ -179,8 +181,15 @@ def _cell(row: Row | None) -> str:
         return f"{mean:.2f}" if mean < 10 else f"{mean:.0f}"
     if row["metric"] == Metric.PERPLEXITY_RATIO:
         return f"{mean:.2f}" + ("" if low is None or high is None else f" [{low:.2f},{high:.2f}]")
+    if row["metric"].partition(":")[0] in NOT_SHARES:
+        return _plain(mean) + ("" if low is None or high is None else f" [{_plain(low)},{_plain(high)}]")
     percent = f"{100 * mean:.1f}".replace("100.0", "100")
     return percent + ("" if low is None or high is None else f" [{100 * low:.0f},{100 * high:.0f}]")
+
+
+def _plain(value: float) -> str:
+    """A number with three digits that count, such as 0.0123, 4.56 or 612."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _n(counts: Iterable[int]) -> str:

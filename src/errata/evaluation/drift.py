@@ -1,0 +1,112 @@
+"""How far what comes next behind prompts that should stay has moved: a drift that the yes/no metrics miss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from errata.errors import NonFiniteError
+from errata.evaluation.kept import kept_prompts, missing_kinds
+from errata.evaluation.likelihood import next_token_log_probabilities
+from errata.evaluation.records import Metric, Record
+from errata.facts import Fact, Question
+from errata.models.language_model import TOKEN_BUDGET, LanguageModel
+from errata.models.prompts import encode
+from errata.progress import Report, silent
+
+BYTE_BUDGET = 1 << 30
+"""Bytes that the log-probabilities of one chunk of prompts, before the edit, may take."""
+_TOP = 5
+
+Unedited = Callable[[], AbstractContextManager[None]]
+"""Gives a context in which the model is what it was before all edits, and after which it is edited again."""
+
+
+def evaluate_drift(
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    unedited: Unedited,
+    *,
+    untouched: Sequence[tuple[str, Question]] = (),
+    token_budget: int = TOKEN_BUDGET,
+    byte_budget: int = BYTE_BUDGET,
+    report: Report = silent,
+) -> list[Record]:
+    """For each neighbouring, unrelated and untouched prompt, of the distribution P of the next token:
+
+    - ``drift_kl_…``: KL(P_before ‖ P_after) in nats, over the whole vocabulary;
+    - ``drift_top5_…``: which share of the five likeliest tokens before are among the five likeliest after.
+
+    ``said`` is the likeliest token after. No distribution outlives its chunk of prompts.
+
+    Args:
+        unedited: entered once for each chunk.
+        untouched: questions about other subjects with their clusters.
+        token_budget: most padded tokens of one forward pass; the values do not depend on it.
+        byte_budget: of a chunk's log-probabilities before the edit; a chunk has at least one prompt.
+        report: told the prompts read, of how many.
+
+    Raises:
+        InputError: if a prompt is too long for the model.
+        NonFiniteError: if a logit, before or after, is not a number; names the facts.
+    """
+    kept = kept_prompts(facts, untouched)
+    prompts = list(dict.fromkeys(entry.prompt for entry in kept))
+    owners: dict[str, str] = {}
+    for entry in kept:
+        owners.setdefault(entry.prompt, entry.fact)
+    rows = [row.ids for row in encode(model.tokenizer, prompts)]
+    vocabulary = int(model.model.config.get_text_config(decoder=True).vocab_size)
+    size = torch.promote_types(model.dtype, torch.float32).itemsize
+    at_once = max(1, byte_budget // (vocabulary * size))
+    found: dict[str, tuple[float, float, str]] = {}
+    bad: list[str] = []
+    for start in range(0, len(prompts), at_once):
+        chunk = slice(start, start + at_once)
+        with unedited():
+            before = next_token_log_probabilities(model, rows[chunk], token_budget=token_budget)
+        after = next_token_log_probabilities(model, rows[chunk], token_budget=token_budget)
+        for index, prompt in enumerate(prompts[chunk]):
+            divergence = kl_divergence(before[index], after[index])
+            overlap = top_overlap(before[index], after[index])
+            said = str(model.tokenizer.decode([int(after[index].argmax())])).strip()
+            found[prompt] = (divergence, overlap, said)
+            if not math.isfinite(divergence):
+                bad.append(owners[prompt])
+        report("drift", min(start + at_once, len(prompts)), len(prompts))
+    if bad:
+        raise NonFiniteError("drift", facts=list(dict.fromkeys(bad)), layer=None)
+    records: list[Record] = []
+    for entry in kept:
+        divergence, overlap, said = found[entry.prompt]
+        kl_metric, top_metric = Metric(f"drift_kl_{entry.kind}"), Metric(f"drift_top5_{entry.kind}")
+        records.append(Record(entry.fact, kl_metric, entry.prompt, divergence, said))
+        records.append(Record(entry.fact, top_metric, entry.prompt, overlap, said))
+    return records
+
+
+def absent_drift(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]] = ()) -> dict[Metric, str]:
+    """The metrics that cannot be computed, with the reason."""
+    return {
+        Metric(f"drift_{what}_{kind}"): reason
+        for what in ("kl", "top5")
+        for kind, reason in missing_kinds(facts, untouched).items()
+    }
+
+
+def kl_divergence(before: Tensor, after: Tensor) -> float:
+    """KL(P_before ‖ P_after) in nats, of (vocabulary,) natural logarithms of probabilities."""
+    before, after = before.double(), after.double()
+    # What is impossible before adds nothing, also where it is impossible after.
+    total = float(torch.where(before == -math.inf, 0.0, before.exp() * (before - after)).sum())
+    return max(total, 0.0) if math.isfinite(total) else total  # rounding may leave it just below 0
+
+
+def top_overlap(before: Tensor, after: Tensor, k: int = _TOP) -> float:
+    """The share of the k likeliest tokens before that are among the k likeliest after."""
+    k = min(k, len(before))
+    return len(set(before.topk(k).indices.tolist()) & set(after.topk(k).indices.tolist())) / k

@@ -1,0 +1,268 @@
+"""A judge behind an OpenAI-compatible endpoint. Its key comes from the environment and is written nowhere.
+
+The key is read anew for each request, goes into that request's header only, and no text from the endpoint is told
+without being searched for it. Redirects are not followed, so no other host is ever sent it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from email.message import Message
+from http.client import HTTPException
+from typing import Any, Final
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from errata.errors import InputError
+from errata.evaluation.judging import Case, Verdict, messages_for, read_verdict
+from errata.progress import Report, silent
+
+_LARGEST_REPLY: Final = 1 << 20
+_SHOWN: Final = 80  # characters of a reply that an explanation quotes
+
+
+class JudgeSettings(BaseModel):
+    """Which judge, and how patiently it is asked. Holds no secret: it may stand in a results file."""
+
+    # What is refused may be a secret in the wrong place.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    base_url: str = Field(description="of the endpoint; requests go to {base_url}/chat/completions")
+    model: str = Field(min_length=1, description="the judge's name there")
+    key_variable: str | None = Field(None, min_length=1, description="environment variable that holds the key, if any")
+    timeout: float = Field(60.0, gt=0, allow_inf_nan=False, description="seconds for one request in all")
+    retries: int = Field(4, ge=0, description="further attempts after 429, 5xx, a timeout or a broken connection")
+    backoff: float = Field(1.0, ge=0, allow_inf_nan=False, description="seconds before the first retry; then doubled")
+    longest_backoff: float = Field(30.0, ge=0, allow_inf_nan=False, description="seconds before a retry at most")
+    workers: int = Field(8, ge=1, le=64, description="requests under way at the same time")
+    give_up_after: int = Field(8, ge=1, description="cases failed in a row, retries and all, after which none is asked")
+    max_tokens: int | None = Field(None, ge=1, description="of a reply; left to the endpoint by default")
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("the address must begin with http:// or https:// and name a host")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            # The address is written into results.
+            raise ValueError("the address must hold no user, password, '?' or '#'; put a key into the environment")
+        return url.rstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """One attempt: a reply, or why there is none, whether it is worth another attempt, and the wait it asks for."""
+
+    reply: str | None
+    reason: str = ""
+    again: bool = False
+    wait: float = 0.0
+    refused: bool = False
+
+
+class HttpJudge:
+    """Asks about each distinct case once, several at a time; see ``Judge``.
+
+    A case without a verdict after all attempts gets ``Verdict(None, reason)``. When the endpoint refuses the key, the
+    model or the address, or fails ``give_up_after`` cases in a row, the cases left are not asked and told as such.
+
+    Args:
+        environment: where the key is; the process's own by default.
+        sleep: how to wait, in seconds.
+        report: told the cases settled, of how many.
+    """
+
+    def __init__(
+        self,
+        settings: JudgeSettings,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        sleep: Callable[[float], None] = time.sleep,
+        report: Report = silent,
+    ) -> None:
+        self.settings = settings
+        self._environment = environment
+        self._sleep = sleep
+        self._report = report
+        self._key()
+
+    def __repr__(self) -> str:
+        return f"HttpJudge({self.settings!r})"
+
+    def check(self) -> None:
+        """Ask one easy case, before a long run.
+
+        Raises:
+            InputError: if no verdict comes back.
+        """
+        case = Case("The capital of France is", ("Paris",), "Paris")
+        verdict = self.judge([case])[0]
+        if verdict.correct is None:
+            raise InputError(
+                f"the judge {self.settings.model!r} at {self.settings.base_url} does not answer: {verdict.reason}",
+                remedy="Check the address, the model and the key's environment variable",
+            )
+
+    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
+        """A verdict for each case, in their order.
+
+        Raises:
+            InputError: if the key's environment variable is not set.
+        """
+        self._key()
+        distinct = list(dict.fromkeys(cases))
+        state = _State()
+        settled = 0
+        lock = threading.Lock()
+
+        def settle(case: Case) -> Verdict:
+            nonlocal settled
+            verdict = self._settle(case, state)
+            with lock:
+                settled += 1
+                self._report("judging", settled, len(distinct))
+            return verdict
+
+        with ThreadPoolExecutor(self.settings.workers) as pool:
+            try:
+                verdicts = dict(zip(distinct, pool.map(settle, distinct), strict=True))
+            except BaseException:
+                state.over = "interrupted"  # what is under way makes no further attempts
+                raise
+        return [verdicts[case] for case in cases]
+
+    def _settle(self, case: Case, state: _State) -> Verdict:
+        if state.over:
+            return Verdict(None, f"not asked, since the judge failed before: {state.over}")
+        pause = self.settings.backoff
+        outcome = self._attempt(case)
+        for _ in range(self.settings.retries):
+            if not outcome.again or state.over:
+                break
+            self._sleep(min(max(pause, outcome.wait), self.settings.longest_backoff))
+            pause *= 2
+            outcome = self._attempt(case)
+        state.note(outcome, self.settings.give_up_after)
+        if outcome.reply is None:
+            return Verdict(None, outcome.reason)
+        correct = read_verdict(outcome.reply)
+        if correct is None:
+            return Verdict(None, f"its reply is neither CORRECT nor INCORRECT: {self._told(outcome.reply)}")
+        return Verdict(correct)
+
+    def _attempt(self, case: Case) -> _Outcome:
+        key = self._key()
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        body: dict[str, Any] = {"model": self.settings.model, "messages": messages_for(case), "temperature": 0}
+        if self.settings.max_tokens is not None:
+            body["max_tokens"] = self.settings.max_tokens
+        request = Request(f"{self.settings.base_url}/chat/completions", json.dumps(body).encode(), headers)
+        if key is not None:
+            # Of this kind no header is ever copied into another request.
+            request.add_unredirected_header("Authorization", f"Bearer {key}")
+        deadline = time.monotonic() + self.settings.timeout
+        try:
+            with build_opener(_NoRedirect).open(request, timeout=self.settings.timeout) as response:
+                data = _read(response, deadline)
+        except HTTPError as error:
+            # Its body is not told: it may hold anything, the key too.
+            error.close()
+            return _http_outcome(error.code, error.headers)
+        except TimeoutError:
+            return _Outcome(None, f"no reply within {self.settings.timeout:g} s", again=True)
+        except URLError as error:
+            if isinstance(error.reason, TimeoutError):
+                return _Outcome(None, f"no connection within {self.settings.timeout:g} s", again=True)
+            return _Outcome(None, f"no connection: {type(error.reason).__name__}", again=True)
+        except (HTTPException, OSError) as error:
+            return _Outcome(None, f"the connection broke: {type(error).__name__}", again=True)
+        return _outcome_of(data)
+
+    def _key(self) -> str | None:
+        name = self.settings.key_variable
+        if name is None:
+            return None
+        key = self._environment.get(name, "").strip()
+        if not key:
+            raise InputError(f"the environment variable {name} holds no key for the judge", remedy="Set it")
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise InputError(f"the key in the environment variable {name} has signs that no key has", remedy="Set it")
+        return key
+
+    def _told(self, text: str) -> str:
+        """A reply as an explanation may quote it."""
+        key = self._key()
+        text = text if key is None else text.replace(key, "***")
+        return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+
+
+class _State:
+    """What the threads of one call know of the endpoint."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._failures = 0
+        self.over = ""
+
+    def note(self, outcome: _Outcome, give_up_after: int) -> None:
+        with self._lock:
+            self._failures = 0 if outcome.reply is not None else self._failures + 1
+            if outcome.refused or self._failures >= give_up_after:
+                self.over = self.over or outcome.reason
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """A redirect is an answer like any other failure."""
+
+    def redirect_request(
+        self, req: Request, fp: Any, code: int, msg: str, headers: Message, newurl: str
+    ) -> Request | None:
+        return None
+
+
+def _http_outcome(status: int, headers: Message) -> _Outcome:
+    if 300 <= status < 400:
+        return _Outcome(None, f"HTTP {status}: a redirect, which is not followed, lest the key go astray", refused=True)
+    again = status == 429 or status >= 500
+    asked = headers.get("Retry-After", "")
+    wait = float(asked) if asked.isdecimal() else 0.0
+    return _Outcome(None, f"HTTP {status}", again=again, wait=wait, refused=status in (401, 403, 404))
+
+
+def _read(response: Any, deadline: float) -> bytes:
+    """The body, within the time and a size that a reply may have: an endpoint may also send a byte now and then."""
+    parts: list[bytes] = []
+    size = 0
+    while part := response.read1(1 << 16):
+        parts.append(part)
+        size += len(part)
+        if size > _LARGEST_REPLY:
+            raise HTTPException("the reply is too large")
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    return b"".join(parts)
+
+
+def _outcome_of(data: bytes) -> _Outcome:
+    """What a body says. One that is malformed is described, not quoted: only of a reply is it known how to read it."""
+    try:
+        whole = json.loads(data)
+    except (ValueError, RecursionError):
+        return _Outcome(None, f"its answer, of {len(data)} bytes, is no JSON")
+    try:
+        content = whole["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        content = None
+    if not isinstance(content, str):
+        return _Outcome(None, "its answer holds no text at choices[0].message.content")
+    return _Outcome(content)

@@ -1,0 +1,120 @@
+"""An endpoint as a judge's: each request is answered by the next of the steps that a test wrote down."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """One answer: a status, a body or a reply in the endpoint's form, after a wait."""
+
+    status: int = 200
+    reply: str | None = None
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    wait: float = 0.0
+    hang_up: bool = False
+    drip: float = 0.0  # seconds between the body's bytes
+
+
+class JudgeServer(ThreadingHTTPServer):
+    """Attributes:
+    requests: the JSON of every request, in the order in which they came.
+    authorizations: what stood in each one's header, None if nothing did.
+    most_at_once: how many were under way together.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, steps: Sequence[Step], rule: dict[str, str]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.steps = list(steps)
+        self.rule = rule
+        self.requests: list[Any] = []
+        self.authorizations: list[str | None] = []
+        self.paths: list[str] = []
+        self.most_at_once = 0
+        self.under_way = 0
+        self.lock = threading.Lock()
+        self.over = threading.Event()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A judge that has gone is no error."""
+
+
+@contextmanager
+def judge_server(*steps: Step, rule: dict[str, str] | None = None) -> Iterator[JudgeServer]:
+    """Once the steps are used up, every question gets the reply of the rule, or else CORRECT."""
+    with JudgeServer(steps, rule or {}) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.over.set()
+            server.shutdown()
+            thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: JudgeServer
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def do_POST(self) -> None:
+        server = self.server
+        data = self.rfile.read(int(self.headers.get("content-length") or 0))
+        request = json.loads(data) if data else None
+        with server.lock:
+            server.requests.append(request)
+            server.authorizations.append(self.headers.get("authorization"))
+            server.paths.append(self.path)
+            server.under_way += 1
+            server.most_at_once = max(server.most_at_once, server.under_way)
+            step = server.steps.pop(0) if server.steps else None
+        try:
+            self._answer(step or Step(reply=self._by_rule(request)))
+        finally:
+            with server.lock:
+                server.under_way -= 1
+
+    def _by_rule(self, request: Any) -> str:
+        if request is None:
+            return "CORRECT"
+        question = json.loads(request["messages"][-1]["content"])["question"]
+        self.server.over.wait(0.02)  # long enough for others to come at the same time
+        return self.server.rule.get(question, "CORRECT")
+
+    def _answer(self, step: Step) -> None:
+        self.server.over.wait(step.wait)
+        if step.hang_up:
+            self.connection.close()
+            return
+        body = step.body
+        if step.reply is not None:
+            body = json.dumps({"choices": [{"message": {"role": "assistant", "content": step.reply}}]}).encode()
+        self.send_response(step.status)
+        for name, value in step.headers.items():
+            self.send_header(name, value)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        for byte in [body] if not step.drip else [body[index : index + 1] for index in range(len(body))]:
+            self.wfile.write(byte)
+            self.wfile.flush()
+            self.server.over.wait(step.drip)
