@@ -171,9 +171,9 @@ def test_local_tasks_run_without_a_network_and_leave_everything_as_it_is(
         right.append(float(sums.index(max(sums)) == row["answer"]))
     first = ability.tasks["first"]
     expected = sum(right) / 5
-    assert first.metrics["acc"] == TaskMetric(
-        pytest.approx(expected), pytest.approx(np.std(right, ddof=1) / math.sqrt(5)), 5
-    )
+    accuracy = first.metrics["acc"]
+    assert (accuracy.value, accuracy.n) == (pytest.approx(expected), 5)
+    assert accuracy.stderr == pytest.approx(np.std(right, ddof=1) / math.sqrt(5))
     assert [sample.values["acc"] for sample in first.samples] == right
     assert [sample.prompt for sample in first.samples] == [row["question"] for row in rows]
     assert ability.tasks["both"].metrics["acc"].value == pytest.approx(expected)
