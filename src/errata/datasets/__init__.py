@@ -1,0 +1,1 @@
+"""Data sets: one file each, mapped to what errata edits and asks."""

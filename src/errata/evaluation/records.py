@@ -64,6 +64,21 @@ class Metric(StrEnum):
     DRIFT_TOP5_NEIGHBOURS = "drift_top5_neighbours"
     DRIFT_TOP5_UNRELATED = "drift_top5_unrelated"
     DRIFT_TOP5_UNTOUCHED = "drift_top5_untouched"
+    NEGATION_ACCURACY = "negation_accuracy"
+    REVERSAL_ACCURACY = "reversal_accuracy"
+    REVERSAL_TOKENS = "reversal_tokens"
+    MULTIPLE_CHOICE_ACCURACY = "multiple_choice_accuracy"
+    MULTIPLE_CHOICE_LETTER_ACCURACY = "multiple_choice_letter_accuracy"
+    CONCEPT_RELIABILITY = "concept_reliability"
+    CONCEPT_GENERALISATION = "concept_generalisation"
+    CONCEPT_LOCALITY = "concept_locality"
+    CONCEPT_LOCALITY_TOKENS = "concept_locality_tokens"
+    CONCEPT_INSTANCES = "concept_instances"
+    CONCEPT_NON_INSTANCES = "concept_non_instances"
+    CONCEPT_INSTANCE_CHANGE = "concept_instance_change"
+    CONCEPT_NON_INSTANCE_CHANGE = "concept_non_instance_change"
+    CONCEPT_UNREADABLE = "concept_unreadable"
+    CONCEPT_CONSISTENCY = "concept_consistency"
     PERPLEXITY_RATIO = "perplexity_ratio"
     WEIGHT_NORM_RATIO = "weight_norm_ratio"
     SECONDS_PER_EDIT = "seconds_per_edit"
@@ -91,7 +106,7 @@ class Record:
 
     Attributes:
         fact: id of the fact (for untouched questions: of their subject); prompts of one fact are one cluster.
-        metric: one of ``Metric``, or a variant of one, such as ``free_efficacy_exact:chat``.
+        metric: one of ``Metric``, a variant of one such as ``free_efficacy_exact:chat``, or ``ability:TASK:METRIC``.
         prompt: the whole prompt.
         value: 0 or 1 for successes and accuracies.
         said: what the model held likeliest in the place of the answer.

@@ -1,0 +1,201 @@
+"""The six zero-shot probes that papers on editing report: SST-2, MRPC, CoLA, RTE, MMLU and NLI, 100 questions each.
+
+Prompts, the order in which an answer is searched for its words, the split (the first ten records are kept for
+demonstrations, the next ones are asked) and the two readings are those of the code behind the published numbers
+(jianghoucheng/AlphaEdit, ``glue_eval/*_eval.py``; Gupta et al. 2024, "Model Editing at Scale leads to Gradual and
+Catastrophic Forgetting", https://arxiv.org/abs/2401.07453), to the letter where a number depends on it: no space behind
+"Review :", one behind CoLA's "Answer:".
+
+- *generated*: five greedy tokens, read as a label; what cannot be read is wrong (label -1);
+- *likelihood*: the label whose word, behind one space, has the larger mean log-probability over its tokens.
+
+What is odd there stays, so that the numbers compare: an MMLU answer counts only with a line's end right behind its
+letter; of two equally likely words the second wins, of MMLU's none; and RTE's labels are *turned round*: GLUE has 0 for
+entailment, the prompt's "True" stands for 1. RTE is therefore reported a second time with GLUE's labels (``_glue``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from errata.errors import Fault, FaultsError
+
+PROBE_GROUP: Final = "probes"
+WEIGHTED_F1: Final = "weighted_f1"
+LIKELIHOOD: Final = "_likelihood"
+NEW_TOKENS: Final = 5
+KEPT_FOR_DEMONSTRATIONS: Final = 10
+UNPARSABLE: Final = -1
+
+Item = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One probe.
+
+    Attributes:
+        name: of its file, without ``.json``.
+        fields: of a record, with their types.
+        prompt: the record's prompt.
+        marker: text behind whose last occurrence the answer stands.
+        needles: (what an answer is searched for, in small letters, and the label it means), first found first.
+        words: for each label the word whose likelihood stands for it; the last one wins if all others are less likely.
+        label: the record's label.
+        strict: whether equally likely words are no answer.
+        turned: whether the data set's own labels are the other way round.
+    """
+
+    name: str
+    fields: Mapping[str, type]
+    prompt: Callable[[Item], str]
+    marker: str
+    needles: tuple[tuple[str, int], ...]
+    words: Mapping[int, str]
+    label: Callable[[Item], int] = lambda item: int(item["label"])
+    strict: bool = False
+    turned: bool = False
+
+    @property
+    def task(self) -> str:
+        """The name of its task."""
+        return f"probe_{self.name}"
+
+    def read(self, text: str) -> int:
+        """The label that a generated text means; -1 if none."""
+        answer = text.split(self.marker)[-1].lower()
+        return next((label for needle, label in self.needles if needle in answer), UNPARSABLE)
+
+    def likeliest(self, log_probabilities: Sequence[float]) -> int:
+        """The label whose word is the likeliest, of log-probabilities in the order of ``words``."""
+        best = max(log_probabilities)
+        found = [label for label, value in zip(self.words, log_probabilities, strict=True) if value == best]
+        return UNPARSABLE if self.strict and len(found) > 1 else found[-1]
+
+    def values(self, item: Item, answered: int, *, suffix: str = "") -> dict[str, Any]:
+        """What one answer gives for each metric."""
+        right = self.label(item)
+        found: dict[str, Any] = {
+            f"{WEIGHTED_F1}{suffix}": (right, answered),
+            f"accuracy{suffix}": float(right == answered),
+        }
+        if not suffix:
+            found["unparsable"] = float(answered == UNPARSABLE)
+        if self.turned:
+            found[f"{WEIGHTED_F1}{suffix}_glue"] = (1 - right, answered)
+        return found
+
+
+def _choices(item: Item) -> str:
+    lines = "".join(f"({letter}) {option}\n" for letter, option in zip("ABCD", item["choices"], strict=True))
+    return f"Question: {item['question']}\n{lines}Answer:"
+
+
+_YES_NO = ((("yes", 1), ("no", 0)), {1: "Yes", 0: "No"})
+_TRUE_FALSE = {1: "True", 0: "False"}
+_PAIR: Mapping[str, type] = {"sentence1": str, "sentence2": str, "label": int}
+
+PROBES: Final = (
+    Probe(
+        "sst2",
+        {"sentence": str, "label": int},
+        lambda item: f"Review :{item['sentence']}\nSentiment :",
+        "Sentiment :",
+        (("positive", 1), ("negative", 0)),
+        {1: "positive", 0: "negative"},
+    ),
+    Probe(
+        "mrpc",
+        _PAIR,
+        lambda item: (
+            "Are the sentences paraphrases of each other.\n"
+            f"Sentence 1: {item['sentence1']}\nSentence 2: {item['sentence2']}\nAnswer:"
+        ),
+        "Answer:",
+        *_YES_NO,
+    ),
+    Probe(
+        "cola",
+        {"sentence": str, "label": int},
+        lambda item: f"Is this sentence linguistically acceptable?\nSentence: {item['sentence']}\nAnswer: ",
+        "Answer:",
+        *_YES_NO,
+    ),
+    Probe(
+        "rte",
+        _PAIR,
+        lambda item: f"{item['sentence1']}\nquestion: {item['sentence2']} True or False?\nanswer:",
+        "answer:",
+        (("false", 0), ("true", 1)),
+        _TRUE_FALSE,
+        turned=True,
+    ),
+    Probe(
+        "mmlu",
+        {"question": str, "choices": list, "answer": int},
+        _choices,
+        "\0",  # none: the whole text is searched
+        (("a\n", 0), ("b\n", 1), ("c\n", 2), ("d\n", 3)),
+        {0: "A", 1: "B", 2: "C", 3: "D"},
+        label=lambda item: int(item["answer"]),
+        strict=True,
+    ),
+    Probe(
+        "nli",
+        {"sentence1": str, "sentence2": str, "label": str},
+        lambda item: f"{item['sentence1']} entails the {item['sentence2']} True or False? Answer:",
+        "True or False? Answer:",
+        (("true", 1), ("false", 0)),
+        _TRUE_FALSE,
+        label=lambda item: int(item["label"] == "entailment"),
+    ),
+)
+
+
+def read_probes(folder: Path, items: int) -> dict[str, list[Item]]:
+    """The questions of each probe, by its name: ``items`` records behind the first ten of ``NAME.json``.
+
+    Raises:
+        FaultsError: if files are missing or malformed, or too short; tells all of it.
+    """
+    faults: list[Fault] = []
+    found: dict[str, list[Item]] = {}
+    for probe in PROBES:
+        path = folder / f"{probe.name}.json"
+        try:
+            records = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            faults.append(Fault(str(path), f"it cannot be read as JSON: {error}", "Give a directory of the six files"))
+            continue
+        least = KEPT_FOR_DEMONSTRATIONS + items
+        if not isinstance(records, list) or len(records) < least:
+            faults.append(Fault(str(path), f"it is no list of at least {least} records", "Ask for fewer, or mend it"))
+            continue
+        chosen = records[KEPT_FOR_DEMONSTRATIONS:least]
+        wrong = [index for index, record in enumerate(chosen, KEPT_FOR_DEMONSTRATIONS) if not _is_item(probe, record)]
+        if wrong:
+            named = ", ".join(map(str, wrong[:5])) + (" …" if len(wrong) > 5 else "")
+            needed = ", ".join(f"{name} ({kind.__name__})" for name, kind in probe.fields.items())
+            faults.append(Fault(f"{path}, records {named}", "a field is missing or wrong", f"They need {needed}"))
+        found[probe.name] = chosen
+    if faults:
+        raise FaultsError("the probes", faults)
+    return found
+
+
+def _is_item(probe: Probe, record: object) -> bool:
+    if not isinstance(record, Mapping):
+        return False
+    if any(type(record.get(name)) is not kind for name, kind in probe.fields.items()):
+        return False
+    if "choices" in probe.fields and (
+        len(record["choices"]) != 4 or any(not isinstance(option, str) for option in record["choices"])
+    ):
+        return False
+    if probe.fields.get("label") is str:
+        return record["label"] in ("entailment", "not_entailment")
+    return probe.label(record) in probe.words

@@ -1,0 +1,266 @@
+"""Side tests that editors fail: negation, reversal, multiple choice. Reported beside the metrics, never hidden.
+
+An editor that ties a subject's prompt to a target may do nothing but that. Behind a negated prompt the target should
+not be held likelier than the truth; asked the other way round the model should name the subject (Berglund et al. 2023,
+"The Reversal Curse", https://arxiv.org/abs/2309.12288); among options the target should be chosen. The wordings are
+errata's own. The two-hop test is the metric ``portability``.
+
+Negation puts "It is not true that " before the whole prompt. The prompt's first letter becomes small only where that is
+safe: its first word is not the subject's, and is one of the English words below that are capitals only because they
+begin a sentence. Anything else might be a name and stays as it is. A prompt that is a question ("Who wrote …?") cannot
+be negated like this and is left out, and so is one that says "not" or "never" already.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Final
+
+from errata.errors import InputError
+from errata.evaluation.records import Metric, Record
+from errata.evaluation.scoring import Pair, TargetScore, check_finite, scores_of
+from errata.facts import Fact, Question
+from errata.models.language_model import TOKEN_BUDGET, LanguageModel
+from errata.progress import Report, silent
+
+NEGATION: Final = "It is not true that "
+# Determiners, pronouns, prepositions, conjunctions, question words: what no name consists of when it stands alone.
+_SAFE_IN_SMALL: Final = frozenset(
+    "the a an this that these those his her its their our your my he she it they we you there here in on at by of for"
+    " from to with as after before during since when where while because if although who what which how why whose both"
+    " each every all some many most one among under over between within without according".split()
+)
+_FIRST_WORD: Final = re.compile(r"\w+(?!['’])\b")
+_NEGATED: Final = re.compile(r"\b(not|never)\b|n['’]t\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class SideTestSettings:
+    """How the side tests are asked.
+
+    Attributes:
+        options: most options of a multiple choice, target and truth among them.
+        seed: of the options' choice and order; the caller makes the ``random.Random`` of it.
+    """
+
+    options: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.options <= len(ascii_uppercase):
+            raise InputError(
+                f"a multiple choice cannot have {self.options} options", remedy="Give a number from 2 to 26"
+            )
+
+    def to_record(self) -> dict[str, object]:
+        """The settings as a results file holds them."""
+        return {"options": self.options, "seed": self.seed, "negation": NEGATION}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One fact's multiple choice.
+
+    Attributes:
+        options: texts in the order in which they are shown.
+        answer: index of the fact's target among them.
+    """
+
+    options: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class SideTest:
+    """What is asked about one fact; made once, and asked before and after the edits.
+
+    Attributes:
+        fact: the fact's id.
+        prompt: its whole prompt.
+        target: what it should say.
+        truth: what it said.
+        negated: the negated prompt; None if it cannot be negated, or there is no truth to compare with.
+        reversal: questions for the subject.
+        choice: None if there are no two options.
+    """
+
+    fact: str
+    prompt: str
+    target: str
+    truth: str | None
+    negated: str | None
+    reversal: tuple[Question, ...]
+    choice: Choice | None
+
+    @property
+    def lettered(self) -> str | None:
+        """The multiple choice as a text that a letter should follow; None if there is none."""
+        if self.choice is None:
+            return None
+        lines = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, self.choice.options, strict=False)]
+        return "\n".join([f"Question: {self.prompt} …", *lines, "Answer:"])
+
+
+def negated_prompt(fact: Fact) -> str | None:
+    """The fact's prompt behind "It is not true that "; None if that makes no sentence. See the module's text."""
+    if fact.text.endswith("?") or _NEGATED.search(fact.prompt):
+        return None
+    text, (start, _) = fact.text, fact.subject_span
+    word = _FIRST_WORD.match(text)
+    if word and word.end() <= start and (small := word.group().lower()) in _SAFE_IN_SMALL:
+        # "IT" and "US" are no pronouns.
+        text = text if word.group() != small.capitalize() else text[0].lower() + text[1:]
+    return NEGATION + text
+
+
+def side_tests(
+    facts: Sequence[Fact], generator: random.Random, *, settings: SideTestSettings | None = None
+) -> list[SideTest]:
+    """What is asked about each fact; a fact without the fields for a test is not asked it (``absent_side_tests``).
+
+    The options of a multiple choice are the fact's target, its truth, and targets and truths of the other facts of the
+    same ``relation``; none that only differ in case or that are aliases of the target. The same generator draws the
+    same options for the same facts.
+    """
+    settings = settings or SideTestSettings()
+    pools = _pools(facts)
+    return [
+        SideTest(
+            fact.id,
+            fact.text,
+            fact.target,
+            fact.truth,
+            negated_prompt(fact) if fact.truth is not None else None,
+            fact.reversal,
+            _choice(fact, pools, settings.options, generator),
+        )
+        for fact in facts
+    ]
+
+
+def evaluate_side_tests(
+    model: LanguageModel, tests: Sequence[SideTest], *, token_budget: int = TOKEN_BUDGET, report: Report = silent
+) -> list[Record]:
+    """One record per prompt and metric.
+
+    - ``negation_accuracy``: 1 unless the target's mean log-probability is above the truth's behind the negated prompt;
+    - ``reversal_accuracy``, ``reversal_tokens``: whether all tokens of the subject, and what share of them, are what
+      the model would say behind a question for it;
+    - ``multiple_choice_accuracy``: 1 if the target's mean log-probability behind the fact's prompt is above that of
+      every other option; ``multiple_choice_letter_accuracy``: the same of its letter behind the options, lettered.
+
+    Raises:
+        InputError: if a prompt is too long for the model.
+        NonFiniteError: if a logit is not a number; names the facts.
+    """
+    owners: dict[Pair, str] = {}
+    for test in tests:
+        for pair in _pairs(test):
+            owners.setdefault(pair, test.fact)
+    scores = scores_of(model, list(owners), token_budget=token_budget, report=report)
+    check_finite(scores, owners)
+    return [record for test in tests for record in _records(test, scores)]
+
+
+def absent_side_tests(facts: Sequence[Fact]) -> dict[Metric, str]:
+    """The side tests that cannot be made, with the reason. What only some facts lack is asked of the others."""
+    metrics = (
+        Metric.NEGATION_ACCURACY,
+        Metric.REVERSAL_ACCURACY,
+        Metric.REVERSAL_TOKENS,
+        Metric.MULTIPLE_CHOICE_ACCURACY,
+        Metric.MULTIPLE_CHOICE_LETTER_ACCURACY,
+    )
+    if not facts:
+        return dict.fromkeys(metrics, "there are no facts")
+    missing: dict[Metric, str] = {}
+    if not any(fact.truth for fact in facts):
+        missing[Metric.NEGATION_ACCURACY] = "no fact has a 'truth' to compare with"
+    elif not any(fact.truth and negated_prompt(fact) for fact in facts):
+        missing[Metric.NEGATION_ACCURACY] = "no prompt of a fact with a 'truth' can be negated (questions cannot)"
+    if not any(fact.reversal for fact in facts):
+        missing |= dict.fromkeys(metrics[1:3], "no fact has 'reversal' questions")
+    pools = _pools(facts)
+    if not any(fact.truth or _distractors(fact, pools) for fact in facts):
+        reason = "no fact has a second option: a 'truth', or another fact of the same 'relation'"
+        missing |= dict.fromkeys(metrics[3:], reason)
+    return missing
+
+
+# Multiple choice -----------------------------------------------------------------------------------------------------
+
+
+def _pools(facts: Sequence[Fact]) -> dict[str, list[str]]:
+    """For each relation the texts that its facts end with, each once, in the order of the facts."""
+    pools: dict[str, dict[str, None]] = {}
+    for fact in facts:
+        if fact.relation is not None:
+            pool = pools.setdefault(fact.relation, {})
+            pool |= dict.fromkeys(text for text in (fact.target, fact.truth) if text is not None)
+    return {relation: list(pool) for relation, pool in pools.items()}
+
+
+def _distractors(fact: Fact, pools: dict[str, list[str]]) -> list[str]:
+    """What else could stand in the target's place: not the target, an alias of it, or the truth; no text twice."""
+    taken = {text.casefold() for text in (fact.target, fact.truth or "", *fact.aliases)}
+    found: list[str] = []
+    for text in pools.get(fact.relation or "", ()):
+        if text.casefold() not in taken:
+            taken.add(text.casefold())
+            found.append(text)
+    return found
+
+
+def _choice(fact: Fact, pools: dict[str, list[str]], most: int, generator: random.Random) -> Choice | None:
+    own = [fact.target]
+    if fact.truth is not None and fact.truth.casefold() != fact.target.casefold():
+        own.append(fact.truth)
+    others = _distractors(fact, pools)
+    options = own + generator.sample(others, min(most - len(own), len(others)))
+    if len(options) < 2:
+        return None
+    generator.shuffle(options)
+    return Choice(tuple(options), options.index(fact.target))
+
+
+# Scores and records --------------------------------------------------------------------------------------------------
+
+
+def _pairs(test: SideTest) -> list[Pair]:
+    pairs = [(entry.prompt, entry.answer) for entry in test.reversal]
+    if test.negated is not None and test.truth is not None:
+        pairs += [(test.negated, test.target), (test.negated, test.truth)]
+    if test.choice is not None and test.lettered is not None:
+        pairs += [(test.prompt, option) for option in test.choice.options]
+        pairs += [(test.lettered, letter) for letter in ascii_uppercase[: len(test.choice.options)]]
+    return pairs
+
+
+def _records(test: SideTest, scores: dict[Pair, TargetScore]) -> list[Record]:
+    found: list[Record] = []
+
+    def add(metric: Metric, prompt: str, value: float | bool, said: str) -> None:
+        found.append(Record(test.fact, metric, prompt, float(value), said))
+
+    if test.negated is not None and test.truth is not None:
+        target, truth = scores[test.negated, test.target], scores[test.negated, test.truth]
+        said = test.target if target.log_probability > truth.log_probability else test.truth
+        add(Metric.NEGATION_ACCURACY, test.negated, target.log_probability <= truth.log_probability, said)
+    for entry in test.reversal:
+        scored = scores[entry.prompt, entry.answer]
+        add(Metric.REVERSAL_ACCURACY, entry.prompt, scored.correct, scored.said)
+        add(Metric.REVERSAL_TOKENS, entry.prompt, scored.share, scored.said)
+    if test.choice is not None and test.lettered is not None:
+        letters = tuple(ascii_uppercase[: len(test.choice.options)])
+        for metric, prompt, options in (
+            (Metric.MULTIPLE_CHOICE_ACCURACY, test.prompt, test.choice.options),
+            (Metric.MULTIPLE_CHOICE_LETTER_ACCURACY, test.lettered, letters),
+        ):
+            values = [scores[prompt, option].log_probability for option in options]
+            likeliest = [index for index, value in enumerate(values) if value == max(values)]
+            add(metric, prompt, likeliest == [test.choice.answer], options[likeliest[0]])
+    return found
