@@ -109,7 +109,9 @@ def _point(row: Row, edits: int) -> Point:
 
 def chart_svg(chart: Chart) -> Markup:
     """The chart as an SVG element for the page, whose style sheet has its classes ``s0`` … ``s7``."""
-    across = Scale.linear(0, max(point.edits for curve in chart.curves for point in curve.points), _LEFT, _right())
+    across = Scale.linear(
+        0.0, float(max(point.edits for curve in chart.curves for point in curve.points)), _LEFT, _right()
+    )
     up = _vertical(chart)
     parts = [_grid(across, up, chart)]
     for curve in chart.curves:
@@ -123,7 +125,7 @@ def swatch_svg(style: int) -> Markup:
     """A method's line and marker, for the legend."""
     line = Markup('<line x1="1" y1="7" x2="33" y2="7" stroke-dasharray="{}"/>').format(_DASHES[style % len(_DASHES)])
     return Markup('<svg class="swatch s{}" viewBox="0 0 34 14" aria-hidden="true">{}{}</svg>').format(
-        style % COLOURS, line, marker_svg(style, 17, 7)
+        style % COLOURS, line, marker_svg(style, 17.0, 7.0)
     )
 
 
@@ -160,10 +162,12 @@ def _vertical(chart: Chart) -> Scale:
     ]
     low, high, bottom = min(values), max(values), _HEIGHT - _BOTTOM
     if chart.measure.unit is Unit.PERCENT:
-        return Scale(0, 1, bottom, _TOP, (0, 0.25, 0.5, 0.75, 1))
+        return Scale(0.0, 1.0, bottom, _TOP, (0.0, 0.25, 0.5, 0.75, 1.0))
     if low > 0 and high / low > 20:
         return Scale.powers(low, high, bottom, _TOP)
-    return Scale.linear(min(low, 0) if chart.measure.name != "perplexity_ratio" else min(low, 1), high, bottom, _TOP)
+    return Scale.linear(
+        min(low, 0.0) if chart.measure.name != "perplexity_ratio" else min(low, 1.0), high, bottom, _TOP
+    )
 
 
 def _grid(across: Scale, up: Scale, chart: Chart) -> Markup:
@@ -192,12 +196,12 @@ def _grid(across: Scale, up: Scale, chart: Chart) -> Markup:
 
 
 def _curve(curve: Curve, across: Scale, up: Scale, measure: Measure) -> Markup:
-    places = [(across.at(point.edits), up.at(point.mean)) for point in curve.points]
+    places = [(across.at(float(point.edits)), up.at(point.mean)) for point in curve.points]
     banded = [point for point in curve.points if point.low is not None and point.high is not None]
     edges = [(point.edits, point.high or 0.0) for point in banded]
     edges += [(point.edits, point.low or 0.0) for point in reversed(banded)]
     band = Markup('<polygon class="band" points="{}"/>').format(
-        " ".join(f"{across.at(edits):.1f},{up.at(value):.1f}" for edits, value in edges)
+        " ".join(f"{across.at(float(edits)):.1f},{up.at(value):.1f}" for edits, value in edges)
     )
     line = Markup('<polyline points="{}" stroke-dasharray="{}"/>').format(
         " ".join(f"{x:.1f},{y:.1f}" for x, y in places), _DASHES[curve.style % len(_DASHES)]
