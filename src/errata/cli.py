@@ -28,6 +28,7 @@ from errata.verbs import (
     methods,
     push,
     recipe,
+    report,
     revert,
     save,
     show,
@@ -57,6 +58,7 @@ app.command("history", epilog=history.EXAMPLE)(history.history)
 app.command("save", epilog=save.EXAMPLE)(save.save)
 app.command("push", epilog=push.EXAMPLE)(push.push)
 app.command("locate", epilog=locate.EXAMPLE)(locate.locate_layers)
+app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("methods", epilog=methods.EXAMPLE)(methods.methods)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command("bench", epilog=bench.EXAMPLE)(bench.bench)

@@ -1,0 +1,146 @@
+"""What a benchmark's run has left in its directory: results and what belongs to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from errata.errors import Fault, FaultsError, InputError
+from errata.evaluation.records import Row, read_results
+from errata.reading import reason_of
+
+SUMMARY: Final = "summary.json"
+RECORDS: Final = "records.parquet"
+GRID: Final = "grid.json"
+_REMEDY: Final = "Give the directory of a finished `errata bench`, as that has written it"
+
+
+class CellRecord(BaseModel):
+    """One cell of the grid: a model, a data set, a method and a seed.
+
+    Attributes:
+        seconds: wall time; None where it is not known.
+        failure: why it failed; None if it did not.
+        collapsed_at: the batch, from 1, before which the run was stopped because perplexity was over its limit behind
+            it; None if it never was.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    model: str
+    data: str
+    method: str
+    seed: int
+    status: Literal["done", "failed", "not done"]
+    seconds: float | None = None
+    failure: str | None = None
+    collapsed_at: int | None = None
+
+
+class About(BaseModel):
+    """What stands beside the rows of ``summary.json``.
+
+    Attributes:
+        command: what made the run; the same command goes on with it.
+        absent: of each data set the metrics that could not be measured, with the reason.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    command: str
+    cells: tuple[CellRecord, ...]
+    created: str = ""
+    versions: Mapping[str, Any] = {}
+    grid: Mapping[str, Any] = {}
+    recipes: Mapping[str, Any] = {}
+    absent: Mapping[str, Mapping[str, str]] = {}
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """The rows of one model on one data set; names are empty where the rows name none."""
+
+    model: str
+    data: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRun:
+    """A benchmark's run as it is read.
+
+    Attributes:
+        name: what its directory is called.
+        records: its file with one row per prompt.
+    """
+
+    name: str
+    records: Path
+    rows: tuple[Row, ...]
+    about: About
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods' names, in the order in which they first appear."""
+        return list(dict.fromkeys(row["method"] for row in self.rows))
+
+    def sections(self) -> list[Section]:
+        """The rows by model and data set, in the order in which they first appear."""
+        found: dict[tuple[str, str], list[Row]] = {}
+        for row in self.rows:
+            found.setdefault((row.get("model", ""), row.get("data", "")), []).append(row)
+        return [Section(model, data, tuple(rows)) for (model, data), rows in found.items()]
+
+
+def read_bench_run(directory: Path) -> BenchRun:
+    """Read a run's results; the records are not opened.
+
+    Raises:
+        InputError: if this is no directory of a benchmark, its run is not finished, or its results are damaged.
+        FaultsError: if several rows are of the same thing.
+    """
+    if not directory.is_dir():
+        raise InputError(f"there is no directory {str(directory)!r}", remedy=_REMEDY)
+    summary = directory / SUMMARY
+    if not summary.exists():
+        if (directory / GRID).exists():
+            raise InputError(
+                f"the run in {directory} is not finished: it has {GRID}, and no {SUMMARY} yet",
+                remedy=f"Go on with it by `errata bench --out {directory}`, then ask for the report",
+            )
+        raise InputError(f"{directory} is no run of a benchmark: it has neither {SUMMARY} nor {GRID}", remedy=_REMEDY)
+    results = read_results(summary)
+    try:
+        about = About.model_validate(results.about)
+    except ValidationError as error:
+        raise InputError(f"{summary}, 'about', cannot be used: {reason_of(error)}", remedy=_REMEDY) from error
+    if not results.rows and not about.cells:
+        raise InputError(f"{summary} has neither rows nor cells", remedy=_REMEDY)
+    try:
+        json.dumps([results.rows, results.about], ensure_ascii=False).encode()  # JSON's \\ud800 is no text in a file
+    except UnicodeEncodeError as error:
+        raise InputError(f"{summary} has text that is not Unicode: {error}", remedy=_REMEDY) from error
+    _check_once(summary, results.rows)
+    return BenchRun(directory.resolve().name, directory / RECORDS, results.rows, about)
+
+
+def _check_once(summary: Path, rows: tuple[Row, ...]) -> None:
+    """No table could show two values of the same thing, and to choose one would be a guess."""
+    first: dict[tuple[object, ...], int] = {}
+    faults = []
+    for index, row in enumerate(rows):
+        edits = row.get("edits") if row["when"] == "during" else None
+        key = (row.get("model"), row.get("data"), row["method"], row["metric"], row["when"], edits)
+        if key in first:
+            what = f"it is of the same as rows[{first[key]}]: {row['method']!r}, {row['metric']!r}, {row['when']!r}"
+            faults.append(Fault(f"rows[{index}]", what, "Give each variant of a method its own name"))
+        first.setdefault(key, index)
+    if faults:
+        raise FaultsError(str(summary), faults)

@@ -1,0 +1,168 @@
+"""Methods beside each other: lines, columns, and which value is the best beyond its interval's doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from errata.evaluation.records import Row, When
+from errata.report.measures import Better, Group, Measure, in_order
+
+BEFORE: Final = "before editing"
+_MOMENTS: Final[tuple[tuple[When, str], ...]] = (("right_after", "right after"), ("after", "after"))
+BEST_NOTE: Final = (
+    "A value is marked as best only where its 95 % interval is separate from those of all others in its column; where "
+    "intervals overlap, or one is not known, none is."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with its 95 % interval; None where none can be told."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def separate_best(values: Sequence[Interval | None], better: Better | None) -> int | None:
+    """The index of the value that is better than all others beyond doubt; None if there is none.
+
+    That is: its interval and that of each other have no point in common, and it is on the better side.
+
+    Args:
+        values: one for each method; None for a method that was not measured, which takes no part.
+        better: None where neither way is: nothing is best then.
+    """
+    present = [(index, value) for index, value in enumerate(values) if value is not None]
+    if better is None or len(present) < 2:
+        return None
+    sign = 1 if better == "higher" else -1
+    spans: list[tuple[float, float, int]] = []  # the worse end, the better end, whose
+    for index, value in present:
+        if value.low is None or value.high is None:
+            return None
+        worse, best = sorted((sign * value.low, sign * value.high))
+        spans.append((worse, best, index))
+    candidate = max(spans)
+    others = [span for span in spans if span is not candidate]
+    return candidate[2] if all(candidate[0] > best for _, best, _ in others) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One moment of one metric.
+
+    Attributes:
+        n: what the means are over, such as ``200``, or ``180–200`` where methods differ.
+    """
+
+    measure: Measure
+    when: When
+    moment: str
+    n: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A value as it is shown; ``row`` is None where nothing was measured."""
+
+    row: Row | None = None
+    value: str = "–"
+    interval: str = ""
+    n: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A method's name and its cells, one for each column."""
+
+    name: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The table of one group of metrics.
+
+    Attributes:
+        unedited: lines of the unedited model, on top of the methods: one where all methods have the same, else one
+            for each. Their cells are one for each measure, not for each column.
+    """
+
+    group: Group
+    measures: tuple[tuple[Measure, int], ...]
+    columns: tuple[Column, ...]
+    unedited: tuple[Line, ...]
+    lines: tuple[Line, ...]
+
+
+def comparisons(rows: Sequence[Row]) -> list[Comparison]:
+    """The tables of one model and one data set: right after each fact's own batch beside after the whole run."""
+    found: dict[tuple[str, str, When], Row] = {
+        (row["method"], row["metric"], row["when"]): row for row in rows if row["when"] != "during"
+    }
+    methods = list(dict.fromkeys(method for method, _, _ in found))
+    measures = in_order({metric for _, metric, when in found if when != "before"})
+    return [
+        _comparison(group, [measure for measure in measures if measure.group is group], methods, found)
+        for group in Group
+        if any(measure.group is group for measure in measures)
+    ]
+
+
+def _comparison(
+    group: Group, measures: Sequence[Measure], methods: Sequence[str], found: dict[tuple[str, str, When], Row]
+) -> Comparison:
+    columns, blocks = [], []
+    for measure in measures:
+        shown = [
+            Column(measure, when, moment, _n([row["n"] for row in values if row]))
+            for when, moment in _MOMENTS
+            if any(values := [found.get((method, measure.name, when)) for method in methods])
+        ]
+        columns += shown
+        blocks.append((measure, len(shown)))
+    by_column = []
+    for column in columns:
+        of_column = [found.get((method, column.measure.name, column.when)) for method in methods]
+        intervals = [row and Interval(row["mean"], row["low"], row["high"]) for row in of_column]
+        best = separate_best(intervals, column.measure.better)
+        by_column.append(
+            [
+                _cell(row, column.measure, best=index == best, counted="–" in column.n)
+                for index, row in enumerate(of_column)
+            ]
+        )
+    lines = tuple(Line(method, tuple(column[index] for column in by_column)) for index, method in enumerate(methods))
+    # A method that has no value of this group has no line in it.
+    lines = tuple(line for line in lines if any(cell.row for cell in line.cells))
+    return Comparison(group, tuple(blocks), tuple(columns), _unedited(measures, methods, found), lines)
+
+
+def _unedited(
+    measures: Sequence[Measure], methods: Sequence[str], found: dict[tuple[str, str, When], Row]
+) -> tuple[Line, ...]:
+    lines = [
+        (method, tuple(_cell(found.get((method, measure.name, "before")), measure) for measure in measures))
+        for method in methods
+    ]
+    lines = [(method, cells) for method, cells in lines if any(cell.row for cell in cells)]
+    values = {tuple((cell.value, cell.interval) for cell in cells) for _, cells in lines}
+    if len(values) == 1:
+        return (Line(BEFORE, lines[0][1]),)
+    return tuple(Line(f"{BEFORE}: {method}", cells) for method, cells in lines)
+
+
+def _cell(row: Row | None, measure: Measure, *, best: bool = False, counted: bool = False) -> Cell:
+    if row is None:
+        return Cell()
+    interval = measure.interval(row["low"], row["high"])
+    return Cell(row, measure.number(row["mean"]), interval, f"n = {row['n']}" if counted else "", best)
+
+
+def _n(counts: Sequence[int]) -> str:
+    smallest, largest = min(counts), max(counts)
+    return str(smallest) if smallest == largest else f"{smallest}–{largest}"

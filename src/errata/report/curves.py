@@ -1,0 +1,227 @@
+"""Curves over the number of edits: of each metric a small chart with a line for each method.
+
+Drawn as SVG by hand: it takes its colours from the page (light, dark, print), stays sharp, and needs no package. A
+method's colour, dash and marker are the same in all charts; any one of the three tells it from its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from markupsafe import Markup
+
+from errata.evaluation.records import Row
+from errata.report.axes import Scale
+from errata.report.measures import Group, Measure, Unit, in_order
+
+COLOURS: Final = 8  # how many the page's style sheet has
+_DASHES: Final = ("", "6 3", "2 2.5", "8 3 2 3", "12 3", "4 2 1 2")
+_MARKERS: Final = ("circle", "square", "triangle", "diamond", "cross", "inverted")
+_FIRST: Final = (
+    "efficacy_accuracy_first", "efficacy_accuracy_last", "efficacy_accuracy", "untouched_accuracy", "perplexity_ratio",
+    "weight_norm_ratio",
+)  # fmt: skip
+_TITLES: Final[Mapping[str, str]] = {
+    "efficacy_accuracy_first": "Efficacy of the first batch",
+    "efficacy_accuracy_last": "Efficacy of the last batch",
+    "efficacy_accuracy": "Efficacy of all batches so far",
+    "untouched_accuracy": "Untouched facts",
+    "perplexity_ratio": "Perplexity ratio",
+    "weight_norm_ratio": "Weight change ‖ΔW‖ / ‖W‖",
+}
+# Of the drawing, in its own units; the page scales it.
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340.0, 220.0, 46.0, 10.0, 12.0, 38.0
+_SHOWN_MARKERS: Final = 12  # of a line; more would hide it
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A value after so many edits; ``low`` and ``high`` are None where no interval can be told."""
+
+    edits: int
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A method's line; ``style`` is its place among all methods."""
+
+    method: str
+    style: int
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One metric over the number of edits."""
+
+    title: str
+    measure: Measure
+    curves: tuple[Curve, ...]
+
+    @property
+    def unit(self) -> str:
+        """What the vertical axis is in."""
+        named = {Unit.PERCENT: "% (accuracy)", Unit.RATIO: "ratio to the unedited model", Unit.SECONDS: "seconds"}
+        return "‖ΔW‖ / ‖W‖" if self.measure.name == "weight_norm_ratio" else named.get(self.measure.unit, "")
+
+
+def charts(rows: Sequence[Row], methods: Sequence[str]) -> list[Chart]:
+    """A chart for each metric that was looked at during the run. What edits should leave alone begins at 0 edits with
+    the unedited model; of the edited facts, the line from there to the first check would hide all that follows.
+
+    Args:
+        rows: of one model and one data set.
+        methods: of the whole page, in whose order styles are given.
+    """
+    during = [row for row in rows if row["when"] == "during" and "edits" in row]
+    names = {row["metric"] for row in during}
+    others = [measure.name for measure in in_order(names) if measure.name not in _FIRST]
+    drawn = []
+    for name in (*(name for name in _FIRST if name in names), *others):
+        measure = next(measure for measure in in_order({name}))
+        curves = []
+        for style, method in enumerate(methods):
+            points = [_point(row, row["edits"]) for row in during if (row["method"], row["metric"]) == (method, name)]
+            unedited = [
+                _point(row, 0)
+                for row in rows
+                if (row["method"], row["metric"], row["when"]) == (method, name, "before")
+                and measure.group is Group.OTHERS
+            ]
+            if points:
+                start = [] if any(point.edits == 0 for point in points) else unedited
+                ordered = sorted([*start, *points], key=lambda point: point.edits)
+                curves.append(Curve(method, style, tuple(ordered)))
+        title = _TITLES.get(name, measure.head[:1].upper() + measure.head[1:])
+        drawn.append(Chart(title, measure, tuple(curves)))
+    return drawn
+
+
+def _point(row: Row, edits: int) -> Point:
+    return Point(edits, row["mean"], row["low"], row["high"])
+
+
+def chart_svg(chart: Chart) -> Markup:
+    """The chart as an SVG element for the page, whose style sheet has its classes ``s0`` … ``s7``."""
+    across = Scale.linear(
+        0.0, float(max(point.edits for curve in chart.curves for point in curve.points)), _LEFT, _right()
+    )
+    up = _vertical(chart)
+    parts = [_grid(across, up, chart)]
+    for curve in chart.curves:
+        parts.append(_curve(curve, across, up, chart.measure))
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}, {}: {} over the number of edits">{}</svg>'
+    ).format(_WIDTH, _HEIGHT, chart.title, chart.unit, _count(len(chart.curves)), Markup("").join(parts))
+
+
+def swatch_svg(style: int) -> Markup:
+    """A method's line and marker, for the legend."""
+    line = Markup('<line x1="1" y1="7" x2="33" y2="7" stroke-dasharray="{}"/>').format(_DASHES[style % len(_DASHES)])
+    return Markup('<svg class="swatch s{}" viewBox="0 0 34 14" aria-hidden="true">{}{}</svg>').format(
+        style % COLOURS, line, marker_svg(style, 17.0, 7.0)
+    )
+
+
+def marker_svg(style: int, x: float, y: float, size: float = 3.4, title: str = "") -> Markup:
+    """A method's marker around a point; ``title`` shows under the mouse."""
+    kind = _MARKERS[(style + style // len(_MARKERS)) % len(_MARKERS)]
+    shapes = {
+        "square": f"M{x - size:.1f} {y - size:.1f}h{2 * size:.1f}v{2 * size:.1f}h{-2 * size:.1f}z",
+        "triangle": f"M{x:.1f} {y - 1.2 * size:.1f}l{1.2 * size:.1f} {2.1 * size:.1f}h{-2.4 * size:.1f}z",
+        "inverted": f"M{x:.1f} {y + 1.2 * size:.1f}l{1.2 * size:.1f} {-2.1 * size:.1f}h{-2.4 * size:.1f}z",
+        "diamond": f"M{x:.1f} {y - 1.4 * size:.1f}l{1.4 * size:.1f} {1.4 * size:.1f}l{-1.4 * size:.1f} "
+        f"{1.4 * size:.1f}l{-1.4 * size:.1f} {-1.4 * size:.1f}z",
+        "cross": f"M{x - size:.1f} {y - size:.1f}l{2 * size:.1f} {2 * size:.1f}m0 {-2 * size:.1f}"
+        f"l{-2 * size:.1f} {2 * size:.1f}",
+        "circle": f"M{x - size:.1f} {y:.1f}a{size} {size} 0 1 0 {2 * size:.1f} 0"
+        f"a{size} {size} 0 1 0 {-2 * size:.1f} 0z",
+    }
+    inner = Markup("<title>{}</title>").format(title) if title else Markup("")
+    return Markup('<path class="marker" d="{}">{}</path>').format(shapes[kind], inner)
+
+
+def _right() -> float:
+    return _WIDTH - _RIGHT
+
+
+def _vertical(chart: Chart) -> Scale:
+    """Shares from 0 to 100 %; what can collapse by orders of magnitude on a logarithmic scale once it does."""
+    values = [
+        value
+        for curve in chart.curves
+        for point in curve.points
+        for value in (point.mean, point.low, point.high)
+        if value is not None
+    ]
+    low, high, bottom = min(values), max(values), _HEIGHT - _BOTTOM
+    if chart.measure.unit is Unit.PERCENT:
+        return Scale(0.0, 1.0, bottom, _TOP, (0.0, 0.25, 0.5, 0.75, 1.0))
+    if low > 0 and high / low > 20:
+        return Scale.powers(low, high, bottom, _TOP)
+    return Scale.linear(
+        min(low, 0.0) if chart.measure.name != "perplexity_ratio" else min(low, 1.0), high, bottom, _TOP
+    )
+
+
+def _grid(across: Scale, up: Scale, chart: Chart) -> Markup:
+    parts = []
+    for tick in up.ticks:
+        y = up.at(tick)
+        text = f"{100 * tick:.0f}" if chart.measure.unit is Unit.PERCENT else f"{tick:g}"
+        parts.append(
+            Markup('<line class="grid" x1="{}" y1="{:.1f}" x2="{}" y2="{:.1f}"/>').format(_LEFT, y, _right(), y)
+        )
+        parts.append(Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(_LEFT - 6, y + 3.5, text))
+    for tick in across.ticks:
+        if tick == int(tick):
+            x, y = across.at(tick), _HEIGHT - _BOTTOM
+            parts.append(Markup('<line class="tick" x1="{:.1f}" y1="{}" x2="{:.1f}" y2="{}"/>').format(x, y, x, y + 4))
+            label = Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{:g}</text>')
+            parts.append(label.format(x, y + 15, tick) if tick < 1e6 else label.format(x, y + 15, int(tick)))
+    centre = (_LEFT + _right()) / 2
+    parts.append(Markup('<text x="{}" y="{}" text-anchor="middle">facts edited</text>').format(centre, _HEIGHT - 6))
+    unit = chart.unit + (", log scale" if up.logarithmic else "")
+    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+    parts.append(
+        Markup('<text transform="translate(10 {}) rotate(-90)" text-anchor="middle">{}</text>').format(middle, unit)
+    )
+    return Markup("").join(parts)
+
+
+def _curve(curve: Curve, across: Scale, up: Scale, measure: Measure) -> Markup:
+    places = [(across.at(float(point.edits)), up.at(point.mean)) for point in curve.points]
+    banded = [point for point in curve.points if point.low is not None and point.high is not None]
+    edges = [(point.edits, point.high or 0.0) for point in banded]
+    edges += [(point.edits, point.low or 0.0) for point in reversed(banded)]
+    band = Markup('<polygon class="band" points="{}"/>').format(
+        " ".join(f"{across.at(float(edits)):.1f},{up.at(value):.1f}" for edits, value in edges)
+    )
+    line = Markup('<polyline points="{}" stroke-dasharray="{}"/>').format(
+        " ".join(f"{x:.1f},{y:.1f}" for x, y in places), _DASHES[curve.style % len(_DASHES)]
+    )
+    every = max(1, math.ceil(len(places) / _SHOWN_MARKERS))
+    markers = [
+        marker_svg(curve.style, x, y, title=_told(curve.method, point, measure))
+        for index, (point, (x, y)) in enumerate(zip(curve.points, places, strict=True))
+        if index % every == 0 or index == len(places) - 1
+    ]
+    return Markup('<g class="curve s{}" data-style="{}">{}{}{}</g>').format(
+        curve.style % COLOURS, curve.style, band if len(banded) > 1 else Markup(""), line, Markup("").join(markers)
+    )
+
+
+def _told(method: str, point: Point, measure: Measure) -> str:
+    interval = measure.interval(point.low, point.high)
+    value = f"{measure.number(point.mean)}{measure.unit_text}"
+    return f"{method}, {point.edits} edits: {value}{' ' if interval else ''}{interval}"
+
+
+def _count(methods: int) -> str:
+    return "1 method" if methods == 1 else f"{methods} methods"

@@ -1,0 +1,108 @@
+"""A benchmark's results as a Markdown document, and as CSV in the long form."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Final
+
+from errata.evaluation.records import Row
+from errata.report.bench_run import BenchRun
+from errata.report.comparison import BEST_NOTE, Cell, Comparison, comparisons
+from errata.report.markdown import Markdown, fenced, moment, text
+from errata.report.page import as_yaml, collapsed, duration, failed, headline, total_seconds, unfinished
+
+CSV_COLUMNS: Final = (
+    "model", "data", "method", "metric", "when", "edits", "mean", "low", "high", "n", "best",
+)  # fmt: skip
+
+
+def report_markdown(run: BenchRun) -> Markdown:
+    """The tables with their intervals, what failed, what is absent, and how to repeat it."""
+    about = run.about
+    blocks = [f"# Benchmark {text(run.name)}", text(headline(run)) + "."]
+    seconds = total_seconds(about.cells)
+    blocks.append(f"Made {moment(about.created) if about.created else 'at a time not told'}, in {duration(seconds)}.")
+    alarms = [
+        f"- **Failed:** {text(cell.id)}: {text(cell.failure or 'no reason told')}" for cell in failed(about.cells)
+    ]
+    alarms += [
+        f"- **Collapsed:** {text(cell.id)}: stopped before batch {cell.collapsed_at}" for cell in collapsed(about.cells)
+    ]
+    alarms += [f"- **Not done:** {text(cell.id)}" for cell in unfinished(about.cells)]
+    blocks += ["\n".join(alarms)] if alarms else []
+    for section in run.sections():
+        blocks.append(f"## {text(section.model or 'model not told')}, {text(section.data or 'data not told')}")
+        for table in comparisons(section.rows):
+            blocks += [f"### {table.group}", _table(table)]
+    blocks.append(f"Mean [95 % interval] over n. **Bold**: {BEST_NOTE[0].lower()}{BEST_NOTE[1:]}")
+    absent = [
+        f"- {text(data)}, {text(metric)}: {text(reason)}"
+        for data, reasons in about.absent.items()
+        for metric, reason in reasons.items()
+    ]
+    blocks += ["## Not measured", "\n".join(absent)] if absent else []
+    blocks += ["## Notes", "\n".join(f"- {text(note)}" for note in about.notes)] if about.notes else []
+    blocks += ["## How to repeat it", fenced(about.command, "bash")]
+    if about.versions:
+        blocks.append(text(", ".join(f"{name} {version}" for name, version in about.versions.items()), 2000))
+    for name, recipe in about.recipes.items():
+        blocks += [f"### Recipe of {text(name)}", fenced(as_yaml(recipe), "yaml")]
+    return Markdown("\n\n".join(blocks) + "\n")
+
+
+def _table(table: Comparison) -> str:
+    moments = {column.when for column in table.columns}
+    heads = [
+        f"{text(column.measure.head)}{f', {column.measure.unit_text}' if column.measure.unit_text else ''}"
+        f"{f', {column.moment}' if len(moments) > 1 else ''} (n={column.n})"
+        for column in table.columns
+    ]
+    lines = [["method", *heads], ["---", *("---:" for _ in heads)]]
+    for line in table.unedited:
+        # What the unedited model says stands in the last column of each metric.
+        cells: list[str] = []
+        for (_, span), cell in zip(table.measures, line.cells, strict=True):
+            cells += [*([""] * (span - 1)), _cell(cell)]
+        lines.append([f"*{text(line.name)}*", *cells])
+    lines += [[text(line.name), *map(_cell, line.cells)] for line in table.lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(cell: Cell) -> str:
+    value = f"**{cell.value}**" if cell.best else cell.value
+    return " ".join(part for part in (value, cell.interval, f"({cell.n})" if cell.n else "") if part)
+
+
+def report_csv(run: BenchRun) -> str:
+    """The long form: a line for each row, with ``best`` 1 where the tables mark it; shares are from 0 to 1."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for section in run.sections():
+        best = {
+            (cell.row["method"], cell.row["metric"], cell.row["when"])
+            for table in comparisons(section.rows)
+            for line in table.lines
+            for cell in line.cells
+            if cell.best and cell.row is not None
+        }
+        for row in section.rows:
+            writer.writerow(_csv_line(row, (row["method"], row["metric"], row["when"]) in best))
+    return out.getvalue()
+
+
+def _csv_line(row: Row, best: bool) -> list[object]:
+    interval = ["" if end is None else repr(float(end)) for end in (row["low"], row["high"])]
+    return [
+        row.get("model", ""),
+        row.get("data", ""),
+        row["method"],
+        row["metric"],
+        row["when"],
+        row.get("edits", ""),
+        repr(float(row["mean"])),
+        *interval,
+        row["n"],
+        int(best),
+    ]

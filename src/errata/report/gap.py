@@ -1,0 +1,139 @@
+"""Teacher-forced beside free-running: what a model would say token by token, given the right beginning, and what it
+says when nobody helps. The gap between them is the point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from markupsafe import Markup
+
+from errata.evaluation.records import Row
+from errata.report.comparison import Cell
+from errata.report.curves import COLOURS, marker_svg
+from errata.report.measures import measure_of
+
+# What is asked, the teacher-forced metric, and the free-running ones, the one for the chart first.
+_PAIRS: Final = (
+    ("Efficacy", ("efficacy_accuracy", "efficacy_tokens"), ("free_efficacy_contained", "free_efficacy_exact")),
+    (
+        "Generalisation",
+        ("generalisation_accuracy", "generalisation_tokens"),
+        ("free_generalisation_contained", "free_generalisation_exact"),
+    ),
+    (
+        "Portability",
+        ("portability_accuracy", "portability_tokens"),
+        ("free_portability_contained", "free_portability_exact"),
+    ),
+    ("Locality", ("unrelated_agreement", "untouched_accuracy", "specificity_accuracy"), ("free_locality",)),
+)
+_HEADS: Final = {
+    "contained": "contains the answer", "exact": "is the answer", "locality": "same text as before",
+}  # fmt: skip
+_FORCED: Final = {
+    "specificity_accuracy": "specificity accuracy", "unrelated_agreement": "unrelated: same answer as before",
+    "untouched_accuracy": "untouched accuracy", "accuracy": "all tokens right", "tokens": "share of tokens",
+}  # fmt: skip
+_LEFT, _RIGHT, _ROW, _TOP, _BOTTOM, _WIDTH = 12.0, 12.0, 22.0, 8.0, 34.0, 340.0
+
+
+@dataclass(frozen=True, slots=True)
+class GapLine:
+    """A method: forced, the free-running ones, and the difference of the first two in percentage points."""
+
+    method: str
+    style: int
+    forced: Cell
+    free: tuple[Cell, ...]
+    gap: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """One question, asked both ways, after the whole run."""
+
+    title: str
+    forced: str
+    free: tuple[str, ...]
+    lines: tuple[GapLine, ...]
+
+
+def gaps(rows: Sequence[Row], methods: Sequence[str]) -> list[Gap]:
+    """A table for each question that was asked in both ways of one model on one data set.
+
+    Args:
+        methods: of the whole page, in whose order styles are given.
+    """
+    after = {(row["method"], row["metric"]): row for row in rows if row["when"] == "after"}
+    measured = {metric for _, metric in after}
+    found = []
+    for title, forced_names, free_names in _PAIRS:
+        forced = next((name for name in forced_names if name in measured), None)
+        free = [name for name in free_names if name in measured]
+        if forced is None or not free:
+            continue
+        lines = [
+            _line(method, style, after.get((method, forced)), [after.get((method, name)) for name in free])
+            for style, method in enumerate(methods)
+            if any((method, name) in after for name in (forced, *free))
+        ]
+        heads = tuple(_HEADS[name.rpartition("_")[2]] for name in free)
+        found.append(Gap(title, _FORCED.get(forced) or _FORCED[forced.rpartition("_")[2]], heads, tuple(lines)))
+    return found
+
+
+def _line(method: str, style: int, forced: Row | None, free: Sequence[Row | None]) -> GapLine:
+    first = free[0]
+    gap = "–" if forced is None or first is None else f"{100 * (first['mean'] - forced['mean']):+.1f}"
+    return GapLine(method, style, _cell(forced), tuple(map(_cell, free)), gap.replace("-", "−"))
+
+
+def _cell(row: Row | None) -> Cell:
+    if row is None:
+        return Cell()
+    measure = measure_of(row["metric"])
+    return Cell(row, measure.number(row["mean"]), measure.interval(row["low"], row["high"]), f"n = {row['n']}")
+
+
+def gap_svg(gap: Gap) -> Markup:
+    """A line for each method from its teacher-forced value (hollow) to its free-running one (filled)."""
+    height = _TOP + _ROW * len(gap.lines) + _BOTTOM
+    bottom = height - _BOTTOM
+    parts = []
+    for tick in (0, 25, 50, 75, 100):
+        x = _across(tick / 100)
+        parts.append(Markup('<line class="grid" x1="{0:.1f}" y1="{1}" x2="{0:.1f}" y2="{2}"/>').format(x, _TOP, bottom))
+        parts.append(Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(x, bottom + 14, tick))
+    parts.append(Markup('<text x="{}" y="{}" text-anchor="middle">%</text>').format(_WIDTH / 2, height - 6))
+    for index, line in enumerate(gap.lines):
+        parts.append(_dumbbell(line, _TOP + _ROW * (index + 0.5)))
+    return Markup(
+        '<svg class="chart gap" viewBox="0 0 {} {}" role="img" aria-label="{}, teacher-forced (hollow) and '
+        'free-running (filled), in percent">{}</svg>'
+    ).format(_WIDTH, height, gap.title, Markup("").join(parts))
+
+
+def _dumbbell(line: GapLine, y: float) -> Markup:
+    forced, free = line.forced.row, line.free[0].row
+    parts = []
+    if forced is not None and free is not None:
+        bar = Markup('<line class="bar" x1="{:.1f}" y1="{}" x2="{:.1f}" y2="{}"/>')
+        parts.append(bar.format(_across(forced["mean"]), y, _across(free["mean"]), y))
+    if forced is not None:
+        told = f"{line.method}, teacher-forced: {line.forced.value} %"
+        parts.append(
+            Markup('<g class="hollow">{}</g>').format(marker_svg(line.style, _across(forced["mean"]), y, 5.2, told))
+        )
+    if free is not None:
+        told = f"{line.method}, free-running: {line.free[0].value} %"
+        parts.append(marker_svg(line.style, _across(free["mean"]), y, 3.2, told))
+    return Markup('<g class="curve s{}" data-style="{}">{}</g>').format(
+        line.style % COLOURS, line.style, Markup("").join(parts)
+    )
+
+
+def _across(share: float) -> float:
+    return _LEFT + min(max(share, 0.0), 1.0) * (_WIDTH - _LEFT - _RIGHT)

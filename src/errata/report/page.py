@@ -1,0 +1,166 @@
+"""One self-contained HTML page of a benchmark's run: it opens from disk, asks nothing of any network, and whatever
+anybody's facts and names contain, it shows them as text.
+
+Three guards: Jinja escapes every value that is not markup of ours; data for the script is JSON without any sign that
+HTML knows, and the script puts texts into the page as texts; a content security policy lets only this one script run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from errata.report.answers import Answers
+from errata.report.bench_run import BenchRun, CellRecord
+from errata.report.comparison import BEST_NOTE, Comparison, comparisons
+from errata.report.curves import Chart, chart_svg, charts, swatch_svg
+from errata.report.gap import Gap, gap_svg, gaps
+
+TEMPLATES: Final = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, slots=True)
+class PageSection:
+    """What the page shows of one model on one data set."""
+
+    model: str
+    data: str
+    tables: tuple[Comparison, ...]
+    gaps: tuple[Gap, ...]
+    charts: tuple[Chart, ...]
+
+
+def report_page(run: BenchRun, answers: Answers) -> str:
+    """The whole page as HTML."""
+    sections = [
+        PageSection(
+            section.model,
+            section.data,
+            tuple(comparisons(section.rows)),
+            tuple(gaps(section.rows, run.methods)),
+            tuple(charts(section.rows, run.methods)),
+        )
+        for section in run.sections()
+    ]
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            about=run.about,
+            headline=headline(run),
+            duration=duration(total_seconds(run.about.cells)),
+            failed=failed(run.about.cells),
+            collapsed=collapsed(run.about.cells),
+            unfinished=unfinished(run.about.cells),
+            sections=sections,
+            answers=answers,
+            data=embedded_json(answers.payload),
+            recipes=[(name, as_yaml(recipe)) for name, recipe in run.about.recipes.items()],
+            grid=as_yaml(run.about.grid) if run.about.grid else "",
+            best_note=BEST_NOTE,
+            style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+def headline(run: BenchRun) -> str:
+    """What was run, in one line: ``4 methods on lab, counterfact; 3 seeds, 1,000 edits``."""
+    cells = run.about.cells
+    seeds = len({cell.seed for cell in cells})
+    models = ", ".join(dict.fromkeys(name for cell in cells if (name := Path(cell.model).name or cell.model)))
+    data = ", ".join(dict.fromkeys(Path(cell.data).name or cell.data for cell in cells))
+    edits = sorted({row["edits"] for row in run.rows if row["when"] == "after" and "edits" in row})
+    what = _counted(len(run.methods), "method")
+    parts = [f"{what} on {models} with {data}", _counted(seeds, "seed")] if cells else [what]
+    if edits:
+        parts.append(f"{edits[0]:,} edits" if len(edits) == 1 else f"{edits[0]:,}–{edits[-1]:,} edits")
+    return "; ".join(parts)
+
+
+def failed(cells: Iterable[CellRecord]) -> list[CellRecord]:
+    """Cells that have no results."""
+    return [cell for cell in cells if cell.status == "failed"]
+
+
+def collapsed(cells: Iterable[CellRecord]) -> list[CellRecord]:
+    """Cells in which the collapse alarm went off."""
+    return [cell for cell in cells if cell.collapsed_at is not None]
+
+
+def unfinished(cells: Iterable[CellRecord]) -> list[CellRecord]:
+    """Cells that were not done when the results were written."""
+    return [cell for cell in cells if cell.status == "not done"]
+
+
+def total_seconds(cells: Iterable[CellRecord]) -> float:
+    """Wall time of all cells one after another."""
+    return sum(cell.seconds or 0.0 for cell in cells)
+
+
+def duration(seconds: float) -> str:
+    """``1 h 02 min``, ``3 min 05 s`` or ``7.2 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def moment(value: str) -> str:
+    """A time as records tell it, to the minute; what is none as it is."""
+    try:
+        when = datetime.fromisoformat(value)
+    except ValueError:
+        return value
+    zone = "" if when.utcoffset() is None else f" {when.tzname()}"
+    return f"{when:%Y-%m-%d %H:%M}{zone}"
+
+
+def as_yaml(value: object) -> str:
+    """A recipe or a grid for reading; a recipe's text may be YAML already."""
+    return value if isinstance(value, str) else yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+
+
+def embedded_json(value: Mapping[str, Any]) -> Markup:
+    """JSON that may stand inside a ``<script>``: ASCII, without any sign that could end it or begin a comment."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "chart": chart_svg,
+        "gap_chart": gap_svg,
+        "swatch": swatch_svg,
+        "duration": duration,
+        "moment": moment,
+    }
+    return environment

@@ -1,0 +1,98 @@
+"""Which value is marked as best, and how methods stand beside each other."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from errata.report.comparison import BEFORE, Interval, comparisons, separate_best
+from errata.report.measures import Group, Unit, measure_of
+
+from tests.support.bench_runs import row
+
+NUMBERS = st.floats(-1e6, 1e6)
+
+
+@st.composite
+def intervals(draw: st.DrawFn) -> Interval:
+    low, mean, high = sorted((draw(NUMBERS), draw(NUMBERS), draw(NUMBERS)))
+    return Interval(mean, low, high)
+
+
+def obvious_best(values: list[Interval | None], better: str) -> list[int]:
+    """All that are better than each other one, pair by pair."""
+    found = []
+    present = [(index, value) for index, value in enumerate(values) if value is not None]
+    for index, value in present:
+        others = [other for place, other in present if place != index]
+        if better == "higher":
+            wins = [other.high < value.low for other in others if other.high is not None and value.low is not None]
+        else:
+            wins = [other.low > value.high for other in others if other.low is not None and value.high is not None]
+        if others and all(wins):
+            found.append(index)
+    return found
+
+
+@given(st.lists(st.none() | intervals(), max_size=6), st.sampled_from(["higher", "lower"]))
+def test_best_is_what_beats_each_other_one_beyond_its_interval(values: list[Interval | None], better: str) -> None:
+    best = separate_best(values, better)  # type: ignore[arg-type]
+    assert ([] if best is None else [best]) == obvious_best(values, better)
+
+
+@given(st.lists(intervals(), min_size=2, max_size=6))
+def test_upside_down_higher_is_lower(values: list[Interval]) -> None:
+    turned = [Interval(-one.mean, -(one.high or 0.0), -(one.low or 0.0)) for one in values]
+    assert separate_best(values, "higher") == separate_best(turned, "lower")
+
+
+def test_nothing_is_best_alone_without_a_direction_without_an_interval_or_where_intervals_touch() -> None:
+    low, high = Interval(0.2, 0.1, 0.3), Interval(0.8, 0.7, 0.9)
+    assert separate_best([low, high], "higher") == 1
+    assert separate_best([low, high], "lower") == 0
+    assert separate_best([low, None, high], "higher") == 2
+    assert separate_best([high], "higher") is None
+    assert separate_best([None, high], "higher") is None
+    assert separate_best([low, high], None) is None
+    assert separate_best([low, high, Interval(0.1, None, None)], "higher") is None
+    assert separate_best([low, Interval(0.5, 0.3, 0.6)], "higher") is None
+    assert separate_best([high, high], "higher") is None
+
+
+def test_right_after_stands_beside_after_and_the_unedited_model_on_top() -> None:
+    rows = [
+        row("a", "efficacy_accuracy", "before", 0.1),
+        row("b", "efficacy_accuracy", "before", 0.1),
+        row("a", "efficacy_accuracy", "right_after", 0.9),
+        row("a", "efficacy_accuracy", "after", 0.4, n=180),
+        row("b", "efficacy_accuracy", "after", 0.8),
+        row("a", "efficacy_accuracy", "during", 0.5, edits=10),
+        row("b", "no_such_metric", "after", 12.5),
+    ]
+    edited, unknown = comparisons(rows)
+    assert edited.group is Group.EDITED
+    assert [(column.moment, column.n) for column in edited.columns] == [("right after", "200"), ("after", "180–200")]
+    assert [(line.name, [cell.value for cell in line.cells]) for line in edited.unedited] == [(BEFORE, ["10.0"])]
+    shown = [(line.name, [(cell.value, cell.best) for cell in line.cells]) for line in edited.lines]
+    assert shown == [("a", [("90.0", False), ("40.0", False)]), ("b", [("–", False), ("80.0", True)])]
+    assert [cell.n for cell in edited.lines[1].cells] == ["", "n = 200"]
+    assert unknown.group is Group.UNKNOWN
+    assert [line.name for line in unknown.lines] == ["b"]
+
+
+def test_unedited_models_that_differ_have_a_line_each() -> None:
+    rows = [row(name, "score", when, mean) for name, mean in (("a", 0.1), ("b", 0.2)) for when in ("before", "after")]  # type: ignore[arg-type]
+    (table,) = comparisons(rows)
+    assert [line.name for line in table.unedited] == [f"{BEFORE}: a", f"{BEFORE}: b"]
+
+
+def test_units_are_known_or_nothing_is_guessed() -> None:
+    assert measure_of("perplexity_ratio").better == "lower"
+    assert measure_of("weight_norm_ratio").better is None
+    assert measure_of("free_portability_exact").unit is Unit.PERCENT
+    assert (measure_of("drift_kl_neighbours").unit, measure_of("drift_kl").better) == (Unit.RAW, "lower")
+    assert measure_of("ability:mmlu:acc").unit is Unit.PERCENT
+    for name in ("ability:wikitext:word_perplexity", "free_something", "negation_shift", "reversal", "xyz_accuracy"):
+        measure = measure_of(name)
+        assert (measure.unit, measure.better) == (Unit.RAW, None)
+        assert measure.number(0.123456) == "0.1235"

@@ -1,0 +1,153 @@
+"""The page of a benchmark's run in a real browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from errata.report.answers import read_answers
+from errata.report.bench_run import read_bench_run
+from errata.report.page import report_page
+
+from tests.report.test_page import HOSTILE, HOSTILE_RUN
+from tests.support.bench_runs import METHODS, MadeUp, write_run
+from tests.support.browser import Browser, browser, chromium
+
+PROGRAM = chromium()
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
+FIRST_TABLE = "document.querySelector('table.results')"
+NAMES = f"[...{FIRST_TABLE}.querySelectorAll('tbody.methods bdi')].map(e => e.textContent)"
+FOUND = "document.getElementById('found').textContent"
+
+
+def made(directory: Path, made_up: MadeUp) -> Path:
+    run = read_bench_run(write_run(directory, made_up))
+    page = directory / "report.html"
+    page.write_text(report_page(run, read_answers(run.records)), encoding="utf-8")
+    return page
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    assert PROGRAM is not None
+    with browser(PROGRAM, tmp_path_factory.mktemp("profile")) as driven:
+        driven.look()
+        yield driven
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("runs") / "run", MadeUp(facts=400, batch=40))
+
+
+@pytest.fixture
+def shown(opened: Browser, page: Path) -> Iterator[Browser]:
+    opened.look()
+    opened.said.clear()
+    opened.open(page)
+    yield opened
+    assert opened.said == []  # no error, no word on the console, nothing asked of a network
+
+
+def test_it_renders(shown: Browser) -> None:
+    assert shown.run("document.querySelectorAll('#list tbody tr').length") == 50
+    assert shown.run("document.querySelectorAll('svg.chart').length") == 6 + 3
+    box = shown.run(
+        "['width', 'height'].map(side => document.querySelector('svg.chart').getBoundingClientRect()[side])"
+    )
+    assert min(box) > 50
+    assert shown.run(FOUND) == "5,280 of 5,280 entries"
+
+
+def test_tables_sort_by_click_and_by_keyboard(shown: Browser) -> None:
+    assert shown.run(NAMES) == list(METHODS)
+    shown.click('table.results button[data-column="2"]')  # efficacy at the end, the best first
+    assert shown.run(NAMES) == ["alphaedit+blue", "memit+blue [layers=4,5]", "alphaedit", "memit"]
+    assert shown.run(f"{FIRST_TABLE}.querySelector('[aria-sort=descending] button').dataset.column") == "2"
+    shown.run(f"{FIRST_TABLE}.querySelector('button[data-column=\"0\"]').focus()")
+    shown.press("Enter", 13, "\r")
+    assert shown.run(NAMES) == sorted(METHODS)
+    assert shown.run(f"{FIRST_TABLE}.querySelectorAll('[aria-sort]:not([aria-sort=none])').length") == 1
+    shown.press(" ", 32, " ")
+    assert shown.run(NAMES) == sorted(METHODS, reverse=True)
+    assert shown.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def choose(driven: Browser, select: str, label: str) -> None:
+    driven.run(
+        f"(() => {{ const e = document.getElementById('{select}'); e.value = [...e.options].find("
+        f"o => o.text === '{label}').value; e.dispatchEvent(new Event('change')); }})()"
+    )
+
+
+def test_filters_find_and_pages_turn(shown: Browser) -> None:
+    shown.click("#next")
+    assert shown.run("document.getElementById('page').textContent") == "page 2 of 106"
+    shown.run("document.getElementById('words').focus()")
+    shown.call("Input.insertText", text="LAND 399")
+    shown.until(f"{FOUND} === '12 of 5,280 entries'")
+    choose(shown, "method", "memit")
+    assert shown.run(FOUND) == "3 of 5,280 entries"
+    assert shown.run("document.getElementById('next').disabled") is True
+    assert shown.run(
+        "[...document.querySelectorAll('#list tbody th .from')].every(e => e.textContent.includes('memit'))"
+    )
+    shown.click("#list .more")
+    assert "Everybody knows" in shown.run("document.querySelector('#list tr.other').textContent")
+    choose(shown, "outcome", "lost")
+    assert shown.run(FOUND) == "0 of 5,280 entries"
+
+
+def test_the_legend_hides_a_method_in_all_charts(shown: Browser) -> None:
+    hidden = "[...document.querySelectorAll('.curve')].filter(e => getComputedStyle(e).display === 'none').length"
+    assert shown.run(hidden) == 0
+    shown.click('button.toggle[data-style="1"]')
+    assert shown.run(hidden) == 6 + 3
+    assert (
+        shown.run("document.querySelector('button.toggle[data-style=\"1\"]').getAttribute('aria-pressed')") == "false"
+    )
+
+
+@pytest.mark.parametrize("width", [320, 360, 768])
+def test_narrow_windows_do_not_scroll_sideways(shown: Browser, width: int) -> None:
+    shown.look(width=width, height=700)
+    assert shown.run("document.documentElement.scrollWidth") <= width
+
+
+def contrast(driven: Browser, selector: str) -> float:
+    """Of an element's text against the page, as WCAG 2 computes it."""
+    colours = driven.run(
+        f"[getComputedStyle(document.querySelector({json.dumps(selector)})).color, "
+        "getComputedStyle(document.body).backgroundColor]"
+    )
+    luminances = []
+    for colour in colours:
+        parts = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(", ")]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        luminances.append(sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True)))
+    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_light_and_dark_can_be_read(shown: Browser, dark: bool) -> None:
+    shown.look(dark=dark)
+    ground = shown.run("getComputedStyle(document.body).backgroundColor")
+    assert ground == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
+    for selector in ("body", ".interval", "caption", "nav a", ".unit", ".yes", ".no", ".badge.doubt", ".more"):
+        assert contrast(shown, selector) >= 4.5, selector
+    if dark:  # paper is white
+        shown.look(dark=True, media="print")
+        assert shown.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_hostile_words_do_nothing(opened: Browser, tmp_path: Path) -> None:
+    opened.look(width=360)
+    opened.said.clear()
+    opened.open(made(tmp_path / "run", HOSTILE_RUN))
+    assert opened.said == []
+    assert opened.run("document.images.length + document.scripts.length") == 2
+    assert opened.run("document.querySelector('#list .prompt').textContent") == HOSTILE + "p"
+    assert opened.run("document.documentElement.scrollWidth") <= 360

@@ -1,0 +1,137 @@
+"""``errata report`` from outside: what it writes, and what it says of directories that it cannot use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from errata.cli import run
+
+from tests.support.bench_runs import MadeUp, write_run
+
+SMALL = MadeUp(seeds=1, facts=20, batch=10)
+REPORTS = {"report.html", "report.md", "report.csv", "report.tex"}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", SMALL)
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def test_all_formats_are_written_beside_the_results_and_again(directory: Path) -> None:
+    before = names(directory)
+    assert run(["report", str(directory)]) == 0
+    assert names(directory) == before | REPORTS
+    first = {name: (directory / name).read_bytes() for name in REPORTS}
+    assert run(["report", str(directory)]) == 0
+    assert {name: (directory / name).read_bytes() for name in REPORTS} == first
+
+
+def test_formats_and_places_can_be_chosen(directory: Path, tmp_path: Path) -> None:
+    assert run(["report", str(directory), "--format", "md,csv", "--out", str(tmp_path / "new" / "place")]) == 0
+    assert names(tmp_path / "new" / "place") == {"report.md", "report.csv"}
+    assert run(["report", str(directory), "--out", str(tmp_path / "table.tex")]) == 0
+    assert "\\begin{tabular}" in (tmp_path / "table.tex").read_text(encoding="utf-8")
+    assert not REPORTS & names(directory)
+
+
+def test_failed_and_unfinished_cells_are_told(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    summary["about"]["cells"][0].update(status="failed", failure="it broke", seconds=None)
+    summary["about"]["cells"][1].update(status="not done", seconds=None)
+    summary["about"]["cells"][2].update(collapsed_at=7)
+    (directory / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    assert run(["report", str(directory)]) == 0
+    said = capfd.readouterr().err
+    assert "1 of 4 runs of the grid failed" in said
+    assert "1 of 4 runs of the grid are not done yet" in said
+    for name in ("report.html", "report.md"):
+        text = (directory / name).read_text(encoding="utf-8")
+        assert "it broke" in text
+        assert "stopped before batch 7" in text
+        assert "not done" in text.lower()
+
+
+def _rows(change: Callable[[list[dict[str, object]]], object]) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        change(summary["rows"])
+        (directory / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+    return damage
+
+
+def _about(**values: object) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        summary["about"].update(values)
+        (directory / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+    return damage
+
+
+def _cut(name: str) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        whole = (directory / name).read_bytes()
+        (directory / name).write_bytes(whole[: len(whole) // 2])
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda directory: (directory / "summary.json").unlink(), "is not finished"),
+        (lambda directory: [(directory / name).unlink() for name in ("summary.json", "grid.json")], "no run of a"),
+        (lambda directory: (directory / "records.parquet").unlink(), "cannot be read as Parquet"),
+        (_cut("summary.json"), "cannot be read as JSON"),
+        (_cut("records.parquet"), "cannot be read as Parquet"),
+        (_rows(lambda rows: rows.append({"method": 1})), "is not one of"),
+        (_rows(lambda rows: rows.append(rows[0])), "it is of the same as rows"),
+        (_about(cells=[{"id": "x"}]), "'about', cannot be used: cells.0.model"),
+        (_about(command=None), "'about', cannot be used: command"),
+        (_about(notes=["\ud800"]), "not Unicode"),
+    ],
+)
+def test_what_cannot_be_used_leaves_nothing_half_written(
+    directory: Path, capfd: pytest.CaptureFixture[str], damage: Callable[[Path], object], words: str
+) -> None:
+    (directory / "report.html").write_text("older", encoding="utf-8")
+    damage(directory)
+    before = names(directory)
+    assert run(["report", str(directory)]) == 2
+    assert words in " ".join(capfd.readouterr().err.split())
+    assert names(directory) == before
+    assert (directory / "report.html").read_text(encoding="utf-8") == "older"
+
+
+def test_an_unfinished_run_says_how_to_go_on(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (directory / "summary.json").unlink()
+    assert run(["report", str(directory)]) == 2
+    assert f"errata bench --out {directory}" in capfd.readouterr().err.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--format", "html,pdf"], "no format 'pdf'"),
+        (["--out", "{}/report.pdf"], "no format is known by the ending"),
+        (["--out", "{}/x.md", "--format", "html"], "--format asks for html"),
+        (["--out", "{}/summary.json"], "no format is known"),
+    ],
+)
+def test_wrong_choices_are_told_with_wrong_directories(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    assert run(["report", str(tmp_path / "nothing"), *(option.format(tmp_path) for option in options)]) == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert words in said
+    assert "there is no directory" in said
+    assert not list(tmp_path.iterdir())
