@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from errata.datasets.loaded import Concept
+from errata.datasets.concept import Concept
 from errata.datasets.read import read_dataset
 from errata.datasets.registry import DATASETS
 from errata.errors import InputError
@@ -144,25 +144,23 @@ def test_a_concept_is_also_a_fact_that_can_be_edited(tmp_path: Path) -> None:
         "instance_prompt": ["Whether A belongs to category oar?", "Whether B belongs to category oar?"],
         "definition": "a tool",
         "instances": ["Left oar"],
-        "new_instances": ["Duet in D "],
+        "non_instances": ["Duet in D "],
     }
     loaded = read_dataset("conceptedit", written(tmp_path / "c.json", records.CONCEPT, second))
-    assert loaded.concepts == (
-        Concept(
-            id="concept-0",
-            name="paddle",
-            new_definition="a song for two voices",
-            instance_prompts=("Whether Twin Oak belongs to category paddle?",),
-        ),
-        Concept(
-            id="concept-1",
-            name="oar",
-            new_definition="a song for two voices",
-            definition="a tool",
-            instances=("Left oar",),
-            new_instances=("Duet in D",),
-            instance_prompts=("Whether A belongs to category oar?", "Whether B belongs to category oar?"),
-        ),
+    first, other = loaded.concepts
+    assert (first.id, first.concept, first.definition) == ("concept-0", "paddle", None)
+    assert first.asked_of_instances == ("Whether Twin Oak belongs to category paddle?",)
+    assert other == Concept(
+        id="concept-1",
+        concept="oar",
+        prompt="{} is",
+        definition="a tool",
+        new_definition="a song for two voices",
+        paraphrases=loaded.facts[1].paraphrases,
+        instances=("Left oar",),
+        non_instances=("Duet in D",),
+        unrelated=loaded.facts[1].unrelated,
+        instance_prompts=("Whether A belongs to category oar?", "Whether B belongs to category oar?"),
     )
     assert [fact.id for fact in loaded.facts] == ["concept-0", "concept-1"]
     assert loaded.facts[1] == Fact(

@@ -15,7 +15,6 @@ from errata.evaluation.concepts import (
     ConceptSettings,
     absent_concepts,
     concept_records,
-    instance_question,
     read_answer,
     read_concepts,
     similarity,
@@ -42,7 +41,8 @@ def values(records: list[Record], metric: Metric) -> list[float]:
 
 
 def test_the_question_is_that_of_the_paper() -> None:
-    assert instance_question(CONCEPTS[0], "Big Ben", ConceptSettings()) == (
+    (asked,) = [text for text in CONCEPTS[0].asked_of_instances if "Big Ben" in text]
+    assert ConceptSettings().demonstrations + asked == (
         "Whether FrancoAngeli belongs to category publisher? Yes\n"
         "Whether And Other Stories belongs to category people? No\n"
         "Whether Big Ben belongs to category piano?"
@@ -89,7 +89,7 @@ def test_by_hand_before_and_after() -> None:
 
 def test_an_answer_that_cannot_be_read_is_no_change_for_the_better() -> None:
     concept = CONCEPTS[1]
-    question = instance_question(concept, "English", ConceptSettings())
+    question = f"{ConceptSettings().demonstrations}Whether {'English'} belongs to category {concept.concept}?"
     other = Concept("o", "film", "A {} is", "x", "y", non_instances=("English",))
 
     def change(of: Concept, then: str, now: str, metric: Metric) -> float:
@@ -128,7 +128,7 @@ def test_the_same_as_one_question_at_a_time_in_any_batch(family: str) -> None:
             expected[Metric.CONCEPT_LOCALITY_TOKENS, entry.prompt] = share
             expected[Metric.CONCEPT_LOCALITY, entry.prompt] = sum(same) / len(same)
         for instance in (*concept.instances, *concept.non_instances):
-            question = instance_question(concept, instance, settings)
+            question = f"{settings.demonstrations}Whether {instance} belongs to category {concept.concept}?"
             texts[question] = greedy(model.model, model.tokenizer, question, 2)
         texts[concept.id] = greedy(model.model, model.tokenizer, concept.text, 6)
     before = read_concepts(other, CONCEPTS, settings=settings)
@@ -198,9 +198,8 @@ def test_a_concept_is_well_formed_or_all_its_faults_are_told() -> None:
         )
     told = str(error.value)
     for words in (
-        "5 faults",
+        "4 faults",
         "'odd'",
-        "'definition' is missing",
         "'prompt' has no {}",
         "'new_definition'",
         "'instances'",

@@ -20,7 +20,8 @@ from errata.errors import Fault, FaultsError
 from errata.facts import Fact, Question, record_faults
 from errata.facts_rules import as_questions, shown, unknown_field
 
-_REQUIRED = ("concept", "prompt", "definition", "new_definition")
+_REQUIRED = ("concept", "prompt", "new_definition")
+_LISTS = ("paraphrases", "instances", "non_instances", "instance_prompts")
 _OF_FACTS = {"subject": "concept", "prompt": "prompt", "target": "new_definition", "truth": "definition"}
 
 
@@ -32,12 +33,14 @@ class Concept:
         id: a name that is unique in its set.
         concept: the concept's name; the subject of the edit.
         prompt: the wording that a definition follows, with ``{}`` exactly once, where the concept stands.
-        definition: what the model says, or what is true.
+        definition: what the model says, or what is true; None where a file does not say.
         new_definition: what the model shall say.
         paraphrases: other wordings, as whole prompts, that ``new_definition`` should follow too.
         instances: what belongs to the concept as ``definition`` has it, and after the edit does not.
         non_instances: what belongs to it as ``new_definition`` has it, and did not before the edit: instances of the
             concept that the new definition was taken from.
+        instance_prompts: whole questions whether something is an instance as ``definition`` has it, as files hold
+            them ready-made.
         unrelated: definitions of other concepts, as questions; what is said to them should stay.
 
     Raises:
@@ -47,19 +50,20 @@ class Concept:
     id: str
     concept: str
     prompt: str
-    definition: str
+    definition: str | None
     new_definition: str
     paraphrases: tuple[str, ...] = ()
     instances: tuple[str, ...] = ()
     non_instances: tuple[str, ...] = ()
     unrelated: tuple[Question, ...] = ()
+    instance_prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         name = f"concept {shown(self.id)}"
         if faults := concept_faults(values, name):
             raise FaultsError(name, faults)
-        for list_name in ("paraphrases", "instances", "non_instances"):
+        for list_name in _LISTS:
             object.__setattr__(self, list_name, tuple(values[list_name] or ()))
         object.__setattr__(self, "unrelated", as_questions(values["unrelated"] or ()))
 
@@ -73,8 +77,24 @@ class Concept:
         if faults := concept_faults(record, "the record"):
             raise FaultsError("a concept's record", faults)
         values = dict(record)
-        values |= {name: tuple(record.get(name) or ()) for name in ("paraphrases", "instances", "non_instances")}
-        return cls(**values | {"unrelated": as_questions(record.get("unrelated") or ())})
+        values |= {name: tuple(record.get(name) or ()) for name in _LISTS}
+        return cls(**{"definition": None} | values | {"unrelated": as_questions(record.get("unrelated") or ())})
+
+    @property
+    def asked_of_instances(self) -> tuple[str, ...]:
+        """Questions whether something belongs to the concept that does so as ``definition`` has it."""
+        return (
+            *(f"Whether {name} belongs to category {self.concept}?" for name in self.instances),
+            *self.instance_prompts,
+        )
+
+    @property
+    def asked_of_non_instances(self) -> tuple[str, ...]:
+        """The same of what belongs to it as ``new_definition`` has it."""
+        return tuple(self._asked(name) for name in self.non_instances)
+
+    def _asked(self, name: str) -> str:
+        return f"Whether {name} belongs to category {self.concept}?"
 
     @property
     def text(self) -> str:
@@ -109,7 +129,7 @@ def concept_faults(record: Mapping[str, object], place: str) -> list[Fault]:
         for field, name in _OF_FACTS.items():
             what = what.replace(f"'{field}'", f"'{name}'")
         faults.append(Fault(place, what, fault.remedy))
-    for name in ("instances", "non_instances"):
+    for name in ("instances", "non_instances", "instance_prompts"):
         entries = record.get(name)
         if entries is None:
             continue

@@ -15,7 +15,8 @@ paraphrase, ``locality_prompt`` an unrelated question) and, by the same id, a ``
 ``instance_prompt`` is a whole question, or a list of them. There is no id in the file: ``concept-0`` by position.
 
 What the authors' files do not name can be added to a file of one's own, under keys that are errata's: ``definition``
-(the present one), ``instances`` and ``new_instances`` (names of things that belong to the concept before and after).
+(the present one), ``instances`` and ``non_instances`` (names of things that belong to the concept now, and by the new
+definition).
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from typing import Final
 
 from errata.datasets.fields import Fields
 from errata.datasets.json_records import AMBIGUOUS, Draft
-from errata.datasets.loaded import Concept
 from errata.datasets.row import DataSet, Source, json_list
 
 
@@ -35,23 +35,29 @@ def concept_of(fields: Fields) -> Draft:
     identifier = f"concept-{fields.index}"
     prompt = fields.prompt_around(fields.text("prompt"), name)
     asked = fields.texts("instance_prompt") if fields.has_list("instance_prompt") else (fields.text("instance_prompt"),)
-    concept = Concept(
-        id=identifier,
-        name=name,
-        new_definition=definition,
-        definition=fields.text_or_none("definition"),
-        instances=fields.texts_if_any("instances"),
-        new_instances=fields.texts_if_any("new_instances"),
-        instance_prompts=asked,
-    )
+    unrelated = ({"prompt": fields.text("locality_prompt"), "answer": fields.text("locality_answer")},)
+    paraphrases = (fields.text("phrase_prompt"),)
+    present = fields.text_or_none("definition")
     fact = {
         "id": identifier,
         "subject": name,
         "prompt": prompt,
         "target": definition,
-        "truth": concept.definition,
-        "paraphrases": (fields.text("phrase_prompt"),),
-        "unrelated": ({"prompt": fields.text("locality_prompt"), "answer": fields.text("locality_answer")},),
+        "truth": present,
+        "paraphrases": paraphrases,
+        "unrelated": unrelated,
+    }
+    concept = {
+        "id": identifier,
+        "concept": name,
+        "prompt": prompt,
+        "definition": present,
+        "new_definition": definition,
+        "paraphrases": paraphrases,
+        "instances": fields.texts_if_any("instances"),
+        "non_instances": fields.texts_if_any("non_instances"),
+        "unrelated": unrelated,
+        "instance_prompts": asked,
     }
     return Draft(left_out=AMBIGUOUS) if prompt is None else Draft(facts=(fact,), concept=concept)
 

@@ -6,8 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from errata.datasets.concept import Concept
 from errata.datasets.json_records import left_out
-from errata.datasets.loaded import Concept, Unit
+from errata.datasets.loaded import Unit
 from errata.errors import InputError
 from errata.facts import Fact, Question
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from errata.datasets.concept import Concept, concept_faults
 from errata.datasets.fields import Fields
-from errata.datasets.loaded import Concept, Unit
+from errata.datasets.loaded import Unit
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts import Question, fact_of, record_faults
 from errata.facts_formats import object_without_repeats
@@ -26,12 +27,13 @@ class Draft:
 
     Attributes:
         facts: the fields of ``Fact``, with an id that is unique in the file.
+        concept: the fields of ``Concept``.
         left_out: why a well-formed record gives nothing, by a rule of the set.
     """
 
     facts: tuple[Mapping[str, Any], ...] = ()
     together: tuple[Mapping[str, str], ...] = ()
-    concept: Concept | None = None
+    concept: Mapping[str, Any] | None = None
     text: str | None = None
     left_out: str | None = None
 
@@ -76,6 +78,7 @@ def read_records(path: Path, of_record: OfRecord, *, key: str | None, skip_fault
         found = list(fields.faults)
         if not found and draft.left_out is None:
             found = [fault for fact in draft.facts for fault in record_faults(fact, place)]
+            found += [] if draft.concept is None or found else concept_faults(draft.concept, place)
             found += _taken(draft, ids, place)
         if found:
             faults += found
@@ -114,7 +117,8 @@ def _taken(draft: Draft, ids: dict[str, str], place: str) -> list[Fault]:
 
 def _unit(draft: Draft, place: str) -> Unit:
     together: tuple[Question, ...] = as_questions(draft.together)
-    return Unit(place, tuple(map(fact_of, draft.facts)), together, draft.concept, draft.text)
+    concept = None if draft.concept is None else Concept.of(draft.concept)
+    return Unit(place, tuple(map(fact_of, draft.facts)), together, concept, draft.text)
 
 
 def _text_of(path: Path) -> str:

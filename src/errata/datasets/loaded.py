@@ -4,30 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from errata.datasets.concept import Concept
 from errata.facts import Fact, FactSet, Question
-
-
-@dataclass(frozen=True, slots=True)
-class Concept:
-    """A concept whose definition is to change (ConceptEdit).
-
-    Attributes:
-        id: that of the fact by which it is edited: subject = ``name``, target = ``new_definition``.
-        name: the concept's name.
-        definition: what it means now; None where the file does not say.
-        new_definition: what it shall mean.
-        instances: names of things that belong to it now.
-        new_instances: names of things that belong to it by the new definition.
-        instance_prompts: whole questions after an instance, as a file holds them ready-made.
-    """
-
-    id: str
-    name: str
-    new_definition: str
-    definition: str | None = None
-    instances: tuple[str, ...] = ()
-    new_instances: tuple[str, ...] = ()
-    instance_prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

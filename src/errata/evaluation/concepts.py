@@ -77,11 +77,6 @@ class ConceptReading:
     definitions: dict[str, str]
 
 
-def instance_question(concept: Concept, instance: str, settings: ConceptSettings) -> str:
-    """The question whether an instance belongs to the concept, behind the demonstrations."""
-    return f"{settings.demonstrations}Whether {instance} belongs to category {concept.concept}?"
-
-
 def read_answer(text: str) -> bool | None:
     """Yes if "yes" stands in the text, else no if "no" does, else None; as in the authors' code."""
     low = text.lower()
@@ -113,9 +108,9 @@ def read_concepts(
     check_finite(scores, owners)
     questions = list(
         dict.fromkeys(
-            instance_question(concept, instance, settings)
+            settings.demonstrations + asked
             for concept in concepts
-            for instance in (*concept.instances, *concept.non_instances)
+            for asked in (*concept.asked_of_instances, *concept.asked_of_non_instances)
         )
     )
     answers = generate(model, questions, new_tokens=settings.answer_tokens, batch_size=settings.batch_size)
@@ -152,10 +147,10 @@ def concept_records(
     found: list[Record] = []
     for concept, cosine in zip(concepts, similarities, strict=True):
         found += _definition_records(concept, reading, before)
-        for instance in concept.instances:
-            found += _instance_records(concept, instance, reading, before, settings, belongs=True)
-        for instance in concept.non_instances:
-            found += _instance_records(concept, instance, reading, before, settings, belongs=False)
+        for asked in concept.asked_of_instances:
+            found += _instance_records(concept, settings.demonstrations + asked, reading, before, belongs=True)
+        for asked in concept.asked_of_non_instances:
+            found += _instance_records(concept, settings.demonstrations + asked, reading, before, belongs=False)
         said = reading.definitions[concept.id]
         found.append(Record(concept.id, Metric.CONCEPT_CONSISTENCY, concept.text, cosine, said.strip()))
     return found
@@ -175,13 +170,13 @@ def absent_concepts(concepts: Sequence[Concept], *, before: bool = True) -> dict
     if not any(concept.unrelated for concept in concepts):
         locality = (Metric.CONCEPT_LOCALITY, Metric.CONCEPT_LOCALITY_TOKENS)
         missing |= dict.fromkeys(locality, "no concept has 'unrelated' definitions")
-    if not any(concept.instances for concept in concepts):
+    if not any(concept.asked_of_instances for concept in concepts):
         of_instances = (Metric.CONCEPT_INSTANCES, Metric.CONCEPT_INSTANCE_CHANGE)
-        missing |= dict.fromkeys(of_instances, "no concept has 'instances'")
+        missing |= dict.fromkeys(of_instances, "no concept has 'instances' or 'instance_prompts'")
     if not any(concept.non_instances for concept in concepts):
         of_others = (Metric.CONCEPT_NON_INSTANCES, Metric.CONCEPT_NON_INSTANCE_CHANGE)
         missing |= dict.fromkeys(of_others, "no concept has 'non_instances'")
-    if not any(concept.instances or concept.non_instances for concept in concepts):
+    if not any(concept.asked_of_instances or concept.asked_of_non_instances for concept in concepts):
         missing[Metric.CONCEPT_UNREADABLE] = "no concept has 'instances' or 'non_instances'"
     return missing
 
@@ -200,7 +195,7 @@ def similarity(concepts: Sequence[Concept], texts: Sequence[str]) -> list[float]
 
     # One-letter words count too, or a definition of such words would have no vector at all.
     vectoriser = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b")
-    vectoriser.fit([text for concept in concepts for text in (concept.definition, concept.new_definition)])
+    vectoriser.fit([text for concept in concepts for text in (concept.definition, concept.new_definition) if text])
     targets = vectoriser.transform([concept.new_definition for concept in concepts])
     rows = vectoriser.transform(list(texts))  # rows of length 1, so that their products are cosines
     return [float(value) for value in rows.multiply(targets).sum(axis=1).A1]
@@ -228,16 +223,9 @@ def _definition_records(concept: Concept, reading: ConceptReading, before: Conce
 
 
 def _instance_records(
-    concept: Concept,
-    instance: str,
-    reading: ConceptReading,
-    before: ConceptReading | None,
-    settings: ConceptSettings,
-    *,
-    belongs: bool,
+    concept: Concept, question: str, reading: ConceptReading, before: ConceptReading | None, *, belongs: bool
 ) -> list[Record]:
-    """``belongs``: whether it is an instance of the old definition, and not of the new one."""
-    question = instance_question(concept, instance, settings)
+    """``belongs``: whether it is asked of an instance of the old definition, and not of the new one."""
     text = reading.answers[question]
     answer = read_answer(text)
     share = Metric.CONCEPT_INSTANCES if belongs else Metric.CONCEPT_NON_INSTANCES
