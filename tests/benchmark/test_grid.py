@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "grid.yaml"
 def test_names_and_numbers_stand_for_what_they_mean(tmp_path: Path) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text(
-        "models: lab\ndata: [lab, 'jsonl=facts.jsonl', {name: zsre, reading: alt, untouched: u.jsonl}]\n"
+        "models: lab\ndata: [lab, 'jsonl=facts.jsonl', {name: zsre-alt, untouched: u.jsonl}]\n"
         "methods: [memit]\nseeds: 2\nedits: 5\n",
         encoding="utf-8",
     )
@@ -26,7 +26,7 @@ def test_names_and_numbers_stand_for_what_they_mean(tmp_path: Path) -> None:
     # Paths count from the file, wherever the user stands.
     assert grid.data[1] == DataEntry(name="jsonl", path=str(tmp_path / "facts.jsonl"))
     assert grid.data[2].untouched == str(tmp_path / "u.jsonl")
-    assert grid.data[2].label == "zsre (alt)"
+    assert (grid.data[2].label, DataEntry(name="my/facts.csv").label) == ("zsre-alt", "facts.csv")
     assert grid.seeds == (0, 1)
     assert (grid.batch_size, grid.collapse) == (100, 1.5)
 

@@ -27,7 +27,8 @@ from pydantic import BaseModel, ConfigDict
 
 from errata.benchmark.grid import DataEntry, Measures, ModelEntry
 from errata.benchmark.material import Material, read_material
-from errata.benchmark.parts import Part, Question, State, parts_of
+from errata.benchmark.measurements import parts_of
+from errata.benchmark.parts import Part, Question, State
 from errata.benchmark.recorded import RunStoppedError, edit_batches
 from errata.edit import BatchRecord, Editor
 from errata.evaluation.perplexity import Perplexity, perplexity

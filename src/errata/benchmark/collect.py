@@ -8,8 +8,8 @@ from typing import Any
 
 from errata.benchmark.campaign import Campaign, failure_of
 from errata.benchmark.finished import Finished, read_finished
-from errata.benchmark.parts import parts_of
 from errata.benchmark.record_table import write_records
+from errata.evaluation.ability import summarise_labels
 from errata.evaluation.perplexity import Perplexity, perplexity_ratio
 from errata.evaluation.records import (
     Metric,
@@ -51,6 +51,7 @@ def rows_of(cells: Sequence[Finished], *, seed: int = 0) -> list[Row]:
     for when in moments:
         found = summarise([record for cell in cells for record in cell.records(when)], when, seed=seed)
         summaries += [(edits, summary) for summary in found]
+    summaries += [(edits, summary) for summary in _of_labels(cells, seed)]
     before = _added([cell.perplexity("before") for cell in cells])
     after = _added([cell.perplexity("after") for cell in cells])
     if before is not None and after is not None:
@@ -93,9 +94,8 @@ def about_of(campaign: Campaign, finished: Sequence[Finished]) -> dict[str, Any]
     absent: dict[str, dict[str, str]] = {}
     notes: list[str] = []
     for cell in finished:
-        for part in parts_of(cell.spec.measures.parts):
-            options = cell.spec.measures.options.get(part.name, {})
-            absent.setdefault(cell.spec.data.label, {}).update(part.absent(cell.material, options))
+        for answer in cell.after.values():
+            absent.setdefault(cell.spec.data.label, {}).update(answer["absent"])
         notes += [note for note in cell.material.notes if note not in notes]
     return {
         "command": campaign.record["command"],
@@ -108,6 +108,15 @@ def about_of(campaign: Campaign, finished: Sequence[Finished]) -> dict[str, Any]
         "notes": notes,
         "versions": software_versions(),
     }
+
+
+def _of_labels(cells: Sequence[Finished], seed: int) -> Iterator[Summary]:
+    """Weighted F1, which is no mean over prompts."""
+    moments: tuple[When, ...] = ("before", "after")
+    for when in moments:
+        runs = [cell.labels(when) for cell in cells]
+        for metric in dict.fromkeys(metric for run in runs for metric in run):
+            yield summarise_labels(metric, when, [run[metric] for run in runs if metric in run], seed=seed)
 
 
 def _on_the_way(cells: Sequence[Finished], seed: int) -> Iterator[tuple[int, Summary]]:

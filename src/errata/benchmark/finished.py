@@ -11,7 +11,7 @@ from typing import Any
 from errata.benchmark.campaign import Campaign
 from errata.benchmark.cell import CellSpec, answer_path
 from errata.benchmark.material import Material, read_material
-from errata.benchmark.parts import parts_of
+from errata.benchmark.measurements import parts_of
 from errata.evaluation.perplexity import Perplexity
 from errata.evaluation.records import Record, When
 from errata.run_directory import open_run
@@ -62,6 +62,15 @@ class Finished:
             return [record for batch in self.batches for record in batch.check or ()]
         parts = self.before if when == "before" else self.after
         return [Record(**entry) for part in parts.values() for entry in part["records"]]
+
+    def labels(self, when: When) -> dict[str, dict[str, tuple[int, int]]]:
+        """For each weighted F1 sample -> (right label, label that was answered)."""
+        parts = self.before if when == "before" else self.after
+        return {
+            metric: {sample: (right, answered) for sample, (right, answered) in labels.items()}
+            for part in parts.values()
+            for metric, labels in part["kept"].get("labels", {}).items()
+        }
 
     def perplexity(self, when: When) -> Perplexity | None:
         return _perplexity((self.before if when == "before" else self.after)["perplexity"]["kept"]["perplexity"])

@@ -31,14 +31,14 @@ class ModelEntry(Settings):
 class DataEntry(Settings):
     """A data set of the grid; in YAML also ``NAME`` or ``NAME=FILE``."""
 
-    name: str = Field(description="a data set of `errata data list`")
+    name: str = Field(description="a data set of `errata data list`, or a .jsonl or .csv file of one's own")
     path: str | None = Field(None, description="its file; default: where `errata data get` put it")
-    reading: str | None = Field(None, description="which of a set's readings, where it has several")
     untouched: str | None = Field(None, description="JSONL of {prompt, answer} about subjects that nobody edits")
 
     @property
     def label(self) -> str:
-        return self.name if self.reading is None else f"{self.name} ({self.reading})"
+        """As tables call it."""
+        return Path(self.name).name if self.name.endswith((".jsonl", ".csv")) else self.name
 
 
 class Measures(Settings):
@@ -63,6 +63,7 @@ class Grid(Settings):
     eval_every: int = Field(5, ge=0, description="batches between two checks during a run; 0 for none")
     sample: int = Field(200, ge=1, description="facts and untouched questions that a check asks")
     collapse: float | None = Field(1.5, gt=1, description="perplexity over the unedited model's that stops a run")
+    prose: str | None = Field(None, description="texts for perplexity: me-ppl=FILE, or a file with a text a line")
     measures: Measures = Measures()
 
     @field_validator("models", "data", mode="before")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from errata.datasets.concept import Concept
 from errata.errors import InputError
 from errata.evaluation.recall import Untouched
 from errata.facts import Fact, FactSet, Question, fact_of
@@ -26,6 +27,7 @@ class Material:
         facts: in the order in which they are edited.
         untouched: (cluster, question) about subjects that no fact edits.
         prose: texts that perplexity is measured on.
+        concepts: those of the facts that change a definition.
         notes: what a reader of the results should know of where it is from.
     """
 
@@ -33,6 +35,7 @@ class Material:
     untouched: tuple[Untouched, ...]
     prose: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    concepts: tuple[Concept, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         return {
@@ -41,6 +44,7 @@ class Material:
             "untouched": [[cluster, question.to_record()] for cluster, question in self.untouched],
             "prose": list(self.prose),
             "notes": list(self.notes),
+            "concepts": [concept.to_record() for concept in self.concepts],
         }
 
 
@@ -75,6 +79,7 @@ def read_material(path: Path) -> Material:
             tuple((cluster, Question(**question)) for cluster, question in record["untouched"]),
             tuple(record["prose"]),
             tuple(record["notes"]),
+            tuple(Concept.of(entry) for entry in record["concepts"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}", remedy=remedy) from error

@@ -1,16 +1,14 @@
-"""What is asked of a model before and after a run: named parts, each measured by itself and kept by itself."""
+"""What a measurement of a benchmark is: asked of a model before and after a run, and kept by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from errata.benchmark.material import Material
-from errata.errors import Fault, FaultsError
-from errata.evaluation.perplexity import perplexity
-from errata.evaluation.recall import absent, agreement, evaluate_facts
+from errata.errors import InputError
 from errata.evaluation.records import Record
 from errata.models.language_model import LanguageModel
 from errata.progress import Report
@@ -26,7 +24,7 @@ class Question:
         model: as it is before or after the run.
         options: the part's own settings.
         seed: of whatever is drawn.
-        before: what the part itself said of the unedited model; None while that is asked.
+        before: what the part itself kept of the unedited model; None while that is asked.
         unedited: within it the model is the unedited one.
     """
 
@@ -45,14 +43,23 @@ class Answer:
 
     Attributes:
         records: one per prompt.
-        kept: what the same part needs to know later, as JSON holds it.
+        kept: what the same part, or whoever sums it up, needs to know later, as JSON holds it.
+        absent: metric -> why it cannot be told.
     """
 
     records: Sequence[Record]
-    kept: Mapping[str, Any]
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
-        return {"records": [asdict(record) for record in self.records], "kept": dict(self.kept)}
+        absent = {str(metric): reason for metric, reason in self.absent.items()}
+        return {"records": [asdict(record) for record in self.records], "kept": dict(self.kept), "absent": absent}
+
+
+def _nothing_to_check(options: Mapping[str, Any]) -> None:
+    """For parts without settings."""
+    if options:
+        raise InputError(f"it has no settings, got {', '.join(options)}", remedy="Leave them out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,56 +70,10 @@ class Part:
         name: as ``--measure`` calls it.
         what: one line of help.
         ask: does it.
-        absent: metric -> why it cannot be told of a material.
+        check: raises InputError, before any work, for settings or packages that would stop it.
     """
 
     name: str
     what: str
     ask: Callable[[Question], Answer]
-    absent: Callable[[Material, Mapping[str, Any]], Mapping[str, str]] = lambda material, options: {}
-
-
-def _ask_recall(question: Question) -> Answer:
-    material = question.material
-    records = evaluate_facts(
-        question.model, material.facts, untouched=material.untouched, tokens=True, report=question.report
-    )
-    if question.before is not None:
-        records += agreement(question.model, material.facts, question.unedited)
-    return Answer(records, {})
-
-
-def _absent_recall(material: Material, options: Mapping[str, Any]) -> Mapping[str, str]:
-    return {str(metric): reason for metric, reason in absent(material.facts, material.untouched, tokens=True).items()}
-
-
-def _ask_perplexity(question: Question) -> Answer:
-    prose = question.material.prose
-    found = perplexity(question.model, prose, report=question.report) if prose else None
-    return Answer([], {"perplexity": None if found is None else asdict(found)})
-
-
-ALWAYS = (
-    Part("recall", "efficacy, generalisation, specificity, portability …, teacher-forced", _ask_recall, _absent_recall),
-    Part("perplexity", "on prose, as a ratio to the unedited model's", _ask_perplexity),
-)
-FURTHER: tuple[Part, ...] = ()
-PARTS: Mapping[str, Part] = {part.name: part for part in (*ALWAYS, *FURTHER)}
-
-
-def parts_of(names: Iterable[str]) -> list[Part]:
-    """The parts that are always asked, and those that are named.
-
-    Raises:
-        FaultsError: for names that there are not.
-    """
-    chosen = list(dict.fromkeys(name for name in names))
-    known = [part.name for part in FURTHER]
-    faults = [
-        Fault("measures", f"there is no measurement {name!r}", f"Known: {', '.join(known) or 'none'}")
-        for name in chosen
-        if name not in known
-    ]
-    if faults:
-        raise FaultsError("the measurements", faults)
-    return [*ALWAYS, *(PARTS[name] for name in chosen)]
+    check: Callable[[Mapping[str, Any]], None] = _nothing_to_check

@@ -13,7 +13,7 @@ After Wang et al. (2024), "Editing Conceptual Knowledge for Large Language Model
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from errata.errors import Fault, FaultsError
@@ -79,6 +79,11 @@ class Concept:
         values = dict(record)
         values |= {name: tuple(record.get(name) or ()) for name in _LISTS}
         return cls(**{"definition": None} | values | {"unrelated": as_questions(record.get("unrelated") or ())})
+
+    def to_record(self) -> dict[str, object]:
+        """The concept as JSON would hold it, for ``of``."""
+        record = asdict(self)
+        return {**record, "unrelated": [entry.to_record() for entry in self.unrelated]}
 
     @property
     def asked_of_instances(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from errata.evaluation.intervals import interval_of, resampled_sums
 from errata.evaluation.probe_runs import add_likelihoods, check_probe_lengths, probe_tasks
 from errata.evaluation.probes import PROBE_GROUP, WEIGHTED_F1, read_probes
 from errata.evaluation.records import Record, Summary, When, summarise
-from errata.evaluation.weighted_f1 import confusion_cells, weighted_f1_of_sums
+from errata.evaluation.weighted_f1 import confusion_cells, weighted_f1, weighted_f1_of_sums
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.progress import Report, silent
 
@@ -129,8 +129,18 @@ class Ability:
             for sample in result.samples
         ]
 
+    def labels(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """For each weighted F1, by its full name: sample -> (right label, label that was answered)."""
+        return {
+            f"{PREFIX}{task}:{name}": {f"{task}/{sample.id}": sample.labels[name] for sample in result.samples}
+            for task, result in self.tasks.items()
+            for name in result.metrics
+            if result.samples and all(name in sample.labels for sample in result.samples)
+        }
+
     def summaries(self, when: When, *, seed: int = 0, resamples: int = 1000) -> list[Summary]:
         """Every number with its 95 % interval by bootstrap over samples; without one where that cannot be told."""
+        labels = self.labels()
         of_means = {entry.metric: entry for entry in summarise(self.records(), when, seed=seed, resamples=resamples)}
         found = []
         for task, result in self.tasks.items():
@@ -140,8 +150,9 @@ class Ability:
                 high: float | None = None
                 if full in of_means:
                     low, high = of_means[full].low, of_means[full].high
-                elif result.samples and all(name in sample.labels for sample in result.samples):
-                    low, high = _f1_interval([sample.labels[name] for sample in result.samples], seed, resamples)
+                elif full in labels:
+                    of_labels = summarise_labels(full, when, [labels[full]], seed=seed, resamples=resamples)
+                    low, high = of_labels.low, of_labels.high
                 found.append(Summary(full, when, metric.value, low, high, metric.n, metric.n))
         return found
 
@@ -242,7 +253,27 @@ def _samples(logged: Sequence[Mapping[str, Any]]) -> tuple[Sample, ...]:
     return tuple(found.values())
 
 
-def _f1_interval(labels: Sequence[tuple[int, int]], seed: int, resamples: int) -> tuple[float | None, float | None]:
-    cells, places = confusion_cells(labels)
-    drawn = resampled_sums(cells, seed=seed, resamples=resamples)
-    return interval_of(weighted_f1_of_sums(drawn, places), len(labels))
+def summarise_labels(
+    metric: str,
+    when: When,
+    runs: Sequence[Mapping[str, tuple[int, int]]],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Summary:
+    """Weighted F1 of the answers of one or several runs together, with a 95 % interval by bootstrap over samples: a
+    sample is drawn with what all runs answered.
+
+    Args:
+        runs: for each run sample -> (right label, label that was answered).
+    """
+    names = list(dict.fromkeys(name for run in runs for name in run))
+    cells, places = confusion_cells([label for run in runs for label in run.values()])
+    clusters = np.zeros((len(places), len(names)))
+    column_of = {name: column for column, name in enumerate(names)}
+    owners = [column_of[name] for run in runs for name in run]
+    np.add.at(clusters.T, owners, cells.T)
+    drawn = resampled_sums(clusters, seed=seed, resamples=resamples)
+    low, high = interval_of(weighted_f1_of_sums(drawn, places), len(names))
+    value = weighted_f1([label for run in runs for label in run.values()])
+    return Summary(metric, when, value, low, high, len(names), len(owners))

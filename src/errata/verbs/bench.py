@@ -12,6 +12,7 @@ import typer
 from errata.benchmark.campaign import Campaign, Processes, begin, failure_of, open_campaign, work
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Grid, grid_of, read_grid
+from errata.benchmark.measurements import FURTHER
 from errata.errors import ErrataError, InputError
 from errata.evaluation.records import read_results
 from errata.output import check_new
@@ -52,7 +53,30 @@ def bench(
         str | None,
         typer.Option(help="Stop a run whose perplexity is over so many times the unedited one's, or 'none'; 1.5."),
     ] = None,
-    measure: Annotated[str | None, typer.Option(help="Further measurements, by commas.")] = None,
+    measure: Annotated[
+        str | None, typer.Option(help=f"Further measurements, by commas: {', '.join(part.name for part in FURTHER)}.")
+    ] = None,
+    wild: Annotated[bool, typer.Option("--wild", help="free: to the letter of the paper 'in the wild'.")] = False,
+    judge: Annotated[
+        str | None, typer.Option(metavar="URL", help="free: an OpenAI-compatible endpoint that judges answers.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(metavar="NAME", help="The judge's model.")] = None,
+    judge_key: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="The environment variable that holds the judge's key.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option(help="texts: JSONL of {relation, target, text}, for consistency.")
+    ] = None,
+    reference_corpus: Annotated[
+        Path | None, typer.Option(help="texts: a text that the words' weights are taken of, for consistency.")
+    ] = None,
+    general: Annotated[
+        str | None, typer.Option(help="ability: tasks of lm-evaluation-harness, or YAML files, by commas.")
+    ] = None,
+    probes: Annotated[Path | None, typer.Option(help="ability: a directory with the papers' six probes.")] = None,
+    prose: Annotated[
+        str | None, typer.Option(help="Texts for perplexity: me-ppl=FILE, or a file with a text a line.")
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe for the models; default: shipped ones.")] = None,
     corpus: Annotated[str | None, typer.Option(help="Text for key statistics; default: the recipe's.")] = None,
     untouched: Annotated[
@@ -90,7 +114,13 @@ def bench(
         "eval_every": eval_every,
         "sample": sample,
         "seeds": _seeds(seeds),
-        "measures": None if measure is None else {"parts": _named(measure)},
+        "prose": prose,
+        "measures": _measures(
+            _named(measure),
+            free={"wild": wild or None, "judge": _judge(judge, judge_model, judge_key)},
+            texts={"references": _text(references), "corpus": _text(reference_corpus)},
+            ability={"tasks": _named(general) or None, "probes": _text(probes)},
+        ),
     }
     given = {name: value for name, value in options.items() if value is not None}
     if collapse is not None:
@@ -188,6 +218,24 @@ def _entries(text: str | None, **common: str | None) -> list[dict[str, Any]] | N
         name, separator, path = name.partition("=")
         found.append({"name": name, **({"path": path} if separator else {}), **shared})
     return found
+
+
+def _measures(parts: list[str], **options: dict[str, Any]) -> dict[str, Any] | None:
+    """The parts that are named, and those that an option is for; None without any."""
+    given = {
+        part: {name: value for name, value in values.items() if value is not None} for part, values in options.items()
+    }
+    given = {part: values for part, values in given.items() if values}
+    names = list(dict.fromkeys([*parts, *given]))
+    return {"parts": names, "options": given} if names else None
+
+
+def _judge(url: str | None, model: str | None, key: str | None) -> dict[str, Any] | None:
+    if url is None:
+        return None
+    if model is None:
+        raise InputError("--judge needs --judge-model", remedy="Name the model that shall judge")
+    return {"base_url": url, "model": model, "key_variable": key}
 
 
 def _named(text: str | None) -> list[str]:

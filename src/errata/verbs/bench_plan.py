@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,15 +12,16 @@ from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, variants
 from errata.benchmark.material import (
     UNTOUCHED,
     Material,
-    choose_facts,
     material_name,
     others_untouched,
     write_material,
 )
-from errata.benchmark.parts import parts_of
+from errata.benchmark.measurements import check_parts
+from errata.datasets.loaded import Loaded
+from errata.datasets.read import read_dataset
+from errata.datasets.registry import DATASETS
 from errata.errors import Fault, FaultsError, InputError, told_together
-from errata.facts import Fact, FactSet
-from errata.facts_io import read_facts
+from errata.facts import FactSet
 from errata.models.outline import Outline
 from errata.recipe import Recipe
 from errata.verbs.console import outline_of, placement
@@ -57,10 +58,11 @@ def plan_of(grid: Grid) -> Plan:
     plan = Plan()
     recipes: dict[tuple[str, str], Recipe] = {}
     outlines: dict[str, Outline] = {}
-    sets: dict[DataEntry, Sequence[Fact] | None] = {}
+    sets: dict[DataEntry, Loaded | None] = {}
+    prose: tuple[str, ...] | None = None
     with told_together("the grid") as part:
         with part:
-            parts_of(grid.measures.parts)
+            check_parts(grid.measures.parts, grid.measures.options)
         for model in grid.models:
             with part:
                 placement(model.device, model.dtype)
@@ -74,7 +76,9 @@ def plan_of(grid: Grid) -> Plan:
                             recipes[model.name, variant.label] = recipe
         for entry in grid.data:
             with part:
-                sets[entry] = _all_facts(entry)
+                sets[entry] = _whole_set(entry)
+        with part:
+            prose = None if grid.prose is None else _prose(grid.prose)
     if not recipes:
         reasons = [Fault(entry.label, entry.reason, "") for entry in plan.undefined]
         raise FaultsError("the grid, no combination of which means anything,", reasons)
@@ -84,7 +88,7 @@ def plan_of(grid: Grid) -> Plan:
         except InputError as error:
             raise InputError(f"{label}: {error.what}", remedy=error.remedy) from error
     chosen = {
-        (model.name, entry, seed): _material(model, entry, sets[entry], grid.edits, seed)
+        (model.name, entry, seed): _material(model, entry, sets[entry], prose, grid.edits, seed)
         for model in grid.models
         for entry in grid.data
         for seed in grid.seeds
@@ -140,28 +144,42 @@ def _varied(plan: Plan, variant: Variant, base: Recipe) -> Recipe | None:
         return None
 
 
-def _all_facts(entry: DataEntry) -> Sequence[Fact] | None:
-    """All facts of a data set; None where they are made as they are needed."""
+def _whole_set(entry: DataEntry) -> Loaded | None:
+    """All of a data set; None where it is made as it is needed."""
     if entry.name == LAB:
         return None
-    if entry.path is None:
-        raise InputError(f"the data set {entry.name!r} needs a file", remedy=f"Write {entry.name}=FILE")
-    return read_facts(Path(entry.path)).facts
+    loaded = read_dataset(entry.name, entry.path)
+    if not loaded.facts:
+        raise InputError(f"the data set {entry.label!r} has no facts to edit", remedy="For texts, use --prose")
+    return loaded
 
 
-def _material(model: ModelEntry, entry: DataEntry, facts: Sequence[Fact] | None, edits: int, seed: int) -> Material:
-    lab = is_lab(model.name)
+def _prose(name: str) -> tuple[str, ...]:
+    """Texts of a data set (``NAME`` or ``NAME=FILE``), or the lines of a file."""
+    dataset, _, path = name.partition("=")
+    if dataset in DATASETS:
+        if texts := read_dataset(dataset, path or None).texts:
+            return texts
+        raise InputError(f"the data set {dataset!r} has no texts", remedy="Give me-ppl, or a file with a text a line")
+    try:
+        lines = Path(name).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--prose {name} cannot be read: {error}", remedy="Give a file with a text a line") from error
+    if texts := tuple(line for line in lines if line.strip()):
+        return texts
+    raise InputError(f"--prose {name} is empty", remedy="Give a file with a text a line")
+
+
+def _material(
+    model: ModelEntry, entry: DataEntry, whole: Loaded | None, prose: tuple[str, ...] | None, edits: int, seed: int
+) -> Material:
     given = read_questions(None if entry.untouched is None else Path(entry.untouched))
-    if lab:
-        from errata.lab.texts import held_out_prose
-
-        prose = tuple(held_out_prose(PROSE))
-    else:
-        prose = tuple(shipped_sentences())
-    if facts is not None:
-        chosen = choose_facts(facts, edits, seed=seed, source=entry.label)
-        untouched = others_untouched(facts, chosen, seed=seed) if given is None else tuple(given)
-        return Material(chosen, untouched, prose)
+    if prose is None:
+        prose = _default_prose(is_lab(model.name))
+    if whole is not None:
+        drawn = read_dataset(entry.name, entry.path, count=edits, seed=seed)
+        untouched = others_untouched(whole.facts, drawn.facts, seed=seed) if given is None else tuple(given)
+        return Material(drawn.facts, untouched, prose, drawn.notes, drawn.concepts)
     from errata.lab.package import lab_world
     from errata.lab.tasks import lab_facts, untouched_questions
 
@@ -173,3 +191,11 @@ def _material(model: ModelEntry, entry: DataEntry, facts: Sequence[Fact] | None,
     subjects = [fact.subject for fact in made]
     asked = untouched_questions(world, subjects, UNTOUCHED, seed=seed) if given is None else given
     return Material(made, tuple(asked), prose)
+
+
+def _default_prose(lab: bool) -> tuple[str, ...]:
+    if not lab:
+        return tuple(shipped_sentences())
+    from errata.lab.texts import held_out_prose
+
+    return tuple(held_out_prose(PROSE))
