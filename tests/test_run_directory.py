@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import errata.run_directory
-from errata.errors import FaultsError, InputError
+from errata.errors import FaultsError, InputError, OutputError
 from errata.facts import FactSet
 from errata.facts_io import read_facts
 from errata.ledger import START, read_ledger
@@ -108,7 +108,7 @@ def test_a_run_that_cannot_be_begun_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(errata.run_directory, stage, full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match=r"/run cannot be written: No space left on device\. Make room"):
         runs.begin(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 

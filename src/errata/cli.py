@@ -30,6 +30,7 @@ from errata.verbs import (
     save,
     show,
 )
+from errata.verbs.command import Verb
 from errata.verbs.console import error_console
 
 app = typer.Typer(
@@ -60,6 +61,8 @@ app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(lab.app, name="lab")
+for _command in (*app.registered_commands, *recipe.app.registered_commands, *lab.app.registered_commands):
+    _command.cls = Verb
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,23 +21,40 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from errata.errors import Fault, FaultsError
+from errata.errors import Fault, FaultsError, InputError
 from errata.loading import base_of
 from errata.models.outline import Outline, is_hub_name
-from errata.output import check_file, write_text
+from errata.output import check_file, is_file, write_text
 from errata.progress import Report
 
 
 def _writable(path: Path | None) -> Path | None:
     if path is not None:
         check_file(path)
+        if is_file(path) and not _holds_results(path):
+            raise InputError(
+                f"{path} is there, and is not a file of results: it would be lost",
+                remedy="Give another name, or remove it first",
+            )
     return path
 
 
+def _holds_results(path: Path) -> bool:
+    """Whether a file may have been written by --json before: commands are repeated. It is one object, or empty."""
+    with path.open("rb") as file:
+        if not (start := file.read(64).lstrip()):
+            return True
+    try:
+        return start.startswith(b"{") and isinstance(json.loads(path.read_bytes()), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+_JSON_HELP = "Also write the result for machines to FILE, over older results; like --out, its folder is made."
 JsonOption = Annotated[
     Path | None,
     # Called while the command line is read: in every verb before its work.
-    typer.Option("--json", metavar="FILE", callback=_writable, help="Also write the result for machines to FILE."),
+    typer.Option("--json", metavar="FILE", callback=_writable, help=_JSON_HELP),
 ]
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="'lab' (the embedded model), a directory, or a name on the hub.")
