@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import errata.targets.aims
+from errata import cli
 from errata.cli import run
 from errata.facts_io import read_facts, write_facts
 from errata.loading import load_model
@@ -247,6 +250,26 @@ def test_conflicts_with_earlier_edits(
         assert [entry["replaced_by"] for entry in found] == ["new", None]
 
 
+def test_a_patch_on_a_stack_is_no_adapter_beside_it(made: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert run(["export", str(made / "second.safetensors"), "--lora", str(tmp_path / "adapter")]) == 2
+    err = said(capsys)[1]
+    assert f"stands on the stack {made / 'one'}" in err
+    assert f"errata apply {made / 'second.safetensors'} --model {made / 'one'} --out STACK" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["show"], ["diff", "first.safetensors"], ["history"], ["revert", "--out", "x"], ["save", "--out", "x"]],
+)
+def test_what_cannot_be_found_is_not_called_something_else(
+    arguments: list[str], made: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(made)
+    assert run([*arguments, "nothere"]) == 2
+    assert "'nothere' cannot be found" in said(capsys)[1]
+
+
 # Runs -----------------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +306,9 @@ def test_a_run_that_was_stopped_goes_on_and_says_the_same(
     assert "as they were after batch 1 of 3" in err
     assert "--resume" in err
     assert run(["show", str(broken)]) == 0
-    assert "1 of 3 batches" in said(capsys)[0]
+    assert "1 of 3 batches, 1 of 3 facts, on lab" in said(capsys)[0]
+    assert run(["merge", "--model", str(broken), "--out", str(tmp_path / "part")]) == 0
+    assert "is unfinished: 1 of its 3 batches are done, 1 of its 3 facts" in said(capsys)[1]
     out, report = tmp_path / "full", tmp_path / "broken.json"
     assert run(["edit", "--resume", str(broken), "--out", str(out), "--json", str(report)]) == 0
     assert same(weights(LanguageModel.load(out)), weights(load_model(str(whole))))
@@ -313,3 +338,40 @@ def test_what_is_not_what_the_run_began_with_is_refused(
     assert run([*arguments, *same_again]) == 0
     assert run(["edit", "--resume", str(tmp_path / "nothing")]) == 2
     assert "errata edit --run" in said(capsys)[1]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_far_it_is_and_how_it_goes_on(
+    small_run: Callable[..., int],
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    sign: signal.Signals,
+) -> None:
+    original, calls = errata.targets.aims.optimise_targets, []
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:  # two layers a batch
+            signal.raise_signal(sign)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(errata.targets.aims, "optimise_targets", stopped)
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "run", lambda arguments: small_run(*arguments))
+    try:
+        path, out = tmp_path / "run", tmp_path / "out.safetensors"
+        with pytest.raises(SystemExit) as end:
+            cli.main(["--no-evaluate", "--run", str(path), "--out", str(out)])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert end.value.code == 130
+    err = said(capsys)[1]
+    assert f"interrupted: 1 of 3 batches are done, and kept in {path}." in err
+    assert f"errata edit --resume {path} --out {out}" in err
+    assert run(["revert", str(path), "--out", str(tmp_path / "x")]) == 2
+    assert f"errata merge --model {path} --out FULL" in said(capsys)[1]
+    assert run(["export", str(path), "--lora", str(tmp_path / "x")]) == 2
+    assert f"errata merge --model {path} --out FULL" in said(capsys)[1]
+    assert run(["edit", "--resume", str(path), "--out", str(out)]) == 0
+    assert len(Patch.load(out).facts) == 3

@@ -76,6 +76,10 @@ class RunDirectory:
     def batches(self) -> int:
         return -(-len(self.facts) // self.recipe.batch_size)
 
+    @property
+    def facts_done(self) -> int:
+        return min(self.batches_done * self.recipe.batch_size, len(self.facts))
+
     def batch_path(self, index: int) -> Path:
         """Of the patch of batch ``index`` (from 0)."""
         return self.path / "batches" / f"{index + 1:04}.safetensors"

@@ -26,6 +26,7 @@ from errata.loading import base_of
 from errata.models.outline import Outline, is_hub_name
 from errata.output import check_file, is_file, write_text
 from errata.progress import Report
+from errata.run_directory import is_run, open_run
 
 
 def _writable(path: Path | None) -> Path | None:
@@ -109,11 +110,23 @@ def outline_of(name: str, *, trust_remote_code: bool) -> Outline:
 
     Of a stack or a run it is its base's.
     """
+    note_unfinished(name)
     name = base_of(name)
     if is_hub_name(name):
         note = f"note: there is no directory {name!r} here; looking on the hub (HF_HUB_OFFLINE=1: only among downloads)"
         error_console().print(note, markup=False, highlight=False)
     return Outline.load(name, trust_remote_code=trust_remote_code)
+
+
+def note_unfinished(name: str) -> None:
+    """Says so where a run is taken as it is, and has not come to its end."""
+    if is_run(name):
+        run = open_run(Path(name))
+        if run.batches_done < run.batches:
+            warn(
+                f"note: the run {name} is unfinished: {run.batches_done} of its {run.batches} batches are done, "
+                f"{run.facts_done} of its {len(run.facts)} facts (errata edit --resume {name} goes on with it)"
+            )
 
 
 def outline_here(name: str, *, trust_remote_code: bool) -> Outline | None:
@@ -130,7 +143,9 @@ def progress() -> Iterator[Report]:
         TextColumn("{task.description:<24}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=error_console(), transient=True) as bars:
+    shown = error_console()
+    # Where nobody looks there would be an empty line, and nothing else.
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_interactive) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:

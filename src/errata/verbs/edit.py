@@ -29,6 +29,7 @@ from errata.verbs.console import (
     JsonOption,
     TrustOption,
     console,
+    counted,
     outline_here,
     outline_of,
     placement,
@@ -221,7 +222,7 @@ def _show_plan(facts: FactSet, recipe: Recipe, model: str, json: Path | None) ->
         "recipe": recipe.model_dump(mode="json"),
     }
     console().print(
-        f"{len(facts)} facts in batches of at most {recipe.batch_size} ({batches} in all) into {model} "
+        f"{counted(len(facts), 'fact')} in batches of at most {recipe.batch_size} ({batches} in all) into {model} "
         f"with {recipe.method}:"
     )
     for step in steps:

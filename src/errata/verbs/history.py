@@ -17,7 +17,7 @@ from errata.conflicts import statement
 from errata.errors import InputError
 from errata.evaluation.scoring import TargetScore, score
 from errata.facts import Fact
-from errata.loading import load_model, patches_of
+from errata.loading import check_there, load_model, patches_of
 from errata.output import is_file
 from errata.run_directory import is_run
 from errata.stack import has_stack
@@ -27,12 +27,15 @@ from errata.verbs.console import (
     JsonOption,
     TrustOption,
     console,
+    counted,
+    note_unfinished,
     placement,
     progress,
     write_json,
 )
 
 EXAMPLE = 'Example: errata history stack --subject "Milan Lang"'
+_WORD = 11  # characters of a word that a column holds, however narrow the table
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ def history(
     json: JsonOption = None,
 ) -> None:
     """Tell what was changed, when, by which patch, and whether the model still says it."""
+    note_unfinished(model)
     where = placement(device, dtype)
     told = _chosen(_told(model), model, subject)
     if ask and is_file(Path(model)):
@@ -73,13 +77,12 @@ def history(
             loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
             answers = score(loaded, [(entry.fact.text, entry.fact.target) for entry in told], report=report)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("when", "patch", "fact", "prompt", "was told", "instead of", "says now"):
-        table.add_column(head, overflow="fold")
+    rows = []
     for index, entry in enumerate(told):
         now = "–" if answers is None else "the same" if answers[index].correct else answers[index].said
         replaced = f" (replaced by {entry.replaced_by})" if entry.replaced_by else ""
         row = (
-            entry.time,
+            entry.time.replace("T", " "),
             f"{entry.patch}, {entry.method}",
             entry.fact.id,
             entry.fact.text,
@@ -87,12 +90,19 @@ def history(
             entry.fact.truth or "–",
             now,
         )
+        rows.append(row)
+    heads = ("when", "patch", "fact", "prompt", "was told", "instead of", "says now")
+    for head, *cells in zip(heads, *rows, strict=True):
+        # A narrow table breaks its lines between words as long as they are not very long.
+        longest = max(len(word) for text in cells for word in text.split() or [""])
+        table.add_column(head, overflow="fold", min_width=min(longest, _WORD))
+    for row in rows:
         table.add_row(*(Text(text) for text in row))
     console().print(table)
     if answers is not None:
         current = [answer.correct for entry, answer in zip(told, answers, strict=True) if entry.replaced_by is None]
         console().print(
-            f"{sum(current)} of {len(current)} facts that nothing replaced are still said.", highlight=False
+            f"{sum(current)} of {counted(len(current), 'fact')} that nothing replaced still said.", highlight=False
         )
     record = [
         {
@@ -111,6 +121,7 @@ def history(
 
 def _told(model: str) -> list[Told]:
     if not (is_file(Path(model)) or has_stack(model) or is_run(model)):
+        check_there(model)
         raise InputError(
             f"nothing is recorded of edits to {model!r}",
             remedy="Give what `errata edit`, `apply` or `merge` wrote, or a run",
