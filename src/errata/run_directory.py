@@ -33,6 +33,7 @@ from errata.patch import DtypeName, Patch, now, software_versions
 from errata.patch_file import read_patch, write_patch
 from errata.recipe import Recipe
 from errata.run_manifest import (
+    REMEDY,
     Manifest,
     check_file,
     ledger_faults,
@@ -159,12 +160,23 @@ class RunDirectory:
                     file.keys,
                 )
             except InputError as error:
-                faults.append(Fault(str(path), error.what, f"Batches before number {about['index'] + 1} are sound"))
+                faults.append(Fault(str(path), error.what, self._way_out(about["index"], first=not faults)))
             else:
                 found.append(SavedBatch(record, file.patch, said))
         if faults:
             raise FaultsError(f"the run {self.path}", faults)
         return found
+
+    def _way_out(self, index: int, *, first: bool) -> str:
+        """What can be done about a damaged file of batch ``index`` without a copy of it; once for all of them."""
+        if index == 0 or not first:
+            return REMEDY
+        sound = " ".join(str(self.batch_path(before)) for before in range(index))
+        force = "--force " if index > 1 else ""  # each was made for the weights that the whole run began with
+        return (
+            f"{REMEDY}. Batches before number {index + 1} are sound patches: errata apply {force}{sound} --model "
+            f"{self.manifest.model} --out STACK"
+        )
 
     def log(self, text: str) -> None:
         with (self.path / "log.txt").open("a", encoding="utf-8") as file:

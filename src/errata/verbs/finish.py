@@ -82,17 +82,16 @@ def finish(
     norms = ", ".join(f"layer {layer}: {norm:.3g}" for layer, norm in patch.norms().items())
     changed = f"norm of the change at {norms}" if norms else "no weight changed"
     wrote = f"Wrote {out}" if out is not None else "Edited"
-    console().print(
-        f"{wrote} ({counted(len(facts), 'fact')}, {patch.recipe.method}; {changed}).", highlight=False, markup=False
-    )
+    told = counted(len(facts), "fact")
+    console().print(f"{wrote} ({told}, {patch.recipe.method}; {changed}).", highlight=False, markup=False)
     write_json(json, record)
 
 
 def _warn_of_left_alone(facts: Sequence[Fact], count: int) -> None:
     names = ", ".join(repr(fact.id) for fact in facts[:5]) + (", …" if len(facts) > 5 else "")
     error_console().print(
-        f"warning: nothing was written for {len(facts)} of {counted(count, 'fact')} ({names}): their distance to the target lies "
-        "outside of rounds.least and rounds.most in the recipe.",
+        f"warning: nothing was written for {len(facts)} of {counted(count, 'fact')} ({names}): their distance to the "
+        "target lies outside of rounds.least and rounds.most in the recipe.",
         style="yellow",
         markup=False,
         highlight=False,

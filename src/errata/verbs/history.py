@@ -35,7 +35,6 @@ from errata.verbs.console import (
 )
 
 EXAMPLE = 'Example: errata history stack --subject "Milan Lang"'
-_WORD = 11  # characters of a word that a column holds, however narrow the table
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def history(
         now = "–" if answers is None else "the same" if answers[index].correct else answers[index].said
         replaced = f" (replaced by {entry.replaced_by})" if entry.replaced_by else ""
         row = (
-            entry.time.replace("T", " "),
+            entry.time.removesuffix("+00:00").replace("T", " "),
             f"{entry.patch}, {entry.method}",
             entry.fact.id,
             entry.fact.text,
@@ -91,11 +90,10 @@ def history(
             now,
         )
         rows.append(row)
-    heads = ("when", "patch", "fact", "prompt", "was told", "instead of", "says now")
-    for head, *cells in zip(heads, *rows, strict=True):
-        # A narrow table breaks its lines between words as long as they are not very long.
-        longest = max(len(word) for text in cells for word in text.split() or [""])
-        table.add_column(head, overflow="fold", min_width=min(longest, _WORD))
+    heads = ("when (UTC)", "patch", "fact", "prompt", "was told", "instead of", "says now")
+    columns = [(head, *cells) for head, *cells in zip(heads, *rows, strict=True)]
+    for head, width in zip(heads, word_widths(columns, console().width - 3 * len(heads)), strict=True):
+        table.add_column(head, overflow="fold", min_width=width)
     for row in rows:
         table.add_row(*(Text(text) for text in row))
     console().print(table)
@@ -117,6 +115,15 @@ def history(
         for index, entry in enumerate(told)
     ]
     write_json(json, {"model": model, "history": record})
+
+
+def word_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Of each column the width of its longest word, so that lines break between words; less where there is no room."""
+    longest = [max(len(word) for text in column for word in text.split() or [""]) for column in columns]
+    limit = max(longest)
+    while limit > 1 and sum(min(width, limit) for width in longest) > room:
+        limit -= 1
+    return [min(width, limit) for width in longest]
 
 
 def _told(model: str) -> list[Told]:
