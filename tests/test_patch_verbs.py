@@ -21,6 +21,8 @@ from errata.loading import load_model
 from errata.models.language_model import LanguageModel
 from errata.patch import Patch
 from errata.stack import read_stack
+from errata.verbs.console import progress
+from errata.verbs.history import word_widths
 
 FACTS = Path(__file__).resolve().parents[1] / "examples" / "facts.jsonl"
 Capture = pytest.CaptureFixture[str]
@@ -239,7 +241,7 @@ def test_conflicts_with_earlier_edits(
         assert not out.exists()
         return
     assert status == 0
-    assert "1 contradicting fact ('back')" in err
+    assert f"1 contradicting fact ('back') {'takes the place of' if choice == 'replace' else 'is left out for'}" in err
     assert [fact.id for fact in Patch.load(out).facts] == (["other"] if choice == "keep" else ["back", "other"])
     if choice == "replace":
         assert run(["apply", str(out), "--model", str(made / "two"), "--out", str(tmp_path / "three")]) == 0
@@ -268,6 +270,34 @@ def test_what_cannot_be_found_is_not_called_something_else(
     monkeypatch.chdir(made)
     assert run([*arguments, "nothere"]) == 2
     assert "'nothere' cannot be found" in said(capsys)[1]
+
+
+def test_a_patch_that_does_not_fit_is_named_with_what_is_in_the_model(
+    made: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    first, second, out = (str(made / "first.safetensors"), str(made / "second.safetensors"), str(tmp_path / "out"))
+    assert run(["apply", first, first, "--out", out]) == 2
+    err = said(capsys)[1]
+    assert "first was made for other weights" in err
+    assert "'lab' with first on it in float32 has" in err
+    assert "first is in already" in err
+    assert run(["apply", second, first, "--out", out]) == 2
+    assert "second was made for other weights" in said(capsys)[1]
+    assert run(["apply", first, str(FACTS), "--out", out]) == 2
+    assert said(capsys)[1].count(str(FACTS)) == 1
+
+
+def test_where_nobody_looks_there_is_no_empty_line(capsys: Capture) -> None:
+    with progress() as report:
+        report("facts edited", 1, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_columns_are_as_wide_as_their_words_where_there_is_room() -> None:
+    columns = [["when", "2026-01-01 12:00"], ["was told", "Istanbul (replaced by c3)"], ["a", "b"]]
+    assert word_widths(columns, 80) == [10, 9, 1]
+    assert word_widths(columns, 17) == [8, 8, 1]
+    assert word_widths(columns, 1) == [1, 1, 1]
 
 
 # Runs -----------------------------------------------------------------------------------------------------------
@@ -329,11 +359,16 @@ def test_what_is_not_what_the_run_began_with_is_refused(
     others = ["--facts", str(made / "second.jsonl"), "--method", "memit", "--dtype", "bfloat16", "--run", "x"]
     assert run([*arguments, *others]) == 2
     err = said(capsys)[1]
-    for word in ("does not hold the facts of the run", "'schedule' is even there, and boundary in the run",
+    for word in ("does not hold the facts of the run", "--method: memit, but the run has memit+blue",
                  "the run is in float32", "--run: it cannot be given together with --resume"):  # fmt: skip
         assert word in err
     assert run([*arguments, "--model", str(made / "full")]) == 2
     assert "are not those that the run" in said(capsys)[1]
+    assert run([*arguments, "--seed", "3", "--method", "memit", "--layers", "0,1"]) == 2
+    err = said(capsys)[1]
+    assert "--seed: 3, but the run has 0" in err
+    assert "--layers: 0,1, but the run has 0,1,2" in err
+    assert "3 faults" in err
     same_again = ["-f", str(made / "first.jsonl"), "--method", "memit+blue", "--batch-size", "1", "--model", "lab"]
     assert run([*arguments, *same_again]) == 0
     assert run(["edit", "--resume", str(tmp_path / "nothing")]) == 2

@@ -296,3 +296,18 @@ def test_facts_without_a_file_are_named_by_their_source(runs: Runs, tmp_path: Pa
         facts=FactSet(ASKED.facts[:1], "of my own"), corpus="", seed=0, examination=None,
     )  # fmt: skip
     assert (made.manifest.facts_source, made.manifest.facts_source_sha256) == ("of my own", "")
+
+
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [(1, ""), (2, "apply {}/0001.safetensors --model"), (3, "apply --force {}/{{0001..0002}}.safetensors --model")],
+)
+def test_a_damaged_batch_says_what_is_left_of_the_run(run: Path, number: int, way_out: str) -> None:
+    path = run / "batches" / f"{number:04}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FaultsError) as caught:
+        open_run(run).saved_batches()
+    (fault,) = caught.value.faults
+    assert "or begin a new run" in fault.remedy
+    assert way_out.format(run / "batches") in fault.remedy
+    assert ("sound" in fault.remedy) == (number > 1)

@@ -171,8 +171,11 @@ class RunDirectory:
         """What can be done about a damaged file of batch ``index`` without a copy of it; once for all of them."""
         if index == 0 or not first:
             return REMEDY
-        sound = " ".join(str(self.batch_path(before)) for before in range(index))
-        force = "--force " if index > 1 else ""  # each was made for the weights that the whole run began with
+        sound = str(self.batch_path(0))
+        force = ""
+        if index > 1:
+            sound = sound.replace("0001.safe", f"{{0001..{index:04}}}.safe")  # as shells expand it
+            force = "--force "  # each was made for the weights that the whole run began with
         return (
             f"{REMEDY}. Batches before number {index + 1} are sound patches: errata apply {force}{sound} --model "
             f"{self.manifest.model} --out STACK"
