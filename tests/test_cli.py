@@ -241,6 +241,19 @@ def test_a_name_that_is_no_directory_is_announced_as_one_of_the_hub(
     assert "looking on the hub" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_hub_that_cannot_be_reached_is_asked_once_and_told_of_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("time.sleep", waited.append)
+    assert run(["ask", "--model", "nothere", "Hello"]) == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert err.count("there is no such directory, and the hub cannot be reached") == 1
+    assert waited == []
+
+
 QUANTISED = {"model_type": "llama", "num_hidden_layers": 4}
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from errata.errors import InputError
-from errata.output import check_file, check_new, new_directory, write_text
+from errata.errors import InputError, OutputError
+from errata.output import check_file, check_new, new_directory, new_file, write_text
 
 
 def test_a_directory_appears_when_all_of_it_is_there(tmp_path: Path) -> None:
@@ -100,3 +103,39 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -
     check_file(tmp_path / "file")  # it may be replaced
     check_file(tmp_path / "new" / "out.json")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "somewhere/else"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]),
+    ],
+)
+def test_a_full_disk_is_told_of_the_output_and_leaves_nothing(tmp_path: Path, error: Exception) -> None:
+    told = r"{} cannot be written: No space left on device\. Make room there"
+    with pytest.raises(OutputError, match=told.format(tmp_path / "out")), new_directory(tmp_path / "out"):
+        raise error
+    with pytest.raises(OutputError, match=told.format(tmp_path / "out.json")), new_file(tmp_path / "out.json"):
+        raise error
+    # What a file of a directory suffers from is told of the directory: its own name vanishes with it.
+    with pytest.raises(OutputError, match=f"^{told.format(tmp_path / 'dir')}"):  # noqa: SIM117
+        with new_directory(tmp_path / "dir") as part, new_file(part / "file"):
+            raise error
+    assert list(tmp_path.iterdir()) == []
+    assert OutputError("").exit_status == 1
+
+
+@pytest.mark.parametrize("name", ["out.txt", "out.JSON", "out.safetensors", "-"])
+def test_a_directory_has_no_name_of_a_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError):
+        check_new(tmp_path / name)
+    check_new(tmp_path / "qwen2.5")
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no file that can be replaced"):
+        check_file(Path(os.devnull))
+    with pytest.raises(InputError, match="is no name of an output"):
+        check_file(Path("-"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import errata.targets.aims
+from errata import cli
 from errata.cli import run
 from errata.facts_io import read_facts, write_facts
 from errata.loading import load_model
 from errata.models.language_model import LanguageModel
 from errata.patch import Patch
 from errata.stack import read_stack
+from errata.verbs.console import progress
+from errata.verbs.history import word_widths
 
 FACTS = Path(__file__).resolve().parents[1] / "examples" / "facts.jsonl"
 Capture = pytest.CaptureFixture[str]
@@ -236,7 +241,7 @@ def test_conflicts_with_earlier_edits(
         assert not out.exists()
         return
     assert status == 0
-    assert "1 contradicting fact ('back')" in err
+    assert f"1 contradicting fact ('back') {'takes the place of' if choice == 'replace' else 'is left out for'}" in err
     assert [fact.id for fact in Patch.load(out).facts] == (["other"] if choice == "keep" else ["back", "other"])
     if choice == "replace":
         assert run(["apply", str(out), "--model", str(made / "two"), "--out", str(tmp_path / "three")]) == 0
@@ -245,6 +250,54 @@ def test_conflicts_with_earlier_edits(
         assert run(["history", str(tmp_path / "three"), *subject]) == 0
         found = json.loads(report.read_text(encoding="utf-8"))["history"]
         assert [entry["replaced_by"] for entry in found] == ["new", None]
+
+
+def test_a_patch_on_a_stack_is_no_adapter_beside_it(made: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert run(["export", str(made / "second.safetensors"), "--lora", str(tmp_path / "adapter")]) == 2
+    err = said(capsys)[1]
+    assert f"stands on the stack {made / 'one'}" in err
+    assert f"errata apply {made / 'second.safetensors'} --model {made / 'one'} --out STACK" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["show"], ["diff", "first.safetensors"], ["history"], ["revert", "--out", "x"], ["save", "--out", "x"]],
+)
+def test_what_cannot_be_found_is_not_called_something_else(
+    arguments: list[str], made: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(made)
+    assert run([*arguments, "nothere"]) == 2
+    assert "'nothere' cannot be found" in said(capsys)[1]
+
+
+def test_a_patch_that_does_not_fit_is_named_with_what_is_in_the_model(
+    made: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    first, second, out = (str(made / "first.safetensors"), str(made / "second.safetensors"), str(tmp_path / "out"))
+    assert run(["apply", first, first, "--out", out]) == 2
+    err = said(capsys)[1]
+    assert "first was made for other weights" in err
+    assert "'lab' with first on it in float32 has" in err
+    assert "first is in already" in err
+    assert run(["apply", second, first, "--out", out]) == 2
+    assert "second was made for other weights" in said(capsys)[1]
+    assert run(["apply", first, str(FACTS), "--out", out]) == 2
+    assert said(capsys)[1].count(str(FACTS)) == 1
+
+
+def test_where_nobody_looks_there_is_no_empty_line(capsys: Capture) -> None:
+    with progress() as report:
+        report("facts edited", 1, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_columns_are_as_wide_as_their_words_where_there_is_room() -> None:
+    columns = [["when", "2026-01-01 12:00"], ["was told", "Istanbul (replaced by c3)"], ["a", "b"]]
+    assert word_widths(columns, 80) == [10, 9, 1]
+    assert word_widths(columns, 17) == [8, 8, 1]
+    assert word_widths(columns, 1) == [1, 1, 1]
 
 
 # Runs -----------------------------------------------------------------------------------------------------------
@@ -283,7 +336,9 @@ def test_a_run_that_was_stopped_goes_on_and_says_the_same(
     assert "as they were after batch 1 of 3" in err
     assert "--resume" in err
     assert run(["show", str(broken)]) == 0
-    assert "1 of 3 batches" in said(capsys)[0]
+    assert "1 of 3 batches, 1 of 3 facts, on lab" in said(capsys)[0]
+    assert run(["merge", "--model", str(broken), "--out", str(tmp_path / "part")]) == 0
+    assert "is unfinished: 1 of its 3 batches are done, 1 of its 3 facts" in said(capsys)[1]
     out, report = tmp_path / "full", tmp_path / "broken.json"
     assert run(["edit", "--resume", str(broken), "--out", str(out), "--json", str(report)]) == 0
     assert same(weights(LanguageModel.load(out)), weights(load_model(str(whole))))
@@ -304,12 +359,54 @@ def test_what_is_not_what_the_run_began_with_is_refused(
     others = ["--facts", str(made / "second.jsonl"), "--method", "memit", "--dtype", "bfloat16", "--run", "x"]
     assert run([*arguments, *others]) == 2
     err = said(capsys)[1]
-    for word in ("does not hold the facts of the run", "'schedule' is even there, and boundary in the run",
+    for word in ("does not hold the facts of the run", "--method: memit, but the run has memit+blue",
                  "the run is in float32", "--run: it cannot be given together with --resume"):  # fmt: skip
         assert word in err
     assert run([*arguments, "--model", str(made / "full")]) == 2
     assert "are not those that the run" in said(capsys)[1]
+    assert run([*arguments, "--seed", "3", "--method", "memit", "--layers", "0,1"]) == 2
+    err = said(capsys)[1]
+    assert "--seed: 3, but the run has 0" in err
+    assert "--layers: 0,1, but the run has 0,1,2" in err
+    assert "3 faults" in err
     same_again = ["-f", str(made / "first.jsonl"), "--method", "memit+blue", "--batch-size", "1", "--model", "lab"]
     assert run([*arguments, *same_again]) == 0
     assert run(["edit", "--resume", str(tmp_path / "nothing")]) == 2
     assert "errata edit --run" in said(capsys)[1]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_far_it_is_and_how_it_goes_on(
+    small_run: Callable[..., int],
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    sign: signal.Signals,
+) -> None:
+    original, calls = errata.targets.aims.optimise_targets, []
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:  # two layers a batch
+            signal.raise_signal(sign)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(errata.targets.aims, "optimise_targets", stopped)
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "run", lambda arguments: small_run(*arguments))
+    try:
+        path, out = tmp_path / "run", tmp_path / "out.safetensors"
+        with pytest.raises(SystemExit) as end:
+            cli.main(["--no-evaluate", "--run", str(path), "--out", str(out)])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert end.value.code == 130
+    err = said(capsys)[1]
+    assert f"interrupted: 1 of 3 batches are done, and kept in {path}." in err
+    assert f"errata edit --resume {path} --out {out}" in err
+    assert run(["revert", str(path), "--out", str(tmp_path / "x")]) == 2
+    assert f"errata merge --model {path} --out FULL" in said(capsys)[1]
+    assert run(["export", str(path), "--lora", str(tmp_path / "x")]) == 2
+    assert f"errata merge --model {path} --out FULL" in said(capsys)[1]
+    assert run(["edit", "--resume", str(path), "--out", str(out)]) == 0
+    assert len(Patch.load(out).facts) == 3

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import errata.run_directory
-from errata.errors import FaultsError, InputError
+from errata.errors import FaultsError, InputError, OutputError
 from errata.facts import FactSet
 from errata.facts_io import read_facts
 from errata.ledger import START, read_ledger
@@ -108,7 +108,7 @@ def test_a_run_that_cannot_be_begun_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(errata.run_directory, stage, full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match=r"/run cannot be written: No space left on device\. Make room"):
         runs.begin(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
@@ -296,3 +296,18 @@ def test_facts_without_a_file_are_named_by_their_source(runs: Runs, tmp_path: Pa
         facts=FactSet(ASKED.facts[:1], "of my own"), corpus="", seed=0, examination=None,
     )  # fmt: skip
     assert (made.manifest.facts_source, made.manifest.facts_source_sha256) == ("of my own", "")
+
+
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [(1, ""), (2, "apply {}/0001.safetensors --model"), (3, "apply --force {}/{{0001..0002}}.safetensors --model")],
+)
+def test_a_damaged_batch_says_what_is_left_of_the_run(run: Path, number: int, way_out: str) -> None:
+    path = run / "batches" / f"{number:04}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FaultsError) as caught:
+        open_run(run).saved_batches()
+    (fault,) = caught.value.faults
+    assert "or begin a new run" in fault.remedy
+    assert way_out.format(run / "batches") in fault.remedy
+    assert ("sound" in fault.remedy) == (number > 1)

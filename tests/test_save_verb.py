@@ -354,12 +354,16 @@ def test_names_that_the_hub_would_refuse(
     assert hub.calls == []
 
 
-def test_without_a_token_nothing_begins(
+def test_without_a_token_it_is_shown_what_would_go_and_nothing_is_sent(
     made: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert run(["push", "missing", "--to", "owner/name", "--yes"]) == 2
-    assert "hf auth login" in " ".join(capsys.readouterr().err.split())
+    assert "'missing' cannot be found" in " ".join(capsys.readouterr().err.split())
+    assert run(["push", "stack", "--to", "owner/name", "--yes"]) == 2
+    output = capsys.readouterr()
+    assert "  errata-stack.json  " in output.out
+    assert "hf auth login" in " ".join(output.err.split())
     assert hub.calls == []
 
 

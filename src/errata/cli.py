@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 
+import huggingface_hub
 import torch
 import transformers
 import typer
 
-from errata.errors import ErrataError
+from errata.errors import ErrataError, InterruptedRunError
 from errata.verbs import (
     apply,
     ask,
@@ -33,6 +35,7 @@ from errata.verbs import (
     save,
     show,
 )
+from errata.verbs.command import Verb
 from errata.verbs.console import error_console
 
 app = typer.Typer(
@@ -66,6 +69,8 @@ app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(data.app, name="data")
 app.add_typer(lab.app, name="lab")
+for _command in (*app.registered_commands, *recipe.app.registered_commands, *lab.app.registered_commands):
+    _command.cls = Verb
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()  # each try and each wait, twice
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is being written vanishes, and a word
     sys.exit(run(arguments))
 
 
@@ -84,6 +91,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if end.code == 130:
             return _interrupted()
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except InterruptedRunError as error:
+        error_console().print(f"interrupted: {_escaped(str(error))}", soft_wrap=True, highlight=False)
+        return error.exit_status
     except ErrataError as error:
         error_console().print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True, highlight=False)
         return error.exit_status

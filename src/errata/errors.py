@@ -30,6 +30,16 @@ class InputError(ErrataError):
     exit_status = 2
 
 
+class OutputError(ErrataError):
+    """What was to be written could not be: the disk is full, or refuses it. Of the output nothing is left behind."""
+
+
+class InterruptedRunError(ErrataError):
+    """Somebody stopped a run that is kept on disk; it can go on. Exit status 130."""
+
+    exit_status = 130
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One thing wrong in an input: where it is, what is wrong, what to do; its line, unless ``where`` tells it."""

@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from errata.errors import Fault, FaultsError, InputError
+from errata.errors import Fault, FaultsError, InputError, OutputError
 from errata.facts import Fact, FactSet, clashes, fact_of, record_faults
 from errata.facts_formats import Entry, csv_entries, csv_text, jsonl_entries, jsonl_text
 from errata.facts_rules import REQUIRED_FIELDS
+from errata.output import is_full
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
@@ -68,6 +69,7 @@ def write_facts(facts: Iterable[Fact], path: str | os.PathLike[str]) -> None:
         InputError: if the path's suffix is not ``.jsonl``, ``.json`` or ``.csv``, there are no facts, a list is too
             long for a CSV cell, or the file cannot be written.
         FaultsError: if facts clash with each other.
+        OutputError: if the disk is full.
     """
     path = Path(path)
     _, text_of = _format_of(path)
@@ -85,6 +87,8 @@ def write_facts(facts: Iterable[Fact], path: str | os.PathLike[str]) -> None:
             temporary.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        if is_full(error):
+            raise OutputError(f"cannot write the facts {str(path)!r}: {reason}", remedy="Make room there") from error
         remedy = "Give a file in a directory that exists and can be written to"
         raise InputError(f"cannot write the facts {str(path)!r}: {reason}", remedy=remedy) from error
 

@@ -35,6 +35,27 @@ def check_repository(name: str) -> None:
         raise InputError(f"{name!r} is not of the form OWNER/NAME", remedy="Give owner and name with one slash between")
 
 
+def check_reachable(name: str) -> None:
+    """Whether a model can be looked for, once and quickly: who loads it asks again and again, for half a minute.
+
+    What lies among the downloads needs no network. What the hub answers, whatever it is, is left to who loads.
+
+    Raises:
+        OSError: if the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+
+    try:
+        if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+        HfApi(endpoint=constants.ENDPOINT).model_info(name, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (HfHubHTTPError, HFValidationError):
+        return
+    except (HTTPError, ConnectionError, TimeoutError) as error:
+        raise OSError(f"there is no such directory, and the hub cannot be reached ({_first_line(error)})") from error
+
+
 def check_login() -> None:
     """Raises InputError if the hub's own library finds no token."""
     from huggingface_hub import get_token

@@ -16,6 +16,7 @@ from typing import Any
 
 from errata.errors import InputError
 from errata.patch import now
+from errata.reading import reason_of
 
 START = "0" * 64  # what the first line follows
 
@@ -110,7 +111,7 @@ def read_ledger(path: Path) -> Ledger:
             if number == len(lines) - 1 and not lines[-1]:
                 break  # blocks of a file may reach the disk in any order: the line feed was there before the line
             raise InputError(
-                f"{path}:{number} is not the line that was written there ({error})",
+                f"{path}:{number} is not the line that was written there ({reason_of(error)})",
                 remedy="Put the file back as it was; the lines before it are sound",
             ) from error
         entries.append(entry)

@@ -8,7 +8,7 @@ import torch
 
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
-from errata.output import is_file
+from errata.output import is_file, is_there
 from errata.patch import Patch
 from errata.restore import patch_of_run
 from errata.run_directory import is_run, open_run
@@ -92,6 +92,12 @@ def stack_of_run(name: str, *, device: str | torch.device | None = None, trust_r
     return under.with_patch(Path(name).name, patch_of_run(base, run))
 
 
+def check_there(name: str) -> None:
+    """Raises InputError if nothing at all is where something edited was expected: nothing of the hub is."""
+    if name != "lab" and not is_there(Path(name)):
+        raise InputError(f"{name!r} cannot be found", remedy="Look at the name: there is no such file or directory")
+
+
 def patches_of(name: str) -> list[tuple[str, Patch]]:
     """(name, patch) of a patch file, a stack, a full model that was edited, or a run, without loading a model.
 
@@ -107,6 +113,7 @@ def patches_of(name: str) -> list[tuple[str, Patch]]:
         return [(stacked.name, stacked.patch) for stacked in read_stack(path).patches]
     if is_run(name):
         return [(f"batch {batch.record.index + 1}", batch.patch) for batch in open_run(path).saved_batches()]
+    check_there(name)
     raise InputError(
         f"there are no patches in {name!r}",
         remedy="Give a patch (.safetensors), or a directory that `errata edit`, `apply` or `merge` made",

@@ -69,7 +69,8 @@ def applied(model: LanguageModel, patches: Sequence[Patch], *, force: bool = Fal
     inside: list[Patch] = []
     try:
         for patch in patches:
-            patch.apply(model, force=force)
+            before = [f"patch {number + 1}" for number in range(len(inside))]
+            patch.apply(model, force=force, name=f"patch {len(inside) + 1}", before=before)
             inside.append(patch)
         yield
     finally:

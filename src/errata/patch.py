@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,10 +73,12 @@ class Patch:
         """Numerical rank of the whole ΔW of every written layer."""
         return {layer: rank(self.of_layer(layer)) for layer in self.layers}
 
-    def apply(self, model: LanguageModel, *, force: bool = False) -> None:
+    def apply(self, model: LanguageModel, *, force: bool = False, name: str = "", before: Sequence[str] = ()) -> None:
         """Put the change into ``model``.
 
         Args:
+            name: what the patch is called, for messages.
+            before: the same of the patches that were put into the model before, which its name does not tell.
             force: also into other weights than those that it was made for. It may then change other things than it
                 was made to change, and its facts may not be said.
 
@@ -85,14 +87,7 @@ class Patch:
                 not be finite; the model is then what it was.
         """
         if not force and (found := model.fingerprint()) != self.fingerprint:
-            dtype = dtype_name(model.dtype)
-            raise InputError(
-                f"this patch was made for other weights (those of {self.base!r} in {self.dtype}, "
-                f"{self.fingerprint[:12]}…; {model.name!r} in {dtype} has {found[:12]}…)",
-                remedy=f"Load {self.base!r} in {self.dtype}, without other edits"
-                if dtype != self.dtype
-                else "Load the model that it was made for, with the edits that it was made on top of and no others",
-            )
+            raise self._other_weights(model, found, name, before)
         model.check_layers(self.layers)
         for term in self.terms:
             if (shape := tuple(model.weight(term.layer).shape)) != (own := tuple(shape_of(term))):
@@ -110,6 +105,23 @@ class Patch:
                         f"{dtype_name(model.dtype)}",
                         remedy=f"Give the model that it was made for, in {self.dtype}",
                     )
+
+    def _other_weights(self, model: LanguageModel, found: str, name: str, before: Sequence[str]) -> InputError:
+        dtype = dtype_name(model.dtype)
+        there = f"{model.name!r} with {', '.join(before)} on it" if before else repr(model.name)
+        if dtype != self.dtype:
+            remedy = f"Load {self.base!r} in {self.dtype}, without other edits"
+        elif name in before:
+            remedy = f"{name} is in already: name each patch once"
+        elif before:
+            remedy = "Give patches in the order in which they were made, each on top of those before it"
+        else:
+            remedy = "Load the model that it was made for, with the edits that it was made on top of and no others"
+        return InputError(
+            f"{name or 'this patch'} was made for other weights (those of {self.base!r} in {self.dtype}, "
+            f"{self.fingerprint[:12]}…; {there} in {dtype} has {found[:12]}…)",
+            remedy=remedy,
+        )
 
     def undo(self, model: LanguageModel) -> None:
         """Take the change out again: the weights are computed anew from the base, so nothing of it is left.

@@ -70,7 +70,7 @@ def write_patch(patch: Patch, path: Path, *, keys: Mapping[int, Tensor] | None =
     """Write a patch, whole or not at all, over an older one.
 
     Raises:
-        OSError: if it cannot be written; what was there before is left.
+        OutputError: if it cannot be written; what was there before is left.
     """
     tensors: dict[str, Tensor] = {}
     for index, term in enumerate(patch.terms):
@@ -89,10 +89,7 @@ def write_patch(patch: Patch, path: Path, *, keys: Mapping[int, Tensor] | None =
     ).model_dump_json()
     metadata = {"format": FORMAT, "record": record, "sha256": _checksum(record, tensors)}
     with new_file(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error  # a full disk is one, whoever noticed it
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def read_patch(path: Path) -> PatchFile:

@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+from json import JSONDecodeError
+
 from pydantic import ValidationError
+from safetensors import SafetensorError
+
+# What the parser of safetensors says, and what that means for who gave the file.
+_SAFETENSORS = {
+    "header too small": "it is empty, or hardly begun",
+    "header too large": "it is no safetensors file",
+    "invalid header start": "it is no safetensors file",
+    "invalid UTF-8 in header": "it is no safetensors file",
+    "invalid JSON in header": "it is no safetensors file",
+    "invalid header length": "its end is missing",
+    "incomplete metadata": "its end is missing",
+}
 
 
 def reason_of(error: Exception) -> str:
-    """What an exception says of a file, in one line: of pydantic's the first fault, with its key and its value."""
+    """What an exception says of a file, in one line and in our words: of pydantic's the first fault, with its key and
+    its value.
+    """
     if isinstance(error, FileNotFoundError):
         return "it cannot be found"
+    if isinstance(error, NotADirectoryError):
+        return "it would lie in a file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        said = first["msg"][0].lower() + first["msg"][1:]
-        value = "" if first["type"] in ("missing", "json_invalid") else f", got {first['input']!r:.60}"
-        return f"{place}: {said}{value}" if place else said
+        return _first_fault(error)
+    if isinstance(error, JSONDecodeError):
+        return f"it is not JSON (line {error.lineno}, column {error.colno})" if error.doc.strip() else "it is empty"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text in UTF-8"
     if isinstance(error, KeyError):
         return f"it has no {error}"
     lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    said = lines[0] if lines else type(error).__name__
+    if isinstance(error, SafetensorError):
+        return next((ours for theirs, ours in _SAFETENSORS.items() if theirs in said), said)
+    return said
+
+
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    said = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "json_invalid":
+        return f"it is not JSON ({said})" if str(first["input"]).strip() else "it is empty"
+    value = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
+    return f"{place}: {said}{value}" if place else said

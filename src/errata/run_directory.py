@@ -33,6 +33,7 @@ from errata.patch import DtypeName, Patch, now, software_versions
 from errata.patch_file import read_patch, write_patch
 from errata.recipe import Recipe
 from errata.run_manifest import (
+    REMEDY,
     Manifest,
     check_file,
     ledger_faults,
@@ -75,6 +76,10 @@ class RunDirectory:
     @property
     def batches(self) -> int:
         return -(-len(self.facts) // self.recipe.batch_size)
+
+    @property
+    def facts_done(self) -> int:
+        return min(self.batches_done * self.recipe.batch_size, len(self.facts))
 
     def batch_path(self, index: int) -> Path:
         """Of the patch of batch ``index`` (from 0)."""
@@ -155,12 +160,26 @@ class RunDirectory:
                     file.keys,
                 )
             except InputError as error:
-                faults.append(Fault(str(path), error.what, f"Batches before number {about['index'] + 1} are sound"))
+                faults.append(Fault(str(path), error.what, self._way_out(about["index"], first=not faults)))
             else:
                 found.append(SavedBatch(record, file.patch, said))
         if faults:
             raise FaultsError(f"the run {self.path}", faults)
         return found
+
+    def _way_out(self, index: int, *, first: bool) -> str:
+        """What can be done about a damaged file of batch ``index`` without a copy of it; once for all of them."""
+        if index == 0 or not first:
+            return REMEDY
+        sound = str(self.batch_path(0))
+        force = ""
+        if index > 1:
+            sound = sound.replace("0001.safe", f"{{0001..{index:04}}}.safe")  # as shells expand it
+            force = "--force "  # each was made for the weights that the whole run began with
+        return (
+            f"{REMEDY}. Batches before number {index + 1} are sound patches: errata apply {force}{sound} --model "
+            f"{self.manifest.model} --out STACK"
+        )
 
     def log(self, text: str) -> None:
         with (self.path / "log.txt").open("a", encoding="utf-8") as file:

@@ -17,6 +17,8 @@ from errata.reading import reason_of
 from errata.recipe import Recipe
 from errata.recipe_yaml import parse_yaml
 
+REMEDY = "Put the file back as it was, or begin a new run (errata edit --run)"
+
 
 class _BatchLine(BaseModel):
     """What the ledger says of a batch; see ``RunDirectory.add_batch``."""
@@ -77,7 +79,7 @@ class Manifest(BaseModel):
 
 def ledger_faults(path: Path, ledger: Ledger) -> list[Fault]:
     """What does not fit together between the ledger and the files of the run at ``path``."""
-    remedy = "Put the file back as it was"
+    remedy = REMEDY
     faults = [Fault(str(ledger.path), text, remedy) for text in map(_line_fault, ledger.entries) if text]
     if faults:
         return faults
@@ -96,7 +98,8 @@ def ledger_faults(path: Path, ledger: Ledger) -> list[Fault]:
             faults.append(Fault(str(path / f"{when}.json"), "what the model said is missing", remedy))
     # A crash leaves at most the next batch without its line; others mean that lines were lost.
     there = {file.name for file in (path / "batches").glob("*.safetensors")}
-    if lost := sorted(there - needed.keys() - {f"{len(batches) + 1:04}.safetensors"}):
+    if there - needed.keys() - {f"{len(batches) + 1:04}.safetensors"}:
+        lost = sorted(there - needed.keys())  # the next one lost its line as well, then
         what = f"it has no lines for {', '.join(lost)}, which are there"
         faults.append(Fault(str(ledger.path), what, remedy))
     return faults
@@ -129,13 +132,13 @@ def read_manifest(path: Path) -> Manifest:
             remedy="Give a directory that `errata edit --run` made",
         ) from error
     if checksum != expected:
-        raise InputError(f"{path} was changed since the run began", remedy="Put the file back as it was")
+        raise InputError(f"{path} was changed since the run began", remedy=REMEDY)
     return manifest
 
 
 def check_file(path: Path, digest: str) -> None:
     """Raises InputError if a file is missing, or is not the one that was written."""
-    remedy = "Put the file back as it was"
+    remedy = REMEDY
     if not path.is_file():
         raise InputError(f"{path.name} is missing", remedy=remedy)
     if file_digest(path) != digest:
@@ -153,4 +156,4 @@ def read_recipe_copy(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)).data)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a recipe: {error}", remedy="Put the file back as it was") from error
+        raise InputError(f"{path} is not a recipe: {reason_of(error)}", remedy=REMEDY) from error

@@ -394,8 +394,8 @@ REFUSED: dict[Callable[[Path], None], str] = {
     _missing_ledger: r"ledger\.jsonl cannot be read: No such file",
     _changed_line: r"ledger\.jsonl:2 is not the line that was written there",
     # The third patch has no line because of the crash; that the second has none either shows that lines were lost.
-    _lost_lines: r"ledger\.jsonl: it has no lines for 0003\.safetensors",
-    _lost_all_lines: r"ledger\.jsonl: it has no lines for 0002\.safetensors, 0003\.safetensors",
+    _lost_lines: r"ledger\.jsonl: it has no lines for 0002\.safetensors, 0003\.safetensors",
+    _lost_all_lines: r"ledger\.jsonl: it has no lines for 0001\.safetensors, 0002\.safetensors, 0003\.safetensors",
 }
 
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from errata.errors import InputError
+from errata.hub import check_reachable
 from errata.models.architectures import architecture_of, check_config, down_projection_weight
 
 
@@ -99,7 +100,7 @@ def source_of(name: str) -> str:
     """What transformers is asked for, for what the user called a model.
 
     Raises:
-        OSError: if it is a path to nothing.
+        OSError: if it is a path to nothing, or the hub would have to be asked and cannot be reached.
     """
     if name == "lab":
         from errata.lab.package import lab_directory  # lab is data; models must not need it
@@ -107,6 +108,8 @@ def source_of(name: str) -> str:
         return str(lab_directory())
     if not is_hub_name(name) and not Path(name).is_dir():
         raise OSError("there is no such directory")
+    if is_hub_name(name):
+        check_reachable(name)
     return name
 
 

@@ -108,7 +108,7 @@ def moments_for(
             found[layer] = SecondMoment(moment.total.cpu(), moment.count)
             try:
                 write_moment(directory / keys[layer].file_name, keys[layer], moment)
-            except OSError as error:  # the work goes on; only the next run has to compute again
+            except (OSError, SafetensorError) as error:  # the work goes on; only the next run has to compute again
                 _logger.warning("the statistics of layer %d cannot be kept in %s (%s)", layer, directory, error)
     return found
 

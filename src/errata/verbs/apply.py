@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from errata.conflicts import conflicts
-from errata.errors import Fault, FaultsError, InputError
+from errata.errors import InputError, told_together
 from errata.loading import load_model, stack_under
 from errata.models.language_model import LanguageModel
 from errata.output import check_new, new_directory
@@ -123,24 +123,22 @@ def _sizes(stack: Stack) -> str:
 
 def _read(paths: Sequence[Path]) -> list[tuple[str, Patch]]:
     """All patches, or all that is wrong with them."""
-    read, faults = [], []
-    for path in paths:
-        try:
-            read.append((path.stem, Patch.load(path)))
-        except InputError as error:
-            faults.append(Fault(str(path), error.what, error.remedy))
-    if faults:
-        raise FaultsError("the patches", faults)
+    read = []
+    with told_together("what was given") as part:
+        for path in paths:
+            with part:
+                read.append((path.stem, Patch.load(path)))
     return read
 
 
 def _put_on(model: LanguageModel, name: str, patches: Sequence[tuple[str, Patch]], *, force: bool) -> Stack:
     """The stack with the patches on top, which are in the model afterwards."""
     stack = stack_under(model, name, model.fingerprint())
-    for title, patch in patches:
+    for number, (title, patch) in enumerate(patches):
+        before = [earlier for earlier, _ in patches[:number]]
         clashing = conflicts(patch.facts, stack.facts)
         forced = force and model.fingerprint() != patch.fingerprint
-        patch.apply(model, force=forced)
+        patch.apply(model, force=forced, name=title, before=before)
         stack = stack.with_patch(title, patch, forced=forced)
         if forced:
             warn(f"warning: {title} was made for other weights than these ({patch.base}); its facts may not be said")

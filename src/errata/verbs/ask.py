@@ -49,7 +49,7 @@ def ask(
     stripped = [prompt.rstrip() for prompt in prompts]
     outlines = [outline_of(name, trust_remote_code=trust_remote_code) for name in names]
     if faults := [fault for outline in outlines for fault in _faults(outline, stripped, tokens)]:
-        raise FaultsError("the prompts", faults)
+        raise FaultsError("what was asked", faults)
     answers = []
     for name in names:
         loaded = load_model(name, **where, trust_remote_code=trust_remote_code)

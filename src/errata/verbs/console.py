@@ -21,23 +21,41 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from errata.errors import Fault, FaultsError
+from errata.errors import Fault, FaultsError, InputError
 from errata.loading import base_of
 from errata.models.outline import Outline, is_hub_name
-from errata.output import check_file, write_text
+from errata.output import check_file, is_file, write_text
 from errata.progress import Report
+from errata.run_directory import is_run, open_run
 
 
 def _writable(path: Path | None) -> Path | None:
     if path is not None:
         check_file(path)
+        if is_file(path) and not _holds_results(path):
+            raise InputError(
+                f"{path} is there, and is not a file of results: it would be lost",
+                remedy="Give another name, or remove it first",
+            )
     return path
 
 
+def _holds_results(path: Path) -> bool:
+    """Whether a file may have been written by --json before: commands are repeated. It is one object, or empty."""
+    with path.open("rb") as file:
+        if not (start := file.read(64).lstrip()):
+            return True
+    try:
+        return start.startswith(b"{") and isinstance(json.loads(path.read_bytes()), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+_JSON_HELP = "Also write the result for machines to FILE, over older results; like --out, its folder is made."
 JsonOption = Annotated[
     Path | None,
     # Called while the command line is read: in every verb before its work.
-    typer.Option("--json", metavar="FILE", callback=_writable, help="Also write the result for machines to FILE."),
+    typer.Option("--json", metavar="FILE", callback=_writable, help=_JSON_HELP),
 ]
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="'lab' (the embedded model), a directory, or a name on the hub.")
@@ -92,11 +110,23 @@ def outline_of(name: str, *, trust_remote_code: bool) -> Outline:
 
     Of a stack or a run it is its base's.
     """
+    note_unfinished(name)
     name = base_of(name)
     if is_hub_name(name):
         note = f"note: there is no directory {name!r} here; looking on the hub (HF_HUB_OFFLINE=1: only among downloads)"
         error_console().print(note, markup=False, highlight=False)
     return Outline.load(name, trust_remote_code=trust_remote_code)
+
+
+def note_unfinished(name: str) -> None:
+    """Says so where a run is taken as it is, and has not come to its end."""
+    if is_run(name):
+        run = open_run(Path(name))
+        if run.batches_done < run.batches:
+            warn(
+                f"note: the run {name} is unfinished: {run.batches_done} of its {run.batches} batches are done, "
+                f"{run.facts_done} of its {len(run.facts)} facts (errata edit --resume {name} goes on with it)"
+            )
 
 
 def outline_here(name: str, *, trust_remote_code: bool) -> Outline | None:
@@ -113,7 +143,9 @@ def progress() -> Iterator[Report]:
         TextColumn("{task.description:<24}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=error_console(), transient=True) as bars:
+    shown = error_console()
+    # Where nobody looks there would be an empty line, and nothing else.
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_interactive) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:

@@ -17,12 +17,12 @@ from errata.conflicts import statement
 from errata.errors import InputError
 from errata.factors import inner, norm
 from errata.facts import Fact
-from errata.loading import load_model, patches_of
+from errata.loading import check_there, load_model, patches_of
 from errata.models.weights import Term
 from errata.output import is_file
 from errata.run_directory import is_run
 from errata.stack import has_stack
-from errata.verbs.console import JsonOption, TrustOption, console, counted, tell, write_json
+from errata.verbs.console import JsonOption, TrustOption, console, counted, note_unfinished, tell, write_json
 
 EXAMPLE = "Example: errata diff first.safetensors second.safetensors"
 
@@ -37,9 +37,14 @@ def diff(
 
     Where one of the two is a plain model without patches, the weights of both are compared.
     """
+    note_unfinished(first)
+    note_unfinished(second)
     if _has_patches(first) and _has_patches(second):
         found = _edits(first, second)
     else:
+        if is_file(Path(first)) or is_file(Path(second)):  # which has no weights to compare with the other's
+            for name in (first, second):
+                check_there(name)
         found = _weights(first, second, trust_remote_code=trust_remote_code)
     write_json(json, found)
 

@@ -29,6 +29,7 @@ from errata.verbs.console import (
     JsonOption,
     TrustOption,
     console,
+    counted,
     outline_here,
     outline_of,
     placement,
@@ -43,7 +44,18 @@ from errata.verbs.resume import resume_run
 from errata.verbs.saving import check_output
 from errata.verbs.settle import settled
 
-EXAMPLE = "Example: errata edit --model lab --facts examples/facts.jsonl --method memit+blue --out edited"
+EXAMPLE = """Example: errata edit --model lab --facts examples/facts.jsonl --method memit+blue --out edited
+
+Example: errata edit --facts examples/facts.jsonl --batch-size 4 --run runs/one --out one.safetensors
+
+Example: errata edit --resume runs/one --out one.safetensors
+
+Example: errata edit --model stack --facts more.jsonl --on-conflict replace --out second.safetensors"""
+
+_RESUME_HELP = (
+    "Go on with a run that was stopped, from its last whole batch. Beside it: --out, --json, --device, --model (where "
+    "the base is now), --trust-remote-code; whatever else is given must be what the run began with."
+)
 
 
 def edit(
@@ -62,9 +74,7 @@ def edit(
     run: Annotated[
         Path | None, typer.Option(help="A new directory that keeps the run, batch by batch, so that it can go on.")
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Go on with a run that was stopped, from its last whole batch.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help=_RESUME_HELP)] = None,
     on_conflict: Annotated[
         OnConflict | None,
         typer.Option(help="Of facts that contradict what the model was given by earlier edits; default: refuse."),
@@ -113,15 +123,18 @@ def edit(
     if resume is not None:
         new = {"--run": run, "--on-conflict": on_conflict, "--untouched": untouched, "--last-wins": last_wins}
         new |= {"--dry-run": dry_run, "--no-evaluate": not evaluate}
-        decide = (method, recipe, batch_size, seed, corpus, schedule, layers, shaping, as_published)
-        changed = recipe_for if any(value not in (None, False) for value in decide) else None
+        decide = {
+            "--method": method, "--batch-size": batch_size, "--seed": seed, "--schedule": schedule, "--layers": layers,
+            "--shaping": shaping, "--recipe": recipe, "--corpus": corpus, "--as-published": as_published or None,
+        }  # fmt: skip
+        decide = {option: value for option, value in decide.items() if value is not None}
         resume_run(
             resume,
             [option for option, value in new.items() if value],
             facts,
             model,
-            method,
-            changed,
+            decide,
+            recipe_for,
             out,
             placement(device, dtype),
             json,
@@ -221,7 +234,7 @@ def _show_plan(facts: FactSet, recipe: Recipe, model: str, json: Path | None) ->
         "recipe": recipe.model_dump(mode="json"),
     }
     console().print(
-        f"{len(facts)} facts in batches of at most {recipe.batch_size} ({batches} in all) into {model} "
+        f"{counted(len(facts), 'fact')} in batches of at most {recipe.batch_size} ({batches} in all) into {model} "
         f"with {recipe.method}:"
     )
     for step in steps:

@@ -16,7 +16,8 @@ from errata.lora import WEIGHTS, Adapter
 from errata.lora_facts import Answer, applied, ask_both
 from errata.models.outline import Outline
 from errata.output import check_new
-from errata.stack import has_stack, read_stack
+from errata.run_directory import is_run
+from errata.stack import has_stack, is_stack, read_stack
 from errata.verbs.console import (
     DeviceOption,
     DtypeOption,
@@ -63,8 +64,9 @@ def export(
     where = placement(device, dtype)
     stack = read_stack(Path(patches[0])) if len(patches) == 1 and has_stack(patches[0]) else None
     found = [patch for name in patches for _, patch in patches_of(name)]
-    adapter = Adapter.of(found, rank)
     base = model or (found[0].base if stack is None else stack.base)
+    _check_base(base, patches)
+    adapter = Adapter.of(found, rank)
     outline = _outline(base, model, patches[0], trust_remote_code)
     empty = outline.empty_model()
     modules = adapter.modules(empty)
@@ -107,6 +109,26 @@ def export(
     ]
     result = {"base": base, "rank": adapter.rank, "exact": adapter.is_exact, "layers": layers}
     write_json(json, {**result, "bytes": size, "asked": asked})
+
+
+def _check_base(base: str, patches: Sequence[str]) -> None:
+    """An adapter goes beside weights, and PEFT has to find them: a stack has none of its own, nor has a run."""
+    for name in patches:
+        if is_run(name):
+            raise InputError(
+                f"{name} is a run, and only as a whole a change of its base",
+                remedy=f"Write it as a full model first (errata merge --model {name} --out FULL), and export that",
+            )
+    if is_stack(base) or is_run(base):
+        kind = "stack" if is_stack(base) else "run"
+        raise InputError(
+            f"{' '.join(patches)} stands on the {kind} {base}, which has no weights of its own beside which an adapter "
+            "could be",
+            remedy=f"Export all of it: errata apply {' '.join(patches)} --model {base} --out STACK, then errata export "
+            "STACK; or merge it first (errata merge)"
+            if is_stack(base)
+            else f"Merge it first (errata merge {' '.join(patches)} --model {base} --out FULL), and export that",
+        )
 
 
 def _outline(base: str, model: str | None, patch: str, trust_remote_code: bool) -> Outline:

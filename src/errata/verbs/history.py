@@ -17,7 +17,7 @@ from errata.conflicts import statement
 from errata.errors import InputError
 from errata.evaluation.scoring import TargetScore, score
 from errata.facts import Fact
-from errata.loading import load_model, patches_of
+from errata.loading import check_there, load_model, patches_of
 from errata.output import is_file
 from errata.run_directory import is_run
 from errata.stack import has_stack
@@ -27,6 +27,8 @@ from errata.verbs.console import (
     JsonOption,
     TrustOption,
     console,
+    counted,
+    note_unfinished,
     placement,
     progress,
     write_json,
@@ -60,6 +62,7 @@ def history(
     json: JsonOption = None,
 ) -> None:
     """Tell what was changed, when, by which patch, and whether the model still says it."""
+    note_unfinished(model)
     where = placement(device, dtype)
     told = _chosen(_told(model), model, subject)
     if ask and is_file(Path(model)):
@@ -73,13 +76,12 @@ def history(
             loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
             answers = score(loaded, [(entry.fact.text, entry.fact.target) for entry in told], report=report)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("when", "patch", "fact", "prompt", "was told", "instead of", "says now"):
-        table.add_column(head, overflow="fold")
+    rows = []
     for index, entry in enumerate(told):
         now = "–" if answers is None else "the same" if answers[index].correct else answers[index].said
         replaced = f" (replaced by {entry.replaced_by})" if entry.replaced_by else ""
         row = (
-            entry.time,
+            entry.time.removesuffix("+00:00").replace("T", " "),
             f"{entry.patch}, {entry.method}",
             entry.fact.id,
             entry.fact.text,
@@ -87,12 +89,18 @@ def history(
             entry.fact.truth or "–",
             now,
         )
+        rows.append(row)
+    heads = ("when (UTC)", "patch", "fact", "prompt", "was told", "instead of", "says now")
+    columns = [(head, *cells) for head, *cells in zip(heads, *rows, strict=True)]
+    for head, width in zip(heads, word_widths(columns, console().width - 3 * len(heads)), strict=True):
+        table.add_column(head, overflow="fold", min_width=width)
+    for row in rows:
         table.add_row(*(Text(text) for text in row))
     console().print(table)
     if answers is not None:
         current = [answer.correct for entry, answer in zip(told, answers, strict=True) if entry.replaced_by is None]
         console().print(
-            f"{sum(current)} of {len(current)} facts that nothing replaced are still said.", highlight=False
+            f"{sum(current)} of {counted(len(current), 'fact')} that nothing replaced still said.", highlight=False
         )
     record = [
         {
@@ -109,8 +117,18 @@ def history(
     write_json(json, {"model": model, "history": record})
 
 
+def word_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Of each column the width of its longest word, so that lines break between words; less where there is no room."""
+    longest = [max(len(word) for text in column for word in text.split() or [""]) for column in columns]
+    limit = max(longest)
+    while limit > 1 and sum(min(width, limit) for width in longest) > room:
+        limit -= 1
+    return [min(width, limit) for width in longest]
+
+
 def _told(model: str) -> list[Told]:
     if not (is_file(Path(model)) or has_stack(model) or is_run(model)):
+        check_there(model)
         raise InputError(
             f"nothing is recorded of edits to {model!r}",
             remedy="Give what `errata edit`, `apply` or `merge` wrote, or a run",

@@ -13,6 +13,7 @@ from errata.facts_tokens import token_faults
 from errata.loading import base_of
 from errata.models.outline import Outline
 from errata.output import is_file
+from errata.reading import reason_of
 from errata.run_directory import is_run
 from errata.stack import has_stack, is_stack, stack_base
 
@@ -59,7 +60,7 @@ def is_lab(name: str) -> bool:
             return bool(json.loads(path.read_text(encoding="utf-8"))["about"]["lab"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{path} is not the record of an edit: {type(error).__name__}: {error}",
+                f"{path} is not the record of an edit: {reason_of(error)}",
                 remedy="Remove this file, or edit the model anew",
             ) from error
     if has_stack(name):

@@ -10,7 +10,7 @@ from pathlib import Path
 from errata.errors import InputError
 from errata.facts import Fact, FactSet
 from errata.facts_io import write_facts
-from errata.loading import load_model, stack_of_run, stack_under
+from errata.loading import check_there, load_model, stack_of_run, stack_under
 from errata.output import write_text
 from errata.patch import Patch
 from errata.report.card import Measured, hub_name, is_local, ledger_of, model_card
@@ -132,6 +132,7 @@ def _stack_of(model: str) -> Stack:
                 remedy=f"Go on with it first: errata edit --resume {model}",
             )
         return stack_of_run(model)
+    check_there(model)
     raise InputError(
         f"there is nothing that errata edited in {model!r}",
         remedy="Give a patch (.safetensors), a stack, an edited model or a run",

@@ -33,7 +33,6 @@ def push(
     The token is that of `hf auth login` or of HF_TOKEN.
     """
     check_repository(to)
-    check_login()
     if not yes and not sys.stdin.isatty():
         raise InputError(
             "nobody is there to say yes to it", remedy="Add --yes, or see with `errata save` what it would be"
@@ -51,6 +50,7 @@ def push(
         total = size_text(sum(count for _, count in files))
         tell(f"{counted(len(files), 'file')}, {total}; {counted(len(publication.stack.facts), 'fact')}.")
         show_notes(publication)
+        check_login()
         if not yes and not typer.confirm("Upload?"):
             raise ErrataError("nothing was uploaded", remedy="You did not say yes")
         done = upload(directory, to, private=private, message=_message(len(publication.stack.facts)))

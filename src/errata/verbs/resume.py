@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from errata.errors import Fault, FaultsError
 from errata.facts_io import read_facts
@@ -22,8 +21,8 @@ def resume_run(
     new: Sequence[str],
     facts: Path | None,
     model: str | None,
-    method: str | None,
-    recipe_for: Callable[[str, str], Recipe] | None,
+    decide: Mapping[str, object],
+    recipe_for: Callable[[str, str], Recipe],
     out: Path | None,
     where: Placement,
     json: Path | None,
@@ -35,7 +34,8 @@ def resume_run(
     Args:
         new: options on the command line that are for new runs only.
         model: where the base is now, if that was given.
-        recipe_for: what the command line makes of a model's recipe for a method; None if it says nothing of it.
+        decide: options on the command line that choose or change a recipe, with their values.
+        recipe_for: what these make of a model's recipe for a method.
 
     Raises:
         FaultsError: everything that is not what the run began with; nothing has happened.
@@ -48,8 +48,9 @@ def resume_run(
         remedy = "Leave it out, or begin a new run"
         faults.append(Fault("--facts", f"{facts} does not hold the facts of the run", remedy))
     base = model or run.manifest.model
-    if recipe_for is not None:
-        faults += _recipe_faults(run, recipe_for(base, method or run.recipe.method))
+    if decide:
+        method = decide.get("--method", run.recipe.method)
+        faults += _recipe_faults(run.recipe, recipe_for(base, str(method)), decide)
     if where["dtype"] is not None and str(where["dtype"]) != f"torch.{run.manifest.dtype}":
         faults.append(Fault("--dtype", f"the run is in {run.manifest.dtype}", "Leave it out"))
     if faults:
@@ -59,18 +60,34 @@ def resume_run(
     finish_run(run, loaded, base, out, json)
 
 
-def _recipe_faults(run: RunDirectory, other: Recipe) -> list[Fault]:
-    """Fields of the recipe that the options would make another."""
-    ours, theirs = _plain(run.recipe), _plain(other)
-    return [
-        Fault("the recipe", f"{name!r} is {theirs[name]} there, and {ours[name]} in the run", "Begin a new run for it")
-        for name in ours
-        if ours[name] != theirs[name] and name != "source"
+def _recipe_faults(ours: Recipe, theirs: Recipe, decide: Mapping[str, object]) -> list[Fault]:
+    """What the options would make another: those that name one thing each by themselves, the others by what differs."""
+    faults = [
+        Fault(option, f"{_shown(_OF[option](theirs))}, but the run has {_shown(_OF[option](ours))}", "Leave it out")
+        for option in decide
+        if option in _OF and _OF[option](theirs) != _OF[option](ours)
     ]
+    one, other = ours.model_dump(mode="json"), theirs.model_dump(mode="json")
+    fields = [name for name in one if one[name] != other[name] and name != "source"]
+    if fields and not faults:
+        options = ", ".join(decide)
+        faults.append(Fault(options, f"the run has another {' and '.join(fields)}", "Leave it out, or begin a new run"))
+    return faults
 
 
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json")
+_OF: Mapping[str, Callable[[Recipe], object]] = {
+    "--method": lambda recipe: recipe.method,
+    "--batch-size": lambda recipe: recipe.batch_size,
+    "--seed": lambda recipe: recipe.contexts.seed,
+    "--schedule": lambda recipe: recipe.schedule,
+    "--layers": lambda recipe: list(recipe.layers),
+    "--shaping": lambda recipe: [shaping.kind for shaping in recipe.shaping],
+    "--corpus": lambda recipe: recipe.statistics.corpus,
+}
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def _note_changed_source(run: RunDirectory) -> None:

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from errata.errors import InputError
-from errata.loading import load_model, stack_of_run
+from errata.loading import check_there, load_model, stack_of_run
 from errata.models.language_model import LanguageModel
 from errata.output import check_new, new_directory
 from errata.rebuild import named_facts, rebuild
@@ -21,6 +21,7 @@ from errata.verbs.console import (
     JsonOption,
     TrustOption,
     counted,
+    note_unfinished,
     placement,
     progress,
     tell,
@@ -102,6 +103,7 @@ def rebuild_stack(
     """
     check_new(out)
     where = placement(device, None)["device"]
+    note_unfinished(model)
     if is_run(model):
         stack = stack_of_run(model, device=where, trust_remote_code=trust_remote_code)
     else:
@@ -128,7 +130,14 @@ def rebuild_stack(
 
 
 def _stack_of(model: str) -> Stack:
+    if is_run(model):
+        raise InputError(
+            f"{model} is a run: its batches are one edit, and it has no patches to take out",
+            remedy=f"Merge it first (errata merge --model {model} --out FULL) and revert that; or take facts out with "
+            f"errata rebuild {model} --without ID",
+        )
     if not has_stack(model):
+        check_there(model)
         raise InputError(
             f"there is no record of patches in {model!r}",
             remedy="Give a stack (errata apply) or a full model that errata edited or merged",

@@ -27,7 +27,11 @@ def settled(facts: FactSet, model: str, on_conflict: OnConflict) -> FactSet:
     if on_conflict is OnConflict.REFUSE:
         place = {id(fact): where for fact, where in zip(facts, facts.places, strict=True)}
         raise FaultsError(facts.source, [conflict.fault(place[id(conflict.fact)]) for conflict in clashing])
-    verb = "take the place of" if on_conflict is OnConflict.REPLACE else "are left out for"
+    one = len(clashing) == 1
+    if on_conflict is OnConflict.REPLACE:
+        verb = "takes the place of" if one else "take the place of"
+    else:
+        verb = f"{'is' if one else 'are'} left out for"
     names = ", ".join(repr(conflict.fact.id) for conflict in clashing[:5]) + (", …" if len(clashing) > 5 else "")
     told = counted(len(clashing), "contradicting fact")
     warn(f"note: {told} ({names}) {verb} what {model} was given before (--on-conflict {on_conflict})")

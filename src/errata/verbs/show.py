@@ -33,7 +33,8 @@ def show(
     if is_run(name):
         run = open_run(Path(name))
         tell(
-            f"run {name}: {run.batches_done} of {run.batches} batches, {len(run.facts)} facts, on {run.manifest.model}"
+            f"run {name}: {run.batches_done} of {run.batches} batches, {run.facts_done} of {len(run.facts)} facts, "
+            f"on {run.manifest.model}"
         )
         if run.ledger.torn:
             tell("the ledger's last line was cut off; `errata edit --resume` does that batch again")

@@ -1,0 +1,70 @@
+"""``--json`` never takes the place of what a command reads, or of what else it writes, or of a file of another kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from errata.cli import run
+
+FACTS = Path(__file__).resolve().parents[1] / "examples" / "facts.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("first.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    Path("stack").mkdir()
+    Path("stack/errata-stack.json").write_text("{}", encoding="utf-8")
+    Path("one.jsonl").write_text("{}\n", encoding="utf-8")
+
+
+def content() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "target"),
+    [
+        (["show", "first.safetensors"], "first.safetensors"),
+        (["show", "stack"], "stack/errata-stack.json"),
+        (["show", "stack"], "stack/new.json"),
+        (["diff", "one.jsonl", "stack"], "./one.jsonl"),
+        (["ask", "--model", "stack", "Hello"], "stack/new.json"),
+        (["apply", "one.jsonl", "--out", "new"], "one.jsonl"),
+        (["edit", "--facts", str(FACTS), "--out", "q.safetensors"], "q.safetensors"),
+        (["edit", "--facts", str(FACTS), "--out", "q"], "q/results.json"),
+        (["edit", "--facts", "one.jsonl", "--out", "q"], "one.jsonl"),
+        (["edit", "--facts", str(FACTS), "--run", "runs/one"], "runs/one/results.json"),
+        (["edit", "--facts", str(FACTS), "--run", "runs/one"], "runs"),
+        (["lab", "facts", "--out", "new.jsonl"], "new.jsonl"),
+        (["recipe", "check", "one.jsonl"], "one.jsonl"),
+    ],
+)
+def test_what_a_command_reads_or_writes_is_no_place_for_results(
+    arguments: list[str], target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content()
+    assert run([*arguments, "--json", target]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "which this command reads or writes" in said or "is not a file of results" in said
+    assert content() == before
+
+
+@pytest.mark.parametrize("there", ["one line\n", '{"a": 1}\n{"a": 2}\n', "[1]", "{"])
+def test_a_file_that_holds_no_results_is_not_replaced(there: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").write_text(there, encoding="utf-8")
+    assert run(["methods", "--json", "mine"]) == 2
+    assert "is not a file of results" in " ".join(capsys.readouterr().err.split())
+    assert Path("mine").read_text(encoding="utf-8") == there
+
+
+def test_commands_can_be_repeated() -> None:
+    Path("empty.json").touch()  # as mktemp makes it
+    for target in ("new/results.json", "new/results.json", "empty.json"):
+        assert run(["methods", "--json", target]) == 0
+        assert "memit" in json.dumps(json.loads(Path(target).read_text(encoding="utf-8")))
+    # A prompt is no path, even if there is something of that name.
+    assert run(["ask", "stack", "--tokens", "1", "--json", "stack/answer.json"]) == 0

@@ -1,0 +1,48 @@
+"""What parsers say of files, in our words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from errata.errors import InputError
+from errata.patch_file import read_patch
+from errata.run_manifest import read_manifest
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b'{"subject": "Ada", "prompt": "{} is", "target": "x"}\n' * 9, "it is no safetensors file"),
+        (
+            b"\x40\0\0\0\0\0\0\0" + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'.ljust(64),
+            "its end is missing",
+        ),
+        (b"\x08\0\0\0\0\0\0\0{      }", "its format is None"),
+    ],
+)
+def test_a_file_that_is_no_patch(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "patch.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"is not a patch that can be read: {reason}"):
+        read_patch(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"{,}", "it is not JSON \\(line 1, column 2\\)"),
+        (b"\xff", "it is not text in UTF-8"),
+        (b"{}", "it has no 'checksum'"),
+    ],
+)
+def test_a_file_that_is_no_record(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"is not the record of a run: {reason}"):
+        read_manifest(path)
+    with pytest.raises(InputError, match="run: it would lie in a file"):
+        read_manifest(path / "run.json")
