@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from errata.datasets.registry import DATASETS, is_own_file
 from errata.errors import Fault, FaultsError, InputError
 from errata.methods import method_named
 from errata.recipe import Recipe
@@ -196,6 +197,12 @@ def grid_of(data: Mapping[str, Any], source: str, *, text: str = "") -> Grid:
     return found
 
 
+# Settings of measurements that are paths.
+_PATHS = {
+    ("texts", "references"), ("texts", "corpus"), ("texts", "vocabulary"), ("texts", "idf"), ("ability", "probes"),
+}  # fmt: skip
+
+
 def _with_places(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The same with paths that hold wherever the user stands."""
 
@@ -209,10 +216,26 @@ def _with_places(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         return {key: placed(part) if key in names and isinstance(part, str) else part for key, part in value.items()}
 
     found = dict(data)
+    if isinstance(found.get("prose"), str):
+        name, separator, path = found["prose"].partition("=")
+        if separator:
+            found["prose"] = f"{name}={placed(path)}"
+        elif name not in DATASETS:
+            found["prose"] = placed(name)
+    measures = found.get("measures")
+    if isinstance(measures, dict) and isinstance(measures.get("options"), dict):
+        options = {
+            part: entry(given, tuple(key for name, key in _PATHS if name == part))
+            for part, given in measures["options"].items()
+        }
+        found["measures"] = {**measures, "options": options}
     for key, names in (("models", ("recipe",)), ("data", ("path", "untouched"))):
         if key in found:
             entries = found[key] if isinstance(found[key], list) else [found[key]]
             found[key] = [entry(value, names) for value in entries]
+    for own in found.get("data", ()):
+        if isinstance(own, dict) and is_own_file(str(own.get("name"))):
+            own["name"] = placed(own["name"])
     return found
 
 

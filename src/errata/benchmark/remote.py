@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from errata.errors import InputError, MissingExtraError
 from errata.progress import Report, silent
 
 _SECONDS_BETWEEN = 0.5
+_SECONDS_TO_CONNECT = 5.0
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class RayCluster:
             import ray
         except ImportError as error:
             raise MissingExtraError("--ray", "ray") from error
+        _check_reachable(address)
         try:
             if not ray.is_initialized():
                 where: dict[str, Any] = {"num_cpus": cpus} if address == "local" else {"address": address}
@@ -76,6 +79,23 @@ class RayCluster:
     def stop(self) -> None:
         for task in list(self._running):
             self._ray.cancel(task, force=True)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself waits for minutes. Names such as ``auto`` and ``local`` are its own business.
+
+    Raises:
+        InputError: if nothing listens at ``HOST:PORT``, with or without ``ray://``.
+    """
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT).close()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"there is no Ray cluster at {address!r}: {error}", remedy="Start one with `ray start --head`"
+        ) from error
 
 
 def _work_there(cell: str) -> int:
