@@ -20,9 +20,22 @@ from errata.report.tables import comparison_table
 from errata.verbs.bench_plan import Plan, plan_of
 from errata.verbs.console import JsonOption, TrustOption, console, counted, progress, tell, warn, write_json
 
+HELP = (
+    "Edit facts in a sequence of batches, with every method, and measure honestly what that did.\n\n"
+    "Each combination of model, data set, method and seed is a cell: a process of its own, which can be killed at any "
+    "moment. The same command, or `errata bench --out` alone, goes on: what is done is not done again, and comes out "
+    "the same. A cell that fails is told of, and the others go on. With another --measure more is measured of the same "
+    "edits.\n\n"
+    "The results are summary.json (means with 95 % intervals), records.parquet (one row per prompt), and what "
+    "`errata report` makes of them. docs/bench.md tells what is measured, and when."
+)
 EXAMPLE = (
     "Example: errata bench --model lab --data lab --methods memit,memit+blue,alphaedit,alphaedit+blue "
-    "--edits 1000 --batch-size 100 --eval-every 2 --seeds 3 --out runs/x"
+    "--edits 1000 --batch-size 100 --eval-every 2 --seeds 3 --out runs/x\n\n"
+    "A published table: errata bench --model meta-llama/Meta-Llama-3-8B-Instruct --data counterfact "
+    "--corpus wikipedia.txt --methods memit,alphaedit,alphaedit+blue --edits 2000 --batch-size 100 --collapse none "
+    "--measure texts --references refs.jsonl --reference-corpus wikipedia.txt --out runs/llama3\n\n"
+    "A grid: errata bench examples/grid.yaml --out runs/factorial"
 )
 
 
@@ -93,15 +106,7 @@ def bench(
     trust_remote_code: TrustOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Edit facts in a sequence of batches, with every method, and measure honestly what that did.
-
-    Each combination of model, data set, method and seed is a cell: a process of its own, which can be killed at any
-    moment. The same command, or `errata bench --out` alone, goes on: what is done is not done again, and comes out the
-    same. A cell that fails is told of, and the others go on.
-
-    The results are summary.json (means with 95 % intervals), records.parquet (one row per prompt), and what
-    `errata report` makes of them.
-    """
+    """Edit facts in a sequence of batches, with every method, and measure honestly what that did."""
     models = _entries(model, recipe=_text(recipe), corpus=corpus, device=device, dtype=dtype)
     if trust_remote_code:
         models = [{**entry, "trust_remote_code": True} for entry in models or [{"name": "lab"}]]
@@ -174,7 +179,7 @@ def _whole_grid(path: Path | None, given: dict[str, Any]) -> Grid:
     data |= given
     missing = [f"--{name}" for name in ("methods", "edits") if name not in data]
     if missing and path is None:
-        raise InputError(f"no {' and no '.join(missing)} given", remedy=EXAMPLE)
+        raise InputError(f"no {' and no '.join(missing)} given", remedy="See errata bench --help for an example")
     return grid_of(data, source, text=text)
 
 
