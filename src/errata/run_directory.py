@@ -106,7 +106,7 @@ class RunDirectory:
             weights: SHA-256 of the edited weights as they are now.
 
         Raises:
-            OSError: if it cannot be written; the run is then what it was.
+            OutputError, OSError: if it cannot be written; the run is then what it was.
         """
         path = self.batch_path(record.index)
         write_patch(patch, path, keys=record.keys)
