@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from errata.benchmark.campaign import Campaign, begin, work
-from errata.benchmark.cell import CellSpec, work_on
+from errata.benchmark.cell import work_on
+from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.grid import DataEntry, Grid, ModelEntry
 from errata.benchmark.material import Material, choose_facts, material_name, write_material
 from errata.errors import ErrataError

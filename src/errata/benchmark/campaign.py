@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from errata.benchmark.cell import CellSpec, is_done
+from errata.benchmark.cell_spec import CellSpec, is_done
 from errata.benchmark.grid import Grid
 from errata.errors import Fault, FaultsError, InputError
 from errata.output import new_directory, write_text

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.benchmark.campaign import Campaign
-from errata.benchmark.cell import CellSpec, answer_path
+from errata.benchmark.cell_spec import CellSpec, answer_path
 from errata.benchmark.material import Material, read_material
 from errata.benchmark.measurements import parts_of
 from errata.evaluation.perplexity import Perplexity

@@ -211,9 +211,10 @@ def _reading_from_json(saved: Mapping[str, Any]) -> ConceptReading:
     return ConceptReading(scores, dict(saved["answers"]), dict(saved["definitions"]))
 
 
+PERPLEXITY = Part("perplexity", "on prose, as a ratio to the unedited model's", _ask_perplexity)
 ALWAYS = (
     Part("recall", "efficacy, generalisation, specificity, portability …, teacher-forced", _ask_recall),
-    Part("perplexity", "on prose, as a ratio to the unedited model's", _ask_perplexity),
+    PERPLEXITY,
 )
 FURTHER = (
     Part("free", "what the model says by itself, and whether other answers stayed", _ask_free, _check_free),

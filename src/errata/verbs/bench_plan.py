@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from errata.benchmark.campaign import Undefined
-from errata.benchmark.cell import CellSpec
+from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, variants
 from errata.benchmark.material import (
     UNTOUCHED,

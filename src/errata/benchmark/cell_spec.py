@@ -1,0 +1,91 @@
+"""What a cell of a grid is, how it ended, and where its answers are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from errata.benchmark.grid import DataEntry, Measures, ModelEntry
+from errata.benchmark.measurements import parts_of
+from errata.benchmark.parts import Part
+from errata.recipe import Recipe
+
+
+class CellSpec(BaseModel):
+    """What a cell is; never changes.
+
+    Attributes:
+        label: the method with the values of varied fields, as tables call it.
+        material: the file of facts and questions, by name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["errata-cell-1"] = "errata-cell-1"
+    model: ModelEntry
+    data: DataEntry
+    label: str
+    recipe: Recipe
+    seed: int
+    material: str
+    eval_every: int
+    sample: int
+    collapse: float | None
+    measures: Measures
+
+    @property
+    def key(self) -> str:
+        """A name of its own, the same for the same edits; what is measured of them may grow later."""
+        digest = hashlib.sha256(self.model_dump_json(exclude={"measures"}).encode()).hexdigest()[:10]
+        words = f"{self.model.name.rstrip('/').rsplit('/', 1)[-1]}-{self.data.name}-{self.recipe.method}-{self.seed}"
+        return "".join(sign if sign.isalnum() or sign in "+-_." else "-" for sign in words)[:80] + f"-{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """How a cell ended.
+
+    Attributes:
+        seconds: wall time of its last sitting.
+        collapsed_at: the batch, from 1, behind which perplexity was over the limit; it was taken out again.
+        ratio: the perplexity ratio there.
+        edits: facts that are in the model at the end.
+    """
+
+    seconds: float
+    edits: int
+    collapsed_at: int | None
+    ratio: float | None
+
+
+def answer_path(folder: Path, part: Part, measures: Measures) -> Path:
+    """Where a part's answer is kept; with other options it is another answer."""
+    options = measures.options.get(part.name)
+    if not options:
+        return folder / f"{part.name}.json"
+    text = json.dumps(options, sort_keys=True, default=str)
+    return folder / f"{part.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
+
+
+def is_done(directory: Path, measures: Measures) -> bool:
+    """Whether a cell has been edited, and asked all that is measured."""
+    answers = [answer_path(directory / "after", part, measures) for part in parts_of(measures.parts)]
+    return all(path.is_file() for path in (directory / "result.json", *answers))
+
+
+def result_of(directory: Path) -> CellResult | None:
+    """How a cell ended; None if it has not."""
+    path = directory / "result.json"
+    return CellResult(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def kept_in(path: Path) -> Mapping[str, Any]:
+    """What a part kept beside its records."""
+    kept: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["kept"]
+    return kept
