@@ -1,6 +1,7 @@
 """A grid on disk: which cells there are, which are done, and the processes that work on the others.
 
-grid.json       the grid, the command, the cells' names in order; written once
+grid.json       the grid, the command, the cells' names in order; only what is measured may grow
+lock            held while somebody works here
 material/       facts and questions of each data set and seed
 before/         what unedited models said, shared by cells
 cells/NAME/     one cell each; see ``cell``
@@ -12,20 +13,22 @@ import json
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from errata.benchmark.cell_spec import CellSpec, is_done
-from errata.benchmark.grid import Grid
+from errata.benchmark.grid import Grid, Measures
 from errata.errors import Fault, FaultsError, InputError
 from errata.output import new_directory, write_text
 from errata.patch import now, software_versions
 from errata.progress import Report
 
 FORMAT = "errata-bench-1"
+PROGRESS = "errata-progress "  # what a cell's process says else, or a library in it, is not for here
 
 
 @runtime_checkable
@@ -69,6 +72,24 @@ class Campaign:
     def spec(self, cell: Path) -> CellSpec:
         return CellSpec.model_validate_json((cell / "cell.json").read_text(encoding="utf-8"))
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else works here meanwhile.
+
+        Raises:
+            InputError: if another process does.
+        """
+        import fcntl  # not on Windows, where all but runs works
+
+        with (self.directory / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"another process works on the benchmark {self.directory}", remedy="Wait until it ends, or end it"
+                ) from error
+            yield
+
     def pending(self, *, retry: bool = False) -> list[Path]:
         """Cells that are neither done nor, unless they are to be tried again, failed."""
         return [cell for cell in self.cells if not self.is_done(cell) and (retry or failure_of(cell) is None)]
@@ -111,10 +132,10 @@ def begin(
                 f"the facts, or a recipe, are not what they were when {directory} was begun",
                 remedy="Give another --out, or go on with: errata bench --out alone, which reads nothing anew",
             )
-        if found.record["grid"] != given:  # more is measured now
-            for spec in specs:
-                write_text(directory / "cells" / spec.key / "cell.json", spec.model_dump_json(indent=1) + "\n")
-            record = {**found.record, "grid": given, "command": command}
+        both = _joined(found.grid.measures, grid.measures)
+        if both != found.grid.measures:  # more is measured now
+            measures = both.model_dump(mode="json")
+            record = {**found.record, "grid": {**given, "measures": measures}, "command": command}
             write_text(directory / "grid.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
             return open_campaign(directory)
         return found
@@ -224,9 +245,11 @@ class Processes:
             self._running.add(process)
             try:
                 assert process.stdout is not None
+                if self._stopped:  # meanwhile
+                    process.kill()
                 for line in process.stdout:
-                    if line.startswith("["):
-                        what, count, total = json.loads(line)
+                    if line.startswith(PROGRESS):
+                        what, count, total = json.loads(line.removeprefix(PROGRESS))
                         report(what, count, total)
                 status = process.wait()
             finally:
@@ -260,6 +283,12 @@ def _ended(campaign: Campaign, cell: Path, status: int) -> str:
     result = json.loads((cell / "result.json").read_text(encoding="utf-8"))
     stopped = f", stopped before batch {result['collapsed_at']}" if result["collapsed_at"] else ""
     return f"{name}: {result['edits']} facts in {result['seconds']:.0f} s{stopped}"
+
+
+def _joined(there: Measures, given: Measures) -> Measures:
+    """What was measured, and what is to be measured: nothing is lost by asking for more."""
+    parts = tuple(dict.fromkeys((*there.parts, *given.parts)))
+    return Measures(parts=parts, options={**there.options, **given.options})
 
 
 def _check_same(there: Mapping[str, Any], given: Mapping[str, Any], directory: Path) -> None:

@@ -1,11 +1,12 @@
 """One cell of a grid: one model, one data set, one method, one seed; edited, checked on the way, asked at the end.
 
-A cell is a directory, and a process of its own works in it: ``python -m errata.benchmark.cell DIRECTORY``. Whatever
+A cell is a directory, and a process of its own works in it (``cell_process``). Whatever
 stops it, the same command goes on from the last whole batch, or from the last part of a measurement.
 
 cell.json       what it is
 run/            its batches, as ``errata edit --run`` keeps them, with what was asked behind each
 before.txt      where what the unedited model said is kept; cells with the same model and material share it
+collapse.json   which batch was taken out again because the model collapsed; absent if none was
 after/          what the edited model says, part by part
 result.json     how it ended; absent until then
 """
@@ -25,11 +26,13 @@ import torch
 
 from errata.benchmark.cell_spec import CellResult, CellSpec, answer_path, kept_in, result_of
 from errata.benchmark.checks import Check, CollapseError
+from errata.benchmark.grid import Measures
 from errata.benchmark.material import Material, read_material
 from errata.benchmark.measurements import PERPLEXITY, parts_of
 from errata.benchmark.parts import Part, Question, State
 from errata.benchmark.recorded import edit_batches
 from errata.edit import BatchRecord, Editor
+from errata.errors import ErrataError, NonFiniteError
 from errata.loading import load_model
 from errata.models.language_model import LanguageModel
 from errata.output import write_text
@@ -104,6 +107,9 @@ class Cell:
 
     def _edit(self, editor: Editor) -> CollapseError | None:
         """The batches that are left; the reason if the run ended before its last one."""
+        path = self.directory / "collapse.json"
+        if path.is_file():
+            return CollapseError(**json.loads(path.read_text(encoding="utf-8")))
         prose = answer_path(self.shared, PERPLEXITY, self.spec.measures)
         check = Check(self.spec, self.material, self.model, self.run.batches, prose)
 
@@ -111,11 +117,19 @@ class Cell:
             return check.behind(record, editor)
 
         try:
-            edit_batches(editor, self.run, say, report=self.report)
-        except CollapseError as collapse:
-            self.run.log(collapse.what)
-            return collapse
-        return None
+            edit_batches(editor, self.run, say, report=self.report, go_on="errata bench --retry")
+        except CollapseError as error:
+            collapse = error
+        except ErrataError as error:
+            if not isinstance(error.__cause__, NonFiniteError):
+                raise
+            collapse = CollapseError(self.run.batches_done + 1, None)  # no number in the model, or in the edit itself
+        else:
+            return None
+        # Kept before anything is asked: whoever goes on must not try the batch again, which could come out otherwise.
+        write_text(path, json.dumps({"batch": collapse.batch, "ratio": collapse.ratio}) + "\n")
+        self.run.log(collapse.what)
+        return collapse
 
 
 def open_cell(directory: Path, report: Report) -> Cell:
@@ -125,6 +139,8 @@ def open_cell(directory: Path, report: Report) -> Cell:
         InputError: if the model, its recipe's text or the material is not what it was.
     """
     spec = CellSpec.model_validate_json((directory / "cell.json").read_text(encoding="utf-8"))
+    grid = json.loads((directory.parent.parent / "grid.json").read_text(encoding="utf-8"))["grid"]
+    spec = spec.model_copy(update={"measures": Measures.model_validate(grid["measures"])})  # they may grow
     material = read_material(directory.parent.parent / "material" / spec.material)
     entry = spec.model
     dtype = None if entry.dtype is None else getattr(torch, entry.dtype)

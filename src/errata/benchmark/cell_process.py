@@ -1,6 +1,6 @@
 """A cell in a process of its own: ``python -m errata.benchmark.cell_process DIRECTORY``.
 
-Tells its progress on standard output, one JSON list a line, and ends itself when whoever started it has gone.
+Tells its progress on standard output, one line at a time, and ends itself when whoever started it has gone.
 Exit status: 0 done, 1 failed (``failure.json`` says why), 130 interrupted.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import transformers
 
+from errata.benchmark.campaign import PROGRESS
 from errata.benchmark.cell import work_on
 from errata.errors import ErrataError
 from errata.output import write_text
@@ -37,7 +38,7 @@ def main() -> int:
         if what == told and done < total and now - told_at < _SECONDS_BETWEEN:
             return
         told_at, told = now, what
-        print(json.dumps([what, done, total]), flush=True)
+        print(PROGRESS + json.dumps([what, done, total]), flush=True)
 
     try:
         work_on(directory, report)

@@ -11,6 +11,7 @@ from errata.benchmark.cell_spec import CellSpec, kept_in
 from errata.benchmark.material import Material
 from errata.benchmark.recorded import RunStoppedError
 from errata.edit import BatchRecord, Editor
+from errata.errors import NonFiniteError
 from errata.evaluation.perplexity import Perplexity, perplexity
 from errata.evaluation.recall import evaluate_facts
 from errata.evaluation.records import Metric, Record
@@ -21,8 +22,9 @@ from errata.models.language_model import LanguageModel
 class CollapseError(RunStoppedError):
     """Perplexity went over the limit: the batch is taken out, and the run ends before it."""
 
-    def __init__(self, batch: int, ratio: float) -> None:
-        super().__init__(f"perplexity is {ratio:.3g} times the unedited model's after batch {batch}")
+    def __init__(self, batch: int, ratio: float | None) -> None:
+        told = "no number" if ratio is None else f"{ratio:.3g} times the unedited model's"
+        super().__init__(f"perplexity is {told} after batch {batch}")
         self.batch, self.ratio = batch, ratio
 
 
@@ -49,7 +51,7 @@ class Check:
         """
         spec, model, material = self.spec, self.model, self.material
         number = record.index + 1
-        prose, ratio = self._ratio()
+        prose, ratio = self._ratio(number)
         if spec.collapse is not None and ratio is not None and ratio > spec.collapse:
             raise CollapseError(number, ratio)
         said: dict[str, Any] = {
@@ -75,12 +77,15 @@ class Check:
         chosen = [index for index in order if index < edited][: self.spec.sample]
         return [facts[index] for index in sorted(chosen)]
 
-    def _ratio(self) -> tuple[Perplexity | None, float | None]:
+    def _ratio(self, number: int) -> tuple[Perplexity | None, float | None]:
         prose = self.material.prose
         if not prose:
             return None, None
         kept = kept_in(self.prose_answer)["perplexity"]
-        now = perplexity(self.model, prose)
+        try:
+            now = perplexity(self.model, prose)
+        except NonFiniteError as error:
+            raise CollapseError(number, None) from error
         return now, now.value / Perplexity(tuple(kept["log_likelihoods"]), tuple(kept["counts"])).value
 
 

@@ -89,6 +89,7 @@ def about_of(campaign: Campaign, finished: Sequence[Finished]) -> dict[str, Any]
                 "seconds": ended.result["seconds"] if ended else None,
                 "edits": ended.result["edits"] if ended else None,
                 "collapsed_at": ended.result["collapsed_at"] if ended else None,
+                "ratio": ended.result["ratio"] if ended else None,
             }
         )
     absent: dict[str, dict[str, str]] = {}
@@ -102,7 +103,7 @@ def about_of(campaign: Campaign, finished: Sequence[Finished]) -> dict[str, Any]
         "created": campaign.record["created"],
         "grid": campaign.record["grid"],
         "undefined": campaign.record["undefined"],
-        "recipes": {cell.spec.label: cell.spec.recipe.model_dump(mode="json") for cell in finished},
+        "recipes": _recipes(finished),
         "cells": cells,
         "absent": absent,
         "notes": notes,
@@ -117,6 +118,14 @@ def _of_labels(cells: Sequence[Finished], seed: int) -> Iterator[Summary]:
         runs = [cell.labels(when) for cell in cells]
         for metric in dict.fromkeys(metric for run in runs for metric in run):
             yield summarise_labels(metric, when, [run[metric] for run in runs if metric in run], seed=seed)
+
+
+def _recipes(finished: Sequence[Finished]) -> dict[str, Any]:
+    """By the method's label, and by the model's name too where there are several models."""
+    several = len({cell.spec.model.name for cell in finished}) > 1
+    prefixes = {cell.spec.model.name: f"{cell.spec.model.name}, " if several else "" for cell in finished}
+    specs = [cell.spec for cell in finished]
+    return {f"{prefixes[spec.model.name]}{spec.label}": spec.recipe.model_dump(mode="json") for spec in specs}
 
 
 def _on_the_way(cells: Sequence[Finished], seed: int) -> Iterator[tuple[int, Summary]]:

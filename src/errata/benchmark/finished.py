@@ -80,7 +80,7 @@ def read_finished(campaign: Campaign, cell: Path) -> Finished:
     """Raises InputError, FaultsError if a file of it is missing or changed."""
     spec = campaign.spec(cell)
     shared = campaign.directory / "before" / (cell / "before.txt").read_text(encoding="utf-8").strip()
-    measures = spec.measures
+    measures = campaign.grid.measures
     parts = parts_of(measures.parts)
     run = open_run(cell / "run")
     batches = []

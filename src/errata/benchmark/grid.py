@@ -46,7 +46,9 @@ class Measures(Settings):
     """What is asked of a model before and after a run, beside recall and perplexity."""
 
     parts: tuple[str, ...] = Field((), description="further measurements: see `errata bench --help`")
-    options: Mapping[str, Any] = Field(default_factory=dict, description="settings of a measurement, under its name")
+    options: Mapping[str, Mapping[str, Any]] = Field(
+        default_factory=dict, description="settings of a measurement, under its name"
+    )
 
 
 class Grid(Settings):
@@ -80,10 +82,20 @@ class Grid(Settings):
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> Grid:
-        for name in ("models", "data", "methods", "seeds"):
-            values = list(getattr(self, name))
-            if any(values.count(value) > 1 for value in values):
+        named: dict[str, list[Any]] = {
+            "models": [entry.name for entry in self.models],
+            "data": [entry.label for entry in self.data],
+            "methods": list(self.methods),
+            "seeds": list(self.seeds),
+            **{f"vary.{name}": list(values) for name, values in self.vary.items()},
+        }
+        for name, values in named.items():
+            if any(values.count(value) > 1 for value in values):  # tables could not tell them apart
                 raise ValueError(f"{name} names the same twice")
+            if not values:
+                raise ValueError(f"{name} names nothing")
+        if seeds := [name for name in self.vary if name in ("contexts", "contexts.seed")]:
+            raise ValueError(f"{seeds[0]} is the grid's seed; it cannot be varied beside it")
         return self
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from errata.benchmark.parts import Answer, Part, Question
 from errata.errors import Fault, FaultsError, InputError
@@ -162,22 +162,14 @@ def _check_side(options: Mapping[str, Any]) -> None:
     _dataclass(SideTestSettings, options)
 
 
-def _ability_settings(options: Mapping[str, Any]) -> AbilitySettings:
-    values = dict(options)
-    values["tasks"] = tuple(values.get("tasks", ()))
-    if values.get("probes") is not None:
-        values["probes"] = Path(values["probes"])
-    return _dataclass(AbilitySettings, values)
-
-
 def _ask_ability(question: Question) -> Answer:
-    found = measure_ability(question.model, _ability_settings(question.options), report=question.report)
+    found = measure_ability(question.model, _dataclass(AbilitySettings, question.options), report=question.report)
     return Answer(found.records(), {"labels": found.labels()})
 
 
 def _check_ability(options: Mapping[str, Any]) -> None:
     check_harness()
-    _ability_settings(options)
+    _dataclass(AbilitySettings, options)
 
 
 def _ask_concepts(question: Question) -> Answer:
@@ -277,4 +269,7 @@ def _dataclass(kind: type[_Data], options: Mapping[str, Any]) -> _Data:
     known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
     if unknown := [name for name in options if name not in known]:
         raise InputError(f"it has no setting {unknown[0]!r}", remedy=f"Known: {', '.join(known)}")
-    return kind(**options)
+    try:
+        return TypeAdapter(kind).validate_python(dict(options))
+    except ValidationError as error:
+        raise InputError(f"its settings are wrong: {reason_of(error)}", remedy="See docs/bench.md") from error

@@ -39,7 +39,7 @@ def write_records(path: Path, finished: Sequence[Finished]) -> None:
             spec = cell.spec
             common = (cell.directory.name, spec.model.name, spec.data.label, spec.label, spec.seed)
             for when, edits, record in _all_records(cell):
-                answer = expected.get(record.prompt)
+                answer = expected.get((record.fact, record.prompt))
                 asked = (record.fact, str(record.metric), record.prompt, answer, record.value, record.said)
                 for name, value in zip(schema.names, (*common, when, edits, *asked), strict=True):
                     columns[name].append(value)
@@ -55,16 +55,16 @@ def _all_records(cell: Finished) -> Iterator[tuple[When, int, Record]]:
     yield from (("after", total, record) for record in cell.records("after"))
 
 
-def expected_answers(material: Material) -> dict[str, str]:
-    """Prompt -> the answer that it is asked for. Of a prompt that two facts share the first one's counts."""
-    found: dict[str, str] = {}
+def expected_answers(material: Material) -> dict[tuple[str, str], str]:
+    """(fact or cluster, prompt) -> the answer that is asked for; what a fact is edited to say counts first."""
+    found: dict[tuple[str, str], str] = {}
     for fact in material.facts:
-        found.setdefault(fact.text, fact.target)
+        found.setdefault((fact.id, fact.text), fact.target)
         for paraphrase in fact.paraphrases:
-            found.setdefault(paraphrase, fact.target)
+            found.setdefault((fact.id, paraphrase), fact.target)
         questions: list[Question] = [question for name in QUESTION_LISTS for question in getattr(fact, name)]
         for question in questions:
-            found.setdefault(question.prompt, question.answer)
-    for _, question in material.untouched:
-        found.setdefault(question.prompt, question.answer)
+            found.setdefault((fact.id, question.prompt), question.answer)
+    for cluster, question in material.untouched:
+        found.setdefault((cluster, question.prompt), question.answer)
     return found

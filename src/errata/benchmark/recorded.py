@@ -102,12 +102,18 @@ class RunStoppedError(ErrataError):
 
 
 def edit_batches(
-    editor: Editor, run: RunDirectory, say: Callable[[BatchRecord], Any] | None, *, report: Report = silent
+    editor: Editor,
+    run: RunDirectory,
+    say: Callable[[BatchRecord], Any] | None,
+    *,
+    report: Report = silent,
+    go_on: str | None = None,
 ) -> None:
     """Edit the batches that a run has not got yet, each on the disk before the next one begins.
 
     Args:
         say: what is asked right after a batch, as JSON; nothing without it.
+        go_on: what a user can do after a failure, once its cause is mended; by default `errata edit --resume`.
 
     Raises:
         ErrataError: if a batch failed, or is not wanted (``RunStoppedError``); the model and the run are then as they
@@ -123,7 +129,7 @@ def edit_batches(
             added = replace(editor.patch(), terms=record.terms, facts=record.facts)
             run.add_batch(record, added, said, edited_weights(editor))
 
-        with _told(run, f"batch {index + 1}"):
+        with _told(run, f"batch {index + 1}", go_on):
             editor.apply_batch(facts, on_batch=keep)
         with _told(run, "writing the log"):
             run.log(f"batch {index + 1} of {run.batches}: {len(facts)} facts")
@@ -163,7 +169,7 @@ def _rows(run: RunDirectory, before: Measurement, after: Measurement) -> list[Ro
 
 
 @contextmanager
-def _told(run: RunDirectory, what: str) -> Iterator[None]:
+def _told(run: RunDirectory, what: str, go_on: str | None = None) -> Iterator[None]:
     """Whatever stops the run is told together with how far the run is."""
     try:
         yield
@@ -175,9 +181,8 @@ def _told(run: RunDirectory, what: str) -> Iterator[None]:
         reason = error.what if isinstance(error, ErrataError) else f"{type(error).__name__}: {error}"
         state = f"the model and {run.path} are as they were after batch {run.batches_done} of {run.batches}"
         _log_if_possible(run, f"{what} failed: {reason}")
-        raise ErrataError(
-            f"{what} failed: {reason}; {state}", remedy=f"Mend the cause, then: errata edit --resume {run.path}"
-        ) from error
+        remedy = f"Mend the cause, then: {go_on or f'errata edit --resume {run.path}'}"
+        raise ErrataError(f"{what} failed: {reason}; {state}", remedy=remedy) from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -29,6 +29,7 @@ class RayCluster:
     _ray: Any
     _start: Callable[[str], Any]
     _running: set[Any] = field(default_factory=set)
+    _stopped: bool = False
 
     @classmethod
     def connect(cls, address: str, *, cpus: int | None = None) -> RayCluster:
@@ -73,10 +74,12 @@ class RayCluster:
                 errors.write(f"{error}\n")
         finally:
             self._running.discard(task)
-        note_failure(cell, status)
+        if not self._stopped:
+            note_failure(cell, status)
         return status
 
     def stop(self) -> None:
+        self._stopped = True
         for task in list(self._running):
             self._ray.cancel(task, force=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from errata.benchmark.campaign import Campaign, Processes, begin, failure_of, op
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Grid, grid_of, read_grid
 from errata.benchmark.measurements import FURTHER
+from errata.datasets.registry import DATASETS, is_own_file
 from errata.errors import ErrataError, InputError
 from errata.evaluation.records import read_results
 from errata.output import check_new
@@ -107,24 +109,25 @@ def bench(
     json: JsonOption = None,
 ) -> None:
     """Edit facts in a sequence of batches, with every method, and measure honestly what that did."""
-    models = _entries(model, recipe=_text(recipe), corpus=corpus, device=device, dtype=dtype)
+    begun = {} if grid is None else dict(read_grid(grid))
+    of_models: dict[str, Any] = {"recipe": _place(recipe), "corpus": _corpus(corpus), "device": device, "dtype": dtype}
     if trust_remote_code:
-        models = [{**entry, "trust_remote_code": True} for entry in models or [{"name": "lab"}]]
+        of_models["trust_remote_code"] = True
     options: dict[str, Any] = {
-        "models": models,
-        "data": _entries(data, untouched=_text(untouched)),
+        "models": _entries(model, begun.get("models", [{"name": "lab"}]), of_models),
+        "data": _entries(data, begun.get("data", [{"name": "lab"}]), {"untouched": _place(untouched)}),
         "methods": None if methods is None else _named(methods),
         "edits": edits,
         "batch_size": batch_size,
         "eval_every": eval_every,
         "sample": sample,
         "seeds": _seeds(seeds),
-        "prose": prose,
+        "prose": None if prose is None else _named_file(prose),
         "measures": _measures(
             _named(measure),
             free={"wild": wild or None, "judge": _judge(judge, judge_model, judge_key)},
-            texts={"references": _text(references), "corpus": _text(reference_corpus)},
-            ability={"tasks": _named(general) or None, "probes": _text(probes)},
+            texts={"references": _place(references), "corpus": _place(reference_corpus)},
+            ability={"tasks": [_task(name) for name in _named(general)] or None, "probes": _place(probes)},
         ),
     }
     given = {name: value for name, value in options.items() if value is not None}
@@ -132,8 +135,11 @@ def bench(
         given["collapse"] = None if collapse == "none" else collapse
     if grid is None and not given and (out / "grid.json").is_file():
         campaign = open_campaign(out)
+        if dry_run:
+            tell(f"{counted(len(campaign.pending(retry=retry)), 'cell')} of {len(campaign.cells)} to go.")
+            return
     else:
-        whole = _whole_grid(grid, given)
+        whole = _whole_grid(grid, begun, given)
         plan = plan_of(whole)
         _show_plan(whole, plan)
         if dry_run:
@@ -144,8 +150,9 @@ def bench(
             check_new(out)
         command = "errata " + shlex.join(sys.argv[1:])
         campaign = begin(out, whole, plan.specs, plan.undefined, plan.write_materials, command)
-    _work(campaign, jobs=jobs, ray=ray, retry=retry)
-    summary, records = collect(campaign)
+    with campaign.locked():
+        _work(campaign, jobs=jobs, ray=ray, retry=retry)
+        summary, records = collect(campaign)
     _show(campaign, summary, records)
     results = read_results(summary)
     write_json(json, {"rows": list(results.rows), "about": dict(results.about)})
@@ -172,11 +179,10 @@ def _work(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool) -> Non
         work(campaign, pending, runner, jobs=jobs, report=report, told=warn)
 
 
-def _whole_grid(path: Path | None, given: dict[str, Any]) -> Grid:
-    text = "" if path is None else path.read_text(encoding="utf-8") if path.is_file() else ""
-    data = {} if path is None else dict(read_grid(path))
+def _whole_grid(path: Path | None, begun: dict[str, Any], given: dict[str, Any]) -> Grid:
+    text = "" if path is None else path.read_text(encoding="utf-8")
     source = "the command line" if path is None else str(path)
-    data |= given
+    data = begun | given
     missing = [f"--{name}" for name in ("methods", "edits") if name not in data]
     if missing and path is None:
         raise InputError(f"no {' and no '.join(missing)} given", remedy="See errata bench --help for an example")
@@ -213,16 +219,41 @@ def _show(campaign: Campaign, summary: Path, records: Path) -> None:
     tell(f"Wrote {summary} and {records}. See them: errata report {campaign.directory}")
 
 
-def _entries(text: str | None, **common: str | None) -> list[dict[str, Any]] | None:
-    """Entries of names by commas, with what all of them have; None without either."""
-    shared = {name: value for name, value in common.items() if value is not None}
-    if text is None and not shared:
+def _entries(text: str | None, begun: Any, shared: Mapping[str, Any]) -> list[Any] | None:
+    """Entries of names by commas, else those of the grid's file, each with what the command line says of all of them;
+    None if it says nothing."""
+    shared = {name: value for name, value in shared.items() if value is not None}
+    if text is not None:
+        entries: list[Any] = [_named_entry(name) for name in _named(text)]
+    elif shared:
+        entries = list(begun) if isinstance(begun, list) else [begun]
+    else:
         return None
-    found = []
-    for name in _named(text or "lab"):
-        name, separator, path = name.partition("=")
-        found.append({"name": name, **({"path": path} if separator else {}), **shared})
-    return found
+    return [{**entry, **shared} if isinstance(entry, dict) else entry for entry in entries]
+
+
+def _named_entry(text: str) -> dict[str, Any]:
+    """``NAME``, ``NAME=FILE`` or the name of one's own file; files hold wherever the benchmark goes on."""
+    name, separator, path = text.partition("=")
+    if separator:
+        return {"name": name, "path": str(Path(path).absolute())}
+    return {"name": str(Path(name).absolute()) if is_own_file(name) else name}
+
+
+def _named_file(text: str) -> str:
+    name, separator, path = text.partition("=")
+    if separator:
+        return f"{name}={Path(path).absolute()}"
+    return name if name in DATASETS else str(Path(name).absolute())
+
+
+def _task(name: str) -> str:
+    """A task's name, or the path of its file."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
+def _corpus(name: str | None) -> str | None:
+    return name if name in (None, "lab") else str(Path(str(name)).absolute())
 
 
 def _measures(parts: list[str], **options: dict[str, Any]) -> dict[str, Any] | None:
@@ -237,6 +268,8 @@ def _measures(parts: list[str], **options: dict[str, Any]) -> dict[str, Any] | N
 
 def _judge(url: str | None, model: str | None, key: str | None) -> dict[str, Any] | None:
     if url is None:
+        if lonely := [name for name, value in (("--judge-model", model), ("--judge-key", key)) if value]:
+            raise InputError(f"{lonely[0]} is for a judge, and no --judge is given", remedy="Name its endpoint")
         return None
     if model is None:
         raise InputError("--judge needs --judge-model", remedy="Name the model that shall judge")
@@ -257,5 +290,6 @@ def _seeds(text: str | None) -> int | list[int] | None:
     return found[0] if len(found) == 1 and "," not in text else found
 
 
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+def _place(path: Path | None) -> str | None:
+    """A path that holds wherever the benchmark goes on."""
+    return None if path is None else str(path.absolute())

@@ -70,7 +70,7 @@ def plan_of(grid: Grid) -> Plan:
             path = None if model.recipe is None else Path(model.recipe)
             for method in grid.methods:
                 with part:
-                    base = read_numbers(model.name, method, path, corpus=model.corpus)
+                    base = read_numbers(model.name, method, path, batch_size=grid.batch_size, corpus=model.corpus)
                     for variant in variants(grid):
                         if variant.method == method and (recipe := _varied(plan, variant, base)) is not None:
                             recipes[model.name, variant.label] = recipe
@@ -122,7 +122,7 @@ def _add_cells(
                             model=model,
                             data=entry,
                             label=variant.label,
-                            recipe=recipe.model_copy(update={"batch_size": grid.batch_size, "contexts": contexts}),
+                            recipe=recipe.model_copy(update={"contexts": contexts}),
                             seed=seed,
                             material=file,
                             eval_every=grid.eval_every,
