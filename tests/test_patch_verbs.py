@@ -392,7 +392,8 @@ def test_an_interrupted_run_says_how_far_it_is_and_how_it_goes_on(
         return original(*arguments, **options)
 
     monkeypatch.setattr(errata.targets.aims, "optimise_targets", stopped)
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background does not have
     monkeypatch.setattr(cli, "run", lambda arguments: small_run(*arguments))
     try:
         path, out = tmp_path / "run", tmp_path / "out.safetensors"
@@ -400,6 +401,7 @@ def test_an_interrupted_run_says_how_far_it_is_and_how_it_goes_on(
             cli.main(["--no-evaluate", "--run", str(path), "--out", str(out)])
     finally:
         signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGINT, interrupt)
     assert end.value.code == 130
     err = said(capsys)[1]
     assert f"interrupted: 1 of 3 batches are done, and kept in {path}." in err

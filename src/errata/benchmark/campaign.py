@@ -20,12 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from errata.benchmark.cell_spec import CellSpec, is_done
+from errata.benchmark.cell_spec import CellSpec, is_done, read_json
 from errata.benchmark.grid import Grid, Measures
 from errata.errors import Fault, FaultsError, InputError
 from errata.output import new_directory, write_text
 from errata.patch import now, software_versions
 from errata.progress import Report
+from errata.reading import reason_of
 
 FORMAT = "errata-bench-1"
 PROGRESS = "errata-progress "  # what a cell's process says else, or a library in it, is not for here
@@ -168,10 +169,14 @@ def open_campaign(directory: Path) -> Campaign:
         cells = tuple(directory / "cells" / str(key) for key in record["cells"])
         Grid.model_validate(record["grid"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = "there is no grid.json" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
-        raise InputError(
-            f"{directory} is no directory of a benchmark: {reason}", remedy="Give what `errata bench --out` made"
-        ) from error
+        if isinstance(error, FileNotFoundError):
+            what, remedy = (
+                f"{directory} is no directory of a benchmark: there is no grid.json",
+                "Give what errata bench made",
+            )
+        else:
+            what, remedy = f"{path} is damaged: {reason_of(error)}", "Put it back as it was, or begin anew"
+        raise InputError(what, remedy=remedy) from error
     if lost := [cell.name for cell in cells if not (cell / "cell.json").is_file()]:
         raise InputError(f"{directory} lacks its cells {', '.join(lost)}", remedy="Put them back, or begin anew")
     return Campaign(directory, record, cells)
@@ -280,9 +285,10 @@ def _ended(campaign: Campaign, cell: Path, status: int) -> str:
     name = f"{spec.model.name}, {spec.data.label}, {spec.label}, seed {spec.seed}"
     if status != 0:
         return f"{name}: failed: {failure_of(cell) or 'interrupted'}"
-    result = json.loads((cell / "result.json").read_text(encoding="utf-8"))
+    result = read_json(cell / "result.json")
     stopped = f", stopped before batch {result['collapsed_at']}" if result["collapsed_at"] else ""
-    return f"{name}: {result['edits']} facts in {result['seconds']:.0f} s{stopped}"
+    measured = f"; measured: {', '.join(campaign.grid.measures.parts)}" if campaign.grid.measures.parts else ""
+    return f"{name}: {result['edits']} facts in {result['seconds']:.0f} s{stopped}{measured}"
 
 
 def _joined(there: Measures, given: Measures) -> Measures:

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from errata.benchmark.grid import DataEntry, Measures, ModelEntry
 from errata.benchmark.measurements import parts_of
 from errata.benchmark.parts import Part
+from errata.errors import InputError
+from errata.reading import reason_of
 from errata.recipe import Recipe
 
 
@@ -80,12 +82,36 @@ def is_done(directory: Path, measures: Measures) -> bool:
 
 
 def result_of(directory: Path) -> CellResult | None:
-    """How a cell ended; None if it has not."""
+    """How a cell ended; None if it has not.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
     path = directory / "result.json"
-    return CellResult(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return CellResult(**read_json(path))
+    except TypeError as error:
+        raise damaged(path, error) from error
+
+
+def read_json(path: Path) -> Any:
+    """Raises InputError if a file that a cell wrote is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """What is said of a file that a cell wrote, and that is not what it was."""
+    return InputError(
+        f"{path} cannot be used: {reason_of(error)}", remedy="Remove it, and go on: errata bench makes it again"
+    )
 
 
 def kept_in(path: Path) -> Mapping[str, Any]:
-    """What a part kept beside its records."""
-    kept: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["kept"]
+    """What a part kept beside its records; raises InputError as ``read_json``."""
+    kept: Mapping[str, Any] = read_json(path)["kept"]
     return kept

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from errata.benchmark.campaign import Campaign
-from errata.benchmark.cell_spec import CellSpec, answer_path
+from errata.benchmark.cell_spec import CellSpec, answer_path, damaged, read_json
 from errata.benchmark.material import Material, read_material
 from errata.benchmark.measurements import parts_of
 from errata.evaluation.perplexity import Perplexity
@@ -79,7 +78,10 @@ class Finished:
 def read_finished(campaign: Campaign, cell: Path) -> Finished:
     """Raises InputError, FaultsError if a file of it is missing or changed."""
     spec = campaign.spec(cell)
-    shared = campaign.directory / "before" / (cell / "before.txt").read_text(encoding="utf-8").strip()
+    try:
+        shared = campaign.directory / "before" / (cell / "before.txt").read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise damaged(cell / "before.txt", error) from error
     measures = campaign.grid.measures
     parts = parts_of(measures.parts)
     run = open_run(cell / "run")
@@ -104,16 +106,11 @@ def read_finished(campaign: Campaign, cell: Path) -> Finished:
         cell,
         spec,
         read_material(campaign.directory / "material" / spec.material),
-        json.loads((cell / "result.json").read_text(encoding="utf-8")),
-        {part.name: _read(answer_path(shared, part, measures)) for part in parts},
-        {part.name: _read(answer_path(cell / "after", part, measures)) for part in parts},
+        read_json(cell / "result.json"),
+        {part.name: read_json(answer_path(shared, part, measures)) for part in parts},
+        {part.name: read_json(answer_path(cell / "after", part, measures)) for part in parts},
         batches,
     )
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    answer: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return answer
 
 
 def _perplexity(saved: Mapping[str, Any] | None) -> Perplexity | None:

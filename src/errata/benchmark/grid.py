@@ -192,13 +192,14 @@ def grid_of(data: Mapping[str, Any], source: str, *, text: str = "") -> Grid:
             if any(other["loc"][: len(item["loc"])] == item["loc"] and other is not item for other in items):
                 continue  # pydantic says of a list what is wrong with its entries once more
             where = ".".join(map(str, item["loc"]))
+            place = f"{source}: {where}" if where else source
             unknown = item["type"] == "extra_forbidden"
-            what = "unknown key" if unknown else str(item.get("ctx", {}).get("error") or item["msg"])
+            what = str(item.get("ctx", {}).get("error") or item["msg"])
+            if item["type"] not in ("missing", "value_error"):
+                what += f", got {item['input']!r:.80}"
+            what = {"extra_forbidden": "unknown key", "too_short": "names nothing"}.get(item["type"], what)
             remedy = f"Known: {', '.join(Grid.model_fields)}" if unknown and len(item["loc"]) == 1 else ""
-            got = "" if unknown or item["type"] in ("missing", "value_error") else f", got {item['input']!r:.80}"
-            faults.append(
-                Fault(f"{source}: {where}", what[0].lower() + what[1:] + got, remedy, line_of(lines, item["loc"]))
-            )
+            faults.append(Fault(place, what[0].lower() + what[1:], remedy, line_of(lines, item["loc"])))
     for method in data.get("methods", ()) if isinstance(data.get("methods"), list | tuple) else ():
         try:
             method_named(str(method))

@@ -116,6 +116,17 @@ _PATTERNS: Final[tuple[tuple[re.Pattern[str], Group, Unit, Better | None], ...]]
     (re.compile(r"(negation|reversal|multiple_choice)_.+"), Group.SIDE, Unit.RAW, None),
     (re.compile(r"ability:.+[:/,](acc|acc_norm|f1|exact_match)(,none)?"), Group.ABILITY, Unit.PERCENT, "higher"),
     (re.compile(r"ability:.+"), Group.ABILITY, Unit.RAW, None),
+    (re.compile(r"free_judge_missing(:.+)?"), Group.FREE, Unit.PERCENT, "lower"),
+    (re.compile(r"free_locality_.+"), Group.FREE, Unit.PERCENT, "higher"),
+    (re.compile(r"free_.+_(exact|contained|judged):.+"), Group.FREE, Unit.PERCENT, "higher"),
+    (
+        re.compile(r"concept_(reliability|generalisation|locality|locality_tokens|non_instances|consistency)"),
+        Group.SIDE,
+        Unit.PERCENT,
+        "higher",
+    ),
+    (re.compile(r"concept_(instances|unreadable)"), Group.SIDE, Unit.PERCENT, "lower"),
+    (re.compile(r"ability:.+[:/,]unparsable"), Group.ABILITY, Unit.PERCENT, "lower"),
     (re.compile(r"free_.+"), Group.FREE, Unit.RAW, None),
 )
 _ORDER: Final = list(_KNOWN)
@@ -127,8 +138,17 @@ def measure_of(metric: str) -> Measure:
         return _KNOWN[metric]
     for pattern, group, unit, better in _PATTERNS:
         if pattern.fullmatch(metric):
-            return Measure(metric, metric.removeprefix("ability:").replace("_", " "), group, unit, better)
+            return Measure(metric, _head(metric), group, unit, better)
     return Measure(metric, metric.replace("_", " "), Group.UNKNOWN, Unit.RAW, None)
+
+
+def _head(metric: str) -> str:
+    """``free_efficacy_exact:chat`` as ``efficacy exact, chat``; a task keeps its own name."""
+    if metric.startswith("ability:"):
+        return metric.removeprefix("ability:").replace("_", " ")
+    name, _, context = metric.removeprefix("free_").partition(":")
+    name = name.replace("locality", "same text as before:") if name.startswith("locality_") else name
+    return name.replace("_", " ").replace(":  ", ": ") + (f", {context}" if context else "")
 
 
 def in_order(metrics: set[str]) -> list[Measure]:

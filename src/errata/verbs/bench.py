@@ -15,7 +15,7 @@ from errata.benchmark.collect import collect
 from errata.benchmark.grid import Grid, grid_of, read_grid
 from errata.benchmark.measurements import FURTHER
 from errata.datasets.registry import DATASETS, is_own_file
-from errata.errors import ErrataError, InputError
+from errata.errors import ErrataError, InputError, InterruptedRunError
 from errata.evaluation.records import read_results
 from errata.output import check_new
 from errata.report.tables import comparison_table
@@ -142,16 +142,25 @@ def bench(
         whole = _whole_grid(grid, begun, given)
         plan = plan_of(whole)
         _show_plan(whole, plan)
+        if not (out / "grid.json").is_file():
+            check_new(out)
         if dry_run:
+            for spec in plan.specs:
+                tell(f"  {spec.model.name}, {spec.data.label}, {spec.label}, seed {spec.seed}")
             tell("Nothing was loaded or written (--dry-run).")
             write_json(json, {"cells": [spec.model_dump(mode="json") for spec in plan.specs]})
             return
-        if not (out / "grid.json").is_file():
-            check_new(out)
         command = "errata " + shlex.join(sys.argv[1:])
         campaign = begin(out, whole, plan.specs, plan.undefined, plan.write_materials, command)
     with campaign.locked():
-        _work(campaign, jobs=jobs, ray=ray, retry=retry)
+        try:
+            _work(campaign, jobs=jobs, ray=ray, retry=retry)
+        except KeyboardInterrupt as error:
+            left = len(campaign.pending())
+            raise InterruptedRunError(
+                f"{counted(left, 'cell')} of {len(campaign.cells)} are left; what they have done is kept in {out}",
+                remedy=f"Go on: errata bench --out {out}",
+            ) from error
         summary, records = collect(campaign)
     _show(campaign, summary, records)
     results = read_results(summary)
