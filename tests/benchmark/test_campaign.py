@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from errata.benchmark.campaign import open_campaign
+import errata.benchmark.campaign
+import errata.benchmark.checks
+from errata.benchmark.campaign import Processes, open_campaign
+from errata.benchmark.checks import Check
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Measures
 from errata.edit import BatchRecord, Editor
-from errata.errors import EditError, FaultsError, InputError
+from errata.errors import EditError, FaultsError, InputError, NonFiniteError
 from errata.evaluation.perplexity import perplexity
 from errata.evaluation.recall import evaluate_facts
 from errata.evaluation.records import Record, Row, read_results
@@ -218,3 +225,91 @@ def test_what_is_no_benchmark_or_was_changed_is_refused(bench: TinyBench, tmp_pa
     (tmp_path / "out" / "grid.json").write_text(json.dumps({**record, "format": "other"}), encoding="utf-8")
     with pytest.raises(InputError, match="its format is 'other'"):
         open_campaign(tmp_path / "out")
+
+
+def test_a_collapse_is_kept_so_that_going_on_does_not_try_the_batch_again(
+    bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ratios = {"now": 9.0}
+
+    def faked(check: Check, number: int) -> tuple[None, float]:
+        return None, ratios["now"] if number == 2 else 1.0
+
+    monkeypatch.setattr(Check, "_ratio", faked)
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,)))
+
+    def stop(what: str, done: int) -> None:
+        if what.startswith("after"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        finish(campaign, Inline(on_report=stop))
+    ratios["now"] = 1.0  # as another machine might find
+    finish(campaign)
+    (cell,) = read_results(collect(campaign)[0]).about["cells"]
+    assert (cell["collapsed_at"], cell["edits"], cell["ratio"]) == (2, 2, 9.0)
+
+
+def test_what_is_no_number_stops_a_run_as_a_collapse_does(
+    bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = errata.benchmark.checks.perplexity
+    calls = []
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise NonFiniteError("perplexity", facts=(), layer=None)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(errata.benchmark.checks, "perplexity", broken)
+    grid = bench.grid(["memit"], seeds=(0,), collapse=None)
+    told = finish(campaign := bench.begin(tmp_path / "out", grid))
+    assert "stopped before batch 2" in told[0]
+    (cell,) = read_results(collect(campaign)[0]).about["cells"]
+    assert (cell["status"], cell["collapsed_at"], cell["ratio"]) == ("done", 2, None)
+
+
+def test_asking_for_more_loses_nothing_that_was_measured(bench: TinyBench, tmp_path: Path) -> None:
+    grid = bench.grid(["memit"], seeds=(0,), edits=2)
+    for parts in (("drift",), ("side",), ()):
+        campaign = bench.begin(tmp_path / "out", grid.model_copy(update={"measures": Measures(parts=parts)}))
+        finish(campaign)
+    metrics = {row["metric"] for row in read_results(collect(campaign)[0]).rows if row["when"] == "after"}
+    assert {"drift_kl_neighbours", "negation_accuracy"} <= metrics
+    assert campaign.grid.measures.parts == ("drift", "side")
+
+
+def test_nobody_else_works_in_a_benchmark_meanwhile(bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2))
+    with campaign.locked(), pytest.raises(InputError, match="another process works"), campaign.locked():
+        pass
+    with campaign.locked():
+        pass
+
+
+@pytest.mark.parametrize("name", ["result.json", "after/recall.json", "before.txt"])
+def test_damaged_files_of_a_finished_cell_are_named(bench: TinyBench, tmp_path: Path, name: str) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2))
+    finish(campaign)
+    path = campaign.cells[0] / name
+    if name == "before.txt":
+        path.unlink()
+    else:
+        path.write_text(path.read_text(encoding="utf-8")[:50], encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape(name)):
+        collect(campaign)
+
+
+def test_what_a_process_says_beside_its_progress_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "print('[nltk_data] Downloading'); print('errata-progress [\"x\", 1, 2]')"
+    original = subprocess.Popen
+
+    def started(command: list[str], **options: Any) -> Any:
+        return original([sys.executable, "-c", script], **options)
+
+    monkeypatch.setattr(errata.benchmark.campaign.subprocess, "Popen", started)
+    heard: list[tuple[str, int, int]] = []
+    (tmp_path / "cell").mkdir()
+    assert Processes().run(tmp_path / "cell", lambda *told: heard.append(told)) == 0
+    assert heard == [("x", 1, 2)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, grid_of, read_grid, variants
+from errata.benchmark.measurements import check_parts
 from errata.errors import FaultsError, InputError
 from errata.recipe import shipped_recipe
 from errata.verbs.bench_plan import plan_of
@@ -119,3 +120,50 @@ def test_faults_of_models_data_and_recipes_are_told_together(tmp_path: Path) -> 
         assert part in told
     with pytest.raises(FaultsError, match="no combination of which means anything"):
         plan_of(Grid(methods=("memit",), vary={"solver.l2": (1.0,)}, edits=3))
+
+
+def test_what_tables_could_not_tell_apart_is_refused() -> None:
+    for entries, name in (
+        ({"models": [{"name": "lab", "recipe": "a.yaml"}, {"name": "lab", "recipe": "b.yaml"}]}, "models"),
+        ({"data": ["a/facts.jsonl", "b/facts.jsonl"]}, "data"),
+        ({"vary": {"layers": [[0], [0]]}}, r"vary\.layers"),
+    ):
+        with pytest.raises(FaultsError, match=f"{name} names the same twice"):
+            grid_of({"methods": ["memit"], "edits": 1, **entries}, "grid.yaml")
+    for vary, told in (({"layers": []}, "names nothing"), ({"contexts.seed": [1, 2]}, "the grid's seed")):
+        with pytest.raises(FaultsError, match=told):
+            grid_of({"methods": ["memit"], "edits": 1, "vary": vary}, "grid.yaml")
+
+
+def test_a_varied_batch_size_is_the_one_that_runs() -> None:
+    specs = plan_of(Grid(methods=("memit",), vary={"batch_size": (2, 5)}, edits=3, batch_size=3, seeds=(0,))).specs
+    assert [(spec.label, spec.recipe.batch_size) for spec in specs] == [
+        ("memit [batch_size=2]", 2),
+        ("memit [batch_size=5]", 5),
+    ]
+    (plain,) = plan_of(Grid(methods=("memit",), edits=3, batch_size=3, seeds=(0,))).specs
+    assert plain.recipe.batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "told"),
+    [
+        ("ability", {"tasks": "mmlu"}, "tasks"),
+        ("ability", {"tasks": ["x"], "probe_items": "ten"}, "probe_items"),
+        ("ability", {}, "neither tasks nor probes"),
+        ("free", {"wilder": True}, "wilder"),
+        ("side", {"options": 1}, "options"),
+        ("drift", {"x": 1}, "no settings"),
+        ("texts", {"references": "none.jsonl"}, "none.jsonl"),
+    ],
+)
+def test_wrong_settings_of_a_measurement_are_told_before_any_work(
+    part: str, options: dict[str, object], told: str
+) -> None:
+    with pytest.raises(FaultsError, match=told):
+        check_parts([part], {part: options})
+
+
+def test_settings_of_what_is_not_measured_are_refused() -> None:
+    with pytest.raises(FaultsError, match="not made"):
+        check_parts(["drift"], {"free": {"wild": True}})
