@@ -28,6 +28,7 @@ from errata.errors import Fault, FaultsError, InputError
 from errata.facts import FactSet
 from errata.facts_io import read_facts, write_facts
 from errata.ledger import Ledger, new_ledger, read_ledger
+from errata.locking import held
 from errata.output import file_digest, is_file, new_directory, write_text
 from errata.patch import DtypeName, Patch, now, software_versions
 from errata.patch_file import read_patch, write_patch
@@ -192,19 +193,15 @@ class RunDirectory:
         Raises:
             InputError: if another process does, or nothing can be written here.
         """
-        import fcntl  # not on Windows, where all but runs works
-
         with ExitStack() as stack:
             try:
-                file = stack.enter_context((self.path / "lock").open("a+", encoding="utf-8"))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file = stack.enter_context(held(self.path / "lock"))
                 file.truncate(0)
                 file.write(f"process {os.getpid()}")
                 file.flush()
             except BlockingIOError as error:
-                file.seek(0)
                 raise InputError(
-                    f"another process ({file.read().strip() or 'unknown'}) works on the run {self.path}",
+                    f"another process ({error.strerror}) works on the run {self.path}",
                     remedy="Wait until it ends, or end it",
                 ) from error
             except OSError as error:

@@ -13,12 +13,13 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-import errata.benchmark.campaign
 import errata.benchmark.checks
-from errata.benchmark.campaign import Processes, open_campaign
+import errata.benchmark.working
+from errata.benchmark.campaign import open_campaign
 from errata.benchmark.checks import Check
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Measures
+from errata.benchmark.working import Processes
 from errata.edit import BatchRecord, Editor
 from errata.errors import EditError, FaultsError, InputError, NonFiniteError
 from errata.evaluation.perplexity import perplexity
@@ -92,7 +93,8 @@ def test_the_rows_are_what_editing_and_asking_by_hand_gives(bench: TinyBench, tm
         assert 0 < norms[0] < norms[1] < norms[2]
     # Facts that both seeds have are one cluster each, whatever the number of seeds.
     assert rows["memit_seq", "efficacy_accuracy", "after", 6]["n"] == 6
-    assert not any(when == "during" and edits == 6 and metric == "efficacy_accuracy" for _, metric, when, edits in rows)
+    # The check behind the last batch is of the same sample, so that curves go on to their end.
+    assert rows["memit_seq", "efficacy_accuracy", "during", 6]["n"] <= 6
 
 
 def test_the_table_of_records_holds_every_prompt_and_gives_the_same_means(bench: TinyBench, tmp_path: Path) -> None:
@@ -280,6 +282,32 @@ def test_asking_for_more_loses_nothing_that_was_measured(bench: TinyBench, tmp_p
     assert campaign.grid.measures.parts == ("drift", "side")
 
 
+def test_files_that_measurements_read_must_stay_what_they_were(bench: TinyBench, tmp_path: Path) -> None:
+    references = tmp_path / "references.jsonl"
+    line = {"relation": "city", "target": "Paris", "text": "She was born in Paris."}
+    references.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    options = {"texts": {"references": str(references), "corpus": str(bench.folder / "corpus.txt")}}
+    grid = bench.grid(["memit"], seeds=(0,), edits=2, measures=Measures(parts=("texts",), options=options))
+    campaign = bench.begin(tmp_path / "out", grid)
+    campaign.check_inputs()
+    references.write_text(json.dumps(line | {"text": "He was born in Paris."}) + "\n", encoding="utf-8")
+    with pytest.raises(FaultsError, match=r"references.jsonl: it was changed since"):
+        campaign.check_inputs()
+    references.unlink()
+    with pytest.raises(FaultsError, match="cannot be read"):
+        campaign.check_inputs()
+
+
+def test_cells_share_what_depends_on_neither_facts_nor_seed(bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit", "memit+blue"], edits=2))
+    finish(campaign)
+    noted = [json.loads((cell / "before.json").read_text(encoding="utf-8")) for cell in campaign.cells]
+    assert len({entry["perplexity"] for entry in noted}) == 1  # four cells, one prose
+    assert len({entry["recall"] for entry in noted}) == 2  # two seeds, so two draws of facts
+    for entry in noted:
+        assert all((tmp_path / "out" / "before" / name).is_file() for name in entry.values())
+
+
 def test_nobody_else_works_in_a_benchmark_meanwhile(bench: TinyBench, tmp_path: Path) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2))
     with campaign.locked(), pytest.raises(InputError, match="another process works"), campaign.locked():
@@ -288,12 +316,12 @@ def test_nobody_else_works_in_a_benchmark_meanwhile(bench: TinyBench, tmp_path: 
         pass
 
 
-@pytest.mark.parametrize("name", ["result.json", "after/recall.json", "before.txt"])
+@pytest.mark.parametrize("name", ["result.json", "after/recall.json", "before.json"])
 def test_damaged_files_of_a_finished_cell_are_named(bench: TinyBench, tmp_path: Path, name: str) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2))
     finish(campaign)
     path = campaign.cells[0] / name
-    if name == "before.txt":
+    if name == "before.json":
         path.unlink()
     else:
         path.write_text(path.read_text(encoding="utf-8")[:50], encoding="utf-8")
@@ -308,7 +336,7 @@ def test_what_a_process_says_beside_its_progress_is_not_read(tmp_path: Path, mon
     def started(command: list[str], **options: Any) -> Any:
         return original([sys.executable, "-c", script], **options)
 
-    monkeypatch.setattr(errata.benchmark.campaign.subprocess, "Popen", started)
+    monkeypatch.setattr(errata.benchmark.working.subprocess, "Popen", started)
     heard: list[tuple[str, int, int]] = []
     (tmp_path / "cell").mkdir()
     assert Processes().run(tmp_path / "cell", lambda *told: heard.append(told)) == 0

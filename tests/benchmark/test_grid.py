@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, grid_of, read_grid, variants
+from errata.benchmark.grid_paths import placed
 from errata.benchmark.measurements import check_parts
 from errata.errors import FaultsError, InputError
 from errata.recipe import shipped_recipe
@@ -28,6 +29,24 @@ def test_names_and_numbers_stand_for_what_they_mean(tmp_path: Path) -> None:
     assert grid.data[1] == DataEntry(name="jsonl", path=str(tmp_path / "facts.jsonl"))
     assert grid.data[2].untouched == str(tmp_path / "u.jsonl")
     assert (grid.data[2].label, DataEntry(name="my/facts.csv").label) == ("zsre-alt", "facts.csv")
+    whole = {
+        "models": [{"name": "mine", "corpus": "text.txt", "recipe": "numbers.yaml"}, "lab", "org/name"],
+        "data": "facts.csv",
+        "prose": "me-ppl=prose.json",
+        "measures": {"options": {"texts": {"references": "r.jsonl"}, "ability": {"tasks": ["own.yaml", "piqa"]}}},
+    }
+    for name in ("mine", "text.txt", "own.yaml"):
+        (tmp_path / name).mkdir()
+    found = placed(whole, tmp_path)
+    assert [model["name"] for model in found["models"]] == [str(tmp_path / "mine"), "lab", "org/name"]
+    assert found["models"][0]["corpus"] == str(tmp_path / "text.txt")
+    assert found["models"][0]["recipe"] == str(tmp_path / "numbers.yaml")
+    assert found["data"] == [{"name": str(tmp_path / "facts.csv")}]
+    assert found["prose"] == f"me-ppl={tmp_path / 'prose.json'}"
+    assert found["measures"]["options"] == {
+        "texts": {"references": str(tmp_path / "r.jsonl")},
+        "ability": {"tasks": [str(tmp_path / "own.yaml"), "piqa"]},
+    }
     assert grid.seeds == (0, 1)
     assert (grid.batch_size, grid.collapse) == (100, 1.5)
 

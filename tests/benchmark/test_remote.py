@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from errata.benchmark.campaign import work
 from errata.benchmark.collect import collect
 from errata.benchmark.remote import RayCluster
+from errata.benchmark.working import work
 from errata.errors import InputError
 from errata.evaluation.records import Row, read_results
 from errata.progress import silent

@@ -11,11 +11,12 @@ import pytest
 from nltk.tokenize import TreebankWordTokenizer
 
 from errata.errors import FaultsError, InputError, MissingExtraError
-from errata.evaluation import consistency, fluency
-from errata.evaluation.consistency import TermWeights, absent_consistency, evaluate_consistency
+from errata.evaluation import fluency, term_weights
+from errata.evaluation.consistency import absent_consistency, evaluate_consistency
 from errata.evaluation.fluency import absent_fluency, evaluate_fluency, ngram_entropy, weighted_entropy
 from errata.evaluation.records import Metric
 from errata.evaluation.references import read_references
+from errata.evaluation.term_weights import TermWeights, corpus_weights
 from errata.evaluation.texts import TextSettings, WrittenText, write_texts
 from errata.facts import Fact
 
@@ -180,7 +181,23 @@ def test_references_from_a_file(tmp_path: Path) -> None:
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, work in ((fluency, lambda: evaluate_fluency([])), (consistency, lambda: TermWeights.fit(CORPUS))):
+    for module, work in ((fluency, lambda: evaluate_fluency([])), (term_weights, lambda: TermWeights.fit(CORPUS))):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
         with pytest.raises(MissingExtraError, match=r"errata\[eval\]"):
             work()
+
+
+def test_weights_of_a_corpus_are_fitted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join(CORPUS), encoding="utf-8")
+    first = corpus_weights(str(corpus), cache=tmp_path / "cache")
+    expected = TermWeights.fit(CORPUS)
+    assert first.words == expected.words
+    assert first.idf.tolist() == expected.idf.tolist()
+    fitted: list[int] = []
+    monkeypatch.setattr(TermWeights, "fit", classmethod(lambda cls, documents: fitted.append(1) or expected))
+    again = corpus_weights(str(corpus), cache=tmp_path / "cache")
+    assert (again.words, again.idf.tolist(), fitted) == (first.words, first.idf.tolist(), [])
+    corpus.write_text("\n\n".join([*CORPUS, "another word"]), encoding="utf-8")
+    corpus_weights(str(corpus), cache=tmp_path / "cache")
+    assert fitted == [1]

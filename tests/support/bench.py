@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from errata.benchmark.campaign import Campaign, begin, work
+from errata.benchmark.campaign import Campaign, begin
 from errata.benchmark.cell import work_on
 from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.grid import DataEntry, Grid, ModelEntry
-from errata.benchmark.material import Material, choose_facts, material_name, write_material
+from errata.benchmark.material import Material, material_name, write_material
+from errata.benchmark.working import work
 from errata.errors import ErrataError
 from errata.facts import Fact, FactSet, Question
 from errata.output import write_text
@@ -88,8 +90,8 @@ class TinyBench:
         )
 
     def material(self, seed: int, edits: int = 6, facts: Sequence[Fact] = ASKED) -> Material:
-        chosen = choose_facts(facts, edits, seed=seed, source="tiny facts")
-        return Material(FactSet(chosen.facts, "tiny facts"), UNTOUCHED, PROSE, ("made for this test",))
+        chosen = random.Random(f"facts {seed}").sample(list(facts), edits)
+        return Material(FactSet(tuple(chosen), "tiny facts"), UNTOUCHED, PROSE, ("made for this test",))
 
     def specs(self, grid: Grid, **recipe: Any) -> list[CellSpec]:
         found = []

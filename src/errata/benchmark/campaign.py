@@ -1,6 +1,7 @@
-"""A grid on disk: which cells there are, which are done, and the processes that work on the others.
+"""A grid on disk: which cells there are, and which are done.
 
-grid.json       the grid, the command, the cells' names in order; only what is measured may grow
+grid.json       the grid, the command, the cells' names in order, checksums of what measurements read; only what is
+                measured may grow
 lock            held while somebody works here
 material/       facts and questions of each data set and seed
 before/         what unedited models said, shared by cells
@@ -10,39 +11,23 @@ cells/NAME/     one cell each; see ``cell``
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from errata.benchmark.cell_spec import CellSpec, is_done, read_json
+from errata.benchmark.answers import is_done
+from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.grid import Grid, Measures
+from errata.benchmark.measurements import check_parts, input_digests
 from errata.errors import Fault, FaultsError, InputError
+from errata.locking import held
 from errata.output import new_directory, write_text
 from errata.patch import now, software_versions
-from errata.progress import Report
 from errata.reading import reason_of
 
 FORMAT = "errata-bench-1"
-PROGRESS = "errata-progress "  # what a cell's process says else, or a library in it, is not for here
-
-
-@runtime_checkable
-class Runner(Protocol):
-    """Where cells are worked on."""
-
-    def run(self, cell: Path, report: Report) -> int:
-        """Work on one cell, tell of its progress, and return its exit status."""
-        ...
-
-    def stop(self) -> None:
-        """End whatever is being worked on, at once."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +65,9 @@ class Campaign:
         Raises:
             InputError: if another process does.
         """
-        import fcntl  # not on Windows, where all but runs works
-
-        with (self.directory / "lock").open("a+", encoding="utf-8") as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(held(self.directory / "lock"))
             except BlockingIOError as error:
                 raise InputError(
                     f"another process works on the benchmark {self.directory}", remedy="Wait until it ends, or end it"
@@ -94,6 +77,23 @@ class Campaign:
     def pending(self, *, retry: bool = False) -> list[Path]:
         """Cells that are neither done nor, unless they are to be tried again, failed."""
         return [cell for cell in self.cells if not self.is_done(cell) and (retry or failure_of(cell) is None)]
+
+    def check_inputs(self) -> None:
+        """That measurements would read what they read before, and that nothing would stop them.
+
+        Raises:
+            FaultsError: if a file was changed, or settings or packages would stop a measurement.
+        """
+        measures = self.grid.measures
+        check_parts(measures.parts, measures.options)
+        now_there = input_digests(measures.parts, measures.options)
+        faults = [
+            Fault(path, "it was changed since the benchmark was begun", "Put it back, or give a file of another name")
+            for path, digest in now_there.items()
+            if self.record["inputs"].get(path, digest) != digest
+        ]
+        if faults:
+            raise FaultsError(f"what is measured in {self.directory}", faults)
 
     def is_done(self, cell: Path) -> bool:
         """Whether a cell is edited, and everything is measured."""
@@ -136,7 +136,8 @@ def begin(
         both = _joined(found.grid.measures, grid.measures)
         if both != found.grid.measures:  # more is measured now
             measures = both.model_dump(mode="json")
-            record = {**found.record, "grid": {**given, "measures": measures}, "command": command}
+            inputs = {**input_digests(both.parts, both.options), **found.record["inputs"]}
+            record = {**found.record, "grid": {**given, "measures": measures}, "command": command, "inputs": inputs}
             write_text(directory / "grid.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
             return open_campaign(directory)
         return found
@@ -151,6 +152,7 @@ def begin(
             "created": now(),
             "command": command,
             "grid": grid.model_dump(mode="json"),
+            "inputs": input_digests(grid.measures.parts, grid.measures.options),
             "cells": [spec.key for spec in specs],
             "undefined": [{"label": entry.label, "reason": entry.reason} for entry in undefined],
             "versions": software_versions(),
@@ -168,6 +170,7 @@ def open_campaign(directory: Path) -> Campaign:
             raise ValueError(f"its format is {record['format']!r}, expected {FORMAT!r}")
         cells = tuple(directory / "cells" / str(key) for key in record["cells"])
         Grid.model_validate(record["grid"])
+        dict(record["inputs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, FileNotFoundError):
             what, remedy = (
@@ -180,115 +183,6 @@ def open_campaign(directory: Path) -> Campaign:
     if lost := [cell.name for cell in cells if not (cell / "cell.json").is_file()]:
         raise InputError(f"{directory} lacks its cells {', '.join(lost)}", remedy="Put them back, or begin anew")
     return Campaign(directory, record, cells)
-
-
-def work(
-    campaign: Campaign, cells: Sequence[Path], runner: Runner, *, jobs: int, report: Report, told: Callable[[str], None]
-) -> None:
-    """Work on cells, so many at a time; one that fails is told of, and the others go on.
-
-    Args:
-        report: told of facts edited, and of what each cell does.
-        told: gets a line for each cell that has ended.
-    """
-    facts = campaign.grid.edits
-    done = dict.fromkeys(campaign.cells, 0.0)
-    done |= {cell: 1.0 for cell in campaign.cells if cell not in cells}
-
-    def overall() -> None:
-        report("all cells", round(1000 * sum(done.values())), 1000 * len(done))
-
-    def one(cell: Path) -> int:
-        def listen(what: str, count: int, total: int) -> None:
-            if what == "facts edited":
-                done[cell] = 0.9 * count / max(1, facts)  # the rest is asking
-                overall()
-            report(what if jobs == 1 else f"{cell.name[:20]}: {what}", count, total)
-
-        (cell / "failure.json").unlink(missing_ok=True)
-        status = runner.run(cell, listen)
-        done[cell] = 1.0
-        overall()
-        return status
-
-    overall()
-    waiting = deque(cells)
-    with ThreadPoolExecutor(jobs) as pool:
-        running: dict[Future[int], Path] = {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    cell = waiting.popleft()
-                    running[pool.submit(one, cell)] = cell
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    cell = running.pop(future)
-                    told(_ended(campaign, cell, future.result()))
-        except BaseException:
-            waiting.clear()
-            runner.stop()  # the pool waits for what is running
-            raise
-
-
-@dataclass(slots=True)
-class Processes:
-    """Runs each cell in a process of its own on this machine."""
-
-    _running: set[subprocess.Popen[str]] = field(default_factory=set)
-    _stopped: bool = False
-
-    def run(self, cell: Path, report: Report) -> int:
-        """As ``Runner.run``; a failure is written down also if the process could not do it itself."""
-        with (cell / "errors.txt").open("ab") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "errata.benchmark.cell_process", str(cell)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-            self._running.add(process)
-            try:
-                assert process.stdout is not None
-                if self._stopped:  # meanwhile
-                    process.kill()
-                for line in process.stdout:
-                    if line.startswith(PROGRESS):
-                        what, count, total = json.loads(line.removeprefix(PROGRESS))
-                        report(what, count, total)
-                status = process.wait()
-            finally:
-                process.kill()
-                process.wait()
-                self._running.discard(process)
-        if not self._stopped:
-            note_failure(cell, status)
-        return status
-
-    def stop(self) -> None:
-        self._stopped = True
-        for process in list(self._running):
-            process.kill()
-
-
-def note_failure(cell: Path, status: int) -> None:
-    """Write down that a process failed which could not do it itself."""
-    if status not in (0, 130) and failure_of(cell) is None:
-        ended = f"with status {status}" if status >= 0 else f"by signal {-status}"
-        ended += " (out of memory?)" if status == -9 else ""
-        what = f"its process ended {ended}; see {cell / 'errors.txt'}"
-        write_text(cell / "failure.json", json.dumps({"what": what}) + "\n")
-
-
-def _ended(campaign: Campaign, cell: Path, status: int) -> str:
-    spec = campaign.spec(cell)
-    name = f"{spec.model.name}, {spec.data.label}, {spec.label}, seed {spec.seed}"
-    if status != 0:
-        return f"{name}: failed: {failure_of(cell) or 'interrupted'}"
-    result = read_json(cell / "result.json")
-    stopped = f", stopped before batch {result['collapsed_at']}" if result["collapsed_at"] else ""
-    measured = f"; measured: {', '.join(campaign.grid.measures.parts)}" if campaign.grid.measures.parts else ""
-    return f"{name}: {result['edits']} facts in {result['seconds']:.0f} s{stopped}{measured}"
 
 
 def _joined(there: Measures, given: Measures) -> Measures:

@@ -5,7 +5,7 @@ stops it, the same command goes on from the last whole batch, or from the last p
 
 cell.json       what it is
 run/            its batches, as ``errata edit --run`` keeps them, with what was asked behind each
-before.txt      where what the unedited model said is kept; cells with the same model and material share it
+before.json     which answers of the unedited model are its own; cells that would ask the same share them
 collapse.json   which batch was taken out again because the model collapsed; absent if none was
 after/          what the edited model says, part by part
 result.json     how it ended; absent until then
@@ -13,7 +13,6 @@ result.json     how it ended; absent until then
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -24,16 +23,18 @@ from typing import Any
 
 import torch
 
-from errata.benchmark.cell_spec import CellResult, CellSpec, answer_path, kept_in, result_of
+from errata.benchmark.answers import answer_path, before_path, kept_in, note_before
+from errata.benchmark.cell_spec import CellResult, CellSpec, result_of
 from errata.benchmark.checks import Check, CollapseError
 from errata.benchmark.grid import Measures
 from errata.benchmark.material import Material, read_material
 from errata.benchmark.measurements import PERPLEXITY, parts_of
-from errata.benchmark.parts import Part, Question, State
+from errata.benchmark.parts import Inquiry, Part, State
 from errata.benchmark.recorded import edit_batches
 from errata.edit import BatchRecord, Editor
 from errata.errors import ErrataError, NonFiniteError
 from errata.loading import load_model
+from errata.locking import held
 from errata.models.language_model import LanguageModel
 from errata.output import write_text
 from errata.patch import dtype_name
@@ -55,12 +56,12 @@ class Cell:
     report: Report
 
     @property
-    def shared(self) -> Path:
-        """Where the unedited model's answers are: they depend on neither method nor recipe."""
-        spec = self.spec
-        words = [self.run.manifest.fingerprint, spec.material, str(spec.seed)]
-        digest = hashlib.sha256("|".join(words).encode()).hexdigest()[:16]
-        return self.directory.parent.parent / "before" / digest
+    def parts(self) -> list[Part]:
+        return parts_of(self.spec.measures.parts)
+
+    def before(self, part: Part) -> Path:
+        """Where the unedited model's answer is kept: it depends on neither method nor recipe."""
+        return before_path(self.directory.parent.parent, self.run.manifest.fingerprint, part, self.spec, self.material)
 
     def work(self) -> CellResult:
         started = time.perf_counter()
@@ -72,46 +73,49 @@ class Cell:
             for note in notes:
                 self.run.log(note)
             with editor.model.edits.without(editor.patch().terms):
-                self._ask("before", self.shared, editor)
+                for part in self.parts:
+                    path = self.before(part)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    # Cells that are worked on at the same time do not ask the same.
+                    with held(path.with_suffix(".lock"), wait=True):
+                        self._ask("before", part, path, editor)
+            note_before(self.directory, {part.name: self.before(part) for part in self.parts})
             if earlier is None:
                 collapse = self._edit(editor)
-            self._ask("after", self.directory / "after", editor)
+            for part in self.parts:
+                self._ask("after", part, answer_path(self.directory / "after", part, self.spec.measures), editor)
             self.run.log("done")
-        write_text(self.directory / "before.txt", self.shared.name + "\n")
         edits = sum(len(record.facts) for record in editor.records)
         if earlier is not None:  # only something more was measured
             return earlier
         at, ratio = (None, None) if collapse is None else (collapse.batch, collapse.ratio)
         return CellResult(time.perf_counter() - started, edits, at, ratio)
 
-    def _ask(self, state: State, folder: Path, editor: Editor) -> None:
-        """Every part that has not been kept yet."""
-        for part in parts_of(self.spec.measures.parts):
-            path = answer_path(folder, part, self.spec.measures)
-            if path.exists():
-                continue
-            before = None if state == "before" else kept_in(answer_path(self.shared, part, self.spec.measures))
+    def _ask(self, state: State, part: Part, path: Path, editor: Editor) -> None:
+        """A part that has not been kept yet."""
+        if path.exists():
+            return
+        before = None if state == "before" else kept_in(self.before(part))
 
-            def report(what: str, done: int, total: int, part: Part = part) -> None:
-                self.report(f"{state}: {part.name}", done, total)
+        def report(what: str, done: int, total: int) -> None:
+            self.report(f"{state}: {part.name}", done, total)
 
-            @contextmanager
-            def unedited() -> Iterator[None]:
-                with self.model.edits.without(editor.patch().terms):
-                    yield
+        @contextmanager
+        def unedited() -> Iterator[None]:
+            with self.model.edits.without(editor.patch().terms):
+                yield
 
-            options = self.spec.measures.options.get(part.name, {})
-            question = Question(self.model, self.material, options, self.spec.seed, before, unedited, report)
-            answer = part.ask(question)
-            write_text(path, json.dumps(answer.to_record(), ensure_ascii=False, allow_nan=False) + "\n")
+        options = self.spec.measures.options.get(part.name, {})
+        inquiry = Inquiry(self.model, self.material, options, self.spec.seed, before, unedited, report)
+        answer = part.ask(inquiry)
+        write_text(path, json.dumps(answer.to_record(), ensure_ascii=False, allow_nan=False) + "\n")
 
     def _edit(self, editor: Editor) -> CollapseError | None:
         """The batches that are left; the reason if the run ended before its last one."""
         path = self.directory / "collapse.json"
         if path.is_file():
             return CollapseError(**json.loads(path.read_text(encoding="utf-8")))
-        prose = answer_path(self.shared, PERPLEXITY, self.spec.measures)
-        check = Check(self.spec, self.material, self.model, self.run.batches, prose)
+        check = Check(self.spec, self.material, self.model, self.run.batches, self.before(PERPLEXITY))
 
         def say(record: BatchRecord) -> Any:
             return check.behind(record, editor)

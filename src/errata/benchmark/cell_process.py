@@ -16,8 +16,8 @@ from pathlib import Path
 
 import transformers
 
-from errata.benchmark.campaign import PROGRESS
 from errata.benchmark.cell import work_on
+from errata.benchmark.working import PROGRESS
 from errata.errors import ErrataError
 from errata.output import write_text
 

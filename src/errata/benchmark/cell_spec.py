@@ -1,10 +1,9 @@
-"""What a cell of a grid is, how it ended, and where its answers are."""
+"""What a cell of a grid is, and how it ended."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +11,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from errata.benchmark.grid import DataEntry, Measures, ModelEntry
-from errata.benchmark.measurements import parts_of
-from errata.benchmark.parts import Part
 from errata.errors import InputError
 from errata.reading import reason_of
 from errata.recipe import Recipe
@@ -66,21 +63,6 @@ class CellResult:
     ratio: float | None
 
 
-def answer_path(folder: Path, part: Part, measures: Measures) -> Path:
-    """Where a part's answer is kept; with other options it is another answer."""
-    options = measures.options.get(part.name)
-    if not options:
-        return folder / f"{part.name}.json"
-    text = json.dumps(options, sort_keys=True, default=str)
-    return folder / f"{part.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
-
-
-def is_done(directory: Path, measures: Measures) -> bool:
-    """Whether a cell has been edited, and asked all that is measured."""
-    answers = [answer_path(directory / "after", part, measures) for part in parts_of(measures.parts)]
-    return all(path.is_file() for path in (directory / "result.json", *answers))
-
-
 def result_of(directory: Path) -> CellResult | None:
     """How a cell ended; None if it has not.
 
@@ -109,9 +91,3 @@ def damaged(path: Path, error: Exception) -> InputError:
     return InputError(
         f"{path} cannot be used: {reason_of(error)}", remedy="Remove it, and go on: errata bench makes it again"
     )
-
-
-def kept_in(path: Path) -> Mapping[str, Any]:
-    """What a part kept beside its records; raises InputError as ``read_json``."""
-    kept: Mapping[str, Any] = read_json(path)["kept"]
-    return kept

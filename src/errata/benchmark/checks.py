@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from errata.benchmark.cell_spec import CellSpec, kept_in
+from errata.benchmark.answers import kept_in
+from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.material import Material
 from errata.benchmark.recorded import RunStoppedError
 from errata.edit import BatchRecord, Editor
@@ -44,7 +45,8 @@ class Check:
     prose_answer: Path
 
     def behind(self, record: BatchRecord, editor: Editor) -> dict[str, Any]:
-        """As JSON: answers right after the batch, the perplexity, the norm of the change, and a check if it is due.
+        """As JSON: answers right after the batch, the perplexity, the norm of the change, and a check if it is due (every few
+        batches, and behind the last one).
 
         Raises:
             CollapseError: if perplexity is over the limit.
@@ -60,7 +62,7 @@ class Check:
             "weight_norm_ratio": weight_norm_ratio(editor),
             "check": None,
         }
-        if spec.eval_every and number % spec.eval_every == 0 and number < self.batches:
+        if spec.eval_every and (number % spec.eval_every == 0 or number == self.batches):
             edited = number * spec.recipe.batch_size
             facts = self._sample(material.facts.facts, edited)
             untouched = material.untouched[: spec.sample]

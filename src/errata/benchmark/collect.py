@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from errata.benchmark.campaign import Campaign, failure_of
+from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.finished import Finished, read_finished
-from errata.benchmark.record_table import write_records
+from errata.benchmark.record_table import records_file
 from errata.evaluation.ability import summarise_labels
 from errata.evaluation.perplexity import Perplexity, perplexity_ratio
 from errata.evaluation.records import (
@@ -31,14 +33,33 @@ def collect(campaign: Campaign, *, seed: int = 0) -> tuple[Path, Path]:
         MissingExtraError: without the extra ``eval``.
         InputError, FaultsError: if a cell's files are not what was written.
     """
-    finished = [read_finished(campaign, cell) for cell in campaign.cells if campaign.is_done(cell)]
-    rows: list[Row] = []
-    for cells in _groups(finished):
-        rows += rows_of(cells, seed=seed)
     summary, records = campaign.directory / "summary.json", campaign.directory / "records.parquet"
-    write_records(records, finished)
-    write_results(summary, rows, about_of(campaign, finished))
+    rows: list[Row] = []
+    ended: dict[Path, Ended] = {}
+    with records_file(records) as write:
+        for directories in _groups(campaign):  # one group at a time is in memory
+            cells = [read_finished(campaign, directory) for directory in directories]
+            rows += rows_of(cells, seed=seed)
+            for cell in cells:
+                write(cell)
+                ended[cell.directory] = Ended.of(cell)
+    write_results(summary, rows, about_of(campaign, ended))
     return summary, records
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Of a cell that is done, what is told beside the rows."""
+
+    spec: CellSpec
+    result: Mapping[str, Any]
+    absent: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, cell: Finished) -> Ended:
+        absent = {metric: why for answer in cell.after.values() for metric, why in answer["absent"].items()}
+        return cls(cell.spec, cell.result, absent, cell.material.notes)
 
 
 def rows_of(cells: Sequence[Finished], *, seed: int = 0) -> list[Row]:
@@ -69,9 +90,8 @@ def rows_of(cells: Sequence[Finished], *, seed: int = 0) -> list[Row]:
     return rows
 
 
-def about_of(campaign: Campaign, finished: Sequence[Finished]) -> dict[str, Any]:
+def about_of(campaign: Campaign, done: Mapping[Path, Ended]) -> dict[str, Any]:
     """What belongs to the rows: the grid, how to repeat it, how each cell ended, what is absent and why."""
-    done = {cell.directory: cell for cell in finished}
     cells = []
     for directory in campaign.cells:
         spec = campaign.spec(directory)
@@ -94,16 +114,15 @@ def about_of(campaign: Campaign, finished: Sequence[Finished]) -> dict[str, Any]
         )
     absent: dict[str, dict[str, str]] = {}
     notes: list[str] = []
-    for cell in finished:
-        for answer in cell.after.values():
-            absent.setdefault(cell.spec.data.label, {}).update(answer["absent"])
-        notes += [note for note in cell.material.notes if note not in notes]
+    for cell in done.values():
+        absent.setdefault(cell.spec.data.label, {}).update(cell.absent)
+        notes += [note for note in cell.notes if note not in notes]
     return {
         "command": campaign.record["command"],
         "created": campaign.record["created"],
         "grid": campaign.record["grid"],
         "undefined": campaign.record["undefined"],
-        "recipes": _recipes(finished),
+        "recipes": _recipes([cell.spec for cell in done.values()]),
         "cells": cells,
         "absent": absent,
         "notes": notes,
@@ -120,11 +139,10 @@ def _of_labels(cells: Sequence[Finished], seed: int) -> Iterator[Summary]:
             yield summarise_labels(metric, when, [run[metric] for run in runs if metric in run], seed=seed)
 
 
-def _recipes(finished: Sequence[Finished]) -> dict[str, Any]:
+def _recipes(specs: Sequence[CellSpec]) -> dict[str, Any]:
     """By the method's label, and by the model's name too where there are several models."""
-    several = len({cell.spec.model.name for cell in finished}) > 1
-    prefixes = {cell.spec.model.name: f"{cell.spec.model.name}, " if several else "" for cell in finished}
-    specs = [cell.spec for cell in finished]
+    several = len({spec.model.name for spec in specs}) > 1
+    prefixes = {spec.model.name: f"{spec.model.name}, " if several else "" for spec in specs}
     return {f"{prefixes[spec.model.name]}{spec.label}": spec.recipe.model_dump(mode="json") for spec in specs}
 
 
@@ -142,11 +160,12 @@ def _on_the_way(cells: Sequence[Finished], seed: int) -> Iterator[tuple[int, Sum
         yield edits, summarise_groups(Metric.WEIGHT_NORM_RATIO, "during", norms, [1] * len(norms), seed=seed)
 
 
-def _groups(finished: Sequence[Finished]) -> list[list[Finished]]:
-    """Cells that differ in their seed alone, together."""
-    groups: dict[tuple[str, str, str], list[Finished]] = {}
-    for cell in finished:
-        groups.setdefault((cell.spec.model.name, cell.spec.data.label, cell.spec.label), []).append(cell)
+def _groups(campaign: Campaign) -> list[list[Path]]:
+    """Cells that are done and differ in their seed alone, together."""
+    groups: dict[tuple[str, str, str], list[Path]] = {}
+    for cell in filter(campaign.is_done, campaign.cells):
+        spec = campaign.spec(cell)
+        groups.setdefault((spec.model.name, spec.data.label, spec.label), []).append(cell)
     return list(groups.values())
 
 

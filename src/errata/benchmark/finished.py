@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from errata.benchmark.answers import answer_path, noted_before
 from errata.benchmark.campaign import Campaign
-from errata.benchmark.cell_spec import CellSpec, answer_path, damaged, read_json
+from errata.benchmark.cell_spec import CellSpec, damaged, read_json
 from errata.benchmark.material import Material, read_material
 from errata.benchmark.measurements import parts_of
 from errata.evaluation.perplexity import Perplexity
@@ -78,12 +79,11 @@ class Finished:
 def read_finished(campaign: Campaign, cell: Path) -> Finished:
     """Raises InputError, FaultsError if a file of it is missing or changed."""
     spec = campaign.spec(cell)
-    try:
-        shared = campaign.directory / "before" / (cell / "before.txt").read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise damaged(cell / "before.txt", error) from error
     measures = campaign.grid.measures
     parts = parts_of(measures.parts)
+    before = noted_before(cell)
+    if lost := [part.name for part in parts if part.name not in before]:
+        raise damaged(cell / "before.json", KeyError(*lost))
     run = open_run(cell / "run")
     batches = []
     edits = 0
@@ -107,7 +107,7 @@ def read_finished(campaign: Campaign, cell: Path) -> Finished:
         spec,
         read_material(campaign.directory / "material" / spec.material),
         read_json(cell / "result.json"),
-        {part.name: read_json(answer_path(shared, part, measures)) for part in parts},
+        {part.name: read_json(before[part.name]) for part in parts},
         {part.name: read_json(answer_path(cell / "after", part, measures)) for part in parts},
         batches,
     )

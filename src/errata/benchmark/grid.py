@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from errata.datasets.registry import DATASETS, is_own_file
+from errata.benchmark.grid_paths import entry_of, placed
 from errata.errors import Fault, FaultsError, InputError
 from errata.methods import method_named
 from errata.recipe import Recipe
@@ -73,7 +73,7 @@ class Grid(Settings):
     @classmethod
     def _names_are_entries(cls, value: Any) -> Any:
         entries = value if isinstance(value, list | tuple) else [value]
-        return tuple(_entry(entry) for entry in entries)
+        return tuple(entry_of(entry) for entry in entries)
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -97,14 +97,6 @@ class Grid(Settings):
         if seeds := [name for name in self.vary if name in ("contexts", "contexts.seed")]:
             raise ValueError(f"{seeds[0]} is the grid's seed; it cannot be varied beside it")
         return self
-
-
-def _entry(value: Any) -> Any:
-    """``NAME`` or ``NAME=FILE`` as what it stands for."""
-    if not isinstance(value, str):
-        return value
-    name, separator, path = value.partition("=")
-    return {"name": name, "path": path} if separator else {"name": name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +164,7 @@ def read_grid(path: Path) -> Mapping[str, Any]:
     data = parse_yaml(text, str(path)).data
     if not isinstance(data, dict):
         raise InputError(f"{path} is not a grid: it holds no keys", remedy="See examples/grid.yaml for the form")
-    return _with_places(data, path.absolute().parent)
+    return placed(data, path.absolute().parent)
 
 
 def grid_of(data: Mapping[str, Any], source: str, *, text: str = "") -> Grid:
@@ -207,48 +199,6 @@ def grid_of(data: Mapping[str, Any], source: str, *, text: str = "") -> Grid:
             faults.append(Fault(f"{source}: methods", error.what, error.remedy))
     if faults or found is None:
         raise FaultsError(source, faults)
-    return found
-
-
-# Settings of measurements that are paths.
-_PATHS = {
-    ("texts", "references"), ("texts", "corpus"), ("texts", "vocabulary"), ("texts", "idf"), ("ability", "probes"),
-}  # fmt: skip
-
-
-def _with_places(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same with paths that hold wherever the user stands."""
-
-    def placed(value: str) -> str:
-        return str((folder / Path(value).expanduser()).resolve())
-
-    def entry(value: Any, names: tuple[str, ...]) -> Any:
-        value = _entry(value)
-        if not isinstance(value, dict):
-            return value
-        return {key: placed(part) if key in names and isinstance(part, str) else part for key, part in value.items()}
-
-    found = dict(data)
-    if isinstance(found.get("prose"), str):
-        name, separator, path = found["prose"].partition("=")
-        if separator:
-            found["prose"] = f"{name}={placed(path)}"
-        elif name not in DATASETS:
-            found["prose"] = placed(name)
-    measures = found.get("measures")
-    if isinstance(measures, dict) and isinstance(measures.get("options"), dict):
-        options = {
-            part: entry(given, tuple(key for name, key in _PATHS if name == part))
-            for part, given in measures["options"].items()
-        }
-        found["measures"] = {**measures, "options": options}
-    for key, names in (("models", ("recipe",)), ("data", ("path", "untouched"))):
-        if key in found:
-            entries = found[key] if isinstance(found[key], list) else [found[key]]
-            found[key] = [entry(value, names) for value in entries]
-    for own in found.get("data", ()):
-        if isinstance(own, dict) and is_own_file(str(own.get("name"))):
-            own["name"] = placed(own["name"])
     return found
 
 

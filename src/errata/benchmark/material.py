@@ -85,17 +85,6 @@ def read_material(path: Path) -> Material:
         raise InputError(f"{path} cannot be read: {error}", remedy=remedy) from error
 
 
-def choose_facts(facts: Sequence[Fact], count: int, *, seed: int, source: str) -> FactSet:
-    """``count`` facts, drawn without replacement, in the order drawn.
-
-    Raises:
-        InputError: if there are fewer.
-    """
-    if count > len(facts):
-        raise InputError(f"{source} has {len(facts)} facts, and {count} are to be edited", remedy="Lower --edits")
-    return FactSet(tuple(random.Random(f"facts {seed}").sample(list(facts), count)), source)
-
-
 def others_untouched(facts: Sequence[Fact], edited: FactSet, *, seed: int) -> tuple[Untouched, ...]:
     """Questions of a data set's other records about subjects that are not edited, answered by their truth."""
     subjects = {fact.subject for fact in edited}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from errata.benchmark.material import Material
@@ -14,10 +15,11 @@ from errata.models.language_model import LanguageModel
 from errata.progress import Report
 
 State = Literal["before", "after"]
+Dependency = Literal["material", "seed", "prose"]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Inquiry:
     """What a part is given.
 
     Attributes:
@@ -62,6 +64,11 @@ def _nothing_to_check(options: Mapping[str, Any]) -> None:
         raise InputError(f"it has no settings, got {', '.join(options)}", remedy="Leave them out")
 
 
+def _no_files(options: Mapping[str, Any]) -> Sequence[Path]:
+    """For parts that read none."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One measurement.
@@ -71,9 +78,13 @@ class Part:
         what: one line of help.
         ask: does it.
         check: raises InputError, before any work, for settings or packages that would stop it.
+        files: those that it reads, by its settings.
+        depends: what an unedited model's answer depends on, beside the model; cells that share that share the answer.
     """
 
     name: str
     what: str
-    ask: Callable[[Question], Answer]
+    ask: Callable[[Inquiry], Answer]
     check: Callable[[Mapping[str, Any]], None] = _nothing_to_check
+    files: Callable[[Mapping[str, Any]], Sequence[Path]] = _no_files
+    depends: frozenset[Dependency] = frozenset({"material", "seed"})

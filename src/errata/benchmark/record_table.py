@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from errata.facts_rules import QUESTION_LISTS
 from errata.output import new_file
 
 
-def write_records(path: Path, finished: Sequence[Finished]) -> None:
-    """One row per prompt, metric and moment, cell after cell; whole or not at all.
+@contextmanager
+def records_file(path: Path) -> Iterator[Callable[[Finished], None]]:
+    """One row per prompt, metric and moment, of each cell that what is given is called with; whole or not at all.
 
     Raises:
         MissingExtraError: without the extra ``eval``.
@@ -33,7 +35,8 @@ def write_records(path: Path, finished: Sequence[Finished]) -> None:
          ("value", arrow.float64()), ("said", text)]
     )  # fmt: skip
     with new_file(path) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for cell in finished:
+
+        def write(cell: Finished) -> None:
             columns: dict[str, list[Any]] = {name: [] for name in schema.names}
             expected = expected_answers(cell.material)
             spec = cell.spec
@@ -44,6 +47,8 @@ def write_records(path: Path, finished: Sequence[Finished]) -> None:
                 for name, value in zip(schema.names, (*common, when, edits, *asked), strict=True):
                     columns[name].append(value)
             writer.write_table(arrow.table(columns, schema=schema))
+
+        yield write
 
 
 def _all_records(cell: Finished) -> Iterator[tuple[When, int, Record]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from errata.benchmark.campaign import Processes, note_failure
+from errata.benchmark.working import Processes, note_failure
 from errata.errors import InputError, MissingExtraError
 from errata.progress import Report, silent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,15 +38,30 @@ def open_corpus(name: str) -> Corpus:
         return lab_corpus()
     path = Path(name)
     try:
-        content = path.read_bytes()
-        content.decode("utf-8")
+        digest = _digest_of_text(path)
     except (OSError, ValueError) as error:  # not UTF-8, or no path at all
         raise InputError(
             f"the corpus {name!r} cannot be read: {error}",
             remedy="Give a UTF-8 text file with blank lines between documents: --corpus FILE, or statistics.corpus in "
             "the recipe (for numbers taken over Wikipedia: articles of it, without blank lines inside), or 'lab'",
         ) from error
-    return Corpus(name, hashlib.sha256(content).hexdigest(), lambda: _documents(path))
+    return Corpus(name, digest, lambda: _documents(path))
+
+
+def _digest_of_text(path: Path) -> str:
+    """SHA-256 of a file, piece by piece: a corpus may be larger than memory.
+
+    Raises:
+        UnicodeDecodeError: if it is not UTF-8.
+    """
+    digest = hashlib.sha256()
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            decoder.decode(piece)
+    decoder.decode(b"", final=True)
+    return digest.hexdigest()
 
 
 def _documents(path: Path) -> Iterator[str]:

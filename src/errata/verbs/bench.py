@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from errata.benchmark.campaign import Campaign, Processes, begin, failure_of, open_campaign, work
+from errata.benchmark.campaign import Campaign, begin, failure_of, open_campaign
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Grid, grid_of, read_grid
 from errata.benchmark.measurements import FURTHER
+from errata.benchmark.working import Processes, work
 from errata.datasets.registry import DATASETS, is_own_file
 from errata.errors import ErrataError, InputError, InterruptedRunError
 from errata.evaluation.records import read_results
@@ -174,6 +175,8 @@ def bench(
 
 def _work(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool) -> None:
     pending = campaign.pending(retry=retry)
+    if pending:
+        campaign.check_inputs()
     done = len(campaign.cells) - len(pending)
     if done:
         tell(f"{done} of {counted(len(campaign.cells), 'cell')} done or failed before; {len(pending)} to go")

@@ -1,0 +1,31 @@
+"""One process at a time: locks that the operating system lets go of when their process ends, however it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+@contextmanager
+def held(path: Path, *, wait: bool = False) -> Iterator[TextIO]:
+    """Hold the lock of a file, which is made if it is not there, and stays. Gives the file, open to read and to add to.
+
+    Args:
+        wait: until whoever holds it lets go.
+
+    Raises:
+        BlockingIOError: if another holds it, and nobody is to wait; ``strerror`` is what stands in the file, by which
+            its holder may tell who it is.
+        OSError: if the file cannot be opened.
+    """
+    import fcntl  # not on Windows, where all but runs and benchmarks works
+
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            file.seek(0)
+            raise BlockingIOError(error.errno, file.read().strip() or "unknown", str(path)) from error
+        yield file
