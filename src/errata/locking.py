@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -29,3 +29,17 @@ def held(path: Path, *, wait: bool = False) -> Iterator[TextIO]:
             file.seek(0)
             raise BlockingIOError(error.errno, file.read().strip() or "unknown", str(path)) from error
         yield file
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Processes that want to make the same do it one after another, so that the later ones find it made.
+
+    It saves work and guards nothing: where there are no such locks (Windows), or the file cannot be made, nobody waits,
+    so what is made must appear whole or not at all.
+    """
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(path, wait=True))
+        yield

@@ -34,7 +34,7 @@ from errata.benchmark.recorded import edit_batches
 from errata.edit import BatchRecord, Editor
 from errata.errors import ErrataError, NonFiniteError
 from errata.loading import load_model
-from errata.locking import held
+from errata.locking import in_turn
 from errata.models.language_model import LanguageModel
 from errata.output import write_text
 from errata.patch import dtype_name
@@ -75,9 +75,7 @@ class Cell:
             with editor.model.edits.without(editor.patch().terms):
                 for part in self.parts:
                     path = self.before(part)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    # Cells that are worked on at the same time do not ask the same.
-                    with held(path.with_suffix(".lock"), wait=True):
+                    with in_turn(path.with_suffix(".lock")):  # of cells that are worked on at the same time one asks
                         self._ask("before", part, path, editor)
             note_before(self.directory, {part.name: self.before(part) for part in self.parts})
             if earlier is None:

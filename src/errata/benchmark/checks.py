@@ -45,8 +45,9 @@ class Check:
     prose_answer: Path
 
     def behind(self, record: BatchRecord, editor: Editor) -> dict[str, Any]:
-        """As JSON: answers right after the batch, the perplexity, the norm of the change, and a check if it is due (every few
-        batches, and behind the last one).
+        """As JSON: answers right after the batch, the perplexity, the norm of the change, and a check if one is due.
+
+        That is every few batches, and behind the last one.
 
         Raises:
             CollapseError: if perplexity is over the limit.

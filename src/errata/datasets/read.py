@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from errata.datasets.drawing import draw
@@ -37,6 +39,40 @@ def read_dataset(
         InputError: if there is no such data set or file, or not as many facts.
         FaultsError: if records are wrong; tells all faults of the file at once.
     """
+    return read_records(name, path, skip_faulty=skip_faulty).draw(count=count, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A data set that was read, of which facts can be drawn more than once.
+
+    Attributes:
+        name: its name in the registry.
+        source: the file, for people.
+        make: (count, seed) -> records; of a file always the same.
+    """
+
+    name: str
+    source: str
+    make: Callable[[int | None, int | None], Contents]
+    is_made: bool
+
+    def draw(self, *, count: int | None = None, seed: int | None = None) -> Loaded:
+        """As ``read_dataset``.
+
+        Raises:
+            InputError: if there are not as many facts.
+        """
+        contents = self.make(count, seed)
+        if self.is_made:
+            count = seed = None  # done by the maker
+        drawn = draw(contents.units, count=count, seed=seed, source=self.source)
+        facts = FactSet(drawn.facts, self.source, drawn.places)
+        return Loaded(self.name, self.source, facts, drawn.texts, drawn.concepts, (*contents.notes, *drawn.notes))
+
+
+def read_records(name: str, path: str | os.PathLike[str] | None = None, *, skip_faulty: bool = False) -> Records:
+    """Read a data set's records; arguments and errors as of ``read_dataset``."""
     if is_own_file(name):
         if path is not None:
             what = f"{name!r} and {os.fspath(path)!r} are both files"
@@ -46,14 +82,11 @@ def read_dataset(
     if dataset.maker is not None:
         if path is not None:
             raise InputError(f"{name!r} is made and not read from a file", remedy="Leave the file out")
-        contents, source = Contents(dataset.maker(count, seed)), name
-        count = seed = None  # done by the maker
-    else:
-        file = _file(dataset, path)
-        contents, source = _read(dataset, file, skip_faulty), str(file)
-    drawn = draw(contents.units, count=count, seed=seed, source=source)
-    facts = FactSet(drawn.facts, source, drawn.places)
-    return Loaded(name, source, facts, drawn.texts, drawn.concepts, (*contents.notes, *drawn.notes))
+        maker = dataset.maker
+        return Records(name, name, lambda count, seed: Contents(maker(count, seed)), is_made=True)
+    file = _file(dataset, path)
+    contents = _read(dataset, file, skip_faulty)
+    return Records(name, str(file), lambda count, seed: contents, is_made=False)
 
 
 def _read(dataset: DataSet, file: Path, skip_faulty: bool) -> Contents:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from errata.cache import cache_directory
 from errata.errors import InputError, MissingExtraError
-from errata.locking import held
+from errata.locking import in_turn
 from errata.output import write_text
 from errata.statistics.corpus import open_corpus
 
@@ -138,9 +138,8 @@ def corpus_weights(corpus: str, *, cache: Path | None = None) -> TermWeights:
     text = open_corpus(corpus)
     key = hashlib.sha256(f"{text.digest}|scikit-learn {version('scikit-learn')}".encode()).hexdigest()[:32]
     folder = cache_directory("term-weights") if cache is None else cache
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key}.json"
-    with held(folder / f"{key}.lock", wait=True):  # processes that need the same do not all fit it
+    with in_turn(folder / f"{key}.lock"):
         if path.is_file():
             return TermWeights.read(path)
         weights = TermWeights.fit(text.documents())

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from errata.cache import cache_directory
 from errata.errors import InputError
+from errata.locking import in_turn
 from errata.models.language_model import LanguageModel
 from errata.recipe_settings import StatisticsSettings
 from errata.statistics.corpus import open_corpus
@@ -96,21 +97,39 @@ def moments_for(
     keys = moment_keys(model, layers, settings)
     directory = cache or default_cache()
     found: dict[int, SecondMoment] = {}
-    for layer, key in keys.items():
-        for place in (*read_only, directory):
-            moment = _read(place / key.file_name, key)
-            if moment is not None:
-                found[layer] = moment
-                break
-    if missing := [layer for layer in layers if layer not in found]:
-        computed = compute_moments(model, missing, settings, on_read=on_read)
-        for layer, moment in computed.items():
-            found[layer] = SecondMoment(moment.total.cpu(), moment.count)
-            try:
-                write_moment(directory / keys[layer].file_name, keys[layer], moment)
-            except (OSError, SafetensorError) as error:  # the work goes on; only the next run has to compute again
-                _logger.warning("the statistics of layer %d cannot be kept in %s (%s)", layer, directory, error)
+    _look(found, keys, (*read_only, directory))
+    if not keys.keys() <= found.keys():
+        with in_turn(directory / "computing.lock"):
+            _look(found, keys, (directory,))  # another process may have computed them meanwhile
+            _compute(found, model, keys, settings, directory, on_read)
     return found
+
+
+def _look(found: dict[int, SecondMoment], keys: Mapping[int, MomentKey], places: Sequence[Path]) -> None:
+    """Take what is missing from the first place that has it."""
+    for layer, key in keys.items():
+        for place in places:
+            if layer not in found and (moment := _read(place / key.file_name, key)) is not None:
+                found[layer] = moment
+
+
+def _compute(
+    found: dict[int, SecondMoment],
+    model: LanguageModel,
+    keys: Mapping[int, MomentKey],
+    settings: StatisticsSettings,
+    directory: Path,
+    on_read: Callable[[int], None],
+) -> None:
+    """Take what is still missing from the corpus, and keep it."""
+    missing = [layer for layer in keys if layer not in found]
+    computed = compute_moments(model, missing, settings, on_read=on_read) if missing else {}
+    for layer, moment in computed.items():
+        found[layer] = SecondMoment(moment.total.cpu(), moment.count)
+        try:
+            write_moment(directory / keys[layer].file_name, keys[layer], moment)
+        except (OSError, SafetensorError) as error:  # the work goes on; only the next run has to compute again
+            _logger.warning("the statistics of layer %d cannot be kept in %s (%s)", layer, directory, error)
 
 
 def compute_moments(
