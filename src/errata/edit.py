@@ -79,6 +79,7 @@ class Editor:
         report: told of progress; see ``errata.progress``.
         prepared: what ``prepare`` would make, if it is there already: of these weights, with these contexts, this
             solver and these statistics, for at least these layers.
+        plan: steps instead of the recipe's schedule, for experiments that no schedule is.
     """
 
     model: LanguageModel
@@ -86,12 +87,13 @@ class Editor:
     cache: Path | None = None
     report: Report = silent
     prepared: Prepared | None = None
+    plan: Sequence[Step] | None = None
     records: list[BatchRecord] = field(default_factory=list)
     _run: _Run = field(default_factory=_Run)
 
     @property
     def steps(self) -> list[Step]:
-        return SCHEDULES[self.recipe.schedule](self.recipe.layers)
+        return SCHEDULES[self.recipe.schedule](self.recipe.layers) if self.plan is None else list(self.plan)
 
     @property
     def site(self) -> Site:

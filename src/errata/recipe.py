@@ -36,7 +36,7 @@ class Recipe(Settings):
     method: str = Field(description="a row of `errata methods`, with or without +blue")
     layers: tuple[int, ...] = Field(min_length=1, description="critical layers, ascending, counted from 0")
     site: Literal["block", "mlp"] = Field(description="where targets live")
-    schedule: Literal["even", "sqrt", "boundary", "single", "replay"] = Field(
+    schedule: Literal["even", "sqrt", "boundary", "own", "single", "replay"] = Field(
         description="which layers get which share"
     )
     target: AnyTargetSettings

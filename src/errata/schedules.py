@@ -43,6 +43,11 @@ def boundary(layers: Sequence[int]) -> list[Step]:
     return [Step(layer, layer, 1.0) for layer in dict.fromkeys((layers[0], layers[-1]))]
 
 
+def own(layers: Sequence[int]) -> list[Step]:
+    """All given layers, each towards its own target, undivided: BLUE without its choice of layers (an ablation)."""
+    return [Step(layer, layer, 1.0) for layer in layers]
+
+
 def single(layers: Sequence[int]) -> list[Step]:
     """ROME's: the one given layer, undivided.
 
@@ -64,6 +69,7 @@ SCHEDULES: Mapping[str, Callable[[Sequence[int]], list[Step]]] = {
     "even": even,
     "sqrt": sqrt,
     "boundary": boundary,
+    "own": own,
     "single": single,
     "replay": replay,
 }

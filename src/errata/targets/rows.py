@@ -92,6 +92,21 @@ class FactRows:
             holds=held,
         )
 
+    @torch.no_grad()
+    def probabilities(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u"]:
+        """P of each fact's target with a vector injected: exp of its tokens' mean log-probability, then the
+        mean over the contexts.
+        """
+        logits = self._replay.logits(delta[self._row_fact]).to(self.dtype)
+        surprise = torch.nn.functional.cross_entropy(logits, self._target_ids, reduction="none", ignore_index=_IGNORED)
+        of_rows = torch.zeros(len(self._row_fact), dtype=self.dtype, device=delta.device)
+        row = self._replay.wanted_row
+        tokens = of_rows.index_add(0, row, torch.ones_like(surprise))
+        chances = (-of_rows.index_add(0, row, surprise) / tokens).exp()[~self._is_kl]
+        fact = self._row_fact[~self._is_kl]
+        of_facts = torch.zeros(len(delta), dtype=self.dtype, device=delta.device)
+        return of_facts.index_add(0, fact, chances) / of_facts.index_add(0, fact, torch.ones_like(chances))
+
     def select(self, facts: Int[Tensor, "n"]) -> None:
         """Go on with these facts only (ascending indices into the present ones)."""
         keep_fact = torch.zeros(len(self.origin), dtype=torch.bool, device=facts.device)

@@ -89,7 +89,7 @@ def edit(
         typer.Option(help="Text for key statistics, a blank line between documents; default: the recipe's."),
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="even, sqrt, boundary, single or replay, in place of the method's.")
+        str | None, typer.Option(help="even, sqrt, boundary, own, single or replay, in place of the method's.")
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Critical layers, such as 4,5,6, in place of the recipe's.")

@@ -1,0 +1,144 @@
+"""Study ``contribution``: how much likelier a layer's residual makes the target, alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from errata.analysis.findings import Claim, Figure, Findings, Label, Panel, Row, compared, line_of, mean_row, told
+from errata.analysis.residuals import COMPUTED, SPREADS, search_targets
+from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
+from errata.facts import Fact
+from errata.targets.contexts import generate_prefixes
+from errata.targets.rows import FactRows
+
+KINDS = (*SPREADS, COMPUTED)
+_ROWS_AT_ONCE = 1024
+
+
+def probabilities(
+    bench: Workbench, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, deltas: Sequence[Tensor]
+) -> list[Tensor]:
+    """P of the targets with vectors added behind a block (or at W's output, see ``Workbench.site``) at the subject's
+    last token.
+
+    Args:
+        deltas: (d, facts) each.
+
+    Returns:
+        (facts,) for each of ``deltas``: exp of the mean log-probability of the target's tokens, mean over contexts.
+    """
+    size = max(1, _ROWS_AT_ONCE // (len(prefixes) + 2))
+    parts: list[list[Tensor]] = [[] for _ in deltas]
+    for start in range(0, len(facts), size):
+        rows = FactRows(bench.model, facts[start : start + size], prefixes, layer, (bench.site,))
+        for part, delta in zip(parts, deltas, strict=True):
+            part.append(rows.probabilities(delta.T[start : start + size].to(rows.dtype)).double().cpu())
+    return [torch.cat(part) for part in parts]
+
+
+def _measure(bench: Workbench, seed: int) -> Kept:
+    facts = bench.materials[seed].facts.facts
+    prefixes = generate_prefixes(bench.model, bench.recipe_for(seed).contexts)
+    targets = search_targets(bench, facts, prefixes)
+    found: dict[str, dict[str, list[float]]] = {}
+    for layer in bench.layers:
+        residuals = [targets.residual(kind, layer) for kind in KINDS]
+        nothing, *with_residual = probabilities(
+            bench, facts, prefixes, layer, [torch.zeros_like(residuals[0]), *residuals]
+        )
+        shown = zip(KINDS, with_residual, strict=True)
+        found[str(layer)] = {kind: chances.tolist() for kind, chances in shown} | {"nothing": nothing.tolist()}
+    return {"probabilities": found}
+
+
+def _pieces(bench: Workbench) -> list[Piece]:
+    return [Piece(f"seed-{seed}", partial(_measure, bench, seed)) for seed in bench.settings.seeds]
+
+
+def _findings(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
+    runs = [piece["probabilities"] for piece in kept.values()]
+    layers = [int(layer) for layer in runs[0]]
+    rows: list[Row] = []
+    for kind in KINDS:
+        for layer in layers:
+            where: dict[str, Label] = {"residual": kind, "layer": layer}
+            rows.append(mean_row("contribution", "probability", where, _gains(runs, layer, kind)))
+    differences = {
+        layer: mean_row(
+            "contribution, computed minus spread",
+            "probability",
+            {"layer": layer},
+            [a - b for a, b in zip(_gains(runs, layer, COMPUTED), _gains(runs, layer, "spread"), strict=True)],
+        )
+        for layer in layers[:-1]
+    }
+    claims = [
+        Claim(
+            f"At layer {layer}, before the last one, the computed residual makes the target likelier than the spread "
+            "one does.",
+            compared(difference, claimed="positive"),
+            f"difference of the contributions {told(difference)} (paired over facts)",
+        )
+        for layer, difference in differences.items()
+    ]
+    last = layers[-1]
+    spread = {row.where["layer"]: row for row in rows if row.where["residual"] == "spread"}
+    if len(layers) > 1:
+        shares = mean_row(
+            "contribution of the spread residual, last layer minus first",
+            "probability",
+            {},
+            [a - b for a, b in zip(_gains(runs, last, "spread"), _gains(runs, layers[0], "spread"), strict=True)],
+        )
+        claims.append(
+            Claim(
+                "The spread residual contributes less the further a layer is from the last one.",
+                compared(shares, claimed="positive"),
+                ", ".join(f"layer {layer}: {told(spread[layer])}" for layer in layers)
+                + f"; last minus first {told(shares)}",
+            )
+        )
+        rows.append(shares)
+    rows += differences.values()
+    figure = Figure(
+        "contribution",
+        "How much likelier a layer's residual alone makes the target, by layer: P(o | h + r) − P(o), mean over facts "
+        "and contexts, with 95 % intervals over facts.",
+        [
+            Panel(
+                "Contribution of one layer's residual",
+                "layer",
+                "P(o | h + r) − P(o) (probability)",
+                [line_of([row for row in rows if row.where.get("residual") == kind], kind, "layer") for kind in KINDS],
+            )
+        ],
+    )
+    return Findings(rows, claims, [figure])
+
+
+def _gains(runs: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], layer: int, kind: str) -> list[float]:
+    """P with the residual minus P without, for all facts of all seeds."""
+    return [
+        chance - without
+        for run in runs
+        for chance, without in zip(run[str(layer)][kind], run[str(layer)]["nothing"], strict=True)
+    ]
+
+
+CONTRIBUTION = Study(
+    name="contribution",
+    title="What one layer's residual contributes",
+    shows="How much likelier the target becomes when a layer's residual r alone is added to the hidden state at the "
+    "subject's last token, on unedited weights: P(o | h_l += r) − P(o), for the residual that spreading gives the "
+    "layer (δ_L divided by the number of critical layers left, or by its root) and for the one computed at the layer.",
+    units="Probability: P is the exponential of the mean log-probability of the target's tokens, averaged over the "
+    "contexts.",
+    source="methods.md, section 2; the contribution score of the paper on boundary-layer updates (BLUE)",
+    uses=("count",),
+    pieces=_pieces,
+    findings=_findings,
+)

@@ -1,0 +1,178 @@
+"""What a study found: rows with intervals, points, pictures to draw, and what became of the claims that it tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from errata.evaluation.intervals import interval_of, resampled_sums
+
+Label = str | int | float
+Verdict = Literal["holds", "does not hold", "undecided"]
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A number of a study.
+
+    Attributes:
+        quantity: what it is, as the study's description names it.
+        unit: of ``mean``, ``low`` and ``high``; ``1`` for a number without a unit.
+        where: what it is of: layer, residual, method …
+        mean: over ``n`` clusters (facts, prompts, groups).
+        low: 2.5 % quantile of the bootstrapped mean; None where no interval can be told.
+        high: the 97.5 % quantile.
+    """
+
+    quantity: str
+    unit: str
+    where: Mapping[str, Label]
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A vector in a picture of two dimensions."""
+
+    picture: str
+    where: Mapping[str, Label]
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Something that was said of boundary updates, or of what they replace, and what was measured.
+
+    Attributes:
+        text: the claim.
+        verdict: by the rule that ``evidence`` states.
+        evidence: the numbers.
+    """
+
+    text: str
+    verdict: Verdict
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A line, a group of bars or a cloud of points; ``low`` and ``high`` are empty where there are no intervals."""
+
+    label: str
+    x: Sequence[Label]
+    y: Sequence[float]
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One pair of axes, each with its unit in the label."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    kind: Literal["lines", "bars", "points"] = "lines"
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture.
+
+    Attributes:
+        name: of its file.
+        caption: what it shows, for who sees nothing else.
+    """
+
+    name: str
+    caption: str
+    panels: Sequence[Panel]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that a study says; ``undefined`` are combinations that mean nothing, each with its reason."""
+
+    rows: Sequence[Row]
+    claims: Sequence[Claim] = ()
+    figures: Sequence[Figure] = ()
+    points: Sequence[Point] = ()
+    undefined: Mapping[str, str] = field(default_factory=dict)
+
+    def to_record(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Findings:
+        """Of what ``to_record`` gave; raises KeyError, TypeError for anything else."""
+        return cls(
+            [Row(**row) for row in record["rows"]],
+            [Claim(**claim) for claim in record["claims"]],
+            [_figure(figure) for figure in record["figures"]],
+            [Point(**point) for point in record["points"]],
+            dict(record["undefined"]),
+        )
+
+
+def _figure(record: Mapping[str, Any]) -> Figure:
+    panels = [
+        Panel(**{**panel, "series": tuple(Series(**series) for series in panel["series"])})
+        for panel in record["panels"]
+    ]
+    return Figure(record["name"], record["caption"], tuple(panels))
+
+
+def mean_row(
+    quantity: str, unit: str, where: Mapping[str, Label], values: Sequence[int | float], *, seed: int = 0
+) -> Row:
+    """The mean over clusters with its 95 % bootstrap interval; one value a cluster.
+
+    Raises:
+        ValueError: without any value.
+    """
+    if not len(values):
+        raise ValueError(f"there are no values of {quantity!r} at {dict(where)}")
+    found = np.asarray(values, dtype=np.float64)
+    drawn = resampled_sums(found[None], seed=seed, resamples=RESAMPLES)[:, 0] / len(found)
+    low, high = interval_of(drawn, len(found))
+    return Row(quantity, unit, dict(where), float(found.mean()), low, high, len(found))
+
+
+def line_of(rows: Sequence[Row], label: str, x: str) -> Series:
+    """Rows as a line over one of their labels, in ascending order."""
+    ordered = sorted(rows, key=lambda row: (isinstance(row.where[x], str), row.where[x]))
+    return Series(
+        label,
+        [row.where[x] for row in ordered],
+        [row.mean for row in ordered],
+        [row.low for row in ordered],
+        [row.high for row in ordered],
+    )
+
+
+def told(row: Row, digits: int = 3) -> str:
+    """``0.512 [0.480, 0.540]``."""
+    interval = "" if row.low is None or row.high is None else f" [{row.low:.{digits}g}, {row.high:.{digits}g}]"
+    return f"{row.mean:.{digits}g}{interval}"
+
+
+def compared(difference: Row, *, claimed: Literal["positive", "negative"]) -> Verdict:
+    """Whether a difference has the claimed sign, beyond its interval's doubt."""
+    if difference.low is None or difference.high is None:
+        return "undecided"
+    if difference.low > 0:
+        return "holds" if claimed == "positive" else "does not hold"
+    if difference.high < 0:
+        return "holds" if claimed == "negative" else "does not hold"
+    return "undecided"

@@ -1,0 +1,18 @@
+"""All studies, in the order of the argument that they test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from errata.analysis.contribution import CONTRIBUTION
+from errata.analysis.study import Study
+from errata.errors import InputError
+
+STUDIES: Mapping[str, Study] = {study.name: study for study in (CONTRIBUTION,)}
+
+
+def study_named(name: str) -> Study:
+    """Raises InputError if there is no such study."""
+    if name not in STUDIES:
+        raise InputError(f"there is no study {name!r}", remedy=f"Known: {', '.join(STUDIES)}")
+    return STUDIES[name]

@@ -1,0 +1,126 @@
+"""What a study is: what it shows, the pieces of work that it takes, and what is made of them.
+
+A piece is kept by itself, so that a study which was stopped goes on behind its last whole piece (``running``). The
+numbers of a study follow from what its pieces kept and from nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from errata.analysis.findings import Findings
+from errata.benchmark.grid import Measures
+from errata.benchmark.material import Material
+from errata.models.language_model import LanguageModel, Site
+from errata.preparation import Prepared, prepare
+from errata.progress import Report, silent
+from errata.recipe import Recipe
+from errata.recipe_settings import Settings
+
+Kept = Mapping[str, Any]
+"""What a piece keeps, as JSON holds it."""
+
+
+class AnalysisSettings(Settings):
+    """The numbers of a study; each study uses those that its description names."""
+
+    count: int = Field(100, ge=1, description="facts of a study, or of each of its runs")
+    batch_size: int = Field(25, ge=1, description="facts that are solved together")
+    sizes: tuple[int, ...] = Field((1, 10, 100), description="weight-shift: batch sizes that are compared")
+    earlier: tuple[int, ...] = Field((0, 1, 2, 4, 8), description="weight-shift: numbers of earlier batches")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="of the facts, the contexts and all else")
+    ridges: tuple[float, ...] = Field((1.0, 4.0), description="factorial: times the recipe's λ or L2")
+    methods: tuple[str, ...] = Field(
+        ("memit", "memit+blue"), min_length=1, description="hidden-shift, spectrum: whose runs are looked at"
+    )
+    measures: Measures = Measures()
+
+
+@dataclass(slots=True)
+class Workbench:
+    """What a study works with.
+
+    Attributes:
+        recipe: the numbers; its layers are the critical ones, its schedule is each study's own business.
+        materials: seed -> facts, questions about other subjects, prose.
+        recipes: method -> its recipe, for studies that compare runs.
+        cache: where key statistics are kept; the user's cache directory if None.
+    """
+
+    model: LanguageModel
+    recipe: Recipe
+    settings: AnalysisSettings
+    materials: Mapping[int, Material]
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    cache: Path | None = None
+    report: Report = silent
+    _prepared: dict[str, Prepared] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The critical layers, ascending."""
+        return self.recipe.layers
+
+    @property
+    def site(self) -> Site:
+        """Where residuals live: see ``Editor.site``."""
+        return Site.MLP if self.model.architecture.norm_after_mlp else Site(self.recipe.site)
+
+    def recipe_for(self, seed: int, recipe: Recipe | None = None) -> Recipe:
+        """A recipe (by default the study's) with the contexts of a seed."""
+        chosen = recipe or self.recipe
+        return chosen.model_copy(update={"contexts": chosen.contexts.model_copy(update={"seed": seed})})
+
+    def prepared(self, recipe: Recipe) -> Prepared:
+        """Contexts, and the solver with its statistics at all critical layers; once for each combination of them. The
+        model must be the unedited one when it is first asked for.
+        """
+        words = [recipe.contexts.model_dump_json(), recipe.solver.model_dump_json(), str(recipe.layers)]
+        key = "|".join(words)
+        if key not in self._prepared:
+            self._prepared[key] = prepare(self.model, recipe, recipe.layers, cache=self.cache, report=self.report)
+        return self._prepared[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Work that is kept by itself; the model must be afterwards what it was before.
+
+    Attributes:
+        name: of its file; letters, digits, ``-``, ``_``, ``+`` and ``.``.
+    """
+
+    name: str
+    work: Callable[[], Kept]
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A row of ``errata analyse``.
+
+    Attributes:
+        shows: what it tells, in sentences.
+        units: of its quantities.
+        source: where the question is from.
+        uses: the settings that it goes by, beside the seeds.
+        pieces: the work; in the order in which it is done.
+        findings: what follows from what the pieces kept, by their names.
+        check: raises InputError, before any work, for recipes and settings that it cannot be made with.
+        defaults: settings that are other than usual for this study.
+    """
+
+    name: str
+    title: str
+    shows: str
+    units: str
+    source: str
+    uses: Sequence[str]
+    pieces: Callable[[Workbench], Sequence[Piece]]
+    findings: Callable[[AnalysisSettings, Mapping[str, Kept]], Findings]
+    check: Callable[[Recipe, AnalysisSettings], None] = lambda recipe, settings: None
+    defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,40 @@
+"""What tests of studies share: a workbench with a tiny model, and a study done in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from errata.analysis.running import Result, run_study
+from errata.analysis.study import AnalysisSettings, Study, Workbench
+from errata.benchmark.material import Material
+from errata.facts import Fact, FactSet
+from errata.models.language_model import LanguageModel
+
+from tests.support.bench import ASKED, PROSE, UNTOUCHED
+from tests.support.editing import tiny_language_model, tiny_recipe, write_corpus
+
+
+def tiny_workbench(
+    folder: Path,
+    family: str = "gpt2",
+    method: str = "memit",
+    *,
+    facts: Sequence[Fact] = ASKED,
+    model: LanguageModel | None = None,
+    seeds: Sequence[int] = (0,),
+    recipe: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Workbench:
+    """A workbench in which every seed has the same facts."""
+    numbers = tiny_recipe(write_corpus(folder / "corpus.txt"), method, **(recipe or {}))
+    chosen = AnalysisSettings.model_validate({"count": len(facts), "batch_size": 2, "seeds": tuple(seeds), **settings})
+    material = Material(FactSet(tuple(facts), "tiny facts"), UNTOUCHED, PROSE)
+    found = model or tiny_language_model(family)
+    return Workbench(found, numbers, chosen, dict.fromkeys(seeds, material), cache=folder / "cache")
+
+
+def done(study: Study, bench: Workbench, out: Path) -> Result:
+    """The study, finished."""
+    return run_study(study, bench, out, command="errata analyse (a test)")
