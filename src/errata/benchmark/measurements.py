@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from errata.benchmark.foreseen import no_concepts, no_drift, no_side_tests, no_texts
 from errata.benchmark.parts import Answer, Part, Question
 from errata.errors import Fault, FaultsError, InputError
 from errata.evaluation.ability import AbilitySettings, measure_ability
@@ -210,11 +211,16 @@ ALWAYS = (
 )
 FURTHER = (
     Part("free", "what the model says by itself, and whether other answers stayed", _ask_free, _check_free),
-    Part("texts", "fluency and consistency of texts that it writes", _ask_texts, _check_texts),
-    Part("drift", "KL divergence and top-5 overlap of the next token, where nothing should change", _ask_drift),
-    Part("side", "negation, reversal, multiple choice", _ask_side, _check_side),
+    Part("texts", "fluency and consistency of texts that it writes", _ask_texts, _check_texts, no_texts),
+    Part(
+        "drift",
+        "KL divergence and top-5 overlap of the next token, where nothing should change",
+        _ask_drift,
+        nothing=no_drift,
+    ),
+    Part("side", "negation, reversal, multiple choice", _ask_side, _check_side, no_side_tests),
     Part("ability", "tasks of lm-evaluation-harness, and the papers' six probes", _ask_ability, _check_ability),
-    Part("concepts", "definitions and instances of edited concepts", _ask_concepts, _check_concepts),
+    Part("concepts", "definitions and instances of edited concepts", _ask_concepts, _check_concepts, no_concepts),
 )
 
 

@@ -62,6 +62,11 @@ def _nothing_to_check(options: Mapping[str, Any]) -> None:
         raise InputError(f"it has no settings, got {', '.join(options)}", remedy="Leave them out")
 
 
+def _something(material: Material) -> str | None:
+    """For parts that can always be asked, or cannot know it before."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One measurement.
@@ -71,9 +76,11 @@ class Part:
         what: one line of help.
         ask: does it.
         check: raises InputError, before any work, for settings or packages that would stop it.
+        nothing: why it can ask nothing at all of a material; None if it can, or if that shows only when it is asked.
     """
 
     name: str
     what: str
     ask: Callable[[Question], Answer]
     check: Callable[[Mapping[str, Any]], None] = _nothing_to_check
+    nothing: Callable[[Material], str | None] = _something

@@ -10,17 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from errata.benchmark.campaign import Campaign, Processes, begin, failure_of, open_campaign, work
+from errata.benchmark.campaign import Campaign, Processes, begin, open_campaign, work
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Grid, grid_of, read_grid
+from errata.benchmark.grid_part import sound_part
 from errata.benchmark.measurements import FURTHER
 from errata.datasets.registry import DATASETS, is_own_file
-from errata.errors import ErrataError, InputError, InterruptedRunError
+from errata.errors import ErrataError, Fault, FaultsError, InputError, InterruptedRunError, told_together
 from errata.evaluation.records import read_results
 from errata.output import check_new
-from errata.report.tables import comparison_table
 from errata.verbs.bench_plan import Plan, plan_of
-from errata.verbs.console import JsonOption, TrustOption, console, counted, progress, tell, warn, write_json
+from errata.verbs.bench_shown import list_cells, show_plan, show_results
+from errata.verbs.console import JsonOption, TrustOption, counted, progress, tell, warn, write_json
 
 HELP = (
     "Edit facts in a sequence of batches, with every method, and measure honestly what that did.\n\n"
@@ -109,44 +110,65 @@ def bench(
     json: JsonOption = None,
 ) -> None:
     """Edit facts in a sequence of batches, with every method, and measure honestly what that did."""
-    begun = {} if grid is None else dict(read_grid(grid))
-    of_models: dict[str, Any] = {"recipe": _place(recipe), "corpus": _corpus(corpus), "device": device, "dtype": dtype}
-    if trust_remote_code:
-        of_models["trust_remote_code"] = True
-    options: dict[str, Any] = {
-        "models": _entries(model, begun.get("models", [{"name": "lab"}]), of_models),
-        "data": _entries(data, begun.get("data", [{"name": "lab"}]), {"untouched": _place(untouched)}),
-        "methods": None if methods is None else _named(methods),
-        "edits": edits,
-        "batch_size": batch_size,
-        "eval_every": eval_every,
-        "sample": sample,
-        "seeds": _seeds(seeds),
-        "prose": None if prose is None else _named_file(prose),
-        "measures": _measures(
-            _named(measure),
-            free={"wild": wild or None, "judge": _judge(judge, judge_model, judge_key)},
-            texts={"references": _place(references), "corpus": _place(reference_corpus)},
-            ability={"tasks": [_task(name) for name in _named(general)] or None, "probes": _place(probes)},
-        ),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    if collapse is not None:
-        given["collapse"] = None if collapse == "none" else collapse
-    if grid is None and not given and (out / "grid.json").is_file():
-        campaign = open_campaign(out)
+    begun: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}  # what is wrong is left out of it
+    campaign: Campaign | None = None
+    whole: Grid | None = None
+    plan: Plan | None = None
+    with told_together("what was given") as part:
+        with part:
+            chosen["seeds"] = _seeds(seeds)
+        with part:
+            chosen["judge"] = _judge(judge, judge_model, judge_key)
+        with part:
+            begun = {} if grid is None else dict(read_grid(grid))
+            chosen["begun"] = True
+        of_models: dict[str, Any] = {
+            "recipe": _place(recipe), "corpus": _corpus(corpus), "device": device, "dtype": dtype,
+        }  # fmt: skip
+        if trust_remote_code:
+            of_models["trust_remote_code"] = True
+        options: dict[str, Any] = {
+            "models": _entries(model, begun.get("models", [{"name": "lab"}]), of_models),
+            "data": _entries(data, begun.get("data", [{"name": "lab"}]), {"untouched": _place(untouched)}),
+            "methods": None if methods is None else _named(methods),
+            "edits": edits,
+            "batch_size": batch_size,
+            "eval_every": eval_every,
+            "sample": sample,
+            "seeds": chosen.get("seeds"),
+            "prose": None if prose is None else _named_file(prose),
+            "measures": _measures(
+                _named(measure),
+                free={"wild": wild or None, "judge": chosen.get("judge")},
+                texts={"references": _place(references), "corpus": _place(reference_corpus)},
+                ability={"tasks": [_task(name) for name in _named(general)] or None, "probes": _place(probes)},
+            ),
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        if collapse is not None:
+            given["collapse"] = None if collapse == "none" else collapse
+        if grid is None and not given and (out / "grid.json").is_file():
+            campaign = open_campaign(out)
+        elif "begun" in chosen:
+            with part:
+                whole = _whole_grid(grid, begun, given)
+            with part:
+                if not (out / "grid.json").is_file():
+                    check_new(out)
+            with part:
+                sound = whole or sound_part(begun | given)
+                plan = None if sound is None else plan_of(sound)
+    if campaign is not None:
         if dry_run:
             tell(f"{counted(len(campaign.pending(retry=retry)), 'cell')} of {len(campaign.cells)} to go.")
             return
     else:
-        whole = _whole_grid(grid, begun, given)
-        plan = plan_of(whole)
-        _show_plan(whole, plan)
-        if not (out / "grid.json").is_file():
-            check_new(out)
+        if whole is None or plan is None:
+            raise AssertionError("a grid that is not whole was not told of")
+        show_plan(whole, plan)
         if dry_run:
-            for spec in plan.specs:
-                tell(f"  {spec.model.name}, {spec.data.label}, {spec.label}, seed {spec.seed}")
+            list_cells(whole, plan)
             tell("Nothing was loaded or written (--dry-run).")
             write_json(json, {"cells": [spec.model_dump(mode="json") for spec in plan.specs]})
             return
@@ -162,7 +184,7 @@ def bench(
                 remedy=f"Go on: errata bench --out {out}",
             ) from error
         summary, records = collect(campaign)
-    _show(campaign, summary, records)
+    show_results(campaign, summary, records)
     results = read_results(summary)
     write_json(json, {"rows": list(results.rows), "about": dict(results.about)})
     if failed := [cell for cell in campaign.cells if not campaign.is_done(cell)]:
@@ -192,40 +214,15 @@ def _whole_grid(path: Path | None, begun: dict[str, Any], given: dict[str, Any])
     text = "" if path is None else path.read_text(encoding="utf-8")
     source = "the command line" if path is None else str(path)
     data = begun | given
-    missing = [f"--{name}" for name in ("methods", "edits") if name not in data]
-    if missing and path is None:
-        raise InputError(f"no {' and no '.join(missing)} given", remedy="See errata bench --help for an example")
-    return grid_of(data, source, text=text)
-
-
-def _show_plan(grid: Grid, plan: Plan) -> None:
-    batches = -(-grid.edits // grid.batch_size)
-    tell(
-        f"{counted(len(plan.specs), 'cell')}: {counted(len(grid.models), 'model')}, "
-        f"{counted(len(grid.data), 'data set')}, {counted(len({spec.label for spec in plan.specs}), 'method')}, "
-        f"{counted(len(grid.seeds), 'seed')}; each {grid.edits} facts in {counted(batches, 'batch')}"
-    )
-    for entry in plan.undefined:
-        warn(f"left out, for it means nothing: {entry.label}: {entry.reason}")
-
-
-def _show(campaign: Campaign, summary: Path, records: Path) -> None:
-    results = read_results(summary)
-    screen = console()
-    groups = dict.fromkeys((row["model"], row["data"]) for row in results.rows)
-    for model, data in groups:
-        rows = [row for row in results.rows if (row["model"], row["data"]) == (model, data)]
-        rows = [row for row in rows if row["when"] != "during"]
-        screen.print(comparison_table(rows, title=f"{model}, {data}", width=screen.width))
-        tell("")
-    for cell in results.about["cells"]:
-        if cell["collapsed_at"]:
-            where = f"{cell['method']}, seed {cell['seed']}"
-            warn(f"collapse: {where}: stopped before batch {cell['collapsed_at']}, {cell['edits']} facts are in")
-    for directory in campaign.cells:
-        if (reason := failure_of(directory)) is not None and not campaign.is_done(directory):
-            warn(f"failed: {directory.name}: {reason}")
-    tell(f"Wrote {summary} and {records}. See them: errata report {campaign.directory}")
+    try:
+        return grid_of(data, source, text=text)
+    except FaultsError as error:
+        missing = [f"--{name}" for name in ("methods", "edits") if name not in data]
+        if not missing or path is not None:
+            raise
+        told = Fault("", f"no {' and no '.join(missing)} given", "See errata bench --help for an example")
+        places = [f"{source}: {name.removeprefix('--')}" for name in missing]  # by the names that a file has for them
+        raise FaultsError(source, [told, *(fault for fault in error.faults if fault.where not in places)]) from error
 
 
 def _entries(text: str | None, begun: Any, shared: Mapping[str, Any]) -> list[Any] | None:

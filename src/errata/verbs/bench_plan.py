@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from errata.benchmark.material import (
     others_untouched,
     write_material,
 )
-from errata.benchmark.measurements import check_parts
+from errata.benchmark.measurements import check_parts, parts_of
 from errata.datasets.loaded import Loaded
 from errata.datasets.read import read_dataset
 from errata.datasets.registry import DATASETS
@@ -30,6 +31,7 @@ from errata.verbs.numbers import read_numbers
 from errata.verbs.questions import PROSE, read_questions, shipped_sentences
 
 LAB = "lab"
+FAULTS_SHOWN = 20  # of one data set; what else is wrong with the grid would be lost among more
 SPARED = 200  # people of the lab's world that no run edits
 
 
@@ -79,7 +81,7 @@ def plan_of(grid: Grid) -> Plan:
                 sets[entry] = _whole_set(entry)
         with part:
             prose = None if grid.prose is None else _prose(grid.prose)
-    if not recipes:
+    if not recipes and grid.models and grid.methods:
         reasons = [Fault(entry.label, entry.reason, "") for entry in plan.undefined]
         raise FaultsError("the grid, no combination of which means anything,", reasons)
     for (name, label), recipe in list(recipes.items()):
@@ -97,6 +99,18 @@ def plan_of(grid: Grid) -> Plan:
         check_facts(material.facts, outlines[name])
     _add_cells(plan, grid, recipes, chosen)
     return plan
+
+
+def unasked(grid: Grid, plan: Plan) -> list[tuple[str, str, str]]:
+    """(measurement, data set, why) of each further measurement that can ask nothing of any material of a data set."""
+    found = []
+    for part in parts_of(grid.measures.parts):
+        for label in dict.fromkeys(spec.data.label for spec in plan.specs):
+            names = dict.fromkeys(spec.material for spec in plan.specs if spec.data.label == label)
+            reasons = [part.nothing(plan.materials[name]) for name in names]
+            if reasons[0] is not None and None not in reasons:
+                found.append((part.name, label, reasons[0]))
+    return found
 
 
 def _add_cells(
@@ -148,7 +162,14 @@ def _whole_set(entry: DataEntry) -> Loaded | None:
     """All of a data set; None where it is made as it is needed."""
     if entry.name == LAB:
         return None
-    loaded = read_dataset(entry.name, entry.path)
+    try:
+        loaded = read_dataset(entry.name, entry.path)
+    except FaultsError as error:
+        if len(error.faults) <= FAULTS_SHOWN:
+            raise
+        given = shlex.join([entry.name, *([] if entry.path is None else [entry.path])])
+        what = f"{error.subject} has {len(error.faults):,} faults, of which the first is: {error.faults[0]}"
+        raise InputError(what, remedy=f"errata data check {given} tells more") from error
     if not loaded.facts:
         raise InputError(f"the data set {entry.label!r} has no facts to edit", remedy="For texts, use --prose")
     return loaded
