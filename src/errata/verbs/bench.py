@@ -30,7 +30,9 @@ HELP = (
     "the same. A cell that fails is told of, and the others go on. With another --measure more is measured of the same "
     "edits.\n\n"
     "The results are summary.json (means with 95 % intervals), records.parquet (one row per prompt), and what "
-    "`errata report` makes of them. docs/bench.md tells what is measured, and when."
+    "`errata report` makes of them. docs/bench.md tells what is measured, and when.\n\n"
+    "…_success: of two continuations the right one is likelier; …_accuracy: it is what the model would say. "
+    "docs/bench.md has a table of the papers' names (ES, PS, NS, S …) and ours."
 )
 EXAMPLE = (
     "Example: errata bench --model lab --data lab --methods memit,memit+blue,alphaedit,alphaedit+blue "
