@@ -73,6 +73,61 @@ def test_wrong_inputs_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not out.exists()
 
 
+def test_everything_wrong_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    wrong = ["--methods", "mmit", "--seeds", "x", "--judge-model", "j", "--measure", "foo", "--data", "nope"]
+    wrong += ["--model", str(tmp_path / "none"), "--collapse", "often", "--out", str(tmp_path / "taken")]
+    assert run(["bench", *wrong]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "has 9 faults" in told
+    for expected in (
+        "--seeds 'x'", "--judge-model", "no --edits given", "collapse: input should be", "no method 'mmit'",
+        "taken exists already", "no measurement 'foo'", "no model could be loaded", "no data set 'nope'",
+    ):  # fmt: skip
+        assert expected in told
+    assert run(["bench", "--methods", "mmit", "--edits", "6000", "--out", str(tmp_path / "out")]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "has 2 faults" in told
+    assert "between 1 and 5600" in told
+
+
+def test_a_set_with_very_many_faults_is_told_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "q.json"
+    file.write_text(json.dumps([{"id": number} for number in range(30)]), encoding="utf-8")
+    data = ["--data", f"qaedit={file}", "--out", str(tmp_path / "out")]
+    assert run(["bench", "--methods", "mmit", "--edits", "3", *data]) == 2
+    told = capsys.readouterr().err
+    assert told.count("q.json[") == 1
+    assert f"errata data check qaedit {file} tells more" in told
+    assert "no method 'mmit'" in told
+
+
+def test_a_dry_run_is_legible_and_says_what_cannot_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    grid = str(Path(__file__).resolve().parents[1] / "examples" / "grid.yaml")
+    command = ["bench", grid, "--dry-run", "--measure", "texts,drift,concepts", "--out", str(tmp_path / "out")]
+    assert run(command) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "lab, lab, seeds 0, 1, 2:" in lines
+    rows = [line.split() for line in lines if line.startswith("  memit ")]
+    assert len(rows) == 32
+    assert rows[0] == ["memit", "False", "even", "0/1/2", "512"]
+    assert said.err.count("left out, for it means nothing") == 1  # one reason for four methods
+    assert said.err.count("  memit [") == 4
+    assert "texts: nothing can be asked of lab: no fact has 'generation' prompts" in said.err
+    assert "concepts: nothing can be asked of lab: there are no concepts" in said.err
+    assert "drift:" not in said.err
+    monkeypatch.setenv("COLUMNS", "50")  # no room for columns: each label whole, on lines of its own
+    assert run(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  memit [solver.history=True, schedule=replay," in lines
+    assert "      layers=0/2, solver.ridge=1024]" in lines
+
+
 def test_a_process_that_is_killed_is_a_failed_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "errata", "bench", *SMALL, "--seeds", "1", "--methods", "memit", "--out", str(out)]

@@ -56,12 +56,24 @@ class Fault:
 
 
 class FaultsError(InputError):
-    """Several things are wrong with an input; all of them are told at once."""
+    """Several things are wrong with an input; all of them are told at once.
 
-    def __init__(self, subject: str, faults: Sequence[Fault]) -> None:
+    Args:
+        shown: how many of them the message names; all if None. ``faults`` holds them all.
+        remedy: what to do about all of them together.
+    """
+
+    def __init__(self, subject: str, faults: Sequence[Fault], *, shown: int | None = None, remedy: str = "") -> None:
         self.faults = tuple(faults)
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        super().__init__(f"{subject} has {count}:\n" + "\n".join(f"  {fault}" for fault in faults))
+        self.subject = subject
+        count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
+        named = [f"  {fault}" for fault in self.faults[:shown]]
+        if left := len(self.faults) - len(named):
+            named.append(f"  … and {left:,} more")
+        super().__init__("\n".join([f"{subject} has {count}:", *named]))
+        if remedy:
+            self.remedy = remedy
+            self.args = (f"{self.what}\n{remedy}",)
 
 
 class Part:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from errata.evaluation.recall import evaluate_facts
 from errata.evaluation.records import Record, Row, read_results
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel
+from errata.progress import Report
 
 from tests.support.bench import PROSE, UNTOUCHED, Inline, TinyBench, finish
 
@@ -168,6 +170,44 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(bench: TinyBench, tmp_pa
     assert campaign.pending(retry=True) == [campaign.cells[0]]
     finish(campaign, retry=True)
     assert [cell["status"] for cell in read_results(collect(campaign)[0]).about["cells"]] == ["done", "done"]
+
+
+class Killed:
+    """The first cell fails; the others are worked on until they are killed."""
+
+    def __init__(self, first: Path) -> None:
+        self.first = first
+        self.begun, self.stopped = threading.Event(), threading.Event()
+
+    def run(self, cell: Path, report: Report) -> int:
+        if cell == self.first:
+            assert self.begun.wait(60)
+            (cell / "failure.json").write_text('{"what": "no luck"}', encoding="utf-8")
+            return 1
+        report("facts edited", 3, 6)
+        self.begun.set()
+        assert self.stopped.wait(60)
+        return -9
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+def test_cells_that_are_killed_do_not_count_as_done(bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit", "memit+blue"], seeds=(0,)))
+    runner, shown = Killed(campaign.cells[0]), []
+
+    def told(line: str) -> None:
+        assert "no luck" in line
+        raise Stop
+
+    def report(what: str, done: int, total: int) -> None:
+        if what == "all cells":
+            shown.append((done, total))
+
+    with pytest.raises(Stop):
+        work(campaign, campaign.cells, runner, jobs=2, report=report, told=told)
+    assert shown == [(0, 2000), (450, 2000), (1450, 2000)]
 
 
 def test_a_collapse_stops_the_run_before_its_batch(bench: TinyBench, tmp_path: Path) -> None:

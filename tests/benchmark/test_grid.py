@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, grid_of, read_grid, variants
+from errata.benchmark.grid_part import sound_part
 from errata.benchmark.grid_paths import placed
 from errata.benchmark.measurements import check_parts
 from errata.errors import FaultsError, InputError
@@ -70,6 +71,19 @@ def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
         assert any(expected in line for line in told), expected
     with pytest.raises(FaultsError, match="seeds names the same twice"):
         grid_of({"methods": ["memit"], "edits": 1, "seeds": [1, 1]}, "grid.yaml")
+
+
+def test_what_is_right_of_a_grid_stays_when_something_is_wrong() -> None:
+    whole = {"models": ["lab"], "data": ["lab", "zsre-alt"], "methods": ["memit"], "edits": 7, "seeds": 2}
+    assert sound_part(whole) == grid_of(whole, "grid.yaml")
+    part = sound_part({**whole, "methods": ["memit", "mmit"], "edits": "many", "batchsize": 3, "models": [{"no": 1}]})
+    assert part is not None
+    assert (part.models, part.methods, part.edits, part.seeds) == ((), ("memit",), 1, (0, 1))
+    assert [entry.name for entry in part.data] == ["lab", "zsre-alt"]
+    part = sound_part({"methods": ["mmit"], "seeds": "x"})
+    assert part is not None
+    assert (part.methods, part.seeds) == ((), (0, 1, 2))
+    assert sound_part({**whole, "seeds": [1, 1]}) is None
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "methods: [", "\x00"])

@@ -103,7 +103,62 @@ def test_a_file_that_was_changed_is_told(served: FileServer, cache: Path, capsys
     assert run(["data", "get", "qaedit"]) == 0
     (cache / "data" / "qaedit" / "known.json").write_bytes(b"[]")
     assert run(["data", "get", "qaedit"]) == 1
-    assert "Get it anew with --again" in capsys.readouterr().err
+    assert "Get it anew: errata data get qaedit --again" in capsys.readouterr().err
+    mine = ["data", "get", "qaedit", "--file", "known.json", "--out", str(cache / "my data")]
+    assert run(mine) == 0
+    (cache / "my data" / "qaedit" / "known.json").write_bytes(b"[]")
+    assert run(mine) == 1
+    again = f"errata data get qaedit --file known.json --out '{cache / 'my data'}' --again"
+    assert again in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_what_cannot_be_had_leaves_no_folder(served: FileServer, tmp_path: Path) -> None:
+    served.statuses = [404]
+    assert run(["data", "get", "qaedit", "--out", str(tmp_path / "a" / "b")]) == 1
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "mine").mkdir()
+    served.statuses = [404]
+    assert run(["data", "get", "qaedit", "--out", str(tmp_path / "mine")]) == 1
+    assert [*tmp_path.joinpath("mine").iterdir()] == []  # what was there stays
+
+
+def test_a_file_of_another_form_is_told_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    file = written(tmp_path / "q.json", *(varied(records.QAEDIT, "id", number) for number in range(30)))
+    assert run(["data", "check", "known", str(file), "--json", str(out)]) == 2
+    told = capsys.readouterr().err
+    count = len(result(out)["faults"])
+    assert count == 60
+    assert f"has {count} faults" in told
+    assert told.count("q.json[") == 20
+    assert f"and {count - 20} more" in told
+    assert f"This looks like qaedit:\n  errata data check qaedit {file}\n" in told
+    # One wrong record does not make a file another set's, and where one can be looked up no command is told.
+    file = written(tmp_path / "q.json", records.QAEDIT, *({"id": 10 + number} for number in range(10)))
+    assert run(["data", "check", "qaedit", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert "looks like" not in told
+    assert "--json FILE holds all of them" in told
+
+
+def test_a_file_without_a_name_is_told_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path / "q.json", records.QAEDIT)
+    assert run(["data", "check", str(file)]) == 2
+    assert f"This looks like qaedit:\n  errata data check qaedit {file}\n" in capsys.readouterr().err
+    for name in (str(tmp_path / "none.json"), "some/where"):
+        assert run(["data", "check", name]) == 2
+        assert f"errata data check NAME {name}" in capsys.readouterr().err
+
+
+def test_the_list_has_room_in_eighty_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["data", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in DATASETS:  # one line in the table, one below it
+        assert len([line for line in lines if line.split()[:1] == [name]]) == 2
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,23 @@ import csv
 import io
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from errata.report.answers import Answers
 from errata.report.bench_run import BenchRun, read_bench_run
 from errata.report.documents import CSV_COLUMNS, report_csv, report_markdown
 from errata.report.latex import latex_text, report_latex
+from errata.report.markdown import code, text
+from errata.report.page import report_page
 
 from tests.support.bench_runs import MadeUp, write_run
 
+PARSER = MarkdownIt("commonmark").enable("table").enable("strikethrough")
 HOSTILE = "a|b & c_d $x$ 50% #1 ~ ^ {z} \\end{table} <script>x</script> `q` \"r\" 's' -- [0]\u2028\u202e*new*\nline"
 MADE_UP = MadeUp(methods=("memit", HOSTILE), data=("one, two", "b"), seeds=1, facts=40, batch=20)
 
@@ -49,11 +54,11 @@ def test_csv_is_the_long_form_bit_for_bit(run: BenchRun) -> None:
 
 
 def test_markdown_tables_keep_their_cells_and_nobodys_words_do_anything(run: BenchRun) -> None:
-    tokens = MarkdownIt("commonmark").enable("table").enable("strikethrough").parse(report_markdown(run))
+    tokens = PARSER.parse(report_markdown(run))
     assert not [token for token in tokens if token.type == "html_block"]
     children = [child for token in tokens for child in token.children or []]
     assert {child.type for child in children} <= {
-        "text", "text_special", "strong_open", "strong_close", "em_open", "em_close",
+        "text", "text_special", "strong_open", "strong_close", "em_open", "em_close", "code_inline",
     }  # fmt: skip
     widths: list[set[int]] = []
     names = set()
@@ -70,6 +75,54 @@ def test_markdown_tables_keep_their_cells_and_nobodys_words_do_anything(run: Ben
     told = HOSTILE.replace("\u2028", "\\u2028").replace("\u202e", "\\u202e").replace("\n", "↵")
     assert names == {"method", "before editing", "memit", told}
     assert re.search(r"\| \*\*\d+\.\d+\*\* \[\d+\.\d, \d+\.\d\] \|", report_markdown(run))
+
+
+@given(st.text(alphabet=st.sampled_from("ab_ :=()[]*`|<&#!~$\\.é"), min_size=1, max_size=30))
+def test_names_and_texts_are_read_back_from_markdown_as_they_were(value: str) -> None:
+    value = value.strip() or "x"
+    for written in (text(value), code(value)):
+        tokens = PARSER.parse(f"| a |\n| - |\n| - {written} |")
+        (cell,) = [token for token in tokens if token.type == "inline"][1:]
+        children = cell.children or []
+        assert {child.type for child in children} <= {"text", "text_special", "code_inline"}
+        assert "".join(child.content for child in children) == f"- {value}"
+
+
+def test_what_needs_no_entity_has_none() -> None:
+    assert text("no fact has 'portability' questions (a_b=c): x") == "no fact has 'portability' questions (a_b=c): x"
+    assert code("free_efficacy_exact:chat") == "`free_efficacy_exact:chat`"
+    assert code("memit [layers=4/8, solver.ridge=1]") == "`memit [layers=4/8, solver.ridge=1]`"
+    assert text("_a_ http://x") == "&#95;a&#95; http&#58;//x"
+
+
+def test_what_was_not_measured_stands_together_by_its_reason(tmp_path: Path) -> None:
+    absent = {"one": {"free_a": "no", "free_b": "yes", "free_c": "no"}, "two": {"free_a": "no"}}
+    run = read_bench_run(write_run(tmp_path / "run", MadeUp(seeds=1, facts=20, batch=10, about={"absent": absent})))
+    lines = [line for line in report_markdown(run).splitlines() if "free_a" in line or "free_b" in line]
+    assert lines == ["- `one`: `free_a`, `free_c`: no", "- `one`: `free_b`: yes", "- `two`: `free_a`: no"]
+    page = report_page(run, Answers({}, 0, 0, 0))
+    assert "<bdi>free_a</bdi>, <bdi>free_c</bdi></td><td><bdi>no</bdi>" in page
+
+
+def test_methods_of_which_not_all_seeds_are_done_say_so(tmp_path: Path) -> None:
+    def cell(method: str, seed: int, status: str) -> dict[str, object]:
+        where = {"model": "lab", "data": "counterfact", "method": method, "seed": seed}
+        return {"id": f"{method}-{seed}", **where, "status": status, "seconds": 1.0 if status == "done" else None}
+
+    states = {"memit": ["done", "failed", "done"], "alphaedit": ["done"] * 3, "alphaedit+blue": ["done", "not done"]}
+    cells = [cell(method, seed, state) for method, each in states.items() for seed, state in enumerate(each)]
+    run = read_bench_run(write_run(tmp_path / "run", MadeUp(methods=tuple(states), facts=20, about={"cells": cells})))
+    assert run.seeds_missing(run.sections()[0]) == {"memit": "seeds 2 of 3", "alphaedit+blue": "seeds 1 of 2"}
+    written = report_markdown(run)
+    groups = written.count("### ") - len(states)  # the rest are recipes
+    assert written.count("| `memit` (seeds 2 of 3) |") == written.count("| `alphaedit` |") == groups
+    assert "memit (seeds 2 of 3) &" in report_latex(run)
+    page = report_page(run, Answers({}, 0, 0, 0))
+    assert page.count('<span class="n">seeds 2 of 3</span>') == groups
+    assert page.count('<span class="n">seeds 3 of 3</span>') == 0
+    for each in (written, page):
+        assert "Begun" in each
+        assert "wall time of each run&#39;s last sitting" in each or "wall time of each run's last sitting" in each
 
 
 def unescaped(latex: str) -> str:

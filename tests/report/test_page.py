@@ -13,7 +13,7 @@ from lxml import html
 from errata.errors import InputError
 from errata.report.answers import OUTCOMES, outcome, read_answers
 from errata.report.bench_run import read_bench_run
-from errata.report.curves import charts
+from errata.report.curves import chart_svg, charts
 from errata.report.page import duration, embedded_json, report_page
 
 from tests.support.bench_runs import MadeUp, row, write_records, write_run
@@ -176,13 +176,25 @@ def test_curves_begin_with_the_unedited_model_only_where_that_says_something() -
 def test_collapse_is_drawn_on_a_logarithmic_scale_and_stays_inside(tmp_path: Path) -> None:
     rows = [row("a", "perplexity_ratio", "during", 10.0**power, edits=10 * power + 10) for power in range(6)]
     (chart,) = charts(rows, ["a"])
-    from errata.report.curves import chart_svg
-
     drawn = chart_svg(chart)
     assert "log scale" in drawn
     places = [float(y) for y in re.findall(r",(-?[\d.]+)", "".join(re.findall(r'<polyline points="([^"]*)"', drawn)))]
     assert places == sorted(places, reverse=True)
     assert 0 <= min(places) < max(places) <= 220
+
+
+@pytest.mark.parametrize("size", [0.02, 1.0, 5e3, 2.5e7])
+def test_the_label_of_an_axis_stands_beside_its_ticks(size: float) -> None:
+    means = [size * (1 + step) for step in range(3)]
+    rows = [row("a", "something_new", "during", mean, edits=10 + index) for index, mean in enumerate(means)]
+    rows += [row("a", "perplexity_ratio", "during", max(1.0, size) ** power, edits=10 + power) for power in range(3)]
+    for chart in charts(rows, ["a"]):
+        drawn = chart_svg(chart)
+        ends = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]*)</text>', drawn)
+        assert len(ends) >= 2
+        begins = min(float(x) - 6.0 * len(label) for x, label in ends)  # a digit is less than 6 wide
+        assert begins > 10 + 3  # where the axis's own label ends, written upwards around 10
+        assert min(float(x) for x in re.findall(r'<line class="grid" x1="([\d.]+)"', drawn)) > float(ends[0][0])
 
 
 def test_times_are_told_as_people_do() -> None:

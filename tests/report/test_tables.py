@@ -154,3 +154,20 @@ def test_refusals() -> None:
         before_after_table(full_rows())
     with pytest.raises(InputError, match="no result"):
         comparison_table([])
+
+
+def test_long_names_leave_room_for_the_numbers() -> None:
+    metrics = ("efficacy_accuracy", "generalisation_accuracy", "specificity_accuracy", "untouched_accuracy")
+    names = [f"memit [solver.history=False, schedule={name}, layers=0/1/2]" for name in ("even", "boundary")]
+    rows = [
+        Row(method=name, metric=metric, when="after", mean=0.5, low=0.4, high=0.6, n=300)
+        for name in names
+        for metric in (*metrics, "perplexity_ratio", "same_subject_accuracy", "seconds_per_edit")
+    ]
+    for width in (80, 60):
+        lines = rendered(comparison_table(rows, width=width), width)
+        for part in ("memit", "  solver.history=False", "  layers=0/1/2"):
+            assert len([line for line in lines if line.startswith(f"{part} ")]) == 2, (width, part)
+        (whole,) = {tuple(line.split()[1:]) for line in lines if line.startswith("memit ")}
+        assert whole == ("50.0", "50.0", "50.0", "50.0", "50.0", "0.50", "0.50"), width
+    assert not any("[40,60]" in line for line in lines)

@@ -115,7 +115,12 @@ class Variant:
         """As tables call it: ``memit+blue [solver.history=True, layers=4/8]``."""
         if not self.choices:
             return self.method
-        return f"{self.method} [{', '.join(f'{name}={_shown(value)}' for name, value in self.choices.items())}]"
+        return f"{self.method} [{', '.join(f'{name}={value}' for name, value in self.shown.items())}]"
+
+    @property
+    def shown(self) -> Mapping[str, str]:
+        """The choices as tables show them."""
+        return {name: _shown(value) for name, value in self.choices.items()}
 
     def applied(self, recipe: Recipe) -> Recipe:
         """The method's recipe with the choices.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from errata.benchmark import asking
+from errata.benchmark.foreseen import no_concepts, no_drift, no_side_tests, no_texts
 from errata.benchmark.parts import Part
 from errata.errors import Fault, FaultsError, InputError
 from errata.output import file_digest
@@ -36,9 +37,15 @@ FURTHER = (
         asking.ask_texts,
         asking.check_texts,
         asking.files_of_texts,
+        nothing=no_texts,
     ),
-    Part("drift", "KL divergence and top-5 overlap of the next token, where nothing should change", asking.ask_drift),
-    Part("side", "negation, reversal, multiple choice", asking.ask_side, asking.check_side),
+    Part(
+        "drift",
+        "KL divergence and top-5 overlap of the next token, where nothing should change",
+        asking.ask_drift,
+        nothing=no_drift,
+    ),
+    Part("side", "negation, reversal, multiple choice", asking.ask_side, asking.check_side, nothing=no_side_tests),
     Part(
         "ability",
         "tasks of lm-evaluation-harness, and the papers' six probes",
@@ -53,6 +60,7 @@ FURTHER = (
         asking.ask_concepts,
         asking.check_concepts,
         depends=frozenset({"material"}),
+        nothing=no_concepts,
     ),
 )
 

@@ -69,6 +69,11 @@ def _no_files(options: Mapping[str, Any]) -> Sequence[Path]:
     return ()
 
 
+def _something(material: Material) -> str | None:
+    """For parts that can always be asked, or cannot know it before."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One measurement.
@@ -80,6 +85,7 @@ class Part:
         check: raises InputError, before any work, for settings or packages that would stop it.
         files: those that it reads, by its settings.
         depends: what an unedited model's answer depends on, beside the model; cells that share that share the answer.
+        nothing: why it can ask nothing at all of a material; None if it can, or if that shows only when it is asked.
     """
 
     name: str
@@ -88,3 +94,4 @@ class Part:
     check: Callable[[Mapping[str, Any]], None] = _nothing_to_check
     files: Callable[[Mapping[str, Any]], Sequence[Path]] = _no_files
     depends: frozenset[Dependency] = frozenset({"material", "seed"})
+    nothing: Callable[[Material], str | None] = _something

@@ -58,8 +58,9 @@ def work(
 
         (cell / "failure.json").unlink(missing_ok=True)
         status = runner.run(cell, listen)
-        done[cell] = 1.0
-        overall()
+        if status == 0 or failure_of(cell) is not None:  # and not because it was stopped: it would seem to be done
+            done[cell] = 1.0
+            overall()
         return status
 
     overall()

@@ -60,9 +60,23 @@ def fetch(
             f"{url!r} is not an address of the web", remedy="Give one that begins with https:// or http://"
         )
     check_file(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     transfer = _Transfer(url, target, expected or Expected(), page, report, timeout)
-    transfer.run()
+    with _folder_of(target):
+        transfer.run()
+
+
+@contextmanager
+def _folder_of(target: Path) -> Iterator[None]:
+    """The folder of a file, made if it is not there; what was made for nothing is taken away again."""
+    made = [folder for folder in target.parents if not folder.exists()]  # the innermost first
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for folder in made:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
 
 
 class _Transfer:

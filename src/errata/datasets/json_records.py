@@ -96,6 +96,18 @@ def read_records(path: Path, of_record: OfRecord, *, key: str | None, skip_fault
     return Contents(tuple(units), tuple(left_out(why, places) for why, places in rules.items()))
 
 
+def first_values(path: Path) -> Iterator[object]:
+    """The records of a file as they stand there, up to the first that is broken; none if it is no list of records.
+
+    Raises:
+        InputError: if the file cannot be read or is not UTF-8.
+    """
+    for _, value, fault in _values(_text_of(path), path.name):
+        if fault is not None:
+            return
+        yield value
+
+
 def left_out(why: str, places: Sequence[str]) -> str:
     """The note on records that a rule left out."""
     named = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,7 @@ from errata.datasets import (
 )
 from errata.datasets.row import DataSet, Source
 from errata.errors import InputError
+from errata.output import is_file
 
 DATASETS: Final[Mapping[str, DataSet]] = {
     row.name: row
@@ -56,11 +58,22 @@ def dataset_named(name: str) -> DataSet:
     """
     if (found := DATASETS.get(name)) is not None:
         return found
+    if looks_like_a_file(name):
+        raise InputError(
+            f"there is no data set {name!r}; a file needs the name of the data set whose form it has",
+            remedy=f"Give both: errata data check NAME {name} (elsewhere NAME={name}), where NAME is one of "
+            f"{', '.join(DATASETS)}",
+        )
     begun = [known for known in DATASETS if name and known.startswith(name.lower())]
     close = begun or difflib.get_close_matches(name.lower(), DATASETS, n=1)
     nearest = f"Did you mean {' or '.join(close)}? " if close else ""
     remedy = f"{nearest}Known: {', '.join(DATASETS)}; or the path of a .jsonl or .csv file of your own"
     raise InputError(f"there is no data set {name!r}", remedy=remedy)
+
+
+def looks_like_a_file(name: str) -> bool:
+    """Whether what was given for a name is rather a path: it has a suffix or a separator, or a file is there."""
+    return name not in DATASETS and (bool(Path(name).suffix) or os.sep in name or "/" in name or is_file(Path(name)))
 
 
 def is_own_file(name: str) -> bool:

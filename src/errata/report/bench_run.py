@@ -64,6 +64,15 @@ class About(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Absent:
+    """Metrics of a data set that could not be measured for the same reason."""
+
+    data: str
+    metrics: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """The rows of one model on one data set; names are empty where the rows name none."""
 
@@ -90,6 +99,24 @@ class BenchRun:
     def methods(self) -> list[str]:
         """The methods' names, in the order in which they first appear."""
         return list(dict.fromkeys(row["method"] for row in self.rows))
+
+    def absent(self) -> list[Absent]:
+        """What was not measured, the metrics with the same reason together."""
+        return [
+            Absent(data, tuple(metric for metric, why in reasons.items() if why == reason), reason)
+            for data, reasons in self.about.absent.items()
+            for reason in dict.fromkeys(reasons.values())
+        ]
+
+    def seeds_missing(self, section: Section) -> dict[str, str]:
+        """Method -> ``seeds 2 of 3``, for methods of which not all seeds are done: their numbers are of those alone."""
+        cells = [cell for cell in self.about.cells if (cell.model, cell.data) == (section.model, section.data)]
+        found = {}
+        for method in dict.fromkeys(cell.method for cell in cells):
+            states = [cell.status for cell in cells if cell.method == method]
+            if any(state != "done" for state in states):
+                found[method] = f"seeds {states.count('done')} of {len(states)}"
+        return found
 
     def sections(self) -> list[Section]:
         """The rows by model and data set, in the order in which they first appear."""

@@ -34,6 +34,8 @@ _TITLES: Final[Mapping[str, str]] = {
 }
 # Of the drawing, in its own units; the page scales it.
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340.0, 220.0, 46.0, 10.0, 12.0, 38.0
+_SIGN: Final = 6.2  # how wide a digit of a tick's label is at most, in the page's type of 10.5
+_TITLE: Final = 18.0  # what the vertical axis's own label takes, with the gap behind it
 _SHOWN_MARKERS: Final = 12  # of a line; more would hide it
 
 
@@ -109,11 +111,12 @@ def _point(row: Row, edits: int) -> Point:
 
 def chart_svg(chart: Chart) -> Markup:
     """The chart as an SVG element for the page, whose style sheet has its classes ``s0`` … ``s7``."""
-    across = Scale.linear(
-        0.0, float(max(point.edits for curve in chart.curves for point in curve.points)), _LEFT, _right()
-    )
     up = _vertical(chart)
-    parts = [_grid(across, up, chart)]
+    labels = [_tick(tick, chart) for tick in up.ticks]
+    left = max(_LEFT, _TITLE + _SIGN * max(map(len, labels)) + 6)
+    most = max(point.edits for curve in chart.curves for point in curve.points)
+    across = Scale.linear(0.0, float(most), left, _right())
+    parts = [_grid(across, up, labels, chart)]
     for curve in chart.curves:
         parts.append(_curve(curve, across, up, chart.measure))
     return Markup(
@@ -170,23 +173,27 @@ def _vertical(chart: Chart) -> Scale:
     )
 
 
-def _grid(across: Scale, up: Scale, chart: Chart) -> Markup:
+def _tick(value: float, chart: Chart) -> str:
+    return f"{100 * value:.0f}" if chart.measure.unit is Unit.PERCENT else f"{value:g}"
+
+
+def _grid(across: Scale, up: Scale, labels: Sequence[str], chart: Chart) -> Markup:
     parts = []
-    for tick in up.ticks:
+    left = across.start
+    for tick, text in zip(up.ticks, labels, strict=True):
         y = up.at(tick)
-        text = f"{100 * tick:.0f}" if chart.measure.unit is Unit.PERCENT else f"{tick:g}"
         parts.append(
-            Markup('<line class="grid" x1="{}" y1="{:.1f}" x2="{}" y2="{:.1f}"/>').format(_LEFT, y, _right(), y)
+            Markup('<line class="grid" x1="{:.1f}" y1="{:.1f}" x2="{}" y2="{:.1f}"/>').format(left, y, _right(), y)
         )
-        parts.append(Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(_LEFT - 6, y + 3.5, text))
+        parts.append(Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(left - 6, y + 3.5, text))
     for tick in across.ticks:
         if tick == int(tick):
             x, y = across.at(tick), _HEIGHT - _BOTTOM
             parts.append(Markup('<line class="tick" x1="{:.1f}" y1="{}" x2="{:.1f}" y2="{}"/>').format(x, y, x, y + 4))
             label = Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{:g}</text>')
             parts.append(label.format(x, y + 15, tick) if tick < 1e6 else label.format(x, y + 15, int(tick)))
-    centre = (_LEFT + _right()) / 2
-    parts.append(Markup('<text x="{}" y="{}" text-anchor="middle">facts edited</text>').format(centre, _HEIGHT - 6))
+    centre = (left + _right()) / 2
+    parts.append(Markup('<text x="{:.1f}" y="{}" text-anchor="middle">facts edited</text>').format(centre, _HEIGHT - 6))
     unit = chart.unit + (", log scale" if up.logarithmic else "")
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     parts.append(

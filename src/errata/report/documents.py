@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from typing import Final
 
 from errata.evaluation.records import Row
 from errata.report.bench_run import BenchRun
 from errata.report.comparison import BEST_NOTE, Cell, Comparison, comparisons
-from errata.report.markdown import Markdown, fenced, moment, text
-from errata.report.page import as_yaml, collapsed, duration, failed, headline, total_seconds, unfinished
+from errata.report.markdown import Markdown, code, fenced, moment, text
+from errata.report.page import SECONDS_NOTE, as_yaml, collapsed, duration, failed, headline, total_seconds, unfinished
 
 CSV_COLUMNS: Final = (
     "model", "data", "method", "metric", "when", "edits", "mean", "low", "high", "n", "best",
@@ -21,25 +22,25 @@ def report_markdown(run: BenchRun) -> Markdown:
     """The tables with their intervals, what failed, what is absent, and how to repeat it."""
     about = run.about
     blocks = [f"# Benchmark {text(run.name)}", text(headline(run)) + "."]
-    seconds = total_seconds(about.cells)
-    blocks.append(f"Made {moment(about.created) if about.created else 'at a time not told'}, in {duration(seconds)}.")
+    seconds = duration(total_seconds(about.cells))
+    blocks.append(
+        f"Begun {moment(about.created) if about.created else 'at a time not told'}. Time: {seconds} ({SECONDS_NOTE})."
+    )
     alarms = [
-        f"- **Failed:** {text(cell.id)}: {text(cell.failure or 'no reason told')}" for cell in failed(about.cells)
+        f"- **Failed:** {code(cell.id)}: {text(cell.failure or 'no reason told')}" for cell in failed(about.cells)
     ]
     alarms += [
-        f"- **Collapsed:** {text(cell.id)}: stopped before batch {cell.collapsed_at}" for cell in collapsed(about.cells)
+        f"- **Collapsed:** {code(cell.id)}: stopped before batch {cell.collapsed_at}" for cell in collapsed(about.cells)
     ]
-    alarms += [f"- **Not done:** {text(cell.id)}" for cell in unfinished(about.cells)]
+    alarms += [f"- **Not done:** {code(cell.id)}" for cell in unfinished(about.cells)]
     blocks += ["\n".join(alarms)] if alarms else []
     for section in run.sections():
         blocks.append(f"## {text(section.model or 'model not told')}, {text(section.data or 'data not told')}")
         for table in comparisons(section.rows):
-            blocks += [f"### {table.group}", _table(table)]
+            blocks += [f"### {table.group}", _table(table, run.seeds_missing(section))]
     blocks.append(f"Mean [95 % interval] over n. **Bold**: {BEST_NOTE[0].lower()}{BEST_NOTE[1:]}")
     absent = [
-        f"- {text(data)}, {text(metric)}: {text(reason)}"
-        for data, reasons in about.absent.items()
-        for metric, reason in reasons.items()
+        f"- {code(entry.data)}: {', '.join(map(code, entry.metrics))}: {text(entry.reason)}" for entry in run.absent()
     ]
     blocks += ["## Not measured", "\n".join(absent)] if absent else []
     blocks += ["## Notes", "\n".join(f"- {text(note)}" for note in about.notes)] if about.notes else []
@@ -47,11 +48,11 @@ def report_markdown(run: BenchRun) -> Markdown:
     if about.versions:
         blocks.append(text(", ".join(f"{name} {version}" for name, version in about.versions.items()), 2000))
     for name, recipe in about.recipes.items():
-        blocks += [f"### Recipe of {text(name)}", fenced(as_yaml(recipe), "yaml")]
+        blocks += [f"### Recipe of {code(name)}", fenced(as_yaml(recipe), "yaml")]
     return Markdown("\n\n".join(blocks) + "\n")
 
 
-def _table(table: Comparison) -> str:
+def _table(table: Comparison, seeds_missing: Mapping[str, str]) -> str:
     moments = {column.when for column in table.columns}
     heads = [
         f"{text(column.measure.head)}{f', {column.measure.unit_text}' if column.measure.unit_text else ''}"
@@ -65,7 +66,9 @@ def _table(table: Comparison) -> str:
         for (_, span), cell in zip(table.measures, line.cells, strict=True):
             cells += [*([""] * (span - 1)), _cell(cell)]
         lines.append([f"*{text(line.name)}*", *cells])
-    lines += [[text(line.name), *map(_cell, line.cells)] for line in table.lines]
+    for line in table.lines:
+        missing = seeds_missing.get(line.name)
+        lines.append([code(line.name) + (f" ({missing})" if missing else ""), *map(_cell, line.cells)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from errata.report.bench_run import BenchRun
@@ -35,11 +36,11 @@ def report_latex(run: BenchRun) -> str:
     for section in run.sections():
         for table in comparisons(section.rows):
             named = ", ".join(part for part in (section.model, section.data) if part)
-            lines += ["", *_table(table, named)]
+            lines += ["", *_table(table, named, run.seeds_missing(section))]
     return "\n".join(lines) + "\n"
 
 
-def _table(table: Comparison, named: str) -> list[str]:
+def _table(table: Comparison, named: str, seeds_missing: Mapping[str, str]) -> list[str]:
     last = [index for index, column in enumerate(table.columns) if column.when == "after"]
     if not last:
         return [f"% {table.group}: nothing was measured after the whole run"]
@@ -58,7 +59,10 @@ def _table(table: Comparison, named: str) -> list[str]:
     body = [
         *(_line(line.name, [line.cells[index] for index in measured]) for line in table.unedited),
         *([r"\midrule"] if table.unedited else []),
-        *(_line(line.name, [line.cells[index] for index in last]) for line in table.lines),
+        *(
+            _line(line.name, [line.cells[index] for index in last], seeds_missing.get(line.name))
+            for line in table.lines
+        ),
     ]
     return [
         r"\begin{table}",
@@ -77,8 +81,9 @@ def _table(table: Comparison, named: str) -> list[str]:
     ]
 
 
-def _line(name: str, cells: list[Cell]) -> str:
-    return " & ".join([latex_text(name), *map(_cell, cells)]) + r" \\"
+def _line(name: str, cells: list[Cell], note: str | None = None) -> str:
+    head = latex_text(name if note is None else f"{name} ({note})")
+    return " & ".join([head, *map(_cell, cells)]) + r" \\"
 
 
 def _cell(cell: Cell) -> str:

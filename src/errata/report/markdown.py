@@ -8,9 +8,13 @@ from typing import Final
 
 SHOWN: Final = 240  # characters of one value; what is longer is cut
 # What may stand raw within a line, though not at its beginning. Any other punctuation means something somewhere: |,
-# backticks, <, $ of mathematics, : of emoji and links, @ of names.
-_HARMLESS: Final = frozenset("-+,.;'/%?")
-_MARKS: Final = frozenset(punctuation) - _HARMLESS
+# backticks, <, $ of mathematics, : of emoji and links, @ of names. Round brackets mean something behind a square one
+# alone, and those are marks.
+_HARMLESS: Final = frozenset("-+,.;'\"/%?=()")
+_MARKS: Final = frozenset(punctuation) - _HARMLESS - {"_", ":"}
+# Within a word _ is no emphasis, and before a blank : is neither a link's nor an emoji's.
+_MARK: Final = re.compile(rf"[{re.escape(''.join(sorted(_MARKS)))}]|(?<![^\W_])_|_(?![^\W_])|:(?! )")
+_NAME: Final = re.compile(r"(?! )[-A-Za-z0-9_ +,.;:/%=\[\]()#@!?*~]+(?<! )")
 # What breaks a line or turns the direction of writing around, so that a reader sees another text than there is.
 _INVISIBLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _MOMENT: Final = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d)?\+00:00", re.ASCII)
@@ -30,7 +34,16 @@ def text(value: object, shown: int = SHOWN) -> Markdown:
     whole = str(value)
     cut = whole if len(whole) <= shown else whole[: shown - 1] + "…"
     visible = _INVISIBLE.sub(_name, cut.replace("\r\n", "↵").replace("\n", "↵"))
-    return Markdown("".join(f"&#{ord(sign)};" if sign in _MARKS else sign for sign in visible))
+    return Markdown(_MARK.sub(lambda found: f"&#{ord(found.group())};", visible))
+
+
+def code(value: object) -> Markdown:
+    """A name as code, where it reads best; one that has a sign which code, or a table around it, cannot hold as text.
+
+    It may stand where ``text`` may.
+    """
+    name = str(value)
+    return Markdown(f"`{name}`") if _NAME.fullmatch(name) and len(name) <= SHOWN else text(value)
 
 
 def moment(value: str) -> Markdown:

@@ -26,6 +26,9 @@ from errata.report.comparison import BEST_NOTE, Comparison, comparisons
 from errata.report.curves import Chart, chart_svg, charts, swatch_svg
 from errata.report.gap import Gap, gap_svg, gaps
 
+# What ``CellResult.seconds`` is: an earlier sitting of a cell that was stopped, and a later one that only measured
+# more, are not in it.
+SECONDS_NOTE: Final = "wall time of each run's last sitting of editing, added up"
 TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
@@ -35,6 +38,7 @@ class PageSection:
 
     model: str
     data: str
+    seeds_missing: Mapping[str, str]
     tables: tuple[Comparison, ...]
     gaps: tuple[Gap, ...]
     charts: tuple[Chart, ...]
@@ -46,6 +50,7 @@ def report_page(run: BenchRun, answers: Answers) -> str:
         PageSection(
             section.model,
             section.data,
+            run.seeds_missing(section),
             tuple(comparisons(section.rows)),
             tuple(gaps(section.rows, run.methods)),
             tuple(charts(section.rows, run.methods)),
@@ -70,6 +75,7 @@ def report_page(run: BenchRun, answers: Answers) -> str:
             recipes=[(name, as_yaml(recipe)) for name, recipe in run.about.recipes.items()],
             grid=as_yaml(run.about.grid) if run.about.grid else "",
             best_note=BEST_NOTE,
+            seconds_note=SECONDS_NOTE,
             style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
             script=Markup(script),
             script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -107,7 +113,7 @@ def unfinished(cells: Iterable[CellRecord]) -> list[CellRecord]:
 
 
 def total_seconds(cells: Iterable[CellRecord]) -> float:
-    """Wall time of all cells one after another."""
+    """Wall time of the sittings in which the cells' editing was ended, added up; see ``SECONDS_NOTE``."""
     return sum(cell.seconds or 0.0 for cell in cells)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich import box
@@ -198,8 +198,14 @@ def _n(counts: Iterable[int]) -> str:
 
 
 def _drawn(grid: _Grid, title: str | None, width: int) -> Table:
-    """Side by side where mean and interval have room, else the interval below the mean, and if need be closer."""
+    """Side by side where mean and interval have room, else the interval below the mean, and if need be closer.
+
+    Where even that has no room, what a method varies stands below its name, and then an interval's ends on two lines.
+    """
     beside = _width(grid, _GAP, stacked=False) <= width
+    for narrower in (_named_below, _ends_below):
+        if not beside and _width(grid, 1, stacked=True) > width:
+            grid = replace(grid, lines=tuple(map(narrower, grid.lines)))
     gap = _GAP if beside or _width(grid, _GAP, stacked=True) <= width else 1
     table = Table(
         title=title,
@@ -225,9 +231,21 @@ def _drawn(grid: _Grid, title: str | None, width: int) -> Table:
     return table
 
 
+def _named_below(line: _Line) -> _Line:
+    """``memit [layers=0/2, schedule=even]`` on a line for each of its parts."""
+    method, _, choices = line.name.partition(" [")
+    parts = [method, *(f"  {choice}" for choice in choices.removesuffix("]").split(", ") if choice)]
+    return replace(line, name="\n".join(parts))
+
+
+def _ends_below(line: _Line) -> _Line:
+    """``0.95 [0.91,0.98]`` with blanks at all places where it is broken."""
+    return replace(line, cells=tuple(cell.replace(",", ", ") for cell in line.cells))
+
+
 def _width(grid: _Grid, gap: int, *, stacked: bool) -> int:
     """Characters that a grid takes, with whole cells or with cells broken at their spaces."""
-    total = max([len(grid.corner), *(len(line.name) for line in grid.lines)])
+    total = max(len(part) for name in [grid.corner, *(line.name for line in grid.lines)] for part in name.split("\n"))
     for column, (head, count) in enumerate(grid.heads):
         texts = [head, f"n={count}" if count else "", *(line.cells[column] for line in grid.lines)]
         total += gap + max(len(part) for text in texts for part in (text.split() if stacked else [text]))

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from errata.benchmark.campaign import Campaign, begin, failure_of, open_campaign
+from errata.benchmark.campaign import Campaign, begin, open_campaign
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Grid, grid_of, read_grid
+from errata.benchmark.grid_part import sound_part
 from errata.benchmark.measurements import FURTHER
 from errata.benchmark.working import Processes, work
-from errata.datasets.registry import DATASETS, is_own_file
-from errata.errors import ErrataError, InputError, InterruptedRunError
+from errata.errors import ErrataError, Fault, FaultsError, InterruptedRunError, told_together
 from errata.evaluation.records import read_results
 from errata.output import check_new
-from errata.report.tables import comparison_table
+from errata.verbs.bench_options import (
+    corpus_place,
+    entries_of,
+    file_place,
+    judge_of,
+    measures_of,
+    names_in,
+    place,
+    seeds_named,
+    task_place,
+)
 from errata.verbs.bench_plan import Plan, plan_of
-from errata.verbs.console import JsonOption, TrustOption, console, counted, progress, tell, warn, write_json
+from errata.verbs.bench_shown import list_cells, show_plan, show_results
+from errata.verbs.console import JsonOption, TrustOption, counted, progress, tell, warn, write_json
 
 HELP = (
     "Edit facts in a sequence of batches, with every method, and measure honestly what that did.\n\n"
@@ -30,7 +40,9 @@ HELP = (
     "the same. A cell that fails is told of, and the others go on. With another --measure more is measured of the same "
     "edits.\n\n"
     "The results are summary.json (means with 95 % intervals), records.parquet (one row per prompt), and what "
-    "`errata report` makes of them. docs/bench.md tells what is measured, and when."
+    "`errata report` makes of them. docs/bench.md tells what is measured, and when.\n\n"
+    "…_success: of two continuations the right one is likelier; …_accuracy: it is what the model would say. "
+    "docs/bench.md has a table of the papers' names (ES, PS, NS, S …) and ours."
 )
 EXAMPLE = (
     "Example: errata bench --model lab --data lab --methods memit,memit+blue,alphaedit,alphaedit+blue "
@@ -110,44 +122,65 @@ def bench(
     json: JsonOption = None,
 ) -> None:
     """Edit facts in a sequence of batches, with every method, and measure honestly what that did."""
-    begun = {} if grid is None else dict(read_grid(grid))
-    of_models: dict[str, Any] = {"recipe": _place(recipe), "corpus": _corpus(corpus), "device": device, "dtype": dtype}
-    if trust_remote_code:
-        of_models["trust_remote_code"] = True
-    options: dict[str, Any] = {
-        "models": _entries(model, begun.get("models", [{"name": "lab"}]), of_models),
-        "data": _entries(data, begun.get("data", [{"name": "lab"}]), {"untouched": _place(untouched)}),
-        "methods": None if methods is None else _named(methods),
-        "edits": edits,
-        "batch_size": batch_size,
-        "eval_every": eval_every,
-        "sample": sample,
-        "seeds": _seeds(seeds),
-        "prose": None if prose is None else _named_file(prose),
-        "measures": _measures(
-            _named(measure),
-            free={"wild": wild or None, "judge": _judge(judge, judge_model, judge_key)},
-            texts={"references": _place(references), "corpus": _place(reference_corpus)},
-            ability={"tasks": [_task(name) for name in _named(general)] or None, "probes": _place(probes)},
-        ),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    if collapse is not None:
-        given["collapse"] = None if collapse == "none" else collapse
-    if grid is None and not given and (out / "grid.json").is_file():
-        campaign = open_campaign(out)
+    begun: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}  # what is wrong is left out of it
+    campaign: Campaign | None = None
+    whole: Grid | None = None
+    plan: Plan | None = None
+    with told_together("what was given") as part:
+        with part:
+            chosen["seeds"] = seeds_named(seeds)
+        with part:
+            chosen["judge"] = judge_of(judge, judge_model, judge_key)
+        with part:
+            begun = {} if grid is None else dict(read_grid(grid))
+            chosen["begun"] = True
+        of_models: dict[str, Any] = {
+            "recipe": place(recipe), "corpus": corpus_place(corpus), "device": device, "dtype": dtype,
+        }  # fmt: skip
+        if trust_remote_code:
+            of_models["trust_remote_code"] = True
+        options: dict[str, Any] = {
+            "models": entries_of(model, begun.get("models", [{"name": "lab"}]), of_models),
+            "data": entries_of(data, begun.get("data", [{"name": "lab"}]), {"untouched": place(untouched)}),
+            "methods": None if methods is None else names_in(methods),
+            "edits": edits,
+            "batch_size": batch_size,
+            "eval_every": eval_every,
+            "sample": sample,
+            "seeds": chosen.get("seeds"),
+            "prose": None if prose is None else file_place(prose),
+            "measures": measures_of(
+                names_in(measure),
+                free={"wild": wild or None, "judge": chosen.get("judge")},
+                texts={"references": place(references), "corpus": place(reference_corpus)},
+                ability={"tasks": [task_place(name) for name in names_in(general)] or None, "probes": place(probes)},
+            ),
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        if collapse is not None:
+            given["collapse"] = None if collapse == "none" else collapse
+        if grid is None and not given and (out / "grid.json").is_file():
+            campaign = open_campaign(out)
+        elif "begun" in chosen:
+            with part:
+                whole = _whole_grid(grid, begun, given)
+            with part:
+                if not (out / "grid.json").is_file():
+                    check_new(out)
+            with part:
+                sound = whole or sound_part(begun | given)
+                plan = None if sound is None else plan_of(sound)
+    if campaign is not None:
         if dry_run:
             tell(f"{counted(len(campaign.pending(retry=retry)), 'cell')} of {len(campaign.cells)} to go.")
             return
     else:
-        whole = _whole_grid(grid, begun, given)
-        plan = plan_of(whole)
-        _show_plan(whole, plan)
-        if not (out / "grid.json").is_file():
-            check_new(out)
+        if whole is None or plan is None:
+            raise AssertionError("a grid that is not whole was not told of")
+        show_plan(whole, plan)
         if dry_run:
-            for spec in plan.specs:
-                tell(f"  {spec.model.name}, {spec.data.label}, {spec.label}, seed {spec.seed}")
+            list_cells(whole, plan)
             tell("Nothing was loaded or written (--dry-run).")
             write_json(json, {"cells": [spec.model_dump(mode="json") for spec in plan.specs]})
             return
@@ -163,7 +196,7 @@ def bench(
                 remedy=f"Go on: errata bench --out {out}",
             ) from error
         summary, records = collect(campaign)
-    _show(campaign, summary, records)
+    show_results(campaign, summary, records)
     results = read_results(summary)
     write_json(json, {"rows": list(results.rows), "about": dict(results.about)})
     if failed := [cell for cell in campaign.cells if not campaign.is_done(cell)]:
@@ -195,113 +228,12 @@ def _whole_grid(path: Path | None, begun: dict[str, Any], given: dict[str, Any])
     text = "" if path is None else path.read_text(encoding="utf-8")
     source = "the command line" if path is None else str(path)
     data = begun | given
-    missing = [f"--{name}" for name in ("methods", "edits") if name not in data]
-    if missing and path is None:
-        raise InputError(f"no {' and no '.join(missing)} given", remedy="See errata bench --help for an example")
-    return grid_of(data, source, text=text)
-
-
-def _show_plan(grid: Grid, plan: Plan) -> None:
-    batches = -(-grid.edits // grid.batch_size)
-    tell(
-        f"{counted(len(plan.specs), 'cell')}: {counted(len(grid.models), 'model')}, "
-        f"{counted(len(grid.data), 'data set')}, {counted(len({spec.label for spec in plan.specs}), 'method')}, "
-        f"{counted(len(grid.seeds), 'seed')}; each {grid.edits} facts in {counted(batches, 'batch')}"
-    )
-    for entry in plan.undefined:
-        warn(f"left out, for it means nothing: {entry.label}: {entry.reason}")
-
-
-def _show(campaign: Campaign, summary: Path, records: Path) -> None:
-    results = read_results(summary)
-    screen = console()
-    groups = dict.fromkeys((row["model"], row["data"]) for row in results.rows)
-    for model, data in groups:
-        rows = [row for row in results.rows if (row["model"], row["data"]) == (model, data)]
-        rows = [row for row in rows if row["when"] != "during"]
-        screen.print(comparison_table(rows, title=f"{model}, {data}", width=screen.width))
-        tell("")
-    for cell in results.about["cells"]:
-        if cell["collapsed_at"]:
-            where = f"{cell['method']}, seed {cell['seed']}"
-            warn(f"collapse: {where}: stopped before batch {cell['collapsed_at']}, {cell['edits']} facts are in")
-    for directory in campaign.cells:
-        if (reason := failure_of(directory)) is not None and not campaign.is_done(directory):
-            warn(f"failed: {directory.name}: {reason}")
-    tell(f"Wrote {summary} and {records}. See them: errata report {campaign.directory}")
-
-
-def _entries(text: str | None, begun: Any, shared: Mapping[str, Any]) -> list[Any] | None:
-    """Entries of names by commas, else those of the grid's file, each with what the command line says of all of them;
-    None if it says nothing."""
-    shared = {name: value for name, value in shared.items() if value is not None}
-    if text is not None:
-        entries: list[Any] = [_named_entry(name) for name in _named(text)]
-    elif shared:
-        entries = list(begun) if isinstance(begun, list) else [begun]
-    else:
-        return None
-    return [{**entry, **shared} if isinstance(entry, dict) else entry for entry in entries]
-
-
-def _named_entry(text: str) -> dict[str, Any]:
-    """``NAME``, ``NAME=FILE`` or the name of one's own file; files hold wherever the benchmark goes on."""
-    name, separator, path = text.partition("=")
-    if separator:
-        return {"name": name, "path": str(Path(path).absolute())}
-    return {"name": str(Path(name).absolute()) if is_own_file(name) else name}
-
-
-def _named_file(text: str) -> str:
-    name, separator, path = text.partition("=")
-    if separator:
-        return f"{name}={Path(path).absolute()}"
-    return name if name in DATASETS else str(Path(name).absolute())
-
-
-def _task(name: str) -> str:
-    """A task's name, or the path of its file."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
-
-
-def _corpus(name: str | None) -> str | None:
-    return name if name in (None, "lab") else str(Path(str(name)).absolute())
-
-
-def _measures(parts: list[str], **options: dict[str, Any]) -> dict[str, Any] | None:
-    """The parts that are named, and those that an option is for; None without any."""
-    given = {
-        part: {name: value for name, value in values.items() if value is not None} for part, values in options.items()
-    }
-    given = {part: values for part, values in given.items() if values}
-    names = list(dict.fromkeys([*parts, *given]))
-    return {"parts": names, "options": given} if names else None
-
-
-def _judge(url: str | None, model: str | None, key: str | None) -> dict[str, Any] | None:
-    if url is None:
-        if lonely := [name for name, value in (("--judge-model", model), ("--judge-key", key)) if value]:
-            raise InputError(f"{lonely[0]} is for a judge, and no --judge is given", remedy="Name its endpoint")
-        return None
-    if model is None:
-        raise InputError("--judge needs --judge-model", remedy="Name the model that shall judge")
-    return {"base_url": url, "model": model, "key_variable": key}
-
-
-def _named(text: str | None) -> list[str]:
-    return [] if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _seeds(text: str | None) -> int | list[int] | None:
-    if text is None:
-        return None
     try:
-        found = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise InputError(f"--seeds {text!r} is no number, and no list of them", remedy="Write 3, or 7,8,9") from error
-    return found[0] if len(found) == 1 and "," not in text else found
-
-
-def _place(path: Path | None) -> str | None:
-    """A path that holds wherever the benchmark goes on."""
-    return None if path is None else str(path.absolute())
+        return grid_of(data, source, text=text)
+    except FaultsError as error:
+        missing = [f"--{name}" for name in ("methods", "edits") if name not in data]
+        if not missing or path is not None:
+            raise
+        told = Fault("", f"no {' and no '.join(missing)} given", "See errata bench --help for an example")
+        places = [f"{source}: {name.removeprefix('--')}" for name in missing]  # by the names that a file has for them
+        raise FaultsError(source, [told, *(fault for fault in error.faults if fault.where not in places)]) from error

@@ -8,29 +8,16 @@ from pathlib import Path
 
 from errata.benchmark.campaign import Undefined
 from errata.benchmark.cell_spec import CellSpec
-from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, variants
-from errata.benchmark.material import (
-    UNTOUCHED,
-    Material,
-    material_name,
-    others_untouched,
-    write_material,
-)
-from errata.benchmark.measurements import check_parts
-from errata.datasets.loaded import Loaded
-from errata.datasets.read import read_dataset
-from errata.datasets.registry import DATASETS
+from errata.benchmark.grid import DataEntry, Grid, Variant, variants
+from errata.benchmark.material import Material, material_name, write_material
+from errata.benchmark.measurements import check_parts, parts_of
 from errata.errors import Fault, FaultsError, InputError, told_together
-from errata.facts import FactSet
 from errata.models.outline import Outline
 from errata.recipe import Recipe
 from errata.verbs.console import outline_of, placement
-from errata.verbs.models import check_facts, is_lab
+from errata.verbs.drawn import WholeSet, material_of, prose_of, whole_set
+from errata.verbs.models import check_facts
 from errata.verbs.numbers import read_numbers
-from errata.verbs.questions import PROSE, read_questions, shipped_sentences
-
-LAB = "lab"
-SPARED = 200  # people of the lab's world that no run edits
 
 
 @dataclass(slots=True)
@@ -58,7 +45,7 @@ def plan_of(grid: Grid) -> Plan:
     plan = Plan()
     recipes: dict[tuple[str, str], Recipe] = {}
     outlines: dict[str, Outline] = {}
-    sets: dict[DataEntry, Loaded | None] = {}
+    sets: dict[DataEntry, WholeSet | None] = {}
     prose: tuple[str, ...] | None = None
     with told_together("the grid") as part:
         with part:
@@ -76,10 +63,10 @@ def plan_of(grid: Grid) -> Plan:
                             recipes[model.name, variant.label] = recipe
         for entry in grid.data:
             with part:
-                sets[entry] = _whole_set(entry)
+                sets[entry] = whole_set(entry)
         with part:
-            prose = None if grid.prose is None else _prose(grid.prose)
-    if not recipes:
+            prose = None if grid.prose is None else prose_of(grid.prose)
+    if not recipes and grid.models and grid.methods:
         reasons = [Fault(entry.label, entry.reason, "") for entry in plan.undefined]
         raise FaultsError("the grid, no combination of which means anything,", reasons)
     for (name, label), recipe in list(recipes.items()):
@@ -88,7 +75,7 @@ def plan_of(grid: Grid) -> Plan:
         except InputError as error:
             raise InputError(f"{label}: {error.what}", remedy=error.remedy) from error
     chosen = {
-        (model.name, entry, seed): _material(model, entry, sets[entry], prose, grid.edits, seed)
+        (model.name, entry, seed): material_of(model.name, entry, sets[entry], prose, grid.edits, seed)
         for model in grid.models
         for entry in grid.data
         for seed in grid.seeds
@@ -97,6 +84,18 @@ def plan_of(grid: Grid) -> Plan:
         check_facts(material.facts, outlines[name])
     _add_cells(plan, grid, recipes, chosen)
     return plan
+
+
+def unasked(grid: Grid, plan: Plan) -> list[tuple[str, str, str]]:
+    """(measurement, data set, why) of each further measurement that can ask nothing of any material of a data set."""
+    found = []
+    for part in parts_of(grid.measures.parts):
+        for label in dict.fromkeys(spec.data.label for spec in plan.specs):
+            names = dict.fromkeys(spec.material for spec in plan.specs if spec.data.label == label)
+            reasons = [part.nothing(plan.materials[name]) for name in names]
+            if reasons[0] is not None and None not in reasons:
+                found.append((part.name, label, reasons[0]))
+    return found
 
 
 def _add_cells(
@@ -142,60 +141,3 @@ def _varied(plan: Plan, variant: Variant, base: Recipe) -> Recipe | None:
             raise
         plan.undefined.append(Undefined(variant.label, " ".join(str(error).split())))
         return None
-
-
-def _whole_set(entry: DataEntry) -> Loaded | None:
-    """All of a data set; None where it is made as it is needed."""
-    if entry.name == LAB:
-        return None
-    loaded = read_dataset(entry.name, entry.path)
-    if not loaded.facts:
-        raise InputError(f"the data set {entry.label!r} has no facts to edit", remedy="For texts, use --prose")
-    return loaded
-
-
-def _prose(name: str) -> tuple[str, ...]:
-    """Texts of a data set (``NAME`` or ``NAME=FILE``), or the lines of a file."""
-    dataset, _, path = name.partition("=")
-    if dataset in DATASETS:
-        if texts := read_dataset(dataset, path or None).texts:
-            return texts
-        raise InputError(f"the data set {dataset!r} has no texts", remedy="Give me-ppl, or a file with a text a line")
-    try:
-        lines = Path(name).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prose {name} cannot be read: {error}", remedy="Give a file with a text a line") from error
-    if texts := tuple(line for line in lines if line.strip()):
-        return texts
-    raise InputError(f"--prose {name} is empty", remedy="Give a file with a text a line")
-
-
-def _material(
-    model: ModelEntry, entry: DataEntry, whole: Loaded | None, prose: tuple[str, ...] | None, edits: int, seed: int
-) -> Material:
-    given = read_questions(None if entry.untouched is None else Path(entry.untouched))
-    if prose is None:
-        prose = _default_prose(is_lab(model.name))
-    if whole is not None:
-        drawn = read_dataset(entry.name, entry.path, count=edits, seed=seed)
-        untouched = others_untouched(whole.facts, drawn.facts, seed=seed) if given is None else tuple(given)
-        return Material(drawn.facts, untouched, prose, drawn.notes, drawn.concepts)
-    from errata.lab.package import lab_world
-    from errata.lab.tasks import lab_facts, untouched_questions
-
-    world = lab_world()
-    try:
-        made = FactSet(tuple(lab_facts(world, edits, seed=seed, spare=SPARED)), "the lab's world")
-    except ValueError as error:
-        raise InputError(f"--edits: {error}", remedy="Lower --edits") from error
-    subjects = [fact.subject for fact in made]
-    asked = untouched_questions(world, subjects, UNTOUCHED, seed=seed) if given is None else given
-    return Material(made, tuple(asked), prose)
-
-
-def _default_prose(lab: bool) -> tuple[str, ...]:
-    if not lab:
-        return tuple(shipped_sentences())
-    from errata.lab.texts import held_out_prose
-
-    return tuple(held_out_prose(PROSE))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from errata.datasets.download import Expected, fetch
+from errata.datasets.likely import likely_datasets
 from errata.datasets.loaded import Loaded
 from errata.datasets.read import read_dataset
-from errata.datasets.registry import DATASETS, dataset_named, local_path
+from errata.datasets.registry import DATASETS, dataset_named, local_path, looks_like_a_file
 from errata.datasets.row import DataSet, Source
 from errata.errors import ErrataError, Fault, FaultsError, InputError
 from errata.facts_io import write_facts
@@ -23,6 +27,7 @@ from errata.verbs.console import JsonOption, console, counted, progress, tell, w
 
 app = typer.Typer(help="Data sets of the field: list them, download one, check a file of one.", no_args_is_help=True)
 
+FAULTS_SHOWN = 20  # of a published file, whose faults are usually of one kind
 NameArgument = Annotated[str, typer.Argument(help="A name of `errata data list`.")]
 
 
@@ -30,22 +35,18 @@ NameArgument = Annotated[str, typer.Argument(help="A name of `errata data list`.
 def list_datasets(json: JsonOption = None) -> None:
     """List the data sets that errata reads: what each fills, its licence, and whether it is here."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("name", "records", "fills", "licence", "verified", "here"):
-        table.add_column(head, overflow="fold")
+    for head in ("name", "records", "verified", "here"):  # what has room in 80 characters; all else stands below
+        table.add_column(head, justify="right" if head == "records" else "left", no_wrap=True)
     for row in DATASETS.values():
         records = row.sources[0].records if row.sources else None
         shown = "–" if records is None else f"{records:,}"
-        table.add_row(row.name, shown, ", ".join(row.fills), row.licence, *_file_cells(row))
+        table.add_row(row.name, shown, *_file_cells(row))
     out = console()
     out.print(table)
     for row in DATASETS.values():
-        cited = f" {row.paper}." if row.paper else ""
-        out.print(f"[bold]{row.name}[/]  {row.title}.{cited}", highlight=False)
-        read = f"Read here: {row.read_here}." if row.sources else f"{row.read_here}."
-        out.print(f"    {read}", style="dim", highlight=False, markup=False)
-        if len(row.sources) > 1:
-            files = ", ".join(source.file for source in row.sources)
-            out.print(f"    Files (--file): {files}", style="dim", highlight=False, markup=False)
+        out.print(Text.assemble((row.name, "bold"), f"  {row.title}."))
+        for line in _about(row):
+            out.print(Padding(Text(line, "dim"), (0, 0, 0, 4)))
     write_json(json, {"datasets": [_record(row) for row in DATASETS.values()]})
 
 
@@ -72,7 +73,8 @@ def get(
     here = is_file(target) and not again
     if here and source.sha256 is not None and file_digest(target) != source.sha256:
         raise ErrataError(
-            f"{target} is not the file that errata knows: its checksum is another", remedy="Get it anew with --again"
+            f"{target} is not the file that errata knows: its checksum is another",
+            remedy=f"Get it anew: {_command(name, file, out)} --again",
         )
     if not here:
         tell(f"{row.title}: {source.url} (licence: {row.licence})")
@@ -81,6 +83,12 @@ def get(
     checked = "its checksum is right" if source.verified else "not verified here: errata knows no checksum of it"
     tell(f"{'Already there' if here else 'Wrote'} {target} ({target.stat().st_size:,} bytes; {checked})")
     write_json(json, {**_file_record(row, source), "path": str(target), "downloaded": not here})
+
+
+def _command(name: str, file: str | None, out: Path | None) -> str:
+    """The command line of ``get`` with what was given."""
+    chosen = [] if file is None else ["--file", file]
+    return shlex.join(["errata", "data", "get", name, *chosen, *([] if out is None else ["--out", str(out)])])
 
 
 @app.command("check", epilog="Example: errata data check counterfact counterfact.json")
@@ -103,10 +111,14 @@ def check(
         loaded = read_dataset(name, file, count=count, seed=seed, skip_faulty=skip_faulty)
     except FaultsError as error:
         write_json(json, {"name": name, "file": where, "valid": False, "faults": [asdict(one) for one in error.faults]})
-        raise
+        shortened = len(error.faults) > FAULTS_SHOWN
+        remedy = _suggestion(name, file) or ("--json FILE holds all of them" if shortened and json is None else "")
+        raise FaultsError(error.subject, error.faults, shown=FAULTS_SHOWN, remedy=remedy) from error
     except InputError as error:
         faults = [asdict(Fault(where, error.what, error.remedy))]
         write_json(json, {"name": name, "file": where, "valid": False, "faults": faults})
+        if file is None and looks_like_a_file(name) and (suggestion := _suggestion(None, Path(name))):
+            raise InputError(error.what, remedy=suggestion) from error
         raise
     filled = _filled(loaded)
     kinds = ((loaded.facts, "fact"), (loaded.texts, "text"), (loaded.concepts, "concept"))
@@ -138,6 +150,25 @@ def check(
             "faults": [],
         },
     )
+
+
+def _suggestion(name: str | None, file: Path | None) -> str:
+    """The data sets that a file looks like; nothing where it is of the form that it was given as, or of none."""
+    if file is None or not is_file(file):
+        return ""
+    names = likely_datasets(file, name if name in DATASETS else None)
+    commands = [f"  {shlex.join(['errata', 'data', 'check', one, str(file)])}" for one in names]
+    return "\n".join([f"This looks like {' or '.join(names)}:", *commands]) if commands else ""
+
+
+def _about(row: DataSet) -> Iterator[str]:
+    """What there is to say of a data set beside its numbers, line by line."""
+    yield f"Fills {', '.join(row.fills)}. Licence: {row.licence}."
+    if row.paper:
+        yield f"{row.paper}."
+    yield f"Read here: {row.read_here}." if row.sources else f"{row.read_here}."
+    if len(row.sources) > 1:
+        yield f"Files (--file): {', '.join(source.file for source in row.sources)}"
 
 
 def _filled(loaded: Loaded) -> dict[str, tuple[int, int]]:
