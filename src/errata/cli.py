@@ -14,6 +14,7 @@ import typer
 
 from errata.errors import ErrataError, InterruptedRunError
 from errata.verbs import (
+    analyse,
     apply,
     ask,
     bench,
@@ -65,6 +66,7 @@ app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("methods", epilog=methods.EXAMPLE)(methods.methods)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command("bench", help=bench.HELP, epilog=bench.EXAMPLE)(bench.bench)
+app.command("analyse", help=analyse.HELP, epilog=analyse.EXAMPLE)(analyse.analyse)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(data.app, name="data")

@@ -42,6 +42,9 @@ class Result:
     findings: Findings
     about: Mapping[str, Any]
 
+    def to_record(self) -> dict[str, Any]:
+        return {"findings": self.findings.to_record(), "about": dict(self.about)}
+
 
 def identity_of(study: Study, bench: Workbench) -> dict[str, Any]:
     """Everything that decides what a study finds; as JSON."""
@@ -106,7 +109,7 @@ def run_study(study: Study, bench: Workbench, out: Path, *, command: str) -> Res
         }
         result = Result(findings, about)
         write_text(out / ROWS, csv_of(findings))
-        whole = {"format": FORMAT, "findings": findings.to_record(), "about": about}
+        whole = {"format": FORMAT, **result.to_record()}
         write_text(out / RESULT, json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     return result
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from errata.analysis.findings import Findings
 from errata.benchmark.grid import Measures
@@ -39,6 +39,11 @@ class AnalysisSettings(Settings):
         ("memit", "memit+blue"), min_length=1, description="hidden-shift, spectrum: whose runs are looked at"
     )
     measures: Measures = Measures()
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _a_number_is_so_many(cls, value: Any) -> Any:
+        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 @dataclass(slots=True)
@@ -112,6 +117,7 @@ class Study:
         findings: what follows from what the pieces kept, by their names.
         check: raises InputError, before any work, for recipes and settings that it cannot be made with.
         defaults: settings that are other than usual for this study.
+        needs: how many facts each seed has to have.
     """
 
     name: str
@@ -124,3 +130,4 @@ class Study:
     findings: Callable[[AnalysisSettings, Mapping[str, Kept]], Findings]
     check: Callable[[Recipe, AnalysisSettings], None] = lambda recipe, settings: None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    needs: Callable[[AnalysisSettings], int] = lambda settings: settings.count
