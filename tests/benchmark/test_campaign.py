@@ -20,7 +20,7 @@ from errata.benchmark.campaign import open_campaign
 from errata.benchmark.checks import Check
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Measures
-from errata.benchmark.working import Processes
+from errata.benchmark.working import Processes, work
 from errata.edit import BatchRecord, Editor
 from errata.errors import EditError, FaultsError, InputError, NonFiniteError
 from errata.evaluation.perplexity import perplexity

@@ -16,7 +16,7 @@ from errata.benchmark.material import Material
 from errata.errors import Fault, FaultsError, InputError
 from errata.methods import method_named
 from errata.recipe import Recipe
-from errata.verbs.bench_options import entries_of, names_in
+from errata.verbs.bench_options import entries_of, names_in, seeds_named
 from errata.verbs.models import is_lab
 
 ALL: Final = "all"
@@ -66,10 +66,13 @@ def planned(names: str, given: Mapping[str, Any]) -> list[Planned]:
         if studies and name not in used:
             option = {"measures": "--measure"}.get(name, f"--{name.replace('_', '-')}")
             faults.append(Fault(option, f"{names} does not go by it", f"It goes by {', '.join(sorted(used))}"))
-    lists = {"seeds": int, "sizes": int, "earlier": int, "ridges": float, "methods": str}
-    values = {
-        name: names_in(value) if name in lists and isinstance(value, str) else value for name, value in given.items()
-    }
+    values = {name: names_in(value) if name in _LISTS else value for name, value in given.items()}
+    if "seeds" in given:
+        try:
+            values["seeds"] = seeds_named(given["seeds"])
+        except InputError as error:
+            faults.append(Fault("--seeds", error.what, error.remedy))
+            del values["seeds"]
     plans = []
     for study in studies:
         own = {name: value for name, value in values.items() if name in ("seeds", *study.uses)}
