@@ -6,19 +6,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.analysis.findings import RESAMPLES
 from errata.analysis.runs import about_run, edited, facts_said, run_name, runs_of
 from errata.analysis.shift_findings import CKA, COSINE, DISTANCE, IN_PICTURE, KINDS, UNTOUCHED, findings_of
-from errata.analysis.similarity import check_plane, cosines, fit_plane, linear_cka, relative_distances
+from errata.analysis.similarity import check_plane, cka_interval, cosines, fit_plane, relative_distances
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
 from errata.benchmark.material import Material
 from errata.errors import InputError, NonFiniteError
-from errata.evaluation.intervals import interval_of, resampled_sums
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import encode
 from errata.recipe import Recipe
@@ -78,18 +75,12 @@ def _measure(bench: Workbench, seed: int, method: str) -> Kept:
 
 
 def _compare(clusters: Sequence[str], before: Sequence[Tensor], after: Sequence[Tensor], place: slice) -> Kept:
-    names = list(dict.fromkeys(clusters))
-    # Drawn with replacement are clusters: what is asked of one subject comes and goes together.
-    drawn = resampled_sums(np.eye(len(names)), seed=0, resamples=RESAMPLES)
-    times = torch.from_numpy(drawn)[:, [names.index(cluster) for cluster in clusters]]
     kept: dict[str, Any] = {"clusters": list(clusters), DISTANCE: [], COSINE: [], CKA: []}
     for old, new in zip(before, after, strict=True):
         x, y = old[place].double(), new[place].double()
         kept[DISTANCE].append(relative_distances(x, y).tolist())
         kept[COSINE].append(cosines(x, y).tolist())
-        whole = float(linear_cka(x, y))
-        low, high = interval_of(linear_cka(x, y, times).numpy(), len(names))
-        kept[CKA].append([whole, low, high] if np.isfinite(whole) else None)
+        kept[CKA].append(cka_interval(x, y, clusters))
     return kept
 
 

@@ -5,6 +5,7 @@ scikit-learn is imported here only, where a plane is fitted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -13,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from errata.analysis.findings import RESAMPLES
 from errata.errors import MissingExtraError
+from errata.evaluation.intervals import interval_of, resampled_sums
 
 # What is left of a squared norm by centring counts as nothing below this share of it: float64's rounding.
 _NOTHING = 1e-12
@@ -62,6 +65,35 @@ def _alignment(
     crossed = (times * one_sums * other_sums).sum(1)
     corners = (one_sums * times).sum(1) * (other_sums * times).sum(1)
     return whole - 2 * crossed / total + corners / total**2, whole
+
+
+def cka_interval(
+    first: Float[Tensor, "n d"], second: Float[Tensor, "n e"], clusters: Sequence[str], *, seed: int = 0
+) -> tuple[float, float | None, float | None] | None:
+    """``linear_cka`` with its 95 % bootstrap interval over clusters; None where it is undefined.
+
+    A draw with replacement holds prompts several times over, and what is there twice is as alike before as after: all
+    draws lie too high, with fewer prompts than dimensions by far more than they differ. So their spread about their own
+    mean is laid about the value of all prompts.
+
+    Args:
+        clusters: what each row is about; the rows of a cluster are drawn together.
+
+    Returns:
+        (value, low, high), within 0 and 1; no interval of a single cluster.
+    """
+    whole = float(linear_cka(first, second))
+    if not np.isfinite(whole):
+        return None
+    whole = min(whole, 1.0)  # rounding may leave it just above
+    names = list(dict.fromkeys(clusters))
+    if len(names) < 2:
+        return whole, None, None
+    times = resampled_sums(np.eye(len(names)), seed=seed, resamples=RESAMPLES)  # (draws, clusters)
+    place = {name: index for index, name in enumerate(names)}
+    drawn = linear_cka(first, second, torch.from_numpy(times)[:, [place[name] for name in clusters]]).numpy()
+    low, high = interval_of(whole + drawn - np.nanmean(drawn), len(names))
+    return whole, None if low is None else max(low, 0.0), None if high is None else min(high, 1.0)
 
 
 def check_plane() -> None:
