@@ -76,7 +76,7 @@ def test_shifts_are_those_of_prompts_read_one_by_one(tmp_path: Path, family: str
                 assert found.mean > 1e-3
             if kind == "untouched":
                 shifts.setdefault(method, []).append(own)
-    for layer in (1, 3):  # the last critical layer is the last block too
+    for layer in (1, 3, 4):  # the first and the last critical layer, the last block
         pairs = zip(shifts["memit+blue"][layer], shifts["memit"][layer], strict=True)
         differences = [ours - theirs for ours, theirs in pairs]
         found = row(
@@ -88,7 +88,7 @@ def test_shifts_are_those_of_prompts_read_one_by_one(tmp_path: Path, family: str
             layer=layer,
         )
         assert found.mean == pytest.approx(sum(differences) / len(differences), rel=1e-2, abs=1e-5)
-    assert len(findings.claims) == 2
+    assert len(findings.claims) == 3
 
 
 def test_pictures_hold_every_prompt_before_and_after(tmp_path: Path) -> None:
@@ -101,7 +101,12 @@ def test_pictures_hold_every_prompt_before_and_after(tmp_path: Path) -> None:
         counts[key] = counts.get(key, 0) + 1
     methods = (("unedited", "before"), ("memit", "after"), ("memit+blue", "after"))
     sizes = {"untouched": len(material.untouched), "edited": len(material.facts)}
-    assert counts == {("layer 3", kind, *method): size for kind, size in sizes.items() for method in methods}
+    assert counts == {
+        (layer, kind, *method): size
+        for layer in ("layer 3", "layer 4")
+        for kind, size in sizes.items()
+        for method in methods
+    }
     figure = next(figure for figure in findings.figures if figure.name == "hidden-shift-plane")
     assert [len(series.x) for panel in figure.panels for series in panel.series] == list(counts.values())
     before = [point.x for point in findings.points if point.where["moment"] == "before"][: sizes["untouched"]]
@@ -116,9 +121,10 @@ def test_what_fails_with_a_run_in_the_model_leaves_nothing_of_it(
     with edited(bench, 0, "memit") as patch:
         assert patch.layers == (1, 2, 3)
         assert len(patch.facts) == len(bench.materials[0].facts)
-        assert not torch.equal(
-            parameter_bits(bench.model)["transformer.h.1.mlp.c_proj.weight"], bits["transformer.h.1.mlp.c_proj.weight"]
-        )
+        now = parameter_bits(bench.model)
+        assert {name for name in bits if not torch.equal(now[name], bits[name])} == {
+            f"transformer.h.{layer}.mlp.c_proj.weight" for layer in (1, 2, 3)
+        }
     assert_same_bits(parameter_bits(bench.model), bits)
 
     def fail(*args: Any) -> Any:
@@ -221,12 +227,7 @@ def test_seeds_are_taken_together_and_what_is_not_there_is_undefined() -> None:
 
 
 def test_pairs_are_methods_that_differ_in_the_schedule_only() -> None:
-    schedules = {
-        "memit": "even",
-        "memit+blue": "boundary",
-        "pmet+blue": "boundary",
-        "emmet": "single",
-        "emmet+blue": "boundary",
-    }
+    spread, single = {"memit": "even", "rect": "even"}, {"emmet": "single"}
+    schedules = spread | single | dict.fromkeys(("memit+blue", "pmet+blue", "emmet+blue"), "boundary")
     runs = [{"method": method, "schedule": schedule} for method, schedule in schedules.items()]
     assert boundary_pairs(runs) == [("memit+blue", "memit")]
