@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from errata.analysis.running import Result, run_study
 from errata.analysis.study import AnalysisSettings, Study, Workbench
 from errata.benchmark.material import Material
-from errata.facts import Fact, FactSet
+from errata.facts import Fact, FactSet, Question
 from errata.models.language_model import LanguageModel
 
 from tests.support.bench import ASKED, PROSE, UNTOUCHED
@@ -38,3 +39,23 @@ def tiny_workbench(
 def done(study: Study, bench: Workbench, out: Path) -> Result:
     """The study, finished."""
     return run_study(study, bench, out, command="errata analyse (a test)")
+
+
+def runs_workbench(
+    folder: Path,
+    family: str = "gpt2",
+    methods: Sequence[str] = ("memit", "memit+blue"),
+    *,
+    untouched: Sequence[tuple[str, str]] = (),
+    **settings: Any,
+) -> Workbench:
+    """A workbench with recipes of methods, and beside the tiny benches' untouched prompts some of the caller's, as
+    (cluster, prompt).
+    """
+    bench = tiny_workbench(folder, family, methods=tuple(methods), **settings)
+    bench.recipes = {method: tiny_recipe(folder / "corpus.txt", method) for method in methods}
+    more = tuple((cluster, Question(prompt, "Paris")) for cluster, prompt in untouched)
+    bench.materials = {
+        seed: replace(material, untouched=(*material.untouched, *more)) for seed, material in bench.materials.items()
+    }
+    return bench

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from errata.analysis.contribution import CONTRIBUTION
+from errata.analysis.hidden_shift import HIDDEN_SHIFT
+from errata.analysis.spectrum import SPECTRUM
 from errata.analysis.study import Study
 from errata.errors import InputError
 
-STUDIES: Mapping[str, Study] = {study.name: study for study in (CONTRIBUTION,)}
+STUDIES: Mapping[str, Study] = {study.name: study for study in (CONTRIBUTION, HIDDEN_SHIFT, SPECTRUM)}
 
 
 def study_named(name: str) -> Study:
