@@ -85,8 +85,8 @@ class Workbench:
         """Contexts, and the solver with its statistics at all critical layers; once for each combination of them. The
         model must be the unedited one when it is first asked for.
         """
-        words = [recipe.contexts.model_dump_json(), recipe.solver.model_dump_json(), str(recipe.layers)]
-        key = "|".join(words)
+        sections = (recipe.contexts, recipe.solver, recipe.statistics)
+        key = "|".join([*(section.model_dump_json() for section in sections), str(recipe.layers)])
         if key not in self._prepared:
             self._prepared[key] = prepare(self.model, recipe, recipe.layers, cache=self.cache, report=self.report)
         return self._prepared[key]
