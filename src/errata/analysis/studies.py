@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from errata.analysis.alignment import ALIGNMENT
 from errata.analysis.contribution import CONTRIBUTION
+from errata.analysis.steps import STEPS
 from errata.analysis.study import Study
 from errata.errors import InputError
 
-STUDIES: Mapping[str, Study] = {study.name: study for study in (CONTRIBUTION,)}
+STUDIES: Mapping[str, Study] = {study.name: study for study in (CONTRIBUTION, ALIGNMENT, STEPS)}
 
 
 def study_named(name: str) -> Study:
