@@ -99,6 +99,7 @@ def test_the_likelihood_is_eased_while_the_target_holds_and_facts_leave_when_don
     assert ours.evaluations.tolist() == [target.evaluations for target in expected]
     assert len(set(ours.evaluations.tolist())) > 1
     assert min(ours.evaluations.tolist()) < 16
+    assert bool(ours.done[ours.evaluations < 16].all())
     for column, target in enumerate(expected):
         torch.testing.assert_close(ours.delta[:, column], target.delta, rtol=1e-5, atol=1e-5)
     # Without the easing the search is another one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from errata.targets.residual import TargetLoss
 from errata.targets.search import Targets, optimise_targets
 
 from tests.reference.attention import compute_attention_exactly
-from tests.reference.target import ReferenceTarget, search
+from tests.reference.target import ReferenceLoss, ReferenceTarget, search
 from tests.support.tiny_models import tiny_model
 
 LAYER = 2
@@ -67,6 +68,8 @@ def assert_equal_targets(ours: Targets, expected: Targets, tolerance: float = 1e
     torch.testing.assert_close(ours.z, expected.z, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(ours.delta, expected.delta, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(ours.loss, expected.loss, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(ours.first_loss, expected.first_loss, rtol=tolerance, atol=tolerance)
+    assert torch.equal(ours.done, expected.done)
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +87,10 @@ def test_the_search_equals_one_fact_at_a_time(family: str) -> None:
         torch.testing.assert_close(ours.delta[:, column], target.delta, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(ours.z[:, column], target.z, rtol=1e-6, atol=1e-6)
         assert ours.loss[column].item() == pytest.approx(target.loss, rel=1e-6)
+        nothing = torch.zeros_like(target.delta)
+        at_zero = ReferenceLoss(model, FACTS[column], PREFIXES, LAYER, site_of(model), settings)(nothing)
+        assert ours.first_loss[column].item() == pytest.approx(at_zero.item(), rel=1e-6)
+    assert ours.done.tolist() == [target.loss < settings.stop_loss for target in expected]
 
 
 def test_a_relative_learning_rate_is_in_units_of_each_facts_state() -> None:
@@ -169,7 +176,7 @@ def test_targets_do_not_depend_on_the_batch(family: str) -> None:
     together = optimised(model, settings=settings)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     permuted = optimised(model, [FACTS[index] for index in order], settings)
-    picked = Targets(together.z[:, order], together.delta[:, order], together.loss[order], together.evaluations[order])
+    picked = Targets(**{field.name: getattr(together, field.name)[..., order] for field in dataclasses.fields(Targets)})
     assert_equal_targets(permuted, picked, 1e-7)
     assert_equal_targets(optimised(model, settings=settings, row_budget=12), together, 1e-7)  # two facts at a time
     assert_equal_targets(optimised(model, settings=settings, row_budget=1), together, 1e-7)

@@ -46,17 +46,21 @@ class LayerTargets:
 
 def search_targets(bench: Workbench, facts: Sequence[Fact], prefixes: Sequence[str]) -> LayerTargets:
     """The targets at every critical layer, on the weights as they are now."""
-    found = {}
-    for layer in bench.layers:
-        evaluations = 0
+    return LayerTargets(bench.layers, {layer: search_at(bench, facts, prefixes, layer) for layer in bench.layers})
 
-        def on_step(facts_left: int, layer: int = layer) -> None:
-            nonlocal evaluations
-            evaluations += 1
-            bench.report(f"targets at layer {layer}", evaluations, bench.recipe.target.steps)
 
-        chosen = prefixes if bench.recipe.contexts.targets == "all" else ()
-        found[layer] = optimise_targets(
-            bench.model, facts, chosen, layer, bench.site, bench.recipe.target, on_step=on_step
-        )
-    return LayerTargets(bench.layers, found)
+def search_at(bench: Workbench, facts: Sequence[Fact], prefixes: Sequence[str], layer: int) -> Targets:
+    """The targets at one layer, on the weights as they are now.
+
+    Args:
+        prefixes: the contexts; used where the recipe searches targets in all of them.
+    """
+    evaluations = 0
+
+    def on_step(facts_left: int) -> None:
+        nonlocal evaluations
+        evaluations += 1
+        bench.report(f"targets at layer {layer}", evaluations, bench.recipe.target.steps)
+
+    chosen = prefixes if bench.recipe.contexts.targets == "all" else ()
+    return optimise_targets(bench.model, facts, chosen, layer, bench.site, bench.recipe.target, on_step=on_step)

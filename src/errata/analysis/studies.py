@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from errata.analysis.alignment import ALIGNMENT
 from errata.analysis.contribution import CONTRIBUTION
 from errata.analysis.hidden_shift import HIDDEN_SHIFT
 from errata.analysis.spectrum import SPECTRUM
+from errata.analysis.steps import STEPS
 from errata.analysis.study import Study
 from errata.errors import InputError
 
-STUDIES: Mapping[str, Study] = {study.name: study for study in (CONTRIBUTION, HIDDEN_SHIFT, SPECTRUM)}
+STUDIES: Mapping[str, Study] = {study.name: study for study in (CONTRIBUTION, ALIGNMENT, STEPS, HIDDEN_SHIFT, SPECTRUM)}
 
 
 def study_named(name: str) -> Study:

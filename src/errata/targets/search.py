@@ -27,12 +27,16 @@ class Targets:
         delta: (d, facts), z minus the state at delta = 0.
         loss: (facts,) the last evaluated loss.
         evaluations: (facts,) how many losses were evaluated.
+        first_loss: (facts,) the loss at delta = 0.
+        done: (facts,) whether the loss said at the last evaluation that the fact is done; the others ran out of steps.
     """
 
     z: Float[Tensor, "d u"]
     delta: Float[Tensor, "d u"]
     loss: Float[Tensor, "u"]
     evaluations: Int[Tensor, "u"]
+    first_loss: Float[Tensor, "u"]
+    done: Bool[Tensor, "u"]
 
 
 @runtime_checkable
@@ -98,6 +102,8 @@ def joined(parts: Sequence[Targets]) -> Targets:
         delta=torch.cat([part.delta for part in parts], dim=1),
         loss=torch.cat([part.loss for part in parts]),
         evaluations=torch.cat([part.evaluations for part in parts]),
+        first_loss=torch.cat([part.first_loss for part in parts]),
+        done=torch.cat([part.done for part in parts]),
     )
 
 
@@ -114,7 +120,9 @@ def _optimise(
     origin = loss_of.origin
     final_delta = torch.zeros_like(origin)
     final_loss = torch.zeros(len(facts), dtype=loss_of.dtype, device=origin.device)
+    first_loss = torch.zeros_like(final_loss)
     evaluations = torch.zeros(len(facts), dtype=torch.long, device=origin.device)
+    done = torch.zeros(len(facts), dtype=torch.bool, device=origin.device)
     active = torch.arange(len(facts), device=origin.device)
     delta = torch.zeros_like(origin)
     first, second = torch.zeros_like(origin), torch.zeros_like(origin)
@@ -122,9 +130,12 @@ def _optimise(
         delta.requires_grad_(True)
         loss = loss_of(delta)
         final_delta[active], final_loss[active] = delta.detach(), loss.detach()
+        if step == 1:
+            first_loss = loss.detach().clone()
         evaluations[active] = step
         _check_finite("target loss", loss, facts, active, layer)
         going_on = loss_of.going_on(loss.detach())
+        done[active] = ~going_on
         if step == settings.steps or not bool(going_on.any()):
             break
         (gradient,) = torch.autograd.grad(loss.sum(), delta)
@@ -138,7 +149,7 @@ def _optimise(
         delta = loss_of.clamped(delta)
         on_step(len(active))
     z, found = loss_of.written(origin + final_delta).T, loss_of.written(final_delta).T
-    return Targets(z=z, delta=found, loss=final_loss, evaluations=evaluations)
+    return Targets(z=z, delta=found, loss=final_loss, evaluations=evaluations, first_loss=first_loss, done=done)
 
 
 def _adam(

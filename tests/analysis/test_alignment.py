@@ -1,0 +1,156 @@
+"""Study ``alignment``: against plain arithmetic on each fact's vectors, and properties."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+
+from errata.analysis import projection
+from errata.analysis.alignment import ALIGNMENT
+from errata.analysis.alignment_findings import slopes
+from errata.analysis.findings import Findings, Row
+from errata.analysis.projection import project
+from errata.analysis.residuals import search_targets
+from errata.errors import InputError, MissingExtraError
+from errata.targets.contexts import generate_prefixes
+from errata.targets.keys import current_states
+
+from tests.reference import alignment as plain
+from tests.support.editing import assert_same_bits, parameter_bits
+from tests.support.workbench import done, tiny_workbench
+
+
+def one_row(findings: Findings, quantity: str, **where: str | int) -> Row:
+    (row,) = [row for row in findings.rows if row.quantity == quantity and row.where == where]
+    return row
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_numbers_are_those_of_each_facts_vectors(tmp_path: Path, family: str) -> None:
+    bench = tiny_workbench(tmp_path, family)
+    facts = bench.materials[0].facts.facts
+    bits = parameter_bits(bench.model)
+    found = done(ALIGNMENT, bench, tmp_path / "out").findings
+    assert_same_bits(parameter_bits(bench.model), bits)
+    targets = search_targets(bench, facts, generate_prefixes(bench.model, bench.recipe.contexts))
+    last = [column.tolist() for column in targets.found[3].delta.T.double()]
+    for layer, left in ((1, 3), (2, 2), (3, 1)):
+        own = [column.tolist() for column in targets.found[layer].delta.T.double()]
+        states = [plain.norm(h.tolist()) for h in current_states(bench.model, facts, layer, bench.site).T]
+        spread = [[x / left for x in vector] for vector in last]
+        root = [[x / left**0.5 for x in vector] for vector in last]
+        pairs = list(zip(spread, own, strict=True))
+        expected: dict[tuple[str, str], list[float]] = {
+            ("cosine", ""): [plain.cosine(a, b) for a, b in pairs],
+            ("cosine with other facts", ""): [
+                fmean(plain.cosine(a, b) for j, b in enumerate(own) if j != i) for i, a in enumerate(spread)
+            ],
+            ("norm of the state", ""): states,
+            ("norm, spread minus computed", ""): [plain.norm(a) - plain.norm(b) for a, b in pairs],
+        }
+        for kind, vectors in (("spread", spread), ("sqrt-spread", root), ("computed", own)):
+            expected["norm", kind] = [plain.norm(vector) for vector in vectors]
+            expected["norm, relative", kind] = [plain.norm(vector) / fmean(states) for vector in vectors]
+        for kind, vectors in (("spread", spread), ("sqrt-spread", root)):
+            far = [plain.distance(a, b) for a, b in zip(vectors, own, strict=True)]
+            expected["distance", kind] = far
+            expected["distance, relative", kind] = [x / plain.norm(b) for x, b in zip(far, own, strict=True)]
+        for (quantity, kind), values in expected.items():
+            row = one_row(found, quantity, layer=layer, **({"residual": kind} if kind else {}))
+            assert row.mean == pytest.approx(fmean(values), rel=1e-5, abs=1e-8), (quantity, kind, layer)
+            assert row.n == len(facts)
+        best = one_row(found, "distance at the best share, relative", layer=layer)
+        tried = fmean(plain.least_distance(a, b) / plain.norm(b) for a, b in pairs)
+        assert best.mean == pytest.approx(tried, abs=2e-3)
+
+
+def test_claims_follow_from_the_rows(tmp_path: Path) -> None:
+    found = done(ALIGNMENT, tiny_workbench(tmp_path), tmp_path / "out").findings
+    verdicts = {claim.text: claim.verdict for claim in found.claims}
+    shorter = one_row(found, "norm, spread minus computed", layer=1)
+    assert shorter.high is not None
+    (text,) = [text for text in verdicts if "shorter" in text]
+    assert (verdicts[text] == "holds") == (shorter.high < 0)
+    slope = one_row(found, "cosine, slope")
+    cosines = [one_row(found, "cosine", layer=layer).mean for layer in (1, 2)]
+    assert slope.mean == pytest.approx(cosines[0] - cosines[1])
+    assert sum("different directions" in text for text in verdicts) == 2
+    assert len(verdicts) == 2 + 3 + 2
+    assert found.undefined == {}
+
+
+def test_slopes_are_those_of_fitted_lines() -> None:
+    values = np.random.default_rng(0).normal(size=(4, 3))
+    ours = slopes(values.tolist())
+    assert ours == pytest.approx(np.polyfit([3, 2, 1, 0], values, 1)[0].tolist())
+    assert slopes([[1.0, None], [0.0, 1.0]]) == [1.0, None]
+
+
+def test_the_picture_holds_every_residual_once_and_keeps_distances_that_lie_in_it(tmp_path: Path) -> None:
+    bench = tiny_workbench(tmp_path, seeds=(0, 1))
+    found = done(ALIGNMENT, bench, tmp_path / "out").findings
+    count = len(bench.materials[0].facts.facts)
+    assert len(found.points) == 2 * 3 * 3 * count
+    at_last = {
+        (point.where["residual"], point.where["fact"]): (point.x, point.y)
+        for point in found.points
+        if point.where["layer"] == 3 and point.picture == "residuals-seed-0"
+    }
+    for (_, fact), place in at_last.items():
+        assert place == pytest.approx(at_last["computed", fact], abs=1e-9)
+    # Spread residuals of one fact lie on a line, at a third, a half and the whole of the last layer's.
+    third, half, whole = (
+        np.array([point.x, point.y])
+        for layer in (1, 2, 3)
+        for point in found.points
+        if point.picture == "residuals-seed-0" and point.where == {"residual": "spread", "layer": layer, "fact": "bell"}
+    )
+    np.testing.assert_allclose((whole - half) * 2, (half - third) * 6, atol=1e-6)
+    assert np.linalg.norm(whole - half) > 1e-3
+    figure = found.figures[1]
+    assert [panel.title for panel in figure.panels] == ["Layer 1", "Layer 2", "Layer 3"]
+    assert "% of the variance" in figure.panels[0].x_label
+
+
+def test_projection_against_eigenvectors_of_the_covariance() -> None:
+    vectors = np.random.default_rng(1).normal(size=(12, 5)) * [3.0, 2.0, 1.0, 0.5, 0.1]
+    found = project(vectors)
+    assert found is not None
+    centred = vectors - vectors.mean(0)
+    values, axes = np.linalg.eigh(centred.T @ centred)
+    for number, column in enumerate((-1, -2)):
+        axis = axes[:, column] * np.sign(axes[np.abs(axes[:, column]).argmax(), column])
+        np.testing.assert_allclose(found.points[:, number], centred @ axis, atol=1e-9)
+        assert found.shares[number] == pytest.approx(values[column] / values.sum())
+    mirrored = project(vectors[::-1].copy())  # the order of the vectors decides nothing
+    assert mirrored is not None
+    np.testing.assert_allclose(mirrored.points, found.points[::-1], atol=1e-9)
+
+
+def test_what_has_no_two_dimensions_has_no_picture() -> None:
+    assert project(np.ones((4, 3))) is None
+    assert project(np.zeros((4, 3))) is None
+    assert project(np.arange(4.0)[:, None]) is None
+
+
+def test_facts_that_the_model_knows_have_no_direction(tmp_path: Path) -> None:
+    found = done(ALIGNMENT, tiny_workbench(tmp_path, recipe={"target": {"stop_loss": 1e6}}), tmp_path / "out").findings
+    assert one_row(found, "norm", residual="computed", layer=1).mean == 0
+    assert not [row for row in found.rows if row.quantity == "cosine"]
+    assert "6 of 6 facts are left out" in found.undefined["cosine, layer 1"]
+    assert "picture of seed-0" in found.undefined
+    assert [claim.verdict for claim in found.claims] == ["undecided"]
+    json.dumps(found.to_record(), allow_nan=False)
+
+
+def test_what_it_cannot_be_made_with_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = tiny_workbench(tmp_path, recipe={"layers": (2,)})
+    with pytest.raises(InputError, match="nothing is spread"):
+        ALIGNMENT.check(bench.recipe, bench.settings)
+    monkeypatch.setattr(projection, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"errata\[eval\]"):
+        ALIGNMENT.check(tiny_workbench(tmp_path).recipe, bench.settings)

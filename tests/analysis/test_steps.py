@@ -1,0 +1,169 @@
+"""Study ``steps``: against searches of one fact at a time between dense writes, and what must hold of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import torch
+
+from errata.analysis.findings import Findings
+from errata.analysis.steps import STEPS, written
+from errata.analysis.study import Workbench
+from errata.errors import FaultsError
+from errata.models.language_model import LanguageModel
+from errata.recipe import Recipe
+from errata.schedules import boundary
+from errata.statistics.store import moments_for
+from errata.targets.search import optimise_targets
+
+from tests.reference.steps import behind_spread_writes, first_loss, searched, with_own_targets
+from tests.reference.target import ReferenceTarget
+from tests.support.bench import ASKED
+from tests.support.editing import assert_same_bits, parameter_bits, tiny_language_model
+from tests.support.workbench import done, tiny_workbench
+
+FACTS = ASKED[:4]
+RIDGE = 0.05  # writes that move much, so that one write less is another answer
+TARGET = {"steps": 7, "learning_rate": 0.6, "clamp": 3.0}
+
+
+def bench_of(folder: Path, family: str, **target: float) -> Workbench:
+    model = tiny_language_model(family, dtype=torch.float64)
+    recipe = {"target": {**TARGET, **target}, "solver": {"ridge": RIDGE}}
+    return tiny_workbench(folder, family, facts=FACTS, model=model, recipe=recipe)
+
+
+def mean_of(findings: Findings, quantity: str, weights: str, layer: int) -> float:
+    where = {"weights": weights, "layer": layer}
+    (row,) = [row for row in findings.rows if row.quantity == quantity and row.where == where]
+    return row.mean
+
+
+def half_way(bench: Workbench, prefixes: Sequence[str]) -> float:
+    """A loss that some of the searches come under."""
+    found = [
+        optimise_targets(bench.model, FACTS, prefixes, layer, bench.site, bench.recipe.target) for layer in bench.layers
+    ]
+    return float(torch.cat([targets.loss for targets in found]).median())
+
+
+def copied(model: LanguageModel) -> LanguageModel:
+    return LanguageModel(copy.deepcopy(model.model), model.tokenizer)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_searches_are_those_of_single_facts_between_dense_writes(tmp_path: Path, family: str) -> None:
+    bench = bench_of(tmp_path, family)
+    prefixes = bench.prepared(bench.recipe).prefixes
+    stop = half_way(bench, prefixes)
+    bench = bench_of(tmp_path, family, stop_loss=stop)
+    bits = parameter_bits(bench.model)
+    found = done(STEPS, bench, tmp_path / "out").findings
+    assert_same_bits(parameter_bits(bench.model), bits)
+    assert not bench.model.edits.terms
+
+    layers, settings = bench.layers, bench.recipe.target
+    statistics = moments_for(bench.model, layers, bench.recipe.statistics, cache=bench.cache)
+    moments = {layer: statistics[layer].mean for layer in layers}
+    expected: dict[tuple[str, int], list[tuple[ReferenceTarget, float, float]]] = {}
+
+    def note(weights: str, layer: int, targets: Sequence[ReferenceTarget], firsts: Sequence[float]) -> None:
+        for target, first in zip(targets, firsts, strict=True):
+            relative = float(target.delta.norm() / (target.z - target.delta).norm())
+            expected.setdefault((weights, layer), []).append((target, first, relative))
+
+    for start in (0, 2):  # batches of two, each into the unedited model
+        facts = FACTS[start : start + 2]
+        for layer in layers:
+            firsts = [first_loss(bench.model, fact, prefixes, layer, settings) for fact in facts]
+            note("unedited", layer, searched(bench.model, facts, prefixes, layer, settings), firsts)
+        for name, own in (("boundary", (layers[0], layers[-1])), ("own", layers)):
+            results = with_own_targets(copied(bench.model), facts, prefixes, own, settings, moments, RIDGE)
+            for layer, (targets, firsts) in results.items():
+                note(name, layer, targets, firsts)
+        fresh, firsts = behind_spread_writes(copied(bench.model), facts, prefixes, layers, settings, moments, RIDGE)
+        note("even", layers[-1], fresh, firsts)
+
+    assert {(row.where["weights"], row.where["layer"]) for row in found.rows if "weights" in row.where} == set(expected)
+    for (weights, layer), entries in expected.items():
+        means = {
+            "evaluations": fmean(target.evaluations for target, _, _ in entries),
+            "converged facts": fmean(target.loss < stop for target, _, _ in entries),
+            "facts that need no change": fmean(first < stop for _, first, _ in entries),
+            "first loss": fmean(first for _, first, _ in entries),
+            "final loss": fmean(target.loss for target, _, _ in entries),
+            "norm of δ, relative": fmean(relative for _, _, relative in entries),
+        }
+        for quantity, value in means.items():
+            ours = mean_of(found, quantity, weights, layer)
+            assert len(entries) == len(FACTS)
+            assert ours == pytest.approx(value, rel=1e-5, abs=1e-7), (quantity, weights, layer)
+    # The test sees something: searches end at different steps, and writes have changed what is left to do.
+    assert len({target.evaluations for entries in expected.values() for target, _, _ in entries}) > 2
+    assert len({target.loss < stop for entries in expected.values() for target, _, _ in entries}) == 2
+    firsts_at_last = [mean_of(found, "first loss", weights, layers[-1]) for weights in ("unedited", "boundary", "even")]
+    assert len({round(first, 4) for first in firsts_at_last}) == 3
+
+
+def test_before_any_write_all_schedules_begin_alike(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, "gpt2")
+    found = done(STEPS, bench, tmp_path / "out").findings
+    first = bench.layers[0]
+    for quantity in ("evaluations", "first loss", "final loss", "norm of δ, relative"):
+        assert len({mean_of(found, quantity, weights, first) for weights in ("unedited", "boundary", "own")}) == 1
+    # At δ = 0 the layer does not matter.
+    losses = [mean_of(found, "first loss", "unedited", layer) for layer in bench.layers]
+    assert max(losses) - min(losses) == pytest.approx(0, abs=1e-9)
+    texts = [claim.text for claim in found.claims]
+    assert len(texts) == 5
+    assert "between the boundaries" in texts[-1]
+
+
+def test_facts_that_are_known_need_no_change_anywhere(tmp_path: Path) -> None:
+    found = done(STEPS, bench_of(tmp_path, "gpt2", stop_loss=1e6), tmp_path / "out").findings
+    for row in found.rows:
+        if "weights" in row.where and row.quantity != "first loss" and row.quantity != "final loss":
+            known = {"evaluations": 1, "converged facts": 1, "facts that need no change": 1}
+            assert row.mean == known.get(row.quantity, 0)
+    # They needed none before either, so nothing was gained.
+    assert [claim.verdict for claim in found.claims if "part of the facts" in claim.text] == ["undecided"]
+
+
+def test_no_fact_without_change_is_a_claim_that_does_not_hold(tmp_path: Path) -> None:
+    found = done(STEPS, bench_of(tmp_path, "gpt2", stop_loss=0.0), tmp_path / "out").findings
+    assert [claim.verdict for claim in found.claims if "part of the facts" in claim.text] == ["does not hold"]
+    assert {row.mean for row in found.rows if row.quantity == "evaluations"} == {7}
+    assert {row.mean for row in found.rows if row.quantity == "converged facts"} == {0}
+
+
+@pytest.mark.parametrize("method", ["r_rome+blue", "nse", "pmet"])
+def test_any_method_leaves_the_model_as_it_was(tmp_path: Path, method: str) -> None:
+    bench = tiny_workbench(tmp_path, "gpt2", method, facts=FACTS[:2])
+    STEPS.check(bench.recipe, bench.settings)
+    bits = parameter_bits(bench.model)
+    found = done(STEPS, bench, tmp_path / "out").findings
+    assert_same_bits(parameter_bits(bench.model), bits)
+    assert not bench.model.edits.terms
+    assert mean_of(found, "first loss", "unedited", 3) != mean_of(found, "first loss", "boundary", 3)
+
+
+def test_writes_are_taken_out_when_what_follows_them_fails(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, "gpt2")
+    bits = parameter_bits(bench.model)
+    with pytest.raises(KeyboardInterrupt), written(bench, bench.recipe, boundary(bench.layers), FACTS):
+        assert not torch.equal(parameter_bits(bench.model)["transformer.h.1.mlp.c_proj.weight"],
+                               bits["transformer.h.1.mlp.c_proj.weight"])  # fmt: skip
+        raise KeyboardInterrupt
+    assert_same_bits(parameter_bits(bench.model), bits)
+
+
+def test_recipes_that_it_cannot_be_made_with_are_refused(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, "gpt2")
+    wrong = Recipe.model_validate({**bench.recipe.model_dump(), "layers": (2,), "shaping": ({"kind": "norm_cap"},)})
+    with pytest.raises(FaultsError) as caught:
+        STEPS.check(wrong, bench.settings)
+    assert len(caught.value.faults) == 2
