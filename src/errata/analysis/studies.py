@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from errata.analysis.contribution import CONTRIBUTION
 from errata.analysis.study import Study
+from errata.analysis.weight_shift import WEIGHT_SHIFT
 from errata.errors import InputError
 
-STUDIES: Mapping[str, Study] = {study.name: study for study in (CONTRIBUTION,)}
+STUDIES: Mapping[str, Study] = {study.name: study for study in (CONTRIBUTION, WEIGHT_SHIFT)}
 
 
 def study_named(name: str) -> Study:

@@ -7,7 +7,7 @@ numbers of a study follow from what its pieces kept and from nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from errata.preparation import Prepared, prepare
 from errata.progress import Report, silent
 from errata.recipe import Recipe
 from errata.recipe_settings import Settings
+from errata.targets.contexts import generate_prefixes
 
 Kept = Mapping[str, Any]
 """What a piece keeps, as JSON holds it."""
@@ -80,10 +81,16 @@ class Workbench:
         """Contexts, and the solver with its statistics at all critical layers; once for each combination of them. The
         model must be the unedited one when it is first asked for.
         """
-        words = [recipe.contexts.model_dump_json(), recipe.solver.model_dump_json(), str(recipe.layers)]
-        key = "|".join(words)
+        solving = "|".join([recipe.solver.model_dump_json(), recipe.statistics.model_dump_json(), str(recipe.layers)])
+        key = f"{recipe.contexts.model_dump_json()}|{solving}"
         if key not in self._prepared:
-            self._prepared[key] = prepare(self.model, recipe, recipe.layers, cache=self.cache, report=self.report)
+            # Factors are as large as the MLP's width squared: seeds, which differ in their contexts only, share them.
+            shared = [found for name, found in self._prepared.items() if name.endswith(f"|{solving}")]
+            if shared:
+                prefixes = generate_prefixes(self.model, recipe.contexts)
+                self._prepared[key] = replace(shared[0], prefixes=prefixes)
+            else:
+                self._prepared[key] = prepare(self.model, recipe, recipe.layers, cache=self.cache, report=self.report)
         return self._prepared[key]
 
 
