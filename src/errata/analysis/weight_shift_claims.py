@@ -148,7 +148,7 @@ def claims_of(table: Table, growths: Growths) -> list[Claim]:
         (
             "The shift of the weights grows with the distance from the last critical layer.",
             growths.of("shift, growth with distance", **at_start),
-            slopes,
+            f"{slopes}; {_by_layer(table, growths)}",
         ),
         (
             "Relative to the update itself, the shift grows with the distance from the last critical layer.",
@@ -199,6 +199,16 @@ def claims_of(table: Table, growths: Growths) -> list[Claim]:
             )
         )
     return [*claims, *_on_looseness(table, growths), _on_validity(table)]
+
+
+def _by_layer(table: Table, growths: Growths) -> str:
+    """What the slope is of, and ‖Q‖, which differs from layer to layer for reasons of its own."""
+    told_of = []
+    for layer in table.layers[:-1]:
+        case = Case(layer, growths.size, table.earlier[0])
+        shift, q = (float(np.mean(table.part(part, FROBENIUS, case))) for part in ("shift", "solution"))
+        told_of.append(f"layer {layer}: shift {shift:.3g}, ‖Q‖ {q:.3g}")
+    return ", ".join(told_of)
 
 
 def _on_looseness(table: Table, growths: Growths) -> list[Claim]:

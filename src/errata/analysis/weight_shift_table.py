@@ -144,7 +144,7 @@ def growth(before: Numbers, after: Numbers) -> Numbers:
     return (after - before) / unit if unit > 0 else np.full_like(after, np.nan)
 
 
-def slope(values: Sequence[Numbers], places: Sequence[float]) -> Numbers:
+def slope(values: Sequence[Numbers], places: Sequence[int]) -> Numbers:
     """The least-squares slope of each group over ``places``, in units of the mean of all ``values``."""
     stacked = np.stack(values)
     centred = np.asarray(places, dtype=np.float64) - np.mean(places)
