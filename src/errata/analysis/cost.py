@@ -125,16 +125,21 @@ def weight_shift_cost(
     weights, moments = float(size.parameters * width), len(layers) * square
     factors = kept * len(layers) * square
     search = max((search_memory(size, rows, layers[0], width) for rows in (probe, batch)), key=lambda one: one.total)
+    steps_of_run = SCHEDULES[recipe.schedule](layers)
+    written = {step.layer for step in steps_of_run} if max(checkpoints) else set()
+    # W₀ and the sum of changes of each written layer; and twice what a failure goes back to: of the run, of a batch.
+    copies = float(3 * len(written) * size.width * size.mlp_width * (width + max(width, 4)))
     memory = {
         "weights": weights,
         f"key statistics C of {len(layers)} layers, float64": moments,
         f"what the solver keeps of {len(layers)} layers, float64": factors,
+        f"originals and sums of {len(written)} edited layers, and copies of them": copies,
         f"search, layer {layers[0]}: keys and values of what stands before": float(search.cache),
         f"search, layer {layers[0]}: activations kept for the gradient": float(search.activations),
         f"search, layer {layers[0]}: logits and their gradients": float(search.logits),
     }
     steps, joint = recipe.target.steps, recipe.target.kind == "joint"
-    targets = [step.target_layer for step in SCHEDULES[recipe.schedule](layers) if step.follows is None]
+    targets = [step.target_layer for step in steps_of_run if step.follows is None]
     searched = list(dict.fromkeys(targets))
     reading = sum(bucket.rows * (bucket.slots + 1) for bucket in probe.buckets)
     batch_reading = sum(bucket.rows * (bucket.slots + 1) for bucket in batch.buckets)
@@ -172,7 +177,7 @@ def weight_shift_cost(
         memory,
         statistics=weights + moments,
         preparing=weights + moments + factors + made * square,
-        searching=weights + factors + search.total,
+        searching=weights + factors + copies + search.total,
         host=3 * moments,
         stages=stages,
         assumptions=assumptions,
