@@ -10,9 +10,12 @@ from errata.analysis.hidden_shift import HIDDEN_SHIFT
 from errata.analysis.spectrum import SPECTRUM
 from errata.analysis.steps import STEPS
 from errata.analysis.study import Study
+from errata.analysis.weight_shift import WEIGHT_SHIFT
 from errata.errors import InputError
 
-STUDIES: Mapping[str, Study] = {study.name: study for study in (CONTRIBUTION, ALIGNMENT, STEPS, HIDDEN_SHIFT, SPECTRUM)}
+STUDIES: Mapping[str, Study] = {
+    study.name: study for study in (CONTRIBUTION, ALIGNMENT, STEPS, WEIGHT_SHIFT, HIDDEN_SHIFT, SPECTRUM)
+}
 
 
 def study_named(name: str) -> Study:

@@ -7,7 +7,7 @@ numbers of a study follow from what its pieces kept and from nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from pydantic import Field, field_validator
 from errata.analysis.findings import Findings
 from errata.benchmark.grid import Measures
 from errata.benchmark.material import Material
+from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
+from errata.models.outline import Outline
 from errata.preparation import Prepared, prepare
 from errata.progress import Report, silent
 from errata.recipe import Recipe
 from errata.recipe_settings import Settings
+from errata.targets.contexts import generate_prefixes
 
 Kept = Mapping[str, Any]
 """What a piece keeps, as JSON holds it."""
@@ -85,10 +88,16 @@ class Workbench:
         """Contexts, and the solver with its statistics at all critical layers; once for each combination of them. The
         model must be the unedited one when it is first asked for.
         """
-        sections = (recipe.contexts, recipe.solver, recipe.statistics)
-        key = "|".join([*(section.model_dump_json() for section in sections), str(recipe.layers)])
+        solving = "|".join([recipe.solver.model_dump_json(), recipe.statistics.model_dump_json(), str(recipe.layers)])
+        key = f"{recipe.contexts.model_dump_json()}|{solving}"
         if key not in self._prepared:
-            self._prepared[key] = prepare(self.model, recipe, recipe.layers, cache=self.cache, report=self.report)
+            # Factors are as large as the MLP's width squared: seeds, which differ in their contexts only, share them.
+            shared = [found for name, found in self._prepared.items() if name.endswith(f"|{solving}")]
+            if shared:
+                prefixes = generate_prefixes(self.model, recipe.contexts)
+                self._prepared[key] = replace(shared[0], prefixes=prefixes)
+            else:
+                self._prepared[key] = prepare(self.model, recipe, recipe.layers, cache=self.cache, report=self.report)
         return self._prepared[key]
 
 
@@ -118,6 +127,7 @@ class Study:
         check: raises InputError, before any work, for recipes and settings that it cannot be made with.
         defaults: settings that are other than usual for this study.
         needs: how many facts each seed has to have.
+        cost: what it takes by calculation, as text; None where nobody has calculated it.
     """
 
     name: str
@@ -131,3 +141,4 @@ class Study:
     check: Callable[[Recipe, AnalysisSettings], None] = lambda recipe, settings: None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     needs: Callable[[AnalysisSettings], int] = lambda settings: settings.count
+    cost: Callable[[Outline, Recipe, AnalysisSettings, Sequence[Fact], int], str] | None = None

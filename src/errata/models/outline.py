@@ -21,6 +21,7 @@ from transformers import (
 from errata.errors import InputError
 from errata.hub import check_reachable
 from errata.models.architectures import architecture_of, check_config, down_projection_weight
+from errata.models.size import ModelSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,17 @@ class Outline:
         row = architecture_of(empty)
         block = empty.get_submodule(f"{row.blocks}.0")
         return down_projection_weight(block.get_submodule(row.down_projection)).shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its weights are stored in, by its configuration; float32 where that does not say."""
+        stored = self.config.dtype
+        return stored if isinstance(stored, torch.dtype) else torch.float32
+
+    @property
+    def size(self) -> ModelSize:
+        """Its shapes, told by a model without weights."""
+        return ModelSize.of(self.empty_model())
 
     def empty_model(self) -> PreTrainedModel:
         """The model without weights: its modules and their shapes, on the meta device."""

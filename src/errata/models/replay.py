@@ -204,7 +204,7 @@ class BucketedReplay:
         lengths = [len(row.ids) - row.injection for row in rows]
         if lengths != sorted(lengths):
             raise ValueError("rows must ascend in the number of tokens from the injection on")
-        cuts = [0, *_cuts(lengths), len(rows)]
+        cuts = [0, *length_cuts(lengths), len(rows)]
         self._adopt([Replay(model, rows[start:stop], layer, sites) for start, stop in pairwise(cuts)])
 
     def select(self, rows: Tensor) -> BucketedReplay:
@@ -234,7 +234,7 @@ class BucketedReplay:
         self.wanted_row = torch.cat([part.wanted_row + start for part, start in zip(parts, starts, strict=True)])
 
 
-def _cuts(lengths: Sequence[int]) -> list[int]:
+def length_cuts(lengths: Sequence[int]) -> list[int]:
     """Where to cut ascending lengths, so that padded tokens and passes together cost least (dynamic programme)."""
     # Only where the length changes is there anything to gain by a cut.
     edges = [index for index in range(len(lengths)) if index == 0 or lengths[index] != lengths[index - 1]]

@@ -149,6 +149,12 @@ def analyse(
     for plan in plans:
         tell(plan.told())
     if dry_run:
+        for plan in plans:
+            if plan.study.cost is not None:
+                width = (where["dtype"] or outline.dtype).itemsize
+                first = next(iter(plan.materials.values())).facts.facts
+                tell(f"\n{plan.study.name}, by calculation:")
+                tell(plan.study.cost(outline, numbers, plan.settings, first, width))
         tell("Nothing was loaded or written (--dry-run).")
         write_json(json, {"studies": [plan.record(numbers) for plan in plans]})
         return

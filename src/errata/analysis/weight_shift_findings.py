@@ -1,0 +1,133 @@
+"""What study ``weight-shift`` makes of its numbers: rows, how they grow, what becomes of the claims, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from errata.analysis.findings import Figure, Findings, Label, Panel, Row, Series, mean_row
+from errata.analysis.shift_norms import READINGS
+from errata.analysis.study import AnalysisSettings, Kept
+from errata.analysis.weight_shift_claims import Growths, claims_of, growths_of
+from errata.analysis.weight_shift_table import QUANTITIES, Case, Table
+
+_LINES = {"shift": "shift", "tighter bound": "tighter bound", "bound": "bound of the theory"}
+
+
+def piece_name(seed: int, earlier: int) -> str:
+    return f"seed-{seed}-after-{earlier}"
+
+
+def weight_shift_findings(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
+    """All that follows from what the pieces kept."""
+    table = Table.of(settings, kept, piece_name)
+    undefined: dict[str, str] = {}
+    rows = _rows(table, undefined)
+    growths = growths_of(table, undefined)
+    return Findings([*rows, *growths.rows], claims_of(table, growths), _figures(rows, growths), (), undefined)
+
+
+def _rows(table: Table, undefined: dict[str, str]) -> list[Row]:
+    rows: list[Row] = []
+    for earlier in table.earlier:
+        for size in table.sizes:
+            for layer in table.layers:
+                for name, quantity in QUANTITIES.items():
+                    for norm in quantity.norms:
+                        found = quantity.of(table, norm, Case(layer, size, earlier)).ravel()
+                        where: dict[str, Label] = {
+                            "layer": layer,
+                            "distance": table.behind(layer),
+                            "size": size,
+                            "earlier": earlier,
+                            "norm": norm,
+                        }
+                        if len(known := found[np.isfinite(found)]):
+                            rows.append(mean_row(name, quantity.unit, where, known.tolist()))
+                        elif table.behind(layer) == 0:
+                            undefined[f"{name} at layer {layer}"] = (
+                                "it is the last critical layer, where both updates are one and the bound is 0"
+                            )
+                        else:
+                            undefined[f"{name} at layer {layer}, size {size}, after {earlier} batches"] = (
+                                "the residuals are 0: the model knows all of the facts"
+                            )
+    return rows
+
+
+def _figures(rows: list[Row], growths: Growths) -> list[Figure]:
+    first, size, earlier = growths.first, growths.size, growths.earlier
+    start, large = earlier[0], f"{size} fact{'s' if size > 1 else ''} a batch"
+    return [
+        Figure(
+            "weight-shift-distance",
+            "Shift of the weights by spreading the residual, with its bounds, over the number of critical layers "
+            f"behind the one that is written; {large}, {start} earlier batches; mean over groups with 95 % intervals.",
+            [_panel(rows, reading, "distance", {"size": size, "earlier": start}) for reading in READINGS],
+        ),
+        Figure(
+            "weight-shift-size",
+            f"Shift of the weights at layer {first}, with its bounds, over the batch size (both axes logarithmic); "
+            f"{start} earlier batches; mean over groups with 95 % intervals, none where there is one group.",
+            [_panel(rows, reading, "size", {"layer": first, "earlier": start}, log=True) for reading in READINGS],
+        ),
+        Figure(
+            "weight-shift-earlier",
+            f"Shift of the weights at layer {first}, with its bounds, over the number of batches written before; "
+            f"{large}; mean over groups with 95 % intervals.",
+            [_panel(rows, reading, "earlier", {"layer": first, "size": size}) for reading in READINGS],
+        ),
+        Figure(
+            "weight-shift-tightness",
+            "How tight the bounds are: shift / bound, by the number of critical layers behind and by the norm that the "
+            f"bound is told in; {large}, {start} earlier batches; mean over groups with 95 % intervals.",
+            [
+                Panel(
+                    title,
+                    "critical layers behind",
+                    "shift / bound (1 is tight)",
+                    [
+                        _line(rows, name, reading, reading, "distance", {"size": size, "earlier": start})
+                        for reading in READINGS
+                    ],
+                )
+                for name, title in (
+                    ("tightness", "Bound of the theory"),
+                    ("tightness of the tighter bound", "Tighter bound"),
+                )
+            ],
+        ),
+    ]
+
+
+_AXES = {"distance": "critical layers behind", "size": "facts a batch", "earlier": "earlier batches"}
+
+
+def _panel(rows: list[Row], reading: str, x: str, where: Mapping[str, Label], *, log: bool = False) -> Panel:
+    of_shift = READINGS[reading][0]
+    series = [
+        _line(rows, name, of_shift if name == "shift" else reading, label, x, where) for name, label in _LINES.items()
+    ]
+    label = f"norm of the update's shift, {of_shift} (unit of W)"
+    return Panel(f"Norms: {reading}", _AXES[x], label, series, log_x=log, log_y=log)
+
+
+def _line(rows: list[Row], quantity: str, norm: str, label: str, x: str, where: Mapping[str, Label]) -> Series:
+    chosen = sorted(
+        (
+            row
+            for row in rows
+            if row.quantity == quantity
+            and row.where["norm"] == norm
+            and all(row.where[name] == value for name, value in where.items())
+        ),
+        key=lambda row: row.where[x],
+    )
+    return Series(
+        label,
+        [row.where[x] for row in chosen],
+        [row.mean for row in chosen],
+        [row.low for row in chosen],
+        [row.high for row in chosen],
+    )

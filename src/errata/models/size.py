@@ -1,0 +1,76 @@
+"""How large a model is, told by the shapes of its modules: enough to calculate what work with it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from errata.models.architectures import architecture_of, down_projection_weight
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Shapes of a decoder whose blocks are alike.
+
+    Attributes:
+        blocks: how many there are.
+        width: of the residual stream; W has as many rows.
+        mlp_width: W has as many columns.
+        vocabulary: rows of the head.
+        parameters: of the whole model, tied ones once.
+        block_products: multiplications a token of one block: entries of its weight matrices.
+        mlp_products: those of the MLP, where it is a module of its own; else 0.
+        head_products: entries of the head.
+        query_width: number of attention heads times their width.
+        key_width: the same of the heads whose keys (and values) are kept.
+    """
+
+    blocks: int
+    width: int
+    mlp_width: int
+    vocabulary: int
+    parameters: int
+    block_products: int
+    mlp_products: int
+    head_products: int
+    query_width: int
+    key_width: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> ModelSize:
+        """Of a model, with or without weights (on the meta device).
+
+        Raises:
+            UnsupportedModelError: if such a model cannot be edited.
+        """
+        row = architecture_of(model)
+        blocks = model.get_submodule(row.blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        block = blocks[0]
+        rows, columns = down_projection_weight(block.get_submodule(row.down_projection)).shape
+        head = model.get_submodule(row.head).get_parameter("weight")
+        text = model.config.get_text_config(decoder=True)
+        heads = int(text.num_attention_heads)
+        head_width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+        mlp_is_module = row.mlp != row.down_projection
+        return cls(
+            blocks=len(blocks),
+            width=rows,
+            mlp_width=columns,
+            vocabulary=head.shape[0],
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            block_products=_products(block),
+            mlp_products=_products(block.get_submodule(row.mlp)) if mlp_is_module else 0,
+            head_products=head.numel(),
+            query_width=heads * head_width,
+            key_width=int(getattr(text, "num_key_value_heads", None) or heads) * head_width,
+        )
+
+
+def _products(module: nn.Module) -> int:
+    return sum(
+        part.get_parameter("weight").numel() for part in module.modules() if isinstance(part, nn.Linear | Conv1D)
+    )
