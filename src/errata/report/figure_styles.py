@@ -50,7 +50,7 @@ _DASHES: Final[tuple[Any, ...]] = (
     (0, (7, 2, 1.5, 2)),
     (0, (3, 1.2, 1, 1.2, 1, 1.2)),
 )
-_HATCHES: Final = ("", "////", "....", "\\\\\\\\", "xxxx")
+_HATCHES: Final = ("", "////", "---", "\\\\\\\\", "xxxx")  # dots would be a quarter of a megabyte in an SVG
 
 
 @dataclass(frozen=True, slots=True)

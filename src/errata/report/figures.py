@@ -83,7 +83,7 @@ def draw(figure: Figure, scheme: Scheme, *, name: str, places: Mapping[str, int]
     legend = 0.06 + _LEGEND_ROW * ceil(len(labels) / max(1, per_line))
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever the user has set for pictures of their own
-        matplotlib.rcParams.update(_SETTINGS | _inks(scheme))
+        matplotlib.rcParams.update({**_SETTINGS, **_inks(scheme)})
         canvas = Canvas(figsize=(width, sum(heights) + legend), layout="constrained", dpi=_DPI)
         parts = canvas.subfigures(len(rows) + 1, 1, height_ratios=[*heights, legend], squeeze=False)[:, 0]
         for part, row in zip(parts, rows, strict=False):  # each row by itself: columns have no use for each other
@@ -130,7 +130,7 @@ def _key(label: str, place: int, scheme: Scheme, kinds: set[str]) -> Any:
     style = style_at(place, scheme)
     if kinds == {"bars"}:
         return Patch(facecolor=style.colour, edgecolor=scheme.ground, hatch=style.hatch, label=label)
-    dash = style.dash if "lines" in kinds else "none"
+    dash: Any = style.dash if "lines" in kinds else "none"
     return Line2D(
         [], [], color=style.colour, linestyle=dash, marker=style.marker, markersize=4.5, linewidth=1.4, label=label
     )

@@ -59,7 +59,7 @@ class _Across:
         self.values: list[Label] = list(dict.fromkeys(x for series in panel.series for x in series.x))
         self.named = panel.kind == "bars" or any(isinstance(value, str) for value in self.values)
         if self.named and not any(isinstance(value, str) for value in self.values):
-            self.values.sort()  # type: ignore[arg-type]  # numbers all
+            self.values.sort()
         self._place = {value: place for place, value in enumerate(self.values)}
 
     def at(self, value: Label) -> float:
