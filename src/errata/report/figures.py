@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
@@ -70,6 +71,18 @@ def draw(figure: Figure, scheme: Scheme, *, name: str, places: Mapping[str, int]
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
+    with composed(figure, scheme, places) as canvas:
+        svg, png = io.StringIO(), io.BytesIO()
+        canvas.savefig(svg, format="svg", metadata=_NO_METADATA)
+        canvas.savefig(png, format="png", metadata={"Software": None})
+    return Picture(_element(svg.getvalue(), f"{name}{scheme.suffix}", figure), png.getvalue())
+
+
+@contextmanager
+def composed(figure: Figure, scheme: Scheme, places: Mapping[str, int] | None = None) -> Iterator[Any]:
+    """A figure as matplotlib's, to be saved inside the block, where the settings hold that it is made with; see
+    ``draw``.
+    """
     check_drawing()
     import matplotlib
     from matplotlib.figure import Figure as Canvas
@@ -83,7 +96,8 @@ def draw(figure: Figure, scheme: Scheme, *, name: str, places: Mapping[str, int]
     legend = 0.06 + _LEGEND_ROW * ceil(len(labels) / max(1, per_line))
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever the user has set for pictures of their own
-        matplotlib.rcParams.update({**_SETTINGS, **_inks(scheme)})
+        settings: Any = {**_SETTINGS, **_inks(scheme)}
+        matplotlib.rcParams.update(settings)
         canvas = Canvas(figsize=(width, sum(heights) + legend), layout="constrained", dpi=_DPI)
         parts = canvas.subfigures(len(rows) + 1, 1, height_ratios=[*heights, legend], squeeze=False)[:, 0]
         for part, row in zip(parts, rows, strict=False):  # each row by itself: columns have no use for each other
@@ -93,10 +107,7 @@ def draw(figure: Figure, scheme: Scheme, *, name: str, places: Mapping[str, int]
         if labels:
             handles = [_key(label, known[label], scheme, _kinds(figure, label)) for label in labels]
             parts[-1].legend(handles=handles, loc="center", frameon=False, ncols=per_line, handlelength=3)
-        svg, png = io.StringIO(), io.BytesIO()
-        canvas.savefig(svg, format="svg", metadata=_NO_METADATA)
-        canvas.savefig(png, format="png", metadata={"Software": None})
-    return Picture(_element(svg.getvalue(), f"{name}{scheme.suffix}", figure), png.getvalue())
+        yield canvas
 
 
 def _rows(panels: Sequence[Panel]) -> list[Sequence[Panel]]:

@@ -213,7 +213,7 @@ def told_label(value: Label) -> str:
     return visible(value, _CUT) if isinstance(value, str) else told_number(value)
 
 
-def told_number(value: float) -> str:
+def told_number(value: int | float) -> str:
     """``0.25``, ``12,500`` or ``2×10⁻⁵``; with the minus of print."""
     if value == 0 or not isfinite(value):
         return f"{value:g}"
