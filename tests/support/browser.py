@@ -125,7 +125,7 @@ class Browser:
             self.said.append(f"log: {about['entry']['text']}")
         elif method == "Page.javascriptDialogOpening":
             self.said.append(f"dialog: {about['message']}")
-        elif method == "Network.requestWillBeSent" and not about["request"]["url"].startswith("file:"):
+        elif method == "Network.requestWillBeSent" and not about["request"]["url"].startswith(("file:", "data:")):
             self.said.append(f"network: {about['request']['url']}")
 
 

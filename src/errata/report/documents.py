@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from errata.evaluation.records import Row
+from errata.report.analysis_documents import section_markdown
+from errata.report.analysis_results import ShownStudy
 from errata.report.bench_run import BenchRun
 from errata.report.comparison import BEST_NOTE, Cell, Comparison, comparisons
 from errata.report.markdown import Markdown, code, fenced, moment, text
@@ -18,8 +20,8 @@ CSV_COLUMNS: Final = (
 )  # fmt: skip
 
 
-def report_markdown(run: BenchRun) -> Markdown:
-    """The tables with their intervals, what failed, what is absent, and how to repeat it."""
+def report_markdown(run: BenchRun, analysis: Sequence[ShownStudy] = ()) -> Markdown:
+    """The tables with their intervals, what failed, what is absent, how to repeat it; then studies, if there are."""
     about = run.about
     blocks = [f"# Benchmark {text(run.name)}", text(headline(run)) + "."]
     seconds = duration(total_seconds(about.cells))
@@ -49,6 +51,7 @@ def report_markdown(run: BenchRun) -> Markdown:
         blocks.append(text(", ".join(f"{name} {version}" for name, version in about.versions.items()), 2000))
     for name, recipe in about.recipes.items():
         blocks += [f"### Recipe of {code(name)}", fenced(as_yaml(recipe), "yaml")]
+    blocks += [section_markdown(study, 2) for study in analysis]
     return Markdown("\n\n".join(blocks) + "\n")
 
 

@@ -31,10 +31,14 @@ def text(value: object, shown: int = SHOWN) -> Markdown:
 
     It may stand anywhere but at the beginning of a line or of an item of a list.
     """
+    return Markdown(_MARK.sub(lambda found: f"&#{ord(found.group())};", visible(value, shown)))
+
+
+def visible(value: object, shown: int = SHOWN) -> str:
+    """A value on one line, with nothing in it that is not seen: a line's end is ↵, an invisible sign its code."""
     whole = str(value)
     cut = whole if len(whole) <= shown else whole[: shown - 1] + "…"
-    visible = _INVISIBLE.sub(_name, cut.replace("\r\n", "↵").replace("\n", "↵"))
-    return Markdown(_MARK.sub(lambda found: f"&#{ord(found.group())};", visible))
+    return _INVISIBLE.sub(_name, cut.replace("\r\n", "↵").replace("\n", "↵"))
 
 
 def code(value: object) -> Markdown:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from errata.report.analysis_results import ShownStudy, told_value, verdicts
 from errata.report.answers import Answers
 from errata.report.bench_run import BenchRun, CellRecord
 from errata.report.comparison import BEST_NOTE, Comparison, comparisons
@@ -44,8 +45,12 @@ class PageSection:
     charts: tuple[Chart, ...]
 
 
-def report_page(run: BenchRun, answers: Answers) -> str:
-    """The whole page as HTML."""
+def report_page(run: BenchRun, answers: Answers, analysis: Sequence[ShownStudy] = ()) -> str:
+    """The whole page as HTML.
+
+    Args:
+        analysis: studies that are shown behind everything else.
+    """
     sections = [
         PageSection(
             section.model,
@@ -57,9 +62,9 @@ def report_page(run: BenchRun, answers: Answers) -> str:
         )
         for section in run.sections()
     ]
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    script, script_hash = script_of("tables.js", "report.js")
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             run=run,
@@ -76,9 +81,10 @@ def report_page(run: BenchRun, answers: Answers) -> str:
             grid=as_yaml(run.about.grid) if run.about.grid else "",
             best_note=BEST_NOTE,
             seconds_note=SECONDS_NOTE,
-            style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            studies=analysis,
+            style=style(),
+            script=script,
+            script_hash=script_hash,
         )
     )
 
@@ -153,8 +159,20 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def script_of(*names: str) -> tuple[Markup, str]:
+    """Files of script as one, and what a content security policy lets it run by."""
+    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
+    return Markup(script), "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def style() -> Markup:
+    """The style sheet of all pages."""
+    return Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
+
+
+def environment() -> Environment:
+    """Of the pages' templates: every value is escaped, and one that is not there is an error."""
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -162,11 +180,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "chart": chart_svg,
         "gap_chart": gap_svg,
         "swatch": swatch_svg,
         "duration": duration,
         "moment": moment,
+        "yaml": as_yaml,
+        "value": told_value,
+        "verdicts": verdicts,
+        "drawing": Markup,  # of ``figures``, which has escaped what it draws
     }
-    return environment
+    return made

@@ -1,18 +1,24 @@
-"""``errata report``: what a benchmark's run found, as a page, a document and tables."""
+"""``errata report``: what a benchmark's run or studies found, as a page, a document and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
+from errata.analysis.running import ROWS, Result
 from errata.errors import Fault, FaultsError, InputError, told_together
-from errata.output import check_file, write_text
+from errata.output import check_file, is_there, write_bytes, write_text
+from errata.report.analysis_documents import FIGURES, analysis_markdown, figure_files
+from errata.report.analysis_folders import is_of_studies, read_studies
+from errata.report.analysis_page import analysis_page
+from errata.report.analysis_results import ShownStudy, shown
 from errata.report.answers import Answers, read_answers
-from errata.report.bench_run import RECORDS, SUMMARY, BenchRun, read_bench_run
+from errata.report.bench_run import GRID, RECORDS, SUMMARY, BenchRun, read_bench_run
 from errata.report.documents import report_csv, report_markdown
+from errata.report.figures import check_drawing
 from errata.report.latex import report_latex
 from errata.report.page import report_page
 from errata.verbs.console import counted, tell, warn
@@ -20,46 +26,119 @@ from errata.verbs.console import counted, tell, warn
 EXAMPLE = "Example: errata report runs/x --format html"
 STEM: Final = "report"
 FORMATS: Final = ("html", "md", "csv", "tex")
+_OF_STUDIES: Final = ("html", "md")
+_NOT_OF_STUDIES: Final = {
+    "csv": f"each study has its table already: {ROWS} in its directory",
+    "tex": f"no LaTeX is made of studies; {ROWS} in a study's directory is its table",
+}
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a finished benchmark.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="The directory of a finished benchmark, of a finished study, or a folder of studies."
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="A directory for the report's files, or a FILE.html, .md, .csv or .tex."),
     ] = None,
     formats: Annotated[
-        str | None, typer.Option("--format", help=f"Some of {','.join(FORMATS)}. By default all.")
+        str | None,
+        typer.Option(
+            "--format", help=f"Some of {','.join(FORMATS)}. By default all; of studies {' and '.join(_OF_STUDIES)}."
+        ),
+    ] = None,
+    analysis: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--analysis",
+            help="A study, or a folder of studies, to add to a benchmark's page and document. May be repeated.",
+        ),
     ] = None,
 ) -> None:
-    """Show what a benchmark found: one HTML page that needs no network, Markdown, CSV and LaTeX tables.
+    """Show what a benchmark or a study found: one HTML page that needs no network, Markdown, CSV and LaTeX tables.
 
-    They are written beside the results, over an older report.
+    They are written beside the results, over an older report; the Markdown's figures into figures/ beside it.
     """
+    if is_of_studies(run) and not is_there(run / SUMMARY) and not is_there(run / GRID):
+        _report_studies(run, out, formats, analysis or [])
+    else:
+        _report_benchmark(run, out, formats, analysis or [])
+
+
+def _report_studies(run: Path, out: Path | None, formats: str | None, analysis: Sequence[Path]) -> None:
+    with told_together("what was given") as part:
+        with part:
+            if analysis:
+                raise InputError(
+                    f"--analysis adds studies to a benchmark, and {run} is of studies itself",
+                    remedy="Put the studies' directories into one folder, and give that",
+                )
+        with part:
+            targets = _targets(run, out, formats, _OF_STUDIES)
+            refused = [Fault("--format", reason, "") for kind, reason in _NOT_OF_STUDIES.items() if kind in targets]
+            if refused:
+                raise FaultsError("the command line", refused)
+            for target in targets.values():
+                check_file(target)
+        with part:
+            check_drawing()
+        with part:
+            results = read_studies(run)
+    studies = shown(results)
+    makers: dict[str, Callable[[], str]] = {
+        "html": lambda: analysis_page(studies),
+        "md": lambda: analysis_markdown(studies),
+    }
+    _write({target: makers[kind]() for kind, target in targets.items()}, targets, studies)
+
+
+def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis: Sequence[Path]) -> None:
+    results: list[Result] = []
     with told_together("what was given") as part:
         with part:
             targets = _targets(run, out, formats)
             for target in targets.values():
                 _check_target(run, target)
+            if analysis and not {"html", "md"} & targets.keys():
+                raise InputError(
+                    f"--analysis adds to HTML and Markdown, and what is asked for is {', '.join(targets)}",
+                    remedy="Leave it out, or ask for html or md too",
+                )
         with part:
             found = read_bench_run(run)
+        for directory in analysis:
+            with part:
+                check_drawing()
+                results += read_studies(directory)
+    studies = shown(results)
     answers = read_answers(found.records) if "html" in targets else None
     makers: dict[str, Callable[[], str]] = {
-        "html": lambda: report_page(found, _given(answers)),
-        "md": lambda: report_markdown(found),
+        "html": lambda: report_page(found, _given(answers), studies),
+        "md": lambda: report_markdown(found, studies),
         "csv": lambda: report_csv(found),
         "tex": lambda: report_latex(found),
     }
-    texts = {target: makers[kind]() for kind, target in targets.items()}
-    for target, text in texts.items():  # only when all of them are there
-        write_text(target, text)
-    tell(f"Wrote {', '.join(map(str, texts))}.")
+    _write({target: makers[kind]() for kind, target in targets.items()}, targets, studies)
     _warn(found, answers)
 
 
-def _targets(run: Path, out: Path | None, formats: str | None) -> dict[str, Path]:
-    """Where each format goes."""
-    chosen = _formats(formats)
+def _write(texts: Mapping[Path, str], targets: Mapping[str, Path], studies: Sequence[ShownStudy]) -> None:
+    """Write a report, now that all of it is there; figures first, so that no document lacks them."""
+    pictures = figure_files(studies) if "md" in targets else {}
+    for name, data in pictures.items():
+        write_bytes(targets["md"].parent / name, data)
+    for target, text in texts.items():
+        write_text(target, text)
+    beside = f", and {counted(len(pictures), 'picture')} in {targets['md'].parent / FIGURES}" if pictures else ""
+    tell(f"Wrote {', '.join(map(str, texts))}{beside}.")
+
+
+def _targets(run: Path, out: Path | None, formats: str | None, usual: Sequence[str] = FORMATS) -> dict[str, Path]:
+    """Where each format goes; without --format those that are usual."""
+    chosen = usual if formats is None else _formats(formats)
     if out is not None and not out.is_dir() and out.suffix:
         kind = out.suffix[1:].lower()
         if kind not in FORMATS:
@@ -72,9 +151,7 @@ def _targets(run: Path, out: Path | None, formats: str | None) -> dict[str, Path
     return {kind: (run if out is None else out) / f"{STEM}.{kind}" for kind in chosen}
 
 
-def _formats(given: str | None) -> Sequence[str]:
-    if given is None:
-        return FORMATS
+def _formats(given: str) -> Sequence[str]:
     chosen = [name.strip().lower() for name in given.split(",")]
     remedy = f"Known: {', '.join(FORMATS)}; several are separated by commas"
     faults = [Fault("--format", f"there is no format {name!r}", remedy) for name in chosen if name not in FORMATS]

@@ -1,0 +1,75 @@
+"""Where finished studies lie: a directory of one, or a folder with several of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from errata.analysis.running import RESULT, STUDY, Result, read_result
+from errata.errors import Fault, FaultsError, InputError
+from errata.output import is_file
+
+_REMEDY: Final = "Give the directory of an `errata analyse`, or a folder with such directories"
+
+
+def is_of_studies(directory: Path) -> bool:
+    """Whether a directory is a study, or a folder with studies directly in it; finished or not."""
+    return bool(_studies(directory))
+
+
+def read_studies(directory: Path) -> list[Result]:
+    """Read a study, or all studies that lie directly in a folder, by name.
+
+    Raises:
+        InputError: if there is none, if one is not finished, or if one is damaged.
+        FaultsError: if there are several reasons; tells all of them.
+    """
+    if not directory.is_dir():
+        raise InputError(f"there is no directory {str(directory)!r}", remedy=_REMEDY)
+    places = _studies(directory)
+    if not places:
+        raise InputError(
+            f"{directory} is no study, nor a folder of studies: neither it nor a directory in it has {STUDY}",
+            remedy=_REMEDY,
+        )
+    found, errors = [], []
+    for place in places:
+        try:
+            found.append(_read(place))
+        except InputError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise FaultsError(str(directory), [Fault("", error.what, error.remedy) for error in errors])
+    return found
+
+
+def _studies(directory: Path) -> Sequence[Path]:
+    if _is_study(directory):
+        return [directory]
+    return sorted(place for place in directory.iterdir() if _is_study(place)) if directory.is_dir() else []
+
+
+def _is_study(place: Path) -> bool:
+    # What a benchmark keeps of a cell is called result.json too, and is of another format.
+    return is_file(place / STUDY)
+
+
+def _read(place: Path) -> Result:
+    if not is_file(place / RESULT):
+        remedy = "Go on with it by the command that began it, with the same --out, then ask for the report"
+        command = _command(place)
+        told = f": {command}" if command else ""
+        raise InputError(f"the study in {place} is not finished: it has no {RESULT} yet", remedy=f"{remedy}{told}")
+    return read_result(place)
+
+
+def _command(place: Path) -> str:
+    """What began a study; nothing where that cannot be read, as it is a hint and no result."""
+    try:
+        return str(json.loads((place / STUDY).read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

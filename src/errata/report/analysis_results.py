@@ -1,0 +1,213 @@
+"""Studies as reports show them: checked, each with a name that no other has, its figures drawn, its rows as a table."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from errata.analysis.findings import Claim, Figure, Findings, Label, Panel, Row, Series
+from errata.analysis.running import ROWS, Result
+from errata.errors import Fault, FaultsError, InputError
+from errata.reading import reason_of
+from errata.report.figure_styles import DARK, LIGHT, places_of
+from errata.report.figures import Picture, draw
+
+LONG: Final = 20  # rows; a table of more is folded away
+VERDICTS: Final = ("holds", "does not hold", "undecided")
+_REMEDY: Final = f"Give the study's command again, after removing its result.json; {ROWS} has its rows"
+
+
+class StudyAbout(BaseModel):
+    """What stands beside a study's findings.
+
+    Attributes:
+        identity: all that decides what a study finds: model, recipe, settings, materials.
+        seconds: of all pieces of its work together.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    title: str
+    shows: str
+    units: str
+    source: str
+    command: str
+    seconds: float
+    created: str = ""
+    device: str = ""
+    dtype: str = ""
+    versions: Mapping[str, Any] = {}
+    identity: Mapping[str, Any] = {}
+
+    @property
+    def model(self) -> str:
+        return str(self.identity.get("model", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Of the table of rows; ``numeric`` columns sort by value, all others as text."""
+
+    name: str
+    numeric: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShownFigure:
+    """A figure, drawn; ``name`` is that of its files, and of no other figure's."""
+
+    name: str
+    figure: Figure
+    light: Picture
+    dark: Picture
+
+    @property
+    def wide(self) -> bool:
+        return len(self.figure.panels) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class ShownStudy:
+    """A study, ready to be shown; ``name`` is that of no other one in the same report."""
+
+    name: str
+    about: StudyAbout
+    findings: Findings
+    figures: tuple[ShownFigure, ...]
+
+    @property
+    def columns(self) -> list[Column]:
+        """Of the rows: what they are, what they are of, the numbers."""
+        names = dict.fromkeys(name for row in self.findings.rows for name in row.where)
+        of = [
+            Column(name, not any(isinstance(row.where.get(name), str) for row in self.findings.rows)) for name in names
+        ]
+        numbers = [Column(name, True) for name in ("mean", "low", "high", "n")]
+        return [Column("quantity", False), *of, *numbers, Column("unit", False)]
+
+    @property
+    def lines(self) -> list[list[Label | None]]:
+        """The rows, as ``columns`` has them; None for what a row is not of."""
+        names = [column.name for column in self.columns[1:-5]]
+        return [[row.quantity, *map(row.where.get, names), *_numbers(row), row.unit] for row in self.findings.rows]
+
+    @property
+    def long(self) -> int:
+        """Rows of a table above which it is folded away."""
+        return LONG
+
+    @property
+    def parts(self) -> list[tuple[str, object]]:
+        """What decides what a study finds, by parts with names; those that are empty are left out."""
+        identity = self.about.identity
+        others = {key: value for key, value in identity.items() if key not in ("settings", "recipe", "recipes")}
+        named = [("Settings", identity.get("settings")), ("Recipe", identity.get("recipe")),
+                 ("Recipes of the runs", identity.get("recipes")), ("Model and material", others)]  # fmt: skip
+        return [(name, value) for name, value in named if value]
+
+
+def _numbers(row: Row) -> tuple[Label | None, ...]:
+    return row.mean, row.low, row.high, row.n
+
+
+def shown(results: Iterable[Result]) -> list[ShownStudy]:
+    """Check studies, and draw their figures. Styles are the same in all figures of a study.
+
+    Raises:
+        MissingExtraError: if a study has figures and matplotlib is not installed.
+        FaultsError: if results are damaged; tells of all of them.
+    """
+    checked, faults = [], []
+    for place, result in enumerate(results):
+        try:
+            checked.append(_checked(result))
+        except InputError as error:
+            where = str(result.about.get("title", f"study {place + 1}"))
+            faults.append(Fault(f"{where!r:.80}", error.what, _REMEDY))
+    if faults:
+        raise FaultsError("what was given", faults)
+    names = _distinct([str(about.identity.get("study", "study")) for about, _ in checked])
+    files = iter(_file_names([(name, each.name) for name, (_, found) in zip(names, checked, strict=True)
+                              for each in found.figures]))  # fmt: skip
+    return [
+        ShownStudy(name, about, found, tuple(_drawn(found.figures, files)))
+        for name, (about, found) in zip(names, checked, strict=True)
+    ]
+
+
+def _drawn(figures: Sequence[Figure], names: Iterable[str]) -> Iterable[ShownFigure]:
+    places = places_of(figures)
+    for figure, name in zip(figures, names, strict=False):
+        light, dark = (draw(figure, scheme, name=name, places=places) for scheme in (LIGHT, DARK))
+        yield ShownFigure(name, figure, light, dark)
+
+
+def verdicts(claims: Iterable[Claim]) -> str:
+    """``5 claims: 3 hold, 1 does not hold, 1 is undecided``."""
+    counts = Counter(claim.verdict for claim in claims)
+    total = sum(counts.values())
+    words = {"holds": ("holds", "hold"), "does not hold": ("does not hold", "do not hold"),
+             "undecided": ("is undecided", "are undecided")}  # fmt: skip
+    parts = [f"{counts[each]} {words[each][counts[each] != 1]}" for each in VERDICTS if counts[each]]
+    return f"{total} claim{'' if total == 1 else 's'}" + (f": {', '.join(parts)}" if parts else "")
+
+
+def told_value(value: Label | None) -> str:
+    """A value of a table: numbers with four digits."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _checked(result: Result) -> tuple[StudyAbout, Findings]:
+    """Raises InputError if anything is not as the classes say."""
+    try:
+        about = StudyAbout.model_validate(result.about)
+        found = TypeAdapter(Findings).validate_python(result.findings.to_record())
+        json.dumps([result.about, found.to_record()], ensure_ascii=False, allow_nan=False).encode()
+    except ValidationError as error:
+        raise InputError(reason_of(error)) from error
+    except (TypeError, ValueError) as error:  # what JSON has no words for; \ud800 is no text in a file
+        raise InputError(f"it has what cannot be told: {reason_of(error)}") from error
+    for figure in found.figures:
+        for panel in figure.panels:
+            for series in panel.series:
+                if fault := _fault_of(series, panel):
+                    raise InputError(f"figure {figure.name!r:.80}, {series.label!r:.80}: {fault}")
+    return about, found
+
+
+def _fault_of(series: Series, panel: Panel) -> str:
+    """Why a series cannot be drawn; nothing if it can."""
+    across = len(series.x)
+    if {len(series.y), len(series.low) or across, len(series.high) or across} != {across}:
+        return "it has not as many y, or ends of intervals, as x"
+    if panel.kind == "points" and any(isinstance(x, str) for x in series.x):
+        return "points have numbers as x"
+    return ""
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The same names; of those that are given more than once the later ones with a number."""
+    found: list[str] = []
+    for name in map(_file_name, names):
+        number = 1
+        while (tried := name if number == 1 else f"{name}-{number}") in found:
+            number += 1
+        found.append(tried)
+    return found
+
+
+def _file_names(figures: Sequence[tuple[str, str]]) -> list[str]:
+    """Of (study, figure) each: the figure's own name; behind the study's where several figures have that name."""
+    often = Counter(_file_name(figure) for _, figure in figures)
+    return _distinct([figure if often[_file_name(figure)] == 1 else f"{study}-{figure}" for study, figure in figures])
+
+
+def _file_name(name: str) -> str:
+    """A name for a file and for an id: letters, digits and ``-``, whatever was given."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)[:80].strip("-").lower() or "figure"

@@ -1,0 +1,110 @@
+"""``errata report`` of studies, from outside."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from errata.cli import run
+from errata.report import figures
+
+from tests.support.bench_runs import MadeUp, write_run
+from tests.support.studies import COMMAND, lines, made_up_findings, result, write_study
+
+FINDINGS = replace(made_up_findings(), figures=[lines()])
+PICTURES = {"lines.svg", "lines-dark.svg", "lines.png", "lines-dark.png"}
+
+
+def study(directory: Path, *, finished: bool = True, name: str = "made-up") -> Path:
+    return write_study(directory, result(name, FINDINGS), finished=finished)
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def test_a_studys_report_is_written_beside_it_and_is_the_same_again(tmp_path: Path) -> None:
+    directory = study(tmp_path / "made-up")
+    before = names(directory)
+    assert run(["report", str(directory)]) == 0
+    assert names(directory) == before | {"report.html", "report.md", "figures"}
+    assert names(directory / "figures") == PICTURES
+    first = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    assert run(["report", str(directory)]) == 0
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == first
+
+
+def test_a_folder_of_studies_has_one_report(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        study(tmp_path / "analysis" / name, name=name)
+    (tmp_path / "analysis" / "notes").mkdir()
+    out = tmp_path / "out"
+    assert run(["report", str(tmp_path / "analysis"), "--out", str(out), "--format", "md"]) == 0
+    assert names(out) == {"report.md", "figures"}
+    document = (out / "report.md").read_text(encoding="utf-8")
+    assert document.index("## Study a") < document.index("## Study b")
+    assert names(out / "figures") == {f"{name}-{picture}" for name in "ab" for picture in PICTURES}
+    assert run(["report", str(tmp_path / "analysis"), "--out", str(tmp_path / "one.html")]) == 0
+    assert names(tmp_path) == {"analysis", "out", "one.html"}  # a page has its figures inside
+
+
+def test_studies_are_added_to_a_benchmarks_report(tmp_path: Path) -> None:
+    bench = write_run(tmp_path / "run", MadeUp(seeds=1, facts=20, batch=10))
+    study(bench / "made-up")  # a benchmark is one, whatever else lies in its directory
+    assert run(["report", str(bench), "--analysis", str(bench / "made-up"), "--format", "html,md,csv"]) == 0
+    assert {"report.html", "report.md", "report.csv", "figures"} <= names(bench)
+    assert names(bench / "figures") == PICTURES
+    for name in ("report.html", "report.md"):
+        text = (bench / name).read_text(encoding="utf-8")
+        assert "Study made-up" in text
+        assert "efficacy" in text.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["{0}/done", "--format", "csv,tex"], ["rows.csv", "no LaTeX"]),
+        (["{0}/done", "--out", "{0}/x.csv"], ["rows.csv"]),
+        (["{0}/done", "--analysis", "{0}/done"], ["adds studies to a benchmark"]),
+        (["{0}/begun"], ["is not finished", COMMAND]),
+        (["{0}"], ["begun is not finished", "again is not finished"]),
+        (["{0}/empty"], ["no run of a benchmark"]),
+        (["{0}/empty", "--analysis", "{0}/empty", "--format", "csv"],
+         ["no run of a benchmark", "is no study", "adds to HTML and Markdown"]),
+        (["{0}/run", "--analysis", "{0}/nothing"], ["there is no directory"]),
+        (["{0}/run", "--analysis", "{0}/begun"], ["is not finished"]),
+        (["{0}/damaged"], ["result.json cannot be used"]),
+        (["{0}/wrong"], ["seconds"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_shown_is_told_and_nothing_is_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], told: list[str]
+) -> None:
+    study(tmp_path / "done")
+    study(tmp_path / "begun", finished=False)
+    study(tmp_path / "again", finished=False)
+    (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "run", MadeUp(seeds=1, facts=20, batch=10))
+    damaged = study(tmp_path / "damaged") / "result.json"
+    damaged.write_text(damaged.read_text(encoding="utf-8")[:50], encoding="utf-8")
+    wrong = study(tmp_path / "wrong") / "result.json"
+    whole = json.loads(wrong.read_text(encoding="utf-8"))
+    whole["about"]["seconds"] = "long"
+    wrong.write_text(json.dumps(whole), encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    assert run(["report", *(argument.format(tmp_path) for argument in arguments)]) == 2
+    said = capfd.readouterr().err
+    for each in told:
+        assert "".join(each.split()) in "".join(said.split())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_matplotlib_the_extra_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)
+    assert run(["report", str(study(tmp_path / "made-up"))]) == 2
+    assert "errata[plots]" in capfd.readouterr().err
