@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from errata.analysis.contribution import CONTRIBUTION
+from errata.analysis.factorial import FACTORIAL
+from errata.analysis.single_layer import SINGLE_LAYER
 from errata.analysis.study import Study
 from errata.errors import InputError
 
-STUDIES: Mapping[str, Study] = {study.name: study for study in (CONTRIBUTION,)}
+STUDIES: Mapping[str, Study] = {study.name: study for study in (CONTRIBUTION, SINGLE_LAYER, FACTORIAL)}
 
 
 def study_named(name: str) -> Study:
