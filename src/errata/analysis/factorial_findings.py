@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from errata.analysis.contrasts import Cell, Response, Sums, Weights, effects, response_of, value_of
 from errata.analysis.factorial_figures import decomposition_figure, interaction_figure, main_effect_figure
 from errata.analysis.findings import Claim, Findings, Row, compared, told
 from errata.analysis.study import AnalysisSettings, Kept
-from errata.analysis.variance import analysis_of_variance
+from errata.analysis.variance import Term, analysis_of_variance
 from errata.evaluation.records import SUCCESSES, Metric, in_order
 
 PERPLEXITY = "log_perplexity_ratio"
@@ -22,13 +22,13 @@ def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Finding
     before = {piece["seed"]: piece for piece in kept.values() if "designs" in piece}
     runs = [piece for piece in kept.values() if "cell" in piece]
     first = next(iter(before.values()))
-    cells: list[Cell] = list({tuple(run["cell"].items()): run["cell"] for run in runs}.values())
+    cells: list[Cell] = list({_key(run["cell"]): run["cell"] for run in runs}.values())
     undefined = _undefined(first)
     rows: list[Row] = []
     responses: dict[str, Response] = {}
     for name, unit in _names(first):
-        sums = {(tuple(run["cell"].items()), run["seed"]): _sums(name, run, before[run["seed"]]) for run in runs}
-        pooled = [_pooled([sums[tuple(cell.items()), seed] for seed in before]) for cell in cells]
+        sums = {(_key(run["cell"]), run["seed"]): _sums(name, run, before[run["seed"]]) for run in runs}
+        pooled = [_pooled([sums[_key(cell), seed] for seed in before]) for cell in cells]
         responses[name] = response = response_of(name, unit, cells, pooled)
         for design, levels in first["designs"].items():
             chosen = [cell for cell in cells if all(cell[factor] in levels[factor] for factor in levels)]
@@ -36,19 +36,12 @@ def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Finding
             observed = [(cell, seed) for cell in chosen for seed in before]
             table = analysis_of_variance(
                 [{factor: cell[factor] for factor in factors} | {"seed": seed} for cell, seed in observed],
-                [value_of(sums[tuple(cell.items()), seed]) for cell, seed in observed],
+                [value_of(sums[_key(cell), seed]) for cell, seed in observed],
                 block="seed",
             )
             if not table:
                 undefined[f"variance of {name}, design {design!r}"] = "all runs gave the same"
-            for term in table:
-                where = {"response": name, "design": design, "factor": term.name}
-                rows.append(_plain("sum of squares", f"({unit})²", where, term.squares, len(observed)))
-                rows.append(_plain("share of variance", "1", where, term.share, len(observed)))
-                rows.append(_plain("degrees of freedom", "1", where, term.degrees, len(observed)))
-                if term.f is not None and term.p is not None:
-                    rows.append(_plain("F", "1", where, term.f, len(observed)))
-                    rows.append(_plain("p", "probability", where, term.p, len(observed)))
+            rows += _variance_rows(table, {"response": name, "design": design}, unit, len(observed))
             rows += effects(response.of(chosen), factors, {"design": design})
         for part, weights in parts_of_gain(response).items():
             rows.append(response.row("boundary gain", {"part": part}, weights))
@@ -58,6 +51,27 @@ def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Finding
         decomposition_figure(rows, list(responses)),
     ]
     return Findings(rows, _claims(responses), [figure for figure in figures if figure.panels], undefined=undefined)
+
+
+def _key(cell: Cell) -> tuple[tuple[str, str], ...]:
+    return tuple(cell.items())
+
+
+def _variance_rows(table: Sequence[Term], where: Mapping[str, str], unit: str, runs: int) -> list[Row]:
+    """Numbers without intervals; ``n`` runs."""
+    rows = []
+    for term in table:
+        numbers: list[tuple[str, str, float | None]] = [
+            ("sum of squares", f"({unit})²", term.squares),
+            ("share of variance", "1", term.share),
+            ("degrees of freedom", "1", float(term.degrees)),
+            ("F", "1", term.f),
+            ("p", "probability", term.p),
+        ]
+        for quantity, its_unit, value in numbers:
+            if value is not None:
+                rows.append(Row(quantity, its_unit, {**where, "factor": term.name}, value, None, None, runs))
+    return rows
 
 
 def parts_of_gain(response: Response) -> dict[str, Weights]:
@@ -100,7 +114,10 @@ def _sums(name: str, run: Kept, before: Kept) -> list[Sums]:
         texts = zip(earlier["log_likelihoods"], now["log_likelihoods"], now["counts"], strict=True)
         return [{f"text {place}": (a - b, float(count)) for place, (a, b, count) in enumerate(texts)}]
     metrics = [str(metric) for metric in SUCCESSES] if name == Metric.SCORE else [name]
-    return [{fact: (value, count) for fact, (value, count) in run["sums"][metric].items()} for metric in metrics]
+    return [
+        {fact: (float(value), float(count)) for fact, (value, count) in run["sums"][metric].items()}
+        for metric in metrics
+    ]
 
 
 def _pooled(seeds: Sequence[Sequence[Sums]]) -> list[Sums]:
@@ -112,11 +129,6 @@ def _pooled(seeds: Sequence[Sequence[Sums]]) -> list[Sums]:
                 earlier = whole.get(cluster, (0.0, 0.0))
                 whole[cluster] = (earlier[0] + value, earlier[1] + count)
     return list(found)
-
-
-def _plain(quantity: str, unit: str, where: Mapping[str, str], value: float, n: int) -> Row:
-    """A number that has no interval; ``n`` runs."""
-    return Row(quantity, unit, dict(where), value, None, None, n)
 
 
 def _undefined(piece: Kept) -> dict[str, str]:
@@ -141,22 +153,20 @@ def _claims(responses: Mapping[str, Response]) -> list[Claim]:
     computed, spread, root, replay = (
         efficacy.mean_of(source=source, layers="both") for source in ("computed", "spread", "sqrt-spread", "replay")
     )
-    claims = [
-        _claim(efficacy, "The computed residual recalls more than the spread one at the same two layers.", computed
-               - spread),
-        _claim(efficacy, "The √-spread residual recalls more than the spread one, at both ends.", root - spread),
-        _claim(efficacy, "The √-spread residual recalls less than the computed one, at both ends.", root - computed,
-               "negative"),
-        _claim(efficacy, "A target carried forward by replay recalls less than one searched at each of the two ends.",
-               replay - computed, "negative"),
-    ]  # fmt: skip
+    said: list[tuple[str, Weights, Literal["positive", "negative"]]] = [
+        ("The computed residual recalls more than the spread one, at both ends.", computed - spread, "positive"),
+        ("The √-spread residual recalls more than the spread one, at both ends.", root - spread, "positive"),
+        ("The √-spread residual recalls less than the computed one, at both ends.", root - computed, "negative"),
+        ("Replay from the first end recalls less than a search at each end.", replay - computed, "negative"),
+    ]
+    claims = [_claim(efficacy, text, weights, claimed) for text, weights, claimed in said]
     sets = {name: efficacy.mean_of(source="computed", layers=name) for name in efficacy.levels("layers")}
     for single in ("first", "last"):
         text = f"Of the two ends the {single} layer alone is not enough: both recall more, all with computed residuals."
         claims.append(_claim(efficacy, text, sets["both"] - sets[single]))
     if "all" in sets:
-        text = "Computed residuals at all layers recall no more than at the two ends: the layers between add nothing."
-        claims.append(_claim(efficacy, text, sets["all"] - sets["both"], "negative"))
+        text = "Computed residuals at the two ends recall more than at all layers: the layers between do harm."
+        claims.append(_claim(efficacy, text, sets["both"] - sets["all"]))
         claims += _claims_of_gain(responses)
     for name, what in ((_EFFICACY, "recalls more"), (_SPECIFICITY, "spares neighbours"), (_UNTOUCHED, "spares others")):
         if name in responses:
@@ -199,9 +209,9 @@ def _claims_of_gain(responses: Mapping[str, Response]) -> list[Claim]:
     return claims
 
 
-def _claim(response: Response, text: str, weights: Any, claimed: Literal["positive", "negative"] = "positive") -> Claim:
+def _claim(
+    response: Response, text: str, weights: Weights, claimed: Literal["positive", "negative"] = "positive"
+) -> Claim:
     row = response.row("difference", {}, weights)
-    return Claim(
-        text, compared(row, claimed=claimed), f"difference of {response.name} {told(row)} (paired over facts, means of "
-        "the cells)"
-    )  # fmt: skip
+    evidence = f"difference of {response.name} {told(row)} (means of cells, paired over facts)"
+    return Claim(text, compared(row, claimed=claimed), evidence)

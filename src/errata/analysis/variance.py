@@ -58,7 +58,7 @@ def analysis_of_variance(
 ) -> list[Term]:
     """Sums of squares of all factors and of all pairs of them, and of the block's main effect.
 
-    In a balanced design, each term's sum of squares does not depend on the order of the terms (type 2 is given).
+    In a balanced design a term's sum of squares does not depend on the order of the terms: types 1 to 3 are the same.
 
     Args:
         observations: factor -> level, the block among them; every combination of levels equally often. What has a
@@ -89,7 +89,7 @@ def analysis_of_variance(
 
     table = pd.DataFrame([dict(entry) for entry in observations]).assign(value=list(values))
     with np.errstate(divide="ignore", invalid="ignore"):  # where nothing is left over, no F is told
-        found = anova_lm(ols(f"value ~ {' + '.join(names)}", table).fit(), typ=2)
+        found = anova_lm(ols(f"value ~ {' + '.join(names)}", table).fit(), typ=1)
     left, free = float(found.loc["Residual", "sum_sq"]), round(float(found.loc["Residual", "df"]))
     comparable = free > 0 and left > 1e-12 * total
     terms = []
