@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -31,7 +31,7 @@ from errata.edit import Editor
 from errata.evaluation.ability import summarise_labels
 from errata.evaluation.intervals import interval_of, resampled_sums
 from errata.evaluation.perplexity import Perplexity, perplexity_ratio, pooled
-from errata.evaluation.records import NOT_SHARES, Metric, Record, Summary, When, summarise
+from errata.evaluation.records import Metric, Record, Summary, When, summarise
 from errata.recipe import Recipe
 from errata.schedules import Step
 
@@ -45,7 +45,7 @@ _DRAWN: Mapping[str, str] = {
     Metric.SAME_SUBJECT_ACCURACY: "same subject",
     Metric.UNTOUCHED_ACCURACY: "untouched",
 }
-_UNITS = {
+UNITS: Mapping[str, str] = {
     Metric.PERPLEXITY_RATIO: "1",
     Metric.FLUENCY: "bits · 100",
     Metric.CONSISTENCY: "cosine · 100",
@@ -89,25 +89,19 @@ class _Questions:
         )
         self.before(seed)
 
-        def unedited() -> Any:
+        def unedited() -> AbstractContextManager[None]:
             return bench.model.edits.without(editor.patch().terms)
 
         with edited(editor, bench.materials[seed].facts.facts):
             return {"layer": layer, "residual": kind, **self._ask(seed, "after", unedited)}
 
-    def _ask(self, seed: int, state: State, unedited: Callable[[], Any]) -> Kept:
+    def _ask(self, seed: int, state: State, unedited: Callable[[], AbstractContextManager[None]]) -> Kept:
         measures, answers = self.bench.settings.measures, {}
-
-        @contextmanager
-        def without() -> Any:
-            with unedited():
-                yield
-
         for part in parts_of(measures.parts):
             before = None if state == "before" else self.known[seed]["answers"][part.name]["kept"]
             options = measures.options.get(part.name, {})
             inquiry = Inquiry(
-                self.bench.model, self.bench.materials[seed], options, seed, before, without, self.bench.report
+                self.bench.model, self.bench.materials[seed], options, seed, before, unedited, self.bench.report
             )
             answers[part.name] = part.ask(inquiry).to_record()
         return {"seed": seed, "answers": answers}
@@ -258,12 +252,9 @@ def _perplexity(pieces: Sequence[Kept]) -> Perplexity | None:
 
 def _row(summary: Summary, where: Mapping[str, Any]) -> Row:
     metric = summary.metric.partition(":")[0]
-    unit = _UNITS.get(Metric(metric), "share") if metric in _KNOWN else "1"
+    known = metric in set(Metric)  # a task of lm-evaluation-harness says itself what it counts
+    unit = UNITS.get(metric, "share") if known else "1"
     return Row(str(summary.metric), unit, dict(where), summary.mean, summary.low, summary.high, summary.n)
-
-
-_KNOWN = frozenset(str(metric) for metric in Metric)
-assert NOT_SHARES - set(_UNITS) == {Metric.SECONDS_PER_EDIT}
 
 
 def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
