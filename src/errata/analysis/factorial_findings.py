@@ -15,7 +15,7 @@ from errata.evaluation.records import SUCCESSES, Metric, in_order
 PERPLEXITY = "log_perplexity_ratio"
 _FACTORS = ("source", "layers", "history", "ridge", "contexts")
 _EFFICACY, _SPECIFICITY = str(Metric.EFFICACY_ACCURACY), str(Metric.SPECIFICITY_ACCURACY)
-_UNTOUCHED = str(Metric.UNTOUCHED_ACCURACY)
+_GENERALISATION, _UNTOUCHED = str(Metric.GENERALISATION_ACCURACY), str(Metric.UNTOUCHED_ACCURACY)
 
 
 def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
@@ -177,24 +177,22 @@ def _claims(responses: Mapping[str, Response]) -> list[Claim]:
 
 
 def _claims_of_gain(responses: Mapping[str, Response]) -> list[Claim]:
-    efficacy = responses[_EFFICACY]
-    gain = parts_of_gain(efficacy)
-    shown = {part: efficacy.row("boundary gain", {}, gain[part]) for part in ("whole", "source", "layers")}
-    parts = ", ".join(f"{part} {told(row)}" for part, row in shown.items())
-    more = efficacy.row("source minus layers", {}, gain["source"] - gain["layers"])
-    claims = [
-        Claim(
-            "From (spread, all layers) to (computed, both ends), the source of the residual brings more of the gain in "
-            "efficacy than the choice of layers.",
-            compared(more, claimed="positive"),
-            f"{parts}; source minus layers {told(more)} (bootstrap over facts, the same in all runs)",
-        ),
-        _claim(
-            efficacy,
-            "The choice of the two ends raises efficacy by itself, with either residual (mean of the two).",
-            gain["layers"],
-        ),
-    ]
+    claims = []
+    for name, what in ((_EFFICACY, "efficacy"), (_GENERALISATION, "generalisation")):
+        if name in responses:
+            response = responses[name]
+            gain = parts_of_gain(response)
+            shown = {part: response.row("boundary gain", {}, gain[part]) for part in ("whole", "source", "layers")}
+            more = response.row("source minus layers", {}, gain["source"] - gain["layers"])
+            parts = ", ".join(f"{part} {told(row)}" for part, row in shown.items())
+            evidence = f"{parts}; source minus layers {told(more)} ({name}, paired over facts)"
+            text = (
+                "From (spread, all layers) to (computed, both ends), the source of the residual brings more of the "
+                f"gain in {what} than the choice of layers."
+            )
+            claims.append(Claim(text, compared(more, claimed="positive"), evidence))
+            text = f"Writing the two ends instead of all layers raises {what}, at the same residuals."
+            claims.append(_claim(response, text, gain["layers"]))
     for name, what in ((_SPECIFICITY, "neighbours' answers"), (_UNTOUCHED, "answers about other subjects")):
         if name in responses:
             loss = parts_of_gain(responses[name])
