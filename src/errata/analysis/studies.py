@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from errata.analysis.alignment import ALIGNMENT
 from errata.analysis.contribution import CONTRIBUTION
+from errata.analysis.factorial import FACTORIAL
 from errata.analysis.hidden_shift import HIDDEN_SHIFT
+from errata.analysis.single_layer import SINGLE_LAYER
 from errata.analysis.spectrum import SPECTRUM
 from errata.analysis.steps import STEPS
 from errata.analysis.study import Study
@@ -14,8 +16,11 @@ from errata.analysis.weight_shift import WEIGHT_SHIFT
 from errata.errors import InputError
 
 STUDIES: Mapping[str, Study] = {
-    study.name: study for study in (CONTRIBUTION, ALIGNMENT, STEPS, WEIGHT_SHIFT, HIDDEN_SHIFT, SPECTRUM)
-}
+    study.name: study
+    for study in (
+        CONTRIBUTION, ALIGNMENT, SINGLE_LAYER, STEPS, WEIGHT_SHIFT, HIDDEN_SHIFT, SPECTRUM, FACTORIAL,
+    )
+}  # fmt: skip
 
 
 def study_named(name: str) -> Study:

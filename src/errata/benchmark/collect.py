@@ -12,7 +12,7 @@ from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.finished import Finished, read_finished
 from errata.benchmark.record_table import records_file
 from errata.evaluation.ability import summarise_labels
-from errata.evaluation.perplexity import Perplexity, perplexity_ratio
+from errata.evaluation.perplexity import perplexity_ratio, pooled
 from errata.evaluation.records import (
     Metric,
     Row,
@@ -73,8 +73,8 @@ def rows_of(cells: Sequence[Finished], *, seed: int = 0) -> list[Row]:
         found = summarise([record for cell in cells for record in cell.records(when)], when, seed=seed)
         summaries += [(edits, summary) for summary in found]
     summaries += [(edits, summary) for summary in _of_labels(cells, seed)]
-    before = _added([cell.perplexity("before") for cell in cells])
-    after = _added([cell.perplexity("after") for cell in cells])
+    before = pooled([cell.perplexity("before") for cell in cells])
+    after = pooled([cell.perplexity("after") for cell in cells])
     if before is not None and after is not None:
         summaries.append((edits, perplexity_ratio(before, before, "before", seed=seed)))
         summaries.append((edits, perplexity_ratio(before, after, "after", seed=seed)))
@@ -152,8 +152,8 @@ def _on_the_way(cells: Sequence[Finished], seed: int) -> Iterator[tuple[int, Sum
         there = [(cell, batch) for cell in cells for batch in cell.batches if batch.edits == edits]
         checks = [record for _, batch in there for record in batch.check or ()]
         yield from ((edits, summary) for summary in summarise(checks, "during", seed=seed))
-        before = _added([cell.perplexity("before") for cell, _ in there])
-        now = _added([batch.perplexity for _, batch in there])
+        before = pooled([cell.perplexity("before") for cell, _ in there])
+        now = pooled([batch.perplexity for _, batch in there])
         if before is not None and now is not None:
             yield edits, perplexity_ratio(before, now, "during", seed=seed)
         norms = [batch.weight_norm_ratio for _, batch in there]
@@ -167,12 +167,3 @@ def _groups(campaign: Campaign) -> list[list[Path]]:
         spec = campaign.spec(cell)
         groups.setdefault((spec.model.name, spec.data.label, spec.label), []).append(cell)
     return list(groups.values())
-
-
-def _added(parts: Sequence[Perplexity | None]) -> Perplexity | None:
-    """Perplexities of several models on the same texts, text by text: a text read twice is still one cluster."""
-    known = [part for part in parts if part is not None]
-    if not known or len({part.counts for part in known}) > 1:
-        return None
-    sums = zip(*(part.log_likelihoods for part in known), strict=True)
-    return Perplexity(tuple(map(sum, sums)), tuple(len(known) * count for count in known[0].counts))

@@ -111,3 +111,16 @@ def perplexity_ratio(
         low, high = interval_of(np.exp(drawn[:, 0] / drawn[:, 1]), clusters.shape[1])
     texts = clusters.shape[1]
     return Summary(Metric.PERPLEXITY_RATIO, when, now.value / before.value, low, high, texts, texts)
+
+
+def pooled(parts: Sequence[Perplexity | None]) -> Perplexity | None:
+    """Perplexities of several models on the same texts, text by text: a text read twice is still one cluster.
+
+    Returns:
+        None if none is known, or they are of different texts.
+    """
+    known = [part for part in parts if part is not None]
+    if not known or len({part.counts for part in known}) > 1:
+        return None
+    sums = zip(*(part.log_likelihoods for part in known), strict=True)
+    return Perplexity(tuple(map(sum, sums)), tuple(len(known) * count for count in known[0].counts))

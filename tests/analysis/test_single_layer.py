@@ -1,0 +1,107 @@
+"""Study ``single-layer``: against an editor with a one-step plan of its own, and what must be the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errata.analysis.single_layer import KINDS, SINGLE_LAYER, UNITS, difference_row, runs_of, step_of
+from errata.errors import FaultsError
+from errata.evaluation.perplexity import perplexity
+from errata.evaluation.records import NOT_SHARES, Metric, Record
+from errata.schedules import Step
+
+from tests.reference.factorial import answers_of
+from tests.support.bench import ASKED, PROSE, UNTOUCHED
+from tests.support.editing import assert_same_bits, parameter_bits
+from tests.support.workbench import done, tiny_workbench
+
+FACTS = ASKED[:3]
+PLANS = {
+    (1, "spread"): Step(1, 3, 1 / 3),
+    (2, "spread"): Step(2, 3, 1 / 2),
+    (1, "sqrt-spread"): Step(1, 3, 1 / 3**0.5),
+    (1, "undivided"): Step(1, 3, 1.0),
+    (2, "computed"): Step(2, 2, 1.0),
+    (3, "computed"): Step(3, 3, 1.0),
+}
+
+
+def test_the_steps_are_those_of_the_schedules() -> None:
+    for (layer, kind), step in PLANS.items():
+        assert step_of(kind, layer, (1, 2, 3)) == step
+    assert len(runs_of((1, 2, 3))) == 2 * len(KINDS) + 1
+    assert UNITS.keys() == NOT_SHARES - {Metric.SECONDS_PER_EDIT}  # whatever else there is are shares
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_every_number_is_what_an_editor_of_its_own_gives(tmp_path: Path, family: str) -> None:
+    bench = tiny_workbench(tmp_path, family, facts=FACTS)
+    bits = parameter_bits(bench.model)
+    result = done(SINGLE_LAYER, bench, tmp_path / "out")
+    assert_same_bits(parameter_bits(bench.model), bits)
+    rows = {(row.where.get("layer"), row.where["residual"], row.quantity): row for row in result.findings.rows}
+    before = perplexity(bench.model, PROSE).value
+    for (layer, kind), step in PLANS.items():
+        expected = answers_of(bench.model, bench.recipe, FACTS, UNTOUCHED, tmp_path / "cache", [step])
+        assert {"efficacy_success", "specificity_accuracy", "untouched_accuracy"} <= expected.keys()
+        for metric, facts in expected.items():
+            values = [value for found in facts.values() for value in found]
+            assert rows[layer, kind, metric].mean == pytest.approx(sum(values) / len(values))
+            assert rows[layer, kind, metric].n == len(facts)
+        assert rows[layer, kind, "perplexity_ratio"].mean != 1
+        assert rows[layer, kind, "perplexity_ratio"].unit == "1"
+    assert rows[None, "none, unedited", "perplexity_ratio"].mean == 1
+    assert perplexity(bench.model, PROSE).value == before
+    # At the last layer all residuals are one run; before it the residuals differ, and so does what they do.
+    for metric in ("efficacy_success", "perplexity_ratio", "untouched_accuracy"):
+        assert len({rows[3, kind, metric].mean for kind in KINDS}) == 1
+    assert len({rows[1, kind, "perplexity_ratio"].mean for kind in KINDS}) == len(KINDS)
+    difference = rows[2, "computed minus spread", "efficacy_accuracy, difference"]
+    apart = rows[2, "computed", "efficacy_accuracy"].mean - rows[2, "spread", "efficacy_accuracy"].mean
+    assert difference.mean == pytest.approx(apart)
+    assert any("at layer 3" in name for name in result.findings.undefined)
+    assert sum("higher efficacy than the spread one" in claim.text for claim in result.findings.claims) == 2
+    (figure,) = result.findings.figures
+    assert [panel.title for panel in figure.panels] == ["Efficacy", "Generalisation", "Specificity", "Untouched"]
+    assert {len(series.x) for panel in figure.panels for series in panel.series} == {2, 3}
+
+
+def test_further_measurements_and_a_study_that_goes_on_elsewhere(tmp_path: Path) -> None:
+    measures = {"parts": ("free", "drift", "side"), "options": {"free": {"settings": {"new_tokens": 3}}}}
+    bench = tiny_workbench(tmp_path, facts=FACTS, measures=measures, recipe={"layers": (1, 3)})
+    result = done(SINGLE_LAYER, bench, tmp_path / "out")
+    found = {row.quantity.partition(":")[0]: row for row in result.findings.rows}
+    assert {"free_efficacy_contained", "free_locality_neighbours", "drift_kl_untouched", "negation_accuracy"} <= set(
+        found
+    )
+    assert found["drift_kl_untouched"].unit == "nats"
+    # Another process, which has not asked the unedited model, gives a piece the same.
+    path = tmp_path / "out" / "pieces" / "seed-0-layer-1-computed.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))["kept"]
+    again = {piece.name: piece for piece in SINGLE_LAYER.pieces(bench)}["seed-0-layer-1-computed"]
+    assert json.loads(json.dumps(again.work())) == kept
+
+
+def record(fact: str, prompt: str, value: float) -> Record:
+    return Record(fact, "specificity_accuracy", prompt, value, "")
+
+
+def test_differences_are_paired_over_facts() -> None:
+    ones = [record("a", "1", 1.0), record("a", "2", 1.0), record("b", "3", 0.0), record("b", "4", 1.0)]
+    others = [record(one.fact, one.prompt, one.value - 0.25) for one in ones]
+    row = difference_row("specificity_accuracy", {"layer": 1}, ones, others)
+    assert (row.low, row.mean, row.high, row.n) == (0.25, 0.25, 0.25, 2)
+    with pytest.raises(ValueError, match="not asked the same"):
+        difference_row("specificity_accuracy", {}, ones, others[:-1])
+
+
+def test_measurements_that_cannot_be_made_are_refused_before_any_work(tmp_path: Path) -> None:
+    measures: Mapping[str, Any] = {"parts": ("free",), "options": {"drift": {"x": 1}}}
+    bench = tiny_workbench(tmp_path, facts=FACTS, measures=measures)
+    with pytest.raises(FaultsError, match="measurement that is not made"):
+        SINGLE_LAYER.check(bench.recipe, bench.settings)
