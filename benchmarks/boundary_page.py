@@ -9,53 +9,81 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 
-from errata.analysis.findings import Claim, Row, told
+from errata.analysis.findings import Claim, Label, Row, told
 from errata.analysis.running import Result, read_result
 from errata.analysis.studies import STUDIES
-from errata.output import write_text
-from errata.report.figures import draw_figure
+from errata.output import write_bytes, write_text
+from errata.report.analysis_documents import figure_files
+from errata.report.analysis_results import ShownStudy, shown
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEMPLATE = Path(__file__).with_name("boundary_page.md.j2")
+FOLDER = "boundary"
 
 
-class Numbers:
+class Findings:
     """What the template may ask for; whatever is not there once, and once only, is an error."""
 
-    def __init__(self, results: dict[str, Result]) -> None:
+    def __init__(self, results: Mapping[str, Result], studies: Sequence[ShownStudy]) -> None:
         self.results = results
+        self._figures = {figure.name: figure for study in studies for figure in study.figures}
+        self.drawn: set[str] = set()
 
-    def row(self, study: str, quantity: str, **where: str | float) -> Row:
-        rows = self.results[study].findings.rows
-        found = [row for row in rows if row.quantity == quantity and dict(row.where) == where]
+    def row(self, study: str, quantity: str, where: Mapping[str, Label]) -> Row:
+        """The row with exactly these labels."""
+        rows = [row for row in self.results[study].findings.rows if row.quantity == quantity]
+        found = [row for row in rows if dict(row.where) == dict(where)]
         if len(found) != 1:
-            near = [dict(row.where) for row in rows if row.quantity == quantity]
-            raise KeyError(f"{study}: {len(found)} rows of {quantity!r} at {where}; there are {near}")
+            raise KeyError(
+                f"{study}: {len(found)} rows of {quantity!r} at {where}; there are {[r.where for r in rows]}"
+            )
         return found[0]
 
-    def value(self, study: str, quantity: str, digits: int = 3, percent: bool = False, **where: str | float) -> str:
+    def value(self, study: str, quantity: str, digits: int = 3, **where: Label) -> str:
         """The mean with its interval."""
-        row = self.row(study, quantity, **where)
-        if not percent:
-            return told(row, digits)
+        return told(self.row(study, quantity, where), digits)
+
+    def mean(self, study: str, quantity: str, digits: int = 3, **where: Label) -> str:
+        """The mean alone."""
+        return f"{self.row(study, quantity, where).mean:.{digits}g}"
+
+    def percent(self, study: str, quantity: str, **where: Label) -> str:
+        """A share in %, with its interval."""
+        row = self.row(study, quantity, where)
         interval = "" if row.low is None or row.high is None else f" [{100 * row.low:.1f}, {100 * row.high:.1f}]"
         return f"{100 * row.mean:.1f} %{interval}"
 
-    def claims(self, study: str) -> list[Claim]:
-        return list(self.results[study].findings.claims)
+    def figure(self, name: str) -> str:
+        """A picture, light or dark as the reader's page is, with its caption."""
+        figure = self._figures[name]
+        self.drawn.add(name)
+        place = f"{FOLDER}/figures/{name}"
+        dark = f'<source media="(prefers-color-scheme: dark)" srcset="{place}-dark.svg">'
+        caption = figure.figure.caption
+        return f'<picture>\n{dark}\n<img src="{place}.svg" alt="{caption}">\n</picture>\n\n*{caption}*'
 
-    def not_held(self) -> list[tuple[str, Claim]]:
-        return [(study, claim) for study in self.results for claim in self.claims(study) if claim.verdict != "holds"]
+    def claims(self, study: str) -> str:
+        """All claims of a study as a table."""
+        lines = [f"| {one.text} | **{one.verdict}** | {one.evidence} |" for one in self._claims(study)]
+        return "\n".join(["| claim | verdict | measured |", "| --- | --- | --- |", *lines])
 
-    def minutes(self, study: str) -> str:
-        return f"{self.results[study].about['seconds'] / 60:.1f}"
+    def counts(self) -> dict[str, int]:
+        """How many claims have each verdict."""
+        verdicts = [claim.verdict for study in self.results for claim in self._claims(study)]
+        return {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
 
-    def all_minutes(self) -> str:
-        return f"{sum(result.about['seconds'] for result in self.results.values()) / 60:.0f}"
+    def minutes(self, study: str | None = None) -> str:
+        """What a study, or all of them, took."""
+        chosen = list(self.results) if study is None else [study]
+        return f"{sum(self.results[name].about['seconds'] for name in chosen) / 60:.0f}"
+
+    def _claims(self, study: str) -> Sequence[Claim]:
+        return self.results[study].findings.claims
 
 
 def main() -> None:
@@ -65,12 +93,14 @@ def main() -> None:
     command = [sys.executable, "-m", "errata", "analyse", "all", "--model", "lab", "--out", str(arguments.runs)]
     subprocess.run(command, check=True)
     results = {name: read_result(arguments.runs / name) for name in STUDIES}
-    for name, result in results.items():
-        for figure in result.findings.figures:
-            draw_figure(figure, DOCS / "boundary" / f"{name}-{figure.name}.svg")
+    studies = shown(results.values())
+    findings = Findings(results, studies)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    write_text(DOCS / "boundary.md", template.render(numbers=Numbers(results), studies=STUDIES, results=results) + "\n")
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(found=findings, studies=STUDIES)
+    for name, data in figure_files(studies).items():
+        if name.endswith(".svg") and Path(name).stem.removesuffix("-dark") in findings.drawn:
+            write_bytes(DOCS / FOLDER / name, data)
+    write_text(DOCS / f"{FOLDER}.md", page.rstrip() + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from errata.analysis.running import RESULT, STUDY, Result, read_result
+from errata.analysis.studies import STUDIES
 from errata.errors import Fault, FaultsError, InputError
 from errata.output import is_file
 
@@ -20,7 +21,7 @@ def is_of_studies(directory: Path) -> bool:
 
 
 def read_studies(directory: Path) -> list[Result]:
-    """Read a study, or all studies that lie directly in a folder, by name.
+    """Read a study, or all studies that lie directly in a folder, in the order of their argument.
 
     Raises:
         InputError: if there is none, if one is not finished, or if one is damaged.
@@ -50,7 +51,9 @@ def read_studies(directory: Path) -> list[Result]:
 def _studies(directory: Path) -> Sequence[Path]:
     if _is_study(directory):
         return [directory]
-    return sorted(place for place in directory.iterdir() if _is_study(place)) if directory.is_dir() else []
+    names = list(STUDIES)
+    places = [place for place in directory.iterdir() if _is_study(place)] if directory.is_dir() else []
+    return sorted(places, key=lambda one: (names.index(one.name) if one.name in names else len(names), one.name))
 
 
 def _is_study(place: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from errata.analysis.running import STUDY, Result, run_study
+from errata.analysis.running import RESULT, STUDY, Result, read_result, run_study
 from errata.analysis.studies import STUDIES
 from errata.analysis.study import Workbench
 from errata.benchmark.grid import DataEntry
@@ -20,6 +20,7 @@ from errata.loading import load_model
 from errata.models.outline import Outline
 from errata.output import check_new, is_file
 from errata.recipe import Recipe
+from errata.report.figures import check_drawing
 from errata.verbs.analyse_plan import Planned, entry_of_facts, planned
 from errata.verbs.bench_options import measures_of, names_in
 from errata.verbs.console import (
@@ -38,6 +39,7 @@ from errata.verbs.console import (
 from errata.verbs.drawn import WholeSet, material_of, prose_of, whole_set
 from errata.verbs.models import check_facts
 from errata.verbs.numbers import read_numbers, show_notes
+from errata.verbs.report import write_studies
 
 HELP = (
     "Measure each step of the argument behind boundary-layer updates, on any supported model.\n\n"
@@ -115,6 +117,8 @@ def analyse(
         with part:
             plans = planned(study, {name: value for name, value in given.items() if value is not None})
         with part:
+            check_drawing()
+        with part:
             where = placement(device, dtype)
             outline = outline_of(model, trust_remote_code=trust_remote_code)
         with part:
@@ -174,6 +178,8 @@ def analyse(
                 ) from error
     for name, result in results.items():
         _show(name, result)
+    finished = [read_result(out / name) for name in STUDIES if is_file(out / name / RESULT)]
+    write_studies(finished, {kind: out / f"report.{kind}" for kind in ("html", "md")})
     write_json(
         json, {"studies": {name: {"findings": r.findings.to_record(), "about": r.about} for name, r in results.items()}}
     )

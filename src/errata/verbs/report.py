@@ -87,6 +87,18 @@ def _report_studies(run: Path, out: Path | None, formats: str | None, analysis: 
             check_drawing()
         with part:
             results = read_studies(run)
+    write_studies(results, targets)
+
+
+def write_studies(results: Sequence[Result], targets: Mapping[str, Path]) -> None:
+    """Write the report of studies, each format to its place.
+
+    Args:
+        targets: ``html`` and ``md``, or one of them -> file.
+
+    Raises:
+        MissingExtraError: if figures cannot be drawn here.
+    """
     studies = shown(results)
     makers: dict[str, Callable[[], str]] = {
         "html": lambda: analysis_page(studies),
