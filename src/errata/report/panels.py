@@ -103,6 +103,7 @@ def _draw_series(
         share = 0.8 / len(panel.series)
         xs = [x + share * _from_middle(number, panel) for x in xs]
         axis.bar(xs, ys, share, color=style.colour, edgecolor=scheme.ground, hatch=style.hatch, linewidth=0.6)
+        _whiskers(axis, xs, shown, panel, scheme.ground, thicker=2)  # so that the ink is seen on any bar
         _whiskers(axis, xs, shown, panel, scheme.ink)
     else:
         if not panel.log_x or across.named:  # a little beside each other, where intervals or lines would hide the last
@@ -129,21 +130,26 @@ def _draw_line(
         )  # fmt: skip
 
 
-def _whiskers(axis: Any, xs: Sequence[float], shown: Sequence[tuple[Any, ...]], panel: Panel, colour: str) -> None:
+def _whiskers(
+    axis: Any,
+    xs: Sequence[float],
+    shown: Sequence[tuple[Any, ...]],
+    panel: Panel,
+    colour: str,
+    *,
+    thicker: int = 0,
+) -> None:
     """Intervals, drawn from end to end as they were told: a mean need not lie between the ends."""
     told = [
         (x, _above(low, panel, mean), high)
         for x, (_, mean, low, high) in zip(xs, shown, strict=True)
         if low is not None and high is not None and (high > 0 or not panel.log_y)
     ]
-    for ends in (1, 2):
-        axis.plot(
-            [each[0] for each in told], [each[ends] for each in told], linestyle="none", marker="_", markersize=5,
-            markeredgewidth=1, color=colour,
-        )  # fmt: skip
-    axis.vlines(
-        [each[0] for each in told], [each[1] for each in told], [each[2] for each in told], color=colour, linewidth=1
-    )
+    xs, lows, highs = ([each[place] for each in told] for place in range(3))
+    width = 1 + thicker
+    for ends in (lows, highs):
+        axis.plot(xs, ends, linestyle="none", marker="_", markersize=5 + thicker, markeredgewidth=width, color=colour)
+    axis.vlines(xs, lows, highs, color=colour, linewidth=width)
 
 
 def _above(low: float, panel: Panel, value: float) -> float:
