@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from errata.evaluation.records import NOT_SHARES, Metric
 from errata.report.comparison import BEFORE, Interval, comparisons, separate_best
 from errata.report.measures import Group, Unit, measure_of
 
@@ -96,3 +98,27 @@ def test_units_are_known_or_nothing_is_guessed() -> None:
         measure = measure_of(name)
         assert (measure.unit, measure.better) == (Unit.RAW, None)
         assert measure.number(0.123456) == "0.1235"
+
+
+@pytest.mark.parametrize("probe", ["sst2", "rte"])
+@pytest.mark.parametrize("suffix", ["", "_likelihood", "_glue", "_likelihood_glue"])
+def test_the_papers_probes_are_in_percent_and_can_be_best(probe: str, suffix: str) -> None:
+    for name in ("accuracy", "weighted_f1"):
+        measure = measure_of(f"ability:{probe}:{name}{suffix}")
+        assert (measure.group, measure.unit, measure.better) == (Group.ABILITY, Unit.PERCENT, "higher")
+    unread = measure_of(f"ability:{probe}:unparsable")
+    assert (unread.group, unread.unit, unread.better) == (Group.ABILITY, Unit.PERCENT, "lower")
+
+
+def test_changes_of_concepts_are_side_tests_in_percent() -> None:
+    for name in (Metric.CONCEPT_INSTANCE_CHANGE, Metric.CONCEPT_NON_INSTANCE_CHANGE):
+        measure = measure_of(name)
+        assert (measure.group, measure.unit, measure.better) == (Group.SIDE, Unit.PERCENT, "higher")
+        assert measure.interval(-0.5, 0.25) == "[-50.0, 25.0]"
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_no_metric_of_ours_is_unknown(metric: Metric) -> None:
+    measure = measure_of(metric)
+    assert measure.group is not Group.UNKNOWN
+    assert (measure.unit is Unit.PERCENT) == (metric not in NOT_SHARES | {Metric.WEIGHT_NORM_RATIO})
