@@ -82,6 +82,20 @@ def test_right_after_stands_beside_after_and_the_unedited_model_on_top() -> None
     assert [line.name for line in unknown.lines] == ["b"]
 
 
+def test_who_stopped_early_is_shown_and_neither_best_nor_in_the_way() -> None:
+    means = {"a": 0.2, "b": 0.5, "stopped": 0.9}
+    rows = [row(name, "untouched_accuracy", "after", mean) for name, mean in means.items()]
+
+    def best(*stopped: str) -> list[str]:
+        (table,) = comparisons(rows, stopped)
+        assert [line.cells[0].value for line in table.lines] == ["20.0", "50.0", "90.0"]
+        return [line.name for line in table.lines if line.cells[0].best]
+
+    assert best() == ["stopped"]
+    assert best("stopped") == ["b"]
+    assert best("stopped", "b") == []
+
+
 def test_unedited_models_that_differ_have_a_line_each() -> None:
     rows = [row(name, "score", when, mean) for name, mean in (("a", 0.1), ("b", 0.2)) for when in ("before", "after")]  # type: ignore[arg-type]
     (table,) = comparisons(rows)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from errata.evaluation.records import write_results
 from errata.report.answers import Answers
 from errata.report.bench_run import BenchRun, read_bench_run
 from errata.report.documents import CSV_COLUMNS, report_csv, report_markdown
@@ -20,7 +21,7 @@ from errata.report.latex import latex_text, report_latex
 from errata.report.markdown import code, text
 from errata.report.page import report_page
 
-from tests.support.bench_runs import MadeUp, write_run
+from tests.support.bench_runs import MadeUp, rows_of, write_run
 
 PARSER = MarkdownIt("commonmark").enable("table").enable("strikethrough")
 HOSTILE = "a|b & c_d $x$ 50% #1 ~ ^ {z} \\end{table} <script>x</script> `q` \"r\" 's' -- [0]\u2028\u202e*new*\nline"
@@ -40,7 +41,7 @@ def test_csv_is_the_long_form_bit_for_bit(run: BenchRun) -> None:
             **{name: line[name] for name in ("model", "data", "method", "metric", "when")},
             **{name: float(line[name]) if line[name] else None for name in ("mean", "low", "high")},
             "n": int(line["n"]),
-            **({"edits": int(line["edits"])} if line["edits"] else {}),
+            **{name: int(line[name]) for name in ("edits", "seeds") if line[name]},
         }
         for line in lines
     ]
@@ -112,7 +113,7 @@ def test_methods_of_which_not_all_seeds_are_done_say_so(tmp_path: Path) -> None:
     states = {"memit": ["done", "failed", "done"], "alphaedit": ["done"] * 3, "alphaedit+blue": ["done", "not done"]}
     cells = [cell(method, seed, state) for method, each in states.items() for seed, state in enumerate(each)]
     run = read_bench_run(write_run(tmp_path / "run", MadeUp(methods=tuple(states), facts=20, about={"cells": cells})))
-    assert run.seeds_missing(run.sections()[0]) == {"memit": "seeds 2 of 3", "alphaedit+blue": "seeds 1 of 2"}
+    assert run.signs(run.sections()[0]) == {"memit": "seeds 2 of 3", "alphaedit+blue": "seeds 1 of 2"}
     written = report_markdown(run)
     groups = written.count("### ") - len(states)  # the rest are recipes
     assert written.count("| `memit` (seeds 2 of 3) |") == written.count("| `alphaedit` |") == groups
@@ -123,6 +124,46 @@ def test_methods_of_which_not_all_seeds_are_done_say_so(tmp_path: Path) -> None:
     for each in (written, page):
         assert "Begun" in each
         assert "wall time of each run&#39;s last sitting" in each or "wall time of each run's last sitting" in each
+
+
+def test_methods_that_stopped_early_say_so_and_are_never_best(tmp_path: Path) -> None:
+    def cell(method: str, seed: int, stopped: int | None) -> dict[str, object]:
+        where = {"model": "lab", "data": "counterfact", "method": method, "seed": seed, "status": "done"}
+        return {
+            "id": f"{method}-{seed}",
+            **where,
+            "seconds": 1.0,
+            "collapsed_at": stopped,
+            "edits": 1 if stopped else 20,
+        }
+
+    # The last method has the best numbers of all.
+    methods = ("memit", "alphaedit", "alphaedit+blue", "memit+blue")
+    states = {method: [None] * 3 for method in methods} | {"memit+blue": [2, None, 2]}
+    cells = [cell(method, seed, stopped) for method, each in states.items() for seed, stopped in enumerate(each)]
+    made_up = MadeUp(methods=methods, facts=20_000, batch=10_000)
+    best = {}
+    for name, about in (("stopped", {"cells": cells}), ("whole", {})):
+        directory = tmp_path / name
+        directory.mkdir()
+        write_results(directory / "summary.json", rows_of(made_up), {"command": "x", "cells": [], **about})
+        run = read_bench_run(directory)
+        lines = csv.DictReader(io.StringIO(report_csv(run)))
+        best[name] = {(line["method"], line["metric"]) for line in lines if line["best"] == "1"}
+    assert ("memit+blue", "efficacy_accuracy") in best["whole"]
+    assert ("memit", "efficacy_accuracy") not in best["whole"]
+    assert not [method for method, _ in best["stopped"] if method == "memit+blue"]
+    assert ("alphaedit", "efficacy_accuracy") in best["stopped"]
+
+    stopped = read_bench_run(tmp_path / "stopped")
+    assert stopped.signs(stopped.sections()[0]) == {"memit+blue": "2 of 3 stopped early"}
+    written, page = report_markdown(stopped), report_page(stopped, Answers({}, 0, 0, 0))
+    assert "| `memit+blue` (2 of 3 stopped early) |" in written
+    assert "memit+blue (2 of 3 stopped early) &" in report_latex(stopped)
+    assert page.count('<span class="n">2 of 3 stopped early</span>') == page.count("<bdi>memit+blue</bdi></span>")
+    for each in (written, page):
+        assert "stopped before batch 2, with 1 fact edited" in each
+        assert "of which a run stopped early takes no part" in each
 
 
 def unescaped(latex: str) -> str:

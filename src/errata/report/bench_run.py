@@ -26,6 +26,7 @@ class CellRecord(BaseModel):
     Attributes:
         seconds: wall time; None where it is not known.
         failure: why it failed; None if it did not.
+        edits: facts that are in the model at the end; None where it is not known.
         collapsed_at: the batch, from 1, before which the run was stopped because perplexity was over its limit behind
             it; None if it never was.
     """
@@ -40,6 +41,7 @@ class CellRecord(BaseModel):
     status: Literal["done", "failed", "not done"]
     seconds: float | None = None
     failure: str | None = None
+    edits: int | None = None
     collapsed_at: int | None = None
 
 
@@ -108,14 +110,33 @@ class BenchRun:
             for reason in dict.fromkeys(reasons.values())
         ]
 
-    def seeds_missing(self, section: Section) -> dict[str, str]:
-        """Method -> ``seeds 2 of 3``, for methods of which not all seeds are done: their numbers are of those alone."""
-        cells = [cell for cell in self.about.cells if (cell.model, cell.data) == (section.model, section.data)]
+    def signs(self, section: Section) -> dict[str, str]:
+        """Method -> what its line has to say of its runs: ``seeds 2 of 3`` where not all are done (its numbers are of
+        those alone), ``1 of 3 stopped early`` where perplexity went over its limit in some.
+        """
         found = {}
-        for method in dict.fromkeys(cell.method for cell in cells):
-            states = [cell.status for cell in cells if cell.method == method]
-            if any(state != "done" for state in states):
-                found[method] = f"seeds {states.count('done')} of {len(states)}"
+        for method, cells in self._cells(section).items():
+            done = [cell for cell in cells if cell.status == "done"]
+            stopped = sum(cell.collapsed_at is not None for cell in done)
+            parts = [f"seeds {len(done)} of {len(cells)}"] if len(done) < len(cells) else []
+            parts += [f"{stopped} of {len(done)} stopped early"] if stopped else []
+            if parts:
+                found[method] = ", ".join(parts)
+        return found
+
+    def stopped(self, section: Section) -> set[str]:
+        """Methods of which at least one run was stopped before all its facts were edited."""
+        return {
+            method
+            for method, cells in self._cells(section).items()
+            if any(cell.status == "done" and cell.collapsed_at is not None for cell in cells)
+        }
+
+    def _cells(self, section: Section) -> dict[str, list[CellRecord]]:
+        found: dict[str, list[CellRecord]] = {}
+        for cell in self.about.cells:
+            if (cell.model, cell.data) == (section.model, section.data):
+                found.setdefault(cell.method, []).append(cell)
         return found
 
     def sections(self) -> list[Section]:

@@ -11,10 +11,20 @@ from errata.evaluation.records import Row
 from errata.report.bench_run import BenchRun
 from errata.report.comparison import BEST_NOTE, Cell, Comparison, comparisons
 from errata.report.markdown import Markdown, code, fenced, moment, text
-from errata.report.page import SECONDS_NOTE, as_yaml, collapsed, duration, failed, headline, total_seconds, unfinished
+from errata.report.page import (
+    SECONDS_NOTE,
+    as_yaml,
+    collapsed,
+    duration,
+    failed,
+    headline,
+    stopping,
+    total_seconds,
+    unfinished,
+)
 
 CSV_COLUMNS: Final = (
-    "model", "data", "method", "metric", "when", "edits", "mean", "low", "high", "n", "best",
+    "model", "data", "method", "metric", "when", "edits", "seeds", "mean", "low", "high", "n", "best",
 )  # fmt: skip
 
 
@@ -29,15 +39,13 @@ def report_markdown(run: BenchRun) -> Markdown:
     alarms = [
         f"- **Failed:** {code(cell.id)}: {text(cell.failure or 'no reason told')}" for cell in failed(about.cells)
     ]
-    alarms += [
-        f"- **Collapsed:** {code(cell.id)}: stopped before batch {cell.collapsed_at}" for cell in collapsed(about.cells)
-    ]
+    alarms += [f"- **Collapsed:** {code(cell.id)}: {stopping(cell)}" for cell in collapsed(about.cells)]
     alarms += [f"- **Not done:** {code(cell.id)}" for cell in unfinished(about.cells)]
     blocks += ["\n".join(alarms)] if alarms else []
     for section in run.sections():
         blocks.append(f"## {text(section.model or 'model not told')}, {text(section.data or 'data not told')}")
-        for table in comparisons(section.rows):
-            blocks += [f"### {table.group}", _table(table, run.seeds_missing(section))]
+        for table in comparisons(section.rows, run.stopped(section)):
+            blocks += [f"### {table.group}", _table(table, run.signs(section))]
     blocks.append(f"Mean [95 % interval] over n. **Bold**: {BEST_NOTE[0].lower()}{BEST_NOTE[1:]}")
     absent = [
         f"- {code(entry.data)}: {', '.join(map(code, entry.metrics))}: {text(entry.reason)}" for entry in run.absent()
@@ -52,7 +60,7 @@ def report_markdown(run: BenchRun) -> Markdown:
     return Markdown("\n\n".join(blocks) + "\n")
 
 
-def _table(table: Comparison, seeds_missing: Mapping[str, str]) -> str:
+def _table(table: Comparison, signs: Mapping[str, str]) -> str:
     moments = {column.when for column in table.columns}
     heads = [
         f"{text(column.measure.head)}{f', {column.measure.unit_text}' if column.measure.unit_text else ''}"
@@ -67,8 +75,8 @@ def _table(table: Comparison, seeds_missing: Mapping[str, str]) -> str:
             cells += [*([""] * (span - 1)), _cell(cell)]
         lines.append([f"*{text(line.name)}*", *cells])
     for line in table.lines:
-        missing = seeds_missing.get(line.name)
-        lines.append([code(line.name) + (f" ({missing})" if missing else ""), *map(_cell, line.cells)])
+        sign = signs.get(line.name)
+        lines.append([code(line.name) + (f" ({sign})" if sign else ""), *map(_cell, line.cells)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -85,7 +93,7 @@ def report_csv(run: BenchRun) -> str:
     for section in run.sections():
         best = {
             (cell.row["method"], cell.row["metric"], cell.row["when"])
-            for table in comparisons(section.rows)
+            for table in comparisons(section.rows, run.stopped(section))
             for line in table.lines
             for cell in line.cells
             if cell.best and cell.row is not None
@@ -104,6 +112,7 @@ def _csv_line(row: Row, best: bool) -> list[object]:
         row["metric"],
         row["when"],
         row.get("edits", ""),
+        row.get("seeds", ""),
         repr(float(row["mean"])),
         *interval,
         row["n"],

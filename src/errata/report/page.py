@@ -38,7 +38,7 @@ class PageSection:
 
     model: str
     data: str
-    seeds_missing: Mapping[str, str]
+    signs: Mapping[str, str]
     tables: tuple[Comparison, ...]
     gaps: tuple[Gap, ...]
     charts: tuple[Chart, ...]
@@ -50,8 +50,8 @@ def report_page(run: BenchRun, answers: Answers) -> str:
         PageSection(
             section.model,
             section.data,
-            run.seeds_missing(section),
-            tuple(comparisons(section.rows)),
+            run.signs(section),
+            tuple(comparisons(section.rows, run.stopped(section))),
             tuple(gaps(section.rows, run.methods)),
             tuple(charts(section.rows, run.methods)),
         )
@@ -105,6 +105,12 @@ def failed(cells: Iterable[CellRecord]) -> list[CellRecord]:
 def collapsed(cells: Iterable[CellRecord]) -> list[CellRecord]:
     """Cells in which the collapse alarm went off."""
     return [cell for cell in cells if cell.collapsed_at is not None]
+
+
+def stopping(cell: CellRecord) -> str:
+    """Where a cell in which the alarm went off was stopped, and what is in its model."""
+    behind = "" if cell.edits is None else f", with {_counted(cell.edits, 'fact')} edited"
+    return f"stopped before batch {cell.collapsed_at}{behind}"
 
 
 def unfinished(cells: Iterable[CellRecord]) -> list[CellRecord]:
@@ -167,6 +173,7 @@ def _environment() -> Environment:
         "gap_chart": gap_svg,
         "swatch": swatch_svg,
         "duration": duration,
+        "stopping": stopping,
         "moment": moment,
     }
     return environment
