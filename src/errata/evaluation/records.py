@@ -146,8 +146,7 @@ class Summary:
 class Row(TypedDict):
     """A line of the long form: one per method, metric and moment; of a grid also per model, data and number of edits.
 
-    ``edits`` is how many facts had been edited when a check ``during`` the run was made, ``seeds`` of how many runs the
-    check is: fewer where some had stopped before.
+    ``edits`` is how many facts had been edited; ``seeds``, of a check ``during`` the run, how many runs it is of.
     """
 
     method: str

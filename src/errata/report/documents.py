@@ -12,12 +12,12 @@ from errata.report.bench_run import BenchRun
 from errata.report.comparison import BEST_NOTE, Cell, Comparison, comparisons
 from errata.report.markdown import Markdown, code, fenced, moment, text
 from errata.report.page import (
-    SECONDS_NOTE,
     as_yaml,
     collapsed,
     duration,
     failed,
     headline,
+    seconds_note,
     stopping,
     total_seconds,
     unfinished,
@@ -32,10 +32,8 @@ def report_markdown(run: BenchRun) -> Markdown:
     """The tables with their intervals, what failed, what is absent, and how to repeat it."""
     about = run.about
     blocks = [f"# Benchmark {text(run.name)}", text(headline(run)) + "."]
-    seconds = duration(total_seconds(about.cells))
-    blocks.append(
-        f"Begun {moment(about.created) if about.created else 'at a time not told'}. Time: {seconds} ({SECONDS_NOTE})."
-    )
+    begun = moment(about.created) if about.created else "at a time not told"
+    blocks.append(f"Begun {begun}. Time: {duration(total_seconds(about.cells))} ({seconds_note(about)}).")
     alarms = [
         f"- **Failed:** {code(cell.id)}: {text(cell.failure or 'no reason told')}" for cell in failed(about.cells)
     ]
@@ -48,13 +46,17 @@ def report_markdown(run: BenchRun) -> Markdown:
             blocks += [f"### {table.group}", _table(table, run.signs(section))]
     blocks.append(f"Mean [95 % interval] over n. **Bold**: {BEST_NOTE[0].lower()}{BEST_NOTE[1:]}")
     absent = [
-        f"- {code(entry.data)}: {', '.join(map(code, entry.metrics))}: {text(entry.reason)}" for entry in run.absent()
+        f"- {', '.join(code(name) for name in (entry.model, entry.data) if name)}: "
+        f"{', '.join(map(code, entry.metrics))}: {text(entry.reason)}"
+        for entry in run.absent()
     ]
     blocks += ["## Not measured", "\n".join(absent)] if absent else []
     blocks += ["## Notes", "\n".join(f"- {text(note)}" for note in about.notes)] if about.notes else []
-    blocks += ["## How to repeat it", fenced(about.command, "bash")]
+    blocks += ["## How to repeat it", *(fenced(command, "bash") for command in about.all_commands)]
     if about.versions:
-        blocks.append(text(", ".join(f"{name} {version}" for name, version in about.versions.items()), 2000))
+        blocks.append("\n".join(f"- With {text(each, 2000)}" for each in about.all_versions))
+    if about.grid:
+        blocks += ["### The grid", fenced(as_yaml(about.grid), "yaml")]
     for name, recipe in about.recipes.items():
         blocks += [f"### Recipe of {code(name)}", fenced(as_yaml(recipe), "yaml")]
     return Markdown("\n\n".join(blocks) + "\n")

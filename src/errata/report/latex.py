@@ -31,8 +31,9 @@ def latex_text(value: object) -> str:
 
 def report_latex(run: BenchRun) -> str:
     """A ``table`` for each group of metrics of each model and data set."""
-    command = _INVISIBLE.sub(" ", run.about.command)  # a comment ends with its line
-    lines = [f"% Needs \\usepackage{{booktabs}}. Made by: {command}", f"% {BEST_NOTE}"]
+    # A comment ends with its line.
+    commands = [f"% Made by: {_INVISIBLE.sub(' ', command)}" for command in run.about.all_commands]
+    lines = [r"% Needs \usepackage{booktabs}.", *commands, f"% {BEST_NOTE}"]
     for section in run.sections():
         for table in comparisons(section.rows, run.stopped(section)):
             named = ", ".join(part for part in (section.model, section.data) if part)

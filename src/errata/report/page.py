@@ -21,14 +21,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from errata.report.answers import Answers
-from errata.report.bench_run import BenchRun, CellRecord
+from errata.report.bench_about import About, CellRecord
+from errata.report.bench_run import BenchRun
 from errata.report.comparison import BEST_NOTE, Comparison, comparisons
 from errata.report.curves import Chart, chart_svg, charts, swatch_svg
 from errata.report.gap import Gap, gap_svg, gaps
 
-# What ``CellResult.seconds`` is: an earlier sitting of a cell that was stopped, and a later one that only measured
-# more, are not in it.
-SECONDS_NOTE: Final = "wall time of each run's last sitting of editing, added up"
+_SECONDS: Final = "editing and asking the edited models, all sittings of all runs added up"
+# Of results that name one command only: neither an earlier sitting of a cell that was stopped, nor a later one that
+# only measured more, is in their seconds.
+_OLDER_SECONDS: Final = "wall time of each run's last sitting of editing, added up"
 TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
@@ -70,12 +72,13 @@ def report_page(run: BenchRun, answers: Answers) -> str:
             collapsed=collapsed(run.about.cells),
             unfinished=unfinished(run.about.cells),
             sections=sections,
+            absent=run.absent(),
             answers=answers,
             data=embedded_json(answers.payload),
             recipes=[(name, as_yaml(recipe)) for name, recipe in run.about.recipes.items()],
             grid=as_yaml(run.about.grid) if run.about.grid else "",
             best_note=BEST_NOTE,
-            seconds_note=SECONDS_NOTE,
+            seconds_note=seconds_note(run.about),
             style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
             script=Markup(script),
             script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -119,8 +122,13 @@ def unfinished(cells: Iterable[CellRecord]) -> list[CellRecord]:
 
 
 def total_seconds(cells: Iterable[CellRecord]) -> float:
-    """Wall time of the sittings in which the cells' editing was ended, added up; see ``SECONDS_NOTE``."""
-    return sum(cell.seconds or 0.0 for cell in cells)
+    """The cells' wall times added up; what they are of, ``seconds_note`` tells."""
+    return sum((cell.seconds or 0.0 for cell in cells), 0.0)
+
+
+def seconds_note(about: About) -> str:
+    """What the cells' seconds are of."""
+    return _SECONDS if about.commands else _OLDER_SECONDS
 
 
 def duration(seconds: float) -> str:
