@@ -19,6 +19,7 @@ from errata.evaluation.free_running import (
     answer_freely,
     evaluate_free,
     evaluate_free_locality,
+    expected_answer,
     free_questions,
     locality_answers,
 )
@@ -207,6 +208,28 @@ def test_contexts() -> None:
         FreeSettings(contexts=("bare", "bare"))
     with pytest.raises(ValidationError, match="frozen"):
         BARE.new_tokens = 3  # type: ignore[misc]
+
+
+def test_every_record_tells_what_was_asked_for() -> None:
+    model = with_chat(tiny_language_model("llama"))
+    hops = (Question("She is from", "France"), Question("It is said that She is from", "Spain"))
+    fact = dataclasses.replace(FACT, portability=hops)
+    asked = free_questions([fact])
+    records = evaluate_free(model, [fact], FreeSettings(new_tokens=2), judge=Answering({}))
+    assert {record.metric.partition(":")[2] for record in records} == {"", "instruction", "chat"}
+    for record in records:
+        hop = next((hop.answer for hop in hops[::-1] if hop.prompt in record.prompt), None)
+        assert expected_answer(asked, record.metric, record.prompt) == (hop or "English"), record
+
+
+def test_what_a_template_has_changed_is_told_where_only_one_answer_is_left() -> None:
+    two = (Question(" She is from", "France"), Question("He is from", "Spain"))
+    asked = free_questions([dataclasses.replace(FACT, portability=two)])
+    assert expected_answer(asked, "free_efficacy_exact:chat", "[USER] THE MOTHER TONGUE") == "English"
+    assert expected_answer(asked, "free_portability_exact:chat", "[USER] SHE IS FROM") is None
+    assert expected_answer(asked, "free_portability_exact:chat", "[user] She is from[bot]") == "France", "trimmed"
+    assert expected_answer(asked, "free_locality_unrelated", FACT.text) is None
+    assert expected_answer([], "free_efficacy_exact", FACT.text) is None
 
 
 @pytest.mark.parametrize("settings", [FreeSettings(new_tokens=2), WILD.model_copy(update={"new_tokens": 2})])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from errata.evaluation.records import NOT_SHARES, Metric
 from errata.report.comparison import BEFORE, Interval, comparisons, separate_best
 from errata.report.measures import Group, Unit, measure_of
 
@@ -80,6 +82,20 @@ def test_right_after_stands_beside_after_and_the_unedited_model_on_top() -> None
     assert [line.name for line in unknown.lines] == ["b"]
 
 
+def test_who_stopped_early_is_shown_and_neither_best_nor_in_the_way() -> None:
+    means = {"a": 0.2, "b": 0.5, "stopped": 0.9}
+    rows = [row(name, "untouched_accuracy", "after", mean) for name, mean in means.items()]
+
+    def best(*stopped: str) -> list[str]:
+        (table,) = comparisons(rows, stopped)
+        assert [line.cells[0].value for line in table.lines] == ["20.0", "50.0", "90.0"]
+        return [line.name for line in table.lines if line.cells[0].best]
+
+    assert best() == ["stopped"]
+    assert best("stopped") == ["b"]
+    assert best("stopped", "b") == []
+
+
 def test_unedited_models_that_differ_have_a_line_each() -> None:
     rows = [row(name, "score", when, mean) for name, mean in (("a", 0.1), ("b", 0.2)) for when in ("before", "after")]  # type: ignore[arg-type]
     (table,) = comparisons(rows)
@@ -96,3 +112,27 @@ def test_units_are_known_or_nothing_is_guessed() -> None:
         measure = measure_of(name)
         assert (measure.unit, measure.better) == (Unit.RAW, None)
         assert measure.number(0.123456) == "0.1235"
+
+
+@pytest.mark.parametrize("probe", ["sst2", "rte"])
+@pytest.mark.parametrize("suffix", ["", "_likelihood", "_glue", "_likelihood_glue"])
+def test_the_papers_probes_are_in_percent_and_can_be_best(probe: str, suffix: str) -> None:
+    for name in ("accuracy", "weighted_f1"):
+        measure = measure_of(f"ability:{probe}:{name}{suffix}")
+        assert (measure.group, measure.unit, measure.better) == (Group.ABILITY, Unit.PERCENT, "higher")
+    unread = measure_of(f"ability:{probe}:unparsable")
+    assert (unread.group, unread.unit, unread.better) == (Group.ABILITY, Unit.PERCENT, "lower")
+
+
+def test_changes_of_concepts_are_side_tests_in_percent() -> None:
+    for name in (Metric.CONCEPT_INSTANCE_CHANGE, Metric.CONCEPT_NON_INSTANCE_CHANGE):
+        measure = measure_of(name)
+        assert (measure.group, measure.unit, measure.better) == (Group.SIDE, Unit.PERCENT, "higher")
+        assert measure.interval(-0.5, 0.25) == "[-50.0, 25.0]"
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_no_metric_of_ours_is_unknown(metric: Metric) -> None:
+    measure = measure_of(metric)
+    assert measure.group is not Group.UNKNOWN
+    assert (measure.unit is Unit.PERCENT) == (metric not in NOT_SHARES | {Metric.WEIGHT_NORM_RATIO})

@@ -13,14 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from errata.evaluation.records import write_results
 from errata.report.answers import Answers
 from errata.report.bench_run import BenchRun, read_bench_run
 from errata.report.documents import CSV_COLUMNS, report_csv, report_markdown
 from errata.report.latex import latex_text, report_latex
 from errata.report.markdown import code, text
-from errata.report.page import report_page
+from errata.report.page import as_yaml, report_page
 
-from tests.support.bench_runs import MadeUp, write_run
+from tests.support.bench_runs import MadeUp, row, rows_of, write_run
 
 PARSER = MarkdownIt("commonmark").enable("table").enable("strikethrough")
 HOSTILE = "a|b & c_d $x$ 50% #1 ~ ^ {z} \\end{table} <script>x</script> `q` \"r\" 's' -- [0]\u2028\u202e*new*\nline"
@@ -40,7 +41,7 @@ def test_csv_is_the_long_form_bit_for_bit(run: BenchRun) -> None:
             **{name: line[name] for name in ("model", "data", "method", "metric", "when")},
             **{name: float(line[name]) if line[name] else None for name in ("mean", "low", "high")},
             "n": int(line["n"]),
-            **({"edits": int(line["edits"])} if line["edits"] else {}),
+            **{name: int(line[name]) for name in ("edits", "seeds") if line[name]},
         }
         for line in lines
     ]
@@ -104,6 +105,72 @@ def test_what_was_not_measured_stands_together_by_its_reason(tmp_path: Path) -> 
     assert "<bdi>free_a</bdi>, <bdi>free_c</bdi></td><td><bdi>no</bdi>" in page
 
 
+TWO_MODELS = [
+    row("memit", metric, "after", 0.5, model=model, data="one")
+    for model, metric in (("base", "free_exact"), ("chat", "free_exact"), ("chat", "free_exact:chat"))
+]
+NO_TEMPLATE = {"free_exact:chat": "no chat template", "fluency": "no texts"}
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [
+        {"one": NO_TEMPLATE},
+        {"base | one": NO_TEMPLATE, "chat | one": {"fluency": "no texts"}},
+        [
+            {"model": "base", "data": "one", "metrics": NO_TEMPLATE},
+            {"model": "chat", "data": "one", "metrics": {"fluency": "no texts"}},
+        ],
+    ],
+)
+def test_only_what_a_section_has_no_row_of_was_not_measured(tmp_path: Path, absent: object) -> None:
+    write_results(tmp_path / "summary.json", TWO_MODELS, {"command": "x", "cells": [], "absent": absent})
+    run = read_bench_run(tmp_path)
+    assert [(entry.model, entry.metrics) for entry in run.absent()] == [
+        ("base", ("free_exact:chat",)),
+        ("base", ("fluency",)),
+        ("chat", ("fluency",)),
+    ]
+    written, page = report_markdown(run), report_page(run, Answers({}, 0, 0, 0))
+    assert "- `base`, `one`: `free_exact:chat`: no chat template" in written
+    assert "`chat`, `one`: `free_exact:chat`" not in written
+    assert "<bdi>base</bdi>, <bdi>one</bdi></th><td><bdi>free_exact:chat</bdi></td>" in page
+    assert "<bdi>chat</bdi>, <bdi>one</bdi></th><td><bdi>free_exact:chat</bdi></td>" not in page
+
+
+def test_where_all_was_measured_there_is_no_list_of_what_was_not(tmp_path: Path) -> None:
+    about = {"command": "x", "cells": [], "absent": {"one": {"free_exact": "lost"}}}
+    write_results(tmp_path / "summary.json", TWO_MODELS, about)
+    run = read_bench_run(tmp_path)
+    assert "Not measured" not in report_markdown(run)
+    assert "Not measured" not in report_page(run, Answers({}, 0, 0, 0))
+
+
+def test_all_commands_the_grid_and_all_versions_are_told(tmp_path: Path) -> None:
+    commands = ["errata bench --model lab --out x", "errata bench --out x --measure free"]
+    versions = [{"errata": "0.1.0", "torch": "2.12.0"}, {"errata": "0.1.0", "torch": "2.13.0"}]
+    about = {"command": commands[0], "commands": commands, "versions": versions}
+    run = read_bench_run(write_run(tmp_path / "run", MadeUp(seeds=1, facts=20, batch=10, about=about)))
+    written, page, latex = report_markdown(run), report_page(run, Answers({}, 0, 0, 0)), report_latex(run)
+    for command in commands:
+        assert f"```bash\n{command}\n```" in written
+        assert f">{command}</pre>" in page
+        assert f"% Made by: {command}\n" in latex
+        assert written.count(f"\n{command}\n") == page.count(f">{command}</pre>") == 1
+    for told in ("errata 0.1.0, torch 2.12.0", "errata 0.1.0, torch 2.13.0"):
+        assert f"- With {told}\n" in written
+        assert f"<dd><bdi>{told}</bdi></dd>" in page
+    assert f"### The grid\n\n```yaml\n{as_yaml(run.about.grid)}```" in written
+
+    for each in (written, page):
+        assert "editing and asking the edited models, all sittings of all runs added up" in each
+
+    older = {"versions": {"torch": ["2.12.0", "2.13.0"]}}
+    run = read_bench_run(write_run(tmp_path / "older", MadeUp(seeds=1, facts=20, batch=10, about=older)))
+    assert run.about.all_commands == [run.about.command]
+    assert run.about.all_versions == ["torch 2.12.0 and 2.13.0"]
+
+
 def test_methods_of_which_not_all_seeds_are_done_say_so(tmp_path: Path) -> None:
     def cell(method: str, seed: int, status: str) -> dict[str, object]:
         where = {"model": "lab", "data": "counterfact", "method": method, "seed": seed}
@@ -112,17 +179,52 @@ def test_methods_of_which_not_all_seeds_are_done_say_so(tmp_path: Path) -> None:
     states = {"memit": ["done", "failed", "done"], "alphaedit": ["done"] * 3, "alphaedit+blue": ["done", "not done"]}
     cells = [cell(method, seed, state) for method, each in states.items() for seed, state in enumerate(each)]
     run = read_bench_run(write_run(tmp_path / "run", MadeUp(methods=tuple(states), facts=20, about={"cells": cells})))
-    assert run.seeds_missing(run.sections()[0]) == {"memit": "seeds 2 of 3", "alphaedit+blue": "seeds 1 of 2"}
+    assert run.signs(run.sections()[0]) == {"memit": "seeds 2 of 3", "alphaedit+blue": "seeds 1 of 2"}
     written = report_markdown(run)
-    groups = written.count("### ") - len(states)  # the rest are recipes
+    groups = written.count("### ") - len(states) - 1  # the rest are recipes and the grid
     assert written.count("| `memit` (seeds 2 of 3) |") == written.count("| `alphaedit` |") == groups
     assert "memit (seeds 2 of 3) &" in report_latex(run)
     page = report_page(run, Answers({}, 0, 0, 0))
-    assert page.count('<span class="n">seeds 2 of 3</span>') == groups
+    assert page.count('<span class="n">seeds 2 of 3</span>') == groups + page.count('class="chart gap"')
     assert page.count('<span class="n">seeds 3 of 3</span>') == 0
     for each in (written, page):
         assert "Begun" in each
         assert "wall time of each run&#39;s last sitting" in each or "wall time of each run's last sitting" in each
+
+
+def test_methods_that_stopped_early_say_so_and_are_never_best(tmp_path: Path) -> None:
+    def cell(method: str, seed: int, stopped: int | None) -> dict[str, object]:
+        where = {"model": "lab", "data": "counterfact", "method": method, "seed": seed, "status": "done"}
+        ended = {"seconds": 1.0, "collapsed_at": stopped, "edits": 1 if stopped else 20}
+        return {"id": f"{method}-{seed}", **where, **ended}
+
+    # The last method has the best numbers of all.
+    methods = ("memit", "alphaedit", "alphaedit+blue", "memit+blue")
+    states = {method: [None] * 3 for method in methods} | {"memit+blue": [2, None, 2]}
+    cells = [cell(method, seed, stopped) for method, each in states.items() for seed, stopped in enumerate(each)]
+    made_up = MadeUp(methods=methods, facts=20_000, batch=10_000)
+    best = {}
+    for name, about in (("stopped", {"cells": cells}), ("whole", {})):
+        directory = tmp_path / name
+        directory.mkdir()
+        write_results(directory / "summary.json", rows_of(made_up), {"command": "x", "cells": [], **about})
+        run = read_bench_run(directory)
+        lines = csv.DictReader(io.StringIO(report_csv(run)))
+        best[name] = {(line["method"], line["metric"]) for line in lines if line["best"] == "1"}
+    assert ("memit+blue", "efficacy_accuracy") in best["whole"]
+    assert ("memit", "efficacy_accuracy") not in best["whole"]
+    assert not [method for method, _ in best["stopped"] if method == "memit+blue"]
+    assert ("alphaedit", "efficacy_accuracy") in best["stopped"]
+
+    stopped = read_bench_run(tmp_path / "stopped")
+    assert stopped.signs(stopped.sections()[0]) == {"memit+blue": "2 of 3 stopped early"}
+    written, page = report_markdown(stopped), report_page(stopped, Answers({}, 0, 0, 0))
+    assert "| `memit+blue` (2 of 3 stopped early) |" in written
+    assert "memit+blue (2 of 3 stopped early) &" in report_latex(stopped)
+    assert page.count('<span class="n">2 of 3 stopped early</span>') == page.count("<bdi>memit+blue</bdi></span>")
+    for each in (written, page):
+        assert "stopped before batch 2, with 1 fact edited" in each
+        assert "of which a run stopped early takes no part" in each
 
 
 def unescaped(latex: str) -> str:
@@ -144,8 +246,8 @@ def test_latex_text_is_read_back_as_it_was(value: str) -> None:
 def test_latex_tables_are_whole(run: BenchRun) -> None:
     whole = report_latex(replace(run, about=run.about.model_copy(update={"command": "one\ntwo\\input{x}\u2028three"})))
     lines = whole.splitlines()
-    assert lines[0].startswith("%")
-    assert lines[0].endswith("one two\\input{x} three")
+    assert all(line.startswith("%") for line in lines[:3])
+    assert lines[1] == "% Made by: one two\\input{x} three"
     assert not [line for line in lines if line.startswith(("two", "three"))]
     bodies = re.findall(r"\\begin\{tabular\}\{(l?r*)\}\n(.*?)\\end\{tabular\}", whole, re.S)
     assert len(bodies) == whole.count(r"\begin{table}") == whole.count(r"\end{table}") == 2 * 8

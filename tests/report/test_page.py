@@ -173,6 +173,32 @@ def test_curves_begin_with_the_unedited_model_only_where_that_says_something() -
     assert {chart.curves[0].style for chart in drawn} == {1}
 
 
+def test_curves_begin_with_the_unedited_model_only_where_it_was_asked_as_many_questions() -> None:
+    rows = [
+        row("a", metric, "before", 0.9, n=of_all)
+        for metric, of_all in (("untouched_accuracy", 300), ("specificity_accuracy", 64))
+    ]
+    rows += [
+        row("a", metric, "during", 0.9, n=n, edits=edits)
+        for metric in ("untouched_accuracy", "specificity_accuracy")
+        for edits, n in ((20, 300), (10, 64))
+    ]
+    drawn = {chart.measure.name: [point.edits for point in chart.curves[0].points] for chart in charts(rows, ["a"])}
+    assert drawn == {"untouched_accuracy": [10, 20], "specificity_accuracy": [0, 10, 20]}
+
+
+def test_a_curve_ends_where_a_run_drops_out_of_it() -> None:
+    rows = [
+        row(method, "perplexity_ratio", "during", 1.5, edits=edits, seeds=seeds)
+        for method, of in (("stopped", (3, 3, 1)), ("whole", (3, 3, 3)))
+        for edits, seeds in zip((10, 20, 30), of, strict=True)
+    ]
+    rows += [row("older", "perplexity_ratio", "during", 1.5, edits=edits) for edits in (10, 20, 30)]
+    (chart,) = charts(rows[::-1], ["stopped", "whole", "older"])
+    drawn = {curve.method: [point.edits for point in curve.points] for curve in chart.curves}
+    assert drawn == {"stopped": [10, 20], "whole": [10, 20, 30], "older": [10, 20, 30]}
+
+
 def test_collapse_is_drawn_on_a_logarithmic_scale_and_stays_inside(tmp_path: Path) -> None:
     rows = [row("a", "perplexity_ratio", "during", 10.0**power, edits=10 * power + 10) for power in range(6)]
     (chart,) = charts(rows, ["a"])

@@ -54,7 +54,7 @@ def shown(opened: Browser, page: Path) -> Iterator[Browser]:
 
 def test_it_renders(shown: Browser) -> None:
     assert shown.run("document.querySelectorAll('#list tbody tr').length") == 50
-    assert shown.run("document.querySelectorAll('svg.chart').length") == 6 + 3
+    assert shown.run("document.querySelectorAll('svg.chart').length") == 6 + 5
     box = shown.run(
         "['width', 'height'].map(side => document.querySelector('svg.chart').getBoundingClientRect()[side])"
     )
@@ -105,7 +105,7 @@ def test_the_legend_hides_a_method_in_all_charts(shown: Browser) -> None:
     hidden = "[...document.querySelectorAll('.curve')].filter(e => getComputedStyle(e).display === 'none').length"
     assert shown.run(hidden) == 0
     shown.click('button.toggle[data-style="1"]')
-    assert shown.run(hidden) == 6 + 3
+    assert shown.run(hidden) == 6 + 5
     assert (
         shown.run("document.querySelector('button.toggle[data-style=\"1\"]').getAttribute('aria-pressed')") == "false"
     )

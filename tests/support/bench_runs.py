@@ -27,7 +27,8 @@ _KEPT = (0.55, 0.92, 0.78, 0.97)
 _SHARES = (
     "efficacy_accuracy", "efficacy_success", "generalisation_accuracy", "portability_accuracy", "specificity_accuracy",
     "same_subject_accuracy", "untouched_accuracy", "unrelated_agreement", "free_efficacy_contained",
-    "free_efficacy_exact", "free_generalisation_contained", "free_locality", "reversal_accuracy",
+    "free_efficacy_exact", "free_generalisation_contained", "free_locality_neighbours", "free_locality_unrelated",
+    "free_locality_untouched", "reversal_accuracy",
 )  # fmt: skip
 _BEFORE = {"specificity_accuracy": 0.93, "same_subject_accuracy": 0.95, "untouched_accuracy": 0.96}
 _OTHERS = (
@@ -35,7 +36,9 @@ _OTHERS = (
     "same_subject_accuracy",
     "untouched_accuracy",
     "unrelated_agreement",
-    "free_locality",
+    "free_locality_neighbours",
+    "free_locality_unrelated",
+    "free_locality_untouched",
 )
 
 
@@ -103,7 +106,7 @@ def rows_of(made_up: MadeUp) -> list[Row]:
             rows.append(Row(method=method, metric="perplexity_ratio", when="before", mean=1.0, low=1.0, high=1.0, n=64,
                             model=made_up.model, data=data))  # fmt: skip
             rows.append(row(method, "perplexity_ratio", "after", 1 + 2.5 * (1 - kept), n=64, **where))
-            rows.append(row(method, "drift_kl", "after", 1.2 * (1 - kept), n=n, **where))
+            rows.append(row(method, "drift_kl_neighbours", "after", 1.2 * (1 - kept), n=n, **where))
             rows.append(row(method, "fluency", "after", 590 + 10 * kept, n=n, **where))
             rows.append(row(method, "ability:hellaswag:acc", "after", 0.3 + 0.1 * kept, n=100, **where))
             rows.append(row(method, "something_new", "after", 12.5 + index, n=n, **where))

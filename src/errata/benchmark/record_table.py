@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from errata.benchmark.finished import Finished
 from errata.benchmark.material import Material
 from errata.errors import MissingExtraError
+from errata.evaluation.free_running import FreeQuestion, expected_answer, free_questions
 from errata.evaluation.records import Record, When
 from errata.facts import Question
 from errata.facts_rules import QUESTION_LISTS
@@ -39,10 +40,13 @@ def records_file(path: Path) -> Iterator[Callable[[Finished], None]]:
         def write(cell: Finished) -> None:
             columns: dict[str, list[Any]] = {name: [] for name in schema.names}
             expected = expected_answers(cell.material)
+            freely = _by_fact(free_questions(cell.material.facts))
             spec = cell.spec
             common = (cell.directory.name, spec.model.name, spec.data.label, spec.label, spec.seed)
             for when, edits, record in _all_records(cell):
                 answer = expected.get((record.fact, record.prompt))
+                if record.metric.startswith("free_"):  # of a free question the prompt is all that the model read
+                    answer = expected_answer(freely.get(record.fact, []), record.metric, record.prompt) or answer
                 asked = (record.fact, str(record.metric), record.prompt, answer, record.value, record.said)
                 for name, value in zip(schema.names, (*common, when, edits, *asked), strict=True):
                     columns[name].append(value)
@@ -51,8 +55,15 @@ def records_file(path: Path) -> Iterator[Callable[[Finished], None]]:
         yield write
 
 
+def _by_fact(asked: Sequence[FreeQuestion]) -> dict[str, list[FreeQuestion]]:
+    found: dict[str, list[FreeQuestion]] = {}
+    for entry in asked:
+        found.setdefault(entry.fact, []).append(entry)
+    return found
+
+
 def _all_records(cell: Finished) -> Iterator[tuple[When, int, Record]]:
-    total = len(cell.material.facts)
+    total = int(cell.result["edits"])  # in the model at the end: fewer than were asked for where the run stopped early
     yield from (("before", 0, record) for record in cell.records("before"))
     for batch in cell.batches:
         yield from (("right_after", batch.edits, record) for record in batch.records)

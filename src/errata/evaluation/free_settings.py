@@ -41,6 +41,13 @@ class Context:
         messages = [{"role": "user", "content": question}]
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
+    def may_be_of(self, text: str, question: str) -> bool:
+        """Whether a whole text can be that of a question, told without the tokenizer; a chat template may trim it."""
+        if self.template is not None:
+            before, behind = self.template.split(_PLACE)
+            return text == before + question + behind
+        return question.strip() in text
+
     def ids(self, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
         """The tokens of such a text. A chat template writes BOS itself, so none is added to it."""
         if self.template is None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.evaluation.records import Row, read_results
 from errata.reading import reason_of
+from errata.report.bench_about import About, AbsentRecord, CellRecord
 
 SUMMARY: Final = "summary.json"
 RECORDS: Final = "records.parquet"
@@ -20,53 +20,13 @@ GRID: Final = "grid.json"
 _REMEDY: Final = "Give the directory of a finished `errata bench`, as that has written it"
 
 
-class CellRecord(BaseModel):
-    """One cell of the grid: a model, a data set, a method and a seed.
-
-    Attributes:
-        seconds: wall time; None where it is not known.
-        failure: why it failed; None if it did not.
-        collapsed_at: the batch, from 1, before which the run was stopped because perplexity was over its limit behind
-            it; None if it never was.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    model: str
-    data: str
-    method: str
-    seed: int
-    status: Literal["done", "failed", "not done"]
-    seconds: float | None = None
-    failure: str | None = None
-    collapsed_at: int | None = None
-
-
-class About(BaseModel):
-    """What stands beside the rows of ``summary.json``.
-
-    Attributes:
-        command: what made the run; the same command goes on with it.
-        absent: of each data set the metrics that could not be measured, with the reason.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    command: str
-    cells: tuple[CellRecord, ...]
-    created: str = ""
-    versions: Mapping[str, Any] = {}
-    grid: Mapping[str, Any] = {}
-    recipes: Mapping[str, Any] = {}
-    absent: Mapping[str, Mapping[str, str]] = {}
-    notes: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """Metrics of a data set that could not be measured for the same reason."""
+    """Metrics of a model and a data set that could not be measured for the same reason; the model is empty where the
+    results do not tell it.
+    """
 
+    model: str
     data: str
     metrics: tuple[str, ...]
     reason: str
@@ -101,21 +61,54 @@ class BenchRun:
         return list(dict.fromkeys(row["method"] for row in self.rows))
 
     def absent(self) -> list[Absent]:
-        """What was not measured, the metrics with the same reason together."""
-        return [
-            Absent(data, tuple(metric for metric, why in reasons.items() if why == reason), reason)
-            for data, reasons in self.about.absent.items()
-            for reason in dict.fromkeys(reasons.values())
-        ]
+        """What was not measured, the metrics with the same reason together; of a section only what it has no row of,
+        as a metric that one method or seed lacks can have been measured for another.
+        """
+        found = []
+        for record in self.about.absent:
+            for section in self._sections_of(record):
+                measured = {row["metric"] for row in section.rows}
+                left = {metric: why for metric, why in record.metrics.items() if metric not in measured}
+                for reason in dict.fromkeys(left.values()):
+                    metrics = tuple(metric for metric, why in left.items() if why == reason)
+                    found.append(Absent(section.model, section.data, metrics, reason))
+        return found
 
-    def seeds_missing(self, section: Section) -> dict[str, str]:
-        """Method -> ``seeds 2 of 3``, for methods of which not all seeds are done: their numbers are of those alone."""
-        cells = [cell for cell in self.about.cells if (cell.model, cell.data) == (section.model, section.data)]
+    def _sections_of(self, record: AbsentRecord) -> list[Section]:
+        """The sections that it is about; one without rows where no row is of it."""
+        if record.model is not None:
+            of = [each for each in self.sections() if (each.model, each.data) == (record.model, record.data)]
+        else:
+            of = [each for each in self.sections() if record.data in (each.data, f"{each.model} | {each.data}")]
+        return of or [Section(record.model or "", record.data, ())]
+
+    def signs(self, section: Section) -> dict[str, str]:
+        """Method -> what its line has to say of its runs: ``seeds 2 of 3`` where not all are done (its numbers are of
+        those alone), ``1 of 3 stopped early`` where perplexity went over its limit in some.
+        """
         found = {}
-        for method in dict.fromkeys(cell.method for cell in cells):
-            states = [cell.status for cell in cells if cell.method == method]
-            if any(state != "done" for state in states):
-                found[method] = f"seeds {states.count('done')} of {len(states)}"
+        for method, cells in self._cells(section).items():
+            done = [cell for cell in cells if cell.status == "done"]
+            stopped = sum(cell.collapsed_at is not None for cell in done)
+            parts = [f"seeds {len(done)} of {len(cells)}"] if len(done) < len(cells) else []
+            parts += [f"{stopped} of {len(done)} stopped early"] if stopped else []
+            if parts:
+                found[method] = ", ".join(parts)
+        return found
+
+    def stopped(self, section: Section) -> set[str]:
+        """Methods of which at least one run was stopped before all its facts were edited."""
+        return {
+            method
+            for method, cells in self._cells(section).items()
+            if any(cell.status == "done" and cell.collapsed_at is not None for cell in cells)
+        }
+
+    def _cells(self, section: Section) -> dict[str, list[CellRecord]]:
+        found: dict[str, list[CellRecord]] = {}
+        for cell in self.about.cells:
+            if (cell.model, cell.data) == (section.model, section.data):
+                found.setdefault(cell.method, []).append(cell)
         return found
 
     def sections(self) -> list[Section]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +13,8 @@ BEFORE: Final = "before editing"
 _MOMENTS: Final[tuple[tuple[When, str], ...]] = (("right_after", "right after"), ("after", "after"))
 BEST_NOTE: Final = (
     "A value is marked as best only where its 95 % interval is separate from those of all others in its column; where "
-    "intervals overlap, or one is not known, none is."
+    "intervals overlap, or one is not known, none is. A method of which a run stopped early takes no part: fewer facts "
+    "are in it than in the others."
 )
 
 
@@ -99,22 +100,31 @@ class Comparison:
     lines: tuple[Line, ...]
 
 
-def comparisons(rows: Sequence[Row]) -> list[Comparison]:
-    """The tables of one model and one data set: right after each fact's own batch beside after the whole run."""
+def comparisons(rows: Sequence[Row], stopped: Collection[str] = ()) -> list[Comparison]:
+    """The tables of one model and one data set: right after each fact's own batch beside after the whole run.
+
+    Args:
+        stopped: methods of which a run stopped early. Their values are shown, and neither are best nor keep others
+            from it.
+    """
     found: dict[tuple[str, str, When], Row] = {
         (row["method"], row["metric"], row["when"]): row for row in rows if row["when"] != "during"
     }
     methods = list(dict.fromkeys(method for method, _, _ in found))
     measures = in_order({metric for _, metric, when in found if when != "before"})
     return [
-        _comparison(group, [measure for measure in measures if measure.group is group], methods, found)
+        _comparison(group, [measure for measure in measures if measure.group is group], methods, found, stopped)
         for group in Group
         if any(measure.group is group for measure in measures)
     ]
 
 
 def _comparison(
-    group: Group, measures: Sequence[Measure], methods: Sequence[str], found: dict[tuple[str, str, When], Row]
+    group: Group,
+    measures: Sequence[Measure],
+    methods: Sequence[str],
+    found: dict[tuple[str, str, When], Row],
+    stopped: Collection[str],
 ) -> Comparison:
     columns, blocks = [], []
     for measure in measures:
@@ -128,7 +138,10 @@ def _comparison(
     by_column = []
     for column in columns:
         of_column = [found.get((method, column.measure.name, column.when)) for method in methods]
-        intervals = [row and Interval(row["mean"], row["low"], row["high"]) for row in of_column]
+        intervals = [
+            None if row is None or method in stopped else Interval(row["mean"], row["low"], row["high"])
+            for method, row in zip(methods, of_column, strict=True)
+        ]
         best = separate_best(intervals, column.measure.better)
         by_column.append(
             [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 from markupsafe import Markup
@@ -74,8 +75,12 @@ class Chart:
 
 
 def charts(rows: Sequence[Row], methods: Sequence[str]) -> list[Chart]:
-    """A chart for each metric that was looked at during the run. What edits should leave alone begins at 0 edits with
-    the unedited model; of the edited facts, the line from there to the first check would hide all that follows.
+    """A chart for each metric that was looked at during the run. A curve ends where a run drops out of it: means over
+    those that are left would be of other runs, and seem to recover.
+
+    What edits should leave alone begins at 0 edits with the unedited model, where that was asked as many questions as
+    the first check (a sample beside all would be a step that no edit made); of the edited facts, the line from there
+    to the first check would hide all that follows.
 
     Args:
         rows: of one model and one data set.
@@ -89,20 +94,23 @@ def charts(rows: Sequence[Row], methods: Sequence[str]) -> list[Chart]:
         measure = next(measure for measure in in_order({name}))
         curves = []
         for style, method in enumerate(methods):
-            points = [_point(row, row["edits"]) for row in during if (row["method"], row["metric"]) == (method, name)]
-            unedited = [
-                _point(row, 0)
-                for row in rows
-                if (row["method"], row["metric"], row["when"]) == (method, name, "before")
-                and measure.group is Group.OTHERS
-            ]
-            if points:
-                start = [] if any(point.edits == 0 for point in points) else unedited
-                ordered = sorted([*start, *points], key=lambda point: point.edits)
-                curves.append(Curve(method, style, tuple(ordered)))
+            checks = [row for row in during if (row["method"], row["metric"]) == (method, name)]
+            before = [row for row in rows if (row["method"], row["metric"], row["when"]) == (method, name, "before")]
+            if checks:
+                points = _points(before if measure.group is Group.OTHERS else [], checks)
+                curves.append(Curve(method, style, points))
         title = _TITLES.get(name, measure.head[:1].upper() + measure.head[1:])
         drawn.append(Chart(title, measure, tuple(curves)))
     return drawn
+
+
+def _points(before: Sequence[Row], checks: Sequence[Row]) -> tuple[Point, ...]:
+    """The unedited model, where it can be compared, and the checks up to where a run drops out."""
+    ordered = sorted(checks, key=lambda row: row["edits"])
+    first = ordered[0]
+    start = [_point(row, 0) for row in before if row["n"] == first["n"] and first["edits"] > 0]
+    whole = takewhile(lambda row: row.get("seeds") == first.get("seeds"), ordered)
+    return (*start, *(_point(row, row["edits"]) for row in whole))
 
 
 def _point(row: Row, edits: int) -> Point:

@@ -13,10 +13,20 @@ from errata.report.analysis_results import ShownStudy
 from errata.report.bench_run import BenchRun
 from errata.report.comparison import BEST_NOTE, Cell, Comparison, comparisons
 from errata.report.markdown import Markdown, code, fenced, moment, text
-from errata.report.page import SECONDS_NOTE, as_yaml, collapsed, duration, failed, headline, total_seconds, unfinished
+from errata.report.page import (
+    as_yaml,
+    collapsed,
+    duration,
+    failed,
+    headline,
+    seconds_note,
+    stopping,
+    total_seconds,
+    unfinished,
+)
 
 CSV_COLUMNS: Final = (
-    "model", "data", "method", "metric", "when", "edits", "mean", "low", "high", "n", "best",
+    "model", "data", "method", "metric", "when", "edits", "seeds", "mean", "low", "high", "n", "best",
 )  # fmt: skip
 
 
@@ -24,38 +34,38 @@ def report_markdown(run: BenchRun, analysis: Sequence[ShownStudy] = ()) -> Markd
     """The tables with their intervals, what failed, what is absent, how to repeat it; then studies, if there are."""
     about = run.about
     blocks = [f"# Benchmark {text(run.name)}", text(headline(run)) + "."]
-    seconds = duration(total_seconds(about.cells))
-    blocks.append(
-        f"Begun {moment(about.created) if about.created else 'at a time not told'}. Time: {seconds} ({SECONDS_NOTE})."
-    )
+    begun = moment(about.created) if about.created else "at a time not told"
+    blocks.append(f"Begun {begun}. Time: {duration(total_seconds(about.cells))} ({seconds_note(about)}).")
     alarms = [
         f"- **Failed:** {code(cell.id)}: {text(cell.failure or 'no reason told')}" for cell in failed(about.cells)
     ]
-    alarms += [
-        f"- **Collapsed:** {code(cell.id)}: stopped before batch {cell.collapsed_at}" for cell in collapsed(about.cells)
-    ]
+    alarms += [f"- **Collapsed:** {code(cell.id)}: {stopping(cell)}" for cell in collapsed(about.cells)]
     alarms += [f"- **Not done:** {code(cell.id)}" for cell in unfinished(about.cells)]
     blocks += ["\n".join(alarms)] if alarms else []
     for section in run.sections():
         blocks.append(f"## {text(section.model or 'model not told')}, {text(section.data or 'data not told')}")
-        for table in comparisons(section.rows):
-            blocks += [f"### {table.group}", _table(table, run.seeds_missing(section))]
+        for table in comparisons(section.rows, run.stopped(section)):
+            blocks += [f"### {table.group}", _table(table, run.signs(section))]
     blocks.append(f"Mean [95 % interval] over n. **Bold**: {BEST_NOTE[0].lower()}{BEST_NOTE[1:]}")
     absent = [
-        f"- {code(entry.data)}: {', '.join(map(code, entry.metrics))}: {text(entry.reason)}" for entry in run.absent()
+        f"- {', '.join(code(name) for name in (entry.model, entry.data) if name)}: "
+        f"{', '.join(map(code, entry.metrics))}: {text(entry.reason)}"
+        for entry in run.absent()
     ]
     blocks += ["## Not measured", "\n".join(absent)] if absent else []
     blocks += ["## Notes", "\n".join(f"- {text(note)}" for note in about.notes)] if about.notes else []
-    blocks += ["## How to repeat it", fenced(about.command, "bash")]
+    blocks += ["## How to repeat it", *(fenced(command, "bash") for command in about.all_commands)]
     if about.versions:
-        blocks.append(text(", ".join(f"{name} {version}" for name, version in about.versions.items()), 2000))
+        blocks.append("\n".join(f"- With {text(each, 2000)}" for each in about.all_versions))
+    if about.grid:
+        blocks += ["### The grid", fenced(as_yaml(about.grid), "yaml")]
     for name, recipe in about.recipes.items():
         blocks += [f"### Recipe of {code(name)}", fenced(as_yaml(recipe), "yaml")]
     blocks += [section_markdown(study, 2) for study in analysis]
     return Markdown("\n\n".join(blocks) + "\n")
 
 
-def _table(table: Comparison, seeds_missing: Mapping[str, str]) -> str:
+def _table(table: Comparison, signs: Mapping[str, str]) -> str:
     moments = {column.when for column in table.columns}
     heads = [
         f"{text(column.measure.head)}{f', {column.measure.unit_text}' if column.measure.unit_text else ''}"
@@ -70,8 +80,8 @@ def _table(table: Comparison, seeds_missing: Mapping[str, str]) -> str:
             cells += [*([""] * (span - 1)), _cell(cell)]
         lines.append([f"*{text(line.name)}*", *cells])
     for line in table.lines:
-        missing = seeds_missing.get(line.name)
-        lines.append([code(line.name) + (f" ({missing})" if missing else ""), *map(_cell, line.cells)])
+        sign = signs.get(line.name)
+        lines.append([code(line.name) + (f" ({sign})" if sign else ""), *map(_cell, line.cells)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -88,7 +98,7 @@ def report_csv(run: BenchRun) -> str:
     for section in run.sections():
         best = {
             (cell.row["method"], cell.row["metric"], cell.row["when"])
-            for table in comparisons(section.rows)
+            for table in comparisons(section.rows, run.stopped(section))
             for line in table.lines
             for cell in line.cells
             if cell.best and cell.row is not None
@@ -107,6 +117,7 @@ def _csv_line(row: Row, best: bool) -> list[object]:
         row["metric"],
         row["when"],
         row.get("edits", ""),
+        row.get("seeds", ""),
         repr(float(row["mean"])),
         *interval,
         row["n"],

@@ -17,25 +17,22 @@ from errata.report.measures import measure_of
 
 # What is asked, the teacher-forced metric, and the free-running ones, the one for the chart first.
 _PAIRS: Final = (
-    ("Efficacy", ("efficacy_accuracy", "efficacy_tokens"), ("free_efficacy_contained", "free_efficacy_exact")),
-    (
-        "Generalisation",
-        ("generalisation_accuracy", "generalisation_tokens"),
-        ("free_generalisation_contained", "free_generalisation_exact"),
+    *(
+        (
+            subject.capitalize(),
+            (f"{subject}_accuracy", f"{subject}_tokens"),
+            tuple(f"free_{subject}_{measure}" for measure in ("contained", "exact", "judged")),
+        )
+        for subject in ("efficacy", "generalisation", "portability")
     ),
-    (
-        "Portability",
-        ("portability_accuracy", "portability_tokens"),
-        ("free_portability_contained", "free_portability_exact"),
-    ),
-    ("Locality", ("unrelated_agreement", "untouched_accuracy", "specificity_accuracy"), ("free_locality",)),
+    ("Specificity", ("specificity_accuracy",), ("free_locality_neighbours",)),
+    ("Unrelated questions", ("unrelated_agreement", "unrelated_accuracy"), ("free_locality_unrelated",)),
+    ("Untouched facts", ("untouched_accuracy",), ("free_locality_untouched",)),
 )
-_HEADS: Final = {
-    "contained": "contains the answer", "exact": "is the answer", "locality": "same text as before",
-}  # fmt: skip
+_HEADS: Final = {"contained": "contains the answer", "exact": "is the answer", "judged": "right to the judge"}
+_SAME: Final = "same text as before"
 _FORCED: Final = {
-    "specificity_accuracy": "specificity accuracy", "unrelated_agreement": "unrelated: same answer as before",
-    "untouched_accuracy": "untouched accuracy", "accuracy": "all tokens right", "tokens": "share of tokens",
+    "unrelated_agreement": "same answer as before", "accuracy": "all tokens right", "tokens": "share of tokens",
 }  # fmt: skip
 _LEFT, _RIGHT, _ROW, _TOP, _BOTTOM, _WIDTH = 12.0, 12.0, 22.0, 8.0, 34.0, 340.0
 
@@ -80,7 +77,7 @@ def gaps(rows: Sequence[Row], methods: Sequence[str]) -> list[Gap]:
             for style, method in enumerate(methods)
             if any((method, name) in after for name in (forced, *free))
         ]
-        heads = tuple(_HEADS[name.rpartition("_")[2]] for name in free)
+        heads = tuple(_HEADS.get(name.rpartition("_")[2], _SAME) for name in free)
         found.append(Gap(title, _FORCED.get(forced) or _FORCED[forced.rpartition("_")[2]], heads, tuple(lines)))
     return found
 

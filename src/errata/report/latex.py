@@ -31,16 +31,17 @@ def latex_text(value: object) -> str:
 
 def report_latex(run: BenchRun) -> str:
     """A ``table`` for each group of metrics of each model and data set."""
-    command = _INVISIBLE.sub(" ", run.about.command)  # a comment ends with its line
-    lines = [f"% Needs \\usepackage{{booktabs}}. Made by: {command}", f"% {BEST_NOTE}"]
+    # A comment ends with its line.
+    commands = [f"% Made by: {_INVISIBLE.sub(' ', command)}" for command in run.about.all_commands]
+    lines = [r"% Needs \usepackage{booktabs}.", *commands, f"% {BEST_NOTE}"]
     for section in run.sections():
-        for table in comparisons(section.rows):
+        for table in comparisons(section.rows, run.stopped(section)):
             named = ", ".join(part for part in (section.model, section.data) if part)
-            lines += ["", *_table(table, named, run.seeds_missing(section))]
+            lines += ["", *_table(table, named, run.signs(section))]
     return "\n".join(lines) + "\n"
 
 
-def _table(table: Comparison, named: str, seeds_missing: Mapping[str, str]) -> list[str]:
+def _table(table: Comparison, named: str, signs: Mapping[str, str]) -> list[str]:
     last = [index for index, column in enumerate(table.columns) if column.when == "after"]
     if not last:
         return [f"% {table.group}: nothing was measured after the whole run"]
@@ -59,10 +60,7 @@ def _table(table: Comparison, named: str, seeds_missing: Mapping[str, str]) -> l
     body = [
         *(_line(line.name, [line.cells[index] for index in measured]) for line in table.unedited),
         *([r"\midrule"] if table.unedited else []),
-        *(
-            _line(line.name, [line.cells[index] for index in last], seeds_missing.get(line.name))
-            for line in table.lines
-        ),
+        *(_line(line.name, [line.cells[index] for index in last], signs.get(line.name)) for line in table.lines),
     ]
     return [
         r"\begin{table}",

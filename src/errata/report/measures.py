@@ -98,7 +98,6 @@ _KNOWN: Final[Mapping[str, Measure]] = {
             for subject in ("efficacy", "generalisation", "portability")
             for kind, head in (("exact", "exact"), ("contained", "contained"), ("judged", "judged"))
         ),
-        Measure("free_locality", "same text as before", Group.FREE, Unit.PERCENT, "higher"),
         Measure("perplexity_ratio", "perplexity ratio", Group.OTHERS, Unit.RATIO, "lower"),
         # How much was changed is told, not judged: a larger change can be a better edit.
         Measure("weight_norm_ratio", "weight change ‖ΔW‖ / ‖W‖", Group.COST, Unit.RATIO, None),
@@ -115,6 +114,14 @@ _PATTERNS: Final[tuple[tuple[re.Pattern[str], Group, Unit, Better | None], ...]]
     (re.compile(r"(reversal|multiple_choice)_.*(accuracy|success|tokens)"), Group.SIDE, Unit.PERCENT, "higher"),
     (re.compile(r"(negation|reversal|multiple_choice)_.+"), Group.SIDE, Unit.RAW, None),
     (re.compile(r"ability:.+[:/,](acc|acc_norm|f1|exact_match)(,none)?"), Group.ABILITY, Unit.PERCENT, "higher"),
+    # The papers' probes: what was said, the likelier word (_likelihood), and against GLUE's own labels (_glue).
+    (
+        re.compile(r"ability:.+:(accuracy|weighted_f1)(_likelihood)?(_glue)?"),
+        Group.ABILITY,
+        Unit.PERCENT,
+        "higher",
+    ),
+    (re.compile(r"ability:.+[:/,]unparsable"), Group.ABILITY, Unit.PERCENT, "lower"),
     (re.compile(r"ability:.+"), Group.ABILITY, Unit.RAW, None),
     (re.compile(r"free_judge_missing(:.+)?"), Group.FREE, Unit.PERCENT, "lower"),
     (re.compile(r"free_locality_.+"), Group.FREE, Unit.PERCENT, "higher"),
@@ -126,7 +133,8 @@ _PATTERNS: Final[tuple[tuple[re.Pattern[str], Group, Unit, Better | None], ...]]
         "higher",
     ),
     (re.compile(r"concept_(instances|unreadable)"), Group.SIDE, Unit.PERCENT, "lower"),
-    (re.compile(r"ability:.+[:/,]unparsable"), Group.ABILITY, Unit.PERCENT, "lower"),
+    # From -1 to 1; more instances that left, and more non-instances that came, are what the edit is for.
+    (re.compile(r"concept_(non_)?instance_change"), Group.SIDE, Unit.PERCENT, "higher"),
     (re.compile(r"free_.+"), Group.FREE, Unit.RAW, None),
 )
 _ORDER: Final = list(_KNOWN)

@@ -22,14 +22,16 @@ from markupsafe import Markup
 
 from errata.report.analysis_results import ShownStudy, told_value, verdicts
 from errata.report.answers import Answers
-from errata.report.bench_run import BenchRun, CellRecord
+from errata.report.bench_about import About, CellRecord
+from errata.report.bench_run import BenchRun
 from errata.report.comparison import BEST_NOTE, Comparison, comparisons
 from errata.report.curves import Chart, chart_svg, charts, swatch_svg
 from errata.report.gap import Gap, gap_svg, gaps
 
-# What ``CellResult.seconds`` is: an earlier sitting of a cell that was stopped, and a later one that only measured
-# more, are not in it.
-SECONDS_NOTE: Final = "wall time of each run's last sitting of editing, added up"
+_SECONDS: Final = "editing and asking the edited models, all sittings of all runs added up"
+# Of results that name one command only: neither an earlier sitting of a cell that was stopped, nor a later one that
+# only measured more, is in their seconds.
+_OLDER_SECONDS: Final = "wall time of each run's last sitting of editing, added up"
 TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
@@ -39,7 +41,7 @@ class PageSection:
 
     model: str
     data: str
-    seeds_missing: Mapping[str, str]
+    signs: Mapping[str, str]
     tables: tuple[Comparison, ...]
     gaps: tuple[Gap, ...]
     charts: tuple[Chart, ...]
@@ -55,8 +57,8 @@ def report_page(run: BenchRun, answers: Answers, analysis: Sequence[ShownStudy] 
         PageSection(
             section.model,
             section.data,
-            run.seeds_missing(section),
-            tuple(comparisons(section.rows)),
+            run.signs(section),
+            tuple(comparisons(section.rows, run.stopped(section))),
             tuple(gaps(section.rows, run.methods)),
             tuple(charts(section.rows, run.methods)),
         )
@@ -75,12 +77,13 @@ def report_page(run: BenchRun, answers: Answers, analysis: Sequence[ShownStudy] 
             collapsed=collapsed(run.about.cells),
             unfinished=unfinished(run.about.cells),
             sections=sections,
+            absent=run.absent(),
             answers=answers,
             data=embedded_json(answers.payload),
             recipes=[(name, as_yaml(recipe)) for name, recipe in run.about.recipes.items()],
             grid=as_yaml(run.about.grid) if run.about.grid else "",
             best_note=BEST_NOTE,
-            seconds_note=SECONDS_NOTE,
+            seconds_note=seconds_note(run.about),
             studies=analysis,
             style=style(),
             script=script,
@@ -113,14 +116,25 @@ def collapsed(cells: Iterable[CellRecord]) -> list[CellRecord]:
     return [cell for cell in cells if cell.collapsed_at is not None]
 
 
+def stopping(cell: CellRecord) -> str:
+    """Where a cell in which the alarm went off was stopped, and what is in its model."""
+    behind = "" if cell.edits is None else f", with {_counted(cell.edits, 'fact')} edited"
+    return f"stopped before batch {cell.collapsed_at}{behind}"
+
+
 def unfinished(cells: Iterable[CellRecord]) -> list[CellRecord]:
     """Cells that were not done when the results were written."""
     return [cell for cell in cells if cell.status == "not done"]
 
 
 def total_seconds(cells: Iterable[CellRecord]) -> float:
-    """Wall time of the sittings in which the cells' editing was ended, added up; see ``SECONDS_NOTE``."""
-    return sum(cell.seconds or 0.0 for cell in cells)
+    """The cells' wall times added up; what they are of, ``seconds_note`` tells."""
+    return sum((cell.seconds or 0.0 for cell in cells), 0.0)
+
+
+def seconds_note(about: About) -> str:
+    """What the cells' seconds are of."""
+    return _SECONDS if about.commands else _OLDER_SECONDS
 
 
 def duration(seconds: float) -> str:
@@ -185,6 +199,7 @@ def environment() -> Environment:
         "gap_chart": gap_svg,
         "swatch": swatch_svg,
         "duration": duration,
+        "stopping": stopping,
         "moment": moment,
         "yaml": as_yaml,
         "value": told_value,
