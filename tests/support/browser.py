@@ -94,7 +94,9 @@ class Browser:
         """Set the window's size in pixels, the colour scheme, and whether the page is printed."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
+        # A smooth scroll that is still under way would take what is to be clicked away from under the mouse.
+        still = {"name": "prefers-reduced-motion", "value": "reduce"}
+        self.call("Emulation.setEmulatedMedia", media=media, features=[scheme, still])
 
     def picture(self, path: Path, *, whole: bool = True) -> None:
         """Write a screenshot (PNG), of the whole page or of what is in the window."""
