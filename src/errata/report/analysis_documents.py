@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from typing import Final
 
 from errata.analysis.running import ROWS
 from errata.report.analysis_page import heading, lead
 from errata.report.analysis_results import LONG, ShownFigure, ShownStudy, told_value, verdicts
 from errata.report.figure_styles import DARK
-from errata.report.markdown import Markdown, fenced, moment, text
+from errata.report.markdown import Markdown, fenced, moment, text, visible
 from errata.report.page import as_yaml, duration
 
 FIGURES: Final = "figures"
@@ -88,7 +89,7 @@ def _figure(figure: ShownFigure) -> str:
         (
             "<picture>",
             f'<source media="(prefers-color-scheme: dark)" srcset="{place}{dark}.svg">',
-            f'<img src="{place}.svg" alt="{text(figure.figure.caption, _SENTENCES)}">',
+            f'<img src="{place}.svg" alt="{escape(visible(figure.figure.caption, _SENTENCES))}">',  # raw HTML: Markdown's marks are none
             "</picture>",
         )
     )
