@@ -84,13 +84,13 @@ def _blocks(study: ShownStudy, mark: str) -> Iterator[str]:
 
 
 def _figure(figure: ShownFigure) -> str:
+    # Raw HTML, in which Markdown's own marks are none.
     place, dark = f"{FIGURES}/{figure.name}", DARK.suffix
     return "\n".join(
         (
             "<picture>",
             f'<source media="(prefers-color-scheme: dark)" srcset="{place}{dark}.svg">',
-            f'<img src="{place}.svg" alt="{escape(visible(figure.figure.caption, _SENTENCES))}">',  # raw HTML: Markdown's marks are none
-            "</picture>",
+            f'<img src="{place}.svg" alt="{escape(visible(figure.figure.caption, _SENTENCES))}"></picture>',
         )
     )
 
