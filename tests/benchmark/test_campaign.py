@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import torch
 
 import errata.benchmark.checks
 import errata.benchmark.working
+from errata.benchmark import measurements
 from errata.benchmark.campaign import open_campaign
 from errata.benchmark.checks import Check
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Measures
+from errata.benchmark.parts import Answer, Inquiry, Part
 from errata.benchmark.working import Processes, work
 from errata.edit import BatchRecord, Editor
 from errata.errors import EditError, FaultsError, InputError, NonFiniteError
@@ -29,6 +31,7 @@ from errata.evaluation.records import Record, Row, read_results
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel
 from errata.progress import Report
+from errata.run_manifest import Manifest
 
 from tests.support.bench import PROSE, UNTOUCHED, Inline, TinyBench, finish
 
@@ -119,7 +122,10 @@ def test_the_table_of_records_holds_every_prompt_and_gives_the_same_means(bench:
         assert answers[fact.neighbours[0].prompt] == "Paris"
     about = read_results(summary).about
     assert about["notes"] == ["made for this test"]
-    assert about["absent"]["jsonl"]["portability_accuracy"] == "no fact has 'portability' questions"
+    (absent,) = about["absent"]
+    assert (absent["model"], absent["data"]) == (campaign.grid.models[0].name, "jsonl")
+    assert absent["metrics"]["portability_accuracy"] == "no fact has 'portability' questions"
+    assert not {row["metric"] for row in rows.values()} & absent["metrics"].keys()
     assert [cell["status"] for cell in about["cells"]] == ["done", "done"]
 
 
@@ -225,9 +231,13 @@ def test_a_collapse_stops_the_run_before_its_batch(bench: TinyBench, tmp_path: P
     summary, _ = collect(campaign)
     (cell,) = read_results(summary).about["cells"]
     assert (cell["status"], cell["collapsed_at"], cell["edits"]) == ("done", worst, 2 * worst - 2)
-    assert rows_in(summary)["memit", "perplexity_ratio", "after", 6]["mean"] == pytest.approx(ratios[worst - 1])
+    found = rows_in(summary)
+    there = 2 * worst - 2
+    assert found["memit", "perplexity_ratio", "after", there]["mean"] == pytest.approx(ratios[worst - 1])
     # All facts of the run are asked: those that were never edited count as what they are.
-    assert rows_in(summary)["memit", "efficacy_accuracy", "after", 6]["n"] == 6
+    assert found["memit", "efficacy_accuracy", "after", there]["n"] == 6
+    assert ("memit", "efficacy_accuracy", "before", 6) in found
+    assert {edits for _, _, when, edits in found if when == "right_after"} <= {there}
 
 
 def test_more_can_be_measured_later_but_nothing_else_can_change(bench: TinyBench, tmp_path: Path) -> None:
@@ -261,8 +271,9 @@ def test_what_is_no_benchmark_or_was_changed_is_refused(bench: TinyBench, tmp_pa
     finish(campaign, retry=True)
     said = next((campaign.cells[0] / "run" / "batches").glob("*.json"))
     said.write_text(said.read_text(encoding="utf-8").replace("1.0", "0.0", 1) + " ", encoding="utf-8")
-    with pytest.raises(InputError, match="changed or damaged"):
-        collect(campaign)
+    (told,) = read_results(collect(campaign)[0]).about["cells"]
+    assert told["status"] == "failed"
+    assert "changed or damaged" in told["failure"]
     record = json.loads((tmp_path / "out" / "grid.json").read_text(encoding="utf-8"))
     (tmp_path / "out" / "grid.json").write_text(json.dumps({**record, "format": "other"}), encoding="utf-8")
     with pytest.raises(InputError, match="its format is 'other'"):
@@ -356,17 +367,150 @@ def test_nobody_else_works_in_a_benchmark_meanwhile(bench: TinyBench, tmp_path: 
         pass
 
 
-@pytest.mark.parametrize("name", ["result.json", "after/recall.json", "before.json"])
-def test_damaged_files_of_a_finished_cell_are_named(bench: TinyBench, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["result.json", "after/recall.json", "before/recall.json"])
+def test_a_damaged_file_costs_one_cell_and_is_made_again_when_it_is_removed(
+    bench: TinyBench, tmp_path: Path, name: str
+) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=2))
+    finish(campaign)
+    expected = _without_seconds(collect(campaign)[0])
+    cell = campaign.cells[0]
+    path = cell / name
+    if name.startswith("before"):
+        noted = json.loads((cell / "before.json").read_text(encoding="utf-8"))
+        path = tmp_path / "out" / "before" / noted["recall"]
+    path.write_text(path.read_text(encoding="utf-8")[:50], encoding="utf-8")
+    summary, _ = collect(campaign)
+    told, other = read_results(summary).about["cells"]
+    assert (told["status"], other["status"], other["failure"]) == ("failed", "done", None)
+    assert f"{path} cannot be used" in told["failure"]
+    assert "Remove it" in told["failure"]
+    assert read_results(summary).rows  # of the other cell
+    path.unlink()
+    assert campaign.pending() == [cell]
+    ledger = (cell / "run" / "ledger.jsonl").read_bytes()
+    finish(campaign)
+    assert (cell / "run" / "ledger.jsonl").read_bytes() == ledger
+    assert _without_seconds(collect(campaign)[0]) == expected
+
+
+@pytest.mark.parametrize("left", ["", "{"])
+def test_a_lost_note_of_the_unedited_answers_is_made_again(bench: TinyBench, tmp_path: Path, left: str) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2))
     finish(campaign)
-    path = campaign.cells[0] / name
-    if name == "before.json":
-        path.unlink()
-    else:
-        path.write_text(path.read_text(encoding="utf-8")[:50], encoding="utf-8")
-    with pytest.raises(InputError, match=re.escape(name)):
-        collect(campaign)
+    note = campaign.cells[0] / "before.json"
+    whole = note.read_text(encoding="utf-8")
+    note.write_text(left, encoding="utf-8") if left else note.unlink()
+    assert campaign.pending() == list(campaign.cells)
+    finish(campaign)
+    assert note.read_text(encoding="utf-8") == whole
+
+
+def _break(monkeypatch: pytest.MonkeyPatch, name: str, seed: int | None = None) -> None:
+    """A further measurement fails, of one seed alone if one is given."""
+
+    def with_fault(part: Part) -> Part:
+        def ask(inquiry: Inquiry) -> Answer:
+            if seed in (None, inquiry.seed):
+                raise InputError("no such task", remedy="Name another")
+            return part.ask(inquiry)
+
+        return replace(part, ask=ask)
+
+    parts = tuple(with_fault(part) if part.name == name else part for part in measurements.FURTHER)
+    monkeypatch.setattr(measurements, "FURTHER", parts)
+
+
+def test_a_measurement_that_fails_costs_nothing_else(
+    bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = bench.grid(["memit"], edits=2)
+    campaign = bench.begin(tmp_path / "out", grid)
+    finish(campaign)
+    expected = _without_seconds(collect(campaign)[0])
+    more = grid.model_copy(update={"measures": Measures(parts=("drift", "side"))})
+    with monkeypatch.context() as broken:
+        _break(broken, "drift")
+        campaign = bench.begin(tmp_path / "out", more)
+        told = finish(campaign)
+        assert len(told) == 2
+        assert all("measurement 'drift'" in line and "no such task" in line for line in told)
+        results = read_results(collect(campaign)[0])
+    rows = [row for row in results.rows if row["metric"] != "seconds_per_edit"]
+    assert [row for row in rows if row in expected] == expected  # nothing is lost
+    assert any(row["metric"] == "negation_accuracy" for row in rows)  # what comes behind it is measured
+    cells = results.about["cells"]
+    assert [cell["status"] for cell in cells] == ["done", "done"]
+    assert all("no such task" in cell["failure"] for cell in cells)
+    (absent,) = results.about["absent"]
+    assert "no such task. Name another" in absent["metrics"]["drift"]
+    # It can be tried again, or be dropped.
+    assert campaign.pending() == []
+    assert campaign.pending(retry=True) == list(campaign.cells)
+    with campaign.locked():
+        with pytest.raises(InputError, match="'texts' is not measured"):
+            campaign.measuring(None, ["texts"], "errata bench --without texts")
+        campaign = campaign.measuring(None, ["drift"], "errata bench --without drift")
+    assert campaign.grid.measures.parts == ("side",)
+    assert campaign.pending(retry=True) == []
+    about = read_results(collect(campaign)[0]).about
+    assert [cell["failure"] for cell in about["cells"]] == [None, None]
+    assert "drift" not in about["absent"][0]["metrics"]
+    assert about["commands"][1:] == ["errata bench (a test) drift side", "errata bench --without drift"]
+    assert about["command"] == about["commands"][0] == "errata bench (a test)"
+
+
+def test_a_measurement_that_some_cells_lack_is_told(
+    bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break(monkeypatch, "drift", seed=1)
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=2, measures=Measures(parts=("drift",))))
+    finish(campaign)
+    results = read_results(collect(campaign)[0])
+    assert any(row["metric"] == "drift_kl_neighbours" for row in results.rows)
+    assert not any("drift" in entry["metrics"] for entry in results.about["absent"])
+    (note,) = [note for note in results.about["notes"] if "drift" in note]
+    assert "memit, seed 1: drift is not measured: " in note
+    assert "no such task" in note
+
+
+def test_how_it_came_about_is_told_of_the_cells(bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=4))
+    finish(campaign)
+    for cell, version in zip(campaign.cells, ("1.0", "2.0"), strict=True):
+        path = cell / "run" / "run.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["versions"] = {"torch": version}
+        del record["checksum"]
+        path.write_text(json.dumps({**record, "checksum": Manifest(**record).checksum()}), encoding="utf-8")
+    results = read_results(collect(campaign)[0])
+    assert results.about["versions"] == [{"torch": "1.0"}, {"torch": "2.0"}]
+    assert results.about["recipes"]["memit"]["contexts"]["seed"] == 0  # the first seed's
+    assert {row["seeds"] for row in results.rows if row["when"] == "during"} == {2}
+    for cell, told in zip(campaign.cells, results.about["cells"], strict=True):
+        edited = json.loads((cell / "result.json").read_text(encoding="utf-8"))["seconds"]
+        asked = [json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in (cell / "after").iterdir()]
+        assert told["seconds"] == pytest.approx(edited + sum(asked))
+        assert edited > 0 < min(asked)
+
+
+def test_seconds_are_those_of_all_sittings(bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,)))
+
+    def stop(what: str, done: int) -> None:
+        if (what, done) == ("facts edited", 4):
+            raise Stop
+
+    with pytest.raises(Stop):
+        finish(campaign, Inline(on_report=stop))
+    finish(campaign)
+    (cell,) = campaign.cells
+    said = [json.loads(path.read_text(encoding="utf-8")) for path in (cell / "run" / "batches").glob("*.json")]
+    batches = [json.loads(line) for line in (cell / "run" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
+    seconds = [entry["seconds"] for entry in said] + [line["seconds"] for line in batches if line["kind"] == "batch"]
+    assert len(seconds) == 6
+    result = json.loads((cell / "result.json").read_text(encoding="utf-8"))
+    assert result["seconds"] == pytest.approx(sum(seconds))
 
 
 def test_what_a_process_says_beside_its_progress_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

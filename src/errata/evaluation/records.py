@@ -146,7 +146,7 @@ class Summary:
 class Row(TypedDict):
     """A line of the long form: one per method, metric and moment; of a grid also per model, data and number of edits.
 
-    ``edits`` is how many facts had been edited when a check ``during`` the run was made.
+    ``edits`` is how many facts had been edited; ``seeds``, of a check ``during`` the run, how many runs it is of.
     """
 
     method: str
@@ -159,9 +159,10 @@ class Row(TypedDict):
     model: NotRequired[str]
     data: NotRequired[str]
     edits: NotRequired[int]
+    seeds: NotRequired[int]
 
 
-_OF_GRIDS = {"model", "data", "edits"}
+_OF_GRIDS = {"model", "data", "edits", "seeds"}
 
 
 def summarise(records: Sequence[Record], when: When, *, seed: int = 0, resamples: int = 1000) -> list[Summary]:
@@ -303,7 +304,7 @@ def _is_row(row: object) -> bool:
         isinstance(row, dict)
         and Row.__annotations__.keys() - _OF_GRIDS <= row.keys() <= Row.__annotations__.keys()
         and all(isinstance(row.get(key, ""), str) for key in ("method", "metric", "model", "data"))
-        and isinstance(row.get("edits", 0), int)
+        and all(isinstance(row.get(key, 0), int) for key in ("edits", "seeds"))
         and row["when"] in MOMENTS
         and number(row["mean"])
         and all(row[key] is None or number(row[key]) for key in ("low", "high"))
