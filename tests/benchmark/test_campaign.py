@@ -359,6 +359,34 @@ def test_cells_share_what_depends_on_neither_facts_nor_seed(bench: TinyBench, tm
         assert all((tmp_path / "out" / "before" / name).is_file() for name in entry.values())
 
 
+@pytest.mark.parametrize("changed", ["model", "corpus.txt"])
+def test_all_cells_begin_with_the_same_weights_and_the_same_text(
+    bench: TinyBench, tmp_path: Path, changed: str
+) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=2))
+    second = campaign.cells[1]
+
+    def stop(cell: Path) -> None:
+        if cell == second:
+            raise Stop
+
+    with pytest.raises(Stop):
+        finish(campaign, Inline(before_cell=stop))
+    if changed == "model":
+        other = LanguageModel.load(str(bench.folder / "model"), device=torch.device("cpu"))
+        with torch.no_grad():
+            next(other.model.parameters()).mul_(1.5)
+        other.model.save_pretrained(bench.folder / "model")
+    else:
+        corpus = bench.folder / "corpus.txt"
+        corpus.write_text(corpus.read_text(encoding="utf-8").replace("the", "a"), encoding="utf-8")
+    (told,) = finish(campaign)
+    assert f"{bench.folder / changed}'" in told
+    assert "is not what other cells of" in told
+    assert not (second / "run").exists()  # so that it can go on when all is as it was
+    assert [cell["status"] for cell in read_results(collect(campaign)[0]).about["cells"]] == ["done", "failed"]
+
+
 def test_nobody_else_works_in_a_benchmark_meanwhile(bench: TinyBench, tmp_path: Path) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2))
     with campaign.locked(), pytest.raises(InputError, match="another process works"), campaign.locked():

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from errata.benchmark.parts import Answer, Inquiry
+from errata.benchmark.verdicts import KeptJudge
 from errata.errors import InputError
 from errata.evaluation.ability import AbilitySettings, measure_ability
 from errata.evaluation.concepts import ConceptReading, ConceptSettings, absent_concepts, concept_records, read_concepts
@@ -72,7 +73,9 @@ class FreeOptions(BaseModel):
 def ask_free(inquiry: Inquiry) -> Answer:
     options = _settings(FreeOptions, inquiry.options)
     model, material, report = inquiry.model, inquiry.material, inquiry.report
-    judge = None if options.judge is None else HttpJudge(options.judge, report=report)
+    judge = None
+    if options.judge is not None:
+        judge = KeptJudge(HttpJudge(options.judge, report=report), inquiry.aside.with_suffix(".verdicts.json"))
     records = evaluate_free(model, material.facts, options.chosen, judge=judge, report=report)
     missing: dict[str, str] = dict(absent_free(model, material.facts, options.chosen, judge=judge))
     missing |= {str(metric): why for metric, why in absent_free_locality(material.facts, material.untouched).items()}

@@ -5,6 +5,7 @@ grid.json       the grid, the commands, the cells' names in order, checksums of 
 lock            held while somebody works here
 material/       facts and questions of each data set and seed
 before/         what unedited models said, shared by cells
+pinned/         which weights and which text for key statistics the cells began with
 cells/NAME/     one cell each; see ``cell``
 """
 

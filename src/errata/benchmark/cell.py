@@ -30,6 +30,7 @@ from errata.benchmark.grid import Measures
 from errata.benchmark.material import Material, read_material
 from errata.benchmark.measurements import ALWAYS, PERPLEXITY, parts_of
 from errata.benchmark.parts import Inquiry, Part, State
+from errata.benchmark.pinned import pin
 from errata.benchmark.recorded import edit_batches
 from errata.edit import BatchRecord, Editor
 from errata.errors import ErrataError, Fault, FaultsError, NonFiniteError
@@ -127,7 +128,7 @@ class Cell:
                 yield
 
         options = self.spec.measures.options.get(part.name, {})
-        inquiry = Inquiry(self.model, self.material, options, self.spec.seed, before, unedited, report)
+        inquiry = Inquiry(self.model, self.material, options, self.spec.seed, before, unedited, report, path)
         started = time.perf_counter()
         answer = part.ask(inquiry)
         answer = replace(answer, seconds=time.perf_counter() - started)
@@ -163,7 +164,7 @@ def open_cell(directory: Path, report: Report) -> Cell:
     """Load what a cell needs; its run is begun if it is new.
 
     Raises:
-        InputError: if the model, its recipe's text or the material is not what it was.
+        InputError: if the model, its recipe's text or the material is not what it was, for this cell or for others.
     """
     spec = CellSpec.model_validate_json((directory / "cell.json").read_text(encoding="utf-8"))
     grid = json.loads((directory.parent.parent / "grid.json").read_text(encoding="utf-8"))["grid"]
@@ -174,12 +175,20 @@ def open_cell(directory: Path, report: Report) -> Cell:
     device = None if entry.device is None else torch.device(entry.device)
     report("loading the model", 0, 1)
     model = load_model(entry.name, device=device, dtype=dtype, trust_remote_code=entry.trust_remote_code)
+    text = spec.recipe.statistics.corpus if spec.recipe.needs_statistics else None
+    if is_run(directory / "run"):
+        begun = open_run(directory / "run").manifest
+        fingerprint, corpus = begun.fingerprint, begun.corpus
+    else:
+        fingerprint, corpus = model.fingerprint(), "" if text is None else open_corpus(text).digest
+    pin(directory.parent.parent, "weights", entry.name, fingerprint)
+    if text is not None:
+        pin(directory.parent.parent, "text", text, corpus)
     if not is_run(directory / "run"):
-        corpus = open_corpus(spec.recipe.statistics.corpus).digest if spec.recipe.needs_statistics else ""
         create_run(
             directory / "run",
             model=entry.name,
-            fingerprint=model.fingerprint(),
+            fingerprint=fingerprint,
             dtype=dtype_name(model.dtype),
             lab=entry.name == "lab",
             recipe=spec.recipe,

@@ -30,6 +30,7 @@ class Inquiry:
         seed: of whatever is drawn.
         before: what the part itself kept of the unedited model; None while that is asked.
         unedited: within it the model is the unedited one.
+        aside: beside files of this name, with another suffix, what is done so far may be kept.
     """
 
     model: LanguageModel
@@ -39,6 +40,7 @@ class Inquiry:
     before: Mapping[str, Any] | None
     unedited: Callable[[], AbstractContextManager[None]]
     report: Report
+    aside: Path
 
 
 @dataclass(frozen=True, slots=True)
