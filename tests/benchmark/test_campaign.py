@@ -32,6 +32,7 @@ from errata.facts import Fact
 from errata.models.language_model import LanguageModel
 from errata.progress import Report
 from errata.run_manifest import Manifest
+from errata.verbs.bench_shown import show_results
 
 from tests.support.bench import PROSE, UNTOUCHED, Inline, TinyBench, finish
 
@@ -520,6 +521,33 @@ def test_how_it_came_about_is_told_of_the_cells(bench: TinyBench, tmp_path: Path
         asked = [json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in (cell / "after").iterdir()]
         assert told["seconds"] == pytest.approx(edited + sum(asked))
         assert edited > 0 < min(asked)
+
+
+def test_a_cell_that_goes_on_otherwise_says_so(
+    bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=4))
+
+    def stop(what: str, done: int) -> None:
+        if (what, done) == ("facts edited", 2):
+            raise Stop
+
+    with pytest.raises(Stop):
+        finish(campaign, Inline(on_report=stop))
+    run = campaign.cells[0] / "run"
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    del record["checksum"]
+    record["threads"] += 1
+    (run / "run.json").write_text(json.dumps({**record, "checksum": Manifest(**record).checksum()}), encoding="utf-8")
+    finish(campaign)
+    summary, table = collect(campaign)
+    about = read_results(summary).about
+    told = "not bit for bit"
+    assert [[told in note for note in cell["notes"]] for cell in about["cells"]] == [[True], []]
+    (note,) = [note for note in about["notes"] if told in note]
+    assert "memit, seed 0: the run began with" in note
+    show_results(campaign, summary, table)
+    assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_seconds_are_those_of_all_sittings(bench: TinyBench, tmp_path: Path) -> None:

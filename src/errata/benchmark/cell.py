@@ -8,6 +8,7 @@ run/            its batches, as ``errata edit --run`` keeps them, with what was 
 before.json     which answers of the unedited model are its own; cells that would ask the same share them
 collapse.json   which batch was taken out again because the model collapsed; absent if none was
 result.json     how its editing ended; absent until then
+notes.json      what is not as it was when it went on, such as the number of threads; absent if nothing was
 after/          what the edited model says, part by part; one that fails leaves the others
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 
 from errata.benchmark.answers import answer_path, before_path, note_before, read_answer
+from errata.benchmark.cell_notes import add_notes
 from errata.benchmark.cell_spec import CellResult, CellSpec, result_of
 from errata.benchmark.checks import Check, CollapseError
 from errata.benchmark.grid import Measures
@@ -70,8 +72,8 @@ class Cell:
         failed: dict[str, ErrataError] = {}
         with self.run.locked():
             editor, notes = editor_of(self.model, self.run, report=self.report)
-            notes += self.run.begin_batch_over()
-            for note in notes:
+            add_notes(self.directory, notes)
+            for note in (*notes, *self.run.begin_batch_over()):
                 self.run.log(note)
             for part in ALWAYS:
                 self._ask_before(part, editor)

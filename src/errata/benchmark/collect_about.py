@@ -24,7 +24,8 @@ class Ended:
         seconds: of its batches, what was asked behind each, and the answers at the end, of all sittings.
         parts: the measurements that have been made.
         absent: metric -> why it could not be told.
-        notes: on its facts and questions.
+        material_notes: on its facts and questions.
+        notes: on how it was worked on.
         versions: of the software that its editing was begun with.
     """
 
@@ -33,6 +34,7 @@ class Ended:
     seconds: float
     parts: tuple[str, ...]
     absent: Mapping[str, str]
+    material_notes: tuple[str, ...]
     notes: tuple[str, ...]
     versions: Mapping[str, str]
 
@@ -40,7 +42,16 @@ class Ended:
     def of(cls, cell: Finished) -> Ended:
         absent = {metric: why for answer in cell.after.values() for metric, why in answer.absent.items()}
         seconds = cell.result["seconds"] + sum(answer.seconds for answer in cell.after.values())
-        return cls(cell.spec, cell.result, seconds, tuple(cell.after), absent, cell.material.notes, cell.versions)
+        return cls(
+            cell.spec,
+            cell.result,
+            seconds,
+            tuple(cell.after),
+            absent,
+            cell.material.notes,
+            cell.notes,
+            cell.versions,
+        )
 
 
 def about_of(
@@ -70,6 +81,7 @@ def about_of(
                 "edits": ended.result["edits"] if ended else None,
                 "collapsed_at": ended.result["collapsed_at"] if ended else None,
                 "ratio": ended.result["ratio"] if ended else None,
+                "notes": list(ended.notes) if ended else [],
             }
         )
     return {
@@ -105,16 +117,23 @@ def _absent(campaign: Campaign, rows: Sequence[Row], done: Mapping[Path, Ended])
 
 
 def _notes(campaign: Campaign, done: Mapping[Path, Ended]) -> list[str]:
-    """What a reader should know of the facts, and of measurements that only some of the cells have made."""
-    notes = [note for cell in done.values() for note in cell.notes]
+    """What a reader should know of the facts, of runs that went on otherwise than they began, and of measurements that
+    only some of the cells have made."""
+    notes = [note for cell in done.values() for note in cell.material_notes]
+    for text in dict.fromkeys(text for cell in done.values() for text in cell.notes):
+        runs = [_called(cell.spec) for cell in done.values() if text in cell.notes]
+        notes.append(f"{'; '.join(runs)}: {text}")
     for directory, cell in done.items():
         spec = cell.spec
         others = {part for other in _of(done, spec.model.name, spec.data.label) for part in other.parts}
         for part in campaign.grid.measures.parts:
             if part not in cell.parts and part in others:
-                run = f"{spec.model.name}, {spec.data.label}, {spec.label}, seed {spec.seed}"
-                notes.append(f"{run}: {part} is not measured: {_why_not(directory)}")
+                notes.append(f"{_called(spec)}: {part} is not measured: {_why_not(directory)}")
     return _distinct(notes)
+
+
+def _called(spec: CellSpec) -> str:
+    return f"{spec.model.name}, {spec.data.label}, {spec.label}, seed {spec.seed}"
 
 
 def _of(done: Mapping[Path, Ended], model: str, data: str) -> list[Ended]:

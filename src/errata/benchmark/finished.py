@@ -9,6 +9,7 @@ from typing import Any
 
 from errata.benchmark.answers import answer_path, answered, before_of, read_answer
 from errata.benchmark.campaign import Campaign
+from errata.benchmark.cell_notes import notes_of
 from errata.benchmark.cell_spec import CellSpec, damaged, result_of
 from errata.benchmark.material import Material, read_material
 from errata.benchmark.measurements import ALWAYS
@@ -46,6 +47,7 @@ class Finished:
     Attributes:
         before: part -> what the unedited model said; ``after`` likewise. Further measurements that have not been made,
             or failed, are in neither.
+        notes: on how it was worked on.
         versions: of the software that the editing was begun with.
     """
 
@@ -56,6 +58,7 @@ class Finished:
     before: Mapping[str, Answer]
     after: Mapping[str, Answer]
     batches: Sequence[Batch]
+    notes: tuple[str, ...]
     versions: Mapping[str, str]
 
     def records(self, when: When) -> list[Record]:
@@ -115,6 +118,7 @@ def read_finished(campaign: Campaign, cell: Path) -> Finished:
         {part.name: read_answer(before_of(cell, part, measures)) for part in parts},
         {part.name: read_answer(answer_path(cell / "after", part, measures)) for part in parts},
         batches,
+        notes_of(cell),
         run.manifest.versions,
     )
 

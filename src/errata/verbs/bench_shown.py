@@ -64,6 +64,8 @@ def show_results(campaign: Campaign, summary: Path, records: Path) -> None:
         if cell["collapsed_at"]:
             where = f"{cell['method']}, seed {cell['seed']}"
             warn(f"collapse: {where}: stopped before batch {cell['collapsed_at']}, {cell['edits']} facts are in")
+        for note in cell["notes"]:
+            warn(f"{cell['id']}: {note}")
         if cell["failure"]:
             warn(f"failed: {cell['id']}: {cell['failure']}")
     tell(f"Wrote {summary} and {records}. See them: errata report {campaign.directory}")
