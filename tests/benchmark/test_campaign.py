@@ -350,6 +350,70 @@ def test_files_that_measurements_read_must_stay_what_they_were(bench: TinyBench,
         campaign.check_inputs()
 
 
+def write_tasks(folder: Path) -> Path:
+    """A group of two tasks over one file of data, with a function of their own."""
+    (folder / "tasks").mkdir()
+    rows = [{"text": text, "right": 0} for text in ("The river runs through the", "The piano is what she")]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (folder / "tasks" / "utils.py").write_text("def choices(doc):\n    return ['city', 'rain']\n", encoding="utf-8")
+    (folder / "tasks" / "common").write_text(
+        f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'data.jsonl'}}}}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: '{{text}}'\ndoc_to_choice: !function utils.choices\n"
+        "doc_to_target: right\n",
+        encoding="utf-8",
+    )
+    for name in ("one", "two"):
+        text = f"include: common\ntask: {name}\n"
+        (folder / "tasks" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    group = "group: both\ntask: [one, two]\naggregate_metric_list: [{metric: acc, aggregation: mean}]\n"
+    (folder / "tasks" / "both.yaml").write_text(group, encoding="utf-8")
+    return folder / "tasks"
+
+
+def test_a_groups_number_is_the_harness_own(bench: TinyBench, tmp_path: Path) -> None:
+    tasks = write_tasks(tmp_path)
+    measures = Measures(parts=("ability",), options={"ability": {"tasks": [str(tasks)]}})
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=2, measures=measures))
+    campaign.check_inputs()
+    finish(campaign)
+    found = rows_in(collect(campaign)[0])
+    for when in ("before", "after"):
+        row = found["memit", "ability:both:acc", when, 2]
+        assert row["mean"] == pytest.approx(found["memit", "ability:one:acc", when, 2]["mean"])
+        assert (row["low"], row["high"], row["n"]) == (None, None, 4)
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "tasks/utils.py", "tasks/common", "tasks/one.yaml"])
+def test_what_local_tasks_read_must_stay_what_it_was(bench: TinyBench, tmp_path: Path, name: str) -> None:
+    tasks = write_tasks(tmp_path)
+    measures = Measures(parts=("ability",), options={"ability": {"tasks": [str(tasks)]}})
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2, measures=measures))
+    campaign.check_inputs()
+    path = tmp_path / name
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(FaultsError, match=f"{name}: it was changed since"):
+        campaign.check_inputs()
+    record = (tmp_path / "out" / "grid.json").read_bytes()
+    more = Measures(parts=("ability", "drift"), options=measures.options)
+    with campaign.locked(), pytest.raises(FaultsError, match="it was changed since"):
+        campaign.measuring(more, (), "errata bench --measure drift")
+    assert (tmp_path / "out" / "grid.json").read_bytes() == record
+
+
+def test_files_are_compared_as_a_whole_set(bench: TinyBench, tmp_path: Path) -> None:
+    tasks = write_tasks(tmp_path)
+    measures = Measures(parts=("ability",), options={"ability": {"tasks": [str(tasks)]}})
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2, measures=measures))
+    (tasks / "helpers.py").write_text("", encoding="utf-8")
+    with pytest.raises(FaultsError, match=r"helpers\.py: it was added since"):
+        campaign.check_inputs()
+    (tasks / "helpers.py").unlink()
+    (tasks / "two.yaml").unlink()
+    (tasks / "both.yaml").write_text("group: both\ntask: [one]\n", encoding="utf-8")
+    with pytest.raises(FaultsError, match=r"two\.yaml: it was there when the benchmark was begun"):
+        campaign.check_inputs()
+
+
 def test_cells_share_what_depends_on_neither_facts_nor_seed(bench: TinyBench, tmp_path: Path) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit", "memit+blue"], edits=2))
     finish(campaign)

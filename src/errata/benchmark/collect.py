@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from errata.benchmark.campaign import Campaign
@@ -10,7 +10,7 @@ from errata.benchmark.collect_about import Ended, about_of
 from errata.benchmark.finished import Finished, read_finished
 from errata.benchmark.record_table import records_file
 from errata.errors import InputError
-from errata.evaluation.ability import summarise_labels
+from errata.evaluation.ability import summarise_labels, summarise_values
 from errata.evaluation.perplexity import Perplexity, perplexity_ratio
 from errata.evaluation.records import (
     Metric,
@@ -67,6 +67,7 @@ def rows_of(cells: Sequence[Finished], *, seed: int = 0) -> list[Row]:
     for when in moments:
         summaries += summarise([record for cell in cells for record in cell.records(when)], when, seed=seed)
     summaries += _of_labels(cells, seed)
+    summaries += _of_values(cells, {(summary.metric, summary.when) for summary in summaries})
     before = _added([cell.perplexity("before") for cell in cells])
     after = _added([cell.perplexity("after") for cell in cells])
     if before is not None and after is not None:
@@ -94,6 +95,16 @@ def _of_labels(cells: Sequence[Finished], seed: int) -> Iterator[Summary]:
         runs = [cell.labels(when) for cell in cells]
         for metric in dict.fromkeys(metric for run in runs for metric in run):
             yield summarise_labels(metric, when, [run[metric] for run in runs if metric in run], seed=seed)
+
+
+def _of_values(cells: Sequence[Finished], known: Set[tuple[str, When]]) -> Iterator[Summary]:
+    """Numbers that the harness tells and no samples give again; those that some runs have samples of are left out."""
+    moments: tuple[When, ...] = ("before", "after")
+    for when in moments:
+        runs = [cell.values(when) for cell in cells]
+        for metric in dict.fromkeys(metric for run in runs for metric in run):
+            if (metric, when) not in known:
+                yield summarise_values(metric, when, [run[metric] for run in runs if metric in run])
 
 
 def _on_the_way(cells: Sequence[Finished], seed: int) -> Iterator[tuple[int, int, Summary]]:

@@ -79,6 +79,15 @@ class Finished:
             for metric, labels in part.kept.get("labels", {}).items()
         }
 
+    def values(self, when: When) -> dict[str, tuple[float, int]]:
+        """Numbers that are no means over samples, by their metrics -> (value, samples)."""
+        parts = self.before if when == "before" else self.after
+        return {
+            metric: (float(value), int(count))
+            for part in parts.values()
+            for metric, (value, count) in part.kept.get("values", {}).items()
+        }
+
     def perplexity(self, when: When) -> Perplexity | None:
         return _perplexity((self.before if when == "before" else self.after)["perplexity"].kept["perplexity"])
 
