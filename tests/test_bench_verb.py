@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from errata.benchmark.campaign import open_campaign
 from errata.cli import run
 from errata.evaluation.records import read_results
 
@@ -52,6 +53,14 @@ def test_a_killed_bench_goes_on_where_it_was(tmp_path: Path, capsys: pytest.Capt
     # Another grid has no place there.
     assert run(["bench", *SMALL, "--seeds", "2", "--out", str(out)]) == 2
     assert "seeds" in capsys.readouterr().err
+    # A command that is refused has changed nothing.
+    record = (out / "grid.json").read_bytes()
+    with open_campaign(out).locked():
+        assert run(["bench", *SMALL, "--seeds", "1", "--measure", "drift", "--out", str(out)]) == 2
+    assert "another process works" in capsys.readouterr().err
+    assert run(["bench", "--without", "drift", "--out", str(out)]) == 2
+    assert "'drift' is not measured" in capsys.readouterr().err
+    assert (out / "grid.json").read_bytes() == record
 
 
 def test_wrong_inputs_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +73,7 @@ def test_wrong_inputs_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--methods", "memit", "--edits", "3", "--collapse", "often"], "collapse"),
         (["--methods", "memit,mmit", "--edits", "3"], "mmit"),
         (["none.yaml"], "none.yaml cannot be read"),
+        (["--methods", "memit", "--edits", "3", "--without", "drift"], "--without is for a benchmark that is there"),
     ):
         assert run(["bench", *arguments, "--out", str(out)]) == 2, arguments
         assert told in " ".join(capsys.readouterr().err.split()), arguments

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import torch
 
 import errata.benchmark.checks
 import errata.benchmark.working
+from errata.benchmark import measurements
 from errata.benchmark.campaign import open_campaign
 from errata.benchmark.checks import Check
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Measures
+from errata.benchmark.parts import Answer, Inquiry, Part
 from errata.benchmark.working import Processes, work
 from errata.edit import BatchRecord, Editor
 from errata.errors import EditError, FaultsError, InputError, NonFiniteError
@@ -29,6 +31,8 @@ from errata.evaluation.records import Record, Row, read_results
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel
 from errata.progress import Report
+from errata.run_manifest import Manifest
+from errata.verbs.bench_shown import show_results
 
 from tests.support.bench import PROSE, UNTOUCHED, Inline, TinyBench, finish
 
@@ -119,7 +123,10 @@ def test_the_table_of_records_holds_every_prompt_and_gives_the_same_means(bench:
         assert answers[fact.neighbours[0].prompt] == "Paris"
     about = read_results(summary).about
     assert about["notes"] == ["made for this test"]
-    assert about["absent"]["jsonl"]["portability_accuracy"] == "no fact has 'portability' questions"
+    (absent,) = about["absent"]
+    assert (absent["model"], absent["data"]) == (campaign.grid.models[0].name, "jsonl")
+    assert absent["metrics"]["portability_accuracy"] == "no fact has 'portability' questions"
+    assert not {row["metric"] for row in rows.values()} & absent["metrics"].keys()
     assert [cell["status"] for cell in about["cells"]] == ["done", "done"]
 
 
@@ -225,9 +232,13 @@ def test_a_collapse_stops_the_run_before_its_batch(bench: TinyBench, tmp_path: P
     summary, _ = collect(campaign)
     (cell,) = read_results(summary).about["cells"]
     assert (cell["status"], cell["collapsed_at"], cell["edits"]) == ("done", worst, 2 * worst - 2)
-    assert rows_in(summary)["memit", "perplexity_ratio", "after", 6]["mean"] == pytest.approx(ratios[worst - 1])
+    found = rows_in(summary)
+    there = 2 * worst - 2
+    assert found["memit", "perplexity_ratio", "after", there]["mean"] == pytest.approx(ratios[worst - 1])
     # All facts of the run are asked: those that were never edited count as what they are.
-    assert rows_in(summary)["memit", "efficacy_accuracy", "after", 6]["n"] == 6
+    assert found["memit", "efficacy_accuracy", "after", there]["n"] == 6
+    assert ("memit", "efficacy_accuracy", "before", 6) in found
+    assert {edits for _, _, when, edits in found if when == "right_after"} <= {there}
 
 
 def test_more_can_be_measured_later_but_nothing_else_can_change(bench: TinyBench, tmp_path: Path) -> None:
@@ -261,8 +272,9 @@ def test_what_is_no_benchmark_or_was_changed_is_refused(bench: TinyBench, tmp_pa
     finish(campaign, retry=True)
     said = next((campaign.cells[0] / "run" / "batches").glob("*.json"))
     said.write_text(said.read_text(encoding="utf-8").replace("1.0", "0.0", 1) + " ", encoding="utf-8")
-    with pytest.raises(InputError, match="changed or damaged"):
-        collect(campaign)
+    (told,) = read_results(collect(campaign)[0]).about["cells"]
+    assert told["status"] == "failed"
+    assert "changed or damaged" in told["failure"]
     record = json.loads((tmp_path / "out" / "grid.json").read_text(encoding="utf-8"))
     (tmp_path / "out" / "grid.json").write_text(json.dumps({**record, "format": "other"}), encoding="utf-8")
     with pytest.raises(InputError, match="its format is 'other'"):
@@ -338,6 +350,70 @@ def test_files_that_measurements_read_must_stay_what_they_were(bench: TinyBench,
         campaign.check_inputs()
 
 
+def write_tasks(folder: Path) -> Path:
+    """A group of two tasks over one file of data, with a function of their own."""
+    (folder / "tasks").mkdir()
+    rows = [{"text": text, "right": 0} for text in ("The river runs through the", "The piano is what she")]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (folder / "tasks" / "utils.py").write_text("def choices(doc):\n    return ['city', 'rain']\n", encoding="utf-8")
+    (folder / "tasks" / "common").write_text(
+        f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'data.jsonl'}}}}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: '{{text}}'\ndoc_to_choice: !function utils.choices\n"
+        "doc_to_target: right\n",
+        encoding="utf-8",
+    )
+    for name in ("one", "two"):
+        text = f"include: common\ntask: {name}\n"
+        (folder / "tasks" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    group = "group: both\ntask: [one, two]\naggregate_metric_list: [{metric: acc, aggregation: mean}]\n"
+    (folder / "tasks" / "both.yaml").write_text(group, encoding="utf-8")
+    return folder / "tasks"
+
+
+def test_a_groups_number_is_the_harness_own(bench: TinyBench, tmp_path: Path) -> None:
+    tasks = write_tasks(tmp_path)
+    measures = Measures(parts=("ability",), options={"ability": {"tasks": [str(tasks)]}})
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=2, measures=measures))
+    campaign.check_inputs()
+    finish(campaign)
+    found = rows_in(collect(campaign)[0])
+    for when in ("before", "after"):
+        row = found["memit", "ability:both:acc", when, 2]
+        assert row["mean"] == pytest.approx(found["memit", "ability:one:acc", when, 2]["mean"])
+        assert (row["low"], row["high"], row["n"]) == (None, None, 4)
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "tasks/utils.py", "tasks/common", "tasks/one.yaml"])
+def test_what_local_tasks_read_must_stay_what_it_was(bench: TinyBench, tmp_path: Path, name: str) -> None:
+    tasks = write_tasks(tmp_path)
+    measures = Measures(parts=("ability",), options={"ability": {"tasks": [str(tasks)]}})
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2, measures=measures))
+    campaign.check_inputs()
+    path = tmp_path / name
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(FaultsError, match=f"{name}: it was changed since"):
+        campaign.check_inputs()
+    record = (tmp_path / "out" / "grid.json").read_bytes()
+    more = Measures(parts=("ability", "drift"), options=measures.options)
+    with campaign.locked(), pytest.raises(FaultsError, match="it was changed since"):
+        campaign.measuring(more, (), "errata bench --measure drift")
+    assert (tmp_path / "out" / "grid.json").read_bytes() == record
+
+
+def test_files_are_compared_as_a_whole_set(bench: TinyBench, tmp_path: Path) -> None:
+    tasks = write_tasks(tmp_path)
+    measures = Measures(parts=("ability",), options={"ability": {"tasks": [str(tasks)]}})
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2, measures=measures))
+    (tasks / "helpers.py").write_text("", encoding="utf-8")
+    with pytest.raises(FaultsError, match=r"helpers\.py: it was added since"):
+        campaign.check_inputs()
+    (tasks / "helpers.py").unlink()
+    (tasks / "two.yaml").unlink()
+    (tasks / "both.yaml").write_text("group: both\ntask: [one]\n", encoding="utf-8")
+    with pytest.raises(FaultsError, match=r"two\.yaml: it was there when the benchmark was begun"):
+        campaign.check_inputs()
+
+
 def test_cells_share_what_depends_on_neither_facts_nor_seed(bench: TinyBench, tmp_path: Path) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit", "memit+blue"], edits=2))
     finish(campaign)
@@ -348,6 +424,34 @@ def test_cells_share_what_depends_on_neither_facts_nor_seed(bench: TinyBench, tm
         assert all((tmp_path / "out" / "before" / name).is_file() for name in entry.values())
 
 
+@pytest.mark.parametrize("changed", ["model", "corpus.txt"])
+def test_all_cells_begin_with_the_same_weights_and_the_same_text(
+    bench: TinyBench, tmp_path: Path, changed: str
+) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=2))
+    second = campaign.cells[1]
+
+    def stop(cell: Path) -> None:
+        if cell == second:
+            raise Stop
+
+    with pytest.raises(Stop):
+        finish(campaign, Inline(before_cell=stop))
+    if changed == "model":
+        other = LanguageModel.load(str(bench.folder / "model"), device=torch.device("cpu"))
+        with torch.no_grad():
+            next(other.model.parameters()).mul_(1.5)
+        other.model.save_pretrained(bench.folder / "model")
+    else:
+        corpus = bench.folder / "corpus.txt"
+        corpus.write_text(corpus.read_text(encoding="utf-8").replace("the", "a"), encoding="utf-8")
+    (told,) = finish(campaign)
+    assert f"{bench.folder / changed}'" in told
+    assert "is not what other cells of" in told
+    assert not (second / "run").exists()  # so that it can go on when all is as it was
+    assert [cell["status"] for cell in read_results(collect(campaign)[0]).about["cells"]] == ["done", "failed"]
+
+
 def test_nobody_else_works_in_a_benchmark_meanwhile(bench: TinyBench, tmp_path: Path) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2))
     with campaign.locked(), pytest.raises(InputError, match="another process works"), campaign.locked():
@@ -356,17 +460,177 @@ def test_nobody_else_works_in_a_benchmark_meanwhile(bench: TinyBench, tmp_path: 
         pass
 
 
-@pytest.mark.parametrize("name", ["result.json", "after/recall.json", "before.json"])
-def test_damaged_files_of_a_finished_cell_are_named(bench: TinyBench, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["result.json", "after/recall.json", "before/recall.json"])
+def test_a_damaged_file_costs_one_cell_and_is_made_again_when_it_is_removed(
+    bench: TinyBench, tmp_path: Path, name: str
+) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=2))
+    finish(campaign)
+    expected = _without_seconds(collect(campaign)[0])
+    cell = campaign.cells[0]
+    path = cell / name
+    if name.startswith("before"):
+        noted = json.loads((cell / "before.json").read_text(encoding="utf-8"))
+        path = tmp_path / "out" / "before" / noted["recall"]
+    path.write_text(path.read_text(encoding="utf-8")[:50], encoding="utf-8")
+    summary, _ = collect(campaign)
+    told, other = read_results(summary).about["cells"]
+    assert (told["status"], other["status"], other["failure"]) == ("failed", "done", None)
+    assert f"{path} cannot be used" in told["failure"]
+    assert "Remove it" in told["failure"]
+    assert read_results(summary).rows  # of the other cell
+    path.unlink()
+    assert campaign.pending() == [cell]
+    ledger = (cell / "run" / "ledger.jsonl").read_bytes()
+    finish(campaign)
+    assert (cell / "run" / "ledger.jsonl").read_bytes() == ledger
+    assert _without_seconds(collect(campaign)[0]) == expected
+
+
+@pytest.mark.parametrize("left", ["", "{"])
+def test_a_lost_note_of_the_unedited_answers_is_made_again(bench: TinyBench, tmp_path: Path, left: str) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2))
     finish(campaign)
-    path = campaign.cells[0] / name
-    if name == "before.json":
-        path.unlink()
-    else:
-        path.write_text(path.read_text(encoding="utf-8")[:50], encoding="utf-8")
-    with pytest.raises(InputError, match=re.escape(name)):
-        collect(campaign)
+    note = campaign.cells[0] / "before.json"
+    whole = note.read_text(encoding="utf-8")
+    note.write_text(left, encoding="utf-8") if left else note.unlink()
+    assert campaign.pending() == list(campaign.cells)
+    finish(campaign)
+    assert note.read_text(encoding="utf-8") == whole
+
+
+def _break(monkeypatch: pytest.MonkeyPatch, name: str, seed: int | None = None) -> None:
+    """A further measurement fails, of one seed alone if one is given."""
+
+    def with_fault(part: Part) -> Part:
+        def ask(inquiry: Inquiry) -> Answer:
+            if seed in (None, inquiry.seed):
+                raise InputError("no such task", remedy="Name another")
+            return part.ask(inquiry)
+
+        return replace(part, ask=ask)
+
+    parts = tuple(with_fault(part) if part.name == name else part for part in measurements.FURTHER)
+    monkeypatch.setattr(measurements, "FURTHER", parts)
+
+
+def test_a_measurement_that_fails_costs_nothing_else(
+    bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = bench.grid(["memit"], edits=2)
+    campaign = bench.begin(tmp_path / "out", grid)
+    finish(campaign)
+    expected = _without_seconds(collect(campaign)[0])
+    more = grid.model_copy(update={"measures": Measures(parts=("drift", "side"))})
+    with monkeypatch.context() as broken:
+        _break(broken, "drift")
+        campaign = bench.begin(tmp_path / "out", more)
+        told = finish(campaign)
+        assert len(told) == 2
+        assert all("measurement 'drift'" in line and "no such task" in line for line in told)
+        results = read_results(collect(campaign)[0])
+    rows = [row for row in results.rows if row["metric"] != "seconds_per_edit"]
+    assert [row for row in rows if row in expected] == expected  # nothing is lost
+    assert any(row["metric"] == "negation_accuracy" for row in rows)  # what comes behind it is measured
+    cells = results.about["cells"]
+    assert [cell["status"] for cell in cells] == ["done", "done"]
+    assert all("no such task" in cell["failure"] for cell in cells)
+    (absent,) = results.about["absent"]
+    assert "no such task. Name another" in absent["metrics"]["drift"]
+    # It can be tried again, or be dropped.
+    assert campaign.pending() == []
+    assert campaign.pending(retry=True) == list(campaign.cells)
+    with campaign.locked():
+        with pytest.raises(InputError, match="'texts' is not measured"):
+            campaign.measuring(None, ["texts"], "errata bench --without texts")
+        campaign = campaign.measuring(None, ["drift"], "errata bench --without drift")
+    assert campaign.grid.measures.parts == ("side",)
+    assert campaign.pending(retry=True) == []
+    about = read_results(collect(campaign)[0]).about
+    assert [cell["failure"] for cell in about["cells"]] == [None, None]
+    assert "drift" not in about["absent"][0]["metrics"]
+    assert about["commands"][1:] == ["errata bench (a test) drift side", "errata bench --without drift"]
+    assert about["command"] == about["commands"][0] == "errata bench (a test)"
+
+
+def test_a_measurement_that_some_cells_lack_is_told(
+    bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break(monkeypatch, "drift", seed=1)
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=2, measures=Measures(parts=("drift",))))
+    finish(campaign)
+    results = read_results(collect(campaign)[0])
+    assert any(row["metric"] == "drift_kl_neighbours" for row in results.rows)
+    assert not any("drift" in entry["metrics"] for entry in results.about["absent"])
+    (note,) = [note for note in results.about["notes"] if "drift" in note]
+    assert "memit, seed 1: drift is not measured: " in note
+    assert "no such task" in note
+
+
+def test_how_it_came_about_is_told_of_the_cells(bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=4))
+    finish(campaign)
+    for cell, version in zip(campaign.cells, ("1.0", "2.0"), strict=True):
+        path = cell / "run" / "run.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["versions"] = {"torch": version}
+        del record["checksum"]
+        path.write_text(json.dumps({**record, "checksum": Manifest(**record).checksum()}), encoding="utf-8")
+    results = read_results(collect(campaign)[0])
+    assert results.about["versions"] == [{"torch": "1.0"}, {"torch": "2.0"}]
+    assert results.about["recipes"]["memit"]["contexts"]["seed"] == 0  # the first seed's
+    assert {row["seeds"] for row in results.rows if row["when"] == "during"} == {2}
+    for cell, told in zip(campaign.cells, results.about["cells"], strict=True):
+        edited = json.loads((cell / "result.json").read_text(encoding="utf-8"))["seconds"]
+        asked = [json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in (cell / "after").iterdir()]
+        assert told["seconds"] == pytest.approx(edited + sum(asked))
+        assert edited > 0 < min(asked)
+
+
+def test_a_cell_that_goes_on_otherwise_says_so(
+    bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=4))
+
+    def stop(what: str, done: int) -> None:
+        if (what, done) == ("facts edited", 2):
+            raise Stop
+
+    with pytest.raises(Stop):
+        finish(campaign, Inline(on_report=stop))
+    run = campaign.cells[0] / "run"
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    del record["checksum"]
+    record["threads"] += 1
+    (run / "run.json").write_text(json.dumps({**record, "checksum": Manifest(**record).checksum()}), encoding="utf-8")
+    finish(campaign)
+    summary, table = collect(campaign)
+    about = read_results(summary).about
+    told = "not bit for bit"
+    assert [[told in note for note in cell["notes"]] for cell in about["cells"]] == [[True], []]
+    (note,) = [note for note in about["notes"] if told in note]
+    assert "memit, seed 0: the run began with" in note
+    show_results(campaign, summary, table)
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_seconds_are_those_of_all_sittings(bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,)))
+
+    def stop(what: str, done: int) -> None:
+        if (what, done) == ("facts edited", 4):
+            raise Stop
+
+    with pytest.raises(Stop):
+        finish(campaign, Inline(on_report=stop))
+    finish(campaign)
+    (cell,) = campaign.cells
+    said = [json.loads(path.read_text(encoding="utf-8")) for path in (cell / "run" / "batches").glob("*.json")]
+    batches = [json.loads(line) for line in (cell / "run" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
+    seconds = [entry["seconds"] for entry in said] + [line["seconds"] for line in batches if line["kind"] == "batch"]
+    assert len(seconds) == 6
+    result = json.loads((cell / "result.json").read_text(encoding="utf-8"))
+    assert result["seconds"] == pytest.approx(sum(seconds))
 
 
 def test_what_a_process_says_beside_its_progress_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

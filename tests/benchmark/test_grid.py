@@ -184,6 +184,8 @@ def test_a_varied_batch_size_is_the_one_that_runs() -> None:
         ("ability", {"tasks": "mmlu"}, "tasks"),
         ("ability", {"tasks": ["x"], "probe_items": "ten"}, "probe_items"),
         ("ability", {}, "neither tasks nor probes"),
+        ("ability", {"tasks": ["none/task.yaml"]}, "none/task.yaml: there is no such file"),
+        ("ability", {"probes": "none"}, "sst2.json"),
         ("free", {"wilder": True}, "wilder"),
         ("side", {"options": 1}, "options"),
         ("drift", {"x": 1}, "no settings"),

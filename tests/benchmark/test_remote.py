@@ -55,3 +55,37 @@ def test_two_workers_give_what_one_process_gives(cluster: RayCluster, tmp_path: 
 def test_a_cluster_that_is_not_there_is_told() -> None:
     with pytest.raises(InputError, match=r"no Ray cluster at '127\.0\.0\.1:1'"):
         RayCluster.connect("127.0.0.1:1")
+
+
+def test_a_cell_that_begins_when_all_is_stopped_is_cancelled(tmp_path: Path) -> None:
+    cluster: RayCluster
+
+    def start(cell: str) -> str:
+        cluster.stop()  # as Ctrl-C between the start and its being noted
+        return "task"
+
+    class Cancelled:
+        """As Ray: a task is waited for until it has been cancelled."""
+
+        exceptions = ray.exceptions
+
+        def __init__(self) -> None:
+            self.cancelled: list[str] = []
+            self.waited = 0
+
+        def cancel(self, task: str, *, force: bool) -> None:
+            self.cancelled.append(task)
+
+        def wait(self, tasks: list[str], timeout: float) -> tuple[list[str], list[str]]:
+            self.waited += 1
+            assert self.waited < 3, "the cell is waited for"
+            return (tasks, []) if self.cancelled else ([], tasks)
+
+        def get(self, task: str) -> int:
+            raise ray.exceptions.TaskCancelledError
+
+    there = Cancelled()
+    cluster = RayCluster(1, there, start)
+    assert cluster.run(tmp_path, silent) == 1
+    assert there.cancelled == ["task"]
+    assert not (tmp_path / "failure.json").exists()

@@ -19,13 +19,22 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from errata.errors import FaultsError, InputError, MissingExtraError
-from errata.evaluation.ability import Ability, AbilitySettings, Sample, TaskMetric, TaskResult, measure_ability
-from errata.evaluation.harness import check_harness, harness_model, run_tasks
+from errata.evaluation.ability import (
+    Ability,
+    AbilitySettings,
+    Sample,
+    TaskMetric,
+    TaskResult,
+    measure_ability,
+    summarise_values,
+)
+from errata.evaluation.harness import check_harness, check_tasks, harness_model, run_tasks
 from errata.evaluation.likelihood import Expected, predict
 from errata.evaluation.local_tasks import local_tasks
 from errata.evaluation.probes import PROBES, Probe, read_probes
-from errata.evaluation.records import summarise
+from errata.evaluation.records import Summary, summarise
 from errata.evaluation.scoring import score
+from errata.evaluation.task_files import task_files
 from errata.evaluation.weighted_f1 import confusion_cells, weighted_f1, weighted_f1_of_sums
 from errata.models.prompts import complete
 
@@ -192,6 +201,14 @@ def test_local_tasks_run_without_a_network_and_leave_everything_as_it_is(
     (of_group,) = [entry for entry in ability.summaries("after") if entry.metric == "ability:both:acc"]
     assert (of_group.mean, of_group.low, of_group.n) == (pytest.approx(expected), None, 10)
 
+    # Of the group there are no samples: its number stands by itself.
+    values = ability.values()
+    assert {name for name in values if ":both:" in name} == {"ability:both:acc"}
+    assert values["ability:both:acc"] == (pytest.approx(expected), 10)
+    assert "ability:first:acc" not in values
+    pooled = summarise_values("ability:both:acc", "after", [(0.25, 10), (0.75, 10)])
+    assert pooled == Summary("ability:both:acc", "after", 0.5, None, None, 10, 20)
+
 
 def test_one_file_is_one_task(local: Path, no_network: list[Any]) -> None:
     model = tiny_language_model("gpt2")
@@ -243,6 +260,45 @@ def test_names_are_looked_for_in_the_harness(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(InputError, match="no task 'no-such-task-there', 'nor_this'"):
         run_tasks(tiny_language_model("gpt2"), ["no-such-task-there", "nor_this"])
     assert asked == [{"include_path": None, "include_defaults": True}]
+
+
+def test_what_cannot_run_is_told_before_it_is_run(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: list[Any]
+) -> None:
+    import lm_eval.tasks
+
+    full = lm_eval.tasks.TaskManager
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **options: full(**options | {"include_defaults": False}))
+    check_tasks([str(local)])
+    with pytest.raises(InputError, match="no task 'no-such-task-there'"):
+        check_tasks([str(local), "no-such-task-there"])
+    with pytest.raises(InputError, match="no such file"):
+        check_tasks(["./not-there.yaml"])
+    (local.parent / "data.json").unlink()
+    with pytest.raises(FaultsError, match=r"its data file '.*data\.json' is not there"):
+        check_tasks([str(local)])
+
+
+def test_all_files_that_tasks_read_are_found(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data.json"
+    everything = [data, *(local / name for name in ("common", "first.yaml", "group.yaml", "second.yaml"))]
+    assert task_files([str(local / "first.yaml")]) == [data, local / "common", local / "first.yaml"]
+    assert task_files([str(local / "group.yaml")]) == everything  # with the tasks that it names
+    assert task_files([str(local)]) == [*everything, local / "third.yaml"]
+    own = tmp_path / "own"
+    (own / "parts").mkdir(parents=True)
+    for name in ("parts/a.jsonl", "parts/b.jsonl", "utils.py", "helpers.py", "unread.json"):
+        (own / name).write_text("", encoding="utf-8")
+    (own / "task.yaml").write_text(
+        "task: own\ndataset_path: json\ndataset_kwargs: {data_files: {test: [own/parts/*.jsonl]}}\n"
+        "process_docs: !function utils.process\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    found = task_files(["own/task.yaml"])
+    assert [str(path.relative_to(own)) for path in found] == [
+        "helpers.py", "parts/a.jsonl", "parts/b.jsonl", "task.yaml", "utils.py",
+    ]  # fmt: skip
 
 
 def test_settings() -> None:

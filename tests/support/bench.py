@@ -120,7 +120,10 @@ class TinyBench:
             for seed in grid.seeds:
                 write_material(self.material(seed, grid.edits), folder)
 
-        return begin(out, grid, self.specs(grid, **recipe), [], materials, "errata bench (a test)")
+        command = f"errata bench (a test) {' '.join(grid.measures.parts)}".strip()
+        campaign = begin(out, grid, self.specs(grid, **recipe), [], materials, command)
+        with campaign.locked():
+            return campaign.measuring(grid.measures, (), command)
 
 
 def finish(campaign: Campaign, runner: Inline | None = None, *, retry: bool = False) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -11,7 +12,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from errata.benchmark.parts import Answer, Inquiry
-from errata.errors import InputError
+from errata.benchmark.verdicts import KeptJudge
+from errata.errors import InputError, told_together
 from errata.evaluation.ability import AbilitySettings, measure_ability
 from errata.evaluation.concepts import ConceptReading, ConceptSettings, absent_concepts, concept_records, read_concepts
 from errata.evaluation.consistency import absent_consistency, evaluate_consistency
@@ -25,13 +27,15 @@ from errata.evaluation.free_running import (
     locality_answers,
 )
 from errata.evaluation.free_settings import WILD, FreeSettings
-from errata.evaluation.harness import check_harness
+from errata.evaluation.harness import check_harness, check_tasks, paths_in
 from errata.evaluation.judge import HttpJudge, JudgeSettings
 from errata.evaluation.perplexity import perplexity
+from errata.evaluation.probes import PROBES, read_probes
 from errata.evaluation.recall import absent, agreement, evaluate_facts
 from errata.evaluation.references import read_references
 from errata.evaluation.scoring import TargetScore
 from errata.evaluation.side_tests import SideTestSettings, absent_side_tests, evaluate_side_tests, side_tests
+from errata.evaluation.task_files import task_files
 from errata.evaluation.term_weights import TermWeights, check_consistency, corpus_weights
 from errata.evaluation.texts import TextSettings, write_texts
 from errata.reading import reason_of
@@ -72,7 +76,11 @@ class FreeOptions(BaseModel):
 def ask_free(inquiry: Inquiry) -> Answer:
     options = _settings(FreeOptions, inquiry.options)
     model, material, report = inquiry.model, inquiry.material, inquiry.report
-    judge = None if options.judge is None else HttpJudge(options.judge, report=report)
+    judge: HttpJudge | KeptJudge | None = None
+    if options.judge is not None:
+        judge = HttpJudge(options.judge, report=report)
+        if inquiry.aside is not None:
+            judge = KeptJudge(judge, inquiry.aside.with_suffix(".verdicts.json"))
     records = evaluate_free(model, material.facts, options.chosen, judge=judge, report=report)
     missing: dict[str, str] = dict(absent_free(model, material.facts, options.chosen, judge=judge))
     missing |= {str(metric): why for metric, why in absent_free_locality(material.facts, material.untouched).items()}
@@ -179,21 +187,26 @@ def check_side(options: Mapping[str, Any]) -> None:
 
 def ask_ability(inquiry: Inquiry) -> Answer:
     found = measure_ability(inquiry.model, _dataclass(AbilitySettings, inquiry.options), report=inquiry.report)
-    return Answer(found.records(), {"labels": found.labels()})
+    values = {metric: list(value) for metric, value in found.values().items() if math.isfinite(value[0])}
+    missing = dict.fromkeys(found.values().keys() - values.keys(), "lm-evaluation-harness gives no finite number")
+    return Answer(found.records(), {"labels": found.labels(), "values": values}, missing)
 
 
 def check_ability(options: Mapping[str, Any]) -> None:
     check_harness()
-    _dataclass(AbilitySettings, options)
+    chosen = _dataclass(AbilitySettings, options)
+    with told_together("general ability") as part:
+        with part:
+            check_tasks(chosen.tasks)
+        with part:
+            if chosen.probes is not None:
+                read_probes(chosen.probes, chosen.probe_items)
 
 
 def files_of_ability(options: Mapping[str, Any]) -> list[Path]:
     chosen = _dataclass(AbilitySettings, options)
-    places = [Path(task) for task in chosen.tasks] + ([] if chosen.probes is None else [Path(chosen.probes)])
-    found = [path for path in places if path.is_file()]
-    for folder in (path for path in places if path.is_dir()):
-        found += sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".jsonl", ".yaml"))
-    return found
+    probes = [] if chosen.probes is None else [chosen.probes / f"{probe.name}.json" for probe in PROBES]
+    return [*task_files(paths_in(chosen.tasks)), *probes]
 
 
 def ask_concepts(inquiry: Inquiry) -> Answer:

@@ -1,10 +1,11 @@
 """A grid on disk: which cells there are, and which are done.
 
-grid.json       the grid, the command, the cells' names in order, checksums of what measurements read; only what is
-                measured may grow
+grid.json       the grid, the commands, the cells' names in order, checksums of what measurements read; only what is
+                measured may change
 lock            held while somebody works here
 material/       facts and questions of each data set and seed
 before/         what unedited models said, shared by cells
+pinned/         which weights and which text for key statistics the cells began with
 cells/NAME/     one cell each; see ``cell``
 """
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errata.benchmark.answers import is_done
+from errata.benchmark.answers import is_done, is_edited
 from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.grid import Grid, Measures
 from errata.benchmark.measurements import check_parts, input_digests
@@ -27,7 +28,7 @@ from errata.output import new_directory, write_text
 from errata.patch import now, software_versions
 from errata.reading import reason_of
 
-FORMAT = "errata-bench-1"
+FORMAT = "errata-bench-2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +87,72 @@ class Campaign:
         """
         measures = self.grid.measures
         check_parts(measures.parts, measures.options)
-        now_there = input_digests(measures.parts, measures.options)
-        faults = [
-            Fault(path, "it was changed since the benchmark was begun", "Put it back, or give a file of another name")
-            for path, digest in now_there.items()
-            if self.record["inputs"].get(path, digest) != digest
-        ]
+        self._check_digests(input_digests(measures.parts, measures.options))
+
+    def _check_digests(self, now_there: Mapping[str, Mapping[str, str]]) -> None:
+        """That each measurement that has been made would read what it read, and neither more nor less."""
+        faults: dict[str, Fault] = {}
+        for name, digests in now_there.items():
+            known = self.record["inputs"].get(name, digests)
+            for path in {**known, **digests}:
+                if path not in known:
+                    faults[path] = Fault(path, "it was added since the benchmark was begun", "Take it away again")
+                elif path not in digests:
+                    what = "it was there when the benchmark was begun, and is read no more"
+                    faults[path] = Fault(path, what, "Put it back")
+                elif known[path] != digests[path]:
+                    remedy = "Put it back, or give a file of another name"
+                    faults[path] = Fault(path, "it was changed since the benchmark was begun", remedy)
         if faults:
-            raise FaultsError(f"what is measured in {self.directory}", faults)
+            raise FaultsError(f"what is measured in {self.directory}", list(faults.values()))
+
+    def measures_with(self, more: Measures | None, without: Sequence[str] = ()) -> Measures:
+        """What is measured here, and what is to be measured too; nothing is lost by asking for more.
+
+        Args:
+            without: measurements that are no longer to be made.
+
+        Raises:
+            InputError: if one of those is not measured.
+        """
+        there, given = self.grid.measures, more or Measures()
+        if unknown := [name for name in without if name not in there.parts]:
+            made = f"Its further measurements: {', '.join(there.parts)}" if there.parts else "It has none but the basic"
+            raise InputError(f"{unknown[0]!r} is not measured in {self.directory}", remedy=made)
+        parts = tuple(name for name in dict.fromkeys((*there.parts, *given.parts)) if name not in without)
+        options = {name: value for name, value in {**there.options, **given.options}.items() if name not in without}
+        return Measures(parts=parts, options=options)
+
+    def measuring(self, more: Measures | None, without: Sequence[str], command: str) -> Campaign:
+        """This campaign, in which from now on is measured what ``measures_with`` tells. Call it while it is ``locked``.
+
+        Answers that are no longer wanted stay on disk. Cells in which a measurement failed are tried again.
+
+        Raises:
+            InputError, FaultsError: as ``measures_with``, or if a file that measurements read is not what it was;
+                nothing has changed then.
+        """
+        found = open_campaign(self.directory)  # as it is now that nobody else changes it
+        measures = found.measures_with(more, without)
+        if measures.model_dump(mode="json") == found.grid.measures.model_dump(mode="json"):
+            return found
+        digests = input_digests(measures.parts, measures.options)
+        found._check_digests(digests)
+        record = {
+            **found.record,
+            "commands": [*found.record["commands"], command],
+            "grid": {**found.record["grid"], "measures": measures.model_dump(mode="json")},
+            "inputs": {**digests, **found.record["inputs"]},
+        }
+        write_text(self.directory / "grid.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        for cell in found.cells:
+            if is_edited(cell, measures):
+                (cell / "failure.json").unlink(missing_ok=True)
+        return open_campaign(self.directory)
+
+    def is_edited(self, cell: Path) -> bool:
+        """Whether a cell is edited, and what is always measured is there: it has results."""
+        return is_edited(cell, self.grid.measures)
 
     def is_done(self, cell: Path) -> bool:
         """Whether a cell is edited, and everything is measured."""
@@ -114,7 +173,8 @@ def begin(
     materials: Callable[[Path], None],
     command: str,
 ) -> Campaign:
-    """A new campaign; or the one that is there, if it is of the same grid.
+    """A new campaign; or the one that is there, if it is of the same grid but for what is measured: that does not
+    change before somebody calls ``Campaign.measuring``.
 
     Args:
         materials: writes the material of all cells into a folder.
@@ -133,13 +193,6 @@ def begin(
                 f"the facts, or a recipe, are not what they were when {directory} was begun",
                 remedy="Give another --out, or go on with: errata bench --out alone, which reads nothing anew",
             )
-        both = _joined(found.grid.measures, grid.measures)
-        if both != found.grid.measures:  # more is measured now
-            measures = both.model_dump(mode="json")
-            inputs = {**input_digests(both.parts, both.options), **found.record["inputs"]}
-            record = {**found.record, "grid": {**given, "measures": measures}, "command": command, "inputs": inputs}
-            write_text(directory / "grid.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
-            return open_campaign(directory)
         return found
     with new_directory(directory) as partial:
         (partial / "material").mkdir()
@@ -150,7 +203,7 @@ def begin(
         record = {
             "format": FORMAT,
             "created": now(),
-            "command": command,
+            "commands": [command],
             "grid": grid.model_dump(mode="json"),
             "inputs": input_digests(grid.measures.parts, grid.measures.options),
             "cells": [spec.key for spec in specs],
@@ -170,8 +223,11 @@ def open_campaign(directory: Path) -> Campaign:
             raise ValueError(f"its format is {record['format']!r}, expected {FORMAT!r}")
         cells = tuple(directory / "cells" / str(key) for key in record["cells"])
         Grid.model_validate(record["grid"])
-        dict(record["inputs"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not record["commands"] or not all(isinstance(command, str) for command in record["commands"]):
+            raise ValueError("it names no commands")
+        for digests in record["inputs"].values():
+            dict(digests)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, FileNotFoundError):
             what, remedy = (
                 f"{directory} is no directory of a benchmark: there is no grid.json",
@@ -183,12 +239,6 @@ def open_campaign(directory: Path) -> Campaign:
     if lost := [cell.name for cell in cells if not (cell / "cell.json").is_file()]:
         raise InputError(f"{directory} lacks its cells {', '.join(lost)}", remedy="Put them back, or begin anew")
     return Campaign(directory, record, cells)
-
-
-def _joined(there: Measures, given: Measures) -> Measures:
-    """What was measured, and what is to be measured: nothing is lost by asking for more."""
-    parts = tuple(dict.fromkeys((*there.parts, *given.parts)))
-    return Measures(parts=parts, options={**there.options, **given.options})
 
 
 def _check_same(there: Mapping[str, Any], given: Mapping[str, Any], directory: Path) -> None:

@@ -7,8 +7,9 @@ cell.json       what it is
 run/            its batches, as ``errata edit --run`` keeps them, with what was asked behind each
 before.json     which answers of the unedited model are its own; cells that would ask the same share them
 collapse.json   which batch was taken out again because the model collapsed; absent if none was
-after/          what the edited model says, part by part
-result.json     how it ended; absent until then
+result.json     how its editing ended; absent until then
+notes.json      what is not as it was when it went on, such as the number of threads; absent if nothing was
+after/          what the edited model says, part by part; one that fails leaves the others
 """
 
 from __future__ import annotations
@@ -17,22 +18,24 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from errata.benchmark.answers import answer_path, before_path, kept_in, note_before
+from errata.benchmark.answers import answer_path, before_path, note_before, read_answer
+from errata.benchmark.cell_notes import add_notes
 from errata.benchmark.cell_spec import CellResult, CellSpec, result_of
 from errata.benchmark.checks import Check, CollapseError
 from errata.benchmark.grid import Measures
 from errata.benchmark.material import Material, read_material
-from errata.benchmark.measurements import PERPLEXITY, parts_of
+from errata.benchmark.measurements import ALWAYS, PERPLEXITY, parts_of
 from errata.benchmark.parts import Inquiry, Part, State
+from errata.benchmark.pinned import pin
 from errata.benchmark.recorded import edit_batches
 from errata.edit import BatchRecord, Editor
-from errata.errors import ErrataError, NonFiniteError
+from errata.errors import ErrataError, Fault, FaultsError, NonFiniteError
 from errata.loading import load_model
 from errata.locking import in_turn
 from errata.models.language_model import LanguageModel
@@ -41,6 +44,7 @@ from errata.patch import dtype_name
 from errata.progress import Report
 from errata.restore import editor_of
 from errata.run_directory import RunDirectory, create_run, is_run, open_run
+from errata.run_manifest import sound_json
 from errata.statistics.corpus import open_corpus
 
 
@@ -55,45 +59,67 @@ class Cell:
     run: RunDirectory
     report: Report
 
-    @property
-    def parts(self) -> list[Part]:
-        return parts_of(self.spec.measures.parts)
-
     def before(self, part: Part) -> Path:
         """Where the unedited model's answer is kept: it depends on neither method nor recipe."""
         return before_path(self.directory.parent.parent, self.run.manifest.fingerprint, part, self.spec, self.material)
 
-    def work(self) -> CellResult:
-        started = time.perf_counter()
-        collapse: CollapseError | None = None
-        earlier = result_of(self.directory)
+    def work(self) -> None:
+        """Do what is left.
+
+        Raises:
+            ErrataError: if it failed. One further measurement that fails keeps none of the others from being made.
+        """
+        failed: dict[str, ErrataError] = {}
         with self.run.locked():
             editor, notes = editor_of(self.model, self.run, report=self.report)
-            notes += self.run.begin_batch_over()
-            for note in notes:
+            add_notes(self.directory, notes)
+            for note in (*notes, *self.run.begin_batch_over()):
                 self.run.log(note)
-            with editor.model.edits.without(editor.patch().terms):
-                for part in self.parts:
-                    path = self.before(part)
-                    with in_turn(path.with_suffix(".lock")):  # of cells that are worked on at the same time one asks
-                        self._ask("before", part, path, editor)
-            note_before(self.directory, {part.name: self.before(part) for part in self.parts})
-            if earlier is None:
-                collapse = self._edit(editor)
-            for part in self.parts:
-                self._ask("after", part, answer_path(self.directory / "after", part, self.spec.measures), editor)
+            for part in ALWAYS:
+                self._ask_before(part, editor)
+            if result_of(self.directory) is None:
+                result = self._result(editor, self._edit(editor))
+                write_text(self.directory / "result.json", json.dumps(asdict(result)) + "\n")
+            for part in ALWAYS:
+                self._ask_after(part, editor)
+            for part in parts_of(self.spec.measures.parts)[len(ALWAYS) :]:
+                try:
+                    self._ask_before(part, editor)
+                    self._ask_after(part, editor)
+                except ErrataError as error:
+                    self.run.log(f"measuring {part.name} failed: {error.what}")
+                    failed[part.name] = error
             self.run.log("done")
+        if failed:
+            raise FaultsError(
+                "what is measured of it",
+                [Fault(f"measurement {name!r}", error.what, error.remedy) for name, error in failed.items()],
+            )
+
+    def _result(self, editor: Editor, collapse: CollapseError | None) -> CellResult:
+        seconds = sum(record.seconds for record in editor.records)
+        for entry in self.run.ledger.of("batch"):
+            file = self.run.batch_path(entry.about["index"]).with_suffix(".json")
+            seconds += float(sound_json(file, entry.about["said"])["seconds"])
         edits = sum(len(record.facts) for record in editor.records)
-        if earlier is not None:  # only something more was measured
-            return earlier
         at, ratio = (None, None) if collapse is None else (collapse.batch, collapse.ratio)
-        return CellResult(time.perf_counter() - started, edits, at, ratio)
+        return CellResult(seconds, edits, at, ratio)
+
+    def _ask_before(self, part: Part, editor: Editor) -> None:
+        path = self.before(part)
+        # Of cells that are worked on at the same time one asks.
+        with in_turn(path.with_suffix(".lock")), editor.model.edits.without(editor.patch().terms):
+            self._ask("before", part, path, editor)
+        note_before(self.directory, path)
+
+    def _ask_after(self, part: Part, editor: Editor) -> None:
+        self._ask("after", part, answer_path(self.directory / "after", part, self.spec.measures), editor)
 
     def _ask(self, state: State, part: Part, path: Path, editor: Editor) -> None:
         """A part that has not been kept yet."""
         if path.exists():
             return
-        before = None if state == "before" else kept_in(self.before(part))
+        before = None if state == "before" else read_answer(self.before(part)).kept
 
         def report(what: str, done: int, total: int) -> None:
             self.report(f"{state}: {part.name}", done, total)
@@ -104,8 +130,10 @@ class Cell:
                 yield
 
         options = self.spec.measures.options.get(part.name, {})
-        inquiry = Inquiry(self.model, self.material, options, self.spec.seed, before, unedited, report)
+        inquiry = Inquiry(self.model, self.material, options, self.spec.seed, before, unedited, report, path)
+        started = time.perf_counter()
         answer = part.ask(inquiry)
+        answer = replace(answer, seconds=time.perf_counter() - started)
         write_text(path, json.dumps(answer.to_record(), ensure_ascii=False, allow_nan=False) + "\n")
 
     def _edit(self, editor: Editor) -> CollapseError | None:
@@ -138,7 +166,7 @@ def open_cell(directory: Path, report: Report) -> Cell:
     """Load what a cell needs; its run is begun if it is new.
 
     Raises:
-        InputError: if the model, its recipe's text or the material is not what it was.
+        InputError: if the model, its recipe's text or the material is not what it was, for this cell or for others.
     """
     spec = CellSpec.model_validate_json((directory / "cell.json").read_text(encoding="utf-8"))
     grid = json.loads((directory.parent.parent / "grid.json").read_text(encoding="utf-8"))["grid"]
@@ -149,12 +177,20 @@ def open_cell(directory: Path, report: Report) -> Cell:
     device = None if entry.device is None else torch.device(entry.device)
     report("loading the model", 0, 1)
     model = load_model(entry.name, device=device, dtype=dtype, trust_remote_code=entry.trust_remote_code)
+    text = spec.recipe.statistics.corpus if spec.recipe.needs_statistics else None
+    if is_run(directory / "run"):
+        begun = open_run(directory / "run").manifest
+        fingerprint, corpus = begun.fingerprint, begun.corpus
+    else:
+        fingerprint, corpus = model.fingerprint(), "" if text is None else open_corpus(text).digest
+    pin(directory.parent.parent, "weights", entry.name, fingerprint)
+    if text is not None:
+        pin(directory.parent.parent, "text", text, corpus)
     if not is_run(directory / "run"):
-        corpus = open_corpus(spec.recipe.statistics.corpus).digest if spec.recipe.needs_statistics else ""
         create_run(
             directory / "run",
             model=entry.name,
-            fingerprint=model.fingerprint(),
+            fingerprint=fingerprint,
             dtype=dtype_name(model.dtype),
             lab=entry.name == "lab",
             recipe=spec.recipe,
@@ -166,12 +202,10 @@ def open_cell(directory: Path, report: Report) -> Cell:
     return Cell(directory, spec, material, model, open_run(directory / "run"), report)
 
 
-def work_on(directory: Path, report: Report) -> CellResult:
-    """Do what is left of a cell, and say how it ended.
+def work_on(directory: Path, report: Report) -> None:
+    """Do what is left of a cell.
 
     Raises:
         ErrataError: if it failed; what it has done is kept.
     """
-    result = open_cell(directory, report).work()
-    write_text(directory / "result.json", json.dumps(asdict(result)) + "\n")
-    return result
+    open_cell(directory, report).work()

@@ -51,7 +51,7 @@ class CellResult:
     """How a cell ended.
 
     Attributes:
-        seconds: wall time of its last sitting.
+        seconds: wall time of its batches and of what was asked behind each, of all sittings.
         collapsed_at: the batch, from 1, behind which perplexity was over the limit; it was taken out again.
         ratio: the perplexity ratio there.
         edits: facts that are in the model at the end.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from errata.benchmark.answers import kept_in
+from errata.benchmark.answers import read_answer
 from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.material import Material
 from errata.benchmark.recorded import RunStoppedError
@@ -45,13 +46,15 @@ class Check:
     prose_answer: Path
 
     def behind(self, record: BatchRecord, editor: Editor) -> dict[str, Any]:
-        """As JSON: answers right after the batch, the perplexity, the norm of the change, and a check if one is due.
+        """As JSON: answers right after the batch, the perplexity, the norm of the change, a check if one is due, and
+        how long it took.
 
         That is every few batches, and behind the last one.
 
         Raises:
             CollapseError: if perplexity is over the limit.
         """
+        started = time.perf_counter()
         spec, model, material = self.spec, self.model, self.material
         number = record.index + 1
         prose, ratio = self._ratio(number)
@@ -72,6 +75,7 @@ class Check:
             found += _efficacy_only(model, material.facts.facts[:size], "first")
             found += _efficacy_only(model, record.facts, "last")
             said["check"] = [asdict(entry) for entry in found]
+        said["seconds"] = time.perf_counter() - started
         return said
 
     def _sample(self, facts: tuple[Fact, ...], edited: int) -> list[Fact]:
@@ -84,7 +88,7 @@ class Check:
         prose = self.material.prose
         if not prose:
             return None, None
-        kept = kept_in(self.prose_answer)["perplexity"]
+        kept = read_answer(self.prose_answer).kept["perplexity"]
         try:
             now = perplexity(self.model, prose)
         except NonFiniteError as error:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from errata.benchmark.answers import answer_path, noted_before
+from errata.benchmark.answers import answer_path, answered, before_of, read_answer
 from errata.benchmark.campaign import Campaign
-from errata.benchmark.cell_spec import CellSpec, damaged, read_json
+from errata.benchmark.cell_notes import notes_of
+from errata.benchmark.cell_spec import CellSpec, damaged, result_of
 from errata.benchmark.material import Material, read_material
-from errata.benchmark.measurements import parts_of
+from errata.benchmark.measurements import ALWAYS
+from errata.benchmark.parts import Answer
 from errata.evaluation.perplexity import Perplexity
 from errata.evaluation.records import Record, When
 from errata.run_directory import open_run
@@ -43,16 +45,21 @@ class Finished:
     """A cell that is done, read back.
 
     Attributes:
-        before: part -> what the unedited model said; ``after`` likewise.
+        before: part -> what the unedited model said; ``after`` likewise. Further measurements that have not been made,
+            or failed, are in neither.
+        notes: on how it was worked on.
+        versions: of the software that the editing was begun with.
     """
 
     directory: Path
     spec: CellSpec
     material: Material
     result: Mapping[str, Any]
-    before: Mapping[str, Mapping[str, Any]]
-    after: Mapping[str, Mapping[str, Any]]
+    before: Mapping[str, Answer]
+    after: Mapping[str, Answer]
     batches: Sequence[Batch]
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
 
     def records(self, when: When) -> list[Record]:
         """All records of a moment, of all parts."""
@@ -61,7 +68,7 @@ class Finished:
         if when == "during":
             return [record for batch in self.batches for record in batch.check or ()]
         parts = self.before if when == "before" else self.after
-        return [Record(**entry) for part in parts.values() for entry in part["records"]]
+        return [record for part in parts.values() for record in part.records]
 
     def labels(self, when: When) -> dict[str, dict[str, tuple[int, int]]]:
         """For each weighted F1 sample -> (right label, label that was answered)."""
@@ -69,21 +76,31 @@ class Finished:
         return {
             metric: {sample: (right, answered) for sample, (right, answered) in labels.items()}
             for part in parts.values()
-            for metric, labels in part["kept"].get("labels", {}).items()
+            for metric, labels in part.kept.get("labels", {}).items()
+        }
+
+    def values(self, when: When) -> dict[str, tuple[float, int]]:
+        """Numbers that are no means over samples, by their metrics -> (value, samples)."""
+        parts = self.before if when == "before" else self.after
+        return {
+            metric: (float(value), int(count))
+            for part in parts.values()
+            for metric, (value, count) in part.kept.get("values", {}).items()
         }
 
     def perplexity(self, when: When) -> Perplexity | None:
-        return _perplexity((self.before if when == "before" else self.after)["perplexity"]["kept"]["perplexity"])
+        return _perplexity((self.before if when == "before" else self.after)["perplexity"].kept["perplexity"])
 
 
 def read_finished(campaign: Campaign, cell: Path) -> Finished:
-    """Raises InputError, FaultsError if a file of it is missing or changed."""
+    """A cell that has been edited, with those of the further measurements that have been made.
+
+    Raises:
+        InputError, FaultsError: if a file of it is missing or changed.
+    """
     spec = campaign.spec(cell)
     measures = campaign.grid.measures
-    parts = parts_of(measures.parts)
-    before = noted_before(cell)
-    if lost := [part.name for part in parts if part.name not in before]:
-        raise damaged(cell / "before.json", KeyError(*lost))
+    parts = [*ALWAYS, *(part for part in answered(cell, measures) if part not in ALWAYS)]
     run = open_run(cell / "run")
     batches = []
     edits = 0
@@ -106,11 +123,20 @@ def read_finished(campaign: Campaign, cell: Path) -> Finished:
         cell,
         spec,
         read_material(campaign.directory / "material" / spec.material),
-        read_json(cell / "result.json"),
-        {part.name: read_json(before[part.name]) for part in parts},
-        {part.name: read_json(answer_path(cell / "after", part, measures)) for part in parts},
+        _result(cell),
+        {part.name: read_answer(before_of(cell, part, measures)) for part in parts},
+        {part.name: read_answer(answer_path(cell / "after", part, measures)) for part in parts},
         batches,
+        notes_of(cell),
+        run.manifest.versions,
     )
+
+
+def _result(cell: Path) -> Mapping[str, Any]:
+    found = result_of(cell)
+    if found is None:
+        raise damaged(cell / "result.json", FileNotFoundError("it is missing"))
+    return asdict(found)
 
 
 def _perplexity(saved: Mapping[str, Any] | None) -> Perplexity | None:

@@ -102,7 +102,11 @@ def check_parts(names: Iterable[str], options: Mapping[str, Any]) -> None:
         raise FaultsError("the measurements", faults)
 
 
-def input_digests(names: Iterable[str], options: Mapping[str, Any]) -> dict[str, str]:
-    """path -> SHA-256 of each file that the measurements read: an answer is of these files, and of no others."""
-    files = [file for part in parts_of(names) for file in part.files(options.get(part.name, {}))]
-    return {str(file): file_digest(file) for file in files}
+def input_digests(names: Iterable[str], options: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Name of an answer -> path -> SHA-256 of each file that the measurement reads: an answer is of these files, and of
+    no others. Measurements that read none are not named."""
+    chosen = [(part, options.get(part.name, {})) for part in parts_of(names)]
+    digests = {
+        part.answer_name(given): {str(file): file_digest(file) for file in part.files(given)} for part, given in chosen
+    }
+    return {name: files for name, files in digests.items() if files}

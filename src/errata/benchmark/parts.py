@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -28,6 +30,7 @@ class Inquiry:
         seed: of whatever is drawn.
         before: what the part itself kept of the unedited model; None while that is asked.
         unedited: within it the model is the unedited one.
+        aside: beside files of this name, with another suffix, what is done so far may be kept; None: nothing is.
     """
 
     model: LanguageModel
@@ -37,6 +40,7 @@ class Inquiry:
     before: Mapping[str, Any] | None
     unedited: Callable[[], AbstractContextManager[None]]
     report: Report
+    aside: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +51,32 @@ class Answer:
         records: one per prompt.
         kept: what the same part, or whoever sums it up, needs to know later, as JSON holds it.
         absent: metric -> why it cannot be told.
+        seconds: wall time that it took.
     """
 
     records: Sequence[Record]
     kept: Mapping[str, Any] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def to_record(self) -> dict[str, Any]:
         absent = {str(metric): reason for metric, reason in self.absent.items()}
-        return {"records": [asdict(record) for record in self.records], "kept": dict(self.kept), "absent": absent}
+        return {
+            "records": [asdict(record) for record in self.records],
+            "kept": dict(self.kept),
+            "absent": absent,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Answer:
+        """As ``to_record`` wrote it; raises KeyError, TypeError, ValueError if it is not that."""
+        return cls(
+            [Record(**entry) for entry in record["records"]],
+            {**record["kept"]},
+            {**record["absent"]},
+            float(record["seconds"]),
+        )
 
 
 def _nothing_to_check(options: Mapping[str, Any]) -> None:
@@ -95,3 +116,10 @@ class Part:
     files: Callable[[Mapping[str, Any]], Sequence[Path]] = _no_files
     depends: frozenset[Dependency] = frozenset({"material", "seed"})
     nothing: Callable[[Material], str | None] = _something
+
+    def answer_name(self, options: Mapping[str, Any]) -> str:
+        """What its answer by these settings is called; by others it is another answer."""
+        if not options:
+            return self.name
+        text = json.dumps(options, sort_keys=True, default=str)
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

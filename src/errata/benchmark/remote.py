@@ -65,6 +65,8 @@ class RayCluster:
         task = self._start(str(cell.absolute()))
         self._running.add(task)
         try:
+            if self._stopped:  # meanwhile
+                self._ray.cancel(task, force=True)
             while not self._ray.wait([task], timeout=_SECONDS_BETWEEN)[0]:
                 report("facts edited", *_progress_of(cell))
             status = int(self._ray.get(task))

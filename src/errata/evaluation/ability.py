@@ -138,6 +138,17 @@ class Ability:
             if result.samples and all(name in sample.labels for sample in result.samples)
         }
 
+    def values(self) -> dict[str, tuple[float, int]]:
+        """The other numbers, by their full names: (value as the harness tells it, samples). They are no means over
+        samples that are there (F1, perplexities, numbers of groups), so nothing can be drawn from them."""
+        others = {record.metric for record in self.records()} | self.labels().keys()
+        return {
+            full: (metric.value, metric.n)
+            for task, result in self.tasks.items()
+            for name, metric in result.metrics.items()
+            if (full := f"{PREFIX}{task}:{name}") not in others
+        }
+
     def summaries(self, when: When, *, seed: int = 0, resamples: int = 1000) -> list[Summary]:
         """Every number with its 95 % interval by bootstrap over samples; without one where that cannot be told."""
         labels = self.labels()
@@ -277,3 +288,14 @@ def summarise_labels(
     low, high = interval_of(weighted_f1_of_sums(drawn, places), len(names))
     value = weighted_f1([label for run in runs for label in run.values()])
     return Summary(metric, when, value, low, high, len(names), len(owners))
+
+
+def summarise_values(metric: str, when: When, runs: Sequence[tuple[float, int]]) -> Summary:
+    """A number that is no mean over samples (see ``Ability.values``): of several runs their mean, without an interval.
+
+    Args:
+        runs: for each run (value, samples).
+    """
+    counts = [count for _, count in runs]
+    mean = math.fsum(value for value, _ in runs) / len(runs)
+    return Summary(metric, when, mean, None, None, max(counts), sum(counts))

@@ -20,6 +20,7 @@ import numpy as np
 
 from errata.errors import InputError, MissingExtraError
 from errata.evaluation.local_tasks import LocalTasks, local_tasks
+from errata.evaluation.task_files import task_files
 from errata.models.language_model import LanguageModel
 from errata.progress import Report, silent
 
@@ -63,6 +64,19 @@ def harness_model(model: LanguageModel, *, batch_size: int = 8, report: Report =
     return Quiet(pretrained=model.model, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size)
 
 
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raises InputError if a task is unknown, or a local one is malformed, lacks its data, or needs the network."""
+    check_harness()
+    with left_alone():
+        _chosen(tasks)
+    task_files(paths_in(tasks))
+
+
+def paths_in(tasks: Sequence[str]) -> list[str]:
+    """Those of the tasks that are files or directories, and no names."""
+    return [entry for entry in tasks if _is_path(entry)]
+
+
 def run_tasks(
     model: LanguageModel,
     tasks: Sequence[Any],
@@ -82,15 +96,11 @@ def run_tasks(
     """
     check_harness()
     import lm_eval
-    from lm_eval.tasks import TaskManager
 
     texts = [entry for entry in tasks if isinstance(entry, str)]
-    local = local_tasks([entry for entry in texts if _is_path(entry)])
     names = [entry for entry in texts if not _is_path(entry)]
-    folders = [str(folder) for folder in local.folders]
-    # Indexing the harness's own thousands of tasks takes seconds: only if one of them is named.
-    manager = TaskManager(include_path=folders or None, include_defaults=bool(names))
-    chosen = _known(manager, names) + _loadable(manager, local)
+    manager, found_names = _chosen(texts)
+    chosen: list[Any] = list(found_names)
     chosen += [entry for entry in tasks if not isinstance(entry, str)]
     lm = harness_model(model, batch_size=batch_size, report=report)
     with nullcontext() if names else _offline():
@@ -116,6 +126,18 @@ def run_tasks(
     if found is None:  # only on other than the first of several processes
         raise InputError("the harness ran in one of several processes", remedy="Run errata in a single process")
     return dict(found)
+
+
+def _chosen(tasks: Sequence[str]) -> tuple[Any, list[str]]:
+    """The harness's index, and the names in it that are meant."""
+    from lm_eval.tasks import TaskManager
+
+    local = local_tasks(paths_in(tasks))
+    names = [entry for entry in tasks if not _is_path(entry)]
+    folders = [str(folder) for folder in local.folders]
+    # Indexing the harness's own thousands of tasks takes seconds: only if one of them is named.
+    manager = TaskManager(include_path=folders or None, include_defaults=bool(names))
+    return manager, _known(manager, names) + _loadable(manager, local)
 
 
 def _is_path(text: str) -> bool:

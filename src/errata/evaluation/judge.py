@@ -94,10 +94,16 @@ class HttpJudge:
         self._environment = environment
         self._sleep = sleep
         self._report = report
+        self._gave_up = ""
         self._key()
 
     def __repr__(self) -> str:
         return f"HttpJudge({self.settings!r})"
+
+    @property
+    def gave_up(self) -> str:
+        """Why the last call of ``judge`` left cases unasked, or might have; empty if it went on to the end."""
+        return self._gave_up
 
     def check(self) -> None:
         """Ask one easy case, before a long run.
@@ -139,6 +145,7 @@ class HttpJudge:
             except BaseException:
                 state.over = "interrupted"  # what is under way makes no further attempts
                 raise
+        self._gave_up = state.over
         return [verdicts[case] for case in cases]
 
     def _settle(self, case: Case, state: _State) -> Verdict:

@@ -12,7 +12,7 @@ import yaml
 from errata.errors import Fault, FaultsError
 
 # Builders of the package `datasets` that read files.
-_LOCAL_BUILDERS = frozenset({"json", "csv", "parquet", "arrow", "text", "xml"})
+LOCAL_BUILDERS = frozenset({"json", "csv", "parquet", "arrow", "text", "xml"})
 _SKIPPED_FOLDERS = frozenset({"__pycache__", ".ipynb_checkpoints"})
 
 
@@ -29,15 +29,19 @@ class LocalTasks:
     names: tuple[str, ...]
 
 
-class _Loader(yaml.SafeLoader):
-    """Knows ``!function``, and leaves it a text."""
+class FunctionName(str):
+    """What a file names by ``!function``: ``MODULE.NAME`` of a Python file beside it."""
+
+
+class TaskLoader(yaml.SafeLoader):
+    """Knows ``!function``, and leaves it a text: ``FunctionName``."""
 
 
 def _function_name(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> object:
-    return loader.construct_scalar(node)
+    return FunctionName(loader.construct_scalar(node))
 
 
-_Loader.add_constructor("!function", _function_name)
+TaskLoader.add_constructor("!function", _function_name)
 
 
 def local_tasks(entries: Sequence[str]) -> LocalTasks:
@@ -53,11 +57,8 @@ def local_tasks(entries: Sequence[str]) -> LocalTasks:
     inner: set[str] = set()
     for entry in entries:
         path = Path(entry)
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*.yaml") if not _SKIPPED_FOLDERS & {*file.parts})
-        elif path.is_file():
-            files = [path]
-        else:
+        files = yaml_files(path)
+        if not path.exists():
             faults.append(Fault(entry, "there is no such file or directory", "Give a YAML file or a directory"))
             continue
         folders.setdefault((path if path.is_dir() else path.parent).resolve())
@@ -72,7 +73,7 @@ def local_tasks(entries: Sequence[str]) -> LocalTasks:
             found += 1
             names.setdefault(name)
             if "group" in config:
-                inner |= _members(config.get("task"))
+                inner |= members(config.get("task"))
             else:
                 faults += _network_faults(config, file)
         if not found and not faults:
@@ -82,10 +83,17 @@ def local_tasks(entries: Sequence[str]) -> LocalTasks:
     return LocalTasks(tuple(folders), tuple(name for name in names if name not in inner))
 
 
+def yaml_files(path: Path) -> list[Path]:
+    """A file, or those of a directory that may define tasks; none if nothing is there."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*.yaml") if not _SKIPPED_FOLDERS & {*file.parts})
+    return [path] if path.is_file() else []
+
+
 def _read(file: Path, faults: list[Fault], included: tuple[Path, ...] = ()) -> dict[str, Any] | None:
     """A file's settings, those of the files it includes below them; None if there is a fault, which is noted."""
     try:
-        config = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        config = yaml.load(file.read_text(encoding="utf-8"), Loader=TaskLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         faults.append(Fault(str(file), f"it cannot be read as YAML: {error}", "Mend the file"))
         return None
@@ -106,7 +114,7 @@ def _read(file: Path, faults: list[Fault], included: tuple[Path, ...] = ()) -> d
     return merged | config
 
 
-def _members(entries: object) -> set[str]:
+def members(entries: object) -> set[str]:
     """The names in a group's list of tasks."""
     found: set[str] = set()
     for entry in entries if isinstance(entries, list) else [entries]:
@@ -114,7 +122,7 @@ def _members(entries: object) -> set[str]:
             found.add(entry)
         elif isinstance(entry, Mapping):
             found |= {str(entry[key]) for key in ("task", "group") if isinstance(entry.get(key), str)}
-            found |= _members(entry["task"]) if isinstance(entry.get("task"), list) else set()
+            found |= members(entry["task"]) if isinstance(entry.get("task"), list) else set()
     return found
 
 
@@ -126,15 +134,16 @@ def _network_faults(config: Mapping[str, Any], file: Path) -> list[Fault]:
     remedy = "For local tasks no network is used: give 'dataset_path: json' and 'dataset_kwargs: {data_files: …}'"
     if not isinstance(source, str):
         return [Fault(str(file), "'dataset_path' is missing", remedy)]
-    if source not in _LOCAL_BUILDERS and not Path(source).exists():
+    if source not in LOCAL_BUILDERS and not Path(source).exists():
         return [Fault(str(file), f"its data {source!r} are neither a file nor a directory here", remedy)]
     kwargs = config.get("dataset_kwargs")
-    far = [text for text in _texts(kwargs) if "://" in text]
+    far = [text for text in texts_in(kwargs) if "://" in text]
     return [Fault(str(file), f"its data file {text!r} lies elsewhere", remedy) for text in far]
 
 
-def _texts(value: object) -> list[str]:
+def texts_in(value: object) -> list[str]:
+    """All texts in a setting, however deep."""
     if isinstance(value, str):
         return [value]
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return [text for part in parts for text in _texts(part)]
+    return [text for part in parts for text in texts_in(part)]

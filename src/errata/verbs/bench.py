@@ -15,7 +15,7 @@ from errata.benchmark.grid import Grid, grid_of, read_grid
 from errata.benchmark.grid_part import sound_part
 from errata.benchmark.measurements import FURTHER
 from errata.benchmark.working import Processes, work
-from errata.errors import ErrataError, Fault, FaultsError, InterruptedRunError, told_together
+from errata.errors import ErrataError, Fault, FaultsError, InputError, InterruptedRunError, told_together
 from errata.evaluation.records import read_results
 from errata.output import check_new
 from errata.verbs.bench_options import (
@@ -84,6 +84,10 @@ def bench(
     measure: Annotated[
         str | None, typer.Option(help=f"Further measurements, by commas: {', '.join(part.name for part in FURTHER)}.")
     ] = None,
+    without: Annotated[
+        str | None,
+        typer.Option(help="Further measurements of a benchmark that is there, by commas: make them no more."),
+    ] = None,
     wild: Annotated[bool, typer.Option("--wild", help="free: to the letter of the paper 'in the wild'.")] = False,
     judge: Annotated[
         str | None, typer.Option(metavar="URL", help="free: an OpenAI-compatible endpoint that judges answers.")
@@ -122,9 +126,11 @@ def bench(
     json: JsonOption = None,
 ) -> None:
     """Edit facts in a sequence of batches, with every method, and measure honestly what that did."""
+    command = "errata " + shlex.join(sys.argv[1:])
     begun: dict[str, Any] = {}
     chosen: dict[str, Any] = {}  # what is wrong is left out of it
     campaign: Campaign | None = None
+    dropped = names_in(without)
     whole: Grid | None = None
     plan: Plan | None = None
     with told_together("what was given") as part:
@@ -171,8 +177,15 @@ def bench(
             with part:
                 sound = whole or sound_part(begun | given)
                 plan = None if sound is None else plan_of(sound)
+            if dropped and not (out / "grid.json").is_file():
+                with part:
+                    raise InputError(
+                        f"--without is for a benchmark that is there, and there is none in {out}",
+                        remedy="Leave the measurements out of --measure and the grid",
+                    )
     if campaign is not None:
         if dry_run:
+            campaign.measures_with(None, dropped)
             tell(f"{counted(len(campaign.pending(retry=retry)), 'cell')} of {len(campaign.cells)} to go.")
             return
     else:
@@ -184,9 +197,9 @@ def bench(
             tell("Nothing was loaded or written (--dry-run).")
             write_json(json, {"cells": [spec.model_dump(mode="json") for spec in plan.specs]})
             return
-        command = "errata " + shlex.join(sys.argv[1:])
         campaign = begin(out, whole, plan.specs, plan.undefined, plan.write_materials, command)
     with campaign.locked():
+        campaign = campaign.measuring(None if whole is None else whole.measures, dropped, command)
         try:
             _work(campaign, jobs=jobs, ray=ray, retry=retry)
         except KeyboardInterrupt as error:
@@ -199,10 +212,12 @@ def bench(
     show_results(campaign, summary, records)
     results = read_results(summary)
     write_json(json, {"rows": list(results.rows), "about": dict(results.about)})
-    if failed := [cell for cell in campaign.cells if not campaign.is_done(cell)]:
+    if failed := [cell for cell in results.about["cells"] if cell["status"] != "done" or cell["failure"]]:
+        parts = campaign.grid.measures.parts
+        drop = "; a measurement that cannot be made here is dropped by --without NAME" if parts else ""
         raise ErrataError(
             f"{counted(len(failed), 'cell')} of {len(campaign.cells)} failed",
-            remedy=f"Mend the cause, then: errata bench --out {out} --retry",
+            remedy=f"Mend the cause, then: errata bench --out {out} --retry{drop}",
         )
 
 

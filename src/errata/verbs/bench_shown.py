@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from errata.benchmark.campaign import Campaign, failure_of
+from errata.benchmark.campaign import Campaign
 from errata.benchmark.grid import Grid, variants
 from errata.evaluation.records import read_results
 from errata.report.tables import comparison_table
@@ -64,9 +64,10 @@ def show_results(campaign: Campaign, summary: Path, records: Path) -> None:
         if cell["collapsed_at"]:
             where = f"{cell['method']}, seed {cell['seed']}"
             warn(f"collapse: {where}: stopped before batch {cell['collapsed_at']}, {cell['edits']} facts are in")
-    for directory in campaign.cells:
-        if (reason := failure_of(directory)) is not None and not campaign.is_done(directory):
-            warn(f"failed: {directory.name}: {reason}")
+        for note in cell["notes"]:
+            warn(f"{cell['id']}: {note}")
+        if cell["failure"]:
+            warn(f"failed: {cell['id']}: {cell['failure']}")
     tell(f"Wrote {summary} and {records}. See them: errata report {campaign.directory}")
 
 
