@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jinja2
 
-from errata.analysis.findings import Claim, Label, Row, told
+from errata.analysis.findings import Claim, Label, Row, number
 from errata.analysis.running import Result, read_result
 from errata.analysis.studies import STUDIES
 from errata.output import write_bytes, write_text
@@ -46,7 +46,7 @@ class Findings:
 
     def value(self, study: str, quantity: str, digits: int = 3, **where: Label) -> str:
         """The mean with its interval."""
-        return told(self.row(study, quantity, where), digits)
+        return number(self.row(study, quantity, where), digits)
 
     def mean(self, study: str, quantity: str, digits: int = 3, **where: Label) -> str:
         """The mean alone."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.analysis.findings import Findings, compared, mean_row
+from errata.analysis.findings import Findings, compared, mean_row, told
 from errata.analysis.running import csv_of, read_result, run_study
 from errata.analysis.studies import STUDIES, study_named
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
@@ -65,7 +65,8 @@ def test_another_study_in_the_same_place_is_refused_by_what_differs(tmp_path: Pa
     other = tiny_workbench(tmp_path, count=3, recipe={"layers": (1, 2)})
     with pytest.raises(FaultsError) as caught:
         done(counting([]), other, tmp_path / "out")
-    assert {fault.where for fault in caught.value.faults} == {"settings", "recipe"}
+    assert {fault.where for fault in caught.value.faults} == {"settings.count", "recipe.layers"}
+    assert any("begun with 6, given now: 3" in fault.what for fault in caught.value.faults)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError):
@@ -90,11 +91,16 @@ def test_rows_as_a_table(tmp_path: Path) -> None:
 
 
 def test_a_claim_holds_only_beyond_its_intervals_doubt() -> None:
-    above, below = mean_row("d", "1", {}, [1.0, 1.1, 0.9]), mean_row("d", "1", {}, [-1.0, -1.1, -0.9])
+    values = [1.0, 1.1, 0.9, 1.0, 1.2]
+    above, below = mean_row("d", "1", {}, values), mean_row("d", "1", {}, [-value for value in values])
     assert [compared(row, claimed="positive") for row in (above, below)] == ["holds", "does not hold"]
     assert compared(below, claimed="negative") == "holds"
-    assert compared(mean_row("d", "1", {}, [-1.0, 1.0]), claimed="positive") == "undecided"
-    assert compared(mean_row("d", "1", {}, [1.0]), claimed="positive") == "undecided"
+    assert compared(mean_row("d", "1", {}, [-1.0, 1.0] * 3), claimed="positive") == "undecided"
+    for few in ([1.0], values[:4]):  # an interval of so few is hardly more than their ends
+        assert compared(mean_row("d", "1", {}, few), claimed="positive") == "undecided"
+    nothing = mean_row("d", "1", {}, [1e-17, -1e-17, 0.0, 0.0, 0.0, 0.0])
+    assert compared(nothing, claimed="positive") == "does not hold"
+    assert told(nothing) == "0 [0, 0], n = 6"
     with pytest.raises(ValueError, match="no values of 'd'"):
         mean_row("d", "1", {}, [])
 

@@ -17,6 +17,7 @@ from errata.analysis.residuals import COMPUTED, SPREADS, LayerTargets, search_ta
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
 from errata.errors import InputError
 from errata.facts import Fact
+from errata.methods import BOUNDARY_PAPER
 from errata.recipe import Recipe
 from errata.targets.contexts import generate_prefixes
 
@@ -105,7 +106,7 @@ ALIGNMENT = Study(
     "residuals in one plane, their first two principal components.",
     units="Norms and distances are Euclidean, in units of h; relative norms in means of ‖h⁰‖, the state's norm at the "
     "layer in the bare prompts; relative distances in norms of the same fact's computed residual.",
-    source="methods.md, section 2; the paper on boundary-layer updates (BLUE)",
+    source=f"directions of the two residuals, after {BOUNDARY_PAPER}",
     uses=("count",),
     pieces=_pieces,
     findings=findings_of,

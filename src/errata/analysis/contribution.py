@@ -12,6 +12,7 @@ from errata.analysis.findings import Claim, Figure, Findings, Label, Panel, Row,
 from errata.analysis.residuals import COMPUTED, SPREADS, search_targets
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
 from errata.facts import Fact
+from errata.methods import BOUNDARY_PAPER
 from errata.targets.contexts import generate_prefixes
 from errata.targets.rows import FactRows
 
@@ -137,7 +138,7 @@ CONTRIBUTION = Study(
     "layer (δ_L divided by the number of critical layers left, or by its root) and for the one computed at the layer.",
     units="Probability: P is the exponential of the mean log-probability of the target's tokens, averaged over the "
     "contexts.",
-    source="methods.md, section 2; the contribution score of the paper on boundary-layer updates (BLUE)",
+    source=f"the contribution score of {BOUNDARY_PAPER}",
     uses=("count",),
     pieces=_pieces,
     findings=_findings,

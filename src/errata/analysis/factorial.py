@@ -216,7 +216,7 @@ FACTORIAL = Study(
     "over the unedited model's. Sums of squares in the square of that; shares of variance (η²) of 1. Intervals of "
     "effects are by bootstrap over facts, the same facts in all cells, given these runs; F and p are of cells × seeds "
     "against what main effects, two-way interactions and the seed leave.",
-    source="methods.md, section 2: the matched factorial that the published tables lack",
+    source="ours: in published tables history, ridge and number of layers change together with the residual",
     uses=("count", "batch_size", "ridges"),
     pieces=_pieces,
     findings=findings_of,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -13,6 +13,12 @@ from errata.evaluation.intervals import interval_of, resampled_sums
 Label = str | int | float
 Verdict = Literal["holds", "does not hold", "undecided"]
 RESAMPLES = 1000
+ENOUGH: Final = 5  # fewer values: the interval's ends are hardly more than the smallest and the largest of them
+VERDICT_RULE: Final = (
+    "a claim holds, or does not, if the whole 95 % interval of its difference is on one side of 0; it does not hold "
+    f"either if there is no difference at all; it is undecided otherwise, and with fewer than {ENOUGH} values (n)"
+)
+_NOISE: Final = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,18 +167,30 @@ def line_of(rows: Sequence[Row], label: str, x: str) -> Series:
     )
 
 
+def number(row: Row, digits: int = 3) -> str:
+    """``0.512 [0.480, 0.540]``; what is not 0 only by rounding is 0."""
+    mean, low, high = (None if value is None else _clean(value) for value in (row.mean, row.low, row.high))
+    interval = "" if low is None or high is None else f" [{low:.{digits}g}, {high:.{digits}g}]"
+    return f"{mean:.{digits}g}{interval}"
+
+
 def told(row: Row, digits: int = 3) -> str:
-    """``0.512 [0.480, 0.540]``."""
-    interval = "" if row.low is None or row.high is None else f" [{row.low:.{digits}g}, {row.high:.{digits}g}]"
-    return f"{row.mean:.{digits}g}{interval}"
+    """``0.512 [0.480, 0.540], n = 100``, as evidence is told."""
+    return f"{number(row, digits)}, n = {row.n}"
 
 
 def compared(difference: Row, *, claimed: Literal["positive", "negative"]) -> Verdict:
-    """Whether a difference has the claimed sign, beyond its interval's doubt."""
-    if difference.low is None or difference.high is None:
+    """``VERDICT_RULE``, of a difference that is claimed to have a sign."""
+    low, high = difference.low, difference.high
+    if low is None or high is None or difference.n < ENOUGH:
         return "undecided"
-    if difference.low > 0:
-        return "holds" if claimed == "positive" else "does not hold"
-    if difference.high < 0:
-        return "holds" if claimed == "negative" else "does not hold"
+    if _clean(low) == _clean(high) == 0:
+        return "does not hold"
+    if low > 0 or high < 0:
+        return "holds" if (low > 0) == (claimed == "positive") else "does not hold"
     return "undecided"
+
+
+def _clean(value: float) -> float:
+    """A number, or 0 where it is only what sums of floats leave."""
+    return 0.0 if abs(value) < _NOISE else value

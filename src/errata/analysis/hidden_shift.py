@@ -16,6 +16,7 @@ from errata.analysis.similarity import check_plane, cka_interval, cosines, fit_p
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
 from errata.benchmark.material import Material
 from errata.errors import InputError, NonFiniteError
+from errata.methods import BOUNDARY_PAPER
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import encode
 from errata.recipe import Recipe
@@ -118,8 +119,8 @@ HIDDEN_SHIFT = Study(
     "about other subjects (untouched), those of neighbours, and the edited facts' own.",
     units="Distances are shares of ‖h‖; cosines and alignments are numbers without a unit (an alignment of 1: the same "
     "but for rotation and one scale; with fewer prompts than dimensions it lies higher than with many).",
-    source="methods.md, section 2; CKA: Kornblith et al. 2019, Similarity of Neural Network Representations Revisited, "
-    "arXiv:1905.00414",
+    source=f"hidden-state shift in {BOUNDARY_PAPER}; CKA: Kornblith et al. 2019, Similarity of Neural "
+    "Network Representations Revisited, arXiv:1905.00414",
     uses=("count", "batch_size", "methods"),
     pieces=_pieces,
     findings=findings_of,

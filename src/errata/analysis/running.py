@@ -166,9 +166,24 @@ def _damaged(path: Path, error: Exception) -> InputError:
 
 def _check_same(there: Mapping[str, Any], given: Mapping[str, Any], out: Path) -> None:
     faults = [
-        Fault(name, f"{out} was begun with {there.get(name)!r:.200}", f"Got {given[name]!r:.200}")
-        for name in given
-        if there.get(name) != given[name]
+        Fault(name, f"{out} was begun with {_short(old)}, given now: {_short(new)}", "")
+        for name, old, new in _differences(there, given)
     ]
+    if any(fault.where.startswith("settings") for fault in faults):  # other numbers draw other facts
+        faults = [fault for fault in faults if not fault.where.startswith("materials")]
     if faults:
-        raise FaultsError(f"the study in {out}, which is of something else,", faults)
+        remedy = "Give another --out, or what it was begun with"
+        raise FaultsError(f"the study in {out}, which is of something else,", faults, remedy=remedy)
+
+
+def _differences(there: Any, given: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of whatever is not the same."""
+    if isinstance(there, dict) and isinstance(given, dict):
+        for key in dict.fromkeys((*there, *given)):
+            yield from _differences(there.get(key), given.get(key), f"{name}.{key}" if name else str(key))
+    elif there != given:
+        yield name, there, given
+
+
+def _short(value: Any) -> str:
+    return "nothing" if value is None else f"{value!r:.80}"

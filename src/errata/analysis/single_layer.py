@@ -32,6 +32,7 @@ from errata.evaluation.ability import summarise_labels
 from errata.evaluation.intervals import interval_of, resampled_sums
 from errata.evaluation.perplexity import Perplexity, perplexity_ratio, pooled
 from errata.evaluation.records import Metric, Record, Summary, When, summarise
+from errata.methods import BOUNDARY_PAPER
 from errata.recipe import Recipe
 from errata.schedules import Step
 
@@ -268,7 +269,7 @@ SINGLE_LAYER = Study(
     "with the residual that spreading gives the layer, with the last layer's undivided, and with the one computed at "
     "the layer; and the unedited model beside them.",
     units="Shares of 1 for accuracies and successes; perplexity as a ratio to the unedited model's; KL in nats.",
-    source="methods.md, section 2; single-layer editing in the paper on boundary-layer updates (BLUE)",
+    source=f"single-layer editing in {BOUNDARY_PAPER}; the undivided residual is ours",
     uses=("count", "batch_size", "measures"),
     pieces=_pieces,
     findings=_findings,

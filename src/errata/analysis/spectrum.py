@@ -71,8 +71,8 @@ SPECTRUM = Study(
     "exponential of the entropy of σ / Σσ), the share of ‖ΔW‖_F² in the 1, 10 and 100 largest directions, and how the "
     "norms grow with the batches. Over all layers a Frobenius norm is the root of the sum of the layers' squares.",
     units="Norms in the unit of the weights; ratios, ranks and shares are numbers without a unit.",
-    source="methods.md, section 2; effective rank: Roy & Vetterli 2007, The Effective Rank: A Measure of Effective "
-    "Dimensionality (EUSIPCO)",
+    source="ours, beside the norms that papers on sequential editing report; effective rank: Roy & "
+    "Vetterli 2007, The Effective Rank: A Measure of Effective Dimensionality (EUSIPCO)",
     uses=("count", "batch_size", "methods"),
     pieces=_pieces,
     findings=findings_of,

@@ -13,6 +13,7 @@ from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbenc
 from errata.edit import BatchRecord, Editor
 from errata.errors import InputError, told_together
 from errata.facts import Fact
+from errata.methods import BOUNDARY_PAPER
 from errata.preparation import solver_of
 from errata.recipe import Recipe
 from errata.schedules import SCHEDULES, Step
@@ -111,7 +112,7 @@ STEPS = Study(
     units="Evaluations of the loss, at most the recipe's steps, with which facts that are not done count; shares of "
     "facts; losses in nats (the mean over contexts and the target's tokens of −log P, and the recipe's terms of KL and "
     "decay); ‖δ‖ in units of the fact's ‖h⁰‖.",
-    source="methods.md, section 2 (optimisation steps per layer); the paper on boundary-layer updates (BLUE)",
+    source=f"optimisation steps per layer in {BOUNDARY_PAPER}; the comparison with spreading is ours",
     uses=("count", "batch_size"),
     pieces=_pieces,
     findings=findings_of,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -29,15 +29,20 @@ Kept = Mapping[str, Any]
 """What a piece keeps, as JSON holds it."""
 
 
+_Count = Annotated[int, Field(ge=1)]
+_Number = Annotated[int, Field(ge=0)]
+_Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class AnalysisSettings(Settings):
     """The numbers of a study; each study uses those that its description names."""
 
     count: int = Field(100, ge=1, description="facts of a study, or of each of its runs")
     batch_size: int = Field(25, ge=1, description="facts that are solved together")
-    sizes: tuple[int, ...] = Field((1, 10, 100), description="weight-shift: batch sizes that are compared")
-    earlier: tuple[int, ...] = Field((0, 1, 2, 4, 8), description="weight-shift: numbers of earlier batches")
+    sizes: tuple[_Count, ...] = Field((1, 10, 100), description="weight-shift: batch sizes that are compared")
+    earlier: tuple[_Number, ...] = Field((0, 1, 2, 4, 8), description="weight-shift: numbers of earlier batches")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="of the facts, the contexts and all else")
-    ridges: tuple[float, ...] = Field((1.0, 4.0), description="factorial: times the recipe's λ or L2")
+    ridges: tuple[_Factor, ...] = Field((1.0, 4.0), description="factorial: times the recipe's λ or L2")
     methods: tuple[str, ...] = Field(
         ("memit", "memit+blue"), min_length=1, description="hidden-shift, spectrum: whose runs are looked at"
     )

@@ -16,6 +16,7 @@ from errata.analysis.weight_shift_findings import piece_name, weight_shift_findi
 from errata.edit_batch import check_columns, solve_device
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts import Fact
+from errata.methods import BOUNDARY_PAPER
 from errata.models.weights import Term
 from errata.preparation import solver_of
 from errata.recipe import Recipe
@@ -157,7 +158,7 @@ WEIGHT_SHIFT = Study(
     units="Norms of updates and bounds are in the unit of W's entries, those of residuals in that of hidden states, "
     "those of Q in one over that of keys; each is named Frobenius or spectral. Tightness is shift / bound. Intervals "
     "are over groups of facts; there is none of a single group.",
-    source="methods.md, section 2; the weight-shift bound of the paper on boundary-layer updates (BLUE)",
+    source=f"the weight-shift bound of {BOUNDARY_PAPER}; the tighter form and the spectral norms are ours",
     uses=("count", "batch_size", "sizes", "earlier"),
     pieces=_pieces,
     findings=weight_shift_findings,

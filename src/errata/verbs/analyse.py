@@ -151,7 +151,7 @@ def analyse(
                     check_facts(plan.materials[seed].facts, outline)
     show_notes(numbers, model)
     for plan in plans:
-        tell(plan.told())
+        tell(f"{plan.told()}; {out / plan.study.name}: {_state(out / plan.study.name)}")
     if dry_run:
         for plan in plans:
             if plan.study.cost is not None:
@@ -183,6 +183,14 @@ def analyse(
     write_json(
         json, {"studies": {name: {"findings": r.findings.to_record(), "about": r.about} for name, r in results.items()}}
     )
+
+
+def _state(directory: Path) -> str:
+    """What of a study is there."""
+    if is_file(directory / RESULT):
+        return "done, nothing will be done again"
+    kept = len(list((directory / "pieces").glob("*.json")))
+    return f"begun, {kept} pieces are kept" if is_file(directory / STUDY) else "not begun"
 
 
 def _show(name: str, result: Result) -> None:

@@ -78,6 +78,8 @@ def seeds_named(text: str | None) -> int | list[int] | None:
         found = [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise InputError(f"--seeds {text!r} is no number, and no list of them", remedy="Write 3, or 7,8,9") from error
+    if found == [0] and "," not in text:
+        raise InputError("--seeds 0 is no seed at all", remedy="A number alone is how many; seed 0 alone is '0,'")
     return found[0] if len(found) == 1 and "," not in text else found
 
 
