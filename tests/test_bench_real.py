@@ -96,7 +96,7 @@ def test_real_records_through_every_measurement(folder: Path, test_data: Path) -
         rows = [row for row in results.rows if row["data"] == data]
         for when in ("before", "after"):
             there = {row["metric"] for row in rows if row["when"] == when}
-            absent = results.about["absent"][data]
+            (absent,) = [entry["metrics"] for entry in results.about["absent"] if entry["data"] == data]
             for metric in Metric:
                 if metric in ELSEWHERE or (when == "before" and metric.startswith(("drift", "free_locality"))):
                     continue

@@ -348,6 +348,14 @@ def test_files_that_measurements_read_must_stay_what_they_were(bench: TinyBench,
     references.unlink()
     with pytest.raises(FaultsError, match="cannot be read"):
         campaign.check_inputs()
+    record = (tmp_path / "out" / "grid.json").read_bytes()
+    with campaign.locked():
+        with pytest.raises(FaultsError, match=r"references.jsonl: texts cannot read it"):
+            campaign.measuring(Measures(parts=("drift",)), (), "errata bench --measure drift")
+        assert (tmp_path / "out" / "grid.json").read_bytes() == record
+        assert campaign.measuring(Measures(parts=("drift",)), ["texts"], "x").grid.measures == Measures(
+            parts=("drift",)
+        )
 
 
 def write_tasks(folder: Path) -> Path:

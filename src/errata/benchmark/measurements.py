@@ -10,6 +10,7 @@ from errata.benchmark.foreseen import no_concepts, no_drift, no_side_tests, no_t
 from errata.benchmark.parts import Part
 from errata.errors import Fault, FaultsError, InputError
 from errata.output import file_digest
+from errata.reading import reason_of
 
 PERPLEXITY = Part(
     "perplexity", "on prose, as a ratio to the unedited model's", asking.ask_perplexity, depends=frozenset({"prose"})
@@ -104,9 +105,20 @@ def check_parts(names: Iterable[str], options: Mapping[str, Any]) -> None:
 
 def input_digests(names: Iterable[str], options: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Name of an answer -> path -> SHA-256 of each file that the measurement reads: an answer is of these files, and of
-    no others. Measurements that read none are not named."""
-    chosen = [(part, options.get(part.name, {})) for part in parts_of(names)]
-    digests = {
-        part.answer_name(given): {str(file): file_digest(file) for file in part.files(given)} for part, given in chosen
-    }
-    return {name: files for name, files in digests.items() if files}
+    no others. Measurements that read none are not named.
+
+    Raises:
+        InputError, FaultsError: for files that cannot be read; names all of them.
+    """
+    digests: dict[str, dict[str, str]] = {}
+    faults = []
+    for part in parts_of(names):
+        given = options.get(part.name, {})
+        for file in part.files(given):
+            try:
+                digests.setdefault(part.answer_name(given), {})[str(file)] = file_digest(file)
+            except OSError as error:
+                faults.append(Fault(str(file), f"{part.name} cannot read it: {reason_of(error)}", "Put it back"))
+    if faults:
+        raise FaultsError("what the measurements read", faults)
+    return digests
