@@ -28,7 +28,7 @@ from errata.report.comparison import BEST_NOTE, Comparison, comparisons
 from errata.report.curves import Chart, chart_svg, charts, swatch_svg
 from errata.report.gap import Gap, gap_svg, gaps
 
-_SECONDS: Final = "editing and asking the edited models, all sittings of all runs added up"
+_SECONDS: Final = "editing and asking of all runs, added up; loading, preparing and asking the unedited model left out"
 # Of results that name one command only: neither an earlier sitting of a cell that was stopped, nor a later one that
 # only measured more, is in their seconds.
 _OLDER_SECONDS: Final = "wall time of each run's last sitting of editing, added up"
