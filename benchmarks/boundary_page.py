@@ -1,7 +1,8 @@
 """docs/boundary.md, "What boundary updates do, and why": every number of it, and every picture, by one command.
 
 ``python benchmarks/boundary_page.py`` makes all studies of `errata analyse` on the embedded model, each with its
-defaults (what was done before is not done again), and fills the template beside this file with what they found.
+defaults, and ``weight-shift`` once more with history (what was done before is not done again), and fills the template
+beside this file with what they found.
 """
 
 from __future__ import annotations
@@ -88,11 +89,15 @@ class Findings:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs/analysis"))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
-    command = [sys.executable, "-m", "errata", "analyse", "all", "--model", "lab", "--out", str(arguments.runs)]
-    subprocess.run(command, check=True)
-    results = {name: read_result(arguments.runs / name) for name in STUDIES}
+    folder, with_history = arguments.runs / "analysis", arguments.runs / "analysis-memit_seq"
+    for what, out in ((["all"], folder), (["weight-shift", "--method", "memit_seq"], with_history)):
+        subprocess.run(
+            [sys.executable, "-m", "errata", "analyse", *what, "--model", "lab", "--out", str(out)], check=True
+        )
+    results = {name: read_result(folder / name) for name in STUDIES}
+    results["weight-shift, memit_seq"] = read_result(with_history / "weight-shift")
     studies = shown(results.values())
     findings = Findings(results, studies)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
