@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from errata.analysis import findings as findings_module
 from errata.analysis.findings import Findings, Row
 from errata.analysis.running import read_result
 from errata.analysis.spectrum import SPECTRUM
@@ -141,6 +142,13 @@ TOTAL = "In total, boundary updates (memit+blue) change less weight than spreadi
 BATCH = "A batch of boundary updates (memit+blue) writes less than spreading does."
 
 
+@pytest.fixture
+def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdicts' rule, but for how many values it takes."""
+    monkeypatch.setattr(findings_module, "ENOUGH", 2)
+
+
+@pytest.mark.usefixtures("few_are_enough")
 @pytest.mark.parametrize(
     ("norms", "verdict"),
     [
@@ -157,6 +165,7 @@ def test_growth_is_decided_by_what_further_batches_add(norms: Sequence[float], v
     assert "the claim that boundary updates change less weight than spreading" in findings.undefined
 
 
+@pytest.mark.usefixtures("few_are_enough")
 def test_lower_stable_rank_is_decided_over_layers_and_seeds() -> None:
     runs = [kept(seed, "memit", "even", [2.0], [2.0]) for seed in (0, 1)]
     assert verdicts(findings_of(*runs))[RANK] == "holds"  # 4 against 8
@@ -165,6 +174,7 @@ def test_lower_stable_rank_is_decided_over_layers_and_seeds() -> None:
     assert row(findings_of(*runs), "stable rank of ΔW", method="memit", layer=1).mean == pytest.approx(4)
 
 
+@pytest.mark.usefixtures("few_are_enough")
 def test_boundary_updates_are_compared_over_seeds_and_over_batches() -> None:
     spread = [kept(seed, "memit", "even", [1.0, 3.0], [1.0, 2.0]) for seed in (0, 1)]
     boundary = [kept(seed, "memit+blue", "boundary", [1.0, 2.0], [1.5, 2.5]) for seed in (0, 1)]

@@ -227,10 +227,10 @@ def test_one_number_of_each_leaves_nothing_to_compare(tmp_path: Path) -> None:
 
 def test_what_cannot_be_measured_is_refused_with_all_reasons(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus.txt")
-    wrong = AnalysisSettings(count=4, sizes=(0, 5), earlier=(-1,))
+    wrong = AnalysisSettings(count=4, sizes=(5,))
     with pytest.raises(FaultsError) as caught:
         WEIGHT_SHIFT.check(tiny_recipe(corpus, "rome"), wrong)
-    assert [fault.where for fault in caught.value.faults] == ["solver", "layers", "sizes", "earlier"]
+    assert [fault.where for fault in caught.value.faults] == ["solver", "layers", "sizes"]
     assert "one after another" in str(caught.value)
     with pytest.raises(FaultsError, match="zeroes entries"):
         WEIGHT_SHIFT.check(tiny_recipe(corpus, "rect"), AnalysisSettings())

@@ -126,12 +126,10 @@ def _faults(recipe: Recipe, settings: AnalysisSettings) -> Iterator[Fault]:
         yield Fault(
             "layers", f"nothing is spread over one critical layer, got {list(recipe.layers)}", "Give at least two"
         )
-    if bad := [size for size in settings.sizes if not 1 <= size <= settings.count]:
+    if bad := [size for size in settings.sizes if size > settings.count]:
         yield Fault(
             "sizes", f"a batch of {bad} cannot be made of {settings.count} facts", "Raise count, or leave it out"
         )
-    if bad := [number for number in settings.earlier if number < 0]:
-        yield Fault("earlier", f"a number of batches is not negative, got {bad}", "Give numbers from 0 on")
     for name in ("sizes", "earlier"):
         if not getattr(settings, name):
             yield Fault(name, "there are none", "Give at least one")
