@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def test_of_a_folder_the_finished_studies_are_shown_and_the_others_named(
             *((out / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md")),
         ]
         for text in said:
-            assert re.search("begun\\s+is not finished", text)
+            assert "begunisnotfinished" in "".join(text.split())
             assert "".join(COMMAND.split()) in "".join(text.replace("\\", "").split())
         assert "warning: left out" in said[0]
         for document in said[1:]:
