@@ -63,6 +63,37 @@ def test_studies_are_added_to_a_benchmarks_report(tmp_path: Path) -> None:
         assert "efficacy" in text.lower()
 
 
+def test_of_a_folder_the_finished_studies_are_shown_and_the_others_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study(tmp_path / "a" / "done", name="done")
+    study(tmp_path / "a" / "begun", name="begun", finished=False)
+    bench = write_run(tmp_path / "run", MadeUp(seeds=1, facts=20, batch=10))
+    for arguments, out in ((["{0}/a"], tmp_path / "a"), (["{0}/run", "--analysis", "{0}/a"], bench)):
+        assert run(["report", *(each.format(tmp_path) for each in arguments), "--format", "html,md"]) == 0
+        said = [
+            capfd.readouterr().err,
+            *((out / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md")),
+        ]
+        for text in said:
+            assert "begunisnotfinished" in "".join(text.split())
+            assert "".join(COMMAND.split()) in "".join(text.replace("\\", "").split())
+        assert "warning: left out" in said[0]
+        for document in said[1:]:
+            assert "Study done" in document
+            assert "Study begun" not in document
+
+
+def test_a_study_that_is_given_twice_is_shown_once(tmp_path: Path) -> None:
+    bench = write_run(tmp_path / "run", MadeUp(seeds=1, facts=20, batch=10))
+    for name in ("one", "two"):
+        study(tmp_path / "a" / name, name=name)
+    twice = ["--analysis", f"{tmp_path}/a/two", "--analysis", f"{tmp_path}/a/../a"]
+    assert run(["report", str(bench), *twice, "--format", "md"]) == 0
+    document = (bench / "report.md").read_text(encoding="utf-8")
+    assert [document.count(f"## Study {name}") for name in ("one", "two")] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -70,7 +101,8 @@ def test_studies_are_added_to_a_benchmarks_report(tmp_path: Path) -> None:
         (["{0}/done", "--out", "{0}/x.csv"], ["rows.csv"]),
         (["{0}/done", "--analysis", "{0}/done"], ["adds studies to a benchmark"]),
         (["{0}/begun"], ["is not finished", COMMAND]),
-        (["{0}"], ["begun is not finished", "again is not finished"]),
+        (["{0}/waiting"], ["begun is not finished", "again is not finished", COMMAND]),
+        (["{0}/run", "--analysis", "{0}/waiting"], ["begun is not finished", "again is not finished"]),
         (["{0}/empty"], ["no run of a benchmark"]),
         (["{0}/empty", "--analysis", "{0}/empty", "--format", "csv"],
          ["no run of a benchmark", "is no study", "adds to HTML and Markdown"]),
@@ -85,7 +117,8 @@ def test_what_cannot_be_shown_is_told_and_nothing_is_written(
 ) -> None:
     study(tmp_path / "done")
     study(tmp_path / "begun", finished=False)
-    study(tmp_path / "again", finished=False)
+    for name in ("begun", "again"):
+        study(tmp_path / "waiting" / name, finished=False)
     (tmp_path / "empty").mkdir()
     write_run(tmp_path / "run", MadeUp(seeds=1, facts=20, batch=10))
     damaged = study(tmp_path / "damaged") / "result.json"

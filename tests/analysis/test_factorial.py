@@ -191,6 +191,8 @@ def test_findings_name_everything_and_can_be_kept(finished: Finished) -> None:
     assert [panel.title for panel in findings.figures[0].panels] == [
         "Source of the residual", "Layers that are written", "History of keys", "Key contexts",
     ]  # fmt: skip
+    assert {panel.kind for panel in findings.figures[0].panels} == {"bars"}  # most factors have no order
+    assert {panel.y_label for panel in findings.figures[0].panels} == {"difference from the design's mean (share)"}
     for figure in findings.figures:
         for panel in figure.panels:
             assert panel.y_label.endswith("(share)")

@@ -64,11 +64,15 @@ def test_every_number_is_what_an_editor_of_its_own_gives(tmp_path: Path, family:
     difference = rows[2, "computed minus spread", "efficacy_accuracy, difference"]
     apart = rows[2, "computed", "efficacy_accuracy"].mean - rows[2, "spread", "efficacy_accuracy"].mean
     assert difference.mean == pytest.approx(apart)
-    assert any("at layer 3" in name for name in result.findings.undefined)
+    assert not any("at layer 3" in name for name in result.findings.undefined)  # they have rows
     assert sum("higher efficacy than the spread one" in claim.text for claim in result.findings.claims) == 2
     (figure,) = result.findings.figures
     assert [panel.title for panel in figure.panels] == ["Efficacy", "Generalisation", "Specificity", "Untouched"]
-    assert {len(series.x) for panel in figure.panels for series in panel.series} == {2, 3}
+    assert {len(series.x) for panel in figure.panels for series in panel.series} == {0, 3}
+    for panel in figure.panels:
+        (level,) = [series for series in panel.series if not series.x]
+        assert level.label == "unedited"
+        assert level.y == [rows[None, "none, unedited", f"{panel.title.lower()}_accuracy"].mean]
 
 
 def test_further_measurements_and_a_study_that_goes_on_elsewhere(tmp_path: Path) -> None:

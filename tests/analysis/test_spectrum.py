@@ -95,7 +95,7 @@ def test_spectra_and_norms_are_those_of_the_matrices(tmp_path: Path, family: str
             share = row(findings, "share of the squared Frobenius norm of ΔW in its top 1", **where).mean
             assert share == pytest.approx(top, rel=1e-3)
             panel = next(panel for panel in findings.figures[0].panels if panel.title == f"Layer {layer}")
-            line = next(series for series in panel.series if series.label == f"ΔW, {method}")
+            line = next(series for series in panel.series if series.label == method)
             assert list(line.y) == pytest.approx(values[: len(line.y)].tolist(), rel=1e-2, abs=1e-4 * float(values[0]))
             assert panel.log_y
     if methods[1].endswith("+blue"):

@@ -216,6 +216,18 @@ def test_claims_are_decided_by_their_rows(tmp_path: Path) -> None:
             assert not (panel.log_y and any(y <= 0 for series in panel.series for y in series.y))
 
 
+def test_pictures_are_of_the_size_at_which_norms_differ(tmp_path: Path) -> None:
+    """With one fact a batch all norms are the same, so that it is drawn only where there is no other size."""
+    result = done(WEIGHT_SHIFT, tiny_workbench(tmp_path, method="memit_seq", **PLAN), tmp_path / "out")
+    figures = {figure.name.rpartition("-")[2]: figure for figure in result.findings.figures}
+    for name in ("distance", "earlier", "tightness"):
+        assert "2 facts a batch (no size above 1 has 5 groups)" in figures[name].caption
+    panel = figures["distance"].panels[0]
+    (shift,) = [series for series in panel.series if series.label == "shift"]
+    assert shift.y[-1] == numbers(result, "shift", layer=1, earlier=0, size=2, norm="Frobenius")[0]
+    assert panel.x_label == "critical layers left to the last (2: layer 1, 0: layer 3)"
+
+
 def test_one_number_of_each_leaves_nothing_to_compare(tmp_path: Path) -> None:
     plan = {"count": 3, "sizes": (3,), "earlier": (0,), "recipe": {"layers": (1, 2)}}
     result = done(WEIGHT_SHIFT, tiny_workbench(tmp_path, **plan), tmp_path / "out")

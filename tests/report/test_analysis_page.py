@@ -22,6 +22,7 @@ from errata.report.analysis_results import ShownStudy, shown, told_value, verdic
 from errata.report.answers import read_answers
 from errata.report.bench_run import read_bench_run
 from errata.report.documents import report_markdown
+from errata.report.figure_styles import LIGHT, style_at
 from errata.report.markdown import visible
 from errata.report.page import report_page
 
@@ -181,6 +182,17 @@ def test_damaged_results_are_told_of_together(damage: dict[str, Any], told: str)
     with pytest.raises(FaultsError, match=told) as caught:
         shown([bare, result(**damage), Result(bare.findings, {"title": "empty"})])
     assert len(caught.value.faults) == 2
+
+
+def test_a_label_looks_the_same_in_all_studies() -> None:
+    def study(name: str, *labels: str) -> Result:
+        panel = Panel("p", "x", "y", [Series(label, (1,), (1.0,)) for label in labels], kind="points")
+        return result(name, Findings([], figures=[Figure(name, "c", [panel])]))
+
+    first, second = shown([study("a", "spread", "computed"), study("b", "computed")])
+    light = [set(re.findall(r"fill: (#[0-9a-f]{6})", each.figures[0].light.svg)) for each in (first, second)]
+    inks = [style_at(place, LIGHT).colour for place in (0, 1)]
+    assert [[ink in found for ink in inks] for found in light] == [[True, True], [False, True]]
 
 
 def test_names_are_kept_apart() -> None:

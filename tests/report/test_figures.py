@@ -227,3 +227,27 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 def test_places_are_those_of_the_first_appearance() -> None:
     assert list(places_of([lines(), mixed()]))[:4] == [*KINDS, "memit"]
+
+
+def labelled(name: str, *labels: str) -> Figure:
+    return Figure(name, "c", [Panel("p", "x", "y", [Series(label, (1,), (1.0,)) for label in labels])])
+
+
+def test_a_label_has_one_place_in_all_studies_and_figures_share_none() -> None:
+    metrics = ("efficacy", "generalisation", "specificity", "same subject", "untouched")
+    studies = [
+        [labelled("first", *KINDS)],
+        [labelled("second", "same fact", "other facts", *KINDS, "best share")],
+        [labelled("third", *metrics), labelled("fourth", "both ends", "all layers")],
+        [labelled("fifth", "unedited", "computed")],
+        [labelled("sixth", "memit", "memit+blue"), labelled("seventh", "W", "memit+blue", "memit")],
+    ]
+    places = places_of(*studies)
+    assert [places[kind] for kind in KINDS] == [0, 1, 2]
+    for study in studies:
+        for figure in study:
+            of_figure = [places[series.label] for series in figure.panels[0].series]
+            assert len({style_at(place, LIGHT).colour for place in of_figure}) == len(of_figure)
+    assert [places[metric] for metric in metrics] == [0, 1, 2, 3, 4]  # in no study with those before: from the first
+    assert (places["both ends"], places["all layers"]) == (0, 1)  # more than clear colours: differ in their figure
+    assert (places["memit"], places["memit+blue"], places["W"]) == (0, 1, 2)

@@ -39,7 +39,8 @@ def main_effect_figure(
                 for name in _DRAWN
                 if name in responses
             ]
-            panels.append(Panel(title, _UNITS.get(factor, factor), "minus the mean of all runs (share)", series))
+            label = "difference from the design's mean (share)"
+            panels.append(Panel(title, _UNITS.get(factor, factor), label, series, "bars"))
     return Figure(
         "factorial-main-effects",
         "What each factor does by itself: the mean of the runs with a level minus the mean of all runs of its design "

@@ -185,14 +185,12 @@ def _pictures(runs: Sequence[Kept]) -> list[Figure]:
         x_label, y_label = (f"component {index} ({share:.0%} of the variance)" for index, share in enumerate(shares, 1))
         for kind in IN_PICTURE:
             clouds = [
-                Series(
-                    moment if moment == "before" else f"after {method}", [x for x, _ in found], [y for _, y in found]
-                )
-                for method, moment, found in _series(runs, layer, kind)
+                Series(method, [x for x, _ in found], [y for _, y in found])
+                for method, _, found in _series(runs, layer, kind)
             ]
             panels.append(Panel(f"layer {layer}, {kind} prompts", x_label, y_label, clouds, kind="points"))
     caption = (
-        "Hidden states at the last token of prompts before and after runs with the first seed's facts, in the plane of "
-        "the first two principal components of the untouched prompts' states before."
+        "Hidden states at the last token of prompts before (unedited) and after each method's run with the first "
+        "seed's facts, in the plane of the first two principal components of the untouched prompts' states before."
     )
     return [Figure("hidden-shift-plane", caption, panels)] if panels else []

@@ -126,7 +126,7 @@ def _findings(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
             after.setdefault((piece["layer"], piece["residual"]), []).append(piece)
     layers = sorted({layer for layer, _ in after})
     last = layers[-1]
-    after |= {(last, kind): after[last, COMPUTED] for kind in KINDS}  # one run, shown under each name
+    after |= {(last, kind): after[last, COMPUTED] for kind in KINDS}  # the same run as computed
     rows = [_row(summary, {"residual": "none, unedited"}) for summary in _summaries("before", before, before)]
     for kind in KINDS:
         for layer in layers:
@@ -148,11 +148,7 @@ def _findings(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
         for answer in piece["answers"].values()
         for metric, reason in answer["absent"].items()
     }
-    undefined = {
-        **absent,
-        f"{', '.join(KINDS[:-1])} at layer {last}": "it is the last one: they are its computed residual, one run",
-    }
-    return Findings(rows, claims, [_figure(rows, layers)], undefined=undefined)
+    return Findings(rows, claims, [_figure(rows)], undefined=absent)
 
 
 def difference_row(metric: str, where: Mapping[str, Any], ones: Sequence[Record], others: Sequence[Record]) -> Row:
@@ -198,7 +194,7 @@ def _claims(layer: int, name: str, differences: Sequence[Row]) -> list[Claim]:
     return found
 
 
-def _figure(rows: Sequence[Row], layers: Sequence[int]) -> Figure:
+def _figure(rows: Sequence[Row]) -> Figure:
     panels = []
     for metric, name in _DRAWN.items():
         of_metric = [row for row in rows if row.quantity == metric]
@@ -209,15 +205,15 @@ def _figure(rows: Sequence[Row], layers: Sequence[int]) -> Figure:
         ]
         for row in of_metric:
             if "layer" not in row.where:
-                ends = [layers[0], layers[-1]]
-                series.append(Series("unedited", ends, [row.mean] * 2))
+                series.append(Series("unedited", (), [row.mean]))
         if series:
             panels.append(Panel(name.capitalize(), "layer that is written", f"{name} (share)", series))
     return Figure(
         "single-layer",
         "Accuracy of an edit that writes one layer alone, by layer and residual: the last layer's residual divided by "
         "the number of critical layers left (spread) or by its root (√-spread), undivided, and the residual computed "
-        "at the layer; with 95 % intervals over facts. At the last layer all are one run.",
+        "at the layer; with 95 % intervals over facts. At the last layer all are the same run as computed. Across: the "
+        "unedited model.",
         panels,
     )
 

@@ -216,7 +216,7 @@ def _is_of_lower_rank(runs: Mapping[str, Kept], method: str, weights: Mapping[st
 def _spectra(runs: Sequence[Kept], weights: Mapping[str, Sequence[float]]) -> Figure:
     panels = []
     for layer, whole in weights.items():
-        lines = {UNEDITED: whole} | {f"ΔW, {run['method']}": run["spectra"].get(layer, ()) for run in runs}
+        lines = {UNEDITED: whole} | {run["method"]: run["spectra"].get(layer, ()) for run in runs}
         series = []
         for label, values in lines.items():
             shown = [value for value in values if value > _ROUNDING * values[0]]
@@ -226,8 +226,8 @@ def _spectra(runs: Sequence[Kept], weights: Mapping[str, Sequence[float]]) -> Fi
             Panel(f"Layer {layer}", "rank of the singular value", "σ (weight)", series, log_x=True, log_y=True)
         )
     caption = (
-        "Singular values of the whole change ΔW of runs with the first seed's facts, and of the weight W itself, "
-        "largest first, per layer; those below float32's precision are left out."
+        "Singular values of the whole change ΔW of each method's run with the first seed's facts, and of the unedited "
+        "weight W itself, largest first, per layer; those below float32's precision are left out."
     )
     return Figure("spectrum", caption, panels)
 

@@ -9,7 +9,7 @@ import numpy as np
 from errata.analysis.findings import Figure, Findings, Label, Panel, Row, Series, mean_row
 from errata.analysis.shift_norms import READINGS
 from errata.analysis.study import AnalysisSettings, Kept
-from errata.analysis.weight_shift_claims import Growths, claims_of, growths_of
+from errata.analysis.weight_shift_claims import ENOUGH_GROUPS, Growths, claims_of, growths_of
 from errata.analysis.weight_shift_table import QUANTITIES, Case, Table
 
 _LINES = {"shift": "shift", "tighter bound": "tighter bound", "bound": "bound of the theory"}
@@ -25,7 +25,7 @@ def weight_shift_findings(settings: AnalysisSettings, kept: Mapping[str, Kept]) 
     undefined: dict[str, str] = {}
     rows = _rows(table, undefined)
     growths = growths_of(table, undefined)
-    return Findings([*rows, *growths.rows], claims_of(table, growths), _figures(rows, growths), (), undefined)
+    return Findings([*rows, *growths.rows], claims_of(table, growths), _figures(rows, table, growths), (), undefined)
 
 
 def _rows(table: Table, undefined: dict[str, str]) -> list[Row]:
@@ -56,36 +56,51 @@ def _rows(table: Table, undefined: dict[str, str]) -> list[Row]:
     return rows
 
 
-def _figures(rows: list[Row], growths: Growths) -> list[Figure]:
-    first, size, earlier = growths.first, growths.size, growths.earlier
-    start, large = earlier[0], f"{size} fact{'s' if size > 1 else ''} a batch"
+def _figures(rows: list[Row], table: Table, growths: Growths) -> list[Figure]:
+    """At ``growths.large``, as with one fact a batch all matrices are of rank 1 and all norms the same."""
+    first, size, start = growths.first, growths.large, growths.earlier[0]
+    groups = table.groups(size)
+    large = f"{_counted(size, 'fact')} a batch"
+    means = f"mean over {_counted(groups, 'group')}" + (" with 95 % intervals" if groups > 1 else "")
+    if groups >= ENOUGH_GROUPS:
+        large += f" (the largest size with {ENOUGH_GROUPS} groups)" if len(table.sizes) > 1 else ""
+    else:
+        large += f" (no size above {table.sizes[0]} has {ENOUGH_GROUPS} groups)" if len(table.sizes) > 1 else ""
+    large += ", where all norms coincide" if size == 1 else ""
+    left = f"{_AXES['distance']} ({table.behind(first)}: layer {first}, 0: layer {table.layers[-1]})"
     return [
         Figure(
             "weight-shift-distance",
-            "Shift of the weights by spreading the residual, with its bounds, over the number of critical layers "
-            f"behind the one that is written; {large}, {start} earlier batches; mean over groups with 95 % intervals.",
-            [_panel(rows, reading, "distance", {"size": size, "earlier": start}) for reading in READINGS],
+            "Shift of the weights by spreading the residual, with its bounds, over the number of critical layers from "
+            f"the one that is written to the last; {large}; {_counted(start, 'earlier batch')}; {means}.",
+            [_panel(rows, reading, "distance", {"size": size, "earlier": start}, left) for reading in READINGS],
         ),
         Figure(
             "weight-shift-size",
             f"Shift of the weights at layer {first}, with its bounds, over the batch size (both axes logarithmic); "
-            f"{start} earlier batches; mean over groups with 95 % intervals, none where there is one group.",
-            [_panel(rows, reading, "size", {"layer": first, "earlier": start}, log=True) for reading in READINGS],
+            f"{_counted(start, 'earlier batch')}; mean over groups with 95 % intervals, none where there is one group.",
+            [
+                _panel(rows, reading, "size", {"layer": first, "earlier": start}, _AXES["size"], log=True)
+                for reading in READINGS
+            ],
         ),
         Figure(
             "weight-shift-earlier",
             f"Shift of the weights at layer {first}, with its bounds, over the number of batches written before; "
-            f"{large}; mean over groups with 95 % intervals.",
-            [_panel(rows, reading, "earlier", {"layer": first, "size": size}) for reading in READINGS],
+            f"{large}; {means}.",
+            [
+                _panel(rows, reading, "earlier", {"layer": first, "size": size}, _AXES["earlier"])
+                for reading in READINGS
+            ],
         ),
         Figure(
             "weight-shift-tightness",
-            "How tight the bounds are: shift / bound, by the number of critical layers behind and by the norm that the "
-            f"bound is told in; {large}, {start} earlier batches; mean over groups with 95 % intervals.",
+            "How tight the bounds are: shift / bound, by the number of critical layers left to the last and by the "
+            f"norm that the bound is told in; {large}; {_counted(start, 'earlier batch')}; {means}.",
             [
                 Panel(
                     title,
-                    "critical layers behind",
+                    left,
                     "shift / bound (1 is tight)",
                     [
                         _line(rows, name, reading, reading, "distance", {"size": size, "earlier": start})
@@ -101,16 +116,18 @@ def _figures(rows: list[Row], growths: Growths) -> list[Figure]:
     ]
 
 
-_AXES = {"distance": "critical layers behind", "size": "facts a batch", "earlier": "earlier batches"}
+_AXES = {"distance": "critical layers left to the last", "size": "facts a batch", "earlier": "earlier batches"}
 
 
-def _panel(rows: list[Row], reading: str, x: str, where: Mapping[str, Label], *, log: bool = False) -> Panel:
+def _panel(
+    rows: list[Row], reading: str, x: str, where: Mapping[str, Label], x_label: str, *, log: bool = False
+) -> Panel:
     of_shift = READINGS[reading][0]
     series = [
         _line(rows, name, of_shift if name == "shift" else reading, label, x, where) for name, label in _LINES.items()
     ]
     label = f"norm of the update's shift, {of_shift} (unit of W)"
-    return Panel(f"Norms: {reading}", _AXES[x], label, series, log_x=log, log_y=log)
+    return Panel(f"Norms: {reading}", x_label, label, series, log_x=log, log_y=log)
 
 
 def _line(rows: list[Row], quantity: str, norm: str, label: str, x: str, where: Mapping[str, Label]) -> Series:
@@ -131,3 +148,7 @@ def _line(rows: list[Row], quantity: str, norm: str, label: str, x: str, where: 
         [row.low for row in chosen],
         [row.high for row in chosen],
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}{'es' if what.endswith('ch') else 's'}"

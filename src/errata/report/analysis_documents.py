@@ -18,13 +18,23 @@ _MOST: Final = 200  # rows of a study; a document of more can hardly be read
 _SENTENCES: Final = 4000  # characters
 
 
-def analysis_markdown(studies: Sequence[ShownStudy]) -> Markdown:
-    """A document of its own."""
+def analysis_markdown(studies: Sequence[ShownStudy], unfinished: Sequence[str] = ()) -> Markdown:
+    """A document of its own.
+
+    Args:
+        unfinished: what to say of each study that is left out.
+    """
     blocks = [f"# {text(heading(studies))}"]
     if len(studies) > 1:
         seconds = sum(study.about.seconds for study in studies)
         blocks.append(f"{text(lead(studies))}. Took {duration(seconds)}.")
+    blocks += left_out(unfinished)
     return Markdown("\n\n".join([*blocks, *(section_markdown(study, 2) for study in studies)]) + "\n")
+
+
+def left_out(unfinished: Sequence[str]) -> list[Markdown]:
+    """A line on each study that is not finished."""
+    return [Markdown(f"**Left out:** {text(each, _SENTENCES)}.") for each in unfinished]
 
 
 def section_markdown(study: ShownStudy, level: int) -> Markdown:

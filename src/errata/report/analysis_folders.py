@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -20,11 +21,39 @@ def is_of_studies(directory: Path) -> bool:
     return bool(_studies(directory))
 
 
-def read_studies(directory: Path) -> list[Result]:
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A study without findings yet; ``command`` goes on with it, empty where that cannot be read."""
+
+    place: Path
+    command: str
+
+    def __str__(self) -> str:
+        how = f"; go on with it, with the same --out: {self.command}" if self.command else ""
+        return f"the study in {self.place} is not finished{how}"
+
+
+@dataclass(frozen=True, slots=True)
+class Studies:
+    """What lies in some directories, each study once.
+
+    Attributes:
+        finished: directory, resolved -> what was found.
+        unfinished: those that have to be left out, likewise.
+    """
+
+    finished: Mapping[Path, Result] = field(default_factory=dict)
+    unfinished: Mapping[Path, Unfinished] = field(default_factory=dict)
+
+    def __or__(self, other: Studies) -> Studies:
+        return Studies({**self.finished, **other.finished}, {**self.unfinished, **other.unfinished})
+
+
+def read_studies(directory: Path) -> Studies:
     """Read a study, or all studies that lie directly in a folder, in the order of their argument.
 
     Raises:
-        InputError: if there is none, if one is not finished, or if one is damaged.
+        InputError: if there is none, if none is finished, or if one is damaged.
         FaultsError: if there are several reasons; tells all of them.
     """
     if not directory.is_dir():
@@ -35,17 +64,24 @@ def read_studies(directory: Path) -> list[Result]:
             f"{directory} is no study, nor a folder of studies: neither it nor a directory in it has {STUDY}",
             remedy=_REMEDY,
         )
-    found, errors = [], []
+    found: dict[Path, Result] = {}
+    unfinished = {
+        place.resolve(): Unfinished(place, _command(place)) for place in places if not is_file(place / RESULT)
+    }
+    errors = []
     for place in places:
-        try:
-            found.append(_read(place))
-        except InputError as error:
-            errors.append(error)
+        if place.resolve() not in unfinished:
+            try:
+                found[place.resolve()] = read_result(place)
+            except InputError as error:
+                errors.append(error)
+    if not found and not errors:
+        errors = [_not_finished(one) for one in unfinished.values()]
     if len(errors) == 1:
         raise errors[0]
     if errors:
         raise FaultsError(str(directory), [Fault("", error.what, error.remedy) for error in errors])
-    return found
+    return Studies(found, unfinished)
 
 
 def _studies(directory: Path) -> Sequence[Path]:
@@ -61,13 +97,10 @@ def _is_study(place: Path) -> bool:
     return is_file(place / STUDY)
 
 
-def _read(place: Path) -> Result:
-    if not is_file(place / RESULT):
-        remedy = "Go on with it by the command that began it, with the same --out, then ask for the report"
-        command = _command(place)
-        told = f": {command}" if command else ""
-        raise InputError(f"the study in {place} is not finished: it has no {RESULT} yet", remedy=f"{remedy}{told}")
-    return read_result(place)
+def _not_finished(study: Unfinished) -> InputError:
+    remedy = "Go on with it by the command that began it, with the same --out, then ask for the report"
+    told = f": {study.command}" if study.command else ""
+    return InputError(f"the study in {study.place} is not finished: it has no {RESULT} yet", remedy=f"{remedy}{told}")
 
 
 def _command(place: Path) -> str:

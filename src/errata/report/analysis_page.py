@@ -10,8 +10,12 @@ from errata.report.analysis_results import ShownStudy, verdicts
 from errata.report.page import environment, script_of, style
 
 
-def analysis_page(studies: Sequence[ShownStudy]) -> str:
-    """The whole page as HTML; the studies in their order."""
+def analysis_page(studies: Sequence[ShownStudy], unfinished: Sequence[str] = ()) -> str:
+    """The whole page as HTML; the studies in their order.
+
+    Args:
+        unfinished: what to say of each study that is left out.
+    """
     script, script_hash = script_of("tables.js")
     return (
         environment()
@@ -20,6 +24,7 @@ def analysis_page(studies: Sequence[ShownStudy]) -> str:
             heading=heading(studies),
             lead=lead(studies),
             studies=studies,
+            unfinished=unfinished,
             seconds=sum(study.about.seconds for study in studies),
             style=style(),
             script=script,

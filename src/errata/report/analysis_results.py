@@ -117,7 +117,7 @@ def _numbers(row: Row) -> tuple[Label | None, ...]:
 
 
 def shown(results: Iterable[Result]) -> list[ShownStudy]:
-    """Check studies, and draw their figures. Styles are the same in all figures of a study.
+    """Check studies, and draw their figures: what is called the same looks the same in all of them.
 
     Raises:
         MissingExtraError: if a study has figures and matplotlib is not installed.
@@ -135,14 +135,14 @@ def shown(results: Iterable[Result]) -> list[ShownStudy]:
     names = _distinct([str(about.identity.get("study", "study")) for about, _ in checked])
     files = iter(_file_names([(name, each.name) for name, (_, found) in zip(names, checked, strict=True)
                               for each in found.figures]))  # fmt: skip
+    places = places_of(*(found.figures for _, found in checked))
     return [
-        ShownStudy(name, about, found, tuple(_drawn(found.figures, files)))
+        ShownStudy(name, about, found, tuple(_drawn(found.figures, files, places)))
         for name, (about, found) in zip(names, checked, strict=True)
     ]
 
 
-def _drawn(figures: Sequence[Figure], names: Iterable[str]) -> Iterable[ShownFigure]:
-    places = places_of(figures)
+def _drawn(figures: Sequence[Figure], names: Iterable[str], places: Mapping[str, int]) -> Iterable[ShownFigure]:
     for figure, name in zip(figures, names, strict=False):
         light, dark = (draw(figure, scheme, name=name, places=places) for scheme in (LIGHT, DARK))
         yield ShownFigure(name, figure, light, dark)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from errata.evaluation.records import Row
-from errata.report.analysis_documents import section_markdown
+from errata.report.analysis_documents import left_out, section_markdown
 from errata.report.analysis_results import ShownStudy
 from errata.report.bench_run import BenchRun
 from errata.report.comparison import BEST_NOTE, Cell, Comparison, comparisons
@@ -30,8 +30,12 @@ CSV_COLUMNS: Final = (
 )  # fmt: skip
 
 
-def report_markdown(run: BenchRun, analysis: Sequence[ShownStudy] = ()) -> Markdown:
-    """The tables with their intervals, what failed, what is absent, how to repeat it; then studies, if there are."""
+def report_markdown(run: BenchRun, analysis: Sequence[ShownStudy] = (), waiting: Sequence[str] = ()) -> Markdown:
+    """The tables with their intervals, what failed, what is absent, how to repeat it; then studies, if there are.
+
+    Args:
+        waiting: what to say of each study that is left out.
+    """
     about = run.about
     blocks = [f"# Benchmark {text(run.name)}", text(headline(run)) + "."]
     begun = moment(about.created) if about.created else "at a time not told"
@@ -61,7 +65,7 @@ def report_markdown(run: BenchRun, analysis: Sequence[ShownStudy] = ()) -> Markd
         blocks += ["### The grid", fenced(as_yaml(about.grid), "yaml")]
     for name, recipe in about.recipes.items():
         blocks += [f"### Recipe of {code(name)}", fenced(as_yaml(recipe), "yaml")]
-    blocks += [section_markdown(study, 2) for study in analysis]
+    blocks += [*left_out(waiting), *(section_markdown(study, 2) for study in analysis)]
     return Markdown("\n\n".join(blocks) + "\n")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final
 
 from errata.analysis.findings import Figure
@@ -42,6 +43,7 @@ DARK: Final = Scheme(
 )  # fmt: skip
 SCHEMES: Final = (LIGHT, DARK)
 
+_CLEAR: Final = 5  # places whose colours nobody takes for each other at a glance
 _MARKERS: Final = ("o", "s", "^", "D", "v", "X", "P", "p", "*")
 _DASHES: Final[tuple[Any, ...]] = (
     "-",
@@ -74,9 +76,31 @@ def style_at(place: int, scheme: Scheme) -> Style:
     )
 
 
-def places_of(figures: Iterable[Figure]) -> dict[str, int]:
-    """Of each label its place, in the order of appearance: what is called the same looks the same in all of them."""
-    labels = dict.fromkeys(
-        visible(series.label) for figure in figures for panel in figure.panels for series in panel.series
-    )
-    return {label: place for place, label in enumerate(labels)}
+def places_of(*studies: Iterable[Figure]) -> dict[str, int]:
+    """Of each label its place, one for all figures that are given: what is called the same looks the same.
+
+    Labels of one figure never share a place. Those of one study do only where they are more than have clearly different
+    colours; those that are in no study together begin from the first colour again.
+
+    Args:
+        studies: the figures of each.
+    """
+    beside: dict[str, set[str]] = {}
+    near: dict[str, set[str]] = {}
+    for figures in studies:
+        of_figures = [_labels(figure) for figure in figures]
+        of_study = {label for labels in of_figures for label in labels}
+        for labels in of_figures:
+            for label in labels:
+                beside.setdefault(label, set()).update(labels)
+                near.setdefault(label, set()).update(of_study)
+    places: dict[str, int] = {}
+    for label in beside:
+        of_study, of_figure = ({places[other] for other in all_[label] if other in places} for all_ in (near, beside))
+        free = (place for place in range(_CLEAR) if place not in of_study)
+        places[label] = next(free, next(place for place in count() if place not in of_figure))
+    return places
+
+
+def _labels(figure: Figure) -> list[str]:
+    return list(dict.fromkeys(visible(series.label) for panel in figure.panels for series in panel.series))

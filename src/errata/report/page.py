@@ -47,11 +47,14 @@ class PageSection:
     charts: tuple[Chart, ...]
 
 
-def report_page(run: BenchRun, answers: Answers, analysis: Sequence[ShownStudy] = ()) -> str:
+def report_page(
+    run: BenchRun, answers: Answers, analysis: Sequence[ShownStudy] = (), left_out: Sequence[str] = ()
+) -> str:
     """The whole page as HTML.
 
     Args:
         analysis: studies that are shown behind everything else.
+        left_out: what to say of each study that is not finished.
     """
     sections = [
         PageSection(
@@ -85,6 +88,7 @@ def report_page(run: BenchRun, answers: Answers, analysis: Sequence[ShownStudy] 
             best_note=BEST_NOTE,
             seconds_note=seconds_note(run.about),
             studies=analysis,
+            left_out=left_out,
             style=style(),
             script=script,
             script_hash=script_hash,

@@ -8,7 +8,7 @@ from itertools import pairwise
 from math import isfinite, log10
 from typing import Any, Final
 
-from errata.analysis.findings import Label, Panel
+from errata.analysis.findings import Label, Panel, Series
 from errata.report.figure_styles import Scheme, Style, style_at
 from errata.report.markdown import visible
 
@@ -35,7 +35,7 @@ def draw_panel(axis: Any, panel: Panel, scheme: Scheme, places: Mapping[str, int
     """
     across = _Across(panel)
     hidden = sum(_draw_series(axis, panel, number, across, scheme, places) for number in range(len(panel.series)))
-    if not any(len(series.x) for series in panel.series):
+    if not any(len(series.x) or is_level(series, panel) for series in panel.series):
         axis.text(0.5, 0.5, "no values", transform=axis.transAxes, ha="center", va="center", color=scheme.soft)
     _scale(axis, panel, across, width)
     axis.grid(axis="both" if panel.kind == "points" else "y", linewidth=0.6)
@@ -50,6 +50,11 @@ def draw_panel(axis: Any, panel: Panel, scheme: Scheme, places: Mapping[str, int
     axis.set_title(title + told, fontsize=_TITLE_SIZE)
     axis.set_xlabel(_wrapped(panel.x_label + (", log scale" if panel.log_x else ""), width - 0.5))
     axis.set_ylabel(_wrapped(panel.y_label + (", log scale" if panel.log_y else ""), ROW - 0.55))
+
+
+def is_level(series: Series, panel: Panel) -> bool:
+    """Whether a series is a line across the whole panel."""
+    return panel.kind == "lines" and not len(series.x) and len(series.y) == 1
 
 
 class _Across:
@@ -81,6 +86,12 @@ def _draw_series(
     """Draws one series; gives how many of its values have no place on the axes."""
     series = panel.series[number]
     style = style_at(places[visible(series.label)], scheme)
+    if is_level(series, panel):
+        (level,) = series.y
+        if level > 0 or not panel.log_y:
+            axis.axhline(level, color=style.colour, linestyle=style.dash, linewidth=1.2)
+            return 0
+        return 1
     lows = series.low or [None] * len(series.x)
     highs = series.high or [None] * len(series.x)
     whole = [

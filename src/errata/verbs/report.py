@@ -12,7 +12,7 @@ from errata.analysis.running import ROWS, Result
 from errata.errors import Fault, FaultsError, InputError, told_together
 from errata.output import check_file, is_there, write_bytes, write_text
 from errata.report.analysis_documents import FIGURES, analysis_markdown, figure_files
-from errata.report.analysis_folders import is_of_studies, read_studies
+from errata.report.analysis_folders import Studies, is_of_studies, read_studies
 from errata.report.analysis_page import analysis_page
 from errata.report.analysis_results import ShownStudy, shown
 from errata.report.answers import Answers, read_answers
@@ -86,29 +86,32 @@ def _report_studies(run: Path, out: Path | None, formats: str | None, analysis: 
         with part:
             check_drawing()
         with part:
-            results = read_studies(run)
-    write_studies(results, targets)
+            found = read_studies(run)
+    unfinished = list(map(str, found.unfinished.values()))
+    write_studies(list(found.finished.values()), targets, unfinished)
+    _warn_of(unfinished)
 
 
-def write_studies(results: Sequence[Result], targets: Mapping[str, Path]) -> None:
+def write_studies(results: Sequence[Result], targets: Mapping[str, Path], unfinished: Sequence[str] = ()) -> None:
     """Write the report of studies, each format to its place.
 
     Args:
         targets: ``html`` and ``md``, or one of them -> file.
+        unfinished: what to say of each study that is left out.
 
     Raises:
         MissingExtraError: if figures cannot be drawn here.
     """
     studies = shown(results)
     makers: dict[str, Callable[[], str]] = {
-        "html": lambda: analysis_page(studies),
-        "md": lambda: analysis_markdown(studies),
+        "html": lambda: analysis_page(studies, unfinished),
+        "md": lambda: analysis_markdown(studies, unfinished),
     }
     _write({target: makers[kind]() for kind, target in targets.items()}, targets, studies)
 
 
 def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis: Sequence[Path]) -> None:
-    results: list[Result] = []
+    added = Studies()
     with told_together("what was given") as part:
         with part:
             targets = _targets(run, out, formats)
@@ -124,17 +127,19 @@ def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis
         for directory in analysis:
             with part:
                 check_drawing()
-                results += read_studies(directory)
-    studies = shown(results)
+                added |= read_studies(directory)
+    studies = shown(added.finished.values())
+    unfinished = list(map(str, added.unfinished.values()))
     answers = read_answers(found.records) if "html" in targets else None
     makers: dict[str, Callable[[], str]] = {
-        "html": lambda: report_page(found, _given(answers), studies),
-        "md": lambda: report_markdown(found, studies),
+        "html": lambda: report_page(found, _given(answers), studies, unfinished),
+        "md": lambda: report_markdown(found, studies, unfinished),
         "csv": lambda: report_csv(found),
         "tex": lambda: report_latex(found),
     }
     _write({target: makers[kind]() for kind, target in targets.items()}, targets, studies)
     _warn(found, answers)
+    _warn_of(unfinished)
 
 
 def _write(texts: Mapping[Path, str], targets: Mapping[str, Path], studies: Sequence[ShownStudy]) -> None:
@@ -182,6 +187,11 @@ def _given(answers: Answers | None) -> Answers:
     if answers is None:
         raise TypeError("the page needs the answers")
     return answers
+
+
+def _warn_of(unfinished: Sequence[str]) -> None:
+    for each in unfinished:
+        warn(f"warning: left out, {each}")
 
 
 def _warn(run: BenchRun, answers: Answers | None) -> None:
