@@ -91,6 +91,8 @@ def test_a_study_that_is_given_twice_is_shown_once(tmp_path: Path) -> None:
     twice = ["--analysis", f"{tmp_path}/a/two", "--analysis", f"{tmp_path}/a/../a"]
     assert run(["report", str(bench), *twice, "--format", "md"]) == 0
     document = (bench / "report.md").read_text(encoding="utf-8")
+    for name in ("one", "two"):
+        assert f"../a/{name}/rows.csv" in document.replace("\\", "")
     assert [document.count(f"## Study {name}") for name in ("one", "two")] == [1, 1]
 
 
@@ -103,13 +105,14 @@ def test_a_study_that_is_given_twice_is_shown_once(tmp_path: Path) -> None:
         (["{0}/begun"], ["is not finished", COMMAND]),
         (["{0}/waiting"], ["begun is not finished", "again is not finished", COMMAND]),
         (["{0}/run", "--analysis", "{0}/waiting"], ["begun is not finished", "again is not finished"]),
-        (["{0}/empty"], ["no run of a benchmark"]),
+        (["{0}/empty"], ["no run of a benchmark", "no study and no folder of studies", "errata analyse"]),
+        (["{0}/nowhere"], ["there is no directory", "errata bench", "errata analyse", "several studies"]),
         (["{0}/empty", "--analysis", "{0}/empty", "--format", "csv"],
          ["no run of a benchmark", "is no study", "adds to HTML and Markdown"]),
         (["{0}/run", "--analysis", "{0}/nothing"], ["there is no directory"]),
         (["{0}/run", "--analysis", "{0}/begun"], ["is not finished"]),
-        (["{0}/damaged"], ["result.json cannot be used"]),
-        (["{0}/wrong"], ["seconds"]),
+        (["{0}/damaged"], ["result.json cannot be used", "Remove result.json", COMMAND]),
+        (["{0}/wrong"], ["seconds", COMMAND]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_shown_is_told_and_nothing_is_written(

@@ -226,7 +226,7 @@ def test_seeds_are_taken_together_and_what_is_not_there_is_undefined() -> None:
     assert not findings.claims
     assert set(findings.undefined) == {
         "claims",
-        "neighbours prompts",
+        "prompts about neighbours",
         *(f"CKA of memit, {kind}, {seed}, layer 1" for kind in ("untouched", "edited") for seed in (0, 1)),
         "picture at layer 1",
     }

@@ -173,6 +173,8 @@ def one_series(series: Series, **more: Any) -> Findings:
         ({"title": None}, "title"),
         ({"shows": "\ud800"}, "cannot be told"),
         ({"findings": one_series(Series("s", (1, 2), (1.0,)))}, "not as many y"),
+        ({"findings": one_series(Series("s", (), (1.0, 2.0)))}, "not as many y"),
+        ({"findings": one_series(Series("s", (), (1.0,)), kind="bars")}, "not as many y"),
         ({"findings": one_series(Series("s", ("a",), (1.0,)), kind="points")}, "numbers as x"),
         ({"findings": replace(SMALL, rows=[Row("q", "1", {}, float("nan"), None, None, 1)])}, "cannot be told"),
     ],
@@ -193,6 +195,21 @@ def test_a_label_looks_the_same_in_all_studies() -> None:
     light = [set(re.findall(r"fill: (#[0-9a-f]{6})", each.figures[0].light.svg)) for each in (first, second)]
     inks = [style_at(place, LIGHT).colour for place in (0, 1)]
     assert [[ink in found for ink in inks] for found in light] == [[True, True], [False, True]]
+
+
+def test_settings_that_a_study_does_not_use_and_reasons_told_twice_are_left_out() -> None:
+    settings = {"count": 30, "sizes": [1], "seeds": [0], "ridges": [1.0]}
+    undefined = {"first": "no questions", "other": "something else", "second": "no questions"}
+    bare = Findings([], figures=[], undefined=undefined)
+    known = shown([result("contribution", bare, identity={"study": "contribution", "settings": settings})])[0]
+    assert known.parts[0] == ("Settings", {"count": 30, "seeds": [0]})
+    assert known.undefined == [("first, second", "no questions"), ("other", "something else")]
+    page = html.document_fromstring(analysis_page([known]))
+    assert "first, second" in words(page)
+    assert "ridges" not in words(page)
+    assert "| first, second | no questions |" in analysis_markdown([known])
+    (unknown,) = shown([result("made-up", bare, identity={"study": "made-up", "settings": settings})])
+    assert unknown.parts[0] == ("Settings", settings)
 
 
 def test_names_are_kept_apart() -> None:
@@ -272,6 +289,16 @@ def test_narrow_windows_do_not_scroll_sideways(driven: Browser, width: int) -> N
     driven.look(width=width, height=700)
     driven.run("document.querySelectorAll('details').forEach(e => { e.open = true; })")
     assert driven.run("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [500, 1200])
+def test_a_verdict_and_its_head_are_on_one_line(driven: Browser, width: int) -> None:
+    driven.look(width=width, height=700)
+    heights = driven.run(
+        "[...document.querySelectorAll('.claims th:nth-child(2)')].map(e => { const r = document.createRange(); "
+        "r.selectNodeContents(e); return r.getClientRects().length; })"
+    )
+    assert heights == [1, 1]
 
 
 def test_hostile_words_do_nothing_in_a_browser(opened: Browser, hostile: Sequence[ShownStudy], tmp_path: Path) -> None:

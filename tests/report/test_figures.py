@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from lxml import etree
 
-from errata.analysis.findings import Figure, Panel, Series
+from errata.analysis.findings import Figure, Findings, Panel, Series
 from errata.errors import MissingExtraError
 from errata.report import figures
 from errata.report.figure_styles import DARK, LIGHT, SCHEMES, Scheme, places_of, style_at
@@ -147,6 +147,37 @@ def test_lines_and_bars_lie_where_their_values_are() -> None:
         shown = [(round(bar.get_x() + bar.get_width() / 2, 6), bar.get_height()) for bar in canvas.axes[0].patches]
         assert shown == [(-0.2, 1.0), (0.8, -2.0), (1.2, 3.0)]
         assert [text.get_text() for text in canvas.axes[0].get_xticklabels()] == ["q", "p"]
+
+
+def test_axes_are_shared_where_a_figure_says_so() -> None:
+    panels = [
+        Panel(f"{end}", "x", "y", [Series("a", (0.0, end), (-end, 3 * end))], kind="points") for end in (1.0, 5.0, 2.0)
+    ] * 2
+    for shared, several in ((False, 3), (True, 1)):
+        with composed(Figure("f", "c", panels, shared_axes=shared), LIGHT) as canvas:
+            assert (
+                len({axis.get_xlim() for axis in canvas.axes})
+                == len({axis.get_ylim() for axis in canvas.axes})
+                == several
+            )
+            assert max(axis.get_ylim()[1] for axis in canvas.axes) > 15
+    record = Findings([], figures=[Figure("f", "c", panels, shared_axes=True)]).to_record()
+    assert Findings.of(record).figures[0].shared_axes
+    del record["figures"][0]["shared_axes"]  # as an earlier version wrote it
+    assert not Findings.of(record).figures[0].shared_axes
+
+
+def test_a_level_goes_across_the_panel() -> None:
+    figure = one_panel(Series("a", (0, 1, 2), (0.5, 0.25, 1.0)), Series("unedited", (), (0.75,)))
+    with composed(figure, LIGHT) as canvas:
+        (axis,) = canvas.axes
+        (level,) = [line for line in axis.lines if list(line.get_ydata()) == [0.75, 0.75]]
+        assert list(level.get_xdata()) == [0, 1]  # shares of the axes' width
+        assert level.get_transform() == axis.get_yaxis_transform(which="grid")
+        assert level.get_marker() == "None"
+        assert [tick.get_text() for tick in axis.get_xticklabels()] == ["0", "1", "2"]
+    with composed(one_panel(Series("unedited", (), (-0.75,)), log_y=True), LIGHT) as canvas:
+        assert "1 of its values" in canvas.axes[0].get_title()
 
 
 def test_what_a_logarithmic_axis_cannot_show_is_told() -> None:

@@ -241,7 +241,8 @@ def _in_a_plane(name: str, found: Mapping[str, Any]) -> Figure:
     ]
     return Figure(
         name,
-        "The residuals of all layers and facts along their first two principal components (one plane for all panels), "
-        "a point a fact; at the last layer the three kinds are one.",
+        "The residuals of all layers and facts along their first two principal components (one plane and the same axes "
+        "for all panels), a point a fact; at the last layer the three kinds are one.",
         panels,
+        shared_axes=True,
     )

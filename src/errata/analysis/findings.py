@@ -70,7 +70,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line, a group of bars or a cloud of points; ``low`` and ``high`` are empty where there are no intervals."""
+    """A line, a group of bars or a cloud of points; ``low`` and ``high`` are empty where there are no intervals.
+
+    One of ``lines`` with a single ``y`` and no ``x`` is a level: a line across the panel, as it does not depend on x.
+    """
 
     label: str
     x: Sequence[Label]
@@ -99,11 +102,13 @@ class Figure:
     Attributes:
         name: of its file.
         caption: what it shows, for who sees nothing else.
+        shared_axes: whether all panels have the same axes, so that places in them can be compared.
     """
 
     name: str
     caption: str
     panels: Sequence[Panel]
+    shared_axes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,8 @@ def _figure(record: Mapping[str, Any]) -> Figure:
         Panel(**{**panel, "series": tuple(Series(**series) for series in panel["series"])})
         for panel in record["panels"]
     ]
-    return Figure(record["name"], record["caption"], tuple(panels))
+    # Findings of an earlier version have no word on axes: none were shared.
+    return Figure(record["name"], record["caption"], tuple(panels), record.get("shared_axes", False))
 
 
 def mean_row(

@@ -25,6 +25,7 @@ from errata.analysis.study import AnalysisSettings, Kept
 UNTOUCHED: Final = "untouched"
 KINDS: Final = (UNTOUCHED, "neighbours", "edited")
 IN_PICTURE: Final = (UNTOUCHED, "edited")
+_TITLES: Final = {UNTOUCHED: "Untouched prompts", "neighbours": "Prompts about neighbours", "edited": "Edited prompts"}
 DISTANCE, COSINE, CKA = "relative distance", "cosine", "CKA"
 _AXES: Final = {DISTANCE: "‖h′ − h‖ / ‖h‖ (1)", COSINE: "cosine between h and h′ (1)", CKA: "linear CKA (1)"}
 
@@ -55,7 +56,7 @@ def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Finding
         for kind in KINDS:
             blocks = next(iter(runs.values()))["blocks"]
             if not _by_cluster(runs, kind, DISTANCE, 0):
-                undefined[f"{kind} prompts"] = "there are none of them"
+                undefined[_TITLES[kind].lower()] = "there are none of them"
                 continue
             for quantity in (DISTANCE, COSINE):
                 for layer in range(blocks):
@@ -147,7 +148,7 @@ def _curves(rows: Sequence[Row], methods: Sequence[str]) -> list[Figure]:
                     for seed, found in lines.items()
                 ]
             if series:
-                panels.append(Panel(f"{kind} prompts", "layer (block's output)", axis, series))
+                panels.append(Panel(_TITLES[kind], "layer (block's output)", axis, series))
         caption = (
             f"{quantity[0].upper()}{quantity[1:]} of the hidden states h′ after a run and h before it, at the last "
             "token of prompts, by layer; with 95 % intervals over what the prompts are about."
@@ -188,7 +189,7 @@ def _pictures(runs: Sequence[Kept]) -> list[Figure]:
                 Series(method, [x for x, _ in found], [y for _, y in found])
                 for method, _, found in _series(runs, layer, kind)
             ]
-            panels.append(Panel(f"layer {layer}, {kind} prompts", x_label, y_label, clouds, kind="points"))
+            panels.append(Panel(f"layer {layer}, {_TITLES[kind].lower()}", x_label, y_label, clouds, kind="points"))
     caption = (
         "Hidden states at the last token of prompts before (unedited) and after each method's run with the first "
         "seed's facts, in the plane of the first two principal components of the untouched prompts' states before."

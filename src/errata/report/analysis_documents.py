@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Final
 
-from errata.analysis.running import ROWS
 from errata.report.analysis_page import heading, lead
 from errata.report.analysis_results import LONG, ShownFigure, ShownStudy, told_value, verdicts
 from errata.report.figure_styles import DARK
@@ -78,10 +77,11 @@ def _blocks(study: ShownStudy, mark: str) -> Iterator[str]:
     if found.rows:
         yield f"{mark}# Rows"
         yield from _rows(study)
-    if found.undefined:
+    if study.undefined:
         yield f"{mark}# Undefined"
         yield _table(
-            ["combination", "why"], [[text(name), text(reason, _SENTENCES)] for name, reason in found.undefined.items()]
+            ["combination", "why"],
+            [[text(names, _SENTENCES), text(reason, _SENTENCES)] for names, reason in study.undefined],
         )
     yield f"{mark}# How to repeat it"
     yield fenced(about.command, "bash")
@@ -114,9 +114,11 @@ def _rows(study: ShownStudy) -> Iterator[str]:
         yield f"<details><summary>{len(lines):,} rows</summary>"
     yield table
     if len(lines) > _MOST:
-        yield f"The first {_MOST}; all {len(lines):,} are in {text(ROWS)} of the study."
+        yield f"The first {_MOST}; all {len(lines):,} are in {text(study.table, _SENTENCES)}."
     if len(lines) > LONG:
         yield "</details>"
+    if len(lines) <= _MOST:
+        yield f"All digits are in {text(study.table, _SENTENCES)}."
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], rules: Sequence[str] = ()) -> str:

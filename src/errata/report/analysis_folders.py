@@ -74,7 +74,9 @@ def read_studies(directory: Path) -> Studies:
             try:
                 found[place.resolve()] = read_result(place)
             except InputError as error:
-                errors.append(error)
+                command = _command(place)
+                remedy = f"Remove {RESULT}, and make it again from what is kept: {command}" if command else error.remedy
+                errors.append(InputError(error.what, remedy=remedy))
     if not found and not errors:
         errors = [_not_finished(one) for one in unfinished.values()]
     if len(errors) == 1:

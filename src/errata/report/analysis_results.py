@@ -13,14 +13,16 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from errata.analysis.findings import Claim, Figure, Findings, Label, Panel, Row, Series
 from errata.analysis.running import ROWS, Result
+from errata.analysis.studies import STUDIES
 from errata.errors import Fault, FaultsError, InputError
 from errata.reading import reason_of
 from errata.report.figure_styles import DARK, LIGHT, places_of
 from errata.report.figures import Picture, draw
+from errata.report.panels import is_level
 
 LONG: Final = 20  # rows; a table of more is folded away
 VERDICTS: Final = ("holds", "does not hold", "undecided")
-_REMEDY: Final = f"Give the study's command again, after removing its result.json; {ROWS} has its rows"
+_REMEDY: Final = f"Remove its result.json, and make it again from what is kept; {ROWS} has its rows"
 
 
 class StudyAbout(BaseModel):
@@ -74,12 +76,18 @@ class ShownFigure:
 
 @dataclass(frozen=True, slots=True)
 class ShownStudy:
-    """A study, ready to be shown; ``name`` is that of no other one in the same report."""
+    """A study, ready to be shown.
+
+    Attributes:
+        name: that of no other one in the same report.
+        table: where its rows are as CSV, from the report on.
+    """
 
     name: str
     about: StudyAbout
     findings: Findings
     figures: tuple[ShownFigure, ...]
+    table: str = ROWS
 
     @property
     def columns(self) -> list[Column]:
@@ -103,11 +111,23 @@ class ShownStudy:
         return LONG
 
     @property
+    def undefined(self) -> list[tuple[str, str]]:
+        """Combinations and why they mean nothing; those of the same reason together."""
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.findings.undefined.items():
+            by_reason.setdefault(reason, []).append(name)
+        return [(", ".join(names), reason) for reason, names in by_reason.items()]
+
+    @property
     def parts(self) -> list[tuple[str, object]]:
-        """What decides what a study finds, by parts with names; those that are empty are left out."""
+        """What decides what a study finds, by parts with names; without what is empty or not used."""
         identity = self.about.identity
+        settings = identity.get("settings")
+        study = STUDIES.get(str(identity.get("study")))
+        if study is not None and isinstance(settings, Mapping):
+            settings = {name: value for name, value in settings.items() if name in (*study.uses, "seeds")}
         others = {key: value for key, value in identity.items() if key not in ("settings", "recipe", "recipes")}
-        named = [("Settings", identity.get("settings")), ("Recipe", identity.get("recipe")),
+        named = [("Settings", settings), ("Recipe", identity.get("recipe")),
                  ("Recipes of the runs", identity.get("recipes")), ("Model and material", others)]  # fmt: skip
         return [(name, value) for name, value in named if value]
 
@@ -116,8 +136,11 @@ def _numbers(row: Row) -> tuple[Label | None, ...]:
     return row.mean, row.low, row.high, row.n
 
 
-def shown(results: Iterable[Result]) -> list[ShownStudy]:
+def shown(results: Iterable[Result], tables: Sequence[str] = ()) -> list[ShownStudy]:
     """Check studies, and draw their figures: what is called the same looks the same in all of them.
+
+    Args:
+        tables: of each study where its rows are as CSV, from the report on; by default only the file's name is told.
 
     Raises:
         MissingExtraError: if a study has figures and matplotlib is not installed.
@@ -129,7 +152,9 @@ def shown(results: Iterable[Result]) -> list[ShownStudy]:
             checked.append(_checked(result))
         except InputError as error:
             where = str(result.about.get("title", f"study {place + 1}"))
-            faults.append(Fault(f"{where!r:.80}", error.what, _REMEDY))
+            command = result.about.get("command")
+            remedy = f"{_REMEDY}: {command}" if isinstance(command, str) else _REMEDY
+            faults.append(Fault(f"{where!r:.80}", error.what, remedy))
     if faults:
         raise FaultsError("what was given", faults)
     names = _distinct([str(about.identity.get("study", "study")) for about, _ in checked])
@@ -137,8 +162,8 @@ def shown(results: Iterable[Result]) -> list[ShownStudy]:
                               for each in found.figures]))  # fmt: skip
     places = places_of(*(found.figures for _, found in checked))
     return [
-        ShownStudy(name, about, found, tuple(_drawn(found.figures, files, places)))
-        for name, (about, found) in zip(names, checked, strict=True)
+        ShownStudy(name, about, found, tuple(_drawn(found.figures, files, places)), table)
+        for name, (about, found), table in zip(names, checked, tables or [ROWS] * len(names), strict=True)
     ]
 
 
@@ -183,6 +208,8 @@ def _checked(result: Result) -> tuple[StudyAbout, Findings]:
 
 def _fault_of(series: Series, panel: Panel) -> str:
     """Why a series cannot be drawn; nothing if it can."""
+    if is_level(series, panel) and not series.low and not series.high:
+        return ""
     across = len(series.x)
     if {len(series.y), len(series.low) or across, len(series.high) or across} != {across}:
         return "it has not as many y, or ends of intervals, as x"

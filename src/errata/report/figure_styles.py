@@ -96,9 +96,9 @@ def places_of(*studies: Iterable[Figure]) -> dict[str, int]:
                 near.setdefault(label, set()).update(of_study)
     places: dict[str, int] = {}
     for label in beside:
-        taken, refused = ({places[other] for other in all_[label] if other in places} for all_ in (near, beside))
-        free = (place for place in range(_CLEAR) if place not in taken)
-        places[label] = next(free, next(place for place in count() if place not in refused))
+        in_study, in_figure = ({places[other] for other in group[label] if other in places} for group in (near, beside))
+        free = (place for place in range(_CLEAR) if place not in in_study)
+        places[label] = next(free, next(place for place in count() if place not in in_figure))
     return places
 
 

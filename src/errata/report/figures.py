@@ -22,7 +22,7 @@ from errata.analysis.findings import Figure, Panel
 from errata.errors import MissingExtraError
 from errata.report.figure_styles import Scheme, places_of, style_at
 from errata.report.markdown import visible
-from errata.report.panels import CHARACTER, ROW, TEXT_SIZE, draw_panel, slant_of
+from errata.report.panels import CHARACTER, ROW, TEXT_SIZE, draw_panel, is_level, slant_of
 
 # Inches.
 _WIDTH, _WIDTH_OF_ONE, _LEGEND_ROW = 7.0, 4.8, 0.17
@@ -104,10 +104,23 @@ def composed(figure: Figure, scheme: Scheme, places: Mapping[str, int] | None = 
             axes = part.subplots(1, len(row), squeeze=False)[0]
             for axis, panel in zip(axes, row, strict=True):
                 draw_panel(axis, panel, scheme, known, width=width / len(row))
+        if figure.shared_axes:
+            _share(canvas.axes)
         if labels:
-            handles = [_key(label, known[label], scheme, _kinds(figure, label)) for label in labels]
+            handles = [
+                _key(label, known[label], scheme, _kinds(figure, label), level=_only_levels(figure, label))
+                for label in labels
+            ]
             parts[-1].legend(handles=handles, loc="center", frameon=False, ncols=per_line, handlelength=3)
         yield canvas
+
+
+def _share(axes: Sequence[Any]) -> None:
+    """All panels as far as the farthest of them."""
+    for limits, limit in (("get_xlim", "set_xlim"), ("get_ylim", "set_ylim")):
+        ends = [getattr(axis, limits)() for axis in axes]
+        for axis in axes:
+            getattr(axis, limit)(min(low for low, _ in ends), max(high for _, high in ends))
 
 
 def _rows(panels: Sequence[Panel]) -> list[Sequence[Panel]]:
@@ -133,7 +146,14 @@ def _kinds(figure: Figure, label: str) -> set[str]:
     return {panel.kind for panel in figure.panels for each in panel.series if visible(each.label) == label}
 
 
-def _key(label: str, place: int, scheme: Scheme, kinds: set[str]) -> Any:
+def _only_levels(figure: Figure, label: str) -> bool:
+    """Whether a label is of lines across panels and of nothing else."""
+    return all(
+        is_level(each, panel) for panel in figure.panels for each in panel.series if visible(each.label) == label
+    )
+
+
+def _key(label: str, place: int, scheme: Scheme, kinds: set[str], *, level: bool) -> Any:
     """The legend's entry of a series: as it looks in the panels that have it."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -142,9 +162,8 @@ def _key(label: str, place: int, scheme: Scheme, kinds: set[str]) -> Any:
     if kinds == {"bars"}:
         return Patch(facecolor=style.colour, edgecolor=scheme.ground, hatch=style.hatch, label=label)
     dash: Any = style.dash if "lines" in kinds else "none"
-    return Line2D(
-        [], [], color=style.colour, linestyle=dash, marker=style.marker, markersize=4.5, linewidth=1.4, label=label
-    )
+    marker = "" if level else style.marker
+    return Line2D([], [], color=style.colour, linestyle=dash, marker=marker, markersize=4.5, linewidth=1.4, label=label)
 
 
 def _element(whole: str, name: str, figure: Figure) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
-from errata.analysis.running import ROWS, Result
+from errata.analysis.running import ROWS, STUDY, Result
 from errata.errors import Fault, FaultsError, InputError, told_together
 from errata.output import check_file, is_there, write_bytes, write_text
 from errata.report.analysis_documents import FIGURES, analysis_markdown, figure_files
@@ -68,6 +69,19 @@ def report(
         _report_benchmark(run, out, formats, analysis or [])
 
 
+def _check_something(run: Path) -> None:
+    """Raises InputError where there is nothing that a report can be of."""
+    remedy = "Give the directory of an `errata bench` or of an `errata analyse`, or a folder with several studies"
+    if not run.is_dir():
+        raise InputError(f"there is no directory {str(run)!r}", remedy=remedy)
+    if not is_there(run / SUMMARY) and not is_there(run / GRID):
+        raise InputError(
+            f"{run} is no run of a benchmark (it has neither {SUMMARY} nor {GRID}), no study and no folder of studies "
+            f"(neither it nor a directory in it has {STUDY})",
+            remedy=remedy,
+        )
+
+
 def _report_studies(run: Path, out: Path | None, formats: str | None, analysis: Sequence[Path]) -> None:
     with told_together("what was given") as part:
         with part:
@@ -88,21 +102,27 @@ def _report_studies(run: Path, out: Path | None, formats: str | None, analysis: 
         with part:
             found = read_studies(run)
     unfinished = list(map(str, found.unfinished.values()))
-    write_studies(list(found.finished.values()), targets, unfinished)
+    write_studies(list(found.finished.values()), targets, unfinished, list(found.finished))
     _warn_of(unfinished)
 
 
-def write_studies(results: Sequence[Result], targets: Mapping[str, Path], unfinished: Sequence[str] = ()) -> None:
+def write_studies(
+    results: Sequence[Result],
+    targets: Mapping[str, Path],
+    unfinished: Sequence[str] = (),
+    places: Sequence[Path] = (),
+) -> None:
     """Write the report of studies, each format to its place.
 
     Args:
         targets: ``html`` and ``md``, or one of them -> file.
         unfinished: what to say of each study that is left out.
+        places: the directory of each study, so that the report can say where its table is.
 
     Raises:
         MissingExtraError: if figures cannot be drawn here.
     """
-    studies = shown(results)
+    studies = shown(results, _tables(places, targets))
     makers: dict[str, Callable[[], str]] = {
         "html": lambda: analysis_page(studies, unfinished),
         "md": lambda: analysis_markdown(studies, unfinished),
@@ -123,12 +143,13 @@ def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis
                     remedy="Leave it out, or ask for html or md too",
                 )
         with part:
+            _check_something(run)
             found = read_bench_run(run)
         for directory in analysis:
             with part:
                 check_drawing()
                 added |= read_studies(directory)
-    studies = shown(added.finished.values())
+    studies = shown(added.finished.values(), _tables(list(added.finished), targets))
     unfinished = list(map(str, added.unfinished.values()))
     answers = read_answers(found.records) if "html" in targets else None
     makers: dict[str, Callable[[], str]] = {
@@ -187,6 +208,12 @@ def _given(answers: Answers | None) -> Answers:
     if answers is None:
         raise TypeError("the page needs the answers")
     return answers
+
+
+def _tables(places: Sequence[Path], targets: Mapping[str, Path]) -> list[str]:
+    """Where the studies' tables are, from where the report is on."""
+    start = next(iter(targets.values())).parent.resolve()
+    return [Path(os.path.relpath(place.resolve() / ROWS, start)).as_posix() for place in places]
 
 
 def _warn_of(unfinished: Sequence[str]) -> None:
