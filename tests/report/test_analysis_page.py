@@ -299,6 +299,9 @@ def test_a_verdict_and_its_head_are_on_one_line(driven: Browser, width: int) -> 
         "r.selectNodeContents(e); return r.getClientRects().length; })"
     )
     assert heights == [1, 1]
+    # However long the words beside it are, which decides where a browser breaks.
+    wraps = "[...document.querySelectorAll('.claims :is(thead th, td):nth-child(2)')].map(e => getComputedStyle(e).{})"
+    assert set(driven.run(wraps.format("whiteSpace"))) == {"nowrap"}
 
 
 def test_hostile_words_do_nothing_in_a_browser(opened: Browser, hostile: Sequence[ShownStudy], tmp_path: Path) -> None:
