@@ -178,8 +178,9 @@ def analyse(
                 ) from error
     for name, result in results.items():
         _show(name, result)
-    finished = [read_result(out / name) for name in STUDIES if is_file(out / name / RESULT)]
-    write_studies(finished, {kind: out / f"report.{kind}" for kind in ("html", "md")})
+    places = [out / name for name in STUDIES if is_file(out / name / RESULT)]
+    targets = {kind: out / f"report.{kind}" for kind in ("html", "md")}
+    write_studies([read_result(place) for place in places], targets, places=places)
     write_json(
         json, {"studies": {name: {"findings": r.findings.to_record(), "about": r.about} for name, r in results.items()}}
     )
