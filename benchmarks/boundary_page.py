@@ -80,7 +80,7 @@ class Findings:
 
     def minutes(self, study: str | None = None) -> str:
         """What a study, or all of them, took."""
-        chosen = list(self.results) if study is None else [study]
+        chosen = list(STUDIES) if study is None else [study]
         return f"{sum(self.results[name].about['seconds'] for name in chosen) / 60:.0f}"
 
     def _claims(self, study: str) -> Sequence[Claim]:
@@ -97,8 +97,8 @@ def main() -> None:
             [sys.executable, "-m", "errata", "analyse", *what, "--model", "lab", "--out", str(out)], check=True
         )
     results = {name: read_result(folder / name) for name in STUDIES}
-    results["weight-shift, memit_seq"] = read_result(with_history / "weight-shift")
     studies = shown(results.values())
+    results["weight-shift, memit_seq"] = read_result(with_history / "weight-shift")
     findings = Findings(results, studies)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(found=findings, studies=STUDIES)
