@@ -163,7 +163,7 @@ def test_all_commands_the_grid_and_all_versions_are_told(tmp_path: Path) -> None
     assert f"### The grid\n\n```yaml\n{as_yaml(run.about.grid)}```" in written
 
     for each in (written, page):
-        assert "editing and asking the edited models, all sittings of all runs added up" in each
+        assert "editing and asking of all runs, added up" in each
 
     older = {"versions": {"torch": ["2.12.0", "2.13.0"]}}
     run = read_bench_run(write_run(tmp_path / "older", MadeUp(seeds=1, facts=20, batch=10, about=older)))

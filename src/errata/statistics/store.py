@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from itertools import islice
@@ -97,20 +97,36 @@ def moments_for(
     keys = moment_keys(model, layers, settings)
     directory = cache or default_cache()
     found: dict[int, SecondMoment] = {}
-    _look(found, keys, (*read_only, directory))
+    useless = _look(found, keys, (*read_only, directory))
     if not keys.keys() <= found.keys():
-        with in_turn(directory / "computing.lock"):
-            _look(found, keys, (directory,))  # another process may have computed them meanwhile
+        with in_turn(directory.with_name(f"{directory.name}.lock")):
+            _look(found, keys, (directory,), but=useless)  # another process may have computed them meanwhile
             _compute(found, model, keys, settings, directory, on_read)
     return found
 
 
-def _look(found: dict[int, SecondMoment], keys: Mapping[int, MomentKey], places: Sequence[Path]) -> None:
-    """Take what is missing from the first place that has it."""
+def _look(
+    found: dict[int, SecondMoment],
+    keys: Mapping[int, MomentKey],
+    places: Sequence[Path],
+    *,
+    but: Collection[Path] = (),
+) -> set[Path]:
+    """Take what is missing from the first place that has it; the files that are there and cannot be used, each of
+    which has been warned of.
+    """
+    useless = set()
     for layer, key in keys.items():
         for place in places:
-            if layer not in found and (moment := _read(place / key.file_name, key)) is not None:
+            path = place / key.file_name
+            if layer in found or path in but or not path.exists():
+                continue
+            moment = _read(path, key)
+            if moment is None:
+                useless.add(path)
+            else:
                 found[layer] = moment
+    return useless
 
 
 def _compute(
