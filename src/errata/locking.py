@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from errata.errors import InputError
+
 
 @contextmanager
 def held(path: Path, *, wait: bool = False) -> Iterator[TextIO]:
@@ -29,6 +31,25 @@ def held(path: Path, *, wait: bool = False) -> Iterator[TextIO]:
             file.seek(0)
             raise BlockingIOError(error.errno, file.read().strip() or "unknown", str(path)) from error
         yield file
+
+
+@contextmanager
+def alone(path: Path, what: str) -> Iterator[None]:
+    """Nobody else works on something meanwhile.
+
+    Args:
+        path: of its lock.
+        what: it is, for people.
+
+    Raises:
+        InputError: if another process does.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(path))
+        except BlockingIOError as error:
+            raise InputError(f"another process works on {what}", remedy="Wait until it ends, or end it") from error
+        yield
 
 
 @contextmanager

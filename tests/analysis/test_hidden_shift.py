@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from errata.analysis import findings as findings_module
 from errata.analysis import hidden_shift, similarity
 from errata.analysis.findings import Findings, Row
 from errata.analysis.hidden_shift import HIDDEN_SHIFT, prompts_of, states_of
@@ -183,12 +182,6 @@ def kept(seed: int, method: str, schedule: str, distances: Sequence[float]) -> d
 def findings_of(*runs: Mapping[str, Any]) -> Findings:
     settings = AnalysisSettings(seeds=tuple(dict.fromkeys(run["seed"] for run in runs)))
     return HIDDEN_SHIFT.findings(settings, {str(index): run for index, run in enumerate(runs)})
-
-
-@pytest.fixture
-def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verdicts' rule, but for how many values it takes."""
-    monkeypatch.setattr(findings_module, "ENOUGH", 2)
 
 
 @pytest.mark.usefixtures("few_are_enough")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from errata.analysis import findings as findings_module
 from errata.analysis.findings import Findings, Row
 from errata.analysis.running import read_result
 from errata.analysis.spectrum import SPECTRUM
@@ -142,12 +141,6 @@ TOTAL = "In total, boundary updates (memit+blue) change less weight than spreadi
 BATCH = "A batch of boundary updates (memit+blue) writes less than spreading does."
 
 
-@pytest.fixture
-def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verdicts' rule, but for how many values it takes."""
-    monkeypatch.setattr(findings_module, "ENOUGH", 2)
-
-
 @pytest.mark.usefixtures("few_are_enough")
 @pytest.mark.parametrize(
     ("norms", "verdict"),
@@ -182,7 +175,7 @@ def test_boundary_updates_are_compared_over_seeds_and_over_batches() -> None:
     assert (found[TOTAL], found[BATCH]) == ("holds", "does not hold")
     one = findings_of(spread[0], boundary[0])
     assert verdicts(one)[TOTAL] == "undecided"
-    assert "at least two" in next(claim.evidence for claim in one.claims if claim.text == TOTAL)
+    assert "n = 1 (paired over 1 seeds)" in next(claim.evidence for claim in one.claims if claim.text == TOTAL)
     assert verdicts(one)[BATCH] == "does not hold"
 
 

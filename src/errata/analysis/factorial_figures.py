@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from errata.analysis.findings import Figure, Panel, Row, Series
+from errata.analysis.findings import Figure, Panel, Row, Series, series_of
 from errata.analysis.variance import joined
 from errata.evaluation.records import Metric
 
@@ -35,7 +35,7 @@ def main_effect_figure(
         design = "layers" if factor == "layers" else "source"
         if len(designs[design][factor]) > 1:
             series = [
-                _series(_rows(rows, "main effect", name, design, factor), _DRAWN[name], "level")
+                series_of(_rows(rows, "main effect", name, design, factor), _DRAWN[name], "level")
                 for name in _DRAWN
                 if name in responses
             ]
@@ -116,14 +116,3 @@ def _rows(rows: Sequence[Row], quantity: str, response: str, design: str, factor
 
 def _levels(row: Row) -> list[str]:
     return str(row.where["level"]).split(joined("", ""))
-
-
-def _series(rows: Sequence[Row], label: str, x: str) -> Series:
-    """In the order of the levels, which is not that of the alphabet."""
-    return Series(
-        label,
-        [row.where[x] for row in rows],
-        [row.mean for row in rows],
-        [row.low for row in rows],
-        [row.high for row in rows],
-    )

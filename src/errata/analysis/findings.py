@@ -161,16 +161,21 @@ def mean_row(
     return Row(quantity, unit, dict(where), float(found.mean()), low, high, len(found))
 
 
+def series_of(rows: Sequence[Row], label: str, x: str) -> Series:
+    """Rows over one of their labels, in their order."""
+    return Series(
+        label,
+        [row.where[x] for row in rows],
+        [row.mean for row in rows],
+        [row.low for row in rows],
+        [row.high for row in rows],
+    )
+
+
 def line_of(rows: Sequence[Row], label: str, x: str) -> Series:
     """Rows as a line over one of their labels, in ascending order."""
     ordered = sorted(rows, key=lambda row: (isinstance(row.where[x], str), row.where[x]))
-    return Series(
-        label,
-        [row.where[x] for row in ordered],
-        [row.mean for row in ordered],
-        [row.low for row in ordered],
-        [row.high for row in ordered],
-    )
+    return series_of(ordered, label, x)
 
 
 def number(row: Row, digits: int = 3) -> str:

@@ -13,7 +13,6 @@ import io
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from errata.analysis.findings import Findings
 from errata.analysis.study import Kept, Study, Workbench
 from errata.benchmark.material import material_name
 from errata.errors import Fault, FaultsError, InputError
-from errata.locking import held
+from errata.locking import alone
 from errata.output import is_file, new_directory, write_text
 from errata.patch import now, software_versions
 from errata.reading import reason_of
@@ -80,7 +79,7 @@ def run_study(study: Study, bench: Workbench, out: Path, *, command: str) -> Res
             )
     record = _read(out / STUDY)
     _check_same(record["identity"], identity, out)
-    with _alone(out):
+    with alone(out / "lock", f"the study {out}"):
         pieces = study.pieces(bench)
         kept: dict[str, Kept] = {}
         seconds = 0.0
@@ -135,18 +134,6 @@ def csv_of(findings: Findings) -> str:
         numbers = ["" if value is None else value for value in (row.mean, row.low, row.high)]
         table.writerow([row.quantity, *where, *numbers, row.n, row.unit])
     return text.getvalue()
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(held(out / "lock"))
-        except BlockingIOError as error:
-            raise InputError(
-                f"another process works on the study {out}", remedy="Wait until it ends, or end it"
-            ) from error
-        yield
 
 
 def _read(path: Path) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from errata.analysis.findings import Figure, Findings, Label, Panel, Row, Series, mean_row
+from errata.analysis.findings import Figure, Findings, Label, Panel, Row, Series, line_of, mean_row
 from errata.analysis.shift_norms import READINGS
 from errata.analysis.study import AnalysisSettings, Kept
 from errata.analysis.weight_shift_claims import ENOUGH_GROUPS, Growths, claims_of, growths_of
@@ -131,23 +131,14 @@ def _panel(
 
 
 def _line(rows: list[Row], quantity: str, norm: str, label: str, x: str, where: Mapping[str, Label]) -> Series:
-    chosen = sorted(
-        (
-            row
-            for row in rows
-            if row.quantity == quantity
-            and row.where["norm"] == norm
-            and all(row.where[name] == value for name, value in where.items())
-        ),
-        key=lambda row: row.where[x],
-    )
-    return Series(
-        label,
-        [row.where[x] for row in chosen],
-        [row.mean for row in chosen],
-        [row.low for row in chosen],
-        [row.high for row in chosen],
-    )
+    chosen = [
+        row
+        for row in rows
+        if row.quantity == quantity
+        and row.where["norm"] == norm
+        and all(row.where[name] == value for name, value in where.items())
+    ]
+    return line_of(chosen, label, x)
 
 
 def _counted(count: int, what: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.grid import Grid, Measures
 from errata.benchmark.measurements import check_parts, input_digests
 from errata.errors import Fault, FaultsError, InputError
-from errata.locking import held
+from errata.locking import alone
 from errata.output import new_directory, write_text
 from errata.patch import now, software_versions
 from errata.reading import reason_of
@@ -66,13 +66,7 @@ class Campaign:
         Raises:
             InputError: if another process does.
         """
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(held(self.directory / "lock"))
-            except BlockingIOError as error:
-                raise InputError(
-                    f"another process works on the benchmark {self.directory}", remedy="Wait until it ends, or end it"
-                ) from error
+        with alone(self.directory / "lock", f"the benchmark {self.directory}"):
             yield
 
     def pending(self, *, retry: bool = False) -> list[Path]:
