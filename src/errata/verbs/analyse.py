@@ -189,7 +189,7 @@ def analyse(
 def _state(directory: Path) -> str:
     """What of a study is there."""
     if is_file(directory / RESULT):
-        return "done, nothing will be done again"
+        return "there are results"
     kept = len(list((directory / "pieces").glob("*.json")))
     return f"begun, {kept} pieces are kept" if is_file(directory / STUDY) else "not begun"
 
