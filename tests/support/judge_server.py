@@ -29,7 +29,7 @@ class JudgeServer(ThreadingHTTPServer):
     """Attributes:
     requests: the JSON of every request, in the order in which they came.
     authorizations: what stood in each one's header, None if nothing did.
-    most_at_once: how many were under way together.
+    most_at_once: how many waited for their replies together.
     """
 
     daemon_threads = True
@@ -88,11 +88,12 @@ class _Handler(BaseHTTPRequestHandler):
             server.under_way += 1
             server.most_at_once = max(server.most_at_once, server.under_way)
             step = server.steps.pop(0) if server.steps else None
-        try:
-            self._answer(step or Step(reply=self._by_rule(request)))
-        finally:
-            with server.lock:
-                server.under_way -= 1
+        step = step or Step(reply=self._by_rule(request))
+        server.over.wait(step.wait)
+        # Counted no longer before the reply goes out: whoever has read it may ask again before this thread goes on.
+        with server.lock:
+            server.under_way -= 1
+        self._answer(step)
 
     def _by_rule(self, request: Any) -> str:
         if request is None:
@@ -102,7 +103,6 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.rule.get(question, "CORRECT")
 
     def _answer(self, step: Step) -> None:
-        self.server.over.wait(step.wait)
         if step.hang_up:
             self.connection.close()
             return
