@@ -55,9 +55,16 @@ class Findings:
 
     def percent(self, study: str, quantity: str, **where: Label) -> str:
         """A share in %, with its interval."""
-        row = self.row(study, quantity, where)
+        return self._hundredths(self.row(study, quantity, where), "%")
+
+    def points(self, study: str, quantity: str, **where: Label) -> str:
+        """A difference of shares in points (hundredths), with its interval."""
+        return self._hundredths(self.row(study, quantity, where), "points")
+
+    @staticmethod
+    def _hundredths(row: Row, unit: str) -> str:
         interval = "" if row.low is None or row.high is None else f" [{100 * row.low:.1f}, {100 * row.high:.1f}]"
-        return f"{100 * row.mean:.1f} %{interval}"
+        return f"{100 * row.mean:.1f} {unit}{interval}"
 
     def figure(self, name: str) -> str:
         """A picture, light or dark as the reader's page is, with its caption."""

@@ -24,8 +24,9 @@ import torch
 
 from errata.edit import Editor
 from errata.errors import ErrataError
+from errata.evaluation.metrics import Metric
 from errata.evaluation.recall import evaluate_facts
-from errata.evaluation.records import Metric, Summary, When, summarise
+from errata.evaluation.records import Summary, When, summarise
 from errata.evaluation.scoring import score
 from errata.facts import Fact
 from errata.lab.package import lab_world

@@ -14,8 +14,10 @@ from collections import defaultdict
 from pathlib import Path
 
 from errata.benchmark.sequential import Examination, Measurement, examine, perplexity_summaries, run_sequence
+from errata.evaluation.metrics import Metric
 from errata.evaluation.perplexity import Perplexity
-from errata.evaluation.records import Metric, Record, Row, summarise, summarise_groups, to_long, write_results
+from errata.evaluation.records import Record, summarise, summarise_groups
+from errata.evaluation.results_file import Row, to_long, write_results
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
 from errata.lab.texts import held_out_prose

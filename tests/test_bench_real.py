@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from errata.cli import run
 from errata.datasets.read import read_dataset
-from errata.evaluation.records import Metric, read_results
+from errata.evaluation.metrics import Metric
+from errata.evaluation.results_file import read_results
 
 from tests.support.bench import Inline
 from tests.support.tiny_models import tiny_model

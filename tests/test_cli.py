@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from errata.cli import run
-from errata.evaluation.records import read_results
+from errata.evaluation.results_file import read_results
 from errata.facts_io import read_facts
 
 ROOT = Path(__file__).resolve().parents[1]

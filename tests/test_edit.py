@@ -15,7 +15,8 @@ from torch import Tensor
 import errata.edit_batch
 import errata.preparation
 import errata.targets.aims
-from errata.edit import BatchRecord, Editor
+from errata.batch_record import BatchRecord
+from errata.edit import Editor
 from errata.edit_batch import BatchWriter
 from errata.errors import EditError, InputError, NonFiniteError
 from errata.facts import Fact

@@ -11,11 +11,30 @@ import pytest
 
 import errata
 from errata.__main__ import main
+from errata.cli import imported, run
+from errata.verbs.command import Verb
+from errata.verbs.verb_table import VERBS
 
 
 def test_the_package_imports_without_torch() -> None:
     script = "import errata, sys; sys.exit('torch' in sys.modules or 'Editor' not in dir(errata))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["methods"], ["data", "list"], ["revrt"]])
+def test_what_needs_no_model_imports_no_torch(arguments: list[str]) -> None:
+    script = "import sys; from errata.cli import run; run(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", script, *arguments], check=False, capture_output=True, text=True)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
+    assert ended.stdout or "Did you mean 'revert'" in ended.stderr
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_is_listed_with_what_its_own_help_says_first(name: str) -> None:
+    command = imported(name)
+    assert command.help.startswith(VERBS[name].summary.removesuffix("."))
+    commands = getattr(command, "commands", {"": command}).values()
+    assert all(isinstance(each, Verb) for each in commands), "results for machines take the place of nothing"
 
 
 @pytest.mark.parametrize("name", errata.__all__)
@@ -40,6 +59,17 @@ def test_an_interrupt_while_torch_is_imported(
         main()
     assert end.value.code == 130
     assert capsys.readouterr().err == "interrupted; nothing had begun\n"
+
+
+def test_an_interrupt_while_a_verb_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> ModuleType:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("errata.cli.import_module", interrupted)
+    assert run(["edit", "--help"]) == 130
+    assert "interrupted; no output" in capsys.readouterr().err
 
 
 def test_main_runs_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,8 @@ from errata.loading import load_model
 from errata.models.language_model import LanguageModel
 from errata.patch import Patch
 from errata.stack import read_stack
-from errata.verbs.console import progress
 from errata.verbs.history import word_widths
+from errata.verbs.terminal import progress
 
 FACTS = Path(__file__).resolve().parents[1] / "examples" / "facts.jsonl"
 Capture = pytest.CaptureFixture[str]

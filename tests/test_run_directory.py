@@ -18,7 +18,8 @@ from errata.facts import FactSet
 from errata.facts_io import read_facts
 from errata.ledger import START, read_ledger
 from errata.output import file_digest
-from errata.run_directory import create_run, is_run, open_run
+from errata.run_creation import create_run
+from errata.run_directory import is_run, open_run
 from errata.run_manifest import Manifest
 
 from tests.support.runs import ASKED, BATCHES, EXAMINATION, Runs, content_of

@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from errata.edit import BatchRecord, Editor
+    from errata.batch_record import BatchRecord
+    from errata.edit import Editor
     from errata.errors import EditError, ErrataError, FaultsError, InputError, NonFiniteError, UnsupportedModelError
     from errata.facts import Fact, FactSet, Question
     from errata.facts_io import facts_from_records, read_facts, write_facts
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "BatchRecord": "errata.edit",
+    "BatchRecord": "errata.batch_record",
     "EditError": "errata.errors",
     "Editor": "errata.edit",
     "ErrataError": "errata.errors",

@@ -5,42 +5,63 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
 
-import huggingface_hub
-import torch
-import transformers
 import typer
+from typer.core import TyperGroup
 
 from errata.errors import ErrataError, InterruptedRunError
-from errata.verbs import (
-    analyse,
-    apply,
-    ask,
-    bench,
-    data,
-    demo,
-    diff,
-    doctor,
-    edit,
-    evaluate,
-    export,
-    history,
-    lab,
-    locate,
-    methods,
-    push,
-    recipe,
-    report,
-    revert,
-    save,
-    show,
-)
 from errata.verbs.command import Verb
-from errata.verbs.console import error_console
+from errata.verbs.terminal import error_console
+from errata.verbs.verb_table import VERBS
+
+
+class Verbs(TyperGroup):
+    """The verbs, each imported when it is wanted; for a list of them all, the table will do."""
+
+    _listed = False
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # typer keeps the classes of both to itself
+        """As any group's."""
+        self._listed = True
+        super().format_help(ctx, formatter)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The verb, or what is listed of it; None if there is none of that name."""
+        listed = super().get_command(ctx, cmd_name)
+        if listed is None or self._listed:
+            return listed
+        command = imported(cmd_name)
+        ctx.obj()  # what is to be done once the libraries are there; see run
+        return command
+
+
+def imported(name: str) -> Any:
+    """The command, or the group of commands, of a verb."""
+    module = import_module(f"errata.verbs.{VERBS[name].module}")
+    for command in module.app.registered_commands:
+        command.cls = Verb
+    group = typer.main.get_group(module.app)
+    return group.commands.get(name, group)
+
+
+def _quieten_libraries() -> None:
+    """What the libraries say of themselves, errata's progress and errors say; not all verbs have imported them."""
+    if "transformers" not in sys.modules:
+        return
+    import huggingface_hub
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()  # each try and each wait, twice
+
 
 app = typer.Typer(
     name="errata",
+    cls=Verbs,
     help="Correct what a language model knows, and see what else changed.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -48,47 +69,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("edit", epilog=edit.EXAMPLE)(edit.edit)
-app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
-app.command("export", epilog=export.EXAMPLE)(export.export)
-app.command("ask", epilog=ask.EXAMPLE)(ask.ask)
-app.command("show", epilog=show.EXAMPLE)(show.show)
-app.command("diff", epilog=diff.EXAMPLE)(diff.diff)
-app.command("apply", epilog=apply.APPLY_EXAMPLE)(apply.apply)
-app.command("merge", epilog=apply.MERGE_EXAMPLE)(apply.merge)
-app.command("revert", epilog=revert.REVERT_EXAMPLE)(revert.revert)
-app.command("rebuild", epilog=revert.REBUILD_EXAMPLE)(revert.rebuild_stack)
-app.command("history", epilog=history.EXAMPLE)(history.history)
-app.command("save", epilog=save.EXAMPLE)(save.save)
-app.command("push", epilog=push.EXAMPLE)(push.push)
-app.command("locate", epilog=locate.EXAMPLE)(locate.locate_layers)
-app.command("report", epilog=report.EXAMPLE)(report.report)
-app.command("methods", epilog=methods.EXAMPLE)(methods.methods)
-app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
-app.command("bench", help=bench.HELP, epilog=bench.EXAMPLE)(bench.bench)
-app.command("analyse", help=analyse.HELP, epilog=analyse.EXAMPLE)(analyse.analyse)
-app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
-app.add_typer(recipe.app, name="recipe")
-app.add_typer(data.app, name="data")
-app.add_typer(lab.app, name="lab")
-for _command in (*app.registered_commands, *recipe.app.registered_commands, *lab.app.registered_commands):
-    _command.cls = Verb
+for _name, _entry in VERBS.items():
+    app.command(_name, help=_entry.summary)(lambda: None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb and exit: 0 done, 1 the work failed, 2 wrong input, 130 interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.logging.set_verbosity_error()  # each try and each wait, twice
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is being written vanishes, and a word
-    sys.exit(run(arguments))
+    sys.exit(run(arguments, on_import=_quieten_libraries))
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
-    """As ``main``, but returns the exit status."""
+def run(arguments: Sequence[str] | None = None, *, on_import: Callable[[], None] = lambda: None) -> int:
+    """As ``main``, but returns the exit status, and leaves the process as it is.
+
+    Args:
+        on_import: called when a verb has been imported, before its work.
+    """
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="errata")
+        app(args=None if arguments is None else list(arguments), prog_name="errata", obj=on_import)
     except SystemExit as end:  # typer's own end: 0, 2 for usage errors (which it has shown), 130 after Ctrl-C
         if end.code == 130:
             return _interrupted()
@@ -101,7 +100,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_status
     except KeyboardInterrupt:
         return _interrupted()
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's own
+            raise
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = (
             f"out of memory: {what}. Lower --batch-size, or take --dtype bfloat16; `errata doctor` shows what fits"

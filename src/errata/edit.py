@@ -8,46 +8,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
+from errata.batch_record import BatchRecord
 from errata.edit_batch import BatchWriter, WrittenPart, solve_device
 from errata.errors import InputError
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.models.weights import LowRankTerm, Term
+from errata.models.weights import Term
 from errata.patch import Patch, dtype_name, now, software_versions
 from errata.preparation import Prepared, prepare, solver_of
 from errata.progress import Report, silent
 from errata.recipe import Recipe
+from errata.run_shaping import shaped_run
 from errata.schedules import SCHEDULES, Step
 from errata.shaping import RunShaper, Shaper, make_shaper
 from errata.solvers.base import LayerSolver, Solver
-from errata.targets.search import Targets, joined
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
-    """What one batch did.
-
-    Attributes:
-        index: 0 for the first of the editor's life.
-        facts: in the order given.
-        terms: what was added to the weights, in order.
-        targets: target layer -> what the facts aimed at there.
-        seconds: wall time of the batch.
-        left_alone: facts that no round was for, so that nothing was written for them.
-        keys: layer -> (d_in, u) float64, what later batches keep in place; empty without history, and in what the
-            editor keeps, where it would be there twice.
-    """
-
-    index: int
-    facts: tuple[Fact, ...]
-    terms: tuple[Term, ...]
-    targets: dict[int, Targets]
-    seconds: float
-    left_alone: tuple[Fact, ...] = ()
-    keys: Mapping[int, Tensor] = field(default_factory=dict)
+from errata.targets.search import joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,19 +249,10 @@ class Editor:
         shaping = [shaper for shaper in self.shapers if isinstance(shaper, RunShaper)]
         if not shaping or not self._run.terms or self._run.shaped is not None:
             return
-        shaped: list[Term] = []
-        for layer in dict.fromkeys(term.layer for term in self._run.terms):
-            terms = [term for term in self._run.terms if term.layer == layer]
-            assert all(isinstance(term, LowRankTerm) for term in terms)  # recipes refuse masks beside these shapers
-            left = torch.cat([term.left for term in terms if isinstance(term, LowRankTerm)], dim=1)
-            right = torch.cat([term.right for term in terms if isinstance(term, LowRankTerm)], dim=0)
-            for shaper in shaping:
-                original = self.model.edits.weight_without(layer, self._run.terms)
-                left, right = shaper.factors(left, right, original)
-            shaped.append(LowRankTerm(layer, left, right, replaces=True))
+        shaped = shaped_run(self.model.edits, self._run.terms, shaping)
         self.model.edits.remove(self._run.terms)
         self.model.edits.add(shaped)
-        self._run = replace(self._run, shaped=tuple(shaped))
+        self._run = replace(self._run, shaped=shaped)
 
     def _hide_shaped(self) -> None:
         """Take the shaped copy out again, and put in what the batches added."""

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from errata.errors import InputError
 from errata.lora_factors import Factors, factors_of, needed_rank
-from errata.models.architectures import architecture_of, down_projection_weight, is_transposed
+from errata.models.architectures import architecture_of
 from errata.models.outline import check_layers_exist
+from errata.models.plain_weights import down_projection_weight, is_transposed
 from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.output import new_directory
 from errata.patch import Patch, software_versions

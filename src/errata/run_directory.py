@@ -21,16 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from errata.edit import BatchRecord
+from errata.batch_record import BatchRecord
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts import FactSet
-from errata.facts_io import read_facts, write_facts
-from errata.ledger import Ledger, new_ledger, read_ledger
+from errata.facts_io import read_facts
+from errata.ledger import Ledger, read_ledger
 from errata.locking import held
-from errata.output import file_digest, is_file, new_directory, write_text
-from errata.patch import DtypeName, Patch, now, software_versions
+from errata.output import file_digest, is_file, write_text
+from errata.patch import Patch, now
 from errata.patch_file import read_patch, write_patch
 from errata.recipe import Recipe
 from errata.run_manifest import (
@@ -211,53 +209,6 @@ class RunDirectory:
             # Since this one was opened, another process may have gone on with it, and ended.
             self.ledger = open_run(self.path).ledger
             yield
-
-
-def create_run(
-    path: Path,
-    *,
-    model: str,
-    fingerprint: str,
-    dtype: DtypeName,
-    lab: bool,
-    recipe: Recipe,
-    facts: FactSet,
-    corpus: str,
-    seed: int,
-    examination: Mapping[str, Any] | None,
-) -> RunDirectory:
-    """A new run, in which nothing has been done.
-
-    Raises:
-        InputError: if ``path`` exists and is not an empty directory, or cannot be made.
-    """
-    source = Path(facts.source)
-    with new_directory(path) as partial:
-        write_facts(facts, partial / "facts.jsonl")
-        write_text(partial / "recipe.yaml", recipe.to_yaml())
-        if examination is not None:
-            write_text(partial / "examination.json", json.dumps(examination, ensure_ascii=False) + "\n")
-        (partial / "batches").mkdir()
-        new_ledger(partial / "ledger.jsonl")
-        manifest = Manifest(
-            created=now(),
-            model=str(Path(model).resolve()) if Path(model).is_dir() else model,
-            fingerprint=fingerprint,
-            dtype=dtype,
-            lab=lab,
-            method=recipe.method,
-            batch_size=recipe.batch_size,
-            facts_source=str(source.absolute()) if source.is_file() else facts.source,
-            facts_source_sha256=file_digest(source) if source.is_file() else "",
-            corpus=corpus,
-            seed=seed,
-            threads=torch.get_num_threads(),
-            versions=software_versions(),
-            digests={name: file_digest(partial / name) for name in COPIES if (partial / name).is_file()},
-        )
-        whole = {**manifest.model_dump(), "checksum": manifest.checksum()}
-        write_text(partial / "run.json", json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
-    return open_run(path)
 
 
 def is_run(path: str | Path) -> bool:

@@ -16,6 +16,7 @@ import torch
 
 import errata.benchmark.checks
 import errata.benchmark.working
+from errata.batch_record import BatchRecord
 from errata.benchmark import measurements
 from errata.benchmark.campaign import open_campaign
 from errata.benchmark.checks import Check
@@ -23,11 +24,12 @@ from errata.benchmark.collect import collect
 from errata.benchmark.grid import Measures
 from errata.benchmark.parts import Answer, Inquiry, Part
 from errata.benchmark.working import Processes, work
-from errata.edit import BatchRecord, Editor
+from errata.edit import Editor
 from errata.errors import EditError, FaultsError, InputError, NonFiniteError
 from errata.evaluation.perplexity import perplexity
 from errata.evaluation.recall import evaluate_facts
-from errata.evaluation.records import Record, Row, read_results
+from errata.evaluation.records import Record
+from errata.evaluation.results_file import Row, read_results
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel
 from errata.progress import Report

@@ -12,7 +12,7 @@ from errata.benchmark.collect import collect
 from errata.benchmark.remote import RayCluster
 from errata.benchmark.working import work
 from errata.errors import InputError
-from errata.evaluation.records import Row, read_results
+from errata.evaluation.results_file import Row, read_results
 from errata.progress import silent
 
 from tests.support.bench import TinyBench, finish

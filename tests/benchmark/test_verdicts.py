@@ -14,7 +14,7 @@ from errata.benchmark.verdicts import KeptJudge
 from errata.errors import ErrataError, InputError
 from errata.evaluation.judge import HttpJudge, JudgeSettings
 from errata.evaluation.judging import Case, Verdict
-from errata.evaluation.records import read_results
+from errata.evaluation.results_file import read_results
 
 from tests.support.bench import TinyBench, finish
 from tests.support.judge_server import JudgeServer, Step, judge_server

@@ -19,15 +19,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from errata.errors import FaultsError, InputError, MissingExtraError
-from errata.evaluation.ability import (
-    Ability,
-    AbilitySettings,
-    Sample,
-    TaskMetric,
-    TaskResult,
-    measure_ability,
-    summarise_values,
-)
+from errata.evaluation.ability import AbilitySettings, measure_ability
+from errata.evaluation.ability_results import Ability, Sample, TaskMetric, TaskResult, summarise_values
 from errata.evaluation.harness import check_harness, check_tasks, harness_model, run_tasks
 from errata.evaluation.likelihood import Expected, predict
 from errata.evaluation.local_tasks import local_tasks

@@ -19,7 +19,8 @@ from errata.evaluation.concepts import (
     read_concepts,
     similarity,
 )
-from errata.evaluation.records import Metric, Record
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import Record
 from errata.facts import Question
 
 from tests.reference.likelihood import greedy, target_log_probabilities

@@ -11,7 +11,7 @@ import torch
 
 from errata.errors import NonFiniteError
 from errata.evaluation.drift import absent_drift, evaluate_drift, kl_divergence, top_overlap
-from errata.evaluation.records import Metric
+from errata.evaluation.metrics import Metric
 from errata.facts import Fact, Question
 from errata.models.language_model import LanguageModel
 

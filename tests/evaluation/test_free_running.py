@@ -13,19 +13,19 @@ from pydantic import ValidationError
 
 from errata.errors import InputError, NonFiniteError
 from errata.evaluation.answers import answer_end, answer_of
+from errata.evaluation.free_questions import expected_answer, free_questions
 from errata.evaluation.free_running import (
     absent_free,
     absent_free_locality,
     answer_freely,
     evaluate_free,
     evaluate_free_locality,
-    expected_answer,
-    free_questions,
     locality_answers,
 )
 from errata.evaluation.free_settings import CONTEXTS, WILD, FreeSettings
 from errata.evaluation.judging import Case, Verdict
-from errata.evaluation.records import Metric, Record, summarise
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import Record, summarise
 from errata.facts import Fact, Question
 from errata.models.language_model import LanguageModel
 

@@ -12,8 +12,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from errata.errors import InputError, NonFiniteError
+from errata.evaluation.metrics import Metric
 from errata.evaluation.recall import absent, agreement, choose_questions, evaluate_facts, tokens_read
-from errata.evaluation.records import Metric, Record
+from errata.evaluation.records import Record
 from errata.evaluation.scoring import TargetScore, score
 from errata.facts import Fact, Question
 from errata.models.language_model import LanguageModel

@@ -10,17 +10,9 @@ from pathlib import Path
 import pytest
 
 from errata.errors import InputError
-from errata.evaluation.records import (
-    Metric,
-    Record,
-    Row,
-    Summary,
-    read_results,
-    summarise,
-    summarise_groups,
-    to_long,
-    write_results,
-)
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import Record, Summary, summarise, summarise_groups
+from errata.evaluation.results_file import Row, read_results, to_long, write_results
 
 
 def record(fact: str, value: float, metric: str = Metric.EFFICACY_SUCCESS, prompt: str = "p") -> Record:

@@ -10,7 +10,8 @@ from string import ascii_uppercase
 import pytest
 
 from errata.errors import InputError, NonFiniteError
-from errata.evaluation.records import Metric, Record
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import Record
 from errata.evaluation.side_tests import (
     Choice,
     SideTestSettings,

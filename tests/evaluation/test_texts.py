@@ -14,7 +14,7 @@ from errata.errors import FaultsError, InputError, MissingExtraError
 from errata.evaluation import fluency, term_weights
 from errata.evaluation.consistency import absent_consistency, evaluate_consistency
 from errata.evaluation.fluency import absent_fluency, evaluate_fluency, ngram_entropy, weighted_entropy
-from errata.evaluation.records import Metric
+from errata.evaluation.metrics import Metric
 from errata.evaluation.references import read_references
 from errata.evaluation.term_weights import TermWeights, corpus_weights
 from errata.evaluation.texts import TextSettings, WrittenText, write_texts

@@ -17,7 +17,9 @@ from markdown_it.token import Token
 
 from errata.cli import app
 from errata.errors import InputError
-from errata.evaluation.records import Metric, Row, When
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import When
+from errata.evaluation.results_file import Row
 from errata.facts import Fact
 from errata.models.weights import LowRankTerm
 from errata.patch import Patch

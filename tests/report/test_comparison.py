@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errata.evaluation.records import NOT_SHARES, Metric
+from errata.evaluation.metrics import NOT_SHARES, Metric
 from errata.report.comparison import BEFORE, Interval, comparisons, separate_best
 from errata.report.measures import Group, Unit, measure_of
 

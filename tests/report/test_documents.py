@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from errata.evaluation.records import write_results
+from errata.evaluation.results_file import write_results
 from errata.report.answers import Answers
 from errata.report.bench_run import BenchRun, read_bench_run
 from errata.report.documents import CSV_COLUMNS, report_csv, report_markdown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errata.evaluation.records import Metric
+from errata.evaluation.metrics import Metric
 from errata.report.gap import gap_svg, gaps
 
 from tests.support.bench_runs import row

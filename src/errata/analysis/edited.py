@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from errata.edit import BatchRecord, Editor
+from errata.batch_record import BatchRecord
+from errata.edit import Editor
 from errata.facts import Fact
 
 

@@ -20,8 +20,9 @@ from errata.analysis.edited import edited
 from errata.analysis.factorial_findings import findings_of
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
 from errata.analysis.variance import check_statistics
+from errata.batch_record import BatchRecord
 from errata.benchmark.sequential import Examination, Measurement, examine
-from errata.edit import BatchRecord, Editor
+from errata.edit import Editor
 from errata.errors import Fault, FaultsError
 from errata.preparation import Prepared
 from errata.recipe import Recipe

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from errata.analysis.findings import Figure, Panel, Row, Series, series_of
 from errata.analysis.variance import joined
-from errata.evaluation.records import Metric
+from errata.evaluation.metrics import Metric
 
 # What is drawn; everything is in the rows.
 _DRAWN: Mapping[str, str] = {

@@ -10,7 +10,7 @@ from errata.analysis.factorial_figures import decomposition_figure, interaction_
 from errata.analysis.findings import Claim, Findings, Row, compared, told
 from errata.analysis.study import AnalysisSettings, Kept
 from errata.analysis.variance import Term, analysis_of_variance
-from errata.evaluation.records import SUCCESSES, Metric, in_order
+from errata.evaluation.metrics import SUCCESSES, Metric, in_order
 
 PERPLEXITY = "log_perplexity_ratio"
 _FACTORS = ("source", "layers", "history", "ridge", "contexts")

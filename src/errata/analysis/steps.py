@@ -10,7 +10,8 @@ from typing import Any, Final
 from errata.analysis.residuals import search_at
 from errata.analysis.steps_findings import EVEN, UNEDITED, findings_of
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
-from errata.edit import BatchRecord, Editor
+from errata.batch_record import BatchRecord
+from errata.edit import Editor
 from errata.errors import InputError, told_together
 from errata.facts import Fact
 from errata.methods import BOUNDARY_PAPER

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from errata.batch_record import BatchRecord
 from errata.benchmark.answers import answer_path, before_path, note_before, read_answer
 from errata.benchmark.cell_notes import add_notes
 from errata.benchmark.cell_spec import CellResult, CellSpec, result_of
@@ -34,7 +35,7 @@ from errata.benchmark.measurements import ALWAYS, PERPLEXITY, parts_of
 from errata.benchmark.parts import Inquiry, Part, State
 from errata.benchmark.pinned import pin
 from errata.benchmark.recorded import edit_batches
-from errata.edit import BatchRecord, Editor
+from errata.edit import Editor
 from errata.errors import ErrataError, Fault, FaultsError, NonFiniteError
 from errata.loading import load_model
 from errata.locking import in_turn
@@ -43,7 +44,8 @@ from errata.output import write_text
 from errata.patch import dtype_name
 from errata.progress import Report
 from errata.restore import editor_of
-from errata.run_directory import RunDirectory, create_run, is_run, open_run
+from errata.run_creation import create_run
+from errata.run_directory import RunDirectory, is_run, open_run
 from errata.run_manifest import sound_json
 from errata.statistics.corpus import open_corpus
 

@@ -8,15 +8,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from errata.batch_record import BatchRecord
 from errata.benchmark.answers import read_answer
 from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.material import Material
 from errata.benchmark.recorded import RunStoppedError
-from errata.edit import BatchRecord, Editor
+from errata.edit import Editor
 from errata.errors import NonFiniteError
+from errata.evaluation.metrics import Metric
 from errata.evaluation.perplexity import Perplexity, perplexity
 from errata.evaluation.recall import evaluate_facts
-from errata.evaluation.records import Metric, Record
+from errata.evaluation.records import Record
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel
 

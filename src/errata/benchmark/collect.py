@@ -10,18 +10,11 @@ from errata.benchmark.collect_about import Ended, about_of
 from errata.benchmark.finished import Finished, read_finished
 from errata.benchmark.record_table import records_file
 from errata.errors import InputError
-from errata.evaluation.ability import summarise_labels, summarise_values
+from errata.evaluation.ability_results import summarise_labels, summarise_values
+from errata.evaluation.metrics import Metric
 from errata.evaluation.perplexity import perplexity_ratio, pooled
-from errata.evaluation.records import (
-    Metric,
-    Row,
-    Summary,
-    When,
-    summarise,
-    summarise_groups,
-    to_long,
-    write_results,
-)
+from errata.evaluation.records import Summary, When, summarise, summarise_groups
+from errata.evaluation.results_file import Row, to_long, write_results
 
 
 def collect(campaign: Campaign, *, seed: int = 0) -> tuple[Path, Path]:

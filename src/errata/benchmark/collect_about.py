@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from errata.benchmark.campaign import Campaign, failure_of
 from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.finished import Finished
-from errata.evaluation.records import Row
+from errata.evaluation.results_file import Row
 
 _Item = TypeVar("_Item")
 

@@ -9,7 +9,7 @@ from errata.benchmark.material import Material
 from errata.evaluation.concepts import absent_concepts
 from errata.evaluation.fluency import absent_fluency
 from errata.evaluation.kept import KeptKind, missing_kinds
-from errata.evaluation.records import Metric
+from errata.evaluation.metrics import Metric
 from errata.evaluation.side_tests import absent_side_tests
 
 

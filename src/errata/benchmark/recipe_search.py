@@ -30,7 +30,7 @@ from errata.benchmark.recipe_numbers import (
 )
 from errata.benchmark.sequential import Examination, Measurement, examine, run_sequence
 from errata.errors import ErrataError, InputError
-from errata.evaluation.records import Metric
+from errata.evaluation.metrics import Metric
 from errata.models.language_model import LanguageModel
 from errata.preparation import Prepared, prepare
 from errata.progress import Report, silent

@@ -10,7 +10,7 @@ from typing import Any
 from errata.benchmark.finished import Finished
 from errata.benchmark.material import Material
 from errata.errors import MissingExtraError
-from errata.evaluation.free_running import FreeQuestion, expected_answer, free_questions
+from errata.evaluation.free_questions import FreeQuestion, expected_answer, free_questions
 from errata.evaluation.records import Record, When
 from errata.facts import Question
 from errata.facts_rules import QUESTION_LISTS

@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import torch
 
+from errata.batch_record import BatchRecord
 from errata.benchmark.sequential import Examination, Measurement, examine, rows_of
-from errata.edit import BatchRecord, Editor
+from errata.edit import Editor
 from errata.errors import ErrataError
 from errata.evaluation.perplexity import Perplexity
 from errata.evaluation.recall import evaluate_facts
-from errata.evaluation.records import Record, Row
+from errata.evaluation.records import Record
+from errata.evaluation.results_file import Row
 from errata.facts import Fact, Question
 from errata.models.language_model import LanguageModel
 from errata.patch import Patch

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from errata.edit import BatchRecord, Editor
+from errata.batch_record import BatchRecord
+from errata.edit import Editor
+from errata.evaluation.metrics import Metric
 from errata.evaluation.perplexity import Perplexity, perplexity, perplexity_ratio
 from errata.evaluation.recall import evaluate_facts
-from errata.evaluation.records import Metric, Record, Row, Summary, summarise, summarise_groups, to_long
+from errata.evaluation.records import Record, Summary, summarise, summarise_groups
+from errata.evaluation.results_file import Row, to_long
 from errata.facts import Fact, Question
 from errata.models.language_model import LanguageModel
 from errata.patch import Patch

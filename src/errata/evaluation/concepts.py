@@ -29,7 +29,8 @@ from typing import Final
 
 from errata.datasets.concept import Concept
 from errata.errors import MissingExtraError
-from errata.evaluation.records import Metric, Record
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import Record
 from errata.evaluation.scoring import Pair, TargetScore, check_finite, scores_of
 from errata.models.generation import generate
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from errata.errors import Fault, FaultsError
-from errata.evaluation.records import Metric, Record
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import Record
 from errata.evaluation.references import References, references_of
 from errata.evaluation.term_weights import TermWeights
 from errata.evaluation.texts import WrittenText

@@ -12,7 +12,8 @@ from torch import Tensor
 from errata.errors import NonFiniteError
 from errata.evaluation.kept import kept_prompts, missing_kinds
 from errata.evaluation.likelihood import next_token_log_probabilities
-from errata.evaluation.records import Metric, Record
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import Record
 from errata.facts import Fact, Question
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.models.prompts import encode

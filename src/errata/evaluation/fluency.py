@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from errata.errors import MissingExtraError
-from errata.evaluation.records import Metric, Record
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import Record
 from errata.evaluation.texts import WrittenText
 from errata.facts import Fact
 

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPException
 from typing import Any, Final
@@ -23,10 +22,10 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from errata.errors import InputError
+from errata.evaluation.judge_replies import Outcome, http_outcome, outcome_of, read_body
 from errata.evaluation.judging import Case, Verdict, messages_for, read_verdict
 from errata.progress import Report, silent
 
-_LARGEST_REPLY: Final = 1 << 20
 _SHOWN: Final = 80  # characters of a reply that an explanation quotes
 
 
@@ -57,17 +56,6 @@ class JudgeSettings(BaseModel):
             # The address is written into results.
             raise ValueError("the address must hold no user, password, '?' or '#'; put a key into the environment")
         return url.rstrip("/")
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """One attempt: a reply, or why there is none, whether it is worth another attempt, and the wait it asks for."""
-
-    reply: str | None
-    reason: str = ""
-    again: bool = False
-    wait: float = 0.0
-    refused: bool = False
 
 
 class HttpJudge:
@@ -167,7 +155,7 @@ class HttpJudge:
             return Verdict(None, f"its reply is neither CORRECT nor INCORRECT: {self._told(outcome.reply)}")
         return Verdict(correct)
 
-    def _attempt(self, case: Case) -> _Outcome:
+    def _attempt(self, case: Case) -> Outcome:
         key = self._key()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         body: dict[str, Any] = {"model": self.settings.model, "messages": messages_for(case), "temperature": 0}
@@ -180,20 +168,20 @@ class HttpJudge:
         deadline = time.monotonic() + self.settings.timeout
         try:
             with build_opener(_NoRedirect).open(request, timeout=self.settings.timeout) as response:
-                data = _read(response, deadline)
+                data = read_body(response, deadline)
         except HTTPError as error:
             # Its body is not told: it may hold anything, the key too.
             error.close()
-            return _http_outcome(error.code, error.headers)
+            return http_outcome(error.code, error.headers)
         except TimeoutError:
-            return _Outcome(None, f"no reply within {self.settings.timeout:g} s", again=True)
+            return Outcome(None, f"no reply within {self.settings.timeout:g} s", again=True)
         except URLError as error:
             if isinstance(error.reason, TimeoutError):
-                return _Outcome(None, f"no connection within {self.settings.timeout:g} s", again=True)
-            return _Outcome(None, f"no connection: {type(error.reason).__name__}", again=True)
+                return Outcome(None, f"no connection within {self.settings.timeout:g} s", again=True)
+            return Outcome(None, f"no connection: {type(error.reason).__name__}", again=True)
         except (HTTPException, OSError) as error:
-            return _Outcome(None, f"the connection broke: {type(error).__name__}", again=True)
-        return _outcome_of(data)
+            return Outcome(None, f"the connection broke: {type(error).__name__}", again=True)
+        return outcome_of(data)
 
     def _key(self) -> str | None:
         name = self.settings.key_variable
@@ -221,7 +209,7 @@ class _State:
         self._failures = 0
         self.over = ""
 
-    def note(self, outcome: _Outcome, give_up_after: int) -> None:
+    def note(self, outcome: Outcome, give_up_after: int) -> None:
         with self._lock:
             self._failures = 0 if outcome.reply is not None else self._failures + 1
             if outcome.refused or self._failures >= give_up_after:
@@ -235,41 +223,3 @@ class _NoRedirect(HTTPRedirectHandler):
         self, req: Request, fp: Any, code: int, msg: str, headers: Message, newurl: str
     ) -> Request | None:
         return None
-
-
-def _http_outcome(status: int, headers: Message) -> _Outcome:
-    if 300 <= status < 400:
-        return _Outcome(None, f"HTTP {status}: a redirect, which is not followed, lest the key go astray", refused=True)
-    again = status == 429 or status >= 500
-    asked = headers.get("Retry-After", "")
-    wait = float(asked) if asked.isdecimal() else 0.0
-    return _Outcome(None, f"HTTP {status}", again=again, wait=wait, refused=status in (401, 403, 404))
-
-
-def _read(response: Any, deadline: float) -> bytes:
-    """The body, within the time and a size that a reply may have: an endpoint may also send a byte now and then."""
-    parts: list[bytes] = []
-    size = 0
-    while part := response.read1(1 << 16):
-        parts.append(part)
-        size += len(part)
-        if size > _LARGEST_REPLY:
-            raise HTTPException("the reply is too large")
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    return b"".join(parts)
-
-
-def _outcome_of(data: bytes) -> _Outcome:
-    """What a body says. One that is malformed is described, not quoted: only of a reply is it known how to read it."""
-    try:
-        whole = json.loads(data)
-    except (ValueError, RecursionError):
-        return _Outcome(None, f"its answer, of {len(data)} bytes, is no JSON")
-    try:
-        content = whole["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        content = None
-    if not isinstance(content, str):
-        return _Outcome(None, "its answer holds no text at choices[0].message.content")
-    return _Outcome(content)

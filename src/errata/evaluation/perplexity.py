@@ -11,7 +11,8 @@ import numpy as np
 from errata.errors import InputError, NonFiniteError
 from errata.evaluation.intervals import interval_of, resampled_sums
 from errata.evaluation.likelihood import Expected, predict
-from errata.evaluation.records import Metric, Summary, When
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import Summary, When
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.models.prompts import encode
 from errata.progress import Report, silent

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from errata.evaluation.records import Metric, Record
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import Record
 from errata.evaluation.scoring import Pair, TargetScore, check_finite, plan_of, scores_of
 from errata.facts import Fact, Question
 from errata.facts_rules import QUESTION_LISTS

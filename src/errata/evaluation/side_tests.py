@@ -21,7 +21,8 @@ from string import ascii_uppercase
 from typing import Final
 
 from errata.errors import InputError
-from errata.evaluation.records import Metric, Record
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import Record
 from errata.evaluation.scoring import Pair, TargetScore, check_finite, scores_of
 from errata.facts import Fact, Question
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel

@@ -9,9 +9,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from errata.facts import Fact
-from errata.models.generation import CACHE_BUDGET, continue_rows, own_uniforms
+from errata.models.generation import CACHE_BUDGET, continue_rows
 from errata.models.language_model import LanguageModel
 from errata.models.prompts import encode
+from errata.models.sampling import own_uniforms
 from errata.progress import Report, silent
 
 

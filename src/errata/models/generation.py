@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,6 +11,7 @@ from transformers import DynamicCache
 from errata.errors import InputError, NonFiniteError
 from errata.models.language_model import LanguageModel
 from errata.models.prompts import encode, length_batches, pad
+from errata.models.sampling import inverse_cdf, likeliest
 
 CACHE_BUDGET = 8192
 """Padded tokens, new ones included, whose keys and values are kept at once."""
@@ -99,7 +98,7 @@ def continue_rows(
         readers = [_Reader(model, row) for row in chunk]
 
         def choose(values: Tensor, live: Sequence[int], step: int, drawn: Tensor = drawn) -> Tensor:
-            return inverse_cdf(values, drawn[list(live), step]) if top_k > 1 else _first(values)
+            return inverse_cdf(values, drawn[list(live), step]) if top_k > 1 else likeliest(values)
 
         def is_over(row: int, ids: Sequence[int], readers: Sequence[_Reader] = readers) -> bool:
             return stop is not None and stop(readers[row].text(ids))
@@ -118,41 +117,6 @@ def continue_rows(
             texts[index] = reader.text(ids)
         on_rows(len(indices))
     return texts
-
-
-def own_uniforms(keys: Sequence[str], count: int, generator: torch.Generator) -> Tensor:
-    """(keys, count) float64 in [0, 1): the numbers of a key follow from the generator's state and the key alone.
-
-    Which other keys there are does not matter, so what is sampled for a prompt before and after an edit, or in a
-    smaller set, differs by the model only. The second of two equal keys has numbers of its own.
-
-    Args:
-        generator: on the CPU; one number is drawn from it.
-    """
-    seed = int(torch.randint(2**62, (1,), generator=generator))
-    seen: Counter[str] = Counter()
-    numbers = torch.empty(len(keys), count, dtype=torch.float64)
-    for index, key in enumerate(keys):
-        digest = hashlib.sha256(f"{seed} {seen[key]} {key}".encode()).digest()
-        seen[key] += 1
-        own = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        numbers[index] = torch.rand(count, generator=own, dtype=torch.float64)
-    return numbers
-
-
-def inverse_cdf(values: Tensor, uniform: Tensor) -> Tensor:
-    """The candidate in whose share of [0, 1) a uniform number lies, the likeliest's share being the first.
-
-    Args:
-        values: (rows, k) logits, descending.
-        uniform: (rows,) in [0, 1).
-
-    Returns:
-        (rows, 1) indices of candidates.
-    """
-    cumulated = values.double().softmax(-1).cumsum(-1)
-    # Rounding may leave the last sum just below 1.
-    return (cumulated <= uniform[:, None]).sum(-1, keepdim=True).clamp_max(values.shape[1] - 1)
 
 
 def generate(
@@ -183,7 +147,7 @@ def generate(
         raise ValueError("sampling (top_k > 1) needs a torch.Generator")
 
     def choose(values: Tensor, live: Sequence[int], step: int) -> Tensor:
-        return torch.multinomial(values.softmax(-1), 1, generator=generator) if top_k > 1 else _first(values)
+        return torch.multinomial(values.softmax(-1), 1, generator=generator) if top_k > 1 else likeliest(values)
 
     rows = [list(row.ids) for row in encode(model.tokenizer, prompts)]
     texts: list[str] = []
@@ -273,10 +237,6 @@ def _continue(
             ids, positions, mask = ids[kept], positions[kept], mask[kept]
             live = [live[place] for place in staying]
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-
-
-def _first(values: Tensor) -> Tensor:
-    return torch.zeros(len(values), 1, dtype=torch.long)
 
 
 def _end_ids(model: LanguageModel) -> set[int]:

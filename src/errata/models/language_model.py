@@ -20,8 +20,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from errata.models.architectures import Architecture, architecture_of, check_config, down_projection_weight
+from errata.models.architectures import Architecture, architecture_of, check_config
 from errata.models.outline import check_layers_exist, context_length_of, loading, source_of
+from errata.models.plain_weights import down_projection_weight
 from errata.models.prompts import length_batches, pad
 from errata.models.weights import EditedWeights
 

@@ -20,7 +20,8 @@ from transformers import (
 
 from errata.errors import InputError
 from errata.hub import check_reachable
-from errata.models.architectures import architecture_of, check_config, down_projection_weight
+from errata.models.architectures import architecture_of, check_config
+from errata.models.plain_weights import down_projection_weight
 from errata.models.size import ModelSize
 
 

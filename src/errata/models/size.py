@@ -8,7 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from errata.models.architectures import architecture_of, down_projection_weight
+from errata.models.architectures import architecture_of
+from errata.models.plain_weights import down_projection_weight
 
 
 @dataclass(frozen=True, slots=True)

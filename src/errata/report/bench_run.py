@@ -10,7 +10,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from errata.errors import Fault, FaultsError, InputError
-from errata.evaluation.records import Row, read_results
+from errata.evaluation.results_file import Row, read_results
 from errata.reading import reason_of
 from errata.report.bench_about import About, AbsentRecord, CellRecord
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.conflicts import statement
-from errata.evaluation.records import Metric, Row
+from errata.evaluation.metrics import Metric
+from errata.evaluation.results_file import Row
 from errata.facts import Fact
 from errata.report.markdown import Markdown, fenced, moment, text
 from errata.report.tables import before_after_markdown

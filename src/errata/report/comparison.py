@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from errata.evaluation.records import Row, When
+from errata.evaluation.records import When
+from errata.evaluation.results_file import Row
 from errata.report.measures import Better, Group, Measure, in_order
 
 BEFORE: Final = "before editing"

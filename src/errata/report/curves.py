@@ -14,7 +14,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from errata.evaluation.records import Row
+from errata.evaluation.results_file import Row
 from errata.report.axes import Scale
 from errata.report.measures import Group, Measure, Unit, in_order
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from errata.evaluation.records import Row
+from errata.evaluation.results_file import Row
 from errata.report.analysis_documents import left_out, section_markdown
 from errata.report.analysis_results import ShownStudy
 from errata.report.bench_run import BenchRun

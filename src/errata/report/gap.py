@@ -10,7 +10,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from errata.evaluation.records import Row
+from errata.evaluation.results_file import Row
 from errata.report.comparison import Cell
 from errata.report.curves import COLOURS, marker_svg
 from errata.report.measures import measure_of

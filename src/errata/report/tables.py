@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.errors import InputError
-from errata.evaluation.records import NOT_SHARES, SUCCESSES, Metric, Row, When, in_order
+from errata.evaluation.metrics import NOT_SHARES, SUCCESSES, Metric, in_order
+from errata.evaluation.records import When
+from errata.evaluation.results_file import Row
 
 Measure = Literal["accuracy", "success"]
 MISSING = "–"

@@ -23,23 +23,13 @@ from errata.recipe import Recipe
 from errata.report.figures import check_drawing
 from errata.verbs.analyse_plan import Planned, entry_of_facts, planned
 from errata.verbs.bench_options import measures_of, names_in
-from errata.verbs.console import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    TrustOption,
-    console,
-    outline_of,
-    placement,
-    progress,
-    tell,
-    write_json,
-)
+from errata.verbs.console import DeviceOption, DtypeOption, ModelOption, TrustOption, outline_of, placement
 from errata.verbs.drawn import WholeSet, material_of, prose_of, whole_set
+from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.models import check_facts
 from errata.verbs.numbers import read_numbers, show_notes
 from errata.verbs.report import write_studies
+from errata.verbs.terminal import console, progress, tell
 
 HELP = (
     "Measure each step of the argument behind boundary-layer updates, on any supported model.\n\n"
@@ -54,8 +44,10 @@ EXAMPLE = (
     "On a large model: errata analyse weight-shift --model meta-llama/Meta-Llama-3-8B-Instruct --facts counterfact "
     "--method memit_seq --corpus wikipedia.txt --out runs/llama3"
 )
+app = typer.Typer()
 
 
+@app.command("analyse", help=HELP, epilog=EXAMPLE)
 def analyse(
     study: Annotated[str, typer.Argument(metavar="STUDY", help=f"{', '.join(STUDIES)}, several by commas, or all.")],
     model: ModelOption = "lab",

@@ -15,20 +15,10 @@ from errata.models.language_model import LanguageModel
 from errata.output import check_new, new_directory
 from errata.patch import Patch
 from errata.stack import Stack, write_stack
-from errata.verbs.console import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    TrustOption,
-    counted,
-    outline_of,
-    placement,
-    tell,
-    warn,
-    write_json,
-)
+from errata.verbs.console import DeviceOption, DtypeOption, ModelOption, TrustOption, outline_of, placement
+from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.saving import save_full
+from errata.verbs.terminal import counted, tell, warn
 
 APPLY_EXAMPLE = "Example: errata apply first.safetensors second.safetensors --model lab --out stack"
 MERGE_EXAMPLE = "Example: errata merge --model stack --out full"
@@ -38,8 +28,10 @@ ForceOption = Annotated[
     bool,
     typer.Option("--force", help="Also on other weights than it was made for: it may change other things there."),
 ]
+app = typer.Typer()
 
 
+@app.command("apply", epilog=APPLY_EXAMPLE)
 def apply(
     patches: Annotated[
         list[Path], typer.Argument(help="Patches, in the order in which they go in.", metavar="PATCH...")
@@ -68,6 +60,7 @@ def apply(
     write_json(json, stack_record(stack))
 
 
+@app.command("merge", epilog=MERGE_EXAMPLE)
 def merge(
     out: OutOption,
     patches: Annotated[

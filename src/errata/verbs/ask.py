@@ -15,21 +15,15 @@ from errata.models.generation import generate
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
 from errata.models.prompts import encode, pad
-from errata.verbs.console import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    TrustOption,
-    console,
-    outline_of,
-    placement,
-    write_json,
-)
+from errata.verbs.console import DeviceOption, DtypeOption, ModelOption, TrustOption, outline_of, placement
+from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.terminal import console
 
 EXAMPLE = 'Example: errata ask --model edited --against lab "The mother tongue of Ada Meyer is"'
+app = typer.Typer()
 
 
+@app.command("ask", epilog=EXAMPLE)
 def ask(
     prompts: Annotated[list[str], typer.Argument(help="Texts to continue.", metavar="PROMPT...")],
     model: ModelOption = "lab",

@@ -16,7 +16,7 @@ from errata.benchmark.grid_part import sound_part
 from errata.benchmark.measurements import FURTHER
 from errata.benchmark.working import Processes, work
 from errata.errors import ErrataError, Fault, FaultsError, InputError, InterruptedRunError, told_together
-from errata.evaluation.records import read_results
+from errata.evaluation.results_file import read_results
 from errata.output import check_new
 from errata.verbs.bench_options import (
     corpus_place,
@@ -31,7 +31,9 @@ from errata.verbs.bench_options import (
 )
 from errata.verbs.bench_plan import Plan, plan_of
 from errata.verbs.bench_shown import list_cells, show_plan, show_results
-from errata.verbs.console import JsonOption, TrustOption, counted, progress, tell, warn, write_json
+from errata.verbs.console import TrustOption
+from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.terminal import counted, progress, tell, warn
 
 HELP = (
     "Edit facts in a sequence of batches, with every method, and measure honestly what that did.\n\n"
@@ -52,8 +54,10 @@ EXAMPLE = (
     "--measure texts --references refs.jsonl --reference-corpus wikipedia.txt --out runs/llama3\n\n"
     "A grid: errata bench examples/grid.yaml --out runs/factorial"
 )
+app = typer.Typer()
 
 
+@app.command("bench", help=HELP, epilog=EXAMPLE)
 def bench(
     grid: Annotated[
         Path | None, typer.Argument(metavar="[GRID.yaml]", help="A grid; options take the place of its keys.")

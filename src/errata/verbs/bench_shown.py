@@ -8,10 +8,10 @@ from pathlib import Path
 
 from errata.benchmark.campaign import Campaign
 from errata.benchmark.grid import Grid, variants
-from errata.evaluation.records import read_results
+from errata.evaluation.results_file import read_results
 from errata.report.tables import comparison_table
 from errata.verbs.bench_plan import Plan, unasked
-from errata.verbs.console import console, counted, tell, warn
+from errata.verbs.terminal import console, counted, tell, warn
 
 
 def show_plan(grid: Grid, plan: Plan) -> None:

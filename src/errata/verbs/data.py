@@ -23,7 +23,8 @@ from errata.datasets.row import DataSet, Source
 from errata.errors import ErrataError, Fault, FaultsError, InputError
 from errata.facts_io import write_facts
 from errata.output import check_file, file_digest, is_file
-from errata.verbs.console import JsonOption, console, counted, progress, tell, write_json
+from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.terminal import console, counted, progress, tell
 
 app = typer.Typer(help="Data sets of the field: list them, download one, check a file of one.", no_args_is_help=True)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from errata.benchmark.sequential import Examination, examine, run_sequence
 from errata.errors import InputError
-from errata.evaluation.records import Row, write_results
+from errata.evaluation.results_file import Row, write_results
 from errata.facts import FactSet
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
@@ -23,12 +23,16 @@ from errata.output import check_file, write_text
 from errata.patch import software_versions
 from errata.recipe import shipped_recipe
 from errata.report.tables import comparison_table
-from errata.verbs.console import DeviceOption, JsonOption, console, placement, progress
+from errata.verbs.console import DeviceOption, placement
+from errata.verbs.json_output import JsonOption
+from errata.verbs.terminal import console, progress
 
 EXAMPLE = "Example: errata demo --out runs/demo --facts 100 --methods memit,memit+blue"
 METHODS = "memit,memit+blue,alphaedit,alphaedit+blue"
+app = typer.Typer()
 
 
+@app.command("demo", epilog=EXAMPLE)
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where results.json is written.")] = Path("runs/demo"),
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = METHODS,

@@ -22,11 +22,15 @@ from errata.models.weights import Term
 from errata.output import is_file
 from errata.run_directory import is_run
 from errata.stack import has_stack
-from errata.verbs.console import JsonOption, TrustOption, console, counted, note_unfinished, tell, write_json
+from errata.verbs.console import TrustOption, note_unfinished
+from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.terminal import console, counted, tell
 
 EXAMPLE = "Example: errata diff first.safetensors second.safetensors"
+app = typer.Typer()
 
 
+@app.command("diff", epilog=EXAMPLE)
 def diff(
     first: Annotated[str, typer.Argument(help="A patch, a stack, an edited model, a run, or any model.")],
     second: Annotated[str, typer.Argument(help="Another one.")],

@@ -7,11 +7,13 @@ import sys
 
 import psutil
 import torch
+import typer
 from rich.table import Table
 
 from errata.errors import ErrataError
 from errata.patch import software_versions
-from errata.verbs.console import JsonOption, console, write_json
+from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.terminal import console
 
 EXAMPLE = "Example: errata doctor --json doctor.json"
 
@@ -22,8 +24,10 @@ _SIZES = (
     ("Llama-3-8B", 8.03e9, 14336, 4096, 5),
     ("Llama-2-13B", 13.0e9, 13824, 5120, 5),
 )
+app = typer.Typer()
 
 
+@app.command("doctor", epilog=EXAMPLE)
 def doctor(json: JsonOption = None) -> None:
     """Show versions, devices, what fits in memory, and whether the embedded model is in order."""
     versions = software_versions()

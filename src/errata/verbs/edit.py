@@ -20,29 +20,19 @@ from errata.output import check_new
 from errata.patch import dtype_name
 from errata.recipe import Recipe
 from errata.recipe_settings import ContextSettings
-from errata.run_directory import create_run
+from errata.run_creation import create_run
 from errata.schedules import SCHEDULES
 from errata.statistics.corpus import open_corpus
-from errata.verbs.console import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    TrustOption,
-    console,
-    counted,
-    outline_here,
-    outline_of,
-    placement,
-    progress,
-    write_json,
-)
+from errata.verbs.console import DeviceOption, DtypeOption, TrustOption, outline_here, outline_of, placement
 from errata.verbs.finish import finish, finish_run
+from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.models import check_facts, is_lab, token_check
 from errata.verbs.numbers import read_numbers, show_notes
 from errata.verbs.questions import examination_for, read_questions
 from errata.verbs.resume import resume_run
 from errata.verbs.saving import check_output
 from errata.verbs.settle import settled
+from errata.verbs.terminal import console, counted, progress
 
 EXAMPLE = """Example: errata edit --model lab --facts examples/facts.jsonl --method memit+blue --out edited
 
@@ -56,8 +46,10 @@ _RESUME_HELP = (
     "Go on with a run that was stopped, from its last whole batch. Beside it: --out, --json, --device, --model (where "
     "the base is now), --trust-remote-code; whatever else is given must be what the run began with."
 )
+app = typer.Typer()
 
 
+@app.command("edit", epilog=EXAMPLE)
 def edit(
     facts: Annotated[Path | None, typer.Option("--facts", "-f", help="JSONL or CSV; see examples/.")] = None,
     model: Annotated[

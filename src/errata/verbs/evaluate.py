@@ -11,7 +11,8 @@ import typer
 from errata.benchmark.sequential import examine, perplexity_summaries
 from errata.errors import Fault, told_together
 from errata.evaluation.recall import absent
-from errata.evaluation.records import FORMAT, summarise, to_long
+from errata.evaluation.records import summarise
+from errata.evaluation.results_file import FORMAT, to_long
 from errata.facts import Fact
 from errata.facts_io import read_facts
 from errata.loading import load_model
@@ -19,22 +20,22 @@ from errata.report.tables import before_after_table
 from errata.verbs.console import (
     DeviceOption,
     DtypeOption,
-    JsonOption,
     ModelOption,
     TrustOption,
-    console,
     outline_here,
     outline_of,
     placement,
-    progress,
-    write_json,
 )
+from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.models import check_facts, is_lab, token_check
 from errata.verbs.questions import examination_for, read_questions, show_absent
+from errata.verbs.terminal import console, progress
 
 EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"
+app = typer.Typer()
 
 
+@app.command("evaluate", epilog=EXAMPLE)
 def evaluate(
     facts: Annotated[Path, typer.Option("--facts", "-f", help="JSONL or CSV; see examples/.")],
     model: ModelOption = "lab",

@@ -18,24 +18,17 @@ from errata.models.outline import Outline
 from errata.output import check_new
 from errata.run_directory import is_run
 from errata.stack import has_stack, is_stack, read_stack
-from errata.verbs.console import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    TrustOption,
-    console,
-    error_console,
-    outline_of,
-    placement,
-    progress,
-    write_json,
-)
+from errata.verbs.console import DeviceOption, DtypeOption, TrustOption, outline_of, placement
+from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.terminal import console, error_console, progress
 
 EXAMPLE = "Example: errata export edited.safetensors --lora adapter --rank 8"
 
 _SHOWN = 20  # lost facts that are printed; all of them stand in the record
+app = typer.Typer()
 
 
+@app.command("export", epilog=EXAMPLE)
 def export(
     patches: Annotated[
         list[str], typer.Argument(help="Patches, oldest first; or a stack or an edited model.", metavar="PATCH...")

@@ -8,17 +8,18 @@ from pathlib import Path
 from errata.benchmark.recorded import recorded_examination, run_recorded
 from errata.benchmark.sequential import Examination
 from errata.errors import InterruptedRunError
-from errata.evaluation.records import Row
+from errata.evaluation.results_file import Row
 from errata.facts import Fact
 from errata.loading import stack_under
 from errata.models.language_model import LanguageModel
 from errata.patch import Patch
 from errata.report.tables import before_after_table
 from errata.run_directory import RunDirectory
-from errata.verbs.console import console, counted, error_console, progress, write_json
+from errata.verbs.json_output import write_json
 from errata.verbs.models import patch_name
 from errata.verbs.questions import show_absent
 from errata.verbs.saving import record_of, write_edit
+from errata.verbs.terminal import console, counted, error_console, progress
 
 
 def finish_run(run: RunDirectory, model: LanguageModel, name: str, out: Path | None, json: Path | None) -> None:

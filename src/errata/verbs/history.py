@@ -21,18 +21,9 @@ from errata.loading import check_there, load_model, patches_of
 from errata.output import is_file
 from errata.run_directory import is_run
 from errata.stack import has_stack
-from errata.verbs.console import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    TrustOption,
-    console,
-    counted,
-    note_unfinished,
-    placement,
-    progress,
-    write_json,
-)
+from errata.verbs.console import DeviceOption, DtypeOption, TrustOption, note_unfinished, placement
+from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.terminal import console, counted, progress
 
 EXAMPLE = 'Example: errata history stack --subject "Milan Lang"'
 
@@ -52,6 +43,10 @@ class Told:
     replaced_by: str | None
 
 
+app = typer.Typer()
+
+
+@app.command("history", epilog=EXAMPLE)
 def history(
     model: Annotated[str, typer.Argument(help="A stack, an edited model or a run; or a patch, with --no-ask.")],
     subject: Annotated[str | None, typer.Option(help="Of this subject only; part of its name will do.")] = None,

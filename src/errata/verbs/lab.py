@@ -19,7 +19,8 @@ from errata.models.language_model import LanguageModel
 from errata.output import check_new, new_directory, write_text
 from errata.recipe import shipped_recipe
 from errata.statistics.store import compute_moments, moment_keys, write_moment
-from errata.verbs.console import JsonOption, console, progress, write_json
+from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.terminal import console, progress
 
 app = typer.Typer(
     help="The embedded model: save it, train it, measure its recall, draw facts from its world.", no_args_is_help=True

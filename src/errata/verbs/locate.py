@@ -22,22 +22,21 @@ from errata.tracing.places import Position
 from errata.verbs.console import (
     DeviceOption,
     DtypeOption,
-    JsonOption,
     ModelOption,
     TrustOption,
-    console,
-    error_console,
     outline_here,
     outline_of,
     placement,
-    progress,
-    write_json,
 )
+from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.models import check_facts, is_lab, token_check
+from errata.verbs.terminal import console, error_console, progress
 
 EXAMPLE = "Example: errata locate --model lab --count 100 --out tracing"
+app = typer.Typer()
 
 
+@app.command("locate", epilog=EXAMPLE)
 def locate_layers(
     model: ModelOption = "lab",
     facts: Annotated[

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from errata.benchmark.recorded import recorded_rows
 from errata.errors import InputError
-from errata.evaluation.records import Results, Row, read_results
+from errata.evaluation.results_file import Results, Row, read_results
 from errata.report.card import Measured, is_local, shown_base
 from errata.run_directory import is_run, open_run
 from errata.stack import Stack

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 
+import typer
 from rich.padding import Padding
 from rich.text import Text
 
 from errata.methods import BOUNDARY_PAPER, BOUNDARY_TITLE, METHODS, Method, published_faults
-from errata.verbs.console import JsonOption, console, write_json
+from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.terminal import console
 
 EXAMPLE = "Example: errata methods --json methods.json"
+app = typer.Typer()
 
 
+@app.command("methods", epilog=EXAMPLE)
 def methods(json: JsonOption = None) -> None:
     """List the editing methods with their papers, and where they differ from them; any of them takes +blue."""
     told = Counter(deviation for row in METHODS for deviation in row.deviations)

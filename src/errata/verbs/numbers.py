@@ -14,8 +14,8 @@ from errata.schedules import SCHEDULES
 from errata.shaping import SHAPERS
 from errata.statistics.corpus import open_corpus
 from errata.statistics.store import check_corpus
-from errata.verbs.console import error_console
 from errata.verbs.models import recipe_name
+from errata.verbs.terminal import error_console
 
 
 def choices_of(method: str, schedule: str | None, layers: str | None, shaping: str | None) -> dict[str, Any]:

@@ -12,13 +12,16 @@ import typer
 
 from errata.errors import ErrataError, InputError
 from errata.hub import address, check_login, check_repository, upload
-from errata.verbs.console import JsonOption, counted, tell, warn, write_json
+from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.publication import files_of, publication_of, size_text, write_publication
 from errata.verbs.save import BaseOption, ModelArgument, ResultsOption, record_of, show_notes
+from errata.verbs.terminal import counted, tell, warn
 
 EXAMPLE = "Example: errata push edited --to OWNER/NAME"
+app = typer.Typer()
 
 
+@app.command("push", epilog=EXAMPLE)
 def push(
     model: ModelArgument,
     to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="Where to; made if it is not there.")],

@@ -11,7 +11,7 @@ from errata.benchmark.sequential import Examination
 from errata.errors import Fault, FaultsError, InputError
 from errata.evaluation.recall import absent
 from errata.facts import Fact, FactSet, Question
-from errata.verbs.console import console
+from errata.verbs.terminal import console
 
 UNTOUCHED = 300
 PROSE = 60

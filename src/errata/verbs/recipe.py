@@ -16,10 +16,12 @@ from errata.methods import BOUNDARY_SUFFIX
 from errata.recipe import Recipe, shipped_recipe
 from errata.recipe_check import check_recipe
 from errata.recipe_files import shipped_file, shipped_names
-from errata.verbs.console import JsonOption, ModelOption, console, write_json
+from errata.verbs.console import ModelOption
+from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.models import recipe_name
 from errata.verbs.recipe_auto import EXAMPLE as AUTO_EXAMPLE
 from errata.verbs.recipe_auto import auto
+from errata.verbs.terminal import console
 
 app = typer.Typer(
     help="The numbers of an edit: what comes with errata, and the check of your own.", no_args_is_help=True

@@ -32,20 +32,17 @@ from errata.tracing.places import Position
 from errata.verbs.console import (
     DeviceOption,
     DtypeOption,
-    JsonOption,
     ModelOption,
     TrustOption,
-    console,
-    error_console,
     outline_here,
     outline_of,
     placement,
-    progress,
-    write_json,
 )
+from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.models import check_facts, is_lab, token_check
 from errata.verbs.numbers import layers_named
 from errata.verbs.questions import examination_for, read_questions
+from errata.verbs.terminal import console, error_console, progress
 
 EXAMPLE = "Example: errata recipe auto --model lab --methods memit --out auto.yaml --minutes 5"
 LAB_SEED = 950  # of the held-out facts that the lab draws: no report draws its own with it

@@ -22,7 +22,7 @@ from errata.report.documents import report_csv, report_markdown
 from errata.report.figures import check_drawing
 from errata.report.latex import report_latex
 from errata.report.page import report_page
-from errata.verbs.console import counted, tell, warn
+from errata.verbs.terminal import counted, tell, warn
 
 EXAMPLE = "Example: errata report runs/x --format html"
 STEM: Final = "report"
@@ -32,8 +32,10 @@ _NOT_OF_STUDIES: Final = {
     "csv": f"each study has its table already: {ROWS} in its directory",
     "tex": f"no LaTeX is made of studies; {ROWS} in a study's directory is its table",
 }
+app = typer.Typer()
 
 
+@app.command("report", epilog=EXAMPLE)
 def report(
     run: Annotated[
         Path,

@@ -16,19 +16,10 @@ from errata.rebuild import named_facts, rebuild
 from errata.run_directory import is_run
 from errata.stack import Stack, has_stack, is_stack, read_stack, solved_on_top, write_stack
 from errata.verbs.apply import OutOption, stack_record
-from errata.verbs.console import (
-    DeviceOption,
-    JsonOption,
-    TrustOption,
-    counted,
-    note_unfinished,
-    placement,
-    progress,
-    tell,
-    warn,
-    write_json,
-)
+from errata.verbs.console import DeviceOption, TrustOption, note_unfinished, placement
+from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.saving import save_full
+from errata.verbs.terminal import counted, progress, tell, warn
 
 REVERT_EXAMPLE = "Example: errata revert stack --patch first --out without-first"
 REBUILD_EXAMPLE = "Example: errata rebuild stack --without first/lab-42-3 --out rebuilt"
@@ -37,8 +28,10 @@ MODEL = typer.Argument(help="A stack, or a full model that errata edited or merg
 BaseOption = Annotated[
     str | None, typer.Option(help="Where the base is now; by default where it was when it was edited.")
 ]
+app = typer.Typer()
 
 
+@app.command("revert", epilog=REVERT_EXAMPLE)
 def revert(
     model: Annotated[str, MODEL],
     out: OutOption,
@@ -86,6 +79,7 @@ def revert(
     write_json(json, {**stack_record(left), "on_top": [[name, [fact.id for fact in facts]] for name, facts in above]})
 
 
+@app.command("rebuild", epilog=REBUILD_EXAMPLE)
 def rebuild_stack(
     model: Annotated[str, typer.Argument(help="A stack, a run, or a full model that errata edited.", metavar="MODEL")],
     without: Annotated[

@@ -9,7 +9,7 @@ import typer
 
 from errata.errors import InputError
 from errata.output import check_new, new_directory
-from errata.verbs.console import JsonOption, counted, tell, warn, write_json
+from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.publication import (
     CARD,
     FACTS,
@@ -19,6 +19,7 @@ from errata.verbs.publication import (
     size_text,
     write_publication,
 )
+from errata.verbs.terminal import counted, tell, warn
 
 EXAMPLE = "Example: errata save edited --out published"
 
@@ -32,8 +33,10 @@ ResultsOption = Annotated[
 BaseOption = Annotated[
     str | None, typer.Option(help="The name on the hub of a base that was edited from a local directory.")
 ]
+app = typer.Typer()
 
 
+@app.command("save", epilog=EXAMPLE)
 def save(
     model: ModelArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="A new directory.")],

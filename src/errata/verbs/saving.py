@@ -9,7 +9,7 @@ from typing import Any
 
 from errata.benchmark.sequential import Examination
 from errata.evaluation.recall import absent
-from errata.evaluation.records import FORMAT, Row
+from errata.evaluation.results_file import FORMAT, Row
 from errata.models.language_model import LanguageModel
 from errata.output import check_new, check_new_file, new_directory, write_text
 from errata.patch import Patch

@@ -8,7 +8,7 @@ from errata.facts import FactSet
 from errata.loading import patches_of
 from errata.run_directory import is_run
 from errata.stack import has_stack
-from errata.verbs.console import counted, warn
+from errata.verbs.terminal import counted, warn
 
 
 def settled(facts: FactSet, model: str, on_conflict: OnConflict) -> FactSet:

@@ -17,12 +17,15 @@ from errata.models.weights import LowRankTerm
 from errata.patch import Patch
 from errata.run_directory import is_run, open_run
 from errata.stack import has_stack, read_stack
-from errata.verbs.console import JsonOption, console, counted, tell, write_json
+from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.terminal import console, counted, tell
 
 EXAMPLE = "Example: errata show edited.safetensors"
 SHOWN = 20  # facts, where not all are asked for
+app = typer.Typer()
 
 
+@app.command("show", epilog=EXAMPLE)
 def show(
     name: Annotated[str, typer.Argument(help="A patch (.safetensors), a stack, an edited model or a run.")],
     every: Annotated[bool, typer.Option("--all", help="All facts, and not only the first of each patch.")] = False,
