@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import errata.run_directory
+import errata.run_creation
 from errata.errors import FaultsError, InputError, OutputError
 from errata.facts import FactSet
 from errata.facts_io import read_facts
@@ -108,7 +108,7 @@ def test_a_run_that_cannot_be_begun_leaves_nothing(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(errata.run_directory, stage, full)
+    monkeypatch.setattr(errata.run_creation, stage, full)
     with pytest.raises(OutputError, match=r"/run cannot be written: No space left on device\. Make room"):
         runs.begin(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
