@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,19 +251,35 @@ def test_latex_tables_are_whole(run: BenchRun) -> None:
     assert all(line.startswith("%") for line in lines[:3])
     assert lines[1] == "% Made by: one two\\input{x} three"
     assert not [line for line in lines if line.startswith(("two", "three"))]
-    bodies = re.findall(r"\\begin\{tabular\}\{(l?r*)\}\n(.*?)\\end\{tabular\}", whole, re.S)
+    bodies = re.findall(r"\\begin\{tabular\}\{(l?r*)\}\n(.*?)\n\\end\{tabular\}\}", whole, re.S)
     assert len(bodies) == whole.count(r"\begin{table}") == whole.count(r"\end{table}") == 2 * 8
     for columns, body in bodies:
-        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        rows = [line for line in body.splitlines() if re.search(r"\\\\(\[.*pt\])?$", line)]
         assert len(rows) >= 4
         for line in rows:
             assert len(re.split(r"(?<!\\)&", line)) == len(columns)
-    named = next(line for line in bodies[0][1].splitlines() if r"\textbackslash{}end" in line)
+    lines = bodies[0][1].splitlines()
+    place = next(place for place, line in enumerate(lines) if r"\textbackslash{}end" in line)
+    named, below = lines[place : place + 2]
     assert unescaped(named.split(r" & \textbf", 1)[0].split(" & 9")[0]) == re.sub("[\u2028\u202e\n]+", " ", HOSTILE)
     first = next(
         row
         for row in run.rows
         if (row["method"], row["metric"], row["when"]) == (HOSTILE, "efficacy_accuracy", "after")
     )
-    assert f"\\textbf{{{100 * first['mean']:.1f}}} {{\\scriptsize {{[{100 * (first['low'] or 0):.1f}, " in named
+    assert f"\\textbf{{{100 * first['mean']:.1f}}}" in named
+    assert f"{{\\scriptsize {{[{100 * (first['low'] or 0):.1f}, " in below
     assert "\u202e" not in whole
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex on this machine")
+def test_latex_compiles_and_no_table_is_wider_than_the_text(run: BenchRun, tmp_path: Path) -> None:
+    (tmp_path / "report.tex").write_text(report_latex(run), encoding="utf-8")
+    packages, *_ = re.findall(r"% Needs (.*)\.\n", report_latex(run))
+    document = rf"\documentclass{{article}}{packages}\begin{{document}}\input{{report}}\end{{document}}"
+    (tmp_path / "paper.tex").write_text(document, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "paper.tex"]
+    ended = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, errors="replace")
+    assert ended.returncode == 0, ended.stdout
+    assert (tmp_path / "paper.pdf").is_file()
+    assert "Overfull" not in ended.stdout

@@ -1,4 +1,4 @@
-"""A benchmark's results after the whole run as LaTeX tables, for papers: needs the package ``booktabs``."""
+"""A benchmark's results after the whole run as LaTeX tables, for papers; they need ``booktabs`` and ``graphicx``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from errata.report.bench_run import BenchRun
-from errata.report.comparison import BEST_NOTE, Cell, Comparison, comparisons
+from errata.report.comparison import BEST_NOTE, Cell, Column, Comparison, comparisons
 
 # In text; outside of it (names of files, say) nothing of ours is ever written.
 _SIGNS: Final = {
@@ -16,6 +16,7 @@ _SIGNS: Final = {
     "|": r"\textbar{}", '"': r"{\char34}", "`": r"\textasciigrave{}", "'": "{'}",
     "‖": r"$\Vert$", "Δ": r"$\Delta$", "–": "--", "[": "{[}", "]": "{]}",
 }  # fmt: skip
+_NOT_WIDER_THAN_THE_TEXT: Final = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
 _INVISIBLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
 
 
@@ -33,7 +34,7 @@ def report_latex(run: BenchRun) -> str:
     """A ``table`` for each group of metrics of each model and data set."""
     # A comment ends with its line.
     commands = [f"% Made by: {_INVISIBLE.sub(' ', command)}" for command in run.about.all_commands]
-    lines = [r"% Needs \usepackage{booktabs}.", *commands, f"% {BEST_NOTE}"]
+    lines = [r"% Needs \usepackage{booktabs,graphicx}.", *commands, f"% {BEST_NOTE}"]
     for section in run.sections():
         for table in comparisons(section.rows, run.stopped(section)):
             named = ", ".join(part for part in (section.model, section.data) if part)
@@ -45,11 +46,7 @@ def _table(table: Comparison, named: str, signs: Mapping[str, str]) -> list[str]
     last = [index for index, column in enumerate(table.columns) if column.when == "after"]
     if not last:
         return [f"% {table.group}: nothing was measured after the whole run"]
-    heads = [
-        latex_text(column.measure.head)
-        + (f" ({latex_text(column.measure.unit_text)})" if column.measure.unit_text else "")
-        for column in (table.columns[index] for index in last)
-    ]
+    heads = [_head(table.columns[index]) for index in last]
     counts = [f"$n={column.n.replace('–', '$--$')}$" for column in (table.columns[index] for index in last)]
     measured = [
         index
@@ -58,15 +55,20 @@ def _table(table: Comparison, named: str, signs: Mapping[str, str]) -> list[str]
     ]
     where = f" on {latex_text(named)}" if named else ""
     body = [
-        *(_line(line.name, [line.cells[index] for index in measured]) for line in table.unedited),
+        *(each for line in table.unedited for each in _lines(line.name, [line.cells[index] for index in measured])),
         *([r"\midrule"] if table.unedited else []),
-        *(_line(line.name, [line.cells[index] for index in last], signs.get(line.name)) for line in table.lines),
+        *(
+            each
+            for line in table.lines
+            for each in _lines(line.name, [line.cells[index] for index in last], signs.get(line.name))
+        ),
     ]
     return [
         r"\begin{table}",
         r"\centering",
         f"\\caption{{{latex_text(table.group)} after the whole run{where}: mean and 95\\,\\% interval over $n$. "
         "Bold only where the interval is separate from all others.}",
+        _NOT_WIDER_THAN_THE_TEXT,
         f"\\begin{{tabular}}{{l{'r' * len(heads)}}}",
         r"\toprule",
         " & ".join(["method", *heads]) + r" \\",
@@ -74,20 +76,36 @@ def _table(table: Comparison, named: str, signs: Mapping[str, str]) -> list[str]
         r"\midrule",
         *body,
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}}",
         r"\end{table}",
     ]
 
 
-def _line(name: str, cells: list[Cell], note: str | None = None) -> str:
+def _head(column: Column) -> str:
+    """On two lines that are as short as can be: numbers are narrower than names."""
+    measure = column.measure
+    words = f"{measure.head} ({measure.unit_text})".split() if measure.unit_text else measure.head.split()
+    halves = [(" ".join(words[:place]), " ".join(words[place:])) for place in range(len(words))]
+    first, second = min(halves, key=lambda half: max(map(len, half)))
+    return f"\\begin{{tabular}}[b]{{@{{}}r@{{}}}}{latex_text(first)}\\\\{latex_text(second)}\\end{{tabular}}"
+
+
+def _lines(name: str, cells: list[Cell], note: str | None = None) -> list[str]:
+    """Means, and below them their intervals where there are any: beside them, tables would be twice as wide."""
     head = latex_text(name if note is None else f"{name} ({note})")
-    return " & ".join([head, *map(_cell, cells)]) + r" \\"
+    means = " & ".join([head, *map(_mean, cells)])
+    if not any(map(_interval, cells)):
+        return [means + r" \\"]
+    return [means + r" \\[-3pt]", " & ".join(["", *map(_interval, cells)]) + r" \\[2pt]"]
 
 
-def _cell(cell: Cell) -> str:
+def _mean(cell: Cell) -> str:
     if cell.row is None:
         return "--"
     number = cell.value.replace("-", "$-$")
-    value = f"\\textbf{{{number}}}" if cell.best else number
+    return f"\\textbf{{{number}}}" if cell.best else number
+
+
+def _interval(cell: Cell) -> str:
     # A bracket after a line's end would be read as that line's option.
-    return f"{value} {{\\scriptsize {{{cell.interval.replace('-', '$-$')}}}}}" if cell.interval else value
+    return f"{{\\scriptsize {{{cell.interval.replace('-', '$-$')}}}}}" if cell.row is not None and cell.interval else ""
