@@ -35,11 +35,11 @@ class Scheme:
 
 LIGHT: Final = Scheme(
     "", "#ffffff", "#1c2026", "#59616c", "#e3e6ea",
-    ("#05429a", "#de7419", "#087b3f", "#002043", "#e03695", "#423500", "#5f5a00"),
+    ("#05429a", "#de7419", "#087b3f", "#002043", "#e03695", "#8007ed", "#571503"),
 )  # fmt: skip
 DARK: Final = Scheme(
     "-dark", "#14171b", "#e7eaee", "#a4adb8", "#2b3138",
-    ("#859aff", "#ffb98a", "#24d070", "#f0f3ff", "#f34ca6", "#f7dc5a", "#857f00"),
+    ("#3c8bff", "#d44a0f", "#12dc92", "#ffffff", "#ff73c4", "#7727ff", "#ffd405"),
 )  # fmt: skip
 SCHEMES: Final = (LIGHT, DARK)
 
