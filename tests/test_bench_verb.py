@@ -140,12 +140,13 @@ def test_a_dry_run_is_legible_and_says_what_cannot_be_asked(
 
 def test_a_process_that_is_killed_is_a_failed_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "errata", "bench", *SMALL, "--seeds", "1", "--methods", "memit", "--out", str(out)]
+    options = ["--seeds", "1", "--methods", "memit", "--edits", "16", "--out", str(out)]
+    command = [sys.executable, "-m", "errata", "bench", *SMALL, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 300
-    while not (children := _cell_processes(out)) and time.monotonic() < deadline:
+    while not [*out.glob("cells/*/run/batches/*.safetensors")] and time.monotonic() < deadline:
         time.sleep(0.05)
-    (child,) = children
+    (child,) = _cell_processes(out)
     os.kill(child, signal.SIGKILL)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 1

@@ -32,7 +32,7 @@ def test_what_needs_no_model_imports_no_torch(arguments: list[str]) -> None:
 @pytest.mark.parametrize("name", VERBS)
 def test_a_verb_is_listed_with_what_its_own_help_says_first(name: str) -> None:
     command = imported(name)
-    assert command.help.startswith(VERBS[name].summary.removesuffix("."))
+    assert command.help.startswith(VERBS[name].summary)
     commands = getattr(command, "commands", {"": command}).values()
     assert all(isinstance(each, Verb) for each in commands), "results for machines take the place of nothing"
 
@@ -47,7 +47,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = errata.Editr  # type: ignore[attr-defined]
 
 
-def test_an_interrupt_while_torch_is_imported(
+def test_an_interrupt_before_the_command_line_is_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Interrupted(ModuleType):
@@ -70,6 +70,19 @@ def test_an_interrupt_while_a_verb_is_imported(
     monkeypatch.setattr("errata.cli.import_module", interrupted)
     assert run(["edit", "--help"]) == 130
     assert "interrupted; no output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_among_imports_is_no_exception_there(name: str) -> None:
+    script = (
+        "import signal, sys, errata.cli as cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def imported(name):\n    try:\n        signal.raise_signal(getattr(signal, sys.argv[1]))\n"
+        "    except BaseException as error:\n        raise ImportError('could not import') from error\n"
+        "cli.import_module = imported\ncli.main(['edit'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, name], check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "interrupted; nothing had begun\n")
 
 
 def test_main_runs_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -394,7 +394,7 @@ def test_an_interrupted_run_says_how_far_it_is_and_how_it_goes_on(
     monkeypatch.setattr(errata.targets.aims, "optimise_targets", stopped)
     handler, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background does not have
-    monkeypatch.setattr(cli, "run", lambda arguments, **_: small_run(*arguments))
+    monkeypatch.setattr(cli, "run", lambda arguments, on_import: on_import() or small_run(*arguments))
     try:
         path, out = tmp_path / "run", tmp_path / "out.safetensors"
         with pytest.raises(SystemExit) as end:

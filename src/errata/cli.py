@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +35,8 @@ class Verbs(TyperGroup):
         if listed is None or self._listed:
             return listed
         command = imported(cmd_name)
-        ctx.obj()  # what is to be done once the libraries are there; see run
+        if ctx.obj is not None:
+            ctx.obj()  # what is to be done once the libraries are there; see run
         return command
 
 
@@ -76,8 +78,24 @@ for _name, _entry in VERBS.items():
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb and exit: 0 done, 1 the work failed, 2 wrong input, 130 interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is being written vanishes, and a word
-    sys.exit(run(arguments, on_import=_quieten_libraries))
+    # An exception out of nowhere in the middle of an import is to libraries a fault of their own, or their end.
+    interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # it is ignored in the background
+    signal.signal(signal.SIGTERM, _leave)
+    if interruptible:
+        signal.signal(signal.SIGINT, _leave)
+
+    def begin() -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is written vanishes, and a word
+        if interruptible:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        _quieten_libraries()
+
+    sys.exit(run(arguments, on_import=begin))
+
+
+def _leave(number: int, frame: object) -> None:
+    os.write(2, b"interrupted; nothing had begun\n")
+    os._exit(130)
 
 
 def run(arguments: Sequence[str] | None = None, *, on_import: Callable[[], None] = lambda: None) -> int:

@@ -16,9 +16,7 @@ from errata.output import file_digest, new_directory, write_text
 from errata.patch import DtypeName, now, software_versions
 from errata.recipe import Recipe
 from errata.run_directory import COPIES, RunDirectory, open_run
-from errata.run_manifest import (
-    Manifest,
-)
+from errata.run_manifest import Manifest
 
 
 def create_run(

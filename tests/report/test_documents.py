@@ -272,14 +272,25 @@ def test_latex_tables_are_whole(run: BenchRun) -> None:
     assert "\u202e" not in whole
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex on this machine")
+def have_latex() -> bool:
+    """Whether there is LaTeX, and the packages that tables need."""
+    found = [shutil.which(program) for program in ("pdflatex", "kpsewhich")]
+    packages = ("booktabs.sty", "graphicx.sty")
+    return all(found) and all(
+        not subprocess.run(["kpsewhich", name], capture_output=True).returncode for name in packages
+    )
+
+
+@pytest.mark.skipif(not have_latex(), reason="there is no pdflatex with booktabs and graphicx on this machine")
 def test_latex_compiles_and_no_table_is_wider_than_the_text(run: BenchRun, tmp_path: Path) -> None:
     (tmp_path / "report.tex").write_text(report_latex(run), encoding="utf-8")
     packages, *_ = re.findall(r"% Needs (.*)\.\n", report_latex(run))
     document = rf"\documentclass{{article}}{packages}\begin{{document}}\input{{report}}\end{{document}}"
     (tmp_path / "paper.tex").write_text(document, encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "paper.tex"]
-    ended = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, errors="replace")
+    ended = subprocess.run(
+        command, cwd=tmp_path, check=False, capture_output=True, text=True, errors="replace", timeout=120
+    )
     assert ended.returncode == 0, ended.stdout
     assert (tmp_path / "paper.pdf").is_file()
     assert "Overfull" not in ended.stdout

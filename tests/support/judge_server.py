@@ -88,11 +88,13 @@ class _Handler(BaseHTTPRequestHandler):
             server.under_way += 1
             server.most_at_once = max(server.most_at_once, server.under_way)
             step = server.steps.pop(0) if server.steps else None
-        step = step or Step(reply=self._by_rule(request))
-        server.over.wait(step.wait)
-        # Counted no longer before the reply goes out: whoever has read it may ask again before this thread goes on.
-        with server.lock:
-            server.under_way -= 1
+        try:
+            step = step or Step(reply=self._by_rule(request))
+            server.over.wait(step.wait)
+        finally:
+            # Before the reply goes out: whoever has read it may ask again before this thread goes on.
+            with server.lock:
+                server.under_way -= 1
         self._answer(step)
 
     def _by_rule(self, request: Any) -> str:

@@ -82,6 +82,7 @@ class _Measured:
 
 
 def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
+    """Cosines, distances and norms per layer, slopes over the layers, claims, curves and planes."""
     measured = _Measured.of(kept)
     layers = sorted({layer for _, _, layer in measured.values})
     claims = [*_directions(measured, layers), *_slopes(measured, layers), *_lengths(measured, layers)]

@@ -19,6 +19,7 @@ _GENERALISATION, _UNTOUCHED = str(Metric.GENERALISATION_ACCURACY), str(Metric.UN
 
 
 def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
+    """Of each design the cells, the analysis of variance, effects and contrasts; what the boundary gain is made of."""
     before = {piece["seed"]: piece for piece in kept.values() if "designs" in piece}
     runs = [piece for piece in kept.values() if "cell" in piece]
     first = next(iter(before.values()))

@@ -54,6 +54,7 @@ UNITS: Mapping[str, str] = {
 
 
 def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
+    """Every metric by layer and residual, paired differences, claims and the curves."""
     before = [piece for piece in kept.values() if "layer" not in piece]
     after: dict[tuple[int, str], list[Kept]] = {}
     for piece in kept.values():

@@ -74,6 +74,7 @@ class _Searches:
 
 
 def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
+    """Evaluations, first losses and facts that are done, by schedule and layer, with paired claims."""
     searches = _Searches.of(kept)
     layers = sorted({layer for _, weights, layer in searches.values if weights == UNEDITED})
     first, last = layers[0], layers[-1]

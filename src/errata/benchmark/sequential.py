@@ -48,7 +48,7 @@ class SequenceResult:
     """A finished run; the edit is in the model until ``patch.undo``.
 
     Attributes:
-        rows: the long form, see ``errata.evaluation.records.to_long``.
+        rows: the long form, see ``errata.evaluation.results_file.to_long``.
     """
 
     method: str

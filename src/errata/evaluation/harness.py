@@ -1,7 +1,7 @@
 """lm-evaluation-harness, called as a library: the only module that knows its interface.
 
-The harness's global seeds stay untouched, its bootstrap is off (``ability`` has its own), and it asks the hub for
-nothing: with local tasks only, the hub's clients are told to be offline meanwhile, and a YAML file whose data lie
+The harness's global seeds stay untouched, its bootstrap is off (``ability_results`` has its own), and it asks the hub
+for nothing: with local tasks only, the hub's clients are told to be offline meanwhile, and a YAML file whose data lie
 there is refused.
 """
 

@@ -24,6 +24,7 @@ class Outcome:
 
 
 def http_outcome(status: int, headers: Message) -> Outcome:
+    """What an answer without a reply says: whether to ask again, when, and whether to ask at all."""
     if 300 <= status < 400:
         return Outcome(None, f"HTTP {status}: a redirect, which is not followed, lest the key go astray", refused=True)
     again = status == 429 or status >= 500

@@ -1,4 +1,4 @@
-"""Records, one per prompt and metric; their summaries with intervals; and the long form for machines."""
+"""Records, one per prompt and metric, and their summaries with intervals."""
 
 from __future__ import annotations
 

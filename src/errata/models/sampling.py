@@ -46,4 +46,5 @@ def inverse_cdf(values: Tensor, uniform: Tensor) -> Tensor:
 
 
 def likeliest(values: Tensor) -> Tensor:
+    """(rows, k) logits, descending -> (rows, 1) index 0: the choice without chance."""
     return torch.zeros(len(values), 1, dtype=torch.long)

@@ -85,7 +85,9 @@ def _head(column: Column) -> str:
     """On two lines that are as short as can be: numbers are narrower than names."""
     measure = column.measure
     words = f"{measure.head} ({measure.unit_text})".split() if measure.unit_text else measure.head.split()
-    halves = [(" ".join(words[:place]), " ".join(words[place:])) for place in range(len(words))]
+    if len(words) == 1:
+        return latex_text(words[0])
+    halves = [(" ".join(words[:place]), " ".join(words[place:])) for place in range(1, len(words))]
     first, second = min(halves, key=lambda half: max(map(len, half)))
     return f"\\begin{{tabular}}[b]{{@{{}}r@{{}}}}{latex_text(first)}\\\\{latex_text(second)}\\end{{tabular}}"
 

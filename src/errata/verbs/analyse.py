@@ -23,9 +23,9 @@ from errata.recipe import Recipe
 from errata.report.figures import check_drawing
 from errata.verbs.analyse_plan import Planned, entry_of_facts, planned
 from errata.verbs.bench_options import measures_of, names_in
-from errata.verbs.console import DeviceOption, DtypeOption, ModelOption, TrustOption, outline_of, placement
 from errata.verbs.drawn import WholeSet, material_of, prose_of, whole_set
 from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.model_options import DeviceOption, DtypeOption, ModelOption, TrustOption, outline_of, placement
 from errata.verbs.models import check_facts
 from errata.verbs.numbers import read_numbers, show_notes
 from errata.verbs.report import write_studies
@@ -156,7 +156,7 @@ def analyse(
         return
     results: dict[str, Result] = {}
     command = "errata " + shlex.join(sys.argv[1:])
-    with progress() as report:
+    with progress(looked_back=900.0) as report:
         loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
         for plan in plans:
             own = numbers.model_copy(update={"batch_size": plan.settings.batch_size})

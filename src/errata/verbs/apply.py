@@ -15,8 +15,8 @@ from errata.models.language_model import LanguageModel
 from errata.output import check_new, new_directory
 from errata.patch import Patch
 from errata.stack import Stack, write_stack
-from errata.verbs.console import DeviceOption, DtypeOption, ModelOption, TrustOption, outline_of, placement
 from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.model_options import DeviceOption, DtypeOption, ModelOption, TrustOption, outline_of, placement
 from errata.verbs.saving import save_full
 from errata.verbs.terminal import counted, tell, warn
 

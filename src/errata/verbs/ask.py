@@ -15,8 +15,8 @@ from errata.models.generation import generate
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
 from errata.models.prompts import encode, pad
-from errata.verbs.console import DeviceOption, DtypeOption, ModelOption, TrustOption, outline_of, placement
 from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.model_options import DeviceOption, DtypeOption, ModelOption, TrustOption, outline_of, placement
 from errata.verbs.terminal import console
 
 EXAMPLE = 'Example: errata ask --model edited --against lab "The mother tongue of Ada Meyer is"'

@@ -31,8 +31,8 @@ from errata.verbs.bench_options import (
 )
 from errata.verbs.bench_plan import Plan, plan_of
 from errata.verbs.bench_shown import list_cells, show_plan, show_results
-from errata.verbs.console import TrustOption
 from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.model_options import TrustOption
 from errata.verbs.terminal import counted, progress, tell, warn
 
 HELP = (
@@ -239,7 +239,7 @@ def _work(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool) -> Non
         jobs = max(jobs, runner.workers)
     else:
         runner = Processes()
-    with progress() as report:
+    with progress(looked_back=900.0) as report:
         work(campaign, pending, runner, jobs=jobs, report=report, told=warn)
 
 

@@ -14,8 +14,8 @@ from errata.benchmark.measurements import check_parts, parts_of
 from errata.errors import Fault, FaultsError, InputError, told_together
 from errata.models.outline import Outline
 from errata.recipe import Recipe
-from errata.verbs.console import outline_of, placement
 from errata.verbs.drawn import WholeSet, material_of, prose_of, whole_set
+from errata.verbs.model_options import outline_of, placement
 from errata.verbs.models import check_facts
 from errata.verbs.numbers import read_numbers
 

@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 from errata.errors import InputError
 from errata.output import is_there
 
-_TEXTS = frozenset({"prompts", "subject"})  # parameters that name no file, whatever they look like
+_TEXTS = frozenset({"prompts", "subject", "dataset", "which"})  # parameters that name no file, whatever they look like
 
 
 class Verb(TyperCommand):

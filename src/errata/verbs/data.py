@@ -53,8 +53,10 @@ def list_datasets(json: JsonOption = None) -> None:
 
 @app.command("get", epilog="Example: errata data get counterfact")
 def get(
-    name: NameArgument,
-    file: Annotated[str | None, typer.Option(help="Which of its files; by default the first of the list.")] = None,
+    dataset: Annotated[str, typer.Argument(metavar="NAME", help="A name of `errata data list`.")],
+    which: Annotated[
+        str | None, typer.Option("--file", help="Which of its files; by default the first of the list.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Into DIR/NAME instead of the user's cache.")
     ] = None,
@@ -62,20 +64,20 @@ def get(
     json: JsonOption = None,
 ) -> None:
     """Download a data set, resumed where it broke off; nothing is ever downloaded without this verb."""
-    row = dataset_named(name)
-    source = row.source(file)
+    row = dataset_named(dataset)
+    source = row.source(which)
     target = local_path(row, source, out)
     if source.url is None:
         raise ErrataError(
-            f"{source.file} of {name!r} cannot be downloaded by a program",
-            remedy=f"Get it at {source.page}, and give the file: errata data check {name} FILE",
+            f"{source.file} of {dataset!r} cannot be downloaded by a program",
+            remedy=f"Get it at {source.page}, and give the file: errata data check {dataset} FILE",
         )
     check_file(target)
     here = is_file(target) and not again
     if here and source.sha256 is not None and file_digest(target) != source.sha256:
         raise ErrataError(
             f"{target} is not the file that errata knows: its checksum is another",
-            remedy=f"Get it anew: {_command(name, file, out)} --again",
+            remedy=f"Get it anew: {_command(dataset, which, out)} --again",
         )
     if not here:
         tell(f"{row.title}: {source.url} (licence: {row.licence})")

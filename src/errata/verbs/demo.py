@@ -23,8 +23,8 @@ from errata.output import check_file, write_text
 from errata.patch import software_versions
 from errata.recipe import shipped_recipe
 from errata.report.tables import comparison_table
-from errata.verbs.console import DeviceOption, placement
 from errata.verbs.json_output import JsonOption
+from errata.verbs.model_options import DeviceOption, placement
 from errata.verbs.terminal import console, progress
 
 EXAMPLE = "Example: errata demo --out runs/demo --facts 100 --methods memit,memit+blue"

@@ -22,8 +22,8 @@ from errata.models.weights import Term
 from errata.output import is_file
 from errata.run_directory import is_run
 from errata.stack import has_stack
-from errata.verbs.console import TrustOption, note_unfinished
 from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.model_options import TrustOption, note_unfinished
 from errata.verbs.terminal import console, counted, tell
 
 EXAMPLE = "Example: errata diff first.safetensors second.safetensors"

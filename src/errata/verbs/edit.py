@@ -23,9 +23,9 @@ from errata.recipe_settings import ContextSettings
 from errata.run_creation import create_run
 from errata.schedules import SCHEDULES
 from errata.statistics.corpus import open_corpus
-from errata.verbs.console import DeviceOption, DtypeOption, TrustOption, outline_here, outline_of, placement
 from errata.verbs.finish import finish, finish_run
 from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.model_options import DeviceOption, DtypeOption, TrustOption, outline_here, outline_of, placement
 from errata.verbs.models import check_facts, is_lab, token_check
 from errata.verbs.numbers import read_numbers, show_notes
 from errata.verbs.questions import examination_for, read_questions

@@ -17,7 +17,8 @@ from errata.facts import Fact
 from errata.facts_io import read_facts
 from errata.loading import load_model
 from errata.report.tables import before_after_table
-from errata.verbs.console import (
+from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.model_options import (
     DeviceOption,
     DtypeOption,
     ModelOption,
@@ -26,7 +27,6 @@ from errata.verbs.console import (
     outline_of,
     placement,
 )
-from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.models import check_facts, is_lab, token_check
 from errata.verbs.questions import examination_for, read_questions, show_absent
 from errata.verbs.terminal import console, progress

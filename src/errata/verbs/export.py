@@ -18,8 +18,8 @@ from errata.models.outline import Outline
 from errata.output import check_new
 from errata.run_directory import is_run
 from errata.stack import has_stack, is_stack, read_stack
-from errata.verbs.console import DeviceOption, DtypeOption, TrustOption, outline_of, placement
 from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.model_options import DeviceOption, DtypeOption, TrustOption, outline_of, placement
 from errata.verbs.terminal import console, error_console, progress
 
 EXAMPLE = "Example: errata export edited.safetensors --lora adapter --rank 8"

@@ -21,8 +21,8 @@ from errata.loading import check_there, load_model, patches_of
 from errata.output import is_file
 from errata.run_directory import is_run
 from errata.stack import has_stack
-from errata.verbs.console import DeviceOption, DtypeOption, TrustOption, note_unfinished, placement
 from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.model_options import DeviceOption, DtypeOption, TrustOption, note_unfinished, placement
 from errata.verbs.terminal import console, counted, progress
 
 EXAMPLE = 'Example: errata history stack --subject "Milan Lang"'

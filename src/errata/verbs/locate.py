@@ -19,7 +19,8 @@ from errata.output import check_new, new_directory, write_text
 from errata.report.heatmap import check_drawing, draw_heat_map
 from errata.report.tracing import text_heat_map, tracing_table
 from errata.tracing.places import Position
-from errata.verbs.console import (
+from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.model_options import (
     DeviceOption,
     DtypeOption,
     ModelOption,
@@ -28,7 +29,6 @@ from errata.verbs.console import (
     outline_of,
     placement,
 )
-from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.models import check_facts, is_lab, token_check
 from errata.verbs.terminal import console, error_console, progress
 

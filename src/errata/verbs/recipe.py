@@ -16,8 +16,8 @@ from errata.methods import BOUNDARY_SUFFIX
 from errata.recipe import Recipe, shipped_recipe
 from errata.recipe_check import check_recipe
 from errata.recipe_files import shipped_file, shipped_names
-from errata.verbs.console import ModelOption
 from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.model_options import ModelOption
 from errata.verbs.models import recipe_name
 from errata.verbs.recipe_auto import EXAMPLE as AUTO_EXAMPLE
 from errata.verbs.recipe_auto import auto

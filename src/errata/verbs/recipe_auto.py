@@ -29,7 +29,8 @@ from errata.progress import Report
 from errata.recipe import corpus_path
 from errata.statistics.corpus import open_corpus
 from errata.tracing.places import Position
-from errata.verbs.console import (
+from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.model_options import (
     DeviceOption,
     DtypeOption,
     ModelOption,
@@ -38,7 +39,6 @@ from errata.verbs.console import (
     outline_of,
     placement,
 )
-from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.models import check_facts, is_lab, token_check
 from errata.verbs.numbers import layers_named
 from errata.verbs.questions import examination_for, read_questions

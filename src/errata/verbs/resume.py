@@ -11,8 +11,8 @@ from errata.loading import load_model
 from errata.output import file_digest, is_file
 from errata.recipe import Recipe
 from errata.run_directory import RunDirectory, open_run
-from errata.verbs.console import Placement
 from errata.verbs.finish import finish_run
+from errata.verbs.model_options import Placement
 from errata.verbs.saving import check_output
 from errata.verbs.terminal import error_console
 

@@ -16,8 +16,8 @@ from errata.rebuild import named_facts, rebuild
 from errata.run_directory import is_run
 from errata.stack import Stack, has_stack, is_stack, read_stack, solved_on_top, write_stack
 from errata.verbs.apply import OutOption, stack_record
-from errata.verbs.console import DeviceOption, TrustOption, note_unfinished, placement
 from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.model_options import DeviceOption, TrustOption, note_unfinished, placement
 from errata.verbs.saving import save_full
 from errata.verbs.terminal import counted, progress, tell, warn
 

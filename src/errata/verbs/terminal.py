@@ -18,8 +18,6 @@ from rich.progress import (
 
 from errata.progress import Report
 
-_LOOKED_BACK = 900.0  # seconds that the time left is told from: pieces of work may take minutes each
-
 
 def console() -> Console:
     return Console()
@@ -30,15 +28,19 @@ def error_console() -> Console:
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
-    """Bars on standard error, one for each thing that is told of; what starts anew starts its bar anew."""
+def progress(looked_back: float = 30.0) -> Iterator[Report]:
+    """Bars on standard error, one for each thing that is told of; what starts anew starts its bar anew.
+
+    Args:
+        looked_back: seconds that the time left is told from; many where pieces of work may take minutes each.
+    """
     columns = (
         TextColumn("{task.description:<24}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     shown = error_console()
     silent = not shown.is_interactive  # where nobody looks there would be an empty line, and nothing else
-    with Progress(*columns, console=shown, transient=True, disable=silent, speed_estimate_period=_LOOKED_BACK) as bars:
+    with Progress(*columns, console=shown, transient=True, disable=silent, speed_estimate_period=looked_back) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:

@@ -64,7 +64,9 @@ VERBS: Final[Mapping[str, Entry]] = {
     "bench": Entry(
         "bench", "Edit facts in a sequence of batches, with every method, and measure honestly what that did."
     ),
-    "analyse": Entry("analyse", "Measure each step of the argument behind boundary-layer updates."),
+    "analyse": Entry(
+        "analyse", "Measure each step of the argument behind boundary-layer updates, on any supported model."
+    ),
     "demo": Entry(
         "demo", "Edit facts into the embedded model, with and without boundary-layer updates, and show what changed."
     ),

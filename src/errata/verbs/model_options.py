@@ -1,4 +1,4 @@
-"""What the verbs share: consoles, progress bars, and output for machines."""
+"""What verbs share that load a model: their options, and what these name."""
 
 from __future__ import annotations
 
