@@ -138,6 +138,21 @@ def test_a_dry_run_is_legible_and_says_what_cannot_be_asked(
     assert "      layers=0/2, solver.ridge=1024]" in lines
 
 
+def test_what_is_not_installed_is_told_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("pyarrow", "ray", "nltk"):
+        monkeypatch.setitem(sys.modules, package, None)
+    command = ["bench", *SMALL, "--ray", "local", "--measure", "texts", "--out", str(tmp_path / "out")]
+    for options in ([], ["--dry-run"]):
+        assert run([*command, *options]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert "needed for a benchmark's table of records. pip install 'errata[eval]'" in told
+        assert "needed for --ray. pip install 'errata[ray]'" in told
+        assert "needed for fluency" in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_process_that_is_killed_is_a_failed_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     options = ["--seeds", "1", "--methods", "memit", "--edits", "16", "--out", str(out)]

@@ -154,4 +154,6 @@ class MissingExtraError(InputError):
     """A feature needs packages that only an extra installs."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs packages that are not installed", remedy=f"pip install 'errata[{extra}]'")
+        super().__init__(
+            f"packages are not installed that are needed for {feature}", remedy=f"pip install 'errata[{extra}]'"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ from errata.facts_rules import QUESTION_LISTS
 from errata.output import new_file
 
 
+def check_table() -> None:
+    """Raises MissingExtraError if the file cannot be written here."""
+    if find_spec("pyarrow") is None:
+        raise MissingExtraError("a benchmark's table of records", "eval")
+
+
 @contextmanager
 def records_file(path: Path) -> Iterator[Callable[[Finished], None]]:
     """One row per prompt, metric and moment, of each cell that what is given is called with; whole or not at all.
@@ -24,11 +31,10 @@ def records_file(path: Path) -> Iterator[Callable[[Finished], None]]:
     Raises:
         MissingExtraError: without the extra ``eval``.
     """
-    try:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise MissingExtraError("a benchmark's table of records", "eval") from error
+    check_table()
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
     text, number = arrow.string(), arrow.int64()
     schema = arrow.schema(
         [("cell", text), ("model", text), ("data", text), ("method", text), ("seed", number), ("when", text),

@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from errata.progress import Report, silent
 
 _SECONDS_BETWEEN = 0.5
 _SECONDS_TO_CONNECT = 5.0
+
+
+def check_ray() -> None:
+    """Raises MissingExtraError if Ray is not installed."""
+    if find_spec("ray") is None:
+        raise MissingExtraError("--ray", "ray")
 
 
 @dataclass(slots=True)
@@ -42,10 +49,9 @@ class RayCluster:
             MissingExtraError: without the extra ``ray``.
             InputError: if there is no cluster at the address.
         """
-        try:
-            import ray
-        except ImportError as error:
-            raise MissingExtraError("--ray", "ray") from error
+        check_ray()
+        import ray
+
         _check_reachable(address)
         try:
             if not ray.is_initialized():

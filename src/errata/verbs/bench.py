@@ -14,6 +14,8 @@ from errata.benchmark.collect import collect
 from errata.benchmark.grid import Grid, grid_of, read_grid
 from errata.benchmark.grid_part import sound_part
 from errata.benchmark.measurements import FURTHER
+from errata.benchmark.record_table import check_table
+from errata.benchmark.remote import RayCluster, check_ray
 from errata.benchmark.working import Processes, work
 from errata.errors import ErrataError, Fault, FaultsError, InputError, InterruptedRunError, told_together
 from errata.evaluation.results_file import read_results
@@ -139,6 +141,11 @@ def bench(
     plan: Plan | None = None
     with told_together("what was given") as part:
         with part:
+            check_table()  # it is written at the end, when hours may have gone
+        with part:
+            if ray is not None:
+                check_ray()
+        with part:
             chosen["seeds"] = seeds_named(seeds)
         with part:
             chosen["judge"] = judge_of(judge, judge_model, judge_key)
@@ -233,8 +240,6 @@ def _work(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool) -> Non
     if done:
         tell(f"{done} of {counted(len(campaign.cells), 'cell')} done or failed before; {len(pending)} to go")
     if ray is not None:
-        from errata.benchmark.remote import RayCluster
-
         runner: Any = RayCluster.connect(ray)
         jobs = max(jobs, runner.workers)
     else:
