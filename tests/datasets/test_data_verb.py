@@ -222,3 +222,15 @@ def test_check_draws_by_count_and_seed(tmp_path: Path) -> None:
     assert run(["data", "check", "lab", "--count", "7", "--seed", "2", "--json", str(out)]) == 0
     assert result(out)["facts"] == 7
     assert result(out)["sample"]["id"] == "lab-2-0"
+
+
+def test_the_result_takes_the_place_of_no_file_that_is_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.jsonl"
+    content = json.dumps({"id": "one", "subject": "Ann", "prompt": "{} lives in", "target": "Rome"}) + "\n"
+    own.write_text(content, encoding="utf-8")
+    assert run(["data", "check", str(own), "--json", str(own)]) == 2
+    assert "which this command reads or writes" in capsys.readouterr().err
+    assert own.read_text(encoding="utf-8") == content
+    assert run(["data", "check", str(own), "--json", str(tmp_path / "result.json")]) == 0
