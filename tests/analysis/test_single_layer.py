@@ -111,3 +111,24 @@ def test_measurements_that_cannot_be_made_are_refused_before_any_work(tmp_path: 
     bench = tiny_workbench(tmp_path, facts=FACTS, measures=measures)
     with pytest.raises(FaultsError, match="measurement that is not made"):
         SINGLE_LAYER.check(bench.recipe, bench.settings)
+
+
+def test_numbers_that_are_no_means_over_samples_are_rows_too(tmp_path: Path) -> None:
+    bench = tiny_workbench(tmp_path, facts=FACTS, recipe={"layers": (1, 3)})
+    done(SINGLE_LAYER, bench, tmp_path / "out")
+    kept: dict[str, Any] = {}
+    for path in sorted((tmp_path / "out" / "pieces").glob("*.json")):
+        piece = json.loads(path.read_text(encoding="utf-8"))["kept"]
+        own = 0.25 if "layer" in piece else 0.75
+        labels = {"0": [1, 1], "1": [0, 0] if own == 0.75 else [0, 1]}
+        more = {"values": {"ability:task:bits": [own, 7]}, "labels": {"ability:probe:f1": labels}}
+        kept[path.stem] = piece | {
+            "answers": piece["answers"] | {"ability": {"records": [], "absent": {}, "kept": more}}
+        }
+    rows = SINGLE_LAYER.findings(bench.settings, kept).rows
+    found = {(row.where["residual"], row.where.get("layer"), row.quantity): row for row in rows}
+    assert found["none, unedited", None, "ability:task:bits"].mean == 0.75
+    assert found["spread", 1, "ability:task:bits"].mean == 0.25
+    assert (found["spread", 1, "ability:task:bits"].low, found["spread", 1, "ability:task:bits"].unit) == (None, "1")
+    assert found["none, unedited", None, "ability:probe:f1"].mean == 1.0
+    assert found["spread", 1, "ability:probe:f1"].mean < 1.0

@@ -21,7 +21,7 @@ from errata.analysis.findings import (
 )
 from errata.analysis.residuals import COMPUTED, SPREADS
 from errata.analysis.study import AnalysisSettings, Kept
-from errata.evaluation.ability_results import summarise_labels
+from errata.evaluation.ability_results import summarise_others
 from errata.evaluation.intervals import interval_of, resampled_sums
 from errata.evaluation.metrics import Metric
 from errata.evaluation.perplexity import Perplexity, perplexity_ratio, pooled
@@ -167,10 +167,13 @@ def _records(pieces: Sequence[Kept], metric: str | None = None) -> list[Record]:
 def _summaries(when: When, pieces: Sequence[Kept], before: Sequence[Kept]) -> list[Summary]:
     """Of all metrics of one run in all seeds."""
     found = summarise(_records(pieces), when)
-    labels = [answer["kept"].get("labels", {}) for piece in pieces for answer in piece["answers"].values()]
-    for metric in dict.fromkeys(metric for run in labels for metric in run):
-        runs = [{item: tuple(pair) for item, pair in run[metric].items()} for run in labels if metric in run]
-        found.append(summarise_labels(metric, when, runs))
+    kept = [answer["kept"] for piece in pieces for answer in piece["answers"].values()]
+    labels = [
+        {metric: {item: tuple(pair) for item, pair in run.items()} for metric, run in each.get("labels", {}).items()}
+        for each in kept
+    ]
+    values = [{metric: tuple(pair) for metric, pair in each.get("values", {}).items()} for each in kept]
+    found += summarise_others(when, labels, values, {summary.metric for summary in found})
     earlier, now = _perplexity(before), _perplexity(pieces)
     if earlier is not None and now is not None:
         found.append(perplexity_ratio(earlier, now, when))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from errata.benchmark.campaign import Campaign
 from errata.benchmark.collect_about import Ended, about_of
 from errata.benchmark.finished import Finished, read_finished
 from errata.benchmark.record_table import records_file
 from errata.errors import InputError
-from errata.evaluation.ability_results import summarise_labels, summarise_values
+from errata.evaluation.ability_results import summarise_others
 from errata.evaluation.metrics import Metric
 from errata.evaluation.perplexity import perplexity_ratio, pooled
 from errata.evaluation.records import Summary, When, summarise, summarise_groups
@@ -59,8 +60,11 @@ def rows_of(cells: Sequence[Finished], *, seed: int = 0) -> list[Row]:
     moments: tuple[When, ...] = ("before", "right_after", "after")
     for when in moments:
         summaries += summarise([record for cell in cells for record in cell.records(when)], when, seed=seed)
-    summaries += _of_labels(cells, seed)
-    summaries += _of_values(cells, {(summary.metric, summary.when) for summary in summaries})
+    ends: tuple[Literal["before", "after"], ...] = ("before", "after")
+    for end in ends:
+        known = {summary.metric for summary in summaries if summary.when == end}
+        labels, values = [cell.labels(end) for cell in cells], [cell.values(end) for cell in cells]
+        summaries += summarise_others(end, labels, values, known, seed=seed)
     before = pooled([cell.perplexity("before") for cell in cells])
     after = pooled([cell.perplexity("after") for cell in cells])
     if before is not None and after is not None:
@@ -79,25 +83,6 @@ def rows_of(cells: Sequence[Finished], *, seed: int = 0) -> list[Row]:
         (row,) = to_long(spec.label, [summary])
         rows.append(Row(**{**row, "model": model, "data": data, "edits": edits, "seeds": seeds}))
     return rows
-
-
-def _of_labels(cells: Sequence[Finished], seed: int) -> Iterator[Summary]:
-    """Weighted F1, which is no mean over prompts."""
-    moments: tuple[When, ...] = ("before", "after")
-    for when in moments:
-        runs = [cell.labels(when) for cell in cells]
-        for metric in dict.fromkeys(metric for run in runs for metric in run):
-            yield summarise_labels(metric, when, [run[metric] for run in runs if metric in run], seed=seed)
-
-
-def _of_values(cells: Sequence[Finished], known: Set[tuple[str, When]]) -> Iterator[Summary]:
-    """Numbers that the harness tells and no samples give again; those that some runs have samples of are left out."""
-    moments: tuple[When, ...] = ("before", "after")
-    for when in moments:
-        runs = [cell.values(when) for cell in cells]
-        for metric in dict.fromkeys(metric for run in runs for metric in run):
-            if (metric, when) not in known:
-                yield summarise_values(metric, when, [run[metric] for run in runs if metric in run])
 
 
 def _on_the_way(cells: Sequence[Finished], seed: int) -> Iterator[tuple[int, int, Summary]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,6 +120,33 @@ class Ability:
                     low, high = of_labels.low, of_labels.high
                 found.append(Summary(full, when, metric.value, low, high, metric.n, metric.n))
         return found
+
+
+def summarise_others(
+    when: When,
+    labels: Sequence[Mapping[str, Mapping[str, tuple[int, int]]]],
+    values: Sequence[Mapping[str, tuple[float, int]]],
+    known: Set[str],
+    *,
+    seed: int = 0,
+) -> list[Summary]:
+    """What is no mean over samples, of several runs together; see ``Ability.labels`` and ``Ability.values``.
+
+    Args:
+        labels: of each run.
+        values: of each run.
+        known: metrics that some runs have samples of, so that they are summarised by these.
+    """
+    found = [
+        summarise_labels(metric, when, [run[metric] for run in labels if metric in run], seed=seed)
+        for metric in dict.fromkeys(metric for run in labels for metric in run)
+    ]
+    known = known | {summary.metric for summary in found}
+    return found + [
+        summarise_values(metric, when, [run[metric] for run in values if metric in run])
+        for metric in dict.fromkeys(metric for run in values for metric in run)
+        if metric not in known
+    ]
 
 
 def summarise_labels(
