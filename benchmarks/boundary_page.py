@@ -19,8 +19,8 @@ from errata.analysis.findings import Claim, Label, Row, number
 from errata.analysis.running import Result, read_result
 from errata.analysis.studies import STUDIES
 from errata.output import write_bytes, write_text
-from errata.report.analysis_documents import figure_files
-from errata.report.analysis_results import ShownStudy, shown
+from errata.report.analysis_documents import FIGURES, figure_files, picture
+from errata.report.analysis_results import ShownStudy, shown, verdicts
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEMPLATE = Path(__file__).with_name("boundary_page.md.j2")
@@ -70,20 +70,17 @@ class Findings:
         """A picture, light or dark as the reader's page is, with its caption."""
         figure = self._figures[name]
         self.drawn.add(name)
-        place = f"{FOLDER}/figures/{name}"
-        dark = f'<source media="(prefers-color-scheme: dark)" srcset="{place}-dark.svg">'
-        caption = figure.figure.caption
-        return f'<picture>\n{dark}\n<img src="{place}.svg" alt="{caption}">\n</picture>\n\n*{caption}*'
+        return f"{picture(figure, f'{FOLDER}/{FIGURES}')}\n\n*{figure.figure.caption}*"
 
     def claims(self, study: str) -> str:
         """All claims of a study as a table."""
+        # Unescaped, so that the page's source is legible too: these are the studies' own words, about the lab's names.
         lines = [f"| {one.text} | **{one.verdict}** | {one.evidence} |" for one in self._claims(study)]
         return "\n".join(["| claim | verdict | measured |", "| --- | --- | --- |", *lines])
 
-    def counts(self) -> dict[str, int]:
-        """How many claims have each verdict."""
-        verdicts = [claim.verdict for study in self.results for claim in self._claims(study)]
-        return {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
+    def verdicts(self) -> str:
+        """How many claims of all studies have each verdict."""
+        return verdicts([claim for study in self.results for claim in self._claims(study)])
 
     def minutes(self, study: str | None = None) -> str:
         """What a study, or all of them, took."""
@@ -108,7 +105,7 @@ def main() -> None:
     results["weight-shift, memit_seq"] = read_result(with_history / "weight-shift")
     findings = Findings(results, studies)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(found=findings, studies=STUDIES)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(found=findings)
     for name, data in figure_files(studies).items():
         if name.endswith(".svg") and Path(name).stem.removesuffix("-dark") in findings.drawn:
             write_bytes(DOCS / FOLDER / name, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,27 @@ def test_an_outage_is_a_failure_and_what_was_judged_is_not_asked_again(tmp_path:
         found = kept(server, path).judge([*CASES, CASES[1]])
         assert len(server.requests) == 8  # the four that had none
     assert found == [Verdict(True), Verdict(False), *[Verdict(True)] * 4, Verdict(False)]
+
+
+def test_an_interrupt_loses_no_more_than_what_is_asked_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("errata.benchmark.verdicts._AT_ONCE", 2)
+    path, original, calls = tmp_path / "verdicts.json", HttpJudge.judge, []
+
+    def interrupted(judge: HttpJudge, cases: Sequence[Case]) -> list[Verdict]:
+        calls.append(list(cases))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(judge, cases)
+
+    monkeypatch.setattr(HttpJudge, "judge", interrupted)
+    with judge_server() as server:
+        with pytest.raises(KeyboardInterrupt):
+            kept(server, path).judge(CASES)
+        assert kept(server, path).judge(CASES) == [Verdict(True)] * 6
+        assert len(server.requests) == 6
+    assert calls == [CASES[:2], CASES[2:4], CASES[2:4], CASES[4:]]
 
 
 def test_a_reply_that_is_no_verdict_is_none_and_is_not_kept(tmp_path: Path) -> None:

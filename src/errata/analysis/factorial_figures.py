@@ -6,16 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from errata.analysis.findings import Figure, Panel, Row, Series, series_of
 from errata.analysis.variance import joined
-from errata.evaluation.metrics import Metric
+from errata.evaluation.metrics import ACCURACIES
 
-# What is drawn; everything is in the rows.
-_DRAWN: Mapping[str, str] = {
-    str(Metric.EFFICACY_ACCURACY): "efficacy",
-    str(Metric.GENERALISATION_ACCURACY): "generalisation",
-    str(Metric.SPECIFICITY_ACCURACY): "specificity",
-    str(Metric.SAME_SUBJECT_ACCURACY): "same subject",
-    str(Metric.UNTOUCHED_ACCURACY): "untouched",
-}
 _TITLES = {
     "source": "Source of the residual",
     "layers": "Layers that are written",
@@ -35,8 +27,8 @@ def main_effect_figure(
         design = "layers" if factor == "layers" else "source"
         if len(designs[design][factor]) > 1:
             series = [
-                series_of(_rows(rows, "main effect", name, design, factor), _DRAWN[name], "level")
-                for name in _DRAWN
+                series_of(_rows(rows, "main effect", name, design, factor), ACCURACIES[name], "level")
+                for name in ACCURACIES
                 if name in responses
             ]
             label = "difference from the design's mean (share)"
@@ -53,7 +45,7 @@ def main_effect_figure(
 def interaction_figure(rows: Sequence[Row], responses: Sequence[str]) -> Figure:
     """Whether the source does the same at both ends as at all layers: then the lines are parallel."""
     panels = []
-    for name, title in _DRAWN.items():
+    for name, title in ACCURACIES.items():
         found = _rows(rows, "mean", name, "source", joined("source", "layers")) if name in responses else []
         if found:
             split = {layers: [row for row in found if _levels(row)[1] == layers] for layers in ("both", "all")}
@@ -80,7 +72,7 @@ def decomposition_figure(rows: Sequence[Row], responses: Sequence[str]) -> Figur
     """Bars: the whole gain, and what source and layers bring of it."""
     parts = ("whole", "source", "layers", "interaction")
     series = []
-    for name, title in _DRAWN.items():
+    for name, title in ACCURACIES.items():
         found = {row.where["part"]: row for row in rows if _is(row, "boundary gain", name)}
         if found and name in responses:
             chosen = [found[part] for part in parts]

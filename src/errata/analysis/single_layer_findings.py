@@ -23,7 +23,7 @@ from errata.analysis.residuals import COMPUTED, SPREADS
 from errata.analysis.study import AnalysisSettings, Kept
 from errata.evaluation.ability_results import summarise_others
 from errata.evaluation.intervals import interval_of, resampled_sums
-from errata.evaluation.metrics import Metric
+from errata.evaluation.metrics import ACCURACIES, Metric
 from errata.evaluation.perplexity import Perplexity, perplexity_ratio, pooled
 from errata.evaluation.records import Record, Summary, When, summarise
 
@@ -31,16 +31,6 @@ UNDIVIDED: Final = "undivided"
 
 
 KINDS: Final = (*SPREADS, UNDIVIDED, COMPUTED)
-
-
-# What the figure shows, and what claims are about.
-_DRAWN: Mapping[str, str] = {
-    Metric.EFFICACY_ACCURACY: "efficacy",
-    Metric.GENERALISATION_ACCURACY: "generalisation",
-    Metric.SPECIFICITY_ACCURACY: "specificity",
-    Metric.SAME_SUBJECT_ACCURACY: "same subject",
-    Metric.UNTOUCHED_ACCURACY: "untouched",
-}
 
 
 UNITS: Mapping[str, str] = {
@@ -70,7 +60,7 @@ def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Finding
             rows += [_row(summary, {"residual": kind, "layer": layer}) for summary in found]
     claims: list[Claim] = []
     for layer in layers[:-1]:
-        for metric, name in _DRAWN.items():
+        for metric, name in ACCURACIES.items():
             differences = [
                 difference_row(metric, {"layer": layer, "residual": f"{COMPUTED} minus {other}"}, one, two)
                 for other in (*SPREADS, UNDIVIDED)
@@ -132,7 +122,7 @@ def _claims(layer: int, name: str, differences: Sequence[Row]) -> list[Claim]:
 
 def _figure(rows: Sequence[Row]) -> Figure:
     panels = []
-    for metric, name in _DRAWN.items():
+    for metric, name in ACCURACIES.items():
         of_metric = [row for row in rows if row.quantity == metric]
         series = [
             line_of([row for row in of_metric if row.where.get("residual") == kind], kind, "layer")

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from errata.analysis.findings import Claim, Label, Row, compared, mean_row, told
+from errata.analysis.findings import ENOUGH, Claim, Label, Row, compared, mean_row, told
 from errata.analysis.shift_norms import FROBENIUS, READINGS, bound, tighter_bound
 from errata.analysis.weight_shift_table import QUANTITIES, Case, Numbers, Table, growth, inside, slope
 
-ENOUGH_GROUPS = 5
+ENOUGH_GROUPS = ENOUGH
 _ROUNDING = 1e-9  # relative: what the norms of float64 products may be off by
 _GROWING = ("shift", "relative shift", "residual gap", "last residual", "Q", "bound", "tighter bound")
 

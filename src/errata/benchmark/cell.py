@@ -110,8 +110,10 @@ class Cell:
     def _ask_before(self, part: Part, editor: Editor) -> None:
         path = self.before(part)
         # Of cells that are worked on at the same time one asks.
-        with in_turn(path.with_suffix(".lock")), editor.model.edits.without(editor.patch().terms):
-            self._ask("before", part, path, editor)
+        with in_turn(path.with_suffix(".lock")):
+            if not path.exists():  # weights are computed anew for it
+                with editor.model.edits.without(editor.patch().terms):
+                    self._ask("before", part, path, editor)
         note_before(self.directory, path)
 
     def _ask_after(self, part: Part, editor: Editor) -> None:
@@ -180,16 +182,16 @@ def open_cell(directory: Path, report: Report) -> Cell:
     report("loading the model", 0, 1)
     model = load_model(entry.name, device=device, dtype=dtype, trust_remote_code=entry.trust_remote_code)
     text = spec.recipe.statistics.corpus if spec.recipe.needs_statistics else None
-    if is_run(directory / "run"):
-        begun = open_run(directory / "run").manifest
-        fingerprint, corpus = begun.fingerprint, begun.corpus
+    run = open_run(directory / "run") if is_run(directory / "run") else None
+    if run is not None:
+        fingerprint, corpus = run.manifest.fingerprint, run.manifest.corpus
     else:
         fingerprint, corpus = model.fingerprint(), "" if text is None else open_corpus(text).digest
     pin(directory.parent.parent, "weights", entry.name, fingerprint)
     if text is not None:
         pin(directory.parent.parent, "text", text, corpus)
-    if not is_run(directory / "run"):
-        create_run(
+    if run is None:
+        run = create_run(
             directory / "run",
             model=entry.name,
             fingerprint=fingerprint,
@@ -201,7 +203,7 @@ def open_cell(directory: Path, report: Report) -> Cell:
             seed=spec.seed,
             examination=None,
         )
-    return Cell(directory, spec, material, model, open_run(directory / "run"), report)
+    return Cell(directory, spec, material, model, run, report)
 
 
 def work_on(directory: Path, report: Report) -> None:

@@ -39,6 +39,11 @@ class CellSpec(BaseModel):
     measures: Measures
 
     @property
+    def called(self) -> str:
+        """What people are told of it."""
+        return f"{self.model.name}, {self.data.label}, {self.label}, seed {self.seed}"
+
+    @property
     def key(self) -> str:
         """A name of its own, the same for the same edits; what is measured of them may grow later."""
         digest = hashlib.sha256(self.model_dump_json(exclude={"measures"}).encode()).hexdigest()[:10]

@@ -121,19 +121,15 @@ def _notes(campaign: Campaign, done: Mapping[Path, Ended]) -> list[str]:
     only some of the cells have made."""
     notes = [note for cell in done.values() for note in cell.material_notes]
     for text in dict.fromkeys(text for cell in done.values() for text in cell.notes):
-        runs = [_called(cell.spec) for cell in done.values() if text in cell.notes]
+        runs = [cell.spec.called for cell in done.values() if text in cell.notes]
         notes.append(f"{'; '.join(runs)}: {text}")
     for directory, cell in done.items():
         spec = cell.spec
         others = {part for other in _of(done, spec.model.name, spec.data.label) for part in other.parts}
         for part in campaign.grid.measures.parts:
             if part not in cell.parts and part in others:
-                notes.append(f"{_called(spec)}: {part} is not measured: {_why_not(directory)}")
+                notes.append(f"{spec.called}: {part} is not measured: {_why_not(directory)}")
     return _distinct(notes)
-
-
-def _called(spec: CellSpec) -> str:
-    return f"{spec.model.name}, {spec.data.label}, {spec.label}, seed {spec.seed}"
 
 
 def _of(done: Mapping[Path, Ended], model: str, data: str) -> list[Ended]:

@@ -7,12 +7,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 from errata.benchmark.cell_spec import damaged
 from errata.errors import ErrataError
 from errata.evaluation.judge import HttpJudge
 from errata.evaluation.judging import Case, Verdict
 from errata.output import write_text
+
+_AT_ONCE: Final = 200  # cases between two writings of the file: what is killed loses no more of them
 
 
 class KeptJudge:
@@ -35,21 +38,24 @@ class KeptJudge:
         """
         known = self._read()
         asked = [case for case in dict.fromkeys(cases) if case not in known]
-        found = dict(zip(asked, self._judge.judge(asked), strict=True))
-        known |= {case: verdict.correct for case, verdict in found.items() if verdict.correct is not None}
-        entries = [{**asdict(case), "correct": correct} for case, correct in known.items()]
-        write_text(self._path, json.dumps(entries, ensure_ascii=False) + "\n")
-        if self._judge.gave_up:
-            settings = self._judge.settings
-            left = sum(case not in known for case in asked)
-            raise ErrataError(
-                f"the judge {settings.model!r} at {settings.base_url} gave up: {self._judge.gave_up}; "
-                f"{left} of {len(set(cases))} answers have no verdict",
-                remedy="When it answers again: errata bench --retry, which asks for those alone",
-            )
+        found: dict[Case, Verdict] = {}
+        for start in range(0, len(asked), _AT_ONCE):
+            some = asked[start : start + _AT_ONCE]
+            found |= zip(some, self._judge.judge(some), strict=True)
+            known |= {case: found[case].correct for case in some if found[case].correct is not None}
+            entries = [{**asdict(case), "correct": correct} for case, correct in known.items()]
+            write_text(self._path, json.dumps(entries, ensure_ascii=False) + "\n")
+            if self._judge.gave_up:
+                settings = self._judge.settings
+                left = sum(case not in known for case in asked)
+                raise ErrataError(
+                    f"the judge {settings.model!r} at {settings.base_url} gave up: {self._judge.gave_up}; "
+                    f"{left} of {len(set(cases))} answers have no verdict",
+                    remedy="When it answers again: errata bench --retry, which asks for those alone",
+                )
         return [found[case] if case in found else Verdict(known[case]) for case in cases]
 
-    def _read(self) -> dict[Case, bool]:
+    def _read(self) -> dict[Case, bool | None]:
         if not self._path.is_file():
             return {}
         try:

@@ -134,7 +134,7 @@ def note_failure(cell: Path, status: int) -> None:
 
 def _ended(campaign: Campaign, cell: Path, status: int) -> str:
     spec = campaign.spec(cell)
-    name = f"{spec.model.name}, {spec.data.label}, {spec.label}, seed {spec.seed}"
+    name = spec.called
     if status != 0:
         return f"{name}: failed: {failure_of(cell) or 'interrupted'}"
     result = read_json(cell / "result.json")

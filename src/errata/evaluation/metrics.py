@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -80,6 +81,15 @@ NOT_SHARES = frozenset(
 )
 """Metrics whose values are no shares of 1, to be shown as they are and not in per cent."""
 
+
+ACCURACIES: Mapping[str, str] = {
+    Metric.EFFICACY_ACCURACY: "efficacy",
+    Metric.GENERALISATION_ACCURACY: "generalisation",
+    Metric.SPECIFICITY_ACCURACY: "specificity",
+    Metric.SAME_SUBJECT_ACCURACY: "same subject",
+    Metric.UNTOUCHED_ACCURACY: "untouched",
+}
+"""What figures show of an edit, by short names."""
 
 SUCCESSES = (Metric.EFFICACY_SUCCESS, Metric.GENERALISATION_SUCCESS, Metric.SPECIFICITY_SUCCESS)
 

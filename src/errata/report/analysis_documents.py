@@ -72,7 +72,7 @@ def _blocks(study: ShownStudy, mark: str) -> Iterator[str]:
     if study.figures:
         yield f"{mark}# Figures"
         for figure in study.figures:
-            yield _figure(figure)
+            yield picture(figure)
             yield text(figure.figure.caption, _SENTENCES)
     if found.rows:
         yield f"{mark}# Rows"
@@ -93,9 +93,10 @@ def _blocks(study: ShownStudy, mark: str) -> Iterator[str]:
         yield "</details>"
 
 
-def _figure(figure: ShownFigure) -> str:
+def picture(figure: ShownFigure, folder: str = FIGURES) -> str:
+    """A figure of ``figure_files``, light or dark as the reader's page is."""
     # Raw HTML, in which Markdown's own marks are none.
-    place, dark = f"{FIGURES}/{figure.name}", DARK.suffix
+    place, dark = f"{folder}/{figure.name}", DARK.suffix
     return "\n".join(
         (
             "<picture>",

@@ -7,11 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from errata.analysis.findings import Claim, Figure, Findings, Label, Panel, Row, Series
+from errata.analysis.findings import Claim, Figure, Findings, Label, Panel, Row, Series, Verdict
 from errata.analysis.running import ROWS, Result
 from errata.analysis.studies import STUDIES
 from errata.errors import Fault, FaultsError, InputError
@@ -21,7 +21,7 @@ from errata.report.figures import Picture, draw
 from errata.report.panels import is_level
 
 LONG: Final = 20  # rows; a table of more is folded away
-VERDICTS: Final = ("holds", "does not hold", "undecided")
+VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 _REMEDY: Final = f"Remove its result.json, and make it again from what is kept; {ROWS} has its rows"
 
 
