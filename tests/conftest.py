@@ -26,3 +26,17 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder}; set ERRATA_TEST_DATA to the folder that holds it")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The directory of SmolLM2-135M-Instruct in float32, for tests marked ``real``: what ``ERRATA_SMOLLM2`` names.
+
+    A test that uses it must not write there.
+    """
+    if not (given := os.environ.get("ERRATA_SMOLLM2")):
+        pytest.skip("SmolLM2 is not here; set ERRATA_SMOLLM2 to a directory that holds it")
+    folder = Path(given).resolve()
+    if not (folder / "config.json").is_file():
+        pytest.fail(f"ERRATA_SMOLLM2 names {folder}, which holds no config.json")
+    return folder
