@@ -135,6 +135,18 @@ def test_norms_are_those_of_the_whole_change(made: tuple[Patch, Any]) -> None:
         assert patch.norms()[layer] > 0
 
 
+def test_relative_norms_compare_the_change_with_the_weights_it_was_made_for(make_editor: Callable[..., Editor]) -> None:
+    model = tiny_language_model("gpt2")
+    before = {layer: model.weight(layer).double().clone() for layer in (1, 3)}
+    patch = make_editor(model).apply(FACTS[:4])
+    dense = {layer: model.weight(layer).double() - before[layer] for layer in (1, 3)}
+    expected = {layer: float(dense[layer].norm() / before[layer].norm()) for layer in (1, 3)}
+    assert patch.relative_norms(model) == pytest.approx(expected, rel=1e-5)
+    assert min(expected.values()) > 1e-3
+    patch.undo(model)
+    assert patch.relative_norms(model) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("other", ["seed", "dtype", "edited"])
 def test_other_weights_are_refused(made: tuple[Patch, Any], other: str) -> None:
     patch, _ = made

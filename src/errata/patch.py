@@ -69,6 +69,18 @@ class Patch:
         """Frobenius norm of the whole ΔW of every written layer."""
         return {layer: norm(self.of_layer(layer)) for layer in self.layers}
 
+    def relative_norms(self, model: LanguageModel) -> dict[int, float]:
+        """How large the change of every written layer is beside the weights: ‖ΔW‖ / ‖W‖, both Frobenius norms.
+
+        Args:
+            model: the model that was edited. The patch may be in it or not; W is the weight without the patch.
+        """
+        changes = self.norms()
+        return {
+            layer: change / float(model.edits.weight_without(layer, self.terms).double().norm())
+            for layer, change in changes.items()
+        }
+
     def ranks(self) -> dict[int, int]:
         """Numerical rank of the whole ΔW of every written layer."""
         return {layer: rank(self.of_layer(layer)) for layer in self.layers}
