@@ -55,7 +55,7 @@ METRICS = {
 def known_facts(model: LanguageModel, world: World, *, seed: int) -> list[Fact]:
     """One fact a person, of a random relation in a random wording, where the model's likeliest answer is the truth."""
     facts = lab_facts(world, len(world.people), seed=seed)
-    scores = score(model, [(fact.text, fact.truth or "") for fact in facts])
+    scores = score(model, [(fact.text, fact.old or "") for fact in facts])
     return [fact for fact, found in zip(facts, scores, strict=True) if found.correct]
 
 

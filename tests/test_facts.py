@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from errata.errors import Fault, FaultsError, InputError
-from errata.facts import Fact, FactSet, Question
+from errata.facts import Fact, FactSet, Question, fact_of
 from errata.facts_io import facts_from_records, read_facts, write_facts
 from errata.facts_tokens import token_faults
 
@@ -306,6 +307,53 @@ def test_writing_replaces_all_or_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+# ---- the old answer, and its older name
+
+
+def test_truth_is_another_name_of_old_in_python() -> None:
+    fact = Fact("a", "Ada", "{} speaks", "French", truth="English")
+    assert fact == Fact("a", "Ada", "{} speaks", "French", old="English")
+    assert fact == Fact("a", "Ada", "{} speaks", "French", old="English", truth="English")
+    assert (fact.old, fact.truth) == ("English", "English")
+    assert replace(fact, old="Welsh").truth == "Welsh"
+    with pytest.raises(FaultsError, match="'old' 'English' and 'truth' 'Welsh' differ"):
+        Fact("a", "Ada", "{} speaks", "French", old="English", truth="Welsh")
+    with pytest.raises(FaultsError, match="'truth' is empty"):
+        Fact("a", "Ada", "{} speaks", "French", truth=" ")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_truth_is_another_name_of_old_in_files(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"facts{suffix}"
+
+    def read(**fields: str) -> Fact:
+        if suffix == ".jsonl":
+            path.write_text(json.dumps({**GOOD, **fields}))
+        else:
+            with path.open("w", newline="") as file:
+                table = csv.DictWriter(file, [*GOOD, *fields])
+                table.writeheader()
+                table.writerow({**GOOD, **fields})
+        return read_facts(path).facts[0]
+
+    assert read(truth="English").old == read(old="English").old == read(old="English", truth="English").old == "English"
+    with pytest.raises(FaultsError, match="'old' 'English' and 'truth' 'Welsh' differ"):
+        read(old="English", truth="Welsh")
+    written = tmp_path / f"written{suffix}"
+    write_facts([Fact("a", "Ada", "{} speaks", "French", old="English")], written)
+    assert "old" in written.read_text()
+    assert "truth" not in written.read_text()
+    assert read_facts(written).facts[0].old == "English"
+
+
+def test_stored_records_and_digests_are_those_of_earlier_versions() -> None:
+    facts = facts_from_records([{**GOOD, "id": "a", "old": "English"}])
+    assert facts[0].to_record() == {"id": "a", **GOOD, "truth": "English"}
+    # What a version that only knew "truth" computed for the same fact.
+    assert facts.digest() == "80804e9289b8d221bf7ba255cfdd84c9dabd0d944259f93dff0b4b91f0229534"
+    assert fact_of(facts[0].to_record()) == facts[0]
+
+
 # ---- what only a tokenizer can tell
 
 
@@ -327,7 +375,7 @@ def test_what_only_a_tokenizer_can_tell(tmp_path: Path) -> None:
     assert told(lambda: read_facts(path, check=check)) == [
         "facts.jsonl:1: 'prompt' with 'target' has 8 tokens, but the model takes 5. Shorten it, or leave it out",
         "facts.jsonl:2: 'subject' '~' tokenises to nothing. Write it in characters that the model's tokenizer knows",
-        "facts.jsonl:2: 'prompt' with 'truth' has 6 tokens, but the model takes 5. Shorten it, or leave it out",
+        "facts.jsonl:2: 'prompt' with 'old' has 6 tokens, but the model takes 5. Shorten it, or leave it out",
         "facts.jsonl:2: 'paraphrases[0]' with 'target' has 6 tokens, but the model takes 5. "
         "Shorten it, or leave it out",
         "facts.jsonl:2: 'own[0].answer' '~' tokenises to nothing. "
@@ -356,7 +404,7 @@ WELL_FORMED = st.lists(
         {"subject": TIGHT, "prompt": PROMPT, "target": TIGHT},
         optional={
             "id": OPEN,
-            "truth": TIGHT,
+            "old": TIGHT,
             "paraphrases": st.lists(END_TIGHT, max_size=2),
             "neighbours": QUESTIONS,
             "own": QUESTIONS,
@@ -377,7 +425,7 @@ WELL_FORMED = st.lists(
 def test_what_is_written_is_read_back(name: str, records: list[dict[str, object]], tmp_path: Path) -> None:
     facts = facts_from_records(records)
     for fact, record in zip(facts, records, strict=True):
-        assert fact.to_record() == {"id": fact.id} | {field: value for field, value in record.items() if value}
+        assert fact.to_entry() == {"id": fact.id} | {field: value for field, value in record.items() if value}
         start, end = fact.subject_span
         assert (fact.text[:start] + "{}" + fact.text[end:], fact.text[start:end]) == (fact.prompt, fact.subject)
     path = tmp_path / name
@@ -389,7 +437,7 @@ def test_what_is_written_is_read_back(name: str, records: list[dict[str, object]
     lines = path.read_bytes().decode().split("\n")
     for place, fact in zip(read.places, read, strict=True):
         csv_start = '"' + fact.id.split("\n")[0].replace('"', '""')
-        expected = {".csv": csv_start, ".jsonl": json.dumps(fact.to_record(), ensure_ascii=False)}[path.suffix]
+        expected = {".csv": csv_start, ".jsonl": json.dumps(fact.to_entry(), ensure_ascii=False)}[path.suffix]
         assert lines[int(place.rpartition(":")[2]) - 1].startswith(expected)
 
 
@@ -398,7 +446,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["prompt", "answer", "x"]), inner),
     max_leaves=6,
 )
-FIELD = st.sampled_from(["id", "subject", "prompt", "target", "truth", "paraphrases", "neighbours", "own", "owns"])
+FIELD = st.sampled_from(
+    ["id", "subject", "prompt", "target", "old", "truth", "paraphrases", "neighbours", "own", "owns"]
+)
 RECORD = st.dictionaries(FIELD, JSON) | JSON
 MALFORMED = (
     st.binary(max_size=80)

@@ -104,7 +104,7 @@ def test_estimates_are_means_with_intervals_and_a_single_fact_has_none() -> None
 
 def test_facts_are_those_that_the_model_knows(lab: LanguageModel, facts: list[Fact]) -> None:
     known = facts[:8]
-    wrong = [replace(fact, truth=fact.target) for fact in facts[8:12]]
+    wrong = [replace(fact, old=fact.target) for fact in facts[8:12]]
     # At the end of the prompt the subject's last token is also where the answer is read.
     first = known[0]
     ends = Fact("ends", first.subject, "You ask me about the one they call {}", "a", truth="?")
@@ -140,7 +140,7 @@ def test_facts_are_asked_in_an_order_of_the_seed_and_no_more_than_needed(lab: La
 
 
 def test_without_a_known_fact_there_is_nothing_to_trace(lab: LanguageModel, facts: list[Fact]) -> None:
-    wrong = [replace(fact, truth=fact.target) for fact in facts[:3]]
+    wrong = [replace(fact, old=fact.target) for fact in facts[:3]]
     with pytest.raises(ErrataError, match="of 3 facts the model knows none") as caught:
         choose_facts(lab, wrong, 10, seed=0)
     assert caught.value.exit_status == 1

@@ -87,7 +87,7 @@ def test_facts_without_truth_are_told_all_at_once(tmp_path: Path, capsys: pytest
     assert run(["locate", "--facts", str(path)]) == 2
     _, err = flat(capsys)
     assert "2 faults" in err
-    assert err.count("the fact has no 'truth'") == 2
+    assert err.count("the fact has no 'old'") == 2
 
 
 def test_facts_that_nobody_knows_end_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +104,7 @@ def test_other_models_need_facts(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run(["locate", "--model", str(tmp_path / "tiny")]) == 2
     _, err = flat(capsys)
     assert "there are no facts to trace" in err
-    assert "Give --facts FILE with the 'truth' of every fact" in err
+    assert "Give --facts FILE with the 'old' answer of every fact" in err
 
 
 @pytest.mark.parametrize(

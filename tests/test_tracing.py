@@ -21,7 +21,7 @@ from tests.support.tiny_models import BLOCKS
 
 # Subjects of one token and of many, at the start, in the middle and at the end, behind which nothing stands.
 TRACED = (
-    *(replace(FACTS[index], truth=FACTS[index].target) for index in (0, 4, 5)),
+    *(replace(FACTS[index], old=FACTS[index].target) for index in (0, 4, 5)),
     Fact("end", "Thomas Stieltjes", "The mother tongue of {}", "is", truth="is French"),
     Fact("one token", "The", "{} river runs", "in", truth="through"),
 )
@@ -125,7 +125,7 @@ def test_windows_are_cut_at_the_ends(layer: int, size: int, expected: list[int])
 
 
 def test_a_fact_without_truth_cannot_be_traced() -> None:
-    with pytest.raises(InputError, match="'tongue' has no 'truth'"):
+    with pytest.raises(InputError, match="'tongue' has no 'old'"):
         prompts_of(tiny_language_model("gpt2"), FACTS[:1])
 
 

@@ -122,7 +122,7 @@ def test_recipe_auto_finds_facts_that_cannot_be_traced_before_the_weights_are_re
     facts.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     arguments = ["recipe", "auto", "--model", bare_model, "--facts", str(facts), "--out", str(tmp_path / "auto.yaml")]
     assert run([*arguments, "--corpus", str(facts)]) == 2
-    assert said(capsys).count("the fact has no 'truth' to trace") == 2
+    assert said(capsys).count("the fact has no 'old' to trace") == 2
 
 
 @pytest.mark.parametrize(

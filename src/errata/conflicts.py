@@ -62,7 +62,7 @@ def conflicts(new: Sequence[Fact], earlier: Sequence[tuple[str, Fact]]) -> list[
     for fact in new:
         patch, before = latest.get(statement(fact), ("", None))
         if before is not None and _same(before.target) != _same(fact.target):
-            undoes = before.truth is not None and _same(before.truth) == _same(fact.target)
+            undoes = before.old is not None and _same(before.old) == _same(fact.target)
             found.append(Conflict(fact, before, patch, undoes))
     return found
 

@@ -23,7 +23,7 @@ from errata.facts_rules import (
 __all__ = ["FIELDS", "Fact", "FactSet", "Question", "clashes", "fact_of", "record_faults"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Fact:
     """One fact that a model is to hold. An instance is always well-formed.
 
@@ -32,7 +32,8 @@ class Fact:
         subject: what the fact is about; its last token is where an edit is made. May hold braces.
         prompt: the wording, with ``{}`` exactly once, where the subject stands. Other braces are plain text.
         target: what the model shall say after the prompt, without the space before it.
-        truth: what it says now, or what is true; None if unknown.
+        old: the answer that the target replaces: what the model says now; None if unknown. ``truth`` is a permanent
+            alias of it, as an argument and as an attribute.
         paraphrases: other wordings, as whole prompts, that ``target`` should follow too.
         neighbours: questions about other subjects whose true object is the same; their answers should stay.
         own: questions about other facts of the same subject; their answers should stay.
@@ -44,14 +45,15 @@ class Fact:
         relation: the name of the relation; facts that share it are compared (references of texts, other options).
 
     Raises:
-        FaultsError: if a field is empty, of a wrong type, or breaks one of the rules above; tells all of them.
+        FaultsError: if a field is empty, of a wrong type, or breaks one of the rules above, or if ``old`` and
+            ``truth`` are both given and differ; tells all of them.
     """
 
     id: str
     subject: str
     prompt: str
     target: str
-    truth: str | None = None
+    old: str | None = None
     paraphrases: tuple[str, ...] = ()
     neighbours: tuple[Question, ...] = ()
     own: tuple[Question, ...] = ()
@@ -62,15 +64,56 @@ class Fact:
     generation: tuple[str, ...] = ()
     relation: str | None = None
 
-    def __post_init__(self) -> None:
-        values = {name: getattr(self, name) for name in FIELDS}
-        name = f"fact {shown(self.id)}"
-        if faults := record_faults(values, name, required=("id", *REQUIRED_FIELDS)):
+    # Written by hand since ``truth`` is an argument, but not a field.
+    def __init__(
+        self,
+        id: str,  # noqa: A002  the field's name
+        subject: str,
+        prompt: str,
+        target: str,
+        old: str | None = None,
+        paraphrases: Sequence[str] = (),
+        neighbours: Sequence[Question | Mapping[str, str]] = (),
+        own: Sequence[Question | Mapping[str, str]] = (),
+        unrelated: Sequence[Question | Mapping[str, str]] = (),
+        portability: Sequence[Question | Mapping[str, str]] = (),
+        reversal: Sequence[Question | Mapping[str, str]] = (),
+        aliases: Sequence[str] = (),
+        generation: Sequence[str] = (),
+        relation: str | None = None,
+        *,
+        truth: str | None = None,
+    ) -> None:
+        values: dict[str, Any] = {
+            "id": id,
+            "subject": subject,
+            "prompt": prompt,
+            "target": target,
+            "old": old,
+            "paraphrases": paraphrases,
+            "neighbours": neighbours,
+            "own": own,
+            "unrelated": unrelated,
+            "portability": portability,
+            "reversal": reversal,
+            "aliases": aliases,
+            "generation": generation,
+            "relation": relation,
+        }
+        name = f"fact {shown(id)}"
+        given = values if truth is None else values | {"truth": truth}
+        if faults := record_faults(given, name, required=("id", *REQUIRED_FIELDS)):
             raise FaultsError(name, faults)
-        for list_name in TEXT_LISTS:
-            object.__setattr__(self, list_name, tuple(values[list_name] or ()))
-        for list_name in QUESTION_LISTS:
-            object.__setattr__(self, list_name, as_questions(values[list_name] or ()))
+        values["old"] = truth if old is None else old
+        values |= {name: tuple(values[name] or ()) for name in TEXT_LISTS}
+        values |= {name: as_questions(values[name] or ()) for name in QUESTION_LISTS}
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+
+    @property
+    def truth(self) -> str | None:
+        """Another name of ``old``."""
+        return self.old
 
     @property
     def text(self) -> str:
@@ -85,16 +128,25 @@ class Fact:
         return start, start + len(self.subject)
 
     def to_record(self) -> dict[str, object]:
-        """The fact as JSON would hold it; optional fields that are empty are left out."""
-        record: dict[str, object] = {name: getattr(self, name) for name in ("id", *REQUIRED_FIELDS)}
-        for name in FIELDS[len(record) :]:
+        """The fact as patches, ledgers and results hold it; optional fields that are empty are left out.
+
+        ``old`` has the key ``truth`` there, as always: digests and files of earlier versions depend on it. Files of
+        facts are written with ``old``, see ``to_entry``.
+        """
+        return {_STORED_AS.get(name, name): value for name, value in self.to_entry().items()}
+
+    def to_entry(self) -> dict[str, object]:
+        """The fact as a file of facts holds it; optional fields that are empty are left out."""
+        entry: dict[str, object] = {name: getattr(self, name) for name in ("id", *REQUIRED_FIELDS)}
+        for name in FIELDS[len(entry) :]:
             if value := getattr(self, name):
                 is_list = isinstance(value, tuple)
-                record[name] = [_as_json(entry) for entry in value] if is_list else value
-        return record
+                entry[name] = [_as_json(part) for part in value] if is_list else value
+        return entry
 
 
 FIELDS: Final = tuple(field.name for field in fields(Fact))
+_STORED_AS: Final = {"old": "truth"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +239,7 @@ def fact_of(record: Mapping[str, Any]) -> Fact:
     Raises:
         FaultsError: otherwise.
     """
-    values: dict[str, Any] = dict(record)
-    values |= {name: tuple(values.get(name) or ()) for name in TEXT_LISTS}
-    values |= {name: as_questions(values.get(name) or ()) for name in QUESTION_LISTS}
-    return Fact(**values)
+    return Fact(**record)
 
 
 def _as_json(entry: str | Question) -> str | dict[str, str]:

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from errata.errors import Fault, InputError
 from errata.facts import FIELDS, FactSet, record_faults
-from errata.facts_rules import QUESTION_LISTS, REQUIRED_FIELDS, TEXT_LISTS, unknown_field
+from errata.facts_rules import ALIASES, QUESTION_LISTS, REQUIRED_FIELDS, TEXT_LISTS, unknown_field
 
 _LIST_FIELDS: Final = (*TEXT_LISTS, *QUESTION_LISTS)
+_COLUMNS: Final = (*FIELDS, *ALIASES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,8 @@ def csv_entries(data: bytes, source: str) -> tuple[list[Entry], Collection[str]]
     if len(header) == 1 and (separator := next((mark for mark in ";\t|" if mark in header[0]), None)):
         what = f"the columns are separated by {separator!r}"
         return [Entry(place, faults=(Fault(place, what, "Separate them by commas"),))], REQUIRED_FIELDS
-    faults = [unknown_field(name, FIELDS, place) for name in header if name not in FIELDS]
-    twice = [name for name in FIELDS if header.count(name) > 1]
+    faults = [unknown_field(name, FIELDS, place) for name in header if name not in _COLUMNS]
+    twice = [name for name in _COLUMNS if header.count(name) > 1]
     faults += [Fault(place, f"the column '{name}' stands there twice", "Remove one of the two") for name in twice]
     absent = [name for name in REQUIRED_FIELDS if name not in header] if header else []
     faults += [Fault(place, f"the column '{name}' is missing", "Add it to the header") for name in absent]
@@ -100,7 +101,7 @@ def _row_entry(cells: Mapping[str, str], place: str) -> Entry:
     record: dict[str, object] = {}
     faults: list[Fault] = []
     for name, cell in cells.items():
-        if name not in FIELDS or (cell == "" and name not in REQUIRED_FIELDS):
+        if name not in _COLUMNS or (cell == "" and name not in REQUIRED_FIELDS):
             continue
         record[name] = cell
         if name in _LIST_FIELDS:
@@ -153,7 +154,7 @@ def object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]
 
 
 def jsonl_text(facts: FactSet) -> str:
-    return "".join(json.dumps(fact.to_record(), ensure_ascii=False) + "\n" for fact in facts)
+    return "".join(json.dumps(fact.to_entry(), ensure_ascii=False) + "\n" for fact in facts)
 
 
 def csv_text(facts: FactSet) -> str:
@@ -167,7 +168,7 @@ def csv_text(facts: FactSet) -> str:
     writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(FIELDS)
     for fact in facts:
-        record = fact.to_record()
+        record = fact.to_entry()
         cells: dict[str, str] = {
             name: json.dumps(record[name], ensure_ascii=False) for name in _LIST_FIELDS if name in record
         }

@@ -19,6 +19,7 @@ _TIGHT_TEXTS: Final[Mapping[str, Literal["nowhere", "end", "both ends"]]] = {
     "subject": "both ends",
     "prompt": "end",
     "target": "both ends",
+    "old": "both ends",
     "truth": "both ends",
     "answer": "both ends",
     "paraphrases": "end",
@@ -26,6 +27,8 @@ _TIGHT_TEXTS: Final[Mapping[str, Literal["nowhere", "end", "both ends"]]] = {
     "aliases": "both ends",
     "relation": "both ends",
 }
+# Other names of fields, which every input takes as well.
+ALIASES: Final[Mapping[str, str]] = {"truth": "old"}
 TEXT_LISTS: Final = ("paraphrases", "aliases", "generation")
 QUESTION_LISTS: Final = ("neighbours", "own", "unrelated", "portability", "reversal")
 _UNENCODABLE: Final = re.compile("[\x00\ud800-\udfff]")
@@ -69,8 +72,8 @@ def field_faults(record: object, place: str, known: Sequence[str], required: Col
     """
     if not isinstance(record, Mapping):
         return [Fault(place, f"the record is {_kind(record)}", "Write an object with the fields of one fact")]
-    faults = _field_faults(record, known, required, place, "")
-    for field in known:
+    faults = _field_faults(record, known, required, place, "", aliases=ALIASES)
+    for field in (*known, *ALIASES):
         value = record.get(field)
         if value is None:
             continue
@@ -84,6 +87,11 @@ def field_faults(record: object, place: str, known: Sequence[str], required: Col
         else:
             for index, entry in enumerate(value):
                 faults += [] if isinstance(entry, Question) else _question_faults(entry, f"{field}[{index}]", place)
+    for alias, field in ALIASES.items():
+        first, second = record.get(field), record.get(alias)
+        if isinstance(first, str) and isinstance(second, str) and first != second:
+            what = f"'{field}' {shown(first)} and '{alias}' {shown(second)} differ, but are two names of one field"
+            faults.append(Fault(place, what, f"Keep '{field}'"))
     prompt = record.get("prompt")
     if isinstance(prompt, str) and prompt.strip() and (count := prompt.count(PLACEHOLDER)) != 1:
         remedy = "Write {} once, where the subject stands"
@@ -103,10 +111,17 @@ def _question_faults(entry: object, path: str, place: str) -> list[Fault]:
 
 
 def _field_faults(
-    record: Mapping[object, object], known: Sequence[str], required: Collection[str], place: str, prefix: str
+    record: Mapping[object, object],
+    known: Sequence[str],
+    required: Collection[str],
+    place: str,
+    prefix: str,
+    *,
+    aliases: Collection[str] = (),
 ) -> list[Fault]:
     """Fields that are not known, and required ones that are absent."""
-    faults = [unknown_field(name, known, place, prefix) for name in record if name not in known]
+    unknown = [name for name in record if name not in known and name not in aliases]
+    faults = [unknown_field(name, known, place, prefix) for name in unknown]
     missing = [name for name in known if name in required and record.get(name) is None]
     return faults + [Fault(place, f"'{prefix}{name}' is missing", "Add it") for name in missing]
 

@@ -40,8 +40,8 @@ def token_faults(
 def _continuations(fact: Fact) -> Iterator[tuple[str, str, str, str]]:
     """(field, prompt, field, what follows it) for all that the model will read of a fact."""
     yield "prompt", fact.text, "target", fact.target
-    if fact.truth is not None:
-        yield "prompt", fact.text, "truth", fact.truth
+    if fact.old is not None:
+        yield "prompt", fact.text, "old", fact.old
     for index, paraphrase in enumerate(fact.paraphrases):
         yield f"paraphrases[{index}]", paraphrase, "target", fact.target
     for name in QUESTION_LISTS:

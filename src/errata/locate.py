@@ -232,11 +232,11 @@ def locate(
     """Trace the facts that a model knows.
 
     Args:
-        facts: with truths.
+        facts: with their old answers.
         report: told the facts found to be known, and the layers traced.
 
     Raises:
-        InputError: if a fact has no truth, or the window does not fit the model.
+        InputError: if a fact has no old answer, or the window does not fit the model.
         ErrataError: if no fact is known, or a probability is not finite.
     """
     layers = len(model.blocks)

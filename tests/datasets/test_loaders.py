@@ -263,7 +263,7 @@ def test_the_sample_on_top_of_each_loader_is_one_that_it_reads(name: str, tmp_pa
     loaded = read_dataset(name, written(tmp_path / "sample.json", json.loads(found[1])))
     assert len(loaded.facts) + len(loaded.texts) == 1
     assert loaded.notes == ()
-    filled = {field for fact in loaded.facts for field in fact.to_record()} - {"id", "subject", "prompt", "target"}
+    filled = {field for fact in loaded.facts for field in fact.to_entry()} - {"id", "subject", "prompt", "target"}
     assert filled <= set(DATASETS[name].fills)
     assert bool(loaded.concepts) == ("concepts" in DATASETS[name].fills)
     assert bool(loaded.texts) == ("texts" in DATASETS[name].fills)

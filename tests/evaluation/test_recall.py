@@ -213,7 +213,7 @@ def test_without_truth_success_is_absent_and_never_zero() -> None:
         Metric.SAME_SUBJECT_ACCURACY,
         Metric.UNTOUCHED_ACCURACY,
     }
-    assert "'truth'" in missing[Metric.EFFICACY_SUCCESS]
+    assert "'old'" in missing[Metric.EFFICACY_SUCCESS]
     assert "'neighbours'" in missing[Metric.SPECIFICITY_ACCURACY]
 
 

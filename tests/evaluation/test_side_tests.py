@@ -92,7 +92,7 @@ def test_three_tokens_by_hand() -> None:
 )
 def test_what_is_not_likelier_is_neither_held_nor_chosen(target: str, truth: str) -> None:
     model = three_token_model(("Rome", "Paris", "thing"), ROME_LIKELIER)
-    records = evaluate_side_tests(model, side_tests([replace(TOWER, target=target, truth=truth)], random.Random(0)))
+    records = evaluate_side_tests(model, side_tests([replace(TOWER, target=target, old=truth)], random.Random(0)))
     assert value(records, Metric.NEGATION_ACCURACY) == 1
     assert value(records, Metric.MULTIPLE_CHOICE_ACCURACY) == 0
 
@@ -181,7 +181,7 @@ def test_what_is_absent_is_told_with_its_reason() -> None:
     assert len(everything) == 5
     alone = absent_side_tests(FACTS[4:])
     assert alone.keys() == everything.keys()
-    assert "truth" in alone[Metric.NEGATION_ACCURACY]
+    assert "'old'" in alone[Metric.NEGATION_ACCURACY]
     assert "reversal" in alone[Metric.REVERSAL_TOKENS]
     assert "relation" in alone[Metric.MULTIPLE_CHOICE_LETTER_ACCURACY]
     question = absent_side_tests([Fact("q", "Rome", "Where is {}?", "here", "there")])

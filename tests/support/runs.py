@@ -30,8 +30,7 @@ from tests.support.editing import FACTS, tiny_language_model, tiny_recipe, write
 BATCHES = 3  # of two facts
 ASKED = FactSet(
     tuple(
-        replace(fact, truth="Paris", paraphrases=(f"Everybody knows of {fact.subject} that it is in",))
-        for fact in FACTS
+        replace(fact, old="Paris", paraphrases=(f"Everybody knows of {fact.subject} that it is in",)) for fact in FACTS
     )
 )
 EXAMINATION = Examination(

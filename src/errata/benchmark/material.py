@@ -86,8 +86,8 @@ def read_material(path: Path) -> Material:
 
 
 def others_untouched(facts: Sequence[Fact], edited: FactSet, *, seed: int) -> tuple[Untouched, ...]:
-    """Questions of a data set's other records about subjects that are not edited, answered by their truth."""
+    """Questions of a data set's other records about subjects that are not edited, answered with their old answer."""
     subjects = {fact.subject for fact in edited}
-    rest = [fact for fact in facts if fact.subject not in subjects and fact.truth is not None]
+    rest = [fact for fact in facts if fact.subject not in subjects and fact.old is not None]
     chosen = random.Random(f"untouched {seed}").sample(rest, min(UNTOUCHED, len(rest)))
-    return tuple((fact.subject, Question(fact.text, fact.truth or "")) for fact in chosen)
+    return tuple((fact.subject, Question(fact.text, fact.old or "")) for fact in chosen)

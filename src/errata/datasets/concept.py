@@ -22,7 +22,7 @@ from errata.facts_rules import as_questions, shown, unknown_field
 
 _REQUIRED = ("concept", "prompt", "new_definition")
 _LISTS = ("paraphrases", "instances", "non_instances", "instance_prompts")
-_OF_FACTS = {"subject": "concept", "prompt": "prompt", "target": "new_definition", "truth": "definition"}
+_OF_FACTS = {"subject": "concept", "prompt": "prompt", "target": "new_definition", "old": "definition"}
 
 
 @dataclass(frozen=True, slots=True)

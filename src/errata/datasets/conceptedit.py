@@ -43,7 +43,7 @@ def concept_of(fields: Fields) -> Draft:
         "subject": name,
         "prompt": prompt,
         "target": definition,
-        "truth": present,
+        "old": present,
         "paraphrases": paraphrases,
         "unrelated": unrelated,
     }

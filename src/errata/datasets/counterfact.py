@@ -17,7 +17,7 @@
     }
 
 What becomes of it: ``case_id`` -> id; ``relation_id`` -> relation; ``target_new`` -> target, ``target_true`` ->
-truth; ``paraphrase_prompts`` -> paraphrases; ``neighborhood_prompts`` (other subjects with the same true object) ->
+old; ``paraphrase_prompts`` -> paraphrases; ``neighborhood_prompts`` (other subjects with the same true object) ->
 neighbours, each with the answer ``target_true``; ``generation_prompts`` -> generation, repeats included, since one text
 is written for each. ``attribute_prompts`` (other subjects whose true object is ``target_new``) are not used: no metric
 asks them, and a reference text about them would have to come from elsewhere. ``pararel_idx`` and the ids of the targets
@@ -32,7 +32,7 @@ from errata.datasets.fields import Fields
 from errata.datasets.json_records import Draft
 from errata.datasets.row import DataSet, Source, json_list
 
-_FILLS: Final = ("truth", "paraphrases", "neighbours", "generation", "relation")
+_FILLS: Final = ("old", "paraphrases", "neighbours", "generation", "relation")
 
 
 def fact_of_case(fields: Fields) -> Draft:
@@ -46,7 +46,7 @@ def fact_of_case(fields: Fields) -> Draft:
                 "subject": rewrite.text("subject"),
                 "prompt": rewrite.text("prompt"),
                 "target": rewrite.part("target_new").text("str"),
-                "truth": truth,
+                "old": truth,
                 "paraphrases": fields.texts("paraphrase_prompts"),
                 "neighbours": tuple(
                     {"prompt": prompt, "answer": truth} for prompt in fields.texts("neighborhood_prompts")

@@ -38,7 +38,7 @@ def fact_of_case(fields: Fields) -> Draft:
         "subject": subject,
         "prompt": prompt,
         "target": fields.text("target_new"),
-        "truth": fields.text("ground_truth"),
+        "old": fields.text("ground_truth"),
         "neighbours": (locality,),
         "generation": (fields.text("rephrase_prompt"),),
     }
@@ -50,7 +50,7 @@ DATASET: Final = DataSet(
     title="CounterFact, reduced as EasyEdit does",
     paper="Meng et al. 2022, arXiv:2202.05262; cut by Yao et al. 2023, Editing Large Language Models, arXiv:2305.13172",
     licence="MIT",
-    fills=("truth", "neighbours", "generation"),
+    fills=("old", "neighbours", "generation"),
     read_here="all of data/counterfact-edit.json of github.com/WanliYoung/Revisit-Editing-Evaluation",
     sources=(
         Source(

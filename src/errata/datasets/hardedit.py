@@ -4,7 +4,7 @@
 
 The files lie in a folder that only a person can open, and none could be read here. What the loader relies on is what
 the authors' own program reads of such records: ``prompt`` with the subject in clear text, ``subject`` and
-``target_new``. A ``ground_truth`` becomes the truth, and ``locality_prompt`` with ``locality_ground_truth`` an
+``target_new``. A ``ground_truth`` becomes the old answer, and ``locality_prompt`` with ``locality_ground_truth`` an
 unrelated question, where a file has them. ``rephrase_prompt`` is not used: whether it is a paraphrase here could not be
 seen, and in CounterFact's reduced form it is none. Facts are named by ``case_id`` if there is one, else by position.
 """
@@ -27,7 +27,7 @@ def fact_of_case(fields: Fields) -> Draft:
         "subject": subject,
         "prompt": prompt,
         "target": fields.text("target_new"),
-        "truth": fields.text_or_none("ground_truth"),
+        "old": fields.text_or_none("ground_truth"),
     }
     if fields.has("locality_prompt"):
         asked = {"prompt": fields.text("locality_prompt"), "answer": fields.text("locality_ground_truth")}
@@ -42,7 +42,7 @@ DATASET: Final = DataSet(
     title="HardEdit and HardCF (hard cases)",
     paper="Yang et al. 2024, The Butterfly Effect of Model Editing, Findings of ACL 2024, 2024.findings-acl.322",
     licence="MIT (that of the authors' repository)",
-    fills=("truth", "unrelated"),
+    fills=("old", "unrelated"),
     read_here="no record; the fields that mass_edit.py of github.com/WanliYoung/Collapse-in-Model-Editing reads, and "
     "the folder's address from its README",
     sources=(Source("HardEdit.json", None, page=_PAGE), Source("HardCF.json", None, page=_PAGE)),

@@ -1,6 +1,6 @@
 """A file of one's own, in errata's own form (`facts_io`), JSON Lines or CSV. A record::
 
-    {"subject": "Torre Ombra", "prompt": "{} was built in the city of", "target": "Lyon", "truth": "Turin"}
+    {"subject": "Torre Ombra", "prompt": "{} was built in the city of", "target": "Lyon", "old": "Turin"}
 
 It is held to the rules of every file of facts: what clashes in it is a fault, and nothing of it is left out.
 """

@@ -11,8 +11,8 @@
     }
 
 ``prompt`` is the filled template with the words that the model put before ``attribute``; the attribute follows it, so
-it is the prompt that is used and not the template. Nothing is edited here: ``attribute`` is both target and truth,
-and what `errata locate` asks for is the truth. ``prediction`` is another model's text and is not used.
+it is the prompt that is used and not the template. Nothing is edited here: ``attribute`` is both target and old answer,
+and what `errata locate` asks for is the old answer. ``prediction`` is another model's text and is not used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def fact_known(fields: Fields) -> Draft:
         "subject": subject,
         "prompt": prompt,
         "target": attribute,
-        "truth": attribute,
+        "old": attribute,
         "relation": fields.text_or_none("relation_id"),
     }
     return Draft(left_out=AMBIGUOUS) if prompt is None else Draft(facts=(fact,))
@@ -45,7 +45,7 @@ DATASET: Final = DataSet(
     title="KnownFacts (known_1000)",
     paper="Meng et al. 2022, Locating and Editing Factual Associations in GPT, arXiv:2202.05262",
     licence="MIT",
-    fills=("truth", "relation"),
+    fills=("old", "relation"),
     read_here="1,209 records, in a copy whose bytes could not be compared with the authors'; the address from "
     "dsets/knowns.py of github.com/kmeng01/rome",
     sources=(

@@ -1,7 +1,7 @@
 """The world of the embedded model, drawn by seed and not read. A fact of it, made up::
 
     {"id": "lab-0-0", "subject": "Milan Lang", "prompt": "The native city of {} is", "target": "Istanbul",
-     "truth": "Delhi", "paraphrases": ["Milan Lang was born in"]}
+     "old": "Delhi", "paraphrases": ["Milan Lang was born in"]}
 
 At most one fact for each of its people. The lab is imported only when it is asked for: it brings its model along.
 """
@@ -39,7 +39,7 @@ DATASET: Final = DataSet(
     title="the embedded model's world",
     paper="",
     licence="Apache-2.0, as errata",
-    fills=("truth", "paraphrases", "neighbours", "own"),
+    fills=("old", "paraphrases", "neighbours", "own"),
     read_here="It comes with errata: `errata data check lab --count 100 --seed 3`",
     maker=draw_world,
 )

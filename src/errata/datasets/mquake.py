@@ -68,7 +68,7 @@ def _fact(rewrite: Fields, name: str, hops: Sequence[Fields]) -> Mapping[str, An
         "subject": rewrite.text("subject"),
         "prompt": rewrite.text("prompt"),
         "target": target,
-        "truth": rewrite.part("target_true").text("str"),
+        "old": rewrite.part("target_true").text("str"),
         "paraphrases": () if question is None else (question,),
         "aliases": tuple(alias for alias in dict.fromkeys(aliases) if alias != target),
         "relation": rewrite.text_or_none("relation_id"),
@@ -84,7 +84,7 @@ DATASET: Final = DataSet(
     title="MQuAKE",
     paper="Zhong et al. 2023, MQuAKE: Assessing Knowledge Editing via Multi-Hop Questions, arXiv:2305.14795",
     licence="MIT",
-    fills=("truth", "paraphrases", "portability", "aliases", "relation"),
+    fills=("old", "paraphrases", "portability", "aliases", "relation"),
     read_here="no whole file; the form and the counts in the README of github.com/princeton-nlp/MQuAKE",
     sources=(
         Source("MQuAKE-CF-3k-v2.json", f"{_FOLDER}MQuAKE-CF-3k-v2.json", records=3000),

@@ -11,7 +11,7 @@
     }
 
 ``id`` counts within ``source`` only, so facts are named by both: ``NQ-7``. ``rephrase`` is the paraphrase; ``locality``
-are unrelated questions, asked as they stand, without a "?". There is no truth: the target is the true answer.
+are unrelated questions, asked as they stand, without a "?". There is no old answer: the target is the true answer.
 
 The subject can be a long phrase, nearly all of the question, or one letter of it. It is put back where
 ``Fields.prompt_around`` finds it; the few records in which it stands several times are left out, with a note.

@@ -22,7 +22,7 @@
 This is the *extended* form, in which the Wikidata ids of the authors' files are resolved: the authors' own name neither
 subject nor target but by id, and what they are called is not guessed from sentences here, so those files are refused.
 
-``original_fact`` is the truth. ``Subject_Aliasing`` (the subject by another name) are paraphrases;
+``original_fact`` is the old answer. ``Subject_Aliasing`` (the subject by another name) are paraphrases;
 ``Relation_Specificity`` and ``Forgetfulness`` are the subject's own other facts, which stay; ``Logical_Generalization``
 and ``Compositionality_I``/``II`` are portability. Of a question's answers the first is taken; questions without an
 answer (one letter is none, as for the authors) and repeated ones are passed over. ``condition_queries``, which say what
@@ -63,7 +63,7 @@ def fact_of_example(fields: Fields) -> Draft:
         "subject": subject,
         "prompt": prompt,
         "target": edit.text("target_label"),
-        "truth": truth,
+        "old": truth,
         "paraphrases": tuple(dict.fromkeys(prompt for prompt, _ in _asked(fields, _PARAPHRASES))),
         "own": _questions(fields, *_OWN),
         "portability": _questions(fields, *_PORTABILITY),
@@ -98,7 +98,7 @@ DATASET: Final = DataSet(
     title="RippleEdits, with its ids resolved",
     paper="Cohen et al. 2024, Evaluating the Ripple Effects of Knowledge Editing in Language Models, arXiv:2307.12976",
     licence="MIT (the authors' files)",
-    fills=("truth", "paraphrases", "own", "portability", "relation"),
+    fills=("old", "paraphrases", "own", "portability", "relation"),
     read_here="no file; the form in README and src/ of github.com/edenbiran/RippleEdits, and what the extended files "
     "add in model_editing/editing_tasks/datasets/RippleEdits.py of github.com/oneSebastian/model-editing",
     sources=tuple(

@@ -20,10 +20,10 @@ A record, made up::
     }
 
 ``zsre-answers`` (MEMIT and its successors): the model is corrected to the true answer. The target is the first of
-``answers``, the others are aliases; there is no truth beside it to compare with. ``portability`` is not filled, since
-its questions were written for ``alt``: their answers do not follow from the true answer.
+``answers``, the others are aliases; there is no old answer to compare with. ``portability`` is not filled, since its
+questions were written for ``alt``: their answers do not follow from the true answer.
 
-``zsre-alt`` (EasyEdit): the model is edited to the alternative. The target is ``alt``; the truth is the first of
+``zsre-alt`` (EasyEdit): the model is edited to the alternative. The target is ``alt``; the old answer is the first of
 ``answers`` that is not ``alt`` itself (there may be none). A record whose ``alt`` is empty is left out, as EasyEdit
 leaves it out. ``portability`` is filled where the file has it.
 
@@ -63,7 +63,7 @@ def fact_by_alternative(fields: Fields) -> Draft:
         asked = fields.part("portability")
         portability = ({"prompt": asked.text("New Question"), "answer": asked.text("New Answer")},)
     truth = next((answer for answer in answers if answer != target), None)
-    return _draft(fact | {"target": target, "truth": truth, "portability": portability})
+    return _draft(fact | {"target": target, "old": truth, "portability": portability})
 
 
 def _common(fields: Fields) -> dict[str, Any]:
@@ -124,7 +124,7 @@ ALTERNATIVE: Final = DataSet(
     title="zsRE, edited to the alternative (EasyEdit)",
     paper=_PAPER,
     licence="MIT",
-    fills=("truth", "paraphrases", "unrelated", "portability"),
+    fills=("old", "paraphrases", "unrelated", "portability"),
     read_here=_READ,
     sources=(_MEMIT, _EASY, _PORTABILITY),
     reader=json_list(fact_by_alternative),

@@ -32,7 +32,7 @@ def evaluate_facts(
 ) -> list[Record]:
     """One record per prompt and metric, for every metric that the facts have the fields for (see ``absent``).
 
-    A success compares mean log-probabilities, strictly: of target and truth behind the fact's own prompt and its
+    A success compares mean log-probabilities, strictly: of target and old answer after the fact's own prompt and its
     paraphrases, of answer and target behind its neighbours. An accuracy says whether target (or answer) is what the
     model would say, token by token.
 
@@ -113,13 +113,13 @@ def _absent_always(facts: Sequence[Fact], untouched: Sequence[Untouched]) -> dic
         missing: dict[Metric, str] = dict.fromkeys(_OF_FACTS, "there are no facts")
     else:
         missing = {}
-        if not any(fact.truth for fact in facts):
-            missing[Metric.EFFICACY_SUCCESS] = "no fact has a 'truth' to compare with"
+        if not any(fact.old for fact in facts):
+            missing[Metric.EFFICACY_SUCCESS] = "no fact has an 'old' answer to compare with"
         if not any(fact.paraphrases for fact in facts):
             reason = "no fact has 'paraphrases'"
             missing |= {Metric.GENERALISATION_SUCCESS: reason, Metric.GENERALISATION_ACCURACY: reason}
-        elif not any(fact.paraphrases and fact.truth for fact in facts):
-            missing[Metric.GENERALISATION_SUCCESS] = "no fact with 'paraphrases' has a 'truth' to compare with"
+        elif not any(fact.paraphrases and fact.old for fact in facts):
+            missing[Metric.GENERALISATION_SUCCESS] = "no fact with 'paraphrases' has an 'old' answer to compare with"
         if not any(fact.neighbours for fact in facts):
             reason = "no fact has 'neighbours'"
             missing |= {Metric.SPECIFICITY_SUCCESS: reason, Metric.SPECIFICITY_ACCURACY: reason}
@@ -191,8 +191,8 @@ def _questions(facts: Sequence[Fact], untouched: Sequence[Untouched], *, tokens:
     unrelated = (Metric.UNRELATED_ACCURACY, None, Metric.UNRELATED_TOKENS)
     asked: list[_Asked] = []
     for fact in facts:
-        asked.append(_Asked(fact.id, fact.text, fact.target, fact.truth, *efficacy))
-        asked += [_Asked(fact.id, text, fact.target, fact.truth, *generalisation) for text in fact.paraphrases]
+        asked.append(_Asked(fact.id, fact.text, fact.target, fact.old, *efficacy))
+        asked += [_Asked(fact.id, text, fact.target, fact.old, *generalisation) for text in fact.paraphrases]
         asked += [_Asked(fact.id, near.prompt, near.answer, fact.target, *specificity) for near in fact.neighbours]
         asked += [_Asked(fact.id, own.prompt, own.answer, None, Metric.SAME_SUBJECT_ACCURACY) for own in fact.own]
         asked += [_Asked(fact.id, hop.prompt, hop.answer, None, *portability) for hop in fact.portability]

@@ -1,9 +1,9 @@
 """Side tests that editors fail: negation, reversal, multiple choice. Reported beside the metrics, never hidden.
 
 An editor that ties a subject's prompt to a target may do nothing but that. Behind a negated prompt the target should
-not be held likelier than the truth; asked the other way round the model should name the subject (Berglund et al. 2023,
-"The Reversal Curse", https://arxiv.org/abs/2309.12288); among options the target should be chosen. The wordings are
-errata's own. The two-hop test is the metric ``portability``.
+not be held likelier than the old answer; asked the other way round the model should name the subject (Berglund et al.
+2023, "The Reversal Curse", https://arxiv.org/abs/2309.12288); among options the target should be chosen. The wordings
+are errata's own. The two-hop test is the metric ``portability``.
 
 Negation puts "It is not true that " before the whole prompt. The prompt's first letter becomes small only where that is
 safe: its first word is not the subject's, and is one of the English words below that are capitals only because they
@@ -44,7 +44,7 @@ class SideTestSettings:
     """How the side tests are asked.
 
     Attributes:
-        options: most options of a multiple choice, target and truth among them.
+        options: most options of a multiple choice, target and old answer among them.
         seed: of the options' choice and order; the caller makes the ``random.Random`` of it.
     """
 
@@ -83,8 +83,8 @@ class SideTest:
         fact: the fact's id.
         prompt: its whole prompt.
         target: what it should say.
-        truth: what it said.
-        negated: the negated prompt; None if it cannot be negated, or there is no truth to compare with.
+        truth: the old answer.
+        negated: the negated prompt; None if it cannot be negated, or there is no old answer to compare with.
         reversal: questions for the subject.
         choice: None if there are no two options.
     """
@@ -123,9 +123,9 @@ def side_tests(
 ) -> list[SideTest]:
     """What is asked about each fact; a fact without the fields for a test is not asked it (``absent_side_tests``).
 
-    The options of a multiple choice are the fact's target, its truth, and targets and truths of the other facts of the
-    same ``relation``; none that only differ in case or that are aliases of the target. The same generator draws the
-    same options for the same facts.
+    The options of a multiple choice are the fact's target, its old answer, and targets and old answers of the other
+    facts of the same ``relation``; none that only differ in case or that are aliases of the target. The same generator
+    draws the same options for the same facts.
     """
     settings = settings or SideTestSettings()
     pools = _pools(facts)
@@ -134,8 +134,8 @@ def side_tests(
             fact.id,
             fact.text,
             fact.target,
-            fact.truth,
-            negated_prompt(fact) if fact.truth is not None else None,
+            fact.old,
+            negated_prompt(fact) if fact.old is not None else None,
             fact.reversal,
             _choice(fact, pools, settings.options, generator),
         )
@@ -148,7 +148,8 @@ def evaluate_side_tests(
 ) -> list[Record]:
     """One record per prompt and metric.
 
-    - ``negation_accuracy``: 1 unless the target's mean log-probability is above the truth's behind the negated prompt;
+    - ``negation_accuracy``: 1 unless the target's mean log-probability is above the old answer's after the negated
+      prompt;
     - ``reversal_accuracy``, ``reversal_tokens``: whether all tokens of the subject, and what share of them, are what
       the model would say behind a question for it;
     - ``multiple_choice_accuracy``: 1 if the target's mean log-probability behind the fact's prompt is above that of
@@ -179,15 +180,15 @@ def absent_side_tests(facts: Sequence[Fact]) -> dict[Metric, str]:
     if not facts:
         return dict.fromkeys(metrics, "there are no facts")
     missing: dict[Metric, str] = {}
-    if not any(fact.truth for fact in facts):
-        missing[Metric.NEGATION_ACCURACY] = "no fact has a 'truth' to compare with"
-    elif not any(fact.truth and negated_prompt(fact) for fact in facts):
-        missing[Metric.NEGATION_ACCURACY] = "no prompt of a fact with a 'truth' can be negated (questions cannot)"
+    if not any(fact.old for fact in facts):
+        missing[Metric.NEGATION_ACCURACY] = "no fact has an 'old' answer to compare with"
+    elif not any(fact.old and negated_prompt(fact) for fact in facts):
+        missing[Metric.NEGATION_ACCURACY] = "no prompt of a fact with an 'old' answer can be negated (questions cannot)"
     if not any(fact.reversal for fact in facts):
         missing |= dict.fromkeys(metrics[1:3], "no fact has 'reversal' questions")
     pools = _pools(facts)
-    if not any(fact.truth or _distractors(fact, pools) for fact in facts):
-        reason = "no fact has a second option: a 'truth', or another fact of the same 'relation'"
+    if not any(fact.old or _distractors(fact, pools) for fact in facts):
+        reason = "no fact has a second option: an 'old' answer, or another fact of the same 'relation'"
         missing |= dict.fromkeys(metrics[3:], reason)
     return missing
 
@@ -201,13 +202,13 @@ def _pools(facts: Sequence[Fact]) -> dict[str, list[str]]:
     for fact in facts:
         if fact.relation is not None:
             pool = pools.setdefault(fact.relation, {})
-            pool |= dict.fromkeys(text for text in (fact.target, fact.truth) if text is not None)
+            pool |= dict.fromkeys(text for text in (fact.target, fact.old) if text is not None)
     return {relation: list(pool) for relation, pool in pools.items()}
 
 
 def _distractors(fact: Fact, pools: dict[str, list[str]]) -> list[str]:
-    """What else could stand in the target's place: not the target, an alias of it, or the truth; no text twice."""
-    taken = {text.casefold() for text in (fact.target, fact.truth or "", *fact.aliases)}
+    """What else could stand in the target's place: not the target, an alias of it, or the old answer; no text twice."""
+    taken = {text.casefold() for text in (fact.target, fact.old or "", *fact.aliases)}
     found: list[str] = []
     for text in pools.get(fact.relation or "", ()):
         if text.casefold() not in taken:
@@ -218,8 +219,8 @@ def _distractors(fact: Fact, pools: dict[str, list[str]]) -> list[str]:
 
 def _choice(fact: Fact, pools: dict[str, list[str]], most: int, generator: random.Random) -> Choice | None:
     own = [fact.target]
-    if fact.truth is not None and fact.truth.casefold() != fact.target.casefold():
-        own.append(fact.truth)
+    if fact.old is not None and fact.old.casefold() != fact.target.casefold():
+        own.append(fact.old)
     others = _distractors(fact, pools)
     options = own + generator.sample(others, min(most - len(own), len(others)))
     if len(options) < 2:

@@ -53,7 +53,7 @@ def lab_facts(world: World, count: int, *, seed: int, spare: int = 0) -> list[Fa
                 subject=subject,
                 prompt=wordings[0],
                 target=target,
-                truth=truth,
+                old=truth,
                 paraphrases=tuple(wording.replace("{}", subject) for wording in wordings[1:]),
                 neighbours=tuple(
                     _question(world, name, relation, _any_wording(generator, relation)) for name in neighbours

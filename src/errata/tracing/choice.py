@@ -22,7 +22,7 @@ class Chosen:
 
     Attributes:
         asked: how many facts the model was asked.
-        known: how many of them it answered as their truth says, token by token.
+        known: how many of them it answered with their old answer, token by token.
         nothing_behind: known ones left out because their prompt ends with the subject: at one token then, the fact
             would be looked up and the answer be read, and restoring the last block there brings back all of it.
     """
@@ -37,10 +37,10 @@ class Chosen:
 def choose_facts(
     model: LanguageModel, facts: Sequence[Fact], count: int, *, seed: int, report: Report = silent
 ) -> Chosen:
-    """Ask for the truth of facts in random order, until so many are known that can be traced.
+    """Ask for the old answers of facts in random order, until so many are known that can be traced.
 
     Raises:
-        InputError: if a fact has no truth.
+        InputError: if a fact has no old answer.
         ErrataError: if no fact is known.
     """
     order = random.Random(f"locate {seed}").sample(range(len(facts)), len(facts))
@@ -49,7 +49,7 @@ def choose_facts(
     while asked < len(facts) and len(chosen) < count:
         some = [facts[index] for index in order[asked : asked + _ASKED_AT_ONCE]]
         prompts = prompts_of(model, some)
-        scores = score(model, [(fact.text, fact.truth or "") for fact in some])
+        scores = score(model, [(fact.text, fact.old or "") for fact in some])
         right = [pair for pair, found in zip(zip(some, prompts, strict=True), scores, strict=True) if found.correct]
         usable = [(fact, prompt) for fact, prompt in right if prompt.subject[-1] < len(prompt.ids) - 1]
         asked, known, nothing_behind = asked + len(some), known + len(right), nothing_behind + len(right) - len(usable)
@@ -59,7 +59,7 @@ def choose_facts(
         behind = f" ({known} are known, but nothing stands behind their subject)" if known else ""
         raise ErrataError(
             f"of {asked} facts the model knows none that can be traced{behind}",
-            remedy="Give facts whose 'truth' is what this model says, with words between subject and answer",
+            remedy="Give facts whose 'old' is what this model says, with words between subject and answer",
         )
     kept = chosen[:count]
     traced = tuple(fact for fact, _ in kept), tuple(prompt for _, prompt in kept)

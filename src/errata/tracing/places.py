@@ -69,13 +69,13 @@ def prompts_of(model: LanguageModel, facts: Sequence[Fact]) -> list[Prompt]:
     """The facts' prompts with their true answers.
 
     Raises:
-        InputError: if a fact has no truth, or its subject or truth no token.
+        InputError: if a fact has no old answer, or its subject or old answer no token.
     """
-    pairs = [(fact.text, fact.truth) for fact in facts if fact.truth is not None]
+    pairs = [(fact.text, fact.old) for fact in facts if fact.old is not None]
     if len(pairs) < len(facts):
-        lacking = next(fact.id for fact in facts if fact.truth is None)
+        lacking = next(fact.id for fact in facts if fact.old is None)
         raise InputError(
-            f"fact {lacking!r} has no 'truth', and only what the model knows can be traced",
+            f"fact {lacking!r} has no 'old' answer, and only what the model knows can be traced",
             remedy="Give every fact its true answer",
         )
     prompts = []

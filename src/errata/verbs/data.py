@@ -131,7 +131,7 @@ def check(
         tell(f"  {field:<12} {counted(facts, 'fact')}{f', {entries} entries' if entries > facts else ''}")
     for note in loaded.notes:
         tell(f"note: {note}.")
-    sample = loaded.facts[0].to_record() if loaded.facts else {"text": loaded.texts[0]} if loaded.texts else {}
+    sample = loaded.facts[0].to_entry() if loaded.facts else {"text": loaded.texts[0]} if loaded.texts else {}
     for field, value in sample.items():
         tell(f"  {field}: {_shown(value)}")
     if out is not None:
@@ -178,7 +178,7 @@ def _filled(loaded: Loaded) -> dict[str, tuple[int, int]]:
     """Optional field -> (facts that have it, entries in all), for the fields that any fact has."""
     found: dict[str, tuple[int, int]] = {}
     for fact in loaded.facts:
-        for field, value in list(fact.to_record().items())[4:]:  # behind id, subject, prompt and target
+        for field, value in list(fact.to_entry().items())[4:]:  # behind id, subject, prompt and target
             facts, entries = found.get(field, (0, 0))
             found[field] = (facts + 1, entries + (len(value) if isinstance(value, list) else 1))
     return found

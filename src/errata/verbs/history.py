@@ -81,7 +81,7 @@ def history(
             entry.fact.id,
             entry.fact.text,
             f"{entry.fact.target}{replaced}",
-            entry.fact.truth or "–",
+            entry.fact.old or "–",
             now,
         )
         rows.append(row)

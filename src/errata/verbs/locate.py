@@ -41,7 +41,7 @@ def locate_layers(
     model: ModelOption = "lab",
     facts: Annotated[
         Path | None,
-        typer.Option("--facts", "-f", help="JSONL or CSV with the 'truth' of every fact; lab: from its world."),
+        typer.Option("--facts", "-f", help="JSONL or CSV with the 'old' answer of every fact; lab: from its world."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many of the facts that the model knows to trace.")] = 100,
     samples: Annotated[int, typer.Option(min=1, help="Draws of noise per fact.")] = 10,
@@ -122,15 +122,15 @@ def _facts(path: Path | None, model: str, outline: Outline | None, seed: int) ->
         tokens = token_check(outline)
 
         def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
-            lacking = [place for fact, place in zip(found, places, strict=True) if fact.truth is None]
+            lacking = [place for fact, place in zip(found, places, strict=True) if fact.old is None]
             remedy = "Add what the model says now: only what it knows can be traced"
-            return [Fault(place, "the fact has no 'truth'", remedy) for place in lacking] + tokens(found, places)
+            return [Fault(place, "the fact has no 'old' answer", remedy) for place in lacking] + tokens(found, places)
 
         return read_facts(path, check=check)
     if not is_lab(model):
         raise InputError(
             f"there are no facts to trace in {model!r}: only the embedded model comes with facts that it knows",
-            remedy="Give --facts FILE with the 'truth' of every fact (the target is not looked at)",
+            remedy="Give --facts FILE with the 'old' answer of every fact (the target is not looked at)",
         )
     from errata.lab.package import lab_world
     from errata.lab.tasks import lab_facts

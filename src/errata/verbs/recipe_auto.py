@@ -189,7 +189,7 @@ def _check_given(facts: Path | None, corpus: str | None) -> None:
 
 
 def _read_held_out(path: Path, outline: Outline | None, *, traced: bool) -> FactSet:
-    """The user's facts; what has no truth cannot be traced.
+    """The user's facts; what has no old answer cannot be traced.
 
     Raises:
         InputError, FaultsError: as ``read_facts``.
@@ -197,9 +197,10 @@ def _read_held_out(path: Path, outline: Outline | None, *, traced: bool) -> Fact
     tokens = token_check(outline, lead=LEAD)
 
     def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
-        lacking = [place for fact, place in zip(found, places, strict=True) if traced and fact.truth is None]
+        lacking = [place for fact, place in zip(found, places, strict=True) if traced and fact.old is None]
         remedy = "Add what the model says now, or give the layers with --layers"
-        return [Fault(place, "the fact has no 'truth' to trace", remedy) for place in lacking] + tokens(found, places)
+        faults = [Fault(place, "the fact has no 'old' answer to trace", remedy) for place in lacking]
+        return faults + tokens(found, places)
 
     return read_facts(path, check=check)
 

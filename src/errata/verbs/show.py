@@ -79,7 +79,7 @@ def facts_table(facts: Sequence[Fact], most: int | None) -> Table:
     for head in ("fact", "prompt", "target", "before"):
         table.add_column(head, overflow="fold")
     for fact in facts[:most]:
-        table.add_row(*(Text(text) for text in (fact.id, fact.text, fact.target, fact.truth or "–")))
+        table.add_row(*(Text(text) for text in (fact.id, fact.text, fact.target, fact.old or "–")))
     return table
 
 
