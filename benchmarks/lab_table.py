@@ -25,7 +25,7 @@ from errata.methods import BOUNDARY_SUFFIX, METHODS
 from errata.models.language_model import LanguageModel
 from errata.patch import software_versions
 from errata.recipe import Recipe, shipped_recipe
-from errata.report.tables import markdown_table
+from errata.report.tables import markdown_tables
 
 
 def pooled(parts: list[Measurement]) -> tuple[list[Record], Perplexity]:
@@ -101,7 +101,7 @@ def main() -> None:
         sizes = [arguments.batch_size] * len(seconds[method])
         summaries.append(summarise_groups(Metric.SECONDS_PER_EDIT, "after", seconds[method], sizes))
         rows += to_long(method, summaries)
-    print(markdown_table(rows))
+    print(markdown_tables(rows))
     if arguments.json is not None:
         about = {
             "command": "python " + " ".join(sys.argv),

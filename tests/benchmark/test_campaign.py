@@ -99,6 +99,7 @@ def test_the_rows_are_what_editing_and_asking_by_hand_gives(bench: TinyBench, tm
         assert rows[method, "perplexity_ratio", "after", 6]["n"] == len(PROSE)
         norms = [rows[method, "weight_norm_ratio", "during", edits]["mean"] for edits in (2, 4, 6)]
         assert 0 < norms[0] < norms[1] < norms[2]
+        assert rows[method, "weight_norm_ratio", "after", 6]["mean"] == norms[2]
     # Facts that both seeds have are one cluster each, whatever the number of seeds.
     assert rows["memit_seq", "efficacy_accuracy", "after", 6]["n"] == 6
     # The check behind the last batch is of the same sample, so that curves go on to their end.
@@ -112,6 +113,13 @@ def test_the_table_of_records_holds_every_prompt_and_gives_the_same_means(bench:
     rows = rows_in(summary)
     lines = parquet.read_table(table).to_pylist()
     assert {line["seed"] for line in lines} == {0, 1}
+    answers: dict[tuple[int, str, str], dict[str, dict[str, Any]]] = {}
+    for line in lines:
+        if line["metric"] == "untouched_accuracy":
+            answers.setdefault((line["seed"], line["fact"], line["prompt"]), {})[line["when"]] = line
+    changed = [both["before"]["said"] != both["after"]["said"] for both in answers.values()]
+    assert rows["memit", "untouched_changed", "after", 4]["mean"] == pytest.approx(sum(changed) / len(changed))
+    assert rows["memit", "untouched_changed", "before", 4]["mean"] == 0
     for (method, metric, when, edits), row in rows.items():
         chosen = [line for line in lines if (line["method"], line["metric"], line["when"]) == (method, metric, when)]
         if when == "during":

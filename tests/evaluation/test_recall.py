@@ -241,7 +241,7 @@ EVERY_EDIT = {
     metric
     for metric in Metric
     if metric.startswith(("efficacy", "generalisation", "specificity", "same_subject", "untouched"))
-    and not metric.endswith(("_tokens", "_first", "_last"))
+    and metric.endswith(("_success", "_accuracy"))
 }
 BY_TOKENS = EVERY_EDIT | {
     Metric.EFFICACY_TOKENS, Metric.GENERALISATION_TOKENS, Metric.PORTABILITY_ACCURACY, Metric.PORTABILITY_TOKENS,

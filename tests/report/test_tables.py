@@ -12,7 +12,7 @@ from errata.errors import InputError
 from errata.evaluation.metrics import Metric
 from errata.evaluation.records import When
 from errata.evaluation.results_file import Row
-from errata.report.tables import before_after_markdown, before_after_table, comparison_table, markdown_table
+from errata.report.tables import before_after_markdown, before_after_table, comparison_tables, markdown_tables
 
 METHODS = ["memit", "memit+blue", "alphaedit", "alphaedit+blue"]
 
@@ -34,59 +34,79 @@ def full_rows() -> list[Row]:
     return rows
 
 
-def rendered(table: Table, width: int) -> list[str]:
+def rendered(tables: Table | list[Table], width: int) -> list[str]:
     file = io.StringIO()
-    Console(file=file, width=width, color_system=None).print(table)
+    screen = Console(file=file, width=width, color_system=None)
+    for table in tables if isinstance(tables, list) else [tables]:
+        screen.print(table)
     return file.getvalue().splitlines()
 
 
 def test_a_wide_table_has_one_line_a_method_and_moment() -> None:
-    lines = rendered(comparison_table(full_rows(), width=120), 120)
-    body = [line for line in lines if line.startswith(("before", "memit", "alphaedit", "  right after"))]
-    assert [line[:14].strip() for line in body] == [
-        "before editing",
-        *(name for method in METHODS for name in (method, "right after")),
-    ]
-    assert body[0].split("  ")[-1].strip() == "–", "what was not measured is no number"
-    assert body[1].split()[:3] == ["memit", "90.0", "[87,93]"]
-    assert body[-2].split()[-4:] == ["[90,96]", "1.03", "[1.00,1.06]", "1.03"]
-    head = " ".join(lines[:2])
-    for name in ("eff.", "gen.", "spec.", "same subj.", "untouched", "ppl ratio", "s/edit", "n=100"):
-        assert name in head
-    assert "95 %" in lines[-1]
+    edited, others = (rendered(table, 120) for table in comparison_tables(full_rows(), width=120))
+    for lines in (edited, others):
+        body = [line for line in lines if line.startswith(("before editing", "memit", "alphaedit", "  right after"))]
+        assert [line[:14].strip() for line in body] == [
+            "before editing",
+            *(name for method in METHODS for name in (method, "right after")),
+        ]
+    first = next(line for line in edited if line.startswith("memit "))
+    assert first.split()[:3] == ["memit", "90.0", "[87,93]"]
+    last = [line for line in edited if line.strip()][-4]
+    assert last.split()[0] == "alphaedit+blue"
+    assert last.split()[-3:] == ["93.0", "[90,96]", "1.03"]
+    for name in ("eff. succ.", "eff. acc.", "gen. succ.", "gen. acc.", "score", "s/edit", "n=100"):
+        assert name in " ".join(edited[:4])
+    words = " ".join(others[:6]).split()
+    for name in ("spec.", "succ.", "known", "all", "same", "subj.", "untouched", "ppl", "ratio", "ΔW/W", "n=100"):
+        assert name in words
+    assert words.count("known") == words.count("all") == 3
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
 def test_nothing_is_lost_or_broken_at_usual_widths(width: int) -> None:
-    lines = rendered(comparison_table(full_rows(), width=width), width)
+    lines = rendered(comparison_tables(full_rows(), width=width), width)
     text = "\n".join(lines)
     assert max(map(len, lines)) <= width
     assert "…" not in text
-    words = text.split()
-    assert words.count("[93,99]") == 5 * len(METHODS), "right after: five percentages a method"
-    assert "[0.98,1.04]" in words
+    whole = text.replace(",\n", ",")
+    words = whole.split()
+    assert words.count("96.0") == 12 * len(METHODS), "right after: twelve percentages a method"
     assert words.count("1.03") == 2, "alphaedit+blue's ratio and seconds"
 
 
-def test_successes_have_their_own_table_with_the_score() -> None:
+def test_successes_stand_beside_accuracies_with_the_score() -> None:
     rows = [entry for entry in full_rows() if entry["method"] == "memit"]
     for entry in rows:
         if entry["metric"] == Metric.SCORE and entry["when"] == "after":
             entry["mean"] = 0.123
-    table = markdown_table(rows, measure="success", right_after=False).splitlines()
-    assert table[0] == "| method | eff. (n=100) | gen. (n=100) | spec. (n=100) | score (n=100) |"
-    assert len(table[2:-2]) == 2
+    table = markdown_tables(rows, right_after=False).splitlines()
+    assert table[0] == (
+        "| method | eff. succ. (n=100) | eff. acc. (n=100) | gen. succ. (n=100) | gen. acc. (n=100) | score (n=100) | "
+        "s/edit (n=100) |"
+    )
     assert table[3].startswith("| memit | 90.0 [87,93] |")
     assert "12.3" in table[3]
+    assert sum(line.startswith("| memit |") for line in table) == 2
+
+
+def test_right_after_is_left_out_where_it_is_the_end() -> None:
+    """As of a run of one batch: the same numbers twice say nothing."""
+    rows = [row("memit", Metric.EFFICACY_ACCURACY, when, 0.5) for when in ("before", "right_after", "after")]
+    assert "right after" not in before_after_markdown(rows)
+    assert "right after" not in markdown_tables(rows)
+    rows[1]["mean"] = 0.6
+    assert "right after" in before_after_markdown(rows)
+    assert "right after" in markdown_tables(rows)
 
 
 def test_the_unedited_model_is_told_once_or_for_each_method() -> None:
     same = [row(method, Metric.EFFICACY_ACCURACY, "before", 0.1) for method in METHODS[:2]]
     after = [row(method, Metric.EFFICACY_ACCURACY, "after", 0.9) for method in METHODS[:2]]
-    once = markdown_table([*same, *after]).splitlines()[2:-2]
+    once = markdown_tables([*same, *after]).splitlines()[2:-2]
     assert [line.split("|")[1].strip() for line in once] == ["before editing", "memit", "memit+blue"]
     other = [same[0], row("memit+blue", Metric.EFFICACY_ACCURACY, "before", 0.2)]
-    each = markdown_table([*other, *after]).splitlines()[2:-2]
+    each = markdown_tables([*other, *after]).splitlines()[2:-2]
     assert [line.split("|")[1].strip().replace("&nbsp;", "") for line in each] == [
         "memit",
         "before editing",
@@ -100,15 +120,25 @@ def test_markdown_by_hand() -> None:
     rows = [
         row("memit", Metric.EFFICACY_ACCURACY, "before", 0.0, n=4, spread=0.0),
         row("memit", Metric.EFFICACY_ACCURACY, "after", 1.0, n=4, spread=0.0),
-        row("memit", Metric.UNTOUCHED_ACCURACY, "after", 0.875, n=8, spread=0.125),
+        row("memit", Metric.UNTOUCHED_ACCURACY_KNOWN, "before", 1.0, n=5, spread=0.0),
+        row("memit", Metric.UNTOUCHED_ACCURACY_KNOWN, "after", 0.875, n=5, spread=0.125),
+        row("memit", Metric.UNTOUCHED_ACCURACY, "after", 0.5, n=8, spread=0.125),
         {**row("memit", Metric.PERPLEXITY_RATIO, "after", 1.005, n=9), "low": None, "high": None},
+        row("memit", Metric.WEIGHT_NORM_RATIO, "after", 0.0123, n=1),
         row("memit", Metric.SECONDS_PER_EDIT, "after", 12.3, n=4),
     ]
-    assert markdown_table(rows).splitlines()[:4] == [
-        "| method | eff. (n=4) | untouched (n=8) | ppl ratio (n=9) | s/edit (n=4) |",
+    lines = markdown_tables(rows).splitlines()
+    assert lines[:4] == [
+        "| method | eff. acc. (n=4) | s/edit (n=4) |",
+        "| --- | ---: | ---: |",
+        "| before editing | 0.0 [0,0] | – |",
+        "| memit | 100 [100,100] | 12 |",
+    ]
+    assert lines[7:11] == [
+        "| method | untouched known (n=5) | untouched all (n=8) | ppl ratio (n=9) | ΔW/W (n=1) |",
         "| --- | ---: | ---: | ---: | ---: |",
-        "| before editing | 0.0 [0,0] | – | – | – |",
-        "| memit | 100 [100,100] | 87.5 [75,100] | 1.00 | 12 |",
+        "| before editing | 100 [100,100] | – | – | – |",
+        "| memit | 87.5 [75,100] | 50.0 [38,62] | 1.00 | 0.0123 |",
     ]
 
 
@@ -117,13 +147,13 @@ def test_n_is_a_range_where_it_differs() -> None:
         row("memit", Metric.EFFICACY_ACCURACY, "after", 0.5, n=90),
         row("alphaedit", Metric.EFFICACY_ACCURACY, "after", 0.5, n=100),
     ]
-    assert "eff. (n=90–100)" in markdown_table(rows)
+    assert "eff. acc. (n=90–100)" in markdown_tables(rows)
 
 
 def test_a_method_s_name_is_neither_markup_nor_a_column() -> None:
     rows = [row("[bold]a|b", Metric.EFFICACY_ACCURACY, "after", 0.5)]
-    assert "[bold]a|b" in "\n".join(rendered(comparison_table(rows), 100))
-    assert "| [bold]a&#124;b | 50.0 [47,53] |" in markdown_table(rows)
+    assert "[bold]a|b" in "\n".join(rendered(comparison_tables(rows), 100))
+    assert "| [bold]a&#124;b | 50.0 [47,53] |" in markdown_tables(rows)
 
 
 def test_before_and_after_of_one_method() -> None:
@@ -131,7 +161,8 @@ def test_before_and_after_of_one_method() -> None:
     lines = before_after_markdown(rows).splitlines()
     assert lines[0] == "| memit | before | right after | after | n |"
     assert lines[2] == "| efficacy success | 1.0 [0,4] | 96.0 [93,99] | 90.0 [87,93] | 100 |"
-    assert [line.split("|")[1].strip() for line in lines[2:-2]] == [metric.replace("_", " ") for metric in Metric]
+    means = [metric for metric in Metric if not metric.endswith(("_lost", "_gained", "_changed"))]
+    assert [line.split("|")[1].strip() for line in lines[2:-2]] == [metric.replace("_", " ") for metric in means]
     shown = rendered(before_after_table(rows, width=80), 80)
     assert max(map(len, shown)) <= 80
     shown = rendered(before_after_table(rows, width=120), 120)
@@ -139,8 +170,10 @@ def test_before_and_after_of_one_method() -> None:
 
 
 def test_a_moment_that_was_not_measured_has_no_column() -> None:
+    """A model that is compared with nothing was not measured after anything."""
     rows = [row("edited", Metric.EFFICACY_ACCURACY, "after", 0.5)]
-    assert before_after_markdown(rows).splitlines()[0] == "| edited | after | n |"
+    assert before_after_markdown(rows).splitlines()[0] == "| edited | now | n |"
+    assert "unedited" in rendered(before_after_table(rows, now="unedited"), 80)[0]
 
 
 def test_a_metric_of_another_name_is_shown_behind_the_known_ones() -> None:
@@ -155,7 +188,7 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="of 4"):
         before_after_table(full_rows())
     with pytest.raises(InputError, match="no result"):
-        comparison_table([])
+        comparison_tables([])
 
 
 def test_long_names_leave_room_for_the_numbers() -> None:
@@ -164,12 +197,12 @@ def test_long_names_leave_room_for_the_numbers() -> None:
     rows = [
         Row(method=name, metric=metric, when="after", mean=0.5, low=0.4, high=0.6, n=300)
         for name in names
-        for metric in (*metrics, "perplexity_ratio", "same_subject_accuracy", "seconds_per_edit")
+        for metric in (*metrics, "perplexity_ratio", "same_subject_accuracy", "seconds_per_edit", "score")
     ]
-    for width in (80, 60):
-        lines = rendered(comparison_table(rows, width=width), width)
+    for width in (80, 52):
+        lines = rendered(comparison_tables(rows, width=width)[1], width)
         for part in ("memit", "  solver.history=False", "  layers=0/1/2"):
             assert len([line for line in lines if line.startswith(f"{part} ")]) == 2, (width, part)
         (whole,) = {tuple(line.split()[1:]) for line in lines if line.startswith("memit ")}
-        assert whole == ("50.0", "50.0", "50.0", "50.0", "50.0", "0.50", "0.50"), width
+        assert whole == ("50.0", "50.0", "50.0", "0.50"), width
     assert not any("[40,60]" in line for line in lines)

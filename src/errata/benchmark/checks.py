@@ -13,6 +13,7 @@ from errata.benchmark.answers import read_answer
 from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.material import Material
 from errata.benchmark.recorded import RunStoppedError
+from errata.benchmark.sequential import weight_norm_ratio
 from errata.edit import Editor
 from errata.errors import NonFiniteError
 from errata.evaluation.metrics import Metric
@@ -96,17 +97,6 @@ class Check:
         except NonFiniteError as error:
             raise CollapseError(number, None) from error
         return now, now.value / Perplexity(tuple(kept["log_likelihoods"]), tuple(kept["counts"])).value
-
-
-def weight_norm_ratio(editor: Editor) -> float:
-    """‖W − W₀‖ / ‖W₀‖ (Frobenius) over all layers that are written, as one vector."""
-    terms = editor.patch().terms
-    change = total = 0.0
-    for layer in dict.fromkeys(term.layer for term in terms):
-        before = editor.model.edits.weight_without(layer, terms).double()
-        change += float((editor.model.weight(layer).double() - before).square().sum())
-        total += float(before.square().sum())
-    return (change / total) ** 0.5 if total else 0.0
 
 
 def _efficacy_only(model: LanguageModel, facts: tuple[Fact, ...], which: Literal["first", "last"]) -> list[Record]:

@@ -10,11 +10,13 @@ from errata.benchmark.campaign import Campaign
 from errata.benchmark.collect_about import Ended, about_of
 from errata.benchmark.finished import Finished, read_finished
 from errata.benchmark.record_table import records_file
+from errata.benchmark.sequential import weight_norm_summary
 from errata.errors import InputError
 from errata.evaluation.ability_results import summarise_others
+from errata.evaluation.changes import change_records
 from errata.evaluation.metrics import Metric
 from errata.evaluation.perplexity import perplexity_ratio, pooled
-from errata.evaluation.records import Summary, When, summarise, summarise_groups
+from errata.evaluation.records import Record, Summary, When, summarise, summarise_groups
 from errata.evaluation.results_file import Row, to_long, write_results
 
 
@@ -59,7 +61,7 @@ def rows_of(cells: Sequence[Finished], *, seed: int = 0) -> list[Row]:
     summaries: list[Summary] = []
     moments: tuple[When, ...] = ("before", "right_after", "after")
     for when in moments:
-        summaries += summarise([record for cell in cells for record in cell.records(when)], when, seed=seed)
+        summaries += summarise([record for cell in cells for record in _compared(cell, when)], when, seed=seed)
     ends: tuple[Literal["before", "after"], ...] = ("before", "after")
     for end in ends:
         known = {summary.metric for summary in summaries if summary.when == end}
@@ -74,6 +76,9 @@ def rows_of(cells: Sequence[Finished], *, seed: int = 0) -> list[Row]:
     if seconds:
         sizes = [batch.size for cell in cells for batch in cell.batches]
         summaries.append(summarise_groups(Metric.SECONDS_PER_EDIT, "after", seconds, sizes, seed=seed))
+    norms = [cell.batches[-1].weight_norm_ratio for cell in cells if cell.batches]
+    if norms:
+        summaries.append(weight_norm_summary(norms, "after", seed=seed))
     model, data = spec.model.name, spec.data.label
     rows = []
     for row, summary in zip(to_long(spec.label, summaries), summaries, strict=True):
@@ -85,20 +90,28 @@ def rows_of(cells: Sequence[Finished], *, seed: int = 0) -> list[Row]:
     return rows
 
 
+def _compared(cell: Finished, when: When) -> list[Record]:
+    """What a cell's model said, and how its answers to control questions differ from the unedited model's."""
+    now = cell.records(when)
+    return [*now, *change_records(cell.records("before"), now)]
+
+
 def _on_the_way(cells: Sequence[Finished], seed: int) -> Iterator[tuple[int, int, Summary]]:
     """(edits, runs, summary) of each check, and of what is known behind each batch."""
     for edits in sorted({batch.edits for cell in cells for batch in cell.batches}):
         there = [(cell, batch) for cell in cells for batch in cell.batches if batch.edits == edits]
-        checks = [batch.check for _, batch in there if batch.check is not None]
-        found = summarise([record for check in checks for record in check], "during", seed=seed)
+        checks = [(cell, batch.check) for cell, batch in there if batch.check is not None]
+        records = [
+            record for cell, check in checks for record in (*check, *change_records(cell.records("before"), check))
+        ]
+        found = summarise(records, "during", seed=seed)
         yield from ((edits, len(checks), summary) for summary in found)
         before = pooled([cell.perplexity("before") for cell, _ in there])
         now = pooled([batch.perplexity for _, batch in there])
         if before is not None and now is not None:
             yield edits, len(there), perplexity_ratio(before, now, "during", seed=seed)
         norms = [batch.weight_norm_ratio for _, batch in there]
-        norm = summarise_groups(Metric.WEIGHT_NORM_RATIO, "during", norms, [1] * len(norms), seed=seed)
-        yield edits, len(there), norm
+        yield edits, len(there), weight_norm_summary(norms, "during", seed=seed)
 
 
 def _groups(campaign: Campaign) -> list[list[Path]]:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from errata.benchmark.campaign import Campaign, failure_of
 from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.finished import Finished
+from errata.evaluation.changes import absent_changes
 from errata.evaluation.results_file import Row
 
 _Item = TypeVar("_Item")
@@ -41,6 +42,7 @@ class Ended:
     @classmethod
     def of(cls, cell: Finished) -> Ended:
         absent = {metric: why for answer in cell.after.values() for metric, why in answer.absent.items()}
+        absent |= {str(metric): why for metric, why in absent_changes(cell.records("before"), absent).items()}
         seconds = cell.result["seconds"] + sum(answer.seconds for answer in cell.after.values())
         return cls(
             cell.spec,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from errata.batch_record import BatchRecord
-from errata.benchmark.sequential import Examination, Measurement, examine, rows_of
+from errata.benchmark.sequential import Examination, Measurement, examine, rows_of, weight_norm_ratio
 from errata.edit import Editor
 from errata.errors import ErrataError
 from errata.evaluation.perplexity import Perplexity
@@ -35,12 +35,15 @@ class RecordedResult:
         patch: of the whole run, shaped where the recipe shapes runs.
         left_alone: facts that nothing was written for.
         notes: what a user should know of how it came about.
+        before, after: what was measured; None where nothing was.
     """
 
     rows: list[Row]
     patch: Patch
     left_alone: list[Fact]
     notes: list[str]
+    before: Measurement | None
+    after: Measurement | None
 
 
 def run_recorded(
@@ -62,19 +65,19 @@ def run_recorded(
             for text in (f"going on behind batch {run.batches_done}" if run.batches_done else "beginning", *notes):
                 run.log(text)
         examination = recorded_examination(run)
-        before = None if examination is None else _measured(model, run, examination, "before", report)
+        before = None if examination is None else _measured(editor, run, examination, "before", report)
 
         def say(record: BatchRecord) -> Any:
             return [asdict(entry) for entry in evaluate_facts(model, record.facts)]
 
         edit_batches(editor, run, None if examination is None else say, report=report)
-        after = None if examination is None else _measured(model, run, examination, "after", report)
+        after = None if examination is None else _measured(editor, run, examination, "after", report)
         with _told(run, "writing the log"):
             run.log("done")
         rows = [] if before is None or after is None else _rows(run, before, after)
         patch = replace(editor.patch(), created=run.manifest.created)
         left_alone = [fact for record in editor.records for fact in record.left_alone]
-        return RecordedResult(rows, patch, left_alone, notes)
+        return RecordedResult(rows, patch, left_alone, notes, before, after)
 
 
 def recorded_rows(run: RunDirectory) -> list[Row]:
@@ -139,18 +142,22 @@ def edit_batches(
 
 
 def _measured(
-    model: LanguageModel, run: RunDirectory, examination: Examination, when: Literal["before", "after"], report: Report
+    editor: Editor, run: RunDirectory, examination: Examination, when: Literal["before", "after"], report: Report
 ) -> Measurement:
     """What the run has, or what the model says now."""
     saved: Mapping[str, Any] | None = run.measurement(when)
     if saved is None:
         with _told(run, f"asking {when} the edits"):
-            found = examine(model, examination, report=report, what="asking before" if when == "before" else "asking")
+            what = "asking before" if when == "before" else "asking"
+            found = examine(editor.model, examination, report=report, what=what)
+            if when == "after":
+                found = replace(found, weight_norm_ratio=weight_norm_ratio(editor))
             run.add_measurement(
                 when,
                 {
                     "records": [asdict(record) for record in found.records],
                     "perplexity": None if found.perplexity is None else asdict(found.perplexity),
+                    "weight_norm_ratio": found.weight_norm_ratio,
                 },
             )
         return found
@@ -160,7 +167,8 @@ def _measured(
 def _measurement(saved: Mapping[str, Any]) -> Measurement:
     prose = saved["perplexity"]
     perplexity = None if prose is None else Perplexity(tuple(prose["log_likelihoods"]), tuple(prose["counts"]))
-    return Measurement([Record(**entry) for entry in saved["records"]], perplexity)
+    # A run that an earlier errata measured does not say how much of the weights was changed.
+    return Measurement([Record(**entry) for entry in saved["records"]], perplexity, saved.get("weight_norm_ratio"))
 
 
 def _rows(run: RunDirectory, before: Measurement, after: Measurement) -> list[Row]:

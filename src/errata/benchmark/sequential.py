@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from errata.batch_record import BatchRecord
 from errata.edit import Editor
+from errata.evaluation.changes import change_records
 from errata.evaluation.metrics import Metric
 from errata.evaluation.perplexity import Perplexity, perplexity, perplexity_ratio
 from errata.evaluation.recall import evaluate_facts
-from errata.evaluation.records import Record, Summary, summarise, summarise_groups
+from errata.evaluation.records import Record, Summary, When, summarise, summarise_groups
 from errata.evaluation.results_file import Row, to_long
 from errata.facts import Fact, Question
 from errata.models.language_model import LanguageModel
@@ -37,10 +38,12 @@ class Measurement:
     Attributes:
         records: one per prompt.
         perplexity: on the prose; None without prose.
+        weight_norm_ratio: what ``weight_norm_ratio`` gave when it was asked; None where that is not known.
     """
 
     records: list[Record]
     perplexity: Perplexity | None
+    weight_norm_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ def run_sequence(
     report("facts edited", 0, len(examination.facts))
     patch = editor.apply(examination.facts, on_batch=on_batch)
     try:
-        after = examine(model, examination, report=report)
+        after = replace(examine(model, examination, report=report), weight_norm_ratio=weight_norm_ratio(editor))
     except BaseException:
         patch.undo(model)
         raise
@@ -128,14 +131,37 @@ def rows_of(
 ) -> list[Row]:
     """The long form of a run: each metric before it, right after each fact's own batch, and after it."""
     summaries = (
-        summarise(before.records, "before", seed=seed)
-        + summarise(right_after, "right_after", seed=seed)
-        + summarise(after.records, "after", seed=seed)
+        compared(before.records, before.records, "before", seed=seed)
+        + compared(before.records, right_after, "right_after", seed=seed)
+        + compared(before.records, after.records, "after", seed=seed)
     )
     if before.perplexity is not None and after.perplexity is not None:
         summaries += perplexity_summaries(before.perplexity, after.perplexity, seed=seed)
+    if after.weight_norm_ratio is not None:
+        summaries.append(weight_norm_summary([after.weight_norm_ratio], "after", seed=seed))
     summaries.append(_seconds_per_edit(batches, seed))
     return to_long(method, summaries)
+
+
+def compared(before: Sequence[Record], now: Sequence[Record], when: When, *, seed: int = 0) -> list[Summary]:
+    """Summaries of what a model said, and of how its answers to control questions differ from the unedited model's."""
+    return summarise([*now, *change_records(before, now)], when, seed=seed)
+
+
+def weight_norm_ratio(editor: Editor) -> float:
+    """‖W − W₀‖ / ‖W₀‖ (Frobenius) over all layers that are written, as one vector."""
+    terms = editor.patch().terms
+    change = total = 0.0
+    for layer in dict.fromkeys(term.layer for term in terms):
+        before = editor.model.edits.weight_without(layer, terms).double()
+        change += float((editor.model.weight(layer).double() - before).square().sum())
+        total += float(before.square().sum())
+    return (change / total) ** 0.5 if total else 0.0
+
+
+def weight_norm_summary(ratios: Sequence[float], when: When, *, seed: int = 0) -> Summary:
+    """The mean of what ``weight_norm_ratio`` gave for some runs."""
+    return summarise_groups(Metric.WEIGHT_NORM_RATIO, when, ratios, [1] * len(ratios), seed=seed)
 
 
 def perplexity_summaries(before: Perplexity, after: Perplexity, *, seed: int = 0) -> list[Summary]:

@@ -18,15 +18,31 @@ class Metric(StrEnum):
     GENERALISATION_ACCURACY = "generalisation_accuracy"
     GENERALISATION_TOKENS = "generalisation_tokens"
     SPECIFICITY_SUCCESS = "specificity_success"
+    SPECIFICITY_ACCURACY_KNOWN = "specificity_accuracy_known"
     SPECIFICITY_ACCURACY = "specificity_accuracy"
+    SPECIFICITY_LOST = "specificity_lost"
+    SPECIFICITY_GAINED = "specificity_gained"
+    SPECIFICITY_CHANGED = "specificity_changed"
     SCORE = "score"
     PORTABILITY_ACCURACY = "portability_accuracy"
     PORTABILITY_TOKENS = "portability_tokens"
+    SAME_SUBJECT_ACCURACY_KNOWN = "same_subject_accuracy_known"
     SAME_SUBJECT_ACCURACY = "same_subject_accuracy"
+    SAME_SUBJECT_LOST = "same_subject_lost"
+    SAME_SUBJECT_GAINED = "same_subject_gained"
+    SAME_SUBJECT_CHANGED = "same_subject_changed"
+    UNRELATED_ACCURACY_KNOWN = "unrelated_accuracy_known"
     UNRELATED_ACCURACY = "unrelated_accuracy"
+    UNRELATED_LOST = "unrelated_lost"
+    UNRELATED_GAINED = "unrelated_gained"
+    UNRELATED_CHANGED = "unrelated_changed"
     UNRELATED_TOKENS = "unrelated_tokens"
     UNRELATED_AGREEMENT = "unrelated_agreement"
+    UNTOUCHED_ACCURACY_KNOWN = "untouched_accuracy_known"
     UNTOUCHED_ACCURACY = "untouched_accuracy"
+    UNTOUCHED_LOST = "untouched_lost"
+    UNTOUCHED_GAINED = "untouched_gained"
+    UNTOUCHED_CHANGED = "untouched_changed"
     FREE_EFFICACY_EXACT = "free_efficacy_exact"
     FREE_EFFICACY_CONTAINED = "free_efficacy_contained"
     FREE_EFFICACY_JUDGED = "free_efficacy_judged"
@@ -76,6 +92,7 @@ NOT_SHARES = frozenset(
         Metric.DRIFT_KL_UNRELATED,
         Metric.DRIFT_KL_UNTOUCHED,
         Metric.PERPLEXITY_RATIO,
+        Metric.WEIGHT_NORM_RATIO,
         Metric.SECONDS_PER_EDIT,
     }
 )
@@ -90,6 +107,15 @@ ACCURACIES: Mapping[str, str] = {
     Metric.UNTOUCHED_ACCURACY: "untouched",
 }
 """What figures show of an edit, by short names."""
+
+CONTROLS: Mapping[str, str] = {
+    Metric.SPECIFICITY_ACCURACY: "specificity",
+    Metric.SAME_SUBJECT_ACCURACY: "same_subject",
+    Metric.UNRELATED_ACCURACY: "unrelated",
+    Metric.UNTOUCHED_ACCURACY: "untouched",
+}
+"""The accuracies of control questions, whose answers an edit should leave alone, by the kind of question. The names of
+a kind's other metrics begin with it; see ``errata.evaluation.changes``."""
 
 SUCCESSES = (Metric.EFFICACY_SUCCESS, Metric.GENERALISATION_SUCCESS, Metric.SPECIFICITY_SUCCESS)
 

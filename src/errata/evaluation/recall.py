@@ -151,7 +151,7 @@ _OF_FACTS = tuple(
     metric
     for metric in Metric
     if metric.value.startswith(("efficacy", "generalisation", "specificity", "same_subject"))
-    and not metric.value.endswith(("_tokens", "_first", "_last"))
+    and metric.value.endswith(("_success", "_accuracy"))
 )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal
 
+from errata.evaluation.metrics import CONTROLS
+
 Better = Literal["higher", "lower"]
 
 
@@ -25,6 +27,7 @@ class Group(StrEnum):
 
     EDITED = "The edited facts"
     OTHERS = "Everything else"
+    CHANGES = "Answers to control questions that changed"
     FREE = "Free-running answers"
     TEXTS = "Texts that the model writes"
     SIDE = "Side tests"
@@ -77,11 +80,13 @@ _SUBJECTS: Final = (
     ("unrelated", Group.OTHERS),
 )
 _SHARES: Final = (
+    ("accuracy_known", "accuracy, known before"),
     ("accuracy", "accuracy"),
     ("success", "success"),
     ("tokens", "tokens"),
     ("agreement", "agreement"),
 )
+_CHANGES: Final[tuple[tuple[str, Better | None], ...]] = (("lost", "lower"), ("gained", None), ("changed", "lower"))
 _KNOWN: Final[Mapping[str, Measure]] = {
     measure.name: measure
     for measure in (
@@ -89,6 +94,13 @@ _KNOWN: Final[Mapping[str, Measure]] = {
             Measure(f"{subject}_{kind}", f"{subject.replace('_', ' ')} {head}", group, Unit.PERCENT, "higher")
             for subject, group in _SUBJECTS
             for kind, head in _SHARES
+            if kind != "accuracy_known" or subject in CONTROLS.values()
+        ),
+        # A wrong answer that became right is a change too: nothing is best.
+        *(
+            Measure(f"{kind}_{name}", f"{kind.replace('_', ' ')} {name}", Group.CHANGES, Unit.PERCENT, better)
+            for kind in CONTROLS.values()
+            for name, better in _CHANGES
         ),
         Measure("score", "score", Group.EDITED, Unit.PERCENT, "higher"),
         Measure("efficacy_accuracy_first", "efficacy of the first batch", Group.EDITED, Unit.PERCENT, "higher"),

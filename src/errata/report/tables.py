@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,46 +11,49 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.errors import InputError
-from errata.evaluation.metrics import NOT_SHARES, SUCCESSES, Metric, in_order
+from errata.evaluation.changes import derived
+from errata.evaluation.metrics import CONTROLS, NOT_SHARES, Metric, in_order
 from errata.evaluation.records import When
 from errata.evaluation.results_file import Row
 
-Measure = Literal["accuracy", "success"]
+Part = Literal["edited", "others"]
 MISSING = "–"
 UNEDITED = "before editing"
 RIGHT_AFTER = "  right after"
 _GAP = 2  # blanks between columns, where there is room for so many
 
-# Column heads of the comparison, narrow enough for all columns to stand side by side in 120 characters.
-_HEADS: dict[str, str] = {
-    Metric.EFFICACY_SUCCESS: "eff.",
-    Metric.EFFICACY_ACCURACY: "eff.",
-    Metric.GENERALISATION_SUCCESS: "gen.",
-    Metric.GENERALISATION_ACCURACY: "gen.",
-    Metric.SPECIFICITY_SUCCESS: "spec.",
-    Metric.SPECIFICITY_ACCURACY: "spec.",
-    Metric.SCORE: "score",
-    Metric.SAME_SUBJECT_ACCURACY: "same subj.",
-    Metric.UNTOUCHED_ACCURACY: "untouched",
-    Metric.PERPLEXITY_RATIO: "ppl ratio",
-    Metric.SECONDS_PER_EDIT: "s/edit",
+# Column heads of the comparison: a head's words stand below each other where it is narrow.
+_COLUMNS: Mapping[Part, Mapping[str, str]] = {
+    "edited": {
+        Metric.EFFICACY_SUCCESS: "eff. succ.",
+        Metric.EFFICACY_ACCURACY: "eff. acc.",
+        Metric.GENERALISATION_SUCCESS: "gen. succ.",
+        Metric.GENERALISATION_ACCURACY: "gen. acc.",
+        Metric.SCORE: "score",
+        Metric.SECONDS_PER_EDIT: "s/edit",
+    },
+    "others": {
+        Metric.SPECIFICITY_SUCCESS: "spec. succ.",
+        Metric.SPECIFICITY_ACCURACY_KNOWN: "spec. known",
+        Metric.SPECIFICITY_ACCURACY: "spec. all",
+        Metric.SAME_SUBJECT_ACCURACY_KNOWN: "same subj. known",
+        Metric.SAME_SUBJECT_ACCURACY: "same subj. all",
+        Metric.UNTOUCHED_ACCURACY_KNOWN: "untouched known",
+        Metric.UNTOUCHED_ACCURACY: "untouched all",
+        Metric.PERPLEXITY_RATIO: "ppl ratio",
+        Metric.WEIGHT_NORM_RATIO: "ΔW/W",
+    },
 }
-_COLUMNS: dict[Measure, tuple[Metric, ...]] = {
-    "accuracy": (
-        Metric.EFFICACY_ACCURACY,
-        Metric.GENERALISATION_ACCURACY,
-        Metric.SPECIFICITY_ACCURACY,
-        Metric.SAME_SUBJECT_ACCURACY,
-        Metric.UNTOUCHED_ACCURACY,
-        Metric.PERPLEXITY_RATIO,
-        Metric.SECONDS_PER_EDIT,
+_MEANING: Mapping[Part, str] = {
+    "edited": "%. acc.: every token of the answer is the likeliest; succ.: the new answer is likelier than the old one",
+    "others": (
+        "%. known: accuracy over the questions that the unedited model answers correctly; all: over all of them; "
+        "succ.: the true answer is likelier than the new one; ΔW/W: Frobenius norm of the change over the weights'"
     ),
-    "success": (*SUCCESSES, Metric.SCORE),
 }
-_MEANING: dict[Measure, str] = {
-    "accuracy": "%: what the model would say, token by token",
-    "success": "%: which of two the model holds likelier",
-}
+_TITLES: Mapping[Part, str] = {"edited": "The edited facts", "others": "Everything else"}
+# Shown question by question, or by a table of their own, and not among the means.
+_COUNTED = {metric for accuracy in CONTROLS for metric in derived(accuracy)[1:]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,53 +75,58 @@ class _Grid:
     note: str
 
 
-def comparison_table(
-    rows: Sequence[Row],
-    *,
-    measure: Measure = "accuracy",
-    right_after: bool = True,
-    title: str | None = None,
-    width: int = 120,
-) -> Table:
-    """Methods as lines, metrics as columns: the unedited model on top, each method after its whole run, and,
-    dimmed below it, right after each fact's own batch. Columns without any value are left out.
+def comparison_tables(
+    rows: Sequence[Row], *, right_after: bool = True, title: str | None = None, width: int = 120
+) -> list[Table]:
+    """Methods as lines, metrics as columns, in two tables: the edited facts, and everything else. The unedited model is
+    on top, each method after its whole run follows, and, dimmed below it, right after each fact's own batch unless that
+    is the same (as of one batch). Columns and tables without any value are left out.
 
     Args:
         rows: the long form, of any number of methods.
-        measure: whether efficacy, generalisation and specificity are accuracies or successes.
         right_after: show the lines of that moment.
+        title: before each table's own.
         width: characters of the console that it is for; in a narrow one intervals stand below their means.
 
     Raises:
         InputError: if there are no rows to show.
     """
-    return _drawn(_comparison(rows, measure, right_after), title, width)
+    lead = "" if title is None else f"{title}: "
+    return [_drawn(grid, f"{lead}{_TITLES[part]}", width) for part, grid in _comparisons(rows, right_after).items()]
 
 
-def markdown_table(rows: Sequence[Row], *, measure: Measure = "accuracy", right_after: bool = True) -> str:
-    """The same as ``comparison_table`` in Markdown, its note below it."""
-    return _in_markdown(_comparison(rows, measure, right_after))
+def markdown_tables(rows: Sequence[Row], *, right_after: bool = True) -> str:
+    """The same as ``comparison_tables`` in Markdown, the note of each below it."""
+    return "\n".join(map(_in_markdown, _comparisons(rows, right_after).values()))
 
 
-def before_after_table(rows: Sequence[Row], *, title: str | None = None, width: int = 120) -> Table:
-    """All metrics of a single method as lines; before, right after and after as columns.
+def before_after_table(rows: Sequence[Row], *, title: str | None = None, width: int = 120, now: str = "now") -> Table:
+    """All metrics of a single method as lines; before, right after (unless that is the same) and after as columns.
+    What was lost, gained and changed is left out: that is told question by question.
+
+    Args:
+        now: what the one column is called where nothing was measured before.
 
     Raises:
         InputError: if the rows are of several methods, or there are none.
     """
-    return _drawn(_before_after(rows), title, width)
+    return _drawn(_before_after(rows, now), title, width)
 
 
 def before_after_markdown(rows: Sequence[Row]) -> str:
     """The same as ``before_after_table`` in Markdown, its note below it."""
-    return _in_markdown(_before_after(rows))
+    return _in_markdown(_before_after(rows, "now"))
 
 
-def _comparison(rows: Sequence[Row], measure: Measure, right_after: bool) -> _Grid:
+def _comparisons(rows: Sequence[Row], right_after: bool) -> dict[Part, _Grid]:
     present = {row["metric"] for row in rows}
-    metrics = [metric for metric in _COLUMNS[measure] if metric in present]
-    if not metrics:
+    chosen = {part: [metric for metric in columns if metric in present] for part, columns in _COLUMNS.items()}
+    if not any(chosen.values()):
         raise InputError("there is no result to show in a table", remedy="Give rows of at least one metric")
+    return {part: _comparison(rows, part, metrics, right_after) for part, metrics in chosen.items() if metrics}
+
+
+def _comparison(rows: Sequence[Row], part: Part, metrics: Sequence[str], right_after: bool) -> _Grid:
     found = {(row["method"], row["metric"], row["when"]): row for row in rows}
     methods = list(dict.fromkeys(row["method"] for row in rows))
 
@@ -132,18 +140,27 @@ def _comparison(rows: Sequence[Row], measure: Measure, right_after: bool) -> _Gr
     lines = [_Line(UNEDITED, unedited[0])] if common else []
     for method in methods:
         entries = [(method, cells(method, "after"), False)]
-        if right_after:
+        if right_after and _differs_right_after([row for row in rows if row["method"] == method]):
             entries.append((RIGHT_AFTER, cells(method, "right_after"), True))
         if not common:
             entries.append((f"  {UNEDITED}", cells(method, "before"), True))
         lines += [_Line(*entry) for entry in entries if entry[1] != nothing]
-    heads = tuple((_HEADS[metric], _n(row["n"] for row in rows if row["metric"] == metric)) for metric in metrics)
-    return _Grid(
-        "method", heads, tuple(lines), f"After the whole run, mean [95 % interval over n]; {_MEANING[measure]}"
+    columns = _COLUMNS[part]
+    heads = tuple((columns[metric], _n(row["n"] for row in rows if row["metric"] == metric)) for metric in metrics)
+    return _Grid("method", heads, tuple(lines), f"After the whole run, mean [95 % interval over n]; {_MEANING[part]}")
+
+
+def _differs_right_after(rows: Sequence[Row]) -> bool:
+    """Whether anything of one method is not the same right after each fact's batch and at the end."""
+    after = {row["metric"]: row for row in rows if row["when"] == "after"}
+    return any(
+        row["metric"] not in after or {**row, "when": "after"} != after[row["metric"]]
+        for row in rows
+        if row["when"] == "right_after"
     )
 
 
-def _before_after(rows: Sequence[Row]) -> _Grid:
+def _before_after(rows: Sequence[Row], now: str) -> _Grid:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     if len(methods) != 1:
         raise InputError(
@@ -151,9 +168,16 @@ def _before_after(rows: Sequence[Row]) -> _Grid:
             remedy="Give the rows of one method, or compare them side by side",
         )
     found = {(row["metric"], row["when"]): row for row in rows}
-    moments: list[tuple[When, str]] = [("before", "before"), ("right_after", "right after"), ("after", "after")]
-    shown = [(when, head) for when, head in moments if any(row["when"] == when for row in rows)]
-    metrics = in_order({row["metric"] for row in rows})
+    compared = any(row["when"] == "before" for row in rows)
+    moments: list[tuple[When, str]] = [
+        ("before", "before"), ("right_after", "right after"), ("after", "after" if compared else now),
+    ]  # fmt: skip
+    shown = [
+        (when, head)
+        for when, head in moments
+        if any(row["when"] == when for row in rows) and (when != "right_after" or _differs_right_after(rows))
+    ]
+    metrics = [metric for metric in in_order({row["metric"] for row in rows}) if metric not in _COUNTED]
     lines = tuple(
         _Line(
             metric.replace("_", " "),
@@ -181,6 +205,8 @@ def _cell(row: Row | None) -> str:
     if row["metric"] == Metric.SECONDS_PER_EDIT:
         # How much a few batches' times vary is the machine's affair; the long form has the interval.
         return f"{mean:.2f}" if mean < 10 else f"{mean:.0f}"
+    if row["metric"] == Metric.WEIGHT_NORM_RATIO:
+        return _plain(mean)  # of few runs, if of more than one; the long form has the interval
     if row["metric"] == Metric.PERPLEXITY_RATIO:
         return f"{mean:.2f}" + ("" if low is None or high is None else f" [{low:.2f},{high:.2f}]")
     if row["metric"].partition(":")[0] in NOT_SHARES:

@@ -9,7 +9,7 @@ from pathlib import Path
 from errata.benchmark.campaign import Campaign
 from errata.benchmark.grid import Grid, variants
 from errata.evaluation.results_file import read_results
-from errata.report.tables import comparison_table
+from errata.report.tables import comparison_tables
 from errata.verbs.bench_plan import Plan, unasked
 from errata.verbs.terminal import console, counted, tell, warn
 
@@ -58,8 +58,9 @@ def show_results(campaign: Campaign, summary: Path, records: Path) -> None:
     for model, data in groups:
         rows = [row for row in results.rows if (row["model"], row["data"]) == (model, data)]
         rows = [row for row in rows if row["when"] != "during"]
-        screen.print(comparison_table(rows, title=f"{model}, {data}", width=screen.width))
-        tell("")
+        for table in comparison_tables(rows, title=f"{model}, {data}", width=screen.width):
+            screen.print(table)
+            tell("")
     for cell in results.about["cells"]:
         if cell["collapsed_at"]:
             where = f"{cell['method']}, seed {cell['seed']}"

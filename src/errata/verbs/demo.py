@@ -22,7 +22,7 @@ from errata.models.language_model import LanguageModel
 from errata.output import check_file, write_text
 from errata.patch import software_versions
 from errata.recipe import shipped_recipe
-from errata.report.tables import comparison_table
+from errata.report.tables import comparison_tables
 from errata.verbs.json_output import JsonOption
 from errata.verbs.model_options import DeviceOption, placement
 from errata.verbs.terminal import console, progress
@@ -80,7 +80,9 @@ def demo(
         report("methods", len(recipes), len(recipes))
     # A file or a picture is not narrower than the table; a terminal may be.
     wide = Console(record=svg is not None, width=None if console().is_terminal and svg is None else 120)
-    wide.print(comparison_table(rows, width=wide.width))
+    for table in comparison_tables(rows, width=wide.width):
+        wide.print(table)
+        wide.print()
     seconds = time.perf_counter() - started
     wide.print(f"{facts} facts in batches of {batch_size}, {len(names)} methods, {seconds:.0f} s in all; seed {seed}.")
     if svg is not None:
