@@ -9,7 +9,7 @@ VENV_PYTHON = $(VENV)/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types format benchmark install install-test dev clean
+.PHONY: help demo test lint types format benchmark install install-test check-install constraints dev clean
 
 help:
 	@echo "make demo       edit facts into the embedded model with four methods and show what changed (installs first)"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint       ruff, rules and format          make format mends what it can"
 	@echo "make types      mypy, strict"
 	@echo "make benchmark  speed of the target optimisation against the plain reference, ARGS=… goes to the script"
+	@echo "make constraints  resolve and pin every dependency anew (constraints.txt)"
 	@echo "make dev        everything a contributor needs, with the pre-commit hooks"
 	@echo "make clean      remove $(VENV) and the tools' caches"
 	@echo "PYTHON=python3.12 chooses the interpreter (3.11 or newer); pip's environment variables are honoured."
@@ -45,6 +46,21 @@ benchmark: $(VENV)/.core
 install: $(VENV)/.core
 
 install-test: $(VENV)/.test
+
+# Every pin has to hold: CI runs this right after the installation.
+check-install: $(VENV)/.test
+	$(VENV_PYTHON) -m pip check
+
+# Pins the whole resolution, for the core and all extras. Versions that are pinned already stay where they still fit;
+# UPGRADE=--upgrade takes the newest of everything. The line of the project itself and the local label of a CPU build of
+# torch (2.13.0+cpu) mean nothing on another machine.
+constraints: $(VENV)/.test
+	$(PIP_INSTALL) -e '.[dev]'
+	$(VENV_PYTHON) -m piptools compile --quiet --all-extras --strip-extras --no-header --no-annotate $(UPGRADE) \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file constraints.txt pyproject.toml
+	sed -i -e '/^errata @/d' -e '/^#/d' -e '/^$$/d' -e 's/+cpu$$//' constraints.txt
+	sed -i -e '1i # The exact version of every package, direct or not, that the tests and the published numbers ran with.' \
+	  -e '1i # Made by `make constraints`; do not edit by hand.' constraints.txt
 
 dev: $(VENV)/.test
 	$(PIP_INSTALL) -e '.[dev]'
