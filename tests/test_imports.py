@@ -16,7 +16,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "errata"
 PURE = frozenset({"solvers", "schedules", "shaping"})
 FACTS = frozenset({"conflicts", "facts", "facts_formats", "facts_io", "facts_rules", "facts_tokens"})
 TOOLS = frozenset(
-    {"cache", "hub", "locking", "output", "progress", "reading"}
+    {"cache", "hub", "in_place", "locking", "output", "progress", "reading", "streams", "visible"}
 )  # small helps, which know nothing but the errors
 
 # Rooms, lowest first: a room imports from its own layer and from those below. A new room needs a place here.

@@ -5,16 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from errata.locking import held
+from errata.locking import held, in_turn
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from errata.locking import held
+from errata.locking import held, in_turn
 with held(Path(sys.argv[1])) as file:
     file.write("its holder")
     file.flush()
@@ -57,3 +58,20 @@ def test_who_waits_goes_on_when_the_lock_is_free(tmp_path: Path) -> None:
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+def test_who_waits_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "lock"
+
+    def wait() -> None:
+        with in_turn(path, "key statistics"):
+            pass
+
+    with in_turn(path, "key statistics"):
+        assert not caplog.records
+        thread = threading.Thread(target=wait)
+        thread.start()
+        while thread.is_alive() and not caplog.records:
+            time.sleep(0.01)
+    thread.join()
+    assert "key statistics" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import errata
 from errata.__main__ import main
 from errata.cli import imported, run
+from errata.output import reserved
 from errata.verbs.command import Verb
 from errata.verbs.verb_table import VERBS
 
@@ -72,7 +74,7 @@ def test_an_interrupt_while_a_verb_is_imported(
     assert "interrupted; no output" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_among_imports_is_no_exception_there(name: str) -> None:
     script = (
         "import signal, sys, errata.cli as cli\n"
@@ -102,3 +104,45 @@ def test_threads_wait_quietly_unless_the_user_says_otherwise(monkeypatch: pytest
         with pytest.raises(SystemExit):
             main()
         assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
+def test_a_hangup_is_an_interrupt_and_none_where_it_is_ignored(tmp_path: Path) -> None:
+    script = (
+        "import signal, sys, errata.cli as cli\n"
+        "from pathlib import Path\n"
+        "from errata.output import new_file\n"
+        "def run(arguments, on_import):\n    on_import()\n    try:\n"
+        "        with new_file(Path(sys.argv[1])) as file:\n"
+        "            file.write_text('x'); signal.raise_signal(signal.SIGHUP)\n"
+        "    except KeyboardInterrupt:\n        return 130\n    return 0\n"
+        "cli.run = run\n"
+        "if len(sys.argv) > 2: signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "cli.main([])"
+    )
+    for more, status, left in (([], 130, []), (["ignored"], 0, ["out"])):
+        command = [sys.executable, "-c", script, str(tmp_path / "out"), *more]
+        assert subprocess.run(command, check=False).returncode == status
+        assert [path.name for path in tmp_path.iterdir()] == left
+
+
+@pytest.mark.parametrize(("run_name", "out_name"), [("same", "same"), ("out/run", "out"), ("./x/../same", "same")])
+def test_a_run_and_its_output_cannot_be_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    run_name: str,
+    out_name: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["edit", "--facts", "none.jsonl", "--run", run_name, "--out", out_name]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_another_process_is_about_to_write_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with reserved(tmp_path / "new" / "one.safetensors"):
+        assert run(["edit", "--facts", "none.jsonl", "--out", str(tmp_path / "new" / "one.safetensors")]) == 2
+        assert "another process" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -5,13 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from errata.errors import InputError, OutputError
-from errata.output import check_file, check_new, new_directory, new_file, write_text
+from errata.output import check_file, check_new, check_new_file, new_directory, new_file, reserved, write_text
 
 
 def test_a_directory_appears_when_all_of_it_is_there(tmp_path: Path) -> None:
@@ -139,3 +145,96 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
         check_file(Path(os.devnull))
     with pytest.raises(InputError, match="is no name of an output"):
         check_file(Path("-"))
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_modes_are_those_that_the_umask_allows(tmp_path: Path, umask: int) -> None:
+    write_text(tmp_path / "text.json", "{}")
+    with new_file(tmp_path / "patch.safetensors") as temporary:
+        save_file({"a": torch.zeros(1)}, temporary)  # which makes a file of its own, for the owner alone
+    with new_directory(tmp_path / "model") as partial:
+        (partial / "deep").mkdir(mode=0o700)
+        (partial / "deep" / "file").touch(mode=0o600)
+        save_file({"a": torch.zeros(1)}, partial / "model.safetensors")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    directory, file = 0o777 & ~umask, 0o666 & ~umask
+    assert modes == {
+        "text.json": file,
+        "patch.safetensors": file,
+        "model": directory,
+        "deep": directory,
+        "file": file,
+        "model.safetensors": file,
+    }
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from errata.output import new_directory, new_file, reserved
+target, kind = Path(sys.argv[1]), sys.argv[2]
+with reserved(target), (new_file if kind == "file" else new_directory)(target) as partial:
+    (partial if kind == "file" else partial / "file").write_bytes(b"part")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_a_killed_process_left_goes_when_it_is_done_again_and_not_before_its_end(
+    tmp_path: Path, kind: str
+) -> None:
+    target = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(target), kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        there = sorted(tmp_path.iterdir())
+        assert len(there) == 2
+        with pytest.raises(InputError, match="another process"), reserved(target):
+            pytest.fail("the block must not run")
+        write_text(tmp_path / "out.json", "")  # another target
+        with pytest.raises(KeyError), new_file(target):  # who does not ask first takes nothing from who is at work
+            assert {*there} < {*tmp_path.iterdir()}
+            raise KeyError
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert {*there} < {*tmp_path.iterdir()}
+    with reserved(target), (new_file if kind == "file" else new_directory)(target) as partial:
+        (partial if kind == "file" else partial / "file").write_bytes(b"all")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.json"]
+
+
+def test_a_reservation_leaves_nothing_and_makes_no_directory(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "deep" / "out.safetensors"
+    with reserved(target):
+        assert not target.parent.exists()
+        with pytest.raises(InputError, match="another process"), reserved(target):
+            pass
+        with reserved(target.with_name("other")):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("check", [check_new, check_file, check_new_file])
+@pytest.mark.parametrize("name", ["x" * 256, f"{'y' * 300}/out", "/".join(["z" * 200] * 30)])
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path, check: Callable[[Path], None], name: str) -> None:
+    with pytest.raises(InputError, match="too long"):
+        check(tmp_path / name)
+    check(tmp_path / name[:200])
+
+
+def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
+    write_text(tmp_path / ("x" * 250 + ".json"), "{}")
+    with new_directory(tmp_path / ("é" * 127)):
+        pass
+    assert len(list(tmp_path.iterdir())) == 2

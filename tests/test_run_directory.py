@@ -283,6 +283,23 @@ def test_the_lock_is_free_after_an_error(run: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", ["lock", "log.txt", "after.json", "batches"])
+def test_work_does_not_go_on_in_a_run_with_links(runs: Runs, run: Path, tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    if (path := run / name).exists():
+        path.rename(victim)
+    else:
+        victim.write_text("of somebody else", encoding="utf-8")
+    before = content_of(victim) if victim.is_dir() else victim.read_bytes()
+    path.symlink_to(victim)
+    with pytest.raises(InputError, match="link"):
+        runs.go_on(run)
+    assert before == (content_of(victim) if victim.is_dir() else victim.read_bytes())
+    if name in ("lock", "log.txt"):
+        with pytest.raises(InputError, match="link"), open_run(run).locked():
+            pytest.fail("the block must not run")
+
+
 def test_behind_the_lock_the_ledger_is_what_it_is_now(run: Path) -> None:
     early = open_run(run)
     open_run(run).ledger.add("after", said="0" * 64)

@@ -11,12 +11,16 @@ from importlib import import_module
 from typing import Any
 
 import typer
+from rich.text import Text
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from errata.errors import ErrataError, InterruptedRunError
+from errata.streams import steady_streams
 from errata.verbs.command import Verb
 from errata.verbs.terminal import error_console
 from errata.verbs.verb_table import VERBS
+from errata.visible import visible
 
 
 class Verbs(TyperGroup):
@@ -28,6 +32,15 @@ class Verbs(TyperGroup):
         """As any group's."""
         self._listed = True
         super().format_help(ctx, formatter)
+
+    def invoke(self, ctx: Any) -> Any:
+        """As any group; what typer says about a wrong command line quotes it, without its control characters."""
+        try:
+            return super().invoke(ctx)
+        except TyperException as error:
+            texts = {name: value for name, value in vars(error).items() if isinstance(value, str)}
+            vars(error).update({name: visible(text) for name, text in texts.items()})
+            raise
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The verb, or what is listed of it; None if there is none of that name."""
@@ -76,21 +89,43 @@ for _name, _entry in VERBS.items():
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb and exit: 0 done, 1 the work failed, 2 wrong input, 130 interrupted."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    """Run a verb and exit: 0 done, 1 the work failed, 2 wrong input, 130 interrupted.
+
+    A pipe that its reader has closed is no failure. What cannot be printed for another reason is one, after the work.
+    """
     # An exception out of nowhere in the middle of an import is to libraries a fault of their own, or their end.
     interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # it is ignored in the background
-    signal.signal(signal.SIGTERM, _leave)
-    if interruptible:
-        signal.signal(signal.SIGINT, _leave)
+    ending = [signal.SIGTERM, *([signal.SIGINT] if interruptible else [])]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        ending.append(signal.SIGHUP)
+    for number in ending:
+        signal.signal(number, _leave)
 
     def begin() -> None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is written vanishes, and a word
-        if interruptible:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ending:
+            signal.signal(number, signal.default_int_handler)  # as Ctrl-C: what is written vanishes, and a word
         _quieten_libraries()
 
-    sys.exit(run(arguments, on_import=begin))
+    with steady_streams() as streams:
+        logging.basicConfig(level=logging.WARNING, handlers=[_warnings()])
+        status = run(arguments, on_import=begin)
+        if streams.failure is not None:
+            _print_error(f"not everything could be printed: {streams.failure.strerror}")
+            status = status or 1
+    sys.exit(status)
+
+
+class _Visible(logging.Formatter):
+    """The message alone, without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def _warnings() -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible())
+    return handler
 
 
 def _leave(number: int, frame: object) -> None:
@@ -111,10 +146,10 @@ def run(arguments: Sequence[str] | None = None, *, on_import: Callable[[], None]
             return _interrupted()
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except InterruptedRunError as error:
-        error_console().print(f"interrupted: {_escaped(str(error))}", soft_wrap=True, highlight=False)
+        error_console().print(f"interrupted: {error}", soft_wrap=True, highlight=False)
         return error.exit_status
     except ErrataError as error:
-        error_console().print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True, highlight=False)
+        _print_error(str(error))
         return error.exit_status
     except KeyboardInterrupt:
         return _interrupted()
@@ -122,13 +157,12 @@ def run(arguments: Sequence[str] | None = None, *, on_import: Callable[[], None]
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's own
             raise
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = (
+        _print_error(
             f"out of memory: {what}. Lower --batch-size, or take --dtype bfloat16; `errata doctor` shows what fits"
         )
-        error_console().print(f"[bold red]error:[/] {_escaped(message)}", soft_wrap=True, highlight=False)
         return 1
     except OSError as error:
-        error_console().print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True, highlight=False)
+        _print_error(str(error))
         return 1
     return 0
 
@@ -138,7 +172,5 @@ def _interrupted() -> int:
     return 130
 
 
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+def _print_error(message: str) -> None:
+    error_console().print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True, highlight=False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -12,7 +12,7 @@ from errata.errors import Fault, FaultsError, InputError, OutputError
 from errata.facts import Fact, FactSet, clashes, fact_of, record_faults
 from errata.facts_formats import Entry, csv_entries, csv_text, jsonl_entries, jsonl_text
 from errata.facts_rules import REQUIRED_FIELDS
-from errata.output import is_full
+from errata.output import is_full, new_file
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
@@ -76,18 +76,16 @@ def write_facts(facts: Iterable[Fact], path: str | os.PathLike[str]) -> None:
     facts = facts if isinstance(facts, FactSet) else FactSet(tuple(facts), source="the facts to write")
     if not facts:
         raise InputError(f"there are no facts to write to {str(path)!r}", remedy="Give at least one fact")
-    # In the same directory, since a file is only replaced at once within one file system.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     data = text_of(facts).encode()
     try:
-        try:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with new_file(path) as temporary:
             temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        if is_full(error):
+    except (OSError, ValueError, OutputError) as error:
+        cause = error.__cause__ if isinstance(error, OutputError) and error.__cause__ is not None else error
+        reason = getattr(cause, "strerror", None) or str(cause)
+        if isinstance(cause, OSError) and is_full(cause):
             raise OutputError(f"cannot write the facts {str(path)!r}: {reason}", remedy="Make room there") from error
         remedy = "Give a file in a directory that exists and can be written to"
         raise InputError(f"cannot write the facts {str(path)!r}: {reason}", remedy=remedy) from error

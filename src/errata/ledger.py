@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.errors import InputError
+from errata.in_place import open_in_place
 from errata.patch import now
 from errata.reading import reason_of
 
@@ -60,6 +61,7 @@ class Ledger:
         """The ledger with one more line, which is on the disk then; a torn end gives way to it.
 
         Raises:
+            InputError: if the file has become a link.
             OSError: if it cannot be written; the file then holds what it held.
             ValueError: if a number in it is not finite.
         """
@@ -68,7 +70,7 @@ class Ledger:
         entry = Entry(kind, body["time"], about, _checksum(last, body))
         line = json.dumps({**body, "checksum": entry.checksum}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         # Without a buffer, which would write what is left in it once more when the file is closed after a failure.
-        with self.path.open("r+b", buffering=0) as file:
+        with open_in_place(self.path, "r+b", buffering=0) as file:
             file.truncate(self.sound)
             file.seek(self.sound)
             try:

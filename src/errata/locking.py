@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any
 
 from errata.errors import InputError
+from errata.in_place import open_in_place
+
+_logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def held(path: Path, *, wait: bool = False) -> Iterator[TextIO]:
+def held(path: Path, *, wait: bool = False) -> Iterator[IO[Any]]:
     """Hold the lock of a file, which is made if it is not there, and stays. Gives the file, open to read and to add to.
 
     Args:
@@ -20,11 +25,12 @@ def held(path: Path, *, wait: bool = False) -> Iterator[TextIO]:
     Raises:
         BlockingIOError: if another holds it, and nobody is to wait; ``strerror`` is what stands in the file, by which
             its holder may tell who it is.
+        InputError: if it is a link, or no regular file.
         OSError: if the file cannot be opened.
     """
     import fcntl  # not on Windows, where all but runs and benchmarks works
 
-    with path.open("a+", encoding="utf-8") as file:
+    with open_in_place(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
@@ -53,14 +59,51 @@ def alone(path: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def in_turn(path: Path) -> Iterator[None]:
+def in_turn(path: Path, what: str) -> Iterator[None]:
     """Processes that want to make the same do it one after another, so that the later ones find it made.
 
     It saves work and guards nothing: where there are no such locks (Windows), or the file cannot be made, nobody waits,
-    so what is made must appear whole or not at all.
+    so what is made must appear whole or not at all. A process that has to wait logs a warning first.
+
+    Args:
+        what: is being made, for that warning.
     """
     with ExitStack() as stack:
         with suppress(ImportError, OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(held(path, wait=True))
+            try:
+                stack.enter_context(held(path))
+            except BlockingIOError:
+                _logger.warning("waiting for another process, which is working on %s", what)
+                stack.enter_context(held(path, wait=True))
         yield
+
+
+def claimed(folder: Path, *, wait: bool) -> int:
+    """Make a directory, or take one that is there, and lock it.
+
+    Returns:
+        An open handle. The lock is released when it is closed, or when the process ends.
+
+    Raises:
+        BlockingIOError: if another handle holds the lock, and ``wait`` is false.
+        OSError, ImportError: if it cannot be made or locked.
+    """
+    import fcntl
+
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue  # whoever held it has just removed it
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if folder.exists() and os.path.samestat(os.fstat(handle), folder.lstat()):
+                return handle
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)

@@ -6,15 +6,18 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from errata.errors import ErrataError, InputError, OutputError
+from errata.locking import claimed
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # A directory of such a name would be a slip: a file was meant.
@@ -27,25 +30,106 @@ _OF_FILES = frozenset(
 def new_directory(target: Path) -> Iterator[Path]:
     """A temporary directory beside ``target`` that becomes ``target`` if the block ends well, and vanishes if not.
 
+    Modes are those that the umask allows, whatever wrote the files.
+
     Raises:
         InputError: if ``target`` exists and is not an empty directory, or cannot be made.
         OutputError: if the block, or the file system, cannot write what belongs there.
     """
     check_new(target)
-    with _told(target, InputError):
+    with _partial(target, InputError) as (partial, mode), _told(target):
+        yield partial
+        for file in partial.rglob("*"):  # safetensors writes for the owner alone
+            if not file.is_symlink():
+                file.chmod(mode if file.is_dir() else mode & 0o666)
+        if target.exists():
+            target.rmdir()
+        partial.replace(target)
+
+
+@contextmanager
+def _partial(target: Path, kind: type[ErrataError] = OutputError) -> Iterator[tuple[Path, int]]:
+    """A new directory beside ``target`` to prepare it in, and its mode, which is what the umask allows.
+
+    It is removed at the end, and so is at the beginning what killed processes have left of the same target: a lock,
+    which ends with its process, tells the one from the other.
+
+    Args:
+        kind: of the error if it cannot be made.
+    """
+    handle = None
+    with _told(target, kind):
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
+        _remove_abandoned(target)
+        partial = target.parent / f".{_short(target.name)}.{secrets.token_hex(4)}.partial"
+        try:
+            handle = claimed(partial, wait=True)
+        except (ImportError, OSError):  # no such locks here: what a killed process leaves is then for people to remove
+            partial.mkdir(exist_ok=True)
+        mode = stat.S_IMODE(partial.stat().st_mode)
     try:
-        with _told(target):
-            yield partial
-            partial.chmod(0o755)
-            for file in partial.rglob("*"):  # safetensors writes for the owner alone
-                file.chmod(0o755 if file.is_dir() else 0o644)
-            if target.exists():
-                target.rmdir()
-            partial.replace(target)
+        yield partial, mode
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for what is put around it: names have at most 255 bytes."""
+    return name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
+
+
+def _remove_abandoned(target: Path) -> None:
+    for partial in target.parent.glob(f".{escape(_short(target.name))}.*.partial"):
+        with suppress(ImportError, OSError):  # somebody is at work there, or it is no directory of this kind
+            handle = claimed(partial, wait=False)
+            shutil.rmtree(partial, ignore_errors=True)
+            os.close(handle)
+
+
+def leftovers(directory: Path) -> list[Path]:
+    """What killed processes have left in a directory, at any depth, of files that they were writing."""
+    found = sorted(directory.rglob(".*.partial"))
+    return [path for path in found if not any(other in path.parents for other in found)]
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a directory with all that is in it; nothing if there is none. Links are not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def reserved(target: Path) -> Iterator[None]:
+    """Keep other processes from preparing the same new output at the same time; nothing where it is there already.
+
+    The reservation is a locked directory in the nearest directory that exists, so that it ends with its process. Where
+    none can be made (the place cannot be written, or knows no locks) there is none.
+
+    Raises:
+        InputError: if another process has reserved it.
+    """
+    path = target.absolute()
+    handle = reservation = None
+    try:
+        if not path.exists() and not path.is_symlink():
+            parent = next(folder for folder in path.parents if folder.is_dir())
+            name = ".".join(path.relative_to(parent).parts)
+            reservation = parent / f".{_short(name)}.reserved.partial"
+            handle = claimed(reservation, wait=False)
+    except BlockingIOError as error:
+        raise InputError(f"another process is about to write {target}", remedy="Wait, or give another name") from error
+    except (ImportError, OSError, ValueError):
+        pass
+    try:
+        yield
+    finally:
+        if handle is not None and reservation is not None:
+            shutil.rmtree(reservation, ignore_errors=True)
+            os.close(handle)
 
 
 @contextmanager
@@ -87,11 +171,25 @@ def _reason(error: OSError | SafetensorError | OutputError) -> tuple[str, bool]:
     return os.strerror(number), number in _FULL
 
 
+def _check_name(target: Path) -> None:
+    """Raises InputError for what no file system takes as a name, such as one that is too long."""
+    parent = next((folder for folder in target.absolute().parents if is_there(folder)), Path("/"))
+    for path in (*(parent / part for part in target.parts), target):
+        try:
+            path.lstat()
+        except (OSError, ValueError) as error:
+            if not isinstance(error, OSError) or error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
+                reason = getattr(error, "strerror", None) or str(error)
+                what = f"{str(target)[:80]}{'…' if len(str(target)) > 80 else ''} cannot be written: {reason}"
+                raise InputError(what, remedy="Give another name") from error
+
+
 def check_new(target: Path) -> None:
     """Raises InputError if ``target`` exists and is not an empty directory: nothing is ever overwritten.
 
-    Also if it has the name of a file.
+    Also if it has the name of a file, or one that no file can have.
     """
+    _check_name(target)
     if target.suffix.lower() in _OF_FILES and not target.is_dir():
         raise InputError(
             f"{target} would be a directory, and ends in {target.suffix} like a file",
@@ -106,6 +204,7 @@ def check_new(target: Path) -> None:
 
 def check_file(target: Path) -> None:
     """Raises InputError if no file can be written at ``target``; an older one there may be replaced."""
+    _check_name(target)
     if target.is_dir():
         raise InputError(f"{target} is a directory", remedy="Give the name of a file")
     if target.exists() and not target.is_file():  # such as /dev/stdout, whose place a file would take
@@ -115,6 +214,7 @@ def check_file(target: Path) -> None:
 
 def check_new_file(target: Path) -> None:
     """As ``check_file``, and also if anything is there."""
+    _check_name(target)
     if target.exists() or target.is_symlink():
         raise InputError(f"{target} exists already", remedy="Give another name, or remove it first")
     _check_parent(target)
@@ -133,25 +233,19 @@ def _check_parent(target: Path) -> None:
 def new_file(target: Path) -> Iterator[Path]:
     """A temporary file beside ``target`` that takes its place if the block ends well, and vanishes if not.
 
-    What is written is on the disk, and not only in a cache, when the block is left.
+    What is written is on the disk, and not only in a cache, when the block is left. Its mode is what the umask allows.
 
     Raises:
         OutputError: if it cannot be written; what was there before is left.
     """
-    with _told(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
-        os.close(handle)
-    temporary = Path(name)
-    try:
+    with _partial(target) as (partial, mode):
+        temporary = partial / target.name
         with _told(target):
             yield temporary
-            temporary.chmod(0o644)
+            temporary.chmod(mode & 0o666)
             _sync(temporary)
             temporary.replace(target)
             _sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(target: Path, text: str) -> None:

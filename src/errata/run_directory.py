@@ -25,9 +25,10 @@ from errata.batch_record import BatchRecord
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts import FactSet
 from errata.facts_io import read_facts
+from errata.in_place import check_no_links, open_in_place
 from errata.ledger import Ledger, read_ledger
 from errata.locking import held
-from errata.output import file_digest, is_file, write_text
+from errata.output import file_digest, is_file, leftovers, remove, write_text
 from errata.patch import Patch, now
 from errata.patch_file import read_patch, write_patch
 from errata.recipe import Recipe
@@ -87,13 +88,13 @@ class RunDirectory:
     def begin_batch_over(self) -> list[str]:
         """Remove what a crash left of a batch that has no line in the ledger; says what that was."""
         found = [f"{self.ledger.path.name} ends in a part of a line"] if self.ledger.torn else []
-        partial = sorted(self.path.rglob(".*.partial"))
+        partial = leftovers(self.path)
         found += [f"{leftover.relative_to(self.path)} is a part of a file" for leftover in partial]
         patch = self.batch_path(self.batches_done)
         if patch.exists():
             found.append(f"{patch.relative_to(self.path)} has no line in the ledger")
         for leftover in (*partial, patch):
-            leftover.unlink(missing_ok=True)
+            remove(leftover)
         return [f"the run was stopped in the middle: {text}; what it belongs to is done again" for text in found]
 
     def add_batch(self, record: BatchRecord, patch: Patch, said: Any, weights: str) -> None:
@@ -181,7 +182,7 @@ class RunDirectory:
         )
 
     def log(self, text: str) -> None:
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+        with open_in_place(self.path / "log.txt", "a") as file:
             file.write(f"{now()} {text}\n")
 
     @contextmanager
@@ -189,8 +190,9 @@ class RunDirectory:
         """Nobody else works here meanwhile; the operating system lets go also of a process that was killed.
 
         Raises:
-            InputError: if another process does, or nothing can be written here.
+            InputError: if another process does, nothing can be written here, or the run holds links.
         """
+        check_no_links(self.path)
         with ExitStack() as stack:
             try:
                 file = stack.enter_context(held(self.path / "lock"))

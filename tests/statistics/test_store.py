@@ -152,6 +152,18 @@ DAMAGES: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
+def test_without_a_home_directory_a_cache_is_needed_only_where_something_is_missing(
+    model: LanguageModel, settings: StatisticsSettings, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments_for(model, [0], settings, cache=cache)
+    for name in ("HOME", "ERRATA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where the user has no entry in the passwords
+    assert moments_for(model, [0], settings, read_only=[cache])
+    with pytest.raises(InputError, match="ERRATA_CACHE"):
+        moments_for(model, [0], settings)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_does_not_fit_is_computed_anew_with_a_warning(
     model: LanguageModel,

@@ -21,6 +21,7 @@ from errata.analysis.findings import Findings
 from errata.analysis.study import Kept, Study, Workbench
 from errata.benchmark.material import material_name
 from errata.errors import Fault, FaultsError, InputError
+from errata.in_place import check_no_links
 from errata.locking import alone
 from errata.output import is_file, new_directory, write_text
 from errata.patch import now, software_versions
@@ -79,6 +80,7 @@ def run_study(study: Study, bench: Workbench, out: Path, *, command: str) -> Res
             )
     record = _read(out / STUDY)
     _check_same(record["identity"], identity, out)
+    check_no_links(out)
     with alone(out / "lock", f"the study {out}"):
         pieces = study.pieces(bench)
         kept: dict[str, Kept] = {}

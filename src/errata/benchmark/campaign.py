@@ -23,6 +23,7 @@ from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.grid import Grid, Measures
 from errata.benchmark.measurements import check_parts, input_digests
 from errata.errors import Fault, FaultsError, InputError
+from errata.in_place import check_no_links
 from errata.locking import alone
 from errata.output import new_directory, write_text
 from errata.patch import now, software_versions
@@ -64,8 +65,9 @@ class Campaign:
         """Nobody else works here meanwhile.
 
         Raises:
-            InputError: if another process does.
+            InputError: if another process does, or the benchmark holds links.
         """
+        check_no_links(self.directory)
         with alone(self.directory / "lock", f"the benchmark {self.directory}"):
             yield
 

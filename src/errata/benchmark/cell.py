@@ -110,7 +110,7 @@ class Cell:
     def _ask_before(self, part: Part, editor: Editor) -> None:
         path = self.before(part)
         # Of cells that are worked on at the same time one asks.
-        with in_turn(path.with_suffix(".lock")):
+        with in_turn(path.with_suffix(".lock"), "the unedited model's answers"):
             if not path.exists():  # weights are computed anew for it
                 with editor.model.edits.without(editor.patch().terms):
                     self._ask("before", part, path, editor)

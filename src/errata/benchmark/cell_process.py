@@ -47,7 +47,7 @@ def main() -> int:
     except Exception as error:
         what = str(error) if isinstance(error, ErrataError) else f"{type(error).__name__}: {error}"
         write_text(directory / "failure.json", json.dumps({"what": what}, ensure_ascii=False) + "\n")
-        (directory / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        write_text(directory / "traceback.txt", traceback.format_exc())
         return 1
     return 0
 

@@ -31,7 +31,7 @@ def pin(bench: Path, kind: Kind, name: str, digest: str) -> None:
         InputError: if it is not what the benchmark began with; names what differs.
     """
     path = bench / "pinned" / f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
-    with in_turn(path.with_suffix(".lock")):
+    with in_turn(path.with_suffix(".lock"), f"the benchmark {bench}"):
         if not path.exists():
             write_text(path, json.dumps({"name": name, "digest": digest}, ensure_ascii=False) + "\n")
     try:

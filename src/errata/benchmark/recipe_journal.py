@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.errors import InputError
+from errata.in_place import open_in_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,6 @@ def read_journal(path: Path) -> dict[str, Try]:
 def append_to_journal(path: Path, key: str, tried: Try) -> None:
     """Add one try; a line that was cut off before is removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cut_off = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
     entry = {
         "key": key,
         "number": tried.number,
@@ -71,8 +71,8 @@ def append_to_journal(path: Path, key: str, tried: Try) -> None:
         "seconds": tried.seconds,
     }
     text = json.dumps(entry, ensure_ascii=False) + "\n"
-    if cut_off:
-        kept = path.read_bytes().rpartition(b"\n")
-        path.write_bytes(kept[0] + kept[1])
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
+    with open_in_place(path, "ab+") as file:
+        file.seek(0)
+        kept, line_end, _ = file.read().rpartition(b"\n")
+        file.truncate(len(kept + line_end))
+        file.write(text.encode())

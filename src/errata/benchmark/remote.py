@@ -12,6 +12,7 @@ from typing import Any
 
 from errata.benchmark.working import Processes, note_failure
 from errata.errors import InputError, MissingExtraError
+from errata.in_place import open_in_place
 from errata.progress import Report, silent
 
 _SECONDS_BETWEEN = 0.5
@@ -78,7 +79,7 @@ class RayCluster:
             status = int(self._ray.get(task))
         except self._ray.exceptions.RayError as error:
             status = 1
-            with (cell / "errors.txt").open("a", encoding="utf-8") as errors:
+            with open_in_place(cell / "errors.txt", "a") as errors:
                 errors.write(f"{error}\n")
         finally:
             self._running.discard(task)

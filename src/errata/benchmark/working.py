@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from errata.benchmark.campaign import Campaign, failure_of
 from errata.benchmark.cell_spec import read_json
+from errata.in_place import open_in_place
 from errata.output import write_text
 from errata.progress import Report
 
@@ -91,7 +92,7 @@ class Processes:
 
     def run(self, cell: Path, report: Report) -> int:
         """As ``Runner.run``; a failure is written down also if the process could not do it itself."""
-        with (cell / "errors.txt").open("ab") as errors:
+        with open_in_place(cell / "errors.txt", "ab") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "errata.benchmark.cell_process", str(cell)],
                 stdin=subprocess.PIPE,

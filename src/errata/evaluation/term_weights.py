@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errata.cache import cache_directory
-from errata.errors import InputError, MissingExtraError
+from errata.errors import InputError, MissingExtraError, OutputError
 from errata.locking import in_turn
-from errata.output import write_text
+from errata.output import is_file, write_text
 from errata.statistics.corpus import open_corpus
 
 _FORMAT = "errata-tfidf-1"
+_logger = logging.getLogger(__name__)
 
 
 def check_consistency() -> None:
@@ -139,11 +141,14 @@ def corpus_weights(corpus: str, *, cache: Path | None = None) -> TermWeights:
     key = hashlib.sha256(f"{text.digest}|scikit-learn {version('scikit-learn')}".encode()).hexdigest()[:32]
     folder = cache_directory("term-weights") if cache is None else cache
     path = folder / f"{key}.json"
-    with in_turn(folder / f"{key}.lock"):
-        if path.is_file():
+    with in_turn(folder / f"{key}.lock", "the weights of a text's words"):
+        if is_file(path):
             return TermWeights.read(path)
         weights = TermWeights.fit(text.documents())
-        weights.write(path)
+        try:
+            weights.write(path)
+        except OutputError as error:  # the work goes on; only the next run has to compute them again
+            _logger.warning("the weights of words cannot be kept: %s", error)
         return weights
 
 

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from errata.lab.texts import epoch_documents
 from errata.lab.tokenizer import train_tokenizer
 from errata.lab.world import World
+from errata.output import new_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +165,8 @@ def _save_checkpoint(
         tensors[f"weight.{name}"] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}.{name}"] = value
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata={"epoch": str(epoch), "settings": json.dumps(asdict(settings))})
-    temporary.replace(path)
+    with new_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"epoch": str(epoch), "settings": json.dumps(asdict(settings))})
 
 
 def _load_checkpoint(path: Path, settings: TrainingSettings, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

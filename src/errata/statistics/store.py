@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -20,9 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from errata.cache import cache_directory
-from errata.errors import InputError
+from errata.errors import InputError, OutputError
 from errata.locking import in_turn
 from errata.models.language_model import LanguageModel
+from errata.output import is_there, new_file
 from errata.recipe_settings import StatisticsSettings
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import SecondMoment, key_moments
@@ -95,11 +94,14 @@ def moments_for(
         read_only: further places to look, such as what ships with the package.
     """
     keys = moment_keys(model, layers, settings)
-    directory = cache or default_cache()
     found: dict[int, SecondMoment] = {}
-    useless = _look(found, keys, (*read_only, directory))
+    _look(found, keys, read_only)
+    if keys.keys() <= found.keys():
+        return found
+    directory = cache or default_cache()  # not before it is needed: there may be no home directory
+    useless = _look(found, keys, (directory,))
     if not keys.keys() <= found.keys():
-        with in_turn(directory.with_name(f"{directory.name}.lock")):
+        with in_turn(directory.with_name(f"{directory.name}.lock"), "key statistics"):
             _look(found, keys, (directory,), but=useless)  # another process may have computed them meanwhile
             _compute(found, model, keys, settings, directory, on_read)
     return found
@@ -119,7 +121,7 @@ def _look(
     for layer, key in keys.items():
         for place in places:
             path = place / key.file_name
-            if layer in found or path in but or not path.exists():
+            if layer in found or path in but or not is_there(path):
                 continue
             moment = _read(path, key)
             if moment is None:
@@ -144,7 +146,7 @@ def _compute(
         found[layer] = SecondMoment(moment.total.cpu(), moment.count)
         try:
             write_moment(directory / keys[layer].file_name, keys[layer], moment)
-        except (OSError, SafetensorError) as error:  # the work goes on; only the next run has to compute again
+        except OutputError as error:  # the work goes on; only the next run has to compute again
             _logger.warning("the statistics of layer %d cannot be kept in %s (%s)", layer, directory, error)
 
 
@@ -193,8 +195,10 @@ def write_moment(path: Path, key: MomentKey, moment: SecondMoment, *, dtype: tor
 
     Args:
         dtype: float32 halves the file, for what ships with the package: the sum, taken in float64, is rounded once.
+
+    Raises:
+        OutputError: if it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows, columns = torch.triu_indices(*moment.total.shape)
     triangle = moment.total.cpu()[rows, columns].to(dtype)
     metadata = {
@@ -202,18 +206,13 @@ def write_moment(path: Path, key: MomentKey, moment: SecondMoment, *, dtype: tor
         "count": str(moment.count),
         "checksum": _checksum(key, triangle, moment.count),
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(handle)
-    try:
+    with new_file(path) as temporary:
         save_file({"triangle": triangle}, temporary, metadata=metadata)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _read(path: Path, key: MomentKey) -> SecondMoment | None:
     """What is cached, or None if there is nothing, or nothing that can be trusted."""
-    if not path.exists():
+    if not is_there(path):
         return None
     try:
         with safe_open(path, framework="pt") as file:

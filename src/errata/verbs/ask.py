@@ -59,8 +59,8 @@ def ask(
         table.add_column("likeliest next tokens", overflow="fold")
         for answer in answers[index :: len(prompts)]:
             likely = ", ".join(f"{token!r} {probability:.0%}" for token, probability in answer["next"])
-            table.add_row(*(_literal(text) for text in (answer["model"], answer["continuation"], likely)))
-        console().print(_literal(prompt.rstrip()), style="bold", highlight=False)
+            table.add_row(str(answer["model"]), str(answer["continuation"]), likely)
+        console().print(prompt.rstrip(), style="bold", highlight=False)
         console().print(table)
     write_json(json, {"answers": answers})
 
@@ -78,12 +78,6 @@ def _faults(model: Outline, prompts: Sequence[str], tokens: int) -> list[Fault]:
             what = f"it has {len(row.ids)} tokens; {model.name!r} takes {limit} and {tokens} more"
             faults.append(Fault(shown, what, "Shorten the prompt or lower --tokens"))
     return faults
-
-
-def _literal(text: object) -> str:
-    from rich.markup import escape
-
-    return escape(str(text))
 
 
 def _next_tokens(model: LanguageModel, prompt: str, count: int = 5) -> list[tuple[str, float]]:

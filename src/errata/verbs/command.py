@@ -1,28 +1,36 @@
-"""The command line's commands: before any work, --json is held against everything else that a command names."""
+"""The command line's commands: before any work, the places that a command would write to are compared and reserved."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand
 
 from errata.errors import InputError
-from errata.output import is_there
+from errata.output import is_there, reserved
 
 _TEXTS = frozenset({"prompts", "subject", "dataset", "which"})  # parameters that name no file, whatever they look like
 
 
 class Verb(TyperCommand):
-    """A command whose results for machines cannot take the place of what it reads, or of what else it writes."""
+    """A command whose outputs take the place neither of each other nor of what it reads, nor of another process's."""
 
     def invoke(self, ctx: Any) -> Any:  # typer keeps the class of it to itself
         """Run the command.
 
         Raises:
-            InputError: if --json is, or lies inside, another path of the command line; nothing has happened.
+            InputError: if --json is, or lies inside, another path of the command line, if --out is or would hold
+                --run, or if another process is about to write the same --out; nothing has happened.
         """
+        out, run = ctx.params.get("out"), ctx.params.get("run")
+        if isinstance(out, Path) and isinstance(run, Path) and _relation(run, out) in ("is", "lies inside"):
+            raise InputError(
+                f"--run {run} {_relation(run, out)} --out {out}: both would be new directories",
+                remedy="Give them different names",
+            )
         json = ctx.params.get("json")
         if isinstance(json, Path):
             for place in _places({name: value for name, value in ctx.params.items() if name != "json"}):
@@ -31,7 +39,8 @@ class Verb(TyperCommand):
                         f"--json {json} {relation} {place}, which this command reads or writes",
                         remedy="Give another file for the results",
                     )
-        return super().invoke(ctx)
+        with reserved(out) if isinstance(out, Path) else nullcontext():
+            return super().invoke(ctx)
 
 
 def _places(params: dict[str, Any]) -> Iterator[Path]:

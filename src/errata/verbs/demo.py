@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from errata.benchmark.sequential import Examination, examine, run_sequence
 from errata.errors import InputError
@@ -25,7 +24,7 @@ from errata.recipe import shipped_recipe
 from errata.report.tables import comparison_tables
 from errata.verbs.json_output import JsonOption
 from errata.verbs.model_options import DeviceOption, placement
-from errata.verbs.terminal import console, progress
+from errata.verbs.terminal import PlainConsole, console, progress
 
 EXAMPLE = "Example: errata demo --out runs/demo --facts 100 --methods memit,memit+blue"
 METHODS = "memit,memit+blue,alphaedit,alphaedit+blue"
@@ -79,7 +78,7 @@ def demo(
             rows += result.rows
         report("methods", len(recipes), len(recipes))
     # A file or a picture is not narrower than the table; a terminal may be.
-    wide = Console(record=svg is not None, width=None if console().is_terminal and svg is None else 120)
+    wide = PlainConsole(record=svg is not None, width=None if console().is_terminal and svg is None else 120)
     for table in comparison_tables(rows, width=wide.width):
         wide.print(table)
         wide.print()

@@ -104,5 +104,6 @@ def _warn_if_nothing_took(rows: Sequence[Row]) -> None:
     if took == [0.0]:
         error_console().print(
             "[yellow]warning:[/] none of the facts took: the model says none of the targets. It may not know these "
-            "subjects, or the recipe may not suit it (more target steps, a smaller ridge)."
+            "subjects, or the recipe may not suit it (more target steps, a smaller ridge).",
+            markup=True,
         )

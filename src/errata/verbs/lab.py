@@ -12,6 +12,7 @@ import typer
 
 from errata.errors import InputError
 from errata.facts_io import write_facts
+from errata.in_place import open_in_place
 from errata.lab.package import lab_world, save_lab, write_lab
 from errata.lab.tasks import every_fact, lab_facts
 from errata.lab.training import Progress, TrainingSettings, train
@@ -130,7 +131,7 @@ def train_lab(
     settings = replace(TrainingSettings(), epochs=epochs, people=people, seed=seed, compile=compiled)
     log = work / "log.jsonl"
     work.mkdir(parents=True, exist_ok=True)
-    with progress() as report, log.open("a", encoding="utf-8") as file:
+    with progress() as report, open_in_place(log, "a") as file:
 
         def on_epoch(done: Progress) -> None:
             file.write(json_module.dumps(asdict(done)) + "\n")

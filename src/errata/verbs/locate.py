@@ -155,7 +155,8 @@ def _show_facts(found: Location) -> None:
     if len(chosen.facts) < ENOUGH_FACTS:
         error_console().print(
             f"[yellow]warning:[/] only {len(chosen.facts)} facts were traced, which says little about the model's "
-            f"layers. Give at least {ENOUGH_FACTS} that it knows (--facts, --count)."
+            f"layers. Give at least {ENOUGH_FACTS} that it knows (--facts, --count).",
+            markup=True,
         )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.methods import BOUNDARY_SUFFIX
@@ -40,7 +41,7 @@ def list_recipes(json: JsonOption = None) -> None:
         also = f"; also taken for {', '.join(file.also)}" if file.also else ""
         automatic = str(file.data.get("source", "")).startswith("automatic")
         marked = " (automatic: published by nobody, tried on nothing)" if automatic else ""
-        out.print(f"[bold]{name}[/]  numbers for {file.data['model']}{marked}{also}", highlight=False)
+        out.print(Text.assemble((name, "bold"), f"  numbers for {file.data['model']}{marked}{also}"))
         out.print(f"    {', '.join(file.names)}", style="dim", highlight=False)
         entries.append(
             {

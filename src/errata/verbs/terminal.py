@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,16 +16,34 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+from rich.text import Text
 
 from errata.progress import Report
+from errata.visible import visible
+
+
+class PlainConsole(Console):
+    """Prints no control characters but its own: text may come from a patch or a file that somebody else has made."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich; here, so that columns are as wide as what they show."""
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """As rich; for whatever has not come through ``render_str``."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 def console() -> Console:
-    return Console()
+    """For standard output; brackets are markup only where a call says ``markup=True``."""
+    return PlainConsole(markup=False)
 
 
 def error_console() -> Console:
-    return Console(stderr=True)
+    """The same for standard error."""
+    return PlainConsole(markup=False, stderr=True)
 
 
 @contextmanager
@@ -57,12 +76,12 @@ def progress(looked_back: float = 30.0) -> Iterator[Report]:
 
 def tell(text: str) -> None:
     """Print a text as it is."""
-    console().print(text, markup=False, highlight=False)
+    console().print(text, highlight=False)
 
 
 def warn(text: str) -> None:
     """The same on standard error."""
-    error_console().print(text, markup=False, highlight=False)
+    error_console().print(text, highlight=False)
 
 
 def counted(count: int, what: str) -> str:

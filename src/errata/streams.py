@@ -1,0 +1,67 @@
+"""Standard output and standard error of a command whose work must not fail for what is printed about it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+
+class _Sink(io.FileIO):
+    """A file that takes everything: from its first failure on, what is written to it is dropped.
+
+    Attributes:
+        failure: that first one.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        if self.failure is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.failure = error
+        return memoryview(data).nbytes
+
+
+class Streams:
+    """What became of the two streams."""
+
+    def __init__(self) -> None:
+        self._sinks: list[_Sink] = []
+        self._texts: list[io.TextIOWrapper] = []
+
+    def steady(self, stream: Any) -> Any:
+        """A stream to the same place that neither fails to write nor to encode: it prints a replacement character."""
+        try:
+            handle = stream.fileno()
+        except (OSError, ValueError):  # no file: a test's, or a notebook's
+            return stream
+        sink = _Sink(handle, "w", closefd=False)
+        errors = "replace" if stream.errors in (None, "strict", "surrogateescape") else stream.errors
+        text = io.TextIOWrapper(
+            io.BufferedWriter(sink), stream.encoding, errors, line_buffering=stream.isatty() or stream is sys.stderr
+        )
+        self._sinks.append(sink)
+        self._texts.append(text)
+        return text
+
+    @property
+    def failure(self) -> OSError | None:
+        """Why something could not be printed; None if all could, or if a reader has closed its pipe."""
+        for text in self._texts:
+            text.flush()
+        failures = [sink.failure for sink in self._sinks if sink.failure is not None]
+        return next((error for error in failures if not isinstance(error, BrokenPipeError)), None)
+
+
+@contextmanager
+def steady_streams() -> Iterator[Streams]:
+    """Put such streams in place of the process's own, where it has any."""
+    streams = Streams()
+    out, err = sys.stdout, sys.stderr
+    with redirect_stdout(out and streams.steady(out)), redirect_stderr(err and streams.steady(err)):
+        yield streams

@@ -1,0 +1,129 @@
+"""What is printed: no control character from elsewhere, no failure for what cannot be printed."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from errata.cli import run
+from errata.streams import Streams
+from errata.verbs.show import facts_table
+from errata.verbs.terminal import PlainConsole, error_console, tell, warn
+from errata.visible import visible
+
+from tests.support.editing import FACTS
+
+HOSTILE = "\x1b]0;title\x07 \x1b[2J\x9b31m \u202etxt.exe \r\x08 \udce9"
+SHOWN = "\\x1b]0;title\\x07 \\x1b[2J\\x9b31m \\u202etxt.exe \\x0d\\x08 \\udce9"
+
+
+def test_what_steers_a_terminal_is_shown_and_nothing_else_is_changed() -> None:
+    assert visible(HOSTILE) == SHOWN
+    for text in ("plain", "two\n\tlines", "λ – Ω „…“", "日本語", "עברית", "👩‍🔬"):
+        assert visible(text) == text
+
+
+def as_table(text: str) -> Table:
+    table = Table(title=text)
+    table.add_column(text)
+    table.add_row(text)
+    table.add_row(Text(text))
+    return table
+
+
+@pytest.mark.parametrize("make", [str, Text, as_table, lambda text: Text.assemble((text, "bold"))])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_console_prints_no_foreign_control_characters(make: Any, terminal: bool) -> None:
+    file = io.StringIO()
+    console = PlainConsole(file=file, force_terminal=terminal, markup=False, width=200, color_system=None)
+    console.print(make(HOSTILE + "[link=https://example.org]here[/link]"))
+    printed = file.getvalue()
+    printed = printed.replace("\x1b[1m", "").replace("\x1b[3m", "").replace("\x1b[0m", "")  # its own
+    assert "\x1b" not in printed
+    assert not {*"\x07\x08\r\x9b\u202e\udce9"} & {*printed}
+    assert "\\x1b[2J" in printed
+    assert "[link=https://example.org]here[/link]" in printed.replace("\n", "") or make is as_table
+
+
+def test_columns_are_as_wide_as_what_they_show() -> None:
+    file = io.StringIO()
+    PlainConsole(file=file, width=200).print(as_table("\x1b" * 9))
+    lines = [line for line in file.getvalue().splitlines() if "│" in line or "┃" in line]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_errors_and_usage_errors_show_what_steers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", str(tmp_path / "\x1b[2Jx.safetensors")]) == 2
+    assert run(["recipe", "show", "memit", f"--{HOSTILE[:12]}"]) == 2
+    assert run([f"{HOSTILE[:12]}"]) == 2
+    tell(HOSTILE[:12])
+    warn(HOSTILE[:12])
+    out, err = capfd.readouterr()
+    assert not {*"\x1b\x07"} & {*out, *err}
+    assert "\\x1b[2Jx" in err.replace("\n", "")
+    assert out.startswith("\\x1b]0;title")
+
+
+def test_facts_of_a_patch_are_shown_without_control_characters(capfd: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import replace
+
+    error_console().print(facts_table([replace(FACTS[0], id=HOSTILE[:12], target="\x1b[31mRome")], None))
+    assert "\x1b" not in capfd.readouterr().err
+
+
+# The streams ----------------------------------------------------------------------------------------------------------
+
+PRINT = "from errata.cli import main; main(['methods', '--json', 'out.json'])"
+
+
+def methods(folder: Path, command: str, **environment: str) -> tuple[int, str, bool]:
+    """(exit status, standard error, whether there is JSON)."""
+    script = f'"{sys.executable}" -c "{PRINT}" {command}'
+    ended = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {script}"], cwd=folder, env={**os.environ, **environment}, stderr=-1,
+        stdout=subprocess.DEVNULL, text=True, check=False,
+    )  # fmt: skip
+    return ended.returncode, ended.stderr, (folder / "out.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "encoding", "status", "said"),
+    [
+        ("", "ascii", 0, ""),
+        ("", "latin-1", 0, ""),
+        ("", "cp437", 0, ""),
+        ("> /dev/full", "utf-8", 1, "No space left"),
+        ("| true", "utf-8", 0, ""),
+        (">&-", "utf-8", 0, ""),
+        ("2>&-", "utf-8", 0, ""),
+    ],
+)
+def test_what_cannot_be_printed_loses_no_result(
+    tmp_path: Path, command: str, encoding: str, status: int, said: str
+) -> None:
+    found, error, there = methods(tmp_path, command, PYTHONIOENCODING=encoding)
+    assert (found, there) == (status, True)
+    assert said in error
+    assert bool(error) == bool(said)
+
+
+def test_a_failing_stream_drops_what_comes_later_and_remembers_the_first_failure(tmp_path: Path) -> None:
+    streams = Streams()
+    with Path("/dev/full").open("w", encoding="ascii") as full, (tmp_path / "good").open("w") as good:
+        text, other = streams.steady(full), streams.steady(good)
+        text.write("x" * 100_000 + "→")
+        text.write("more")
+        other.write("kept")
+        assert streams.failure is not None
+        assert streams.failure.strerror == "No space left on device"
+    assert (tmp_path / "good").read_text() == "kept"
+    memory = io.StringIO()
+    assert streams.steady(memory) is memory
