@@ -9,7 +9,7 @@ VENV_PYTHON = $(VENV)/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types format benchmark install install-test check-install constraints dev clean
+.PHONY: help demo test real-model lint types format benchmark install install-test check-install constraints dev clean
 
 help:
 	@echo "make demo       edit facts into the embedded model with four methods and show what changed (installs first)"
@@ -26,8 +26,13 @@ demo: $(VENV)/.core
 	$(VENV)/bin/errata demo --out runs/demo
 
 # One thread a worker: the workers share the cores already.
-test: $(VENV)/.test
+test: $(VENV)/.test real-model
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# For the tests marked `real`, which are skipped without it. ERRATA_SMOLLM2 may name a directory that holds it.
+real-model: $(VENV)/.test
+	@test -n "$$ERRATA_SMOLLM2" || $(VENV)/bin/errata models get smollm2-135m-instruct || \
+	  echo "warning: SmolLM2 cannot be downloaded; the tests that need it are skipped" >&2
 
 lint: $(VENV)/.test
 	$(VENV_PYTHON) -m ruff check .

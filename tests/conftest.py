@@ -30,13 +30,20 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """The directory of SmolLM2-135M-Instruct in float32, for tests marked ``real``: what ``ERRATA_SMOLLM2`` names.
+    """The directory of SmolLM2-135M-Instruct in float32, for tests marked ``real``. A test must not write there.
 
-    A test that uses it must not write there.
+    It is what ``ERRATA_SMOLLM2`` names, else what ``errata models get smollm2-135m-instruct`` has put into the cache
+    (``make test`` runs that).
     """
-    if not (given := os.environ.get("ERRATA_SMOLLM2")):
-        pytest.skip("SmolLM2 is not here; set ERRATA_SMOLLM2 to a directory that holds it")
-    folder = Path(given).resolve()
-    if not (folder / "config.json").is_file():
-        pytest.fail(f"ERRATA_SMOLLM2 names {folder}, which holds no config.json")
-    return folder
+    if given := os.environ.get("ERRATA_SMOLLM2"):
+        folder = Path(given).resolve()
+        if not (folder / "config.json").is_file():
+            pytest.fail(f"ERRATA_SMOLLM2 names {folder}, which holds no config.json")
+        return folder
+    from errata.models.outline import source_of
+    from errata.models.small_models import small_model
+
+    model = small_model("smollm2-135m-instruct")
+    if model.here is None:
+        pytest.skip(f"SmolLM2 is not here: errata models get {model.name} (it could not be downloaded, or was not)")
+    return Path(source_of(model.name))

@@ -53,7 +53,7 @@ def check_reachable(name: str) -> None:
     except (HfHubHTTPError, HFValidationError):
         return
     except (HTTPError, ConnectionError, TimeoutError) as error:
-        raise OSError(f"there is no such directory, and the hub cannot be reached ({_first_line(error)})") from error
+        raise OSError(f"there is no such directory, and the hub cannot be reached ({first_line(error)})") from error
 
 
 def check_login() -> None:
@@ -117,27 +117,25 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except (LocalTokenNotFoundError, OIDCError) as error:
-        raise InputError(f"you are not logged in to the hub: {_first_line(error)}", remedy=_LOG_IN) from None
+        raise InputError(f"you are not logged in to the hub: {first_line(error)}", remedy=_LOG_IN) from None
     except HFValidationError as error:
-        raise InputError(
-            f"the hub's library refuses {what!r}: {_first_line(error)}", remedy="Give OWNER/NAME"
-        ) from None
+        raise InputError(f"the hub's library refuses {what!r}: {first_line(error)}", remedy="Give OWNER/NAME") from None
     except OfflineModeIsEnabled:
         raise InputError("HF_HUB_OFFLINE is set: the hub may not be asked", remedy="Unset it to upload") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
-        told = f"the hub answered {status} for {what}: {_first_line(error.server_message or error)}"
+        told = f"the hub answered {status} for {what}: {first_line(error.server_message or error)}"
         if status in (401, 403):
             raise InputError(told, remedy=f"The token may not write there. {_LOG_IN}") from None
         raise ErrataError(told, remedy="What was uploaded before stays there; try again") from None
     except (HTTPError, ConnectionError, TimeoutError) as error:
         raise ErrataError(
-            f"the hub cannot be reached: {_first_line(error)}",
+            f"the hub cannot be reached: {first_line(error)}",
             remedy="Look at the network and at HF_ENDPOINT; try again",
         ) from None
 
 
-def _first_line(error: object) -> str:
+def first_line(error: object) -> str:
     """The start of a message, without what looks like a token, whoever put it there."""
     lines = str(error).strip().splitlines()
     return re.sub(r"hf_\w+|(?i:bearer\s+)\S+", "…", lines[0].rstrip(".")) if lines else type(error).__name__

@@ -12,6 +12,7 @@ import torch
 from errata.facts import FactSet
 from errata.facts_io import write_facts
 from errata.ledger import new_ledger
+from errata.models.outline import lasting_name
 from errata.output import file_digest, new_directory, write_text
 from errata.patch import DtypeName, now, software_versions
 from errata.recipe import Recipe
@@ -47,7 +48,7 @@ def create_run(
         new_ledger(partial / "ledger.jsonl")
         manifest = Manifest(
             created=now(),
-            model=str(Path(model).resolve()) if Path(model).is_dir() else model,
+            model=lasting_name(model),
             fingerprint=fingerprint,
             dtype=dtype,
             lab=lab,

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from errata.errors import InputError
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel
+from errata.models.outline import lasting_name
 from errata.output import file_digest, is_file, write_text
 from errata.patch import DtypeName, Patch, dtype_name, now
 from errata.patch_file import read_patch, write_patch
@@ -207,9 +208,7 @@ def stack_base(directory: str | Path) -> tuple[str, torch.dtype]:
 
 def new_stack(model: LanguageModel, fingerprint: str) -> Stack:
     """A stack without patches on a model, which is found again by its name, or by its absolute path."""
-    path = Path(model.name)
-    base = str(path.resolve()) if path.is_dir() else model.name
-    return Stack(base, fingerprint, dtype_name(model.dtype))
+    return Stack(lasting_name(model.name), fingerprint, dtype_name(model.dtype))
 
 
 def solved_on_top(stack: Stack, names: Collection[str]) -> list[tuple[str, Sequence[Fact]]]:

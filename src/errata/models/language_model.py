@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from errata.models.architectures import Architecture, architecture_of, check_config
+from errata.models.memory import check_fits, weight_bytes
 from errata.models.outline import check_layers_exist, context_length_of, loading, source_of
 from errata.models.plain_weights import down_projection_weight
 from errata.models.prompts import length_batches, pad
@@ -68,14 +69,14 @@ class LanguageModel:
         device: str | torch.device | None = None,
         trust_remote_code: bool = False,
     ) -> LanguageModel:
-        """Load ``lab`` (embedded), a local directory, or a model of the hub.
+        """Load ``lab`` (embedded), a local directory or GGUF file, a small model by its name, or a model of the hub.
 
         Args:
             dtype: of the weights; by default float32 for ``lab``, else what the checkpoint is stored in.
             device: by default ``cpu`` for ``lab``, else a GPU where there is one.
 
         Raises:
-            InputError: if nothing can be loaded from there.
+            InputError: if nothing can be loaded from there, or it does not fit in memory.
             UnsupportedModelError: if the architecture is not in the table.
         """
         name = str(name_or_path)
@@ -88,6 +89,9 @@ class LanguageModel:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
             check_config(config)
+            needed = weight_bytes(config, dtype, trust_remote_code=trust_remote_code)
+            for place in {torch.device("cpu"), chosen}:  # it is read into main memory, wherever it goes then
+                check_fits(name, needed, place)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=dtype or "auto",

@@ -21,8 +21,10 @@ from transformers import (
 from errata.errors import InputError
 from errata.hub import check_reachable
 from errata.models.architectures import architecture_of, check_config
+from errata.models.gguf import as_directory, check_is_model, gguf_in, is_gguf
 from errata.models.plain_weights import down_projection_weight
 from errata.models.size import ModelSize
+from errata.models.small_models import fetched, is_small_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,26 +112,63 @@ def context_length_of(config: PreTrainedConfig) -> int:
 
 
 def source_of(name: str) -> str:
-    """What transformers is asked for, for what the user called a model.
+    """What transformers is asked for, for what the user called a model; a GGUF file is converted first.
 
     Raises:
+        InputError: if it is a file that is not a model, or a small model that has not been fetched.
         OSError: if it is a path to nothing, or the hub would have to be asked and cannot be reached.
     """
     if name == "lab":
         from errata.lab.package import lab_directory  # lab is data; models must not need it
 
         return str(lab_directory())
-    if not is_hub_name(name) and not Path(name).is_dir():
-        raise OSError("there is no such directory")
     if is_hub_name(name):
         check_reachable(name)
-    return name
+        return name
+    file = gguf_of(name)
+    if file is not None:
+        return str(as_directory(file))
+    path = local_path(name)
+    if path.is_file():
+        check_is_model(path)
+    if not path.is_dir():
+        raise OSError("there is no such directory or file")
+    return str(path)
+
+
+def gguf_of(name: str) -> Path | None:
+    """The GGUF file that a model's name means; None where it means something else, or nothing.
+
+    Raises:
+        InputError: for a directory with several of them, and a small model that has not been fetched.
+    """
+    if name == "lab" or is_hub_name(name):
+        return None
+    path = local_path(name)
+    if path.is_dir():
+        return gguf_in(path)
+    return path if is_gguf(path) else None
+
+
+def local_path(name: str) -> Path:
+    """Where a model is that is not the hub's and not ``lab``.
+
+    Raises:
+        InputError: for a small model that has not been fetched.
+    """
+    return fetched(name) if is_small_model(name) else Path(name)
+
+
+def lasting_name(name: str) -> str:
+    """A model's name that means the same from every working directory: paths of what is here become absolute."""
+    path = Path(name)
+    return str(path.resolve()) if name != "lab" and (path.is_dir() or path.is_file()) else name
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether the hub has to be asked: it is neither ``lab``, nor a directory, nor what can only be a path."""
+    """Whether the hub has to be asked: it is no name of errata's own, nothing that is here, and may not be a path."""
     is_path = name.endswith("/") or name.startswith((".", "/", "~")) or name.count("/") > 1
-    return name != "lab" and not is_path and not Path(name).is_dir()
+    return not (name == "lab" or is_path or is_small_model(name) or Path(name).is_dir() or Path(name).is_file())
 
 
 @contextmanager
@@ -141,5 +180,6 @@ def loading(name: str) -> Iterator[None]:
         lines = str(error).strip().splitlines()
         raise InputError(
             f"no model could be loaded from {name!r}: {lines[0].rstrip('.') if lines else type(error).__name__}",
-            remedy="Give 'lab', a directory with config.json, weights and tokenizer, or a reachable hub name",
+            remedy="Give 'lab', a directory with config.json, weights and tokenizer, a GGUF file, a name of "
+            "`errata models list`, or a reachable hub name",
         ) from error

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from typer.core import TyperCommand
 
 from errata.errors import InputError
@@ -16,15 +17,26 @@ _TEXTS = frozenset({"prompts", "subject", "dataset", "which"})  # parameters tha
 
 
 class Verb(TyperCommand):
-    """A command whose outputs take the place neither of each other nor of what it reads, nor of another process's."""
+    """A command whose outputs take the place neither of each other nor of what it reads, nor of another process's.
+
+    Where it takes --model it takes --gguf as well, which chooses a file in a directory that holds several.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if any("--model" in parameter.opts for parameter in self.params):
+            self.params.append(_gguf_option())
 
     def invoke(self, ctx: Any) -> Any:  # typer keeps the class of it to itself
         """Run the command.
 
         Raises:
             InputError: if --json is, or lies inside, another path of the command line, if --out is or would hold
-                --run, or if another process is about to write the same --out; nothing has happened.
+                --run, if another process is about to write the same --out, or if there is no such file as --gguf
+                names; nothing has happened.
         """
+        if (gguf := ctx.params.pop("gguf", None)) is not None:
+            ctx.params["model"] = _gguf_path(ctx.params["model"], gguf)
         out, run = ctx.params.get("out"), ctx.params.get("run")
         if isinstance(out, Path) and isinstance(run, Path) and _relation(run, out) in ("is", "lies inside"):
             raise InputError(
@@ -41,6 +53,33 @@ class Verb(TyperCommand):
                     )
         with reserved(out) if isinstance(out, Path) else nullcontext():
             return super().invoke(ctx)
+
+
+def _gguf_option() -> Any:
+    """The option --gguf, made by typer itself: the classes of its parameters change from version to version."""
+    app = typer.Typer(add_completion=False)
+    app.command()(_takes_gguf)
+    return typer.main.get_command(app).params[0]
+
+
+def _takes_gguf(
+    gguf: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which GGUF file, where --model is a directory that holds several."),
+    ] = None,
+) -> None:
+    """Only its parameter is used."""
+
+
+def _gguf_path(model: str | None, name: str) -> str:
+    """The name of a model that is a certain GGUF file in a directory."""
+    path = Path(model or "") / name
+    if model is None or not path.is_file():
+        raise InputError(
+            f"there is no GGUF file {name!r} in {model or '--model'}",
+            remedy="Give its directory as --model, and its name",
+        )
+    return str(path)
 
 
 def _places(params: dict[str, Any]) -> Iterator[Path]:

@@ -10,12 +10,18 @@ import typer
 
 from errata.errors import Fault, FaultsError
 from errata.loading import base_of
-from errata.models.outline import Outline, is_hub_name
+from errata.models.gguf import converted_directory
+from errata.models.outline import Outline, gguf_of, is_hub_name
 from errata.run_directory import is_run, open_run
 from errata.verbs.terminal import error_console, warn
 
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="'lab' (the embedded model), a directory, or a name on the hub.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="'lab' (the embedded model), a directory, a GGUF file, a name of `errata models list`, or one on the hub.",
+    ),
 ]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps … By default a GPU if there is one.")]
@@ -64,7 +70,15 @@ def outline_of(name: str, *, trust_remote_code: bool) -> Outline:
     if is_hub_name(name):
         note = f"note: there is no directory {name!r} here; looking on the hub (HF_HUB_OFFLINE=1: only among downloads)"
         error_console().print(note, markup=False, highlight=False)
+    note_conversion(name)
     return Outline.load(name, trust_remote_code=trust_remote_code)
+
+
+def note_conversion(name: str) -> None:
+    """Say so where a GGUF file is about to be converted, which takes its time once."""
+    file = gguf_of(name)
+    if file is not None and not (target := converted_directory(file)).is_dir():
+        warn(f"note: converting {file.name} to plain float32 weights, once; they are kept in {target}")
 
 
 def note_unfinished(name: str) -> None:

@@ -11,6 +11,7 @@ from errata.errors import InputError
 from errata.facts import Fact, FactSet
 from errata.facts_io import write_facts
 from errata.loading import check_there, load_model, stack_of_run, stack_under
+from errata.models.outline import lasting_name
 from errata.output import write_text
 from errata.patch import Patch
 from errata.report.card import Measured, hub_name, is_local, ledger_of, model_card
@@ -143,7 +144,7 @@ def _stack_of_patch(path: Path) -> Stack:
     """A patch alone on its base; with those that were in its base before, where it was solved on top of others."""
     patch = Patch.load(path)
     if not (has_stack(patch.base) or is_run(patch.base)):
-        base = str(Path(patch.base).resolve()) if Path(patch.base).is_dir() else patch.base
+        base = lasting_name(patch.base)
         return Stack(base, patch.fingerprint, patch.dtype).with_patch(path.stem, patch)
     import torch
 

@@ -71,6 +71,7 @@ VERBS: Final[Mapping[str, Entry]] = {
         "demo", "Edit facts into the embedded model, with and without boundary-layer updates, and show what changed."
     ),
     "recipe": Entry("recipe", "The numbers of an edit: what comes with errata, and the check of your own."),
+    "models": Entry("small_models", "Small real models for trying things: list them, get one, say where it is."),
     "data": Entry("data", "Data sets of the field: list them, download one, check a file of one."),
     "lab": Entry("lab", "The embedded model: save it, train it, measure its recall, draw facts from its world."),
 }

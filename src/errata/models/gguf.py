@@ -1,0 +1,299 @@
+"""GGUF files as plain transformers directories: converted once, kept in the cache, loaded from there like any model.
+
+The conversion is transformers' own. What it drops is put back here, from the file's metadata; what cannot be put back
+is refused, because the model would answer differently without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from tokenizers import pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from errata.cache import cache_directory
+from errata.errors import InputError, MissingExtraError
+from errata.locking import in_turn
+from errata.models.architectures import check_config
+from errata.models.memory import check_fits
+from errata.output import file_digest, new_directory
+
+SUFFIX: Final = ".gguf"
+CONVERSION: Final = 1  # part of the cache's keys: raise it when the same file is to be converted to something else
+
+_MAGIC: Final = b"GGUF"
+_WEIGHTS: Final = ("*.safetensors", "*.bin")  # what makes a directory a plain model
+_COPIES: Final = 2  # of the weights that are in memory at the peak of a conversion
+
+# How llama.cpp splits text before it merges bytes, by the name in `tokenizer.ggml.pre`. Source: llama-vocab.cpp.
+# transformers takes every name that it does not know for GPT-2's.
+_AS_GPT2: Final = frozenset(
+    "gpt-2 phi-2 mpt olmo jais trillion granite-docling roberta-bpe exaone4 gigachat mellum a.x-4.0 "
+    "jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code".split()
+)
+_DIGITS_FIRST: Final = frozenset("smollm starcoder refact command-r codeshell exaone minerva-7b".split())
+_STOPS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")  # each of them ends an answer
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do, whatever it is called."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+def gguf_in(directory: Path) -> Path | None:
+    """The GGUF file that a directory is about: its only one, where it holds no other weights.
+
+    Raises:
+        InputError: if there are several.
+    """
+    found = sorted(path for path in directory.glob(f"*{SUFFIX}") if path.is_file())
+    if not found or any(path for pattern in _WEIGHTS for path in directory.glob(pattern)):
+        return None
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"{directory} holds {len(found)} GGUF files: {names}", remedy="Choose one with --gguf NAME")
+    return found[0]
+
+
+def converted_directory(file: Path, digest: str | None = None) -> Path:
+    """Where a GGUF file's weights are, or will be, as a plain model.
+
+    Args:
+        digest: the file's SHA-256, if the caller knows it.
+    """
+    return cache_directory("converted") / f"{(digest or file_digest(file))[:32]}-{CONVERSION}"
+
+
+def as_directory(file: Path) -> Path:
+    """A plain transformers directory with a GGUF file's weights in float32, from the cache or converted now.
+
+    Raises:
+        InputError: if the file cannot be converted without loss, or its weights do not fit in memory.
+        MissingExtraError: without the package ``gguf``.
+        OutputError: if the cache cannot be written.
+    """
+    target = converted_directory(file)
+    if not target.is_dir():
+        with in_turn(target.with_name(f"{target.name}.lock")):
+            if not target.is_dir():  # another process may have made it meanwhile
+                _convert(file, target)
+    return target
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What a file says of itself: its metadata, without the long lists, and how many numbers its tensors hold."""
+
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, int]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata.get("general.architecture", ""))
+
+    def of_model(self, key: str) -> Any:
+        """A value that belongs to the architecture."""
+        return self.metadata.get(f"{self.architecture}.{key}")
+
+    def of_tokenizer(self, key: str) -> Any:
+        return self.metadata.get(f"tokenizer.ggml.{key}")
+
+
+def _read_header(file: Path) -> _Header:
+    try:
+        from gguf import GGUFReader, GGUFValueType
+    except ImportError as error:
+        raise MissingExtraError("reading GGUF files", "gguf") from error
+    with _readable(file):
+        reader = GGUFReader(file)
+        metadata = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if field.types and field.types[0] != GGUFValueType.ARRAY
+        }
+        return _Header(metadata, {tensor.name: int(np.prod(tensor.shape)) for tensor in reader.tensors})
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """What the readers of damaged files raise, which is nearly anything, as an InputError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as error:
+        lines = str(error).strip().splitlines()
+        raise InputError(
+            f"{file} cannot be converted: {lines[0].rstrip('.') if lines else type(error).__name__}",
+            remedy="The file may be damaged, or of a kind that transformers cannot read; compare its checksum with "
+            "the publisher's, or use the model in its original form",
+        ) from error
+
+
+def _convert(file: Path, target: Path) -> None:
+    header = _read_header(file)
+    _check(file, header)
+    numbers = sum(header.tensors.values())
+    check_fits(file.name, _COPIES * numbers * 4, torch.device("cpu"), purpose="to be converted to float32")
+    with new_directory(target) as partial, tempfile.TemporaryDirectory() as nothing:
+        # An empty directory beside the file's absolute path: nothing but the file may have a say.
+        where = {"pretrained_model_name_or_path": nothing, "gguf_file": str(file.resolve())}
+        with _readable(file):
+            config = AutoConfig.from_pretrained(**where)
+            check_config(config)
+            model = _plain_model(where, config, numbers)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            _set_split_rules(tokenizer, header)
+        tokenizer.model_max_length = int(header.of_model("context_length") or tokenizer.model_max_length)
+        _set_stops(model, header)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        _rewrite(partial / "config.json", _portable_config)
+        _rewrite(partial / "tokenizer_config.json", _portable_tokenizer)
+
+
+def _check(file: Path, header: _Header) -> None:
+    """Raises InputError for what transformers would drop from the weights."""
+    remedy = "Use the model in its original form (safetensors)"
+    if int(header.metadata.get("split.count") or 1) > 1:
+        raise InputError(f"{file} is one part of a model that is split over several files", remedy=remedy)
+    if "rope_freqs.weight" in header.tensors:
+        raise InputError(f"{file} scales its rotary positions by a tensor that cannot be converted", remedy=remedy)
+    scaling = header.of_model("rope.scaling.type")
+    if scaling not in (None, "none") and float(header.of_model("rope.scaling.factor") or 1) != 1:
+        raise InputError(f"{file} scales its rotary positions ({scaling}), which cannot be converted", remedy=remedy)
+
+
+def _plain_model(where: Mapping[str, str], config: PreTrainedConfig, numbers: int) -> PreTrainedModel:
+    """The model in float32, without anything that says where it is from.
+
+    Raises:
+        ValueError: if not every number of the file is in it, or not all of it is from the file.
+    """
+    both: Any = AutoModelForCausalLM.from_pretrained(
+        **where,
+        config=config,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+        output_loading_info=True,
+    )
+    loaded, found = both
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{len(missing)} of its weights are not in the file, such as {missing[0]!r}")
+    plain_config = AutoConfig.for_model(
+        **{
+            name: _shortest(value)
+            for name, value in config.to_dict().items()
+            if name not in ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version")
+        }
+    )
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(plain_config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    taken = sum(parameter.numel() for parameter in model.parameters())
+    if taken != numbers:
+        raise ValueError(f"its tensors hold {numbers:,} numbers, and the model would take {taken:,} of them")
+    return model
+
+
+def _shortest(value: Any) -> Any:
+    """Numbers are stored as float32: the shortest decimal that is the same float32 is what was meant (1e-05)."""
+    if isinstance(value, dict):
+        return {key: _shortest(item) for key, item in value.items()}
+    if isinstance(value, float) and float(np.float32(value)) == value:
+        return float(str(np.float32(value)))
+    return value
+
+
+def _set_split_rules(tokenizer: PreTrainedTokenizerBase, header: _Header) -> None:
+    """Split text as the vocabulary was made to.
+
+    Raises:
+        ValueError: if the file's rules are not known: other tokens would go into the model than in training.
+    """
+    if header.of_tokenizer("model") != "gpt2":
+        return
+    rules = header.of_tokenizer("pre")
+    backend = tokenizer.backend_tokenizer
+    if rules in _DIGITS_FIRST:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    elif rules not in _AS_GPT2 and not isinstance(backend.pre_tokenizer, pre_tokenizers.Sequence):
+        raise ValueError(f"it splits text by rules that are not known here ({rules or 'none are named'})")
+
+
+def _set_stops(model: PreTrainedModel, header: _Header) -> None:
+    """Generation ends at every token by which the file ends a text or a turn."""
+    stops = [int(token) for name in _STOPS if (token := header.of_tokenizer(name)) is not None]
+    stops = list(dict.fromkeys(stops))
+    if stops and model.generation_config is not None:
+        model.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _portable_config(config: dict[str, Any]) -> None:
+    """Rotary bases as transformers 4 reads them too; in the form of version 5 it would take its defaults instead."""
+    ropes = config.pop("rope_parameters", None) or {}
+    whole = ropes.get("full_attention", ropes)
+    if "rope_theta" in whole:
+        config["rope_theta"] = whole["rope_theta"]
+        config["rope_scaling"] = None
+    if "rope_theta" in (local := ropes.get("sliding_attention", {})):
+        config["rope_local_base_freq"] = local["rope_theta"]
+
+
+def _portable_tokenizer(config: dict[str, Any]) -> None:
+    """A class that transformers 4 has as well, and no path of this machine."""
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config.pop("name_or_path", None)
+
+
+def check_is_model(path: Path) -> None:
+    """Raises InputError for a file that was given as a model and is none, saying what it is."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+        except (OSError, SafetensorError):
+            about = {}
+        if str(about.get("format", "")).startswith("errata-patch"):
+            raise InputError(
+                f"{path} is a patch, not a model",
+                remedy=f"Put it on its base first (errata apply {path} --out STACK), and give STACK",
+            )
+        raise InputError(
+            f"{path} is a file of weights, not a model",
+            remedy="Give the directory that holds it with its config.json and tokenizer",
+        )
+    if path.suffix == SUFFIX:
+        raise InputError(
+            f"{path} is named like a GGUF file, but it is none", remedy="It may be damaged; get the file again"
+        )
+    raise InputError(f"{path} is a file, not a model", remedy="Give a GGUF file or a model's directory")
