@@ -18,7 +18,7 @@ import errata.targets.aims
 from errata.batch_record import BatchRecord
 from errata.edit import Editor
 from errata.edit_batch import BatchWriter
-from errata.errors import EditError, InputError, NonFiniteError
+from errata.errors import EditError, FaultsError, InputError, NonFiniteError
 from errata.facts import Fact
 from errata.models.injection import BehindBlock
 from errata.models.language_model import LanguageModel, Site
@@ -159,6 +159,26 @@ def test_facts_that_are_known_already_leave_the_weights_alone(
     patch = make_editor(model, method, target={"stop_loss": 1e6}).apply(FACTS[:4])
     assert_same_bits(parameter_bits(model), before)
     assert set(patch.norms().values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"id": "other"}, "are those of"),
+        ({"id": "other", "target": "another"}, "contradicts"),
+        ({"subject": "Somebody Else"}, "is already that of"),
+    ],
+)
+@pytest.mark.parametrize("apply", [Editor.apply, Editor.apply_batch])
+def test_facts_that_clash_are_refused_as_on_the_command_line(
+    make_editor: Callable[..., Editor], apply: Callable[..., object], changes: dict[str, str], word: str
+) -> None:
+    editor = make_editor(tiny_language_model("llama"))
+    before = parameter_bits(editor.model)
+    with pytest.raises(FaultsError, match=word):
+        apply(editor, [FACTS[0], replace(FACTS[0], **changes)])
+    assert_same_bits(parameter_bits(editor.model), before)
+    assert editor.records == []
 
 
 def test_a_layer_that_does_not_exist_is_refused_before_anything_is_read(make_editor: Callable[..., Editor]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from errata.errors import Fault, FaultsError, InputError
-from errata.facts import Fact, FactSet, Question, fact_of
+from errata.facts import MOST_FAULTS, Fact, FactSet, Question, fact_of
 from errata.facts_io import facts_from_records, read_facts, write_facts
 from errata.facts_tokens import token_faults
 
@@ -152,7 +154,7 @@ def test_records_may_hold_tuples_questions_and_none() -> None:
         ({"id": 1.5}, "'id' is a number, not text"),
         ({"id": True}, "'id' is true or false, not text"),
         ({"id": ""}, "'id' is empty"),
-        ({"prompt": "no braces"}, "'prompt' has no {}. Write {} once, where the subject stands"),
+        ({"prompt": "no braces"}, "'prompt' has no {}, and the subject 'Alan Turing' does not stand in it. Write {}"),
         ({"prompt": "{} and {}"}, "'prompt' holds {} 2 times. Write {} once"),
         ({"prompt": "{} is "}, "'prompt' ends in whitespace. Remove it: what follows is joined with one space"),
         ({"target": " French"}, "'target' begins or ends with whitespace. Remove it"),
@@ -305,6 +307,81 @@ def test_writing_replaces_all_or_nothing(tmp_path: Path) -> None:
     write_facts([Fact("a", "A", "{} is", "x")], path)
     assert read_facts(path).facts == (Fact("a", "A", "{} is", "x"),)
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- first use: what people write
+
+
+def test_a_prompt_may_hold_the_subject_itself(tmp_path: Path) -> None:
+    asked = {"subject": "France", "prompt": "What is the capital of France?", "target": "Lyon"}
+    path = jsonl(tmp_path, asked, {"subject": "i", "prompt": "she is where i am", "target": "x"})
+    assert [fact.prompt for fact in read_facts(path)] == ["What is the capital of {}?", "she is where {} am"]
+    assert Fact("a", **asked) == Fact("a", "France", "What is the capital of {}?", "Lyon")
+    table = tmp_path / "facts.csv"
+    table.write_text("subject,prompt,target\n法国,法国的首都是,伦敦\n")
+    assert read_facts(table)[0].prompt == "{}的首都是"
+    twice = {**asked, "prompt": "France, oh France, is"}
+    assert "'France' stands in it 2 times" in told(lambda: read_facts(jsonl(tmp_path, twice)))[0]
+
+
+@pytest.mark.parametrize(("written", "meant"), [("question", "prompt"), ("answer", "target"), ("ground_truth", "old")])
+def test_a_column_of_another_name_is_understood(written: str, meant: str, tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    names = {name: written if name == meant else name for name in ("subject", "prompt", "target", "old")}
+    path.write_text(",".join(names.values()) + "\nAda,{} is,x,y\n")
+    assert f"Did you mean '{meant}'?" in told(lambda: read_facts(path))[0]
+
+
+def test_spellings_of_one_name_are_one_name(tmp_path: Path) -> None:
+    composed, decomposed = "Andr\u00e9", "Andre\u0301"
+    one, other_way = ({"subject": name, "prompt": "{} is", "target": "x"} for name in (composed, decomposed))
+    assert "are those of" in told(lambda: read_facts(jsonl(tmp_path, one, other_way)))[0]
+    assert "contradicts" in told(lambda: read_facts(jsonl(tmp_path, one, {**other_way, "target": "y"})))[0]
+    assert len(read_facts(jsonl(tmp_path, one, other_way), last_wins=True)) == 1
+    accent = {"subject": "Ada", "prompt": "{} caf\u00e9", "target": composed}
+    bare = {"subject": "Ada", "prompt": "{} cafe\u0301", "target": decomposed}
+    assert "are those of" in told(lambda: read_facts(jsonl(tmp_path, accent, bare)))[0]
+
+
+# ---- files without end
+
+
+def test_a_file_full_of_faults_is_not_read_to_its_end(tmp_path: Path) -> None:
+    bad = json.dumps({"subject": "A", "prompt": "{} is"}) + "\n"
+    for name, text in (
+        ("facts.jsonl", bad * 200_000),
+        ("facts.json", "[" + ",".join([bad] * 200_000) + "]"),
+        ("facts.csv", "subject,prompt,target\n" + "A,{} is,\n" * 200_000),
+        ("same.jsonl", (json.dumps(GOOD) + "\n") * 5_000),
+        ("utf.jsonl", "\udcff\n" * 200_000),
+    ):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        started = time.process_time()
+        with pytest.raises(FaultsError) as caught:
+            read_facts(path)
+        assert time.process_time() - started < 3, name
+        assert len(caught.value.faults) == MOST_FAULTS + 1
+        assert "rest" in caught.value.faults[-1].what
+
+
+def test_only_files_are_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    endless = tmp_path / "zero.jsonl"
+    endless.symlink_to("/dev/zero")
+    for path in (pipe, endless):
+        with pytest.raises(InputError, match="a pipe or a device"):
+            read_facts(path)
+
+
+def test_a_cell_that_is_too_long_is_said_to_be(tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    path.write_text('subject,prompt,target\nA,{} is,"' + "x" * 140_000 + '"\n')
+    (fault,) = told(lambda: read_facts(path))
+    assert fault.startswith("facts.csv:2: ")
+    assert "131,072" in fault
+    assert "JSON" in fault
 
 
 # ---- the old answer, and its older name

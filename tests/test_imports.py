@@ -14,7 +14,9 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "errata"
 
 PURE = frozenset({"solvers", "schedules", "shaping"})
-FACTS = frozenset({"conflicts", "facts", "facts_formats", "facts_io", "facts_rules", "facts_tokens"})
+FACTS = frozenset(
+    {"conflicts", "facts", "facts_foreign", "facts_formats", "facts_io", "facts_json", "facts_rules", "facts_tokens"}
+)
 TOOLS = frozenset(
     {"cache", "hub", "in_place", "locking", "output", "progress", "reading", "streams", "visible"}
 )  # small helps, which know nothing but the errors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,8 @@ def test_names_are_unique(make_editor: Callable[..., Editor]) -> None:
     patch = stack.patches[0].patch
     again = stack.with_patch("a", patch).with_patch("a", patch)
     assert [stacked.name for stacked in again.patches] == ["a", "b", "c", "a-2", "a-3"]
+    with pytest.raises(InputError, match="more than one patch called 'a'"):
+        replace(stack, patches=(*stack.patches, stack.patches[0]))
 
 
 def test_another_base_is_refused_and_left_as_it_was(make_editor: Callable[..., Editor]) -> None:
@@ -93,7 +96,7 @@ def test_another_base_is_refused_and_left_as_it_was(make_editor: Callable[..., E
         assert_same_bits(parameter_bits(other), before)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "missing", "record", "outside", "dtype", "no record"])
+@pytest.mark.parametrize("damage", ["flipped", "missing", "record", "outside", "dtype", "no record", "twice"])
 def test_what_is_damaged_is_named(make_editor: Callable[..., Editor], tmp_path: Path, damage: str) -> None:
     stack, _ = three_patches(make_editor)
     write_stack(stack, tmp_path)
@@ -116,6 +119,10 @@ def test_what_is_damaged_is_named(make_editor: Callable[..., Editor], tmp_path: 
         record["patches"][1]["file"] = "../../etc/passwd"
         (tmp_path / FILE).write_text(json.dumps(record), encoding="utf-8")
         words = "outside"
+    elif damage == "twice":
+        record["patches"][1]["name"] = record["patches"][0]["name"]
+        (tmp_path / FILE).write_text(json.dumps(record), encoding="utf-8")
+        words = "more than one patch called 'a'"
     else:
         record["dtype"] = "float31"
         (tmp_path / FILE).write_text(json.dumps(record), encoding="utf-8")

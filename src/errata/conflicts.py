@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -47,8 +48,10 @@ class Conflict:
 
 
 def statement(fact: Fact) -> str:
-    """What two facts must share to speak of the same thing: subject and wording, whatever the case and the spaces."""
-    return " ".join(fact.text.split()).casefold()
+    """What two facts must share to speak of the same thing: subject and wording, whatever the case, the spaces and the
+    encoding of accents.
+    """
+    return _same(fact.text)
 
 
 def conflicts(new: Sequence[Fact], earlier: Sequence[tuple[str, Fact]]) -> list[Conflict]:
@@ -77,4 +80,4 @@ def without(facts: FactSet, clashing: Sequence[Conflict]) -> FactSet:
 
 
 def _same(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return unicodedata.normalize("NFC", " ".join(text.split()).casefold())

@@ -11,7 +11,7 @@ from pathlib import Path
 from errata.batch_record import BatchRecord
 from errata.edit_batch import BatchWriter, WrittenPart, solve_device
 from errata.errors import InputError
-from errata.facts import Fact
+from errata.facts import Fact, FactSet
 from errata.models.language_model import LanguageModel, Site
 from errata.models.weights import Term
 from errata.patch import Patch, dtype_name, now, software_versions
@@ -117,8 +117,10 @@ class Editor:
             on_batch: called after every batch, with the batch in the model.
 
         Raises:
+            FaultsError: if two facts have one id, or say the same or different things of one subject and prompt.
             EditError, InputError: the model is bit for bit what it was.
         """
+        facts = FactSet(tuple(facts), source="the facts to edit")
         unprepared = not self._run.solvers
         self.prepare()
         first = len(self.records)
@@ -145,9 +147,11 @@ class Editor:
 
         Raises:
             InputError: if there are no facts, or what this editor wrote before is no longer in the model.
+            FaultsError: if two facts have one id, or say the same or different things of one subject and prompt.
         """
         if not facts:
             raise InputError("there are no facts to edit", remedy="Give at least one")
+        facts = FactSet(tuple(facts), source="the facts to edit")
         self.prepare()
         if not self.model.edits.holds(self._run.terms if self._run.shaped is None else self._run.shaped):
             raise InputError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, overload
 
 from errata.errors import Fault, FaultsError, InputError
@@ -17,6 +18,7 @@ from errata.facts_rules import (
     Question,
     as_questions,
     field_faults,
+    placed,
     shown,
 )
 
@@ -30,7 +32,8 @@ class Fact:
     Attributes:
         id: a name that is unique in its set.
         subject: what the fact is about; its last token is where an edit is made. May hold braces.
-        prompt: the wording, with ``{}`` exactly once, where the subject stands. Other braces are plain text.
+        prompt: the wording, with ``{}`` exactly once, where the subject stands. Other braces are plain text. It may
+            be given with the subject itself in that place, if it is certain where it stands (``facts_rules.placed``).
         target: what the model shall say after the prompt, without the space before it.
         old: the answer that the target replaces: what the model says now; None if unknown. ``truth`` is a permanent
             alias of it, as an argument and as an attribute.
@@ -105,10 +108,11 @@ class Fact:
         if faults := record_faults(given, name, required=("id", *REQUIRED_FIELDS)):
             raise FaultsError(name, faults)
         values["old"] = truth if old is None else old
+        values["prompt"] = placed(prompt, subject)
         values |= {name: tuple(values[name] or ()) for name in TEXT_LISTS}
         values |= {name: as_questions(values[name] or ()) for name in QUESTION_LISTS}
-        for field, value in values.items():
-            object.__setattr__(self, field, value)
+        for attribute, value in values.items():
+            object.__setattr__(self, attribute, value)
 
     @property
     def truth(self) -> str | None:
@@ -145,8 +149,9 @@ class Fact:
         return entry
 
 
-FIELDS: Final = tuple(field.name for field in fields(Fact))
+FIELDS: Final = tuple(entry.name for entry in fields(Fact))
 _STORED_AS: Final = {"old": "truth"}
+MOST_FAULTS: Final = 100  # that are told of one source
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +162,7 @@ class FactSet(Sequence[Fact]):
         facts: in the order in which they are edited in.
         source: where they are from, for people: a file's name.
         places: for each fact where it stands there, such as ``facts.jsonl:3``; made from the ids if not given.
+        notes: what people should know of how the source was read.
 
     Raises:
         FaultsError: if facts clash; tells all clashes.
@@ -165,6 +171,7 @@ class FactSet(Sequence[Fact]):
     facts: tuple[Fact, ...]
     source: str = "facts"
     places: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "facts", tuple(self.facts))
@@ -173,7 +180,7 @@ class FactSet(Sequence[Fact]):
             raise InputError(f"{len(self.facts)} facts came with {len(places)} places", remedy="Give one place a fact")
         object.__setattr__(self, "places", places)
         if faults := clashes(self.facts, places):
-            raise FaultsError(self.source, faults)
+            raise FaultsError(self.source, limited(faults, self.source))
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -204,14 +211,35 @@ class FactSet(Sequence[Fact]):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def same_statement(fact: Fact) -> tuple[str, str]:
+    """What two facts share that speak of the same thing in the same words, however their accents are encoded."""
+    return _nfc(fact.subject), _nfc(fact.prompt)
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def limited(faults: Sequence[Fault], source: str) -> list[Fault]:
+    """The first faults (``MOST_FAULTS``), and a last one that says that there may be more."""
+    if len(faults) <= MOST_FAULTS:
+        return list(faults)
+    what = f"more than {MOST_FAULTS} faults: the rest of it was not checked"
+    return [*faults[:MOST_FAULTS], Fault(source, what, "Correct the faults above first")]
+
+
 def clashes(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
-    """What is wrong between facts: an id, or a subject with its prompt, that was there before."""
+    """What is wrong between facts: an id, or a subject with its prompt, that was there before; ends where there are
+    more faults than anybody is told.
+    """
     faults: list[Fault] = []
     ids: dict[str, int] = {}
     statements: dict[tuple[str, str], int] = {}
     for index, fact in enumerate(facts):
-        stated = statements.setdefault((fact.subject, fact.prompt), index)
-        if stated != index and facts[stated].target == fact.target:
+        if len(faults) > MOST_FAULTS:
+            break
+        stated = statements.setdefault(same_statement(fact), index)
+        if stated != index and _nfc(facts[stated].target) == _nfc(fact.target):
             what = f"'subject', 'prompt' and 'target' are those of {places[stated]}"
             faults.append(Fault(places[index], what, "Remove one of the two"))
         elif stated != index:

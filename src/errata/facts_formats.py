@@ -1,16 +1,21 @@
-"""The two forms of a file of facts, JSONL and CSV: from bytes to records with their places and faults, and back."""
+"""The forms of a file of facts, JSON Lines, a JSON list and CSV: from bytes to records with their places and faults,
+and back.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from errata.errors import Fault, InputError
-from errata.facts import FIELDS, FactSet, record_faults
+from errata.facts import FIELDS, MOST_FAULTS, FactSet, record_faults
+from errata.facts_json import list_values, object_without_repeats
 from errata.facts_rules import ALIASES, QUESTION_LISTS, REQUIRED_FIELDS, TEXT_LISTS, unknown_field
 
 _LIST_FIELDS: Final = (*TEXT_LISTS, *QUESTION_LISTS)
@@ -26,30 +31,70 @@ class Entry:
     faults: tuple[Fault, ...] = ()
 
 
-def jsonl_entries(data: bytes, source: str) -> tuple[list[Entry], Collection[str]]:
-    """(entries, ()): one entry for each line that is not blank.
+def json_entries(data: bytes, source: str) -> tuple[Iterable[Entry], Collection[str]]:
+    """(entries, ()): of a JSON list its records, of JSON Lines one entry for each line that is not blank."""
+    if re.match(rb"\s*\[", data):
+        return _list_entries(data, source), ()
+    if (whole := _one_object(data)) is not None:
+        return [_whole_entry(whole, source)], ()
+    return _line_entries(data, source), ()
 
-    Only a line feed ends a line, since a value may hold U+2028.
-    """
-    entries: list[Entry] = []
+
+def _list_entries(data: bytes, source: str) -> Iterator[Entry]:
+    """The records of a list; what is wrong behind one that breaks cannot be known."""
+    if (fault := next((fault for _, fault, _ in _lines(data, source) if fault is not None), None)) is not None:
+        yield Entry(fault.where, faults=(fault,))
+        return
+    for index, value, fault in list_values(data.decode(), source):
+        place = f"{source}[{index}]"
+        yield Entry(place, value) if fault is None else Entry(place, faults=(fault,))
+
+
+def _one_object(data: bytes) -> dict[str, Any] | None:
+    """The object that a file is as a whole, over several lines; None if it is none."""
+    first, _, rest = data.strip().partition(b"\n")
+    if not first.startswith(b"{") or not rest:
+        return None
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        try:
+            value = json.loads(data, object_pairs_hook=object_without_repeats)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+    return None
+
+
+def _whole_entry(value: dict[str, Any], source: str) -> Entry:
+    """One record; or, where the records are a list within an object, what to do about that."""
+    lists = [name for name, entry in value.items() if isinstance(entry, list) and entry and isinstance(entry[0], dict)]
+    if REQUIRED_FIELDS[0] not in value and lists:
+        what = f"the file is one object, with lists of records as {', '.join(map(repr, lists[:3]))}"
+        return Entry(source, faults=(Fault(source, what, "Write one of these lists alone into the file"),))
+    return Entry(source, value)
+
+
+def _line_entries(data: bytes, source: str) -> Iterator[Entry]:
+    """One entry for each line that is not blank. Only a line feed ends a line, since a value may hold U+2028."""
     for number, fault, line in _lines(data, source):
         place = f"{source}:{number}"
         if fault is not None:
-            entries.append(Entry(place, faults=(fault,)))
+            yield Entry(place, faults=(fault,))
         elif line.strip(" \t\r"):
             value, complaint = _parse_json(line)
             remedy = "Write one JSON object with the fields of one fact on each line"
             wrong = () if complaint is None else (Fault(place, f"invalid JSON: {complaint}", remedy),)
-            entries.append(Entry(place, value, wrong))
-    return entries, ()
+            yield Entry(place, value, wrong)
 
 
-def csv_entries(data: bytes, source: str) -> tuple[list[Entry], Collection[str]]:
+def csv_entries(data: bytes, source: str) -> tuple[Iterable[Entry], Collection[str]]:
     """(entries, required columns that the header lacks).
 
     One entry for each row under the header, at the line on which it starts, and one for what is wrong beside.
     """
-    entries = [Entry(fault.where, faults=(fault,)) for _, fault, _ in _lines(data, source) if fault is not None]
+    broken = (Entry(fault.where, faults=(fault,)) for _, fault, _ in _lines(data, source) if fault is not None)
+    entries = list(itertools.islice(broken, MOST_FAULTS + 1))
     # Bytes that are no UTF-8 are told above; here they become lone surrogates, so that the other rows can be checked.
     rows = _rows(io.StringIO(data.decode(errors="surrogateescape"), newline="\n"), source)
     place, header = next(rows, (source, []))
@@ -67,16 +112,19 @@ def csv_entries(data: bytes, source: str) -> tuple[list[Entry], Collection[str]]
     faults += [Fault(place, f"the column '{name}' is missing", "Add it to the header") for name in absent]
     if faults:
         entries.append(Entry(place, faults=tuple(faults)))
+    return itertools.chain(entries, _row_entries(rows, header)), absent
+
+
+def _row_entries(rows: Iterable[tuple[str, list[str] | Fault]], header: Sequence[str]) -> Iterator[Entry]:
     for place, row in rows:
         if isinstance(row, Fault):
-            entries.append(Entry(place, faults=(row,)))
+            yield Entry(place, faults=(row,))
         elif len(row) != len(header):
             what = f"the row has {len(row)} cells, but the header has {len(header)}"
             remedy = "Put double quotes around cells that hold commas, quotes or line breaks; leave absent ones empty"
-            entries.append(Entry(place, faults=(Fault(place, what, remedy),)))
+            yield Entry(place, faults=(Fault(place, what, remedy),))
         elif not any(map(_is_broken, row)):
-            entries.append(_row_entry(dict(zip(header, row, strict=True)), place))
-    return entries, absent
+            yield _row_entry(dict(zip(header, row, strict=True)), place)
 
 
 def _rows(lines: Iterable[str], source: str) -> Iterator[tuple[str, list[str] | Fault]]:
@@ -88,7 +136,11 @@ def _rows(lines: Iterable[str], source: str) -> Iterator[tuple[str, list[str] | 
             row = next(reader, None)
         except csv.Error as error:
             remedy = 'Write a quote inside a quoted cell twice (""), and close each quoted cell with one'
-            yield place, Fault(place, f"invalid CSV, which ends the check of this file here: {error}", remedy)
+            what = f"invalid CSV, which ends the check of this file here: {error}"
+            if "field larger than" in str(error):
+                what = f"a cell is longer than {csv.field_size_limit():,} characters, which ends the check here"
+                remedy = "Use JSON Lines (.jsonl) for such facts; or a quote is open, then close it"
+            yield place, Fault(place, what, remedy)
             return
         if row is None:
             return
@@ -118,7 +170,8 @@ def _row_entry(cells: Mapping[str, str], place: str) -> Entry:
 
 def _lines(data: bytes, source: str) -> Iterator[tuple[int, Fault | None, str]]:
     """(number from 1, what is wrong with its encoding, text) of each line."""
-    for number, line in enumerate(data.split(b"\n"), start=1):
+    for number, line in enumerate(io.BytesIO(data), start=1):
+        line = line.removesuffix(b"\n")
         try:
             text, fault = line.decode(), None
         except UnicodeDecodeError as error:
@@ -141,16 +194,6 @@ def _parse_json(text: str) -> tuple[Any, str | None]:
         return None, str(error)
     except RecursionError:
         return None, "the brackets are nested too deeply"
-
-
-def object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A plain dict, in which the last of several values would win without a word."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r} stands there twice")
-    return found
 
 
 def jsonl_text(facts: FactSet) -> str:

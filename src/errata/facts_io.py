@@ -1,4 +1,4 @@
-"""Facts from JSONL and CSV files and from records, with every fault told at once; and back to files."""
+"""Facts from JSON, JSON Lines and CSV files and from records, with all faults told at once; and back to files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from errata.errors import Fault, FaultsError, InputError, OutputError
-from errata.facts import Fact, FactSet, clashes, fact_of, record_faults
-from errata.facts_formats import Entry, csv_entries, csv_text, jsonl_entries, jsonl_text
+from errata.facts import MOST_FAULTS, Fact, FactSet, clashes, fact_of, limited, record_faults, same_statement
+from errata.facts_foreign import Tally, converted, is_foreign
+from errata.facts_formats import Entry, csv_entries, csv_text, json_entries, jsonl_text
 from errata.facts_rules import REQUIRED_FIELDS
 from errata.output import is_full, new_file
+from errata.reading import file_bytes
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
@@ -23,26 +25,27 @@ def read_facts(path: str | os.PathLike[str], *, last_wins: bool = False, check: 
     """Read facts from a file.
 
     Args:
-        path: a file with one JSON object a line (``.jsonl`` or ``.json``), or a table with a header (``.csv``), in
-            which ``paraphrases``, ``neighbours`` and ``own`` are JSON in a cell and an empty cell is an absent field.
+        path: a file with one JSON object a line, or a JSON list of objects (``.jsonl`` or ``.json``), in the fields of
+            ``Fact`` or in the form of EasyEdit, KnowEdit, zsRE or CounterFact (see ``facts_foreign``); or a table with
+            a header (``.csv``), in which lists are JSON in a cell and an empty cell is an absent field.
         last_wins: of facts with the same subject and prompt keep the last.
         check: finds further faults in the facts that can be read, given them and their places; see ``token_faults``.
 
     Raises:
         InputError: if the path has another suffix, or cannot be read.
-        FaultsError: if anything in the file is wrong; tells all of it, with lines and fields.
+        FaultsError: if anything in the file is wrong; tells the first faults (``MOST_FAULTS``), with lines and fields.
     """
     path = Path(path)
     entries_of, _ = _format_of(path)
     try:
-        data = path.read_bytes()
+        data = file_bytes(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
             f"cannot read the facts {str(path)!r}: {reason}", remedy="Give a file that can be read"
         ) from error
     entries, absent = entries_of(data.removeprefix(_BYTE_ORDER_MARK), str(path))
-    return _fact_set(entries, str(path), last_wins=last_wins, absent=absent, check=check)
+    return _fact_set(entries, str(path), last_wins=last_wins, absent=absent, check=check, foreign=True)
 
 
 def facts_from_records(
@@ -92,28 +95,39 @@ def write_facts(facts: Iterable[Fact], path: str | os.PathLike[str]) -> None:
 
 
 def _fact_set(
-    entries: Sequence[Entry],
+    entries: Iterable[Entry],
     source: str,
     *,
     last_wins: bool,
     absent: Collection[str] = (),
     check: Check | None = None,
+    foreign: bool = False,
 ) -> FactSet:
     """Validate all entries, name the facts that have no id, and put them together.
 
     Args:
         absent: required fields of which a table's header has already been told that they are missing.
+        foreign: whether records of other tools' forms are converted.
     """
     required = [name for name in REQUIRED_FIELDS if name not in absent]
     faults: list[Fault] = []
     records: list[tuple[int, str, Mapping[str, Any]]] = []
+    tally = Tally()
+    number = 0
     for number, entry in enumerate(entries, start=1):
-        record = _with_text_id(entry.value)
-        found = list(entry.faults) or record_faults(record, entry.place, required=required)
+        if len(faults) > MOST_FAULTS:
+            break
+        record, found = entry.value, list(entry.faults)
+        if foreign and not found and isinstance(record, Mapping) and is_foreign(record):
+            made = converted(record, entry.place)
+            tally.add(record, made)
+            record, found = made.record, made.faults
+        record = _with_text_id(record)
+        found = found or record_faults(record, entry.place, required=required)
         faults += found
         if not found and not absent and isinstance(record, Mapping):
             records.append((number, entry.place, record))
-    if not entries:
+    if not number:
         faults.append(Fault(source, "there are no facts in it", "Give at least one fact"))
 
     taken = {record["id"] for _, _, record in records if record.get("id") is not None}
@@ -129,8 +143,8 @@ def _fact_set(
     if faults:
         # Facts may clash as well; these faults are told with the others, and not one run later.
         faults += clashes(facts, places)
-        raise FaultsError(source, faults)
-    return FactSet(tuple(facts), source, tuple(places))
+        raise FaultsError(source, limited(faults, source))
+    return FactSet(tuple(facts), source, tuple(places), tally.notes())
 
 
 def _with_text_id(record: object) -> object:
@@ -151,24 +165,24 @@ def _free_id(number: int, taken: Collection[str]) -> str:
 
 def _latest(facts: Sequence[Fact]) -> list[int]:
     """The indices that are left when each fact takes the place of an earlier one of the same subject and prompt."""
-    latest = {(fact.subject, fact.prompt): index for index, fact in enumerate(facts)}
+    latest = {same_statement(fact): index for index, fact in enumerate(facts)}
     return sorted(latest.values())
 
 
-_EntriesOf = Callable[[bytes, str], tuple[list[Entry], Collection[str]]]
+_EntriesOf = Callable[[bytes, str], tuple[Iterable[Entry], Collection[str]]]
 _TextOf = Callable[[FactSet], str]
 
 
 def _format_of(path: Path) -> tuple[_EntriesOf, _TextOf]:
     formats: dict[str, tuple[_EntriesOf, _TextOf]] = {
-        ".jsonl": (jsonl_entries, jsonl_text),
-        ".json": (jsonl_entries, jsonl_text),
+        ".jsonl": (json_entries, jsonl_text),
+        ".json": (json_entries, jsonl_text),
         ".csv": (csv_entries, csv_text),
     }
     found = formats.get(path.suffix.lower())
     if found is None:
         what = (
-            f"facts are JSONL or CSV, told by the suffix .jsonl (or .json) or .csv, not {path.suffix!r}: {str(path)!r}"
+            f"facts are JSON or CSV, told by the suffix .jsonl (or .json) or .csv, not {path.suffix!r}: {str(path)!r}"
         )
         raise InputError(what, remedy="Rename or convert the file")
     return found

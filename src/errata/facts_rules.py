@@ -29,6 +29,14 @@ _TIGHT_TEXTS: Final[Mapping[str, Literal["nowhere", "end", "both ends"]]] = {
 }
 # Other names of fields, which every input takes as well.
 ALIASES: Final[Mapping[str, str]] = {"truth": "old"}
+# What people write for a field, and is not like it letter by letter.
+_OFTEN_WRITTEN: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("question", "text", "sentence", "query", "template"), "prompt"),
+    **dict.fromkeys(("answer", "new", "object", "new_answer", "target_new", "value", "correct"), "target"),
+    **dict.fromkeys(("entity", "topic", "name"), "subject"),
+    **dict.fromkeys(("ground_truth", "old_answer", "wrong", "before", "target_true"), "old"),
+    **dict.fromkeys(("rephrase", "rephrases", "rephrase_prompt", "rewordings"), "paraphrases"),
+}
 TEXT_LISTS: Final = ("paraphrases", "aliases", "generation")
 QUESTION_LISTS: Final = ("neighbours", "own", "unrelated", "portability", "reversal")
 _UNENCODABLE: Final = re.compile("[\x00\ud800-\udfff]")
@@ -92,11 +100,52 @@ def field_faults(record: object, place: str, known: Sequence[str], required: Col
         if isinstance(first, str) and isinstance(second, str) and first != second:
             what = f"'{field}' {shown(first)} and '{alias}' {shown(second)} differ, but are two names of one field"
             faults.append(Fault(place, what, f"Keep '{field}'"))
-    prompt = record.get("prompt")
-    if isinstance(prompt, str) and prompt.strip() and (count := prompt.count(PLACEHOLDER)) != 1:
-        remedy = "Write {} once, where the subject stands"
-        faults.append(Fault(place, f"'prompt' holds {{}} {count} times" if count else "'prompt' has no {}", remedy))
+    prompt, subject = record.get("prompt"), record.get("subject")
+    if isinstance(prompt, str) and prompt.strip() and (what := _misplaced(prompt, subject)):
+        faults.append(Fault(place, what, "Write {} once, where the subject stands"))
     return faults
+
+
+def placed(prompt: str, subject: str) -> str | None:
+    """A prompt with ``{}`` as it is; any other with ``{}`` where the subject stands, None if that is not certain."""
+    return prompt if PLACEHOLDER in prompt else placed_in_clear_text(prompt, subject)
+
+
+def placed_in_clear_text(prompt: str, subject: str) -> str | None:
+    """The prompt with ``{}`` where the subject stands in clear text; None if that is not certain.
+
+    The subject has to stand there exactly once, letter by letter. If it stands there several times, exactly one of them
+    has to be a word (or words) of its own: the ``i`` of `"i want it"`.
+    """
+    starts = _starts(prompt, subject)
+    if len(starts) > 1:
+        starts = [start for start in starts if _is_word(prompt, start, start + len(subject))]
+    if len(starts) != 1:
+        return None
+    return prompt[: starts[0]] + PLACEHOLDER + prompt[starts[0] + len(subject) :]
+
+
+def _misplaced(prompt: str, subject: object) -> str:
+    """Why it is not certain where the subject stands in a prompt; empty if it is."""
+    if count := prompt.count(PLACEHOLDER):
+        return f"'prompt' holds {{}} {count} times" if count > 1 else ""
+    if not isinstance(subject, str) or not subject.strip():
+        return "'prompt' has no {}"
+    if placed(prompt, subject) is not None:
+        return ""
+    count = len(_starts(prompt, subject))
+    times = f"stands in it {count} times" if count else "does not stand in it"
+    return f"'prompt' has no {{}}, and the subject {shown(subject)} {times}"
+
+
+def _starts(text: str, part: str) -> list[int]:
+    return [found.start() for found in re.finditer(f"(?={re.escape(part)})", text)] if part else []
+
+
+def _is_word(text: str, start: int, end: int) -> bool:
+    """Whether neither side of a span goes on with a letter, a digit or an underscore."""
+    before, after = text[start - 1 : start], text[end : end + 1]
+    return not re.match(r"\w", before) and not re.match(r"\w", after)
 
 
 def _question_faults(entry: object, path: str, place: str) -> list[Fault]:
@@ -128,7 +177,9 @@ def _field_faults(
 
 def unknown_field(name: object, known: Sequence[str], place: str, prefix: str = "") -> Fault:
     """The fault of a field name that is not one of ``known``, with the nearest of them."""
-    close = difflib.get_close_matches(str(name)[:40].strip().lower(), known, n=1) if isinstance(name, str) else []
+    key = str(name)[:40].strip().lower() if isinstance(name, str) else ""
+    meant = [field for field in (_OFTEN_WRITTEN.get(key, ""),) if field in known]
+    close = meant or (difflib.get_close_matches(key, known, n=1) if key else [])
     nearest = f"Did you mean '{close[0]}'? " if close else ""
     where = f" in '{prefix[:-1]}'" if prefix else ""
     return Fault(place, f"the field {shown(name)}{where} is unknown", f"{nearest}The fields are {', '.join(known)}")

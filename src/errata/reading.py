@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
+import os
+import stat
 from json import JSONDecodeError
+from pathlib import Path
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -17,6 +22,33 @@ _SAFETENSORS = {
     "invalid header length": "its end is missing",
     "incomplete metadata": "its end is missing",
 }
+
+
+def file_bytes(path: Path) -> bytes:
+    """The bytes of a regular file; a pipe or a device is refused at once, where reading it might never end.
+
+    Raises:
+        OSError: if it cannot be read, or is no regular file.
+        ValueError: if the path holds a NUL.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for somebody to write into it.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+        return file.read()
+
+
+def file_text(path: Path) -> str:
+    """The same as text in UTF-8, without a byte order mark; line ends are as in the file.
+
+    Raises:
+        UnicodeDecodeError: besides, if it is not UTF-8.
+    """
+    return file_bytes(path).removeprefix(codecs.BOM_UTF8).decode()
 
 
 def reason_of(error: Exception) -> str:

@@ -51,12 +51,23 @@ class Stack:
     Attributes:
         base: the name of the model that is under them: a hub name, ``lab``, or an absolute path.
         fingerprint: of its weights in ``dtype``.
+
+    Raises:
+        InputError: if two patches have one name.
     """
 
     base: str
     fingerprint: str
     dtype: DtypeName
     patches: tuple[Stacked, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [stacked.name for stacked in self.patches]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(
+                f"the stack has more than one patch called {', '.join(map(repr, twice))}",
+                remedy="Names tell patches apart, for example for `errata revert`: give each its own",
+            )
 
     @property
     def facts(self) -> list[tuple[str, Fact]]:
@@ -180,7 +191,10 @@ def read_stack(directory: Path) -> Stack:
         if file_digest(path) != entry.sha256:
             raise InputError(f"the patch {path} is not what was written: it was changed or damaged", remedy=_REMEDY)
         patches.append(Stacked(entry.name, read_patch(path).patch, entry.added, entry.forced, entry.missing))
-    return Stack(record.base, record.fingerprint, record.dtype, tuple(patches))
+    try:
+        return Stack(record.base, record.fingerprint, record.dtype, tuple(patches))
+    except InputError as error:
+        raise InputError(f"{directory / FILE}: {error.what}", remedy=_REMEDY) from error
 
 
 def has_stack(name: str | Path) -> bool:

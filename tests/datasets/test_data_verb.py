@@ -142,12 +142,26 @@ def test_a_file_of_another_form_is_told_in_short(tmp_path: Path, capsys: pytest.
 
 
 def test_a_file_without_a_name_is_told_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = written(tmp_path / "q.json", records.QAEDIT)
+    file = written(tmp_path / "q.json", records.KNOWN)
     assert run(["data", "check", str(file)]) == 2
-    assert f"This looks like qaedit:\n  errata data check qaedit {file}\n" in capsys.readouterr().err
-    for name in (str(tmp_path / "none.json"), "some/where"):
-        assert run(["data", "check", name]) == 2
-        assert f"errata data check NAME {name}" in capsys.readouterr().err
+    assert f"This looks like known:\n  errata data check known {file}\n" in capsys.readouterr().err
+    assert run(["data", "check", "some/where"]) == 2
+    assert "errata data check NAME some/where" in capsys.readouterr().err
+    assert run(["data", "check", str(tmp_path / "none.json")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_a_file_of_easyedit_is_checked_by_its_path_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path / "mine.json", {**records.COUNTERFACT_EDIT, "weather": "fine"})
+    out, facts = tmp_path / "out.json", tmp_path / "facts.csv"
+    assert run(["data", "check", str(file), "--json", str(out), "--out", str(facts)]) == 0
+    told = result(out)
+    # A user's own rephrase_prompt is a paraphrase, and what is not used is said.
+    assert set(told["filled"]) == {"old", "paraphrases", "neighbours"}
+    assert told["sample"]["old"] == "Basque"
+    assert any("weather" in note for note in told["notes"])
+    assert "weather" in capsys.readouterr().out
+    assert run(["data", "check", str(facts)]) == 0
 
 
 def test_the_list_has_room_in_eighty_columns(

@@ -10,7 +10,7 @@ from errata.datasets.concept import Concept
 from errata.datasets.json_records import left_out
 from errata.datasets.loaded import Unit
 from errata.errors import InputError
-from errata.facts import Fact, Question
+from errata.facts import Fact, Question, same_statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class _Taken:
         said: dict[tuple[str, str], str] = {}
         new: list[Fact] = []
         for fact in unit.facts:
-            key = (fact.subject, fact.prompt)
+            key = same_statement(fact)
             index = self._stated.get(key)
             before = said.get(key) if index is None else self._facts[index].target
             if before is not None and before != fact.target:
@@ -95,13 +95,13 @@ class _Taken:
         if not new:
             self._repeating.append(unit.place)
         for fact in new:
-            self._stated[fact.subject, fact.prompt] = len(self._facts)
+            self._stated[same_statement(fact)] = len(self._facts)
             self._facts.append(fact)
             self._places.append(unit.place)
         if unit.concept is not None and new:
             self._concepts.append(unit.concept)
         if unit.together:
-            last = max(self._stated[fact.subject, fact.prompt] for fact in unit.facts)
+            last = max(self._stated[same_statement(fact)] for fact in unit.facts)
             self._facts[last] = _with_portability(self._facts[last], unit.together)
 
     def drawn(self) -> Drawn:

@@ -7,12 +7,11 @@ else of a text is changed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from errata.errors import Fault
-from errata.facts_rules import PLACEHOLDER, shown
+from errata.facts_rules import placed_in_clear_text, shown
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -113,21 +112,15 @@ class Fields:
     def prompt_around(self, prompt: str, subject: str, key: str = "prompt") -> str | None:
         """The prompt with ``{}`` where the subject stands in clear text; None if that is not certain.
 
-        The subject has to stand there exactly once, letter by letter. If it stands there several times, exactly one of
-        them has to be a word (or words) of its own: the ``i`` of `"i want it"`. If even that leaves several, the record
-        is well-formed but ambiguous: None without a fault. A subject that does not occur is a fault.
+        See ``facts_rules.placed_in_clear_text``. Where the subject stands several times and none of them is certain,
+        the record is well-formed but ambiguous: None without a fault. A subject that does not occur is a fault.
         """
         if not prompt or not subject:
             return None
-        starts = [found.start() for found in re.finditer(f"(?={re.escape(subject)})", prompt)]
-        if not starts:
+        if subject not in prompt:
             self.fault(f"'{self._name(key)}' {shown(prompt)} does not hold the subject {shown(subject)}", "Correct it")
             return None
-        if len(starts) > 1:
-            starts = [start for start in starts if _stands_alone(prompt, start, start + len(subject))]
-        if len(starts) != 1:
-            return None
-        return prompt[: starts[0]] + PLACEHOLDER + prompt[starts[0] + len(subject) :]
+        return placed_in_clear_text(prompt, subject)
 
     def text_itself(self) -> str:
         """What ``texts`` asks of an entry."""
@@ -153,12 +146,6 @@ class Fields:
 
     def _name(self, key: str) -> str:
         return ".".join(part for part in (self._path, key) if part)
-
-
-def _stands_alone(text: str, start: int, end: int) -> bool:
-    """Whether neither side of a span goes on with a letter, a digit or an underscore."""
-    before, after = text[start - 1 : start], text[end : end + 1]
-    return not re.match(r"\w", before) and not re.match(r"\w", after)
 
 
 def _kind(value: object) -> str:

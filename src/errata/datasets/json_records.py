@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,11 @@ from errata.datasets.concept import Concept, concept_faults
 from errata.datasets.fields import Fields
 from errata.datasets.loaded import Unit
 from errata.errors import Fault, FaultsError, InputError
-from errata.facts import Question, fact_of, record_faults
-from errata.facts_formats import object_without_repeats
+from errata.facts import MOST_FAULTS, Question, fact_of, limited, record_faults
+from errata.facts_json import list_values
 from errata.facts_rules import as_questions, shown
 
-_SPACE: Final = re.compile(r"[ \t\n\r]*")
-_CUT: Final = "The file may be cut off or damaged: get it again (`errata data get NAME --again`)"
+_AGAIN: Final = "The file may be cut off or damaged: get it again (`errata data get NAME --again`)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ def read_records(path: Path, of_record: OfRecord, *, key: str | None, skip_fault
 
     Raises:
         InputError: if the file cannot be read or is not UTF-8.
-        FaultsError: if it is not a JSON list, or records are wrong; tells all faults of all records.
+        FaultsError: if it is not a JSON list, or records are wrong; tells the first faults (``MOST_FAULTS``).
     """
     units: list[Unit] = []
     broken: list[Fault] = []
@@ -68,7 +65,7 @@ def read_records(path: Path, of_record: OfRecord, *, key: str | None, skip_fault
     faulty: list[str] = []
     rules: dict[str, list[str]] = {}
     ids: dict[str, str] = {}
-    for index, value, fault in _values(_text_of(path), path.name):
+    for index, value, fault in list_values(_text_of(path), path.name, remedy=_AGAIN):
         place = _place(path.name, index, value, key)
         if fault is not None:
             broken.append(fault)
@@ -81,14 +78,16 @@ def read_records(path: Path, of_record: OfRecord, *, key: str | None, skip_fault
             found += [] if draft.concept is None or found else concept_faults(draft.concept, place)
             found += _taken(draft, ids, place)
         if found:
-            faults += found
+            faults += [] if skip_faulty else found
             faulty.append(place)
+            if len(faults) > MOST_FAULTS:
+                break
         elif draft.left_out is not None:
             rules.setdefault(draft.left_out, []).append(place)
         else:
             units.append(_unit(draft, place))
     if broken or (faults and not skip_faulty):
-        raise FaultsError(str(path), [*faults, *broken])
+        raise FaultsError(str(path), limited([*faults, *broken], path.name))
     if faulty:
         rules["faulty, and such records were to be skipped"] = faulty
     if not units and not rules:
@@ -102,7 +101,7 @@ def first_values(path: Path) -> Iterator[object]:
     Raises:
         InputError: if the file cannot be read or is not UTF-8.
     """
-    for _, value, fault in _values(_text_of(path), path.name):
+    for _, value, fault in list_values(_text_of(path), path.name, remedy=_AGAIN):
         if fault is not None:
             return
         yield value
@@ -142,65 +141,6 @@ def _text_of(path: Path) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"cannot read {str(path)!r}: {reason}", remedy="Give a file that can be read") from error
-
-
-def _values(text: str, source: str) -> Iterator[tuple[int, object, Fault | None]]:
-    """(index, value, None) of each entry of a JSON list; (index, None, fault) where one is broken.
-
-    After an entry that only repeats a field the next can still be found; after any other fault the rest cannot be read.
-    """
-    at = _after_space(text, 0)
-    if text[at : at + 1] != "[":
-        what = "the file is not a JSON list of records"
-        yield 0, None, Fault(source, what + (" but empty" if at == len(text) else ""), _CUT)
-        return
-    at = _after_space(text, at + 1)
-    index = 0
-    while text[at : at + 1] != "]" or index > 0:  # "[]" has no entries, but "[1,]" lacks one
-        try:
-            value, fault, at = _entry(text, at, f"{source}[{index}]")
-        except (ValueError, RecursionError) as error:
-            yield index, None, Fault(f"{source}[{index}]", _reason(error), _CUT)
-            return
-        yield index, value, fault
-        at = _after_space(text, at)
-        if text[at : at + 1] == "]":
-            break
-        if text[at : at + 1] != ",":
-            end = "the file ends" if at == len(text) else f"{text[at]!r} stands at {_position(text, at)}"
-            yield index + 1, None, Fault(source, f"{end} behind record [{index}], where a comma or ']' belongs", _CUT)
-            return
-        at, index = _after_space(text, at + 1), index + 1
-    behind = _after_space(text, at + 1)
-    if behind < len(text):
-        yield index, None, Fault(source, f"more stands behind the list, at {_position(text, behind)}", _CUT)
-
-
-def _entry(text: str, at: int, place: str) -> tuple[object, Fault | None, int]:
-    """(value, what is wrong with it, where it ends)."""
-    try:
-        value, end = json.JSONDecoder(object_pairs_hook=object_without_repeats).raw_decode(text, at)
-    except json.JSONDecodeError:
-        raise
-    except ValueError as error:
-        _, end = json.JSONDecoder().raw_decode(text, at)
-        return None, Fault(place, str(error), "Correct the file"), end
-    return value, None, end
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-    return "the brackets are nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _after_space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    return at if found is None else found.end()
-
-
-def _position(text: str, at: int) -> str:
-    return f"line {text.count(chr(10), 0, at) + 1}, column {at - text.rfind(chr(10), 0, at)}"
 
 
 def _place(source: str, index: int, value: object, key: str | None) -> str:

@@ -1,8 +1,9 @@
-"""A file of one's own, in errata's own form (`facts_io`), JSON Lines or CSV. A record::
+"""A file of one's own: JSON Lines, a JSON list or CSV (`facts_io`). A record in errata's own form::
 
     {"subject": "Torre Ombra", "prompt": "{} was built in the city of", "target": "Lyon", "old": "Turin"}
 
-It is held to the rules of every file of facts: what clashes in it is a fault, and nothing of it is left out.
+Records in the form of EasyEdit, KnowEdit, zsRE or CounterFact are taken too (`facts_foreign`). It is held to the rules
+of every file of facts: what clashes in it is a fault, and nothing of it is left out.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from errata.facts_rules import REQUIRED_FIELDS
 def read_own(path: Path, skip_faulty: bool) -> Contents:
     """A file of facts; ``skip_faulty`` is not for one's own file, which can be mended."""
     facts = read_facts(path)
-    return Contents(tuple(Unit(place, (fact,)) for fact, place in zip(facts, facts.places, strict=True)))
+    units = tuple(Unit(place, (fact,)) for fact, place in zip(facts, facts.places, strict=True))
+    return Contents(units, facts.notes)
 
 
 DATASET: Final = DataSet(
     name="jsonl",
-    title="your own facts, JSONL or CSV",
+    title="your own facts: JSON Lines, a JSON list or CSV, also in the form of EasyEdit, KnowEdit, zsRE or CounterFact",
     paper="",
     licence="yours",
     fills=tuple(name for name in FIELDS if name not in ("id", *REQUIRED_FIELDS)),
-    read_here="Give your own file: a path that ends in .jsonl or .csv",
+    read_here="Give your own file: a path that ends in .jsonl, .json or .csv",
     reader=read_own,
 )

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from errata.datasets import jsonl
 from errata.datasets.json_records import first_values
 from errata.datasets.registry import DATASETS
 from errata.datasets.row import DataSet
@@ -28,7 +29,9 @@ def likely_datasets(path: Path, name: str | None = None) -> list[str]:
     with _beginning(path) as file:
         if name is not None and _takes(DATASETS[name], file, skip_faulty=True):
             return []
-        return [row.name for row in DATASETS.values() if row.name != name and _takes(row, file)]
+        names = [row.name for row in DATASETS.values() if row.name != name and _takes(row, file)]
+    # One's own form takes those of others as well.
+    return [found for found in names if found != jsonl.DATASET.name] or names
 
 
 def _takes(row: DataSet, file: Path, *, skip_faulty: bool = False) -> bool:

@@ -28,7 +28,7 @@ def read_dataset(
     """Read a data set; nothing is downloaded.
 
     Args:
-        name: a name of the registry, or the path of a ``.jsonl`` or ``.csv`` file of one's own.
+        name: a name of the registry, or the path of a ``.jsonl``, ``.json`` or ``.csv`` file of one's own.
         path: a file in the data set's form; by default its first file, where `errata data get` has put it.
         count: how many facts (texts, in a set without facts); all by default, 100 of ``lab``.
         seed: shuffles the records, without replacement; None keeps the file's order. See ``drawing.draw``. Of ``lab``

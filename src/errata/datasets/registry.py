@@ -47,7 +47,7 @@ DATASETS: Final[Mapping[str, DataSet]] = {
         me_ppl.DATASET,
     )
 }
-_OWN_SUFFIXES: Final = (".jsonl", ".csv")
+_OWN_SUFFIXES: Final = (".jsonl", ".json", ".csv")
 
 
 def dataset_named(name: str) -> DataSet:
@@ -67,7 +67,7 @@ def dataset_named(name: str) -> DataSet:
     begun = [known for known in DATASETS if name and known.startswith(name.lower())]
     close = begun or difflib.get_close_matches(name.lower(), DATASETS, n=1)
     nearest = f"Did you mean {' or '.join(close)}? " if close else ""
-    remedy = f"{nearest}Known: {', '.join(DATASETS)}; or the path of a .jsonl or .csv file of your own"
+    remedy = f"{nearest}Known: {', '.join(DATASETS)}; or the path of a .jsonl, .json or .csv file of your own"
     raise InputError(f"there is no data set {name!r}", remedy=remedy)
 
 

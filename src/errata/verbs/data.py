@@ -18,7 +18,7 @@ from errata.datasets.download import Expected, fetch
 from errata.datasets.likely import likely_datasets
 from errata.datasets.loaded import Loaded
 from errata.datasets.read import read_dataset
-from errata.datasets.registry import DATASETS, dataset_named, local_path, looks_like_a_file
+from errata.datasets.registry import DATASETS, dataset_named, is_own_file, local_path, looks_like_a_file
 from errata.datasets.row import DataSet, Source
 from errata.errors import ErrataError, Fault, FaultsError, InputError
 from errata.facts_io import write_facts
@@ -96,7 +96,7 @@ def _command(name: str, file: str | None, out: Path | None) -> str:
 
 @app.command("check", epilog="Example: errata data check counterfact counterfact.json")
 def check(
-    name: Annotated[str, typer.Argument(help="A name of `errata data list`, or a .jsonl or .csv file of your own.")],
+    name: Annotated[str, typer.Argument(help="A name of `errata data list`, or your own .jsonl, .json or .csv file.")],
     file: Annotated[Path | None, typer.Argument(help="A file in its form; default: where `get` has put it.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Take only so many facts; default: all.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Shuffle by this seed; default: the file's order.")] = None,
@@ -115,7 +115,8 @@ def check(
     except FaultsError as error:
         write_json(json, {"name": name, "file": where, "valid": False, "faults": [asdict(one) for one in error.faults]})
         shortened = len(error.faults) > FAULTS_SHOWN
-        remedy = _suggestion(name, file) or ("--json FILE holds all of them" if shortened and json is None else "")
+        given = ("jsonl", Path(name)) if file is None and is_own_file(name) else (name, file)
+        remedy = _suggestion(*given) or ("--json FILE holds all of them" if shortened and json is None else "")
         raise FaultsError(error.subject, error.faults, shown=FAULTS_SHOWN, remedy=remedy) from error
     except InputError as error:
         faults = [asdict(Fault(where, error.what, error.remedy))]

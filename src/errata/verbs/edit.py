@@ -32,7 +32,7 @@ from errata.verbs.questions import examination_for, read_questions
 from errata.verbs.resume import resume_run
 from errata.verbs.saving import check_output
 from errata.verbs.settle import settled
-from errata.verbs.terminal import console, counted, progress
+from errata.verbs.terminal import console, counted, progress, warn
 
 EXAMPLE = """Example: errata edit --model lab --facts examples/facts.jsonl --method memit+blue --out edited
 
@@ -51,7 +51,7 @@ app = typer.Typer()
 
 @app.command("edit", epilog=EXAMPLE)
 def edit(
-    facts: Annotated[Path | None, typer.Option("--facts", "-f", help="JSONL or CSV; see examples/.")] = None,
+    facts: Annotated[Path | None, typer.Option("--facts", "-f", help="JSONL, JSON or CSV; see examples/.")] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="'lab' (the default), a directory, a stack, or a name on the hub."),
@@ -150,6 +150,8 @@ def edit(
             if facts is None:
                 raise InputError("no --facts were given", remedy="Name a file of facts; examples/facts.jsonl is one")
             fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
+            for note in fact_set.notes:
+                warn(f"note: {note}")
             fact_set = settled(fact_set, model, on_conflict or OnConflict.REFUSE)
         with part:
             questions = read_questions(untouched)

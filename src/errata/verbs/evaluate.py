@@ -29,7 +29,7 @@ from errata.verbs.model_options import (
 )
 from errata.verbs.models import check_facts, is_lab, token_check
 from errata.verbs.questions import examination_for, read_questions, show_absent
-from errata.verbs.terminal import console, progress
+from errata.verbs.terminal import console, progress, warn
 
 EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"
 app = typer.Typer()
@@ -37,7 +37,7 @@ app = typer.Typer()
 
 @app.command("evaluate", epilog=EXAMPLE)
 def evaluate(
-    facts: Annotated[Path, typer.Option("--facts", "-f", help="JSONL or CSV; see examples/.")],
+    facts: Annotated[Path, typer.Option("--facts", "-f", help="JSONL, JSON or CSV; see examples/.")],
     model: ModelOption = "lab",
     against: Annotated[str | None, typer.Option(help="The model as it was before; its answers stand beside.")] = None,
     untouched: Annotated[
@@ -63,6 +63,8 @@ def evaluate(
             where = placement(device, dtype)
         with part:
             fact_set = read_facts(facts, last_wins=last_wins, check=check)
+            for note in fact_set.notes:
+                warn(f"note: {note}")
         with part:
             questions = read_questions(untouched)
         with part:
