@@ -94,7 +94,7 @@ def as_directory(file: Path) -> Path:
     """
     target = converted_directory(file)
     if not target.is_dir():
-        with in_turn(target.with_name(f"{target.name}.lock")):
+        with in_turn(target.with_name(f"{target.name}.lock"), f"the conversion of {file.name}"):
             if not target.is_dir():  # another process may have made it meanwhile
                 _convert(file, target)
     return target
