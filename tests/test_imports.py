@@ -18,7 +18,7 @@ FACTS = frozenset(
     {"conflicts", "facts", "facts_foreign", "facts_formats", "facts_io", "facts_json", "facts_rules", "facts_tokens"}
 )
 TOOLS = frozenset(
-    {"cache", "hub", "in_place", "locking", "output", "progress", "reading", "streams", "visible"}
+    {"cache", "extras", "hub", "in_place", "locking", "output", "progress", "reading", "streams", "visible"}
 )  # small helps, which know nothing but the errors
 
 # Rooms, lowest first: a room imports from its own layer and from those below. A new room needs a place here.

@@ -134,7 +134,7 @@ def test_without_matplotlib_out_is_refused_before_any_work(
     def no_work(*args: object, **kwargs: object) -> None:
         raise AssertionError("nothing may be loaded")
 
-    monkeypatch.setattr("errata.report.heatmap.find_spec", lambda name: None)
+    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
     monkeypatch.setattr(LanguageModel, "load", no_work)
     assert run(["locate", "--out", str(tmp_path / "out")]) == 2
     assert "pip install 'errata[plots]'" in flat(capsys)[1]

@@ -421,3 +421,30 @@ def test_without_a_network_or_a_login_it_says_so(made: Path, tmp_path: Path) -> 
         assert done.returncode == code, done.stderr
         assert words in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", [["save", "--out", "published"], ["push", "--to", "someone/model", "--yes"]])
+@pytest.mark.parametrize("kind", ["file", "folder", "fifo", "broken"])
+def test_what_lies_elsewhere_is_not_published(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: list[str], kind: str
+) -> None:
+    """A link to a file or a folder elsewhere, or to nothing, and what is no file at all: refused by name."""
+    shutil.copytree("full", tmp_path / "full")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text(TOKEN)
+    odd = tmp_path / "full" / "notes"
+    if kind == "fifo":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to({"file": "../secret/key", "folder": "../secret", "broken": "../nothing"}[kind])
+    (tmp_path / "full" / "within.json").symlink_to("config.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert run([verb[0], "full", *verb[1:]]) == 2
+        error = capsys.readouterr().err
+        assert "notes" in error
+        assert TOKEN not in error
+        assert not Path("published").exists()
+        odd.unlink()
+        assert run(["save", "full", "--out", "published"]) == 0  # links within it are as good as copies
+        assert (Path("published") / "within.json").read_bytes() == (Path("full") / "config.json").read_bytes()

@@ -9,7 +9,6 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from errata.analysis import projection
 from errata.analysis.alignment import ALIGNMENT
 from errata.analysis.alignment_findings import slopes
 from errata.analysis.findings import Findings, Row
@@ -151,6 +150,6 @@ def test_what_it_cannot_be_made_with_is_refused(tmp_path: Path, monkeypatch: pyt
     bench = tiny_workbench(tmp_path, recipe={"layers": (2,)})
     with pytest.raises(InputError, match="nothing is spread"):
         ALIGNMENT.check(bench.recipe, bench.settings)
-    monkeypatch.setattr(projection, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"errata\[eval\]"):
+    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"errata\[analysis\]"):
         ALIGNMENT.check(tiny_workbench(tmp_path).recipe, bench.settings)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from errata.analysis import hidden_shift, similarity
+from errata.analysis import hidden_shift
 from errata.analysis.findings import Findings, Row
 from errata.analysis.hidden_shift import HIDDEN_SHIFT, prompts_of, states_of
 from errata.analysis.runs import boundary_pairs, edited
@@ -162,8 +162,8 @@ def test_methods_without_a_recipe_are_all_named_and_so_is_a_missing_extra(
         HIDDEN_SHIFT.pieces(bench)
     assert [fault.where for fault in caught.value.faults] == ["methods: memit", "methods: rect"]
     HIDDEN_SHIFT.check(bench.recipe, bench.settings)
-    monkeypatch.setattr(similarity, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"errata\[eval\]"):
+    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"errata\[analysis\]"):
         HIDDEN_SHIFT.check(bench.recipe, bench.settings)
 
 

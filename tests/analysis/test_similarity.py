@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from errata.analysis import similarity
 from errata.analysis.similarity import cka_interval, cosines, fit_plane, linear_cka, relative_distances
 from errata.errors import MissingExtraError
 
@@ -114,6 +113,6 @@ def test_few_states_have_no_plane_and_a_missing_extra_is_named(
 ) -> None:
     assert fit_plane(states(0, 2)) is None
     assert fit_plane(states(0)[:1].expand(5, 7)) is None
-    monkeypatch.setattr(similarity, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"errata\[eval\]"):
+    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"errata\[analysis\]"):
         fit_plane(states(0))

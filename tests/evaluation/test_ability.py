@@ -305,7 +305,7 @@ def test_settings() -> None:
 
 
 def test_a_missing_harness_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("errata.evaluation.harness.find_spec", lambda name: None)
+    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"errata\[eval\]"):
         check_harness()
 

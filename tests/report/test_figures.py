@@ -13,7 +13,6 @@ from lxml import etree
 
 from errata.analysis.findings import Figure, Findings, Panel, Series
 from errata.errors import MissingExtraError
-from errata.report import figures
 from errata.report.figure_styles import DARK, LIGHT, SCHEMES, Scheme, places_of, style_at
 from errata.report.figures import composed, draw
 from errata.report.panels import told_number
@@ -251,7 +250,7 @@ def test_numbers_at_axes(value: float, told: str) -> None:
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "find_spec", lambda name: None)
+    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="plots"):
         draw(lines(), LIGHT, name="x")
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from errata.errors import MissingExtraError
+from errata.extras import require
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +26,7 @@ class Projection:
 
 def check_projection() -> None:
     """Raises MissingExtraError if nothing can be projected here."""
-    if find_spec("sklearn") is None:
-        raise MissingExtraError("the projection to two dimensions", "eval")
+    require("the projection to two dimensions", "analysis", "sklearn")
 
 
 def project(vectors: Float[NDArray[np.float64], "n d"]) -> Projection | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -15,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from errata.analysis.findings import RESAMPLES
-from errata.errors import MissingExtraError
 from errata.evaluation.intervals import interval_of, resampled_sums
+from errata.extras import require
 
 # What is left of a squared norm by centring counts as nothing below this share of it: float64's rounding.
 _NOTHING = 1e-12
@@ -98,8 +97,7 @@ def cka_interval(
 
 def check_plane() -> None:
     """Raises MissingExtraError if planes cannot be fitted here."""
-    if find_spec("sklearn") is None:
-        raise MissingExtraError("the two-dimensional picture of hidden states", "eval")
+    require("the two-dimensional picture of hidden states", "analysis", "sklearn")
 
 
 @dataclass(frozen=True, slots=True)

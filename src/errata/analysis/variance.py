@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import combinations
 
-from errata.errors import MissingExtraError
+from errata.extras import require
 
 RESIDUAL = "residual"
 # Sums of squares below this share of the values' own size are what rounding leaves of nothing.
@@ -44,8 +43,7 @@ class Term:
 
 def check_statistics() -> None:
     """Raises MissingExtraError if statsmodels is not installed."""
-    if find_spec("statsmodels") is None:
-        raise MissingExtraError("the analysis of variance", "analysis")
+    require("the analysis of variance", "analysis", "statsmodels")
 
 
 def joined(one: str, other: str) -> str:

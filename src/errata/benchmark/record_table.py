@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from errata.benchmark.finished import Finished
 from errata.benchmark.material import Material
-from errata.errors import MissingExtraError
 from errata.evaluation.free_questions import FreeQuestion, expected_answer, free_questions
 from errata.evaluation.records import Record, When
+from errata.extras import require
 from errata.facts import Question
 from errata.facts_rules import QUESTION_LISTS
 from errata.output import new_file
@@ -20,8 +19,7 @@ from errata.output import new_file
 
 def check_table() -> None:
     """Raises MissingExtraError if the file cannot be written here."""
-    if find_spec("pyarrow") is None:
-        raise MissingExtraError("a benchmark's table of records", "eval")
+    require("a benchmark's table of records", "eval", "pyarrow")
 
 
 @contextmanager

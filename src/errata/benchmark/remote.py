@@ -6,12 +6,12 @@ import json
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from errata.benchmark.working import Processes, note_failure
-from errata.errors import InputError, MissingExtraError
+from errata.errors import InputError
+from errata.extras import require
 from errata.in_place import open_in_place
 from errata.progress import Report, silent
 
@@ -21,8 +21,7 @@ _SECONDS_TO_CONNECT = 5.0
 
 def check_ray() -> None:
     """Raises MissingExtraError if Ray is not installed."""
-    if find_spec("ray") is None:
-        raise MissingExtraError("--ray", "ray")
+    require("--ray", "ray", "ray")
 
 
 @dataclass(slots=True)

@@ -24,14 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from typing import Final
 
 from errata.datasets.concept import Concept
-from errata.errors import MissingExtraError
 from errata.evaluation.metrics import Metric
 from errata.evaluation.records import Record
 from errata.evaluation.scoring import Pair, TargetScore, check_finite, scores_of
+from errata.extras import require
 from errata.models.generation import generate
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.progress import Report, silent
@@ -188,8 +187,7 @@ def similarity(concepts: Sequence[Concept], texts: Sequence[str]) -> list[float]
     Raises:
         MissingExtraError: if scikit-learn is not installed.
     """
-    if find_spec("sklearn") is None:
-        raise MissingExtraError("the similarity of definitions", "eval")
+    require("the similarity of definitions", "eval", "sklearn")
     if not concepts:
         return []
     from sklearn.feature_extraction.text import TfidfVectorizer

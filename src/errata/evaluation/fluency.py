@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from importlib.util import find_spec
 
-from errata.errors import MissingExtraError
 from errata.evaluation.metrics import Metric
 from errata.evaluation.records import Record
 from errata.evaluation.texts import WrittenText
+from errata.extras import require
 from errata.facts import Fact
 
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}
@@ -23,8 +22,7 @@ _WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
 def check_fluency() -> None:
     """Raises MissingExtraError if texts cannot be split into words here."""
-    if find_spec("nltk") is None:
-        raise MissingExtraError("fluency", "eval")
+    require("fluency", "eval", "nltk")
 
 
 def evaluate_fluency(texts: Sequence[WrittenText]) -> list[Record]:

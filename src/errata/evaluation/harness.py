@@ -12,15 +12,15 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from errata.errors import InputError, MissingExtraError
+from errata.errors import InputError
 from errata.evaluation.local_tasks import LocalTasks, local_tasks
 from errata.evaluation.task_files import task_files
+from errata.extras import require
 from errata.models.language_model import LanguageModel
 from errata.progress import Report, silent
 
@@ -29,8 +29,7 @@ FEW_SHOT_SEED = 1234  # of the demonstrations' choice; the harness's own default
 
 def check_harness() -> None:
     """Raises MissingExtraError if general ability cannot be measured here."""
-    if any(find_spec(name) is None for name in ("lm_eval", "datasets", "sklearn")):
-        raise MissingExtraError("general ability", "eval")
+    require("general ability", "eval", "lm_eval", "datasets", "sklearn")
 
 
 def harness_model(model: LanguageModel, *, batch_size: int = 8, report: Report = silent) -> Any:

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errata.cache import cache_directory
-from errata.errors import InputError, MissingExtraError, OutputError
+from errata.errors import InputError, OutputError
+from errata.extras import require
 from errata.locking import in_turn
 from errata.output import is_file, write_text
 from errata.statistics.corpus import open_corpus
@@ -30,8 +30,7 @@ _logger = logging.getLogger(__name__)
 
 def check_consistency() -> None:
     """Raises MissingExtraError if texts cannot be compared here."""
-    if find_spec("sklearn") is None:
-        raise MissingExtraError("consistency", "eval")
+    require("consistency", "eval", "sklearn")
 
 
 @dataclass(frozen=True, slots=True)

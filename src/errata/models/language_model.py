@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from errata.models.architectures import Architecture, architecture_of, check_config
+from errata.models.base_files import BaseFiles
 from errata.models.memory import check_fits, weight_bytes
-from errata.models.outline import check_layers_exist, context_length_of, loading, source_of
+from errata.models.outline import check_layers_exist, context_length_of, loading, local_directory, source_of
 from errata.models.plain_weights import down_projection_weight
 from errata.models.prompts import length_batches, pad
 from errata.models.weights import EditedWeights
@@ -51,13 +52,22 @@ class LanguageModel:
         tokenizer: its fast tokenizer.
         architecture: where this family keeps its parts.
         name: what the user called it; for messages and records.
+        files: where it was loaded from; None for a model that was made in memory.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "model") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str = "model",
+        files: BaseFiles | None = None,
+    ) -> None:
         self.architecture: Architecture = architecture_of(model)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
+        self.files = files
         self.edits = EditedWeights(self)
 
     @classmethod
@@ -92,6 +102,7 @@ class LanguageModel:
             needed = weight_bytes(config, dtype, trust_remote_code=trust_remote_code)
             for place in {torch.device("cpu"), chosen}:  # it is read into main memory, wherever it goes then
                 check_fits(name, needed, place)
+            files = BaseFiles.of(local_directory(source, config))
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=dtype or "auto",
@@ -104,7 +115,7 @@ class LanguageModel:
             if bad := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
                 raise ValueError(f"{len(bad)} of its weights are missing or of another shape, such as {bad[0]!r}")
         nn.Module.to(model, chosen)  # transformers wraps the method in a way that hides its types
-        return cls(model, tokenizer, name=name)
+        return cls(model, tokenizer, name=name, files=files)
 
     # Shapes and places ------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 
 from errata.errors import InputError
 from errata.hub import check_reachable
@@ -163,6 +164,22 @@ def lasting_name(name: str) -> str:
     """A model's name that means the same from every working directory: paths of what is here become absolute."""
     path = Path(name)
     return str(path.resolve()) if name != "lab" and (path.is_dir() or path.is_file()) else name
+
+
+def local_directory(source: str, config: PreTrainedConfig) -> Path:
+    """Where the files are that transformers reads for ``source``: the directory itself, or the hub's snapshot.
+
+    Args:
+        source: what ``source_of`` gave.
+        config: as it was loaded from there.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    commit = getattr(config, "_commit_hash", None)  # names the snapshot that the configuration came from
+    found = cached_file(source, "config.json", _commit_hash=commit)
+    if found is None:
+        raise OSError("its files are not in the hub's cache")
+    return Path(found).parent
 
 
 def is_hub_name(name: str) -> bool:

@@ -106,6 +106,15 @@ class EditedWeights:
     def sum_dtype(self) -> torch.dtype:
         return torch.promote_types(self.model.dtype, torch.float32)
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that were written to, also where the changes have been taken out again."""
+        return tuple(sorted(self._base))
+
+    def base_weight(self, layer: int) -> Float[Tensor, "d_out d_in"]:
+        """W as it was before any change."""
+        return self._base.get(layer, self.model.weight(layer))
+
     def add(self, terms: Sequence[Term]) -> None:
         """Put changes in, behind those that are in already."""
         for term in terms:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from errata.errors import InputError, MissingExtraError
+from errata.errors import InputError
+from errata.extras import require
 
 ENTRIES_EMBEDDED: Final = 20_000
 PROMPTS_EMBEDDED: Final = 60_000  # beside the entries' own; a page of some ten megabytes still opens at once
@@ -190,8 +190,7 @@ def _share(sizes: Sequence[int], most: int) -> int:
 
 
 def _lines(path: Path) -> Iterator[tuple[Any, ...]]:
-    if find_spec("pyarrow") is None:
-        raise MissingExtraError("the page's list of facts", "eval")
+    require("the page's list of facts", "eval", "pyarrow")
     import pyarrow
     import pyarrow.parquet
     from pyarrow import types

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import pairwise
 from math import ceil
 from typing import Any, Final
@@ -19,7 +18,7 @@ from typing import Any, Final
 from markupsafe import escape
 
 from errata.analysis.findings import Figure, Panel
-from errata.errors import MissingExtraError
+from errata.extras import require
 from errata.report.figure_styles import Scheme, places_of, style_at
 from errata.report.markdown import visible
 from errata.report.panels import CHARACTER, ROW, TEXT_SIZE, draw_panel, is_level, slant_of
@@ -57,8 +56,7 @@ class Picture:
 
 def check_drawing() -> None:
     """Raises MissingExtraError if figures cannot be drawn here."""
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("a study's figures", "plots")
+    require("a study's figures", "plots", "matplotlib")
 
 
 def draw(figure: Figure, scheme: Scheme, *, name: str, places: Mapping[str, int] | None = None) -> Picture:

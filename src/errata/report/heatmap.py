@@ -7,13 +7,12 @@ only, without pyplot: nothing of it lasts beyond a call.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from errata.errors import MissingExtraError
+from errata.extras import require
 from errata.locate import Cell
 from errata.report.tracing import PART_TITLES, POSITION_TITLES, window_size
 from errata.tracing.places import Part, Position
@@ -26,8 +25,7 @@ _WIDTH, _MARGIN, _ROW, _LEGEND = 7.2, 1.6, 0.18, 0.22
 
 def check_drawing() -> None:
     """Raises MissingExtraError if heat maps cannot be drawn here."""
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("the heat map", "plots")
+    require("the heat map", "plots", "matplotlib")
 
 
 def draw_heat_map(

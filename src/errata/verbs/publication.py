@@ -19,6 +19,7 @@ from errata.run_directory import is_run, open_run
 from errata.stack import FILE, Stack, has_stack, is_stack, read_stack, write_stack
 from errata.verbs.measured import measured_of
 from errata.verbs.models import PATCH_SUFFIX
+from errata.verbs.terminal import counted
 
 CARD, FACTS = "README.md", "facts.jsonl"
 
@@ -69,6 +70,8 @@ def publication_of(model: str, results: Path | None, base: str | None) -> Public
             raise InputError(what, remedy="--base takes OWNER/NAME, under which readers find the base")
         stack = replace(stack, base=base)
     weights = Path(model) if has_stack(model) and not is_stack(model) else None
+    if weights is not None:
+        _check_contents(weights)
     return Publication(stack, measured, weights)
 
 
@@ -117,6 +120,25 @@ def size_text(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} bytes"
+
+
+def _check_contents(directory: Path) -> None:
+    """Raises InputError where publishing a folder would publish what is elsewhere, or what is no file."""
+    root = directory.resolve()
+    visible = [
+        path
+        for path in sorted(directory.rglob("*"))
+        if not any(part.startswith(".") for part in path.relative_to(directory).parts)
+    ]
+    if outside := [path for path in visible if path.is_symlink() and not path.resolve().is_relative_to(root)]:
+        named = ", ".join(f"{path} -> {path.resolve()}" for path in outside[:5]) + (", …" if len(outside) > 5 else "")
+        raise InputError(
+            f"{counted(len(outside), 'link')} in {directory} lead out of it, and what is there would be published: "
+            f"{named}",
+            remedy="Put copies in their place, or remove them",
+        )
+    if others := [path for path in visible if not path.is_file() and not path.is_dir()]:
+        raise InputError(f"{others[0]} is neither a file nor a directory", remedy="Remove it")
 
 
 def _stack_of(model: str) -> Stack:

@@ -10,11 +10,13 @@ from typing import Any
 from errata.benchmark.sequential import Examination
 from errata.evaluation.recall import absent
 from errata.evaluation.results_file import FORMAT, Row
+from errata.models.edited_files import write_edited
 from errata.models.language_model import LanguageModel
 from errata.output import check_new, check_new_file, new_directory, write_text
 from errata.patch import Patch
 from errata.stack import Stack, write_stack
 from errata.verbs.models import PATCH_SUFFIX, is_lab
+from errata.verbs.terminal import warn
 
 
 def check_output(out: Path) -> None:
@@ -41,10 +43,17 @@ def write_edit(out: Path, model: LanguageModel, stack: Stack, patch: Patch, reco
 
 
 def save_full(model: LanguageModel, stack: Stack, directory: Path) -> None:
-    """A plain transformers directory, with the patches that are in its weights beside them."""
-    model.model.save_pretrained(directory)
-    model.tokenizer.save_pretrained(directory)
+    """A plain transformers directory like the base's, with the patches that are in its weights beside them.
+
+    Says so where it is in another dtype than the base, or files came from outside the base's directory.
+    """
+    written = write_edited(model, directory)
     write_stack(stack, directory)
+    if written.converted is not None:
+        stored, dtype = written.converted
+        warn(f"note: the weights are written in {dtype}, in which they were edited; the base is in {stored}")
+    if written.linked:
+        warn(f"note: files of the base that are links to other places were copied: {', '.join(written.linked)}")
 
 
 def record_of(rows: Sequence[Row], patch: Patch, examination: Examination, seed: int) -> dict[str, Any]:

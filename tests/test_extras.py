@@ -1,0 +1,51 @@
+"""Optional packages: one way to look for them, and the extra that is named has them."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from errata.errors import MissingExtraError
+from errata.extras import require
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def in_extras() -> dict[str, set[str]]:
+    """Each extra's distributions, in their canonical spelling."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {
+        extra: {canonical(re.split(r"[\[<>=~! ;]", entry)[0]) for entry in entries}
+        for extra, entries in project["optional-dependencies"].items()
+    }
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_feature_names_an_extra_that_has_its_packages() -> None:
+    extras, distributions = in_extras(), packages_distributions()
+    asked = []
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        source = file.read_text(encoding="utf-8")
+        assert "find_spec" not in source or file.name == "extras.py", f"{file}: use errata.extras.require"
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require":
+                _, extra, *packages = [ast.literal_eval(argument) for argument in node.args]
+                asked.append((file.name, extra, packages))
+    assert len(asked) > 10
+    for name, extra, packages in asked:
+        for package in packages:
+            assert {canonical(found) for found in distributions[package]} & extras[extra], (name, extra, package)
+
+
+def test_what_is_missing_is_told() -> None:
+    require("this test", "test", "pytest", "errata")
+    with pytest.raises(MissingExtraError, match=r"this test.*errata\[plots\]"):
+        require("this test", "plots", "errata", "no_such_package")
