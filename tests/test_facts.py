@@ -156,7 +156,7 @@ def test_records_may_hold_tuples_questions_and_none() -> None:
         ({"id": ""}, "'id' is empty"),
         ({"prompt": "no braces"}, "'prompt' has no {}, and the subject 'Alan Turing' does not stand in it. Write {}"),
         ({"prompt": "{} and {}"}, "'prompt' holds {} 2 times. Write {} once"),
-        ({"prompt": "{} is "}, "'prompt' ends in whitespace. Remove it: what follows is joined with one space"),
+        ({"prompt": "{} is "}, "'prompt' ends in whitespace. Remove it: what joins a prompt"),
         ({"target": " French"}, "'target' begins or ends with whitespace. Remove it"),
         ({"target": "French\n"}, "'target' begins or ends with whitespace. Remove it"),
         ({"target": "a\ud800b"}, "'target' holds U+D800 at character 2"),

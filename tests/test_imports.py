@@ -16,6 +16,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "errata"
 PURE = frozenset({"solvers", "schedules", "shaping"})
 FACTS = frozenset(
     {"conflicts", "facts", "facts_foreign", "facts_formats", "facts_io", "facts_json", "facts_rules", "facts_tokens"}
+    | {"joining"}
 )
 TOOLS = frozenset(
     {"cache", "extras", "hub", "in_place", "locking", "output", "progress", "reading", "streams", "visible"}
@@ -47,7 +48,8 @@ SEES: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(TOOLS, TOOLS | {"errors"}),
     **dict.fromkeys(FACTS, FACTS | TOOLS | {"errors"}),
     "datasets": FACTS | TOOLS | {"errors", "datasets"},
-    "evaluation": frozenset({"errors", "facts", "facts_rules", "models", "datasets", "statistics", "evaluation"})
+    "evaluation": frozenset({"errors", "facts", "facts_rules", "joining", "models", "datasets", "statistics"})
+    | {"evaluation"}
     | TOOLS,
     "lab": frozenset({"errors", "facts", "models", "statistics", "lab"}) | TOOLS,
 }

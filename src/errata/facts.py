@@ -46,6 +46,8 @@ class Fact:
         aliases: other ways to write ``target``, right too where the model speaks freely.
         generation: prompts about the subject that the model is to write a text from.
         relation: the name of the relation; facts that share it are compared (references of texts, other options).
+        joiner: "" or " ": what stands between ``prompt`` (and each paraphrase) and ``target`` or ``old``; None: see
+            ``joining.joiner_of``. Only before "" may a prompt end in spaces.
 
     Raises:
         FaultsError: if a field is empty, of a wrong type, or breaks one of the rules above, or if ``old`` and
@@ -66,6 +68,7 @@ class Fact:
     aliases: tuple[str, ...] = ()
     generation: tuple[str, ...] = ()
     relation: str | None = None
+    joiner: str | None = None
 
     # Written by hand since ``truth`` is an argument, but not a field.
     def __init__(
@@ -84,6 +87,7 @@ class Fact:
         aliases: Sequence[str] = (),
         generation: Sequence[str] = (),
         relation: str | None = None,
+        joiner: str | None = None,
         *,
         truth: str | None = None,
     ) -> None:
@@ -102,6 +106,7 @@ class Fact:
             "aliases": aliases,
             "generation": generation,
             "relation": relation,
+            "joiner": joiner,
         }
         name = f"fact {shown(id)}"
         given = values if truth is None else values | {"truth": truth}
@@ -125,6 +130,11 @@ class Fact:
         before, after = self.prompt.split(PLACEHOLDER)
         return before + self.subject + after
 
+    def pair(self, answer: str, prompt: str | None = None) -> tuple[str, str] | tuple[str, str, str]:
+        """The fact's prompt, or a paraphrase, with what follows it, as ``models.prompts.complete`` takes them."""
+        text = self.text if prompt is None else prompt
+        return (text, answer) if self.joiner is None else (text, answer, self.joiner)
+
     @property
     def subject_span(self) -> tuple[int, int]:
         """(start, end): where the subject stands in ``text``, in characters, also if it occurs elsewhere too."""
@@ -143,7 +153,7 @@ class Fact:
         """The fact as a file of facts holds it; optional fields that are empty are left out."""
         entry: dict[str, object] = {name: getattr(self, name) for name in ("id", *REQUIRED_FIELDS)}
         for name in FIELDS[len(entry) :]:
-            if value := getattr(self, name):
+            if (value := getattr(self, name)) not in (None, ()):
                 is_list = isinstance(value, tuple)
                 entry[name] = [_as_json(part) for part in value] if is_list else value
         return entry

@@ -18,7 +18,7 @@ from errata.facts import FIELDS, MOST_FAULTS, FactSet, record_faults
 from errata.facts_json import list_values, object_without_repeats
 from errata.facts_rules import ALIASES, QUESTION_LISTS, REQUIRED_FIELDS, TEXT_LISTS, unknown_field
 
-_LIST_FIELDS: Final = (*TEXT_LISTS, *QUESTION_LISTS)
+_JSON_FIELDS: Final = (*TEXT_LISTS, *QUESTION_LISTS, "joiner")  # the empty joiner is "": an empty cell is no joiner
 _COLUMNS: Final = (*FIELDS, *ALIASES)
 
 
@@ -156,10 +156,10 @@ def _row_entry(cells: Mapping[str, str], place: str) -> Entry:
         if name not in _COLUMNS or (cell == "" and name not in REQUIRED_FIELDS):
             continue
         record[name] = cell
-        if name in _LIST_FIELDS:
+        if name in _JSON_FIELDS:
             record[name], complaint = _parse_json(cell)
             if complaint is not None:
-                remedy = "Write the list as JSON, with each double quote doubled for CSV, or use JSONL"
+                remedy = "Write it as JSON, with each double quote doubled for CSV, or use JSONL"
                 faults.append(Fault(place, f"'{name}' is invalid JSON: {complaint}", remedy))
     if faults:
         # What else is wrong with the row; the unreadable cells, now None, count as absent.
@@ -213,7 +213,7 @@ def csv_text(facts: FactSet) -> str:
     for fact in facts:
         record = fact.to_entry()
         cells: dict[str, str] = {
-            name: json.dumps(record[name], ensure_ascii=False) for name in _LIST_FIELDS if name in record
+            name: json.dumps(record[name], ensure_ascii=False) for name in _JSON_FIELDS if name in record
         }
         row = [str(cells.get(name, record.get(name, ""))) for name in FIELDS]
         if max(map(len, row)) > csv.field_size_limit():

@@ -12,8 +12,8 @@ from errata.errors import Fault, FaultsError
 
 PLACEHOLDER: Final = "{}"
 REQUIRED_FIELDS: Final = ("subject", "prompt", "target")
-# Where a text may not have whitespace: prompt and continuation are joined with exactly one space, and the subject's
-# last token has to be a token of the subject, not of the space behind it.
+# Where a text may not have whitespace: what joins prompt and continuation is not written into either of them, and the
+# subject's last token has to be a token of the subject, not of the space behind it. A prompt may end in a newline.
 _TIGHT_TEXTS: Final[Mapping[str, Literal["nowhere", "end", "both ends"]]] = {
     "id": "nowhere",
     "subject": "both ends",
@@ -44,7 +44,10 @@ _UNENCODABLE: Final = re.compile("[\x00\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A whole prompt, and the answer that should follow it after one space.
+    """A whole prompt, and the answer that should follow it.
+
+    Attributes:
+        joiner: "" or " ": what stands between the two; None: see ``joining.joiner_of``.
 
     Raises:
         FaultsError: if one of the two is empty or has whitespace where they are joined.
@@ -52,13 +55,21 @@ class Question:
 
     prompt: str
     answer: str
+    joiner: str | None = None
 
     def __post_init__(self) -> None:
-        if faults := _question_faults({"prompt": self.prompt, "answer": self.answer}, "", "question"):
+        record = {"prompt": self.prompt, "answer": self.answer, "joiner": self.joiner}
+        if faults := _question_faults(record, "", "question"):
             raise FaultsError("a question", faults)
 
+    @property
+    def pair(self) -> tuple[str, str] | tuple[str, str, str]:
+        """Prompt and answer, as ``models.prompts.complete`` takes them."""
+        return (self.prompt, self.answer) if self.joiner is None else (self.prompt, self.answer, self.joiner)
+
     def to_record(self) -> dict[str, str]:
-        return {"prompt": self.prompt, "answer": self.answer}
+        record = {"prompt": self.prompt, "answer": self.answer}
+        return record if self.joiner is None else {**record, "joiner": self.joiner}
 
 
 def as_questions(entries: Sequence[Question | Mapping[str, str]]) -> tuple[Question, ...]:
@@ -67,6 +78,7 @@ def as_questions(entries: Sequence[Question | Mapping[str, str]]) -> tuple[Quest
 
 
 QUESTION_FIELDS: Final = tuple(field.name for field in fields(Question))
+_REQUIRED_OF_QUESTIONS: Final = ("prompt", "answer")
 
 
 def field_faults(record: object, place: str, known: Sequence[str], required: Collection[str]) -> list[Fault]:
@@ -81,17 +93,20 @@ def field_faults(record: object, place: str, known: Sequence[str], required: Col
     if not isinstance(record, Mapping):
         return [Fault(place, f"the record is {_kind(record)}", "Write an object with the fields of one fact")]
     faults = _field_faults(record, known, required, place, "", aliases=ALIASES)
+    spaces = record.get("joiner") == ""
     for field in (*known, *ALIASES):
         value = record.get(field)
         if value is None:
             continue
-        if field not in (*TEXT_LISTS, *QUESTION_LISTS):
-            faults += _text_faults(value, field, field, place)
+        if field == "joiner":
+            faults += _joiner_faults(value, field, place)
+        elif field not in (*TEXT_LISTS, *QUESTION_LISTS):
+            faults += _text_faults(value, field, field, place, spaces=spaces)
         elif not isinstance(value, list | tuple):
             faults.append(Fault(place, f"'{field}' is {_kind(value)}, not a list", f"Write it as {_example(field)}"))
         elif field in TEXT_LISTS:
             for index, text in enumerate(value):
-                faults += _text_faults(text, field, f"{field}[{index}]", place)
+                faults += _text_faults(text, field, f"{field}[{index}]", place, spaces=spaces)
         else:
             for index, entry in enumerate(value):
                 faults += [] if isinstance(entry, Question) else _question_faults(entry, f"{field}[{index}]", place)
@@ -152,11 +167,20 @@ def _question_faults(entry: object, path: str, place: str) -> list[Fault]:
     if not isinstance(entry, Mapping):
         return [Fault(place, f"'{path}' is {_kind(entry)}, not an object", f"Write it as {_example('question')}")]
     prefix = f"{path}." if path else ""
-    faults = _field_faults(entry, QUESTION_FIELDS, QUESTION_FIELDS, place, prefix)
-    for field in QUESTION_FIELDS:
+    faults = _field_faults(entry, QUESTION_FIELDS, _REQUIRED_OF_QUESTIONS, place, prefix)
+    for field in _REQUIRED_OF_QUESTIONS:
         if entry.get(field) is not None:
-            faults += _text_faults(entry[field], field, prefix + field, place)
+            faults += _text_faults(entry[field], field, prefix + field, place, spaces=entry.get("joiner") == "")
+    if entry.get("joiner") is not None:
+        faults += _joiner_faults(entry["joiner"], prefix + "joiner", place)
     return faults
+
+
+def _joiner_faults(value: object, path: str, place: str) -> list[Fault]:
+    if value in ("", " "):
+        return []
+    what = f"'{path}' is {shown(value)}, neither nothing nor one space"
+    return [Fault(place, what, 'Write "" or " ", or leave the field out')]
 
 
 def _field_faults(
@@ -185,7 +209,8 @@ def unknown_field(name: object, known: Sequence[str], place: str, prefix: str = 
     return Fault(place, f"the field {shown(name)}{where} is unknown", f"{nearest}The fields are {', '.join(known)}")
 
 
-def _text_faults(value: object, field: str, path: str, place: str) -> list[Fault]:
+def _text_faults(value: object, field: str, path: str, place: str, *, spaces: bool = False) -> list[Fault]:
+    """``spaces``: whether a prompt may end in spaces."""
     if not isinstance(value, str):
         return [Fault(place, f"'{path}' is {_kind(value)}, not text", "Put it in double quotes")]
     if not value.strip():
@@ -197,11 +222,11 @@ def _text_faults(value: object, field: str, path: str, place: str) -> list[Fault
             what = f"'{path}' holds a NUL (U+0000) at character {found.start() + 1}"
         faults.append(Fault(place, what, "Remove that character"))
     tight = _TIGHT_TEXTS[field]
-    if tight == "end" and value != value.rstrip():
-        remedy = "Remove it: what follows is joined with one space"
+    if tight == "end" and value != value.rstrip() and not value.endswith("\n") and not spaces:
+        remedy = 'Remove it: what joins a prompt with what follows is added (or say "joiner": "" to keep it)'
         faults.append(Fault(place, f"'{path}' ends in whitespace", remedy))
     elif tight == "both ends" and value != value.strip():
-        remedy = "Remove it: prompt and continuation are joined with one space"
+        remedy = "Remove it: what joins a prompt with what follows is added"
         faults.append(Fault(place, f"'{path}' begins or ends with whitespace", remedy))
     return faults
 

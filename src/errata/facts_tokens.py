@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from errata.errors import Fault
 from errata.facts import Fact
 from errata.facts_rules import QUESTION_LISTS, shown
+from errata.joining import joined
 
 
 def token_faults(
@@ -26,10 +27,12 @@ def token_faults(
     for fact, place in zip(facts, places, strict=True):
         if not count_tokens(fact.subject):
             faults.append(Fault(place, f"'subject' {shown(fact.subject)} tokenises to nothing", remedy))
-        for asked, prompt, answered, answer in _continuations(fact):
-            if not count_tokens(f" {answer}"):
+        for asked, prompt, answered, answer, joiner in _continuations(fact):
+            if not count_tokens(answer):
                 faults.append(Fault(place, f"'{answered}' {shown(answer)} tokenises to nothing", remedy))
-            elif (length := count_tokens(f"{prompt} {answer}")) > (room := limit - (lead if asked == "prompt" else 0)):
+                continue
+            length, room = count_tokens(joined(prompt, answer, joiner)), limit - (lead if asked == "prompt" else 0)
+            if length > room:
                 behind = f" behind the {lead} of an edit's contexts" if room < limit else ""
                 what = f"'{asked}' with '{answered}' has {length} tokens, but the model takes {room}{behind}"
                 faults.append(Fault(place, what, "Shorten it, or leave it out"))
@@ -37,13 +40,14 @@ def token_faults(
     return list(dict.fromkeys(faults))
 
 
-def _continuations(fact: Fact) -> Iterator[tuple[str, str, str, str]]:
-    """(field, prompt, field, what follows it) for all that the model will read of a fact."""
-    yield "prompt", fact.text, "target", fact.target
+def _continuations(fact: Fact) -> Iterator[tuple[str, str, str, str, str | None]]:
+    """(field, prompt, field, what follows it, what joins the two) for all that the model will read of a fact."""
+    yield "prompt", fact.text, "target", fact.target, fact.joiner
     if fact.old is not None:
-        yield "prompt", fact.text, "old", fact.old
+        yield "prompt", fact.text, "old", fact.old, fact.joiner
     for index, paraphrase in enumerate(fact.paraphrases):
-        yield f"paraphrases[{index}]", paraphrase, "target", fact.target
+        yield f"paraphrases[{index}]", paraphrase, "target", fact.target, fact.joiner
     for name in QUESTION_LISTS:
         for index, question in enumerate(getattr(fact, name)):
-            yield f"{name}[{index}].prompt", question.prompt, f"{name}[{index}].answer", question.answer
+            asked, answered = f"{name}[{index}].prompt", f"{name}[{index}].answer"
+            yield asked, question.prompt, answered, question.answer, question.joiner

@@ -47,7 +47,7 @@ def ask_both(model: LanguageModel, adapter: Adapter, *, force: bool = False, rep
         NonFiniteError: a logit is not a number.
     """
     facts = [fact for patch in adapter.patches for fact in patch.facts]
-    pairs = [(fact.text, fact.target) for fact in facts]
+    pairs = [fact.pair(fact.target) for fact in facts]
     with applied(model, adapter.patches, force=force):
         by_patch = score(model, pairs, report=report)
     terms = adapter.terms()

@@ -106,3 +106,45 @@ def test_repetition() -> None:
     assert is_repeated("New York, New York", ["New York"])
     assert not is_repeated("Rome", ["Rome"])
     assert not is_repeated("Rome in Romeo", ["Rome"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "contained"),
+    [
+        ("法国的首都是巴黎。", "巴黎", True),
+        ("首都是Paris。", "Paris", True),
+        ("首都是Parisian", "Paris", False),
+        ("フランスの首都はパリです。", "パリ", True),
+        ("เมืองหลวงคือปารีสครับ", "ปารีส", True),
+        ("เมืองหลวงคือปารีส", "ปาร", False),  # what follows only adds to the last letter
+        ("ปารีส", "โรม", False),
+        ("រដ្ឋធានីគឺប៉ារីស។", "ប៉ារីស", True),
+        ("파리", "파", False),
+        ("伦敦", "巴黎", False),
+    ],
+)
+def test_words_of_scripts_without_spaces(answer: str, accepted: str, contained: bool) -> None:
+    assert is_contained(answer, [accepted]) is contained
+    assert is_repeated(answer + answer, [accepted]) is contained
+    assert not is_repeated(answer, [accepted])
+
+
+@pytest.mark.parametrize(
+    ("sentence", "rest"),
+    [
+        ("巴黎。", "法国很大。"),
+        ("他说：“巴黎。”", "然后他走了。"),
+        ("「パリです。」", "と彼は言った。"),
+        ("真的吗？！", "是的。"),
+        ("巴黎. 罗马。", "伦敦"),
+        ("ភ្នំពេញ។", "បន្ទាប់"),
+        ("पेरिस।", " फिर"),
+    ],
+)
+def test_sentences_of_scripts_without_spaces(sentence: str, rest: str) -> None:
+    if "." in sentence:
+        sentence, rest = "巴黎.", " 罗马。伦敦"
+    ends = [first_sentence_end((sentence + rest)[:length]) for length in range(len(sentence + rest) + 1)]
+    assert {end for end in ends if end is not None} == {len(sentence)}
+    assert answer_of(f"{sentence}{rest}", "sentence") == sentence
+    assert answer_of("巴黎。法国", "full_stop") == "巴黎"

@@ -87,7 +87,7 @@ def about_run(bench: Workbench, seed: int, method: str) -> dict[str, Any]:
 
 def facts_said(bench: Workbench, facts: Sequence[Fact]) -> list[int]:
     """1 for each fact that the model would say now, token by token; 0 for the others."""
-    return [int(found.correct) for found in score(bench.model, [(fact.text, fact.target) for fact in facts])]
+    return [int(found.correct) for found in score(bench.model, [fact.pair(fact.target) for fact in facts])]
 
 
 def boundary_pairs(kept: Iterable[Kept]) -> list[tuple[str, str]]:

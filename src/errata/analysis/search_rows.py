@@ -97,7 +97,7 @@ class SearchRows:
         Raises:
             InputError: if a target or a subject has no token.
         """
-        completions = complete(tokenizer, [(fact.text, fact.target) for fact in facts])
+        completions = complete(tokenizer, [fact.pair(fact.target) for fact in facts])
         asked = encode(tokenizer, [KL_PROMPT.replace("{}", fact.subject, 1) for fact in facts])
         texts = []
         for fact, completion, question in zip(facts, completions, asked, strict=True):

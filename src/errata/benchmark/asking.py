@@ -33,7 +33,7 @@ from errata.evaluation.perplexity import perplexity
 from errata.evaluation.probes import PROBES, read_probes
 from errata.evaluation.recall import absent, agreement, evaluate_facts
 from errata.evaluation.references import read_references
-from errata.evaluation.scoring import TargetScore
+from errata.evaluation.scoring import Pair, TargetScore
 from errata.evaluation.side_tests import SideTestSettings, absent_side_tests, evaluate_side_tests, side_tests
 from errata.evaluation.task_files import task_files
 from errata.evaluation.term_weights import TermWeights, check_consistency, corpus_weights
@@ -233,9 +233,9 @@ def _reading_as_json(reading: ConceptReading) -> dict[str, Any]:
 
 
 def _reading_from_json(saved: Mapping[str, Any]) -> ConceptReading:
-    scores = {
-        (prompt, target): TargetScore(**{**found, "likeliest": tuple(found["likeliest"])})
-        for prompt, target, found in saved["scores"]
+    scores: dict[Pair, TargetScore] = {
+        tuple(pair): TargetScore(**{**found, "likeliest": tuple(found["likeliest"])})
+        for *pair, found in saved["scores"]
     }
     return ConceptReading(scores, dict(saved["answers"]), dict(saved["definitions"]))
 

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from errata.evaluation.sentences import first_sentence_end
+from errata.joining import is_word_boundary
 
 Ending = Literal["sentence", "full_stop"]
 _ARTICLES: Final = frozenset({"the", "a", "an"})
 _KEPT_SIGNS: Final = frozenset("#%&")  # C#, 5 %, AT&T
+_ANY_FULL_STOP: Final = re.compile("[.。｡។။।]")
 
 
 def answer_end(text: str, ending: Ending) -> int | None:
@@ -23,8 +25,9 @@ def answer_end(text: str, ending: Ending) -> int | None:
     """
     newline = text.find("\n")
     line = text if newline < 0 else text[:newline]
-    stop = first_sentence_end(line) if ending == "sentence" else line.find(".")
-    if stop is not None and stop >= 0:
+    full_stop = _ANY_FULL_STOP.search(line)
+    stop = first_sentence_end(line) if ending == "sentence" else full_stop and full_stop.start()
+    if stop is not None:
         return stop
     return None if newline < 0 else newline
 
@@ -58,18 +61,27 @@ def is_exact(answer: str, accepted: Sequence[str]) -> bool:
 def is_contained(answer: str, accepted: Sequence[str]) -> bool:
     """Whether an answer is one of the accepted ones, or holds one as whole words, normalised.
 
-    In scripts that set no spaces between words nothing is found within a longer text.
+    In scripts that set no spaces between words a word may begin and end at every character (``is_word_boundary``).
     """
-    words = f" {normalise(answer)} "
-    wanted = [normalise(text) for text in accepted]
-    return is_exact(answer, accepted) or any(text and f" {text} " in words for text in wanted)
+    words = normalise(answer)
+    return is_exact(answer, accepted) or any(_count(words, normalise(text)) for text in accepted)
 
 
 def is_repeated(answer: str, accepted: Sequence[str]) -> bool:
     """Whether an answer says an accepted one more than once ("Rome, Rome, Rome")."""
-    words = f" {normalise(answer)} ".replace(" ", "  ")  # so that neighbours share no space
-    wanted = [normalise(text).replace(" ", "  ") for text in accepted]
-    return any(text and words.count(f" {text} ") > 1 for text in wanted)
+    words = normalise(answer)
+    return any(_count(words, normalise(text)) > 1 for text in accepted)
+
+
+def _count(words: str, text: str) -> int:
+    """How many times a text stands in another as whole words, side by side; 0 of an empty text."""
+    count, place = 0, words.find(text) if text else -1
+    while place >= 0:
+        end = place + len(text)
+        whole = is_word_boundary(words, place) and is_word_boundary(words, end)
+        count += whole
+        place = words.find(text, end if whole else place + 1)
+    return count
 
 
 def _compared(text: str) -> str:

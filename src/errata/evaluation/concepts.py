@@ -101,8 +101,8 @@ def read_concepts(
     owners: dict[Pair, str] = {}
     for concept in concepts:
         prompts = (concept.text, *concept.paraphrases)
-        pairs = [(prompt, concept.new_definition) for prompt in prompts]
-        for pair in pairs + [(entry.prompt, entry.answer) for entry in concept.unrelated]:
+        pairs: list[Pair] = [(prompt, concept.new_definition) for prompt in prompts]
+        for pair in pairs + [entry.pair for entry in concept.unrelated]:
             owners.setdefault(pair, concept.id)
     scores = scores_of(model, list(owners), token_budget=token_budget, report=report)
     check_finite(scores, owners)
@@ -206,13 +206,13 @@ def _definition_records(concept: Concept, reading: ConceptReading, before: Conce
     def add(metric: Metric, pair: Pair, value: float) -> None:
         found.append(Record(concept.id, metric, pair[0], value, reading.scores[pair].said))
 
-    own = (concept.text, concept.new_definition)
+    own: Pair = (concept.text, concept.new_definition)
     add(Metric.CONCEPT_RELIABILITY, own, reading.scores[own].share)
     for prompt in concept.paraphrases:
-        pair = (prompt, concept.new_definition)
+        pair: Pair = (prompt, concept.new_definition)
         add(Metric.CONCEPT_GENERALISATION, pair, reading.scores[pair].share)
     for entry in concept.unrelated:
-        pair = (entry.prompt, entry.answer)
+        pair = entry.pair
         add(Metric.CONCEPT_LOCALITY_TOKENS, pair, reading.scores[pair].share)
         if before is not None:
             now, then = reading.scores[pair].likeliest, before.scores[pair].likeliest

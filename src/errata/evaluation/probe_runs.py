@@ -9,6 +9,7 @@ from errata.errors import InputError
 from errata.evaluation.probes import LIKELIHOOD, NEW_TOKENS, PROBES, UNPARSABLE, WEIGHTED_F1, Item, Probe
 from errata.evaluation.scoring import score
 from errata.evaluation.weighted_f1 import weighted_f1
+from errata.joining import joined
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.models.prompts import encode
 from errata.progress import Report, silent
@@ -57,7 +58,9 @@ def check_probe_lengths(model: LanguageModel, items: Mapping[str, Sequence[Item]
     """Raises InputError if a prompt with its answer is longer than the model takes: nothing is cut off in silence."""
     for probe in PROBES:
         words = list(probe.words.values())
-        rows = encode(model.tokenizer, [f"{probe.prompt(item)} {word}" for item in items[probe.name] for word in words])
+        rows = encode(
+            model.tokenizer, [joined(probe.prompt(item), word) for item in items[probe.name] for word in words]
+        )
         longest = max(len(row.ids) for row in rows) + NEW_TOKENS
         if longest > model.context_length:
             raise InputError(

@@ -73,7 +73,7 @@ def agreement(
     Args:
         unedited: within it the model is what it was before the edits.
     """
-    pairs = {(asked.prompt, asked.answer): fact.id for fact in facts for asked in fact.unrelated}
+    pairs: dict[Pair, str] = {asked.pair: fact.id for fact in facts for asked in fact.unrelated}
     with unedited():
         earlier = scores_of(model, list(pairs))
     now = scores_of(model, list(pairs), report=report)
@@ -84,7 +84,7 @@ def agreement(
         same = [a == b for a, b in zip(earlier[pair].likeliest, now[pair].likeliest, strict=True)]
         return sum(same) / len(same)
 
-    asked = [(fact.id, (entry.prompt, entry.answer)) for fact in facts for entry in fact.unrelated]
+    asked = [(fact.id, entry.pair) for fact in facts for entry in fact.unrelated]
     return [Record(fact, Metric.UNRELATED_AGREEMENT, pair[0], share(pair), now[pair].said) for fact, pair in asked]
 
 
@@ -160,24 +160,23 @@ class _Asked:
     """One prompt with what should follow it, what it is compared with if anything, and what the two count for."""
 
     fact: str
-    prompt: str
-    wanted: str
-    rival: str | None
+    wanted: Pair
+    rival: Pair | None
     accuracy: Metric
     success: Metric | None = None
     tokens: Metric | None = None
 
     def pairs(self) -> list[Pair]:
-        return [(self.prompt, text) for text in (self.wanted, self.rival) if text is not None]
+        return [pair for pair in (self.wanted, self.rival) if pair is not None]
 
     def records(self, scores: dict[Pair, TargetScore]) -> list[Record]:
-        wanted = scores[self.prompt, self.wanted]
-        found = [Record(self.fact, self.accuracy, self.prompt, float(wanted.correct), wanted.said)]
+        wanted, prompt = scores[self.wanted], self.wanted[0]
+        found = [Record(self.fact, self.accuracy, prompt, float(wanted.correct), wanted.said)]
         if self.success is not None and self.rival is not None:
-            likelier = wanted.log_probability > scores[self.prompt, self.rival].log_probability
-            found.append(Record(self.fact, self.success, self.prompt, float(likelier), wanted.said))
+            likelier = wanted.log_probability > scores[self.rival].log_probability
+            found.append(Record(self.fact, self.success, prompt, float(likelier), wanted.said))
         if self.tokens is not None:
-            found.append(Record(self.fact, self.tokens, self.prompt, wanted.share, wanted.said))
+            found.append(Record(self.fact, self.tokens, prompt, wanted.share, wanted.said))
         return found
 
 
@@ -191,12 +190,15 @@ def _questions(facts: Sequence[Fact], untouched: Sequence[Untouched], *, tokens:
     unrelated = (Metric.UNRELATED_ACCURACY, None, Metric.UNRELATED_TOKENS)
     asked: list[_Asked] = []
     for fact in facts:
-        asked.append(_Asked(fact.id, fact.text, fact.target, fact.old, *efficacy))
-        asked += [_Asked(fact.id, text, fact.target, fact.old, *generalisation) for text in fact.paraphrases]
-        asked += [_Asked(fact.id, near.prompt, near.answer, fact.target, *specificity) for near in fact.neighbours]
-        asked += [_Asked(fact.id, own.prompt, own.answer, None, Metric.SAME_SUBJECT_ACCURACY) for own in fact.own]
-        asked += [_Asked(fact.id, hop.prompt, hop.answer, None, *portability) for hop in fact.portability]
-        asked += [_Asked(fact.id, other.prompt, other.answer, None, *unrelated) for other in fact.unrelated]
+        for prompt, metrics in ((fact.text, efficacy), *((text, generalisation) for text in fact.paraphrases)):
+            rival = None if fact.old is None else fact.pair(fact.old, prompt)
+            asked.append(_Asked(fact.id, fact.pair(fact.target, prompt), rival, *metrics))
+        for near in fact.neighbours:
+            instead = replace(near, answer=fact.target)
+            asked.append(_Asked(fact.id, near.pair, instead.pair, *specificity))
+        asked += [_Asked(fact.id, own.pair, None, Metric.SAME_SUBJECT_ACCURACY) for own in fact.own]
+        asked += [_Asked(fact.id, hop.pair, None, *portability) for hop in fact.portability]
+        asked += [_Asked(fact.id, other.pair, None, *unrelated) for other in fact.unrelated]
     for cluster, question in untouched:
-        asked.append(_Asked(cluster, question.prompt, question.answer, None, Metric.UNTOUCHED_ACCURACY))
+        asked.append(_Asked(cluster, question.pair, None, Metric.UNTOUCHED_ACCURACY))
     return asked if tokens else [replace(entry, tokens=None) for entry in asked]

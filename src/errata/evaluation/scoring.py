@@ -11,11 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from errata.errors import InputError, NonFiniteError
 from errata.evaluation.likelihood import Expected, predict
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.models.prompts import complete
+from errata.models.prompts import Pair, complete
 from errata.progress import Report, silent
 
-Pair = tuple[str, str]
-"""A prompt and what stands behind it."""
+__all__ = ["Pair", "TargetScore", "check_finite", "plan_of", "score", "scores_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class TargetScore:
 def score(
     model: LanguageModel, pairs: Sequence[Pair], *, token_budget: int = TOKEN_BUDGET, report: Report = silent
 ) -> list[TargetScore]:
-    """Score ``(prompt, target)`` pairs; one space joins the two. Equal pairs, and prompts in common, are read once.
+    """Score targets behind prompts; see ``Pair`` for what joins them. Equal pairs and common prompts are read once.
 
     Args:
         token_budget: most padded tokens of one forward pass; the scores do not depend on it.
@@ -75,10 +74,10 @@ class Plan:
 
 def plan_of(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Plan:
     completions = complete(tokenizer, pairs)
-    for (prompt, target), completion in zip(pairs, completions, strict=True):
+    for pair, completion in zip(pairs, completions, strict=True):
         if completion.target_start == 0:
             raise InputError(
-                f"nothing stands before the target {target!r} of the prompt {prompt!r}", remedy="Give a longer prompt"
+                f"nothing stands before the target {pair[1]!r} of the prompt {pair[0]!r}", remedy="Give a longer prompt"
             )
     # Nothing is predicted behind a target's last token, so it is not read: two one-token targets of a prompt share
     # a row. In a causal model a row also serves whatever it begins with.

@@ -19,6 +19,10 @@ _OPENERS: Final = frozenset(
     " by to of who what where which why how is was are were q a question answer".split()
 )
 _FULL_STOP: Final = re.compile(r"""(?<!\.)\.["'”’»)\]]*(?=(?P<gap>\s+)(?P<next>["'“‘«(\[]*\S+)(?P<behind>\s?))""")
+# Full stops of scripts that need no space behind them. What follows must be seen: quotes may still close.
+_FULL_WIDTH_STOP: Final = re.compile(
+    """[。｡！？។៕။।॥]+["'”’»」』）〉》】)\\]]*(?=[^。｡！？។៕။।॥"'”’»」』）〉》】)\\]])"""
+)
 _WORD_BEFORE: Final = re.compile(r"[\w.]*\Z")
 
 
@@ -33,13 +37,16 @@ def first_sentence_end(text: str) -> int | None:
       "U.S."), and the next whole word is not one that often begins sentences;
     - it is one of several dots.
 
+    The full stops of other scripts (。 ។ ။ ।) and the wide ！ and ？ always end one, and need no space behind them.
+
     The rules see no further than the next word, so what they say of a text holds of every longer one: a text that
     grows can be asked each time. Question and exclamation marks end nothing ("Yahoo! Inc.").
     """
+    wide = _FULL_WIDTH_STOP.search(text)
     for found in _FULL_STOP.finditer(text):
         if _ends(text, found):
-            return found.end()
-    return None
+            return found.end() if wide is None else min(found.end(), wide.end())
+    return wide.end() if wide else None
 
 
 def _ends(text: str, found: re.Match[str]) -> bool:

@@ -83,9 +83,10 @@ class SideTest:
         fact: the fact's id.
         prompt: its whole prompt.
         target: what it should say.
-        truth: the old answer.
-        negated: the negated prompt; None if it cannot be negated, or there is no old answer to compare with.
-        reversal: questions for the subject.
+            truth: the old answer.
+        joiner: what stands between a prompt of these and one of the two, if the fact says so.
+    negated: the negated prompt; None if it cannot be negated, or there is no old answer to compare with.
+            reversal: questions for the subject.
         choice: None if there are no two options.
     """
 
@@ -96,6 +97,11 @@ class SideTest:
     negated: str | None
     reversal: tuple[Question, ...]
     choice: Choice | None
+    joiner: str | None = None
+
+    def pair(self, prompt: str, answer: str) -> Pair:
+        """As ``models.prompts.complete`` takes them."""
+        return (prompt, answer) if self.joiner is None else (prompt, answer, self.joiner)
 
     @property
     def lettered(self) -> str | None:
@@ -138,6 +144,7 @@ def side_tests(
             negated_prompt(fact) if fact.old is not None else None,
             fact.reversal,
             _choice(fact, pools, settings.options, generator),
+            fact.joiner,
         )
         for fact in facts
     ]
@@ -233,11 +240,11 @@ def _choice(fact: Fact, pools: dict[str, list[str]], most: int, generator: rando
 
 
 def _pairs(test: SideTest) -> list[Pair]:
-    pairs = [(entry.prompt, entry.answer) for entry in test.reversal]
+    pairs = [entry.pair for entry in test.reversal]
     if test.negated is not None and test.truth is not None:
-        pairs += [(test.negated, test.target), (test.negated, test.truth)]
+        pairs += [test.pair(test.negated, test.target), test.pair(test.negated, test.truth)]
     if test.choice is not None and test.lettered is not None:
-        pairs += [(test.prompt, option) for option in test.choice.options]
+        pairs += [test.pair(test.prompt, option) for option in test.choice.options]
         pairs += [(test.lettered, letter) for letter in ascii_uppercase[: len(test.choice.options)]]
     return pairs
 
@@ -249,20 +256,22 @@ def _records(test: SideTest, scores: dict[Pair, TargetScore]) -> list[Record]:
         found.append(Record(test.fact, metric, prompt, float(value), said))
 
     if test.negated is not None and test.truth is not None:
-        target, truth = scores[test.negated, test.target], scores[test.negated, test.truth]
+        target, truth = (scores[test.pair(test.negated, text)] for text in (test.target, test.truth))
         said = test.target if target.log_probability > truth.log_probability else test.truth
         add(Metric.NEGATION_ACCURACY, test.negated, target.log_probability <= truth.log_probability, said)
     for entry in test.reversal:
-        scored = scores[entry.prompt, entry.answer]
+        scored = scores[entry.pair]
         add(Metric.REVERSAL_ACCURACY, entry.prompt, scored.correct, scored.said)
         add(Metric.REVERSAL_TOKENS, entry.prompt, scored.share, scored.said)
     if test.choice is not None and test.lettered is not None:
         letters = tuple(ascii_uppercase[: len(test.choice.options)])
-        for metric, prompt, options in (
-            (Metric.MULTIPLE_CHOICE_ACCURACY, test.prompt, test.choice.options),
-            (Metric.MULTIPLE_CHOICE_LETTER_ACCURACY, test.lettered, letters),
+        named: list[Pair] = [test.pair(test.prompt, option) for option in test.choice.options]
+        lettered: list[Pair] = [(test.lettered, letter) for letter in letters]
+        for metric, pairs in (
+            (Metric.MULTIPLE_CHOICE_ACCURACY, named),
+            (Metric.MULTIPLE_CHOICE_LETTER_ACCURACY, lettered),
         ):
-            values = [scores[prompt, option].log_probability for option in options]
+            values = [scores[pair].log_probability for pair in pairs]
             likeliest = [index for index, value in enumerate(values) if value == max(values)]
-            add(metric, prompt, likeliest == [test.choice.answer], options[likeliest[0]])
+            add(metric, pairs[0][0], likeliest == [test.choice.answer], pairs[likeliest[0]][1])
     return found

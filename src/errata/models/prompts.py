@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 import torch
+from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from errata.errors import InputError
+from errata.joining import joined
+
+_MESSAGE: Final = "{}"
+
+Pair: TypeAlias = tuple[str, str] | tuple[str, str, str]
+"""A prompt, what follows it, and what stands between the two (without it: ``joining.joiner_of``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,9 @@ class Encoded:
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Encoded]:
     """Tokenise whole texts with the tokenizer's own special tokens in front, and with character offsets.
 
+    A text that begins with BOS, or as the tokenizer's chat template begins, has all its special tokens already: none
+    is added, as none is when the template itself is tokenised.
+
     Raises:
         InputError: if the tokenizer cannot tell offsets ("slow" tokenizers): positions could only be guessed.
     """
@@ -61,15 +73,60 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Enc
         return []
     encoded = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True)
     result: list[Encoded] = []
-    for ids, offsets, special in zip(
-        encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True
+    openings: tuple[str, ...] = ()
+    for text, ids, offsets, special in zip(
+        texts, encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True
     ):
-        end = len(ids)
+        begin, end = 0, len(ids)
+        if ids and special[0] and tuple(offsets[0]) == (0, 0) and text:
+            openings = openings or _openings(tokenizer)
+            while text.startswith(openings) and begin < end and special[begin] and tuple(offsets[begin]) == (0, 0):
+                begin += 1
         # A post-processor may append EOS; a text that is to be continued must not end with one.
-        while end > 0 and special[end - 1] and any(not flag for flag in special[:end]):
+        while end > begin and special[end - 1] and any(not flag for flag in special[:end]):
             end -= 1
-        result.append(Encoded(tuple(ids[:end]), tuple((start, stop) for start, stop in offsets[:end])))
+        result.append(Encoded(tuple(ids[begin:end]), tuple((start, stop) for start, stop in offsets[begin:end])))
     return result
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
+    """A user's message in the tokenizer's own chat template, up to where the model's reply begins.
+
+    Raises:
+        InputError: if there is no chat template, or it does not take a single message of a user.
+    """
+    if not tokenizer.chat_template:
+        raise InputError(
+            "the model's tokenizer has no chat template",
+            remedy="Ask in plain text, or use a model that was trained for chat",
+        )
+    messages = [{"role": "user", "content": message}]
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, ValueError) as error:
+        raise InputError(
+            f"the model's chat template cannot be used: {error}", remedy="Ask in plain text, or correct the template"
+        ) from error
+
+
+def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the chat template puts before and after a user's message.
+
+    Raises:
+        InputError: see ``chat_text``; also if the template does not hold the message as it was given.
+    """
+    before, place, after = chat_text(tokenizer, _MESSAGE).partition(_MESSAGE)
+    if not place:
+        raise InputError("the model's chat template leaves the message out", remedy="Ask in plain text")
+    return before, after
+
+
+def _openings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """What texts begin with that have their special tokens already: BOS, and the beginning of the chat template."""
+    found = [str(tokenizer.bos_token)] if tokenizer.bos_token else []
+    with suppress(InputError):  # a template that cannot be used concerns only those who want to use it
+        found.append(chat_frame(tokenizer)[0])
+    return tuple(opening for opening in found if opening)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +134,8 @@ class Completion:
     """A prompt and its target as one row of tokens.
 
     Attributes:
-        encoded: the tokens of ``prompt + " " + target``.
-        target_start: index of the first target token: the first whose characters lie wholly behind the prompt.
+        encoded: the tokens of the prompt, and of what joins it with the target and the target.
+        target_start: index of the first target token.
     """
 
     encoded: Encoded
@@ -93,22 +150,45 @@ class Completion:
         return self.ids[self.target_start :]
 
 
-def complete(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> list[Completion]:
-    """Tokenise ``(prompt, target)`` pairs; exactly one space joins them.
+def complete(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[Completion]:
+    """Tokenise prompts with what follows them; see ``Pair`` for what joins the two.
+
+    The prompt has the tokens that it has alone, since these are what a model reads when it goes on by itself. A
+    tokenizer may read the end of a prompt and the beginning of a target as one token ("\\n\\n" before a letter, or a
+    word across the two in a script without spaces); the target is then tokenised as after a new line.
 
     Raises:
         InputError: if a target has no token of its own.
     """
-    encoded = encode(tokenizer, [f"{prompt} {target}" for prompt, target in pairs])
+    texts = [joined(*pair) for pair in pairs]
+    prompts = list(dict.fromkeys(pair[0] for pair in pairs))
+    alone = dict(zip(prompts, encode(tokenizer, prompts), strict=True))
     result: list[Completion] = []
-    for (prompt, target), row in zip(pairs, encoded, strict=True):
-        start = row.first_token_behind(len(prompt))
-        if start == len(row.ids):
+    for pair, text, whole in zip(pairs, texts, encode(tokenizer, texts), strict=True):
+        prompt = alone[pair[0]]
+        target = _behind(whole, prompt, pair[0])
+        if target is None:
+            line, after = encode(tokenizer, ["\n", "\n" + text[len(pair[0]) :]])
+            target = _behind(after, line, "\n")
+        if target is None or not target.ids:
             raise InputError(
-                f"the target {target!r} has no token behind the prompt {prompt!r}", remedy="Give another target"
+                f"the target {pair[1]!r} has no token behind the prompt {pair[0]!r}", remedy="Give another target"
             )
-        result.append(Completion(row, start))
+        offsets = tuple((len(pair[0]) + start, len(pair[0]) + end) for start, end in target.offsets)
+        result.append(Completion(Encoded(prompt.ids + target.ids, prompt.offsets + offsets), len(prompt.ids)))
     return result
+
+
+def _behind(whole: Encoded, alone: Encoded, prompt: str) -> Encoded | None:
+    """The tokens of a whole text behind its prompt, whose tokens ``alone`` are; their offsets count from there. None if
+    a token lies on both sides, or may: a space in front of a word is left out of the offsets of some tokenizers.
+    """
+    position, start = len(prompt), len(alone.ids)
+    if whole.ids[:start] != alone.ids:
+        start = whole.first_token_behind(position)
+        if prompt[-1:].isspace() or (start > 0 and whole.offsets[start - 1][1] > position):
+            return None
+    return Encoded(whole.ids[start:], tuple((first - position, end - position) for first, end in whole.offsets[start:]))
 
 
 @dataclass(frozen=True, slots=True)

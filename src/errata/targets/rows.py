@@ -133,7 +133,7 @@ class _Row:
 
 
 def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[_Row]:
-    pairs = [(in_context(context, fact.text)[0], fact.target) for fact in facts for context in contexts]
+    pairs = [fact.pair(fact.target, in_context(context, fact.text)[0]) for fact in facts for context in contexts]
     completions = iter(complete(model.tokenizer, pairs))
     kl_encoded = iter(encode(model.tokenizer, [KL_PROMPT.replace("{}", fact.subject, 1) for fact in facts]))
     rows: list[_Row] = []

@@ -49,7 +49,7 @@ def choose_facts(
     while asked < len(facts) and len(chosen) < count:
         some = [facts[index] for index in order[asked : asked + _ASKED_AT_ONCE]]
         prompts = prompts_of(model, some)
-        scores = score(model, [(fact.text, fact.old or "") for fact in some])
+        scores = score(model, [fact.pair(fact.old or "") for fact in some])
         right = [pair for pair, found in zip(zip(some, prompts, strict=True), scores, strict=True) if found.correct]
         usable = [(fact, prompt) for fact, prompt in right if prompt.subject[-1] < len(prompt.ids) - 1]
         asked, known, nothing_behind = asked + len(some), known + len(right), nothing_behind + len(right) - len(usable)

@@ -71,7 +71,7 @@ def prompts_of(model: LanguageModel, facts: Sequence[Fact]) -> list[Prompt]:
     Raises:
         InputError: if a fact has no old answer, or its subject or old answer no token.
     """
-    pairs = [(fact.text, fact.old) for fact in facts if fact.old is not None]
+    pairs = [fact.pair(fact.old) for fact in facts if fact.old is not None]
     if len(pairs) < len(facts):
         lacking = next(fact.id for fact in facts if fact.old is None)
         raise InputError(

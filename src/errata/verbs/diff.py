@@ -17,6 +17,7 @@ from errata.conflicts import statement
 from errata.errors import InputError
 from errata.factors import inner, norm
 from errata.facts import Fact
+from errata.joining import joined
 from errata.loading import check_there, load_model, patches_of
 from errata.models.weights import Term
 from errata.output import is_file
@@ -76,7 +77,7 @@ def _edits(first: str, second: str) -> dict[str, Any]:
     for title, entries in told.items():
         tell(f"{counted(len(entries), 'fact')} {title}")
         for fact in entries[:10]:
-            tell(f"  {fact.id}: {fact.text} {fact.target}")
+            tell(f"  {fact.id}: {joined(*fact.pair(fact.target))}")
         if len(entries) > 10:
             tell(f"  … and {len(entries) - 10} more")
     layers = [_layer(layer, *(_of(change, layer) for change in changes)) for layer in _layers(changes)]

@@ -69,7 +69,7 @@ def history(
     if ask:
         with progress() as report:
             loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
-            answers = score(loaded, [(entry.fact.text, entry.fact.target) for entry in told], report=report)
+            answers = score(loaded, [entry.fact.pair(entry.fact.target) for entry in told], report=report)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     rows = []
     for index, entry in enumerate(told):

@@ -66,7 +66,7 @@ def recall(
     asked = every_fact(world)
     loaded = LanguageModel.load(model)
     with progress() as report:
-        scores = score(loaded, [(question.prompt, question.answer) for _, question in asked], report=report)
+        scores = score(loaded, [question.pair for _, question in asked], report=report)
     wordings = len(asked) // (len(world.people) * len(world.relations))
     shares: dict[str, list[float]] = {}
     for relation_index, relation in enumerate(world.relations):

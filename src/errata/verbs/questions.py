@@ -73,7 +73,8 @@ def read_questions(path: Path | None) -> list[tuple[str, Question]] | None:
             continue
         try:
             record = json.loads(line)
-            questions.append((f"{path.name}:{number}", Question(prompt=record["prompt"], answer=record["answer"])))
+            question = Question(record["prompt"], record["answer"], record.get("joiner"))
+            questions.append((f"{path.name}:{number}", question))
         except (ValueError, TypeError, KeyError, InputError) as error:
             faults.append(Fault(f"{path}:{number}", f"not a question ({error})", 'Write {"prompt": …, "answer": …}'))
     if not questions and not faults:
