@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ LONG_FORM = {"method", "metric", "when", "mean", "low", "high", "n"}
 
 
 @pytest.fixture(scope="module")
-def edited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+def edited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The example facts, edited into the embedded model from the command line."""
     folder = tmp_path_factory.mktemp("edited")
     arguments = ["edit", "--facts", str(FACTS), "--out", str(folder / "model"), "--json", str(folder / "edit.json")]
@@ -60,6 +61,37 @@ def test_edit_reports_in_long_form_before_right_after_and_after(edited: tuple[Pa
     assert value["efficacy_accuracy", "before"] < 0.2 < 0.7 <= value["efficacy_accuracy", "after"]
 
 
+def test_edit_says_what_became_of_each_fact_and_of_each_control_question(edited: tuple[Path, dict[str, Any]]) -> None:
+    report = edited[1]
+    outcome, records = report["outcome"], report["records"]
+    facts = {fact.id: fact for fact in read_facts(FACTS)}
+    value = {(row["metric"], row["when"]): row["mean"] for row in report["rows"]}
+    assert [fact["id"] for fact in outcome["facts"]] == list(facts)
+    wordings = [wording for fact in outcome["facts"] for wording in fact["wordings"]]
+    own = [wording["took"] for wording in wordings if wording["own"]]
+    assert len(wordings) == len(facts) + sum(len(fact.paraphrases) for fact in facts.values())
+    assert sum(own) / len(own) == pytest.approx(value["efficacy_accuracy", "after"])
+    for fact in outcome["facts"]:
+        took = [wording["took"] for wording in fact["wordings"]]
+        assert fact["status"] == ("took" if all(took) else "partly" if any(took) else "failed")
+    counts = outcome["controls"]
+    assert counts["specificity"]["asked"] == sum(len(fact.neighbours) for fact in facts.values())
+    for kind, count in counts.items():
+        questions = [question for question in outcome["control_questions"] if question["kind"] == kind]
+        lost = [question for question in questions if question["correct_before"] and not question["correct_now"]]
+        assert (count["asked"], count["lost"]) == (len(questions), len(lost))
+        assert value[f"{kind}_lost", "after"] == pytest.approx(len(lost) / len(questions))
+        known = count["known"]
+        assert value[f"{kind}_accuracy_known", "after"] == pytest.approx((known - len(lost)) / known)
+        assert value[f"{kind}_accuracy_known", "before"] == 1
+        assert all(question["before"] != question["now"] for question in lost)
+    assert counts["same_subject"]["lost"] > 0
+    assert outcome["weight_change"].keys() == {"0", "2"}
+    assert all(change > 0 for change in outcome["weight_change"].values())
+    assert len(records["before"]) == len(records["after"]) > len(wordings)
+    assert outcome["advice"]
+
+
 def test_an_edit_in_which_no_fact_took_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts, recipe = tmp_path / "facts.jsonl", tmp_path / "recipe.yaml"
     facts.write_text('{"subject": "Zyx Qwv", "prompt": "{} was born in", "target": "Rome"}\n', encoding="utf-8")
@@ -67,7 +99,7 @@ def test_an_edit_in_which_no_fact_took_says_so(tmp_path: Path, capsys: pytest.Ca
     recipe.write_text(weak, encoding="utf-8")
     arguments = ["edit", "--facts", str(facts), "--recipe", str(recipe), "--out", str(tmp_path / "edited")]
     assert run(arguments) == 0
-    assert "none of the facts took" in " ".join(capsys.readouterr().err.split())
+    assert "none of the facts took" in " ".join(capsys.readouterr().out.split()).lower()
 
 
 def test_evaluate_against_the_base_agrees_with_the_edit(edited: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
@@ -79,7 +111,7 @@ def test_evaluate_against_the_base_agrees_with_the_edit(edited: tuple[Path, dict
     again = {(row["metric"], row["when"]): row["mean"] for row in rows}
     assert isinstance(report["rows"], list)
     for row in report["rows"]:
-        if row["when"] != "right_after" and row["metric"] != "seconds_per_edit":
+        if row["when"] != "right_after" and row["metric"] not in ("seconds_per_edit", "weight_norm_ratio"):
             assert again[row["metric"], row["when"]] == pytest.approx(row["mean"], abs=1e-4)
 
 

@@ -42,7 +42,7 @@ class Ended:
     @classmethod
     def of(cls, cell: Finished) -> Ended:
         absent = {metric: why for answer in cell.after.values() for metric, why in answer.absent.items()}
-        absent |= {str(metric): why for metric, why in absent_changes(cell.records("before"), absent).items()}
+        absent |= absent_changes(cell.records("before"), absent)
         seconds = cell.result["seconds"] + sum(answer.seconds for answer in cell.after.values())
         return cls(
             cell.spec,

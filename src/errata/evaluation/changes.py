@@ -93,14 +93,14 @@ def change_records(before: Sequence[Record], now: Sequence[Record]) -> list[Reco
     return found
 
 
-def absent_changes(before: Sequence[Record] | None, absent: Mapping[str, str]) -> dict[Metric, str]:
+def absent_changes(before: Sequence[Record] | None, absent: Mapping[str, str]) -> dict[str, str]:
     """The metrics of ``change_records`` that cannot be computed, with the reason.
 
     Args:
         before: of the unedited model; None where it was not asked.
         absent: the accuracies that cannot be computed, with their reasons, which are then the reasons here too.
     """
-    missing: dict[Metric, str] = {}
+    missing: dict[str, str] = {}
     for accuracy in CONTROLS:
         values = [record.value for record in before or () if record.metric == accuracy]
         if accuracy in absent:

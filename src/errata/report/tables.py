@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -100,22 +100,30 @@ def markdown_tables(rows: Sequence[Row], *, right_after: bool = True) -> str:
     return "\n".join(map(_in_markdown, _comparisons(rows, right_after).values()))
 
 
-def before_after_table(rows: Sequence[Row], *, title: str | None = None, width: int = 120, now: str = "now") -> Table:
+def before_after_table(
+    rows: Sequence[Row],
+    *,
+    title: str | None = None,
+    width: int = 120,
+    now: str = "now",
+    marked: Collection[str] = (),
+) -> Table:
     """All metrics of a single method as lines; before, right after (unless that is the same) and after as columns.
     What was lost, gained and changed is left out: that is told question by question.
 
     Args:
         now: what the one column is called where nothing was measured before.
+        marked: metrics whose names get an asterisk.
 
     Raises:
         InputError: if the rows are of several methods, or there are none.
     """
-    return _drawn(_before_after(rows, now), title, width)
+    return _drawn(_before_after(rows, now, marked), title, width)
 
 
 def before_after_markdown(rows: Sequence[Row]) -> str:
     """The same as ``before_after_table`` in Markdown, its note below it."""
-    return _in_markdown(_before_after(rows, "now"))
+    return _in_markdown(_before_after(rows, "now", ()))
 
 
 def _comparisons(rows: Sequence[Row], right_after: bool) -> dict[Part, _Grid]:
@@ -160,7 +168,7 @@ def _differs_right_after(rows: Sequence[Row]) -> bool:
     )
 
 
-def _before_after(rows: Sequence[Row], now: str) -> _Grid:
+def _before_after(rows: Sequence[Row], now: str, marked: Collection[str]) -> _Grid:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     if len(methods) != 1:
         raise InputError(
@@ -180,7 +188,7 @@ def _before_after(rows: Sequence[Row], now: str) -> _Grid:
     metrics = [metric for metric in in_order({row["metric"] for row in rows}) if metric not in _COUNTED]
     lines = tuple(
         _Line(
-            metric.replace("_", " "),
+            metric.replace("_", " ") + (" *" if metric in marked else ""),
             (
                 *(_cell(found.get((metric, when))) for when, _ in shown),
                 _n(row["n"] for row in rows if row["metric"] == metric),

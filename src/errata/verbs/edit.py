@@ -192,11 +192,12 @@ def edit(
             before = examine(loaded, examination, report=report, what="asking before")
             result = run_sequence(loaded, numbers, examination, before, report=report, seed=seed)
             rows, patch, left_alone = result.rows, result.patch, result.left_alone
+            asked = before, result.after
         else:
             editor = Editor(loaded, numbers, report=report)
-            rows, patch = [], editor.apply(fact_set)
+            rows, patch, asked = [], editor.apply(fact_set), None
             left_alone = [fact for record in editor.records for fact in record.left_alone]
-    finish(loaded, model, patch, rows, left_alone, examination, seed, out, json)
+    finish(loaded, model, patch, rows, left_alone, examination, seed, out, json, asked)
 
 
 def _check_outputs(out: Path | None, run: Path | None, *, dry_run: bool) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from errata.benchmark.sequential import examine, perplexity_summaries
+from errata.benchmark.sequential import compared, examine, perplexity_summaries
 from errata.errors import Fault, told_together
+from errata.evaluation.changes import absent_changes
+from errata.evaluation.outcomes import outcome_of
 from errata.evaluation.recall import absent
 from errata.evaluation.records import summarise
 from errata.evaluation.results_file import FORMAT, to_long
@@ -28,6 +31,7 @@ from errata.verbs.model_options import (
     placement,
 )
 from errata.verbs.models import check_facts, is_lab, token_check
+from errata.verbs.outcome import show_controls, show_facts, show_unable
 from errata.verbs.questions import examination_for, read_questions, show_absent
 from errata.verbs.terminal import console, progress, warn
 
@@ -77,25 +81,47 @@ def evaluate(
         after = examine(loaded, examination, report=report, what="asking")
         summaries = summarise(after.records, "after", seed=seed)
         fingerprint, against_fingerprint = loaded.fingerprint(), None
+        before, ratio = None, None
         if against is not None:
             del loaded
             base = load_model(against, **where, trust_remote_code=trust_remote_code)
             against_fingerprint = base.fingerprint()
             before = examine(base, examination, report=report, what="asking the base")
-            summaries = summarise(before.records, "before", seed=seed) + summaries
+            summaries = compared(before.records, before.records, "before", seed=seed)
+            summaries += compared(before.records, after.records, "after", seed=seed)
             if before.perplexity is not None and after.perplexity is not None:
                 summaries += perplexity_summaries(before.perplexity, after.perplexity, seed=seed)
+                ratio = after.perplexity.value / before.perplexity.value
     rows = to_long(model, summaries)
-    console().print(before_after_table(rows, width=console().width))
-    show_absent(fact_set, examination.untouched)
-    if after.perplexity is not None:
-        console().print(f"Perplexity on {len(examination.prose)} texts of prose: {after.perplexity.value:.3f}")
+    earlier = None if before is None else before.records
+    outcome = outcome_of(list(fact_set), earlier, after.records, perplexity_ratio=ratio)
+    missing = {str(metric): why for metric, why in absent(fact_set, examination.untouched).items()}
+    missing |= absent_changes(earlier, missing)
     about = {
         "model": model,
         "fingerprint": fingerprint,
         "against": against,
         "against_fingerprint": against_fingerprint,
         "perplexity": None if after.perplexity is None else after.perplexity.value,
-        "absent": absent(fact_set, examination.untouched),
+        "absent": missing,
     }
-    write_json(json, {"format": FORMAT, "rows": rows, "about": about})
+    records = {"before": before, "after": after}
+    write_json(
+        json,
+        {
+            "format": FORMAT,
+            "rows": rows,
+            "about": about,
+            "outcome": outcome.to_record(),
+            "records": {
+                when: [asdict(entry) for entry in found.records] for when, found in records.items() if found is not None
+            },
+        },
+    )
+    console().print(before_after_table(rows, width=console().width, marked=outcome.unable))
+    show_unable(outcome, (row["metric"] for row in rows))
+    show_absent(missing)
+    if after.perplexity is not None:
+        console().print(f"Perplexity on {len(examination.prose)} texts of prose: {after.perplexity.value:.3f}")
+    show_facts(outcome.facts)
+    show_controls(outcome)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 from errata.benchmark.sequential import Examination
 from errata.errors import Fault, FaultsError, InputError
-from errata.evaluation.recall import absent
-from errata.facts import Fact, FactSet, Question
-from errata.verbs.terminal import console
+from errata.evaluation.changes import derived
+from errata.evaluation.metrics import CONTROLS
+from errata.facts import FactSet, Question
+from errata.verbs.terminal import tell
 
 UNTOUCHED = 300
 PROSE = 60
+_SOURCE = {str(metric): accuracy for accuracy in CONTROLS for metric in derived(accuracy)}
 
 
 def examination_for(
@@ -38,13 +40,19 @@ def examination_for(
     return Examination(facts, questions, shipped_sentences())
 
 
-def show_absent(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]]) -> None:
-    """Say which metrics cannot be told, and why; metrics that go by one reason stand on one line."""
+def show_absent(absent: Mapping[str, str]) -> None:
+    """Say which metrics are missing, and why; metrics with the same reason are on one line. What is derived from an
+    accuracy is not named where that is missing for the same reason.
+
+    Args:
+        absent: metric -> reason.
+    """
     reasons: dict[str, list[str]] = {}
-    for metric, reason in absent(facts, untouched).items():
-        reasons.setdefault(reason, []).append(metric.replace("_", " "))
+    for metric, reason in absent.items():
+        if absent.get(_SOURCE.get(metric, "")) != reason:
+            reasons.setdefault(reason, []).append(metric.replace("_", " "))
     for reason, metrics in reasons.items():
-        console().print(f"Absent: {', '.join(metrics)} ({reason}).", highlight=False, markup=False)
+        tell(f"Absent: {', '.join(metrics)} ({reason}).")
 
 
 def shipped_sentences() -> list[str]:

@@ -1,0 +1,194 @@
+"""What an edit did, fact by fact and question by question: what means do not show."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from errata.evaluation.changes import Change, changes
+from errata.evaluation.metrics import CONTROLS, Metric
+from errata.evaluation.records import Record
+from errata.facts import Fact
+
+Status = Literal["took", "partly", "failed"]
+
+FLOOR, CEILING = 0.1, 0.9
+"""A share that starts below the one has no room to fall, and above the other no room to rise."""
+FEW = 5
+"""With fewer known control questions than this, each one that is lost moves their accuracy by more than 20 points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """One way to ask for a fact.
+
+    Attributes:
+        own: whether it is the prompt that was edited, and not a paraphrase.
+        took: whether every token of the target is the likeliest.
+        said: what was the likeliest in the place of the target.
+    """
+
+    prompt: str
+    own: bool
+    took: bool
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class FactOutcome:
+    """What became of one fact."""
+
+    id: str
+    target: str
+    wordings: tuple[Wording, ...]
+
+    @property
+    def status(self) -> Status:
+        """``took`` if the model says the target after every wording, ``failed`` if after none."""
+        took = [wording.took for wording in self.wordings]
+        return "took" if all(took) else "partly" if any(took) else "failed"
+
+    @property
+    def failed(self) -> list[Wording]:
+        """The wordings after which the model says something else."""
+        return [wording for wording in self.wordings if not wording.took]
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many control questions of one kind there are, and what became of their answers."""
+
+    asked: int
+    known: int
+    lost: int
+    gained: int
+    changed: int
+
+    @classmethod
+    def of(cls, found: Sequence[Change]) -> Count:
+        return cls(
+            len(found),
+            sum(change.known for change in found),
+            sum(change.lost for change in found),
+            sum(change.gained for change in found),
+            sum(change.changed for change in found),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an edit did.
+
+    Attributes:
+        facts: in the order of the edit; only those that were asked.
+        controls: the control questions that both models were asked; none where there is no unedited model.
+        weight_change: layer -> ‖ΔW‖ / ‖W‖; empty where that is not known.
+        perplexity_ratio: None without prose or without an unedited model.
+        unable: metric -> why it can show nothing.
+    """
+
+    facts: tuple[FactOutcome, ...]
+    controls: tuple[Change, ...]
+    weight_change: Mapping[int, float]
+    perplexity_ratio: float | None
+    unable: Mapping[str, str]
+
+    @property
+    def count(self) -> Count:
+        return Count.of(self.controls)
+
+    def counts(self) -> dict[str, Count]:
+        """By kind, in the order of ``CONTROLS``, of kinds that were asked."""
+        by_kind = {kind: [each for each in self.controls if each.kind == kind] for kind in CONTROLS.values()}
+        return {kind: Count.of(found) for kind, found in by_kind.items() if found}
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        facts = [
+            {
+                "id": fact.id,
+                "target": fact.target,
+                "status": fact.status,
+                "wordings": [asdict(w) for w in fact.wordings],
+            }
+            for fact in self.facts
+        ]
+        questions = [
+            {
+                "kind": change.kind,
+                "fact": change.now.fact,
+                "prompt": change.now.prompt,
+                "before": change.before.said,
+                "now": change.now.said,
+                "correct_before": change.known,
+                "correct_now": change.now.value == 1,
+                "changed": change.changed,
+            }
+            for change in self.controls
+        ]
+        return {
+            "facts": facts,
+            "controls": {kind: asdict(count) for kind, count in self.counts().items()},
+            "control_questions": questions,
+            "weight_change": {str(layer): ratio for layer, ratio in self.weight_change.items()},
+            "unable": dict(self.unable),
+        }
+
+
+def outcome_of(
+    facts: Sequence[Fact],
+    before: Sequence[Record] | None,
+    after: Sequence[Record],
+    *,
+    weight_change: Mapping[int, float] | None = None,
+    perplexity_ratio: float | None = None,
+) -> Outcome:
+    """Compare what the unedited and the edited model said.
+
+    Args:
+        before: of the unedited model; None where it was not asked.
+        after: of the edited model, of all facts, at the end.
+    """
+    wordings: dict[str, list[Wording]] = defaultdict(list)
+    for record in after:
+        if record.metric in (Metric.EFFICACY_ACCURACY, Metric.GENERALISATION_ACCURACY):
+            own = record.metric == Metric.EFFICACY_ACCURACY
+            wordings[record.fact].append(Wording(record.prompt, own, record.value == 1, record.said))
+    found = tuple(FactOutcome(fact.id, fact.target, tuple(wordings[fact.id])) for fact in facts if fact.id in wordings)
+    compared = () if before is None else tuple(changes(before, after))
+    unable = {} if before is None else unable_to_show(before)
+    return Outcome(found, compared, weight_change or {}, perplexity_ratio, unable)
+
+
+def unable_to_show(before: Sequence[Record]) -> dict[str, str]:
+    """The metrics that can show nothing, because of where they stood before the edit, with the reason."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for record in before:
+        values[record.metric].append(record.value)
+    found: dict[str, str] = {}
+    for metric, each in values.items():
+        reason = no_room(metric, sum(each) / len(each))
+        if reason is not None:
+            found[metric] = reason
+        known = sum(value == 1 for value in each)
+        if metric in CONTROLS and 0 < known < FEW:
+            found[f"{metric}_known"] = (
+                f"the unedited model answers only {known} of these {len(each)} questions correctly"
+            )
+    return found
+
+
+def no_room(metric: str, before: float) -> str | None:
+    """Why a share that was so large before the edit cannot show what the edit did; None if it can.
+
+    Args:
+        before: from 0 to 1.
+    """
+    base = metric.partition(":")[0]
+    if base in (*CONTROLS, Metric.SPECIFICITY_SUCCESS) and before <= FLOOR:
+        return f"{100 * before:.1f} % before editing leaves no room to fall"
+    if base.startswith(("efficacy_", "generalisation_")) and before >= CEILING:
+        return f"{100 * before:.1f} % before editing leaves no room to rise"
+    return None

@@ -1,0 +1,69 @@
+"""One sentence of advice after an edit, by rules from what was measured."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from errata.evaluation.outcomes import FEW, Outcome
+
+NOTABLE, LARGE = 0.1, 0.3
+"""Of ‖ΔW‖ / ‖W‖ of a layer. On SmolLM2-135M, edits that left control questions alone changed layers by 0.02 to 0.11.
+Those that cost perplexity (1.45 times) and ten points of specificity changed them by 0.7 to 0.9, and one that broke the
+model by 1.3. So a tenth is worth a note; 0.3 is well above the first and well below the second, and is worth a warning.
+It is no verdict: the small model `lab` takes changes of 2 with hardly a loss."""
+MUCH_PERPLEXITY: Final = 1.2
+MUCH_LOST: Final = 0.1
+MUCH_CHANGED: Final = 0.25  # right or wrong: a model that answers otherwise has learnt something that nobody asked for
+_LEAST_CHANGE: Final = ("memit+blue", "memit")  # the rows that change weights of real models least, best first
+_CONTROLS: Final = "add --untouched with questions that the model knows"
+
+
+def damage(outcome: Outcome) -> list[str]:
+    """The measured signs that an edit changed more than its facts, in words; none where there is none."""
+    found = []
+    for kind, count in outcome.counts().items():
+        name = kind.replace("_", " ")
+        if count.known >= FEW and count.lost > MUCH_LOST * count.known:
+            found.append(f"{count.lost} of {count.known} {name} answers were lost")
+        elif count.asked >= FEW and count.changed > MUCH_CHANGED * count.asked:
+            found.append(f"{count.changed} of {count.asked} {name} answers changed")
+    if outcome.perplexity_ratio is not None and outcome.perplexity_ratio > MUCH_PERPLEXITY:
+        found.append(f"perplexity is {outcome.perplexity_ratio:.2f} times what it was")
+    return found
+
+
+def advice(outcome: Outcome, method: str, *, batch_size: int) -> str:
+    """What to do next, in one sentence.
+
+    Args:
+        method: that edited, such as ``alphaedit+blue``.
+        batch_size: facts that were solved together, at most.
+    """
+    own = [wording for fact in outcome.facts for wording in fact.wordings if wording.own]
+    others = [wording for fact in outcome.facts for wording in fact.wordings if not wording.own]
+    missed = sum(not wording.took for wording in own)
+    other = next(name for name in _LEAST_CHANGE if name != method)
+    together = min(batch_size, len(own))
+    fewer = f"edit fewer facts at once (--batch-size, now {together})" if together > 1 else "lower target.steps"
+    stronger = "raise target.learning_rate or target.steps in the recipe, or choose other layers (errata locate)"
+    if signs := damage(outcome):
+        return f"The damage is large ({'; '.join(signs)}): {fewer}, or try --method {other}."
+    if own and missed == len(own):
+        return f"None of the facts took: {stronger}."
+    if missed:
+        return f"{missed} of {len(own)} facts did not take: {stronger}."
+    largest = max(outcome.weight_change.values(), default=0.0)
+    if largest > LARGE:
+        return (
+            f"The facts took, but the change is {100 * largest:.0f} % of a layer's weights, which can do damage that "
+            f"these questions do not show: {fewer}, or try --method {other}."
+        )
+    if outcome.count.known < FEW:
+        return f"The facts took, but fewer than {FEW} control questions can show damage: {_CONTROLS}."
+    deaf = sum(not wording.took for wording in others)
+    if 2 * deaf > len(others):
+        return (
+            f"The facts took and little else changed, but {deaf} of {len(others)} paraphrases do not give the new "
+            "answer: raise target.steps, or edit these wordings too."
+        )
+    return "This looks fine: the facts took, and little else changed."

@@ -1,0 +1,84 @@
+"""The advice after an edit follows from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from errata.evaluation.changes import Change
+from errata.evaluation.outcomes import FactOutcome, Outcome, Wording
+from errata.evaluation.records import Record
+from errata.report.advice import LARGE, advice
+
+
+def outcome(
+    own: tuple[int, int] = (10, 10),
+    others: tuple[int, int] = (10, 10),
+    known: int = 20,
+    lost: int = 0,
+    gained: int = 0,
+    weights: Mapping[int, float] | None = None,
+    ratio: float | None = 1.0,
+) -> Outcome:
+    """Of so many wordings so many took; of 20 control questions that many are known, lost and gained."""
+    facts = [
+        FactOutcome(
+            str(index),
+            "new",
+            (Wording("p", True, index < own[0], ""), *([Wording("q", False, index < others[0], "")])),
+        )
+        for index in range(own[1])
+    ]
+    controls = []
+    for index in range(20):
+        before = index < known
+        now = index >= lost if before else index < known + gained
+        controls.append(
+            Change(
+                "unrelated",
+                Record("f", "unrelated_accuracy", str(index), float(before), "x"),
+                Record("f", "unrelated_accuracy", str(index), float(now), "x" if now == before else "y"),
+            )
+        )
+    return Outcome(tuple(facts), tuple(controls), weights or {1: 0.05}, ratio, {})
+
+
+def test_nothing_to_do() -> None:
+    assert "fine" in advice(outcome(), "memit+blue", batch_size=10)
+
+
+def test_facts_that_did_not_take_ask_for_more() -> None:
+    some = advice(outcome(own=(8, 10)), "memit", batch_size=10)
+    assert "2 of 10 facts" in some
+    assert "target.steps" in some
+    assert "None" in advice(outcome(own=(0, 10)), "memit", batch_size=10)
+
+
+def test_damage_comes_first_and_names_what_it_is() -> None:
+    text = advice(outcome(own=(8, 10), lost=5), "alphaedit+blue", batch_size=10)
+    assert "damage" in text
+    assert "5 of 20 unrelated" in text
+    assert "--batch-size" in text
+    assert "--method memit+blue" in text
+    assert "--method memit+blue" not in advice(outcome(lost=5), "memit+blue", batch_size=10)
+    assert "--batch-size" not in advice(outcome(own=(1, 1), lost=5), "memit", batch_size=10)
+    assert "damage" in advice(outcome(ratio=1.45), "memit", batch_size=10)
+
+
+def test_answers_that_were_gained_are_a_change_of_behaviour() -> None:
+    text = advice(outcome(known=10, gained=8), "memit", batch_size=10)
+    assert "8 of 20 unrelated answers changed" in text
+    assert "damage" in text
+
+
+def test_a_large_change_of_the_weights_is_said_even_where_nothing_shows_it() -> None:
+    text = advice(outcome(weights={4: 0.05, 8: 0.74}), "alphaedit+blue", batch_size=20)
+    assert "74 %" in text
+    assert "fine" in advice(outcome(weights={4: LARGE}), "alphaedit+blue", batch_size=20)
+
+
+def test_questions_that_show_nothing_are_no_all_clear() -> None:
+    assert "--untouched" in advice(outcome(known=2), "memit", batch_size=10)
+
+
+def test_paraphrases_that_do_not_follow() -> None:
+    assert "7 of 10 paraphrases" in advice(outcome(others=(3, 10)), "memit", batch_size=10)
