@@ -6,6 +6,7 @@ import codecs
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from json import JSONDecodeError
 from pathlib import Path
 
@@ -76,11 +77,17 @@ def reason_of(error: Exception) -> str:
     return said
 
 
+def is_private(place: Sequence[int | str]) -> bool:
+    """Whether a value at this place of settings may be a key or a password in the wrong place, and is never shown."""
+    return "judge" in place or place[:1] == ("measures",)
+
+
 def _first_fault(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
     said = first["msg"][0].lower() + first["msg"][1:]
     if first["type"] == "json_invalid":
         return f"it is not JSON ({said})" if str(first["input"]).strip() else "it is empty"
-    value = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
+    shown = first["type"] not in ("missing", "extra_forbidden") and not is_private(first["loc"])
+    value = f", got {first['input']!r:.60}" if shown else ""
     return f"{place}: {said}{value}" if place else said

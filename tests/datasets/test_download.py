@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
 
 from errata.datasets.download import Expected, fetch
-from errata.errors import ErrataError, InputError
+from errata.errors import ErrataError, InputError, OutputError
 
 from tests.support.file_server import FileServer, file_server
 
@@ -132,7 +136,7 @@ def test_a_leftover_that_is_not_its_beginning_is_found_by_the_checksum(server: F
     ("expected", "words"),
     [
         (Expected("0" * 64, len(CONTENT)), "SHA-256 .* instead of 000"),
-        (Expected("0" * 64, 7), "300000 bytes instead of 7"),
+        (Expected("0" * 64, 7), "more than the 7 bytes"),
     ],
 )
 def test_another_file_is_refused_and_the_old_one_stays(
@@ -217,3 +221,96 @@ def test_what_cannot_be_written_is_told_before_anything_is_asked(server: FileSer
     with pytest.raises(InputError, match="cannot be written"):
         fetch(server.address, tmp_path / "file" / "under.json")
     assert server.asked == []
+
+
+# Servers that are at fault, or hostile --------------------------------------------------------------------------------
+
+
+class Flood(BaseHTTPRequestHandler):
+    """Answers as ``answer`` says, and sends on until nobody listens any more."""
+
+    answer: ClassVar[dict[str, Any]] = {}
+    sent: ClassVar[int] = 0
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        self.send_response(self.answer.get("status", 200))
+        for name, value in self.answer.get("headers", {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        block = b"x" * 65536
+        with contextlib.suppress(OSError):
+            for _ in range(self.answer.get("blocks", 1000)):
+                self.wfile.write(block)
+                type(self).sent += len(block)
+
+
+@pytest.fixture
+def flood(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Flood) as serving:
+        thread = Thread(target=serving.serve_forever, args=(0.01,))
+        thread.start()
+
+        def answering(**answer: Any) -> str:
+            monkeypatch.setattr(Flood, "answer", answer)
+            monkeypatch.setattr(Flood, "sent", 0)
+            return f"http://127.0.0.1:{serving.server_address[1]}/file.json"
+
+        yield answering
+        serving.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("headers", [{}, {"Content-Length": "65536000"}])
+def test_more_than_the_size_is_not_taken(
+    flood: Callable[..., str], target: Path, known: bool, headers: dict[str, str]
+) -> None:
+    expected = Expected(hashlib.sha256(CONTENT).hexdigest(), 100_000) if known else None
+    with pytest.raises(ErrataError, match="more than the 100000 bytes"):
+        fetch(flood(headers=headers), target, expected, largest=1 << 40 if known else 100_000)
+    assert left(target) == set()
+    assert Flood.sent < 20_000_000, "what the buffers between take, and no more"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"headers": {"Content-Length": "abc"}}, "Content-Length"),
+        ({"headers": {"Content-Length": "-1"}}, "Content-Length"),
+        ({"headers": {"Content-Length": "9" * 400}}, "Content-Length"),
+        ({"status": 206}, "part of the file"),
+        ({"status": 206, "headers": {"Content-Range": "bytes 5-9/10"}}, "part of the file"),
+        ({"headers": {"Content-Length": "0"}, "blocks": 0}, "empty file"),
+        ({"blocks": 0}, "empty file"),
+        ({"headers": {"Content-Encoding": "gzip"}}, "encoding 'gzip'"),
+    ],
+)
+def test_nothing_is_kept_of_an_answer_that_makes_no_sense(
+    flood: Callable[..., str], target: Path, answer: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ErrataError, match=told):
+        fetch(flood(**answer), target)
+    assert left(target) == set()
+
+
+def test_an_unfinished_file_is_not_written_through_a_link(server: FileServer, target: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    target.parent.mkdir()
+    for name in ("file.json.partial", "file.json.partial.etag"):
+        path = target.with_name(name)
+        path.unlink(missing_ok=True)
+        path.symlink_to(victim)
+        with contextlib.suppress(InputError):
+            fetch(server.address, target)
+        assert victim.read_bytes() == b"mine"
+
+
+def test_a_full_disk_is_told_of_the_file(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full").open("ab")  # noqa: SIM115
+    monkeypatch.setattr("errata.datasets.download.open_in_place", lambda *_: full)
+    with pytest.raises(OutputError, match=r"file\.json cannot be written: "):
+        fetch(server.address, target)

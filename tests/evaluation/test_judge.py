@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import socket
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from errata.cli import run
 from errata.errors import InputError
 from errata.evaluation.judge import HttpJudge, JudgeSettings
 from errata.evaluation.judging import Case, Judge, Verdict, read_verdict
@@ -166,6 +172,71 @@ def test_an_endpoint_that_always_fails_is_given_up() -> None:
         verdicts = judge_at(server, retries=1, give_up_after=3).judge(cases)
         assert len(server.requests) == 6
     assert [verdict.reason[:9] for verdict in verdicts] == ["HTTP 500"] * 3 + ["not asked"] * 6
+
+
+@pytest.mark.parametrize("kind", ["headers", "continue"])
+def test_headers_without_end_meet_the_deadline(kind: str) -> None:
+    """A byte now and then keeps every single read within its timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        over = threading.Event()
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                while not over.wait(0.0 if kind == "continue" else 0.05):
+                    connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" if kind == "continue" else b"H")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        settings = JudgeSettings(
+            base_url=f"http://127.0.0.1:{listening.getsockname()[1]}/v1", model="m", timeout=0.5, retries=0
+        )
+        started = time.monotonic()
+        (verdict,) = HttpJudge(settings).judge([CASE])
+        taken = time.monotonic() - started
+        over.set()
+        thread.join()
+    assert verdict == Verdict(None, "no reply within 0.5 s")
+    assert taken < 5.0
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_a_reply_that_is_cut_off_is_asked_for_again(length: bool) -> None:
+    body = json.dumps({"choices": [{"message": {"content": "CORRECT"}}]}).encode()
+    with judge_server(Step(body=body, cut=20, length=length), Step(body=body, cut=0, length=length)) as server:
+        judge = judge_at(server, [])
+        assert judge.judge([CASE]) == [Verdict(True)]
+        assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("key", ["sk-very-secret-0123456789", "averysecretkeyofhexdigits"])
+def test_a_key_in_place_of_its_variables_name_is_not_told(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--judge-model", "m", "--judge-key", key, "--judge", "http://localhost/v1", "--measure", "free"]
+    assert run(["bench", "--methods", "memit", "--edits", "1", *options, "--dry-run"]) == 2
+    said = "".join(capsys.readouterr())
+    assert key not in said
+    assert "environment variable" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        {"base_url": f"http://user:{KEY}@host/v1", "model": "m"},
+        {"base_url": "http://host/v1", "model": "m", "api_key": KEY},
+        {"base_url": "http://host/v1", "model": "m", "timeout": KEY},
+        f"http://user:{KEY}@host/v1",
+        [KEY],
+    ],
+)
+def test_secrets_in_a_grid_are_not_told(judge: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = tmp_path / "grid.yaml"
+    for options in ({"free": {"judge": judge}}, {"free": judge}, judge):
+        measures = {"parts": ["free"], "options": options}
+        grid.write_text(json.dumps({"methods": ["memit"], "edits": 1, "measures": measures}), encoding="utf-8")
+        assert run(["bench", str(grid), "--out", str(tmp_path / "out"), "--json", str(tmp_path / "out.json")]) == 2
+        assert KEY not in "".join(capsys.readouterr())
+        assert {path.name for path in tmp_path.iterdir()} == {"grid.yaml"}
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -23,6 +23,8 @@ class Step:
     wait: float = 0.0
     hang_up: bool = False
     drip: float = 0.0  # seconds between the body's bytes
+    cut: int | None = None  # bytes of the body after which the connection ends
+    length: bool = True  # whether it says how long the body is
 
 
 class JudgeServer(ThreadingHTTPServer):
@@ -114,8 +116,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(step.status)
         for name, value in step.headers.items():
             self.send_header(name, value)
-        self.send_header("content-length", str(len(body)))
+        if step.length:
+            self.send_header("content-length", str(len(body)))
         self.end_headers()
+        body = body[: step.cut]
         for byte in [body] if not step.drip else [body[index : index + 1] for index in range(len(body))]:
             self.wfile.write(byte)
             self.wfile.flush()

@@ -29,7 +29,7 @@ from errata.benchmark.answers import answer_path, before_path, note_before, read
 from errata.benchmark.cell_notes import add_notes
 from errata.benchmark.cell_spec import CellResult, CellSpec, result_of
 from errata.benchmark.checks import Check, CollapseError
-from errata.benchmark.grid import Measures
+from errata.benchmark.grid import Measures, check_trusted
 from errata.benchmark.material import Material, read_material
 from errata.benchmark.measurements import ALWAYS, PERPLEXITY, parts_of
 from errata.benchmark.parts import Inquiry, Part, State
@@ -166,17 +166,19 @@ class Cell:
         return collapse
 
 
-def open_cell(directory: Path, report: Report) -> Cell:
+def open_cell(directory: Path, report: Report, *, trust_remote_code: bool = False) -> Cell:
     """Load what a cell needs; its run is begun if it is new.
 
     Raises:
-        InputError: if the model, its recipe's text or the material is not what it was, for this cell or for others.
+        InputError: if the model, its recipe's text or the material is not what it was, for this cell or for others; if
+            the model needs code that may not run.
     """
     spec = CellSpec.model_validate_json((directory / "cell.json").read_text(encoding="utf-8"))
     grid = json.loads((directory.parent.parent / "grid.json").read_text(encoding="utf-8"))["grid"]
     spec = spec.model_copy(update={"measures": Measures.model_validate(grid["measures"])})  # they may grow
     material = read_material(directory.parent.parent / "material" / spec.material)
     entry = spec.model
+    check_trusted([entry], trust_remote_code=trust_remote_code)
     dtype = None if entry.dtype is None else getattr(torch, entry.dtype)
     device = None if entry.device is None else torch.device(entry.device)
     report("loading the model", 0, 1)
@@ -206,10 +208,10 @@ def open_cell(directory: Path, report: Report) -> Cell:
     return Cell(directory, spec, material, model, run, report)
 
 
-def work_on(directory: Path, report: Report) -> None:
+def work_on(directory: Path, report: Report, *, trust_remote_code: bool = False) -> None:
     """Do what is left of a cell.
 
     Raises:
         ErrataError: if it failed; what it has done is kept.
     """
-    open_cell(directory, report).work()
+    open_cell(directory, report, trust_remote_code=trust_remote_code).work()

@@ -1,4 +1,4 @@
-"""A cell in a process of its own: ``python -m errata.benchmark.cell_process DIRECTORY``.
+"""A cell in a process of its own: ``python -m errata.benchmark.cell_process DIRECTORY [--trust-remote-code]``.
 
 Tells its progress on standard output, one line at a time, and ends itself when whoever started it has gone.
 Exit status: 0 done, 1 failed (``failure.json`` says why), 130 interrupted.
@@ -41,7 +41,7 @@ def main() -> int:
         print(PROGRESS + json.dumps([what, done, total]), flush=True)
 
     try:
-        work_on(directory, report)
+        work_on(directory, report, trust_remote_code="--trust-remote-code" in sys.argv[2:])
     except KeyboardInterrupt:
         return 130
     except Exception as error:

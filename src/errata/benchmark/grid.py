@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from errata.benchmark.grid_paths import entry_of, placed
 from errata.errors import Fault, FaultsError, InputError
 from errata.methods import method_named
+from errata.reading import is_private
 from errata.recipe import Recipe
 from errata.recipe_settings import Settings
 from errata.recipe_yaml import line_of, parse_yaml
@@ -26,7 +27,25 @@ class ModelEntry(Settings):
     device: str | None = Field(None, description="cpu, cuda, cuda:1 …; default: a GPU if there is one")
     recipe: str | None = Field(None, description="a YAML recipe; default: the one shipped for the model")
     corpus: str | None = Field(None, description="a text for key statistics; default: the recipe's")
-    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    trust_remote_code: bool = Field(
+        False, description="it needs code that comes with it, which the command line allows"
+    )
+
+
+def check_trusted(models: Iterable[ModelEntry], *, trust_remote_code: bool) -> None:
+    """A grid, and a benchmark's directory, may come from elsewhere: they cannot allow that a model's code runs.
+
+    Args:
+        trust_remote_code: whether the command line allows it.
+
+    Raises:
+        InputError: if a model needs its code, and may not run it.
+    """
+    if not trust_remote_code and (names := [entry.name for entry in models if entry.trust_remote_code]):
+        raise InputError(
+            f"{', '.join(dict.fromkeys(names))}: trust_remote_code is set in the grid, which cannot allow it",
+            remedy="If you trust the model's code, add --trust-remote-code to the command",
+        )
 
 
 class DataEntry(Settings):
@@ -192,7 +211,7 @@ def grid_of(data: Mapping[str, Any], source: str, *, text: str = "") -> Grid:
             place = f"{source}: {where}" if where else source
             unknown = item["type"] == "extra_forbidden"
             what = str(item.get("ctx", {}).get("error") or item["msg"])
-            if item["type"] not in ("missing", "value_error"):
+            if item["type"] not in ("missing", "value_error") and not is_private(item["loc"]):
                 what += f", got {item['input']!r:.80}"
             what = {"extra_forbidden": "unknown key", "too_short": "names nothing"}.get(item["type"], what)
             remedy = f"Known: {', '.join(Grid.model_fields)}" if unknown and len(item["loc"]) == 1 else ""

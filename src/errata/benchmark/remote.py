@@ -30,16 +30,18 @@ class RayCluster:
 
     Attributes:
         workers: how many cells run at the same time: one a CPU of the cluster, or one a GPU where it has some.
+        trust_remote_code: whether code that comes with models may run.
     """
 
     workers: int
     _ray: Any
-    _start: Callable[[str], Any]
+    _start: Callable[[str, bool], Any]
+    trust_remote_code: bool = False
     _running: set[Any] = field(default_factory=set)
     _stopped: bool = False
 
     @classmethod
-    def connect(cls, address: str, *, cpus: int | None = None) -> RayCluster:
+    def connect(cls, address: str, *, cpus: int | None = None, trust_remote_code: bool = False) -> RayCluster:
         """A cluster that is there, or with ``local`` one on this machine.
 
         Args:
@@ -64,11 +66,11 @@ class RayCluster:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         remote = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)(_work_there)
-        return cls(gpus or max(1, int(resources.get("CPU", 1))), ray, remote.remote)
+        return cls(gpus or max(1, int(resources.get("CPU", 1))), ray, remote.remote, trust_remote_code)
 
     def run(self, cell: Path, report: Report) -> int:
         """As ``Runner.run``; the cell's log tells its progress, which a task has no other way to tell."""
-        task = self._start(str(cell.absolute()))
+        task = self._start(str(cell.absolute()), self.trust_remote_code)
         self._running.add(task)
         try:
             if self._stopped:  # meanwhile
@@ -109,9 +111,9 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _work_there(cell: str) -> int:
+def _work_there(cell: str, trust_remote_code: bool) -> int:
     """On a worker of the cluster."""
-    return Processes().run(Path(cell), silent)
+    return Processes(trust_remote_code).run(Path(cell), silent)
 
 
 def _progress_of(cell: Path) -> tuple[int, int]:

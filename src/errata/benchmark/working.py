@@ -85,16 +85,22 @@ def work(
 
 @dataclass(slots=True)
 class Processes:
-    """Runs each cell in a process of its own on this machine."""
+    """Runs each cell in a process of its own on this machine.
 
+    Attributes:
+        trust_remote_code: whether code that comes with models may run.
+    """
+
+    trust_remote_code: bool = False
     _running: set[subprocess.Popen[str]] = field(default_factory=set)
     _stopped: bool = False
 
     def run(self, cell: Path, report: Report) -> int:
         """As ``Runner.run``; a failure is written down also if the process could not do it itself."""
+        allowed = ["--trust-remote-code"] if self.trust_remote_code else []
         with open_in_place(cell / "errors.txt", "ab") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "errata.benchmark.cell_process", str(cell)],
+                [sys.executable, "-m", "errata.benchmark.cell_process", str(cell), *allowed],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
-from errata.errors import ErrataError, InputError
-from errata.output import check_file, file_digest
+from errata.errors import ErrataError, InputError, OutputError
+from errata.in_place import open_in_place
+from errata.output import check_file, file_digest, write_text
 from errata.progress import Report, silent
 
 _CHUNK: Final = 1 << 16
@@ -37,6 +38,7 @@ def fetch(
     page: str = "",
     report: Report = silent,
     timeout: float = 30.0,
+    largest: int = 4 << 30,
 ) -> None:
     """Download to ``target``, over an older file there.
 
@@ -48,11 +50,13 @@ def fetch(
         page: where a person finds the file, for the errors.
         report: told the bytes that are there, of how many (0 if the server does not say).
         timeout: seconds without a byte after which the server counts as gone.
+        largest: bytes that a file of unknown size may have.
 
     Raises:
         InputError: if the address is not one of the web, or nothing can be written at ``target``.
-        ErrataError: if it cannot be had, or is not the file that was expected; then nothing is at ``target`` that was
-            not there before.
+        OutputError: if the disk is full, or refuses it.
+        ErrataError: if it cannot be had, is not the file that was expected, is empty or larger than it may be; then
+            nothing is at ``target`` that was not there before.
     """
     parsed = urllib.parse.urlsplit(url)
     if parsed.scheme not in _SCHEMES or not parsed.netloc:
@@ -60,7 +64,7 @@ def fetch(
             f"{url!r} is not an address of the web", remedy="Give one that begins with https:// or http://"
         )
     check_file(target)
-    transfer = _Transfer(url, target, expected or Expected(), page, report, timeout)
+    transfer = _Transfer(url, target, expected or Expected(), page, report, timeout, largest)
     with _folder_of(target):
         transfer.run()
 
@@ -82,8 +86,11 @@ def _folder_of(target: Path) -> Iterator[None]:
 class _Transfer:
     """One download, over as many connections as it needs."""
 
-    def __init__(self, url: str, target: Path, expected: Expected, page: str, report: Report, timeout: float) -> None:
+    def __init__(
+        self, url: str, target: Path, expected: Expected, page: str, report: Report, timeout: float, largest: int
+    ) -> None:
         self._url, self._target, self._expected = url, target, expected
+        self._largest = largest if expected.size is None else expected.size
         self._report, self._timeout = report, timeout
         self._partial = target.with_name(f"{target.name}.partial")
         self._mark = target.with_name(f"{target.name}.partial.etag")
@@ -109,7 +116,9 @@ class _Transfer:
         """One connection; returns the size of the whole file, if the server tells it."""
         with self._told():
             request = urllib.request.Request(self._url, headers={"User-Agent": "errata", "Accept-Encoding": "identity"})
-            mark = self._mark.read_text(encoding="utf-8") if self._mark.is_file() else ""
+            mark = (
+                self._mark.read_text(encoding="utf-8") if self._mark.is_file() and not self._mark.is_symlink() else ""
+            )
             if start and (mark or self._expected.sha256):
                 request.add_header("Range", f"bytes={start}-")
                 if mark:
@@ -126,19 +135,56 @@ class _Transfer:
             resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
             if resumed and not str(response.headers.get("Content-Range", "")).startswith(f"bytes {start}-"):
                 self._forget()
+                if not start:
+                    raise self._refused("a part of the file, which nobody asked for")
                 return self._attempt(0)
-            self._remember(response.headers.get("ETag"), response.headers.get("Last-Modified"))
-            length = response.headers.get("Content-Length")
+            if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+                raise self._refused(f"the file in the encoding {encoding!r:.40}")
             done = start if resumed else 0
-            total = None if length is None else done + int(length)
-            with self._partial.open("ab" if resumed else "wb") as file:
+            total = self._total(done, response.headers.get("Content-Length"))
+            self._remember(response.headers.get("ETag"), response.headers.get("Last-Modified"))
+            with self._writing() as file:
+                file.truncate(done)
                 for chunk in self._chunks(response):
-                    file.write(chunk)
                     done += len(chunk)
+                    self._check_size(done)
+                    file.write(chunk)
                     self._report(self._target.name, done, total or self._expected.size or 0)
                 file.flush()
                 os.fsync(file.fileno())
         return total
+
+    def _total(self, done: int, length: str | None) -> int | None:
+        """The size of the whole file, if the server tells it."""
+        if length is None:
+            return None
+        if not (length.isascii() and length.isdigit() and len(length) < 20):
+            raise self._refused(f"a Content-Length that is no number, {length!r:.40}")
+        self._check_size(done + int(length))
+        return done + int(length)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._largest:
+            self._forget()
+            known = "that it has" if self._expected.size is not None else "that errata takes of an unknown file"
+            raise self._refused(f"more than the {self._largest} bytes {known}")
+
+    def _refused(self, what: str) -> ErrataError:
+        return ErrataError(
+            f"{self._url} gives {what}", remedy=f"Run it again; if it stays so, the server is at fault{self._where}"
+        )
+
+    @contextmanager
+    def _writing(self) -> Iterator[IO[bytes]]:
+        """The unfinished file, open at its end."""
+        try:
+            with open_in_place(self._partial, "ab") as file:
+                yield file
+        except OSError as error:
+            raise OutputError(
+                f"{self._target} cannot be written: {error.strerror or error}",
+                remedy="Make room there, or give another place",
+            ) from error
 
     def _chunks(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
         """What comes, until it ends or breaks off: a break is seen by the caller, who knows how much was to come."""
@@ -152,7 +198,11 @@ class _Transfer:
 
     def _check(self) -> None:
         """Raises ErrataError, and drops what has come, if it is not what was expected."""
-        size, digest = self._here(), file_digest(self._partial)
+        size = self._here()
+        if not size and self._expected.size != 0:
+            self._forget()
+            raise self._refused("an empty file")
+        digest = file_digest(self._partial)
         wrong = ""
         if self._expected.size is not None and size != self._expected.size:
             wrong = f"{size} bytes instead of {self._expected.size}"
@@ -169,7 +219,7 @@ class _Transfer:
         """Keep by what the server knows this very file; a weak tag does not promise the same bytes."""
         mark = tag if tag is not None and not tag.startswith("W/") else date
         if mark:
-            self._mark.write_text(mark, encoding="utf-8")
+            write_text(self._mark, mark)
         else:
             self._mark.unlink(missing_ok=True)
 

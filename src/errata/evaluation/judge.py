@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from email.message import Message
 from http.client import HTTPException
 from typing import Any, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import Request
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from errata.errors import InputError
-from errata.evaluation.judge_replies import Outcome, http_outcome, outcome_of, read_body
+from errata.evaluation.deadline import deadline
+from errata.evaluation.judge_replies import Outcome, has_length, http_outcome, outcome_of, read_body
 from errata.evaluation.judging import Case, Verdict, messages_for, read_verdict
 from errata.progress import Report, silent
 
@@ -45,6 +46,13 @@ class JudgeSettings(BaseModel):
     workers: int = Field(8, ge=1, le=64, description="requests under way at the same time")
     give_up_after: int = Field(8, ge=1, description="cases failed in a row, retries and all, after which none is asked")
     max_tokens: int | None = Field(None, ge=1, description="of a reply; left to the endpoint by default")
+
+    @field_validator("key_variable")
+    @classmethod
+    def _a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise ValueError("it must be the name of an environment variable that holds the key, not the key itself")
+        return name
 
     @field_validator("base_url")
     @classmethod
@@ -165,29 +173,32 @@ class HttpJudge:
         if key is not None:
             # Of this kind no header is ever copied into another request.
             request.add_unredirected_header("Authorization", f"Bearer {key}")
-        deadline = time.monotonic() + self.settings.timeout
-        try:
-            with build_opener(_NoRedirect).open(request, timeout=self.settings.timeout) as response:
-                data = read_body(response, deadline)
-        except HTTPError as error:
-            # Its body is not told: it may hold anything, the key too.
-            error.close()
-            return http_outcome(error.code, error.headers)
-        except TimeoutError:
-            return Outcome(None, f"no reply within {self.settings.timeout:g} s", again=True)
-        except URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                return Outcome(None, f"no connection within {self.settings.timeout:g} s", again=True)
-            return Outcome(None, f"no connection: {type(error.reason).__name__}", again=True)
-        except (HTTPException, OSError) as error:
-            return Outcome(None, f"the connection broke: {type(error).__name__}", again=True)
-        return outcome_of(data)
+        with deadline(self.settings.timeout) as until:
+            try:
+                with until.opener.open(request, timeout=self.settings.timeout) as response:
+                    return outcome_of(read_body(response), whole=has_length(response))
+            except HTTPError as error:
+                # Its body is not told: it may hold anything, the key too.
+                error.close()
+                return http_outcome(error.code, error.headers)
+            except (HTTPException, OSError) as error:
+                if until.over or isinstance(error, TimeoutError):
+                    return Outcome(None, f"no reply within {self.settings.timeout:g} s", again=True)
+                if isinstance(error, URLError):
+                    return Outcome(None, f"no connection: {type(error.reason).__name__}", again=True)
+                return Outcome(None, f"the connection broke: {type(error).__name__}", again=True)
 
     def _key(self) -> str | None:
         name = self.settings.key_variable
         if name is None:
             return None
-        key = self._environment.get(name, "").strip()
+        if name not in self._environment:
+            # The name is not printed: it may be the key, given by mistake.
+            raise InputError(
+                "the environment variable that should hold the judge's key is not set",
+                remedy="Give the name of the variable, not the key, and set it",
+            )
+        key = self._environment[name].strip()
         if not key:
             raise InputError(f"the environment variable {name} holds no key for the judge", remedy="Set it")
         if not (key.isascii() and key.isprintable()) or " " in key:
@@ -214,12 +225,3 @@ class _State:
             self._failures = 0 if outcome.reply is not None else self._failures + 1
             if outcome.refused or self._failures >= give_up_after:
                 self.over = self.over or outcome.reason
-
-
-class _NoRedirect(HTTPRedirectHandler):
-    """A redirect is an answer like any other failure."""
-
-    def redirect_request(
-        self, req: Request, fp: Any, code: int, msg: str, headers: Message, newurl: str
-    ) -> Request | None:
-        return None

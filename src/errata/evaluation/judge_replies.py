@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from email.message import Message
-from http.client import HTTPException
-from typing import Any, Final
+from http.client import HTTPException, HTTPResponse, IncompleteRead
+from typing import Final
 
 _LARGEST_REPLY: Final = 1 << 20
 
@@ -33,8 +32,17 @@ def http_outcome(status: int, headers: Message) -> Outcome:
     return Outcome(None, f"HTTP {status}", again=again, wait=wait, refused=status in (401, 403, 404))
 
 
-def read_body(response: Any, deadline: float) -> bytes:
-    """The body, within the time and a size that a reply may have: an endpoint may also send a byte now and then."""
+def has_length(response: HTTPResponse) -> bool:
+    """Whether the endpoint says where its reply ends; else the end of the connection is it, as when it breaks off."""
+    return response.chunked or response.headers.get("Content-Length") is not None
+
+
+def read_body(response: HTTPResponse) -> bytes:
+    """The body, if it is not larger than a reply may be.
+
+    Raises:
+        HTTPException: if it is larger, or has ended before the length that the endpoint has told.
+    """
     parts: list[bytes] = []
     size = 0
     while part := response.read1(1 << 16):
@@ -42,19 +50,23 @@ def read_body(response: Any, deadline: float) -> bytes:
         size += len(part)
         if size > _LARGEST_REPLY:
             raise HTTPException("the reply is too large")
-        if time.monotonic() > deadline:
-            raise TimeoutError
+    if response.length:
+        raise IncompleteRead(b"", response.length)
     return b"".join(parts)
 
 
-def outcome_of(data: bytes) -> Outcome:
-    """What a body says. One that is malformed is described, not quoted: only of a reply is it known how to read it."""
+def outcome_of(data: bytes, *, whole: bool = True) -> Outcome:
+    """What a body says. One that is malformed is described, not quoted: only of a reply is it known how to read it.
+
+    Args:
+        whole: whether nothing of it can be missing; if something can, one that is no JSON is worth another attempt.
+    """
     try:
-        whole = json.loads(data)
+        found = json.loads(data)
     except (ValueError, RecursionError):
-        return Outcome(None, f"its answer, of {len(data)} bytes, is no JSON")
+        return Outcome(None, f"its answer, of {len(data)} bytes, is no JSON", again=not whole)
     try:
-        content = whole["choices"][0]["message"]["content"]
+        content = found["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
         content = None
     if not isinstance(content, str):

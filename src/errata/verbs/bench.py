@@ -11,7 +11,7 @@ import typer
 
 from errata.benchmark.campaign import Campaign, begin, open_campaign
 from errata.benchmark.collect import collect
-from errata.benchmark.grid import Grid, grid_of, read_grid
+from errata.benchmark.grid import Grid, check_trusted, grid_of, read_grid
 from errata.benchmark.grid_part import sound_part
 from errata.benchmark.measurements import FURTHER
 from errata.benchmark.record_table import check_table
@@ -155,7 +155,8 @@ def bench(
         of_models: dict[str, Any] = {
             "recipe": place(recipe), "corpus": corpus_place(corpus), "device": device, "dtype": dtype,
         }  # fmt: skip
-        if trust_remote_code:
+        goes_on = grid is None and model is None and (out / "grid.json").is_file()
+        if trust_remote_code and not goes_on:
             of_models["trust_remote_code"] = True
         options: dict[str, Any] = {
             "models": entries_of(model, begun.get("models", [{"name": "lab"}]), of_models),
@@ -187,7 +188,9 @@ def bench(
                     check_new(out)
             with part:
                 sound = whole or sound_part(begun | given)
-                plan = None if sound is None else plan_of(sound)
+                if sound is not None and not dry_run:
+                    check_trusted(sound.models, trust_remote_code=trust_remote_code)
+                plan = None if sound is None else plan_of(sound, trust_remote_code=trust_remote_code)
             if dropped and not (out / "grid.json").is_file():
                 with part:
                     raise InputError(
@@ -209,10 +212,11 @@ def bench(
             write_json(json, {"cells": [spec.model_dump(mode="json") for spec in plan.specs]})
             return
         campaign = begin(out, whole, plan.specs, plan.undefined, plan.write_materials, command)
+    check_trusted(campaign.grid.models, trust_remote_code=trust_remote_code)
     with campaign.locked():
         campaign = campaign.measuring(None if whole is None else whole.measures, dropped, command)
         try:
-            _work(campaign, jobs=jobs, ray=ray, retry=retry)
+            _work(campaign, jobs=jobs, ray=ray, retry=retry, trust_remote_code=trust_remote_code)
         except KeyboardInterrupt as error:
             left = len(campaign.pending())
             raise InterruptedRunError(
@@ -232,7 +236,7 @@ def bench(
         )
 
 
-def _work(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool) -> None:
+def _work(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool, trust_remote_code: bool) -> None:
     pending = campaign.pending(retry=retry)
     if pending:
         campaign.check_inputs()
@@ -240,10 +244,10 @@ def _work(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool) -> Non
     if done:
         tell(f"{done} of {counted(len(campaign.cells), 'cell')} done or failed before; {len(pending)} to go")
     if ray is not None:
-        runner: Any = RayCluster.connect(ray)
+        runner: Any = RayCluster.connect(ray, trust_remote_code=trust_remote_code)
         jobs = max(jobs, runner.workers)
     else:
-        runner = Processes()
+        runner = Processes(trust_remote_code)
     with progress(looked_back=900.0) as report:
         work(campaign, pending, runner, jobs=jobs, report=report, told=warn)
 

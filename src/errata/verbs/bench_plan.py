@@ -40,8 +40,15 @@ class Plan:
                 raise AssertionError(f"the material {name} has changed since it was named")
 
 
-def plan_of(grid: Grid) -> Plan:
-    """Raises InputError, FaultsError: whatever is wrong with any model, recipe, data set or measurement of the grid."""
+def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
+    """Everything that a grid comes to.
+
+    Args:
+        trust_remote_code: whether code that comes with models may run, whatever the grid says.
+
+    Raises:
+        InputError, FaultsError: whatever is wrong with any model, recipe, data set or measurement of the grid.
+    """
     plan = Plan()
     recipes: dict[tuple[str, str], Recipe] = {}
     outlines: dict[str, Outline] = {}
@@ -53,7 +60,7 @@ def plan_of(grid: Grid) -> Plan:
         for model in grid.models:
             with part:
                 placement(model.device, model.dtype)
-                outlines[model.name] = outline_of(model.name, trust_remote_code=model.trust_remote_code)
+                outlines[model.name] = outline_of(model.name, trust_remote_code=trust_remote_code)
             path = None if model.recipe is None else Path(model.recipe)
             for method in grid.methods:
                 with part:

@@ -31,9 +31,9 @@ class Verb(TyperCommand):
         """Run the command.
 
         Raises:
-            InputError: if --json is, or lies inside, another path of the command line, if --out is or would hold
-                --run, if another process is about to write the same --out, or if there is no such file as --gguf
-                names; nothing has happened.
+            InputError: if --json is, or lies inside, another path of the command line; if --run is, or lies inside,
+                --out; if another process is about to write the same --out; if a model's code may run in a dry run;
+                if there is no such file as --gguf names. Nothing has happened then.
         """
         if (gguf := ctx.params.pop("gguf", None)) is not None:
             ctx.params["model"] = _gguf_path(ctx.params["model"], gguf)
@@ -43,6 +43,8 @@ class Verb(TyperCommand):
                 f"--run {run} {_relation(run, out)} --out {out}: both would be new directories",
                 remedy="Give them different names",
             )
+        if ctx.params.get("dry_run") and ctx.params.get("trust_remote_code"):
+            raise InputError("a dry run never runs a model's code", remedy="Leave --dry-run or --trust-remote-code out")
         json = ctx.params.get("json")
         if isinstance(json, Path):
             for place in _places({name: value for name, value in ctx.params.items() if name != "json"}):
