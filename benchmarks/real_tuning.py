@@ -1,19 +1,20 @@
 """Tune recipes for a real model on CounterFact facts that no table uses.
 
-``python benchmarks/real_tuning.py split --counterfact counterfact_300.json --out DIR`` cuts the file into 60 records for
-tuning (``tuning.json``) and the rest for tables (``tables.json``), by a fixed seed.
+``python benchmarks/real_tuning.py split --counterfact counterfact_300.json --out DIR`` cuts the file into 60 records
+for tuning (``tuning.json``) and the rest for tables (``tables.json``), by a fixed seed.
 
-``python benchmarks/real_tuning.py try PLAN.yaml --model DIR --facts tuning.json --corpus TEXT --prose ME-PPL_50.json
---out tries.jsonl`` edits the tuning facts, in two batches one after the other, with every setting of a plan and appends a
-JSON line for each: what was set, every metric after both batches, the size of the change. Settings that the file holds
-already are skipped. ``--jobs 8`` shares them among processes, for instance on one GPU.
+``python benchmarks/real_tuning.py try PLAN.yaml --model DIR --facts tuning.json --corpus TEXT
+--prose ME-PPL_50.json --out tries.jsonl`` edits the tuning facts, in two batches one after the other, with every
+setting of a plan and appends a JSON line for each: what was set, every metric after both batches, the size of the
+change. Settings that the file holds already are skipped. ``--jobs 8`` shares them among processes, for instance on one
+GPU.
 
 ``python benchmarks/real_tuning.py best tries.jsonl`` prints each method's settings, the best first, by the mean of six
-shares: success for efficacy, generalisation and specificity, accuracy for efficacy and generalisation, and accuracy on the
-control questions that the unedited model answers correctly; less twice the perplexity ratio's excess over 1.05.
+shares: success for efficacy, generalisation and specificity, accuracy for efficacy and generalisation, and accuracy on
+the control questions that the unedited model answers correctly; less twice the perplexity ratio's excess over 1.05.
 
-A plan is a YAML list; each entry has ``methods``, ``set`` (recipe fields, dotted, with one value) and ``vary`` (with several):
-every combination is one setting.
+A plan is a YAML list; each entry has ``methods``, ``set`` (recipe fields, dotted, with one value) and ``vary`` (with
+several): every combination is one setting.
 """
 
 from __future__ import annotations
@@ -149,7 +150,8 @@ def share_out(arguments: argparse.Namespace) -> None:
     """Run ``--jobs`` processes of this script, each with its part of the settings."""
     command = [sys.executable, *sys.argv]
     parts = [subprocess.Popen([*command, "--part", str(part)]) for part in range(arguments.jobs)]
-    if any([part.wait() for part in parts]):
+    statuses = [part.wait() for part in parts]
+    if any(statuses):
         sys.exit("a part failed; the same command resumes")
 
 
