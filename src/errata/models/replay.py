@@ -28,8 +28,10 @@ from errata.models.overriding import forward_replaced
 from errata.models.prefixes import run_prefixes
 from errata.models.prompts import pad
 
-# What one more pass costs beside its tokens, in tokens: a few milliseconds of dispatch on any machine.
+# What one more pass costs beside its tokens, in tokens: a few milliseconds of dispatch on any machine. In that time an
+# accelerator computes far more tokens than a CPU, so there fewer and more padded passes are faster.
 PASS_COST = 64
+ACCELERATOR_PASS_COST = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,8 @@ class BucketedReplay:
         lengths = [len(row.ids) - row.injection for row in rows]
         if lengths != sorted(lengths):
             raise ValueError("rows must ascend in the number of tokens from the injection on")
-        cuts = [0, *length_cuts(lengths), len(rows)]
+        cost = PASS_COST if model.device.type == "cpu" else ACCELERATOR_PASS_COST
+        cuts = [0, *length_cuts(lengths, cost), len(rows)]
         self._adopt([Replay(model, rows[start:stop], layer, sites) for start, stop in pairwise(cuts)])
 
     def select(self, rows: Tensor) -> BucketedReplay:
@@ -234,7 +237,7 @@ class BucketedReplay:
         self.wanted_row = torch.cat([part.wanted_row + start for part, start in zip(parts, starts, strict=True)])
 
 
-def length_cuts(lengths: Sequence[int]) -> list[int]:
+def length_cuts(lengths: Sequence[int], pass_cost: int = PASS_COST) -> list[int]:
     """Where to cut ascending lengths, so that padded tokens and passes together cost least (dynamic programme)."""
     # Only where the length changes is there anything to gain by a cut.
     edges = [index for index in range(len(lengths)) if index == 0 or lengths[index] != lengths[index - 1]]
@@ -246,6 +249,6 @@ def length_cuts(lengths: Sequence[int]) -> list[int]:
         for start in range(stop):
             cost, cuts = best[start]
             padded = (edges[stop] - edges[start]) * longest
-            options.append((cost + padded + PASS_COST, [*cuts, edges[start]] if start else cuts))
+            options.append((cost + padded + pass_cost, [*cuts, edges[start]] if start else cuts))
         best.append(min(options, key=lambda option: option[0]))
     return best[-1][1]
