@@ -85,7 +85,8 @@ class Trial:
         prose = read_dataset("me-ppl", arguments.prose).texts
         self.examination = Examination(facts, (), prose)
         self.before = examine(self.model, self.examination)
-        self.statistics = {"corpus": str(arguments.corpus.resolve()), "tokens": arguments.tokens, "length": 512}
+        corpus = str(arguments.corpus.resolve())
+        self.statistics = {"corpus": corpus, "tokens": arguments.tokens, "length": arguments.length}
         self.batch = arguments.batch
         self.prepared: dict[str, Prepared] = {}
 
@@ -185,6 +186,7 @@ def main() -> None:
     for name in ("--model", "--facts", "--corpus", "--prose", "--out"):
         attempt.add_argument(name, type=Path, required=True)
     attempt.add_argument("--tokens", type=int, default=50_000)
+    attempt.add_argument("--length", type=int, default=512, help="tokens of a document that are read")
     attempt.add_argument("--count", type=int, default=TUNING, help="how many of the facts")
     attempt.add_argument("--batch", type=int, default=BATCH)
     attempt.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
