@@ -448,3 +448,21 @@ def test_what_lies_elsewhere_is_not_published(
         odd.unlink()
         assert run(["save", "full", "--out", "published"]) == 0  # links within it are as good as copies
         assert (Path("published") / "within.json").read_bytes() == (Path("full") / "config.json").read_bytes()
+
+
+def test_a_patch_keeps_what_its_edit_measured(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """edit, apply, save: the card has the numbers of the edit, as long as the patch is on what it was made for."""
+    monkeypatch.chdir(tmp_path)
+    edit = ["edit", "--facts", str(made / "facts.jsonl"), "--method", "memit"]
+    assert run([*edit, "--out", "one.safetensors", "--json", "one.json"]) == 0
+    assert run(["apply", "one.safetensors", "--out", "stack"]) == 0
+    assert run(["apply", str(made / "on.safetensors"), "--model", "lab", "--force", "--out", "other"]) == 0
+    assert run(["apply", "one.safetensors", "--model", "other", "--force", "--out", "forced"]) == 0
+    assert run(["save", "stack", "--results", "one.json", "--out", "expected"]) == 0
+    for source in ("stack", "one.safetensors"):
+        assert run(["save", source, "--out", f"card-{Path(source).stem}"]) == 0
+        table = [line for line in text_of(tmp_path / f"card-{Path(source).stem}").splitlines() if line.startswith("| ")]
+        assert table == [line for line in text_of(tmp_path / "expected").splitlines() if line.startswith("| ")]
+        assert any("untouched accuracy" in line for line in table)
+    assert run(["save", "forced", "--out", "card-forced"]) == 0
+    assert "**Nothing was measured.**" in text_of(tmp_path / "card-forced")

@@ -40,6 +40,23 @@ def token_faults(
     return list(dict.fromkeys(faults))
 
 
+def unembedded_faults(
+    facts: Sequence[Fact], places: Sequence[str], *, unembedded_in: Callable[[str], Sequence[str]]
+) -> list[Fault]:
+    """Texts with tokens that the tokenizer knows and the model has no embedding for.
+
+    Args:
+        unembedded_in: text -> such tokens in it.
+    """
+    faults: list[Fault] = []
+    for fact, place in zip(facts, places, strict=True):
+        for asked, prompt, answered, answer, joiner in _continuations(fact):
+            if found := unembedded_in(joined(prompt, answer, joiner)):
+                what = f"'{asked}' or '{answered}' holds {found[0]!r}, a token that the model has no embedding for"
+                faults.append(Fault(place, what, "Leave it out"))
+    return list(dict.fromkeys(faults))
+
+
 def _continuations(fact: Fact) -> Iterator[tuple[str, str, str, str, str | None]]:
     """(field, prompt, field, what follows it, what joins the two) for all that the model will read of a fact."""
     yield "prompt", fact.text, "target", fact.target, fact.joiner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from errata.errors import InputError
+from errata.evaluation.results_file import Row
 from errata.factors import norm, rank, shape_of
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel
@@ -20,6 +21,21 @@ from errata.models.weights import LowRankTerm, Term
 from errata.recipe import Recipe
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]  # that models are edited in, as records tell them
+
+
+@dataclass(frozen=True, slots=True)
+class PatchResults:
+    """What was measured of an edit: right before it, and with it in.
+
+    Attributes:
+        rows: the long form, see ``errata.evaluation.results_file``.
+        left_alone: ids of facts for which nothing was written.
+        absent: metric -> why there is none.
+    """
+
+    rows: tuple[Row, ...]
+    left_alone: tuple[str, ...] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +52,7 @@ class Patch:
         dtype: in which they were, such as ``float32``.
         created: when, in UTC, as ISO 8601.
         versions: of the software that made it.
+        results: what was measured of the edit, as a model card takes it; None where nothing was.
     """
 
     terms: tuple[Term, ...]
@@ -47,6 +64,7 @@ class Patch:
     dtype: DtypeName
     created: str
     versions: Mapping[str, str]
+    results: PatchResults | None = None
 
     @property
     def seed(self) -> int:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy
 import torch
@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from errata.errors import InputError
+from errata.evaluation.results_file import Row, is_row
 from errata.factors import shape_of
 from errata.facts_io import facts_from_records
 from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.output import new_file
-from errata.patch import DtypeName, Patch
+from errata.patch import DtypeName, Patch, PatchResults
 from errata.reading import reason_of
 from errata.recipe import Recipe
 
@@ -39,6 +40,14 @@ class _TermRecord(BaseModel):
     columns: int = Field(0, ge=0)
 
 
+class _Results(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    rows: list[dict[str, Any]]
+    left_alone: tuple[str, ...]
+    absent: dict[str, str]
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -51,6 +60,7 @@ class _Record(BaseModel):
     dtype: DtypeName
     created: str
     versions: dict[str, str]
+    results: _Results | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,7 @@ def write_patch(patch: Patch, path: Path, *, keys: Mapping[int, Tensor] | None =
         dtype=patch.dtype,
         created=patch.created,
         versions=dict(patch.versions),
+        results=_results_record(patch.results),
     ).model_dump_json()
     metadata = {"format": FORMAT, "record": record, "sha256": _checksum(record, tensors)}
     with new_file(path) as temporary:
@@ -124,6 +135,7 @@ def read_patch(path: Path) -> PatchFile:
             dtype=record.dtype,
             created=record.created,
             versions=record.versions,
+            results=_results_from(record.results),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         raise InputError(
@@ -140,6 +152,26 @@ def _checksum(record: str, tensors: Mapping[str, Tensor]) -> str:
         content: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
         digest.update(content)
     return digest.hexdigest()
+
+
+def _results_record(results: PatchResults | None) -> _Results | None:
+    if results is None:
+        return None
+    rows = [dict(row) for row in results.rows]
+    return _Results(rows=rows, left_alone=results.left_alone, absent=dict(results.absent))
+
+
+def _results_from(record: _Results | None) -> PatchResults | None:
+    """The inverse.
+
+    Raises:
+        ValueError: if a row is none.
+    """
+    if record is None:
+        return None
+    if not all(is_row(row) for row in record.rows):
+        raise ValueError("its results have a row that is not one of the long form")
+    return PatchResults(tuple(cast(Row, row) for row in record.rows), record.left_alone, record.absent)
 
 
 def _tensors_of(term: Term) -> dict[str, Tensor]:

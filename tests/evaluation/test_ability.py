@@ -500,3 +500,34 @@ def test_a_weighted_f1_has_an_interval_and_no_records() -> None:
     assert first.high is not None
     assert 0.6 < first.low < value < first.high < 0.95
     assert second.mean == 2 / 3
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "llama_tied", "gpt2", "opt"])
+@pytest.mark.parametrize("begin", ["", "bos"])
+def test_a_rolling_text_begins_with_one_bos(family: str, begin: str) -> None:
+    """Whether the tokenizer adds its own, or none, or the text spells it out: it is given once, and not predicted."""
+    from lm_eval.api.instance import Instance
+
+    model = tiny_language_model(family)
+    first = model.tokenizer.bos_token_id
+    text = "Therefore the river runs through the city, because the city was built around the river."
+    ids = model.tokenizer.encode(text, add_special_tokens=False)
+    assert first not in ids
+    with torch.no_grad():
+        logits = model.model(torch.tensor([[first, *ids]])).logits[0].double().log_softmax(-1)
+    expected = sum(float(logits[place, token]) for place, token in enumerate(ids))
+    asked = (model.tokenizer.bos_token if begin else "") + text
+    found = harness_model(model).loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (asked,), 0)])
+    assert found == pytest.approx([expected], rel=1e-5)
+
+
+def test_a_rolling_text_of_lab_has_the_perplexity_that_errata_finds() -> None:
+    from lm_eval.api.instance import Instance
+
+    from errata.evaluation.perplexity import perplexity
+    from errata.models.language_model import LanguageModel
+
+    model, text = LanguageModel.load("lab"), "The capital of the country is where the mother of Ada Meyer was born."
+    found = harness_model(model).loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
+    assert model.tokenizer(text).input_ids[0] == model.tokenizer.bos_token_id
+    assert found == pytest.approx(perplexity(model, [text]).log_likelihoods, rel=1e-5)

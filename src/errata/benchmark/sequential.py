@@ -8,6 +8,7 @@ from pathlib import Path
 
 from errata.batch_record import BatchRecord
 from errata.edit import Editor
+from errata.errors import NonFiniteError
 from errata.evaluation.changes import change_records
 from errata.evaluation.metrics import Metric
 from errata.evaluation.perplexity import Perplexity, perplexity, perplexity_ratio
@@ -74,8 +75,13 @@ def examine(
     def asking(_: str, done: int, total: int) -> None:
         report(what, done, total)
 
-    records = evaluate_facts(model, examination.facts, untouched=examination.untouched, report=asking)
-    prose = perplexity(model, examination.prose, report=report) if examination.prose else None
+    try:
+        records = evaluate_facts(model, examination.facts, untouched=examination.untouched, report=asking)
+        prose = perplexity(model, examination.prose, report=report) if examination.prose else None
+    except NonFiniteError as error:
+        if model.edits.terms:
+            raise
+        raise model.not_finite() from error  # no edit is to blame
     return Measurement(records, prose)
 
 

@@ -38,13 +38,28 @@ def harness_model(model: LanguageModel, *, batch_size: int = 8, report: Report =
     from lm_eval.models.huggingface import HFLM
 
     class Quiet(HFLM):
-        """Tells its progress to ``report``, and asks no hub which commit the model is."""
+        """Tells its progress to ``report``, asks no hub which commit the model is, and begins texts with one BOS."""
+
+        rolling = False
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return self._told(super().loglikelihood, requests)
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            return self._told(super().loglikelihood_rolling, requests)
+            self.rolling = True
+            try:
+                return self._told(super().loglikelihood_rolling, requests)
+            finally:
+                self.rolling = False
+
+        def tok_encode(self, string: str, *arguments: Any, **named: Any) -> list[int]:
+            """In rolling tasks without special tokens: the harness puts one before each text itself, and would count
+            the tokenizer's own BOS behind it as a token to predict.
+            """
+            if not self.rolling:
+                return list(super().tok_encode(string, *arguments, **named))
+            ids = list(self.tokenizer.encode(string, add_special_tokens=False))
+            return ids[1:] if ids[:1] == [self.prefix_token_id] else ids
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return self._told(super().generate_until, requests)

@@ -89,7 +89,7 @@ def read_results(path: Path) -> Results:
     if not isinstance(rows, list) or not isinstance(about, dict):
         raise InputError(f"{path} lacks 'rows' (a list) or 'about' (an object)", remedy=remedy)
     for index, row in enumerate(rows):
-        if not _is_row(row):
+        if not is_row(row):
             raise InputError(
                 f"{path}, rows[{index}], is not one of {', '.join(Row.__annotations__)} with a known 'when'",
                 remedy=remedy,
@@ -97,7 +97,9 @@ def read_results(path: Path) -> Results:
     return Results(tuple(rows), about)
 
 
-def _is_row(row: object) -> bool:
+def is_row(row: object) -> bool:
+    """Whether something that was read is a row of the long form."""
+
     def number(value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

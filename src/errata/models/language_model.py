@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -20,14 +22,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from errata.errors import InputError
 from errata.models.architectures import Architecture, architecture_of, check_config
 from errata.models.base_files import BaseFiles
 from errata.models.memory import check_fits, weight_bytes
 from errata.models.outline import check_layers_exist, context_length_of, loading, local_directory, source_of
 from errata.models.plain_weights import down_projection_weight
 from errata.models.prompts import length_batches, pad
+from errata.models.vocabulary import guard_embedding, probe_row, unembedded
 from errata.models.weights import EditedWeights
 
+_logger = logging.getLogger(__name__)
 TOKEN_BUDGET = 4096  # padded tokens per forward pass that needs no gradient
 
 
@@ -86,7 +91,8 @@ class LanguageModel:
             device: by default ``cpu`` for ``lab``, else a GPU where there is one.
 
         Raises:
-            InputError: if nothing can be loaded from there, or it does not fit in memory.
+            InputError: if nothing can be loaded from there, it does not fit in memory, its parts do not fit each other,
+                or what it computes is not finite.
             UnsupportedModelError: if the architecture is not in the table.
         """
         name = str(name_or_path)
@@ -103,19 +109,67 @@ class LanguageModel:
             for place in {torch.device("cpu"), chosen}:  # it is read into main memory, wherever it goes then
                 check_fits(name, needed, place)
             files = BaseFiles.of(local_directory(source, config))
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loading_result: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=dtype or "auto",
                 trust_remote_code=trust_remote_code,
                 ignore_mismatched_sizes=True,  # told below, as what is missing
                 output_loading_info=True,
             )
-            model, found = loaded
+            model, found = loading_result
             # transformers would go on with random numbers in their place.
             if bad := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
                 raise ValueError(f"{len(bad)} of its weights are missing or of another shape, such as {bad[0]!r}")
+            loaded = cls(model, tokenizer, name=name, files=files)
+            loaded._check_unexpected(found["unexpected_keys"])
+            embedding = model.get_input_embeddings()
+            if beyond := unembedded(tokenizer, len(embedding.weight)):
+                guard_embedding(embedding, name, beyond)
+            probe = probe_row(tokenizer)[: loaded.context_length]
         nn.Module.to(model, chosen)  # transformers wraps the method in a way that hides its types
-        return cls(model, tokenizer, name=name, files=files)
+        loaded._check_finite(probe)
+        return loaded
+
+    def _check_unexpected(self, names: Iterable[str]) -> None:
+        """What files hold and the model has no place for is told; of blocks that its configuration leaves out, refused.
+
+        Raises:
+            ValueError: if there are such blocks.
+        """
+        unexpected = sorted(names)
+        blocks = re.compile(rf"(?:^|\.){re.escape(self.architecture.blocks.rpartition('.')[2])}\.(\d+)\.")
+        numbers = [int(found[1]) for name in unexpected if (found := blocks.search(name))]
+        if numbers and max(numbers) >= len(self.blocks):
+            raise ValueError(
+                f"its weights are of at least {max(numbers) + 1} blocks, but its config.json says {len(self.blocks)}"
+            )
+        if unexpected:
+            shown = ", ".join(unexpected[:3]) + (", …" if len(unexpected) > 3 else "")
+            _logger.warning(
+                "warning: %d tensors in the files of %r have no place in the model and are not used: %s",
+                len(unexpected),
+                self.name,
+                shown,
+            )
+
+    def _check_finite(self, row: Sequence[int]) -> None:
+        """Raises InputError if the model's logits behind a text are not all numbers."""
+        inputs = pad([row], left=False, device=self.device).inputs()
+        with torch.no_grad():
+            logits = self.model(**inputs, use_cache=False).logits
+        if not bool(torch.isfinite(logits).all()):
+            raise self.not_finite()
+
+    def not_finite(self) -> InputError:
+        """What is raised where the model gives no numbers although nothing was edited."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        narrow = self.dtype in (torch.float16, torch.bfloat16)
+        return InputError(
+            f"the unedited model {self.name!r} produces values that are not finite in {dtype}",
+            remedy="Load it with --dtype float32" + (" or bfloat16" if dtype == "float16" else "")
+            if narrow
+            else "Its weights are damaged; get them again",
+        )
 
     # Shapes and places ------------------------------------------------------------------------------------------
 

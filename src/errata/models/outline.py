@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,13 +19,14 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from errata.errors import InputError
+from errata.errors import ErrataError, InputError
 from errata.hub import check_reachable
 from errata.models.architectures import architecture_of, check_config
 from errata.models.gguf import as_directory, check_is_model, gguf_in, is_gguf
 from errata.models.plain_weights import down_projection_weight
 from errata.models.size import ModelSize
 from errata.models.small_models import fetched, is_small_model
+from errata.models.vocabulary import probe_row, unembedded
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Outline:
         layers: how many blocks it has.
         config: its configuration.
         trust_remote_code: whether code that comes with it may run.
+        unembedded: tokens, by id, that the tokenizer knows and the model has no embedding for.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Outline:
     layers: int
     config: PreTrainedConfig
     trust_remote_code: bool = False
+    unembedded: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> int:
@@ -90,7 +93,9 @@ class Outline:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             text = config.get_text_config(decoder=True)
             layers = int(text.num_hidden_layers)
-            return cls(name, tokenizer, context_length_of(config), layers, config, trust_remote_code)
+            beyond = unembedded(tokenizer, int(text.vocab_size))
+            probe_row(tokenizer)
+            return cls(name, tokenizer, context_length_of(config), layers, config, trust_remote_code, beyond)
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raises InputError if a layer does not exist."""
@@ -190,13 +195,29 @@ def is_hub_name(name: str) -> bool:
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Turns what transformers raises for missing or broken models into an InputError."""
+    """Turns what reading a missing, broken or hostile model raises into an InputError of one line.
+
+    That can be anything: transformers, huggingface_hub and torch raise dozens of types for what their files may hold,
+    and tokenizers plain Exceptions, or a panic of Rust, which is no Exception at all.
+    """
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        lines = str(error).strip().splitlines()
+    except (ErrataError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # Ctrl-C and the like
         raise InputError(
-            f"no model could be loaded from {name!r}: {lines[0].rstrip('.') if lines else type(error).__name__}",
+            f"no model could be loaded from {name!r}: {_in_one_line(error)}",
             remedy="Give 'lab', a directory with config.json, weights and tokenizer, a GGUF file, a name of "
             "`errata models list`, or a reachable hub name",
         ) from error
+
+
+def _in_one_line(error: BaseException) -> str:
+    """What an error says first; with its type where the text alone says too little."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    if not isinstance(error, OSError | ValueError | SafetensorError) or not text:
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text[:300].rstrip(".")

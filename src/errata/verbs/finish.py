@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ from errata.evaluation.results_file import Row
 from errata.facts import Fact
 from errata.loading import stack_under
 from errata.models.language_model import LanguageModel
-from errata.patch import Patch
+from errata.patch import Patch, PatchResults
 from errata.report.advice import advice
 from errata.report.tables import before_after_table
 from errata.run_directory import RunDirectory
@@ -87,6 +87,9 @@ def finish(
     record["outcome"] = outcome.to_record() | {"advice": advised}
     if asked is not None:
         record["about"]["absent"] |= absent_changes(asked[0].records, record["about"]["absent"])
+    if rows:  # for the card of a model that the patch is applied to
+        about = record["about"]
+        patch = replace(patch, results=PatchResults(tuple(rows), tuple(about["left_alone"]), about["absent"]))
     if out is not None:
         stack = stack_under(model, name, patch.fingerprint).with_patch(patch_name(out), patch)
         write_edit(out, model, stack, patch, record)

@@ -22,7 +22,8 @@ def measured_of(name: str, stack: Stack, results: Path | None) -> Measured:
     Args:
         name: of a patch, a stack, a full model or a run.
         stack: all that is in it.
-        results: a file that `errata edit --json` or `errata evaluate --json` wrote; None looks beside the model.
+        results: a file that `errata edit --json` or `errata evaluate --json` wrote; None looks beside the model, and
+            in the patch that is on top.
 
     Raises:
         InputError: if results cannot be read, or are not of this model.
@@ -33,7 +34,7 @@ def measured_of(name: str, stack: Stack, results: Path | None) -> Measured:
         left_alone = tuple(id_ for entry in run.ledger.of("batch") for id_ in entry.about["left_alone"])
         return _of_edit(stack, tuple(recorded_rows(run)), left_alone, {})
     if results is None and not beside.is_file():
-        return Measured()
+        return _of_patch(stack)
     path = results or beside
     found = read_results(path)
     if results is not None and not found.rows:
@@ -44,6 +45,15 @@ def measured_of(name: str, stack: Stack, results: Path | None) -> Measured:
     if "against_fingerprint" in found.about:
         return _of_evaluation(stack, found, path)
     raise InputError(f"{path} does not say which weights it is of", remedy=_AGAIN)
+
+
+def _of_patch(stack: Stack) -> Measured:
+    """What the patch on top keeps of its own edit, if it is on the same weights here as it was then."""
+    top = stack.patches[-1]
+    found = top.patch.results
+    if found is None or top.missing or top.forced:
+        return Measured()
+    return _of_edit(stack, found.rows, found.left_alone, found.absent)
 
 
 def _of_edit(stack: Stack, rows: tuple[Row, ...], left_alone: tuple[str, ...], absent: Mapping[str, str]) -> Measured:

@@ -9,7 +9,7 @@ from pathlib import Path
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts import Fact, FactSet
 from errata.facts_io import Check
-from errata.facts_tokens import token_faults
+from errata.facts_tokens import token_faults, unembedded_faults
 from errata.loading import base_of
 from errata.models.outline import Outline
 from errata.output import is_file
@@ -33,9 +33,16 @@ def token_check(model: Outline | None, *, lead: int = 0) -> Check:
     def count_tokens(text: str) -> int:
         return len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def unembedded_in(text: str) -> list[str]:
+        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [model.unembedded[index] for index in ids if index in model.unembedded]
+
     def check(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
         limit = model.context_length - 1  # one for BOS
-        return token_faults(facts, places, count_tokens=count_tokens, limit=limit, lead=lead)
+        faults = token_faults(facts, places, count_tokens=count_tokens, limit=limit, lead=lead)
+        if model.unembedded:
+            faults += unembedded_faults(facts, places, unembedded_in=unembedded_in)
+        return faults
 
     return check
 
