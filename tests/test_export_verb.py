@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from errata.cli import run
@@ -151,6 +152,32 @@ def test_two_runs_become_one_adapter_in_their_order_only(
     expected_said, expected = answers(AutoModelForCausalLM.from_pretrained(edited / "second"), texts)
     assert said == expected_said
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=0, atol=1e-4)
+
+
+def test_a_finished_run_is_exported_as_its_patch_is(
+    edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERRATA_CACHE", str(edited / "cache"))
+    kept, made = tmp_path / "run", tmp_path / "whole.safetensors"
+    arguments = ["edit", "--facts", str(edited / "second.jsonl"), "--batch-size", "3", "--no-evaluate"]
+    assert run([*arguments, "--run", str(kept), "--out", str(made)]) == 0
+    for name, what in (("a", kept), ("b", made)):
+        assert run(["export", str(what), "--lora", str(tmp_path / name)]) == 0
+    (of_run, of_patch) = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("a", "b")
+    )  # fmt: skip
+    assert of_run.keys() == of_patch.keys()
+    for module in (key.removesuffix(".lora_A.weight") for key in of_run if key.endswith(".lora_A.weight")):
+        first, second = (
+            tensors[f"{module}.lora_B.weight"] @ tensors[f"{module}.lora_A.weight"] for tensors in (of_run, of_patch)
+        )
+        torch.testing.assert_close(first, second)
+    ledger = kept / "ledger.jsonl"  # as if it had been stopped before its last batch
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    batches = [index for index, line in enumerate(lines) if b'"batch"' in line]
+    ledger.write_bytes(b"".join(lines[: batches[-1]]))
+    assert run(["export", str(kept), "--lora", str(tmp_path / "c")]) == 2
+    assert "--resume" in flat(capsys)[1]
 
 
 def test_what_cannot_be_exported_is_refused(edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

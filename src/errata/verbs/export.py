@@ -11,12 +11,13 @@ import typer
 from rich.table import Table
 
 from errata.errors import InputError
-from errata.loading import load_model, patches_of
+from errata.loading import load_model, patches_of, stack_of_run
 from errata.lora import WEIGHTS, Adapter
 from errata.lora_facts import Answer, applied, ask_both
 from errata.models.outline import Outline
 from errata.output import check_new
-from errata.run_directory import is_run
+from errata.patch import Patch
+from errata.run_directory import is_run, open_run
 from errata.stack import has_stack, is_stack, read_stack
 from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.model_options import DeviceOption, DtypeOption, TrustOption, outline_of, placement
@@ -31,7 +32,10 @@ app = typer.Typer()
 @app.command("export", epilog=EXAMPLE)
 def export(
     patches: Annotated[
-        list[str], typer.Argument(help="Patches, oldest first; or a stack or an edited model.", metavar="PATCH...")
+        list[str],
+        typer.Argument(
+            help="Patches or finished runs, oldest first; or a stack or an edited model.", metavar="PATCH..."
+        ),
     ],
     lora: Annotated[Path, typer.Option("--lora", metavar="DIR", help="A new directory for the PEFT LoRA adapter.")],
     rank: Annotated[
@@ -51,12 +55,13 @@ def export(
 ) -> None:
     """Write patches as one LoRA adapter that PEFT loads beside the unedited base.
 
-    Without --rank the adapter is exact, and one patch needs no weights of the base to be loaded.
+    Without --rank the adapter is exact, and one patch needs no weights of the base to be loaded. A run is exported as
+    one patch, for which the base is loaded.
     """
     check_new(lora)
     where = placement(device, dtype)
     stack = read_stack(Path(patches[0])) if len(patches) == 1 and has_stack(patches[0]) else None
-    found = [patch for name in patches for _, patch in patches_of(name)]
+    found = [patch for name in patches for patch in _patches(name, trust_remote_code=trust_remote_code)]
     base = model or (found[0].base if stack is None else stack.base)
     _check_base(base, patches)
     adapter = Adapter.of(found, rank)
@@ -104,14 +109,25 @@ def export(
     write_json(json, {**result, "bytes": size, "asked": asked})
 
 
+def _patches(name: str, *, trust_remote_code: bool) -> list[Patch]:
+    """The patches that a name is of. A run is one: as a whole, shaped where its recipe shapes runs.
+
+    Raises:
+        InputError: if a run is not finished, or there are no patches.
+    """
+    if not is_run(name):
+        return [patch for _, patch in patches_of(name)]
+    run = open_run(Path(name))
+    if run.batches_done < run.batches:
+        raise InputError(
+            f"the run {name} is not finished: {run.batches_done} of {run.batches} batches are done",
+            remedy=f"Finish it first: errata edit --resume {name}",
+        )
+    return [stack_of_run(name, trust_remote_code=trust_remote_code).patches[-1].patch]
+
+
 def _check_base(base: str, patches: Sequence[str]) -> None:
     """An adapter goes beside weights, and PEFT has to find them: a stack has none of its own, nor has a run."""
-    for name in patches:
-        if is_run(name):
-            raise InputError(
-                f"{name} is a run, and only as a whole a change of its base",
-                remedy=f"Write it as a full model first (errata merge --model {name} --out FULL), and export that",
-            )
     if is_stack(base) or is_run(base):
         kind = "stack" if is_stack(base) else "run"
         raise InputError(
