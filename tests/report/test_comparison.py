@@ -136,3 +136,27 @@ def test_no_metric_of_ours_is_unknown(metric: Metric) -> None:
     measure = measure_of(metric)
     assert measure.group is not Group.UNKNOWN
     assert (measure.unit is Unit.PERCENT) == (metric not in NOT_SHARES | {Metric.WEIGHT_NORM_RATIO})
+
+
+def test_a_group_of_many_metrics_is_shown_in_several_tables_and_none_is_lost() -> None:
+    kinds = ("accuracy", "success", "tokens")
+    names = [f"{subject}_{kind}" for subject in ("efficacy", "generalisation", "portability") for kind in kinds]
+    rows = [
+        row("memit", name, when, mean)
+        for name in ("score", *names)
+        for when, mean in (("right_after", 0.9), ("after", 0.8))
+    ]  # type: ignore[misc]
+    (whole,) = comparisons(rows)
+    parts = comparisons(rows, most=8)
+    assert len(whole.columns) == 2 * 10
+    assert all(len(part.columns) <= 8 for part in parts)
+    assert [column for part in parts for column in part.columns] == list(whole.columns)
+    assert [cell for part in parts for cell in part.lines[0].cells] == list(whole.lines[0].cells)
+    assert whole.measures[0][0].name == "score", "what sums up comes first"
+
+
+def test_right_after_is_no_column_where_it_is_the_end_for_all_methods() -> None:
+    rows = [row(method, "score", when, 0.5) for method in ("a", "b") for when in ("right_after", "after")]  # type: ignore[arg-type]
+    assert [column.when for column in comparisons(rows)[0].columns] == ["after"]
+    rows[0]["mean"] = 0.6
+    assert [column.when for column in comparisons(rows)[0].columns] == ["right_after", "after"]

@@ -187,7 +187,9 @@ def test_methods_of_which_not_all_seeds_are_done_say_so(tmp_path: Path) -> None:
     assert written.count("| `memit` (seeds 2 of 3) |") == written.count("| `alphaedit` |") == groups
     assert "memit (seeds 2 of 3) &" in report_latex(run)
     page = report_page(run, Answers({}, 0, 0, 0))
-    assert page.count('<span class="n">seeds 2 of 3</span>') == groups + page.count('class="chart gap"')
+    tables = page.count('class="results"')  # a group of many metrics has several
+    assert tables >= groups
+    assert page.count('<span class="n">seeds 2 of 3</span>') == tables + page.count('class="chart gap"')
     assert page.count('<span class="n">seeds 3 of 3</span>') == 0
     for each in (written, page):
         assert "Begun" in each
@@ -223,7 +225,7 @@ def test_methods_that_stopped_early_say_so_and_are_never_best(tmp_path: Path) ->
     written, page = report_markdown(stopped), report_page(stopped, Answers({}, 0, 0, 0))
     assert "| `memit+blue` (2 of 3 stopped early) |" in written
     assert "memit+blue (2 of 3 stopped early) &" in report_latex(stopped)
-    assert page.count('<span class="n">2 of 3 stopped early</span>') == page.count("<bdi>memit+blue</bdi></span>")
+    assert page.count('<span class="n">2 of 3 stopped early</span>') == page.count("<bdi>memit+<wbr>blue</bdi></span>")
     for each in (written, page):
         assert "stopped before batch 2, with 1 fact edited" in each
         assert "of which a run stopped early takes no part" in each

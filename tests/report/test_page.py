@@ -14,6 +14,7 @@ from errata.errors import InputError
 from errata.report.answers import OUTCOMES, outcome, read_answers
 from errata.report.bench_run import read_bench_run
 from errata.report.curves import chart_svg, charts
+from errata.report.documents import report_markdown
 from errata.report.page import duration, embedded_json, report_page
 
 from tests.support.bench_runs import MadeUp, row, write_records, write_run
@@ -185,6 +186,35 @@ def test_curves_begin_with_the_unedited_model_only_where_it_was_asked_as_many_qu
     ]
     drawn = {chart.measure.name: [point.edits for point in chart.curves[0].points] for chart in charts(rows, ["a"])}
     assert drawn == {"untouched_accuracy": [10, 20], "specificity_accuracy": [0, 10, 20]}
+
+
+def test_a_single_check_is_a_line_from_before_to_the_end_or_no_chart() -> None:
+    rows = [
+        row("a", "efficacy_accuracy", "before", 0.0),
+        row("a", "efficacy_accuracy", "during", 0.8, n=64, edits=20),
+        row("a", "efficacy_accuracy", "after", 0.9, edits=20),
+        row("a", "efficacy_accuracy_first", "during", 0.8, edits=20),
+        row("a", "weight_norm_ratio", "during", 0.2, n=1, edits=20),
+        row("a", "weight_norm_ratio", "after", 0.2, n=1, edits=20),
+        row("a", "untouched_changed", "during", 0.2, edits=20),
+        row("a", "untouched_changed", "during", 0.2, edits=40),
+    ]
+    drawn = {
+        chart.measure.name: [(point.edits, point.mean) for point in chart.curves[0].points]
+        for chart in charts(rows, ["a"])
+    }
+    assert drawn == {"efficacy_accuracy": [(0, 0.0), (20, 0.9)], "weight_norm_ratio": [(0, 0.0), (20, 0.2)]}
+
+
+def test_headings_name_no_path_of_this_machine(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "some-folder", MadeUp(seeds=1, facts=20, batch=10, model="/home/me/models/small"))
+    tree = html.document_fromstring(page_of(directory))
+    heads = [one.text_content() for one in tree.xpath("//title | //h1 | //h2")]
+    assert not [head for head in heads if "/home" in head or "some-folder" in head]
+    assert "small" in heads[0]
+    assert "small" in heads[1]
+    assert "new answer" in tree.xpath("//p[@class='lead']")[0].text_content()
+    assert "/home" not in report_markdown(read_bench_run(directory)).partition("## How to repeat")[0]
 
 
 def test_a_curve_ends_where_a_run_drops_out_of_it() -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import When
+from errata.evaluation.results_file import write_results
 from errata.report.answers import read_answers
 from errata.report.bench_run import read_bench_run
 from errata.report.page import report_page
 
 from tests.report.test_page import HOSTILE, HOSTILE_RUN
-from tests.support.bench_runs import METHODS, MadeUp, write_run
+from tests.support.bench_runs import METHODS, MadeUp, row, write_run
 from tests.support.browser import Browser, browser, chromium
 
 PROGRAM = chromium()
@@ -115,6 +118,32 @@ def test_the_legend_hides_a_method_in_all_charts(shown: Browser) -> None:
 def test_narrow_windows_do_not_scroll_sideways(shown: Browser, width: int) -> None:
     shown.look(width=width, height=700)
     assert shown.run("document.documentElement.scrollWidth") <= width
+
+
+def test_all_metrics_stand_in_a_window_of_usual_width(opened: Browser, tmp_path: Path) -> None:
+    """Score and generalisation were off screen, to the right."""
+    directory = write_run(tmp_path / "run", MadeUp(seeds=1, facts=20, batch=10))
+    moments: tuple[When, ...] = ("before", "right_after", "after")
+    rows = [
+        row(method, metric, when, 0.9 - 0.1 * place, model="lab", data="counterfact")
+        for method in METHODS
+        for metric in Metric
+        for place, when in enumerate(moments)
+    ]
+    about = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["about"]
+    write_results(directory / "summary.json", rows, about)
+    run = read_bench_run(directory)
+    page = directory / "report.html"
+    page.write_text(report_page(run, read_answers(run.records)), encoding="utf-8")
+    opened.look(width=1280, height=800)
+    opened.open(page)
+    cut = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert opened.run(cut) == 0
+    assert opened.run(f"{FIRST_TABLE}.textContent").find("score") > 0
+    opened.look(width=390, height=800)
+    assert opened.run("document.documentElement.scrollWidth") <= 390
+    lines = "[...document.querySelectorAll('tbody.methods bdi')].filter(e => e.textContent === 'alphaedit+blue')"
+    assert opened.run(f"Math.max(...{lines}.map(e => e.getClientRects().length))") <= 2
 
 
 def contrast(driven: Browser, selector: str) -> float:

@@ -142,6 +142,24 @@ def test_markdown_by_hand() -> None:
     ]
 
 
+def test_columns_that_start_at_their_floor_or_ceiling_are_marked() -> None:
+    def table(specificity: float, success: float) -> str:
+        return markdown_tables(
+            [
+                row("memit", Metric.SPECIFICITY_ACCURACY, "before", specificity),
+                row("memit", Metric.SPECIFICITY_ACCURACY, "after", 0.01),
+                row("memit", Metric.EFFICACY_SUCCESS, "before", success),
+                row("memit", Metric.EFFICACY_SUCCESS, "after", 1.0),
+            ]
+        )
+
+    assert "spec. all * (n=100)" in table(0.025, 0.2)
+    assert "eff. succ. (n=100)" in table(0.025, 0.2)
+    assert "spec. all (n=100)" in table(0.7, 0.95)
+    assert "eff. succ. * (n=100)" in table(0.7, 0.95)
+    assert "show nothing" not in table(0.7, 0.2)
+
+
 def test_n_is_a_range_where_it_differs() -> None:
     rows = [
         row("memit", Metric.EFFICACY_ACCURACY, "after", 0.5, n=90),

@@ -40,6 +40,17 @@ class Section:
     data: str
     rows: tuple[Row, ...]
 
+    @property
+    def title(self) -> str:
+        """Model and data as headings call them: of a path, only its last part."""
+        names = ((self.model, "model not told"), (self.data, "data not told"))
+        return ", ".join(shown_name(name) or missing for name, missing in names)
+
+
+def shown_name(name: str) -> str:
+    """A model's name on the hub as it is; of a path of this machine, its last part."""
+    return Path(name).name or name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+
 
 @dataclass(frozen=True, slots=True)
 class BenchRun:

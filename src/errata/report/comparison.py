@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -101,23 +102,59 @@ class Comparison:
     lines: tuple[Line, ...]
 
 
-def comparisons(rows: Sequence[Row], stopped: Collection[str] = ()) -> list[Comparison]:
-    """The tables of one model and one data set: right after each fact's own batch beside after the whole run.
+def comparisons(rows: Sequence[Row], stopped: Collection[str] = (), *, most: int | None = None) -> list[Comparison]:
+    """The tables of one model and one data set: right after each fact's own batch, where that is not the same as at the
+    end, beside after the whole run.
 
     Args:
         stopped: methods of which a run stopped early. Their values are shown, and neither are best nor keep others
             from it.
+        most: columns of one table; a group of metrics that has more is shown in several tables. None: any number.
     """
     found: dict[tuple[str, str, When], Row] = {
         (row["method"], row["metric"], row["when"]): row for row in rows if row["when"] != "during"
     }
+    found = {key: row for key, row in found.items() if key[2] != "right_after" or _differs(key, found)}
     methods = list(dict.fromkeys(method for method, _, _ in found))
     measures = in_order({metric for _, metric, when in found if when != "before"})
     return [
-        _comparison(group, [measure for measure in measures if measure.group is group], methods, found, stopped)
+        _comparison(group, part, methods, found, stopped)
         for group in Group
-        if any(measure.group is group for measure in measures)
+        for part in _parts([measure for measure in measures if measure.group is group], found, most)
     ]
+
+
+def _differs(key: tuple[str, str, When], found: Mapping[tuple[str, str, When], Row]) -> bool:
+    """Whether any method's value of a metric is not the same right after its batch and at the end: with one batch none
+    is, and one column has both.
+    """
+    right_after = {method: row for (method, metric, when), row in found.items() if (metric, when) == key[1:]}
+    after = {method: found.get((method, key[1], "after")) for method in right_after}
+    return any(
+        (end := after[method]) is None
+        or (row["mean"], row["low"], row["high"], row["n"]) != (end["mean"], end["low"], end["high"], end["n"])
+        for method, row in right_after.items()
+    )
+
+
+def _parts(
+    measures: Sequence[Measure], found: Mapping[tuple[str, str, When], Row], most: int | None
+) -> list[list[Measure]]:
+    """A group's measures, as many together as have room, and as even as can be."""
+    columns = {
+        measure.name: len({when for _, metric, when in found if metric == measure.name and when != "before"})
+        for measure in measures
+    }
+    total = sum(columns.values())
+    if most is None or total <= most:
+        return [list(measures)] if measures else []
+    room = math.ceil(total / math.ceil(total / most))
+    parts: list[list[Measure]] = [[]]
+    for measure in measures:
+        if parts[-1] and sum(columns[each.name] for each in parts[-1]) + columns[measure.name] > room + 1:
+            parts.append([])
+        parts[-1].append(measure)
+    return parts
 
 
 def _comparison(

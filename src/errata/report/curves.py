@@ -16,19 +16,20 @@ from markupsafe import Markup
 
 from errata.evaluation.results_file import Row
 from errata.report.axes import Scale
-from errata.report.measures import Group, Measure, Unit, in_order
+from errata.report.measures import Group, Measure, Unit, in_order, measure_of
 
 COLOURS: Final = 8  # how many the page's style sheet has
 _DASHES: Final = ("", "6 3", "2 2.5", "8 3 2 3", "12 3", "4 2 1 2")
 _MARKERS: Final = ("circle", "square", "triangle", "diamond", "cross", "inverted")
 _FIRST: Final = (
-    "efficacy_accuracy_first", "efficacy_accuracy_last", "efficacy_accuracy", "untouched_accuracy", "perplexity_ratio",
-    "weight_norm_ratio",
+    "efficacy_accuracy_first", "efficacy_accuracy_last", "efficacy_accuracy", "untouched_accuracy_known",
+    "untouched_accuracy", "perplexity_ratio", "weight_norm_ratio",
 )  # fmt: skip
 _TITLES: Final[Mapping[str, str]] = {
     "efficacy_accuracy_first": "Efficacy of the first batch",
     "efficacy_accuracy_last": "Efficacy of the last batch",
     "efficacy_accuracy": "Efficacy of all batches so far",
+    "untouched_accuracy_known": "Untouched facts that were known before",
     "untouched_accuracy": "Untouched facts",
     "perplexity_ratio": "Perplexity ratio",
     "weight_norm_ratio": "Weight change ‖ΔW‖ / ‖W‖",
@@ -70,7 +71,7 @@ class Chart:
     @property
     def unit(self) -> str:
         """What the vertical axis is in."""
-        named = {Unit.PERCENT: "% (accuracy)", Unit.RATIO: "ratio to the unedited model", Unit.SECONDS: "seconds"}
+        named = {Unit.PERCENT: "%", Unit.RATIO: "ratio to the unedited model", Unit.SECONDS: "seconds"}
         return "‖ΔW‖ / ‖W‖" if self.measure.name == "weight_norm_ratio" else named.get(self.measure.unit, "")
 
 
@@ -82,12 +83,15 @@ def charts(rows: Sequence[Row], methods: Sequence[str]) -> list[Chart]:
     the first check (a sample beside all would be a step that no edit made); of the edited facts, the line from there
     to the first check would hide all that follows.
 
+    A single check is one dot and shows nothing: there the line is from before editing to the end of the run, and where
+    neither was measured there is no chart. What was lost, gained and changed is in tables only.
+
     Args:
         rows: of one model and one data set.
         methods: of the whole page, in whose order styles are given.
     """
     during = [row for row in rows if row["when"] == "during" and "edits" in row]
-    names = {row["metric"] for row in during}
+    names = {row["metric"] for row in during if measure_of(row["metric"]).group is not Group.CHANGES}
     others = [measure.name for measure in in_order(names) if measure.name not in _FIRST]
     drawn = []
     for name in (*(name for name in _FIRST if name in names), *others):
@@ -95,10 +99,18 @@ def charts(rows: Sequence[Row], methods: Sequence[str]) -> list[Chart]:
         curves = []
         for style, method in enumerate(methods):
             checks = [row for row in during if (row["method"], row["metric"]) == (method, name)]
-            before = [row for row in rows if (row["method"], row["metric"], row["when"]) == (method, name, "before")]
-            if checks:
-                points = _points(before if measure.group is Group.OTHERS else [], checks)
+            before, after = (
+                [row for row in rows if (row["method"], row["metric"], row["when"]) == (method, name, when)]
+                for when in ("before", "after")
+            )
+            if len({row["edits"] for row in checks}) == 1:
+                points = _ends(name, before, after)
+            else:
+                points = _points(before if measure.group is Group.OTHERS else [], checks) if checks else ()
+            if len(points) > 1:
                 curves.append(Curve(method, style, points))
+        if not curves:
+            continue
         title = _TITLES.get(name, measure.head[:1].upper() + measure.head[1:])
         drawn.append(Chart(title, measure, tuple(curves)))
     return drawn
@@ -111,6 +123,12 @@ def _points(before: Sequence[Row], checks: Sequence[Row]) -> tuple[Point, ...]:
     start = [_point(row, 0) for row in before if row["n"] == first["n"] and first["edits"] > 0]
     whole = takewhile(lambda row: row.get("seeds") == first.get("seeds"), ordered)
     return (*start, *(_point(row, row["edits"]) for row in whole))
+
+
+def _ends(name: str, before: Sequence[Row], after: Sequence[Row]) -> tuple[Point, ...]:
+    """Before editing and after the whole run, both of all that was asked."""
+    start = [Point(0, 0.0, None, None)] if name == "weight_norm_ratio" else [_point(row, 0) for row in before]
+    return (*start, *(_point(row, row["edits"]) for row in after if row.get("edits", 0) > 0))
 
 
 def _point(row: Row, edits: int) -> Point:

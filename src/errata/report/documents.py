@@ -10,8 +10,9 @@ from typing import Final
 from errata.evaluation.results_file import Row
 from errata.report.analysis_documents import left_out, section_markdown
 from errata.report.analysis_results import ShownStudy
-from errata.report.bench_run import BenchRun
+from errata.report.bench_run import BenchRun, shown_name
 from errata.report.comparison import BEST_NOTE, Cell, Comparison, comparisons
+from errata.report.conclusion import conclusion
 from errata.report.markdown import Markdown, code, fenced, moment, text
 from errata.report.page import (
     as_yaml,
@@ -37,22 +38,29 @@ def report_markdown(run: BenchRun, analysis: Sequence[ShownStudy] = (), waiting:
         waiting: what to say of each study that is left out.
     """
     about = run.about
-    blocks = [f"# Benchmark {text(run.name)}", text(headline(run)) + "."]
+    blocks = [f"# {text(headline(run))}"]
+    sections = run.sections()
+    for section in sections:
+        if found := conclusion(section.rows, run.stopped(section)):
+            lead = f"**{text(section.title)}**: " if len(sections) > 1 else ""
+            blocks.append(lead + text(found))
     begun = moment(about.created) if about.created else "at a time not told"
-    blocks.append(f"Begun {begun}. Time: {duration(total_seconds(about.cells))} ({seconds_note(about)}).")
+    blocks.append(
+        f"Begun {begun}, in the folder {text(run.name)}. Time: {duration(total_seconds(about.cells))} ({seconds_note(about)})."
+    )
     alarms = [
         f"- **Failed:** {code(cell.id)}: {text(cell.failure or 'no reason told')}" for cell in failed(about.cells)
     ]
     alarms += [f"- **Collapsed:** {code(cell.id)}: {stopping(cell)}" for cell in collapsed(about.cells)]
     alarms += [f"- **Not done:** {code(cell.id)}" for cell in unfinished(about.cells)]
     blocks += ["\n".join(alarms)] if alarms else []
-    for section in run.sections():
-        blocks.append(f"## {text(section.model or 'model not told')}, {text(section.data or 'data not told')}")
+    for section in sections:
+        blocks.append(f"## {text(section.title)}")
         for table in comparisons(section.rows, run.stopped(section)):
             blocks += [f"### {table.group}", _table(table, run.signs(section))]
     blocks.append(f"Mean [95 % interval] over n. **Bold**: {BEST_NOTE[0].lower()}{BEST_NOTE[1:]}")
     absent = [
-        f"- {', '.join(code(name) for name in (entry.model, entry.data) if name)}: "
+        f"- {', '.join(code(shown_name(name)) for name in (entry.model, entry.data) if name)}: "
         f"{', '.join(map(code, entry.metrics))}: {text(entry.reason)}"
         for entry in run.absent()
     ]

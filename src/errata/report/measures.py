@@ -32,7 +32,7 @@ class Group(StrEnum):
     TEXTS = "Texts that the model writes"
     SIDE = "Side tests"
     ABILITY = "General ability"
-    COST = "Cost"
+    COST = "Size of the change, and time"
     UNKNOWN = "Other metrics"
 
 
@@ -90,6 +90,7 @@ _CHANGES: Final[tuple[tuple[str, Better | None], ...]] = (("lost", "lower"), ("g
 _KNOWN: Final[Mapping[str, Measure]] = {
     measure.name: measure
     for measure in (
+        Measure("score", "score", Group.EDITED, Unit.PERCENT, "higher"),
         *(
             Measure(f"{subject}_{kind}", f"{subject.replace('_', ' ')} {head}", group, Unit.PERCENT, "higher")
             for subject, group in _SUBJECTS
@@ -102,7 +103,6 @@ _KNOWN: Final[Mapping[str, Measure]] = {
             for kind in CONTROLS.values()
             for name, better in _CHANGES
         ),
-        Measure("score", "score", Group.EDITED, Unit.PERCENT, "higher"),
         Measure("efficacy_accuracy_first", "efficacy of the first batch", Group.EDITED, Unit.PERCENT, "higher"),
         Measure("efficacy_accuracy_last", "efficacy of the last batch", Group.EDITED, Unit.PERCENT, "higher"),
         *(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,8 +24,9 @@ from markupsafe import Markup
 from errata.report.analysis_results import ShownStudy, told_value, verdicts
 from errata.report.answers import Answers
 from errata.report.bench_about import About, CellRecord
-from errata.report.bench_run import BenchRun
+from errata.report.bench_run import BenchRun, shown_name
 from errata.report.comparison import BEST_NOTE, Comparison, comparisons
+from errata.report.conclusion import conclusion, unable
 from errata.report.curves import Chart, chart_svg, charts, swatch_svg
 from errata.report.gap import Gap, gap_svg, gaps
 
@@ -32,6 +34,7 @@ _SECONDS: Final = "editing and asking of all runs, added up; loading, preparing 
 # Of results that name one command only: neither an earlier sitting of a cell that was stopped, nor a later one that
 # only measured more, is in their seconds.
 _OLDER_SECONDS: Final = "wall time of each run's last sitting of editing, added up"
+MOST_COLUMNS: Final = 8  # of one table; they fit beside the names of methods in a window of 1280 pixels
 TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
@@ -39,8 +42,9 @@ TEMPLATES: Final = Path(__file__).parent / "templates"
 class PageSection:
     """What the page shows of one model on one data set."""
 
-    model: str
-    data: str
+    title: str
+    conclusion: str
+    unable: Mapping[str, str]
     signs: Mapping[str, str]
     tables: tuple[Comparison, ...]
     gaps: tuple[Gap, ...]
@@ -58,10 +62,11 @@ def report_page(
     """
     sections = [
         PageSection(
-            section.model,
-            section.data,
+            section.title,
+            conclusion(section.rows, run.stopped(section)),
+            unable(section.rows),
             run.signs(section),
-            tuple(comparisons(section.rows, run.stopped(section))),
+            tuple(comparisons(section.rows, run.stopped(section), most=MOST_COLUMNS)),
             tuple(gaps(section.rows, run.methods)),
             tuple(charts(section.rows, run.methods)),
         )
@@ -100,8 +105,8 @@ def headline(run: BenchRun) -> str:
     """What was run, in one line: ``4 methods on lab, counterfact; 3 seeds, 1,000 edits``."""
     cells = run.about.cells
     seeds = len({cell.seed for cell in cells})
-    models = ", ".join(dict.fromkeys(name for cell in cells if (name := Path(cell.model).name or cell.model)))
-    data = ", ".join(dict.fromkeys(Path(cell.data).name or cell.data for cell in cells))
+    models = ", ".join(dict.fromkeys(shown_name(cell.model) for cell in cells if cell.model))
+    data = ", ".join(dict.fromkeys(shown_name(cell.data) for cell in cells))
     edits = sorted({row["edits"] for row in run.rows if row["when"] == "after" and "edits" in row})
     what = _counted(len(run.methods), "method")
     parts = [f"{what} on {models} with {data}", _counted(seeds, "seed")] if cells else [what]
@@ -173,6 +178,11 @@ def embedded_json(value: Mapping[str, Any]) -> Markup:
     return Markup(text)
 
 
+def breakable(name: str) -> Markup:
+    """A method's name that a narrow column breaks between its parts, and not inside a word."""
+    return Markup("<wbr>").join(re.split(r"(?<=[+,=/.])", name))
+
+
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
@@ -202,6 +212,8 @@ def environment() -> Environment:
         "chart": chart_svg,
         "gap_chart": gap_svg,
         "swatch": swatch_svg,
+        "breakable": breakable,
+        "shown_name": shown_name,
         "duration": duration,
         "stopping": stopping,
         "moment": moment,

@@ -13,6 +13,7 @@ from rich.text import Text
 from errata.errors import InputError
 from errata.evaluation.changes import derived
 from errata.evaluation.metrics import CONTROLS, NOT_SHARES, Metric, in_order
+from errata.evaluation.outcomes import no_room
 from errata.evaluation.records import When
 from errata.evaluation.results_file import Row
 
@@ -153,9 +154,19 @@ def _comparison(rows: Sequence[Row], part: Part, metrics: Sequence[str], right_a
         if not common:
             entries.append((f"  {UNEDITED}", cells(method, "before"), True))
         lines += [_Line(*entry) for entry in entries if entry[1] != nothing]
-    columns = _COLUMNS[part]
-    heads = tuple((columns[metric], _n(row["n"] for row in rows if row["metric"] == metric)) for metric in metrics)
-    return _Grid("method", heads, tuple(lines), f"After the whole run, mean [95 % interval over n]; {_MEANING[part]}")
+    before = {row["metric"]: row["mean"] for row in rows if row["when"] == "before"}
+    unable = {metric for metric in metrics if metric in before and no_room(metric, before[metric])}
+    heads = tuple(
+        (
+            _COLUMNS[part][metric] + (" *" if metric in unable else ""),
+            _n(row["n"] for row in rows if row["metric"] == metric),
+        )
+        for metric in metrics
+    )
+    note = f"After the whole run, mean [95 % interval over n]; {_MEANING[part]}"
+    if unable:
+        note += "; *: has no room to move from where it was before editing, and can show nothing"
+    return _Grid("method", heads, tuple(lines), note)
 
 
 def _differs_right_after(rows: Sequence[Row]) -> bool:
