@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import typer
 
 import errata
 from errata.__main__ import main
-from errata.cli import imported, run
+from errata.analysis.studies import STUDIES
+from errata.analysis.titles import TITLES
+from errata.benchmark.measurements import FURTHER
+from errata.benchmark.part_names import FURTHER_NAMES
+from errata.cli import command_of, run
 from errata.output import reserved
 from errata.verbs.command import Verb
 from errata.verbs.verb_table import VERBS
@@ -31,9 +38,57 @@ def test_what_needs_no_model_imports_no_torch(arguments: list[str]) -> None:
     assert ended.stdout or "Did you mean 'revert'" in ended.stderr
 
 
+@pytest.mark.parametrize("problem", ["--typo", "--help"])
+def test_a_command_line_is_read_without_torch(problem: str) -> None:
+    """Of every verb at once: a process each would take minutes."""
+    script = (
+        "import sys; from errata.cli import run\n"
+        "for verb in sys.argv[2:]:\n"
+        "    status = run([*verb.split(), sys.argv[1]])\n"
+        "    assert status == (2 if sys.argv[1] == '--typo' else 0), (verb, status)\n"
+        "    assert 'torch' not in sys.modules and 'transformers' not in sys.modules, verb\n"
+    )
+    verbs = [*VERBS, "recipe auto", "recipe check", "data get", "models list", "lab train", "lab save"]
+    command = [sys.executable, "-c", script, problem, *verbs]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr[-300:] if ended.returncode else "") == (0, "")
+
+
+def parameters(command: Any) -> list[dict[str, Any]]:
+    """Everything that a command's help and its reading depend on, but for functions, of which there are two copies."""
+    return [
+        {name: value for name, value in vars(each).items() if not callable(value) and name != "type_descriptor"}
+        | {"type": each.type_descriptor.annotation, "callback": each.callback is not None}
+        for each in command.params
+    ]
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_command_line_is_that_of_its_module(name: str) -> None:
+    """Which is only partly executed to read it."""
+    app = import_module(f"errata.verbs.{VERBS[name].module}").app
+    for command in app.registered_commands:
+        command.cls = Verb
+    whole: Any = typer.main.get_group(app)
+    whole = whole.commands.get(name, whole)
+    part = command_of(name)
+    assert (part.help, part.epilog) == (whole.help, whole.epilog)
+    assert parameters(part) == parameters(whole)
+    assert list(getattr(part, "commands", {})) == list(getattr(whole, "commands", {}))
+    for sub, command in getattr(whole, "commands", {}).items():
+        assert part.commands[sub].help == command.help
+        assert parameters(part.commands[sub]) == parameters(command)
+
+
+def test_help_names_what_there_is() -> None:
+    assert tuple(part.name for part in FURTHER) == FURTHER_NAMES
+    assert {name: study.title for name, study in STUDIES.items()} == TITLES
+    assert list(STUDIES) == list(TITLES)
+
+
 @pytest.mark.parametrize("name", VERBS)
 def test_a_verb_is_listed_with_what_its_own_help_says_first(name: str) -> None:
-    command = imported(name)
+    command = command_of(name)
     assert command.help.startswith(VERBS[name].summary)
     commands = getattr(command, "commands", {"": command}).values()
     assert all(isinstance(each, Verb) for each in commands), "results for machines take the place of nothing"
@@ -69,19 +124,19 @@ def test_an_interrupt_while_a_verb_is_imported(
     def interrupted(name: str) -> ModuleType:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("errata.cli.import_module", interrupted)
-    assert run(["edit", "--help"]) == 130
+    monkeypatch.setattr("errata.verbs.command.import_module", interrupted)
+    assert run(["edit"]) == 130
     assert "interrupted; no output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_among_imports_is_no_exception_there(name: str) -> None:
     script = (
-        "import signal, sys, errata.cli as cli\n"
+        "import signal, sys, errata.cli as cli, errata.verbs.command as command\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def imported(name):\n    try:\n        signal.raise_signal(getattr(signal, sys.argv[1]))\n"
         "    except BaseException as error:\n        raise ImportError('could not import') from error\n"
-        "cli.import_module = imported\ncli.main(['edit'])"
+        "command.import_module = imported\ncli.main(['edit'])"
     )
     ended = subprocess.run([sys.executable, "-c", script, name], check=False, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (130, "interrupted; nothing had begun\n")

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 import typer
@@ -18,13 +17,14 @@ from typer.exceptions import TyperException
 from errata.errors import ErrataError, InterruptedRunError
 from errata.streams import steady_streams
 from errata.verbs.command import Verb
+from errata.verbs.command_line import command_line
 from errata.verbs.terminal import error_console
 from errata.verbs.verb_table import VERBS
 from errata.visible import visible
 
 
 class Verbs(TyperGroup):
-    """The verbs, each imported when it is wanted; for a list of them all, the table will do."""
+    """The verbs, each read when it is wanted; for a list of them all, the table will do."""
 
     _listed = False
 
@@ -47,18 +47,15 @@ class Verbs(TyperGroup):
         listed = super().get_command(ctx, cmd_name)
         if listed is None or self._listed:
             return listed
-        command = imported(cmd_name)
-        if ctx.obj is not None:
-            ctx.obj()  # what is to be done once the libraries are there; see run
-        return command
+        return command_of(cmd_name)
 
 
-def imported(name: str) -> Any:
-    """The command, or the group of commands, of a verb."""
-    module = import_module(f"errata.verbs.{VERBS[name].module}")
-    for command in module.app.registered_commands:
+def command_of(name: str) -> Any:
+    """The command, or the group of commands, of a verb; its module is imported when it is called."""
+    app = command_line(f"errata.verbs.{VERBS[name].module}")
+    for command in app.registered_commands:
         command.cls = Verb
-    group = typer.main.get_group(module.app)
+    group = typer.main.get_group(app)
     return group.commands.get(name, group)
 
 
@@ -137,7 +134,7 @@ def run(arguments: Sequence[str] | None = None, *, on_import: Callable[[], None]
     """As ``main``, but returns the exit status, and leaves the process as it is.
 
     Args:
-        on_import: called when a verb has been imported, before its work.
+        on_import: called when a verb and the libraries have been imported, before its work.
     """
     try:
         app(args=None if arguments is None else list(arguments), prog_name="errata", obj=on_import)

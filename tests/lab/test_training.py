@@ -14,7 +14,8 @@ from errata.lab import training, vocabulary
 from errata.lab.package import lab_world, write_lab
 from errata.lab.texts import epoch_documents
 from errata.lab.tokenizer import SPECIAL_TOKEN, train_tokenizer
-from errata.lab.training import Progress, TrainingSettings, build_model, train
+from errata.lab.training import Progress, build_model, train
+from errata.lab.training_settings import TrainingSettings
 from errata.lab.world import World
 
 MINIATURE = TrainingSettings(

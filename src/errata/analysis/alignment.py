@@ -15,6 +15,7 @@ from errata.analysis.alignment_findings import findings_of
 from errata.analysis.projection import check_projection, project
 from errata.analysis.residuals import COMPUTED, SPREADS, LayerTargets, search_targets
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
+from errata.analysis.titles import TITLES
 from errata.errors import InputError
 from errata.facts import Fact
 from errata.methods import BOUNDARY_PAPER
@@ -98,7 +99,7 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 ALIGNMENT = Study(
     name="alignment",
-    title="How far spread residuals are from computed ones",
+    title=TITLES["alignment"],
     shows="At each critical layer, on unedited weights: the cosine of the residual that spreading gives the layer (δ_L "
     "divided by the number of critical layers left, or by its root, which has the same direction) and the one computed "
     "at the layer; beside it the cosine with other facts' computed residuals, which is what any two facts have in "

@@ -11,6 +11,7 @@ from torch import Tensor
 from errata.analysis.findings import Claim, Figure, Findings, Label, Panel, Row, compared, line_of, mean_row, told
 from errata.analysis.residuals import COMPUTED, SPREADS, search_targets
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
+from errata.analysis.titles import TITLES
 from errata.facts import Fact
 from errata.methods import BOUNDARY_PAPER
 from errata.targets.contexts import generate_prefixes
@@ -132,7 +133,7 @@ def _gains(runs: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], layer: i
 
 CONTRIBUTION = Study(
     name="contribution",
-    title="What one layer's residual contributes",
+    title=TITLES["contribution"],
     shows="How much likelier the target becomes when a layer's residual r alone is added to the hidden state at the "
     "subject's last token, on unedited weights: P(o | h_l += r) − P(o), for the residual that spreading gives the "
     "layer (δ_L divided by the number of critical layers left, or by its root) and for the one computed at the layer.",

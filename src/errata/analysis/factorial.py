@@ -19,6 +19,7 @@ from errata.analysis.contrasts import Cell
 from errata.analysis.edited import edited
 from errata.analysis.factorial_findings import findings_of
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
+from errata.analysis.titles import TITLES
 from errata.analysis.variance import check_statistics
 from errata.batch_record import BatchRecord
 from errata.benchmark.sequential import Examination, Measurement, examine
@@ -207,7 +208,7 @@ def check_factorial(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 FACTORIAL = Study(
     name="factorial",
-    title="What the boundary gain is made of",
+    title=TITLES["factorial"],
     shows="Runs that differ in one thing at a time: where residuals come from (spread, √-spread, computed at each "
     "layer, carried forward by replay), which layers are written (first, last, both ends, all), history, ridge and key "
     "contexts. An analysis of variance tells how much of the variation between runs goes with each factor and each "

@@ -14,6 +14,7 @@ from errata.analysis.runs import about_run, edited, facts_said, run_name, runs_o
 from errata.analysis.shift_findings import CKA, COSINE, DISTANCE, IN_PICTURE, KINDS, UNTOUCHED, findings_of
 from errata.analysis.similarity import check_plane, cka_interval, cosines, fit_plane, relative_distances
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
+from errata.analysis.titles import TITLES
 from errata.benchmark.material import Material
 from errata.errors import InputError, NonFiniteError
 from errata.methods import BOUNDARY_PAPER
@@ -112,7 +113,7 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 HIDDEN_SHIFT = Study(
     name="hidden-shift",
-    title="How far a run moves what it was not to touch",
+    title=TITLES["hidden-shift"],
     shows="The hidden state h at the last token of a prompt, at every block's output, before and after a run of edits "
     "(h′): its relative distance ‖h′ − h‖ / ‖h‖ and cosine, the linear centred kernel alignment of all prompts' states "
     "before with those after, and both in the plane of the untouched prompts' first two principal components. Prompts "

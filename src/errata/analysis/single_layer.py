@@ -11,6 +11,7 @@ from errata.analysis.edited import edited
 from errata.analysis.residuals import COMPUTED, SPREADS
 from errata.analysis.single_layer_findings import KINDS, UNDIVIDED, findings_of
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
+from errata.analysis.titles import TITLES
 from errata.benchmark.measurements import check_parts, parts_of
 from errata.benchmark.parts import Inquiry, State
 from errata.edit import Editor
@@ -87,7 +88,7 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 SINGLE_LAYER = Study(
     name="single-layer",
-    title="One layer written alone",
+    title=TITLES["single-layer"],
     shows="What an edit is worth (everything that a benchmark asks) when one critical layer is written and no other: "
     "with the residual that spreading gives the layer, with the last layer's undivided, and with the one computed at "
     "the layer; and the unedited model beside them.",

@@ -12,6 +12,7 @@ from torch import Tensor
 from errata.analysis.runs import about_run, edited, run_name, runs_of
 from errata.analysis.spectrum_findings import WEIGHTS, findings_of
 from errata.analysis.study import Kept, Piece, Study, Workbench
+from errata.analysis.titles import TITLES
 from errata.edit_batch import solve_device
 from errata.factors import norm, singular_values
 from errata.models.weights import Term
@@ -65,7 +66,7 @@ def _pieces(bench: Workbench) -> list[Piece]:
 
 SPECTRUM = Study(
     name="spectrum",
-    title="How large the change of a run is, and in how many directions",
+    title=TITLES["spectrum"],
     shows="The singular values of the whole change ΔW of a run, per layer, beside those of the weight W that it "
     "changes: Frobenius and spectral norms and their ratios, the stable rank ‖·‖_F² / ‖·‖₂², the effective rank (the "
     "exponential of the entropy of σ / Σσ), the share of ‖ΔW‖_F² in the 1, 10 and 100 largest directions, and how the "

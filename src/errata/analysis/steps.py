@@ -10,6 +10,7 @@ from typing import Any, Final
 from errata.analysis.residuals import search_at
 from errata.analysis.steps_findings import EVEN, UNEDITED, findings_of
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
+from errata.analysis.titles import TITLES
 from errata.batch_record import BatchRecord
 from errata.edit import Editor
 from errata.errors import InputError, told_together
@@ -103,7 +104,7 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 STEPS = Study(
     name="steps",
-    title="How much is left to do once earlier layers are written",
+    title=TITLES["steps"],
     shows="The search of a target at each critical layer: how many losses it evaluates until the fact is done, which "
     "facts are done within the recipe's steps, which need no change at all, the loss that it begins (δ = 0) and ends "
     "with, and how long δ becomes. On unedited weights; with the schedules 'boundary' and 'own', on the weights as "

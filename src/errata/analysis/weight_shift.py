@@ -12,6 +12,7 @@ from errata.analysis.cost import cost_text
 from errata.analysis.earlier_batches import EarlierBatches
 from errata.analysis.shift_norms import ShiftNorms, shift_norms, solution
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
+from errata.analysis.titles import TITLES
 from errata.analysis.weight_shift_findings import piece_name, weight_shift_findings
 from errata.edit_batch import check_columns, solve_device
 from errata.errors import Fault, FaultsError, InputError
@@ -142,7 +143,7 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 WEIGHT_SHIFT = Study(
     name="weight-shift",
-    title="How far the spread residual leads an update astray",
+    title=TITLES["weight-shift"],
     shows="How far the update of a layer by the spread residual lies from that by the residual computed there: "
     "‖ΔW_computed − ΔW_spread‖, beside the bound that the theory gives, what the triangle inequality gives in its "
     "place, and each factor of them, over the number of critical layers behind, the batch size and the number of "

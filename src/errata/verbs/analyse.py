@@ -11,10 +11,11 @@ import typer
 from rich.table import Table
 
 from errata.analysis.running import RESULT, STUDY, Result, read_result, run_study
-from errata.analysis.studies import STUDIES
 from errata.analysis.study import Workbench
+from errata.analysis.titles import TITLES
 from errata.benchmark.grid import DataEntry
-from errata.benchmark.measurements import FURTHER, check_parts
+from errata.benchmark.measurements import check_parts
+from errata.benchmark.part_names import FURTHER_NAMES
 from errata.errors import InterruptedRunError, told_together
 from errata.loading import load_model
 from errata.models.outline import Outline
@@ -33,7 +34,7 @@ from errata.verbs.terminal import console, progress, tell
 
 HELP = (
     "Measure each step of the argument behind boundary-layer updates, on any supported model.\n\n"
-    + "\n\n".join(f"[bold]{name}[/]  {study.title}." for name, study in STUDIES.items())
+    + "\n\n".join(f"[bold]{name}[/]  {title}." for name, title in TITLES.items())
     + "\n\nA study is kept in a directory of its own, OUT/STUDY, piece by piece; the same command goes on after "
     "whatever stopped it. It leaves result.json, rows.csv, figures and a report. docs/analysis.md tells what each "
     "study shows, in which units, and where the question is from."
@@ -49,7 +50,7 @@ app = typer.Typer()
 
 @app.command("analyse", help=HELP, epilog=EXAMPLE)
 def analyse(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help=f"{', '.join(STUDIES)}, several by commas, or all.")],
+    study: Annotated[str, typer.Argument(metavar="STUDY", help=f"{', '.join(TITLES)}, several by commas, or all.")],
     model: ModelOption = "lab",
     facts: Annotated[
         str | None,
@@ -72,7 +73,7 @@ def analyse(
     ridges: Annotated[str | None, typer.Option(help="factorial: times the recipe's λ or L2, by commas.")] = None,
     measure: Annotated[
         str | None,
-        typer.Option(help=f"single-layer: further measurements: {', '.join(part.name for part in FURTHER)}."),
+        typer.Option(help=f"single-layer: further measurements: {', '.join(FURTHER_NAMES)}."),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; default: the one shipped for the model.")] = None,
     layers: Annotated[str | None, typer.Option(help="Critical layers in place of the recipe's: 4,5,6.")] = None,
@@ -170,7 +171,7 @@ def analyse(
                 ) from error
     for name, result in results.items():
         _show(name, result)
-    places = [out / name for name in STUDIES if is_file(out / name / RESULT)]
+    places = [out / name for name in TITLES if is_file(out / name / RESULT)]
     targets = {kind: out / f"report.{kind}" for kind in ("html", "md")}
     write_studies([read_result(place) for place in places], targets, places=places)
     write_json(

@@ -13,7 +13,7 @@ from errata.benchmark.campaign import Campaign, begin, open_campaign
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Grid, check_trusted, grid_of, read_grid
 from errata.benchmark.grid_part import sound_part
-from errata.benchmark.measurements import FURTHER
+from errata.benchmark.part_names import FURTHER_NAMES
 from errata.benchmark.record_table import check_table
 from errata.benchmark.remote import RayCluster, check_ray
 from errata.benchmark.working import Processes, work
@@ -88,7 +88,7 @@ def bench(
         typer.Option(help="Stop a run whose perplexity is over so many times the unedited one's, or 'none'; 1.5."),
     ] = None,
     measure: Annotated[
-        str | None, typer.Option(help=f"Further measurements, by commas: {', '.join(part.name for part in FURTHER)}.")
+        str | None, typer.Option(help=f"Further measurements, by commas: {', '.join(FURTHER_NAMES)}.")
     ] = None,
     without: Annotated[
         str | None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +54,10 @@ class Verb(TyperCommand):
                         f"--json {json} {relation} {place}, which this command reads or writes",
                         remedy="Give another file for the results",
                     )
+        if self.callback is not None:  # typer keeps its type to itself
+            import_module(self.callback.__module__)  # the work itself: seconds, after what can be found without it
+        if ctx.obj is not None:
+            ctx.obj()  # what has to be done once the libraries are there; see errata.cli.run
         with reserved(out) if isinstance(out, Path) else nullcontext():
             return super().invoke(ctx)
 

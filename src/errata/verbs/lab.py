@@ -15,7 +15,8 @@ from errata.facts_io import write_facts
 from errata.in_place import open_in_place
 from errata.lab.package import lab_world, save_lab, write_lab
 from errata.lab.tasks import every_fact, lab_facts
-from errata.lab.training import Progress, TrainingSettings, train
+from errata.lab.training import Progress, train
+from errata.lab.training_settings import TrainingSettings
 from errata.models.language_model import LanguageModel
 from errata.output import check_new, new_directory, write_text
 from errata.recipe import shipped_recipe
