@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts import MOST_FAULTS, Fact, FactSet, Question, fact_of
+from errata.facts_formats import escaped
 from errata.facts_io import facts_from_records, read_facts, write_facts
 from errata.facts_tokens import token_faults
 
@@ -343,6 +344,21 @@ def test_spellings_of_one_name_are_one_name(tmp_path: Path) -> None:
     assert "are those of" in told(lambda: read_facts(jsonl(tmp_path, accent, bare)))[0]
 
 
+# ---- spreadsheets
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+49 30", "-5 °C", "@home", "'=x", "''-1", "'", "it's", "a=b", "=", "'a"])
+def test_cells_are_no_formulas_and_come_back_as_they_were(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    fact = Fact(f"{text}", f"{text}", "{} is", text, old=f"{text}!", relation=text)
+    tabbed = Fact("\tid", "Ada", "\r{} is", "x")
+    write_facts([fact, tabbed], path)
+    with path.open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in "=+-@\t\r" and cell]
+    assert read_facts(path).facts == (fact, tabbed)
+
+
 # ---- files without end
 
 
@@ -513,7 +529,7 @@ def test_what_is_written_is_read_back(name: str, records: list[dict[str, object]
     # Each place is the line on which the fact's record starts, which is with its id.
     lines = path.read_bytes().decode().split("\n")
     for place, fact in zip(read.places, read, strict=True):
-        csv_start = '"' + fact.id.split("\n")[0].replace('"', '""')
+        csv_start = '"' + escaped(fact.id).split("\n")[0].replace('"', '""')
         expected = {".csv": csv_start, ".jsonl": json.dumps(fact.to_entry(), ensure_ascii=False)}[path.suffix]
         assert lines[int(place.rpartition(":")[2]) - 1].startswith(expected)
 

@@ -53,7 +53,19 @@ def test_what_a_command_reads_or_writes_is_no_place_for_results(
     assert content() == before
 
 
-@pytest.mark.parametrize("there", ["one line\n", '{"a": 1}\n{"a": 2}\n', "[1]", "{"])
+@pytest.mark.parametrize(
+    "there",
+    [
+        "one line\n",
+        '{"a": 1}\n{"a": 2}\n',
+        "[1]",
+        "{",
+        '{"subject": "Ada", "prompt": "{} speaks", "target": "Welsh"}\n',  # a file of one fact
+        json.dumps({"model_type": "llama", "hidden_size": 64}, indent=2),  # a model's config.json
+        '{"format": "errata-stack-1"}',
+        '{"format": "pt"}',
+    ],
+)
 def test_a_file_that_holds_no_results_is_not_replaced(there: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine").write_text(there, encoding="utf-8")
     assert run(["methods", "--json", "mine"]) == 2

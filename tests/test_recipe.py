@@ -126,6 +126,19 @@ def test_yaml_there_and_back(tmp_path: Path, name: str) -> None:
     assert read_recipe(path, name) == recipe
 
 
+def test_what_yaml_1_1_reads_as_a_number_is_refused() -> None:
+    assert "batch_size" in faults_of(with_value("batch_size", 7).replace("batch_size: 7", "batch_size: 1:30"))
+    recipe = parse_recipe(with_value("batch_size", 7).replace("batch_size: 7", "batch_size: 010"), "memit", source="x")
+    assert recipe.batch_size == 10
+    rate = with_value("target/learning_rate", 7).replace("learning_rate: 7", "learning_rate: 1e-3")
+    assert parse_recipe(rate, "memit", source="x").target.learning_rate == 0.001
+    for name in ("1e5", "0o17", "1:30", "yes", "010", "~", "0x1f"):
+        named = parse_recipe(
+            with_value("model", name).replace(f"model: {name}", f"model: '{name}'"), "memit", source="x"
+        )
+        assert parse_recipe(named.to_yaml(), "memit", source="x").model == name
+
+
 def test_a_written_recipe_is_for_its_own_method_only() -> None:
     """It holds one solver and one history; another method's name over them would say what was not done."""
     written = parse_recipe(yaml.safe_dump(VALID), "memit", source="x").to_yaml()
@@ -205,6 +218,16 @@ def test_all_faults_are_told_at_once() -> None:
         ("layers", [3, 1]),
         ("layers", [-1, 1]),
         ("layers", [1, 1.5]),
+        ("layers", [True, 2]),
+        ("layers", [0.0, 2]),
+        ("layers", ["1", 2]),
+        ("batch_size", 8.0),
+        ("batch_size", "8"),
+        ("batch_size", True),
+        ("target/learning_rate", True),
+        ("target/learning_rate", "0.5"),
+        ("target/relative_rate", 1),
+        ("methods/memit/solver/history", "yes"),
         ("layers", 3),
         ("site", "attention"),
         ("schedule", "random"),

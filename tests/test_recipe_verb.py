@@ -136,7 +136,7 @@ def test_a_recipe_without_faults_is_told_in_one_line(tmp_path: Path, capsys: pyt
     assert capsys.readouterr().out == f"{path} holds for {told}.\n"
     report = json.loads(out.read_text(encoding="utf-8"))
     methods = [form for name in ("memit", "memit_seq", "alphaedit") for form in (name, f"{name}+blue")]
-    assert report == {"file": str(path), "valid": True, "methods": methods, "faults": []}
+    assert report == {"format": "errata-output-1", "file": str(path), "valid": True, "methods": methods, "faults": []}
     assert run(["recipe", "check", str(path), "--method", "memit+blue"]) == 0
 
 

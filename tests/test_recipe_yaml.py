@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from errata.errors import Fault, FaultsError, InputError
@@ -48,10 +50,49 @@ def test_what_is_merged_may_be_overridden_and_aliases_may_repeat() -> None:
     assert line_of(marked.lines, ("e", "c")) == 5
 
 
-@pytest.mark.parametrize("text", ["a: [1", "{[1]: 2}", "a: 2025-13-01", "a: !!int x", "a: 1\n---\nb: 2\n", "a: \x00"])
+@pytest.mark.parametrize("text", ["a: [1", "{[1]: 2}", "a: !!int x", "a: 1\n---\nb: 2\n", "a: \x00"])
 def test_what_is_no_yaml_is_an_input_error(text: str) -> None:
     with pytest.raises(InputError, match="x is not YAML"):
         parse_yaml(text, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("010", 10), ("0o10", 8), ("0x1F", 31), ("1_000", "1_000"),
+        ("yes", "yes"), ("no", "no"), ("on", "on"), ("off", "off"), ("y", "y"), ("Yes", "Yes"),
+        ("true", True), ("FALSE", False), ("1e-3", 0.001), ("1.5E3", 1500.0), ("-.5", -0.5), ("+7", 7), ("7.", 7.0),
+        (".inf", float("inf")), ("-.INF", float("-inf")), ("~", None), ("null", None), ("", None),
+        ("0b1", "0b1"), ("2025-01-02", "2025-01-02"), ("2025-13-01", "2025-13-01"), ("'1'", "1"), ("=", "="),
+        ("!!str 1", "1"), ("!!int '12'", 12), ("!!float 3", 3.0),
+    ],
+)  # fmt: skip
+def test_plain_values_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    found = parse_yaml(f"a: {text}\n", "x").data["a"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"{new}: &{new} {{<<: [{', '.join([f'*{old}'] * 10)}]}}\n"
+    for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (MERGES, "holds more than 20000 values"),
+        ("a: &a\n  <<: *a\n", "refers to itself"),
+        ("- [" + "x, " * 30_000 + "]", "holds more than 20000 values"),
+        ("a: " + "x" * 2_000_001, "characters"),
+    ],
+)
+def test_bombs_are_refused_at_once(text: str, reason: str) -> None:
+    started = time.process_time()
+    with pytest.raises(InputError, match=reason):
+        parse_yaml(text, "x")
+    assert time.process_time() - started < 20
 
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from errata.cli import run
+from errata.lab.training import TrainingSettings, train
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
 
@@ -122,7 +126,7 @@ def test_recipe_auto_finds_facts_that_cannot_be_traced_before_the_weights_are_re
     facts.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     arguments = ["recipe", "auto", "--model", bare_model, "--facts", str(facts), "--out", str(tmp_path / "auto.yaml")]
     assert run([*arguments, "--corpus", str(facts)]) == 2
-    assert said(capsys).count("the fact has no 'old' to trace") == 2
+    assert said(capsys).count("the fact has no 'old' answer to trace") == 2
 
 
 @pytest.mark.parametrize(
@@ -242,3 +246,90 @@ def test_boundary_layers_that_are_one_layer_are_announced(capsys: pytest.Capture
         )
     assert run([*arguments, "--method", "memit", "--schedule", "single"]) == 0
     assert "the same as" not in said(capsys)
+
+
+# Files without end, files that cannot be read, numbers that are too large -------------------------------------------
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> str:
+    """A pipe that nobody writes into: opening it to read would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    return str(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["edit", "--facts", str(FACTS), "--corpus", "PIPE", "--out", "OUT"],
+        ["edit", "--facts", str(FACTS), "--recipe", "PIPE", "--out", "OUT"],
+        ["edit", "--facts", str(FACTS), "--untouched", "PIPE", "--out", "OUT"],
+        ["bench", "PIPE", "--out", "OUT"],
+        ["bench", "--data", "lab", "--methods", "memit", "--edits", "2", "--prose", "PIPE", "--out", "OUT"],
+        ["show", "PIPE"],
+        ["data", "check", "counterfact", "PIPE"],
+        ["recipe", "check", "PIPE"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+@pytest.mark.parametrize("endless", ["pipe", "/dev/zero"])
+def test_pipes_and_devices_are_refused_at_once(
+    arguments: list[str], endless: str, pipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"PIPE": pipe if endless == "pipe" else endless, "OUT": str(tmp_path / "out")}
+    assert run([given.get(argument, argument) for argument in arguments]) == 2
+    assert given["PIPE"] in said(capsys)
+
+
+def test_a_patch_that_may_not_be_read_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patch = tmp_path / "p.safetensors"
+    patch.write_bytes(b"x")
+    real = os.open
+
+    def refusing(path: object, *arguments: int, **named: int) -> int:
+        if str(path) == str(patch):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *arguments, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "open", refusing)
+    assert run(["show", str(patch)]) == 2
+    told = said(capsys).lower()
+    assert "permission denied" in told
+    assert "cannot be found" not in told
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64, 10**30])
+def test_seeds_that_no_generator_takes_are_refused(
+    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    for arguments in (
+        ["edit", "--facts", str(FACTS), "--out", out],
+        ["evaluate", "--facts", str(FACTS)],
+        ["data", "check", "lab"],
+        ["lab", "facts", "--out", out],
+    ):
+        assert run([*arguments, "--seed", str(seed)]) == 2
+        assert "--seed" in said(capsys)
+    for seeds in (str(seed), f"{seed},"):
+        grid = ["bench", "--data", "lab", "--methods", "memit", "--edits", "2", "--seeds", seeds, "--out", out]
+        assert run(grid) == 2
+        assert "seeds" in said(capsys)
+
+
+def test_a_world_that_is_too_small_to_train_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="20 people"):
+        train(replace(TrainingSettings(), people=20, epochs=1, compile=False), tmp_path, on_epoch=lambda done: None)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "grid.json"])
+@pytest.mark.parametrize("content", ["[" * 100_000, "\x00", '{"format": 1}'])
+def test_garbage_in_a_benchmark_is_an_input_error(
+    name: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    command = ["report", str(tmp_path)] if name == "summary.json" else ["bench", "--out", str(tmp_path)]
+    assert run(command) == 2
+    assert name in said(capsys)

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from errata.errors import Fault, InputError
-from errata.facts import FIELDS, MOST_FAULTS, FactSet, record_faults
+from errata.facts import FIELDS, MOST_FAULTS, Fact, FactSet, record_faults
 from errata.facts_json import list_values, object_without_repeats
 from errata.facts_rules import ALIASES, QUESTION_LISTS, REQUIRED_FIELDS, TEXT_LISTS, unknown_field
 
 _JSON_FIELDS: Final = (*TEXT_LISTS, *QUESTION_LISTS, "joiner")  # the empty joiner is "": an empty cell is no joiner
 _COLUMNS: Final = (*FIELDS, *ALIASES)
+_FORMULA: Final = re.compile(r"'*[=+\-@\t\r]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ def _row_entry(cells: Mapping[str, str], place: str) -> Entry:
     for name, cell in cells.items():
         if name not in _COLUMNS or (cell == "" and name not in REQUIRED_FIELDS):
             continue
-        record[name] = cell
+        record[name] = unescaped(cell)
         if name in _JSON_FIELDS:
             record[name], complaint = _parse_json(cell)
             if complaint is not None:
@@ -200,8 +201,29 @@ def jsonl_text(facts: FactSet) -> str:
     return "".join(json.dumps(fact.to_entry(), ensure_ascii=False) + "\n" for fact in facts)
 
 
+def escaped(text: str) -> str:
+    """A text as a cell that no spreadsheet takes for a formula: one that begins like a formula has a ``'`` before it.
+
+    See https://owasp.org/www-community/attacks/CSV_Injection. Texts that begin with such a ``'`` themselves get one
+    more, so that ``unescaped`` gives every text back.
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def unescaped(cell: str) -> str:
+    """The text that ``escaped`` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def has_formulas(facts: Iterable[Fact]) -> bool:
+    """Whether any text of facts is changed by ``escaped``."""
+    return any(
+        isinstance(value, str) and escaped(value) != value for fact in facts for value in fact.to_entry().values()
+    )
+
+
 def csv_text(facts: FactSet) -> str:
-    """A table with all columns.
+    """A table with all columns; ``escaped`` for spreadsheets.
 
     Raises:
         InputError: if a cell would be longer than Python's CSV reader takes.
@@ -215,7 +237,7 @@ def csv_text(facts: FactSet) -> str:
         cells: dict[str, str] = {
             name: json.dumps(record[name], ensure_ascii=False) for name in _JSON_FIELDS if name in record
         }
-        row = [str(cells.get(name, record.get(name, ""))) for name in FIELDS]
+        row = [escaped(str(cells.get(name, record.get(name, "")))) for name in FIELDS]
         if max(map(len, row)) > csv.field_size_limit():
             raise InputError(f"the fact {fact.id!r} is too long for a CSV cell", remedy="Write JSONL instead")
         writer.writerow(row)

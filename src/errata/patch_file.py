@@ -22,7 +22,7 @@ from errata.facts_io import facts_from_records
 from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.output import new_file
 from errata.patch import DtypeName, Patch, PatchResults
-from errata.reading import reason_of
+from errata.reading import open_file, reason_of
 from errata.recipe import Recipe
 
 FORMAT = "errata-patch-3"
@@ -110,6 +110,8 @@ def read_patch(path: Path) -> PatchFile:
         InputError: if the file is not a patch, or is damaged.
     """
     try:
+        with open_file(path):  # which knows more reasons why a file cannot be read than safetensors tells
+            pass
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:

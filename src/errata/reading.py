@@ -6,9 +6,11 @@ import codecs
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -25,8 +27,9 @@ _SAFETENSORS = {
 }
 
 
-def file_bytes(path: Path) -> bytes:
-    """The bytes of a regular file; a pipe or a device is refused at once, where reading it might never end.
+@contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, to read; a pipe or a device is refused at once, where reading it might never end.
 
     Raises:
         OSError: if it cannot be read, or is no regular file.
@@ -34,12 +37,19 @@ def file_bytes(path: Path) -> bytes:
     """
     # Without O_NONBLOCK, opening a pipe waits for somebody to write into it.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(handle, "rb") as file:
-        mode = os.fstat(handle).st_mode
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+    with os.fdopen(handle, "rb") as file:
+        yield file
+
+
+def file_bytes(path: Path) -> bytes:
+    """The bytes of a regular file; raises as ``open_file``."""
+    with open_file(path) as file:
         return file.read()
 
 
@@ -70,6 +80,8 @@ def reason_of(error: Exception) -> str:
         return "it is not text in UTF-8"
     if isinstance(error, KeyError):
         return f"it has no {error}"
+    if isinstance(error, RecursionError):
+        return "its brackets are nested too deeply"
     lines = str(error).splitlines()
     said = lines[0] if lines else type(error).__name__
     if isinstance(error, SafetensorError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, StrictInt, ValidationError, field_validator, model_validator
 
 from errata.errors import FaultsError, InputError
 from errata.methods import published_faults
@@ -27,6 +27,7 @@ from errata.recipe_settings import (
     SolverSettings,
     StatisticsSettings,
 )
+from errata.recipe_yaml import Dumper
 
 
 class Recipe(Settings):
@@ -34,7 +35,7 @@ class Recipe(Settings):
 
     model: str = Field(description="the model that the numbers are for")
     method: str = Field(description="a row of `errata methods`, with or without +blue")
-    layers: tuple[int, ...] = Field(min_length=1, description="critical layers, ascending, counted from 0")
+    layers: tuple[StrictInt, ...] = Field(min_length=1, description="critical layers, ascending, counted from 0")
     site: Literal["block", "mlp"] = Field(description="where targets live")
     schedule: Literal["even", "sqrt", "boundary", "own", "single", "replay"] = Field(
         description="which layers get which share"
@@ -45,7 +46,7 @@ class Recipe(Settings):
     shaping: tuple[ShapingSettings, ...] = Field((), description="what is done beside solving")
     rounds: RoundSettings | None = Field(None, description="several passes over a batch; none is one for all facts")
     statistics: StatisticsSettings
-    batch_size: int = Field(25, ge=1, description="facts that are solved together")
+    batch_size: StrictInt = Field(25, ge=1, description="facts that are solved together")
     source: str = Field("", description="where the numbers are from")
 
     @field_validator("layers")
@@ -107,7 +108,7 @@ class Recipe(Settings):
 
     def to_yaml(self) -> str:
         """YAML that ``read_recipe`` reads back to an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_recipe(path: str | Path, method: str, *, as_published: bool = False) -> Recipe:

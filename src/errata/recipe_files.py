@@ -14,6 +14,7 @@ from typing import Any
 
 from errata.errors import Fault, InputError
 from errata.methods import BOUNDARY_SUFFIX, method_named
+from errata.reading import file_text, reason_of
 from errata.recipe_yaml import KeyPath, line_of, parse_yaml
 
 FILE_KEYS = ("methods", "method", "also")  # of a file as a whole; everything else is a recipe's
@@ -150,9 +151,10 @@ def read_file(path: str | Path) -> RecipeFile:
         InputError, FaultsError: if it cannot be read, and as ``parse_file``.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the recipe {path} cannot be read: {error}", remedy="Give a UTF-8 YAML file") from error
+        text = file_text(Path(path))
+    except (OSError, ValueError) as error:
+        reason = reason_of(error)
+        raise InputError(f"the recipe {path} cannot be read: {reason}", remedy="Give a UTF-8 YAML file") from error
     return parse_file(text, str(path))
 
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, field_validator
 from pydantic_core import PydanticCustomError
 
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+_NotNegative = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
 
 
 class Settings(BaseModel):
-    """A section: nothing in it changes, and nothing in it is unknown."""
+    """A section: nothing in it changes, and nothing in it is unknown.
+
+    Numbers and choices are strict: true is not 1, 8.0 is no whole number, and text is neither.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class _SearchSettings(Settings):
     learning_rate: _Positive = Field(description="Adam's step")
-    relative_rate: bool = Field(False, description="the learning rate is in units of ‖h⁰‖ / √d, for each fact")
-    steps: int = Field(ge=1, description="evaluations of the loss; there is one update less")
+    relative_rate: StrictBool = Field(False, description="the learning rate is in units of ‖h⁰‖ / √d, for each fact")
+    steps: StrictInt = Field(ge=1, description="evaluations of the loss; there is one update less")
     kl_factor: _NotNegative = Field(0.0625, description="weight of the KL term on '{subject} is a'")
     weight_decay: _NotNegative = Field(0.5, description="weight of ‖δ‖ / ‖h⁰‖²")
     clamp: _Positive = Field(0.75, description="‖δ‖ is kept within clamp · ‖h⁰‖")
@@ -54,12 +57,12 @@ class ContextSettings(Settings):
     """
 
     openers: tuple[str, ...] = Field(("The", "Therefore", "Because", "I", "You"), description="how prefixes begin")
-    per_opener: int = Field(1, ge=0, description="prefixes generated from each opener at each length")
-    tokens: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    per_opener: StrictInt = Field(1, ge=0, description="prefixes generated from each opener at each length")
+    tokens: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field(
         (10,), min_length=1, description="lengths of prefixes in tokens, opener included"
     )
-    top_k: int = Field(5, ge=1, description="sampling among this many tokens")
-    seed: int = Field(0, ge=0, description="of the generator that samples them")
+    top_k: StrictInt = Field(5, ge=1, description="sampling among this many tokens")
+    seed: StrictInt = Field(0, ge=0, lt=2**63, description="of the generator that samples them")
     keys: Literal["halves", "mean", "bare"] = Field("halves", description="how keys are averaged over contexts")
     states: Literal["halves", "mean", "bare"] = Field("bare", description="how h is averaged over contexts")
     targets: Literal["all", "bare"] = Field("all", description="in which contexts targets are searched")
@@ -77,10 +80,10 @@ class StatisticsSettings(Settings):
         description="'lab', or the path, from the recipe's file on, of a plain text file with blank "
         "lines between documents"
     )
-    documents: int | None = Field(None, ge=1, description="how many documents to read, in place of tokens")
-    tokens: int | None = Field(None, ge=1, validate_default=True, description="how many tokens to read")
-    length: int = Field(ge=1, description="documents are cut at this many tokens")
-    special_tokens: bool = Field(True, description="whether keys of BOS and other special tokens count")
+    documents: StrictInt | None = Field(None, ge=1, description="how many documents to read, in place of tokens")
+    tokens: StrictInt | None = Field(None, ge=1, validate_default=True, description="how many tokens to read")
+    length: StrictInt = Field(ge=1, description="documents are cut at this many tokens")
+    special_tokens: StrictBool = Field(True, description="whether keys of BOS and other special tokens count")
 
     @field_validator("tokens")
     @classmethod
@@ -104,7 +107,7 @@ class LeastSquaresSettings(Settings):
 
     kind: Literal["least_squares"]
     ridge: _Positive = Field(description="λ, the weight of the second moment C")
-    history: bool = Field(description="whether keys of earlier batches (M) count")
+    history: StrictBool = Field(description="whether keys of earlier batches (M) count")
 
 
 class NullSpaceSettings(Settings):
@@ -113,8 +116,8 @@ class NullSpaceSettings(Settings):
     kind: Literal["null_space"]
     threshold: _Positive = Field(description="eigenvectors of C with eigenvalues below this span P")
     l2: _Positive = Field(description="L2, the ridge")
-    relative: bool = Field(False, description="threshold and L2 are in units of C's mean eigenvalue")
-    history: bool = Field(description="whether keys of earlier batches (M) count")
+    relative: StrictBool = Field(False, description="threshold and L2 are in units of C's mean eigenvalue")
+    history: StrictBool = Field(description="whether keys of earlier batches (M) count")
 
 
 class EqualitySettings(Settings):
@@ -138,8 +141,8 @@ class NeuronsSettings(Settings):
 
     kind: Literal["neurons"]
     ridge: _Positive = Field(description="λ, the weight of the second moment C")
-    share: float = Field(gt=0, le=1, description="p: the chosen columns make up at most this part of all keys")
-    history: bool = Field(description="whether keys of earlier batches (M) count")
+    share: StrictFloat = Field(gt=0, le=1, description="p: the chosen columns make up at most this part of all keys")
+    history: StrictBool = Field(description="whether keys of earlier batches (M) count")
 
 
 SolverSettings: TypeAlias = Annotated[
@@ -152,14 +155,16 @@ class RectifySettings(Settings):
     """Only the relatively largest entries of each batch's change stay."""
 
     kind: Literal["rect"]
-    share: float = Field(0.4, gt=0, le=1, description="the part of the entries that stays")
+    share: StrictFloat = Field(0.4, gt=0, le=1, description="the part of the entries that stays")
 
 
 class PruneSettings(Settings):
     """Large singular values of the run's change are pressed down, in the copy that is evaluated and saved."""
 
     kind: Literal["prune"]
-    on_top: bool = Field(False, description="add the pruned change to the edited weights, as some published code does")
+    on_top: StrictBool = Field(
+        False, description="add the pruned change to the edited weights, as some published code does"
+    )
 
 
 class NormCapSettings(Settings):
@@ -174,6 +179,6 @@ ShapingSettings: TypeAlias = Annotated[RectifySettings | PruneSettings | NormCap
 class RoundSettings(Settings):
     """The steps of a batch are gone through several times, each time for the facts that are still open."""
 
-    count: int = Field(ge=1, description="rounds")
+    count: StrictInt = Field(ge=1, description="rounds")
     least: _NotNegative = Field(description="α: a fact is open while ‖z − h‖ is larger than this")
     most: _Positive = Field(description="and smaller than this")

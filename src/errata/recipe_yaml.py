@@ -1,7 +1,12 @@
-"""A recipe's YAML with the line of every key; PyYAML alone would let the last of two equal keys win without a word."""
+"""A recipe's YAML with the line of every key, read by the rules of YAML 1.2.
+
+PyYAML alone would let the last of two equal keys win without a word, and reads plain values by YAML 1.1: ``1:30`` as
+90, ``010`` as 8, ``yes`` and ``off`` as true and false, but ``1e-3`` as text.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -11,6 +16,7 @@ import yaml
 from errata.errors import Fault, FaultsError, InputError
 
 MOST = 20_000  # values, each counted as often as it is referred to
+LONGEST = 2_000_000  # characters of a text
 _BITS = 12_000  # of a number; Python writes those of about 14,000 out, and no longer ones
 KeyPath: TypeAlias = tuple[Any, ...]  # the keys, and in lists the numbers, that lead to a value
 
@@ -35,12 +41,18 @@ def parse_yaml(text: str, source: str) -> Marked:
         InputError: if it is no YAML.
         FaultsError: keys that stand twice in one mapping, each with both lines.
     """
+    if len(text) > LONGEST:
+        raise InputError(f"{source} has {len(text):,} characters", remedy=f"Recipes and grids have {LONGEST:,} at most")
     try:
-        loader = yaml.SafeLoader(text)  # looks for characters that no YAML may hold
+        loader = _Loader(text)  # looks for characters that no YAML may hold
     except yaml.YAMLError as error:
         raise InputError(f"{source} is not YAML: {error}", remedy="Save it as text in UTF-8") from error
     try:
         root = loader.get_single_node()
+        if root is not None and _count(root) > MOST:
+            # Before anything follows the aliases, of which a few lines can stand for more than fits anywhere.
+            reason = f"holds more than {MOST} values, or refers to itself"
+            raise InputError(f"{source} {reason}", remedy="See examples/recipe.yaml for the form")
         # Before the value is made, which puts what `<<` merges among a mapping's own keys.
         found = [] if root is None else list(_keys(loader, root, (), set()))
         data = None if root is None else loader.construct_document(root)
@@ -76,16 +88,10 @@ def parse_yaml(text: str, source: str) -> Marked:
 
 
 def _strange(data: Any) -> str | None:
-    """Why a value cannot be that of a recipe, whatever its keys mean; None if it can.
-
-    Whoever walks over it follows every alias, and a few lines of them can stand for more than fits anywhere.
-    """
-    waiting, count = [data], 0
+    """Why a value cannot be that of a recipe, whatever its keys mean; None if it can."""
+    waiting = [data]
     while waiting:
         value = waiting.pop()
-        count += 1
-        if count > MOST:
-            return f"holds more than {MOST} values, or refers to itself"
         if isinstance(value, int) and value.bit_length() > _BITS:
             return "holds a number of thousands of digits"
         if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
@@ -97,13 +103,82 @@ def _strange(data: Any) -> str | None:
     return None
 
 
+def _count(root: yaml.Node) -> int:
+    """The values below a node, each counted as often as it is referred to; more than ``MOST`` if one refers to itself.
+
+    Every node is visited once, so that this takes no longer than the text is long.
+    """
+    sizes: dict[int, int | None] = {}  # None while the values below are being counted
+    waiting = [root]
+    while waiting:
+        node = waiting[-1]
+        below = _below(node)
+        if id(node) not in sizes:
+            sizes[id(node)] = None
+            for entry in below:
+                if id(entry) not in sizes:
+                    waiting.append(entry)
+                elif sizes[id(entry)] is None:
+                    return MOST + 1
+            continue
+        waiting.pop()
+        if sizes[id(node)] is None:
+            counted = [sizes[id(entry)] for entry in below]
+            if None in counted:
+                return MOST + 1
+            sizes[id(node)] = 1 + sum(size for size in counted if size is not None)
+    return sizes[id(root)] or 0
+
+
+def _below(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values by the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), and ``<<`` of 1.1."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  as PyYAML declares it
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = str(self.construct_scalar(node))
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        text = str(self.construct_scalar(node)).lower()
+        return float(text.replace(".inf", "inf") if text.endswith(".inf") else "nan" if text == ".nan" else text)
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes what ``parse_yaml``, or a reader of YAML 1.1, would take for another thing than text: ``1e5``, ``0o7``."""
+
+
+for _tag, _plain, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("merge", r"<<", "<"),
+):
+    for _class in (_Loader, Dumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}",
+            re.compile(f"^(?:{_plain})$"),
+            ["" if sign == "\0" else sign for sign in _first],
+        )
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+
+
 def line_of(lines: Mapping[KeyPath, int], path: KeyPath) -> int | None:
     """The line of what stands at a path, or else of the innermost section around it."""
     ends = range(len(path), 0, -1)
     return next((lines[path[:end]] for end in ends if path[:end] in lines), None)
 
 
-def _keys(loader: yaml.SafeLoader, node: yaml.Node, path: KeyPath, seen: set[int]) -> Iterator[tuple[KeyPath, int]]:
+def _keys(loader: _Loader, node: yaml.Node, path: KeyPath, seen: set[int]) -> Iterator[tuple[KeyPath, int]]:
     """(path, line) of all keys and entries below a node, in the order of the text."""
     if id(node) in seen:  # an alias: it may even lie within itself
         return

@@ -19,6 +19,7 @@ import errata.benchmark.working
 from errata.batch_record import BatchRecord
 from errata.benchmark import measurements
 from errata.benchmark.campaign import open_campaign
+from errata.benchmark.cell import open_cell
 from errata.benchmark.checks import Check
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Measures
@@ -32,7 +33,7 @@ from errata.evaluation.records import Record
 from errata.evaluation.results_file import Row, read_results
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel
-from errata.progress import Report
+from errata.progress import Report, silent
 from errata.run_manifest import Manifest
 from errata.verbs.bench_shown import show_results
 
@@ -289,6 +290,15 @@ def test_what_is_no_benchmark_or_was_changed_is_refused(bench: TinyBench, tmp_pa
     (tmp_path / "out" / "grid.json").write_text(json.dumps({**record, "format": "other"}), encoding="utf-8")
     with pytest.raises(InputError, match="its format is 'other'"):
         open_campaign(tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "[]", '{"key": 1}'])
+def test_garbage_as_the_record_of_a_cell_is_an_input_error(content: str, bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=2))
+    (campaign.cells[0] / "cell.json").write_text(content, encoding="utf-8")
+    for read in (campaign.spec, lambda cell: open_cell(cell, silent)):
+        with pytest.raises(InputError, match=r"cell\.json cannot be used"):
+            read(campaign.cells[0])
 
 
 def test_a_collapse_is_kept_so_that_going_on_does_not_try_the_batch_again(

@@ -164,6 +164,18 @@ def test_a_file_of_easyedit_is_checked_by_its_path_alone(tmp_path: Path, capsys:
     assert run(["data", "check", str(facts)]) == 0
 
 
+def test_facts_replace_facts_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "llama"}', encoding="utf-8")
+    assert run(["data", "check", "lab", "--count", "2", "--out", str(config)]) == 2
+    assert "not a file of facts" in " ".join(capsys.readouterr().err.split())
+    assert config.read_text(encoding="utf-8") == '{"model_type": "llama"}'
+    facts = tmp_path / "facts.json"
+    for count in ("2", "3"):
+        assert run(["data", "check", "lab", "--count", count, "--out", str(facts)]) == 0
+    assert len(facts.read_text(encoding="utf-8").splitlines()) == 3
+
+
 def test_the_list_has_room_in_eighty_columns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +257,7 @@ def test_the_result_takes_the_place_of_no_file_that_is_checked(
     content = json.dumps({"id": "one", "subject": "Ann", "prompt": "{} lives in", "target": "Rome"}) + "\n"
     own.write_text(content, encoding="utf-8")
     assert run(["data", "check", str(own), "--json", str(own)]) == 2
-    assert "which this command reads or writes" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "which this command reads or writes" in said or "is not a file of results" in said
     assert own.read_text(encoding="utf-8") == content
     assert run(["data", "check", str(own), "--json", str(tmp_path / "result.json")]) == 0

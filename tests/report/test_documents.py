@@ -56,6 +56,17 @@ def test_csv_is_the_long_form_bit_for_bit(run: BenchRun) -> None:
     assert not [line for line in best if line["when"] in ("before", "during")]
 
 
+def test_no_cell_of_csv_is_a_formula(tmp_path: Path) -> None:
+    formulas = ("=1+1", "@home", "+7", "-method")
+    found = read_bench_run(
+        write_run(tmp_path / "run", MadeUp(methods=("memit",), data=formulas, seeds=1, facts=4, batch=2))
+    )
+    lines = list(csv.DictReader(io.StringIO(report_csv(found))))
+    assert {line["data"] for line in lines} == {f"'{name}" for name in formulas}
+    assert {line["method"] for line in lines} == {"memit"}
+    float(lines[0]["mean"])
+
+
 def test_markdown_tables_keep_their_cells_and_nobodys_words_do_anything(run: BenchRun) -> None:
     tokens = PARSER.parse(report_markdown(run))
     assert not [token for token in tokens if token.type == "html_block"]

@@ -21,6 +21,7 @@ from errata.analysis.findings import Findings
 from errata.analysis.study import Kept, Study, Workbench
 from errata.benchmark.material import material_name
 from errata.errors import Fault, FaultsError, InputError
+from errata.facts_formats import escaped
 from errata.in_place import check_no_links
 from errata.locking import alone
 from errata.output import is_file, new_directory, write_text
@@ -132,9 +133,9 @@ def csv_of(findings: Findings) -> str:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["quantity", *names, "mean", "low", "high", "n", "unit"])
     for row in findings.rows:
-        where = [row.where.get(name, "") for name in names]
+        where = [escaped(str(row.where.get(name, ""))) for name in names]
         numbers = ["" if value is None else value for value in (row.mean, row.low, row.high)]
-        table.writerow([row.quantity, *where, *numbers, row.n, row.unit])
+        table.writerow([escaped(row.quantity), *where, *numbers, row.n, escaped(row.unit)])
     return text.getvalue()
 
 
@@ -143,7 +144,7 @@ def _read(path: Path) -> Any:
         whole = json.loads(path.read_text(encoding="utf-8"))
         if path.name in (STUDY, RESULT) and whole["format"] != FORMAT:
             raise ValueError(f"its format is {whole['format']!r}, expected {FORMAT!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from error
     return whole
 

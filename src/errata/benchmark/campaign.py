@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.benchmark.answers import is_done, is_edited
-from errata.benchmark.cell_spec import CellSpec
+from errata.benchmark.cell_spec import CellSpec, damaged, read_json, read_spec
 from errata.benchmark.grid import Grid, Measures
 from errata.benchmark.measurements import check_parts, input_digests
 from errata.errors import Fault, FaultsError, InputError
@@ -58,7 +58,7 @@ class Campaign:
         return Grid.model_validate(self.record["grid"])
 
     def spec(self, cell: Path) -> CellSpec:
-        return CellSpec.model_validate_json((cell / "cell.json").read_text(encoding="utf-8"))
+        return read_spec(cell)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -158,7 +158,12 @@ class Campaign:
 def failure_of(cell: Path) -> str | None:
     """Why a cell failed; None if it did not."""
     path = cell / "failure.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["what"]) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return str(read_json(path)["what"])
+    except (KeyError, TypeError) as error:
+        raise damaged(path, error) from error
 
 
 def begin(
@@ -223,7 +228,7 @@ def open_campaign(directory: Path) -> Campaign:
             raise ValueError("it names no commands")
         for digests in record["inputs"].values():
             dict(digests)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, FileNotFoundError):
             what, remedy = (
                 f"{directory} is no directory of a benchmark: there is no grid.json",

@@ -27,7 +27,7 @@ import torch
 from errata.batch_record import BatchRecord
 from errata.benchmark.answers import answer_path, before_path, note_before, read_answer
 from errata.benchmark.cell_notes import add_notes
-from errata.benchmark.cell_spec import CellResult, CellSpec, result_of
+from errata.benchmark.cell_spec import CellResult, CellSpec, damaged, read_json, read_spec, result_of
 from errata.benchmark.checks import Check, CollapseError
 from errata.benchmark.grid import Measures, check_trusted
 from errata.benchmark.material import Material, read_material
@@ -144,7 +144,10 @@ class Cell:
         """The batches that are left; the reason if the run ended before its last one."""
         path = self.directory / "collapse.json"
         if path.is_file():
-            return CollapseError(**json.loads(path.read_text(encoding="utf-8")))
+            try:
+                return CollapseError(**read_json(path))
+            except TypeError as error:
+                raise damaged(path, error) from error
         check = Check(self.spec, self.material, self.model, self.run.batches, self.before(PERPLEXITY))
 
         def say(record: BatchRecord) -> Any:
@@ -173,9 +176,13 @@ def open_cell(directory: Path, report: Report, *, trust_remote_code: bool = Fals
         InputError: if the model, its recipe's text or the material is not what it was, for this cell or for others; if
             the model needs code that may not run.
     """
-    spec = CellSpec.model_validate_json((directory / "cell.json").read_text(encoding="utf-8"))
-    grid = json.loads((directory.parent.parent / "grid.json").read_text(encoding="utf-8"))["grid"]
-    spec = spec.model_copy(update={"measures": Measures.model_validate(grid["measures"])})  # they may grow
+    spec = read_spec(directory)
+    grid = directory.parent.parent / "grid.json"
+    try:
+        measures = Measures.model_validate(read_json(grid)["grid"]["measures"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(grid, error) from error
+    spec = spec.model_copy(update={"measures": measures})  # they may grow
     material = read_material(directory.parent.parent / "material" / spec.material)
     entry = spec.model
     check_trusted([entry], trust_remote_code=trust_remote_code)

@@ -83,11 +83,24 @@ def result_of(directory: Path) -> CellResult | None:
         raise damaged(path, error) from error
 
 
+def read_spec(cell: Path) -> CellSpec:
+    """The record of a cell's directory.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    path = cell / "cell.json"
+    try:
+        return CellSpec.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+
+
 def read_json(path: Path) -> Any:
     """Raises InputError if a file that a cell wrote is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, error) from error
 
 

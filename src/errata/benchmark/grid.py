@@ -6,17 +6,19 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, ValidationError, field_validator, model_validator
 
 from errata.benchmark.grid_paths import entry_of, placed
 from errata.errors import Fault, FaultsError, InputError
 from errata.methods import method_named
-from errata.reading import is_private
+from errata.reading import file_text, is_private, reason_of
 from errata.recipe import Recipe
 from errata.recipe_settings import Settings
 from errata.recipe_yaml import line_of, parse_yaml
+
+MOST_SEEDS: Final = 10_000
 
 
 class ModelEntry(Settings):
@@ -27,7 +29,7 @@ class ModelEntry(Settings):
     device: str | None = Field(None, description="cpu, cuda, cuda:1 …; default: a GPU if there is one")
     recipe: str | None = Field(None, description="a YAML recipe; default: the one shipped for the model")
     corpus: str | None = Field(None, description="a text for key statistics; default: the recipe's")
-    trust_remote_code: bool = Field(
+    trust_remote_code: StrictBool = Field(
         False, description="it needs code that comes with it, which the command line allows"
     )
 
@@ -79,12 +81,14 @@ class Grid(Settings):
     vary: Mapping[str, tuple[Any, ...]] = Field(
         default_factory=dict, description="recipe fields, such as solver.history, each with the values that it takes"
     )
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="of the facts, the contexts and all else")
-    edits: int = Field(ge=1, description="facts of a run")
-    batch_size: int = Field(100, ge=1, description="facts that are solved together")
-    eval_every: int = Field(5, ge=0, description="batches between two checks during a run; 0 for none")
-    sample: int = Field(200, ge=1, description="facts and untouched questions that a check asks")
-    collapse: float | None = Field(1.5, gt=1, description="perplexity over the unedited model's that stops a run")
+    seeds: tuple[Annotated[StrictInt, Field(ge=0, lt=2**63)], ...] = Field(
+        (0, 1, 2), min_length=1, description="of the facts, the contexts and all else"
+    )
+    edits: StrictInt = Field(ge=1, description="facts of a run")
+    batch_size: StrictInt = Field(100, ge=1, description="facts that are solved together")
+    eval_every: StrictInt = Field(5, ge=0, description="batches between two checks during a run; 0 for none")
+    sample: StrictInt = Field(200, ge=1, description="facts and untouched questions that a check asks")
+    collapse: StrictFloat | None = Field(1.5, gt=1, description="perplexity over the unedited model's that stops a run")
     prose: str | None = Field(None, description="texts for perplexity: me-ppl=FILE, or a file with a text a line")
     measures: Measures = Measures()
 
@@ -97,7 +101,11 @@ class Grid(Settings):
     @field_validator("seeds", mode="before")
     @classmethod
     def _a_number_is_so_many(cls, value: Any) -> Any:
-        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        if value > MOST_SEEDS:
+            raise ValueError(f"a number alone is how many, and more than {MOST_SEEDS}; one seed is written [{value}]")
+        return tuple(range(value))
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> Grid:
@@ -180,10 +188,10 @@ def read_grid(path: Path) -> Mapping[str, Any]:
         InputError, FaultsError: if it is no YAML, or no mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = file_text(path)
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read: {error}", remedy="Give a YAML file; see examples/grid.yaml"
+            f"{path} cannot be read: {reason_of(error)}", remedy="Give a YAML file; see examples/grid.yaml"
         ) from error
     data = parse_yaml(text, str(path)).data
     if not isinstance(data, dict):

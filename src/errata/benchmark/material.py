@@ -81,7 +81,7 @@ def read_material(path: Path) -> Material:
             tuple(record["notes"]),
             tuple(Concept.of(entry) for entry in record["concepts"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}", remedy=remedy) from error
 
 

@@ -36,7 +36,7 @@ def pin(bench: Path, kind: Kind, name: str, digest: str) -> None:
             write_text(path, json.dumps({"name": name, "digest": digest}, ensure_ascii=False) + "\n")
     try:
         known = str(json.loads(path.read_text(encoding="utf-8"))["digest"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be used: {reason_of(error)}", remedy=_REMEDY) from error
     if known != digest:
         raise InputError(

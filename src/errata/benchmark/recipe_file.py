@@ -11,6 +11,7 @@ from errata.benchmark.recipe_numbers import CLAMPS, STARTING_RATE, STARTING_RIDG
 from errata.benchmark.recipe_search import Found
 from errata.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.recipe import Recipe
+from errata.recipe_yaml import Dumper
 
 SEARCHED = "errata recipe auto, on held-out facts of this model"
 UNSEARCHED = "errata recipe auto --minutes 0; scale-free defaults, tried on no fact of this model"
@@ -85,4 +86,6 @@ def automatic_file(model: str, layers: Sequence[int], why: str, found: Mapping[s
         "methods": entries,
     }
     head = "".join(f"# {line}\n" for line in ["Found by errata recipe auto, not published by anyone.", *lines])
-    return head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
+    return head + yaml.dump(
+        body, Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000
+    )

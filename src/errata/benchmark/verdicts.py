@@ -64,5 +64,5 @@ class KeptJudge:
                 Case(entry["question"], tuple(entry["accepted"]), entry["answer"]): bool(entry["correct"])
                 for entry in entries
             }
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise damaged(self._path, error) from error

@@ -14,6 +14,7 @@ from errata.errors import Fault, FaultsError, InputError
 from errata.facts import MOST_FAULTS, Question, fact_of, limited, record_faults
 from errata.facts_json import list_values
 from errata.facts_rules import as_questions, shown
+from errata.reading import file_text
 
 _AGAIN: Final = "The file may be cut off or damaged: get it again (`errata data get NAME --again`)"
 
@@ -134,7 +135,7 @@ def _unit(draft: Draft, place: str) -> Unit:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode()
+        return file_text(path)
     except UnicodeDecodeError as error:
         what = f"{str(path)!r} is not UTF-8 at byte {error.start + 1}"
         raise InputError(what, remedy="Get the file again, or save it in the encoding UTF-8") from error

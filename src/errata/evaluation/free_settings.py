@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator
 from transformers import PreTrainedTokenizerBase
 
 from errata.evaluation.answers import Ending
@@ -70,7 +70,7 @@ class FreeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    new_tokens: int = Field(50, ge=1, description="tokens of an answer at most, greedily chosen")
+    new_tokens: StrictInt = Field(50, ge=1, description="tokens of an answer at most, greedily chosen")
     ending: Ending = Field(
         "sentence",
         description="an answer ends at a newline, at EOS, and: behind its first sentence, or before any full stop",
@@ -78,10 +78,12 @@ class FreeSettings(BaseModel):
     contexts: tuple[ContextName, ...] = Field(
         ("bare", "instruction", "chat"), min_length=1, description="what stands around a question"
     )
-    aliases: bool = Field(True, description="a fact's aliases are right too")
-    contained: bool = Field(True, description="also tell whether an answer holds the right one")
-    judge_alone: bool = Field(False, description="a judge, if there is one, takes the place of the exact match")
-    repeated_is_wrong: bool = Field(False, description="an answer that says the right one twice is wrong to the judge")
+    aliases: StrictBool = Field(True, description="a fact's aliases are right too")
+    contained: StrictBool = Field(True, description="also tell whether an answer holds the right one")
+    judge_alone: StrictBool = Field(False, description="a judge, if there is one, takes the place of the exact match")
+    repeated_is_wrong: StrictBool = Field(
+        False, description="an answer that says the right one twice is wrong to the judge"
+    )
 
     @field_validator("contexts")
     @classmethod

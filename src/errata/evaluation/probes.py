@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from errata.errors import Fault, FaultsError
+from errata.reading import file_text, reason_of
 
 PROBE_GROUP: Final = "probes"
 WEIGHTED_F1: Final = "weighted_f1"
@@ -167,9 +168,11 @@ def read_probes(folder: Path, items: int) -> dict[str, list[Item]]:
     for probe in PROBES:
         path = folder / f"{probe.name}.json"
         try:
-            records = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            faults.append(Fault(str(path), f"it cannot be read as JSON: {error}", "Give a directory of the six files"))
+            records = json.loads(file_text(path))
+        except (OSError, ValueError, RecursionError) as error:
+            faults.append(
+                Fault(str(path), f"it cannot be read as JSON: {reason_of(error)}", "Give a directory of the six files")
+            )
             continue
         least = KEPT_FOR_DEMONSTRATIONS + items
         if not isinstance(records, list) or len(records) < least:

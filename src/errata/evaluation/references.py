@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts import Fact
+from errata.reading import file_text, reason_of
 
 References: TypeAlias = Mapping[tuple[str, str], tuple[str, ...]]
 """(relation, object) -> texts about subjects of which that holds."""
@@ -29,9 +30,11 @@ def read_references(path: Path) -> References:
         FaultsError: if anything in it is wrong; tells all of it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = file_text(path).split("\n")
     except (OSError, ValueError) as error:
-        raise InputError(f"the references {path} cannot be read: {error}", remedy="Give a file of UTF-8") from error
+        raise InputError(
+            f"the references {path} cannot be read: {reason_of(error)}", remedy="Give a file of UTF-8"
+        ) from error
     found: dict[tuple[str, str], list[str]] = {}
     faults: list[Fault] = []
     for number, line in enumerate(lines, start=1):

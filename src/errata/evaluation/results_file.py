@@ -12,6 +12,7 @@ from typing import Any, NotRequired, TypedDict
 from errata.errors import InputError
 from errata.evaluation.records import MOMENTS, Summary, When
 from errata.output import write_text
+from errata.reading import reason_of
 
 FORMAT = "errata-results-1"
 
@@ -81,8 +82,8 @@ def read_results(path: Path) -> Results:
     remedy = "Give a results file that errata wrote"
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}", remedy=remedy) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {reason_of(error)}", remedy=remedy) from error
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
         raise InputError(f"{path} is not of the format {FORMAT!r}", remedy=remedy)
     rows, about = whole.get("rows"), whole.get("about")

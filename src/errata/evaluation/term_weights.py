@@ -22,6 +22,7 @@ from errata.errors import InputError, OutputError
 from errata.extras import require
 from errata.locking import in_turn
 from errata.output import is_file, write_text
+from errata.reading import reason_of
 from errata.statistics.corpus import open_corpus
 
 _FORMAT = "errata-tfidf-1"
@@ -154,8 +155,9 @@ def corpus_weights(corpus: str, *, cache: Path | None = None) -> TermWeights:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}", remedy="Give a file that is whole") from error
+    except (OSError, ValueError, RecursionError) as error:
+        what = f"{path} cannot be read as JSON: {reason_of(error)}"
+        raise InputError(what, remedy="Give a file that is whole") from error
 
 
 def _is_list_of(value: object, kind: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from errata.facts import Fact
 from errata.models.generation import CACHE_BUDGET, continue_rows
@@ -21,9 +21,11 @@ class TextSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tokens: int = Field(100, ge=1, description="tokens of a text in all, its prompt (and BOS, if any) included")
-    top_k: int = Field(5, ge=1, description="sample among the k likeliest tokens; 1 is greedy")
-    seed: int = Field(0, ge=0, description="of the random numbers; a fact's texts do not depend on other facts")
+    tokens: StrictInt = Field(100, ge=1, description="tokens of a text in all, its prompt (and BOS, if any) included")
+    top_k: StrictInt = Field(5, ge=1, description="sample among the k likeliest tokens; 1 is greedy")
+    seed: StrictInt = Field(
+        0, ge=0, lt=2**63, description="of the random numbers; a fact's texts do not depend on other facts"
+    )
 
 
 @dataclass(frozen=True, slots=True)

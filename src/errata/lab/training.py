@@ -63,7 +63,7 @@ def train(
     """Train to the end, going on from ``directory/checkpoint.safetensors`` where one with the same settings lies.
 
     Raises:
-        ValueError: if the checkpoint was made with other settings.
+        ValueError: if the checkpoint was made with other settings, or the world is too small for one batch of text.
     """
     directory.mkdir(parents=True, exist_ok=True)
     world = World.generate(settings.people, settings.seed)
@@ -93,6 +93,9 @@ def train(
     for epoch in range(first_epoch, settings.epochs):
         started = time.perf_counter()
         batches = list(_batches(world, tokenizer, settings, epoch))
+        if not batches:
+            needed = settings.batch * (settings.context + 1)
+            raise ValueError(f"a world of {settings.people} people has less text than one batch ({needed:,} tokens)")
         total = 0.0
         for index, tokens in enumerate(batches):
             rate = _learning_rate(settings, (epoch + index / len(batches)) / settings.epochs)

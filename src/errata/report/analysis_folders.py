@@ -109,5 +109,5 @@ def _command(place: Path) -> str:
     """What began a study; nothing where that cannot be read, as it is a hint and no result."""
     try:
         return str(json.loads((place / STUDY).read_text(encoding="utf-8"))["command"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""

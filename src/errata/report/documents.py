@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from errata.evaluation.results_file import Row
+from errata.facts_formats import escaped
 from errata.report.analysis_documents import left_out, section_markdown
 from errata.report.analysis_results import ShownStudy
 from errata.report.bench_run import BenchRun, shown_name
@@ -103,7 +104,10 @@ def _cell(cell: Cell) -> str:
 
 
 def report_csv(run: BenchRun) -> str:
-    """The long form: a line for each row, with ``best`` 1 where the tables mark it; shares are from 0 to 1."""
+    """The long form: a line for each row, with ``best`` 1 where the tables mark it; shares are from 0 to 1.
+
+    Names that begin like a formula have a ``'`` before them; see ``facts_formats.escaped``.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -123,11 +127,7 @@ def report_csv(run: BenchRun) -> str:
 def _csv_line(row: Row, best: bool) -> list[object]:
     interval = ["" if end is None else repr(float(end)) for end in (row["low"], row["high"])]
     return [
-        row.get("model", ""),
-        row.get("data", ""),
-        row["method"],
-        row["metric"],
-        row["when"],
+        *(escaped(str(row.get(name, ""))) for name in ("model", "data", "method", "metric", "when")),
         row.get("edits", ""),
         row.get("seeds", ""),
         repr(float(row["mean"])),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from errata.errors import InputError
+from errata.reading import open_file, reason_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def open_corpus(name: str) -> Corpus:
         digest = _digest_of_text(path)
     except (OSError, ValueError) as error:  # not UTF-8, or no path at all
         raise InputError(
-            f"the corpus {name!r} cannot be read: {error}",
+            f"the corpus {name!r} cannot be read: {reason_of(error)}",
             remedy="Give a UTF-8 text file with blank lines between documents: --corpus FILE, or statistics.corpus in "
             "the recipe (for numbers taken over Wikipedia: articles of it, without blank lines inside), or 'lab'",
         ) from error
@@ -56,7 +57,7 @@ def _digest_of_text(path: Path) -> str:
     """
     digest = hashlib.sha256()
     decoder = codecs.getincrementaldecoder("utf-8")()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
             decoder.decode(piece)

@@ -21,7 +21,8 @@ from errata.datasets.read import read_dataset
 from errata.datasets.registry import DATASETS, dataset_named, is_own_file, local_path, looks_like_a_file
 from errata.datasets.row import DataSet, Source
 from errata.errors import ErrataError, Fault, FaultsError, InputError
-from errata.facts_io import write_facts
+from errata.facts_formats import has_formulas
+from errata.facts_io import read_facts, write_facts
 from errata.output import check_file, file_digest, is_file
 from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.terminal import console, counted, progress, tell
@@ -99,7 +100,9 @@ def check(
     name: Annotated[str, typer.Argument(help="A name of `errata data list`, or your own .jsonl, .json or .csv file.")],
     file: Annotated[Path | None, typer.Argument(help="A file in its form; default: where `get` has put it.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Take only so many facts; default: all.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Shuffle by this seed; default: the file's order.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Shuffle by this seed; default: the file's order.")
+    ] = None,
     skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help="Leave out records with faults.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write the facts, JSONL or CSV.")
@@ -108,7 +111,7 @@ def check(
 ) -> None:
     """Read a data set whole: all faults with their records, or its counts and a sample; exit status 2 if any fault."""
     if out is not None:
-        check_file(out)
+        _check_facts_file(out)
     where = name if file is None else str(file)
     try:
         loaded = read_dataset(name, file, count=count, seed=seed, skip_faulty=skip_faulty)
@@ -138,6 +141,8 @@ def check(
     if out is not None:
         write_facts(loaded.facts, out)
         tell(f"Wrote {out}")
+        if out.suffix.lower() == ".csv" and has_formulas(loaded.facts):
+            tell("note: texts that begin like a formula (=, +, -, @) have a ' before them; errata takes it off again.")
     write_json(
         json,
         {
@@ -154,6 +159,17 @@ def check(
             "faults": [],
         },
     )
+
+
+def _check_facts_file(out: Path) -> None:
+    """Raises InputError if facts cannot be written there, or would take the place of something else."""
+    check_file(out)
+    if is_file(out) and out.stat().st_size:
+        try:
+            read_facts(out)
+        except InputError as error:
+            what = f"{out} is there, and is not a file of facts: it would be lost"
+            raise InputError(what, remedy="Give another name, or remove it first") from error
 
 
 def _suggestion(name: str | None, file: Path | None) -> str:

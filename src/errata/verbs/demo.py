@@ -37,7 +37,9 @@ def demo(
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = METHODS,
     facts: Annotated[int, typer.Option(min=1, help="How many facts to edit.")] = 100,
     batch_size: Annotated[int, typer.Option(min=1, help="Facts that are solved together.")] = 25,
-    seed: Annotated[int, typer.Option(min=0, help="Which facts; the recipe was tuned on seeds 900 to 902.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Which facts; the recipe was tuned on seeds 900 to 902.")
+    ] = 0,
     svg: Annotated[Path | None, typer.Option(help="Also write the table as a picture.")] = None,
     device: DeviceOption = "cpu",
     json: JsonOption = None,

@@ -13,6 +13,7 @@ from errata.datasets.read import Records, read_dataset, read_records
 from errata.datasets.registry import DATASETS
 from errata.errors import FaultsError, InputError
 from errata.facts import FactSet
+from errata.reading import file_text, reason_of
 from errata.verbs.models import is_lab
 from errata.verbs.questions import PROSE, read_questions, shipped_sentences
 
@@ -59,9 +60,10 @@ def prose_of(name: str) -> tuple[str, ...]:
             return texts
         raise InputError(f"the data set {dataset!r} has no texts", remedy="Give me-ppl, or a file with a text a line")
     try:
-        lines = Path(name).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prose {name} cannot be read: {error}", remedy="Give a file with a text a line") from error
+        lines = file_text(Path(name)).splitlines()
+    except (OSError, ValueError) as error:
+        what = f"--prose {name} cannot be read: {reason_of(error)}"
+        raise InputError(what, remedy="Give a file with a text a line") from error
     if texts := tuple(line for line in lines if line.strip()):
         return texts
     raise InputError(f"--prose {name} is empty", remedy="Give a file with a text a line")

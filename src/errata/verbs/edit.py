@@ -73,7 +73,8 @@ def edit(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Facts solved together; default: the recipe's.")] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of contexts, questions and intervals; default: the recipe's, or 0.")
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Of contexts, questions and intervals; default: the recipe's, or 0."),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; default: the one shipped for the model.")] = None,
     corpus: Annotated[

@@ -48,7 +48,9 @@ def evaluate(
         Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
     ] = None,
     last_wins: Annotated[bool, typer.Option("--last-wins", help="Of conflicting facts keep the last.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the questions about other subjects and the intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the questions about other subjects and the intervals.")
+    ] = 0,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,10 @@ import typer
 
 from errata.errors import InputError
 from errata.output import check_file, is_file, write_text
+
+FORMAT = "errata-output-1"
+# Formats of results, which --json may replace; a stack's or a benchmark's record has a format too, and is none.
+_RESULTS = re.compile(rb'\{\s*"format":\s*"errata-(output|results|tracing)-\d+"')
 
 
 def _writable(path: Path | None) -> Path | None:
@@ -25,14 +30,10 @@ def _writable(path: Path | None) -> Path | None:
 
 
 def _holds_results(path: Path) -> bool:
-    """Whether a file may have been written by --json before: commands are repeated. It is one object, or empty."""
+    """Whether a file was written by --json before (commands are repeated), or is empty."""
     with path.open("rb") as file:
-        if not (start := file.read(64).lstrip()):
-            return True
-    try:
-        return start.startswith(b"{") and isinstance(json.loads(path.read_bytes()), dict)
-    except (ValueError, RecursionError):
-        return False
+        start = file.read(200).lstrip()
+    return not start or _RESULTS.match(start) is not None
 
 
 _JSON_HELP = "Also write the result for machines to FILE, over older results; like --out, its folder is made."
@@ -46,6 +47,9 @@ JsonOption = Annotated[
 
 
 def write_json(path: Path | None, value: Mapping[str, Any]) -> None:
-    """Write for machines, whole or not at all; nothing without a path."""
+    """Write for machines, whole or not at all; nothing without a path. The first key is the format, by which a later
+    --json knows that it may replace the file.
+    """
     if path is not None:
-        write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+        whole = {"format": value.get("format", FORMAT), **value}
+        write_text(path, json.dumps(whole, ensure_ascii=False, indent=2) + "\n")

@@ -41,7 +41,7 @@ def save(directory: Annotated[Path, typer.Argument(help="A new directory.")], js
 def facts(
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL or CSV.")],
     count: Annotated[int, typer.Option(min=1)] = 100,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     json: JsonOption = None,
 ) -> None:
     """Draw counterfactual edits from the lab's world."""
@@ -121,7 +121,7 @@ def train_lab(
     ),
     epochs: Annotated[int, typer.Option(min=1, help="How often every fact is told.")] = TrainingSettings().epochs,
     people: Annotated[int, typer.Option(min=1)] = TrainingSettings().people,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="torch.compile; needs a C++ compiler.")
     ] = True,
@@ -143,7 +143,7 @@ def train_lab(
         try:
             model, tokenizer, world = train(settings, work, on_epoch=on_epoch)
         except ValueError as error:
-            raise InputError(str(error), remedy="Give another --work") from error
+            raise InputError(str(error), remedy="Give another --work, or more --people") from error
     # An epoch that was run again after a stop has a later line of its own.
     entries = {entry["epoch"]: entry for entry in map(json_module.loads, log.read_text(encoding="utf-8").splitlines())}
     with new_directory(out) as partial:

@@ -54,7 +54,9 @@ def locate_layers(
     positions: Annotated[
         bool, typer.Option("--positions/--no-positions", help="Restore other tokens too: the heat map. Takes longer.")
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise, the choice of facts and the intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the noise, the choice of facts and the intervals.")
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A new directory for tracing.json and the heat map.")
     ] = None,

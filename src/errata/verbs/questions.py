@@ -12,6 +12,7 @@ from errata.errors import Fault, FaultsError, InputError
 from errata.evaluation.changes import derived
 from errata.evaluation.metrics import CONTROLS
 from errata.facts import FactSet, Question
+from errata.reading import file_text, reason_of
 from errata.verbs.terminal import tell
 
 UNTOUCHED = 300
@@ -71,9 +72,9 @@ def read_questions(path: Path | None) -> list[tuple[str, Question]] | None:
     if path is None:
         return None
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}", remedy="Give a UTF-8 JSONL file") from error
+        lines = file_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {reason_of(error)}", remedy="Give a UTF-8 JSONL file") from error
     questions: list[tuple[str, Question]] = []
     faults: list[Fault] = []
     for number, line in enumerate(lines, start=1):

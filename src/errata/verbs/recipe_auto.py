@@ -70,7 +70,7 @@ def auto(
     untouched: Annotated[
         Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the tracing's noise and the questions.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the tracing's noise and the questions.")] = 0,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
