@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from errata.cli import run
 from errata.streams import Streams
 from errata.verbs.show import facts_table
-from errata.verbs.terminal import PlainConsole, error_console, tell, warn
+from errata.verbs.terminal import PlainConsole, error_console, progress, tell, warn
 from errata.visible import visible
 
 from tests.support.editing import FACTS
@@ -77,6 +78,23 @@ def test_facts_of_a_patch_are_shown_without_control_characters(capfd: pytest.Cap
 
     error_console().print(facts_table([replace(FACTS[0], id=HOSTILE[:12], target="\x1b[31mRome")], None))
     assert "\x1b" not in capfd.readouterr().err
+
+
+def test_finished_progress_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Progress] = []
+
+    class Kept(Progress):
+        def __init__(self, *columns: Any, **options: Any) -> None:
+            super().__init__(*columns, **options)
+            shown.append(self)
+
+    monkeypatch.setattr("errata.verbs.terminal.Progress", Kept)
+    with progress() as report:
+        report("statistics", 5, 5)
+        report("targets", 1, 5)
+        assert [task.description for task in shown[0].tasks if task.visible] == ["targets"]
+        report("statistics", 1, 5)
+        assert [task.visible for task in shown[0].tasks] == [True, True]
 
 
 # The streams ----------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from errata.verbs.bench_options import (
 )
 from errata.verbs.bench_plan import Plan, plan_of
 from errata.verbs.bench_shown import list_cells, show_plan, show_results
+from errata.verbs.bench_time import time_left, time_needed
 from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.model_options import TrustOption
 from errata.verbs.terminal import counted, progress, tell, warn
@@ -200,7 +201,9 @@ def bench(
     if campaign is not None:
         if dry_run:
             campaign.measures_with(None, dropped)
-            tell(f"{counted(len(campaign.pending(retry=retry)), 'cell')} of {len(campaign.cells)} to go.")
+            pending = campaign.pending(retry=retry)
+            to_go = f"{counted(len(pending), 'cell')} of {len(campaign.cells)} to go."
+            tell(f"{to_go} {time_left(campaign, pending)}".rstrip())
             return
     else:
         if whole is None or plan is None:
@@ -208,6 +211,7 @@ def bench(
         show_plan(whole, plan)
         if dry_run:
             list_cells(whole, plan)
+            tell(time_needed(plan))
             tell("Nothing was loaded or written (--dry-run).")
             write_json(json, {"cells": [spec.model_dump(mode="json") for spec in plan.specs]})
             return

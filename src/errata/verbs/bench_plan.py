@@ -28,11 +28,13 @@ class Plan:
         specs: its cells, in order.
         undefined: combinations that mean nothing.
         materials: file name -> material.
+        outlines: model -> its outline.
     """
 
     specs: list[CellSpec] = field(default_factory=list)
     undefined: list[Undefined] = field(default_factory=list)
     materials: dict[str, Material] = field(default_factory=dict)
+    outlines: dict[str, Outline] = field(default_factory=dict)
 
     def write_materials(self, folder: Path) -> None:
         for name, material in self.materials.items():
@@ -51,7 +53,7 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
     """
     plan = Plan()
     recipes: dict[tuple[str, str], Recipe] = {}
-    outlines: dict[str, Outline] = {}
+    outlines = plan.outlines
     sets: dict[DataEntry, WholeSet | None] = {}
     prose: tuple[str, ...] | None = None
     with told_together("the grid") as part:

@@ -10,7 +10,10 @@ from typing import Annotated, Final
 import typer
 
 from errata.analysis.running import ROWS, STUDY, Result
+from errata.benchmark.campaign import open_campaign
+from errata.benchmark.collect import collect
 from errata.errors import Fault, FaultsError, InputError, told_together
+from errata.in_place import check_no_links
 from errata.output import check_file, is_there, write_bytes, write_text
 from errata.report.analysis_documents import FIGURES, analysis_markdown, figure_files
 from errata.report.analysis_folders import Studies, is_of_studies, read_studies
@@ -40,7 +43,7 @@ def report(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="The directory of a finished benchmark, of a finished study, or a folder of studies."
+            metavar="RUN", help="The directory of a benchmark, of a finished study, or a folder of studies."
         ),
     ],
     out: Annotated[
@@ -82,6 +85,20 @@ def _check_something(run: Path) -> None:
             f"(neither it nor a directory in it has {STUDY})",
             remedy=remedy,
         )
+
+
+def _collect_anew(run: Path) -> None:
+    """Put together what the cells of a benchmark have found, where some have ended since that was last done.
+
+    The benchmark itself does so only at its end.
+    """
+    summary = run / SUMMARY
+    ended = [path.stat().st_mtime for path in run.glob("cells/*/result.json")]
+    if ended and (not is_there(summary) or max(ended) > summary.stat().st_mtime):
+        campaign = open_campaign(run)
+        if any(map(campaign.is_edited, campaign.cells)):
+            check_no_links(run)
+            collect(campaign)
 
 
 def _report_studies(run: Path, out: Path | None, formats: str | None, analysis: Sequence[Path]) -> None:
@@ -146,6 +163,7 @@ def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis
                 )
         with part:
             _check_something(run)
+            _collect_anew(run)
             found = read_bench_run(run)
         for directory in analysis:
             with part:
@@ -168,6 +186,8 @@ def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis
 def _write(texts: Mapping[Path, str], targets: Mapping[str, Path], studies: Sequence[ShownStudy]) -> None:
     """Write a report, now that all of it is there; figures first, so that no document lacks them."""
     pictures = figure_files(studies) if "md" in targets else {}
+    if pictures and (targets["md"].parent / FIGURES).is_symlink():
+        raise InputError(f"{targets['md'].parent / FIGURES} is a link", remedy="Remove it, or give another --out")
     for name, data in pictures.items():
         write_bytes(targets["md"].parent / name, data)
     for target, text in texts.items():

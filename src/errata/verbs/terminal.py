@@ -48,7 +48,7 @@ def error_console() -> Console:
 
 @contextmanager
 def progress(looked_back: float = 30.0) -> Iterator[Report]:
-    """Bars on standard error, one for each thing that is told of; what starts anew starts its bar anew.
+    """Bars on standard error, one for each thing that is under way; what starts anew starts its bar anew.
 
     Args:
         looked_back: seconds that the time left is told from; many where pieces of work may take minutes each.
@@ -69,7 +69,8 @@ def progress(looked_back: float = 30.0) -> Iterator[Report]:
             finished = bars.tasks[bars.task_ids.index(task)].completed
             if done < finished:
                 bars.reset(task, total=total)
-            bars.update(task, completed=done, total=total)
+            # What is finished gives way to what is not.
+            bars.update(task, completed=done, total=total, visible=done < total)
 
         yield report
 
