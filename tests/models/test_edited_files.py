@@ -149,6 +149,19 @@ def test_a_checkpoint_without_the_models_prefix(tmp_path: Path) -> None:
     assert changed(tensors_in(base), tensors_in(out)) == {f"h.{layer}.mlp.c_proj.weight" for layer in LAYERS}
 
 
+def test_from_python(tmp_path: Path) -> None:
+    base = base_directory(tmp_path / "base")
+    model = edited(base)
+    model.save(tmp_path / "out")
+    assert changed(tensors_in(base), tensors_in(tmp_path / "out")) == EDITED
+    check_files(base, tmp_path / "out")
+    with pytest.raises(InputError, match="exists"):
+        model.save(tmp_path / "out")
+    with pytest.raises(InputError, match="loaded"):
+        LanguageModel(*tiny_model("llama")).save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_an_edit_taken_out_again_leaves_the_base(tmp_path: Path) -> None:
     base, out = base_directory(tmp_path / "base", dtype=torch.bfloat16), tmp_path / "out"
     model = edited(base)
@@ -273,9 +286,3 @@ def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace(first.name, f"../{first.name}"))
     with pytest.raises(InputError, match=first.name):
         LanguageModel.load(base, device="cpu")
-
-
-def test_a_model_made_in_memory_has_no_files(tmp_path: Path) -> None:
-    model = LanguageModel(*tiny_model("llama"))
-    with pytest.raises(InputError, match="loaded"):
-        write_edited(model, tmp_path)

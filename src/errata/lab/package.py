@@ -66,6 +66,10 @@ def write_lab(directory: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTok
     half.config._attn_implementation = "sdpa"
     half.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    about = directory / "tokenizer_config.json"
+    # The name that both versions 4 and 5 of transformers know.
+    written = {**json.loads(about.read_text(encoding="utf-8")), "tokenizer_class": "PreTrainedTokenizerFast"}
+    about.write_text(json.dumps(written, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     record = {"seed": world.seed, "people": world.people}
     (directory / "world.json").write_text(json.dumps(record, ensure_ascii=False, indent=0), encoding="utf-8")
 

@@ -31,6 +31,7 @@ from errata.models.plain_weights import down_projection_weight
 from errata.models.prompts import length_batches, pad
 from errata.models.vocabulary import guard_embedding, probe_row, unembedded
 from errata.models.weights import EditedWeights
+from errata.output import new_directory
 
 _logger = logging.getLogger(__name__)
 TOKEN_BUDGET = 4096  # padded tokens per forward pass that needs no gradient
@@ -129,6 +130,20 @@ class LanguageModel:
         nn.Module.to(model, chosen)  # transformers wraps the method in a way that hides its types
         loaded._check_finite(probe)
         return loaded
+
+    def save(self, directory: str | Path) -> None:
+        """Write the model, as it is now, as a plain transformers directory: the base's files with the edited tensors.
+
+        It is written whole or not at all; see ``errata.models.edited_files.write_edited``.
+
+        Raises:
+            InputError: if something is there already, or the model was not loaded from files.
+            OutputError: if it cannot be written.
+        """
+        from errata.models.edited_files import write_edited  # a model can do without it, not it without the model
+
+        with new_directory(Path(directory)) as partial:
+            write_edited(self, partial)
 
     def _check_unexpected(self, names: Iterable[str]) -> None:
         """What files hold and the model has no place for is told; of blocks that its configuration leaves out, refused.

@@ -26,7 +26,10 @@ ModelOption = Annotated[
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps … By default a GPU if there is one.")]
 DtypeOption = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16. By default what is stored; lab: float32.")
+    str | None,
+    typer.Option(
+        help="float32, bfloat16 or float16. By default what is stored; lab: float32. An edited model is written in it."
+    ),
 ]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
