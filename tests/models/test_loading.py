@@ -196,3 +196,20 @@ def test_a_model_that_is_not_finite_is_found_at_the_start(
     assert "float32" in error
     assert "learning rate" not in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", [["ask", "The mother tongue of Danielle"], ["evaluate", "--facts", "facts.jsonl"]])
+def test_what_is_not_finite_on_some_texts_only_is_no_edits_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    made, tokenizer = tiny_model("llama")
+    row = tokenizer.encode("The mother tongue of Danielle", add_special_tokens=False)[-1]
+    made.get_input_embeddings().weight.data[row] = float("nan")
+    made.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    write_facts([Fact("a", "Danielle Darrieux", "The mother tongue of {} is", "Dutch")], tmp_path / "facts.jsonl")
+    assert run([*verb, "--model", "model"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "before any edit" in error
+    assert "learning rate" not in error

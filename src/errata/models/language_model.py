@@ -180,7 +180,7 @@ class LanguageModel:
         dtype = str(self.dtype).removeprefix("torch.")
         narrow = self.dtype in (torch.float16, torch.bfloat16)
         return InputError(
-            f"the unedited model {self.name!r} produces values that are not finite in {dtype}",
+            f"the model {self.name!r} produces values that are not finite in {dtype}, before any edit",
             remedy="Load it with --dtype float32" + (" or bfloat16" if dtype == "float16" else "")
             if narrow
             else "Its weights are damaged; get them again",

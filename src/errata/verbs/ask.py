@@ -9,7 +9,7 @@ import torch
 import typer
 from rich.table import Table
 
-from errata.errors import Fault, FaultsError, InputError
+from errata.errors import Fault, FaultsError, InputError, NonFiniteError
 from errata.loading import load_model
 from errata.models.generation import generate
 from errata.models.language_model import LanguageModel
@@ -47,7 +47,12 @@ def ask(
     answers = []
     for name in names:
         loaded = load_model(name, **where, trust_remote_code=trust_remote_code)
-        texts = generate(loaded, stripped, new_tokens=tokens)
+        try:
+            texts = generate(loaded, stripped, new_tokens=tokens)
+        except NonFiniteError as error:
+            if loaded.edits.terms:
+                raise
+            raise loaded.not_finite() from error
         answers += [
             {"model": name, "prompt": prompt, "continuation": text, "next": _next_tokens(loaded, prompt)}
             for prompt, text in zip(stripped, texts, strict=True)
