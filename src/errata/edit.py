@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,10 @@ from errata.run_shaping import shaped_run
 from errata.schedules import SCHEDULES, Step
 from errata.shaping import RunShaper, Shaper, make_shaper
 from errata.solvers.base import LayerSolver, Solver
+from errata.targets.contexts import begin_texts
 from errata.targets.search import joined
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,7 @@ class Editor:
                 "what this editor wrote before has been taken out of the model, but it remembers the keys of it",
                 remedy="Make a new Editor",
             )
+        self._warn_of_first_tokens(facts)
         started = time.perf_counter()
         writer, solver = self._writer(), self.solver
         with self._all_or_nothing():
@@ -222,6 +227,19 @@ class Editor:
             created=now(),
             versions=software_versions(),
         )
+
+    def _warn_of_first_tokens(self, facts: Sequence[Fact]) -> None:
+        first = begin_texts(self.model.tokenizer, facts)
+        if ids := [fact.id for fact, begins in zip(facts, first, strict=True) if begins]:
+            _logger.warning(
+                "The subject is the very first token of the prompt in %d of %d facts (%s). %r has no BOS token, so "
+                "at that place it cannot tell one subject from another. The facts are written for prompts with text "
+                "before the subject; asked from the subject on, the model may answer as before.",
+                len(ids),
+                len(facts),
+                ", ".join(ids[:5]) + (", …" if len(ids) > 5 else ""),
+                self.model.name,
+            )
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:

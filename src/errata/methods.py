@@ -21,6 +21,11 @@ BOUNDARY_PAPER = (
     "arXiv:2502.03748"
 )
 _NO_TARGET_CACHE = "Targets are never read from a cache that a run on other weights has filled."
+_FIRST_TOKEN = (
+    "Where a subject would be the very first token of its prompt (no BOS, a subject of one token), a line break is put "
+    "before the bare prompt: the key of a first token is shared by all texts."
+)
+_EVERYWHERE = (_NO_TARGET_CACHE, _FIRST_TOKEN)
 _SECOND_TARGET = (
     "The second boundary target is found after the first layer was written, on the weights as they are then; the "
     "authors' runs with a target cache take it from whichever run filled the cache (--as-published: from the unedited "
@@ -62,7 +67,7 @@ class Method:
     contexts: Mapping[str, Any] = field(default_factory=dict)
     shaping: tuple[Mapping[str, Any], ...] = ()
     rounds: Mapping[str, Any] | None = None
-    deviations: tuple[str, ...] = (_NO_TARGET_CACHE,)
+    deviations: tuple[str, ...] = _EVERYWHERE
     boundary_deviations: tuple[str, ...] = ()
     with_boundary: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -111,7 +116,7 @@ _PMET = Method(
     target={"kind": "joint"},
     schedule="sqrt",
     solver={"kind": "least_squares", "history": False},
-    deviations=(_NO_TARGET_CACHE, _UNWEIGHTED_DIVERGENCE),
+    deviations=(*_EVERYWHERE, _UNWEIGHTED_DIVERGENCE),
 )
 METHODS: tuple[Method, ...] = (
     Method(
@@ -133,7 +138,7 @@ METHODS: tuple[Method, ...] = (
         solver={"kind": "rank_one", "denominator": "averaged"},
         contexts={**_ROME_CONTEXTS, "states": "mean"},
         deviations=(
-            _NO_TARGET_CACHE,
+            *_EVERYWHERE,
             "A fact whose δ is zero leaves the weights alone; the formula would move the averaged state to the bare "
             "prompt's.",
         ),
@@ -162,7 +167,7 @@ METHODS: tuple[Method, ...] = (
         schedule="single",
         solver={"kind": "equality", "ridge": 0.1, "ridge_of_one": 0.0},
         deviations=(
-            _NO_TARGET_CACHE,
+            *_EVERYWHERE,
             "The authors multiply C by a weight w, which cancels but for ε: their ε = 0.1 is a ridge of 0.1 · w here.",
         ),
     ),
@@ -174,7 +179,7 @@ METHODS: tuple[Method, ...] = (
         "Rescue (EMNLP 2024), arXiv:2401.04700",
         shaping=({"kind": "rect", "share": 0.4},),
         deviations=(
-            _NO_TARGET_CACHE,
+            *_EVERYWHERE,
             "The authors rectify ROME and keep 20 % of the entries; with MEMIT, 40 % is what the AlphaEdit and BLUE "
             "papers' tables were made with. All layers are solved on unrectified writes, then each is masked.",
         ),
@@ -186,7 +191,7 @@ METHODS: tuple[Method, ...] = (
         paper="Ma et al. 2025, Perturbation-Restrained Sequential Model Editing (ICLR 2025), arXiv:2405.16821",
         shaping=({"kind": "prune"},),
         deviations=(
-            _NO_TARGET_CACHE,
+            *_EVERYWHERE,
             "The pruned change takes the place of the change, as in the authors' code; the code behind the AlphaEdit "
             "and BLUE papers' tables adds it to the edited weights (--as-published).",
             "Evaluated and saved is a pruned copy, after every batch if asked for; editing goes on from the unpruned "
@@ -203,7 +208,7 @@ METHODS: tuple[Method, ...] = (
         schedule="even",
         solver={"kind": "neurons", "history": True},
         rounds={"count": 2},
-        deviations=(),
+        deviations=(_FIRST_TOKEN,),
         boundary_deviations=("Targets are found on the weights as they are now, not on the unedited ones as in nse.",),
         with_boundary={"target": {"weights": "current"}},
     ),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
 
-from tests.reference.target import tokenise
+from tests.reference.target import bare_lead, tokenise
 
 
 def key(model: LanguageModel, fact: Fact, prefixes: Sequence[str], layer: int) -> Tensor:
@@ -32,6 +32,7 @@ def state(model: LanguageModel, fact: Fact, layer: int, site: Site) -> Tensor:
 @torch.no_grad()
 def _read(model: LanguageModel, fact: Fact, lead: str, module: nn.Module, *, reads_input: bool) -> Tensor:
     before, after = fact.prompt.split("{}")
+    lead = lead or bare_lead(model.tokenizer, fact)
     text = tokenise(model.tokenizer, lead + before, fact.subject, after)
     read: list[Tensor] = []
 

@@ -15,6 +15,8 @@ from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.recipe_settings import TargetSettings
 
+NEUTRAL = "\n"  # before a bare prompt that would begin with its subject's last token
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -50,12 +52,19 @@ def tokenise(
     return Text(ids, inside[-1], len(ids) if target is None else behind[0])
 
 
+def bare_lead(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> str:
+    """A line break where the subject's last token would be the first of the bare prompt, else nothing."""
+    before, after = fact.prompt.split("{}")
+    return NEUTRAL if tokenise(tokenizer, before, fact.subject, after).subject == 0 else ""
+
+
 def texts_of(tokenizer: PreTrainedTokenizerBase, fact: Fact, prefixes: Sequence[str]) -> list[Text]:
     """The bare prompt, the prompt behind each prefix, and the KL prompt ``{} is a``, in this order."""
     before, after = fact.prompt.split("{}")
-    leads = ["", *(f"{prefix}. " for prefix in prefixes)]
+    bare = bare_lead(tokenizer, fact)
+    leads = [bare, *(f"{prefix}. " for prefix in prefixes)]
     texts = [tokenise(tokenizer, lead + before, fact.subject, after, fact.target) for lead in leads]
-    return [*texts, tokenise(tokenizer, "", fact.subject, " is a")]
+    return [*texts, tokenise(tokenizer, bare, fact.subject, " is a")]
 
 
 class ReferenceLoss:

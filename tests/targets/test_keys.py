@@ -9,7 +9,7 @@ from tokenizers import normalizers
 from errata.errors import InputError
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.targets.contexts import in_context, subject_rows
+from errata.targets.contexts import begin_texts, in_context, neutral_leads, subject_rows
 from errata.targets.keys import current_states, mean_keys
 
 from tests.reference.attention import compute_attention_exactly
@@ -104,7 +104,48 @@ def test_rows_end_with_the_subject_and_facts_are_outermost() -> None:
     model = loaded("gpt2")
     rows = subject_rows(model, FACTS, ["", *PREFIXES])
     texts = [in_context(prefix, fact.text[: fact.subject_span[1]])[0] for fact in FACTS for prefix in ["", *PREFIXES]]
+    texts[0] = f"\n{texts[0]}"  # the subject would be the first token
     assert [model.tokenizer.decode(list(row)) for row in rows] == texts
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "mistral", "opt", "gemma2"])
+def test_no_key_is_read_at_the_first_token_of_a_text(family: str) -> None:
+    model = loaded(family)
+    assert min(len(row) for row in subject_rows(model, FACTS, ["", *PREFIXES])) > 1
+    has_bos = len(model.tokenizer("").input_ids) > 0
+    assert begin_texts(model.tokenizer, FACTS) == [not has_bos, False, False, False, False]
+    assert neutral_leads(model.tokenizer, FACTS) == ["" if has_bos else "\n", "", "", "", ""]
+
+
+def test_the_key_of_a_fact_at_the_start_of_a_text_is_not_that_of_first_tokens() -> None:
+    """The first token's state is made the same for all texts, as that of an attention sink is."""
+    model = loaded("qwen2")
+    sink = torch.linspace(-3, 3, WIDTH, dtype=torch.float64)
+
+    def into_a_sink(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        changed = output.clone()
+        changed[:, 0] = sink
+        return changed
+
+    model.blocks[0].register_forward_hook(into_a_sink)
+    rows = [model.tokenizer(word).input_ids[:1] for word in ("Paris", "because", "I")]
+    others = model.capture_last(rows, {Site.KEY: [2]})[Site.KEY, 2]
+    torch.testing.assert_close(others[1:], others[:1].expand(2, -1))
+    for prefixes in ((), PREFIXES):
+        cosine = torch.nn.functional.cosine_similarity(mean_keys(model, FACTS[:1], prefixes, 2).T, others[:1])
+        assert float(cosine) < 0.6
+    states = current_states(model, FACTS[:1], 0, Site.BLOCK)
+    assert not torch.allclose(states[:, 0], sink)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_facts_elsewhere_have_the_keys_and_states_that_they_had(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded(family, torch.float32)
+    facts = FACTS[1:]
+    keys, states = mean_keys(model, facts, PREFIXES, 2), current_states(model, facts, 2, Site.BLOCK)
+    monkeypatch.setattr("errata.targets.contexts.NEUTRAL", "")
+    assert torch.equal(mean_keys(model, facts, PREFIXES, 2), keys)
+    assert torch.equal(current_states(model, facts, 2, Site.BLOCK), states)
 
 
 def test_a_subject_without_a_token_is_named() -> None:

@@ -15,7 +15,7 @@ from errata.facts import Fact
 from errata.models.prompts import complete, encode
 from errata.models.replay import length_cuts
 from errata.recipe_settings import ContextSettings
-from errata.targets.contexts import in_context
+from errata.targets.contexts import in_context, neutral_leads
 from errata.targets.rows import KL_PROMPT
 
 ROWS_AT_ONCE = 1024  # as ``optimise_targets`` does by default
@@ -97,14 +97,19 @@ class SearchRows:
         Raises:
             InputError: if a target or a subject has no token.
         """
-        completions = complete(tokenizer, [fact.pair(fact.target) for fact in facts])
-        asked = encode(tokenizer, [KL_PROMPT.replace("{}", fact.subject, 1) for fact in facts])
+        neutral = neutral_leads(tokenizer, facts)
+        led = list(zip(facts, neutral, strict=True))
+        completions = complete(tokenizer, [fact.pair(fact.target, lead + fact.text) for fact, lead in led])
+        asked = encode(tokenizer, [lead + KL_PROMPT.replace("{}", fact.subject, 1) for fact, lead in led])
         texts = []
-        for fact, completion, question in zip(facts, completions, asked, strict=True):
-            subject = completion.encoded.last_token_of(*fact.subject_span)
-            about = question.ids[: question.last_token_of(0, len(fact.subject))]
+        for fact, lead, completion, question in zip(facts, neutral, completions, asked, strict=True):
+            start, end = (place + len(lead) for place in fact.subject_span)
+            subject = completion.encoded.last_token_of(start, end)
+            about = question.ids[: question.last_token_of(len(lead), len(lead) + len(fact.subject))]
             replayed = len(completion.ids) - 1 - subject
-            texts.append((completion.ids[:subject], replayed, len(completion.target_ids), about))
+            before = completion.ids[:subject]
+            # Nothing is before a subject that begins its text, but for the lead, which prefixes do not have.
+            texts.append((before, () if lead else before, replayed, len(completion.target_ids), about))
         lengths = [tokens + _LEAD for tokens in contexts.tokens for _ in contexts.openers * contexts.per_opener]
         if prefixes:
             bare, *behind = encode(tokenizer, [in_context(prefix, facts[0].text)[0] for prefix in ("", *prefixes)])
@@ -114,12 +119,14 @@ class SearchRows:
         groups = []
         for start in range(0, len(texts), size):
             chosen = texts[start : start + size]
-            stem, about_stem = _shared([text[0] for text in chosen]), _shared([text[3] for text in chosen])
+            bare_stem, stem = _shared([text[0] for text in chosen]), _shared([text[1] for text in chosen])
+            about_stem = _shared([text[4] for text in chosen])
             rows = []
-            for before, replayed, wanted, about in chosen:
-                for kind, lead in enumerate(leads):
-                    rows.append(SearchRow(len(before) + lead, replayed, wanted, stem + lead, kind))
-                rows.append(SearchRow(len(about), 1, 1, about_stem, len(leads)))
+            for alone, before, replayed, wanted, asking in chosen:
+                rows.append(SearchRow(len(alone), replayed, wanted, bare_stem, 0))
+                for kind, more in enumerate(leads[1:], start=1):
+                    rows.append(SearchRow(len(before) + more, replayed, wanted, stem + more, kind))
+                rows.append(SearchRow(len(asking), 1, 1, about_stem, len(leads)))
             groups.append(_buckets(rows))
         return cls(len(facts), tuple(groups))
 

@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from itertools import product
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from errata.errors import InputError
 from errata.facts import Fact
 from errata.models.generation import generate
 from errata.models.language_model import LanguageModel
-from errata.models.prompts import encode
+from errata.models.prompts import Encoded, encode
 from errata.recipe_settings import ContextSettings
+
+# Put before a bare prompt whose first token would be the subject's last. A line break, since that is text in any
+# language; a special token will not do (after SmolLM2's <|im_start|> the next token is still an attention sink).
+NEUTRAL = "\n"
 
 
 def generate_prefixes(model: LanguageModel, settings: ContextSettings) -> tuple[str, ...]:
@@ -36,10 +41,35 @@ def generate_prefixes(model: LanguageModel, settings: ContextSettings) -> tuple[
     return tuple(prefixes)
 
 
-def in_context(prefix: str, text: str) -> tuple[str, int]:
-    """``text`` behind a prefix ("" is the bare prompt), and the number of characters that stand before it."""
-    lead = f"{prefix}. " if prefix else ""
-    return lead + text, len(lead)
+def in_context(prefix: str, text: str, lead: str = "") -> tuple[str, int]:
+    """``text`` after a prefix ("" is the bare prompt), and the number of characters before it.
+
+    Args:
+        lead: what is put before the bare prompt; see ``neutral_leads``.
+    """
+    before = f"{prefix}. " if prefix else lead
+    return before + text, len(before)
+
+
+def begin_texts(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[bool]:
+    """For each fact, whether its subject ends at the very first token of its prompt.
+
+    That takes a tokenizer without BOS, and a subject of one token. Such a token is an attention sink: from the first
+    few layers on its state, and so its key, is that of any other first token, whatever it says.
+
+    Raises:
+        InputError: naming the fact, if the tokenizer leaves nothing of its subject.
+    """
+    encoded = encode(tokenizer, [fact.text for fact in facts])
+    return [subject_token(row, *fact.subject_span, fact) == 0 for row, fact in zip(encoded, facts, strict=True)]
+
+
+def neutral_leads(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[str]:
+    """What is put before each fact's bare prompt: ``NEUTRAL`` where it begins with the subject's last token, else "".
+
+    A key read at a text's first token belongs to all texts, and writing to it changes the answers to all of them.
+    """
+    return [NEUTRAL if first else "" for first in begin_texts(tokenizer, facts)]
 
 
 def subject_rows(model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]) -> list[tuple[int, ...]]:
@@ -48,20 +78,28 @@ def subject_rows(model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence
     Raises:
         InputError: naming the fact, if the tokenizer leaves nothing of its subject.
     """
-    texts, spans = [], []
-    for fact in facts:
-        start, end = fact.subject_span
-        for prefix in prefixes:
-            text, lead = in_context(prefix, fact.text)
-            texts.append(text)
-            spans.append((start + lead, end + lead))
+    leads = neutral_leads(model.tokenizer, facts) if "" in prefixes else [""] * len(facts)
+    texts = [
+        in_context(prefix, fact.text, lead) for fact, lead in zip(facts, leads, strict=True) for prefix in prefixes
+    ]
+    encoded = encode(model.tokenizer, [text for text, _ in texts])
     rows: list[tuple[int, ...]] = []
-    for index, (encoded, (start, end)) in enumerate(zip(encode(model.tokenizer, texts), spans, strict=True)):
-        try:
-            rows.append(encoded.ids[: encoded.last_token_of(start, end) + 1])
-        except InputError as error:
-            fact = facts[index // len(prefixes)]
-            raise InputError(
-                f"the subject {fact.subject!r} of fact {fact.id!r} has no token", remedy=error.remedy
-            ) from error
+    for index, (row, (_, before)) in enumerate(zip(encoded, texts, strict=True)):
+        fact = facts[index // len(prefixes)]
+        start, end = fact.subject_span
+        rows.append(row.ids[: subject_token(row, start + before, end + before, fact) + 1])
     return rows
+
+
+def subject_token(encoded: Encoded, start: int, end: int, fact: Fact) -> int:
+    """Index of the last token of a subject that has these characters.
+
+    Raises:
+        InputError: naming the fact, if there is none.
+    """
+    try:
+        return encoded.last_token_of(start, end)
+    except InputError as error:
+        raise InputError(
+            f"the subject {fact.subject!r} of fact {fact.id!r} has no token", remedy=error.remedy
+        ) from error

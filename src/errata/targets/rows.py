@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -15,7 +15,7 @@ from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import complete, encode
 from errata.models.replay import BucketedReplay, ReplayRow
-from errata.targets.contexts import in_context
+from errata.targets.contexts import in_context, neutral_leads, subject_token
 
 KL_PROMPT = "{} is a"
 _IGNORED = -100  # no token has this number
@@ -133,14 +133,18 @@ class _Row:
 
 
 def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[_Row]:
-    pairs = [fact.pair(fact.target, in_context(context, fact.text)[0]) for fact in facts for context in contexts]
+    led = list(zip(facts, neutral_leads(model.tokenizer, facts), strict=True))
+    pairs = [
+        fact.pair(fact.target, in_context(context, fact.text, lead)[0]) for fact, lead in led for context in contexts
+    ]
     completions = iter(complete(model.tokenizer, pairs))
-    kl_encoded = iter(encode(model.tokenizer, [KL_PROMPT.replace("{}", fact.subject, 1) for fact in facts]))
+    kl_prompts = [lead + KL_PROMPT.replace("{}", fact.subject, 1) for fact, lead in led]
+    kl_encoded = iter(encode(model.tokenizer, kl_prompts))
     rows: list[_Row] = []
-    for index, fact in enumerate(facts):
+    for index, (fact, lead) in enumerate(led):
         start, end = fact.subject_span
         for context in contexts:
-            lead = in_context(context, fact.text)[1]
+            before = in_context(context, fact.text, lead)[1]
             completion = next(completions)
             if len(completion.ids) > model.context_length:
                 raise InputError(
@@ -148,12 +152,12 @@ def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) 
                     f"takes {model.context_length}",
                     remedy="Shorten the prompt, or lower contexts.tokens in the recipe",
                 )
-            injection = _position(completion.encoded.last_token_of, start + lead, end + lead, fact)
+            injection = subject_token(completion.encoded, start + before, end + before, fact)
             wanted = tuple(range(completion.target_start - 1, len(completion.ids) - 1))
             replay = ReplayRow(completion.ids[:-1], injection, wanted)
             rows.append(_Row(replay, index, completion.target_ids, bare=not context))
         about = next(kl_encoded)
-        position = _position(about.last_token_of, 0, len(fact.subject), fact)
+        position = subject_token(about, len(lead), len(lead) + len(fact.subject), fact)
         rows.append(_Row(ReplayRow(about.ids[: position + 1], position, (position,)), index))
     return _with_stems(rows, kinds=len(contexts) + 1)
 
@@ -171,12 +175,3 @@ def _shared(sequences: Sequence[Sequence[int]]) -> int:
     """How many of their first tokens all of the sequences share."""
     columns = zip(*sequences, strict=False)
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-
-
-def _position(locate: Callable[[int, int], int], start: int, end: int, fact: Fact) -> int:
-    try:
-        return locate(start, end)
-    except InputError as error:
-        raise InputError(
-            f"the subject {fact.subject!r} of fact {fact.id!r} has no token", remedy=error.remedy
-        ) from error
