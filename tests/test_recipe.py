@@ -354,6 +354,8 @@ def test_a_corpus_counts_from_the_recipes_file(tmp_path: Path) -> None:
         ("memit", {"shaping": [{"kind": "norm_cap"}, {"kind": "norm_cap"}]}, "stands there twice"),
         ("memit", {"shaping": [{"kind": "rect"}, {"kind": "prune"}]}, "take one of them"),
         ("rome+blue", {"rounds": {"count": 2, "least": 0, "most": 9}}, "one after another"),
+        ("alphaedit", {"solver": {"shares": True}}, "are two units"),
+        ("alphaedit", {"solver": {"shares": True, "relative": False, "threshold": 1.5}}, "at most 1"),
     ],
 )
 def test_combinations_without_a_meaning_are_refused_with_the_reason(
@@ -407,7 +409,7 @@ def test_automatic_recipes_are_marked_and_their_numbers_have_no_scale(model: str
     recipe = shipped_recipe(model, method)
     assert "tried on no fact of this model" in recipe.source
     assert recipe.target.relative_rate
-    assert getattr(recipe.solver, "relative", True)
+    assert getattr(recipe.solver, "shares", True)
     text = (Path(errata.recipe.__file__).parent / "recipes" / f"{model}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# AUTOMATIC")
     assert "not verified here" in text

@@ -188,3 +188,8 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield "'rect' makes each batch's change sparse and 'prune' the whole run's change dense again: take one of them"
     if recipe.solver.kind == "rank_one" and recipe.rounds is not None:
         yield "'rank_one' writes facts one after another; rounds are for facts that are solved together"
+    if recipe.solver.kind == "null_space" and recipe.solver.shares:
+        if recipe.solver.relative:
+            yield "'relative' and 'shares' are two units for the solver's threshold and L2: set one of them"
+        if recipe.solver.threshold > 1:
+            yield f"with 'shares' the threshold is a share of directions, at most 1, got {recipe.solver.threshold:g}"

@@ -117,6 +117,9 @@ class NullSpaceSettings(Settings):
     threshold: _Positive = Field(description="eigenvectors of C with eigenvalues below this span P")
     l2: _Positive = Field(description="L2, the ridge")
     relative: StrictBool = Field(False, description="threshold and L2 are in units of C's mean eigenvalue")
+    shares: StrictBool = Field(
+        False, description="threshold is a share of the directions, L2 in units of an ordinary key's energy in them"
+    )
     history: StrictBool = Field(description="whether keys of earlier batches (M) count")
 
 

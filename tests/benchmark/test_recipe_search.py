@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from errata.benchmark import recipe_numbers, recipe_search, sequential
 from errata.benchmark.recipe_file import automatic_file, layers_by_depth, unsearched_recipe
@@ -23,6 +24,7 @@ from errata.methods import METHODS, method_named
 from errata.models.language_model import LanguageModel
 from errata.recipe import Recipe, parse_recipe
 from errata.recipe_settings import ContextSettings
+from errata.solvers import make_solver
 
 from tests.support.editing import (
     FACTS,
@@ -181,6 +183,24 @@ def test_every_row_has_a_start(row: Any) -> None:
     assert base.method == row.name
     assert base.layers == ((3,) if row.schedule == "single" else (2, 3))
     assert list(recipe_numbers.solver_tries(base, 100))
+
+
+def test_the_start_of_every_solver_takes_about_as_much_of_an_edit() -> None:
+    """λ, ε and L2 of the start are in one unit: what an ordinary key has, in the space that is solved in."""
+    statistics = {"corpus": "lab", "tokens": 10, "length": 10}
+    starts = {row.name: starting_recipe("m", row, (2, 3), 100, statistics, batch_size=5).solver for row in METHODS}
+    moment = torch.diag(torch.linspace(0.01, 1.0, 100, dtype=torch.float64) ** 2)
+    moment[-1, -1] = 100.0  # a sink
+    key = moment.diagonal().sqrt()[:, None]
+    taken = {}
+    for name, settings in starts.items():
+        if settings.kind != "rank_one":
+            solver = make_solver(settings.kind, settings.model_dump(exclude={"kind"}))
+            one = key if settings.kind != "equality" else torch.cat([key, torch.zeros_like(key)], dim=1)
+            residuals = torch.ones(1, one.shape[1], dtype=torch.float64)
+            taken[name] = float((solver.prepare(moment).solve(one, residuals).dense() @ key).squeeze())
+    assert taken.pop("alphaedit") == pytest.approx(1 / 3, rel=1e-6)
+    assert taken == pytest.approx(dict.fromkeys(taken, 0.5), rel=1e-6)
 
 
 def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -324,3 +324,23 @@ def test_neurons_are_those_with_the_largest_sums_and_others_stay() -> None:
     change = Neurons(1.0, 0.5).prepare(torch.eye(4).double()).solve(keys, random_matrix(3, 2, seed=0)).dense()
     assert change[:, 1].abs().min() > 0
     assert not change[:, [0, 2, 3]].any()
+
+
+def test_a_null_space_in_shares_is_that_of_the_same_directions_with_l2_in_their_energy() -> None:
+    keys, residuals, moment = random_matrix(D_IN, 5, seed=2), random_matrix(D_OUT, 5, seed=3), random_moment()
+    values = torch.linalg.eigvalsh(moment)
+    count = round(0.6 * D_IN)
+    threshold, l2 = float(values[count - 1 : count + 1].mean()), 2.0 * float(values[:count].sum())
+    change = NullSpace(0.6, 2.0, shares=True).prepare(moment).solve(keys, residuals).dense()
+    assert_near(change, dense.null_space(keys, residuals, moment, threshold=threshold, l2=l2))
+    # Neither the scale of the keys nor one very large eigenvalue, such as an attention sink's, changes anything.
+    scaled = NullSpace(0.6, 2.0, shares=True).prepare(9 * moment).solve(3 * keys, residuals).dense()
+    assert_near(3 * scaled, change)
+    largest = torch.linalg.eigh(moment).eigenvectors[:, -1:]
+    with_sink = moment + 1e4 * values[-1] * largest @ largest.T
+    assert_near(NullSpace(0.6, 2.0, shares=True).prepare(with_sink).solve(keys, residuals).dense(), change, 1e-6)
+
+
+def test_a_share_of_no_direction_is_refused() -> None:
+    with pytest.raises(EditError, match="no null space"):
+        NullSpace(1e-9, 1.0, shares=True).prepare(random_moment())

@@ -7,7 +7,14 @@ from typing import Any
 
 import yaml
 
-from errata.benchmark.recipe_numbers import CLAMPS, STARTING_RATE, STARTING_RIDGES, THRESHOLDS, starting_recipe
+from errata.benchmark.recipe_numbers import (
+    CLAMPS,
+    STARTING_RATE,
+    STARTING_RIDGES,
+    THRESHOLDS,
+    null_space_told,
+    starting_recipe,
+)
 from errata.benchmark.recipe_search import Found
 from errata.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.recipe import Recipe
@@ -35,7 +42,7 @@ def unsearched_recipe(
         reasons["solver"] = f"{letter} = {ridge:g} · columns, not searched"
     elif row.solver["kind"] == "null_space":
         threshold, l2 = THRESHOLDS[0]
-        reasons["solver"] = f"threshold {threshold:g}, L2 {l2:g} (in mean eigenvalues of C), not searched"
+        reasons["solver"] = f"{null_space_told(threshold, l2)}, not searched"
     return Found(recipe, reasons, (), complete=False)
 
 

@@ -7,7 +7,10 @@ is measured on the model first (methods.md, section 3):
 - the clamp in units of ‖h‖, as everywhere;
 - λ and ε in units of the number of W's columns: C and K Kᵀ scale alike, so λ itself has no scale, but the published
   λ grow with the width of the MLP;
-- the eigenvalue threshold and L2 in units of C's mean eigenvalue.
+- the threshold as the share of C's directions that may be written to, and L2 in units of an ordinary key's energy in
+  these directions. With ρ of them a typical key takes 1 / (1 + ρ) of what is written, as it does with λ = ρ · columns
+  in least squares. C's mean eigenvalue will not do as a unit: attention sinks and a few other tokens can hold most of
+  the trace, and then nearly all directions lie below it.
 """
 
 from __future__ import annotations
@@ -24,11 +27,16 @@ STEPS = 25
 # What a solver's numbers are tried as: (fields of the recipe's solver section, how they are told to people), as
 # functions of the number of W's columns.
 RIDGES = (2.0, 1.0, 0.5, 0.2, 0.1)  # λ per column: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
-EQUALITIES = (0.5, 0.2, 0.1, 0.05, 0.01)  # ε per column
-THRESHOLDS = ((0.3, 20.0), (0.3, 5.0), (0.1, 5.0), (0.1, 0.5))  # (threshold, L2), both in mean eigenvalues of C
+EQUALITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.01)  # ε per column; for one layer ε is what λ is in least squares
+THRESHOLDS = (
+    (0.8, 2.0),
+    (0.8, 1.0),
+    (0.8, 0.4),
+    (0.6, 1.0),
+)  # (share of directions, L2 in ordinary keys' energy there)
 # Where a search starts, and what stands where nothing is searched.
 STARTING_RATE = 0.1
-STARTING_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 0.1)}
+STARTING_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 1.0)}
 
 
 def rate_try(rate: float) -> tuple[dict[str, Any], str]:
@@ -41,14 +49,19 @@ def clamp_try(clamp: float) -> tuple[dict[str, Any], str]:
     return {"target": {"clamp": clamp}}, f"{clamp:g} · ‖h‖"
 
 
+def null_space_told(threshold: float, l2: float) -> str:
+    """The same for a null space."""
+    return f"threshold {threshold:g} of the directions, L2 {l2:g} (in the energy of ordinary keys there)"
+
+
 def solver_tries(recipe: Recipe, columns: int) -> Iterator[tuple[dict[str, Any], str]]:
     """What is tried for a recipe's solver, in the units of this module."""
     match recipe.solver.kind:
         case "null_space":
             for threshold, l2 in THRESHOLDS:
                 yield (
-                    {"solver": {"threshold": threshold, "l2": l2, "relative": True}},
-                    f"threshold {threshold:g}, L2 {l2:g} (in mean eigenvalues of C)",
+                    {"solver": {"threshold": threshold, "l2": l2, "shares": True}},
+                    null_space_told(threshold, l2),
                 )
         case "least_squares" | "neurons":
             for ridge in RIDGES:
@@ -73,7 +86,7 @@ def starting_recipe(
     match row.solver["kind"]:
         case "null_space":
             threshold, l2 = THRESHOLDS[0]
-            solver = {"threshold": threshold, "l2": l2, "relative": True}
+            solver = {"threshold": threshold, "l2": l2, "shares": True}
         case kind if kind in STARTING_RIDGES:
             solver = {"ridge": STARTING_RIDGES[kind][1] * columns} | ({"share": 1.0} if kind == "neurons" else {})
     rounds = {"rounds": {**row.rounds, "least": 0.0, "most": 1e9}} if row.rounds else {}

@@ -21,6 +21,9 @@ class NullSpace:
         threshold: an eigenvalue, in the units of C.
         l2: L2.
         relative: take both in units of C's mean eigenvalue, so that one number serves layers of different scale.
+        shares: ``threshold`` is the share of directions that span P, those with the least eigenvalues, and L2 is in
+            units of what an ordinary key has inside of P, the sum of the eigenvalues there. A few very large
+            eigenvalues, such as those of attention sinks, change neither.
         history: whether M counts; without it ``remember`` changes nothing.
     """
 
@@ -28,12 +31,22 @@ class NullSpace:
     l2: float
     history: bool = True
     relative: bool = False
+    shares: bool = False
 
     facts_at_once = None
     uses_bare_keys = False
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> NullSpaceLayer:
         values, vectors = torch.linalg.eigh(moment)
+        if self.shares:
+            count = round(self.threshold * len(values))
+            if not 0 < count <= len(values):
+                raise EditError(
+                    f"{self.threshold:g} of {len(values)} directions is no null space",
+                    remedy="Set solver.threshold in the recipe to a share between 0 and 1, such as 0.8",
+                )
+            energy = float(values[:count].clamp_min(0).sum())
+            return NullSpaceLayer(vectors[:, :count], l2=self.l2 * energy, history=self.history)
         unit = float(values.mean()) if self.relative else 1.0
         basis = vectors[:, values < self.threshold * unit]
         if basis.shape[1] == 0:
