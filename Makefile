@@ -9,10 +9,11 @@ VENV_PYTHON = $(VENV)/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test real-model lint types format benchmark install install-test check-install constraints dev clean
+.PHONY: help demo demo-real test real-model lint types format benchmark install install-test check-install constraints dev clean
 
 help:
 	@echo "make demo       edit facts into the embedded model with four methods and show what changed (installs first)"
+	@echo "make demo-real  correct ten facts in SmolLM2-135M, a real model, and take it back (downloads 100 MB once)"
 	@echo "make test       all tests                       ARGS='-k targets' goes to pytest, WORKERS=2 processes"
 	@echo "make lint       ruff, rules and format          make format mends what it can"
 	@echo "make types      mypy, strict"
@@ -24,6 +25,11 @@ help:
 
 demo: $(VENV)/.core
 	$(VENV)/bin/errata demo --out runs/demo
+
+# The model is downloaded once (about 100 MB) and kept in errata's cache.
+demo-real: $(VENV)/.gguf
+	$(VENV)/bin/errata models get smollm2-135m-instruct
+	$(VENV)/bin/errata demo --model smollm2-135m-instruct --out runs/demo-real
 
 # One thread a worker: the workers share the cores already.
 test: $(VENV)/.test real-model
@@ -81,6 +87,10 @@ $(VENV)/.created:
 
 $(VENV)/.core: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.gguf: $(VENV)/.core
+	$(PIP_INSTALL) -e '.[gguf]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core

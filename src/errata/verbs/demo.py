@@ -22,11 +22,14 @@ from errata.output import check_file, write_text
 from errata.patch import software_versions
 from errata.recipe import shipped_recipe
 from errata.report.tables import comparison_tables
+from errata.verbs.demo_real import demo_real
 from errata.verbs.json_output import JsonOption
 from errata.verbs.model_options import DeviceOption, placement
 from errata.verbs.terminal import PlainConsole, console, progress
 
-EXAMPLE = "Example: errata demo --out runs/demo --facts 100 --methods memit,memit+blue"
+EXAMPLE = """Example: errata demo --out runs/demo --facts 100 --methods memit,memit+blue
+
+Example: errata demo --model smollm2-135m-instruct --out runs/real"""
 METHODS = "memit,memit+blue,alphaedit,alphaedit+blue"
 app = typer.Typer()
 
@@ -34,17 +37,44 @@ app = typer.Typer()
 @app.command("demo", epilog=EXAMPLE)
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where results.json is written.")] = Path("runs/demo"),
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = METHODS,
-    facts: Annotated[int, typer.Option(min=1, help="How many facts to edit.")] = 100,
-    batch_size: Annotated[int, typer.Option(min=1, help="Facts that are solved together.")] = 25,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="'lab', or a pretrained model such as smollm2-135m-instruct: ten real facts are corrected then.",
+        ),
+    ] = "lab",
+    methods: Annotated[str | None, typer.Option(help=f"Methods by commas (lab only); default: {METHODS}.")] = None,
+    facts: Annotated[int | None, typer.Option(min=1, help="How many facts to edit (lab only); default: 100.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Facts that are solved together (lab only); default: 25.")
+    ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Which facts; the recipe was tuned on seeds 900 to 902.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0, max=2**63 - 1, help="Which facts (lab only); default: 0. The recipe was tuned on seeds 900 to 902."
+        ),
+    ] = None,
     svg: Annotated[Path | None, typer.Option(help="Also write the table as a picture.")] = None,
     device: DeviceOption = "cpu",
     json: JsonOption = None,
 ) -> None:
-    """Edit facts into the embedded model, with and without boundary-layer updates, and show what changed."""
+    """Edit facts into the embedded model, with and without boundary-layer updates, and show what changed.
+
+    With --model: correct ten real facts in a pretrained model, show its answers, and take the edit back.
+    """
+    if model != "lab":
+        if any(option is not None for option in (methods, facts, batch_size, seed)):
+            raise InputError(
+                "--methods, --facts, --batch-size and --seed are for the demo on 'lab'", remedy="Leave them out"
+            )
+        demo_real(model, out, svg, device, json)
+        return
+    methods = METHODS if methods is None else methods
+    facts = 100 if facts is None else facts
+    batch_size = 25 if batch_size is None else batch_size
+    seed = 0 if seed is None else seed
     started = time.perf_counter()
     results = out / "results.json"
     for path in (results, *([svg] if svg else [])):
@@ -63,7 +93,7 @@ def demo(
         raise InputError(
             f"there are {len(world.people)} people, each edited once; got --facts {facts}", remedy="Lower it"
         )
-    model = LanguageModel.load("lab", device=placement(device, None)["device"])
+    loaded = LanguageModel.load("lab", device=placement(device, None)["device"])
     edits = lab_facts(world, facts, seed=seed)
     examination = Examination(
         FactSet(tuple(edits), "the lab's world"),
@@ -72,11 +102,11 @@ def demo(
     )
     rows: list[Row] = []
     with progress() as report:
-        before = examine(model, examination, report=report, what="asking before")
+        before = examine(loaded, examination, report=report, what="asking before")
         for index, recipe in enumerate(recipes):
             report("methods", index, len(recipes))
-            result = run_sequence(model, recipe, examination, before, report=report, seed=seed)
-            result.patch.undo(model)
+            result = run_sequence(loaded, recipe, examination, before, report=report, seed=seed)
+            result.patch.undo(loaded)
             rows += result.rows
         report("methods", len(recipes), len(recipes))
     # A file or a picture is not narrower than the table; a terminal may be.
