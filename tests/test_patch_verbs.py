@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_a_base_that_has_moved_can_be_named(made: Path, tmp_path: Path, capsys: 
 
 
 def test_other_weights_are_refused_and_forced_with_a_warning(made: Path, tmp_path: Path, capsys: Capture) -> None:
-    arguments = ["apply", str(made / "second.safetensors"), "--out", str(tmp_path / "out")]
+    arguments = ["apply", str(made / "second.safetensors"), "--model", "lab", "--out", str(tmp_path / "out")]
     assert run(arguments) == 2
     assert "made for other weights" in said(capsys)[1]
     assert run([*arguments, "--dtype", "bfloat16"]) == 2
@@ -176,6 +177,25 @@ def test_other_weights_are_refused_and_forced_with_a_warning(made: Path, tmp_pat
     bad = [str(made / "first.jsonl"), str(made / "one"), str(tmp_path / "none")]
     assert run(["apply", *bad, "--out", str(tmp_path / "x")]) == 2
     assert "3 faults" in said(capsys)[1]
+
+
+def test_a_patch_goes_on_the_base_that_its_record_names(made: Path, tmp_path: Path, capsys: Capture) -> None:
+    second = str(made / "second.safetensors")
+    assert run(["apply", second, "--out", str(tmp_path / "stack")]) == 0  # on the stack "one", not on lab
+    assert same(weights(load_model(str(tmp_path / "stack"))), weights(load_model(str(made / "two"))))
+    assert run(["merge", second, "--out", str(tmp_path / "full")]) == 0
+    assert same(weights(load_model(str(tmp_path / "full"))), weights(load_model(str(made / "two"))))
+    gone = replace(Patch.load(second), base=str(tmp_path / "gone"))
+    gone.save(tmp_path / "gone.safetensors")
+    capsys.readouterr()
+    assert run(["apply", str(tmp_path / "gone.safetensors"), "--out", str(tmp_path / "none")]) == 2
+    assert "--model" in said(capsys)[1]
+    assert run(["merge", "--out", str(tmp_path / "none")]) == 2
+
+
+def test_a_patch_given_as_the_model_is_called_a_patch(made: Path, capsys: Capture) -> None:
+    assert run(["ask", "--model", str(made / "first.safetensors"), "Hello"]) == 2
+    assert "errata apply" in said(capsys)[1]
 
 
 def test_rebuilding_solves_again_as_if_the_facts_had_never_been_there(
@@ -281,7 +301,7 @@ def test_a_patch_that_does_not_fit_is_named_with_what_is_in_the_model(
     assert "first was made for other weights" in err
     assert "'lab' with first on it in float32 has" in err
     assert "first is in already" in err
-    assert run(["apply", second, first, "--out", out]) == 2
+    assert run(["apply", second, first, "--model", "lab", "--out", out]) == 2
     assert "second was made for other weights" in said(capsys)[1]
     assert run(["apply", first, str(FACTS), "--out", out]) == 2
     assert said(capsys)[1].count(str(FACTS)) == 1

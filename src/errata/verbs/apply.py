@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from errata.conflicts import conflicts
@@ -16,13 +17,21 @@ from errata.output import check_new, new_directory
 from errata.patch import Patch
 from errata.stack import Stack, write_stack
 from errata.verbs.json_output import JsonOption, write_json
-from errata.verbs.model_options import DeviceOption, DtypeOption, ModelOption, TrustOption, outline_of, placement
+from errata.verbs.model_options import DeviceOption, DtypeOption, Placement, TrustOption, outline_of, placement
 from errata.verbs.saving import save_full
 from errata.verbs.terminal import counted, tell, warn
 
 APPLY_EXAMPLE = "Example: errata apply first.safetensors second.safetensors --model lab --out stack"
 MERGE_EXAMPLE = "Example: errata merge --model stack --out full"
 
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="The model, stack or run that they go on; default: the one that the first patch was made for.",
+    ),
+]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="A new directory.")]
 ForceOption = Annotated[
     bool,
@@ -37,7 +46,7 @@ def apply(
         list[Path], typer.Argument(help="Patches, in the order in which they go in.", metavar="PATCH...")
     ],
     out: OutOption,
-    model: ModelOption = "lab",
+    model: BaseOption = None,
     force: ForceOption = False,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
@@ -50,10 +59,8 @@ def apply(
     """
     check_new(out)
     read = _read(patches)
-    where = placement(device, dtype)
-    outline_of(model, trust_remote_code=trust_remote_code)
-    loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
-    stack = _put_on(loaded, model, read, force=force)
+    base, loaded = _base(model, read, placement(device, dtype), trust_remote_code=trust_remote_code)
+    stack = _put_on(loaded, base, read, force=force)
     with new_directory(out) as partial:
         write_stack(stack, partial)
     tell(f"Wrote {out}: {_sizes(stack)}, on {stack.base}.")
@@ -66,7 +73,7 @@ def merge(
     patches: Annotated[
         list[Path] | None, typer.Argument(help="Patches to put on top before.", metavar="PATCH...")
     ] = None,
-    model: ModelOption = "lab",
+    model: BaseOption = None,
     force: ForceOption = False,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
@@ -76,16 +83,40 @@ def merge(
     """Write a stack, a run, or a base with patches as a full model, which plain transformers can load."""
     check_new(out)
     read = _read(patches or [])
-    where = placement(device, dtype)
-    outline_of(model, trust_remote_code=trust_remote_code)
-    loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
-    stack = _put_on(loaded, model, read, force=force)
+    base, loaded = _base(model, read, placement(device, dtype), trust_remote_code=trust_remote_code)
+    stack = _put_on(loaded, base, read, force=force)
     if not stack.patches:
-        raise InputError(f"there is nothing to merge into {model!r}", remedy="Give patches, or a stack as --model")
+        raise InputError(f"there is nothing to merge into {base!r}", remedy="Give patches, or a stack as --model")
     with new_directory(out) as partial:
         save_full(loaded, stack, partial)
     tell(f"Wrote {out}: {stack.base} with {_sizes(stack)}, in its weights.")
     write_json(json, stack_record(stack))
+
+
+def _base(
+    model: str | None, patches: Sequence[tuple[str, Patch]], where: Placement, *, trust_remote_code: bool
+) -> tuple[str, LanguageModel]:
+    """What the patches go on, by its name and loaded: what was given, else what the first patch's record names.
+
+    Raises:
+        InputError: if it cannot be loaded, or nothing names it.
+    """
+    if model is not None:
+        outline_of(model, trust_remote_code=trust_remote_code)
+        return model, load_model(model, **where, trust_remote_code=trust_remote_code)
+    if not patches:
+        raise InputError("neither patches nor a model were given", remedy="Give patches, or a stack as --model")
+    name, patch = patches[0]
+    dtype = where["dtype"] or getattr(torch, patch.dtype)
+    try:
+        outline_of(patch.base, trust_remote_code=trust_remote_code)
+        loaded = load_model(patch.base, dtype=dtype, device=where["device"], trust_remote_code=trust_remote_code)
+    except InputError as error:
+        raise InputError(
+            f"{error.what} ({name} was made for this model)",
+            remedy=f"{error.remedy}. --model says where its base is now",
+        ) from error
+    return patch.base, loaded
 
 
 def stack_record(stack: Stack) -> dict[str, object]:
