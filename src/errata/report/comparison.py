@@ -151,7 +151,7 @@ def _parts(
     room = math.ceil(total / math.ceil(total / most))
     parts: list[list[Measure]] = [[]]
     for measure in measures:
-        if parts[-1] and sum(columns[each.name] for each in parts[-1]) + columns[measure.name] > room + 1:
+        if parts[-1] and sum(columns[each.name] for each in parts[-1]) + columns[measure.name] > min(room + 1, most):
             parts.append([])
         parts[-1].append(measure)
     return parts

@@ -44,11 +44,10 @@ def report_markdown(run: BenchRun, analysis: Sequence[ShownStudy] = (), waiting:
     for section in sections:
         if found := conclusion(section.rows, run.stopped(section)):
             lead = f"**{text(section.title)}**: " if len(sections) > 1 else ""
-            blocks.append(lead + text(found))
+            blocks.append(lead + text(found, 5000))
     begun = moment(about.created) if about.created else "at a time not told"
-    blocks.append(
-        f"Begun {begun}, in the folder {text(run.name)}. Time: {duration(total_seconds(about.cells))} ({seconds_note(about)})."
-    )
+    taken = f"{duration(total_seconds(about.cells))} ({seconds_note(about)})"
+    blocks.append(f"Begun {begun}, in the folder {text(run.name)}. Time: {taken}.")
     alarms = [
         f"- **Failed:** {code(cell.id)}: {text(cell.failure or 'no reason told')}" for cell in failed(about.cells)
     ]
