@@ -56,6 +56,7 @@ class ContextSettings(Settings):
     ``halves`` is ½ of the bare prompt and ½ of the mean over prefixes; ``mean`` counts the bare prompt as one of them.
     """
 
+    chat: bool = Field(False, description="whether prompts also stand in the model's own chat template")
     openers: tuple[str, ...] = Field(("The", "Therefore", "Because", "I", "You"), description="how prefixes begin")
     per_opener: StrictInt = Field(1, ge=0, description="prefixes generated from each opener at each length")
     tokens: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field(

@@ -86,6 +86,8 @@ def test_what_is_compared() -> None:
         ("St Louis", ("St. Louis",), True, True),
         ("It is Rome, of course", ("Rome",), False, True),
         ("Romeo and Juliet", ("Rome",), False, False),
+        ("Rome’s streets", ("Rome",), False, True),
+        ("at McDonald's today", ("McDonald's",), False, True),
         ("New York City", ("York",), False, True),
         ("Big Apple", ("New York", "big apple"), True, True),
         ("It is called the Big Apple", ("New York", "Big Apple"), False, True),

@@ -14,6 +14,7 @@ from errata.batch_record import BatchRecord
 from errata.benchmark.sequential import Examination, Measurement, examine, rows_of, weight_norm_ratio
 from errata.edit import Editor
 from errata.errors import ErrataError
+from errata.evaluation.chat import ChatQuestion
 from errata.evaluation.perplexity import Perplexity
 from errata.evaluation.recall import evaluate_facts
 from errata.evaluation.records import Record
@@ -91,6 +92,7 @@ def examination_record(examination: Examination) -> dict[str, Any]:
     return {
         "untouched": [[cluster, question.to_record()] for cluster, question in examination.untouched],
         "prose": list(examination.prose),
+        "chat": [asdict(question) for question in examination.chat],
     }
 
 
@@ -99,7 +101,11 @@ def recorded_examination(run: RunDirectory) -> Examination | None:
     if run.examination is None:
         return None
     untouched = [(cluster, Question(**question)) for cluster, question in run.examination["untouched"]]
-    return Examination(run.facts, untouched, run.examination["prose"])
+    # Runs that were begun by earlier versions ask nothing in chat.
+    chat = [
+        ChatQuestion(**{**entry, "accepted": tuple(entry["accepted"])}) for entry in run.examination.get("chat", ())
+    ]
+    return Examination(run.facts, untouched, run.examination["prose"], chat)
 
 
 class RunStoppedError(ErrataError):

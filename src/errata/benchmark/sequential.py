@@ -10,6 +10,7 @@ from errata.batch_record import BatchRecord
 from errata.edit import Editor
 from errata.errors import NonFiniteError
 from errata.evaluation.changes import change_records
+from errata.evaluation.chat import ChatQuestion, evaluate_chat
 from errata.evaluation.metrics import Metric
 from errata.evaluation.perplexity import Perplexity, perplexity, perplexity_ratio
 from errata.evaluation.recall import evaluate_facts
@@ -25,11 +26,14 @@ from errata.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What a model is asked: the facts with their neighbours, questions about other subjects, and prose."""
+    """What a model is asked: the facts with their neighbours, questions about other subjects, prose, and what it is
+    asked in its chat template.
+    """
 
     facts: Sequence[Fact]
     untouched: Sequence[tuple[str, Question]] = ()
     prose: Sequence[str] = ()
+    chat: Sequence[ChatQuestion] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ def examine(
 
     try:
         records = evaluate_facts(model, examination.facts, untouched=examination.untouched, report=asking)
+        if examination.chat:
+            records += evaluate_chat(model, examination.chat, report=report)
         prose = perplexity(model, examination.prose, report=report) if examination.prose else None
     except NonFiniteError as error:
         if model.edits.terms:

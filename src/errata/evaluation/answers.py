@@ -13,6 +13,7 @@ from errata.joining import is_word_boundary
 Ending = Literal["sentence", "full_stop"]
 _ARTICLES: Final = frozenset({"the", "a", "an"})
 _KEPT_SIGNS: Final = frozenset("#%&")  # C#, 5 %, AT&T
+_POSSESSIVE: Final = re.compile(r"['’]s\b", re.IGNORECASE)
 _ANY_FULL_STOP: Final = re.compile("[.。｡។။।]")
 
 
@@ -61,10 +62,12 @@ def is_exact(answer: str, accepted: Sequence[str]) -> bool:
 def is_contained(answer: str, accepted: Sequence[str]) -> bool:
     """Whether an answer is one of the accepted ones, or holds one as whole words, normalised.
 
-    In scripts that set no spaces between words a word may begin and end at every character (``is_word_boundary``).
+    In scripts that set no spaces between words a word may begin and end at every character (``is_word_boundary``). What
+    something belongs to is held too: "Rembrandt's painting" holds "Rembrandt".
     """
-    words = normalise(answer)
-    return is_exact(answer, accepted) or any(_count(words, normalise(text)) for text in accepted)
+    texts = [normalise(text) for text in accepted]
+    held = (normalise(answer), normalise(_POSSESSIVE.sub("", answer)))
+    return is_exact(answer, accepted) or any(_count(words, text) for words in held for text in texts)
 
 
 def is_repeated(answer: str, accepted: Sequence[str]) -> bool:

@@ -31,6 +31,11 @@ class Change:
     now: Record
 
     @property
+    def variant(self) -> str:
+        """How it was asked: ``:chat``, or "" in plain text."""
+        return "".join(self.now.metric.partition(":")[1:])
+
+    @property
     def known(self) -> bool:
         """Whether the unedited model answers correctly."""
         return self.before.value == 1
@@ -82,7 +87,7 @@ def change_records(before: Sequence[Record], now: Sequence[Record]) -> list[Reco
     """
     found = []
     for change in changes(before, now):
-        variant = "".join(change.now.metric.partition(":")[1:])
+        variant = change.variant
         values = {"lost": change.lost, "gained": change.gained, "changed": change.changed}
         if change.known:
             found.append(replace(change.now, metric=f"{change.kind}_accuracy_known{variant}"))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from errata.evaluation.changes import Change, changes
+from errata.evaluation.chat import VARIANT
 from errata.evaluation.metrics import CONTROLS, Metric
 from errata.evaluation.records import Record
 from errata.facts import Fact
@@ -57,6 +58,24 @@ class FactOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Reply:
+    """What the model replies in chat to a prompt of an edited fact.
+
+    Attributes:
+        own: whether it is the prompt that was edited, and not a paraphrase.
+        took: whether the reply holds the target.
+        before: whether that of the unedited model did; None where it was not asked.
+    """
+
+    fact: str
+    prompt: str
+    own: bool
+    took: bool
+    said: str
+    before: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class Count:
     """How many control questions of one kind there are, and what became of their answers."""
 
@@ -87,6 +106,7 @@ class Outcome:
         weight_change: layer -> ‖ΔW‖ / ‖W‖; empty where that is not known.
         perplexity_ratio: None without prose or without an unedited model.
         unable: metric -> why it can show nothing.
+        chat: of every edited fact that was asked in the chat template, and every paraphrase.
     """
 
     facts: tuple[FactOutcome, ...]
@@ -94,14 +114,19 @@ class Outcome:
     weight_change: Mapping[int, float]
     perplexity_ratio: float | None
     unable: Mapping[str, str]
+    chat: tuple[Reply, ...] = ()
 
     @property
     def count(self) -> Count:
         return Count.of(self.controls)
 
     def counts(self) -> dict[str, Count]:
-        """By kind, in the order of ``CONTROLS``, of kinds that were asked."""
-        by_kind = {kind: [each for each in self.controls if each.kind == kind] for kind in CONTROLS.values()}
+        """By kind, in the order of ``CONTROLS``, of kinds that were asked; then those in chat (``untouched:chat``)."""
+        by_kind = {
+            f"{kind}{variant}": [each for each in self.controls if (each.kind, each.variant) == (kind, variant)]
+            for variant in ("", VARIANT)
+            for kind in CONTROLS.values()
+        }
         return {kind: Count.of(found) for kind, found in by_kind.items() if found}
 
     def to_record(self) -> dict[str, Any]:
@@ -117,7 +142,7 @@ class Outcome:
         ]
         questions = [
             {
-                "kind": change.kind,
+                "kind": f"{change.kind}{change.variant}",
                 "fact": change.now.fact,
                 "prompt": change.now.prompt,
                 "before": change.before.said,
@@ -130,6 +155,7 @@ class Outcome:
         ]
         return {
             "facts": facts,
+            "chat": [asdict(reply) for reply in self.chat],
             "controls": {kind: asdict(count) for kind, count in self.counts().items()},
             "control_questions": questions,
             "weight_change": {str(layer): ratio for layer, ratio in self.weight_change.items()},
@@ -159,7 +185,27 @@ def outcome_of(
     found = tuple(FactOutcome(fact.id, fact.target, tuple(wordings[fact.id])) for fact in facts if fact.id in wordings)
     compared = () if before is None else tuple(changes(before, after))
     unable = {} if before is None else unable_to_show(before)
-    return Outcome(found, compared, weight_change or {}, perplexity_ratio, unable)
+    return Outcome(found, compared, weight_change or {}, perplexity_ratio, unable, _replies(before, after))
+
+
+def _replies(before: Sequence[Record] | None, after: Sequence[Record]) -> tuple[Reply, ...]:
+    metrics = {
+        f"{Metric.FREE_EFFICACY_CONTAINED}{VARIANT}": True,
+        f"{Metric.FREE_GENERALISATION_CONTAINED}{VARIANT}": False,
+    }
+    earlier = {(record.fact, record.prompt): record.value == 1 for record in before or () if record.metric in metrics}
+    return tuple(
+        Reply(
+            record.fact,
+            record.prompt,
+            metrics[record.metric],
+            record.value == 1,
+            record.said,
+            earlier.get((record.fact, record.prompt)),
+        )
+        for record in after
+        if record.metric in metrics
+    )
 
 
 def unable_to_show(before: Sequence[Record]) -> dict[str, str]:

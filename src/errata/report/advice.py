@@ -22,10 +22,11 @@ def damage(outcome: Outcome) -> list[str]:
     """The measured signs that an edit changed more than its facts, in words; none where there is none."""
     found = []
     for kind, count in outcome.counts().items():
-        name = kind.replace("_", " ")
+        kind, _, chat = kind.partition(":")
+        name = kind.replace("_", " ") + (" (chat)" if chat else "")
         if count.known >= FEW and count.lost > MUCH_LOST * count.known:
             found.append(f"{count.lost} of {count.known} {name} answers were lost")
-        elif count.asked >= FEW and count.changed > MUCH_CHANGED * count.asked:
+        elif not chat and count.asked >= FEW and count.changed > MUCH_CHANGED * count.asked:
             found.append(f"{count.changed} of {count.asked} {name} answers changed")
     if outcome.perplexity_ratio is not None and outcome.perplexity_ratio > MUCH_PERPLEXITY:
         found.append(f"perplexity is {outcome.perplexity_ratio:.2f} times what it was")

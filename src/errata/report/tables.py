@@ -196,7 +196,9 @@ def _before_after(rows: Sequence[Row], now: str, marked: Collection[str]) -> _Gr
         for when, head in moments
         if any(row["when"] == when for row in rows) and (when != "right_after" or _differs_right_after(rows))
     ]
-    metrics = [metric for metric in in_order({row["metric"] for row in rows}) if metric not in _COUNTED]
+    metrics = [
+        metric for metric in in_order({row["metric"] for row in rows}) if metric.partition(":")[0] not in _COUNTED
+    ]
     lines = tuple(
         _Line(
             metric.replace("_", " ") + (" *" if metric in marked else ""),

@@ -1,9 +1,15 @@
-"""The contexts in which keys and targets are found: the bare prompt, and prompts behind short generated prefixes."""
+"""The contexts in which keys and targets are found: the bare prompt, prompts after short generated prefixes, and
+prompts in the model's chat template.
+
+A context is a text. One that holds ``{}`` is a frame: the prompt stands in that place. Any other is a prefix; a prefix
+holds no braces.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Final
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -12,20 +18,27 @@ from errata.errors import InputError
 from errata.facts import Fact
 from errata.models.generation import generate
 from errata.models.language_model import LanguageModel
-from errata.models.prompts import Encoded, encode
+from errata.models.prompts import Encoded, Pair, chat_frame, encode
 from errata.recipe_settings import ContextSettings
 
 # Put before a bare prompt whose first token would be the subject's last. A line break, since that is text in any
 # language; a special token will not do (after SmolLM2's <|im_start|> the next token is still an attention sink).
 NEUTRAL = "\n"
 
+FRAMED: Final = "{}"
+
 
 def generate_prefixes(model: LanguageModel, settings: ContextSettings) -> tuple[str, ...]:
-    """Short texts from the model itself, once per run and on the unedited weights; kept in the run's record.
+    """Short texts from the model itself, once per run and on the unedited weights; kept in the run's record. Last, if
+    the settings say so, the model's chat template.
 
-    Each has one of ``settings.tokens`` as its length, its opener included, BOS not. Braces become spaces, so that no
-    reader of the record can take them for the subject's place.
+    Each text has one of ``settings.tokens`` as its length, its opener included, BOS not. Braces become spaces, so that
+    it is not taken for a frame.
+
+    Raises:
+        InputError: if the chat template is wanted and cannot be used.
     """
+    frames = [FRAMED.join(chat_frame(model.tokenizer))] if settings.chat else []
     generator = torch.Generator().manual_seed(settings.seed)
     prefixes: list[str] = []
     for tokens, opener in product(settings.tokens, settings.openers):
@@ -38,17 +51,29 @@ def generate_prefixes(model: LanguageModel, settings: ContextSettings) -> tuple[
             generator=generator,
         )
         prefixes.extend((opener + text).replace("{", " ").replace("}", " ") for text in texts)
-    return tuple(prefixes)
+    return (*prefixes, *frames)
 
 
-def in_context(prefix: str, text: str, lead: str = "") -> tuple[str, int]:
-    """``text`` after a prefix ("" is the bare prompt), and the number of characters before it.
+def in_context(context: str, text: str, lead: str = "") -> tuple[str, int]:
+    """``text`` in a context ("" is the bare prompt), and the number of characters before it.
 
     Args:
         lead: what is put before the bare prompt; see ``neutral_leads``.
     """
-    before = f"{prefix}. " if prefix else lead
-    return before + text, len(before)
+    if FRAMED in context:
+        before, after = context.split(FRAMED, 1)
+    else:
+        before, after = f"{context}. " if context else lead, ""
+    return before + text + after, len(before)
+
+
+def target_in(context: str, fact: Fact, lead: str = "") -> Pair:
+    """A fact's prompt in a context with its target, as ``models.prompts.complete`` takes them.
+
+    A fact's own joiner is for its prompt, and not for what ends a frame.
+    """
+    text, _ = in_context(context, fact.text, lead)
+    return (text, fact.target) if FRAMED in context else fact.pair(fact.target, text)
 
 
 def begin_texts(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[bool]:

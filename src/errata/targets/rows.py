@@ -15,7 +15,7 @@ from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import complete, encode
 from errata.models.replay import BucketedReplay, ReplayRow
-from errata.targets.contexts import in_context, neutral_leads, subject_token
+from errata.targets.contexts import in_context, neutral_leads, subject_token, target_in
 
 KL_PROMPT = "{} is a"
 _IGNORED = -100  # no token has this number
@@ -134,9 +134,7 @@ class _Row:
 
 def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[_Row]:
     led = list(zip(facts, neutral_leads(model.tokenizer, facts), strict=True))
-    pairs = [
-        fact.pair(fact.target, in_context(context, fact.text, lead)[0]) for fact, lead in led for context in contexts
-    ]
+    pairs = [target_in(context, fact, lead) for fact, lead in led for context in contexts]
     completions = iter(complete(model.tokenizer, pairs))
     kl_prompts = [lead + KL_PROMPT.replace("{}", fact.subject, 1) for fact, lead in led]
     kl_encoded = iter(encode(model.tokenizer, kl_prompts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -14,67 +15,99 @@ from errata.loading import load_model
 from errata.models.generation import generate
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
-from errata.models.prompts import encode, pad
+from errata.models.prompts import chat_text, encode, pad
+from errata.reading import file_text
 from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.model_options import DeviceOption, DtypeOption, ModelOption, TrustOption, outline_of, placement
+from errata.verbs.models import check_chat
 from errata.verbs.terminal import console
 
-EXAMPLE = 'Example: errata ask --model edited --against lab "The mother tongue of Ada Meyer is"'
+EXAMPLE = '''Example: errata ask --model edited --against lab "The mother tongue of Ada Meyer is"
+
+Example: errata ask --model chat-model --chat "What is the capital of France?"'''
 app = typer.Typer()
 
 
 @app.command("ask", epilog=EXAMPLE)
 def ask(
-    prompts: Annotated[list[str], typer.Argument(help="Texts to continue.", metavar="PROMPT...")],
+    prompts: Annotated[list[str] | None, typer.Argument(help="Texts to continue.", metavar="PROMPT...")] = None,
     model: ModelOption = "lab",
     against: Annotated[str | None, typer.Option(help="A second model, shown beside the first.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add, at most.")] = 12,
+    file: Annotated[Path | None, typer.Option(help="A text file with one prompt a line, after those given.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Send each prompt as a message in the model's own chat template.")
+    ] = False,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="How many tokens to add, at most; default: 12, with --chat 100.")
+    ] = None,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
     """Let a model continue a text (greedily), and show the likeliest next tokens; a base model beside it if asked."""
+    prompts = [*(prompts or ()), *(_lines(file) if file is not None else ())]
+    if not prompts:
+        raise InputError("there is no prompt", remedy='Write one, such as errata ask "The capital of France is"')
     if blank := [prompt for prompt in prompts if not prompt.strip()]:
         what = "a prompt is" if len(blank) == 1 else f"{len(blank)} prompts are"
         raise InputError(f"{what} empty", remedy="Give a text that the model can continue")
+    new_tokens = tokens or (100 if chat else 12)
     where = placement(device, dtype)
     names = (model, *([against] if against else []))
-    stripped = [prompt.rstrip() for prompt in prompts]
+    # A prompt may end in a newline, which is a token of its own; a space belongs to the word that follows.
+    stripped = [prompt.strip() if chat else prompt.rstrip(" \t") for prompt in prompts]
     outlines = [outline_of(name, trust_remote_code=trust_remote_code) for name in names]
-    if faults := [fault for outline in outlines for fault in _faults(outline, stripped, tokens)]:
+    if chat:
+        for outline in outlines:
+            check_chat(outline)
+    read = [[chat_text(outline.tokenizer, text) for text in stripped] if chat else stripped for outline in outlines]
+    each = [_faults(outline, stripped, texts, new_tokens) for outline, texts in zip(outlines, read, strict=True)]
+    if faults := [fault for found in each for fault in found]:
         raise FaultsError("what was asked", faults)
     answers = []
-    for name in names:
+    for name, texts in zip(names, read, strict=True):
         loaded = load_model(name, **where, trust_remote_code=trust_remote_code)
         try:
-            texts = generate(loaded, stripped, new_tokens=tokens)
+            said = generate(loaded, texts, new_tokens=new_tokens)
         except NonFiniteError as error:
             if loaded.edits.terms:
                 raise
             raise loaded.not_finite() from error
         answers += [
-            {"model": name, "prompt": prompt, "continuation": text, "next": _next_tokens(loaded, prompt)}
-            for prompt, text in zip(stripped, texts, strict=True)
+            {"model": name, "prompt": prompt, "continuation": found, "next": _next_tokens(loaded, text)}
+            for prompt, text, found in zip(stripped, texts, said, strict=True)
         ]
-    for index, prompt in enumerate(prompts):
+    for index, prompt in enumerate(stripped):
         table = Table(title=None, show_header=True, title_justify="left")
         table.add_column("model", no_wrap=True)
-        table.add_column("continuation", overflow="fold")
+        table.add_column("reply" if chat else "continuation", overflow="fold")
         table.add_column("likeliest next tokens", overflow="fold")
         for answer in answers[index :: len(prompts)]:
             likely = ", ".join(f"{token!r} {probability:.0%}" for token, probability in answer["next"])
             table.add_row(str(answer["model"]), str(answer["continuation"]), likely)
         console().print(prompt.rstrip(), style="bold", highlight=False)
         console().print(table)
-    write_json(json, {"answers": answers})
+    write_json(json, {"answers": answers, "chat": chat})
 
 
-def _faults(model: Outline, prompts: Sequence[str], tokens: int) -> list[Fault]:
-    """Prompts that are nothing to this model, or more than it takes."""
+def _lines(path: Path) -> list[str]:
+    """The lines of a file that are not blank."""
+    found = [line for line in file_text(path).splitlines() if line.strip()]
+    if not found:
+        raise InputError(f"there is no prompt in {path}", remedy="Write one on each line")
+    return found
+
+
+def _faults(model: Outline, prompts: Sequence[str], texts: Sequence[str], tokens: int) -> list[Fault]:
+    """Prompts that are nothing to this model, or more than it takes.
+
+    Args:
+        texts: what the model reads of each.
+    """
     limit = model.context_length - tokens
     faults = []
-    for prompt, row in zip(prompts, encode(model.tokenizer, prompts), strict=True):
+    for prompt, row in zip(prompts, encode(model.tokenizer, texts), strict=True):
         shown = repr(prompt if len(prompt) <= 40 else prompt[:40] + "…")
         if not row.ids:
             remedy = "Write it in characters that the model's tokenizer knows"

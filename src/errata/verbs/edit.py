@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from errata.benchmark.sequential import examine, run_sequence
 from errata.conflicts import OnConflict
 from errata.edit import Editor
 from errata.errors import InputError, told_together
+from errata.evaluation.chat import chat_questions
 from errata.facts import FactSet
 from errata.facts_io import read_facts
 from errata.loading import load_model
@@ -26,7 +28,7 @@ from errata.statistics.corpus import open_corpus
 from errata.verbs.finish import finish, finish_run
 from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.model_options import DeviceOption, DtypeOption, TrustOption, outline_here, outline_of, placement
-from errata.verbs.models import check_facts, is_lab, token_check
+from errata.verbs.models import check_chat, check_facts, has_chat, is_lab, token_check
 from errata.verbs.numbers import read_numbers, show_notes
 from errata.verbs.questions import examination_for, read_questions
 from errata.verbs.resume import resume_run
@@ -103,6 +105,12 @@ def edit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and show the plan; load no weights.")
     ] = False,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat", help="Learn each fact as a message in the model's chat template too, and ask everything there."
+        ),
+    ] = False,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -111,7 +119,7 @@ def edit(
     """Edit facts into a model and show what changed. The model on disk is never touched: OUT is new."""
     recipe_for = partial(
         read_numbers, path=recipe, batch_size=batch_size, seed=seed, corpus=corpus, schedule=schedule, layers=layers,
-        shaping=shaping, as_published=as_published,
+        shaping=shaping, as_published=as_published, chat=chat,
     )  # fmt: skip
     if resume is not None:
         new = {"--run": run, "--on-conflict": on_conflict, "--untouched": untouched, "--last-wins": last_wins}
@@ -119,6 +127,7 @@ def edit(
         decide = {
             "--method": method, "--batch-size": batch_size, "--seed": seed, "--schedule": schedule, "--layers": layers,
             "--shaping": shaping, "--recipe": recipe, "--corpus": corpus, "--as-published": as_published or None,
+            "--chat": chat or None,
         }  # fmt: skip
         decide = {option: value for option, value in decide.items() if value is not None}
         resume_run(
@@ -165,9 +174,15 @@ def edit(
                 outline.check_layers(numbers.layers)
             with part:
                 check_facts(fact_set, outline, lead=lead)
+    chat = numbers.contexts.chat
+    if chat:
+        check_chat(outline)
     show_notes(numbers, model)
     seed = numbers.contexts.seed
     examination = examination_for(fact_set, lab=lab, untouched=questions, seed=seed)
+    if chat or has_chat(outline):
+        asked_in_chat = chat_questions(fact_set, examination.untouched, everything=chat)
+        examination = replace(examination, chat=asked_in_chat)
     if dry_run:
         _show_plan(fact_set, numbers, model, json)
         return

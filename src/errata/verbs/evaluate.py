@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +12,7 @@ import typer
 from errata.benchmark.sequential import compared, examine, perplexity_summaries
 from errata.errors import Fault, told_together
 from errata.evaluation.changes import absent_changes
+from errata.evaluation.chat import chat_questions
 from errata.evaluation.outcomes import outcome_of
 from errata.evaluation.recall import absent
 from errata.evaluation.records import summarise
@@ -30,8 +31,8 @@ from errata.verbs.model_options import (
     outline_of,
     placement,
 )
-from errata.verbs.models import check_facts, is_lab, token_check
-from errata.verbs.outcome import show_controls, show_facts, show_unable
+from errata.verbs.models import check_chat, check_facts, is_lab, token_check
+from errata.verbs.outcome import show_chat, show_controls, show_facts, show_unable
 from errata.verbs.questions import examination_for, read_questions, show_absent
 from errata.verbs.terminal import console, progress, warn
 
@@ -51,6 +52,9 @@ def evaluate(
     seed: Annotated[
         int, typer.Option(min=0, max=2**63 - 1, help="Of the questions about other subjects and the intervals.")
     ] = 0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Also ask everything in the model's own chat template, as messages.")
+    ] = False,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -76,8 +80,14 @@ def evaluate(
         with part:
             lab = any(is_lab(name) for name in names)
     for name in (name for name, outline in outlines.items() if outline is None):
-        check_facts(fact_set, outline_of(name, trust_remote_code=trust_remote_code))
+        outlines[name] = found = outline_of(name, trust_remote_code=trust_remote_code)
+        check_facts(fact_set, found)
     examination = examination_for(fact_set, lab=lab, untouched=questions, seed=seed)
+    if chat:
+        for outline in outlines.values():
+            check_chat(outline)
+        asked = chat_questions(fact_set, examination.untouched, everything=True)
+        examination = replace(examination, chat=asked)
     with progress() as report:
         loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
         after = examine(loaded, examination, report=report, what="asking")
@@ -126,4 +136,5 @@ def evaluate(
     if after.perplexity is not None:
         console().print(f"Perplexity on {len(examination.prose)} texts of prose: {after.perplexity.value:.3f}")
     show_facts(outcome.facts)
+    show_chat(outcome.chat, outcome.facts)
     show_controls(outcome)

@@ -22,7 +22,7 @@ from errata.report.tables import before_after_table
 from errata.run_directory import RunDirectory
 from errata.verbs.json_output import write_json
 from errata.verbs.models import patch_name
-from errata.verbs.outcome import show_controls, show_facts, show_unable, show_weight_change
+from errata.verbs.outcome import show_chat, show_controls, show_facts, show_unable, show_weight_change
 from errata.verbs.questions import show_absent
 from errata.verbs.saving import record_of, write_edit
 from errata.verbs.terminal import console, counted, error_console, progress, tell
@@ -102,6 +102,7 @@ def finish(
         show_unable(outcome, (row["metric"] for row in rows))
         show_absent(record["about"]["absent"])
         show_facts(outcome.facts)
+        show_chat(outcome.chat, outcome.facts)
         show_controls(outcome)
     if left_alone:
         _warn_of_left_alone(left_alone, len(facts))

@@ -12,10 +12,12 @@ from errata.facts_io import Check
 from errata.facts_tokens import token_faults, unembedded_faults
 from errata.loading import base_of
 from errata.models.outline import Outline
+from errata.models.prompts import chat_frame
 from errata.output import is_file
 from errata.reading import reason_of
 from errata.run_directory import is_run
 from errata.stack import has_stack, is_stack, stack_base
+from errata.verbs.terminal import warn
 
 PATCH_SUFFIX = ".safetensors"
 
@@ -51,6 +53,27 @@ def check_facts(facts: FactSet, model: Outline, *, lead: int = 0) -> None:
     """Raises FaultsError for what ``token_check`` finds in facts that were read before the model was looked at."""
     if faults := token_check(model, lead=lead)(facts.facts, facts.places):
         raise FaultsError(facts.source, faults)
+
+
+def check_chat(model: Outline | None) -> None:
+    """Raises InputError unless a model has a chat template that can be used."""
+    if model is not None:
+        try:
+            chat_frame(model.tokenizer)
+        except InputError as error:
+            raise InputError(f"--chat with {model.name!r}: {error.what}", remedy=error.remedy) from error
+
+
+def has_chat(model: Outline) -> bool:
+    """Whether a model has a chat template that can be used; says so where it has one that cannot."""
+    if not model.tokenizer.chat_template:
+        return False
+    try:
+        chat_frame(model.tokenizer)
+    except InputError as error:
+        warn(f"note: nothing is asked in chat: {error.what}")
+        return False
+    return True
 
 
 def is_lab(name: str) -> bool:

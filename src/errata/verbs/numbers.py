@@ -91,6 +91,7 @@ def read_numbers(
     layers: str | None = None,
     shaping: str | None = None,
     as_published: bool = False,
+    chat: bool = False,
 ) -> Recipe:
     """The recipe that an edit takes, with what the command line puts in place of its numbers.
 
@@ -102,7 +103,7 @@ def read_numbers(
     with told_together("the recipe") as part:
         with part:
             numbers = shipped_recipe(recipe_name(model), method) if path is None else read_recipe(path, method)
-            numbers = _with_own(numbers, batch_size, seed, corpus)
+            numbers = _with_own(numbers, batch_size, seed, corpus, chat)
         with part:
             choices = choices_of(method, schedule, layers, shaping)
             if numbers is not None:
@@ -116,11 +117,12 @@ def read_numbers(
     return chosen
 
 
-def _with_own(recipe: Recipe, batch_size: int | None, seed: int | None, corpus: str | None) -> Recipe:
+def _with_own(recipe: Recipe, batch_size: int | None, seed: int | None, corpus: str | None, chat: bool) -> Recipe:
     """The recipe with the user's numbers in place of those that have nothing to do with the method."""
     if corpus is not None:
         recipe = recipe.with_corpus(_place_of(corpus))
-    contexts = recipe.contexts if seed is None else recipe.contexts.model_copy(update={"seed": seed})
+    own = {"seed": seed, "chat": chat or None}
+    contexts = recipe.contexts.model_copy(update={name: value for name, value in own.items() if value is not None})
     return recipe.model_copy(update={"contexts": contexts, "batch_size": batch_size or recipe.batch_size})
 
 

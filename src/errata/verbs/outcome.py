@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from errata.evaluation.changes import Change
-from errata.evaluation.outcomes import FactOutcome, Outcome
+from errata.evaluation.outcomes import FactOutcome, Outcome, Reply
 from errata.report.advice import LARGE, NOTABLE
 from errata.verbs.terminal import console, counted, error_console, tell, warn
 
@@ -28,6 +28,22 @@ def show_facts(facts: Sequence[FactOutcome]) -> None:
     _listed([*failed, *partly], _fact_line)
 
 
+def show_chat(replies: Sequence[Reply], facts: Sequence[FactOutcome]) -> None:
+    """How many facts the model says in its chat template, and what it replies where it does not."""
+    own = [reply for reply in replies if reply.own]
+    if not own:
+        return
+    before = "" if own[0].before is None else f" ({sum(bool(reply.before) for reply in own)} before the edit)"
+    tell(f"In chat: the reply holds the answer for {sum(reply.took for reply in own)} of {len(own)} facts{before}.")
+    if rest := [reply for reply in replies if not reply.own]:
+        tell(f"  … and for {sum(reply.took for reply in rest)} of {counted(len(rest), 'paraphrase')}.")
+    missed = [reply for reply in own if not reply.took]
+    _listed(missed, lambda reply: f"  {reply.fact}: {_short(reply.prompt)} → '{_short(reply.said)}'")
+    bare = {fact.id for fact in facts if any(wording.own and wording.took for wording in fact.wordings)}
+    if unsaid := [reply for reply in missed if reply.fact in bare]:
+        warn(f"note: {counted(len(unsaid), 'fact')} took in plain text, but not in chat; try errata edit --chat")
+
+
 def show_controls(outcome: Outcome) -> None:
     """How many answers to control questions were lost and gained, and which, with the words before and after."""
     if not outcome.controls:
@@ -39,7 +55,7 @@ def show_controls(outcome: Outcome) -> None:
     for kind, count in outcome.counts().items():
         share = f"{count.changed} ({100 * count.changed / count.asked:.0f} %)"
         numbers = map(str, (count.asked, count.known, count.lost, count.gained))
-        table.add_row(kind.replace("_", " "), *numbers, share)
+        table.add_row(kind.replace("_", " ").replace(":chat", ", in chat"), *numbers, share)
     console().print(table)
     for name, which in (
         ("lost", [change for change in outcome.controls if change.lost]),
@@ -88,7 +104,7 @@ def _fact_line(fact: FactOutcome) -> str:
 
 
 def _change_line(name: str, change: Change) -> str:
-    kind = change.kind.replace("_", " ")
+    kind = change.kind.replace("_", " ") + (", in chat" if change.variant else "")
     return f"  {name}, {kind}: {_short(change.now.prompt)} '{_short(change.before.said)}' → '{_short(change.now.said)}'"
 
 

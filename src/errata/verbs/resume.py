@@ -80,6 +80,7 @@ _OF: Mapping[str, Callable[[Recipe], object]] = {
     "--method": lambda recipe: recipe.method,
     "--batch-size": lambda recipe: recipe.batch_size,
     "--seed": lambda recipe: recipe.contexts.seed,
+    "--chat": lambda recipe: recipe.contexts.chat,
     "--schedule": lambda recipe: recipe.schedule,
     "--layers": lambda recipe: list(recipe.layers),
     "--shaping": lambda recipe: [shaping.kind for shaping in recipe.shaping],

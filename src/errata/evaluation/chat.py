@@ -1,0 +1,108 @@
+"""What a model replies in its own chat template, to the edited facts and to control questions.
+
+Bare text hides what an edit does to a chat: facts that read 100 % there can go unsaid in the template, and questions
+that nobody asked in it can break. A reply is right if it holds the answer as whole words (``answers.is_contained``):
+models reply in sentences, so the tokens of the answer alone are seldom the likeliest right after the template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
+from typing import Final
+
+from errata.evaluation.answers import is_contained
+from errata.evaluation.free_running import answer_freely
+from errata.evaluation.free_settings import CONTEXTS, FreeSettings
+from errata.evaluation.metrics import Metric
+from errata.evaluation.records import Record
+from errata.facts import Fact, Question
+from errata.models.language_model import LanguageModel
+from errata.progress import Report, silent
+
+VARIANT: Final = ":chat"
+CONTROLS_ASKED: Final = 40
+"""So many control questions are asked in chat where no more is wanted: replies take many times longer than scores."""
+_REPLIES: Final = FreeSettings(new_tokens=32)
+_KINDS: Final = (
+    ("neighbours", Metric.SPECIFICITY_ACCURACY),
+    ("own", Metric.SAME_SUBJECT_ACCURACY),
+    ("unrelated", Metric.UNRELATED_ACCURACY),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatQuestion:
+    """A message to the model.
+
+    Attributes:
+        fact: the fact, or the cluster of an untouched question, that it counts for.
+        metric: of the record: whether the reply holds one of ``accepted``.
+    """
+
+    fact: str
+    metric: str
+    prompt: str
+    accepted: tuple[str, ...]
+
+
+def chat_questions(
+    facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]] = (), *, everything: bool = False
+) -> list[ChatQuestion]:
+    """The facts' prompts, and control questions.
+
+    Args:
+        untouched: for each question about another subject its cluster.
+        everything: ask for all paraphrases and all control questions too. Otherwise no paraphrases, and of the
+            control questions at most ``CONTROLS_ASKED``: the first of each fact and kind, then the second, and so on.
+    """
+    asked = [_of_fact(fact, fact.text, Metric.FREE_EFFICACY_CONTAINED) for fact in facts]
+    controls = list(islice(_controls(facts, untouched), None if everything else CONTROLS_ASKED))
+    if everything:
+        asked += [
+            _of_fact(fact, text, Metric.FREE_GENERALISATION_CONTAINED) for fact in facts for text in fact.paraphrases
+        ]
+    return asked + controls
+
+
+def evaluate_chat(model: LanguageModel, asked: Sequence[ChatQuestion], *, report: Report = silent) -> list[Record]:
+    """One record for each question: whether the reply holds the answer, and the reply (its first sentence).
+
+    Raises:
+        InputError: if the tokenizer has no chat template that can be used, or a message is too long for the model.
+        NonFiniteError: if a logit is not a number; names the facts.
+    """
+
+    def replying(_: str, done: int, total: int) -> None:
+        report("replying in chat", done, total)
+
+    prompts = [entry.prompt for entry in asked]
+    names = [entry.fact for entry in asked]
+    said = answer_freely(model, prompts, _REPLIES, context=CONTEXTS["chat"], names=names, report=replying)
+    return [
+        Record(entry.fact, entry.metric, entry.prompt, float(is_contained(reply, entry.accepted)), reply)
+        for entry in asked
+        for reply in (said[entry.prompt],)
+    ]
+
+
+def _of_fact(fact: Fact, prompt: str, metric: Metric) -> ChatQuestion:
+    return ChatQuestion(fact.id, f"{metric}{VARIANT}", prompt, (fact.target, *fact.aliases))
+
+
+def _controls(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]]) -> Iterator[ChatQuestion]:
+    """Round after round one question of each fact and kind, and of those about other subjects."""
+    lists = [
+        [ChatQuestion(fact.id, f"{metric}{VARIANT}", entry.prompt, (entry.answer,)) for entry in getattr(fact, name)]
+        for fact in facts
+        for name, metric in _KINDS
+    ]
+    share = max(1, len(facts))
+    others = [
+        ChatQuestion(cluster, f"{Metric.UNTOUCHED_ACCURACY}{VARIANT}", entry.prompt, (entry.answer,))
+        for cluster, entry in untouched
+    ]
+    lists += [others[start::share] for start in range(share)]
+    rounds = chain.from_iterable(zip_longest(*lists))
+    return (question for question in rounds if question is not None)
