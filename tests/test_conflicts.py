@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from errata.conflicts import conflicts, without
@@ -51,3 +53,10 @@ def test_what_clashes_can_be_left_out() -> None:
     left = without(facts, conflicts(facts, [("first", OLD)]))
     assert left.facts == (other,)
     assert left.places == ("mine.jsonl:2",)
+
+
+def test_spellings_of_one_name_are_one_name() -> None:
+    old = Fact("old", "Andr\u00e9", "{} lives in caf\u00e9", "Rome")
+    new = Fact("new", "Andre\u0301", "{} lives in cafe\u0301", "Oslo")
+    assert [conflict.fact for conflict in conflicts([new], [("first", old)])] == [new]
+    assert conflicts([replace(new, target="Rome")], [("first", old)]) == []

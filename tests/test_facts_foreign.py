@@ -209,7 +209,8 @@ def test_a_users_rephrase_prompt_is_a_paraphrase(tmp_path: Path) -> None:
 
 
 def test_errata_own_fields_may_stand_beside(tmp_path: Path) -> None:
-    fact = one(tmp_path, aliases=["Cymraeg"], neighbours=[{"prompt": "p", "answer": "a"}], old="Basque")
+    fact = one(tmp_path, aliases=["Cymraeg"], neighbours=[{"prompt": "p", "answer": "a"}], old="Basque", joiner="")
+    assert fact.joiner == ""
     assert (fact.aliases, fact.neighbours, fact.old) == (("Cymraeg",), (Question("p", "a"),), "Basque")
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from errata.errors import Fault
+from errata.facts import FIELDS
 from errata.facts_rules import ALIASES, QUESTION_LISTS, REQUIRED_FIELDS, shown
 
 # Where each field may stand; a dot leads into an object. What comes first counts.
@@ -60,7 +61,7 @@ _MARKS: Final = frozenset(
 _KNOWN: Final = frozenset(
     {name.partition(".")[0] for names in _NAMES.values() for name in names}
     | {name for pair in _PAIRS for name in pair}
-    | {*_LOCALITY, *_PORTABILITY, *QUESTION_LISTS, *ALIASES, "answers", "neighborhood_prompts"}
+    | {*_LOCALITY, *_PORTABILITY, *FIELDS, *ALIASES, "answers", "neighborhood_prompts"}
 )
 # Well known, and without a use here; anything else that is not used is told.
 _UNUSED: Final = frozenset({"attribute_prompts", "pararel_idx", "cond", "pred", "source"})
@@ -112,6 +113,8 @@ class _Conversion:
             made["id"] = f"{source.strip()}-{made['id']}"  # QAEdit counts within each of its sources
         self._required(made)
         self._questions(made)
+        # What only errata's own form has, such as the joiner.
+        made |= {name: record[name] for name in FIELDS if name in record and name not in made}
         if not self.converted.faults:
             self.converted.record = {name: value for name, value in made.items() if value not in (None, [])}
 
@@ -140,7 +143,10 @@ class _Conversion:
                 continue  # it is there, and what is wrong with it has been said
             accepted = ", ".join(repr(path) for path in _NAMES[name])
             first = at[0] if at else {"target": "target_new"}.get(name, name)
-            self._fault(f"'{first}' is {'empty' if at else 'missing'}", f"It is read from any of {accepted}")
+            remedy = f"It is read from any of {accepted}"
+            if name == "target" and "ground_truth" in self._record:
+                remedy += " ('ground_truth' is the old answer)"
+            self._fault(f"'{first}' is {'empty' if at else 'missing'}", remedy)
 
     def _value(self, path: str) -> Any:
         """What stands at a path, or None; CounterFact's targets are objects with their text as ``str``."""
