@@ -15,6 +15,7 @@ from errata.models import small_models
 from errata.models.fetching import NotReachableError, fetch_from_index
 from errata.models.outline import Outline, is_hub_name, lasting_name
 from errata.models.small_models import Part, SmallModel
+from errata.report.card import hub_name, is_local
 
 CONTENTS = (b"GGUF first half ", b"second half")
 
@@ -171,6 +172,8 @@ def test_a_small_model_that_was_not_fetched_is_never_looked_for_on_the_hub(index
         Outline.load("gemma-3-270m")
     assert not is_hub_name("gemma-3-270m")
     assert lasting_name("gemma-3-270m") == "gemma-3-270m"
+    assert hub_name("gemma-3-270m") is None  # a card must not link to a page that is not there
+    assert not is_local("gemma-3-270m")
 
 
 def test_a_directory_of_the_same_name_is_meant_where_there_is_one(index: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ CONVERSION: Final = 1  # part of the cache's keys: raise it when the same file i
 
 _MAGIC: Final = b"GGUF"
 _WEIGHTS: Final = ("*.safetensors", "*.bin")  # what makes a directory a plain model
-_COPIES: Final = 2  # of the weights that are in memory at the peak of a conversion
+_COPIES: Final = 2  # of the weights, and of the largest tensor once more, are in memory at the peak of a conversion
 
 # How llama.cpp splits text before it merges bytes, by the name in `tokenizer.ggml.pre`. Source: llama-vocab.cpp.
 # transformers takes every name that it does not know for GPT-2's.
@@ -152,7 +152,8 @@ def _convert(file: Path, target: Path) -> None:
     header = _read_header(file)
     _check(file, header)
     numbers = sum(header.tensors.values())
-    check_fits(file.name, _COPIES * numbers * 4, torch.device("cpu"), purpose="to be converted to float32")
+    peak = _COPIES * (numbers + max(header.tensors.values(), default=0)) * 4
+    check_fits(file.name, peak, torch.device("cpu"), purpose="to be converted to float32")
     with new_directory(target) as partial, tempfile.TemporaryDirectory() as nothing:
         # An empty directory beside the file's absolute path: nothing but the file may have a say.
         where = {"pretrained_model_name_or_path": nothing, "gguf_file": str(file.resolve())}
@@ -270,7 +271,8 @@ def _portable_tokenizer(config: dict[str, Any]) -> None:
     """A class that transformers 4 has as well, and no path of this machine."""
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    config.pop("name_or_path", None)
+    for name in ("name_or_path", "is_local", "local_files_only"):
+        config.pop(name, None)
 
 
 def check_is_model(path: Path) -> None:

@@ -18,6 +18,7 @@ from errata.conflicts import statement
 from errata.evaluation.metrics import Metric
 from errata.evaluation.results_file import Row
 from errata.facts import Fact
+from errata.models.small_models import is_small_model
 from errata.report.markdown import Markdown, fenced, moment, text
 from errata.report.tables import before_after_markdown
 from errata.stack import Stack, Stacked
@@ -129,19 +130,21 @@ def model_card(
 
 
 def hub_name(base: str) -> str | None:
-    """A base's name on the hub; None of ``lab`` and of a directory of this machine."""
-    return base if base != "lab" and not is_local(base) else None
+    """A base's name on the hub; None of ``lab``, of errata's small models, and of what is on this machine only."""
+    return base if base != "lab" and not is_small_model(base) and not is_local(base) else None
 
 
 def is_local(name: str) -> bool:
     """Whether a model's or file's name means something on this machine only."""
-    return name != "lab" and (_HUB_NAME.fullmatch(name) is None or Path(name).exists())
+    return name != "lab" and not is_small_model(name) and (_HUB_NAME.fullmatch(name) is None or Path(name).exists())
 
 
 def shown_base(base: str) -> str:
     """A base for readers elsewhere, without the path of a directory that they do not have."""
     if base == "lab":
         return "lab (the model that is embedded in errata)"
+    if is_small_model(base):
+        return f"{base} (`errata models get {base}`)"
     return f"{Path(base).name} (a local directory, not on the hub by this name)" if is_local(base) else base
 
 
