@@ -138,6 +138,9 @@ class RankOneSettings(Settings):
     kind: Literal["rank_one"]
     denominator: Literal["bare", "averaged"] = Field(description="which key is k")
     moment: Literal["measured", "identity"] = Field("measured", description="what C is")
+    least_agreement: StrictFloat = Field(
+        0.0, ge=0, le=1, description="facts whose bare and averaged key agree less have the averaged one as k"
+    )
 
 
 class NeuronsSettings(Settings):

@@ -305,6 +305,20 @@ def test_rank_one_equals_its_formula(denominator: str, kind: str) -> None:
     assert solver.uses_bare_keys is (denominator == "bare")
 
 
+def test_rank_one_takes_the_averaged_key_where_the_bare_one_hardly_agrees_with_it() -> None:
+    key, other = random_matrix(D_IN, 1, seed=2), random_matrix(D_IN, 1, seed=4)
+    residual, moment = random_matrix(D_OUT, 1, seed=3), random_moment()
+    inverse = torch.linalg.inv(moment)
+    own = (key.T @ inverse @ key).squeeze()
+    # A bare key of any wanted agreement: what other has along key is taken out, and a share of key put in.
+    other = other - key * (other.T @ inverse @ key) / own
+    for share, least, averaged in ((0.05, 0.5, True), (-0.2, 0.5, True), (0.6, 0.5, False), (0.05, 0.0, False)):
+        bare = other + share * key
+        change = RankOne("bare", least_agreement=least).prepare(moment).solve(key, residual, bare).dense()
+        bare_or_averaged = key if averaged else bare
+        assert_near(change, dense.rank_one(key[:, 0], bare_or_averaged[:, 0], residual[:, 0], moment))
+
+
 def test_rank_one_takes_one_fact_and_refuses_a_key_without_direction() -> None:
     layer = RankOne("averaged").prepare(random_moment())
     with pytest.raises(ValueError, match="one fact at a time"):

@@ -51,6 +51,11 @@ def unsearched_reasons(recipe: Recipe) -> dict[str, str]:
     reasons = {}
     if recipe.solver.kind == "neurons":
         reasons["share"] = f"{recipe.solver.share:g}, all neurons; not searched"
+    if recipe.solver.kind == "rank_one" and recipe.solver.least_agreement:
+        share = f"{recipe.solver.least_agreement:g}"
+        reasons["least_agreement"] = (
+            f"{share}, so that no fact is written more than {1 / float(share):g} times over; not searched"
+        )
     if recipe.rounds is not None:
         reasons["rounds"] = f"{recipe.rounds.count}, each for all facts; not searched"
     return reasons

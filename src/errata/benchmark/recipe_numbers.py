@@ -34,6 +34,7 @@ THRESHOLDS = (
     (0.8, 0.4),
     (0.6, 1.0),
 )  # (share of directions, L2 in ordinary keys' energy there)
+LEAST_AGREEMENT = 0.5  # of a fact's bare and averaged key, for rome: no update is more than twice as large as meant
 # Where a search starts, and what stands where nothing is searched.
 STARTING_RATE = 0.1
 STARTING_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 1.0)}
@@ -87,6 +88,8 @@ def starting_recipe(
         case "null_space":
             threshold, l2 = THRESHOLDS[0]
             solver = {"threshold": threshold, "l2": l2, "shares": True}
+        case "rank_one" if row.solver["denominator"] == "bare":
+            solver = {"least_agreement": LEAST_AGREEMENT}
         case kind if kind in STARTING_RIDGES:
             solver = {"ridge": STARTING_RIDGES[kind][1] * columns} | ({"share": 1.0} if kind == "neurons" else {})
     rounds = {"rounds": {**row.rounds, "least": 0.0, "most": 1e9}} if row.rounds else {}

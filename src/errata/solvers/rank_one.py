@@ -23,11 +23,15 @@ class RankOne:
 
     Args:
         denominator: which key k stands in the denominator: that of the ``bare`` prompt, or the ``averaged`` one.
+        least_agreement: a fact whose kᵀC⁻¹k̄ with the bare key is less than this share of k̄ᵀC⁻¹k̄ has the averaged key in
+            the denominator too; its update would otherwise be larger than meant by the inverse of that share. 0, as
+            published, never does so.
         moment: ``measured`` takes C from the key statistics, ``identity`` the identity matrix.
     """
 
     denominator: Literal["bare", "averaged"]
     moment: Literal["measured", "identity"] = "measured"
+    least_agreement: float = 0.0
 
     history = False
     facts_at_once = 1
@@ -67,6 +71,9 @@ class RankOneLayer:
         direction = keys if self._factor is None else torch.cholesky_solve(keys, self._factor)  # C⁻¹ k̄, (d_in, 1)
         other = bare if bare is not None and self.uses_bare else keys
         scale = (other.T @ direction).squeeze()
+        own = (keys.T @ direction).squeeze()
+        if self._settings.least_agreement > 0 and bool(scale < self._settings.least_agreement * own):
+            other, scale = keys, own
         if not bool(scale.abs() > 1e-12 * other.norm() * direction.norm()):
             raise EditError(
                 f"the fact's key gives no direction to write in (kᵀC⁻¹k̄ = {float(scale):.3g})",
