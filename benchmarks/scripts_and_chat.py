@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,8 @@ def scripts(model: LanguageModel, recipe: Recipe) -> list[dict[str, Any]]:
     for fact in SCRIPTS:
         asked = [fact.text, *(question.prompt for question in fact.unrelated)]
         said = continue_texts(model, asked, new_tokens=6)
-        # What is cut off within a character is no text.
-        own = [(prompt, text.strip().split("\n")[0].rstrip("\ufffd")) for prompt, text in zip(asked, said, strict=True)]
+        # Its first word or clause: where a text is cut at random, a tokenizer would not cut it.
+        own = [(prompt, re.split(r"[，、。.,\s]", text.strip())[0]) for prompt, text in zip(asked, said, strict=True)]
         own_right = [entry.correct for entry in score(model, [pair for pair in own if pair[1]])]
         controls = [question.pair for question in fact.unrelated]
         before = sum(entry.correct for entry in score(model, controls))
