@@ -11,7 +11,7 @@ import typer
 
 from errata.benchmark.sequential import compared, examine, perplexity_summaries
 from errata.errors import Fault, told_together
-from errata.evaluation.changes import absent_changes
+from errata.evaluation.changes import NOT_COMPARED, absent_changes
 from errata.evaluation.chat import chat_questions
 from errata.evaluation.outcomes import outcome_of
 from errata.evaluation.recall import absent
@@ -34,7 +34,7 @@ from errata.verbs.model_options import (
 from errata.verbs.models import check_chat, check_facts, is_lab, token_check
 from errata.verbs.outcome import show_chat, show_controls, show_facts, show_unable
 from errata.verbs.questions import examination_for, read_questions, show_absent
-from errata.verbs.terminal import console, progress, warn
+from errata.verbs.terminal import console, progress, tell, warn
 
 EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"
 app = typer.Typer()
@@ -132,7 +132,9 @@ def evaluate(
     )
     console().print(before_after_table(rows, width=console().width, marked=outcome.unable))
     show_unable(outcome, (row["metric"] for row in rows))
-    show_absent(missing)
+    show_absent({metric: why for metric, why in missing.items() if why != NOT_COMPARED})
+    if before is None:
+        tell("Give the unedited model by --against to see which answers changed.")
     if after.perplexity is not None:
         console().print(f"Perplexity on {len(examination.prose)} texts of prose: {after.perplexity.value:.3f}")
     show_facts(outcome.facts)

@@ -24,7 +24,7 @@ def show_facts(facts: Sequence[FactOutcome]) -> None:
         return
     by_status = {status: [fact for fact in facts if fact.status == status] for status in ("took", "partly", "failed")}
     took, partly, failed = by_status.values()
-    tell(f"Facts: {len(took)} of {len(facts)} took in every wording, {len(partly)} in some, {len(failed)} in none.")
+    tell(f"Facts: {len(took)} of {len(facts)} are said in every wording, {len(partly)} in some, {len(failed)} in none.")
     _listed([*failed, *partly], _fact_line)
 
 
@@ -67,9 +67,10 @@ def show_controls(outcome: Outcome) -> None:
 
 def show_unable(outcome: Outcome, metrics: Iterable[str]) -> None:
     """The numbers above that can show nothing."""
-    there = {metric: why for metric, why in outcome.unable.items() if metric in set(metrics)}
-    for metric, why in there.items():
-        tell(f"* {metric.replace('_', ' ')} can show nothing: {why}.")
+    shown = set(metrics)
+    for metric, why in outcome.unable.items():
+        if metric in shown:
+            tell(f"* {metric.replace('_', ' ')} can show little or nothing: {why}.")
 
 
 def show_weight_change(outcome: Outcome) -> None:
