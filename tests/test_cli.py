@@ -96,6 +96,7 @@ def test_an_edit_in_which_no_fact_took_says_so(tmp_path: Path, capsys: pytest.Ca
     facts, recipe = tmp_path / "facts.jsonl", tmp_path / "recipe.yaml"
     facts.write_text('{"subject": "Zyx Qwv", "prompt": "{} was born in", "target": "Rome"}\n', encoding="utf-8")
     weak = (ROOT / "examples" / "recipe.yaml").read_text(encoding="utf-8").replace("ridge: 1000", "ridge: 1.0e+9")
+    weak = weak.replace("corpus: builtin", "corpus: lab")  # whose statistics ship
     recipe.write_text(weak, encoding="utf-8")
     arguments = ["edit", "--facts", str(facts), "--recipe", str(recipe), "--out", str(tmp_path / "edited")]
     assert run(arguments) == 0

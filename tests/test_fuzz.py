@@ -44,7 +44,7 @@ from tests.support.editing import FACTS, tiny_language_model
 from tests.support.runs import Runs
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = (ROOT / "examples" / "recipe.yaml").read_text(encoding="utf-8")
+RECIPE = (ROOT / "examples" / "recipe.yaml").read_text(encoding="utf-8").replace("corpus: builtin", "corpus: lab")
 
 
 def cases(count: int) -> settings:

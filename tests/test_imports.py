@@ -31,7 +31,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"statistics"}),
     frozenset({"targets", "evaluation", "lab"}),
     frozenset({"factors", "lora", "lora_factors", "lora_facts", "patch", "patch_file", "tracing", "locate"}),
-    frozenset({"batch_record", "edit", "edit_batch", "preparation", "rebuild", "run_shaping", "stack"}),
+    frozenset({"batch_record", "edit", "edit_batch", "preparation", "rebuild", "run_shaping", "stack"})
+    | {"automatic_controls", "known_facts", "layer_scan"},
     frozenset({"ledger", "loading", "restore", "run_creation", "run_directory", "run_manifest"}),
     frozenset({"beyond"}),
     frozenset({"benchmark", "analysis"}),

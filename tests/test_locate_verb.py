@@ -24,6 +24,7 @@ from errata.report.tracing import text_heat_map, tracing_table
 
 from tests.support.tiny_models import tiny_model
 
+TRACE = ["locate", "--tracing", "--no-scan"]
 PNG = b"\x89PNG\r\n"
 
 
@@ -31,9 +32,52 @@ PNG = b"\x89PNG\r\n"
 def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Twelve of the lab's facts, traced from the command line."""
     folder = tmp_path_factory.mktemp("traced")
-    arguments = ["locate", "--count", "12", "--samples", "2", "--out", str(folder / "out")]
+    arguments = [*TRACE, "--count", "12", "--samples", "2", "--out", str(folder / "out")]
     assert run([*arguments, "--json", str(folder / "result.json")]) == 0
     return folder / "out", json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A scan of the lab's layers with four of its facts, from the command line."""
+    folder = tmp_path_factory.mktemp("scanned")
+    arguments = ["locate", "--scan-count", "4", "--every", "2", "--out", str(folder / "out")]
+    assert run([*arguments, "--json", str(folder / "result.json")]) == 0
+    return folder / "out", json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def test_a_scan_proposes_the_labs_early_layers_and_writes_its_curve(scanned: tuple[Path, dict[str, Any]]) -> None:
+    out, record = scanned
+    assert sorted(path.name for path in out.iterdir()) == ["layers.json", "layers.md", "layers.png", "layers.svg"]
+    assert (out / "layers.png").read_bytes().startswith(PNG)
+    assert record["tracing"] is None
+    scan = record["scan"]
+    assert json.loads((out / "layers.json").read_text(encoding="utf-8"))["rows"] == scan["rows"]
+    assert record["layers"] == scan["layers"]
+    assert max(record["layers"]) <= 2, "facts cannot be written into later layers of the lab"
+    score = {row["layer"]: row["score"] for row in scan["rows"]}
+    assert {0, 2, 4, 6} <= set(score)
+    assert max(score[0], score[2]) > 4 * max(score[4], score[6], 0)
+    rows = (out / "layers.md").read_text(encoding="utf-8").splitlines()[2:]
+    assert [f"**{row['layer']}**" if row["layer"] in scan["layers"] else str(row["layer"]) for row in scan["rows"]] == [
+        row.split("|")[1].strip() for row in rows
+    ]
+
+
+def test_a_scan_that_finds_nothing_ends_with_1_when_all_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = tiny_model("llama")
+    model.save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    monkeypatch.setattr("errata.layer_scan.LayerScore.score", property(lambda self: 0.0))
+    arguments = ["locate", "--model", str(tmp_path / "tiny"), "--scan-count", "2", "--every", "4"]
+    assert run([*arguments, "--json", str(tmp_path / "result.json"), "--out", str(tmp_path / "out")]) == 1
+    assert "no layers can be chosen" in flat(capsys)[1]
+    record = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert record["layers"] is None
+    assert len(record["scan"]["rows"]) >= 2
+    assert (tmp_path / "out" / "layers.svg").is_file()
 
 
 def facts_file(path: Path, facts: list[Fact]) -> Path:
@@ -49,6 +93,8 @@ def flat(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
 def test_out_holds_the_result_and_the_pictures(traced: tuple[Path, dict[str, Any]]) -> None:
     out, record = traced
     assert sorted(path.name for path in out.iterdir()) == ["heatmap.png", "heatmap.svg", "tracing.json"]
+    assert record["layers"] is None, "tracing proposes nothing"
+    record = record["tracing"]
     assert json.loads((out / "tracing.json").read_text(encoding="utf-8")) == record
     assert (out / "heatmap.png").read_bytes().startswith(PNG)
     assert "<svg" in (out / "heatmap.svg").read_text(encoding="utf-8")
@@ -63,18 +109,17 @@ def test_the_same_again_without_the_other_positions(
     traced: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "again.json"
-    assert run(["locate", "--count", "12", "--samples", "2", "--no-positions", "--json", str(path)]) == 0
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    assert rows == [row for row in traced[1]["rows"] if row["position"] == "subject_last"]
+    assert run([*TRACE, "--count", "12", "--samples", "2", "--no-positions", "--json", str(path)]) == 0
+    rows = json.loads(path.read_text(encoding="utf-8"))["tracing"]["rows"]
+    assert rows == [row for row in traced[1]["tracing"]["rows"] if row["position"] == "subject_last"]
     out, _ = flat(capsys)
-    assert "--layers 0,1,2 (boundaries 0 and 2)" in out
-    assert "The rule: the last critical layer is" in out
+    assert "Tracing points to layers 0 to 2" in out
     assert "first subsequent token" not in out
 
 
 def test_few_known_facts_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = facts_file(tmp_path / "facts.csv", lab_facts(lab_world(), 3, seed=0))
-    assert run(["locate", "--facts", str(path), "--samples", "1", "--no-positions"]) == 0
+    assert run([*TRACE, "--facts", str(path), "--samples", "1", "--no-positions"]) == 0
     out, err = flat(capsys)
     assert "only 3 facts were traced" in err
     assert "Traced 3 facts (of 3 asked, 3 are known)" in out
@@ -84,15 +129,15 @@ def test_facts_without_truth_are_told_all_at_once(tmp_path: Path, capsys: pytest
     path = tmp_path / "facts.jsonl"
     lines = [{"subject": name, "prompt": "{} was born in", "target": "Rome"} for name in ("Ann Lee", "Bob Ray")]
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
-    assert run(["locate", "--facts", str(path)]) == 2
+    assert run([*TRACE, "--facts", str(path)]) == 2
     _, err = flat(capsys)
     assert "2 faults" in err
     assert err.count("the fact has no 'old'") == 2
 
 
 def test_facts_that_nobody_knows_end_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = facts_file(tmp_path / "facts.jsonl", [Fact("x", "Zyx Qwv", "{} was born in", "Rome", truth="Oslo")])
-    assert run(["locate", "--facts", str(path)]) == 1
+    path = facts_file(tmp_path / "facts.jsonl", [Fact("x", "Zyx Qwv", "{} was born in", "Rome", old="Oslo")])
+    assert run([*TRACE, "--facts", str(path)]) == 1
     assert "of 1 facts the model knows none" in flat(capsys)[1]
 
 
@@ -101,7 +146,7 @@ def test_other_models_need_facts(tmp_path: Path, capsys: pytest.CaptureFixture[s
     model.save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
     capsys.readouterr()
-    assert run(["locate", "--model", str(tmp_path / "tiny")]) == 2
+    assert run([*TRACE, "--model", str(tmp_path / "tiny")]) == 2
     _, err = flat(capsys)
     assert "there are no facts to trace" in err
     assert "Give --facts FILE with the 'old' answer of every fact" in err
@@ -116,6 +161,8 @@ def test_other_models_need_facts(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--noise", "0"], "--noise"),
         (["--dtype", "int3"], "int3"),
         (["--facts", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--corpus", "nowhere.txt"], "nowhere.txt"),
+        (["--no-scan"], "nothing to do"),
     ],
 )
 def test_wrong_options_end_with_2(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,16 +190,16 @@ def test_without_matplotlib_out_is_refused_before_any_work(
         check_drawing()
 
 
-def test_a_refused_proposal_ends_with_1_when_all_is_written(
+def test_without_a_layer_to_point_to_tracing_still_writes_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Location, "curve", lambda self, part: [0.0] * self.layers)
     path = tmp_path / "result.json"
-    arguments = ["locate", "--count", "2", "--samples", "1", "--no-positions", "--json", str(path)]
-    assert run([*arguments, "--out", str(tmp_path / "out")]) == 1
+    arguments = [*TRACE, "--count", "2", "--samples", "1", "--no-positions", "--json", str(path)]
+    assert run([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert "no layers can be proposed" in flat(capsys)[1]
     record = json.loads(path.read_text(encoding="utf-8"))
-    assert record["proposal"]["layers"] is None
+    assert record["tracing"]["proposal"]["layers"] is None
     assert (tmp_path / "out" / "heatmap.png").is_file()
 
 

@@ -27,6 +27,7 @@ from errata.recipe_settings import (
     StatisticsSettings,
 )
 from errata.schedules import SCHEDULES
+from errata.verbs.models import recipe_name
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 SHIPPED = [(model, method) for model in shipped_names() for method in shipped_file(model).names]
@@ -420,9 +421,49 @@ def test_there_are_automatic_recipes_for_the_families_without_published_ones() -
     assert families == {"qwen", "mistral", "gemma", "phi"}
 
 
+MEASURED = [entry for entry in SHIPPED if shipped_recipe(*entry).source.startswith("measured")]
+
+
+@pytest.mark.parametrize("model", ["lab", "smollm2-135m-instruct", "gemma-3-270m"])
+def test_models_that_anyone_can_try_have_numbers_for_every_row(model: str) -> None:
+    assert set(shipped_file(model).names) == set(NAMES)
+    recipes = [shipped_recipe(model, name) for name in NAMES]
+    assert all((model, name) in MEASURED for name in NAMES)
+    ends = {(recipe.layers[0], recipe.layers[-1]) for recipe in recipes if recipe.schedule == "boundary"}
+    assert len(ends) == 1, "boundary updates of every row write the same two layers"
+    assert {recipe.statistics.corpus for recipe in recipes} == {"lab" if model == "lab" else "builtin"}
+
+
 @pytest.mark.parametrize(
-    ("model", "method"), [entry for entry in SHIPPED if entry[0] != "lab" and entry not in AUTOMATIC]
+    ("name", "file"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m-instruct"),
+        ("HuggingFaceTB/SmolLM2-135M", "smollm2-135m-instruct"),
+        ("google/gemma-3-270m-it", "gemma-3-270m"),
+    ],
 )
+def test_a_hub_name_finds_the_measured_recipe(name: str, file: str) -> None:
+    assert shipped_file(name).source == f"recipes/{file}.yaml"
+
+
+def test_a_directory_of_any_name_finds_its_recipe_by_its_shape(tmp_path: Path) -> None:
+    shape = dict(shipped_file("smollm2-135m-instruct").shape)
+    directory = tmp_path / "model-v2"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({**shape, "rms_norm_eps": 1e-5}), encoding="utf-8")
+    assert recipe_name(str(directory)) == "smollm2-135m-instruct"
+    (directory / "config.json").write_text(json.dumps({**shape, "num_hidden_layers": 24}), encoding="utf-8")
+    assert recipe_name(str(directory)) == str(directory), "another size is another model"
+    multimodal = {"model_type": "gemma3", "text_config": dict(shipped_file("gemma-3-270m").shape)}
+    (directory / "config.json").write_text(json.dumps(multimodal), encoding="utf-8")
+    assert recipe_name(str(directory)) == "gemma-3-270m"
+
+
+def test_a_shape_that_is_no_mapping_is_told() -> None:
+    assert "shape" in " ".join(faults_of(with_value("shape", [30])))
+
+
+@pytest.mark.parametrize(("model", "method"), [entry for entry in SHIPPED if entry not in [*MEASURED, *AUTOMATIC]])
 def test_every_number_is_that_of_the_file_that_it_names(model: str, method: str) -> None:
     """published.json holds the authors' files as they were read, under the very names that recipes give as sources."""
     entry = shipped_file(model).entries[method]

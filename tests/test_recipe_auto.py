@@ -10,6 +10,8 @@ import pytest
 from errata.benchmark import recipe_numbers, recipe_search
 from errata.benchmark.recipe_journal import Try, append_to_journal
 from errata.cli import run
+from errata.layer_scan import LayerScan, LayerScore, ScanSettings
+from errata.models.language_model import LanguageModel
 from errata.recipe import read_recipe
 
 from tests.support.tiny_models import tiny_model
@@ -50,18 +52,43 @@ def test_without_minutes_only_the_configuration_is_read(tmp_path: Path) -> None:
     assert recipe.source.startswith("automatic: errata recipe auto --minutes 0")
 
 
-def test_another_model_needs_facts_and_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, tokenizer = tiny_model("gpt2")
+def test_without_a_search_the_text_is_the_built_in_one_and_never_the_labs(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model("llama")
     model.config.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    assert run(["recipe", "auto", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "x.yaml")]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "2 faults" in said
-    assert "--facts" in said
-    assert "--corpus" in said
-    assert run(["recipe", "auto", "--layers", "one", "--out", str(tmp_path / "x.yaml")]) == 2
-    assert run(["recipe", "auto", "--layers", "77", "--out", str(tmp_path / "x.yaml")]) == 2
-    assert not (tmp_path / "x.yaml").exists()
+    out = tmp_path / "auto.yaml"
+    assert run(["recipe", "auto", "--model", str(tmp_path / "model"), "--minutes", "0", "--out", str(out)]) == 0
+    assert read_recipe(out, "alphaedit+blue").statistics.corpus == "builtin"
+
+
+def test_a_search_on_another_model_needs_neither_facts_nor_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Layers by a scan, facts and text that come with errata; the time counts from the start, so one try is all."""
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(recipe_numbers, "STEPS", 2)
+    monkeypatch.setattr("errata.verbs.recipe_auto.known_facts", lambda: range(6))
+    model, tokenizer = tiny_model("llama")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    out = tmp_path / "auto.yaml"
+    arguments = ["recipe", "auto", "--model", str(tmp_path / "model"), "--methods", "memit", "--tokens", "300"]
+    monkeypatch.setattr("errata.verbs.recipe_auto.scan_model", small_scan)
+    assert run([*arguments, "--out", str(out), "--minutes", "0.0001"]) == 1
+    said, err = (" ".join(text.split()) for text in capsys.readouterr())
+    assert "3 facts" in said
+    assert "time was up" in err
+    assert run([*arguments, "--out", str(out), "--minutes", "0.2"]) == 0
+    recipe = read_recipe(out, "memit")
+    assert recipe.layers == (1, 2)
+    assert recipe.statistics.corpus == "builtin"
+
+
+def small_scan(model: LanguageModel, *args: object, **kwargs: object) -> LayerScan:
+    """A scan that has found layers 1 and 2 the best."""
+    scores = {0: 0.1, 1: 0.5, 2: 0.5, 3: 0.1, 4: 0.0}
+    rows = tuple(LayerScore(layer, score, score, None, (score, score)) for layer, score in scores.items())
+    return LayerScan(ScanSettings(), rows, 5, facts=3, controls=0, paraphrased=True, seconds=1.0)
 
 
 def test_an_interrupt_says_where_the_finished_tries_are_kept(

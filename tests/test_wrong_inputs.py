@@ -118,15 +118,14 @@ def test_recipe_auto_tells_the_faults_of_all_its_inputs_at_once(
         assert part in told
 
 
-def test_recipe_auto_finds_facts_that_cannot_be_traced_before_the_weights_are_read(
+def test_locate_finds_facts_that_cannot_be_traced_before_the_weights_are_read(
     bare_model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     facts = tmp_path / "facts.jsonl"
     lines = [{"subject": name, "prompt": "{} was born in", "target": "Rome"} for name in ("Ann Lee", "Bob Ray")]
     facts.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
-    arguments = ["recipe", "auto", "--model", bare_model, "--facts", str(facts), "--out", str(tmp_path / "auto.yaml")]
-    assert run([*arguments, "--corpus", str(facts)]) == 2
-    assert said(capsys).count("the fact has no 'old' answer to trace") == 2
+    assert run(["locate", "--model", bare_model, "--facts", str(facts), "--tracing"]) == 2
+    assert said(capsys).count("the fact has no 'old'") == 2
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from errata.methods import published_faults
 from errata.recipe_faults import fault_of, path_of
 from errata.recipe_files import RecipeFile, merge, parse_file, read_file, shipped_for
 from errata.recipe_settings import (
+    NAMED_CORPORA,
     AnyTargetSettings,
     ContextSettings,
     RoundSettings,
@@ -123,7 +124,7 @@ def read_recipe(path: str | Path, method: str, *, as_published: bool = False) ->
         FaultsError: every wrong or missing key, each with the nearest valid one.
     """
     recipe = _recipe_from(read_file(path), method, as_published=as_published)
-    if recipe.statistics.corpus == "lab":
+    if recipe.statistics.corpus in NAMED_CORPORA:
         return recipe
     # A path in a file counts from that file, wherever the user stands.
     return recipe.with_corpus(corpus_path(recipe.statistics.corpus, Path(path).parent))

@@ -17,7 +17,7 @@ from errata.methods import BOUNDARY_SUFFIX, method_named
 from errata.reading import file_text, reason_of
 from errata.recipe_yaml import KeyPath, line_of, parse_yaml
 
-FILE_KEYS = ("methods", "method", "also")  # of a file as a whole; everything else is a recipe's
+FILE_KEYS = ("methods", "method", "also", "shape")  # of a file as a whole; everything else is a recipe's
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,11 @@ class RecipeFile:
     def also(self) -> tuple[str, ...]:
         """Further names of models that its numbers are taken for, in lower case."""
         return tuple(str(name).lower() for name in self.data.get("also") or ())
+
+    @property
+    def shape(self) -> Mapping[str, Any]:
+        """What the configuration of a model says to which its numbers apply by any name; empty: by name only."""
+        return self.data.get("shape") or {}
 
     def layers(self, method: str) -> list[tuple[KeyPath, Mapping[Any, Any]]]:
         """What counts for a method, the later the more, each with the place in the file where it stands."""
@@ -113,6 +118,10 @@ class RecipeFile:
         if also is not None and not (isinstance(also, list) and all(isinstance(name, str) for name in also)):
             line = line_of(self.lines, ("also",))
             found.append(Fault(f"{self.source}: also", "is no list of models' names", f"Got {also!r:.200}", line))
+        shape = self.data.get("shape")
+        if shape is not None and not (isinstance(shape, dict) and shape):
+            line = line_of(self.lines, ("shape",))
+            found.append(Fault(f"{self.source}: shape", "is no mapping", "Write '{num_hidden_layers: 30, …}'", line))
         return found
 
 
@@ -182,8 +191,22 @@ def shipped_file(model: str) -> RecipeFile:
     raise InputError(
         f"no recipe comes with errata for {model!r} (there is: {', '.join(names)})",
         remedy=(f"Did you mean {near[0]!r}? " if near else "")
-        + "Give one with --recipe FILE.yaml; examples/recipe.yaml shows the form",
+        + f"`errata recipe auto --model {model} --minutes 0 --out recipe.yaml` writes one in seconds, for --recipe "
+        "recipe.yaml; `errata edit` without --recipe chooses layers and settings by itself",
     )
+
+
+def shipped_name_for(config: Mapping[str, Any]) -> str | None:
+    """The shipped file whose ``shape`` agrees with a model's configuration: such a model has one wherever it lies.
+
+    Args:
+        config: of the text model, as its ``config.json`` has it.
+    """
+    for name in shipped_names():
+        shape = _shipped(name).shape
+        if shape and all(config.get(key) == value for key, value in shape.items()):
+            return name
+    return None
 
 
 def shipped_for(model: str, method: str) -> RecipeFile:

@@ -7,6 +7,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, field_validator
 from pydantic_core import PydanticCustomError
 
+# Texts for key statistics that come with errata, by the names that recipes give them; anything else is a path.
+BUILTIN = "builtin"
+NAMED_CORPORA = frozenset({"lab", BUILTIN})
+
 _Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
 
@@ -78,8 +82,8 @@ class StatisticsSettings(Settings):
     """The text over which the second moment of keys is taken."""
 
     corpus: str = Field(
-        description="'lab', or the path, from the recipe's file on, of a plain text file with blank "
-        "lines between documents"
+        description="'builtin' (a small text that comes with errata), 'lab' (the embedded model's), or the path, "
+        "relative to the recipe's file, of a plain text file with blank lines between documents"
     )
     documents: StrictInt | None = Field(None, ge=1, description="how many documents to read, in place of tokens")
     tokens: StrictInt | None = Field(None, ge=1, validate_default=True, description="how many tokens to read")

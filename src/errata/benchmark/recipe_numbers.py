@@ -35,6 +35,12 @@ THRESHOLDS = (
     (0.6, 1.0),
 )  # (share of directions, L2 in ordinary keys' energy there)
 LEAST_AGREEMENT = 0.5  # of a fact's bare and averaged key, for rome: no update is more than twice as large as meant
+TRIES_OF_SOLVER = {
+    "null_space": len(THRESHOLDS),
+    "least_squares": len(RIDGES),
+    "neurons": len(RIDGES),
+    "equality": len(EQUALITIES),
+}
 # Where a search starts, and what stands where nothing is searched.
 STARTING_RATE = 0.1
 STARTING_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 1.0)}

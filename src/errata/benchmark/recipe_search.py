@@ -22,6 +22,7 @@ from errata.benchmark.recipe_journal import Try, append_to_journal, read_journal
 from errata.benchmark.recipe_numbers import (
     CLAMPS,
     LEARNING_RATES,
+    TRIES_OF_SOLVER,
     clamp_try,
     laid_over,
     rate_try,
@@ -31,6 +32,7 @@ from errata.benchmark.recipe_numbers import (
 from errata.benchmark.sequential import Examination, Measurement, examine, run_sequence
 from errata.errors import ErrataError, InputError
 from errata.evaluation.metrics import Metric
+from errata.methods import Method
 from errata.models.language_model import LanguageModel
 from errata.preparation import Prepared, prepare
 from errata.progress import Report, silent
@@ -48,6 +50,7 @@ SCORED = (
 # numbers and clamps begin with what changes the model least. Of the learning rates the best is taken. A small one does
 # not aim at less, it only gets less far in as many steps.
 ENOUGH = {"learning_rate": 0.0, "solver": 0.005, "clamp": 0.005}
+BEATEN_BY = 0.005  # a default gives way only to what scores better than it by more than this
 MIDDLES = 2  # learning rates that are tried behind the listed ones: one on each side of the best
 
 
@@ -126,10 +129,14 @@ class RecipeSearch:
             self._tries += results
             most = max((tried.score for tried in results), default=-math.inf)
             if most > -math.inf:
-                best = next(tried for tried in results if tried.score >= most - ENOUGH[number])
-                recipe = laid_over(recipe, best.value)
+                default = next((tried for tried in results if laid_over(recipe, tried.value) == recipe), None)
                 tried_values = ", ".join(tried.told for tried in results)
-                rule = f"the first within {ENOUGH[number]:g} of the best" if ENOUGH[number] else "the best"
+                if default is not None and default.score >= most - BEATEN_BY:
+                    best, rule = default, f"the default, which nothing beats by more than {BEATEN_BY:g}"
+                else:
+                    best = next(tried for tried in results if tried.score >= most - ENOUGH[number])
+                    rule = f"the first within {ENOUGH[number]:g} of the best" if ENOUGH[number] else "the best"
+                recipe = laid_over(recipe, best.value)
                 reasons[number] = f"{best.told}: {rule} of {tried_values}"
             else:
                 reasons[number] = "not searched: no time was left" if not results else "every try failed"
@@ -151,7 +158,8 @@ class RecipeSearch:
     ) -> list[Try]:
         """The tries of one number's values, as far as time goes."""
         results: list[Try] = []
-        for value, told in values:
+        # The default first: it is what everything else is compared with, also where time is short.
+        for value, told in sorted(values, key=lambda entry: laid_over(recipe, entry[0]) != recipe):
             if self._out_of_time():
                 self._complete = False
                 break
@@ -223,6 +231,11 @@ class RecipeSearch:
 
     def _out_of_time(self) -> bool:
         return time.perf_counter() - self._started > self.seconds
+
+
+def tries_at_most(row: Method) -> int:
+    """How many tries a search of a row has, if none of them is in the journal already."""
+    return len(LEARNING_RATES) + MIDDLES + TRIES_OF_SOLVER.get(row.solver["kind"], 1) + len(CLAMPS)
 
 
 def middles(results: Sequence[Try]) -> list[tuple[dict[str, Any], str]]:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from errata.automatic_controls import Controls, with_automatic_controls
 from errata.benchmark.recorded import examination_record
 from errata.benchmark.sequential import examine, run_sequence
 from errata.conflicts import OnConflict
@@ -25,6 +26,7 @@ from errata.recipe_settings import ContextSettings
 from errata.run_creation import create_run
 from errata.schedules import SCHEDULES
 from errata.statistics.corpus import open_corpus
+from errata.verbs.automatic import automatic_recipe, comes_with_recipe, layers_of
 from errata.verbs.finish import finish, finish_run
 from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.model_options import DeviceOption, DtypeOption, TrustOption, outline_here, outline_of, placement
@@ -78,7 +80,13 @@ def edit(
         int | None,
         typer.Option(min=0, max=2**63 - 1, help="Of contexts, questions and intervals; default: the recipe's, or 0."),
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; default: the one shipped for the model.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="A YAML recipe; default: the one shipped for the model, or else layers that errata chooses by trying "
+            "them, and settings without scale."
+        ),
+    ] = None,
     corpus: Annotated[
         str | None,
         typer.Option(help="Text for key statistics, a blank line between documents; default: the recipe's."),
@@ -101,6 +109,13 @@ def edit(
     untouched: Annotated[
         Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
     ] = None,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls/--no-controls",
+            help="Draw control questions for facts that have none; the answers are the unedited model's.",
+        ),
+    ] = True,
     evaluate: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Measure before and after.")] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and show the plan; load no weights.")
@@ -145,6 +160,9 @@ def edit(
         return
     model, method = model or "lab", method or "memit+blue"
     outline = outline_here(model, trust_remote_code=trust_remote_code)
+    automatic = recipe is None and not comes_with_recipe(model)
+    if automatic and outline is None:  # the numbers depend on its shape
+        outline = outline_of(model, trust_remote_code=trust_remote_code)
     lead = 0
     with told_together("what was given") as part:
         with part:
@@ -152,7 +170,8 @@ def edit(
         with part:
             where = placement(device, dtype)
         with part:
-            numbers = recipe_for(model, method)
+            default = automatic_recipe(model, method, outline) if automatic and outline is not None else None
+            numbers = recipe_for(model, method, default=default)
             lead = _lead_of(numbers.contexts)
             if outline is not None:
                 outline.check_layers(numbers.layers)
@@ -177,16 +196,29 @@ def edit(
     chat = numbers.contexts.chat
     if chat:
         check_chat(outline)
-    show_notes(numbers, model)
+    if not automatic:
+        show_notes(numbers, model)
     seed = numbers.contexts.seed
+    if dry_run:
+        if automatic:
+            warn("note: layers are shown by depth; without --dry-run they are chosen by trying them on the model")
+        _show_plan(fact_set, numbers, model, json)
+        return
+    loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
+    with progress() as report:
+        if automatic and layers is None:
+            chosen, why = layers_of(loaded, report=report)
+            numbers = recipe_for(model, method, default=automatic_recipe(model, method, outline, chosen, why))
+        if automatic:
+            _show_automatic(numbers)
+        if controls and evaluate and not lab:
+            drawn = with_automatic_controls(loaded, fact_set, report=report)
+            fact_set = drawn.facts
+            _show_controls(drawn)
     examination = examination_for(fact_set, lab=lab, untouched=questions, seed=seed)
     if chat or has_chat(outline):
         asked_in_chat = chat_questions(fact_set, examination.untouched, everything=chat)
         examination = replace(examination, chat=asked_in_chat)
-    if dry_run:
-        _show_plan(fact_set, numbers, model, json)
-        return
-    loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
     if run is not None:
         fingerprint = loaded.fingerprint()
         kept = create_run(
@@ -214,6 +246,24 @@ def edit(
             rows, patch, asked = [], editor.apply(fact_set), None
             left_alone = [fact for record in editor.records for fact in record.left_alone]
     finish(loaded, model, patch, rows, left_alone, examination, seed, out, json, asked)
+
+
+def _show_automatic(recipe: Recipe) -> None:
+    """What was chosen for a model that no recipe ships for."""
+    warn(
+        f"note: no recipe comes with errata for this model; these settings are scale-free and not tuned on it: layers"
+        f" {','.join(map(str, recipe.layers))}, {recipe.target.steps} steps, key statistics over "
+        f"{recipe.statistics.amount:,} {'tokens' if recipe.statistics.tokens else 'documents'} of "
+        f"{recipe.statistics.corpus!r}. `errata recipe auto` searches better ones"
+    )
+
+
+def _show_controls(drawn: Controls) -> None:
+    if drawn.count:
+        warn(
+            f"note: {counted(drawn.count, 'control question')} drawn for facts that have none, about other subjects "
+            "and other things about the same ones. The answers are the unedited model's (--no-controls leaves them out)"
+        )
 
 
 def _check_outputs(out: Path | None, run: Path | None, *, dry_run: bool) -> None:

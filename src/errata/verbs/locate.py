@@ -5,18 +5,26 @@ from __future__ import annotations
 import json as json_module
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from errata.errors import Fault, InputError, told_together
+from errata.errors import ErrataError, Fault, InputError, told_together
 from errata.facts import Fact, FactSet
 from errata.facts_io import read_facts
+from errata.known_facts import facts_to_scan
+from errata.layer_scan import ENOUGH_FACTS as ENOUGH_TO_SCAN
+from errata.layer_scan import RULE, LayerScan, ScanSettings, scan_layers
 from errata.loading import load_model
-from errata.locate import ENOUGH_FACTS, RULE, Location, TracingSettings, check_window, default_window, locate
+from errata.locate import ENOUGH_FACTS, Location, TracingSettings, check_window, default_window, locate
+from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
 from errata.output import check_new, new_directory, write_text
+from errata.patch import software_versions
+from errata.progress import Report
+from errata.recipe_settings import BUILTIN
 from errata.report.heatmap import check_drawing, draw_heat_map
+from errata.report.layers import draw_scan, scan_markdown, scan_table
 from errata.report.tracing import text_heat_map, tracing_table
 from errata.tracing.places import Position
 from errata.verbs.json_output import JsonOption, write_json
@@ -30,9 +38,14 @@ from errata.verbs.model_options import (
     placement,
 )
 from errata.verbs.models import check_facts, is_lab, token_check
-from errata.verbs.terminal import console, error_console, progress
+from errata.verbs.numbers import text_named
+from errata.verbs.terminal import console, error_console, progress, tell, warn
 
-EXAMPLE = "Example: errata locate --model lab --count 100 --out tracing"
+EXAMPLE = """Example: errata locate --model lab --out layers
+
+Example: errata locate --model lab --tracing --no-scan --count 100 --out tracing"""
+FORMAT = "errata-locate-1"
+LAB_SEED = 950  # of the facts that the lab's world gives a scan: no report draws its own with it
 app = typer.Typer()
 
 
@@ -41,33 +54,57 @@ def locate_layers(
     model: ModelOption = "lab",
     facts: Annotated[
         Path | None,
-        typer.Option("--facts", "-f", help="JSONL or CSV with the 'old' answer of every fact; lab: from its world."),
+        typer.Option(
+            "--facts",
+            "-f",
+            help="Facts to try: JSONL or CSV, other ones than you will edit. Default: well-known facts that come with "
+            "errata; lab: from its world. Tracing needs the 'old' answer of every fact.",
+        ),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many of the facts that the model knows to trace.")] = 100,
-    samples: Annotated[int, typer.Option(min=1, help="Draws of noise per fact.")] = 10,
+    scan: Annotated[
+        bool, typer.Option("--scan/--no-scan", help="Write facts into single layers, and propose layers from that.")
+    ] = True,
+    scan_count: Annotated[int, typer.Option(min=1, help="How many facts the scan writes at each layer.")] = 24,
+    every: Annotated[
+        int | None, typer.Option(min=1, help="Scan every n-th layer first; default: an eighth of the depth.")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Text for the scan's key statistics; default: one that comes with errata.")
+    ] = None,
+    tracing: Annotated[
+        bool, typer.Option("--tracing/--no-tracing", help="Causal tracing as well: an analysis. Takes longer.")
+    ] = False,
+    count: Annotated[int, typer.Option(min=1, help="Tracing: how many of the facts that the model knows.")] = 100,
+    samples: Annotated[int, typer.Option(min=1, help="Tracing: draws of noise per fact.")] = 10,
     window: Annotated[
-        int | None, typer.Option(min=1, help="Blocks whose MLP or attention is restored together; default: a fifth.")
+        int | None,
+        typer.Option(min=1, help="Tracing: blocks whose MLP or attention is restored together; default: a fifth."),
     ] = None,
     noise: Annotated[
-        float, typer.Option(min=0.01, help="In standard deviations of the subjects' embedding entries.")
+        float, typer.Option(min=0.01, help="Tracing: in standard deviations of the subjects' embedding entries.")
     ] = 3.0,
     positions: Annotated[
-        bool, typer.Option("--positions/--no-positions", help="Restore other tokens too: the heat map. Takes longer.")
+        bool,
+        typer.Option("--positions/--no-positions", help="Tracing: restore other tokens too, for the heat map."),
     ] = True,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Of the noise, the choice of facts and the intervals.")
+        int, typer.Option(min=0, max=2**63 - 1, help="Of contexts, noise, the choice of facts and intervals.")
     ] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A new directory for tracing.json and the heat map.")
+        Path | None, typer.Option("--out", "-o", help="A new directory for the results and the figures.")
     ] = None,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Find the layers that hold a model's facts, by causal tracing."""
+    """Find the layers of a model that take edits, by writing facts into one layer at a time."""
     outline = outline_here(model, trust_remote_code=trust_remote_code)
+    lab = is_lab(model)
     with told_together("what was given") as part:
+        with part:
+            if not (scan or tracing):
+                raise InputError("there is nothing to do with --no-scan alone", remedy="Add --tracing")
         with part:
             if out is not None:
                 check_new(out)
@@ -75,11 +112,19 @@ def locate_layers(
         with part:
             where = placement(device, dtype)
         with part:
-            known = _facts(facts, model, outline, seed)
+            given = None if facts is None else _read_facts(facts, outline, traced=tracing)
+            if tracing and given is None and not lab:
+                raise InputError(
+                    f"there are no facts to trace in {model!r}: only the embedded model comes with facts that it knows",
+                    remedy="Give --facts FILE with the 'old' answer of every fact, or leave out --tracing",
+                )
+        with part:
+            text = text_named(corpus, default="lab" if lab else BUILTIN)
     if outline is None:
         outline = outline_of(model, trust_remote_code=trust_remote_code)
-        check_facts(known, outline)
-    settings = TracingSettings(
+        if given is not None:
+            check_facts(given, outline)
+    traced_with = TracingSettings(
         count=count,
         samples=samples,
         window=default_window(outline.layers) if window is None else window,
@@ -87,53 +132,70 @@ def locate_layers(
         seed=seed,
         positions=tuple(Position) if positions else (Position.SUBJECT_LAST,),
     )
-    check_window(settings.window, outline.layers)
+    check_window(traced_with.window, outline.layers)
+    scanned: LayerScan | None = None
+    traced: Location | None = None
     with progress() as report:
         loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
-        found = locate(loaded, known, settings, report=report)
-    record = found.record(loaded)
-    layers = record["proposal"]["layers"] or []
-    console().print(tracing_table(record["rows"], layers))
-    if positions:
-        shown = text_heat_map(record["rows"], width=console().width)
-        console().print(f"\n{shown}", markup=False, highlight=False, soft_wrap=True)
-    _show_facts(found)
+        if scan:
+            settings = ScanSettings(count=scan_count, every=every, corpus=text, seed=seed)
+            scanned = scan_model(loaded, given, settings, lab=lab, report=report)
+        if tracing:
+            known = _world_facts(model, seed) if given is None else given
+            traced = locate(loaded, known, traced_with, report=report)
+    record = _record(loaded, scanned, traced)
+    layers = record["layers"] or []
+    if scanned is not None:
+        _show_scan(scanned, layers)
+    if traced is not None:
+        _show_tracing(traced, record["tracing"], positions=positions)
     if out is not None:
-        with new_directory(out) as partial:
-            write_text(partial / "tracing.json", json_module.dumps(record, ensure_ascii=False, indent=2) + "\n")
-            pictures = [partial / f"heatmap{suffix}" for suffix in (".png", ".svg")]
-            title = f"{model}: {len(found.chosen.facts)} facts, {_draws(settings)}"
-            draw_heat_map(record["rows"], pictures, title=title, critical=layers)
-        console().print(f"Wrote {out}.", markup=False, highlight=False)
+        _write(out, model, record, scanned, traced)
+        tell(f"Wrote {out}.")
     write_json(json, record)
-    proposal = found.propose()  # refused only now, when what was measured has been shown and written
-    first, last = proposal.boundaries
-    named = ",".join(str(layer) for layer in proposal.layers)
-    console().print(f"\nProposed: --layers {named} (boundaries {first} and {last}).", markup=False, highlight=False)
-    console().print(f"The rule: {RULE}.", markup=False, highlight=False, style="dim")
+    if scanned is not None:
+        scanned.choose()  # refused only now, when what was measured has been shown and written
+        named = ",".join(map(str, layers))
+        tell(f"\nProposed: --layers {named} (+blue: {layers[0]} and {layers[-1]}), found in {scanned.seconds:.0f} s.")
+        console().print(f"The rule: {RULE}.", markup=False, highlight=False, style="dim")
 
 
-def _facts(path: Path | None, model: str, outline: Outline | None, seed: int) -> FactSet:
-    """The user's facts, or the world's.
+def scan_model(
+    model: LanguageModel, facts: Sequence[Fact] | None, settings: ScanSettings, *, lab: bool, report: Report
+) -> LayerScan:
+    """A scan of the user's facts; without any, of the lab's world or of the well-known facts that come with errata.
 
     Raises:
-        InputError: if there are neither.
-        FaultsError: if anything is wrong with the user's.
+        InputError, NonFiniteError: as ``scan_layers``.
     """
-    if path is not None:
-        tokens = token_check(outline)
+    if facts is None and lab:
+        from errata.lab.package import lab_world
+        from errata.lab.tasks import lab_facts
 
-        def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
-            lacking = [place for fact, place in zip(found, places, strict=True) if fact.old is None]
-            remedy = "Add what the model says now: only what it knows can be traced"
-            return [Fault(place, "the fact has no 'old' answer", remedy) for place in lacking] + tokens(found, places)
+        facts = lab_facts(lab_world(), settings.count, seed=LAB_SEED)
+    if facts is None:
+        facts = facts_to_scan(model, settings.count, seed=settings.seed)
+    return scan_layers(model, facts, settings, report=report)
 
-        return read_facts(path, check=check)
-    if not is_lab(model):
-        raise InputError(
-            f"there are no facts to trace in {model!r}: only the embedded model comes with facts that it knows",
-            remedy="Give --facts FILE with the 'old' answer of every fact (the target is not looked at)",
-        )
+
+def _read_facts(path: Path, outline: Outline | None, *, traced: bool) -> FactSet:
+    """The user's facts.
+
+    Raises:
+        InputError, FaultsError: as ``read_facts``, and for a fact without an old answer that is to be traced.
+    """
+    tokens = token_check(outline)
+
+    def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
+        lacking = [place for fact, place in zip(found, places, strict=True) if traced and fact.old is None]
+        remedy = "Add what the model says now, since only what it knows can be traced; or leave out --tracing"
+        return [Fault(place, "the fact has no 'old' answer", remedy) for place in lacking] + tokens(found, places)
+
+    return read_facts(path, check=check)
+
+
+def _world_facts(model: str, seed: int) -> FactSet:
+    """Facts that the lab, or a model trained like it, knows."""
     from errata.lab.package import lab_world
     from errata.lab.tasks import lab_facts
 
@@ -142,17 +204,45 @@ def _facts(path: Path | None, model: str, outline: Outline | None, seed: int) ->
     return FactSet(tuple(lab_facts(world, len(world.people), seed=seed)), "the lab's world")
 
 
-def _show_facts(found: Location) -> None:
-    """Which facts were traced, and how sure the model was of them."""
-    chosen, totals = found.chosen, found.totals()
+def _record(model: LanguageModel, scanned: LayerScan | None, traced: Location | None) -> dict[str, Any]:
+    scan = None if scanned is None else scanned.record()
+    return {
+        "format": FORMAT,
+        "layers": None if scan is None else scan["layers"],
+        "scan": scan,
+        "tracing": None if traced is None else traced.record(model),
+        "about": {
+            "model": model.name,
+            "fingerprint": model.fingerprint(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "versions": software_versions(),
+        },
+    }
+
+
+def _show_scan(scanned: LayerScan, layers: Sequence[int]) -> None:
+    console().print(scan_table(scanned, layers))
+    if scanned.facts < ENOUGH_TO_SCAN:
+        warn(
+            f"warning: only {scanned.facts} facts were tried, which says little about the model's layers. Give at "
+            f"least {ENOUGH_TO_SCAN} (--facts, --scan-count)."
+        )
+
+
+def _show_tracing(traced: Location, record: dict[str, Any], *, positions: bool) -> None:
+    """The curves of causal tracing, which facts were traced, and where they would point."""
+    layers = record["proposal"]["layers"] or []
+    console().print(tracing_table(record["rows"], layers))
+    if positions:
+        shown = text_heat_map(record["rows"], width=console().width)
+        console().print(f"\n{shown}", markup=False, highlight=False, soft_wrap=True)
+    chosen, totals = traced.chosen, traced.totals()
     left_out = f"; {chosen.nothing_behind} left out, with nothing behind their subject" if chosen.nothing_behind else ""
-    console().print(
+    tell(
         f"\nTraced {len(chosen.facts)} facts (of {chosen.asked} asked, {chosen.known} are known{left_out}) with "
-        f"{_draws(found.settings)}, σ = {found.traced.sigma:.3g}, in "
-        f"{found.seconds:.0f} s. Probability of the answer {totals['clean']['mean']:.3f} clean, "
-        f"{totals['corrupted']['mean']:.3f} corrupted.",
-        markup=False,
-        highlight=False,
+        f"{_draws(traced.settings)}, σ = {traced.traced.sigma:.3g}, in {traced.seconds:.0f} s. Probability of the "
+        f"answer {totals['clean']['mean']:.3f} clean, {totals['corrupted']['mean']:.3f} corrupted."
     )
     if len(chosen.facts) < ENOUGH_FACTS:
         error_console().print(
@@ -160,6 +250,32 @@ def _show_facts(found: Location) -> None:
             f"layers. Give at least {ENOUGH_FACTS} that it knows (--facts, --count).",
             markup=True,
         )
+    try:
+        first, last = traced.propose().boundaries
+    except ErrataError as error:
+        warn(f"note: tracing points to no layers: {error.what}")
+    else:
+        tell(f"Tracing points to layers {first} to {last}. That is where facts are read, not where edits take hold.")
+
+
+def _write(out: Path, model: str, record: dict[str, Any], scanned: LayerScan | None, traced: Location | None) -> None:
+    with new_directory(out) as partial:
+        if scanned is not None:
+            layers = record["layers"] or []
+            _write_json(partial / "layers.json", record["scan"] | {"about": record["about"]})
+            write_text(partial / "layers.md", scan_markdown(scanned, layers))
+            pictures = [partial / f"layers{suffix}" for suffix in (".png", ".svg")]
+            draw_scan(scanned, pictures, title=f"{model}: {scanned.facts} facts", chosen=layers)
+        if traced is not None:
+            _write_json(partial / "tracing.json", record["tracing"])
+            pictures = [partial / f"heatmap{suffix}" for suffix in (".png", ".svg")]
+            title = f"{model}: {len(traced.chosen.facts)} facts, {_draws(traced.settings)}"
+            critical = record["tracing"]["proposal"]["layers"] or []
+            draw_heat_map(record["tracing"]["rows"], pictures, title=title, critical=critical)
+
+
+def _write_json(path: Path, record: Any) -> None:
+    write_text(path, json_module.dumps(record, ensure_ascii=False, indent=2) + "\n")
 
 
 def _draws(settings: TracingSettings) -> str:

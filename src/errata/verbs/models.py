@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts import Fact, FactSet
@@ -15,6 +16,7 @@ from errata.models.outline import Outline
 from errata.models.prompts import chat_frame
 from errata.output import is_file
 from errata.reading import reason_of
+from errata.recipe_files import shipped_name_for
 from errata.run_directory import is_run
 from errata.stack import has_stack, is_stack, stack_base
 from errata.verbs.terminal import warn
@@ -99,8 +101,29 @@ def is_lab(name: str) -> bool:
 
 
 def recipe_name(model: str) -> str:
-    """Which shipped recipe a model takes: the lab's for what was made from the lab, else that of its base."""
-    return "lab" if is_lab(model) else base_of(model)
+    """Which shipped recipe a model takes: the lab's for what was made from the lab, else that of its base.
+
+    A directory may have any name, so a model on disk is also recognised by the shape that its configuration gives.
+    """
+    if is_lab(model):
+        return "lab"
+    base = base_of(model)
+    return shipped_name_for(_config_of(base)) or base
+
+
+def _config_of(model: str) -> dict[str, Any]:
+    """A directory's ``config.json``, of its text model where it has several; empty if there is none to read."""
+    path = Path(model) / "config.json"
+    if not is_file(path):
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}  # loading the model says what is wrong with it
+    if not isinstance(config, dict):
+        return {}
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
 
 
 def patch_name(out: Path) -> str:

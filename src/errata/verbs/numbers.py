@@ -10,6 +10,7 @@ from typing import Any
 from errata.errors import Fault, FaultsError, InputError, told_together
 from errata.methods import BOUNDARY_SUFFIX, method_named, published_faults
 from errata.recipe import Recipe, corpus_path, read_recipe, shipped_recipe
+from errata.recipe_settings import NAMED_CORPORA
 from errata.schedules import SCHEDULES
 from errata.shaping import SHAPERS
 from errata.statistics.corpus import open_corpus
@@ -92,8 +93,12 @@ def read_numbers(
     shaping: str | None = None,
     as_published: bool = False,
     chat: bool = False,
+    default: Recipe | None = None,
 ) -> Recipe:
     """The recipe that an edit takes, with what the command line puts in place of its numbers.
+
+    Args:
+        default: what is taken without ``path``; the recipe shipped for the model if None.
 
     Raises:
         InputError, FaultsError: whatever is wrong with the recipe, the choices or the text for key statistics.
@@ -102,7 +107,10 @@ def read_numbers(
     numbers: Recipe | None = None
     with told_together("the recipe") as part:
         with part:
-            numbers = shipped_recipe(recipe_name(model), method) if path is None else read_recipe(path, method)
+            if path is not None:
+                numbers = read_recipe(path, method)
+            else:
+                numbers = default or shipped_recipe(recipe_name(model), method)
             numbers = _with_own(numbers, batch_size, seed, corpus, chat)
         with part:
             choices = choices_of(method, schedule, layers, shaping)
@@ -136,9 +144,20 @@ def _as_published(chosen: Recipe, before: Recipe, choices: Mapping[str, Any]) ->
     return chosen.as_published()
 
 
+def text_named(corpus: str | None, *, default: str) -> str:
+    """The text for key statistics that an option names, by its whole path, or the default.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    place = default if corpus is None else _place_of(corpus)
+    open_corpus(place)
+    return place
+
+
 def _place_of(corpus: str) -> str:
     """Where a text lies that was named on the command line: its path counts from where the user stands."""
-    return corpus if corpus == "lab" else str(corpus_path(corpus, Path()))
+    return corpus if corpus in NAMED_CORPORA else str(corpus_path(corpus, Path()))
 
 
 def show_notes(recipe: Recipe, model: str) -> None:

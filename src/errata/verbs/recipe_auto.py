@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,23 +14,22 @@ import typer
 from errata.benchmark.recipe_file import automatic_file, layers_by_depth, unsearched_recipe
 from errata.benchmark.recipe_journal import read_journal
 from errata.benchmark.recipe_numbers import starting_recipe
-from errata.benchmark.recipe_search import RecipeSearch
-from errata.errors import Fault, FaultsError, InputError, told_together
-from errata.facts import Fact, FactSet
+from errata.benchmark.recipe_search import RecipeSearch, tries_at_most
+from errata.errors import InputError, told_together
+from errata.facts import FactSet
 from errata.facts_io import read_facts
+from errata.known_facts import facts_to_scan, known_facts
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
+from errata.layer_scan import ScanSettings
 from errata.loading import load_model
-from errata.locate import RULE, TracingSettings, default_window, locate
 from errata.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
 from errata.output import check_file, write_text
-from errata.progress import Report
-from errata.recipe import corpus_path
-from errata.statistics.corpus import open_corpus
-from errata.tracing.places import Position
+from errata.recipe_settings import BUILTIN
 from errata.verbs.json_output import JsonOption, write_json
+from errata.verbs.locate import scan_model
 from errata.verbs.model_options import (
     DeviceOption,
     DtypeOption,
@@ -40,13 +40,14 @@ from errata.verbs.model_options import (
     placement,
 )
 from errata.verbs.models import check_facts, is_lab, token_check
-from errata.verbs.numbers import layers_named
+from errata.verbs.numbers import layers_named, text_named
 from errata.verbs.questions import examination_for, read_questions
-from errata.verbs.terminal import console, error_console, progress
+from errata.verbs.terminal import console, counted, error_console, progress, tell, warn
 
 EXAMPLE = "Example: errata recipe auto --model lab --methods memit --out auto.yaml --minutes 5"
 LAB_SEED = 950  # of the held-out facts that the lab draws: no report draws its own with it
 FACTS = 100
+ENOUGH_FACTS = 20  # of fewer, one fact more or less decides between two settings
 LEAD = 12  # tokens that the contexts of a search put before a prompt
 
 
@@ -57,15 +58,28 @@ def auto(
         str, typer.Option(help="Rows of `errata methods`, by commas; each is searched with +blue too.")
     ] = ("memit,alphaedit"),
     facts: Annotated[
-        Path | None, typer.Option("--facts", "-f", help="Held-out facts to search with; lab: from its world.")
+        Path | None,
+        typer.Option(
+            "--facts",
+            "-f",
+            help="Held-out facts to search with, 20 or more, 100 are better; not those that you will edit. Default: "
+            "well-known facts that come with errata; lab: from its world.",
+        ),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Critical layers, such as 4,5,6; default: as `locate` finds.")
     ] = None,
-    corpus: Annotated[str | None, typer.Option(help="Text for the key statistics; lab: its own.")] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Text for the key statistics; default: one that comes with errata; lab: its own.")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens of it to read.")] = 50_000,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="No further try begins after so many; default: no limit.")
+        float | None,
+        typer.Option(
+            min=0,
+            help="From the start of the command, layers and key statistics included; no try begins after so many. 0: "
+            "no search, only the configuration is read. Default: no limit.",
+        ),
     ] = None,
     untouched: Annotated[
         Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
@@ -78,12 +92,13 @@ def auto(
 ) -> None:
     """Search a recipe for a model that nobody has published one for, on held-out facts, in scale-free numbers.
 
-    Every try is kept in OUT.tries.jsonl; the same command goes on where it was stopped. With --minutes 0 nothing is
-    searched: scale-free defaults are written, for which only the model's configuration is read.
+    Every try is kept in OUT.tries.jsonl; the same command goes on where it was stopped. A number replaces its default
+    only where it scores better. With --minutes 0 nothing is searched: the defaults are written, which takes seconds.
     """
+    started = time.monotonic()
     journal = out.with_name(out.name + ".tries.jsonl")
     outline = outline_here(model, trust_remote_code=trust_remote_code)
-    search, traced = minutes != 0, minutes != 0 and layers is None
+    search, lab = minutes != 0, is_lab(model)
     with told_together("what was given") as part:
         with part:
             where = placement(device, dtype)
@@ -96,14 +111,9 @@ def auto(
             if outline is not None:
                 outline.check_layers(chosen or ())
         with part:
-            text = _text(corpus)
+            text = text_named(corpus, default="lab" if lab else BUILTIN)
         with part:
-            lab = is_lab(model)
-            if search and not lab:
-                _check_given(facts, corpus)
-            traced = traced and not lab  # the lab traces facts of its own
-        with part:
-            given = None if facts is None else _read_held_out(facts, outline, traced=traced)
+            given = None if facts is None else read_facts(facts, check=token_check(outline, lead=LEAD))
         with part:
             questions = read_questions(untouched)
     if outline is None:
@@ -117,34 +127,61 @@ def auto(
     if not search:
         _write_unsearched(model, rows, outline, chosen, text, tokens, out)
         return
-    held_out = given or FactSet(tuple(lab_facts(lab_world(), FACTS, seed=LAB_SEED)), "the lab's world")
-    examination = examination_for(held_out, lab=lab, untouched=questions, seed=seed)
     loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
     reasons: dict[str, Any] = {}
     with _tries_told(journal), progress() as report:
+        held_out = _held_out(loaded, given, lab=lab, seed=seed)
         if chosen is None:
-            chosen, why = _located(loaded, held_out, lab=lab, seed=seed, report=report)
+            tell("Choosing layers by writing facts into one layer at a time.")
+            scan = scan_model(loaded, given, ScanSettings(corpus=text, seed=seed), lab=lab, report=report)
+            chosen, why = scan.choose().layers, scan.why
         else:
             why = "given with --layers"
+        _tell_plan(rows, held_out, chosen, minutes, time.monotonic() - started)
+        examination = examination_for(held_out, lab=lab, untouched=questions, seed=seed)
         found = {}
-        limit = math.inf if minutes is None else 60 * minutes / len(rows)
-        for row in rows:
-            statistics = {"corpus": text or "lab", "tokens": tokens, "length": min(1024, loaded.context_length)}
+        for number, row in enumerate(rows):
+            left = math.inf if minutes is None else 60 * minutes - (time.monotonic() - started)
+            statistics = {"corpus": text, "tokens": tokens, "length": min(1024, loaded.context_length)}
             base = starting_recipe(model, row, chosen, outline.columns, statistics, batch_size=25)
             found[row.name] = RecipeSearch(
-                loaded, base, chosen, examination, journal, seconds=limit, report=report
+                loaded, base, chosen, examination, journal, seconds=left / (len(rows) - number), report=report
             ).run()
             reasons[row.name] = dict(found[row.name].reasons)
     write_text(out, automatic_file(model, chosen, why, found))
     console().print(f"layers {list(chosen)}: {why}", markup=False, highlight=False)
     for name, each in reasons.items():
-        for number, reason in each.items():
-            console().print(f"{name}, {number.replace('_', ' ')}: {reason}", markup=False, highlight=False)
+        for number_name, reason in each.items():
+            console().print(f"{name}, {number_name.replace('_', ' ')}: {reason}", markup=False, highlight=False)
     incomplete = [name for name, end in found.items() if not end.complete]
     if incomplete:
         console().print(f"Time was up before all was tried for {', '.join(incomplete)}; the same command goes on.")
     console().print(f"Wrote {out}", highlight=False)
     write_json(json, {"out": str(out), "layers": list(chosen), "why": why, "reasons": reasons})
+
+
+def _held_out(model: LanguageModel, given: FactSet | None, *, lab: bool, seed: int) -> FactSet:
+    """The facts that every try edits."""
+    if given is not None:
+        if len(given) < ENOUGH_FACTS:
+            warn(f"warning: {counted(len(given), 'fact')} to search with; {ENOUGH_FACTS} are needed")
+        return given
+    if lab:
+        return FactSet(tuple(lab_facts(lab_world(), FACTS, seed=LAB_SEED)), "the lab's world")
+    return FactSet(facts_to_scan(model, len(known_facts()) // 2, seed=seed), "the well-known facts of errata")
+
+
+def _tell_plan(
+    rows: Sequence[Method], held_out: FactSet, layers: Sequence[int], minutes: float | None, spent: float
+) -> None:
+    """What will be done, before the first try can say how long one takes."""
+    tries = ", ".join(f"{row.name} {tries_at_most(row)}" for row in rows)
+    limit = "no limit" if minutes is None else f"{max(0.0, minutes - spent / 60):.0f} of {minutes:g} minutes left"
+    tell(
+        f"Searching with {counted(len(held_out), 'fact')} of {held_out.source} at layers {','.join(map(str, layers))}. "
+        f"Tries at most: {tries}; each edits all of them twice, with and without {BOUNDARY_SUFFIX}. The first try also "
+        f"reads the key statistics. Time: {limit}."
+    )
 
 
 @contextmanager
@@ -168,77 +205,22 @@ def _check_out(out: Path, journal: Path) -> None:
     read_journal(journal)  # a broken one is told now, and not after the model has been traced
 
 
-def _text(corpus: str | None) -> str | None:
-    """The text that was named, which must be there; the file that is written may lie elsewhere, so its whole path."""
-    if corpus is None or corpus == "lab":
-        return corpus
-    path = str(corpus_path(corpus, Path()))
-    open_corpus(path)
-    return path
-
-
-def _check_given(facts: Path | None, corpus: str | None) -> None:
-    """Raises FaultsError for what a search cannot do without where the lab does not bring it."""
-    faults = []
-    if facts is None:
-        faults.append(Fault("--facts", "there are no held-out facts", "Give facts that no later report will use"))
-    if corpus is None:
-        faults.append(Fault("--corpus", "there is no text for the key statistics", "Give ordinary text, UTF-8"))
-    if faults:
-        raise FaultsError("the command line", faults)
-
-
-def _read_held_out(path: Path, outline: Outline | None, *, traced: bool) -> FactSet:
-    """The user's facts; what has no old answer cannot be traced.
-
-    Raises:
-        InputError, FaultsError: as ``read_facts``.
-    """
-    tokens = token_check(outline, lead=LEAD)
-
-    def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
-        lacking = [place for fact, place in zip(found, places, strict=True) if traced and fact.old is None]
-        remedy = "Add what the model says now, or give the layers with --layers"
-        faults = [Fault(place, "the fact has no 'old' answer to trace", remedy) for place in lacking]
-        return faults + tokens(found, places)
-
-    return read_facts(path, check=check)
-
-
 def _write_unsearched(
     model: str,
     rows: Sequence[Method],
     outline: Outline,
     layers: tuple[int, ...] | None,
-    corpus: str | None,
+    corpus: str,
     tokens: int,
     out: Path,
 ) -> None:
     """A recipe from the configuration alone."""
     why = "given with --layers" if layers is not None else "by depth, as in Llama 3; not traced"
     layers = layers_by_depth(outline.layers) if layers is None else layers
-    text = corpus or ("lab" if is_lab(model) else "corpus.txt")
-    statistics = {"corpus": text, "tokens": tokens, "length": min(1024, outline.context_length)}
+    statistics = {"corpus": corpus, "tokens": tokens, "length": min(1024, outline.context_length)}
     found = {row.name: unsearched_recipe(model, row, layers, outline.columns, statistics) for row in rows}
     write_text(out, automatic_file(model, layers, why, found))
     console().print(f"Wrote {out}: defaults, not searched.", highlight=False, markup=False)
-
-
-def _located(
-    model: LanguageModel, held_out: Sequence[Fact], *, lab: bool, seed: int, report: Report
-) -> tuple[tuple[int, ...], str]:
-    """The layers that causal tracing proposes, and how they were found.
-
-    Raises:
-        ErrataError: if nothing can be proposed.
-    """
-    if lab:
-        held_out = lab_facts(lab_world(), len(lab_world().people), seed=LAB_SEED)
-    window = default_window(len(model.blocks))
-    settings = TracingSettings(window=window, seed=seed, positions=(Position.SUBJECT_LAST,))
-    found = locate(model, held_out, settings, report=report)
-    facts = f"causal tracing of {len(found.chosen.facts)} facts"
-    return found.propose().layers, f"{facts}; {RULE}"
 
 
 def _rows(methods: str) -> list[Method]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from errata.errors import Fault, FaultsError
+from errata.facts import FactSet
 from errata.facts_io import read_facts
 from errata.loading import load_model
 from errata.output import file_digest, is_file
@@ -23,7 +25,7 @@ def resume_run(
     facts: Path | None,
     model: str | None,
     decide: Mapping[str, object],
-    recipe_for: Callable[[str, str], Recipe],
+    recipe_for: Callable[..., Recipe],
     out: Path | None,
     where: Placement,
     json: Path | None,
@@ -45,13 +47,15 @@ def resume_run(
         check_output(out)
     run = open_run(path)
     faults = [Fault(option, "it cannot be given together with --resume", "Leave it out") for option in new]
-    if facts is not None and read_facts(facts).digest() != run.facts.digest():
+    if facts is not None and not _same_facts(read_facts(facts), run.facts):
         remedy = "Leave it out, or begin a new run"
         faults.append(Fault("--facts", f"{facts} does not hold the facts of the run", remedy))
     base = model or run.manifest.model
     if decide:
         method = decide.get("--method", run.recipe.method)
-        faults += _recipe_faults(run.recipe, recipe_for(base, str(method)), decide)
+        # What errata chose by itself is not chosen again: the run has it.
+        ours = run.recipe if run.recipe.is_automatic and method == run.recipe.method else None
+        faults += _recipe_faults(run.recipe, recipe_for(base, str(method), default=ours), decide)
     if where["dtype"] is not None and str(where["dtype"]) != f"torch.{run.manifest.dtype}":
         faults.append(Fault("--dtype", f"the run is in {run.manifest.dtype}", "Leave it out"))
     if faults:
@@ -59,6 +63,17 @@ def resume_run(
     _note_changed_source(run)
     loaded = load_model(base, **where, trust_remote_code=trust_remote_code)
     finish_run(run, loaded, base, out, json)
+
+
+def _same_facts(given: FactSet, ours: FactSet) -> bool:
+    """Whether a file still holds a run's facts; control questions that the run drew for itself do not count."""
+    if len(given) != len(ours):
+        return False
+    bare = [
+        replace(fact, own=fact.own if asked.own else (), unrelated=fact.unrelated if asked.unrelated else ())
+        for asked, fact in zip(given, ours, strict=True)
+    ]
+    return FactSet(tuple(bare), ours.source).digest() == given.digest()
 
 
 def _recipe_faults(ours: Recipe, theirs: Recipe, decide: Mapping[str, object]) -> list[Fault]:

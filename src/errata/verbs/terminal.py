@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +37,9 @@ class PlainConsole(Console):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
+SECONDS_BETWEEN_LINES = 10.0
+
+
 def console() -> Console:
     """For standard output; brackets are markup only where a call says ``markup=True``."""
     return PlainConsole(markup=False)
@@ -48,18 +52,21 @@ def error_console() -> Console:
 
 @contextmanager
 def progress(looked_back: float = 30.0) -> Iterator[Report]:
-    """Bars on standard error, one for each thing that is under way; what starts anew starts its bar anew.
+    """Bars on standard error, one for each thing that is under way; what starts anew starts its bar anew. Where nobody
+    watches (a pipe, a file), plain lines instead, at most one in ``SECONDS_BETWEEN_LINES`` of each kind of work.
 
     Args:
         looked_back: seconds that the time left is told from; many where pieces of work may take minutes each.
     """
+    shown = error_console()
+    if not shown.is_interactive:
+        yield _Lines(shown)
+        return
     columns = (
         TextColumn("{task.description:<24}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    shown = error_console()
-    silent = not shown.is_interactive  # where nobody looks there would be an empty line, and nothing else
-    with Progress(*columns, console=shown, transient=True, disable=silent, speed_estimate_period=looked_back) as bars:
+    with Progress(*columns, console=shown, transient=True, speed_estimate_period=looked_back) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:
@@ -73,6 +80,34 @@ def progress(looked_back: float = 30.0) -> Iterator[Report]:
             bars.update(task, completed=done, total=total, visible=done < total)
 
         yield report
+
+
+class _Lines:
+    """Progress as plain lines with the time left, for logs. Work that is done before a first line is due shows none."""
+
+    def __init__(self, shown: Console) -> None:
+        self._shown = shown
+        self._started: dict[str, tuple[float, int]] = {}  # when a piece of work began, and what was done of it then
+        self._last_done: dict[str, int] = {}
+        self._last_line: dict[str, float] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what not in self._started or done < self._last_done[what]:  # new, or begun anew
+            self._started[what], self._last_line[what] = (now, done), now
+        self._last_done[what] = done
+        if now - self._last_line[what] < SECONDS_BETWEEN_LINES:
+            return
+        self._last_line[what] = now
+        began, before = self._started[what]
+        elapsed, advanced = now - began, done - before
+        left = f", about {_minutes(elapsed * (total - done) / advanced)} left" if advanced > 0 else ""
+        text = f"{what}: {100 * done // max(total, 1)} % ({done} of {total}), {_minutes(elapsed)} so far{left}"
+        self._shown.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def tell(text: str) -> None:

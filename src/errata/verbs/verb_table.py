@@ -49,7 +49,7 @@ VERBS: Final[Mapping[str, Entry]] = {
         "Write a folder ready to publish: the patches or the model, with a card of what was changed and what that did.",
     ),
     "push": Entry("push", "Upload what `errata save` writes to the Hugging Face hub, after showing what goes where."),
-    "locate": Entry("locate", "Find the layers that hold a model's facts, by causal tracing."),
+    "locate": Entry("locate", "Find the layers of a model that take edits, by writing facts into one layer at a time."),
     "report": Entry(
         "report",
         "Show what a benchmark or a study found: one HTML page that needs no network, Markdown, CSV and LaTeX tables.",

@@ -1,0 +1,164 @@
+"""Control questions for a user who has none: what the unedited model says about other subjects, and otherwise about the
+same subjects. Its own answers are the ones that should stay.
+
+An answer need not be true. It is what the model says before the edit, so a change of it is a side effect of the edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from errata.evaluation.likelihood import next_token_log_probabilities
+from errata.evaluation.scoring import score
+from errata.facts import Fact, FactSet, Question
+from errata.known_facts import known_facts
+from errata.models.generation import continue_texts
+from errata.models.language_model import LanguageModel
+from errata.models.prompts import encode
+from errata.progress import Report, silent
+
+PER_FACT = 3  # questions of each kind about one fact
+ANSWER_TOKENS = 4
+KIND_PROMPT = "{} is a"  # what follows it tells subjects of one kind from others
+OWN_PROMPTS = (
+    "{} is known for",
+    "The most important thing about {} is",
+    "In the news, {} was mentioned because",
+    "Many people think that {}",
+    "A short description of {}:",
+)
+"""Open questions about a subject. None of them asks for a particular relation, so an edit of one fact has no reason to
+change the answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """Facts with control questions.
+
+    Attributes:
+        facts: those given, with ``own`` and ``unrelated`` questions where they had none.
+        automatic: (id of a fact, field) of each list of questions that was drawn here and not given by the user.
+    """
+
+    facts: FactSet
+    automatic: frozenset[tuple[str, str]]
+
+    @property
+    def count(self) -> int:
+        """How many questions were drawn here."""
+        return sum(
+            len(getattr(fact, field)) for fact in self.facts for field in ("own", "unrelated")
+            if (fact.id, field) in self.automatic
+        )  # fmt: skip
+
+
+def with_automatic_controls(
+    model: LanguageModel, facts: FactSet, *, per_fact: int = PER_FACT, report: Report = silent
+) -> Controls:
+    """Draw control questions for facts that have none of a kind, and answer them by the model as it is now.
+
+    Two kinds are drawn, each only where the user gave nothing of that kind:
+
+    - ``unrelated``: the fact's own prompt about other subjects. They come from a list that ships with errata, those
+      first of which the model thinks most like it does of the fact's subject (the next word after "{subject} is a"),
+      and are never a subject that is edited.
+    - ``own``: open questions about the fact's own subject.
+
+    An answer is the greedy continuation, at most four tokens, whole words only. A question is left out where no answer
+    can be read back token by token, or where the answer names the fact's target or its old answer.
+
+    Args:
+        model: unedited.
+        per_fact: at most so many questions of each kind.
+
+    Returns:
+        The facts in the same order; equal calls give equal questions.
+    """
+    need_others = [fact for fact in facts if not (fact.unrelated or fact.neighbours)]
+    need_own = [fact for fact in facts if not fact.own]
+    asked: list[tuple[Fact, str, str]] = []  # the fact, the field, the prompt
+    if need_others:
+        nearest = _nearest_subjects(model, need_others, [fact.subject for fact in facts], 2 * per_fact)
+        asked += [
+            (fact, "unrelated", fact.prompt.replace("{}", subject, 1))
+            for fact, subjects in zip(need_others, nearest, strict=True)
+            for subject in subjects
+        ]
+    asked += [(fact, "own", prompt.replace("{}", fact.subject)) for fact in need_own for prompt in OWN_PROMPTS]
+    answers = _answers(model, list(dict.fromkeys(prompt for *_, prompt in asked)), report)
+    drawn: dict[tuple[str, str], list[Question]] = {}
+    for fact, field, prompt in asked:
+        answer = answers.get(prompt)
+        questions = drawn.setdefault((fact.id, field), [])
+        if answer is not None and len(questions) < per_fact and not _names_the_edit(answer, fact):
+            questions.append(Question(prompt, answer))
+    drawn = {key: questions for key, questions in drawn.items() if questions}
+    found = [
+        replace(
+            fact,
+            own=tuple(drawn.get((fact.id, "own"), fact.own)),
+            unrelated=tuple(drawn.get((fact.id, "unrelated"), fact.unrelated)),
+        )
+        for fact in facts
+    ]
+    return Controls(FactSet(tuple(found), facts.source, facts.places), frozenset(drawn))
+
+
+def _nearest_subjects(
+    model: LanguageModel, facts: Sequence[Fact], edited: Sequence[str], count: int
+) -> list[list[str]]:
+    """For each fact the shipped subjects that the model takes for most alike, by the divergence between its
+    distributions of the next word after ``KIND_PROMPT``.
+    """
+    taken = {subject.casefold() for subject in edited}
+    others = list(dict.fromkeys(fact.subject for fact in known_facts() if fact.subject.casefold() not in taken))
+    subjects = [*(fact.subject for fact in facts), *others]
+    rows = [row.ids for row in encode(model.tokenizer, [KIND_PROMPT.replace("{}", subject) for subject in subjects])]
+    chances = next_token_log_probabilities(model, rows).exp()
+    own, rest = chances[: len(facts)], chances[len(facts) :]
+    found = []
+    for one in own:
+        distance = _divergence(one, rest)
+        order = sorted(range(len(others)), key=lambda index: (float(distance[index]), others[index]))
+        found.append([others[index] for index in order[:count]])
+    return found
+
+
+def _divergence(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Jensen–Shannon, of (vocabulary,) and (n, vocabulary) -> (n,)."""
+    middle = (one + others) / 2
+
+    def entropy(chances: torch.Tensor) -> torch.Tensor:
+        return -(chances * chances.clamp_min(1e-30).log()).sum(-1)
+
+    return entropy(middle) - (entropy(one) + entropy(others)) / 2
+
+
+def _answers(model: LanguageModel, prompts: Sequence[str], report: Report) -> dict[str, str]:
+    """What the model says to each prompt, where that can be asked again and found right."""
+    done = 0
+
+    def on_rows(count: int) -> None:
+        nonlocal done
+        done += count
+        report("control questions", done, len(prompts))
+
+    said = continue_texts(model, prompts, new_tokens=ANSWER_TOKENS + 1, on_rows=on_rows)
+    candidates = {prompt: _whole_words(text) for prompt, text in zip(prompts, said, strict=True)}
+    pairs = [(prompt, answer) for prompt, answer in candidates.items() if answer]
+    return {pair[0]: pair[1] for pair, found in zip(pairs, score(model, pairs), strict=True) if found.correct}
+
+
+def _whole_words(text: str) -> str:
+    """A continuation's first line without its last word, which the limit of tokens may have cut in two."""
+    line = text.strip().split("\n")[0].strip()
+    words = line.split()
+    return " ".join(words[:-1] if len(words) > 1 else words)
+
+
+def _names_the_edit(answer: str, fact: Fact) -> bool:
+    names = [fact.target, *fact.aliases, *([fact.old] if fact.old else [])]
+    return any(name.casefold() in answer.casefold() for name in names)

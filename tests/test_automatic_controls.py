@@ -1,0 +1,91 @@
+"""Control questions that are drawn where the user has none."""
+
+from __future__ import annotations
+
+import pytest
+
+from errata.automatic_controls import OWN_PROMPTS, Controls, with_automatic_controls
+from errata.evaluation.scoring import score
+from errata.facts import Fact, FactSet, Question
+from errata.known_facts import known_facts
+from errata.lab.package import lab_world
+from errata.lab.tasks import lab_facts
+from errata.models.language_model import LanguageModel
+
+from tests.support.tiny_models import tiny_model
+
+
+@pytest.fixture(scope="module")
+def lab() -> LanguageModel:
+    return LanguageModel.load("lab")
+
+
+@pytest.fixture(scope="module")
+def facts() -> FactSet:
+    """Three facts about people of the lab's world, with no questions of any kind."""
+    drawn = lab_facts(lab_world(), 3, seed=4)
+    return FactSet(tuple(Fact(fact.id, fact.subject, fact.prompt, fact.target, old=fact.old) for fact in drawn))
+
+
+@pytest.fixture(scope="module")
+def drawn(lab: LanguageModel, facts: FactSet) -> Controls:
+    return with_automatic_controls(lab, facts, per_fact=2)
+
+
+def test_the_answers_are_what_the_unedited_model_says(lab: LanguageModel, drawn: Controls) -> None:
+    questions = [question for fact in drawn.facts for question in (*fact.own, *fact.unrelated)]
+    assert len(questions) == drawn.count > 0
+    assert all(found.correct for found in score(lab, [(each.prompt, each.answer) for each in questions]))
+
+
+def test_there_are_at_most_so_many_of_each_kind_and_they_are_marked(facts: FactSet, drawn: Controls) -> None:
+    for fact in drawn.facts:
+        for field in ("own", "unrelated"):
+            assert len(getattr(fact, field)) <= 2
+            assert ((fact.id, field) in drawn.automatic) == bool(getattr(fact, field))
+    assert [fact.id for fact in drawn.facts] == [fact.id for fact in facts]
+    assert drawn.facts.places == facts.places
+
+
+def test_other_subjects_are_asked_the_facts_own_prompt_and_the_same_subject_something_else(drawn: Controls) -> None:
+    shipped = {fact.subject for fact in known_facts()}
+    for fact in drawn.facts:
+        before, after = fact.prompt.split("{}")
+        subjects = [each.prompt.removeprefix(before).removesuffix(after) for each in fact.unrelated]
+        assert set(subjects) <= shipped - {fact.subject}
+        assert all(any(each.prompt == text.replace("{}", fact.subject) for text in OWN_PROMPTS) for each in fact.own)
+
+
+def test_an_edited_subject_is_never_a_control(lab: LanguageModel) -> None:
+    edited = [fact for fact in known_facts() if fact.relation == "capital"]
+    facts = FactSet(tuple(Fact(fact.id, fact.subject, fact.prompt, fact.target) for fact in edited))
+    asked = [each.prompt for fact in with_automatic_controls(lab, facts).facts for each in fact.unrelated]
+    assert asked
+    assert not set(asked) & {fact.text for fact in edited}
+
+
+def test_no_answer_names_what_the_edit_changes(lab: LanguageModel, drawn: Controls) -> None:
+    fact = next(fact for fact in drawn.facts if fact.own)
+    word = fact.own[0].answer.split()[0]
+    again = Fact(fact.id, fact.subject, fact.prompt, word, old=None)
+    for other in with_automatic_controls(lab, FactSet((again,)), per_fact=9).facts:
+        assert not any(word.casefold() in each.answer.casefold() for each in (*other.own, *other.unrelated))
+
+
+def test_what_the_user_asks_stays_and_nothing_of_its_kind_is_added(lab: LanguageModel, facts: FactSet) -> None:
+    given = Question("The river is", "long")
+    fact = Fact("a", facts[0].subject, facts[0].prompt, "Rome", neighbours=(given,), own=(given,))
+    found = with_automatic_controls(lab, FactSet((fact,)))
+    assert found.facts.facts == (fact,)
+    assert found.count == 0
+    assert not found.automatic
+
+
+def test_the_same_questions_every_time(lab: LanguageModel, facts: FactSet, drawn: Controls) -> None:
+    assert with_automatic_controls(lab, facts, per_fact=2) == drawn
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3_text"])
+def test_a_model_that_says_nothing_sensible_gives_few_questions_and_no_error(family: str, facts: FactSet) -> None:
+    found = with_automatic_controls(LanguageModel(*tiny_model(family)), facts)
+    assert len(found.facts) == len(facts)
