@@ -44,7 +44,7 @@ ELSEWHERE = ("efficacy_accuracy_first", "efficacy_accuracy_last", "free_judge_mi
 @pytest.fixture
 def folder(tmp_path: Path, test_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("errata.verbs.bench.Processes", Inline)
+    monkeypatch.setattr("errata.verbs.bench.Processes", lambda *, trust_remote_code: Inline())
     files = test_data / "gpt2_tokenizer"
     bpe = ByteLevelBPETokenizer.from_file(str(files / "encoder.json"), str(files / "vocab.bpe"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>")

@@ -479,7 +479,7 @@ FAILURES: dict[str, tuple[Any, str, int, BaseException, str]] = {
     "disk full at the answers": (errata.run_directory, "write_text", 4, NO_SPACE, "No space left"),
     "disk full at the line": (Ledger, "add", 4, NO_SPACE, "No space left"),
     "disk full while syncing": (errata.output, "_sync", 11, NO_SPACE, "No space left"),
-    "the directory became read-only": (errata.output.tempfile, "mkstemp", 6, READ_ONLY, "Read-only file system"),
+    "the directory became read-only": (errata.output.secrets, "token_hex", 6, READ_ONLY, "Read-only file system"),
     "out of memory": (errata.targets.aims, "optimise_targets", 5, MemoryError(), "MemoryError"),
     "out of a GPU's memory": (
         BatchWriter, "check_logits", 3, torch.OutOfMemoryError("CUDA out of memory"), "OutOfMemoryError: CUDA out",

@@ -251,7 +251,7 @@ def _work(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool, trust_
         runner: Any = RayCluster.connect(ray, trust_remote_code=trust_remote_code)
         jobs = max(jobs, runner.workers)
     else:
-        runner = Processes(trust_remote_code)
+        runner = Processes(trust_remote_code=trust_remote_code)
     with progress(looked_back=900.0) as report:
         work(campaign, pending, runner, jobs=jobs, report=report, told=warn)
 
