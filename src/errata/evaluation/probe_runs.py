@@ -57,10 +57,7 @@ def _task(probe: Probe, items: Sequence[Item]) -> Any:
 def check_probe_lengths(model: LanguageModel, items: Mapping[str, Sequence[Item]]) -> None:
     """Raises InputError if a prompt with its answer is longer than the model takes: nothing is cut off in silence."""
     for probe in PROBES:
-        words = list(probe.words.values())
-        rows = encode(
-            model.tokenizer, [joined(probe.prompt(item), word) for item in items[probe.name] for word in words]
-        )
+        rows = encode(model.tokenizer, [joined(*pair) for item in items[probe.name] for pair in probe.pairs(item)])
         longest = max(len(row.ids) for row in rows) + NEW_TOKENS
         if longest > model.context_length:
             raise InputError(
@@ -83,7 +80,7 @@ def add_likelihoods(
     The harness knows a continuation's log-likelihood, but not its mean over tokens, which the papers compare.
     """
     for probe in PROBES:
-        pairs = [(probe.prompt(item), word) for item in items[probe.name] for word in probe.words.values()]
+        pairs = [pair for item in items[probe.name] for pair in probe.pairs(item)]
         scores = [entry.log_probability for entry in score(model, pairs, token_budget=token_budget, report=report)]
         count = len(probe.words)
         columns: dict[str, list[Any]] = {}

@@ -66,6 +66,12 @@ class Probe:
         """The name of its task."""
         return f"probe_{self.name}"
 
+    def pairs(self, item: Item) -> list[tuple[str, str, str]]:
+        """(prompt, word, joiner) for each label. The papers put one space before the word after any prompt, also after
+        one that ends in a space or a newline.
+        """
+        return [(self.prompt(item), word, " ") for word in self.words.values()]
+
     def read(self, text: str) -> int:
         """The label that a generated text means; -1 if none."""
         answer = text.split(self.marker)[-1].lower()
