@@ -12,6 +12,7 @@ import pytest
 from errata.datasets.loaded import Loaded
 from errata.datasets.read import read_dataset
 from errata.facts import Fact
+from errata.facts_io import read_facts
 
 
 @functools.cache
@@ -107,3 +108,14 @@ def test_a_draw_of_the_real_file_holds_twenty_of_its_facts(test_data: Path) -> N
     drawn = read_dataset("qaedit", file, count=20, seed=1).facts
     assert len(drawn) == 20
     assert {fact.id for fact in drawn} <= {fact.id for fact in read("qaedit", file).facts}
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("counterfact", "counterfact/counterfact_300.json"), ("zsre-alt", "zsre/zsre_eval_portability_600.json")],
+)
+def test_as_ones_own_facts_these_files_say_the_same(name: str, file: str, test_data: Path) -> None:
+    own, published = read_facts(test_data / file), read(name, test_data / file).facts
+    for fields in (("subject", "prompt", "target", "old", "paraphrases", "relation"), ("unrelated", "portability")):
+        for found, expected in zip(own, published, strict=True):
+            assert [getattr(found, field) for field in fields] == [getattr(expected, field) for field in fields]
