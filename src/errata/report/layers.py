@@ -14,7 +14,7 @@ from errata.layer_scan import LayerScan, LayerScore
 from errata.report.heatmap import check_drawing
 from errata.report.tables import MISSING
 
-_COLUMNS = ("layer", "score", "efficacy", "generalisation", "damage", "says the target", "in other wordings")
+_COLUMNS = ("layer", "score", "efficacy", "generalisation", "damage", "says it", "reworded")
 
 
 def scan_table(scan: LayerScan, chosen: Collection[int] = ()) -> Table:
@@ -39,7 +39,7 @@ def scan_table(scan: LayerScan, chosen: Collection[int] = ()) -> Table:
         pad_edge=False,
     )
     for title in _COLUMNS:
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for row in scan.scores:
         marked = row.layer in chosen
         cells = [f"{'● ' if marked else ''}{row.layer}", *_numbers(row)]
