@@ -7,18 +7,22 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from errata import known_facts
 from errata.benchmark import recipe_numbers, recipe_search, sequential
 from errata.benchmark.recipe_file import automatic_file, layers_by_depth, unsearched_recipe
 from errata.benchmark.recipe_journal import Try, append_to_journal, read_journal
 from errata.benchmark.recipe_numbers import RIDGES, laid_over, starting_recipe, with_boundary
 from errata.benchmark.recipe_search import RecipeSearch
-from errata.benchmark.sequential import Examination
+from errata.benchmark.sequential import Examination, Measurement
 from errata.errors import EditError, ErrataError, InputError
+from errata.evaluation.metrics import CONTROLS
+from errata.evaluation.recall import evaluate_facts
 from errata.facts import Question
 from errata.methods import METHODS, method_named
 from errata.models.language_model import LanguageModel
@@ -151,6 +155,27 @@ def test_every_number_is_searched_by_what_the_edit_does(
     assert (found.recipe.target.learning_rate, found.recipe.target.relative_rate) == (0.2449, True)
     assert found.reasons["learning_rate"].endswith("0.1732 · ‖h‖/√d, 0.2449 · ‖h‖/√d")
     assert found.recipe.target.clamp == 1.5
+
+
+def test_every_kind_of_control_question_counts(
+    make_search: Callable[..., RecipeSearch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of the facts that come with errata, which have no neighbours."""
+    model = tiny_language_model("llama")
+    with monkeypatch.context() as patched:  # as of a model that knows all of them
+        patched.setattr(
+            known_facts, "score", lambda model, pairs, **options: [SimpleNamespace(correct=True)] * len(pairs)
+        )
+        facts = known_facts.facts_to_scan(model, 8)
+    asked = {record.metric for record in evaluate_facts(model, facts)}
+    controls = sorted(asked & set(CONTROLS))
+    assert controls == ["unrelated_accuracy"]
+    means = {"efficacy_accuracy": 1.0, "generalisation_accuracy": 0.8, "unrelated_accuracy": 0.3}
+    rows = [{"metric": metric, "when": "after", "mean": mean} for metric, mean in means.items()]
+    end = SimpleNamespace(rows=rows, patch=SimpleNamespace(undo=lambda model: None))
+    monkeypatch.setattr(recipe_search, "run_sequence", lambda *arguments, **options: end)
+    search = make_search(model)
+    assert search._edit_score(search.base, Measurement([], None)) == pytest.approx(0.7)
 
 
 def test_a_number_with_which_nothing_can_be_edited_is_not_taken(

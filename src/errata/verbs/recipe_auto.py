@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +85,9 @@ def auto(
     untouched: Annotated[
         Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the tracing's noise and the questions.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of contexts, the choice of facts, and the questions.")
+    ] = 0,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -139,6 +142,7 @@ def auto(
             why = "given with --layers"
         _tell_plan(rows, held_out, chosen, minutes, time.monotonic() - started)
         examination = examination_for(held_out, lab=lab, untouched=questions, seed=seed)
+        examination = replace(examination, prose=())  # no try is scored by perplexity
         found = {}
         for number, row in enumerate(rows):
             left = math.inf if minutes is None else 60 * minutes - (time.monotonic() - started)
@@ -202,7 +206,7 @@ def _check_out(out: Path, journal: Path) -> None:
     if out.exists() and not journal.exists():
         raise InputError(f"{out} exists already", remedy="Give another name, or remove it first")
     check_file(out)
-    read_journal(journal)  # a broken one is told now, and not after the model has been traced
+    read_journal(journal)  # refuse a broken one now, and not after layers have been chosen
 
 
 def _write_unsearched(
@@ -215,7 +219,7 @@ def _write_unsearched(
     out: Path,
 ) -> None:
     """A recipe from the configuration alone."""
-    why = "given with --layers" if layers is not None else "by depth, as in Llama 3; not traced"
+    why = "given with --layers" if layers is not None else "by depth, as in Llama 3; not tried on this model"
     layers = layers_by_depth(outline.layers) if layers is None else layers
     statistics = {"corpus": corpus, "tokens": tokens, "length": min(1024, outline.context_length)}
     found = {row.name: unsearched_recipe(model, row, layers, outline.columns, statistics) for row in rows}
