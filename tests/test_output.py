@@ -76,6 +76,33 @@ def test_nothing_is_ever_overwritten(tmp_path: Path, kind: str) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("kind", ["link", "current", "mount"])
+def test_an_empty_directory_that_cannot_be_replaced_is_refused_before_the_work(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    target = tmp_path / "empty"
+    if kind == "link":
+        target = tmp_path / "link"
+        target.symlink_to("empty")
+    elif kind == "current":
+        monkeypatch.chdir(target)
+        target = Path()
+    else:
+        monkeypatch.setattr(Path, "is_mount", lambda path: path == target)
+    with pytest.raises(InputError, match=kind):
+        check_new(target)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_empty_directory_is_refused_where_nothing_can_be_put_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "closed" / "empty"
+    target.mkdir(parents=True)
+    target.parent.chmod(0o500)
+    with pytest.raises(InputError, match="cannot be written"):
+        check_new(target)
+
+
 def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot be written"), new_directory(tmp_path / "file" / "out"):

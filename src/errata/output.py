@@ -196,10 +196,26 @@ def check_new(target: Path) -> None:
             remedy="Give a directory's name",
         )
     if target.is_dir() and not any(target.iterdir()):
-        return
-    if target.exists() or target.is_symlink():
+        _check_replaceable(target)
+    elif target.exists() or target.is_symlink():
         raise InputError(f"{target} exists already", remedy="Give another name, or remove it first")
     _check_parent(target)
+
+
+def _check_replaceable(directory: Path) -> None:
+    """Raises InputError for an empty directory whose place the new one could not take."""
+    what = ""
+    if directory.is_symlink():
+        what = "a link to a directory"
+    elif directory.samefile(Path()):
+        what = "the current directory"
+    elif directory.absolute().is_mount():
+        what = "a mount point"
+    if what:
+        raise InputError(
+            f"{directory} is {what}, which cannot be replaced by the finished output",
+            remedy=f"Give a new name inside it, such as {directory / 'edited'}",
+        )
 
 
 def check_file(target: Path) -> None:

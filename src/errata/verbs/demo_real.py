@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -30,7 +29,7 @@ from errata.recipe import Recipe, parse_recipe, shipped_recipe
 from errata.verbs.json_output import write_json
 from errata.verbs.model_options import outline_of, placement
 from errata.verbs.questions import read_questions
-from errata.verbs.terminal import console, progress, tell
+from errata.verbs.terminal import PlainConsole, console, progress, tell
 
 METHOD: Final = "memit+blue"
 _TOKENS: Final = 8  # of each answer
@@ -105,7 +104,7 @@ def demo_real(name: str, out: Path, svg: Path | None, device: str | None, json: 
     seconds = time.perf_counter() - started
     main, others = answered[: len(facts)], answered[len(facts) : len(answered) - len(controls)]
     kept = answered[len(answered) - len(controls) :]
-    shown = Console(record=svg is not None, width=None if console().is_terminal and svg is None else 100)
+    shown = PlainConsole(record=svg is not None, width=None if console().is_terminal and svg is None else 100)
     shown.print(_table(main))
     shown.print(_summary(main, others, kept))
     shown.print(

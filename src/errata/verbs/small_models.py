@@ -62,10 +62,7 @@ def get(
 ) -> None:
     """Download a small model into the cache, checked against its checksum. An interrupted download is resumed."""
     model = small_model(name)
-    if again:
-        model.gguf.unlink(missing_ok=True)
-        shutil.rmtree(model.original, ignore_errors=True)
-    here = model.here
+    here = None if again else model.here
     if here is not None:
         if here == model.gguf and file_digest(here) != model.sha256:
             raise ErrataError(
@@ -75,6 +72,11 @@ def get(
     else:
         tell(f"{model.title}. Licence: {model.licence} ({model.licence_url}); by using the model you accept it.")
         here = _fetch(model, source)
+        # Only now: without a network the copy that is here already can still be used.
+        if here == model.gguf:
+            shutil.rmtree(model.original, ignore_errors=True)
+        else:
+            model.gguf.unlink(missing_ok=True)
         tell(f"Wrote {here}; its checksum is right.")
     tell(f"Use it as --model {name}")
     write_json(json, _record(model))
