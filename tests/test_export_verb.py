@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,19 @@ def test_a_base_that_has_moved_is_asked_for(edited: Path, tmp_path: Path, capsys
         moved.rename(edited / "first")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == str(moved)
+
+
+def test_for_a_small_model_the_directory_that_peft_needs_is_named(
+    edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    name = "smollm2-135m-instruct"
+    directory = tmp_path / "cache" / "models" / name / "original"  # as `errata models get --from hub` leaves it
+    shutil.copytree(lab_directory(), directory)
+    patch = patch_file(edited, "memit")
+    assert run(["export", patch, "--lora", str(tmp_path / "out"), "--model", name]) == 0
+    error = capsys.readouterr().err
+    assert str(directory) in "".join(error.split())
+    assert f"errata models path {name}" in " ".join(error.split())
+    assert run(["export", patch, "--lora", str(tmp_path / "lab")]) == 0
+    assert "PEFT" not in capsys.readouterr().err

@@ -14,14 +14,15 @@ from errata.errors import InputError
 from errata.loading import load_model, patches_of, stack_of_run
 from errata.lora import WEIGHTS, Adapter
 from errata.lora_facts import Answer, applied, ask_both
-from errata.models.outline import Outline
+from errata.models.outline import Outline, gguf_of, source_of
+from errata.models.small_models import is_small_model
 from errata.output import check_new
 from errata.patch import Patch
 from errata.run_directory import is_run, open_run
 from errata.stack import has_stack, is_stack, read_stack
 from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.model_options import DeviceOption, DtypeOption, TrustOption, outline_of, placement
-from errata.verbs.terminal import console, error_console, progress
+from errata.verbs.terminal import console, error_console, progress, warn
 
 EXAMPLE = "Example: errata export edited.safetensors --lora adapter --rank 8"
 
@@ -101,6 +102,12 @@ def export(
         markup=False,
         highlight=False,
     )
+    if gguf_of(base) is not None or is_small_model(base):
+        warn(
+            f"note: PEFT cannot load the base by the name {base!r}, which is in adapter_config.json; load the base from "
+            f"{source_of(base)} and put the adapter on it"
+            + (f" (errata models path {base} prints this directory)" if is_small_model(base) else "")
+        )
     layers = [
         {"layer": f.layer, "module": path, "rank": f.rank, "needed": f.needed, "kept": f.kept, "error": f.error}
         for f, path in zip(adapter.layers, modules, strict=True)
