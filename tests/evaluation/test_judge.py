@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from errata.cli import run
 from errata.errors import InputError
+from errata.evaluation.deadline import deadline
 from errata.evaluation.judge import HttpJudge, JudgeSettings
 from errata.evaluation.judging import Case, Judge, Verdict, read_verdict
 
@@ -116,10 +117,12 @@ def test_attempts_and_waits_are_bounded() -> None:
 
 
 def test_a_silent_endpoint_is_left_after_the_timeout() -> None:
-    with judge_server(Step(reply="CORRECT", wait=60), Step(reply="CORRECT", drip=0.1)) as server:
+    dripping = [Step(reply="CORRECT", drip=0.1, length=length) for length in (True, False)]
+    with judge_server(Step(reply="CORRECT", wait=60), *dripping) as server:
         judge = judge_at(server, timeout=0.3, retries=0)
         assert judge.judge([CASE]) == [Verdict(None, "no reply within 0.3 s")]
-        assert judge.judge([CASE]) == [Verdict(None, "no reply within 0.3 s")], "though each byte comes in time"
+        for _ in dripping:
+            assert judge.judge([CASE]) == [Verdict(None, "no reply within 0.3 s")], "though each byte comes in time"
     assert judge.judge([CASE])[0].reason.startswith("no connection"), "the server has gone"
 
 
@@ -199,6 +202,14 @@ def test_headers_without_end_meet_the_deadline(kind: str) -> None:
         thread.join()
     assert verdict == Verdict(None, "no reply within 0.5 s")
     assert taken < 5.0
+
+
+def test_a_connection_that_is_made_after_the_deadline_is_not_used() -> None:
+    """Nothing would end it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, deadline(0.01) as until:
+        time.sleep(0.05)
+        with pytest.raises(TimeoutError):
+            until.connect(listening.getsockname())
 
 
 @pytest.mark.parametrize("length", [True, False])

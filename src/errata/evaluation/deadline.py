@@ -39,11 +39,18 @@ class Deadline:
         return time.monotonic() >= self._end
 
     def connect(self, address: tuple[str, int], timeout: Any = None, source: Any = None) -> socket.socket:
-        """As ``socket.create_connection``, within the time that is left."""
+        """As ``socket.create_connection``, within the time that is left.
+
+        Raises:
+            TimeoutError: if the moment came while it was connecting: ``end`` would not end this connection any more.
+        """
         connection = socket.create_connection(address, self.left, source)
         with self._lock:
             # A copy that leads to the same connection: TLS takes the first one over.
             self._sockets.append(connection.dup())
+        if self.over:
+            connection.close()
+            raise TimeoutError("the connection was not made in time")
         return connection
 
     def end(self) -> None:

@@ -176,7 +176,10 @@ class HttpJudge:
         with deadline(self.settings.timeout) as until:
             try:
                 with until.opener.open(request, timeout=self.settings.timeout) as response:
-                    return outcome_of(read_body(response), whole=has_length(response))
+                    body, whole = read_body(response), has_length(response)
+                    if until.over and not whole:  # the deadline cut it off
+                        raise TimeoutError
+                    return outcome_of(body, whole=whole)
             except HTTPError as error:
                 # Its body is not told: it may hold anything, the key too.
                 error.close()

@@ -45,13 +45,14 @@ def read_body(response: HTTPResponse) -> bytes:
     """
     parts: list[bytes] = []
     size = 0
-    while part := response.read1(1 << 16):
+    length = response.length  # read1 counts it down in some versions of Python only
+    while size != length and (part := response.read1(1 << 16)):
         parts.append(part)
         size += len(part)
         if size > _LARGEST_REPLY:
             raise HTTPException("the reply is too large")
-    if response.length:
-        raise IncompleteRead(b"", response.length)
+    if length is not None and size < length:
+        raise IncompleteRead(b"", length - size)
     return b"".join(parts)
 
 
