@@ -176,10 +176,10 @@ class HttpJudge:
         with deadline(self.settings.timeout) as until:
             try:
                 with until.opener.open(request, timeout=self.settings.timeout) as response:
-                    body, whole = read_body(response), has_length(response)
+                    answer, whole = read_body(response), has_length(response)
                     if until.over and not whole:  # the deadline cut it off
                         raise TimeoutError
-                    return outcome_of(body, whole=whole)
+                    return outcome_of(answer, whole=whole)
             except HTTPError as error:
                 # Its body is not told: it may hold anything, the key too.
                 error.close()

@@ -103,10 +103,10 @@ def export(
         highlight=False,
     )
     if gguf_of(base) is not None or is_small_model(base):
+        printed = f", which `errata models path {base}` prints" if is_small_model(base) else ""
         warn(
-            f"note: PEFT cannot load the base by the name {base!r}, which is in adapter_config.json; load the base from "
-            f"{source_of(base)} and put the adapter on it"
-            + (f" (errata models path {base} prints this directory)" if is_small_model(base) else "")
+            f"note: PEFT cannot load the base by the name {base!r} in adapter_config.json: load it from "
+            f"{source_of(base)}{printed}, and put the adapter on it"
         )
     layers = [
         {"layer": f.layer, "module": path, "rank": f.rank, "needed": f.needed, "kept": f.kept, "error": f.error}
