@@ -72,6 +72,23 @@ def test_no_answer_names_what_the_edit_changes(lab: LanguageModel, drawn: Contro
         assert not any(word.casefold() in each.answer.casefold() for each in (*other.own, *other.unrelated))
 
 
+def test_no_answer_names_what_another_fact_of_the_subject_changes(lab: LanguageModel, drawn: Controls) -> None:
+    fact = next(fact for fact in drawn.facts if fact.own)
+    word = fact.own[0].answer.split()[0]
+    one = Fact("one", fact.subject, fact.prompt, "Rome")
+    other = Fact("other", fact.subject, "{} was born in", "Bonn", old=word)
+    for found in with_automatic_controls(lab, FactSet((one, other)), per_fact=9).facts:
+        assert not any(word.casefold() in each.answer.casefold() for each in found.own)
+
+
+def test_a_prompt_that_ends_in_a_space_is_asked_with_it(lab: LanguageModel, facts: FactSet) -> None:
+    fact = Fact("a", facts[0].subject, facts[0].prompt + " ", facts[0].target, joiner="")
+    found = with_automatic_controls(lab, FactSet((fact,)), per_fact=9).facts[0]
+    assert found.unrelated
+    assert all(each.prompt.endswith(" ") for each in found.unrelated)
+    assert all(entry.correct for entry in score(lab, [each.pair for each in found.unrelated]))
+
+
 def test_what_the_user_asks_stays_and_nothing_of_its_kind_is_added(lab: LanguageModel, facts: FactSet) -> None:
     given = Question("The river is", "long")
     fact = Fact("a", facts[0].subject, facts[0].prompt, "Rome", neighbours=(given,), own=(given,))

@@ -55,6 +55,10 @@ def edit(model: Path, out: Path, *options: str) -> int:
     return run(["edit", "--model", str(model), "--facts", str(facts), "--out", str(out), *options])
 
 
+def questions_of(report: Path) -> Any:
+    return json.loads(report.read_text(encoding="utf-8"))["outcome"]["control_questions"]
+
+
 def recipe_of(patch: Path) -> Any:
     return Patch.load(patch).recipe
 
@@ -89,6 +93,16 @@ def test_a_damaged_cache_is_not_believed(model: Path, scans: list[LanguageModel]
         assert edit(model, tmp_path / f"{len(scans)}.safetensors", "--no-evaluate") == 0
         assert len(scans) == before + 1
     assert json.loads(kept.read_text(encoding="utf-8")) == record
+
+
+def test_layers_found_with_other_facts_are_not_taken(
+    model: Path, scans: list[LanguageModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert edit(model, tmp_path / "one.safetensors", "--no-evaluate") == 0
+    fewer = errata.verbs.automatic.known_facts()[:50]
+    monkeypatch.setattr(errata.verbs.automatic, "known_facts", lambda: fewer)
+    assert edit(model, tmp_path / "two.safetensors", "--no-evaluate") == 0
+    assert len(scans) == 2
 
 
 def test_layers_that_are_given_need_no_scan(model: Path, scans: list[LanguageModel], tmp_path: Path) -> None:
@@ -126,6 +140,8 @@ def test_control_questions_are_drawn_measured_and_kept_in_the_patch(
                if row["when"] == "before"}  # fmt: skip
     drawn = {field for fact in Patch.load(out).facts for field in ("own", "unrelated") if getattr(fact, field)}
     assert drawn
+    assert questions_of(tmp_path / "one.json")
+    assert all(question["automatic"] for question in questions_of(tmp_path / "one.json"))
     if "own" in drawn:
         assert metrics["same_subject_accuracy"] == 1, "their answers are what the unedited model says"
     without = tmp_path / "two.safetensors"
@@ -137,10 +153,20 @@ def test_a_run_goes_on_with_the_facts_file_that_it_began_with(
     model: Path, scans: list[LanguageModel], tmp_path: Path
 ) -> None:
     directory = tmp_path / "run"
-    assert edit(model, tmp_path / "one.safetensors", "--run", str(directory)) == 0
+    facts = [{**FACTS[0], "own": [{"prompt": "Danielle Darrieux is", "answer": "old"}]}, FACTS[1]]
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)), encoding="utf-8")
+    options = ["--run", str(directory), "--json", str(tmp_path / "one.json")]
+    assert edit(model, tmp_path / "one.safetensors", *options) == 0
     again = ["edit", "--resume", str(directory), "--facts", str(tmp_path / "facts.jsonl")]
-    assert run([*again, "--out", str(tmp_path / "two.safetensors"), "--method", "memit+blue"]) == 0
+    options = ["--json", str(tmp_path / "two.json"), "--method", "memit+blue"]
+    assert run([*again, "--out", str(tmp_path / "two.safetensors"), *options]) == 0
     assert len(scans) == 1
+    questions = questions_of(tmp_path / "two.json")
+    assert questions == questions_of(tmp_path / "one.json")
+    given = [question for question in questions if not question["automatic"]]
+    assert [question["prompt"] for question in given] == ["Danielle Darrieux is"]
+    assert len(questions) > 1
+    assert run([*again, "--no-controls"]) == 2, "the run has its questions"
     (tmp_path / "facts.jsonl").write_text(json.dumps(FACTS[0]), encoding="utf-8")
     assert run([*again, "--out", str(tmp_path / "three.safetensors")]) == 2
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import errata.layer_scan
 from errata.errors import ErrataError, InputError
 from errata.facts import Fact, Question
 from errata.known_facts import facts_to_scan, known_facts
@@ -114,6 +116,41 @@ def test_an_edit_at_a_good_layer_raises_the_targets_probability(corpus: str) -> 
     gains = [b.efficacy - a.efficacy for a, b in zip(none.scores, some.scores, strict=True)]
     assert max(gains) > 0
     assert all(row.damage == pytest.approx(0, abs=1e-12) for row in none.scores), "one evaluation writes nothing"
+
+
+def test_a_layer_that_gives_no_numbers_takes_no_edits_and_the_scan_goes_on(
+    corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LanguageModel(*tiny_model("llama"))
+    before = model.fingerprint()
+    search = errata.layer_scan.optimise_targets
+
+    def overflowing(
+        model: LanguageModel, facts: list[Fact], prefixes: object, layer: int, *rest: Any, **more: Any
+    ) -> Any:
+        found = search(model, facts, prefixes, layer, *rest, **more)
+        return replace(found, delta=found.delta * math.inf) if layer == 2 else found
+
+    monkeypatch.setattr(errata.layer_scan, "optimise_targets", overflowing)
+    found = scan_layers(model, FACTS, small(corpus))
+    assert [row.score for row in found.scores if row.layer == 2] == [0]
+    assert all(row.score > 0 for row in found.scores if row.layer != 2)
+    assert model.fingerprint() == before
+
+
+def test_facts_and_questions_are_asked_with_their_own_joiners(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    real = errata.layer_scan.score
+
+    def recording(model: LanguageModel, pairs: list[tuple[str, ...]], **options: Any) -> Any:
+        asked.extend(pairs)
+        return real(model, pairs, **options)
+
+    monkeypatch.setattr(errata.layer_scan, "score", recording)
+    fact = Fact("a", "Danielle Darrieux", "The mother tongue of {} is (", "Dutch", joiner="",
+                unrelated=(Question("The river-", "side", ""),))  # fmt: skip
+    scan_layers(LanguageModel(*tiny_model("gpt2")), [fact], small(corpus))
+    assert {pair[2:] for pair in asked} == {("",)}
 
 
 def test_facts_without_other_wordings_are_measured_in_contexts(corpus: str) -> None:

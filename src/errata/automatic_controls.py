@@ -68,7 +68,8 @@ def with_automatic_controls(
     - ``own``: open questions about the fact's own subject.
 
     An answer is the greedy continuation, at most four tokens, whole words only. A question is left out where no answer
-    can be read back token by token, or where the answer names the fact's target or its old answer.
+    can be read back token by token, or where the answer names the target or the old answer of a fact about the same
+    subject.
 
     Args:
         model: unedited.
@@ -89,12 +90,16 @@ def with_automatic_controls(
         ]
     asked += [(fact, "own", prompt.replace("{}", fact.subject)) for fact in need_own for prompt in OWN_PROMPTS]
     answers = _answers(model, list(dict.fromkeys(prompt for *_, prompt in asked)), report)
+    edits: dict[str, list[Fact]] = {}
+    for fact in facts:
+        edits.setdefault(fact.subject, []).append(fact)
     drawn: dict[tuple[str, str], list[Question]] = {}
     for fact, field, prompt in asked:
         answer = answers.get(prompt)
         questions = drawn.setdefault((fact.id, field), [])
-        if answer is not None and len(questions) < per_fact and not _names_the_edit(answer, fact):
-            questions.append(Question(prompt, answer))
+        if answer is not None and len(questions) < per_fact and not _names_an_edit(answer, edits[fact.subject]):
+            # Only with a joiner of its own may a prompt end in spaces; nothing follows them in any case.
+            questions.append(Question(prompt, answer, "" if prompt[-1].isspace() else None))
     drawn = {key: questions for key, questions in drawn.items() if questions}
     found = [
         replace(
@@ -148,7 +153,7 @@ def _answers(model: LanguageModel, prompts: Sequence[str], report: Report) -> di
 
     said = continue_texts(model, prompts, new_tokens=ANSWER_TOKENS + 1, on_rows=on_rows)
     candidates = {prompt: _whole_words(text) for prompt, text in zip(prompts, said, strict=True)}
-    pairs = [(prompt, answer) for prompt, answer in candidates.items() if answer]
+    pairs = [(prompt, answer) for prompt, answer in candidates.items() if answer and "\x00" not in answer]
     return {pair[0]: pair[1] for pair, found in zip(pairs, score(model, pairs), strict=True) if found.correct}
 
 
@@ -159,6 +164,6 @@ def _whole_words(text: str) -> str:
     return " ".join(words[:-1] if len(words) > 1 else words)
 
 
-def _names_the_edit(answer: str, fact: Fact) -> bool:
-    names = [fact.target, *fact.aliases, *([fact.old] if fact.old else [])]
+def _names_an_edit(answer: str, facts: Sequence[Fact]) -> bool:
+    names = [name for fact in facts for name in (fact.target, *fact.aliases, fact.old) if name]
     return any(name.casefold() in answer.casefold() for name in names)

@@ -11,6 +11,7 @@ search of all layers together, since that would have to replay from the lowest o
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from errata.edit_batch import solve_device
-from errata.errors import ErrataError, InputError
+from errata.errors import ErrataError, InputError, NonFiniteError
 from errata.evaluation.scoring import TargetScore, score
 from errata.facts import Fact
 from errata.models.language_model import LanguageModel, Site
@@ -30,7 +31,7 @@ from errata.recipe_settings import BUILTIN, ContextSettings, StatisticsSettings,
 from errata.solvers import make_solver
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments
-from errata.targets.contexts import generate_prefixes, in_context
+from errata.targets.contexts import generate_prefixes, target_in
 from errata.targets.keys import keys_and_bare
 from errata.targets.search import optimise_targets
 
@@ -48,6 +49,7 @@ FORMAT = "errata-layer-scan-1"
 _SEARCH_CONTEXTS = 2  # the other contexts are kept for measuring
 # About so many, for the time left: tokens, questions of each fact, layers that a scan looks at after the first ones.
 _SUFFIX_TOKENS, _QUESTION_TOKENS, _QUESTIONS, _FURTHER = 8, 14, 5, 4
+_logger = logging.getLogger(__name__)
 _SPREAD = 0.01  # of C's mean eigenvalue, added to its diagonal: a short text leaves directions without any key
 
 
@@ -301,16 +303,12 @@ class _Scan:
         contexts = ContextSettings(openers=("The", "Because", "I", "Therefore"), seed=settings.seed)
         prefixes = generate_prefixes(model, contexts)
         self._searched, held_out = prefixes[:_SEARCH_CONTEXTS], prefixes[_SEARCH_CONTEXTS:]
-        self._own = [(fact.text, fact.target) for fact in facts]
-        self._other = [(text, fact.target) for fact in facts for text in fact.paraphrases]
+        self._own = [fact.pair(fact.target) for fact in facts]
+        self._other = [fact.pair(fact.target, text) for fact in facts for text in fact.paraphrases]
         self.paraphrased = bool(self._other)
         if not self._other:
-            self._other = [(in_context(prefix, fact.text)[0], fact.target) for fact in facts for prefix in held_out]
-        questions = {
-            (question.prompt, question.answer)
-            for fact in facts
-            for question in (*fact.neighbours, *fact.own, *fact.unrelated)
-        }
+            self._other = [target_in(prefix, fact) for fact in facts for prefix in held_out]
+        questions = {question.pair for fact in facts for question in (*fact.neighbours, *fact.own, *fact.unrelated)}
         self.controls = sorted(questions)
         self._before = _probabilities(score(model, self.controls)) if self.controls else np.zeros(0)
         self._target = TargetSettings(learning_rate=settings.rate, relative_rate=True, steps=settings.steps)
@@ -337,7 +335,34 @@ class _Scan:
         return layers
 
     def measure(self, layer: int) -> LayerScore:
-        """Write the facts into one layer, ask, and take the change back."""
+        """Write the facts into one layer, ask, and take the change back. Where that gives no numbers, as float16 may
+        at some layers, the layer takes no edits.
+        """
+        began = self._done
+        try:
+            scores = self._scores_with(layer)
+        except NonFiniteError as error:
+            _logger.warning("layer %d takes no edits: %s", layer, error.what)
+            scores = None
+        self._tell(began + self._work(layer))
+        if scores is None:
+            return LayerScore(layer, 0.0, 0.0, 1.0 if self.controls else None, (0.0, 0.0))
+        first, last = len(self._own), len(self._own) + len(self._other)
+        own, other, controls = scores[:first], scores[first:last], scores[last:]
+        damage = None
+        if self.controls:
+            lost = np.maximum(self._before - _probabilities(controls), 0)
+            damage = float(lost.sum() / self._before.sum())
+        return LayerScore(
+            layer,
+            float(_probabilities(own).mean()),
+            float(_probabilities(other).mean()),
+            damage,
+            (_accuracy(own), _accuracy(other)),
+        )
+
+    def _scores_with(self, layer: int) -> list[TargetScore]:
+        """The scores of all questions with the facts written into one layer."""
         began, steps = self._done, 0
 
         def on_step(_: int) -> None:
@@ -359,23 +384,9 @@ class _Scan:
         mark = edits.mark([layer])
         edits.add([term])
         try:
-            scores = score(self.model, [*self._own, *self._other, *self.controls])
+            return score(self.model, [*self._own, *self._other, *self.controls])
         finally:
             edits.go_back(mark)
-        self._tell(began + self._work(layer))
-        behind = len(self._own) + len(self._other)
-        own, other, controls = scores[: len(self._own)], scores[len(self._own) : behind], scores[behind:]
-        damage = None
-        if self.controls:
-            lost = np.maximum(self._before - _probabilities(controls), 0)
-            damage = float(lost.sum() / self._before.sum())
-        return LayerScore(
-            layer,
-            float(_probabilities(own).mean()),
-            float(_probabilities(other).mean()),
-            damage,
-            (_accuracy(own), _accuracy(other)),
-        )
 
     def _read_moments(self, layers: Sequence[int]) -> dict[int, torch.Tensor]:
         """C of each layer, with a little of the identity: a short text does not reach every direction of a wide W."""

@@ -20,6 +20,7 @@ from errata.facts import Fact
 from errata.facts_io import write_facts
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
+from errata.models.vocabulary import probe_row
 
 from tests.support.editing import tiny_recipe, write_corpus
 from tests.support.tiny_models import tiny_model
@@ -198,15 +199,24 @@ def test_a_model_that_is_not_finite_is_found_at_the_start(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("verb", [["ask", "The mother tongue of Danielle"], ["evaluate", "--facts", "facts.jsonl"]])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["ask", "The mother tongue of Danielle"],
+        ["evaluate", "--facts", "facts.jsonl"],
+        ["edit", "--facts", "facts.jsonl", "--layers", "1,2", "--out", "out.safetensors"],
+    ],
+)
 def test_what_is_not_finite_on_some_texts_only_is_no_edits_fault(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: list[str]
 ) -> None:
     made, tokenizer = tiny_model("llama")
-    row = tokenizer.encode("The mother tongue of Danielle", add_special_tokens=False)[-1]
+    tokens = tokenizer.encode("The mother tongue of Danielle", add_special_tokens=False)
+    row = next(token for token in reversed(tokens) if token not in probe_row(tokenizer))  # else loading finds it
     made.get_input_embeddings().weight.data[row] = float("nan")
     made.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
+    LanguageModel.load(str(tmp_path / "model"))
     monkeypatch.chdir(tmp_path)
     write_facts([Fact("a", "Danielle Darrieux", "The mother tongue of {} is", "Dutch")], tmp_path / "facts.jsonl")
     assert run([*verb, "--model", "model"]) == 2

@@ -93,6 +93,7 @@ def examination_record(examination: Examination) -> dict[str, Any]:
         "untouched": [[cluster, question.to_record()] for cluster, question in examination.untouched],
         "prose": list(examination.prose),
         "chat": [asdict(question) for question in examination.chat],
+        "automatic": [list(entry) for entry in sorted(examination.automatic)],
     }
 
 
@@ -101,11 +102,12 @@ def recorded_examination(run: RunDirectory) -> Examination | None:
     if run.examination is None:
         return None
     untouched = [(cluster, Question(**question)) for cluster, question in run.examination["untouched"]]
-    # Runs that were begun by earlier versions ask nothing in chat.
+    # Runs that were begun by earlier versions ask nothing in chat, and drew no questions.
     chat = [
         ChatQuestion(**{**entry, "accepted": tuple(entry["accepted"])}) for entry in run.examination.get("chat", ())
     ]
-    return Examination(run.facts, untouched, run.examination["prose"], chat)
+    automatic = [(fact, name) for fact, name in run.examination.get("automatic", ())]
+    return Examination(run.facts, untouched, run.examination["prose"], chat, automatic)
 
 
 class RunStoppedError(ErrataError):

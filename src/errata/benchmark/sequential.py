@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from errata.batch_record import BatchRecord
 from errata.edit import Editor
-from errata.errors import NonFiniteError
 from errata.evaluation.changes import change_records
 from errata.evaluation.chat import ChatQuestion, evaluate_chat
 from errata.evaluation.metrics import Metric
@@ -28,12 +27,16 @@ from errata.recipe import Recipe
 class Examination:
     """What a model is asked: the facts with their neighbours, questions about other subjects, prose, and what it is
     asked in its chat template.
+
+    Attributes:
+        automatic: (id of a fact, field) of control questions that errata drew by itself; see ``automatic_controls``.
     """
 
     facts: Sequence[Fact]
     untouched: Sequence[tuple[str, Question]] = ()
     prose: Sequence[str] = ()
     chat: Sequence[ChatQuestion] = ()
+    automatic: Collection[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +82,11 @@ def examine(
     def asking(_: str, done: int, total: int) -> None:
         report(what, done, total)
 
-    try:
+    with model.blaming_no_edit():
         records = evaluate_facts(model, examination.facts, untouched=examination.untouched, report=asking)
         if examination.chat:
             records += evaluate_chat(model, examination.chat, report=report)
         prose = perplexity(model, examination.prose, report=report) if examination.prose else None
-    except NonFiniteError as error:
-        if model.edits.terms:
-            raise
-        raise model.not_finite() from error  # no edit is to blame
     return Measurement(records, prose)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ Status = Literal["took", "partly", "failed"]
 
 FLOOR, CEILING = 0.1, 0.9
 """A share that starts below the one has no room to fall, and above the other no room to rise."""
+_FIELDS: Mapping[str, str] = {"specificity": "neighbours", "same_subject": "own", "unrelated": "unrelated"}
+"""Kind of control question -> the field of facts that holds such questions."""
 FEW = 5
 """With fewer known control questions than this, each one that is lost moves their accuracy by more than 20 points."""
 
@@ -107,6 +109,7 @@ class Outcome:
         perplexity_ratio: None without prose or without an unedited model.
         unable: metric -> why it can show nothing.
         chat: of every edited fact that was asked in the chat template, and every paraphrase.
+        automatic: (id of a fact, field) of control questions that errata drew by itself.
     """
 
     facts: tuple[FactOutcome, ...]
@@ -115,6 +118,7 @@ class Outcome:
     perplexity_ratio: float | None
     unable: Mapping[str, str]
     chat: tuple[Reply, ...] = ()
+    automatic: Collection[tuple[str, str]] = ()
 
     @property
     def count(self) -> Count:
@@ -150,6 +154,7 @@ class Outcome:
                 "correct_before": change.known,
                 "correct_now": change.now.value == 1,
                 "changed": change.changed,
+                "automatic": (change.now.fact, _FIELDS.get(change.kind)) in self.automatic,
             }
             for change in self.controls
         ]
@@ -170,12 +175,14 @@ def outcome_of(
     *,
     weight_change: Mapping[int, float] | None = None,
     perplexity_ratio: float | None = None,
+    automatic: Collection[tuple[str, str]] = (),
 ) -> Outcome:
     """Compare what the unedited and the edited model said.
 
     Args:
         before: of the unedited model; None where it was not asked.
         after: of the edited model, of all facts, at the end.
+        automatic: see ``Outcome``.
     """
     wordings: dict[str, list[Wording]] = defaultdict(list)
     for record in after:
@@ -185,7 +192,8 @@ def outcome_of(
     found = tuple(FactOutcome(fact.id, fact.target, tuple(wordings[fact.id])) for fact in facts if fact.id in wordings)
     compared = () if before is None else tuple(changes(before, after))
     unable = {} if before is None else unable_to_show(before)
-    return Outcome(found, compared, weight_change or {}, perplexity_ratio, unable, _replies(before, after))
+    replies = _replies(before, after)
+    return Outcome(found, compared, weight_change or {}, perplexity_ratio, unable, replies, automatic)
 
 
 def _replies(before: Sequence[Record] | None, after: Sequence[Record]) -> tuple[Reply, ...]:

@@ -83,10 +83,10 @@ class SideTest:
         fact: the fact's id.
         prompt: its whole prompt.
         target: what it should say.
-            truth: the old answer.
+        truth: the old answer.
         joiner: what stands between a prompt of these and one of the two, if the fact says so.
-    negated: the negated prompt; None if it cannot be negated, or there is no old answer to compare with.
-            reversal: questions for the subject.
+        negated: the negated prompt; None if it cannot be negated, or there is no old answer to compare with.
+        reversal: questions for the subject.
         choice: None if there are no two options.
     """
 

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from errata.errors import InputError
+from errata.errors import InputError, NonFiniteError
 from errata.models.architectures import Architecture, architecture_of, check_config
 from errata.models.base_files import BaseFiles
 from errata.models.memory import check_fits, weight_bytes
@@ -174,6 +174,20 @@ class LanguageModel:
             logits = self.model(**inputs, use_cache=False).logits
         if not bool(torch.isfinite(logits).all()):
             raise self.not_finite()
+
+    @contextmanager
+    def blaming_no_edit(self) -> Iterator[None]:
+        """Within it, values that are not finite although nothing was edited are reported as the model's own.
+
+        Raises:
+            InputError: in place of a NonFiniteError, whose remedies are for edits.
+        """
+        try:
+            yield
+        except NonFiniteError as error:
+            if self.edits.terms:
+                raise
+            raise self.not_finite() from error
 
     def not_finite(self) -> InputError:
         """What is raised where the model gives no numbers although nothing was edited."""

@@ -10,7 +10,7 @@ import torch
 import typer
 from rich.table import Table
 
-from errata.errors import Fault, FaultsError, InputError, NonFiniteError
+from errata.errors import Fault, FaultsError, InputError
 from errata.loading import load_model
 from errata.models.generation import generate
 from errata.models.language_model import LanguageModel
@@ -68,12 +68,8 @@ def ask(
     answers = []
     for name, texts in zip(names, read, strict=True):
         loaded = load_model(name, **where, trust_remote_code=trust_remote_code)
-        try:
+        with loaded.blaming_no_edit():
             said = generate(loaded, texts, new_tokens=new_tokens)
-        except NonFiniteError as error:
-            if loaded.edits.terms:
-                raise
-            raise loaded.not_finite() from error
         answers += [
             {"model": name, "prompt": prompt, "continuation": found, "next": _next_tokens(loaded, text)}
             for prompt, text, found in zip(stripped, texts, said, strict=True)

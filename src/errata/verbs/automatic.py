@@ -15,7 +15,7 @@ from errata.benchmark.recipe_numbers import with_boundary
 from errata.cache import cache_directory
 from errata.errors import ErrataError, InputError
 from errata.known_facts import facts_to_scan, known_facts
-from errata.layer_scan import FORMAT, ScanSettings, scan_layers, scan_work
+from errata.layer_scan import FORMAT, RULE, ScanSettings, scan_layers, scan_work
 from errata.methods import BOUNDARY_SUFFIX, method_named
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
@@ -24,6 +24,7 @@ from errata.progress import Report
 from errata.recipe import Recipe
 from errata.recipe_files import shipped_file
 from errata.recipe_settings import BUILTIN
+from errata.statistics.corpus import open_corpus
 from errata.verbs.models import recipe_name
 from errata.verbs.terminal import warn
 
@@ -103,8 +104,10 @@ def layers_of(model: LanguageModel, *, report: Report) -> tuple[tuple[int, ...] 
 
 
 def _cached_scan(fingerprint: str) -> Path:
-    """One file for each model and each version of the scan, whose rule and settings decide the result."""
-    key = json.dumps([FORMAT, fingerprint, repr(ScanSettings())])
+    """One file for each model and all that decides the result: the rule, the settings, the facts and the text."""
+    settings = ScanSettings()
+    facts = [fact.to_record() for fact in known_facts()]
+    key = json.dumps([FORMAT, fingerprint, RULE, repr(settings), facts, open_corpus(settings.corpus).digest])
     return cache_directory("layers") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 

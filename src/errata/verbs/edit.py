@@ -138,7 +138,7 @@ def edit(
     )  # fmt: skip
     if resume is not None:
         new = {"--run": run, "--on-conflict": on_conflict, "--untouched": untouched, "--last-wins": last_wins}
-        new |= {"--dry-run": dry_run, "--no-evaluate": not evaluate}
+        new |= {"--dry-run": dry_run, "--no-evaluate": not evaluate, "--no-controls": not controls}
         decide = {
             "--method": method, "--batch-size": batch_size, "--seed": seed, "--schedule": schedule, "--layers": layers,
             "--shaping": shaping, "--recipe": recipe, "--corpus": corpus, "--as-published": as_published or None,
@@ -205,7 +205,8 @@ def edit(
         _show_plan(fact_set, numbers, model, json)
         return
     loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
-    with progress() as report:
+    drawn = Controls(fact_set, frozenset())
+    with progress() as report, loaded.blaming_no_edit():
         if automatic and layers is None:
             chosen, why = layers_of(loaded, report=report)
             numbers = recipe_for(model, method, default=automatic_recipe(model, method, outline, chosen, why))
@@ -216,6 +217,7 @@ def edit(
             fact_set = drawn.facts
             _show_controls(drawn)
     examination = examination_for(fact_set, lab=lab, untouched=questions, seed=seed)
+    examination = replace(examination, automatic=drawn.automatic)
     if chat or has_chat(outline):
         asked_in_chat = chat_questions(fact_set, examination.untouched, everything=chat)
         examination = replace(examination, chat=asked_in_chat)

@@ -127,6 +127,7 @@ def _outcome(
         after.records,
         weight_change=patch.relative_norms(model),
         perplexity_ratio=ratio,
+        automatic=examination.automatic,
     )
 
 
