@@ -14,7 +14,7 @@ from errata.models.language_model import LanguageModel
 from errata.models.prompts import complete, encode
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments
-from errata.targets.contexts import in_context, subject_rows
+from errata.targets.contexts import in_context, neutral_leads, subject_rows
 
 from tests.support.tiny_models import tiny_model
 
@@ -57,9 +57,11 @@ def test_every_counterfact_subject_is_found_at_its_last_token(
     language_model = LanguageModel(model, gpt2_tokenizer)
     for prefix in ("", "The weather was fine and everybody"):
         rows = subject_rows(language_model, counterfact, [prefix])
-        for fact, row in zip(counterfact, rows, strict=True):
+        neutral = neutral_leads(gpt2_tokenizer, counterfact)
+        assert sum(map(bool, neutral)) in range(1, 20)  # few subjects are one token at the very start
+        for fact, row, bare_lead in zip(counterfact, rows, neutral, strict=True):
             read = gpt2_tokenizer.decode(row)
-            text, lead = in_context(prefix, fact.text)
+            text, lead = in_context(prefix, fact.text, bare_lead)
             assert read == text[: lead + fact.subject_span[1]]
 
 

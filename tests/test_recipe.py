@@ -168,7 +168,7 @@ def test_an_unknown_key_is_named_with_the_nearest(path: str, near: str) -> None:
 
 def test_the_other_solvers_keys_are_unknown_here() -> None:
     faults = faults_of(with_value("methods/alphaedit/solver/ridge", 1), "alphaedit")
-    assert "threshold, l2, relative, history" in faults["solver.ridge"]
+    assert all(key in faults["solver.ridge"] for key in ("threshold", "l2", "shares", "history"))
 
 
 def test_an_unknown_method_in_the_file_is_a_fault_even_if_another_is_asked_for() -> None:
