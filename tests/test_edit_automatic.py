@@ -182,3 +182,6 @@ def test_a_dry_run_loads_no_weights(
     assert "Nothing was loaded" in out
     assert "by depth" in " ".join(err.split())
     assert not scans
+    given = ["--layers", "0,3", "--dry-run"]
+    assert run(["edit", "--model", str(model), "--facts", str(tmp_path / "facts.jsonl"), *given]) == 0
+    assert "by depth" not in " ".join(capsys.readouterr().err.split()), "they are those that were given"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from errata.evaluation.changes import Change
 from errata.evaluation.outcomes import FactOutcome, Outcome, Wording
@@ -51,6 +52,16 @@ def test_facts_that_did_not_take_ask_for_more() -> None:
     assert "2 of 10 facts" in some
     assert "target.steps" in some
     assert "None" in advice(outcome(own=(0, 10)), "memit", batch_size=10)
+
+
+def test_questions_that_are_asked_in_chat_too_are_not_counted_twice() -> None:
+    few = outcome(known=3)
+    metric = "unrelated_accuracy:chat"
+    again = [replace(change, before=replace(change.before, metric=metric), now=replace(change.now, metric=metric))
+             for change in few.controls]  # fmt: skip
+    twice = replace(few, controls=(*few.controls, *again))
+    assert "untouched" in advice(few, "memit", batch_size=10)
+    assert advice(twice, "memit", batch_size=10) == advice(few, "memit", batch_size=10)
 
 
 def test_damage_comes_first_and_names_what_it_is() -> None:

@@ -120,10 +120,6 @@ class Outcome:
     chat: tuple[Reply, ...] = ()
     automatic: Collection[tuple[str, str]] = ()
 
-    @property
-    def count(self) -> Count:
-        return Count.of(self.controls)
-
     def counts(self) -> dict[str, Count]:
         """By kind, in the order of ``CONTROLS``, of kinds that were asked; then those in chat (``untouched:chat``)."""
         by_kind = {

@@ -59,7 +59,8 @@ def advice(outcome: Outcome, method: str, *, batch_size: int) -> str:
             f"The facts took, but the change is {100 * largest:.0f} % of a layer's weights, which can do damage that "
             f"these questions do not show: {fewer}, or try --method {other}."
         )
-    if outcome.count.known < FEW:
+    # Not those in chat, which are the same questions once more.
+    if sum(count.known for kind, count in outcome.counts().items() if ":" not in kind) < FEW:
         return f"The facts took, but fewer than {FEW} control questions can show damage: {_CONTROLS}."
     deaf = sum(not wording.took for wording in others)
     if 2 * deaf > len(others):

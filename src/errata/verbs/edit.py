@@ -200,7 +200,7 @@ def edit(
         show_notes(numbers, model)
     seed = numbers.contexts.seed
     if dry_run:
-        if automatic:
+        if automatic and layers is None:
             warn("note: layers are shown by depth; without --dry-run they are chosen by trying them on the model")
         _show_plan(fact_set, numbers, model, json)
         return
