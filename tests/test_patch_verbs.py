@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ import errata.targets.aims
 from errata import cli
 from errata.cli import run
 from errata.facts_io import read_facts, write_facts
+from errata.lab.package import lab_directory
 from errata.loading import load_model
 from errata.models.language_model import LanguageModel
 from errata.patch import Patch
@@ -177,6 +179,19 @@ def test_other_weights_are_refused_and_forced_with_a_warning(made: Path, tmp_pat
     bad = [str(made / "first.jsonl"), str(made / "one"), str(tmp_path / "none")]
     assert run(["apply", *bad, "--out", str(tmp_path / "x")]) == 2
     assert "3 faults" in said(capsys)[1]
+
+
+def test_a_base_with_a_relative_path_is_found_from_other_directories(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERRATA_CACHE", str(made / "cache"))
+    shutil.copytree(lab_directory(), tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    edit = ["edit", "--model", "base", "-f", str(made / "first.jsonl"), "--no-evaluate", "--no-controls"]
+    assert run([*edit, "--out", "new.safetensors"]) == 0
+    monkeypatch.chdir(made)
+    assert run(["apply", str(tmp_path / "new.safetensors"), "--out", str(tmp_path / "stack")]) == 0
+    assert read_stack(tmp_path / "stack").base == str(tmp_path / "base")
 
 
 def test_a_patch_goes_on_the_base_that_its_record_names(made: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -429,6 +444,6 @@ def test_an_interrupted_run_says_how_far_it_is_and_how_it_goes_on(
     assert run(["revert", str(path), "--out", str(tmp_path / "x")]) == 2
     assert f"errata merge --model {path} --out FULL" in said(capsys)[1]
     assert run(["export", str(path), "--lora", str(tmp_path / "x")]) == 2
-    assert f"errata merge --model {path} --out FULL" in said(capsys)[1]
+    assert f"errata edit --resume {path}" in said(capsys)[1]
     assert run(["edit", "--resume", str(path), "--out", str(out)]) == 0
     assert len(Patch.load(out).facts) == 3

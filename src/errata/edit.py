@@ -14,6 +14,7 @@ from errata.edit_batch import BatchWriter, WrittenPart, solve_device
 from errata.errors import InputError
 from errata.facts import Fact, FactSet
 from errata.models.language_model import LanguageModel, Site
+from errata.models.outline import lasting_name
 from errata.models.weights import Term
 from errata.patch import Patch, dtype_name, now, software_versions
 from errata.preparation import Prepared, prepare, solver_of
@@ -221,7 +222,7 @@ class Editor:
             facts=tuple(fact for record in records for fact in record.facts),
             recipe=self.recipe,
             prefixes=self.prefixes,
-            base=self.model.name,
+            base=lasting_name(self.model.name),
             fingerprint=self.fingerprint,
             dtype=dtype_name(self.model.dtype),
             created=now(),

@@ -47,7 +47,7 @@ class Patch:
         facts: what was edited, in order.
         recipe: with which numbers.
         prefixes: the contexts that keys and targets were found in.
-        base: the name of the model that was edited.
+        base: the name of the model that was edited; an absolute path where it is one.
         fingerprint: of its weights before the edit.
         dtype: in which they were, such as ``float32``.
         created: when, in UTC, as ISO 8601.
