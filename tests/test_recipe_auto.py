@@ -84,6 +84,32 @@ def test_a_search_on_another_model_needs_neither_facts_nor_text(
     assert recipe.statistics.corpus == "builtin"
 
 
+def test_facts_without_control_questions_get_drawn_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the search would take the strongest setting, whatever it does to everything else."""
+    seen: list[recipe_search.RecipeSearch] = []
+
+    def stop(search: recipe_search.RecipeSearch) -> None:
+        seen.append(search)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe_search.RecipeSearch, "run", stop)
+    model, tokenizer = tiny_model("llama")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    facts = [
+        {"id": "a", "subject": "Danielle Darrieux", "prompt": "The mother tongue of {} is", "target": "Dutch"},
+        {"id": "b", "subject": "The Eiffel Tower", "prompt": "{} stands in", "target": "Rome"},
+    ]
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)), encoding="utf-8")
+    arguments = ["recipe", "auto", "--model", str(tmp_path / "model"), "--layers", "1,2", "--methods", "memit"]
+    arguments += ["--facts", str(tmp_path / "facts.jsonl"), "--out", str(tmp_path / "auto.yaml")]
+    assert run(arguments) == 130
+    assert any(fact.own or fact.unrelated for fact in seen[0].examination.facts)
+    (tmp_path / "own.jsonl").write_text('{"prompt": "The river is", "answer": "long"}', encoding="utf-8")
+    assert run([*arguments, "--untouched", str(tmp_path / "own.jsonl")]) == 130
+    assert not any(fact.own or fact.unrelated for fact in seen[1].examination.facts)
+
+
 def small_scan(model: LanguageModel, *args: object, **kwargs: object) -> LayerScan:
     """A scan that has found layers 1 and 2 the best."""
     scores = {0: 0.1, 1: 0.5, 2: 0.5, 3: 0.1, 4: 0.0}

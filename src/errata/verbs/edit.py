@@ -83,8 +83,8 @@ def edit(
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="A YAML recipe; default: the one shipped for the model, or else layers that errata chooses by trying "
-            "them, and settings without scale."
+            help="A YAML recipe; default: the one shipped for the model. Without one errata chooses layers by trying "
+            "them, and takes settings that are relative to the model's own scale."
         ),
     ] = None,
     corpus: Annotated[

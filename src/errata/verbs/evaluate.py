@@ -44,7 +44,7 @@ app = typer.Typer()
 def evaluate(
     facts: Annotated[Path, typer.Option("--facts", "-f", help="JSONL, JSON or CSV; see examples/.")],
     model: ModelOption = "lab",
-    against: Annotated[str | None, typer.Option(help="The model as it was before; its answers stand beside.")] = None,
+    against: Annotated[str | None, typer.Option(help="The model as it was before, to compare with.")] = None,
     untouched: Annotated[
         Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
     ] = None,

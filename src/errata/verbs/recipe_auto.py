@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from errata.automatic_controls import with_automatic_controls
 from errata.benchmark.recipe_file import automatic_file, layers_by_depth, unsearched_recipe
 from errata.benchmark.recipe_journal import read_journal
 from errata.benchmark.recipe_numbers import starting_recipe
@@ -28,6 +29,7 @@ from errata.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
 from errata.output import check_file, write_text
+from errata.progress import Report
 from errata.recipe_settings import BUILTIN
 from errata.verbs.json_output import JsonOption, write_json
 from errata.verbs.locate import scan_model
@@ -142,6 +144,12 @@ def auto(
             why = "given with --layers"
         _tell_plan(rows, held_out, chosen, minutes, time.monotonic() - started)
         examination = examination_for(held_out, lab=lab, untouched=questions, seed=seed)
+        if (
+            not lab
+            and not examination.untouched
+            and not any(fact.neighbours or fact.own or fact.unrelated for fact in held_out)
+        ):
+            examination = replace(examination, facts=_with_controls(loaded, held_out, report=report))
         examination = replace(examination, prose=())  # no try is scored by perplexity
         found = {}
         for number, row in enumerate(rows):
@@ -173,6 +181,19 @@ def _held_out(model: LanguageModel, given: FactSet | None, *, lab: bool, seed: i
     if lab:
         return FactSet(tuple(lab_facts(lab_world(), FACTS, seed=LAB_SEED)), "the lab's world")
     return FactSet(facts_to_scan(model, len(known_facts()) // 2, seed=seed), "the well-known facts of errata")
+
+
+def _with_controls(model: LanguageModel, facts: FactSet, *, report: Report) -> FactSet:
+    """Facts without any control question, with drawn ones: else no try is scored by what it does to everything else."""
+    drawn = with_automatic_controls(model, facts, report=report)
+    if drawn.count:
+        tell(f"Drew {counted(drawn.count, 'control question')}; the answers are the unedited model's.")
+    else:
+        warn(
+            "warning: there are no control questions, so the search cannot see damage. Give --untouched, or facts with "
+            "'neighbours', 'own' or 'unrelated' questions"
+        )
+    return drawn.facts
 
 
 def _tell_plan(
