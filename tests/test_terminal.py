@@ -6,10 +6,12 @@ import io
 import os
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -89,6 +91,7 @@ def test_finished_progress_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
             shown.append(self)
 
     monkeypatch.setattr("errata.verbs.terminal.Progress", Kept)
+    monkeypatch.setattr("errata.verbs.terminal.error_console", lambda: Console(file=StringIO(), force_terminal=True))
     with progress() as report:
         report("statistics", 5, 5)
         report("targets", 1, 5)

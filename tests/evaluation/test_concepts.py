@@ -195,13 +195,13 @@ def test_a_concept_is_well_formed_or_all_its_faults_are_told() -> None:
     assert fact.unrelated == (Question("A sea is", "water"),)
     with pytest.raises(FaultsError) as error:
         Concept.of(
-            {"id": "c", "concept": "lake", "prompt": "A lake is", "new_definition": " x", "instances": [3], "odd": 1}
+            {"id": "c", "concept": "lake", "prompt": "A pond is", "new_definition": " x", "instances": [3], "odd": 1}
         )
     told = str(error.value)
     for words in (
         "4 faults",
         "'odd'",
-        "'prompt' has no {}",
+        "'prompt'",
         "'new_definition'",
         "'instances'",
     ):
