@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from errata.automatic_controls import OWN_PROMPTS, Controls, with_automatic_controls
+from errata.automatic_controls import (
+    OWN_PROMPTS,
+    Controls,
+    first_phrase,
+    says_something,
+    with_automatic_controls,
+)
 from errata.evaluation.scoring import score
 from errata.facts import Fact, FactSet, Question
 from errata.known_facts import known_facts
@@ -106,3 +112,12 @@ def test_the_same_questions_every_time(lab: LanguageModel, facts: FactSet, drawn
 def test_a_model_that_says_nothing_sensible_gives_few_questions_and_no_error(family: str, facts: FactSet) -> None:
     found = with_automatic_controls(LanguageModel(*tiny_model(family)), facts)
     assert len(found.facts) == len(facts)
+
+
+def test_an_answer_is_a_phrase_and_no_filler() -> None:
+    assert first_phrase(" Tokyo, and the") == "Tokyo"
+    assert first_phrase(" the city of Barcelona and") == "the city of Barcelona"
+    assert first_phrase("巴黎。它是") == "巴黎"
+    assert [says_something(text) for text in ("Tokyo", "1945", "巴黎", "the capital of the", "")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip

@@ -6,8 +6,10 @@ An answer need not be true. It is what the model says before the edit, so a chan
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 
@@ -22,6 +24,7 @@ from errata.progress import Report, silent
 
 PER_FACT = 3  # questions of each kind about one fact
 ANSWER_TOKENS = 4
+_PUNCTUATION: Final = re.compile(r"[,.;:!?()\"。，、；：！？]")
 KIND_PROMPT = "{} is a"  # what follows it tells subjects of one kind from others
 OWN_PROMPTS = (
     "{} is known for",
@@ -67,9 +70,10 @@ def with_automatic_controls(
       and are never a subject that is edited.
     - ``own``: open questions about the fact's own subject.
 
-    An answer is the greedy continuation, at most four tokens, whole words only. A question is left out where no answer
-    can be read back token by token, or where the answer names the target or the old answer of a fact about the same
-    subject.
+    An answer is the greedy continuation up to the first punctuation mark, at most four tokens, whole words only. A
+    question is left out where no answer can be read back token by token, or where the answer names the target or the
+    old answer of a fact about the same subject. Answers other than names and numbers are taken only where a fact has
+    none of these: of a phrase such as "the capital of the" a change says little.
 
     Args:
         model: unedited.
@@ -94,10 +98,13 @@ def with_automatic_controls(
     for fact in facts:
         edits.setdefault(fact.subject, []).append(fact)
     drawn: dict[tuple[str, str], list[Question]] = {}
+    asked.sort(key=lambda question: not says_something(answers.get(question[2]) or ""))  # stable
     for fact, field, prompt in asked:
         answer = answers.get(prompt)
         questions = drawn.setdefault((fact.id, field), [])
-        if answer is not None and len(questions) < per_fact and not _names_an_edit(answer, edits[fact.subject]):
+        if answer is None or len(questions) >= per_fact or _names_an_edit(answer, edits[fact.subject]):
+            continue
+        if says_something(answer) or not any(says_something(question.answer) for question in questions):
             # Only with a joiner of its own may a prompt end in spaces; nothing follows them in any case.
             questions.append(Question(prompt, answer, "" if prompt[-1].isspace() else None))
     drawn = {key: questions for key, questions in drawn.items() if questions}
@@ -152,16 +159,26 @@ def _answers(model: LanguageModel, prompts: Sequence[str], report: Report) -> di
         report("control questions", done, len(prompts))
 
     said = continue_texts(model, prompts, new_tokens=ANSWER_TOKENS + 1, on_rows=on_rows)
-    candidates = {prompt: _whole_words(text) for prompt, text in zip(prompts, said, strict=True)}
+    candidates = {prompt: first_phrase(text) for prompt, text in zip(prompts, said, strict=True)}
     pairs = [(prompt, answer) for prompt, answer in candidates.items() if answer and "\x00" not in answer]
     return {pair[0]: pair[1] for pair, found in zip(pairs, score(model, pairs), strict=True) if found.correct}
 
 
-def _whole_words(text: str) -> str:
-    """A continuation's first line without its last word, which the limit of tokens may have cut in two."""
+def first_phrase(text: str) -> str:
+    """A continuation up to its first punctuation mark, or else without its last word, which the limit of tokens may
+    have cut in two.
+    """
     line = text.strip().split("\n")[0].strip()
+    phrase = _PUNCTUATION.split(line, maxsplit=1)[0].strip()
+    if phrase and phrase != line:
+        return phrase
     words = line.split()
     return " ".join(words[:-1] if len(words) > 1 else words)
+
+
+def says_something(answer: str) -> bool:
+    """Whether an answer holds a name or a number, as far as its letters tell: scripts without capitals always do."""
+    return any(sign.isdigit() or (sign.isalpha() and not sign.islower()) for sign in answer)
 
 
 def _names_an_edit(answer: str, facts: Sequence[Fact]) -> bool:

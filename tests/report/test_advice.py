@@ -44,14 +44,14 @@ def outcome(
 
 
 def test_nothing_to_do() -> None:
-    assert "fine" in advice(outcome(), "memit+blue", batch_size=10)
+    assert "fine" in advice(outcome(), "memit+blue")
 
 
 def test_facts_that_did_not_take_ask_for_more() -> None:
-    some = advice(outcome(own=(8, 10)), "memit", batch_size=10)
+    some = advice(outcome(own=(8, 10)), "memit")
     assert "2 of 10 facts" in some
     assert "target.steps" in some
-    assert "None" in advice(outcome(own=(0, 10)), "memit", batch_size=10)
+    assert "None" in advice(outcome(own=(0, 10)), "memit")
 
 
 def test_questions_that_are_asked_in_chat_too_are_not_counted_twice() -> None:
@@ -60,36 +60,36 @@ def test_questions_that_are_asked_in_chat_too_are_not_counted_twice() -> None:
     again = [replace(change, before=replace(change.before, metric=metric), now=replace(change.now, metric=metric))
              for change in few.controls]  # fmt: skip
     twice = replace(few, controls=(*few.controls, *again))
-    assert "untouched" in advice(few, "memit", batch_size=10)
-    assert advice(twice, "memit", batch_size=10) == advice(few, "memit", batch_size=10)
+    assert "untouched" in advice(few, "memit")
+    assert advice(twice, "memit") == advice(few, "memit")
 
 
 def test_damage_comes_first_and_names_what_it_is() -> None:
-    text = advice(outcome(own=(8, 10), lost=5), "alphaedit+blue", batch_size=10)
+    text = advice(outcome(own=(8, 10), lost=5), "alphaedit+blue")
     assert "damage" in text
     assert "5 of 20 unrelated" in text
-    assert "--batch-size" in text
-    assert "--method memit+blue" in text
-    assert "--method memit+blue" not in advice(outcome(lost=5), "memit+blue", batch_size=10)
-    assert "--batch-size" not in advice(outcome(own=(1, 1), lost=5), "memit", batch_size=10)
-    assert "damage" in advice(outcome(ratio=1.45), "memit", batch_size=10)
+    assert "learning_rate" in text
+    assert "--method" not in text  # of the method that loses least, no other one is better
+    assert "--method alphaedit" in advice(outcome(lost=5), "memit+blue")
+    assert "learning_rate" in advice(outcome(lost=5), "memit+blue")
+    assert "damage" in advice(outcome(ratio=1.45), "memit")
 
 
 def test_answers_that_were_gained_are_a_change_of_behaviour() -> None:
-    text = advice(outcome(known=10, gained=8), "memit", batch_size=10)
+    text = advice(outcome(known=10, gained=8), "memit")
     assert "8 of 20 unrelated answers changed" in text
     assert "damage" in text
 
 
 def test_a_large_change_of_the_weights_is_said_even_where_nothing_shows_it() -> None:
-    text = advice(outcome(weights={4: 0.05, 8: 0.74}), "alphaedit+blue", batch_size=20)
+    text = advice(outcome(weights={4: 0.05, 8: 0.74}), "alphaedit+blue")
     assert "74 %" in text
-    assert "fine" in advice(outcome(weights={4: LARGE}), "alphaedit+blue", batch_size=20)
+    assert "fine" in advice(outcome(weights={4: LARGE}), "alphaedit+blue")
 
 
 def test_questions_that_show_nothing_are_no_all_clear() -> None:
-    assert "--untouched" in advice(outcome(known=2), "memit", batch_size=10)
+    assert "--untouched" in advice(outcome(known=2), "memit")
 
 
 def test_paraphrases_that_do_not_follow() -> None:
-    assert "7 of 10 paraphrases" in advice(outcome(others=(3, 10)), "memit", batch_size=10)
+    assert "7 of 10 paraphrases" in advice(outcome(others=(3, 10)), "memit")

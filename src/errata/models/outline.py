@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from errata.models.architectures import architecture_of, check_config
 from errata.models.gguf import as_directory, check_is_model, gguf_in, is_gguf
 from errata.models.plain_weights import down_projection_weight
 from errata.models.size import ModelSize
-from errata.models.small_models import fetched, is_small_model
+from errata.models.small_models import SMALL_MODELS, fetched, is_small_model
 from errata.models.vocabulary import probe_row, unembedded
 
 
@@ -129,7 +130,11 @@ def source_of(name: str) -> str:
 
         return str(lab_directory())
     if is_hub_name(name):
-        check_reachable(name)
+        try:
+            check_reachable(name)
+        except OSError as error:
+            close = difflib.get_close_matches(name.lower(), SMALL_MODELS, n=1)
+            raise OSError(f"{error}. Did you mean {close[0]!r}?" if close else str(error)) from error
         return name
     file = gguf_of(name)
     if file is not None:

@@ -14,7 +14,11 @@ It is no verdict: the small model `lab` takes changes of 2 with hardly a loss.""
 MUCH_PERPLEXITY: Final = 1.2
 MUCH_LOST: Final = 0.1
 MUCH_CHANGED: Final = 0.25  # right or wrong: a model that answers otherwise has learnt something that nobody asked for
-_LEAST_CHANGE: Final = ("memit+blue", "memit")  # the rows that change weights of real models least, best first
+_GENTLEST: Final = "alphaedit"
+"""The row that lost fewest of the other answers on both real models (docs/real_models.md, The four rows)."""
+_LOWER_RATE: Final = (
+    "lower target.learning_rate in a recipe (`errata recipe show`, or `errata recipe auto --minutes 0`, writes one)"
+)
 _CONTROLS: Final = "add --untouched with questions that the model knows"
 
 
@@ -33,22 +37,20 @@ def damage(outcome: Outcome) -> list[str]:
     return found
 
 
-def advice(outcome: Outcome, method: str, *, batch_size: int) -> str:
+def advice(outcome: Outcome, method: str) -> str:
     """What to do next, in one sentence.
 
     Args:
         method: that edited, such as ``alphaedit+blue``.
-        batch_size: facts that were solved together, at most.
     """
     own = [wording for fact in outcome.facts for wording in fact.wordings if wording.own]
     others = [wording for fact in outcome.facts for wording in fact.wordings if not wording.own]
     missed = sum(not wording.took for wording in own)
-    other = next(name for name in _LEAST_CHANGE if name != method)
-    together = min(batch_size, len(own))
-    fewer = f"edit fewer facts at once (--batch-size, now {together})" if together > 1 else "lower target.steps"
+    # A smaller rate helps any method; another method is named only where it was measured to lose less.
+    gentler = _LOWER_RATE if method.startswith(_GENTLEST) else f"try --method {_GENTLEST}, or {_LOWER_RATE}"
     stronger = "raise target.learning_rate or target.steps in the recipe, or choose other layers (errata locate)"
     if signs := damage(outcome):
-        return f"The damage is large ({'; '.join(signs)}): {fewer}, or try --method {other}."
+        return f"The damage is large ({'; '.join(signs)}): {gentler}."
     if own and missed == len(own):
         return f"None of the facts took: {stronger}."
     if missed:
@@ -57,7 +59,7 @@ def advice(outcome: Outcome, method: str, *, batch_size: int) -> str:
     if largest > LARGE:
         return (
             f"The facts took, but the change is {100 * largest:.0f} % of a layer's weights, which can do damage that "
-            f"these questions do not show: {fewer}, or try --method {other}."
+            f"these questions do not show: {gentler}."
         )
     # Not those in chat, which are the same questions once more.
     if sum(count.known for kind, count in outcome.counts().items() if ":" not in kind) < FEW:

@@ -58,7 +58,11 @@ def edit(
     facts: Annotated[Path | None, typer.Option("--facts", "-f", help="JSONL, JSON or CSV; see examples/.")] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="'lab' (the default), a directory, a stack, or a name on the hub."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="'lab' (the default), a directory, a GGUF file, a stack, a name of `errata models list`, or one on the hub.",
+        ),
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="A row of `errata methods`, with or without +blue; default: memit+blue.")

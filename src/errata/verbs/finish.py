@@ -83,7 +83,7 @@ def finish(
     record = record_of(rows, patch, examination, seed)
     record["about"]["left_alone"] = [fact.id for fact in left_alone]
     outcome = _outcome(model, patch, examination, asked)
-    advised = advice(outcome, patch.recipe.method, batch_size=patch.recipe.batch_size) if asked else None
+    advised = advice(outcome, patch.recipe.method) if asked else None
     record["outcome"] = outcome.to_record() | {"advice": advised}
     if asked is not None:
         record["about"]["absent"] |= absent_changes(asked[0].records, record["about"]["absent"])
