@@ -61,7 +61,7 @@ def edit(
         typer.Option(
             "--model",
             "-m",
-            help="'lab' (the default), a directory, a GGUF file, a stack, a name of `errata models list`, or one on the hub.",
+            help="'lab' (the default), a directory, a GGUF file, a stack, one of `errata models list`, or a hub name.",
         ),
     ] = None,
     method: Annotated[
