@@ -60,7 +60,7 @@ def test_a_cluster_that_is_not_there_is_told() -> None:
 def test_a_cell_that_begins_when_all_is_stopped_is_cancelled(tmp_path: Path) -> None:
     cluster: RayCluster
 
-    def start(cell: str) -> str:
+    def start(cell: str, trust_remote_code: bool) -> str:
         cluster.stop()  # as Ctrl-C between the start and its being noted
         return "task"
 
