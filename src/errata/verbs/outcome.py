@@ -63,8 +63,8 @@ def show_controls(outcome: Outcome) -> None:
         ("changed", [change for change in outcome.controls if change.changed and not (change.lost or change.gained)]),
     ):
         _listed(which, lambda change, name=name: _change_line(name, change))  # type: ignore[misc]
-    if any(change.changed for change in outcome.controls):
-        tell("(After →: the likeliest token at each place of the answer, given the expected ones before it.)")
+    if any(change.changed and not change.variant for change in outcome.controls):  # those in chat are whole replies
+        tell("(Outside chat, after →: the likeliest token at each place, given the expected ones before it.)")
 
 
 def show_unable(outcome: Outcome, metrics: Iterable[str]) -> None:
