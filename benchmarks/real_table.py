@@ -5,18 +5,23 @@
 
 Each seed draws 200 of the 240 records that no recipe was tuned on, edits them with each method and asks everything
 after the whole run. Recipes come in three sets: ``shipped``; ``low-rate``, the shipped ones with a fifth of the
-learning rate; ``automatic``, what ``errata recipe auto --minutes 0`` writes. Every run is kept in a file of its own
-under OUT, so the same command resumes; ``--jobs 6`` shares the runs among processes, for instance on one GPU.
-``--collect`` only reads the files.
+learning rate; ``automatic``, what ``errata recipe auto --minutes 0`` writes. That one takes layers by depth;
+``--layers MODEL=0,1,2,3`` gives it others, such as those that ``errata locate`` proposes and ``errata edit`` without a
+recipe takes. Every run is kept in a file of its own under OUT, so the same command resumes; ``--jobs 6`` shares the
+runs among processes, for instance on one GPU. ``--collect`` only reads the files. File names do not hold the layers:
+give each choice of layers its own OUT.
 
-Printed are two Markdown tables for each model and set, pooled over seeds (intervals are over facts), and for each
-method the automatic recipe minus the shipped one, on the same facts.
+Printed are two Markdown tables for each model and set, pooled over seeds (intervals are over facts); whether each
+method was safe there; and for each method the automatic recipe minus the shipped one, on the same facts. A method was
+not safe at a seed where the collapse alarm goes off: the perplexity ends above ``--alarm`` times the unedited one, a
+number is not finite, or the edit was refused.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import subprocess
 import sys
@@ -41,7 +46,7 @@ from errata.benchmark.sequential import (
     weight_norm_summary,
 )
 from errata.datasets.read import read_dataset
-from errata.errors import ErrataError
+from errata.errors import EditError, ErrataError
 from errata.evaluation.metrics import Metric
 from errata.evaluation.perplexity import Perplexity, pooled
 from errata.evaluation.records import Record, summarise_groups
@@ -54,12 +59,14 @@ from errata.output import write_text
 from errata.patch import software_versions
 from errata.preparation import Prepared, prepare
 from errata.recipe import Recipe, parse_recipe, read_recipe, shipped_recipe
+from errata.recipe_settings import BUILTIN
 from errata.report.tables import markdown_tables
 
 SETS = ("shipped", "low-rate", "automatic")
 FOUR = ("memit", "memit+blue", "alphaedit", "alphaedit+blue")
 LOW_RATE = 0.2  # of the shipped learning rate
 UNTOUCHED = 300
+TOKENS = 50_000  # of text for key statistics of the automatic recipes, as `errata recipe auto` takes
 PAIRED = (
     Metric.EFFICACY_SUCCESS, Metric.EFFICACY_ACCURACY, Metric.GENERALISATION_SUCCESS, Metric.GENERALISATION_ACCURACY,
     Metric.SPECIFICITY_SUCCESS, Metric.SPECIFICITY_ACCURACY_KNOWN, Metric.UNTOUCHED_ACCURACY_KNOWN,
@@ -107,15 +114,42 @@ def recipe_files(pairs: tuple[str, ...]) -> dict[str, Path]:
     return {name: Path(path) for name, _, path in (pair.partition("=") for pair in pairs)}
 
 
+def layers_given(pairs: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """What ``--layers`` says: model's name -> layers, ascending.
+
+    Raises:
+        ValueError: naming the pair that is not MODEL=0,1,2.
+    """
+    found = {}
+    for pair in pairs:
+        name, _, numbers = pair.partition("=")
+        if not name or not all(number.strip().isdecimal() for number in numbers.split(",")):
+            raise ValueError(f"expected MODEL=0,1,2 with the layers' numbers, got {pair!r}")
+        if name in found:
+            raise ValueError(f"layers are given twice for {name!r}")
+        found[name] = tuple(sorted({int(number) for number in numbers.split(",")}))
+    return found
+
+
+def automatic_recipe(method: str, name: str, layers: Sequence[int], columns: int, length: int) -> Recipe:
+    """What ``errata recipe auto --minutes 0`` writes for a method.
+
+    Args:
+        columns: how many W has.
+        length: the model's longest text, in tokens.
+    """
+    plain = method.removesuffix(BOUNDARY_SUFFIX)
+    statistics = {"corpus": BUILTIN, "tokens": TOKENS, "length": min(1024, length)}
+    found = unsearched_recipe(name, method_named(plain), layers, columns, statistics)
+    return parse_recipe(automatic_file(name, layers, "", {plain: found}), method, source="automatic")
+
+
 def recipe_of(run: Run, model: LanguageModel, options: argparse.Namespace) -> Recipe:
     if run.set == "automatic":
-        shipped = recipe_of(Run(run.model, run.seed, "shipped", run.method), model, options)
-        plain = run.method.removesuffix(BOUNDARY_SUFFIX)
-        layers = layers_by_depth(len(model.blocks))
+        layers = layers_given(options.layers).get(Path(run.model).name) or layers_by_depth(len(model.blocks))
+        model.check_layers(layers)
         columns = model.weight(layers[0]).shape[1]
-        statistics = shipped.statistics.model_dump()
-        found = unsearched_recipe(model.name, method_named(plain), layers, columns, statistics)
-        recipe = parse_recipe(automatic_file(model.name, layers, "", {plain: found}), run.method, source="automatic")
+        recipe = automatic_recipe(run.method, model.name, layers, columns, model.context_length)
     elif path := recipe_files(tuple(options.recipe)).get(Path(run.model).name):
         recipe = read_recipe(path, run.method)
     else:
@@ -148,11 +182,15 @@ def work(options: argparse.Namespace) -> None:
                 shared = json.dumps([recipe.solver.model_dump(), recipe.contexts.model_dump(), recipe.layers])
                 kept = kept if shared in kept else {shared: prepare(model, recipe, recipe.layers)}
                 result = run_sequence(model, recipe, examination, before, seed=run.seed, prepared=kept[shared])
+                norms = result.patch.relative_norms(model)
+                piece["weight_change"] = {str(layer): norm for layer, norm in norms.items()}
+                piece["left_alone"] = len(result.left_alone)
                 result.patch.undo(model)
                 piece["after"] = _record(result.after)
                 piece["batches"] = [[batch.seconds, len(batch.facts)] for batch in result.batches]
             except ErrataError as error:
                 piece["failed"] = error.what
+                piece["edit_failed"] = isinstance(error, EditError)
             write_text(run.path(options.out), json.dumps(piece, ensure_ascii=False) + "\n")
             print(f"{run}: {time.perf_counter() - started:.0f} s", flush=True)
 
@@ -184,24 +222,37 @@ def finished(options: argparse.Namespace) -> Iterator[tuple[Run, dict[str, Any]]
 def collect(options: argparse.Namespace) -> None:
     """Print the tables of what is there."""
     pieces: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    every: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     failed = []
     for run, piece in finished(options):
+        every[Path(run.model).name, run.set][run.method].append(piece)
         if "failed" in piece:
             failed.append(f"{run}: {piece['failed']}")
         else:
             pieces[Path(run.model).name, run.set][run.method].append(piece)
     whole: list[Row] = []
-    for (model, name), methods in pieces.items():
-        rows = [row for method, found in methods.items() for row in _rows(method, found)]
+    safety: list[dict[str, Any]] = []
+    for (model, name), methods in every.items():
         seeds = sorted({piece["seed"] for found in methods.values() for piece in found})
-        print(f"\n### {model}, {name} recipes (seeds {', '.join(map(str, seeds))})\n\n{markdown_tables(rows)}")
+        print(f"\n### {model}, {name} recipes (seeds {', '.join(map(str, seeds))})\n")
+        rows = [row for method, found in pieces[model, name].items() for row in _rows(method, found)]
+        if rows:
+            print(f"{markdown_tables(rows)}\n")
         whole += [Row(**{**row, "model": model, "data": name}) for row in rows]
+        safe = [safety_of(method, found, options.alarm) for method, found in methods.items()]
+        _print_safety(safe)
+        safety += [{"model": model, "data": name, **asdict(one)} for one in safe]
     for model in dict.fromkeys(model for model, _ in pieces):
         if (model, "automatic") in pieces and (model, "shipped") in pieces:
             print(f"\n### {model}: automatic minus shipped, paired\n")
             _print_paired(pieces[model, "shipped"], pieces[model, "automatic"])
     print("\n".join(["", *failed]))
-    about = {"command": "python " + " ".join(sys.argv), "versions": software_versions(), "failed": failed}
+    about = {
+        "command": "python " + " ".join(sys.argv),
+        "versions": software_versions(),
+        "failed": failed,
+        "safety": {"alarm": options.alarm, "rows": safety},
+    }
     write_results(options.out / "table.json", whole, about)
 
 
@@ -220,6 +271,120 @@ def _rows(method: str, pieces: Sequence[dict[str, Any]]) -> list[Row]:
     seconds = [batch for piece in pieces for batch in piece["batches"]]
     times = summarise_groups(Metric.SECONDS_PER_EDIT, "after", [s for s, _ in seconds], [n for _, n in seconds])
     return to_long(method, [*summaries, times])
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """Whether a method's runs left a working model.
+
+    Attributes:
+        layers: those of its recipes; more than one choice where runs of several are in OUT.
+        perplexity_ratio: to the unedited model, the worst seed's; None where no run got so far, or it is not finite.
+        weight_change: the largest ‖ΔW‖/‖W‖ of a written layer at any seed; None as above, and where only
+            ``weight_change_pooled`` was kept.
+        weight_change_pooled: the largest of any seed over all written layers together, as one vector.
+        left_alone: facts for which nothing was written, of all seeds; None where that was not kept.
+        alarms: seeds at which the collapse alarm went off.
+        failed: seeds at which nothing could be measured for another reason.
+    """
+
+    method: str
+    layers: tuple[tuple[int, ...], ...]
+    perplexity_ratio: float | None
+    weight_change: float | None
+    weight_change_pooled: float | None
+    left_alone: int | None
+    alarms: tuple[int, ...]
+    failed: tuple[int, ...]
+
+
+def safety_of(method: str, pieces: Sequence[dict[str, Any]], limit: float) -> Safety:
+    """What a method's runs, of several seeds, say about safety.
+
+    Args:
+        limit: the perplexity ratio above which the alarm goes off.
+    """
+    ratios: list[float] = []
+    changes: list[float] = []
+    pools: list[float] = []
+    left: list[int] = []
+    alarms: list[int] = []
+    failed: list[int] = []
+    for piece in pieces:
+        seed = piece["seed"]
+        if "failed" in piece:
+            (alarms if piece.get("edit_failed", False) else failed).append(seed)
+            continue
+        before, after = _measurement(piece["before"], seed), _measurement(piece["after"], seed)
+        numbers = list(piece.get("weight_change", {}).values())
+        changes += numbers
+        if after.weight_norm_ratio is not None:
+            pools.append(after.weight_norm_ratio)
+            numbers.append(after.weight_norm_ratio)
+        if "left_alone" in piece:
+            left.append(piece["left_alone"])
+        ratio = None
+        if before.perplexity is not None and after.perplexity is not None:
+            ratio = after.perplexity.value / before.perplexity.value
+            ratios.append(ratio)
+        if not all(map(math.isfinite, numbers)) or (ratio is not None and not ratio <= limit):  # also where it is NaN
+            alarms.append(seed)
+    chosen = sorted({tuple(piece["recipe"]["layers"]) for piece in pieces if "recipe" in piece})
+    known = len(left) == sum("failed" not in piece for piece in pieces)
+    return Safety(
+        method=method,
+        layers=tuple(chosen),
+        perplexity_ratio=_largest(ratios),
+        weight_change=_largest(changes),
+        weight_change_pooled=_largest(pools),
+        left_alone=sum(left) if left and known else None,
+        alarms=tuple(sorted(alarms)),
+        failed=tuple(sorted(failed)),
+    )
+
+
+def _largest(values: Sequence[float]) -> float | None:
+    """None for no values, and where one is not finite: JSON has no word for that."""
+    return max(values) if values and all(map(math.isfinite, values)) else None
+
+
+def _print_safety(rows: Sequence[Safety]) -> None:
+    """One line a method; the worst seed's numbers."""
+    print("Is it safe? The worst seed's numbers; left alone: facts for which nothing was written, all seeds.\n")
+    print("| method | layers | perplexity ratio | largest ‖ΔW‖/‖W‖ | left alone | alarm |")
+    print("|---|---|---:|---:|---:|---|")
+    for row in rows:
+        layers = " or ".join(",".join(map(str, layers)) for layers in row.layers) or "–"
+        ratio = "–" if row.perplexity_ratio is None else f"{row.perplexity_ratio:.2f}"
+        change = "–"
+        if row.weight_change is not None:
+            change = f"{row.weight_change:.3f}"
+        elif row.weight_change_pooled is not None:
+            change = f"{row.weight_change_pooled:.3f} (layers together)"
+        left = "–" if row.left_alone is None else str(row.left_alone)
+        notes = [f"**yes**, seed {', '.join(map(str, row.alarms))}"] if row.alarms else []
+        notes += [f"not measured, seed {', '.join(map(str, row.failed))}"] if row.failed else []
+        print(f"| {row.method} | {layers} | {ratio} | {change} | {left} | {'; '.join(notes) or 'no'} |")
+
+
+def check_kept_layers(options: argparse.Namespace) -> None:
+    """Refuse to add runs to an OUT whose automatic recipes wrote other layers than ``--layers`` says.
+
+    Raises:
+        ValueError: naming such a file.
+    """
+    given = layers_given(options.layers)
+    for run, piece in finished(options):
+        layers = given.get(Path(run.model).name)
+        if run.set != "automatic" or layers is None or "recipe" not in piece:
+            continue
+        # Which of the layers a method writes depends on no number of the model.
+        expected = automatic_recipe(run.method, run.model, layers, columns=1, length=1).layers
+        if list(expected) != piece["recipe"]["layers"]:
+            raise ValueError(
+                f"{run.path(options.out)} was made with layers {piece['recipe']['layers']}, but --layers asks for "
+                f"{list(expected)}: give another --out"
+            )
 
 
 def _print_paired(shipped: dict[str, list[dict[str, Any]]], automatic: dict[str, list[dict[str, Any]]]) -> None:
@@ -258,14 +423,33 @@ def main() -> None:
     for name in ("--facts", "--known", "--prose", "--out"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--recipe", nargs="*", default=[], metavar="MODEL=FILE", help="in place of the shipped one")
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="MODEL=0,1,2",
+        help="critical layers of the automatic set, in place of those by depth; MODEL is a directory's or model's name",
+    )
     parser.add_argument("--corpus", type=Path, help="text for key statistics, in place of the recipes'")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--alarm", type=float, default=1.5, help="perplexity ratio above which a method is not safe")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--collect", action="store_true", help="only print what is there")
     options = parser.parse_args()
+    try:
+        unknown = set(layers_given(options.layers)) - {Path(model).name for model in options.models}
+        if unknown:
+            raise ValueError(f"--layers names {', '.join(sorted(unknown))}, which --models does not hold")
+        if options.layers and "automatic" not in options.sets:
+            raise ValueError("--layers is for the set 'automatic', which --sets does not hold")
+        if options.part is None:
+            check_kept_layers(options)
+    except ValueError as error:
+        parser.error(str(error))
     if options.part is not None:
         work(options)
         return
