@@ -14,10 +14,11 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from errata.benchmark.recipe_search import SCORED
 from errata.benchmark.sequential import Examination, examine, run_sequence
-from errata.evaluation.records import Record, Summary, summarise_groups
+from errata.evaluation.records import Record, summarise_groups
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
 from errata.models.language_model import LanguageModel
@@ -37,6 +38,22 @@ def differences(tuned: list[Record], automatic: list[Record], metric: str) -> tu
             sums[one.fact] += other.value - one.value
             counts[one.fact] += 1
     return list(sums.values()), list(counts.values())
+
+
+def compared(tuned: list[Record], automatic: list[Record]) -> list[dict[str, Any]]:
+    """Both means of each metric that was asked for, and the difference with its interval, as shares."""
+    rows: list[dict[str, Any]] = []
+    for metric in SCORED:
+        sums, counts = differences(tuned, automatic, metric)
+        if not counts:  # a search may score kinds of questions that the lab's facts do not have
+            continue
+        found = summarise_groups(metric, "after", sums, counts)
+        means = {
+            name: sum(record.value for record in records if record.metric == metric) / sum(counts)
+            for name, records in (("tuned", tuned), ("automatic", automatic))
+        }
+        rows.append({"metric": metric, **means, "difference": found.mean, "low": found.low, "high": found.high})
+    return rows
 
 
 def main() -> None:
@@ -68,22 +85,13 @@ def main() -> None:
                 for record in result.after.records
             ]
         print(f"seed {seed}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    rows = []
+    rows = compared(records["tuned"], records["automatic"])
     print("| metric | tuned | automatic | difference [95 % interval] |\n|---|---:|---:|---:|")
-    for metric in SCORED:
-        sums, counts = differences(records["tuned"], records["automatic"], metric)
-        found: Summary = summarise_groups(metric, "after", sums, counts)
-        means = {
-            name: sum(record.value for record in of if record.metric == metric) / sum(counts)
-            for name, of in records.items()
-        }
-        assert found.low is not None
-        assert found.high is not None
+    for row in rows:
         print(
-            f"| {metric} | {100 * means['tuned']:.1f} | {100 * means['automatic']:.1f} | "
-            f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}] |"
+            f"| {row['metric']} | {100 * row['tuned']:.1f} | {100 * row['automatic']:.1f} | "
+            f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}] |"
         )
-        rows.append({"metric": metric, **means, "difference": found.mean, "low": found.low, "high": found.high})
     if options.json is not None:
         record = {
             "command": "python " + " ".join(sys.argv),
