@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from errata.facts import Fact
 from errata.layer_scan import LayerScan, LayerScore, ScanSettings
 from errata.models.language_model import LanguageModel
 from errata.patch import Patch
+from errata.progress import silent
 
 from tests.support.tiny_models import tiny_model
 
@@ -81,6 +83,31 @@ def test_layers_are_found_by_a_scan_and_kept_for_next_time(
     assert edit(model, tmp_path / "two.safetensors", "--method", "alphaedit") == 0
     assert len(scans) == 1, "the layers belong to the model and not to the method"
     assert recipe_of(tmp_path / "two.safetensors").layers == (1, 2)
+
+
+def test_of_a_stack_the_base_is_scanned(
+    model: Path, tmp_path: Path, scans: list[LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, ask = errata.verbs.automatic.scan_layers, errata.verbs.automatic.facts_to_scan
+    scanned: list[str] = []
+
+    def note(call: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(model: LanguageModel, *given: Any, **options: Any) -> Any:
+            scanned.append(model.fingerprint())
+            return call(model, *given, **options)
+
+        return noting
+
+    monkeypatch.setattr(errata.verbs.automatic, "scan_layers", note(scan))
+    monkeypatch.setattr(errata.verbs.automatic, "facts_to_scan", note(ask))
+    loaded = LanguageModel.load(model, device="cpu")
+    base = loaded.fingerprint()
+    assert edit(model, tmp_path / "one.safetensors", "--layers", "1,2", "--no-evaluate") == 0
+    Patch.load(tmp_path / "one.safetensors").apply(loaded)
+    patched = loaded.fingerprint()
+    assert errata.verbs.automatic.layers_of(loaded, report=silent)[0] == (1, 2)
+    assert scanned == [base, base]
+    assert loaded.fingerprint() == patched != base
 
 
 def test_a_damaged_cache_is_not_believed(model: Path, scans: list[LanguageModel], tmp_path: Path) -> None:

@@ -134,6 +134,26 @@ def test_locality_in_all_its_forms(name: str, locality: object, tmp_path: Path) 
     assert fact.own == ()
 
 
+def test_a_subject_within_another_word_is_not_asked_about(tmp_path: Path) -> None:
+    own = {"prompt": "The moon of IO is", "ground_truth": "none"}
+    other = {"prompt": "The largest region is", "ground_truth": "Asia"}
+    record = {"subject": "Io", "prompt": "Io orbits", "target_new": "Saturn", "locality": [own, other]}
+    (fact,) = read(tmp_path, record)
+    assert fact.own == (Question("The moon of IO is", "none"),)
+    assert fact.unrelated == (Question("The largest region is", "Asia"),)
+    chinese = [{"prompt": "中国的首都是", "ground_truth": "北京"}, {"prompt": "日本的首都是", "ground_truth": "东京"}]
+    (fact,) = read(tmp_path, {"subject": "中国", "prompt": "中国位于", "target_new": "欧洲", "locality": chinese})
+    assert [question.answer for question in fact.own] == ["北京"]
+    assert [question.answer for question in fact.unrelated] == ["东京"]
+
+
+def test_a_prompt_that_has_its_subject_only_inside_a_word_is_a_fault(tmp_path: Path) -> None:
+    (fault,) = faults(tmp_path, {"subject": "art", "prompt": "The start is", "target_new": "late"})
+    assert "'art'" in fault
+    (fact,) = read(tmp_path, {"subject": "Berlin", "prompt": "Der Bürgermeister Berlins", "target_new": "Ada"})
+    assert fact.prompt == "Der Bürgermeister {}s", "endings of names are no other word"
+
+
 def test_locality_as_two_fields_and_portability_as_one(tmp_path: Path) -> None:
     fact = one(
         tmp_path,

@@ -14,7 +14,7 @@ from errata.evaluation.scoring import score
 from errata.facts import Fact, Question
 from errata.facts_io import facts_from_records, read_facts, write_facts
 from errata.facts_tokens import token_faults
-from errata.joining import joined, joiner_of
+from errata.joining import holds_name, joined, joiner_of, word_places
 from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import chat_frame, chat_text, complete, encode
@@ -226,3 +226,33 @@ def test_lengths_count_what_joins() -> None:
     assert token_faults(facts, ["1", "2"], count_tokens=count, limit=100) == []
     assert {"法国的首都是巴黎", "France is Rome"} <= set(read)
     assert not any("是 巴" in text for text in read)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "held"),
+    [
+        ("The region is flat", "Io", False),
+        ("Who saw io, the moon?", "Io", True),
+        ("Fiona sings", "Io", False),
+        ("What is IO\u2019s mass", "Io", True),
+        ("the U.S. Senate", "U.S.", True),
+        ("Ada_2 and Ada2", "Ada", False),
+        ("(Ada)", "Ada", True),
+        ("the 19th century", "9", False),
+        ("cafe\u0301 Rene\u0301", "Ren\u00e9", True),
+        ("cafe\u0301s", "s", False),
+        ("日本の首都は東京です", "東京", True),
+        ("北京是中国的首都", "中国", True),
+        ("เมืองหลวงของประเทศไทยคือกรุงเทพ", "ไทย", True),
+        ("서울은 한국의 수도", "서울", True),
+        ("신서울은", "서울", False),
+        ("anything", "", False),
+    ],
+)
+def test_a_name_is_held_as_a_word_of_its_own(text: str, name: str, held: bool) -> None:
+    assert holds_name(text, name) is held
+
+
+def test_the_places_of_a_name() -> None:
+    assert word_places("Io, Fiona and Io's", "Io") == [0, 14]
+    assert word_places("io", "Io") == []

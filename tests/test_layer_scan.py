@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import errata.layer_scan
 from errata.errors import ErrataError, InputError
@@ -23,6 +24,7 @@ from errata.layer_scan import (
     window_size,
 )
 from errata.models.language_model import LanguageModel
+from errata.models.weights import LowRankTerm
 
 from tests.support.tiny_models import tiny_model
 
@@ -107,6 +109,24 @@ def test_a_scan_measures_layers_and_leaves_the_model_as_it_was(family: str, corp
     assert [done for done, _ in told] == sorted(done for done, _ in told), "it never goes back"
     again = scan_layers(model, FACTS, small(corpus))
     assert again.scores == found.scores
+
+
+def test_without_its_patches_a_model_is_scanned_as_if_it_had_none(corpus: str) -> None:
+    model = LanguageModel(*tiny_model("llama"))
+    of_base = scan_layers(model, FACTS, small(corpus))
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = model.weight(1).shape
+    patch = [
+        LowRankTerm(layer, torch.randn(rows, 1, generator=generator), torch.randn(1, columns, generator=generator))
+        for layer in (1, 3)
+    ]
+    model.edits.add(patch)
+    before = model.fingerprint()
+    assert scan_layers(model, FACTS, small(corpus)).scores != of_base.scores
+    with model.edits.without(patch):
+        assert scan_layers(model, FACTS, small(corpus)).scores == of_base.scores
+    assert model.fingerprint() == before
+    assert model.edits.terms == patch
 
 
 def test_an_edit_at_a_good_layer_raises_the_targets_probability(corpus: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from errata.evaluation.likelihood import next_token_log_probabilities
 from errata.evaluation.scoring import score
 from errata.facts import Fact, FactSet, Question
+from errata.joining import holds_name
 from errata.known_facts import known_facts
 from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel
@@ -183,4 +184,4 @@ def says_something(answer: str) -> bool:
 
 def _names_an_edit(answer: str, facts: Sequence[Fact]) -> bool:
     names = [name for fact in facts for name in (fact.target, *fact.aliases, fact.old) if name]
-    return any(name.casefold() in answer.casefold() for name in names)
+    return any(holds_name(answer, name) for name in names)

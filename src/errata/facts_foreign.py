@@ -25,6 +25,7 @@ from typing import Any, Final
 from errata.errors import Fault
 from errata.facts import FIELDS
 from errata.facts_rules import ALIASES, QUESTION_LISTS, REQUIRED_FIELDS, shown
+from errata.joining import holds_name
 
 # Where each field may stand; a dot leads into an object. What comes first counts.
 _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -201,10 +202,10 @@ class _Conversion:
             self.converted.unanswered += len(neighbours)
         else:
             lists["neighbours"] += [(prompt, made["old"]) for prompt in neighbours]
-        subject = (made["subject"] or "").casefold()
+        subject = made["subject"] or ""
         for prompt, answer in locality:
-            is_own = bool(subject) and subject in prompt.casefold()
-            lists["own" if is_own else "neighbours" if answer == made["old"] else "unrelated"].append((prompt, answer))
+            own = holds_name(prompt, subject)
+            lists["own" if own else "neighbours" if answer == made["old"] else "unrelated"].append((prompt, answer))
         lists["portability"] += portability
         for name, found in lists.items():
             made[name] = [{"prompt": prompt, "answer": answer} for prompt, answer in dict.fromkeys(found)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Final, Literal
 
 from errata.errors import Fault, FaultsError
+from errata.joining import begins_a_word, word_places
 
 PLACEHOLDER: Final = "{}"
 REQUIRED_FIELDS: Final = ("subject", "prompt", "target")
@@ -129,12 +130,14 @@ def placed(prompt: str, subject: str) -> str | None:
 def placed_in_clear_text(prompt: str, subject: str) -> str | None:
     """The prompt with ``{}`` where the subject stands in clear text; None if that is not certain.
 
-    The subject has to stand there exactly once, letter by letter. If it stands there several times, exactly one of them
-    has to be a word (or words) of its own: the ``i`` of `"i want it"`.
+    The subject has to stand there exactly once, letter by letter, and not begin inside a word, as "Io" does in "Fiona".
+    (It may end inside one: many languages inflect names.) If it stands there several times, exactly one of them has to
+    be a word (or words) of its own: the ``i`` of `"i want it"`.
     """
     starts = _starts(prompt, subject)
     if len(starts) > 1:
-        starts = [start for start in starts if _is_word(prompt, start, start + len(subject))]
+        starts = word_places(prompt, subject)
+    starts = [start for start in starts if begins_a_word(prompt, start)]
     if len(starts) != 1:
         return None
     return prompt[: starts[0]] + PLACEHOLDER + prompt[starts[0] + len(subject) :]
@@ -149,18 +152,12 @@ def _misplaced(prompt: str, subject: object) -> str:
     if placed(prompt, subject) is not None:
         return ""
     count = len(_starts(prompt, subject))
-    times = f"stands in it {count} times" if count else "does not stand in it"
+    times = {0: "does not stand in it", 1: "stands in it only inside a word"}.get(count, f"stands in it {count} times")
     return f"'prompt' has no {{}}, and the subject {shown(subject)} {times}"
 
 
 def _starts(text: str, part: str) -> list[int]:
     return [found.start() for found in re.finditer(f"(?={re.escape(part)})", text)] if part else []
-
-
-def _is_word(text: str, start: int, end: int) -> bool:
-    """Whether neither side of a span goes on with a letter, a digit or an underscore."""
-    before, after = text[start - 1 : start], text[end : end + 1]
-    return not re.match(r"\w", before) and not re.match(r"\w", after)
 
 
 def _question_faults(entry: object, path: str, place: str) -> list[Fault]:

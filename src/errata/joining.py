@@ -21,6 +21,7 @@ _WITHOUT_SPACES: Final = re.compile(
 _SPACES_BETWEEN_PHRASES: Final = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\ua9e0-\ua9ff\uaa60-\uaa7f]"
 )
+_HANGUL: Final = re.compile("[\uac00-\ud7a3]")
 _STRAIGHT_QUOTES: Final = frozenset("\"'`")
 
 
@@ -69,6 +70,43 @@ def is_word_boundary(text: str, place: int) -> bool:
     if unicodedata.category(after)[0] == "M":
         return False
     return before.isspace() or after.isspace() or sets_no_spaces(before) or sets_no_spaces(after)
+
+
+def word_places(text: str, name: str) -> list[int]:
+    """Where a text holds a name as a word, or words, of its own: not "Io" in "region".
+
+    In scripts that set no spaces between words, any place will do; after a Korean name a particle may follow directly.
+
+    Returns:
+        The indices in ``text``, ascending; the name has to be there letter by letter.
+    """
+    found = re.finditer(f"(?={re.escape(name)})", text) if name else ()
+    starts = (match.start() for match in found)
+    return [start for start in starts if begins_a_word(text, start) and _ends_a_word(text, start + len(name))]
+
+
+def holds_name(text: str, name: str) -> bool:
+    """Whether a text holds a name as a word, or words, of its own, in any case; see ``word_places``."""
+    return bool(word_places(*(unicodedata.normalize("NFC", one).casefold() for one in (text, name))))
+
+
+def begins_a_word(text: str, place: int) -> bool:
+    """Whether ``text[place]`` is not in the middle of a word."""
+    if place in (0, len(text)):
+        return True
+    before, after = text[place - 1], text[place]
+    if unicodedata.category(after)[0] == "M":
+        return False
+    return not (_in_words(before) and _in_words(after)) or sets_no_spaces(before) or sets_no_spaces(after)
+
+
+def _in_words(sign: str) -> bool:
+    """Whether a character is a letter, a mark on one, a digit or an underscore."""
+    return sign == "_" or unicodedata.category(sign)[0] in "LMN"
+
+
+def _ends_a_word(text: str, place: int) -> bool:
+    return begins_a_word(text, place) or bool(_HANGUL.match(text[place - 1]) and _HANGUL.match(text[place]))
 
 
 def _opens(text: str) -> bool:

@@ -165,3 +165,29 @@ def test_removing_inside_a_failed_transaction_is_taken_back(edited: tuple[Holder
         raise RuntimeError
     assert bits(holder) == before
     assert edits.terms == terms
+
+
+@pytest.mark.parametrize("kept_count", [0, 1], ids=["all", "the later"])
+def test_changes_that_are_left_out_for_a_while_are_out_for_whatever_is_added_too(
+    edited: tuple[Holder, EditedWeights], kept_count: int
+) -> None:
+    holder, edits = edited
+    edits.add([term(2), term(3, layer=1)])
+    before, terms = bits(holder), list(edits.terms)
+    kept, more = terms[:kept_count], [term(4), term(5, layer=1)]
+    fresh = Holder(holder.dtype)
+    others = EditedWeights(fresh)
+    others.add(kept)
+    with edits.without(terms[len(kept) :]):
+        assert bits(holder) == bits(fresh)
+        mark = edits.mark([0, 1])
+        edits.add(more)
+        others.add(more)
+        assert bits(holder) == bits(fresh)
+        edits.go_back(mark)
+        others.remove(more)
+        assert bits(holder) == bits(fresh)
+    assert bits(holder) == before
+    assert edits.terms == terms
+    edits.remove(terms)
+    assert bits(holder) == bits(Holder(holder.dtype))

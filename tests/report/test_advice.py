@@ -75,6 +75,18 @@ def test_damage_comes_first_and_names_what_it_is() -> None:
     assert "damage" in advice(outcome(ratio=1.45), "memit")
 
 
+def test_a_single_answer_is_no_large_damage() -> None:
+    assert "fine" in advice(outcome(known=6, lost=1), "memit")
+    assert "2 of 6 unrelated" in advice(outcome(known=6, lost=2), "memit")
+
+
+def test_numbers_to_change_are_named_with_a_way_to_a_recipe() -> None:
+    for found in (outcome(own=(0, 10)), outcome(own=(8, 10)), outcome(others=(3, 10)), outcome(lost=5)):
+        text = advice(found, "memit")
+        assert "target." in text
+        assert "errata recipe auto" in text
+
+
 def test_answers_that_were_gained_are_a_change_of_behaviour() -> None:
     text = advice(outcome(known=10, gained=8), "memit")
     assert "8 of 20 unrelated answers changed" in text

@@ -37,7 +37,9 @@ class Draft:
 
 
 OfRecord: TypeAlias = Callable[[Fields], Draft]
-AMBIGUOUS: Final = "the subject stands in the prompt more than once, and nothing says which of them is meant"
+AMBIGUOUS: Final = (
+    "the subject stands in the prompt more than once, or only inside a word: which is meant is not certain"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,15 +160,33 @@ class EditedWeights:
 
     @contextmanager
     def without(self, terms: Sequence[Term]) -> Iterator[None]:
-        """Let the model be what it is without some changes, for a while."""
+        """Let the model be what it is without some changes, for a while; then it is bit for bit what it was.
+
+        Inside, these changes are not in the model for any method here either: what is added comes on top of what is
+        left. It has to be taken out again before the end.
+        """
+        leaving = {id(term) for term in terms}
         layers = {term.layer for term in terms}
+        inside = list(self.terms)
+        left = [term for term in inside if id(term) not in leaving]
+        bases = {layer: self._base[layer] for layer in layers if layer in self._base}
+        totals = {layer: self._total[layer] for layer in bases}
         weights = {layer: self.model.weight(layer).clone() for layer in layers}
         others = {layer: self.weight_without(layer, terms) for layer in layers}
         try:
+            self.terms = left
+            for layer in bases:
+                if any(term.layer == layer for term in left):
+                    self._total[layer] = self._sum_of(layer)
+                else:  # as if it had never been written to, which takes no memory
+                    del self._base[layer], self._total[layer]
             for layer, weight in others.items():
                 self.model.set_weight(layer, weight)
             yield
         finally:
+            self.terms = inside
+            self._base |= bases
+            self._total |= totals
             for layer, weight in weights.items():
                 self.model.set_weight(layer, weight)
 
@@ -208,6 +226,14 @@ class EditedWeights:
         if layer not in self._base:
             self._base[layer] = self.model.weight(layer).clone()
             self._total[layer] = torch.zeros_like(self._base[layer], dtype=self.sum_dtype)
+
+    def _sum_of(self, layer: int) -> Float[Tensor, "d_out d_in"]:
+        """The changes that are in, added up anew."""
+        total = torch.zeros_like(self._total[layer])
+        for term in self.terms:
+            if term.layer == layer:
+                term.add_to(total)
+        return total
 
     def _accumulate(self, term: Term) -> None:
         term.add_to(self._total[term.layer])

@@ -13,12 +13,12 @@ model by 1.3. So a tenth is worth a note; 0.3 is well above the first and well b
 It is no verdict: the small model `lab` takes changes of 2 with hardly a loss."""
 MUCH_PERPLEXITY: Final = 1.2
 MUCH_LOST: Final = 0.1
+FEWEST: Final = 2  # of few questions, a single answer is already a large share
 MUCH_CHANGED: Final = 0.25  # right or wrong: a model that answers otherwise has learnt something that nobody asked for
 _GENTLEST: Final = "alphaedit"
 """The row that lost fewest of the other answers on both real models (docs/real_models.md, The four rows)."""
-_LOWER_RATE: Final = (
-    "lower target.learning_rate in a recipe (`errata recipe show`, or `errata recipe auto --minutes 0`, writes one)"
-)
+_RECIPE: Final = "in a recipe (`errata recipe show`, or `errata recipe auto --minutes 0`, writes one)"
+_LOWER_RATE: Final = f"lower target.learning_rate {_RECIPE}"
 _CONTROLS: Final = "add --untouched with questions that the model knows"
 
 
@@ -28,9 +28,9 @@ def damage(outcome: Outcome) -> list[str]:
     for kind, count in outcome.counts().items():
         kind, _, chat = kind.partition(":")
         name = kind.replace("_", " ") + (" (chat)" if chat else "")
-        if count.known >= FEW and count.lost > MUCH_LOST * count.known:
+        if count.known >= FEW and count.lost >= FEWEST and count.lost > MUCH_LOST * count.known:
             found.append(f"{count.lost} of {count.known} {name} answers were lost")
-        elif not chat and count.asked >= FEW and count.changed > MUCH_CHANGED * count.asked:
+        elif not chat and count.asked >= FEW and count.changed >= FEWEST and count.changed > MUCH_CHANGED * count.asked:
             found.append(f"{count.changed} of {count.asked} {name} answers changed")
     if outcome.perplexity_ratio is not None and outcome.perplexity_ratio > MUCH_PERPLEXITY:
         found.append(f"perplexity is {outcome.perplexity_ratio:.2f} times what it was")
@@ -48,7 +48,7 @@ def advice(outcome: Outcome, method: str) -> str:
     missed = sum(not wording.took for wording in own)
     # A smaller rate helps any method; another method is named only where it was measured to lose less.
     gentler = _LOWER_RATE if method.startswith(_GENTLEST) else f"try --method {_GENTLEST}, or {_LOWER_RATE}"
-    stronger = "raise target.learning_rate or target.steps in the recipe, or choose other layers (errata locate)"
+    stronger = f"raise target.learning_rate or target.steps {_RECIPE}, or choose other layers (errata locate)"
     if signs := damage(outcome):
         return f"The damage is large ({'; '.join(signs)}): {gentler}."
     if own and missed == len(own):
@@ -68,6 +68,6 @@ def advice(outcome: Outcome, method: str) -> str:
     if 2 * deaf > len(others):
         return (
             f"The facts took and little else changed, but {deaf} of {len(others)} paraphrases do not give the new "
-            "answer: raise target.steps, or edit these wordings too."
+            f"answer: raise target.steps {_RECIPE}, or edit these wordings too."
         )
     return "This looks fine: the facts took, and little else changed."

@@ -68,10 +68,16 @@ def automatic_recipe(
 def layers_of(model: LanguageModel, *, report: Report) -> tuple[tuple[int, ...] | None, str]:
     """The critical layers of a loaded model, by a scan that is kept in the user's cache, and how they were found.
 
-    None where a scan would take longer than ``AFFORDABLE_MINUTES`` on this machine, or shows no layer that takes edits.
+    Of a stack it is the base that is scanned: patches do not move the critical layers, and what is kept is kept for the
+    base. None where a scan would take longer than ``AFFORDABLE_MINUTES`` on this machine, or shows no layer that takes
+    edits.
     """
-    with model.edits.without(model.edits.terms):  # of a stack, its base's: patches do not move the critical layers
-        fingerprint = model.fingerprint()
+    with model.edits.without(model.edits.terms):
+        return _layers_of_base(model, report)
+
+
+def _layers_of_base(model: LanguageModel, report: Report) -> tuple[tuple[int, ...] | None, str]:
+    fingerprint = model.fingerprint()
     path = _cached_scan(fingerprint)
     if (kept := _read(path, fingerprint)) is not None:
         return tuple(kept["layers"]), f"{kept['why']} (kept from an earlier scan)"

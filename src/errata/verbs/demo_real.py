@@ -18,6 +18,7 @@ from errata.edit import Editor
 from errata.errors import ErrataError, InputError
 from errata.facts import Fact, Question
 from errata.facts_io import read_facts
+from errata.joining import word_places
 from errata.loading import load_model
 from errata.methods import BOUNDARY_SUFFIX, method_named
 from errata.models.generation import continue_texts
@@ -50,7 +51,7 @@ class _Answered:
     after: str
 
     def is_right(self, said: str) -> bool:
-        return said.casefold().startswith(self.right.casefold())
+        return 0 in word_places(said.casefold(), self.right.casefold())
 
     def record(self) -> dict[str, Any]:
         return {
