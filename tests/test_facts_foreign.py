@@ -280,3 +280,84 @@ def test_what_was_not_read_is_said(tmp_path: Path) -> None:
     facts = read(tmp_path, {**BASE, "difficulty": 3, "locality": {"a": [unanswered]}})
     assert any("'" not in note and "difficulty" in note for note in facts.notes)
     assert any(note.startswith("1 question ") for note in facts.notes)
+
+
+# ---- EasyEdit's lists side by side
+
+COLUMNS: Mapping[str, Any] = {
+    "prompts": ["Oria Bell speaks", "Torre Ombra is in", "Io orbits"],
+    "subject": ["Oria Bell", "Torre Ombra", "Io"],
+    "target_new": ["Welsh", "Lyon", ["Saturn", "the planet Saturn"]],
+    "ground_truth": ["Basque", "Turin", None],
+    "rephrase_prompts": ["The language of Oria Bell is", ["Torre Ombra lies in", "One finds Torre Ombra in"], None],
+    "locality_inputs": {
+        "neighborhood": {"prompt": ["Unai speaks", "Who rows?", None], "ground_truth": ["Basque", "Ann", None]},
+        "distracting": {"prompt": ["Oria Bell sings", [""], "Io is"], "ground_truth": ["Lieder", "x", "a moon"]},
+    },
+    "portability_inputs": {"one_hop": {"prompt": ["a", "b", "c"], "ground_truth": ["1", "2", "3"]}},
+    "loc_prompts": ["only for WISE"],
+    "keep_original_weight": True,
+}
+
+
+@pytest.mark.parametrize(("name", "indent"), [("facts.json", 2), ("facts.json", None), ("facts.jsonl", None)])
+def test_lists_side_by_side_are_records(name: str, indent: int | None, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(json.dumps(COLUMNS, indent=indent), encoding="utf-8")
+    facts = read_facts(path)
+    assert facts.facts == (
+        Fact(
+            "fact-1", "Oria Bell", "{} speaks", "Welsh", old="Basque", paraphrases=("The language of Oria Bell is",),
+            neighbours=(Question("Unai speaks", "Basque"),), own=(Question("Oria Bell sings", "Lieder"),),
+            portability=(Question("a", "1"),),
+        ),
+        Fact(
+            "fact-2", "Torre Ombra", "{} is in", "Lyon", old="Turin",
+            paraphrases=("Torre Ombra lies in", "One finds Torre Ombra in"),
+            unrelated=(Question("Who rows?", "Ann"),), portability=(Question("b", "2"),),
+        ),
+        Fact(
+            "fact-3", "Io", "{} orbits", "Saturn", aliases=("the planet Saturn",), own=(Question("Io is", "a moon"),),
+            portability=(Question("c", "3"),),
+        ),
+    )  # fmt: skip
+    assert any("loc_prompts" in note and "keep_original_weight" in note for note in facts.notes)
+    assert [place.rpartition("[")[2] for place in facts.places] == ["0]", "1]", "2]"]
+
+
+def test_texts_side_by_side_are_one_record(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    record = {"prompts": "Oria Bell speaks", "subject": "Oria Bell", "target_new": "Welsh"}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert [fact.text for fact in read_facts(path)] == ["Oria Bell speaks"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"subject": ["Oria Bell"] * 50}, "'subject' 50"),
+        ({"target_new": "Welsh"}, "'target_new' 1"),
+        ({"locality_inputs": {"a": {"prompt": ["x"], "ground_truth": ["y"] * 3}}}, "'locality_inputs.a.prompt' 1"),
+        ({"subject": None}, "'subject'"),
+        ({"prompts": ["Oria Bell speaks"], "subject": None, "target_new": None}, "'target_new'"),
+    ],
+)
+def test_lists_side_by_side_that_do_not_fit_are_one_fault(
+    change: Mapping[str, object], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps({**COLUMNS, **change}), encoding="utf-8")
+    with pytest.raises(FaultsError) as caught:
+        read_facts(path)
+    (fault,) = caught.value.faults
+    assert said in fault.what
+
+
+def test_a_fault_in_one_of_the_lists_names_its_entry(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps({**COLUMNS, "subject": ["Oria Bell", "Torre Luce", "Io"]}), encoding="utf-8")
+    with pytest.raises(FaultsError) as caught:
+        read_facts(path)
+    (fault,) = caught.value.faults
+    assert fault.where.endswith("[1]")
+    assert "Torre Luce" in fault.what

@@ -15,7 +15,17 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "errata"
 
 PURE = frozenset({"solvers", "schedules", "shaping"})
 FACTS = frozenset(
-    {"conflicts", "facts", "facts_foreign", "facts_formats", "facts_io", "facts_json", "facts_rules", "facts_tokens"}
+    {
+        "conflicts",
+        "facts",
+        "facts_columns",
+        "facts_foreign",
+        "facts_formats",
+        "facts_io",
+        "facts_json",
+        "facts_rules",
+        "facts_tokens",
+    }
     | {"joining"}
 )
 TOOLS = frozenset(

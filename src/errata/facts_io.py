@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from errata.errors import Fault, FaultsError, InputError, OutputError
 from errata.facts import MOST_FAULTS, Fact, FactSet, clashes, fact_of, limited, record_faults, same_statement
+from errata.facts_columns import is_columns, rows_of
 from errata.facts_foreign import Tally, converted, is_foreign
 from errata.facts_formats import Entry, csv_entries, csv_text, json_entries, jsonl_text
 from errata.facts_rules import REQUIRED_FIELDS
@@ -26,8 +27,9 @@ def read_facts(path: str | os.PathLike[str], *, last_wins: bool = False, check: 
 
     Args:
         path: a file with one JSON object a line, or a JSON list of objects (``.jsonl`` or ``.json``), in the fields of
-            ``Fact`` or in the form of EasyEdit, KnowEdit, zsRE or CounterFact (see ``facts_foreign``); or a table with
-            a header (``.csv``), in which lists are JSON in a cell and an empty cell is an absent field.
+            ``Fact`` or in the form of EasyEdit, KnowEdit, zsRE or CounterFact (see ``facts_foreign``); one object of
+            lists side by side, as EasyEdit's editor takes them (see ``facts_columns``); or a table with a header
+            (``.csv``), in which lists are JSON in a cell and an empty cell is an absent field.
         last_wins: of facts with the same subject and prompt keep the last.
         check: finds further faults in the facts that can be read, given them and their places; see ``token_faults``.
 
@@ -114,7 +116,7 @@ def _fact_set(
     records: list[tuple[int, str, Mapping[str, Any]]] = []
     tally = Tally()
     number = 0
-    for number, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(_rows(entries) if foreign else entries, start=1):
         if len(faults) > MOST_FAULTS:
             break
         record, found = entry.value, list(entry.faults)
@@ -145,6 +147,15 @@ def _fact_set(
         faults += clashes(facts, places)
         raise FaultsError(source, limited(faults, source))
     return FactSet(tuple(facts), source, tuple(places), tally.notes())
+
+
+def _rows(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries, those in EasyEdit's form of lists side by side as their records."""
+    for entry in entries:
+        if not entry.faults and isinstance(entry.value, Mapping) and is_columns(entry.value):
+            yield from rows_of(entry.value, entry.place)
+        else:
+            yield entry
 
 
 def _with_text_id(record: object) -> object:

@@ -55,7 +55,10 @@ app = typer.Typer()
 
 @app.command("edit", epilog=EXAMPLE)
 def edit(
-    facts: Annotated[Path | None, typer.Option("--facts", "-f", help="JSONL, JSON or CSV; see examples/.")] = None,
+    facts: Annotated[
+        Path | None,
+        typer.Option("--facts", "-f", help="JSONL, JSON or CSV, also as EasyEdit writes them; see examples/."),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
