@@ -18,9 +18,9 @@ import jinja2
 from errata.analysis.findings import Claim, Label, Row, number
 from errata.analysis.running import Result, read_result
 from errata.analysis.studies import STUDIES
-from errata.output import write_bytes, write_text
-from errata.report.analysis_documents import FIGURES, figure_files, picture
-from errata.report.analysis_results import ShownStudy, shown, verdicts
+from errata.report.analysis import FIGURES, figure_files, picture
+from errata.report.studies import ShownStudy, shown, verdicts
+from errata.utils.files import write_bytes, write_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEMPLATE = Path(__file__).with_name("boundary_page.md.j2")

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import torch
 
-from errata.models.generation import continue_rows
+from errata.models.generation import continue_rows, own_uniforms
 from errata.models.language_model import LanguageModel
 from errata.models.prompts import encode
-from errata.models.sampling import own_uniforms
 
 SUBJECTS = (
     "a river that floods every spring", "the first railways in Europe", "how bread is baked", "the moons of Jupiter",

@@ -32,12 +32,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from errata.facts_io import write_facts
+from errata.facts.files import write_facts
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
-from errata.ledger import read_ledger
-from errata.output import write_text
-from errata.patch import software_versions
+from errata.patches.patch import software_versions
+from errata.runs.ledger import read_ledger
+from errata.utils.files import write_text
 
 AGAIN = 3  # of so many trials one is killed a second time
 

@@ -18,17 +18,15 @@ from pathlib import Path
 
 import torch
 
-from errata.evaluation.fluency import evaluate_fluency
-from errata.evaluation.free_running import evaluate_free
-from errata.evaluation.free_settings import FreeSettings
+from errata.evaluation.free_running import FreeSettings, evaluate_free
 from errata.evaluation.recall import evaluate_facts
-from errata.evaluation.records import Record
-from errata.evaluation.texts import TextSettings, write_texts
-from errata.facts import Fact
+from errata.evaluation.texts import TextSettings, evaluate_fluency, write_texts
+from errata.facts.fact import Fact
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.generation import CACHE_BUDGET
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
+from errata.results.records import Record
 
 Clock = Callable[[], float]
 Evaluation = Callable[[Sequence[Fact], int | None], list[Record]]

@@ -22,25 +22,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from errata.edit import Editor
+from errata.editing.recipe import shipped_recipe
+from errata.editors.locate_then_edit import Editor
 from errata.errors import ErrataError
-from errata.evaluation.metrics import Metric
 from errata.evaluation.recall import evaluate_facts
-from errata.evaluation.records import Summary, When, summarise
-from errata.evaluation.scoring import score
-from errata.facts import Fact
+from errata.facts.fact import Fact
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.lab.world import World
-from errata.locate import estimates
 from errata.models.language_model import LanguageModel
-from errata.output import write_text
-from errata.patch import software_versions
-from errata.progress import Report, silent
-from errata.recipe import shipped_recipe
+from errata.models.likelihood import score
+from errata.patches.patch import software_versions
+from errata.results.metrics import Metric
+from errata.results.records import Summary, When, summarise
 from errata.statistics.store import moments_for, packaged_moments
-from errata.tracing.measure import trace
-from errata.tracing.places import Part, Position, prompts_of, window_around
+from errata.tracing.causal_tracing import Part, Position, prompts_of, trace, window_around
+from errata.tracing.location import estimates
+from errata.utils.files import write_text
+from errata.utils.progress import Report, silent
 
 SEED = 900  # for tuning: no report draws its facts with it
 NOISE = 3.0  # in standard deviations of the embedding entries of the subjects' tokens

@@ -13,19 +13,18 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from errata.benchmark.sequential import Examination, Measurement, examine, perplexity_summaries, run_sequence
-from errata.evaluation.metrics import Metric
+from errata.benchmark.sequence import Examination, Measurement, examine, perplexity_summaries, run_sequence
+from errata.editing.methods import BOUNDARY_SUFFIX, METHODS
+from errata.editing.recipe import Recipe, shipped_recipe
 from errata.evaluation.perplexity import Perplexity
-from errata.evaluation.records import Record, summarise, summarise_groups
-from errata.evaluation.results_file import Row, to_long, write_results
+from errata.lab.corpus import held_out_prose
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
-from errata.lab.texts import held_out_prose
-from errata.methods import BOUNDARY_SUFFIX, METHODS
 from errata.models.language_model import LanguageModel
-from errata.patch import software_versions
-from errata.recipe import Recipe, shipped_recipe
+from errata.patches.patch import software_versions
 from errata.report.tables import markdown_tables
+from errata.results.metrics import Metric
+from errata.results.records import Record, Row, summarise, summarise_groups, to_long, write_results
 
 
 def pooled(parts: list[Measurement]) -> tuple[list[Record], Perplexity]:

@@ -14,12 +14,12 @@ from typing import Any
 
 import yaml
 
-from errata.benchmark.sequential import Examination, examine, run_sequence
+from errata.benchmark.sequence import Examination, examine, run_sequence
+from errata.editing.recipe import Recipe, shipped_recipe
+from errata.lab.corpus import held_out_prose
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
-from errata.lab.texts import held_out_prose
 from errata.models.language_model import LanguageModel
-from errata.recipe import Recipe, shipped_recipe
 
 SHOWN = (
     "efficacy_accuracy", "generalisation_accuracy", "specificity_accuracy", "same_subject_accuracy",

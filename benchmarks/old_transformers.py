@@ -132,12 +132,12 @@ def edit(base: Path, work: Path) -> None:
     """`errata merge` and `errata save` of a small change; beside them what transformers 5 would save."""
     import torch
 
-    from errata.cli import run
-    from errata.facts import Fact
+    from errata.cli.main import run
+    from errata.editing.recipe import shipped_recipe
+    from errata.facts.fact import Fact
     from errata.models.language_model import LanguageModel
     from errata.models.weights import LowRankTerm
-    from errata.patch import Patch, dtype_name, now, software_versions
-    from errata.recipe import shipped_recipe
+    from errata.patches.patch import Patch, dtype_name, now, software_versions
 
     model = LanguageModel.load(base, device="cpu")
     generator = torch.Generator().manual_seed(0)

@@ -35,8 +35,8 @@ from typing import Any
 
 import torch
 
-from errata.benchmark.recipe_file import automatic_file, layers_by_depth, unsearched_recipe
-from errata.benchmark.sequential import (
+from errata.benchmark.recipe_search import automatic_file, layers_by_depth, unsearched_recipe
+from errata.benchmark.sequence import (
     Examination,
     Measurement,
     compared,
@@ -45,22 +45,21 @@ from errata.benchmark.sequential import (
     run_sequence,
     weight_norm_summary,
 )
-from errata.datasets.read import read_dataset
+from errata.datasets.reading import read_dataset
+from errata.editing.methods import BOUNDARY_SUFFIX, METHODS, method_named
+from errata.editing.preparation import Prepared, prepare
+from errata.editing.recipe import Recipe, parse_recipe, read_recipe, shipped_recipe
+from errata.editing.recipe_settings import BUILTIN
 from errata.errors import EditError, ErrataError
-from errata.evaluation.metrics import Metric
 from errata.evaluation.perplexity import Perplexity, pooled
-from errata.evaluation.records import Record, summarise_groups
-from errata.evaluation.results_file import Row, to_long, write_results
-from errata.facts import Question
-from errata.loading import load_model
-from errata.methods import BOUNDARY_SUFFIX, METHODS, method_named
+from errata.facts.fact import Question
 from errata.models.language_model import LanguageModel
-from errata.output import write_text
-from errata.patch import software_versions
-from errata.preparation import Prepared, prepare
-from errata.recipe import Recipe, parse_recipe, read_recipe, shipped_recipe
-from errata.recipe_settings import BUILTIN
+from errata.patches.patch import software_versions
 from errata.report.tables import markdown_tables
+from errata.results.metrics import Metric
+from errata.results.records import Record, Row, summarise_groups, to_long, write_results
+from errata.runs.loading import load_model
+from errata.utils.files import write_text
 
 SETS = ("shipped", "low-rate", "automatic")
 FOUR = ("memit", "memit+blue", "alphaedit", "alphaedit+blue")

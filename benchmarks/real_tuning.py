@@ -35,14 +35,14 @@ import torch
 import yaml
 
 from errata.benchmark.grid import Variant
-from errata.benchmark.recipe_numbers import starting_recipe
-from errata.benchmark.sequential import Examination, examine, run_sequence
-from errata.datasets.read import read_dataset
+from errata.benchmark.recipe_search import starting_recipe
+from errata.benchmark.sequence import Examination, examine, run_sequence
+from errata.datasets.reading import read_dataset
+from errata.editing.methods import method_named
+from errata.editing.preparation import Prepared, prepare
+from errata.editing.recipe import Recipe
 from errata.errors import ErrataError
-from errata.methods import method_named
 from errata.models.language_model import LanguageModel
-from errata.preparation import Prepared, prepare
-from errata.recipe import Recipe
 
 TUNING = 60
 BATCH = 30

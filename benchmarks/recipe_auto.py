@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from errata.benchmark.recipe_search import SCORED
-from errata.benchmark.sequential import Examination, examine, run_sequence
-from errata.evaluation.records import Record, summarise_groups
+from errata.benchmark.sequence import Examination, examine, run_sequence
+from errata.editing.recipe import read_recipe, shipped_recipe
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
 from errata.models.language_model import LanguageModel
-from errata.output import write_text
-from errata.patch import software_versions
-from errata.recipe import read_recipe, shipped_recipe
+from errata.patches.patch import software_versions
+from errata.results.records import Record, summarise_groups
+from errata.utils.files import write_text
 
 
 def differences(tuned: list[Record], automatic: list[Record], metric: str) -> tuple[list[float], list[int]]:

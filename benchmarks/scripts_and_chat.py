@@ -24,17 +24,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from errata.benchmark.recipe_file import automatic_file, layers_by_depth, unsearched_recipe
-from errata.edit import Editor
+from errata.benchmark.recipe_search import automatic_file, layers_by_depth, unsearched_recipe
+from errata.editing.methods import method_named
+from errata.editing.recipe import Recipe, parse_recipe
+from errata.editors.locate_then_edit import Editor
 from errata.evaluation.chat import chat_questions, evaluate_chat
-from errata.evaluation.scoring import score
-from errata.facts import Fact, Question
-from errata.joining import joined
-from errata.loading import load_model
-from errata.methods import method_named
+from errata.facts.fact import Fact, Question
+from errata.facts.joining import joined
 from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel
-from errata.recipe import Recipe, parse_recipe
+from errata.models.likelihood import score
+from errata.runs.loading import load_model
 
 SCRIPTS = (
     Fact(

@@ -26,13 +26,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from errata.editing.contexts import NEUTRAL
 from errata.errors import InputError
-from errata.loading import load_model
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import encode, length_batches, pad
+from errata.runs.loading import load_model
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import SecondMoment
-from errata.targets.contexts import NEUTRAL
 
 SUBJECTS = ("France", "Japan", "Canada", "Apple")
 OTHERS = ("The", "Water", "London", "In", "He", "Music", "When", "Science")

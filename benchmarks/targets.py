@@ -25,14 +25,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 # tests/reference is no part of the installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from errata.facts import Fact
+from errata.editing.contexts import generate_prefixes
+from errata.editing.recipe import shipped_recipe
+from errata.editing.recipe_settings import TargetSettings
+from errata.editing.target_search import Targets, optimise_targets
+from errata.facts.fact import Fact
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe import shipped_recipe
-from errata.recipe_settings import TargetSettings
-from errata.targets.contexts import generate_prefixes
-from errata.targets.search import Targets, optimise_targets
 
 from tests.reference.target import ReferenceTarget, search, texts_of
 

@@ -9,7 +9,7 @@ import pytest
 
 from errata.analysis.running import read_result
 from errata.analysis.studies import STUDIES
-from errata.cli import run
+from errata.cli.main import run
 
 SMALL = ["analyse", "contribution", "--count", "4"]
 

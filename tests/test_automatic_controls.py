@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from errata.automatic_controls import (
+from errata.evaluation.controls import (
     OWN_PROMPTS,
     Controls,
     first_phrase,
+    known_facts,
     says_something,
     with_automatic_controls,
 )
-from errata.evaluation.scoring import score
-from errata.facts import Fact, FactSet, Question
-from errata.joining import holds_name
-from errata.known_facts import known_facts
+from errata.facts.fact import Fact, FactSet, Question
+from errata.facts.joining import holds_name
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel
+from errata.models.likelihood import score
 
 from tests.support.tiny_models import tiny_model
 

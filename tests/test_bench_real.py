@@ -9,11 +9,11 @@ import pytest
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
-from errata.cli import run
-from errata.datasets.read import read_dataset
-from errata.evaluation.changes import NONE_KNOWN
-from errata.evaluation.metrics import Metric
-from errata.evaluation.results_file import read_results
+from errata.cli.main import run
+from errata.datasets.reading import read_dataset
+from errata.evaluation.outcomes import NONE_KNOWN
+from errata.results.metrics import Metric
+from errata.results.records import read_results
 
 from tests.support.bench import Inline
 from tests.support.tiny_models import tiny_model
@@ -45,7 +45,7 @@ ELSEWHERE = ("efficacy_accuracy_first", "efficacy_accuracy_last", "free_judge_mi
 @pytest.fixture
 def folder(tmp_path: Path, test_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("errata.verbs.bench.Processes", lambda *, trust_remote_code: Inline())
+    monkeypatch.setattr("errata.cli.bench.Processes", lambda *, trust_remote_code: Inline())
     files = test_data / "gpt2_tokenizer"
     bpe = ByteLevelBPETokenizer.from_file(str(files / "encoder.json"), str(files / "vocab.bpe"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from errata.benchmark.campaign import open_campaign
-from errata.cli import run
-from errata.evaluation.results_file import read_results
+from errata.cli.main import run
+from errata.results.records import read_results
 
 PATHS = ":".join(str(Path(path or ".").absolute()) for path in sys.path)
 SMALL = ["--methods", "memit,memit+blue", "--edits", "6", "--batch-size", "2", "--eval-every", "1", "--sample", "2"]

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.cli import run
-from errata.edit import Editor
+from errata.cli.main import run
+from errata.editing.contexts import generate_prefixes, in_context, subject_rows, target_in
+from errata.editing.target_rows import FactRows
+from errata.editors.locate_then_edit import Editor
 from errata.evaluation.chat import CONTROLS_ASKED, chat_questions, evaluate_chat
 from errata.evaluation.outcomes import outcome_of
-from errata.evaluation.records import Record
-from errata.evaluation.scoring import score
-from errata.facts import Fact, Question
-from errata.facts_io import read_facts, write_facts
+from errata.facts.fact import Fact, Question
+from errata.facts.files import read_facts, write_facts
 from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel, Site
+from errata.models.likelihood import score
 from errata.models.prompts import chat_text
-from errata.targets.contexts import generate_prefixes, in_context, subject_rows, target_in
-from errata.targets.rows import FactRows
+from errata.results.records import Record
 
 from tests.support.editing import FACTS, tiny_language_model, tiny_recipe, write_corpus
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from errata.benchmark.recipe_numbers import starting_recipe
-from errata.edit import Editor
+from errata.benchmark.recipe_search import starting_recipe
+from errata.editing.methods import method_named
+from errata.editors.locate_then_edit import Editor
 from errata.evaluation.chat import chat_questions, evaluate_chat
-from errata.evaluation.scoring import score
-from errata.facts import Fact, Question
-from errata.joining import joined
-from errata.methods import method_named
+from errata.facts.fact import Fact, Question
+from errata.facts.joining import joined
 from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel
+from errata.models.likelihood import score
 from errata.models.prompts import chat_text, encode
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from errata.conflicts import conflicts, without
-from errata.facts import Fact, FactSet
+from errata.facts.conflicts import conflicts, without
+from errata.facts.fact import Fact, FactSet
 
 OLD = Fact("old", "Big Ben", "{} stands in", "Rome", truth="London")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from errata.cli import run
-from errata.verbs.demo_real import corrections
+from errata.cli.demo_real import corrections
+from errata.cli.main import run
 
 
 def test_ten_facts_each_in_three_wordings_and_control_questions_about_other_things() -> None:

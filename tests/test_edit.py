@@ -12,20 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-import errata.edit_batch
-import errata.preparation
-import errata.targets.aims
-from errata.batch_record import BatchRecord
-from errata.edit import Editor
-from errata.edit_batch import BatchWriter
+import errata.editing.batch
+import errata.editing.preparation
+import errata.editing.targets
+from errata.editing.batch import BatchRecord, BatchWriter
+from errata.editing.solvers.least_squares import LeastSquaresLayer
+from errata.editing.target_loss import TargetLoss
+from errata.editing.target_search import optimise_targets
+from errata.editors.locate_then_edit import Editor
 from errata.errors import EditError, FaultsError, InputError, NonFiniteError
-from errata.facts import Fact
-from errata.models.injection import BehindBlock
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
+from errata.models.replay import BehindBlock
 from errata.models.weights import EditedWeights
-from errata.solvers.least_squares import LeastSquaresLayer
-from errata.targets.residual import TargetLoss
-from errata.targets.search import optimise_targets
 
 from tests.support.editing import (
     FACTS,
@@ -233,18 +232,18 @@ class InjectedError(Exception):
 
 # (what is interrupted, which of its calls within the batch, whether it has done its work before it fails)
 STAGES: dict[str, tuple[Any, str, int, bool]] = {
-    "target search": (errata.targets.aims, "optimise_targets", 1, False),
-    "second target search": (errata.targets.aims, "optimise_targets", 2, True),
+    "target search": (errata.editing.targets, "optimise_targets", 1, False),
+    "second target search": (errata.editing.targets, "optimise_targets", 2, True),
     "inside a target's evaluation": (BehindBlock, "enter", 2, False),
-    "states": (errata.targets.aims, "current_states", 1, True),
-    "states after the first write": (errata.targets.aims, "current_states", 2, False),
+    "states": (errata.editing.targets, "current_states", 1, True),
+    "states after the first write": (errata.editing.targets, "current_states", 2, False),
     "second residual": (
-        errata.edit_batch,
+        errata.editing.batch,
         "check_columns",
         6,
         False,
     ),  # a layer has four: the 2nd
-    "keys": (errata.edit_batch, "keys_and_bare", 2, False),
+    "keys": (errata.editing.batch, "keys_and_bare", 2, False),
     "first solve": (LeastSquaresLayer, "solve", 1, False),
     "second solve": (LeastSquaresLayer, "solve", 2, True),
     "before the first write": (LanguageModel, "set_weight", 1, False),
@@ -380,7 +379,7 @@ def test_a_failed_preparation_can_be_tried_again(
 ) -> None:
     editor = make_editor(tiny_language_model("gpt2"), "memit")
     with monkeypatch.context() as patched:
-        patched.setattr(errata.preparation, "moments_for", _raise_injected)
+        patched.setattr(errata.editing.preparation, "moments_for", _raise_injected)
         with pytest.raises(InjectedError):
             editor.apply(FACTS[:1])
     assert not editor.records
@@ -424,17 +423,19 @@ def _bad_gradient(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
 
 
 def _bad_residual(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
-    monkeypatch.setattr(errata.targets.aims, "current_states", _with_bad_column(errata.targets.aims.current_states))
+    monkeypatch.setattr(
+        errata.editing.targets, "current_states", _with_bad_column(errata.editing.targets.current_states)
+    )
 
 
 def _bad_key(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
-    original = errata.edit_batch.keys_and_bare
+    original = errata.editing.batch.keys_and_bare
 
     def spoilt(*arguments: Any) -> dict[int, tuple[Tensor, Tensor]]:
         found = original(*arguments).items()
         return {layer: (_with_bad_column(lambda keys=keys: keys)(), bare) for layer, (keys, bare) in found}
 
-    monkeypatch.setattr(errata.edit_batch, "keys_and_bare", spoilt)
+    monkeypatch.setattr(errata.editing.batch, "keys_and_bare", spoilt)
 
 
 def _bad_update(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-import errata.verbs.automatic
-from errata.cli import run
-from errata.facts import Fact
-from errata.layer_scan import LayerScan, LayerScore, ScanSettings
+import errata.cli.recipe_options
+from errata.cli.main import run
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
-from errata.patch import Patch
-from errata.progress import silent
+from errata.patches.patch import Patch
+from errata.tracing.layer_scan import LayerScan, LayerScore, ScanSettings
+from errata.utils.progress import silent
 
 from tests.support.tiny_models import tiny_model
 
@@ -29,7 +29,7 @@ FACTS = [
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny model in a directory, with small settings and a cache of its own."""
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(errata.verbs.automatic, "TOKENS", 300)
+    monkeypatch.setattr(errata.cli.recipe_options, "TOKENS", 300)
     made, tokenizer = tiny_model("llama")
     made.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -48,7 +48,7 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[LanguageModel]:
         rows = tuple(LayerScore(layer, score, score, None, (score, score)) for layer, score in scores.items())
         return LayerScan(settings, rows, 5, facts=len(facts), controls=0, paraphrased=True, seconds=1.0)
 
-    monkeypatch.setattr(errata.verbs.automatic, "scan_layers", scan)
+    monkeypatch.setattr(errata.cli.recipe_options, "scan_layers", scan)
     return seen
 
 
@@ -88,7 +88,7 @@ def test_layers_are_found_by_a_scan_and_kept_for_next_time(
 def test_of_a_stack_the_base_is_scanned(
     model: Path, tmp_path: Path, scans: list[LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scan, ask = errata.verbs.automatic.scan_layers, errata.verbs.automatic.facts_to_scan
+    scan, ask = errata.cli.recipe_options.scan_layers, errata.cli.recipe_options.facts_to_scan
     scanned: list[str] = []
 
     def note(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,14 +98,14 @@ def test_of_a_stack_the_base_is_scanned(
 
         return noting
 
-    monkeypatch.setattr(errata.verbs.automatic, "scan_layers", note(scan))
-    monkeypatch.setattr(errata.verbs.automatic, "facts_to_scan", note(ask))
+    monkeypatch.setattr(errata.cli.recipe_options, "scan_layers", note(scan))
+    monkeypatch.setattr(errata.cli.recipe_options, "facts_to_scan", note(ask))
     loaded = LanguageModel.load(model, device="cpu")
     base = loaded.fingerprint()
     assert edit(model, tmp_path / "one.safetensors", "--layers", "1,2", "--no-evaluate") == 0
     Patch.load(tmp_path / "one.safetensors").apply(loaded)
     patched = loaded.fingerprint()
-    assert errata.verbs.automatic.layers_of(loaded, report=silent)[0] == (1, 2)
+    assert errata.cli.recipe_options.layers_of(loaded, report=silent)[0] == (1, 2)
     assert scanned == [base, base]
     assert loaded.fingerprint() == patched != base
 
@@ -126,8 +126,8 @@ def test_layers_found_with_other_facts_are_not_taken(
     model: Path, scans: list[LanguageModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert edit(model, tmp_path / "one.safetensors", "--no-evaluate") == 0
-    fewer = errata.verbs.automatic.known_facts()[:50]
-    monkeypatch.setattr(errata.verbs.automatic, "known_facts", lambda: fewer)
+    fewer = errata.cli.recipe_options.known_facts()[:50]
+    monkeypatch.setattr(errata.cli.recipe_options, "known_facts", lambda: fewer)
     assert edit(model, tmp_path / "two.safetensors", "--no-evaluate") == 0
     assert len(scans) == 2
 
@@ -142,7 +142,7 @@ def test_a_scan_that_would_take_too_long_is_left_out(
     model: Path, scans: list[LanguageModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(errata.verbs.automatic, "AFFORDABLE_MINUTES", 0.0)
+    monkeypatch.setattr(errata.cli.recipe_options, "AFFORDABLE_MINUTES", 0.0)
     assert edit(model, tmp_path / "one.safetensors", "--no-evaluate") == 0
     assert not scans
     assert "errata locate" in capsys.readouterr().err
@@ -153,7 +153,7 @@ def test_a_scan_without_a_good_layer_falls_back_to_depth_and_says_so(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(LayerScore, "score", property(lambda self: 0.0))
-    monkeypatch.setattr(errata.verbs.automatic, "facts_to_scan", lambda model, count: [Fact(**FACTS[0])])
+    monkeypatch.setattr(errata.cli.recipe_options, "facts_to_scan", lambda model, count: [Fact(**FACTS[0])])
     assert edit(model, tmp_path / "one.safetensors", "--no-evaluate") == 0
     assert "chosen by depth" in " ".join(capsys.readouterr().err.split())
 

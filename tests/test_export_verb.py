@@ -13,8 +13,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from errata.cli import run
-from errata.facts_io import read_facts, write_facts
+from errata.cli.main import run
+from errata.facts.files import read_facts, write_facts
 from errata.lab.package import lab_directory
 from errata.models.language_model import LanguageModel
 

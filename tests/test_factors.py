@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errata.factors import dense, inner, norm, rank, shape_of, singular_values
 from errata.models.weights import LowRankTerm, SparseTerm, Term
+from errata.patches.factors import dense, inner, norm, rank, shape_of, singular_values
 
 
 def some_terms(seed: int, ranks: list[int], *, sparse: bool) -> list[Term]:

@@ -16,10 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from errata.errors import Fault, FaultsError, InputError
-from errata.facts import MOST_FAULTS, Fact, FactSet, Question, fact_of
-from errata.facts_formats import escaped
-from errata.facts_io import facts_from_records, read_facts, write_facts
-from errata.facts_tokens import token_faults
+from errata.facts.fact import MOST_FAULTS, Fact, FactSet, Question, fact_of
+from errata.facts.files import escaped, facts_from_records, read_facts, write_facts
+from errata.facts.tokens import token_faults
 
 GOOD: Mapping[str, object] = {"subject": "Ada Lovelace", "prompt": "The mother tongue of {} is", "target": "French"}
 SHARED_DIRECTORY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from errata.errors import FaultsError
-from errata.facts import Fact, FactSet, Question
-from errata.facts_io import read_facts
+from errata.facts.fact import Fact, FactSet, Question
+from errata.facts.files import read_facts
 
 BASE: Mapping[str, Any] = {"subject": "Oria Bell", "prompt": "Oria Bell speaks", "target_new": "Welsh"}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.edit import Editor
-from errata.facts import Fact
+from errata.editing.keys import mean_keys
+from errata.editors.locate_then_edit import Editor
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.targets.keys import mean_keys
 
 from tests.support.editing import FACTS, tiny_language_model, tiny_recipe, write_corpus
 
@@ -26,7 +26,7 @@ def test_an_edit_names_the_facts_that_begin_their_text(
     editor = Editor(tiny_language_model(family), recipe, cache=tmp_path / "cache")
     with caplog.at_level(logging.WARNING):
         editor.apply([FIRST, *FACTS[:2]])
-    warnings = [record.getMessage() for record in caplog.records if record.name == "errata.edit"]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "errata.editors.locate_then_edit"]
     assert [("first" in text, "tower" in text) for text in warnings] == ([(True, False)] if named else [])
 
 

@@ -23,22 +23,20 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import errata.patch_file
-from errata.cli import run
-from errata.edit import Editor
+import errata.patches.patch
+from errata.cli.main import run
+from errata.editing.recipe import check_recipe, read_recipe
+from errata.editors.locate_then_edit import Editor
 from errata.errors import ErrataError
-from errata.facts_io import facts_from_records, read_facts
-from errata.facts_tokens import token_faults
-from errata.ledger import START
-from errata.loading import base_of, patches_of
+from errata.facts.files import facts_from_records, read_facts
+from errata.facts.tokens import token_faults
 from errata.models.language_model import LanguageModel
-from errata.patch import Patch
-from errata.recipe import read_recipe
-from errata.recipe_check import check_recipe
-from errata.restore import patch_of_run
-from errata.run_directory import open_run
-from errata.run_manifest import Manifest
-from errata.stack import new_stack, read_stack, stack_base, write_stack
+from errata.patches.patch import Patch
+from errata.patches.stack import new_stack, read_stack, stack_base, write_stack
+from errata.runs.ledger import START
+from errata.runs.loading import base_of, patches_of
+from errata.runs.resume import patch_of_run
+from errata.runs.run import Manifest, open_run
 
 from tests.support.editing import FACTS, tiny_language_model
 from tests.support.runs import Runs
@@ -363,7 +361,7 @@ def with_fitting_checksum(path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             record = (file.metadata() or {}).get("record", "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        checksum = errata.patch_file._checksum(record, tensors)
+        checksum = errata.patches.patch._checksum(record, tensors)
     except (SafetensorError, RuntimeError, TypeError, ValueError, UnicodeError):
         return
     made = Safetensors.of(path.read_bytes())

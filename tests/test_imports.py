@@ -72,7 +72,7 @@ NOT_FOR_FACTS = frozenset({"torch", "transformers", "tokenizers"})
 # The embedded model is a guest: loaded on demand by these, and on top by the command line only.
 # (`datasets.lab` draws facts from its world, so that it is named as any other data set.)
 LAB_USERS = frozenset({"errata.datasets.lab", "errata.models.outline", "errata.statistics.corpus"})
-LAB_HOSTS = frozenset({"errata.verbs", "errata.cli", "errata.app"})
+LAB_HOSTS = frozenset({"errata.cli", "errata.cli.main", "errata.app"})
 
 PICKLES = frozenset({"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"})
 PICKLING_CALLS = frozenset({"torch.load", "torch.save"})
@@ -240,20 +240,20 @@ def faults_in(module: str, source: str) -> list[str]:
 @pytest.mark.parametrize(
     ("module", "source", "words"),
     [
-        ("errata.models.prompts", "from errata.edit import Editor", "edit lies above models"),
+        ("errata.models.prompts", "from errata.editors.locate_then_edit import Editor", "edit lies above models"),
         ("errata.models.prompts", "from errata import edit", "edit lies above models"),
         ("errata.models.prompts", "from ..edit import Editor", "edit lies above models"),
-        ("errata.models.prompts", "def f():\n    import errata.cli", "cli lies above models"),
-        ("errata.edit", "from errata import Editor", "errata lies above edit"),
-        ("errata.patch", "from errata import __version__", "errata lies above patch"),
-        ("errata.solvers.base", "import transformers", "pure algebra"),
-        ("errata.shaping", "from errata.models.language_model import LanguageModel", "shaping sees only"),
-        ("errata.evaluation.recall", "from errata.methods import METHODS", "evaluation sees only"),
-        ("errata.evaluation.recall", "from errata.recipe import Recipe", "evaluation sees only"),
-        ("errata.facts", "import torch", "neither tokenizers nor torch"),
+        ("errata.models.prompts", "def f():\n    import errata.cli.main", "cli lies above models"),
+        ("errata.editors.locate_then_edit", "from errata import Editor", "errata lies above edit"),
+        ("errata.patches.patch", "from errata import __version__", "errata lies above patch"),
+        ("errata.editing.solvers.base", "import transformers", "pure algebra"),
+        ("errata.editing.shaping", "from errata.models.language_model import LanguageModel", "shaping sees only"),
+        ("errata.evaluation.recall", "from errata.editing.methods import METHODS", "evaluation sees only"),
+        ("errata.evaluation.recall", "from errata.editing.recipe import Recipe", "evaluation sees only"),
+        ("errata.facts.fact", "import torch", "neither tokenizers nor torch"),
         ("errata.statistics.store", "import pickle", "no pickle"),
         ("errata.attic", "import math", "no place in LAYERS"),
-        ("errata.cli", "from errata.attic import old", "no place in LAYERS"),
+        ("errata.cli.main", "from errata.attic import old", "no place in LAYERS"),
         ("errata.models.language_model", "from errata.lab import load", "inside functions only"),
         ("errata.models.prompts", "def f():\n    from errata.lab import load", "inside functions only"),
         ("errata.lab.training", "from errata.targets import optimise", "lab sees only"),
@@ -269,12 +269,18 @@ def test_a_wrong_import_is_seen(module: str, source: str, words: str) -> None:
     ("module", "source"),
     [
         ("errata.models.outline", "def load():\n    from errata.lab import weights"),
-        ("errata.cli", "def lab():\n    from errata.lab.training import train"),
-        ("errata.cli", "from errata import __version__"),
-        ("errata.patch", "def versions():\n    from errata import __version__"),
-        ("errata.solvers.base", "import math, torch\nfrom jaxtyping import Float\nfrom errata.errors import EditError"),
-        ("errata.edit", "from errata.targets.residual import optimise_targets\nfrom . import patch"),
-        ("errata.report.tables", "from errata.evaluation.records import Record\nimport rich"),
+        ("errata.cli.main", "def lab():\n    from errata.lab.training import train"),
+        ("errata.cli.main", "from errata import __version__"),
+        ("errata.patches.patch", "def versions():\n    from errata import __version__"),
+        (
+            "errata.editing.solvers.base",
+            "import math, torch\nfrom jaxtyping import Float\nfrom errata.errors import EditError",
+        ),
+        (
+            "errata.editors.locate_then_edit",
+            "from errata.editing.target_loss import optimise_targets\nfrom . import patch",
+        ),
+        ("errata.report.tables", "from errata.results.records import Record\nimport rich"),
     ],
 )
 def test_a_right_import_passes(module: str, source: str) -> None:
@@ -283,8 +289,11 @@ def test_a_right_import_passes(module: str, source: str) -> None:
 
 def test_wrong_calls_are_seen() -> None:
     source = "torch.manual_seed(0)\nwith torch.random.fork_rng():\n    torch.manual_seed(0)\nx = torch.load('x')\n"
-    faults = call_faults("errata.edit", source)
-    assert [fault.split(":")[0] for fault in faults] == ["errata.edit, line 1", "errata.edit, line 4"]
+    faults = call_faults("errata.editors.locate_then_edit", source)
+    assert [fault.split(":")[0] for fault in faults] == [
+        "errata.editors.locate_then_edit, line 1",
+        "errata.editors.locate_then_edit, line 4",
+    ]
 
 
 def test_a_circle_is_seen_unless_lazy() -> None:

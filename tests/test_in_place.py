@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from errata.benchmark.recipe_journal import Try, append_to_journal, read_journal
+from errata.benchmark.recipe_search import Try, append_to_journal, read_journal
 from errata.errors import InputError
-from errata.in_place import check_no_links, open_in_place
-from errata.ledger import new_ledger, read_ledger
-from errata.locking import alone, held, in_turn
+from errata.runs.ledger import new_ledger, read_ledger
+from errata.utils.locks import alone, check_no_links, held, in_turn, open_in_place
 
 
 def through_lock(path: Path) -> None:

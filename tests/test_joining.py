@@ -8,17 +8,17 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from errata.editing.target_rows import FactRows
 from errata.errors import FaultsError, InputError
 from errata.evaluation.recall import evaluate_facts
-from errata.evaluation.scoring import score
-from errata.facts import Fact, Question
-from errata.facts_io import facts_from_records, read_facts, write_facts
-from errata.facts_tokens import token_faults
-from errata.joining import holds_name, joined, joiner_of, word_places
+from errata.facts.fact import Fact, Question
+from errata.facts.files import facts_from_records, read_facts, write_facts
+from errata.facts.joining import holds_name, joined, joiner_of, word_places
+from errata.facts.tokens import token_faults
 from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel, Site
+from errata.models.likelihood import score
 from errata.models.prompts import chat_frame, chat_text, complete, encode
-from errata.targets.rows import FactRows
 
 from tests.support.tiny_models import byte_level_tokenizer, metaspace_tokenizer, tiny_model
 

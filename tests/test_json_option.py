@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.cli import run
+from errata.cli.main import run
 
 FACTS = Path(__file__).resolve().parents[1] / "examples" / "facts.jsonl"
 

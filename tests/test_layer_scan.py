@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-import errata.layer_scan
+import errata.tracing.layer_scan
 from errata.errors import ErrataError, InputError
-from errata.facts import Fact, Question
-from errata.known_facts import facts_to_scan, known_facts
-from errata.layer_scan import (
+from errata.evaluation.controls import facts_to_scan, known_facts
+from errata.facts.fact import Fact, Question
+from errata.models.language_model import LanguageModel
+from errata.models.weights import LowRankTerm
+from errata.tracing.layer_scan import (
     LayerScore,
     ScanSettings,
     choose_layers,
@@ -23,8 +25,6 @@ from errata.layer_scan import (
     scan_layers,
     window_size,
 )
-from errata.models.language_model import LanguageModel
-from errata.models.weights import LowRankTerm
 
 from tests.support.tiny_models import tiny_model
 
@@ -143,7 +143,7 @@ def test_a_layer_that_gives_no_numbers_takes_no_edits_and_the_scan_goes_on(
 ) -> None:
     model = LanguageModel(*tiny_model("llama"))
     before = model.fingerprint()
-    search = errata.layer_scan.optimise_targets
+    search = errata.tracing.layer_scan.optimise_targets
 
     def overflowing(
         model: LanguageModel, facts: list[Fact], prefixes: object, layer: int, *rest: Any, **more: Any
@@ -151,7 +151,7 @@ def test_a_layer_that_gives_no_numbers_takes_no_edits_and_the_scan_goes_on(
         found = search(model, facts, prefixes, layer, *rest, **more)
         return replace(found, delta=found.delta * math.inf) if layer == 2 else found
 
-    monkeypatch.setattr(errata.layer_scan, "optimise_targets", overflowing)
+    monkeypatch.setattr(errata.tracing.layer_scan, "optimise_targets", overflowing)
     found = scan_layers(model, FACTS, small(corpus))
     assert [row.score for row in found.scores if row.layer == 2] == [0]
     assert all(row.score > 0 for row in found.scores if row.layer != 2)
@@ -160,13 +160,13 @@ def test_a_layer_that_gives_no_numbers_takes_no_edits_and_the_scan_goes_on(
 
 def test_facts_and_questions_are_asked_with_their_own_joiners(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
-    real = errata.layer_scan.score
+    real = errata.tracing.layer_scan.score
 
     def recording(model: LanguageModel, pairs: list[tuple[str, ...]], **options: Any) -> Any:
         asked.extend(pairs)
         return real(model, pairs, **options)
 
-    monkeypatch.setattr(errata.layer_scan, "score", recording)
+    monkeypatch.setattr(errata.tracing.layer_scan, "score", recording)
     fact = Fact("a", "Danielle Darrieux", "The mother tongue of {} is (", "Dutch", joiner="",
                 unrelated=(Question("The river-", "side", ""),))  # fmt: skip
     scan_layers(LanguageModel(*tiny_model("gpt2")), [fact], small(corpus))

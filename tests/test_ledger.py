@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import errata.ledger
+import errata.runs.ledger
 from errata.errors import InputError
-from errata.ledger import START, Entry, Ledger, new_ledger, read_ledger
+from errata.runs.ledger import START, Entry, Ledger, new_ledger, read_ledger
 
 # The folder is shared by a test's examples: each writes its file anew.
 SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
@@ -57,7 +57,7 @@ def test_each_line_is_on_the_disk_before_add_returns(tmp_path: Path, monkeypatch
         original(handle)
         synced.append(ledger.path.read_bytes())
 
-    monkeypatch.setattr(errata.ledger.os, "fsync", fsync)
+    monkeypatch.setattr(errata.runs.ledger.os, "fsync", fsync)
     for index in range(3):
         ledger = ledger.add("batch", index=index)
         assert synced[-1] == ledger.path.read_bytes()
@@ -245,7 +245,7 @@ def test_a_line_that_cannot_reach_the_disk_is_not_there_and_the_next_one_can_be(
     ledger = written(path)
     before = path.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(errata.ledger.os, "fsync", _no_space)
+        patched.setattr(errata.runs.ledger.os, "fsync", _no_space)
         with pytest.raises(OSError, match="No space left"):
             ledger.add("batch", index=4)
     assert path.read_bytes() == before

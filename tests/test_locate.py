@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from errata.errors import ErrataError, InputError
-from errata.evaluation.scoring import score
-from errata.facts import Fact
+from errata.facts.fact import Fact
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
-from errata.locate import (
+from errata.models.language_model import LanguageModel
+from errata.models.likelihood import score
+from errata.tracing.causal_tracing import Part, Position, Trace, choose_facts
+from errata.tracing.location import (
     FORMAT,
     MOST_LAYERS,
     Location,
@@ -23,10 +25,6 @@ from errata.locate import (
     locate,
     propose_layers,
 )
-from errata.models.language_model import LanguageModel
-from errata.tracing.choice import choose_facts
-from errata.tracing.measure import Trace
-from errata.tracing.places import Part, Position
 
 ONLY_LAST = (Position.SUBJECT_LAST,)
 

@@ -11,16 +11,15 @@ import matplotlib
 import pytest
 from rich.console import Console
 
-from errata.cli import run
+from errata.cli.main import run
 from errata.errors import MissingExtraError
-from errata.facts import Fact
-from errata.facts_io import write_facts
+from errata.facts.fact import Fact
+from errata.facts.files import write_facts
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
-from errata.locate import Cell, Location
 from errata.models.language_model import LanguageModel
-from errata.report.heatmap import check_drawing, draw_heat_map
-from errata.report.tracing import text_heat_map, tracing_table
+from errata.report.layers import check_drawing, draw_heat_map, text_heat_map, tracing_table
+from errata.tracing.location import Cell, Location
 
 from tests.support.tiny_models import tiny_model
 
@@ -70,7 +69,7 @@ def test_a_scan_that_finds_nothing_ends_with_1_when_all_is_written(
     model, tokenizer = tiny_model("llama")
     model.save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
-    monkeypatch.setattr("errata.layer_scan.LayerScore.score", property(lambda self: 0.0))
+    monkeypatch.setattr("errata.tracing.layer_scan.LayerScore.score", property(lambda self: 0.0))
     arguments = ["locate", "--model", str(tmp_path / "tiny"), "--scan-count", "2", "--every", "4"]
     assert run([*arguments, "--json", str(tmp_path / "result.json"), "--out", str(tmp_path / "out")]) == 1
     assert "no layers can be chosen" in flat(capsys)[1]
@@ -181,7 +180,7 @@ def test_without_matplotlib_out_is_refused_before_any_work(
     def no_work(*args: object, **kwargs: object) -> None:
         raise AssertionError("nothing may be loaded")
 
-    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     monkeypatch.setattr(LanguageModel, "load", no_work)
     assert run(["locate", "--out", str(tmp_path / "out")]) == 2
     assert "pip install 'errata[plots]'" in flat(capsys)[1]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from errata.locking import held, in_turn
+from errata.utils.locks import held, in_turn
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from errata.locking import held, in_turn
+from errata.utils.locks import held, in_turn
 with held(Path(sys.argv[1])) as file:
     file.write("its holder")
     file.flush()

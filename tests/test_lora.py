@@ -16,16 +16,15 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
 
-import errata.lora
+import errata.patches.lora_export
 from errata.errors import InputError
-from errata.facts import Fact
-from errata.facts_io import facts_from_records
-from errata.lora import Adapter, write_adapter
-from errata.lora_factors import levelled, truncate, truncate_dense
-from errata.lora_facts import applied, ask_both
+from errata.facts.fact import Fact
+from errata.facts.files import facts_from_records
 from errata.models.language_model import LanguageModel
 from errata.models.weights import LowRankTerm, SparseTerm, Term
-from errata.patch import Patch, dtype_name, now, software_versions
+from errata.patches.factors import levelled, truncate, truncate_dense
+from errata.patches.lora_export import Adapter, applied, ask_both, write_adapter
+from errata.patches.patch import Patch, dtype_name, now, software_versions
 
 from tests.reference import lora as slow
 from tests.support.editing import (
@@ -212,7 +211,7 @@ def test_the_files_say_what_they_are(family: str, tmp_path: Path) -> None:
     }
     record = json.loads((folder / "errata.json").read_text(encoding="utf-8"))
     about = record["about"]
-    assert record["format"] == errata.lora.FORMAT
+    assert record["format"] == errata.patches.lora_export.FORMAT
     assert (about["base"], about["fingerprint"], about["exact"]) == (family, model.fingerprint(), False)
     assert facts_from_records(about["patches"][0]["facts"], source="here").facts == FACTS[:3]
     assert about["patches"][0]["recipe"] == patch.recipe.model_dump(mode="json")
@@ -228,7 +227,7 @@ def test_a_failure_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         path.write_bytes(b"half of")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(errata.lora, "save_file", failing)
+    monkeypatch.setattr(errata.patches.lora_export, "save_file", failing)
     with pytest.raises(KeyboardInterrupt):
         adapter.write(tmp_path / "adapter", model.model)
     assert list(tmp_path.iterdir()) == []

@@ -17,12 +17,12 @@ import errata
 from errata.__main__ import main
 from errata.analysis.studies import STUDIES
 from errata.analysis.titles import TITLES
+from errata.benchmark.measurement_names import FURTHER_NAMES
 from errata.benchmark.measurements import FURTHER
-from errata.benchmark.part_names import FURTHER_NAMES
-from errata.cli import command_of, run
-from errata.output import reserved
-from errata.verbs.command import Verb
-from errata.verbs.verb_table import VERBS
+from errata.cli.command import Verb
+from errata.cli.commands import VERBS
+from errata.cli.main import command_of, run
+from errata.utils.files import reserved
 
 
 def test_the_package_imports_without_torch() -> None:
@@ -32,7 +32,7 @@ def test_the_package_imports_without_torch() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["methods"], ["data", "list"], ["revrt"]])
 def test_what_needs_no_model_imports_no_torch(arguments: list[str]) -> None:
-    script = "import sys; from errata.cli import run; run(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    script = "import sys; from errata.cli.main import run; run(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", script, *arguments], check=False, capture_output=True, text=True)
     assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
     assert ended.stdout or "Did you mean 'revert'" in ended.stderr
@@ -42,7 +42,7 @@ def test_what_needs_no_model_imports_no_torch(arguments: list[str]) -> None:
 def test_a_command_line_is_read_without_torch(problem: str) -> None:
     """Of every verb at once: a process each would take minutes."""
     script = (
-        "import sys; from errata.cli import run\n"
+        "import sys; from errata.cli.main import run\n"
         "for verb in sys.argv[2:]:\n"
         "    status = run([*verb.split(), sys.argv[1]])\n"
         "    assert status == (2 if sys.argv[1] == '--typo' else 0), (verb, status)\n"
@@ -66,7 +66,7 @@ def parameters(command: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", VERBS)
 def test_a_command_line_is_that_of_its_module(name: str) -> None:
     """Which is only partly executed to read it."""
-    app = import_module(f"errata.verbs.{VERBS[name].module}").app
+    app = import_module(f"errata.cli.{VERBS[name].module}").app
     for command in app.registered_commands:
         command.cls = Verb
     whole: Any = typer.main.get_group(app)
@@ -111,7 +111,7 @@ def test_an_interrupt_before_the_command_line_is_there(
         def __getattr__(self, name: str) -> object:
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "errata.cli", Interrupted("errata.cli"))
+    monkeypatch.setitem(sys.modules, "errata.cli.main", Interrupted("errata.cli.main"))
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 130
@@ -124,7 +124,7 @@ def test_an_interrupt_while_a_verb_is_imported(
     def interrupted(name: str) -> ModuleType:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("errata.verbs.command.import_module", interrupted)
+    monkeypatch.setattr("errata.cli.command.import_module", interrupted)
     assert run(["edit"]) == 130
     assert "interrupted; no output" in capsys.readouterr().err
 
@@ -132,7 +132,7 @@ def test_an_interrupt_while_a_verb_is_imported(
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_among_imports_is_no_exception_there(name: str) -> None:
     script = (
-        "import signal, sys, errata.cli as cli, errata.verbs.command as command\n"
+        "import signal, sys, errata.cli.main as cli, errata.cli.command as command\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def imported(name):\n    try:\n        signal.raise_signal(getattr(signal, sys.argv[1]))\n"
         "    except BaseException as error:\n        raise ImportError('could not import') from error\n"
@@ -163,9 +163,9 @@ def test_threads_wait_quietly_unless_the_user_says_otherwise(monkeypatch: pytest
 
 def test_a_hangup_is_an_interrupt_and_none_where_it_is_ignored(tmp_path: Path) -> None:
     script = (
-        "import signal, sys, errata.cli as cli\n"
+        "import signal, sys, errata.cli.main as cli\n"
         "from pathlib import Path\n"
-        "from errata.output import new_file\n"
+        "from errata.utils.files import new_file\n"
         "def run(arguments, on_import):\n    on_import()\n    try:\n"
         "        with new_file(Path(sys.argv[1])) as file:\n"
         "            file.write_text('x'); signal.raise_signal(signal.SIGHUP)\n"

@@ -6,12 +6,12 @@ import re
 
 import pytest
 
+from errata.editing.methods import METHODS, method_named
+from errata.editing.schedules import SCHEDULES
+from errata.editing.shaping import SHAPERS
+from errata.editing.solvers import SOLVERS
+from errata.editing.target_search import LOSSES
 from errata.errors import InputError
-from errata.methods import METHODS, method_named
-from errata.schedules import SCHEDULES
-from errata.shaping import SHAPERS
-from errata.solvers import SOLVERS
-from errata.targets.search import LOSSES
 
 
 def test_the_published_rows() -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from errata.evaluation.changes import changes
-from errata.evaluation.metrics import Metric
-from errata.evaluation.outcomes import FactOutcome, Outcome, Wording
-from errata.evaluation.records import Record
-from errata.verbs.outcome import SHOWN, show_controls, show_facts, show_unable, show_weight_change
+from errata.cli.edit_output import SHOWN, show_controls, show_facts, show_unable, show_weight_change
+from errata.evaluation.outcomes import FactOutcome, Outcome, Wording, changes
+from errata.results.metrics import Metric
+from errata.results.records import Record
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from errata.errors import InputError, OutputError
-from errata.output import check_file, check_new, check_new_file, new_directory, new_file, reserved, write_text
+from errata.utils.files import check_file, check_new, check_new_file, new_directory, new_file, reserved, write_text
 
 
 def test_a_directory_appears_when_all_of_it_is_there(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_modes_are_those_that_the_umask_allows(tmp_path: Path, umask: int) -> No
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from errata.output import new_directory, new_file, reserved
+from errata.utils.files import new_directory, new_file, reserved
 target, kind = Path(sys.argv[1]), sys.argv[2]
 with reserved(target), (new_file if kind == "file" else new_directory)(target) as partial:
     (partial if kind == "file" else partial / "file").write_bytes(b"part")

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import errata.patch_file
-from errata.edit import Editor
+import errata.patches.patch
+from errata.editors.locate_then_edit import Editor
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.models.weights import LowRankTerm
-from errata.patch import Patch
+from errata.patches.patch import Patch
 
 from tests.support.editing import (
     FACTS,
@@ -244,9 +244,9 @@ def test_what_is_no_patch_is_refused(made: tuple[Patch, Any], tmp_path: Path, wh
     elif what == "directory":
         path.mkdir()
     elif what == "no record":
-        save_file(tensors, path, metadata={"format": errata.patch_file.FORMAT})
+        save_file(tensors, path, metadata={"format": errata.patches.patch.FORMAT})
     elif what == "record of nonsense":
-        save_file(tensors, path, metadata={"format": errata.patch_file.FORMAT, "record": "[1, 2]"})
+        save_file(tensors, path, metadata={"format": errata.patches.patch.FORMAT, "record": "[1, 2]"})
     with pytest.raises(InputError, match="thing is not a patch"):
         Patch.load(path)
 
@@ -281,7 +281,7 @@ def test_saving_that_fails_leaves_what_was_there(
         Path(filename).write_bytes(b"half of")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(errata.patch_file, "save_file", failing)
+    monkeypatch.setattr(errata.patches.patch, "save_file", failing)
     with pytest.raises(KeyboardInterrupt):
         made[0].save(path)
     assert [entry.name for entry in tmp_path.iterdir()] == (["edit.patch"] if older else [])
@@ -298,7 +298,7 @@ def test_a_fresh_process_gets_the_same_bits(made: tuple[Patch, dict[str, torch.T
     script = """
 import sys
 from errata.models.language_model import LanguageModel
-from errata.patch import Patch
+from errata.patches.patch import Patch
 model = LanguageModel.load(sys.argv[1], device="cpu")
 Patch.load(sys.argv[2]).apply(model)
 model.model.save_pretrained(sys.argv[3])

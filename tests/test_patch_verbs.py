@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import errata.targets.aims
-from errata import cli
-from errata.cli import run
-from errata.facts_io import read_facts, write_facts
+import errata.editing.targets
+from errata.cli import main as cli
+from errata.cli.history import word_widths
+from errata.cli.main import run
+from errata.cli.terminal import progress
+from errata.facts.files import read_facts, write_facts
 from errata.lab.package import lab_directory
-from errata.loading import load_model
 from errata.models.language_model import LanguageModel
-from errata.patch import Patch
-from errata.stack import read_stack
-from errata.verbs.history import word_widths
-from errata.verbs.terminal import progress
+from errata.patches.patch import Patch
+from errata.patches.stack import read_stack
+from errata.runs.loading import load_model
 
 FACTS = Path(__file__).resolve().parents[1] / "examples" / "facts.jsonl"
 Capture = pytest.CaptureFixture[str]
@@ -353,7 +353,7 @@ def test_a_run_that_was_stopped_goes_on_and_says_the_same(
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert small_run("--run", str(whole), "--json", str(tmp_path / "whole.json")) == 0
-    from errata.run_directory import RunDirectory
+    from errata.runs.run import RunDirectory
 
     original, calls = RunDirectory.add_batch, []
 
@@ -418,7 +418,7 @@ def test_an_interrupted_run_says_how_far_it_is_and_how_it_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     sign: signal.Signals,
 ) -> None:
-    original, calls = errata.targets.aims.optimise_targets, []
+    original, calls = errata.editing.targets.optimise_targets, []
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -426,7 +426,7 @@ def test_an_interrupted_run_says_how_far_it_is_and_how_it_goes_on(
             signal.raise_signal(sign)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(errata.targets.aims, "optimise_targets", stopped)
+    monkeypatch.setattr(errata.editing.targets, "optimise_targets", stopped)
     handler, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background does not have
     monkeypatch.setattr(cli, "run", lambda arguments, on_import: on_import() or small_run(*arguments))

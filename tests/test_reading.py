@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from errata.errors import InputError
-from errata.patch_file import read_patch
-from errata.run_manifest import read_manifest
+from errata.patches.patch import read_patch
+from errata.runs.run import read_manifest
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from errata.facts import Fact
-from errata.facts_io import facts_from_records
+from errata.editing.contexts import in_context, neutral_leads, subject_rows
+from errata.facts.fact import Fact
+from errata.facts.files import facts_from_records
 from errata.models.language_model import LanguageModel
 from errata.models.prompts import complete, encode
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments
-from errata.targets.contexts import in_context, neutral_leads, subject_rows
 
 from tests.support.tiny_models import tiny_model
 

@@ -13,20 +13,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from errata.benchmark.recipe_numbers import starting_recipe
-from errata.edit import Editor
+from errata.benchmark.recipe_search import starting_recipe
+from errata.cli.demo_real import corrections
+from errata.editing.methods import method_named
+from errata.editors.locate_then_edit import Editor
 from errata.evaluation.recall import evaluate_facts
-from errata.evaluation.scoring import score
-from errata.lora import Adapter
-from errata.methods import method_named
 from errata.models.edited_files import write_edited
 from errata.models.generation import continue_rows
 from errata.models.gguf import as_directory
 from errata.models.language_model import LanguageModel
+from errata.models.likelihood import score
 from errata.models.small_models import small_model
-from errata.output import new_directory
-from errata.patch import Patch
-from errata.verbs.demo_real import corrections
+from errata.patches.lora_export import Adapter
+from errata.patches.patch import Patch
+from errata.utils.files import new_directory
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

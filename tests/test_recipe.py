@@ -10,13 +10,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-import errata.recipe
-import errata.recipe_settings
-from errata.errors import FaultsError, InputError
-from errata.methods import METHODS, method_named
-from errata.recipe import Recipe, parse_recipe, read_recipe, shipped_recipe
-from errata.recipe_files import shipped_file, shipped_names
-from errata.recipe_settings import (
+import errata.editing.recipe
+import errata.editing.recipe_settings
+from errata.cli.model_options import recipe_name
+from errata.editing.methods import METHODS, method_named
+from errata.editing.recipe import Recipe, parse_recipe, read_recipe, shipped_recipe
+from errata.editing.recipe_files import shipped_file, shipped_names
+from errata.editing.recipe_settings import (
     EqualitySettings,
     LeastSquaresSettings,
     NeuronsSettings,
@@ -26,8 +26,8 @@ from errata.recipe_settings import (
     Settings,
     StatisticsSettings,
 )
-from errata.schedules import SCHEDULES
-from errata.verbs.models import recipe_name
+from errata.editing.schedules import SCHEDULES
+from errata.errors import FaultsError, InputError
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 SHIPPED = [(model, method) for model in shipped_names() for method in shipped_file(model).names]
@@ -317,7 +317,7 @@ def test_a_recipe_is_frozen() -> None:
 
 
 def test_every_field_says_what_it_is() -> None:
-    modules = (vars(errata.recipe), vars(errata.recipe_settings))
+    modules = (vars(errata.editing.recipe), vars(errata.editing.recipe_settings))
     values = [value for module in modules for value in module.values()]
     models = [value for value in values if isinstance(value, type) and issubclass(value, Settings)]
     assert len(models) > 14
@@ -411,7 +411,7 @@ def test_automatic_recipes_are_marked_and_their_numbers_have_no_scale(model: str
     assert "tried on no fact of this model" in recipe.source
     assert recipe.target.relative_rate
     assert getattr(recipe.solver, "shares", True)
-    text = (Path(errata.recipe.__file__).parent / "recipes" / f"{model}.yaml").read_text(encoding="utf-8")
+    text = (Path(errata.editing.recipe.__file__).parent / "recipes" / f"{model}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# AUTOMATIC")
     assert "not verified here" in text
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import Record
+from errata.results.metrics import Metric
+from errata.results.records import Record
 
 from benchmarks.recipe_auto import compared
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from transformers import AutoTokenizer, GPT2Config
 
-from errata.cli import run
-from errata.recipe import read_recipe, shipped_recipe
+from errata.cli.main import run
+from errata.editing.recipe import read_recipe, shipped_recipe
 
 from tests.support.editing import write_corpus
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from errata.errors import Fault, FaultsError, InputError
-from errata.recipe_yaml import line_of, parse_yaml
+from errata.utils.yaml import line_of, parse_yaml
 
 
 def test_every_key_and_entry_has_its_line() -> None:

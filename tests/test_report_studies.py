@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.cli import run
+from errata.cli.main import run
 
 from tests.support.bench_runs import MadeUp, write_run
 from tests.support.studies import COMMAND, lines, made_up_findings, result, write_study
@@ -140,6 +140,6 @@ def test_what_cannot_be_shown_is_told_and_nothing_is_written(
 def test_without_matplotlib_the_extra_is_named(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     assert run(["report", str(study(tmp_path / "made-up"))]) == 2
     assert "errata[plots]" in capfd.readouterr().err

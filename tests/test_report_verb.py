@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.cli import run
+from errata.cli.main import run
 
 from tests.support.bench_runs import MadeUp, write_run
 

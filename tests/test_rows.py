@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from errata.edit import Editor
-from errata.edit_batch import BatchWriter
+from errata.editing.batch import BatchWriter
+from errata.editing.methods import METHODS
+from errata.editing.recipe import Recipe
+from errata.editing.target_search import optimise_targets
+from errata.editors.locate_then_edit import Editor
 from errata.errors import InputError
-from errata.facts import Fact
-from errata.methods import METHODS
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.weights import EditedWeights, SparseTerm
-from errata.patch import Patch
-from errata.recipe import Recipe
+from errata.patches.patch import Patch
 from errata.statistics.store import moments_for
-from errata.targets.search import optimise_targets
 
 from tests.reference import shaping, solvers
 from tests.support.editing import (

@@ -12,15 +12,13 @@ from typing import Any
 
 import pytest
 
-import errata.run_creation
+import errata.runs.run
 from errata.errors import FaultsError, InputError, OutputError
-from errata.facts import FactSet
-from errata.facts_io import read_facts
-from errata.ledger import START, read_ledger
-from errata.output import file_digest
-from errata.run_creation import create_run
-from errata.run_directory import is_run, open_run
-from errata.run_manifest import Manifest
+from errata.facts.fact import FactSet
+from errata.facts.files import read_facts
+from errata.runs.ledger import START, read_ledger
+from errata.runs.run import Manifest, create_run, is_run, open_run
+from errata.utils.files import file_digest
 
 from tests.support.runs import ASKED, BATCHES, EXAMINATION, Runs, content_of
 
@@ -108,7 +106,7 @@ def test_a_run_that_cannot_be_begun_leaves_nothing(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(errata.run_creation, stage, full)
+    monkeypatch.setattr(errata.runs.run, stage, full)
     with pytest.raises(OutputError, match=r"/run cannot be written: No space left on device\. Make room"):
         runs.begin(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

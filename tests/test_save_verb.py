@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 import errata
-from errata.cli import run
-from errata.facts_io import read_facts
-from errata.loading import load_model
-from errata.stack import FILE, has_stack, is_stack, read_stack
+from errata.cli.main import run
+from errata.facts.files import read_facts
+from errata.patches.stack import FILE, has_stack, is_stack, read_stack
+from errata.runs.loading import load_model
 
 from tests.support.hub_server import hub_server
 
@@ -205,7 +205,7 @@ def test_wrong_inputs_leave_nothing(made: Path, tmp_path: Path, capsys: pytest.C
 def test_a_run_that_is_not_at_its_end_is_not_published(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("errata.run_directory.RunDirectory.batches", 3)
+    monkeypatch.setattr("errata.runs.run.RunDirectory.batches", 3)
     assert run(["save", "run", "--out", str(tmp_path / "out")]) == 2
     assert "has done 2 of its 3 batches. Go on with it first: errata edit --resume run" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -217,7 +217,7 @@ def test_a_failure_half_way_leaves_nothing(made: Path, tmp_path: Path, monkeypat
 
     for target in ("write_text", "write_facts"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"errata.verbs.publication.{target}", full_disk)
+            patch.setattr(f"errata.cli.publication.{target}", full_disk)
             assert run(["save", "full", "--out", str(tmp_path / "out")]) == 1
         assert list(tmp_path.iterdir()) == []
     assert "README.md" not in files_in(made / "full")
@@ -311,7 +311,7 @@ def test_nothing_is_called_before_a_yes(
     assert run(push) == 2  # nobody to ask
     assert "Add --yes" in capsys.readouterr().err
     terminal = SimpleNamespace(isatty=lambda: True)
-    monkeypatch.setattr("errata.verbs.push.sys", SimpleNamespace(stdin=terminal))
+    monkeypatch.setattr("errata.cli.push.sys", SimpleNamespace(stdin=terminal))
     asked: list[list[Any]] = []
 
     def say(answer: bool) -> None:
@@ -319,7 +319,7 @@ def test_nothing_is_called_before_a_yes(
             asked.append(list(hub.calls))
             return answer
 
-        monkeypatch.setattr("errata.verbs.push.typer.confirm", confirm)
+        monkeypatch.setattr("errata.cli.push.typer.confirm", confirm)
 
     say(False)
     assert run(push) == 1

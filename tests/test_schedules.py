@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errata.schedules import SCHEDULES, Step, boundary, even, single, sqrt
+from errata.editing.schedules import SCHEDULES, Step, boundary, even, single, sqrt
 
 layer_lists = st.lists(st.integers(0, 90), min_size=1, max_size=12, unique=True).map(sorted)
 

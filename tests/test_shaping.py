@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from errata.shaping import SHAPERS, BatchShaper, NormCap, Prune, Rectify, RunShaper, TargetShaper, make_shaper
+from errata.editing.shaping import SHAPERS, BatchShaper, NormCap, Prune, Rectify, RunShaper, TargetShaper, make_shaper
 
 from tests.reference import shaping as slow
 

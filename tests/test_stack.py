@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.edit import Editor
+from errata.editors.locate_then_edit import Editor
+from errata.editors.rebuild import named_facts, rebuild
 from errata.errors import InputError
-from errata.loading import base_of, load_model, patches_of, stack_under
 from errata.models.language_model import LanguageModel
-from errata.patch import Patch
-from errata.rebuild import named_facts, rebuild
-from errata.stack import FILE, Stack, has_stack, is_stack, new_stack, read_stack, solved_on_top, write_stack
+from errata.patches.patch import Patch
+from errata.patches.stack import FILE, Stack, has_stack, is_stack, new_stack, read_stack, solved_on_top, write_stack
+from errata.runs.loading import base_of, load_model, patches_of, stack_under
 
 from tests.support.editing import FACTS, assert_same_bits, editor_maker, parameter_bits, tiny_language_model
 

@@ -16,11 +16,11 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from errata.cli import run
-from errata.streams import Streams
-from errata.verbs.show import facts_table
-from errata.verbs.terminal import PlainConsole, error_console, progress, tell, warn
-from errata.visible import visible
+from errata.cli.main import run
+from errata.cli.show import facts_table
+from errata.cli.terminal import PlainConsole, error_console, progress, tell, warn
+from errata.utils.streams import Streams
+from errata.utils.text import visible
 
 from tests.support.editing import FACTS
 
@@ -90,8 +90,8 @@ def test_finished_progress_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
             super().__init__(*columns, **options)
             shown.append(self)
 
-    monkeypatch.setattr("errata.verbs.terminal.Progress", Kept)
-    monkeypatch.setattr("errata.verbs.terminal.error_console", lambda: Console(file=StringIO(), force_terminal=True))
+    monkeypatch.setattr("errata.cli.terminal.Progress", Kept)
+    monkeypatch.setattr("errata.cli.terminal.error_console", lambda: Console(file=StringIO(), force_terminal=True))
     with progress() as report:
         report("statistics", 5, 5)
         report("targets", 1, 5)
@@ -102,7 +102,7 @@ def test_finished_progress_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # The streams ----------------------------------------------------------------------------------------------------------
 
-PRINT = "from errata.cli import main; main(['methods', '--json', 'out.json'])"
+PRINT = "from errata.cli.main import main; main(['methods', '--json', 'out.json'])"
 
 
 def methods(folder: Path, command: str, **environment: str) -> tuple[int, str, bool]:

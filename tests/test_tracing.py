@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from errata.errors import ErrataError, InputError
-from errata.facts import Fact
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
-from errata.tracing.measure import Trace, trace
-from errata.tracing.places import Part, Position, Prompt, prompts_of, window_around
+from errata.tracing.causal_tracing import Part, Position, Prompt, Trace, prompts_of, trace, window_around
 
 from tests.reference.attention import compute_attention_exactly
 from tests.reference.tracing import trace_slowly
@@ -61,7 +60,7 @@ def test_tracing_is_what_its_definition_says(family: str, monkeypatch: pytest.Mo
 def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_language_model("llama", dtype=torch.float64)
     whole = traced(model)
-    monkeypatch.setattr("errata.tracing.measure.TOKEN_BUDGET", 40)
+    monkeypatch.setattr("errata.tracing.causal_tracing.TOKEN_BUDGET", 40)
     parted = traced(model)
     np.testing.assert_allclose(parted.corrupted, whole.corrupted, rtol=0, atol=1e-12)
     for key, values in whole.restored.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.cli import run
+from errata.cli.main import run
 from errata.lab.training import TrainingSettings, train
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline

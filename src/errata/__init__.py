@@ -10,48 +10,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from errata.batch_record import BatchRecord
-    from errata.edit import Editor
+    from errata.editing.batch import BatchRecord
+    from errata.editing.methods import METHODS, Method, method_named
+    from errata.editing.recipe import Recipe, read_recipe, shipped_recipe
+    from errata.editors.locate_then_edit import Editor
     from errata.errors import EditError, ErrataError, FaultsError, InputError, NonFiniteError, UnsupportedModelError
-    from errata.facts import Fact, FactSet, Question
-    from errata.facts_io import facts_from_records, read_facts, write_facts
-    from errata.loading import load_model
-    from errata.methods import METHODS, Method, method_named
+    from errata.facts.fact import Fact, FactSet, Question
+    from errata.facts.files import facts_from_records, read_facts, write_facts
     from errata.models.generation import generate
     from errata.models.language_model import LanguageModel
-    from errata.patch import Patch
-    from errata.recipe import Recipe, read_recipe, shipped_recipe
-    from errata.stack import Stack, read_stack
+    from errata.patches.patch import Patch
+    from errata.patches.stack import Stack, read_stack
+    from errata.runs.loading import load_model
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "BatchRecord": "errata.batch_record",
+    "BatchRecord": "errata.editing.batch",
     "EditError": "errata.errors",
-    "Editor": "errata.edit",
+    "Editor": "errata.editors.locate_then_edit",
     "ErrataError": "errata.errors",
-    "Fact": "errata.facts",
-    "FactSet": "errata.facts",
+    "Fact": "errata.facts.fact",
+    "FactSet": "errata.facts.fact",
     "FaultsError": "errata.errors",
     "InputError": "errata.errors",
     "LanguageModel": "errata.models.language_model",
-    "METHODS": "errata.methods",
-    "Method": "errata.methods",
+    "METHODS": "errata.editing.methods",
+    "Method": "errata.editing.methods",
     "NonFiniteError": "errata.errors",
-    "Patch": "errata.patch",
-    "Question": "errata.facts",
-    "Recipe": "errata.recipe",
-    "Stack": "errata.stack",
+    "Patch": "errata.patches.patch",
+    "Question": "errata.facts.fact",
+    "Recipe": "errata.editing.recipe",
+    "Stack": "errata.patches.stack",
     "UnsupportedModelError": "errata.errors",
-    "facts_from_records": "errata.facts_io",
+    "facts_from_records": "errata.facts.files",
     "generate": "errata.models.generation",
-    "load_model": "errata.loading",
-    "method_named": "errata.methods",
-    "read_facts": "errata.facts_io",
-    "read_recipe": "errata.recipe",
-    "read_stack": "errata.stack",
-    "shipped_recipe": "errata.recipe",
-    "write_facts": "errata.facts_io",
+    "load_model": "errata.runs.loading",
+    "method_named": "errata.editing.methods",
+    "read_facts": "errata.facts.files",
+    "read_recipe": "errata.editing.recipe",
+    "read_stack": "errata.patches.stack",
+    "shipped_recipe": "errata.editing.recipe",
+    "write_facts": "errata.facts.files",
 }
 
 __all__ = [

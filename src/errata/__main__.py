@@ -7,12 +7,12 @@ import sys
 
 
 def main() -> None:
-    """As ``errata.cli.main``; Ctrl-C is answered from the first moment."""
+    """As ``errata.cli.main.main``; Ctrl-C is answered from the first moment."""
     # OpenMP's threads burn their cores while they wait for each other, unless told otherwise before they start. Beside
     # another process that has work to do, this costs several times more than waiting quietly costs on an idle machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        from errata.cli import main as run
+        from errata.cli.main import main as run
     except KeyboardInterrupt:
         print("interrupted; nothing had begun", file=sys.stderr)
         sys.exit(130)

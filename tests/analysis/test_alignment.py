@@ -9,14 +9,13 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from errata.analysis.alignment import ALIGNMENT
-from errata.analysis.alignment_findings import slopes
+from errata.analysis.alignment import ALIGNMENT, slopes
 from errata.analysis.findings import Findings, Row
-from errata.analysis.projection import project
 from errata.analysis.residuals import search_targets
+from errata.analysis.similarity import project
+from errata.editing.contexts import generate_prefixes
+from errata.editing.keys import current_states
 from errata.errors import InputError, MissingExtraError
-from errata.targets.contexts import generate_prefixes
-from errata.targets.keys import current_states
 
 from tests.reference import alignment as plain
 from tests.support.editing import assert_same_bits, parameter_bits
@@ -150,6 +149,6 @@ def test_what_it_cannot_be_made_with_is_refused(tmp_path: Path, monkeypatch: pyt
     bench = tiny_workbench(tmp_path, recipe={"layers": (2,)})
     with pytest.raises(InputError, match="nothing is spread"):
         ALIGNMENT.check(bench.recipe, bench.settings)
-    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"errata\[analysis\]"):
         ALIGNMENT.check(tiny_workbench(tmp_path).recipe, bench.settings)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from errata.analysis.contrasts import Response, Sums, effects, response_of, value_of
-from errata.analysis.factorial_findings import parts_of_gain
+from errata.analysis.factorial import parts_of_gain
 
 SOURCES, LAYERS, HISTORY = ("spread", "computed"), ("both", "all"), ("on", "off")
 CELLS = [

@@ -9,7 +9,7 @@ import torch
 
 from errata.analysis.contribution import CONTRIBUTION, KINDS, probabilities
 from errata.analysis.residuals import search_targets
-from errata.targets.contexts import generate_prefixes
+from errata.editing.contexts import generate_prefixes
 
 from tests.reference.contribution import chance
 from tests.support.editing import assert_same_bits, parameter_bits

@@ -10,21 +10,19 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from errata.analysis.cost import Machine, weight_shift_cost
-from errata.analysis.search_cost import search_flops, search_memory
-from errata.analysis.search_rows import SearchRows
+from errata.analysis.cost import Machine, SearchRows, search_flops, search_memory, weight_shift_cost
 from errata.analysis.study import AnalysisSettings
+from errata.editing.contexts import generate_prefixes
+from errata.editing.preparation import prepare
+from errata.editing.recipe import shipped_recipe
+from errata.editing.target_rows import FactRows
+from errata.editing.target_search import optimise_targets
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel, Site
 from errata.models.outline import Outline
 from errata.models.size import ModelSize
-from errata.preparation import prepare
-from errata.recipe import shipped_recipe
 from errata.statistics.moments import key_moments
-from errata.targets.contexts import generate_prefixes
-from errata.targets.rows import FactRows
-from errata.targets.search import optimise_targets
 
 from tests.support.editing import FACTS, corpus_texts, tiny_language_model, tiny_recipe, write_corpus
 

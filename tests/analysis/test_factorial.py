@@ -14,7 +14,7 @@ from errata.analysis import factorial
 from errata.analysis.factorial import FACTORIAL, cells_of, check_factorial, designs_of, layer_sets, name_of, recipe_of
 from errata.analysis.running import Result
 from errata.analysis.study import AnalysisSettings, Workbench
-from errata.edit import Editor
+from errata.editors.locate_then_edit import Editor
 from errata.errors import FaultsError, MissingExtraError
 
 from tests.reference.factorial import answers_of
@@ -230,7 +230,7 @@ def test_everything_that_the_design_cannot_be_made_with_is_told_at_once(
     ):
         with pytest.raises(FaultsError, match=told):
             check_factorial(recipe, good)
-    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError):
         check_factorial(tiny_recipe(corpus), good)
     assert factorial.FACTORIAL.defaults["count"] > factorial.FACTORIAL.defaults["batch_size"]

@@ -14,7 +14,7 @@ from errata.analysis.findings import Findings, Row
 from errata.analysis.hidden_shift import HIDDEN_SHIFT, prompts_of, states_of
 from errata.analysis.runs import boundary_pairs, edited
 from errata.analysis.study import AnalysisSettings
-from errata.edit import Editor
+from errata.editors.locate_then_edit import Editor
 from errata.errors import FaultsError, MissingExtraError, NonFiniteError
 
 from tests.reference.hidden_shift import cka, last_states
@@ -162,7 +162,7 @@ def test_methods_without_a_recipe_are_all_named_and_so_is_a_missing_extra(
         HIDDEN_SHIFT.pieces(bench)
     assert [fault.where for fault in caught.value.faults] == ["methods: memit", "methods: rect"]
     HIDDEN_SHIFT.check(bench.recipe, bench.settings)
-    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"errata\[analysis\]"):
         HIDDEN_SHIFT.check(bench.recipe, bench.settings)
 

@@ -113,6 +113,6 @@ def test_few_states_have_no_plane_and_a_missing_extra_is_named(
 ) -> None:
     assert fit_plane(states(0, 2)) is None
     assert fit_plane(states(0)[:1].expand(5, 7)) is None
-    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"errata\[analysis\]"):
         fit_plane(states(0))

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from errata.analysis.single_layer import SINGLE_LAYER, runs_of, step_of
-from errata.analysis.single_layer_findings import KINDS, UNITS, difference_row
+from errata.analysis.single_layer import KINDS, SINGLE_LAYER, UNITS, difference_row, runs_of, step_of
+from errata.editing.schedules import Step
 from errata.errors import FaultsError
-from errata.evaluation.metrics import NOT_SHARES, Metric
 from errata.evaluation.perplexity import perplexity
-from errata.evaluation.records import Record
-from errata.schedules import Step
+from errata.results.metrics import NOT_SHARES, Metric
+from errata.results.records import Record
 
 from tests.reference.factorial import answers_of
 from tests.support.bench import ASKED, PROSE, UNTOUCHED

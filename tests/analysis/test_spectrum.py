@@ -13,8 +13,7 @@ import torch
 
 from errata.analysis.findings import Findings, Row
 from errata.analysis.running import read_result
-from errata.analysis.spectrum import SPECTRUM
-from errata.analysis.spectrum_findings import effective_rank, stable_rank, top_share
+from errata.analysis.spectrum import SPECTRUM, effective_rank, stable_rank, top_share
 from errata.analysis.study import AnalysisSettings
 
 from tests.reference.spectrum import changes

@@ -13,12 +13,12 @@ import torch
 from errata.analysis.findings import Findings
 from errata.analysis.steps import STEPS, written
 from errata.analysis.study import Workbench
+from errata.editing.recipe import Recipe
+from errata.editing.schedules import boundary
+from errata.editing.target_search import optimise_targets
 from errata.errors import FaultsError
 from errata.models.language_model import LanguageModel
-from errata.recipe import Recipe
-from errata.schedules import boundary
 from errata.statistics.store import moments_for
-from errata.targets.search import optimise_targets
 
 from tests.reference.steps import behind_spread_writes, first_loss, searched, with_own_targets
 from tests.reference.target import ReferenceTarget

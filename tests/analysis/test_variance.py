@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from errata.analysis.variance import analysis_of_variance
+from errata.analysis.contrasts import analysis_of_variance
 from errata.errors import MissingExtraError
 
 from tests.reference.factorial import sums_of_squares
@@ -73,6 +73,6 @@ def test_an_incomplete_design_is_refused() -> None:
 
 
 def test_without_statsmodels_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"errata\[analysis\]"):
         analysis_of_variance(observed(), [0.0] * 24, block="seed")

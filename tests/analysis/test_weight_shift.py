@@ -14,16 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from errata.analysis.earlier_batches import EarlierBatches
 from errata.analysis.running import Result
+from errata.analysis.runs import EarlierBatches
 from errata.analysis.shift_norms import READINGS, bound, shift_norms, solution, tighter_bound
 from errata.analysis.study import AnalysisSettings, Workbench
-from errata.analysis.weight_shift import WEIGHT_SHIFT
-from errata.analysis.weight_shift_table import growth, inside, slope
-from errata.edit import Editor
+from errata.analysis.weight_shift import WEIGHT_SHIFT, growth, inside, slope
+from errata.editing.preparation import prepare
+from errata.editing.solvers import SOLVERS, make_solver
+from errata.editors.locate_then_edit import Editor
 from errata.errors import FaultsError, InputError
-from errata.preparation import prepare
-from errata.solvers import SOLVERS, make_solver
 from errata.statistics.store import compute_moments
 
 from tests.reference import solvers

@@ -15,27 +15,26 @@ import pytest
 import torch
 
 import errata.benchmark.checks
-import errata.benchmark.working
-from errata.batch_record import BatchRecord
+import errata.benchmark.workers
 from errata.benchmark import measurements
 from errata.benchmark.campaign import open_campaign
 from errata.benchmark.cell import open_cell
 from errata.benchmark.checks import Check
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Measures
-from errata.benchmark.parts import Answer, Inquiry, Part
-from errata.benchmark.working import Processes, work
-from errata.edit import Editor
+from errata.benchmark.measurements import Answer, Inquiry, Part
+from errata.benchmark.workers import Processes, work
+from errata.cli.bench_plan import show_results
+from errata.editing.batch import BatchRecord
+from errata.editors.locate_then_edit import Editor
 from errata.errors import EditError, FaultsError, InputError, NonFiniteError
 from errata.evaluation.perplexity import perplexity
 from errata.evaluation.recall import evaluate_facts
-from errata.evaluation.records import Record
-from errata.evaluation.results_file import Row, read_results
-from errata.facts import Fact
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
-from errata.progress import Report, silent
-from errata.run_manifest import Manifest
-from errata.verbs.bench_shown import show_results
+from errata.results.records import Record, Row, read_results
+from errata.runs.run import Manifest
+from errata.utils.progress import Report, silent
 
 from tests.support.bench import PROSE, UNTOUCHED, Inline, TinyBench, finish
 
@@ -668,7 +667,7 @@ def test_what_a_process_says_beside_its_progress_is_not_read(tmp_path: Path, mon
     def started(command: list[str], **options: Any) -> Any:
         return original([sys.executable, "-c", script], **options)
 
-    monkeypatch.setattr(errata.benchmark.working.subprocess, "Popen", started)
+    monkeypatch.setattr(errata.benchmark.workers.subprocess, "Popen", started)
     heard: list[tuple[str, int, int]] = []
     (tmp_path / "cell").mkdir()
     assert Processes().run(tmp_path / "cell", lambda *told: heard.append(told)) == 0

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, grid_of, read_grid, variants
-from errata.benchmark.grid_part import sound_part
-from errata.benchmark.grid_paths import placed
+from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, grid_of, placed, read_grid, sound_part, variants
 from errata.benchmark.measurements import check_parts
+from errata.cli.bench_plan import plan_of
+from errata.editing.recipe import shipped_recipe
 from errata.errors import FaultsError, InputError
-from errata.recipe import shipped_recipe
-from errata.verbs.bench_plan import plan_of
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "grid.yaml"
 

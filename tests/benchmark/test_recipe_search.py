@@ -13,22 +13,33 @@ from typing import Any
 import pytest
 import torch
 
-from errata import known_facts
-from errata.benchmark import recipe_numbers, recipe_search, sequential
-from errata.benchmark.recipe_file import automatic_file, layers_by_depth, unsearched_recipe
-from errata.benchmark.recipe_journal import Try, append_to_journal, read_journal
-from errata.benchmark.recipe_numbers import RIDGES, laid_over, starting_recipe, with_boundary
-from errata.benchmark.recipe_search import RecipeSearch
-from errata.benchmark.sequential import Examination, Measurement
+from errata.benchmark import recipe_search
+from errata.benchmark import recipe_search as recipe_numbers
+from errata.benchmark import sequence as sequential
+from errata.benchmark.recipe_search import (
+    RIDGES,
+    RecipeSearch,
+    Try,
+    append_to_journal,
+    automatic_file,
+    laid_over,
+    layers_by_depth,
+    read_journal,
+    starting_recipe,
+    unsearched_recipe,
+    with_boundary,
+)
+from errata.benchmark.sequence import Examination, Measurement
+from errata.editing.methods import METHODS, method_named
+from errata.editing.recipe import Recipe, parse_recipe
+from errata.editing.recipe_settings import ContextSettings
+from errata.editing.solvers import make_solver
 from errata.errors import EditError, ErrataError, InputError
-from errata.evaluation.metrics import CONTROLS
+from errata.evaluation import controls as known_facts
 from errata.evaluation.recall import evaluate_facts
-from errata.facts import Question
-from errata.methods import METHODS, method_named
+from errata.facts.fact import Question
 from errata.models.language_model import LanguageModel
-from errata.recipe import Recipe, parse_recipe
-from errata.recipe_settings import ContextSettings
-from errata.solvers import make_solver
+from errata.results.metrics import CONTROLS
 
 from tests.support.editing import (
     FACTS,

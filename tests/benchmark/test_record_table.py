@@ -12,9 +12,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from errata.benchmark.campaign import Campaign
-from errata.benchmark.finished import Finished, read_finished
+from errata.benchmark.collect import Finished, read_finished, records_file
 from errata.benchmark.grid import Measures
-from errata.benchmark.record_table import records_file
 
 from tests.support.bench import TinyBench, finish
 from tests.support.editing import tiny_language_model

@@ -17,20 +17,19 @@ import pytest
 import torch
 from torch import Tensor
 
-import errata.benchmark.recorded
-import errata.output
-import errata.patch_file
-import errata.run_directory
-import errata.targets.aims
-from errata.benchmark.recorded import RecordedResult, run_recorded
-from errata.benchmark.sequential import examine, run_sequence
-from errata.edit import Editor
-from errata.edit_batch import BatchWriter
+import errata.benchmark.sequence
+import errata.editing.targets
+import errata.patches.patch
+import errata.runs.run
+import errata.utils.files
+from errata.benchmark.sequence import RecordedResult, examine, run_recorded, run_sequence
+from errata.editing.batch import BatchWriter
+from errata.editing.target_loss import TargetLoss
+from errata.editors.locate_then_edit import Editor
 from errata.errors import ErrataError, FaultsError, InputError
-from errata.ledger import Ledger, read_ledger
 from errata.models.language_model import LanguageModel
-from errata.run_directory import RunDirectory, open_run
-from errata.targets.residual import TargetLoss
+from errata.runs.ledger import Ledger, read_ledger
+from errata.runs.run import RunDirectory, open_run
 
 from tests.support.editing import assert_same_bits, parameter_bits, tiny_language_model
 from tests.support.runs import (
@@ -142,18 +141,18 @@ def test_a_run_that_measures_nothing_has_the_same_weights(
 
 # (what is interrupted, which of its calls, whether it has done its work, how many batches are kept then)
 STOPS: dict[str, tuple[Any, str, int, bool, int]] = {
-    "asking before the first batch": (errata.benchmark.recorded, "examine", 1, False, 0),
+    "asking before the first batch": (errata.benchmark.sequence, "examine", 1, False, 0),
     "what was said before is written, its line is not": (Ledger, "add", 1, False, 0),
-    "searching targets of the first batch": (errata.targets.aims, "optimise_targets", 1, False, 0),
-    "searching targets of the second batch": (errata.targets.aims, "optimise_targets", 4, True, 1),
-    "asking after the second batch": (errata.benchmark.recorded, "evaluate_facts", 2, True, 1),
-    "writing the second patch": (errata.run_directory, "write_patch", 2, False, 1),
-    "the second patch is there, its line is not": (errata.run_directory, "write_patch", 2, True, 1),
+    "searching targets of the first batch": (errata.editing.targets, "optimise_targets", 1, False, 0),
+    "searching targets of the second batch": (errata.editing.targets, "optimise_targets", 4, True, 1),
+    "asking after the second batch": (errata.benchmark.sequence, "evaluate_facts", 2, True, 1),
+    "writing the second patch": (errata.runs.run, "write_patch", 2, False, 1),
+    "the second patch is there, its line is not": (errata.runs.run, "write_patch", 2, True, 1),
     "what was said is there, the line is not": (Ledger, "add", 3, False, 1),
     "the second line is there": (Ledger, "add", 3, True, 2),
     "the last line is there": (Ledger, "add", 4, True, 3),
-    "asking after the last batch": (errata.benchmark.recorded, "examine", 2, True, 3),
-    "at the end": (errata.benchmark.recorded, "rows_of", 1, False, 3),
+    "asking after the last batch": (errata.benchmark.sequence, "examine", 2, True, 3),
+    "at the end": (errata.benchmark.sequence, "rows_of", 1, False, 3),
 }
 
 
@@ -181,7 +180,7 @@ def test_whatever_the_method_it_goes_on_behind_any_batch(
 ) -> None:
     expected, path = whole(method), tmp_path / "run"
     runs.begin(path, method)
-    with failing(errata.run_directory, "write_patch", Stop(), call=kept + 1, afterwards=True), pytest.raises(Stop):
+    with failing(errata.runs.run, "write_patch", Stop(), call=kept + 1, afterwards=True), pytest.raises(Stop):
         runs.go_on(path)
     assert open_run(path).batches_done == kept
     model, result = runs.go_on(path)
@@ -194,7 +193,7 @@ def test_stopped_once_in_every_batch(runs: Runs, whole: Callable[[str], Whole], 
     expected, path = whole("memit_seq+blue"), tmp_path / "run"
     runs.begin(path)
     for kept in range(1, BATCHES):
-        with failing(errata.run_directory, "write_patch", Stop(), call=2, afterwards=True), pytest.raises(Stop):
+        with failing(errata.runs.run, "write_patch", Stop(), call=2, afterwards=True), pytest.raises(Stop):
             runs.go_on(path)
         assert open_run(path).batches_done == kept
     model, result = runs.go_on(path)
@@ -206,8 +205,8 @@ def test_a_finished_run_is_told_again_and_not_done_again(runs: Runs, whole: Call
     expected = whole("memit_seq+blue")
     before = content_of(expected.path)
     with (
-        failing(errata.targets.aims, "optimise_targets", Stop(), call=1) as searched,
-        failing(errata.benchmark.recorded, "examine", Stop(), call=1) as asked,
+        failing(errata.editing.targets, "optimise_targets", Stop(), call=1) as searched,
+        failing(errata.benchmark.sequence, "examine", Stop(), call=1) as asked,
     ):
         model, result = runs.go_on(expected.path)
     assert searched() == asked() == 0
@@ -241,7 +240,7 @@ def stopped(runs: Runs, tmp_path: Path) -> Path:
     """A run with two whole batches, stopped while the third one's patch was there and its line was not."""
     path = tmp_path / "run"
     runs.begin(path)
-    with failing(errata.run_directory, "write_patch", Stop(), call=3, afterwards=True), pytest.raises(Stop):
+    with failing(errata.runs.run, "write_patch", Stop(), call=3, afterwards=True), pytest.raises(Stop):
         runs.go_on(path)
     return path
 
@@ -475,12 +474,12 @@ CPU_FULL = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memo
 
 # (what fails, which of its calls, with what, what is said of it)
 FAILURES: dict[str, tuple[Any, str, int, BaseException, str]] = {
-    "disk full at the patch": (errata.patch_file, "save_file", 3, NO_SPACE, "No space left"),
-    "disk full at the answers": (errata.run_directory, "write_text", 4, NO_SPACE, "No space left"),
+    "disk full at the patch": (errata.patches.patch, "save_file", 3, NO_SPACE, "No space left"),
+    "disk full at the answers": (errata.runs.run, "write_text", 4, NO_SPACE, "No space left"),
     "disk full at the line": (Ledger, "add", 4, NO_SPACE, "No space left"),
-    "disk full while syncing": (errata.output, "_sync", 11, NO_SPACE, "No space left"),
-    "the directory became read-only": (errata.output.secrets, "token_hex", 6, READ_ONLY, "Read-only file system"),
-    "out of memory": (errata.targets.aims, "optimise_targets", 5, MemoryError(), "MemoryError"),
+    "disk full while syncing": (errata.utils.files, "_sync", 11, NO_SPACE, "No space left"),
+    "the directory became read-only": (errata.utils.files.secrets, "token_hex", 6, READ_ONLY, "Read-only file system"),
+    "out of memory": (errata.editing.targets, "optimise_targets", 5, MemoryError(), "MemoryError"),
     "out of a GPU's memory": (
         BatchWriter, "check_logits", 3, torch.OutOfMemoryError("CUDA out of memory"), "OutOfMemoryError: CUDA out",
     ),
@@ -567,7 +566,7 @@ def test_a_directory_that_cannot_be_written_in_stops_the_run(
     expected, path = whole("memit_seq+blue"), tmp_path / "run"
     run = runs.begin(path)
     batches, away = path / "batches", tmp_path / "away"
-    search = errata.targets.aims.optimise_targets
+    search = errata.editing.targets.optimise_targets
 
     def close() -> None:
         if batches.is_dir() and len(read_ledger(run.ledger.path).of("batch")) == kept:
@@ -582,7 +581,7 @@ def test_a_directory_that_cannot_be_written_in_stops_the_run(
     if kept == 0:
         close()
     with monkeypatch.context() as patched:
-        patched.setattr(errata.targets.aims, "optimise_targets", search_then_close)
+        patched.setattr(errata.editing.targets, "optimise_targets", search_then_close)
         with pytest.raises(ErrataError, match=rf"^{told} failed: .* as they were after batch {kept} of 3"):
             runs.go_on(path, model)
     assert_same_bits(parameter_bits(model), expected.bits[kept])
@@ -619,7 +618,7 @@ def test_a_full_disk_while_the_model_is_asked_is_told_with_how_far_the_run_is(
     runs.begin(path)
     batches = 0 if call == 2 else BATCHES
     model = tiny_language_model("gpt2")
-    with failing(errata.run_directory, "write_text", NO_SPACE, call=call - 1), pytest.raises(ErrataError, match=told):
+    with failing(errata.runs.run, "write_text", NO_SPACE, call=call - 1), pytest.raises(ErrataError, match=told):
         runs.go_on(path, model)
     assert_same_bits(parameter_bits(model), expected.bits[batches])
     _assert_goes_on(runs, path, expected)
@@ -654,10 +653,10 @@ import resource
 import sys
 from pathlib import Path
 
-import errata.benchmark.recorded
-import errata.run_directory
+import errata.benchmark.sequence
+import errata.runs.run
 from errata.errors import ErrataError
-from errata.ledger import Ledger
+from errata.runs.ledger import Ledger
 from tests.support.editing import tiny_language_model
 from tests.support.runs import Runs
 
@@ -695,8 +694,8 @@ def at_line(ledger, kind, **about):
 
 
 before_call(*{
-    "wait": (errata.benchmark.recorded, "evaluate_facts", wait),
-    "patch": (errata.run_directory, "write_patch", at_patch),
+    "wait": (errata.benchmark.sequence, "evaluate_facts", wait),
+    "patch": (errata.runs.run, "write_patch", at_patch),
     "line": (Ledger, "add", at_line),
 }[what])
 model = tiny_language_model("gpt2")

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from errata.benchmark.collect import collect
-from errata.benchmark.remote import RayCluster
-from errata.benchmark.working import work
+from errata.benchmark.workers import RayCluster, work
 from errata.errors import InputError
-from errata.evaluation.results_file import Row, read_results
-from errata.progress import silent
+from errata.results.records import Row, read_results
+from errata.utils.progress import silent
 
 from tests.support.bench import TinyBench, finish
 

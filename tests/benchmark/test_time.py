@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from errata.benchmark.campaign import Campaign, open_campaign
-from errata.benchmark.working import work
-from errata.cli import run
-from errata.evaluation.results_file import read_results
+from errata.benchmark.workers import work
+from errata.cli.bench_plan import Plan, measured_speed, search_operations, time_left
+from errata.cli.main import run
 from errata.models.outline import Outline
-from errata.progress import silent
-from errata.verbs.bench_plan import Plan
-from errata.verbs.bench_time import measured_speed, search_operations, time_left
+from errata.results.records import read_results
+from errata.utils.progress import silent
 
 from tests.support.bench import Inline, TinyBench
 

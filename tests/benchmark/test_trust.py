@@ -10,10 +10,10 @@ import pytest
 
 from errata.benchmark.campaign import open_campaign
 from errata.benchmark.cell import open_cell
-from errata.benchmark.working import Processes
-from errata.cli import run
+from errata.benchmark.workers import Processes
+from errata.cli.main import run
 from errata.errors import InputError
-from errata.progress import silent
+from errata.utils.progress import silent
 
 from tests.support.bench import TinyBench
 

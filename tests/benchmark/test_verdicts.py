@@ -11,11 +11,10 @@ import pytest
 from errata.benchmark.campaign import Campaign
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Measures
-from errata.benchmark.verdicts import KeptJudge
+from errata.benchmark.measurements import KeptJudge
 from errata.errors import ErrataError, InputError
-from errata.evaluation.judge import HttpJudge, JudgeSettings
-from errata.evaluation.judging import Case, Verdict
-from errata.evaluation.results_file import read_results
+from errata.evaluation.judge import Case, HttpJudge, JudgeSettings, Verdict
+from errata.results.records import read_results
 
 from tests.support.bench import TinyBench, finish
 from tests.support.judge_server import JudgeServer, Step, judge_server
@@ -48,7 +47,7 @@ def test_an_outage_is_a_failure_and_what_was_judged_is_not_asked_again(tmp_path:
 def test_an_interrupt_loses_no_more_than_what_is_asked_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("errata.benchmark.verdicts._AT_ONCE", 2)
+    monkeypatch.setattr("errata.benchmark.measurements._AT_ONCE", 2)
     path, original, calls = tmp_path / "verdicts.json", HttpJudge.judge, []
 
     def interrupted(judge: HttpJudge, cases: Sequence[Case]) -> list[Verdict]:

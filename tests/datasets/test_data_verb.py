@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from errata.cli import run
+from errata.cli.main import run
 from errata.datasets import registry
+from errata.datasets.data_set import Source
 from errata.datasets.registry import DATASETS
-from errata.datasets.row import Source
-from errata.facts_io import read_facts
+from errata.facts.files import read_facts
 
 from tests.datasets import records
 from tests.datasets.records import varied, written

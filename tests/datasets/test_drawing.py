@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errata.datasets.drawing import draw
-from errata.datasets.loaded import Unit
-from errata.datasets.read import read_dataset
+from errata.datasets.reading import draw, read_dataset
+from errata.datasets.records import Unit
 from errata.errors import InputError
-from errata.facts import Fact, Question, clashes
+from errata.facts.fact import Fact, Question, clashes
 
 from tests.datasets import records
 from tests.datasets.records import mquake, written

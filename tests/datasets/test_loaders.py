@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from errata.datasets.concept import Concept
-from errata.datasets.read import read_dataset
+from errata.datasets.reading import read_dataset
 from errata.datasets.registry import DATASETS
 from errata.errors import InputError
-from errata.facts import FIELDS, Fact, Question
-from errata.facts_io import write_facts
+from errata.facts.concept import Concept
+from errata.facts.fact import FIELDS, Fact, Question
+from errata.facts.files import write_facts
 
 from tests.datasets import records
 from tests.datasets.records import varied, written

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from errata.datasets.read import read_dataset
+from errata.datasets.reading import read_dataset
 from errata.errors import FaultsError, InputError
 
 from tests.datasets import records

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from errata.datasets.loaded import Loaded
-from errata.datasets.read import read_dataset
-from errata.facts import Fact
-from errata.facts_io import read_facts
+from errata.datasets.reading import read_dataset
+from errata.datasets.records import Loaded
+from errata.facts.fact import Fact
+from errata.facts.files import read_facts
 
 
 @functools.cache

@@ -19,17 +19,20 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from errata.errors import FaultsError, InputError, MissingExtraError
-from errata.evaluation.ability import AbilitySettings, measure_ability
-from errata.evaluation.ability_results import Ability, Sample, TaskMetric, TaskResult, summarise_values
-from errata.evaluation.harness import check_harness, check_tasks, harness_model, run_tasks
-from errata.evaluation.likelihood import Expected, predict
-from errata.evaluation.local_tasks import local_tasks
+from errata.evaluation.ability import (
+    Ability,
+    AbilitySettings,
+    Sample,
+    TaskMetric,
+    TaskResult,
+    measure_ability,
+    summarise_values,
+)
+from errata.evaluation.harness import check_harness, check_tasks, harness_model, local_tasks, run_tasks, task_files
 from errata.evaluation.probes import PROBES, Probe, read_probes
-from errata.evaluation.records import Summary, summarise
-from errata.evaluation.scoring import score
-from errata.evaluation.task_files import task_files
-from errata.evaluation.weighted_f1 import confusion_cells, weighted_f1, weighted_f1_of_sums
+from errata.models.likelihood import Expected, predict, score
 from errata.models.prompts import complete
+from errata.results.records import Summary, confusion_cells, summarise, weighted_f1, weighted_f1_of_sums
 
 from tests.reference.likelihood import greedy, mean_log_probability
 from tests.reference.likelihood import weighted_f1 as weighted_f1_by_definition
@@ -305,7 +308,7 @@ def test_settings() -> None:
 
 
 def test_a_missing_harness_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"errata\[eval\]"):
         check_harness()
 

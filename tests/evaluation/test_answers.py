@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from errata.evaluation.answers import answer_end, answer_of, is_contained, is_exact, is_repeated, normalise
-from errata.evaluation.sentences import first_sentence_end
+from errata.evaluation.free_running import (
+    answer_end,
+    answer_of,
+    first_sentence_end,
+    is_contained,
+    is_exact,
+    is_repeated,
+    normalise,
+)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from errata.evaluation.changes import absent_changes, change_records, changes, derived
-from errata.evaluation.metrics import CONTROLS, Metric
-from errata.evaluation.records import Record, summarise
+from errata.evaluation.outcomes import absent_changes, change_records, changes, derived
+from errata.results.metrics import CONTROLS, Metric
+from errata.results.records import Record, summarise
 
 NEAR = Metric.SPECIFICITY_ACCURACY
 

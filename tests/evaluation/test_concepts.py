@@ -7,7 +7,6 @@ from collections import Counter
 
 import pytest
 
-from errata.datasets.concept import Concept
 from errata.errors import FaultsError
 from errata.evaluation.concepts import (
     DEMONSTRATIONS,
@@ -19,9 +18,10 @@ from errata.evaluation.concepts import (
     read_concepts,
     similarity,
 )
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import Record
-from errata.facts import Question
+from errata.facts.concept import Concept
+from errata.facts.fact import Question
+from errata.results.metrics import Metric
+from errata.results.records import Record
 
 from tests.reference.likelihood import greedy, target_log_probabilities
 from tests.support.editing import tiny_language_model

@@ -11,9 +11,9 @@ import torch
 
 from errata.errors import NonFiniteError
 from errata.evaluation.drift import absent_drift, evaluate_drift, kl_divergence, top_overlap
-from errata.evaluation.metrics import Metric
-from errata.facts import Fact, Question
+from errata.facts.fact import Fact, Question
 from errata.models.language_model import LanguageModel
+from errata.results.metrics import Metric
 
 from tests.reference.drift import distribution, divergence, overlap
 from tests.support.editing import tiny_language_model

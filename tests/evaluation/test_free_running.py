@@ -12,22 +12,26 @@ import torch
 from pydantic import ValidationError
 
 from errata.errors import InputError, NonFiniteError
-from errata.evaluation.answers import answer_end, answer_of
-from errata.evaluation.free_questions import expected_answer, free_questions
 from errata.evaluation.free_running import (
+    CONTEXTS,
+    WILD,
+    FreeSettings,
     absent_free,
     absent_free_locality,
+    answer_end,
     answer_freely,
+    answer_of,
     evaluate_free,
     evaluate_free_locality,
+    expected_answer,
+    free_questions,
     locality_answers,
 )
-from errata.evaluation.free_settings import CONTEXTS, WILD, FreeSettings
-from errata.evaluation.judging import Case, Verdict
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import Record, summarise
-from errata.facts import Fact, Question
+from errata.evaluation.judge import Case, Verdict
+from errata.facts.fact import Fact, Question
 from errata.models.language_model import LanguageModel
+from errata.results.metrics import Metric
+from errata.results.records import Record, summarise
 
 from tests.reference.generation import continue_slowly
 from tests.support.editing import tiny_language_model

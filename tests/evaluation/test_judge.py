@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from errata.cli import run
+from errata.cli.main import run
 from errata.errors import InputError
-from errata.evaluation.deadline import deadline
-from errata.evaluation.judge import HttpJudge, JudgeSettings
-from errata.evaluation.judging import Case, Judge, Verdict, read_verdict
+from errata.evaluation.judge import Case, HttpJudge, Judge, JudgeSettings, Verdict, deadline, read_verdict
 
 from tests.support.judge_server import JudgeServer, Step, judge_server
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from errata.evaluation.metrics import Metric
 from errata.evaluation.outcomes import no_room, outcome_of, unable_to_show
-from errata.evaluation.records import Record
-from errata.facts import Fact
+from errata.facts.fact import Fact
+from errata.results.metrics import Metric
+from errata.results.records import Record
 
 FACTS = [
     Fact("a", "Rome", "{} is in", "Spain", old="Italy", paraphrases=("Where is Rome? In",)),

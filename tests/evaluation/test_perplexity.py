@@ -63,8 +63,8 @@ def test_logits_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model("gpt2", dtype=torch.float64)
     lm = LanguageModel(model, tokenizer)
     whole = perplexity(lm, TEXTS)
-    monkeypatch.setattr("errata.evaluation.likelihood._LOGITS_AT_ONCE", 30 * 384)
-    monkeypatch.setattr("errata.evaluation.likelihood._LOGITS_IN_FLOAT", 5 * 384)
+    monkeypatch.setattr("errata.models.likelihood._LOGITS_AT_ONCE", 30 * 384)
+    monkeypatch.setattr("errata.models.likelihood._LOGITS_IN_FLOAT", 5 * 384)
     sizes: list[int] = []
     handle = model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(output.shape[1]))
     pieces = perplexity(lm, TEXTS)

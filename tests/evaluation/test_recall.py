@@ -12,12 +12,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from errata.errors import InputError, NonFiniteError
-from errata.evaluation.metrics import Metric
 from errata.evaluation.recall import absent, agreement, choose_questions, evaluate_facts, tokens_read
-from errata.evaluation.records import Record
-from errata.evaluation.scoring import TargetScore, score
-from errata.facts import Fact, Question
+from errata.facts.fact import Fact, Question
 from errata.models.language_model import LanguageModel
+from errata.models.likelihood import TargetScore, score
+from errata.results.metrics import Metric
+from errata.results.records import Record
 
 from tests.support.tiny_models import tiny_model
 

@@ -10,9 +10,17 @@ from pathlib import Path
 import pytest
 
 from errata.errors import InputError
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import Record, Summary, summarise, summarise_groups
-from errata.evaluation.results_file import Row, read_results, to_long, write_results
+from errata.results.metrics import Metric
+from errata.results.records import (
+    Record,
+    Row,
+    Summary,
+    read_results,
+    summarise,
+    summarise_groups,
+    to_long,
+    write_results,
+)
 
 
 def record(fact: str, value: float, metric: str = Metric.EFFICACY_SUCCESS, prompt: str = "p") -> Record:
@@ -71,7 +79,7 @@ def test_a_single_fact_has_no_interval() -> None:
 
 def test_many_facts_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     records = [record(str(index), float(index % 2)) for index in range(50)]
-    monkeypatch.setattr("errata.evaluation.intervals._DRAWS_AT_ONCE", 500)
+    monkeypatch.setattr("errata.results.records._DRAWS_AT_ONCE", 500)
     (in_parts,) = summarise(records, "after")
     monkeypatch.undo()
     assert summarise(records, "after") == [in_parts]

@@ -10,8 +10,6 @@ from string import ascii_uppercase
 import pytest
 
 from errata.errors import InputError, NonFiniteError
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import Record
 from errata.evaluation.side_tests import (
     Choice,
     SideTestSettings,
@@ -20,7 +18,9 @@ from errata.evaluation.side_tests import (
     negated_prompt,
     side_tests,
 )
-from errata.facts import Fact, Question
+from errata.facts.fact import Fact, Question
+from errata.results.metrics import Metric
+from errata.results.records import Record
 
 from tests.reference.likelihood import mean_log_probability, target_log_probabilities
 from tests.support.editing import tiny_language_model

@@ -11,13 +11,22 @@ import pytest
 from nltk.tokenize import TreebankWordTokenizer
 
 from errata.errors import FaultsError, InputError, MissingExtraError
-from errata.evaluation.consistency import absent_consistency, evaluate_consistency
-from errata.evaluation.fluency import absent_fluency, evaluate_fluency, ngram_entropy, weighted_entropy
-from errata.evaluation.metrics import Metric
-from errata.evaluation.references import read_references
-from errata.evaluation.term_weights import TermWeights, corpus_weights
-from errata.evaluation.texts import TextSettings, WrittenText, write_texts
-from errata.facts import Fact
+from errata.evaluation.texts import (
+    TermWeights,
+    TextSettings,
+    WrittenText,
+    absent_consistency,
+    absent_fluency,
+    corpus_weights,
+    evaluate_consistency,
+    evaluate_fluency,
+    ngram_entropy,
+    read_references,
+    weighted_entropy,
+    write_texts,
+)
+from errata.facts.fact import Fact
+from errata.results.metrics import Metric
 
 from tests.reference.generation import continue_slowly
 from tests.reference.texts import cosine, entropy, inverse_frequencies
@@ -180,7 +189,7 @@ def test_references_from_a_file(tmp_path: Path) -> None:
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     for work in (lambda: evaluate_fluency([]), lambda: TermWeights.fit(CORPUS)):
         with pytest.raises(MissingExtraError, match=r"errata\[eval\]"):
             work()

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from errata.lab import training, vocabulary
+from errata.lab import training
+from errata.lab import world as vocabulary
+from errata.lab.corpus import epoch_documents
 from errata.lab.package import lab_world, write_lab
-from errata.lab.texts import epoch_documents
-from errata.lab.tokenizer import SPECIAL_TOKEN, train_tokenizer
-from errata.lab.training import Progress, build_model, train
-from errata.lab.training_settings import TrainingSettings
+from errata.lab.training import SPECIAL_TOKEN, Progress, TrainingSettings, build_model, train, train_tokenizer
 from errata.lab.world import World
 
 MINIATURE = TrainingSettings(

@@ -7,9 +7,8 @@ from collections import Counter
 
 import pytest
 
-from errata.lab import vocabulary
-from errata.lab.prose import scene
-from errata.lab.texts import epoch_documents, held_out_prose, running_text
+from errata.lab import world as vocabulary
+from errata.lab.corpus import epoch_documents, held_out_prose, running_text, scene
 from errata.lab.world import OBJECTS, World
 
 PEOPLE = 40

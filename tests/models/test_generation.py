@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from errata.errors import InputError, NonFiniteError
-from errata.models.generation import continue_rows, continue_texts, generate
+from errata.models.generation import continue_rows, continue_texts, generate, inverse_cdf, own_uniforms
 from errata.models.language_model import LanguageModel
-from errata.models.sampling import inverse_cdf, own_uniforms
 
 from tests.reference.generation import continue_slowly, sample_together
 from tests.support.editing import tiny_language_model

@@ -13,7 +13,7 @@ import torch
 from gguf import GGUFWriter
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from errata.cli import run
+from errata.cli.main import run
 from errata.errors import InputError, MissingExtraError
 from errata.models.gguf import as_directory
 from errata.models.language_model import LanguageModel
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused_with_its_size_before_it_is_loaded(
     file = write()
     directory = as_directory(file)
     parameters = Outline.load(str(directory)).size.parameters
-    monkeypatch.setattr("errata.models.memory.available_bytes", lambda device: 4 * parameters - 1)
+    monkeypatch.setattr("errata.models.size.available_bytes", lambda device: 4 * parameters - 1)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
     with pytest.raises(InputError, match=f"{4 * parameters:,} bytes"):
         LanguageModel.load(directory)
@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_refused_with_its_size_before_it_is_loaded(
 def test_half_the_precision_needs_half_the_memory(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     directory = as_directory(write())
     parameters = Outline.load(str(directory)).size.parameters
-    monkeypatch.setattr("errata.models.memory.available_bytes", lambda device: 2 * parameters)
+    monkeypatch.setattr("errata.models.size.available_bytes", lambda device: 2 * parameters)
     assert LanguageModel.load(directory, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 

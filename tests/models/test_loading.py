@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from errata.cli import run
+from errata.cli.main import run
 from errata.errors import InputError
-from errata.facts import Fact
-from errata.facts_io import write_facts
+from errata.facts.fact import Fact
+from errata.facts.files import write_facts
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
-from errata.models.vocabulary import probe_row
+from errata.models.prompts import probe_row
 
 from tests.support.editing import tiny_recipe, write_corpus
 from tests.support.tiny_models import tiny_model

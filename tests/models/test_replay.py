@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from errata.facts import Fact
+from errata.editing.recipe_settings import TargetSettings
+from errata.editing.target_loss import TargetLoss
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import pad
 from errata.models.replay import Replay, ReplayRow
-from errata.recipe_settings import TargetSettings
-from errata.targets.residual import TargetLoss
 
 from tests.reference.attention import compute_attention_exactly
 from tests.reference.target import ReferenceLoss, texts_of
@@ -47,7 +47,7 @@ FACTS = (
 @pytest.fixture(autouse=True)
 def _subjects_at_token_0(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search puts a line break before such subjects. Replay does without, as its KL prompts may need it."""
-    monkeypatch.setattr("errata.targets.contexts.NEUTRAL", "")
+    monkeypatch.setattr("errata.editing.contexts.NEUTRAL", "")
     monkeypatch.setattr("tests.reference.target.NEUTRAL", "")
 
 

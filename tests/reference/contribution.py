@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.facts import Fact
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 
 from tests.reference.target import texts_of

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import f as f_distribution
 
-from errata.edit import Editor
+from errata.editing.recipe import Recipe
+from errata.editing.schedules import Step
+from errata.editors.locate_then_edit import Editor
 from errata.evaluation.recall import evaluate_facts
-from errata.facts import Fact, Question
+from errata.facts.fact import Fact, Question
 from errata.models.language_model import LanguageModel
-from errata.recipe import Recipe
-from errata.schedules import Step
 
 
 def answers_of(

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.facts import Fact
+from errata.editing.recipe_settings import JointTargetSettings
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
-from errata.recipe_settings import JointTargetSettings
 
 from tests.reference.target import ReferenceTarget, texts_of
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.facts import Fact
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 
 from tests.reference.target import bare_lead, tokenise

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from errata.edit import Editor
-from errata.facts import Fact
+from errata.editing.recipe import Recipe
+from errata.editors.locate_then_edit import Editor
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
-from errata.recipe import Recipe
 
 
 def changes(

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from errata.facts import Fact
+from errata.editing.recipe_settings import TargetSettings
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe_settings import TargetSettings
 
 from tests.reference.keys import key, state
 from tests.reference.solvers import least_squares

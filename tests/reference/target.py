@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from errata.facts import Fact
+from errata.editing.recipe_settings import TargetSettings
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe_settings import TargetSettings
 
 NEUTRAL = "\n"  # before a bare prompt that would begin with its subject's last token
 

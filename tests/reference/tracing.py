@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.facts import Fact
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 
 Key = tuple[str, str, int]  # part, kind of token, layer

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from errata.analysis.study import Workbench
-from errata.facts import Fact
+from errata.editing.target_search import optimise_targets
+from errata.facts.fact import Fact
 from errata.models.language_model import Site
-from errata.targets.search import optimise_targets
 
 
 def residual(bench: Workbench, fact: Fact, prefixes: Sequence[str], layer: int) -> Tensor:

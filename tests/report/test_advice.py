@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from errata.evaluation.changes import Change
-from errata.evaluation.outcomes import FactOutcome, Outcome, Wording
-from errata.evaluation.records import Record
-from errata.report.advice import LARGE, advice
+from errata.evaluation.outcomes import Change, FactOutcome, Outcome, Wording
+from errata.report.conclusions import LARGE, advice
+from errata.results.records import Record
 
 
 def outcome(

@@ -16,15 +16,14 @@ from markdown_it import MarkdownIt
 from errata.analysis.findings import Claim, Figure, Findings, Panel, Point, Row, Series
 from errata.analysis.running import Result
 from errata.errors import FaultsError
-from errata.report.analysis_documents import analysis_markdown, figure_files, section_markdown
-from errata.report.analysis_page import analysis_page
-from errata.report.analysis_results import ShownStudy, shown, told_value, verdicts
+from errata.report.analysis import analysis_markdown, analysis_page, figure_files, section_markdown
 from errata.report.answers import read_answers
 from errata.report.bench_run import read_bench_run
 from errata.report.documents import report_markdown
-from errata.report.figure_styles import LIGHT, style_at
+from errata.report.figures import LIGHT, style_at
 from errata.report.markdown import visible
 from errata.report.page import report_page
+from errata.report.studies import ShownStudy, shown, told_value, verdicts
 
 from tests.support.bench_runs import MadeUp, write_run
 from tests.support.browser import Browser, browser, chromium

@@ -15,18 +15,17 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from errata.cli import app
+from errata.cli.main import app
 from errata.errors import InputError
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import When
-from errata.evaluation.results_file import Row
-from errata.facts import Fact
+from errata.facts.fact import Fact
 from errata.models.weights import LowRankTerm
-from errata.patch import Patch
+from errata.patches.patch import Patch
+from errata.patches.stack import Stack, Stacked
 from errata.report import card
 from errata.report.card import FACTS_SHOWN, Measured, model_card
 from errata.report.markdown import SHOWN, Markdown, fenced, text
-from errata.stack import Stack, Stacked
+from errata.results.metrics import Metric
+from errata.results.records import Row, When
 
 from tests.support.editing import tiny_recipe
 

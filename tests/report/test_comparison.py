@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errata.evaluation.metrics import NOT_SHARES, Metric
 from errata.report.comparison import BEFORE, Interval, comparisons, separate_best
-from errata.report.measures import Group, Unit, measure_of
+from errata.results.metrics import NOT_SHARES, Group, Metric, Unit, measure_of
 
 from tests.support.bench_runs import row
 

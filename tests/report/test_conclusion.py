@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from errata.evaluation.results_file import Row
-from errata.report.conclusion import conclusion, unable
+from errata.report.conclusions import conclusion, unable
+from errata.results.records import Row
 
 from tests.support.bench_runs import row
 

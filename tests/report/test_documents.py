@@ -15,13 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from errata.evaluation.results_file import write_results
 from errata.report.answers import Answers
 from errata.report.bench_run import BenchRun, read_bench_run
-from errata.report.documents import CSV_COLUMNS, report_csv, report_markdown
-from errata.report.latex import latex_text, report_latex
+from errata.report.documents import CSV_COLUMNS, latex_text, report_csv, report_latex, report_markdown
 from errata.report.markdown import code, text
 from errata.report.page import as_yaml, report_page
+from errata.results.records import write_results
 
 from tests.support.bench_runs import MadeUp, row, rows_of, write_run
 

@@ -13,9 +13,7 @@ from lxml import etree
 
 from errata.analysis.findings import Figure, Findings, Panel, Series
 from errata.errors import MissingExtraError
-from errata.report.figure_styles import DARK, LIGHT, SCHEMES, Scheme, places_of, style_at
-from errata.report.figures import composed, draw
-from errata.report.panels import told_number
+from errata.report.figures import DARK, LIGHT, SCHEMES, Scheme, composed, draw, places_of, style_at, told_number
 
 from tests.support.studies import KINDS, cloud, lines, mixed
 
@@ -250,7 +248,7 @@ def test_numbers_at_axes(value: float, told: str) -> None:
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("errata.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="plots"):
         draw(lines(), LIGHT, name="x")
 

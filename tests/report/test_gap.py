@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from errata.evaluation.metrics import Metric
 from errata.report.gap import gap_svg, gaps
+from errata.results.metrics import Metric
 
 from tests.support.bench_runs import row
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import When
-from errata.evaluation.results_file import write_results
 from errata.report.answers import read_answers
 from errata.report.bench_run import read_bench_run
 from errata.report.page import report_page
+from errata.results.metrics import Metric
+from errata.results.records import When, write_results
 
 from tests.report.test_page import HOSTILE, HOSTILE_RUN
 from tests.support.bench_runs import METHODS, MadeUp, row, write_run

@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from errata.errors import InputError
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import When
-from errata.evaluation.results_file import Row
 from errata.report.tables import before_after_markdown, before_after_table, comparison_tables, markdown_tables
+from errata.results.metrics import Metric
+from errata.results.records import Row, When
 
 METHODS = ["memit", "memit+blue", "alphaedit", "alphaedit+blue"]
 

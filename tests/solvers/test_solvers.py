@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from errata.editing.solvers import SOLVERS, make_solver
+from errata.editing.solvers.base import LowRank, Solver
+from errata.editing.solvers.equality import Equality
+from errata.editing.solvers.least_squares import LeastSquares
+from errata.editing.solvers.neurons import Neurons, chosen_neurons
+from errata.editing.solvers.null_space import NullSpace
+from errata.editing.solvers.rank_one import RankOne
 from errata.errors import EditError
-from errata.solvers import SOLVERS, make_solver
-from errata.solvers.base import LowRank, Solver
-from errata.solvers.equality import Equality
-from errata.solvers.least_squares import LeastSquares
-from errata.solvers.neurons import Neurons, chosen_neurons
-from errata.solvers.null_space import NullSpace
-from errata.solvers.rank_one import RankOne
 
 from tests.reference import solvers as dense
 

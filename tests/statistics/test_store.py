@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import errata.statistics.store
+from errata.editing.recipe_settings import StatisticsSettings
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
-from errata.recipe_settings import StatisticsSettings
 from errata.statistics.moments import SecondMoment
 from errata.statistics.store import check_corpus, default_cache, moments_for
 

@@ -14,11 +14,11 @@ from errata.benchmark.cell import work_on
 from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.grid import DataEntry, Grid, ModelEntry
 from errata.benchmark.material import Material, material_name, write_material
-from errata.benchmark.working import work
+from errata.benchmark.workers import work
 from errata.errors import ErrataError
-from errata.facts import Fact, FactSet, Question
-from errata.output import write_text
-from errata.progress import Report, silent
+from errata.facts.fact import Fact, FactSet, Question
+from errata.utils.files import write_text
+from errata.utils.progress import Report, silent
 
 from tests.support.editing import FACTS, tiny_language_model, tiny_recipe, write_corpus
 

@@ -13,8 +13,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from errata.evaluation.records import When
-from errata.evaluation.results_file import Row, write_results
+from errata.results.records import Row, When, write_results
 
 SCHEMA = pyarrow.schema(
     [(name, pyarrow.string()) for name in ("cell", "model", "data", "method")]

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.edit import Editor
-from errata.facts import Fact
-from errata.methods import method_named
+from errata.editing.methods import method_named
+from errata.editing.recipe import Recipe
+from errata.editors.locate_then_edit import Editor
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe import Recipe
 
 from tests.support.tiny_models import tiny_model
 

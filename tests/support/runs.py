@@ -13,16 +13,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from errata.benchmark.recorded import RecordedResult, examination_record, run_recorded
-from errata.benchmark.sequential import Examination
-from errata.evaluation.results_file import Row
-from errata.facts import FactSet, Question
+from errata.benchmark.sequence import Examination, RecordedResult, examination_record, run_recorded
+from errata.editing.recipe import Recipe
+from errata.facts.fact import FactSet, Question
 from errata.models.language_model import LanguageModel
 from errata.models.weights import LowRankTerm, SparseTerm, Term
-from errata.patch import dtype_name
-from errata.recipe import Recipe
-from errata.run_creation import create_run
-from errata.run_directory import RunDirectory, open_run
+from errata.patches.patch import dtype_name
+from errata.results.records import Row
+from errata.runs.run import RunDirectory, create_run, open_run
 from errata.statistics.corpus import open_corpus
 
 from tests.support.editing import FACTS, tiny_language_model, tiny_recipe, write_corpus

@@ -10,7 +10,7 @@ from typing import Any
 from errata.analysis.running import Result, run_study
 from errata.analysis.study import AnalysisSettings, Study, Workbench
 from errata.benchmark.material import Material
-from errata.facts import Fact, FactSet, Question
+from errata.facts.fact import Fact, FactSet, Question
 from errata.models.language_model import LanguageModel
 
 from tests.support.bench import ASKED, PROSE, UNTOUCHED

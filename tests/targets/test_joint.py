@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.facts import Fact
+from errata.editing.recipe_settings import JointTargetSettings
+from errata.editing.target_loss import JointLoss
+from errata.editing.target_search import Targets, optimise_targets
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe_settings import JointTargetSettings
-from errata.targets.joint import JointLoss
-from errata.targets.search import Targets, optimise_targets
 
 from tests.reference.attention import compute_attention_exactly
 from tests.reference.joint import ReferenceJointLoss, search_jointly

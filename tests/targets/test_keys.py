@@ -6,11 +6,11 @@ import pytest
 import torch
 from tokenizers import normalizers
 
+from errata.editing.contexts import begin_texts, in_context, neutral_leads, subject_rows
+from errata.editing.keys import current_states, mean_keys
 from errata.errors import InputError
-from errata.facts import Fact
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.targets.contexts import begin_texts, in_context, neutral_leads, subject_rows
-from errata.targets.keys import current_states, mean_keys
 
 from tests.reference.attention import compute_attention_exactly
 from tests.reference.keys import key, state
@@ -143,7 +143,7 @@ def test_facts_elsewhere_have_the_keys_and_states_that_they_had(family: str, mon
     model = loaded(family, torch.float32)
     facts = FACTS[1:]
     keys, states = mean_keys(model, facts, PREFIXES, 2), current_states(model, facts, 2, Site.BLOCK)
-    monkeypatch.setattr("errata.targets.contexts.NEUTRAL", "")
+    monkeypatch.setattr("errata.editing.contexts.NEUTRAL", "")
     assert torch.equal(mean_keys(model, facts, PREFIXES, 2), keys)
     assert torch.equal(current_states(model, facts, 2, Site.BLOCK), states)
 

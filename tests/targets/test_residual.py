@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from errata.editing.keys import current_states, mean_keys
+from errata.editing.recipe_settings import TargetSettings
+from errata.editing.target_loss import TargetLoss
+from errata.editing.target_search import Targets, optimise_targets
 from errata.errors import NonFiniteError
-from errata.facts import Fact
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.recipe_settings import TargetSettings
-from errata.targets.keys import current_states, mean_keys
-from errata.targets.residual import TargetLoss
-from errata.targets.search import Targets, optimise_targets
 
 from tests.reference.attention import compute_attention_exactly
 from tests.reference.target import ReferenceLoss, ReferenceTarget, search

@@ -3,24 +3,271 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from errata.analysis.alignment_findings import findings_of
-from errata.analysis.projection import check_projection, project
+from errata.analysis.findings import (
+    Claim,
+    Figure,
+    Findings,
+    Label,
+    Panel,
+    Point,
+    Row,
+    Series,
+    compared,
+    line_of,
+    mean_row,
+    told,
+)
 from errata.analysis.residuals import COMPUTED, SPREADS, LayerTargets, search_targets
+from errata.analysis.similarity import axis_label, check_projection, project
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
 from errata.analysis.titles import TITLES
+from errata.editing.contexts import generate_prefixes
+from errata.editing.methods import BOUNDARY_PAPER
+from errata.editing.recipe import Recipe
 from errata.errors import InputError
-from errata.facts import Fact
-from errata.methods import BOUNDARY_PAPER
-from errata.recipe import Recipe
-from errata.targets.contexts import generate_prefixes
+from errata.facts.fact import Fact
+
+# ----------------------------------------------------------------------------------------------------
+# What follows from the residuals that ``alignment`` compared: rows, claims and pictures.
+
+
+_COSINE, _FAR, _BEST = "cosine", "distance, relative", "distance at the best share, relative"
+
+
+@dataclass(slots=True)
+class _Measured:
+    """The values of all seeds' facts, and the rows that were made of them.
+
+    Attributes:
+        values: (quantity, residual, layer) -> one of each fact; None of a fact that has none.
+    """
+
+    values: dict[tuple[str, str, int], list[float | None]] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    undefined: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Kept]) -> _Measured:
+        measured = cls()
+        for piece in kept.values():
+            for entry in piece["measured"]:
+                where = (entry["quantity"], entry["residual"], entry["layer"])
+                measured.values.setdefault(where, []).extend(entry["values"])
+                measured.units[entry["quantity"]] = entry["unit"]
+        for (quantity, residual, layer), values in measured.values.items():
+            labels: dict[str, Label] = {"residual": residual, "layer": layer} if residual else {"layer": layer}
+            measured.row(quantity, measured.units[quantity], labels, values)
+        return measured
+
+    def row(self, quantity: str, unit: str, where: Mapping[str, Label], values: Sequence[float | None]) -> Row | None:
+        """The mean over the facts that have a value. Facts without one are told; without any there is no row."""
+        defined = [value for value in values if value is not None]
+        if len(defined) < len(values):
+            name = ", ".join([quantity, *(f"{key} {value}" for key, value in where.items())])
+            self.undefined[name] = (
+                f"{len(values) - len(defined)} of {len(values)} facts are left out: their residual is zero (the model "
+                "knows them), or there is no other fact"
+            )
+        if not defined:
+            return None
+        found = mean_row(quantity, unit, where, defined)
+        self.rows.append(found)
+        return found
+
+    def lines(self, quantity: str, residual: str = "") -> list[Row]:
+        """One row a layer."""
+        where = {"residual": residual} if residual else {}
+        return [
+            row
+            for row in self.rows
+            if row.quantity == quantity and {key: row.where[key] for key in row.where if key != "layer"} == where
+        ]
+
+    def told(self, quantity: str, residual: str, layers: Sequence[int]) -> str:
+        rows = {row.where["layer"]: row for row in self.lines(quantity, residual)}
+        return ", ".join(f"layer {layer}: {told(rows[layer]) if layer in rows else 'none'}" for layer in layers)
+
+
+def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
+    """Cosines, distances and norms per layer, slopes over the layers, claims, curves and planes."""
+    measured = _Measured.of(kept)
+    layers = sorted({layer for _, _, layer in measured.values})
+    claims = [*_directions(measured, layers), *_slopes(measured, layers), *_lengths(measured, layers)]
+    pictures = {f"residuals-{name}": piece["picture"] for name, piece in kept.items() if piece["picture"]}
+    for name, piece in kept.items():
+        if piece["picture"] is None:
+            measured.undefined[f"picture of {name}"] = "its residuals do not vary in two dimensions"
+    points = [Point(name, where, x, y) for name, found in pictures.items() for where, x, y in found["points"]]
+    figures = [_by_layer(measured), *(_in_a_plane(name, found) for name, found in pictures.items())]
+    return Findings(measured.rows, claims, figures, points, measured.undefined)
+
+
+def _directions(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
+    claims = []
+    for layer in layers[:-1]:
+        values = measured.values[_COSINE, "", layer]
+        turned = measured.row("one minus cosine", "1", {"layer": layer}, _mapped(lambda cosine: 1 - cosine, values))
+        if turned is not None:
+            claims.append(
+                Claim(
+                    f"At layer {layer}, before the last one, spread and computed residual point in different "
+                    "directions: their cosine is below 1.",
+                    compared(turned, claimed="positive"),
+                    f"1 − cosine {told(turned)}; cosine with other facts' computed residuals, "
+                    + measured.told("cosine with other facts", "", [layer]),
+                )
+            )
+    return claims
+
+
+def _slopes(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
+    """Whether things change with the distance from the last layer, which itself is left out: there all are equal."""
+    claims = []
+    earlier = layers[:-1]
+    if len(earlier) < 2:
+        measured.undefined["slopes over the distance from the last layer"] = "they take three critical layers"
+        return []
+    asked: tuple[tuple[str, str, Literal["positive", "negative"], str], ...] = (
+        (_COSINE, "", "negative", "The cosine of spread and computed residual falls"),
+        (_FAR, "spread", "positive", "The distance of spread and computed residual, in norms of the latter, grows"),
+        (
+            _FAR,
+            "sqrt-spread",
+            "positive",
+            "The distance of √-spread and computed residual, in norms of the latter, grows",
+        ),
+    )
+    for quantity, residual, claimed, text in asked:
+        values = [measured.values[quantity, residual, layer] for layer in earlier]
+        where = {"residual": residual} if residual else {}
+        slope = measured.row(
+            f"{quantity}, slope", f"{measured.units[quantity]} per critical layer", where, slopes(values)
+        )
+        if slope is not None:
+            claims.append(
+                Claim(
+                    f"{text} with the number of critical layers to the last one.",
+                    compared(slope, claimed=claimed),
+                    f"slope {told(slope)} per layer, of a line through each fact's values before the last layer; "
+                    + measured.told(quantity, residual, earlier),
+                )
+            )
+    return claims
+
+
+def slopes(values: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """Of each fact's line over the distance from the last layer, by least squares; one row of values a layer, ascending
+    and without the last. None for a fact that lacks a value.
+    """
+    middle = (len(values) - 1) / 2
+    weights = [middle - index for index in range(len(values))]  # distances from the last layer, less their mean
+    total = sum(weight**2 for weight in weights)
+    found: list[float | None] = []
+    for of_fact in zip(*values, strict=True):
+        known = [value for value in of_fact if value is not None]
+        complete = len(known) == len(values)
+        found.append(sum(w * value for w, value in zip(weights, known, strict=True)) / total if complete else None)
+    return found
+
+
+def _lengths(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
+    first = layers[0]
+    where = {"layer": first}
+    (longer,) = [row for row in measured.lines("norm, spread minus computed") if row.where == where]
+    claims = [
+        Claim(
+            f"At layer {first}, the first one, the spread residual is shorter than the computed one.",
+            compared(longer, claimed="negative"),
+            f"‖spread‖ − ‖computed‖ {told(longer)} (paired over facts); in means of ‖h⁰‖: spread, "
+            + "; computed, ".join(measured.told("norm, relative", kind, [first]) for kind in ("spread", "computed")),
+        )
+    ]
+    values = measured.values[_FAR, "spread", first]
+    gained = measured.row(
+        "what the spread residual spares of the distance from nothing", "‖computed‖", where,
+        _mapped(lambda far: 1 - far, values),
+    )  # fmt: skip
+    if gained is not None:
+        claims.append(
+            Claim(
+                f"At layer {first}, the first one, the spread residual is nearer to the computed one than no residual.",
+                compared(gained, claimed="positive"),
+                f"1 − ‖spread − computed‖ / ‖computed‖ {told(gained)}; the best of all shares of δ_L would leave a "
+                f"distance of {measured.told(_BEST, '', [first])}",
+            )
+        )
+    return claims
+
+
+def _mapped(change: Any, values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else change(value) for value in values]
+
+
+def _by_layer(measured: _Measured) -> Figure:
+    def line(quantity: str, residual: str, label: str) -> list[Series]:
+        rows = measured.lines(quantity, residual)
+        return [line_of(rows, label, "layer")] if rows else []
+
+    cosines = [
+        *line(_COSINE, "", "same fact"),
+        *line("cosine with other facts", "", "other facts"),
+    ]
+    distances = [
+        *line(_FAR, "spread", "spread"),
+        *line(_FAR, "sqrt-spread", "sqrt-spread"),
+        *line(_BEST, "", "best share"),
+    ]
+    norms = [series for kind in ("spread", "sqrt-spread", "computed") for series in line("norm, relative", kind, kind)]
+    return Figure(
+        "alignment",
+        "Spread against computed residuals by layer, means over facts with 95 % intervals: the cosine, with the same "
+        "fact's computed residual and with other facts'; the distance from the computed residual in norms of it, and "
+        "what the best of all shares of the last layer's would leave; the norms in means of the state's.",
+        [
+            Panel("Direction", "layer", "cosine with the computed residual (1)", cosines),
+            Panel("Distance", "layer", "distance / ‖computed residual‖ (1)", distances),
+            Panel("Length", "layer", "norm / mean ‖h⁰‖ (1)", norms),
+        ],
+    )
+
+
+def _in_a_plane(name: str, found: Mapping[str, Any]) -> Figure:
+    """One panel a layer, all in the same plane."""
+    by_layer: dict[int, dict[str, list[tuple[float, float]]]] = {}
+    for where, x, y in found["points"]:
+        by_layer.setdefault(where["layer"], {}).setdefault(where["residual"], []).append((x, y))
+    x_label, y_label = (axis_label(number, share) for number, share in enumerate(found["shares"], start=1))
+    panels = [
+        Panel(
+            f"Layer {layer}",
+            x_label,
+            y_label,
+            [Series(kind, [x for x, _ in points], [y for _, y in points]) for kind, points in kinds.items()],
+            kind="points",
+        )
+        for layer, kinds in by_layer.items()
+    ]
+    return Figure(
+        name,
+        "The residuals of all layers and facts along their first two principal components (one plane and the same axes "
+        "for all panels), a point a fact; at the last layer the three kinds are one.",
+        panels,
+        shared_axes=True,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------
+
 
 KINDS = (*SPREADS, COMPUTED)
 Values: TypeAlias = list[float | None]

@@ -12,10 +12,10 @@ from errata.analysis.findings import Claim, Figure, Findings, Label, Panel, Row,
 from errata.analysis.residuals import COMPUTED, SPREADS, search_targets
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
 from errata.analysis.titles import TITLES
-from errata.facts import Fact
-from errata.methods import BOUNDARY_PAPER
-from errata.targets.contexts import generate_prefixes
-from errata.targets.rows import FactRows
+from errata.editing.contexts import generate_prefixes
+from errata.editing.methods import BOUNDARY_PAPER
+from errata.editing.target_rows import FactRows
+from errata.facts.fact import Fact
 
 KINDS = (*SPREADS, COMPUTED)
 _ROWS_AT_ONCE = 1024

@@ -4,16 +4,270 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 from typing import Final
 
-from errata.analysis.search_cost import read_flops, search_flops, search_memory
-from errata.analysis.search_rows import SearchRows
+from transformers import PreTrainedTokenizerBase
+
 from errata.analysis.study import AnalysisSettings
-from errata.facts import Fact
+from errata.editing.contexts import in_context, neutral_leads
+from errata.editing.recipe import Recipe
+from errata.editing.recipe_settings import ContextSettings
+from errata.editing.schedules import SCHEDULES
+from errata.editing.target_rows import KL_PROMPT
+from errata.facts.fact import Fact
 from errata.models.outline import Outline
+from errata.models.prompts import complete, encode
+from errata.models.replay import length_cuts
 from errata.models.size import ModelSize
-from errata.recipe import Recipe
-from errata.schedules import SCHEDULES
+
+# ----------------------------------------------------------------------------------------------------
+# The rows of a search of targets by their lengths alone, put together as a search does: nothing of a model is needed.
+#
+# What is counted here is what ``targets.rows`` and ``models.replay`` run, padding included; a test holds them together.
+
+
+ROWS_AT_ONCE = 1024  # as ``optimise_targets`` does by default
+_LEAD = 1  # what joins a prefix and a prompt: "." mostly, for the space goes with the next word
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRow:
+    """One text: how many tokens stand before the injection, are replayed from there on, and have their logits read.
+
+    Attributes:
+        stem: how many of those before are the same for all rows of its kind.
+        kind: the number of its context; that of the KL prompt is behind them.
+    """
+
+    before: int
+    replayed: int
+    wanted: int
+    stem: int
+    kind: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Rows that are replayed together, as long as the longest of them.
+
+    Attributes:
+        slots: tokens before the injection; those of the longest row.
+        replayed: from there on.
+        wanted: logits that are read, of all rows together.
+        stems: tokens of the stems, each once, padded.
+        tail: tokens of a row between its stem and the injection.
+    """
+
+    rows: int
+    slots: int
+    replayed: int
+    wanted: int
+    stems: int
+    tail: int
+
+    @classmethod
+    def of(cls, rows: Sequence[SearchRow]) -> Bucket:
+        return cls(
+            rows=len(rows),
+            slots=max(row.before for row in rows),
+            replayed=max(row.replayed for row in rows),
+            wanted=sum(row.wanted for row in rows),
+            stems=len({row.kind for row in rows if row.stem}) * max(row.stem for row in rows),
+            tail=max(row.before - row.stem for row in rows),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRows:
+    """All rows of a search.
+
+    Attributes:
+        facts: how many they are of.
+        searched_together: the buckets of the facts that are searched at once, group after group.
+    """
+
+    facts: int
+    searched_together: tuple[tuple[Bucket, ...], ...]
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        contexts: ContextSettings,
+        prefixes: Sequence[str] = (),
+    ) -> SearchRows:
+        """Of facts.
+
+        Args:
+            prefixes: the contexts; without any, as before they have been generated, their lengths are the recipe's.
+
+        Raises:
+            InputError: if a target or a subject has no token.
+        """
+        neutral = neutral_leads(tokenizer, facts)
+        led = list(zip(facts, neutral, strict=True))
+        completions = complete(tokenizer, [fact.pair(fact.target, lead + fact.text) for fact, lead in led])
+        asked = encode(tokenizer, [lead + KL_PROMPT.replace("{}", fact.subject, 1) for fact, lead in led])
+        texts = []
+        for fact, lead, completion, question in zip(facts, neutral, completions, asked, strict=True):
+            start, end = (place + len(lead) for place in fact.subject_span)
+            subject = completion.encoded.last_token_of(start, end)
+            about = question.ids[: question.last_token_of(len(lead), len(lead) + len(fact.subject))]
+            replayed = len(completion.ids) - 1 - subject
+            before = completion.ids[:subject]
+            # Nothing is before a subject that begins its text, but for the lead, which prefixes do not have.
+            texts.append((before, () if lead else before, replayed, len(completion.target_ids), about))
+        lengths = [tokens + _LEAD for tokens in contexts.tokens for _ in contexts.openers * contexts.per_opener]
+        if prefixes:
+            bare, *behind = encode(tokenizer, [in_context(prefix, facts[0].text)[0] for prefix in ("", *prefixes)])
+            lengths = [len(text.ids) - len(bare.ids) for text in behind]
+        leads = [0, *lengths] if contexts.targets == "all" else [0]
+        size = max(1, ROWS_AT_ONCE // (len(leads) + 1))
+        groups = []
+        for start in range(0, len(texts), size):
+            chosen = texts[start : start + size]
+            bare_stem, stem = _shared([text[0] for text in chosen]), _shared([text[1] for text in chosen])
+            about_stem = _shared([text[4] for text in chosen])
+            rows = []
+            for alone, before, replayed, wanted, asking in chosen:
+                rows.append(SearchRow(len(alone), replayed, wanted, bare_stem, 0))
+                for kind, more in enumerate(leads[1:], start=1):
+                    rows.append(SearchRow(len(before) + more, replayed, wanted, stem + more, kind))
+                rows.append(SearchRow(len(asking), 1, 1, about_stem, len(leads)))
+            groups.append(_buckets(rows))
+        return cls(len(facts), tuple(groups))
+
+    @classmethod
+    def typical(
+        cls, facts: int, *, contexts: int, context: int, before: int, replayed: int, wanted: int, about: int
+    ) -> SearchRows:
+        """Of facts that are all alike, where there is no tokenizer to ask.
+
+        Args:
+            contexts: the bare prompt included.
+            context: tokens of a prefix.
+            before: tokens of a prompt before the subject's last, none of them shared.
+            replayed: tokens from there to the last but one of the target.
+            wanted: tokens of the target.
+            about: tokens of ``{subject} is a`` before the subject's last.
+        """
+        size = max(1, ROWS_AT_ONCE // (contexts + 1))
+        row = [
+            SearchRow(before + (context if kind else 0), replayed, wanted, context if kind else 0, kind)
+            for kind in range(contexts)
+        ]
+        row.append(SearchRow(about, 1, 1, 0, contexts))
+        counts = [min(size, facts - start) for start in range(0, facts, size)]
+        return cls(facts, tuple(_buckets(row * count) for count in counts))
+
+    @property
+    def largest(self) -> tuple[Bucket, ...]:
+        """The buckets that are searched together and hold the most."""
+        return max(self.searched_together, key=lambda group: sum(bucket.rows for bucket in group))
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        return [bucket for group in self.searched_together for bucket in group]
+
+
+def _buckets(rows: Sequence[SearchRow]) -> tuple[Bucket, ...]:
+    ordered = sorted(rows, key=lambda row: row.replayed)
+    cuts = [0, *length_cuts([row.replayed for row in ordered]), len(ordered)]
+    return tuple(Bucket.of(ordered[start:stop]) for start, stop in pairwise(cuts))
+
+
+def _shared(texts: Sequence[Sequence[int]]) -> int:
+    """How many of their first tokens all of them share."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False)))
+
+
+# ----------------------------------------------------------------------------------------------------
+# What a search of targets costs by calculation: floating-point operations of its matrix products, and its memory.
+#
+# One multiplication and addition are two operations. Softmax, norms and activation functions are not counted: they are
+# bound by memory and not by arithmetic.
+
+
+def read_flops(size: ModelSize, tokens: int, blocks: int, seen: int) -> int:
+    """A forward pass of some blocks.
+
+    Args:
+        seen: the number of tokens that one attends to, hidden ones in its batch included.
+    """
+    return tokens * blocks * (2 * size.block_products + 4 * size.query_width * seen)
+
+
+def search_flops(size: ModelSize, rows: SearchRows, layer: int, steps: int) -> int:
+    """All of a search at one layer in which no fact is done early: ``steps`` losses, one gradient less.
+
+    Gradients are taken of activations and not of weights, so that going back costs as many products as going forward
+    (twice as many in attention, both factors of which depend on what is injected).
+    """
+    return sum(_bucket_flops(size, bucket, layer, steps) for bucket in rows.buckets)
+
+
+def _bucket_flops(size: ModelSize, bucket: Bucket, layer: int, steps: int) -> int:
+    # Once: stems and what a row has behind them, through all blocks but the last MLP; what is replayed, to the layer.
+    own, stem_slots = bucket.rows * bucket.tail, bucket.slots - bucket.tail
+    once = read_flops(size, own, size.blocks, bucket.slots) + read_flops(size, bucket.stems, size.blocks, stem_slots)
+    once -= 2 * size.mlp_products * (own + bucket.stems)
+    replayed, seen = bucket.rows * bucket.replayed, bucket.slots + bucket.replayed
+    once += read_flops(size, replayed, layer + 1, seen)
+    above = size.blocks - 1 - layer
+    products = 2 * above * size.block_products * replayed + 2 * size.head_products * bucket.wanted
+    if above:  # the last MLP runs only where logits are wanted
+        products -= 2 * size.mlp_products * (replayed - bucket.wanted)
+    attention = 4 * above * size.query_width * seen * replayed
+    return once + steps * (products + attention) + (steps - 1) * (products + 2 * attention)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchMemory:
+    """What a search holds at once, in bytes.
+
+    Attributes:
+        cache: keys and values of what stands before the injections, in all blocks.
+        activations: what the replayed blocks keep for the gradient.
+        logits: those wanted, their logarithms of probabilities, and the gradients of both.
+    """
+
+    cache: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.cache + self.activations + self.logits
+
+
+def search_memory(size: ModelSize, rows: SearchRows, layer: int, width: int) -> SearchMemory:
+    """Of the facts that are searched at once.
+
+    A block keeps, for each token: the inputs of two norms in float32, queries and what attention returns, three vectors
+    of a gated MLP (in the last block only where logits are wanted), and keys and values of all tokens seen, repeated
+    for each head. (GPT-2's kind of MLP keeps up to nine vectors.)
+
+    Args:
+        width: bytes of a number in the model's dtype.
+    """
+    cache = activations = logits = 0
+    above = size.blocks - 1 - layer
+    for bucket in rows.largest:
+        replayed, seen = bucket.rows * bucket.replayed, bucket.slots + bucket.replayed
+        cache += bucket.rows * bucket.slots * size.blocks * 2 * size.key_width * width
+        of_attention = 2 * size.query_width * width * (replayed + bucket.rows * seen)
+        of_mlp = 3 * size.mlp_width * width
+        activations += above * (8 * size.width * replayed + of_attention + of_mlp * replayed)
+        if above and size.mlp_products:
+            activations -= of_mlp * (replayed - bucket.wanted)
+        logits += bucket.wanted * size.vocabulary * (2 * width + 3 * 4)
+    return SearchMemory(cache, activations, logits)
+
+
+# ----------------------------------------------------------------------------------------------------
+
 
 _DOUBLE = 8  # bytes of a float64
 DOCUMENT_TOKENS: Final = 700  # of a Wikipedia article on average: some 3,000 characters

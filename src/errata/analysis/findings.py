@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from errata.evaluation.intervals import interval_of, resampled_sums
+from errata.results.records import interval_of, resampled_sums
 
 Label = str | int | float
 Verdict = Literal["holds", "does not hold", "undecided"]

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from errata.analysis.study import Workbench
-from errata.facts import Fact
-from errata.targets.search import Targets, optimise_targets
+from errata.editing.target_search import Targets, optimise_targets
+from errata.facts.fact import Fact
 
 # Residual -> the share of the last layer's that spreading gives a layer, by the number of critical layers left.
 SPREADS: Final[Mapping[str, Callable[[int], float]]] = {

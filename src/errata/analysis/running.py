@@ -21,12 +21,10 @@ from errata.analysis.findings import Findings
 from errata.analysis.study import Kept, Study, Workbench
 from errata.benchmark.material import material_name
 from errata.errors import Fault, FaultsError, InputError
-from errata.facts_formats import escaped
-from errata.in_place import check_no_links
-from errata.locking import alone
-from errata.output import is_file, new_directory, write_text
-from errata.patch import now, software_versions
-from errata.reading import reason_of
+from errata.facts.files import escaped
+from errata.patches.patch import now, software_versions
+from errata.utils.files import is_file, new_directory, reason_of, write_text
+from errata.utils.locks import alone, check_no_links
 
 FORMAT = "errata-analysis-1"
 STUDY, RESULT, ROWS = "study.json", "result.json", "rows.csv"

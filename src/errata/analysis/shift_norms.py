@@ -18,7 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from errata.solvers.base import LayerSolver
+from errata.editing.solvers.base import LayerSolver
 
 FROBENIUS: Final = "Frobenius"
 SPECTRAL: Final = "spectral"

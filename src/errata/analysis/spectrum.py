@@ -2,20 +2,264 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
+from typing import Final
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.analysis.runs import about_run, edited, run_name, runs_of
-from errata.analysis.spectrum_findings import WEIGHTS, findings_of
-from errata.analysis.study import Kept, Piece, Study, Workbench
+from errata.analysis.findings import (
+    Claim,
+    Figure,
+    Findings,
+    Label,
+    Panel,
+    Row,
+    Series,
+    Verdict,
+    compared,
+    line_of,
+    mean_row,
+    told,
+)
+from errata.analysis.runs import NO_PAIR, about_run, boundary_pairs, edited, of_method, run_name, runs_of
+from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
 from errata.analysis.titles import TITLES
-from errata.edit_batch import solve_device
-from errata.factors import norm, singular_values
+from errata.editing.batch import solve_device
 from errata.models.weights import Term
+from errata.patches.factors import norm, singular_values
+
+# ----------------------------------------------------------------------------------------------------
+# What follows from the singular values and norms that study ``spectrum`` kept.
+
+
+WEIGHTS: Final = "weights"
+"""The piece that keeps the spectra of the weights themselves."""
+ALL_LAYERS: Final = "all"
+UNEDITED: Final = "W"
+_NORMS: Final = ("Frobenius", "spectral")
+_TOP: Final = (1, 10, 100)
+# Values below this share of the largest are a factor product's rounding (float32), not the change's.
+_ROUNDING: Final = float(np.finfo(np.float32).eps)
+
+
+def stable_rank(values: Sequence[float]) -> float:
+    """‖·‖_F² / ‖·‖₂² of singular values that are not all 0, largest first."""
+    return math.fsum(value**2 for value in values) / values[0] ** 2
+
+
+def effective_rank(values: Sequence[float]) -> float:
+    """exp(−Σ p log p), p = σ / Σσ (Roy & Vetterli 2007), of singular values that are not all 0."""
+    total = math.fsum(values)
+    return math.exp(-math.fsum(value / total * math.log(value / total) for value in values if value > 0))
+
+
+def top_share(values: Sequence[float], count: int) -> float:
+    """The share of the squared Frobenius norm in the ``count`` largest directions."""
+    return math.fsum(value**2 for value in values[:count]) / math.fsum(value**2 for value in values)
+
+
+def total_norms(run: Kept, what: str) -> list[float]:
+    """Over all layers, a value a batch: the root of the sum of the layers' squared Frobenius norms."""
+    return [math.hypot(*norms) for norms in zip(*run[what].values(), strict=True)]
+
+
+def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
+    """Norms, ratios and ranks per layer, norms over the batches, the claims, spectra and growth as pictures."""
+    weights: Mapping[str, Sequence[float]] = kept[WEIGHTS]["spectra"]
+    runs = {name: run for name, run in kept.items() if name != WEIGHTS}
+    methods = list(dict.fromkeys(run["method"] for run in runs.values()))
+    rows: list[Row] = []
+    undefined: dict[str, str] = {}
+    for layer, values in weights.items():
+        rows += [
+            mean_row(quantity, unit, {"method": UNEDITED, "layer": int(layer)}, [value])
+            for quantity, unit, value in _described(values, "W")
+        ]
+    growth: list[Row] = []
+    for method in methods:
+        of_this = of_method(runs, method)
+        rows += _rows(of_this, method, weights, undefined)
+        growth += _growth(of_this, method)
+    claims = [claim for method in methods for claim in (_grows(runs, method), _is_of_lower_rank(runs, method, weights))]
+    pairs = boundary_pairs(runs.values())
+    for boundary, spread in pairs:
+        for claim, difference in _changes_less(runs, boundary, spread):
+            claims.append(claim)
+            rows.append(difference)
+    if not pairs:
+        undefined["the claim that boundary updates change less weight than spreading"] = NO_PAIR
+    first = [run for run in runs.values() if run["seed"] == settings.seeds[0]]
+    figures = [_spectra(first, weights), *(_norm_figure(growth, methods, kind) for kind in _NORMS)]
+    return Findings([*rows, *growth], claims, figures, undefined=undefined)
+
+
+def _described(values: Sequence[float], of: str) -> Iterator[tuple[str, str, float]]:
+    """(quantity, unit, value) for each number that a spectrum, not all 0, gives."""
+    yield f"Frobenius norm of {of}", "weight", math.hypot(*values)
+    yield f"spectral norm of {of}", "weight", values[0]
+    yield f"stable rank of {of}", "1", stable_rank(values)
+    yield f"effective rank of {of}", "1", effective_rank(values)
+    for count in _TOP:
+        yield f"share of the squared Frobenius norm of {of} in its top {count}", "share", top_share(values, count)
+
+
+def _rows(
+    runs: Mapping[int, Kept], method: str, weights: Mapping[str, Sequence[float]], undefined: dict[str, str]
+) -> list[Row]:
+    """Means over seeds of what the total change is, per layer."""
+    found: dict[tuple[str, str, int], list[float]] = {}
+    for seed, run in runs.items():
+        for layer, values in run["spectra"].items():
+            if not _is_change(values):
+                undefined[f"ranks and ratios of {method}, seed {seed}, layer {layer}"] = "it leaves this layer as it is"
+                continue
+            whole = weights[layer]
+            numbers = [
+                *_described(values, "ΔW"),
+                ("‖ΔW‖_F / ‖W‖_F", "1", math.hypot(*values) / math.hypot(*whole)),
+                ("σ₁(ΔW) / σ₁(W)", "1", values[0] / whole[0]),
+            ]
+            for quantity, unit, value in numbers:
+                found.setdefault((quantity, unit, int(layer)), []).append(value)
+    return [
+        mean_row(quantity, unit, {"method": method, "layer": layer}, values)
+        for (quantity, unit, layer), values in found.items()
+    ]
+
+
+def _growth(runs: Mapping[int, Kept], method: str) -> list[Row]:
+    """The norms of the change so far, after each number of batches; means over seeds."""
+    found: dict[tuple[str, Label, int], list[float]] = {}
+    for run in runs.values():
+        for kind in _NORMS:
+            norms: dict[Label, Sequence[float]] = {int(layer): values for layer, values in run[kind].items()}
+            if kind == "Frobenius":
+                norms[ALL_LAYERS] = total_norms(run, kind)
+            for layer, values in norms.items():
+                for batches, value in enumerate(values, 1):
+                    found.setdefault((kind, layer, batches), []).append(value)
+    return [
+        mean_row(
+            f"{kind} norm of ΔW after batches", "weight", {"method": method, "layer": layer, "batches": batches}, values
+        )
+        for (kind, layer, batches), values in found.items()
+    ]
+
+
+def _is_change(values: Sequence[float]) -> bool:
+    return bool(values) and values[0] > 0
+
+
+def _grows(runs: Mapping[str, Kept], method: str) -> Claim:
+    """Decided over what each further batch adds to the norm."""
+    norms = [total_norms(run, "Frobenius") for run in of_method(runs, method).values()]
+    text = f"The norm of the total change grows with the number of batches ({method})."
+    ends = ", ".join(f"{found[0]:.3g} after 1 batch, {found[-1]:.3g} after {len(found)}" for found in norms)
+    added = [after - before for found in norms for before, after in pairwise(found)]
+    if not added:
+        return Claim(text, "undecided", f"Frobenius norm over all layers {ends}: there is no further batch")
+    step = mean_row("added by a further batch", "weight", {}, added)
+    evidence = (
+        f"Frobenius norm over all layers {ends}; a further batch adds {told(step)} (mean over {step.n} further "
+        f"batches; {sum(value > 0 for value in added)} of them add)"
+    )
+    return Claim(text, compared(step, claimed="positive"), evidence)
+
+
+def _changes_less(runs: Mapping[str, Kept], boundary: str, spread: str) -> list[tuple[Claim, Row]]:
+    """The whole change, paired over seeds; and what each batch of the same facts writes, paired over batches."""
+    ours, theirs = of_method(runs, boundary), of_method(runs, spread)
+    ends = [(total_norms(ours[seed], "Frobenius")[-1], total_norms(theirs[seed], "Frobenius")[-1]) for seed in ours]
+    batches = [
+        pair for seed in ours for pair in zip(*(total_norms(run[seed], "own") for run in (ours, theirs)), strict=True)
+    ]
+    where: dict[str, Label] = {"method": boundary, "than": spread, "layer": ALL_LAYERS}
+    found = []
+    for text, quantity, pairs, over in (
+        ("In total, boundary updates ({}) change less weight than spreading does.", "of ΔW", ends, "seeds"),
+        ("A batch of boundary updates ({}) writes less than spreading does.", "of a batch's ΔW", batches, "batches"),
+    ):
+        difference = mean_row(
+            f"Frobenius norm {quantity}, boundary updates minus spreading", "weight", where, [a - b for a, b in pairs]
+        )
+        one, other = (sum(values) / len(values) for values in zip(*pairs, strict=True))
+        verdict: Verdict = compared(difference, claimed="negative")
+        evidence = (
+            f"Frobenius norm over all layers: {boundary} {one:.3g}, {spread} {other:.3g}, difference "
+            f"{told(difference)} (paired over {difference.n} {over})"
+        )
+        found.append((Claim(text.format(boundary), verdict, evidence), difference))
+    return found
+
+
+def _is_of_lower_rank(runs: Mapping[str, Kept], method: str, weights: Mapping[str, Sequence[float]]) -> Claim:
+    """Decided over the layers of all seeds."""
+    text = f"The total change is of lower stable rank than the weight ({method})."
+    of_this = of_method(runs, method)
+    pairs = {
+        (seed, layer): (stable_rank(values), stable_rank(weights[layer]))
+        for seed, run in of_this.items()
+        for layer, values in run["spectra"].items()
+        if _is_change(values)
+    }
+    if not pairs:
+        return Claim(text, "undecided", "nothing was changed")
+    difference = mean_row("stable rank", "1", {}, [change - weight for change, weight in pairs.values()])
+    each = ", ".join(
+        f"layer {layer}{f' (seed {seed})' if len(of_this) > 1 else ''}: {change:.3g} against {weight:.3g}"
+        for (seed, layer), (change, weight) in pairs.items()
+    )
+    facts = max(run["facts"] for run in of_this.values())
+    evidence = (
+        f"{each}; difference {told(difference)} (over {difference.n} layers; a change in factors has at most one "
+        f"direction a fact and pass, here {facts} facts)"
+    )
+    return Claim(text, compared(difference, claimed="negative"), evidence)
+
+
+def _spectra(runs: Sequence[Kept], weights: Mapping[str, Sequence[float]]) -> Figure:
+    panels = []
+    for layer, whole in weights.items():
+        lines = {UNEDITED: whole} | {run["method"]: run["spectra"].get(layer, ()) for run in runs}
+        series = []
+        for label, values in lines.items():
+            shown = [value for value in values if value > _ROUNDING * values[0]]
+            if shown:
+                series.append(Series(label, list(range(1, len(shown) + 1)), shown))
+        panels.append(
+            Panel(f"Layer {layer}", "rank of the singular value", "σ (weight)", series, log_x=True, log_y=True)
+        )
+    caption = (
+        "Singular values of the whole change ΔW of each method's run with the first seed's facts, and of the unedited "
+        "weight W itself, largest first, per layer; those below float32's precision are left out."
+    )
+    return Figure("spectrum", caption, panels)
+
+
+def _norm_figure(growth: Sequence[Row], methods: Sequence[str], kind: str) -> Figure:
+    rows = [row for row in growth if row.quantity == f"{kind} norm of ΔW after batches"]
+    panels = []
+    for layer in sorted({row.where["layer"] for row in rows}, key=lambda label: (label == ALL_LAYERS, label)):
+        of_layer = [row for row in rows if row.where["layer"] == layer]
+        lines = {method: [row for row in of_layer if row.where["method"] == method] for method in methods}
+        series = [line_of(found, method, "batches") for method, found in lines.items() if found]
+        title = "All layers" if layer == ALL_LAYERS else f"Layer {layer}"
+        panels.append(Panel(title, "batches edited", f"{kind} norm of ΔW (weight)", series))
+    return Figure(
+        f"spectrum-{kind.lower()}",
+        f"The {kind} norm of the change so far over the number of batches, per layer; with 95 % intervals over seeds "
+        "where there are several.",
+        panels,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------
 
 
 def _of_weights(bench: Workbench, layers: Sequence[int]) -> Kept:

@@ -16,14 +16,14 @@ from pydantic import Field, field_validator
 from errata.analysis.findings import Findings
 from errata.benchmark.grid import Measures
 from errata.benchmark.material import Material
-from errata.facts import Fact
+from errata.editing.contexts import generate_prefixes
+from errata.editing.preparation import Prepared, prepare
+from errata.editing.recipe import Recipe
+from errata.editing.recipe_settings import Settings
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.outline import Outline
-from errata.preparation import Prepared, prepare
-from errata.progress import Report, silent
-from errata.recipe import Recipe
-from errata.recipe_settings import Settings
-from errata.targets.contexts import generate_prefixes
+from errata.utils.progress import Report, silent
 
 Kept = Mapping[str, Any]
 """What a piece keeps, as JSON holds it."""

@@ -2,30 +2,598 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
+from typing import Final, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from errata.analysis.cost import cost_text
-from errata.analysis.earlier_batches import EarlierBatches
-from errata.analysis.shift_norms import ShiftNorms, shift_norms, solution
+from errata.analysis.findings import (
+    ENOUGH,
+    Claim,
+    Figure,
+    Findings,
+    Label,
+    Panel,
+    Row,
+    Series,
+    compared,
+    line_of,
+    mean_row,
+    told,
+)
+from errata.analysis.runs import EarlierBatches
+from errata.analysis.shift_norms import (
+    FROBENIUS,
+    READINGS,
+    SPECTRAL,
+    ShiftNorms,
+    bound,
+    shift_norms,
+    solution,
+    tighter_bound,
+)
 from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
 from errata.analysis.titles import TITLES
-from errata.analysis.weight_shift_findings import piece_name, weight_shift_findings
-from errata.edit_batch import check_columns, solve_device
+from errata.editing.batch import check_columns, solve_device
+from errata.editing.keys import keys_and_bare
+from errata.editing.methods import BOUNDARY_PAPER
+from errata.editing.preparation import solver_of
+from errata.editing.recipe import Recipe
+from errata.editing.schedules import Step
+from errata.editing.shaping import BatchShaper, make_shaper
+from errata.editing.solvers.base import LayerSolver
+from errata.editing.targets import AimFinder
 from errata.errors import Fault, FaultsError, InputError
-from errata.facts import Fact
-from errata.methods import BOUNDARY_PAPER
+from errata.facts.fact import Fact
 from errata.models.weights import Term
-from errata.preparation import solver_of
-from errata.recipe import Recipe
-from errata.schedules import Step
-from errata.shaping import BatchShaper, make_shaper
-from errata.solvers.base import LayerSolver
-from errata.targets.aims import AimFinder
-from errata.targets.keys import keys_and_bare
+
+# ----------------------------------------------------------------------------------------------------
+# The numbers of study ``weight-shift`` by layer, batch size, earlier batches and norm, and what follows from them.
+
+
+Numbers: TypeAlias = NDArray[np.float64]
+"""(seeds, groups); NaN where there is no such number."""
+
+NORMS: Final = (FROBENIUS, SPECTRAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a number is of, beside its norm."""
+
+    layer: int
+    size: int
+    earlier: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All that the pieces kept.
+
+    Attributes:
+        layers: the critical ones, ascending.
+        sizes: batch sizes, ascending.
+        earlier: numbers of earlier batches, ascending.
+        kept: (seed's place, earlier) -> size -> layer -> part -> norm -> one number a group.
+    """
+
+    layers: Sequence[int]
+    sizes: Sequence[int]
+    earlier: Sequence[int]
+    seeds: int
+    kept: Mapping[tuple[int, int], Mapping[str, Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]]]
+
+    @classmethod
+    def of(cls, settings: AnalysisSettings, kept: Mapping[str, Kept], name: Callable[[int, int], str]) -> Table:
+        """Of pieces, by the names that ``name`` gives a seed and a number of earlier batches."""
+        sizes, earlier = sorted(set(settings.sizes)), sorted(set(settings.earlier))
+        found = {
+            (place, number): kept[name(seed, number)]["sizes"]
+            for place, seed in enumerate(settings.seeds)
+            for number in earlier
+        }
+        layers = [int(layer) for layer in found[0, earlier[0]][str(sizes[0])]]
+        return cls(layers, sizes, earlier, len(settings.seeds), found)
+
+    def behind(self, layer: int) -> int:
+        """n: how many critical layers come behind this one."""
+        return len(self.layers) - 1 - list(self.layers).index(layer)
+
+    def groups(self, size: int) -> int:
+        """Over all seeds."""
+        return self.part("shift", FROBENIUS, Case(self.layers[0], size, self.earlier[0])).size
+
+    def part(self, part: str, norm: str, case: Case) -> Numbers:
+        """Something that was kept: ``shift``, ``computed``, ``gap``, ``last``, ``solution``."""
+        runs = [self.kept[place, case.earlier][str(case.size)][str(case.layer)] for place in range(self.seeds)]
+        return np.array([run[part][norm] for run in runs], dtype=np.float64)
+
+    def bound(self, rule: Callable[..., Numbers], reading: str, case: Case) -> Numbers:
+        of_residuals, of_q = READINGS[reading]
+        gap, last = self.part("gap", of_residuals, case), self.part("last", of_residuals, case)
+        return rule(gap, last, self.part("solution", of_q, case), self.behind(case.layer))
+
+    def tightness(self, rule: Callable[..., Numbers], reading: str, case: Case) -> Numbers:
+        """Shift / bound; none where the bound is 0, and so is the shift."""
+        return ratio(self.part("shift", READINGS[reading][0], case), self.bound(rule, reading, case))
+
+    def relative_shift(self, norm: str, case: Case) -> Numbers:
+        """Of the computed update's norm; none where nothing is to be written."""
+        return ratio(self.part("shift", norm, case), self.part("computed", norm, case))
+
+    def share_of_factor(self, reading: str, case: Case) -> Numbers:
+        """How much of log(bound / shift) is log(bound / tighter bound)."""
+        stated, tighter = self.bound(bound, reading, case), self.bound(tighter_bound, reading, case)
+        shift = self.part("shift", READINGS[reading][0], case)
+        known = (shift > 0) & (stated > shift)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(known, np.log(stated / tighter) / np.log(stated / shift), np.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A column of the study.
+
+    Attributes:
+        norms: in which it is told.
+        of: its numbers, by norm and case.
+    """
+
+    unit: str
+    norms: Sequence[str]
+    of: Callable[[Table, str, Case], Numbers]
+
+
+def _part(part: str, table: Table, norm: str, case: Case) -> Numbers:
+    return table.part(part, norm, case)
+
+
+def _bound(rule: Callable[..., Numbers], table: Table, reading: str, case: Case) -> Numbers:
+    return table.bound(rule, reading, case)
+
+
+def _tightness(rule: Callable[..., Numbers], table: Table, reading: str, case: Case) -> Numbers:
+    return table.tightness(rule, reading, case)
+
+
+QUANTITIES: Final[Mapping[str, Quantity]] = {
+    "shift": Quantity("weight", NORMS, partial(_part, "shift")),
+    "bound": Quantity("weight", tuple(READINGS), partial(_bound, bound)),
+    "tighter bound": Quantity("weight", tuple(READINGS), partial(_bound, tighter_bound)),
+    "tightness": Quantity("1", tuple(READINGS), partial(_tightness, bound)),
+    "tightness of the tighter bound": Quantity("1", tuple(READINGS), partial(_tightness, tighter_bound)),
+    "relative shift": Quantity("1", NORMS, Table.relative_shift),
+    "computed update": Quantity("weight", NORMS, partial(_part, "computed")),
+    "residual gap": Quantity("hidden state", NORMS, partial(_part, "gap")),
+    "last residual": Quantity("hidden state", NORMS, partial(_part, "last")),
+    "Q": Quantity("1/key", NORMS, partial(_part, "solution")),
+}
+"""``residual gap`` is ‖R* − R_L‖, ``last residual`` ‖R_L‖, ``relative shift`` shift / ‖ΔW_computed‖."""
+
+
+def ratio(above: Numbers, below: Numbers) -> Numbers:
+    """NaN where ``below`` is 0."""
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+
+
+def growth(before: Numbers, after: Numbers) -> Numbers:
+    """(after − before) of each group, in units of the mean of ``before``: their mean is the growth of the mean."""
+    unit = float(np.nanmean(before)) if np.isfinite(before).any() else float("nan")
+    return (after - before) / unit if unit > 0 else np.full_like(after, np.nan)
+
+
+def slope(values: Sequence[Numbers], places: Sequence[int]) -> Numbers:
+    """The least-squares slope of each group over ``places``, in units of the mean of all ``values``."""
+    stacked = np.stack(values)
+    centred = np.asarray(places, dtype=np.float64) - np.mean(places)
+    unit = float(np.nanmean(stacked)) if np.isfinite(stacked).any() else float("nan")
+    found: Numbers = np.tensordot(centred / (centred**2).sum(), stacked, axes=1)
+    return found / unit if unit > 0 else np.full_like(found, np.nan)
+
+
+def inside(small: Numbers, large_groups: int, small_size: int, large_size: int) -> list[Numbers]:
+    """For each group of a larger size the numbers of the smaller groups whose facts all lie in it, (seeds, n)."""
+    found = []
+    for group in range(large_groups):
+        first = -(-group * large_size // small_size)
+        stop = (group + 1) * large_size // small_size
+        found.append(small[:, first:stop])
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------
+# How the shift of study ``weight-shift`` grows, each group of facts against itself, and what becomes of the claims.
+
+
+ENOUGH_GROUPS = ENOUGH
+_ROUNDING = 1e-9  # relative: what the norms of float64 products may be off by
+_GROWING = ("shift", "relative shift", "residual gap", "last residual", "Q", "bound", "tighter bound")
+
+
+@dataclass(frozen=True, slots=True)
+class Growths:
+    """How the shift grows; see ``growths_of``.
+
+    Attributes:
+        size: the batch size that distance and earlier batches are compared at: the largest with ``ENOUGH_GROUPS``
+            groups, else that with the most.
+        small, large: the sizes that are compared: the least, and the largest with ``ENOUGH_GROUPS`` groups if that is
+            another, else the largest.
+        earlier: the numbers of earlier batches.
+        first: the first critical layer.
+    """
+
+    size: int
+    small: int
+    large: int
+    earlier: Sequence[int]
+    first: int
+    rows: list[Row] = field(default_factory=list)
+
+    def of(self, quantity: str, **where: Label) -> Row | None:
+        """The one row of these labels, or None where it is undefined."""
+        found = [row for row in self.rows if row.quantity == quantity and row.where == where]
+        return found[0] if found else None
+
+
+def growths_of(table: Table, undefined: dict[str, str]) -> Growths:
+    """Rows of how the shift grows over distance, batch size and earlier batches, paired over groups of facts.
+
+    Over distance it is the slope over the layers before the last (where the shift is 0 whatever is done), in units of
+    the mean; over batch size and earlier batches the difference of the most to the least, in units of the mean at the
+    least, at each layer before the last and, as ``all``, on average over them.
+    """
+    enough = [size for size in table.sizes if table.groups(size) >= ENOUGH_GROUPS]
+    size = max(enough) if enough else max(table.sizes, key=table.groups)
+    larger = [found for found in enough if found > table.sizes[0]]
+    large = max(larger) if larger else table.sizes[-1]
+    growths = Growths(size, table.sizes[0], large, table.earlier, table.layers[0])
+    before_last = table.layers[:-1]
+    if len(before_last) < 2:
+        undefined["growth with distance"] = "there is one layer before the last critical one"
+    else:
+        _with_distance(table, growths, undefined)
+    if growths.small == growths.large:
+        undefined["growth with batch size"] = "there is one batch size"
+    else:
+        _with_size(table, growths, undefined)
+    if len(table.earlier) < 2:
+        undefined["growth with earlier batches"] = "there is one number of earlier batches"
+    else:
+        _with_earlier(table, growths, undefined)
+    shares = table.share_of_factor(FROBENIUS, Case(growths.first, size, table.earlier[0]))
+    where: dict[str, Label] = {"layer": growths.first, "size": size, "earlier": table.earlier[0], "norm": FROBENIUS}
+    _add(growths, undefined, "share of the factor in the looseness", where, shares)
+    return growths
+
+
+def _with_distance(table: Table, growths: Growths, undefined: dict[str, str]) -> None:
+    layers = table.layers[:-1]
+    for name in ("shift", "relative shift", "tightness", "tightness of the tighter bound"):
+        quantity = QUANTITIES[name]
+        for norm in quantity.norms:
+            values = [quantity.of(table, norm, Case(layer, growths.size, table.earlier[0])) for layer in layers]
+            where: dict[str, Label] = {"size": growths.size, "earlier": table.earlier[0], "norm": norm}
+            found = slope(values, [table.behind(layer) for layer in layers])
+            _add(growths, undefined, f"{name}, growth with distance", where, found)
+
+
+def _with_size(table: Table, growths: Growths, undefined: dict[str, str]) -> None:
+    start, small, large = table.earlier[0], growths.small, growths.large
+    by_norm: dict[tuple[str, str], list[Numbers]] = {}
+    for layer in table.layers[:-1]:
+        for norm in QUANTITIES["shift"].norms:
+            ones = table.part("shift", norm, Case(layer, small, start))
+            whole = table.part("shift", norm, Case(layer, large, start))
+            within = inside(ones, whole.shape[1], small, large)
+            means = np.stack([part.mean(axis=1) for part in within], axis=1)
+            roots = np.stack([np.sqrt((part**2).sum(axis=1)) for part in within], axis=1)
+            compared_with = {"shift, growth with batch size": means}
+            if norm == FROBENIUS and large % small == 0:
+                # What the batch would shift if its parts did not bear on one another: updates in orthogonal directions.
+                compared_with["shift of a batch against its parts' root sum of squares"] = roots
+            for name, before in compared_with.items():
+                found = growth(before, whole)
+                by_norm.setdefault((name, norm), []).append(found)
+                where: dict[str, Label] = {"layer": layer, "size": large, "earlier": start, "norm": norm}
+                _add(growths, undefined, name, where, found)
+    for (name, norm), layers in by_norm.items():
+        where = {"layer": "all", "size": large, "earlier": start, "norm": norm}
+        _add(growths, undefined, name, where, np.mean(layers, axis=0))
+
+
+def _with_earlier(table: Table, growths: Growths, undefined: dict[str, str]) -> None:
+    first, last = table.earlier[0], table.earlier[-1]
+    for name in _GROWING:
+        quantity = QUANTITIES[name]
+        for norm in quantity.norms:
+            over_layers = []
+            for layer in table.layers[:-1]:
+                before, after = (
+                    quantity.of(table, norm, Case(layer, growths.size, number)) for number in (first, last)
+                )
+                found = growth(before, after)
+                over_layers.append(found)
+                where: dict[str, Label] = {"layer": layer, "size": growths.size, "earlier": last, "norm": norm}
+                _add(growths, undefined, f"{name}, growth with earlier batches", where, found)
+            where = {"layer": "all", "size": growths.size, "earlier": last, "norm": norm}
+            _add(growths, undefined, f"{name}, growth with earlier batches", where, np.mean(over_layers, axis=0))
+
+
+def _add(growths: Growths, undefined: dict[str, str], quantity: str, where: dict[str, Label], values: Numbers) -> None:
+    known = values[np.isfinite(values)]
+    if len(known):
+        growths.rows.append(mean_row(quantity, "1", where, known.tolist()))
+    else:
+        places = ", ".join(f"{name} {value}" for name, value in where.items())
+        undefined[f"{quantity}: {places}"] = "the residuals are 0: the model knows all of the facts"
+
+
+def claims_of(table: Table, growths: Growths) -> list[Claim]:
+    """The paper's claims and ours; those that there is nothing to compare for are left out (and named undefined)."""
+    start, last = table.earlier[0], table.earlier[-1]
+    at_start: dict[str, Label] = {"size": growths.size, "earlier": start, "norm": FROBENIUS}
+    by_size: dict[str, Label] = {"layer": "all", "size": growths.large, "earlier": start, "norm": FROBENIUS}
+    at_end: dict[str, Label] = {"layer": "all", "size": growths.size, "earlier": last, "norm": FROBENIUS}
+    slopes = "slope over the layers before the last, in units of the mean per layer"
+    earlier_text = f"from {start} to {last} earlier batches, mean over the layers before the last"
+    size_text = f"from {growths.small} to {growths.large} facts a batch, mean over the layers before the last"
+    tested: list[tuple[str, Row | None, str]] = [
+        (
+            "The shift of the weights grows with the distance from the last critical layer.",
+            growths.of("shift, growth with distance", **at_start),
+            f"{slopes}; {_by_layer(table, growths)}",
+        ),
+        (
+            "Relative to the update itself, the shift grows with the distance from the last critical layer.",
+            growths.of("relative shift, growth with distance", **at_start),
+            slopes,
+        ),
+        (
+            "The shift of the weights grows with the batch size.",
+            growths.of("shift, growth with batch size", **by_size),
+            f"growth {size_text}",
+        ),
+        (
+            "It grows by more than the number of facts brings: the shift of a batch is larger than the root sum of "
+            "squares of those of its parts.",
+            growths.of("shift of a batch against its parts' root sum of squares", **by_size),
+            f"excess over it, {size_text}",
+        ),
+        (
+            "The shift of the weights grows with the number of earlier batches.",
+            growths.of("shift, growth with earlier batches", **at_end),
+            f"growth {earlier_text}; "
+            + "; ".join(
+                f"{name} {told(row)}"
+                for name in ("residual gap", "last residual", "Q", "bound")
+                if (row := growths.of(f"{name}, growth with earlier batches", **at_end))
+            ),
+        ),
+        (
+            "Relative to the update itself, the shift grows with the number of earlier batches.",
+            growths.of("relative shift, growth with earlier batches", **at_end),
+            f"growth {earlier_text}",
+        ),
+    ]
+    claims = [
+        Claim(text, compared(row, claimed="positive"), f"{told(row)}: {what} (Frobenius norm, paired over groups)")
+        for text, row, what in tested
+        if row is not None
+    ]
+    looser = growths.of("tightness, growth with distance", **at_start)
+    if looser is not None:
+        tighter = growths.of("tightness of the tighter bound, growth with distance", **at_start)
+        claims.append(
+            Claim(
+                "The theory's bound gets looser with the distance from the last critical layer.",
+                compared(looser, claimed="negative"),
+                f"{told(looser)}: {slopes} of shift / bound (all norms Frobenius, paired over groups)"
+                + (f"; of the tighter bound {told(tighter)}" if tighter else ""),
+            )
+        )
+    return [*claims, *_on_looseness(table, growths), _on_validity(table)]
+
+
+def _by_layer(table: Table, growths: Growths) -> str:
+    """What the slope is of, and ‖Q‖, which differs from layer to layer for reasons of its own."""
+    told_of = []
+    for layer in table.layers[:-1]:
+        case = Case(layer, growths.size, table.earlier[0])
+        shift, q = (float(np.mean(table.part(part, FROBENIUS, case))) for part in ("shift", "solution"))
+        told_of.append(f"layer {layer}: shift {shift:.3g}, ‖Q‖ {q:.3g}")
+    return ", ".join(told_of)
+
+
+def _on_looseness(table: Table, growths: Growths) -> list[Claim]:
+    case = Case(growths.first, growths.size, table.earlier[0])
+    shares = table.share_of_factor(FROBENIUS, case)
+    known = shares[np.isfinite(shares)]
+    if not len(known):
+        return []
+    excess = mean_row("share", "1", {}, (known - 0.5).tolist())
+    share = mean_row("share", "1", {}, known.tolist())
+    both = []
+    for reading in READINGS:
+        stated, tighter = (table.tightness(rule, reading, case) for rule in (bound, tighter_bound))
+        both.append(f"{reading}: {np.nanmean(stated):.3g} and {np.nanmean(tighter):.3g}")
+    return [
+        Claim(
+            f"At layer {growths.first}, the farthest from the last, the theory's bound is loose mostly because of its "
+            "factor L − l.",
+            compared(excess, claimed="positive"),
+            f"of log(bound / shift), the share that goes with (L − l) / (L − l + 1) in the factor's place is "
+            f"{told(share)} (all norms Frobenius; claimed: above 0.5); shift / bound and shift / tighter bound are, in "
+            f"the norms {'; '.join(both)}",
+        )
+    ]
+
+
+def _on_validity(table: Table) -> Claim:
+    """That no shift is above its bounds; rounding aside."""
+    count, bad, tightest = 0, 0, 0.0
+    for earlier in table.earlier:
+        for size in table.sizes:
+            for layer in table.layers:
+                for reading in READINGS:
+                    case = Case(layer, size, earlier)
+                    shift = table.part("shift", READINGS[reading][0], case)
+                    tighter, stated = (table.bound(rule, reading, case) for rule in (tighter_bound, bound))
+                    wrong = (shift > tighter * (1 + _ROUNDING)) | (tighter > stated * (1 + _ROUNDING))
+                    count, bad = count + shift.size, bad + int(wrong.sum())
+                    known = table.tightness(tighter_bound, reading, case)
+                    tightest = max(tightest, float(np.nanmax(known, initial=0.0)))
+    return Claim(
+        "The shift is never above the tighter bound, nor that above the theory's.",
+        "holds" if bad == 0 else "does not hold",
+        f"{count} comparisons (groups, layers, sizes, earlier batches, norms), {bad} of them against it; the largest "
+        f"shift / tighter bound is {tightest:.4g}",
+    )
+
+
+# ----------------------------------------------------------------------------------------------------
+# What study ``weight-shift`` makes of its numbers: rows, how they grow, what becomes of the claims, pictures.
+
+
+_LINES = {"shift": "shift", "tighter bound": "tighter bound", "bound": "bound of the theory"}
+
+
+def piece_name(seed: int, earlier: int) -> str:
+    return f"seed-{seed}-after-{earlier}"
+
+
+def weight_shift_findings(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
+    """All that follows from what the pieces kept."""
+    table = Table.of(settings, kept, piece_name)
+    undefined: dict[str, str] = {}
+    rows = _rows(table, undefined)
+    growths = growths_of(table, undefined)
+    return Findings([*rows, *growths.rows], claims_of(table, growths), _figures(rows, table, growths), (), undefined)
+
+
+def _rows(table: Table, undefined: dict[str, str]) -> list[Row]:
+    rows: list[Row] = []
+    for earlier in table.earlier:
+        for size in table.sizes:
+            for layer in table.layers:
+                for name, quantity in QUANTITIES.items():
+                    for norm in quantity.norms:
+                        found = quantity.of(table, norm, Case(layer, size, earlier)).ravel()
+                        where: dict[str, Label] = {
+                            "layer": layer,
+                            "distance": table.behind(layer),
+                            "size": size,
+                            "earlier": earlier,
+                            "norm": norm,
+                        }
+                        if len(known := found[np.isfinite(found)]):
+                            rows.append(mean_row(name, quantity.unit, where, known.tolist()))
+                        elif table.behind(layer) == 0:
+                            undefined[f"{name} at layer {layer}"] = (
+                                "it is the last critical layer, where both updates are one and the bound is 0"
+                            )
+                        else:
+                            undefined[f"{name} at layer {layer}, size {size}, after {earlier} batches"] = (
+                                "the residuals are 0: the model knows all of the facts"
+                            )
+    return rows
+
+
+def _figures(rows: list[Row], table: Table, growths: Growths) -> list[Figure]:
+    """At ``growths.large``, as with one fact a batch all matrices are of rank 1 and all norms the same."""
+    first, size, start = growths.first, growths.large, growths.earlier[0]
+    groups = table.groups(size)
+    large = f"{_counted(size, 'fact')} a batch"
+    means = f"mean over {_counted(groups, 'group')}" + (" with 95 % intervals" if groups > 1 else "")
+    if groups >= ENOUGH_GROUPS:
+        large += f" (the largest size with {ENOUGH_GROUPS} groups)" if len(table.sizes) > 1 else ""
+    else:
+        large += f" (no size above {table.sizes[0]} has {ENOUGH_GROUPS} groups)" if len(table.sizes) > 1 else ""
+    large += ", where all norms coincide" if size == 1 else ""
+    left = f"{_AXES['distance']} ({table.behind(first)}: layer {first}, 0: layer {table.layers[-1]})"
+    return [
+        Figure(
+            "weight-shift-distance",
+            "Shift of the weights by spreading the residual, with its bounds, over the number of critical layers from "
+            f"the one that is written to the last; {large}; {_counted(start, 'earlier batch')}; {means}.",
+            [_panel(rows, reading, "distance", {"size": size, "earlier": start}, left) for reading in READINGS],
+        ),
+        Figure(
+            "weight-shift-size",
+            f"Shift of the weights at layer {first}, with its bounds, over the batch size (both axes logarithmic); "
+            f"{_counted(start, 'earlier batch')}; mean over groups with 95 % intervals, none where there is one group.",
+            [
+                _panel(rows, reading, "size", {"layer": first, "earlier": start}, _AXES["size"], log=True)
+                for reading in READINGS
+            ],
+        ),
+        Figure(
+            "weight-shift-earlier",
+            f"Shift of the weights at layer {first}, with its bounds, over the number of batches written before; "
+            f"{large}; {means}.",
+            [
+                _panel(rows, reading, "earlier", {"layer": first, "size": size}, _AXES["earlier"])
+                for reading in READINGS
+            ],
+        ),
+        Figure(
+            "weight-shift-tightness",
+            "How tight the bounds are: shift / bound, by the number of critical layers left to the last and by the "
+            f"norm that the bound is told in; {large}; {_counted(start, 'earlier batch')}; {means}.",
+            [
+                Panel(
+                    title,
+                    left,
+                    "shift / bound (1 is tight)",
+                    [
+                        _line(rows, name, reading, reading, "distance", {"size": size, "earlier": start})
+                        for reading in READINGS
+                    ],
+                )
+                for name, title in (
+                    ("tightness", "Bound of the theory"),
+                    ("tightness of the tighter bound", "Tighter bound"),
+                )
+            ],
+        ),
+    ]
+
+
+_AXES = {"distance": "critical layers left to the last", "size": "facts a batch", "earlier": "earlier batches"}
+
+
+def _panel(
+    rows: list[Row], reading: str, x: str, where: Mapping[str, Label], x_label: str, *, log: bool = False
+) -> Panel:
+    of_shift = READINGS[reading][0]
+    series = [
+        _line(rows, name, of_shift if name == "shift" else reading, label, x, where) for name, label in _LINES.items()
+    ]
+    label = f"norm of the update's shift, {of_shift} (unit of W)"
+    return Panel(f"Norms: {reading}", x_label, label, series, log_x=log, log_y=log)
+
+
+def _line(rows: list[Row], quantity: str, norm: str, label: str, x: str, where: Mapping[str, Label]) -> Series:
+    chosen = [
+        row
+        for row in rows
+        if row.quantity == quantity
+        and row.where["norm"] == norm
+        and all(row.where[name] == value for name, value in where.items())
+    ]
+    return line_of(chosen, label, x)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}{'es' if what.endswith('ch') else 's'}"
+
+
+# ----------------------------------------------------------------------------------------------------
 
 
 def residuals_now(

@@ -10,10 +10,9 @@ from pathlib import Path
 from errata.benchmark.cell_spec import CellSpec, damaged, read_json
 from errata.benchmark.grid import Measures
 from errata.benchmark.material import Material
-from errata.benchmark.measurements import ALWAYS, parts_of
-from errata.benchmark.parts import Answer, Part
+from errata.benchmark.measurements import ALWAYS, Answer, Part, parts_of
 from errata.errors import InputError
-from errata.output import write_text
+from errata.utils.files import write_text
 
 _BEFORE = "before.json"
 

@@ -23,11 +23,9 @@ from errata.benchmark.cell_spec import CellSpec, damaged, read_json, read_spec
 from errata.benchmark.grid import Grid, Measures
 from errata.benchmark.measurements import check_parts, input_digests
 from errata.errors import Fault, FaultsError, InputError
-from errata.in_place import check_no_links
-from errata.locking import alone
-from errata.output import new_directory, write_text
-from errata.patch import now, software_versions
-from errata.reading import reason_of
+from errata.patches.patch import now, software_versions
+from errata.utils.files import new_directory, reason_of, write_text
+from errata.utils.locks import alone, check_no_links
 
 FORMAT = "errata-bench-2"
 

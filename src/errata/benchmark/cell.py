@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,30 +24,56 @@ from typing import Any
 
 import torch
 
-from errata.batch_record import BatchRecord
 from errata.benchmark.answers import answer_path, before_path, note_before, read_answer
-from errata.benchmark.cell_notes import add_notes
 from errata.benchmark.cell_spec import CellResult, CellSpec, damaged, read_json, read_spec, result_of
 from errata.benchmark.checks import Check, CollapseError
 from errata.benchmark.grid import Measures, check_trusted
-from errata.benchmark.material import Material, read_material
-from errata.benchmark.measurements import ALWAYS, PERPLEXITY, parts_of
-from errata.benchmark.parts import Inquiry, Part, State
-from errata.benchmark.pinned import pin
-from errata.benchmark.recorded import edit_batches
-from errata.edit import Editor
+from errata.benchmark.material import Material, pin, read_material
+from errata.benchmark.measurements import ALWAYS, PERPLEXITY, Inquiry, Part, State, parts_of
+from errata.benchmark.sequence import edit_batches
+from errata.editing.batch import BatchRecord
+from errata.editors.locate_then_edit import Editor
 from errata.errors import ErrataError, Fault, FaultsError, NonFiniteError
-from errata.loading import load_model
-from errata.locking import in_turn
 from errata.models.language_model import LanguageModel
-from errata.output import write_text
-from errata.patch import dtype_name
-from errata.progress import Report
-from errata.restore import editor_of
-from errata.run_creation import create_run
-from errata.run_directory import RunDirectory, is_run, open_run
-from errata.run_manifest import sound_json
+from errata.patches.patch import dtype_name
+from errata.runs.loading import load_model
+from errata.runs.resume import editor_of
+from errata.runs.run import RunDirectory, create_run, is_run, open_run, sound_json
 from errata.statistics.corpus import open_corpus
+from errata.utils.files import write_text
+from errata.utils.locks import in_turn
+from errata.utils.progress import Report
+
+# ----------------------------------------------------------------------------------------------------
+# What a reader of a cell's results should know of how it was worked on, such as that it went on elsewhere.
+
+
+_NAME = "notes.json"
+
+
+def add_notes(cell: Path, notes: Sequence[str]) -> None:
+    """Keep them beside the cell's result, each once.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    known = notes_of(cell)
+    if new := [note for note in dict.fromkeys(notes) if note not in known]:
+        write_text(cell / _NAME, json.dumps([*known, *new], ensure_ascii=False) + "\n")
+
+
+def notes_of(cell: Path) -> tuple[str, ...]:
+    """Those that were kept; raises InputError if the file is damaged."""
+    path = cell / _NAME
+    if not path.is_file():
+        return ()
+    notes = read_json(path)
+    if not isinstance(notes, list):
+        raise damaged(path, TypeError("it holds no list"))
+    return tuple(map(str, notes))
+
+
+# ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

@@ -17,9 +17,9 @@ from pathlib import Path
 import transformers
 
 from errata.benchmark.cell import work_on
-from errata.benchmark.working import PROGRESS
+from errata.benchmark.workers import PROGRESS
 from errata.errors import ErrataError
-from errata.output import write_text
+from errata.utils.files import write_text
 
 _SECONDS_BETWEEN = 0.2
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from errata.benchmark.grid import DataEntry, Measures, ModelEntry
+from errata.editing.recipe import Recipe
 from errata.errors import InputError
-from errata.reading import reason_of
-from errata.recipe import Recipe
+from errata.utils.files import reason_of
 
 
 class CellSpec(BaseModel):

@@ -8,20 +8,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from errata.batch_record import BatchRecord
 from errata.benchmark.answers import read_answer
 from errata.benchmark.cell_spec import CellSpec
 from errata.benchmark.material import Material
-from errata.benchmark.recorded import RunStoppedError
-from errata.benchmark.sequential import weight_norm_ratio
-from errata.edit import Editor
+from errata.benchmark.sequence import RunStoppedError, weight_norm_ratio
+from errata.editing.batch import BatchRecord
+from errata.editors.locate_then_edit import Editor
 from errata.errors import NonFiniteError
-from errata.evaluation.metrics import Metric
 from errata.evaluation.perplexity import Perplexity, perplexity
 from errata.evaluation.recall import evaluate_facts
-from errata.evaluation.records import Record
-from errata.facts import Fact
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
+from errata.results.metrics import Metric
+from errata.results.records import Record
 
 
 class CollapseError(RunStoppedError):

@@ -2,22 +2,389 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from errata.benchmark.campaign import Campaign
-from errata.benchmark.collect_about import Ended, about_of
-from errata.benchmark.finished import Finished, read_finished
-from errata.benchmark.record_table import records_file
-from errata.benchmark.sequential import weight_norm_summary
+from errata.benchmark.answers import answer_path, answered, before_of, read_answer
+from errata.benchmark.campaign import Campaign, failure_of
+from errata.benchmark.cell import notes_of
+from errata.benchmark.cell_spec import CellSpec, damaged, result_of
+from errata.benchmark.material import Material, read_material
+from errata.benchmark.measurements import ALWAYS, Answer
+from errata.benchmark.sequence import weight_norm_summary
 from errata.errors import InputError
-from errata.evaluation.ability_results import summarise_others
-from errata.evaluation.changes import change_records
-from errata.evaluation.metrics import Metric
-from errata.evaluation.perplexity import perplexity_ratio, pooled
-from errata.evaluation.records import Record, Summary, When, summarise, summarise_groups
-from errata.evaluation.results_file import Row, to_long, write_results
+from errata.evaluation.ability import summarise_others
+from errata.evaluation.free_running import FreeQuestion, expected_answer, free_questions
+from errata.evaluation.outcomes import absent_changes, change_records
+from errata.evaluation.perplexity import Perplexity, perplexity_ratio, pooled
+from errata.facts.fact import QUESTION_LISTS, Question
+from errata.results.metrics import Metric
+from errata.results.records import Record, Row, Summary, When, summarise, summarise_groups, to_long, write_results
+from errata.runs.run import open_run, sound_json
+from errata.utils.files import new_file
+from errata.utils.optional import require
+
+# ----------------------------------------------------------------------------------------------------
+# A cell that is done, read back from its directory.
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What was asked behind one batch.
+
+    Attributes:
+        edits: facts that had been edited by then.
+        records: right after it, of its own facts.
+        check: of a sample of all facts so far; None where none was due.
+        perplexity: on the prose; None without prose.
+    """
+
+    edits: int
+    size: int
+    seconds: float
+    records: Sequence[Record]
+    check: Sequence[Record] | None
+    perplexity: Perplexity | None
+    weight_norm_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A cell that is done, read back.
+
+    Attributes:
+        before: part -> what the unedited model said; ``after`` likewise. Further measurements that have not been made,
+            or failed, are in neither.
+        notes: on how it was worked on.
+        versions: of the software that the editing was begun with.
+    """
+
+    directory: Path
+    spec: CellSpec
+    material: Material
+    result: Mapping[str, Any]
+    before: Mapping[str, Answer]
+    after: Mapping[str, Answer]
+    batches: Sequence[Batch]
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+
+    def records(self, when: When) -> list[Record]:
+        """All records of a moment, of all parts."""
+        if when == "right_after":
+            return [record for batch in self.batches for record in batch.records]
+        if when == "during":
+            return [record for batch in self.batches for record in batch.check or ()]
+        parts = self.before if when == "before" else self.after
+        return [record for part in parts.values() for record in part.records]
+
+    def labels(self, when: When) -> dict[str, dict[str, tuple[int, int]]]:
+        """For each weighted F1 sample -> (right label, label that was answered)."""
+        parts = self.before if when == "before" else self.after
+        return {
+            metric: {sample: (right, answered) for sample, (right, answered) in labels.items()}
+            for part in parts.values()
+            for metric, labels in part.kept.get("labels", {}).items()
+        }
+
+    def values(self, when: When) -> dict[str, tuple[float, int]]:
+        """Numbers that are no means over samples, by their metrics -> (value, samples)."""
+        parts = self.before if when == "before" else self.after
+        return {
+            metric: (float(value), int(count))
+            for part in parts.values()
+            for metric, (value, count) in part.kept.get("values", {}).items()
+        }
+
+    def perplexity(self, when: When) -> Perplexity | None:
+        return _perplexity((self.before if when == "before" else self.after)["perplexity"].kept["perplexity"])
+
+
+def read_finished(campaign: Campaign, cell: Path) -> Finished:
+    """A cell that has been edited, with those of the further measurements that have been made.
+
+    Raises:
+        InputError, FaultsError: if a file of it is missing or changed.
+    """
+    spec = campaign.spec(cell)
+    measures = campaign.grid.measures
+    parts = [*ALWAYS, *(part for part in answered(cell, measures) if part not in ALWAYS)]
+    run = open_run(cell / "run")
+    batches = []
+    edits = 0
+    for entry in run.ledger.of("batch"):
+        about = entry.about
+        said = sound_json(run.batch_path(about["index"]).with_suffix(".json"), about["said"])
+        edits += len(about["facts"])
+        batches.append(
+            Batch(
+                edits,
+                len(about["facts"]),
+                float(about["seconds"]),
+                [Record(**record) for record in said["records"]],
+                None if said["check"] is None else [Record(**record) for record in said["check"]],
+                _perplexity(said["perplexity"]),
+                said["weight_norm_ratio"],
+            )
+        )
+    return Finished(
+        cell,
+        spec,
+        read_material(campaign.directory / "material" / spec.material),
+        _result(cell),
+        {part.name: read_answer(before_of(cell, part, measures)) for part in parts},
+        {part.name: read_answer(answer_path(cell / "after", part, measures)) for part in parts},
+        batches,
+        notes_of(cell),
+        run.manifest.versions,
+    )
+
+
+def _result(cell: Path) -> Mapping[str, Any]:
+    found = result_of(cell)
+    if found is None:
+        raise damaged(cell / "result.json", FileNotFoundError("it is missing"))
+    return asdict(found)
+
+
+def _perplexity(saved: Mapping[str, Any] | None) -> Perplexity | None:
+    return None if saved is None else Perplexity(tuple(saved["log_likelihoods"]), tuple(saved["counts"]))
+
+
+# ----------------------------------------------------------------------------------------------------
+# What stands beside the rows of a benchmark's ``summary.json``: how it came about, how each cell ended, what is absent.
+
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Of a cell that is edited, what is told beside the rows.
+
+    Attributes:
+        seconds: of its batches, what was asked behind each, and the answers at the end, of all sittings.
+        parts: the measurements that have been made.
+        absent: metric -> why it could not be told.
+        material_notes: on its facts and questions.
+        notes: on how it was worked on.
+        versions: of the software that its editing was begun with.
+    """
+
+    spec: CellSpec
+    result: Mapping[str, Any]
+    seconds: float
+    parts: tuple[str, ...]
+    absent: Mapping[str, str]
+    material_notes: tuple[str, ...]
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+
+    @classmethod
+    def of(cls, cell: Finished) -> Ended:
+        absent = {metric: why for answer in cell.after.values() for metric, why in answer.absent.items()}
+        absent |= absent_changes(cell.records("before"), absent)
+        seconds = cell.result["seconds"] + sum(answer.seconds for answer in cell.after.values())
+        return cls(
+            cell.spec,
+            cell.result,
+            seconds,
+            tuple(cell.after),
+            absent,
+            cell.material.notes,
+            cell.notes,
+            cell.versions,
+        )
+
+
+def about_of(
+    campaign: Campaign, rows: Sequence[Row], done: Mapping[Path, Ended], damaged: Mapping[Path, str]
+) -> dict[str, Any]:
+    """What belongs to the rows: the grid, how to repeat it, how each cell ended, what is absent and why.
+
+    Args:
+        done: cells that have results.
+        damaged: cells of which a file is not what was written, with the reason.
+    """
+    cells = []
+    for directory in campaign.cells:
+        spec = campaign.spec(directory)
+        ended = done.get(directory)
+        failure = damaged.get(directory) or (None if campaign.is_done(directory) else failure_of(directory))
+        cells.append(
+            {
+                "id": directory.name,
+                "model": spec.model.name,
+                "data": spec.data.label,
+                "method": spec.label,
+                "seed": spec.seed,
+                "status": "done" if ended else "failed" if failure else "not done",
+                "failure": failure,
+                "seconds": ended.seconds if ended else None,
+                "edits": ended.result["edits"] if ended else None,
+                "collapsed_at": ended.result["collapsed_at"] if ended else None,
+                "ratio": ended.result["ratio"] if ended else None,
+                "notes": list(ended.notes) if ended else [],
+            }
+        )
+    return {
+        "command": campaign.record["commands"][0],
+        "commands": campaign.record["commands"],
+        "created": campaign.record["created"],
+        "grid": campaign.record["grid"],
+        "undefined": campaign.record["undefined"],
+        "recipes": _recipes([cell.spec for cell in done.values()]),
+        "cells": cells,
+        "absent": _absent(campaign, rows, done),
+        "notes": _notes(campaign, done),
+        "versions": _distinct([cell.versions for cell in done.values()]),
+    }
+
+
+def _absent(campaign: Campaign, rows: Sequence[Row], done: Mapping[Path, Ended]) -> list[dict[str, Any]]:
+    """Of each model and data set the metrics that no cell of them has, with the reason; a measurement that none has
+    made stands there by its own name."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for directory, cell in done.items():
+        reasons = found.setdefault((cell.spec.model.name, cell.spec.data.label), {})
+        reasons |= {metric: why for metric, why in cell.absent.items() if metric not in reasons}
+        for part in campaign.grid.measures.parts:
+            if part not in cell.parts:
+                reasons.setdefault(part, _why_not(directory))
+    for (model, data), reasons in found.items():
+        there = {row["metric"] for row in rows if (row.get("model"), row.get("data")) == (model, data)}
+        there |= {part for cell in _of(done, model, data) for part in cell.parts}
+        for metric in there & reasons.keys():
+            del reasons[metric]
+    return [{"model": model, "data": data, "metrics": reasons} for (model, data), reasons in found.items() if reasons]
+
+
+def _notes(campaign: Campaign, done: Mapping[Path, Ended]) -> list[str]:
+    """What a reader should know of the facts, of runs that went on otherwise than they began, and of measurements that
+    only some of the cells have made."""
+    notes = [note for cell in done.values() for note in cell.material_notes]
+    for text in dict.fromkeys(text for cell in done.values() for text in cell.notes):
+        runs = [cell.spec.called for cell in done.values() if text in cell.notes]
+        notes.append(f"{'; '.join(runs)}: {text}")
+    for directory, cell in done.items():
+        spec = cell.spec
+        others = {part for other in _of(done, spec.model.name, spec.data.label) for part in other.parts}
+        for part in campaign.grid.measures.parts:
+            if part not in cell.parts and part in others:
+                notes.append(f"{spec.called}: {part} is not measured: {_why_not(directory)}")
+    return _distinct(notes)
+
+
+def _of(done: Mapping[Path, Ended], model: str, data: str) -> list[Ended]:
+    return [cell for cell in done.values() if (cell.spec.model.name, cell.spec.data.label) == (model, data)]
+
+
+def _why_not(directory: Path) -> str:
+    """Why a measurement of a cell that is edited has not been made, in one line."""
+    failure = failure_of(directory)
+    return "it has not been asked yet" if failure is None else " ".join(failure.split())
+
+
+def _recipes(specs: Sequence[CellSpec]) -> dict[str, Any]:
+    """By the method's label, and by the model's name too where there are several models; of the first seed."""
+    several = len({spec.model.name for spec in specs}) > 1
+    found: dict[str, Any] = {}
+    for spec in specs:
+        prefix = f"{spec.model.name}, " if several else ""
+        found.setdefault(f"{prefix}{spec.label}", spec.recipe.model_dump(mode="json"))
+    return found
+
+
+def _distinct(items: Sequence[_Item]) -> list[_Item]:
+    """In the order in which they first appear."""
+    found: list[_Item] = []
+    for item in items:
+        if item not in found:
+            found.append(item)
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------
+# Every prompt of every cell as a row of one Parquet file, for whoever asks other questions than the report.
+
+
+def check_table() -> None:
+    """Raises MissingExtraError if the file cannot be written here."""
+    require("a benchmark's table of records", "eval", "pyarrow")
+
+
+@contextmanager
+def records_file(path: Path) -> Iterator[Callable[[Finished], None]]:
+    """One row per prompt, metric and moment, of each cell that what is given is called with; whole or not at all.
+
+    Raises:
+        MissingExtraError: without the extra ``eval``.
+    """
+    check_table()
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    text, number = arrow.string(), arrow.int64()
+    schema = arrow.schema(
+        [("cell", text), ("model", text), ("data", text), ("method", text), ("seed", number), ("when", text),
+         ("edits", number), ("fact", text), ("metric", text), ("prompt", text), ("expected", text),
+         ("value", arrow.float64()), ("said", text)]
+    )  # fmt: skip
+    with new_file(path) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+
+        def write(cell: Finished) -> None:
+            columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+            expected = expected_answers(cell.material)
+            freely = _by_fact(free_questions(cell.material.facts))
+            spec = cell.spec
+            common = (cell.directory.name, spec.model.name, spec.data.label, spec.label, spec.seed)
+            for when, edits, record in _all_records(cell):
+                answer = expected.get((record.fact, record.prompt))
+                if record.metric.startswith("free_"):  # of a free question the prompt is all that the model read
+                    answer = expected_answer(freely.get(record.fact, []), record.metric, record.prompt) or answer
+                asked = (record.fact, str(record.metric), record.prompt, answer, record.value, record.said)
+                for name, value in zip(schema.names, (*common, when, edits, *asked), strict=True):
+                    columns[name].append(value)
+            writer.write_table(arrow.table(columns, schema=schema))
+
+        yield write
+
+
+def _by_fact(asked: Sequence[FreeQuestion]) -> dict[str, list[FreeQuestion]]:
+    found: dict[str, list[FreeQuestion]] = {}
+    for entry in asked:
+        found.setdefault(entry.fact, []).append(entry)
+    return found
+
+
+def _all_records(cell: Finished) -> Iterator[tuple[When, int, Record]]:
+    total = int(cell.result["edits"])  # in the model at the end: fewer than were asked for where the run stopped early
+    yield from (("before", 0, record) for record in cell.records("before"))
+    for batch in cell.batches:
+        yield from (("right_after", batch.edits, record) for record in batch.records)
+        yield from (("during", batch.edits, record) for record in batch.check or ())
+    yield from (("after", total, record) for record in cell.records("after"))
+
+
+def expected_answers(material: Material) -> dict[tuple[str, str], str]:
+    """(fact or cluster, prompt) -> the answer that is asked for; what a fact is edited to say counts first."""
+    found: dict[tuple[str, str], str] = {}
+    for fact in material.facts:
+        found.setdefault((fact.id, fact.text), fact.target)
+        for paraphrase in fact.paraphrases:
+            found.setdefault((fact.id, paraphrase), fact.target)
+        questions: list[Question] = [question for name in QUESTION_LISTS for question in getattr(fact, name)]
+        for question in questions:
+            found.setdefault((fact.id, question.prompt), question.answer)
+    for cluster, question in material.untouched:
+        found.setdefault((cluster, question.prompt), question.answer)
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------
 
 
 def collect(campaign: Campaign, *, seed: int = 0) -> tuple[Path, Path]:

@@ -3,20 +3,95 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, ValidationError, field_validator, model_validator
 
-from errata.benchmark.grid_paths import entry_of, placed
+from errata.datasets.registry import DATASETS, is_own_file
+from errata.editing.methods import method_named
+from errata.editing.recipe import Recipe
+from errata.editing.recipe_settings import Settings
 from errata.errors import Fault, FaultsError, InputError
-from errata.methods import method_named
-from errata.reading import file_text, is_private, reason_of
-from errata.recipe import Recipe
-from errata.recipe_settings import Settings
-from errata.recipe_yaml import line_of, parse_yaml
+from errata.utils.files import file_text, is_private, reason_of
+from errata.utils.yaml import line_of, parse_yaml
+
+# ----------------------------------------------------------------------------------------------------
+# Paths in a grid's file count from that file, wherever the user stands.
+
+
+_Place = Callable[[str], str]
+
+
+def entry_of(value: Any) -> Any:
+    """``NAME`` or ``NAME=FILE`` as what it stands for."""
+    if not isinstance(value, str):
+        return value
+    name, separator, path = value.partition("=")
+    return {"name": name, "path": path} if separator else {"name": name}
+
+
+def placed(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What a grid's file says, unchecked, with absolute paths: what is no text where a path should stand is left."""
+
+    def place(text: str) -> str:
+        return str((folder / Path(text).expanduser()).resolve())
+
+    def place_if_there(text: str) -> str:
+        """For what may also be a name: of the hub, of the harness, of the lab."""
+        return place(text) if (folder / Path(text).expanduser()).exists() else text
+
+    def prose(text: str) -> str:
+        name, separator, path = text.partition("=")
+        if separator:
+            return f"{name}={place(path)}"
+        return name if name in DATASETS else place(name)
+
+    def own_file(text: str) -> str:
+        return place(text) if is_own_file(text) else text
+
+    found = dict(data)
+    _change(found, "prose", prose)
+    _each_entry(found, "models", {"recipe": place, "corpus": place_if_there, "name": place_if_there})
+    _each_entry(found, "data", {"path": place, "untouched": place, "name": own_file})
+    measures = found.get("measures")
+    options = measures.get("options") if isinstance(measures, dict) else None
+    if isinstance(measures, dict) and isinstance(options, dict):
+        texts = dict.fromkeys(("references", "corpus", "vocabulary", "idf"), place)
+        own: dict[str, Mapping[str, _Place]] = {"texts": texts, "ability": {"probes": place, "tasks": place_if_there}}
+        changed = {part: _with(given, own.get(part, {})) for part, given in options.items()}
+        found["measures"] = {**measures, "options": changed}
+    return found
+
+
+def _each_entry(data: dict[str, Any], key: str, changes: Mapping[str, _Place]) -> None:
+    if key in data:
+        entries = data[key] if isinstance(data[key], list) else [data[key]]
+        data[key] = [_with(entry_of(entry), changes) for entry in entries]
+
+
+def _with(entry: Any, changes: Mapping[str, _Place]) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    entry = dict(entry)
+    for key, change in changes.items():
+        _change(entry, key, change)
+    return entry
+
+
+def _change(data: dict[str, Any], key: str, change: _Place) -> None:
+    """A text, or the texts of a list."""
+    value = data.get(key)
+    if isinstance(value, str):
+        data[key] = change(value)
+    elif isinstance(value, list):
+        data[key] = [change(entry) if isinstance(entry, str) else entry for entry in value]
+
+
+# ----------------------------------------------------------------------------------------------------
+
 
 MOST_SEEDS: Final = 10_000
 
@@ -236,3 +311,45 @@ def grid_of(data: Mapping[str, Any], source: str, *, text: str = "") -> Grid:
 
 def _shown(value: Any) -> str:
     return "/".join(map(_shown, value)) if isinstance(value, list | tuple) else str(value)
+
+
+# ----------------------------------------------------------------------------------------------------
+# What of a grid is right, so that everything else that belongs to it can be looked at although something is wrong.
+
+
+# What a grid cannot be without, where it is missing or wrong: in ``Grid``'s form, and of no consequence.
+_STAND_INS: Final[Mapping[str, Any]] = {"methods": ["-"], "edits": 1}
+_LISTS: Final[tuple[str, ...]] = ("models", "data", "methods")
+
+
+def sound_part(data: Mapping[str, Any]) -> Grid | None:
+    """The grid without what is wrong in it: a list that is wrong as a whole is empty, another key has its default.
+
+    Only for looking at the rest: nothing may be run of it. None if nothing certain can be said of any of it.
+    """
+    given = dict(data)
+    methods = given.get("methods")
+    if isinstance(methods, list | tuple):
+        given["methods"] = [name for name in methods if _is_method(name)]
+    wrong = {name for name in _LISTS if name in given and not given[name]}
+    wrong |= {"methods"} - given.keys()
+    for _ in range(2):  # what a first look at all, and one at the whole without what was wrong, find
+        usable = {name: value for name, value in given.items() if name not in wrong}
+        try:
+            grid = Grid.model_validate({**_STAND_INS, **usable})
+        except ValidationError as error:
+            places = [item["loc"] for item in error.errors()]
+            if not all(places):
+                return None
+            wrong |= {str(place[0]) for place in places}
+        else:
+            return grid.model_copy(update={name: () for name in _LISTS if name in wrong})
+    return None
+
+
+def _is_method(name: object) -> bool:
+    try:
+        method_named(str(name))
+    except InputError:  # whoever reads the whole grid tells it
+        return False
+    return True

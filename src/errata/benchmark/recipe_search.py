@@ -13,31 +13,226 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from errata.benchmark.recipe_journal import Try, append_to_journal, read_journal
-from errata.benchmark.recipe_numbers import (
-    CLAMPS,
-    LEARNING_RATES,
-    TRIES_OF_SOLVER,
-    clamp_try,
-    laid_over,
-    rate_try,
-    solver_tries,
-    with_boundary,
-)
-from errata.benchmark.sequential import Examination, Measurement, examine, run_sequence
+import yaml
+
+from errata.benchmark.sequence import Examination, Measurement, examine, run_sequence
+from errata.editing.methods import BOUNDARY_SUFFIX, Method, method_named
+from errata.editing.preparation import Prepared, prepare
+from errata.editing.recipe import Recipe
 from errata.errors import ErrataError, InputError
-from errata.evaluation.metrics import CONTROLS, Metric
-from errata.methods import Method
 from errata.models.language_model import LanguageModel
-from errata.preparation import Prepared, prepare
-from errata.progress import Report, silent
-from errata.recipe import Recipe
+from errata.results.metrics import CONTROLS, Metric
 from errata.statistics.corpus import open_corpus
+from errata.utils.locks import open_in_place
+from errata.utils.progress import Report, silent
+from errata.utils.yaml import Dumper
+
+# ----------------------------------------------------------------------------------------------------
+# The numbers that a recipe search tries, in units that have no scale, and the recipe that it starts from.
+#
+# Absolute numbers do not carry over from model to model. What is searched has no scale, or is told in a unit that is
+# measured on the model first (methods.md, section 3):
+#
+# - the learning rate in units of ‖h‖ / √d, the size of a state's entries where its target lives;
+# - the clamp in units of ‖h‖, as everywhere;
+# - λ and ε in units of the number of W's columns: C and K Kᵀ scale alike, so λ itself has no scale, but the published
+#   λ grow with the width of the MLP;
+# - the threshold as the share of C's directions that may be written to, and L2 in units of an ordinary key's energy in
+#   these directions. With ρ of them a typical key takes 1 / (1 + ρ) of what is written, as it does with λ = ρ · columns
+#   in least squares. C's mean eigenvalue will not do as a unit: attention sinks and a few other tokens can hold most of
+#   the trace, and then nearly all directions lie below it.
+
+
+LEARNING_RATES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # of ‖h‖ / √d
+CLAMPS = (0.75, 1.5, 4.0)
+STEPS = 25
+# What a solver's numbers are tried as: (fields of the recipe's solver section, how they are told to people), as
+# functions of the number of W's columns.
+RIDGES = (2.0, 1.0, 0.5, 0.2, 0.1)  # λ per column: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
+EQUALITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.01)  # ε per column; for one layer ε is what λ is in least squares
+THRESHOLDS = (
+    (0.8, 2.0),
+    (0.8, 1.0),
+    (0.8, 0.4),
+    (0.6, 1.0),
+)  # (share of directions, L2 in ordinary keys' energy there)
+LEAST_AGREEMENT = 0.5  # of a fact's bare and averaged key, for rome: no update is more than twice as large as meant
+TRIES_OF_SOLVER = {
+    "null_space": len(THRESHOLDS),
+    "least_squares": len(RIDGES),
+    "neurons": len(RIDGES),
+    "equality": len(EQUALITIES),
+}
+# Where a search starts, and what stands where nothing is searched.
+STARTING_RATE = 0.1
+STARTING_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 1.0)}
+
+
+def rate_try(rate: float) -> tuple[dict[str, Any], str]:
+    """A learning rate as a change of a recipe, and how it is told."""
+    return {"target": {"learning_rate": rate, "relative_rate": True}}, f"{rate:g} · ‖h‖/√d"
+
+
+def clamp_try(clamp: float) -> tuple[dict[str, Any], str]:
+    """The same for a clamp."""
+    return {"target": {"clamp": clamp}}, f"{clamp:g} · ‖h‖"
+
+
+def null_space_told(threshold: float, l2: float) -> str:
+    """The same for a null space."""
+    return f"threshold {threshold:g} of the directions, L2 {l2:g} (in the energy of ordinary keys there)"
+
+
+def solver_tries(recipe: Recipe, columns: int) -> Iterator[tuple[dict[str, Any], str]]:
+    """What is tried for a recipe's solver, in the units of this module."""
+    match recipe.solver.kind:
+        case "null_space":
+            for threshold, l2 in THRESHOLDS:
+                yield (
+                    {"solver": {"threshold": threshold, "l2": l2, "shares": True}},
+                    null_space_told(threshold, l2),
+                )
+        case "least_squares" | "neurons":
+            for ridge in RIDGES:
+                yield {"solver": {"ridge": ridge * columns}}, f"λ = {ridge:g} · columns = {ridge * columns:g}"
+        case "equality":
+            for ridge in EQUALITIES:
+                yield {"solver": {"ridge": ridge * columns}}, f"ε = {ridge:g} · columns = {ridge * columns:g}"
+        case _:
+            yield {}, "the solver has no number"
+
+
+def starting_recipe(
+    model: str, row: Method, layers: Sequence[int], columns: int, statistics: Mapping[str, Any], *, batch_size: int
+) -> Recipe:
+    """What is common to all tries: the row's choices, and of each number that is searched where its search starts.
+
+    Args:
+        columns: how many W has.
+    """
+    choices = row.choices()
+    solver: dict[str, Any] = {}
+    match row.solver["kind"]:
+        case "null_space":
+            threshold, l2 = THRESHOLDS[0]
+            solver = {"threshold": threshold, "l2": l2, "shares": True}
+        case "rank_one" if row.solver["denominator"] == "bare":
+            solver = {"least_agreement": LEAST_AGREEMENT}
+        case kind if kind in STARTING_RIDGES:
+            solver = {"ridge": STARTING_RIDGES[kind][1] * columns} | ({"share": 1.0} if kind == "neurons" else {})
+    rounds = {"rounds": {**row.rounds, "least": 0.0, "most": 1e9}} if row.rounds else {}
+    return Recipe.model_validate(
+        {
+            **choices,
+            **rounds,
+            "model": model,
+            "method": row.name,
+            "layers": tuple(layers[-1:] if row.schedule == "single" else layers),
+            "target": {
+                **choices["target"],
+                "learning_rate": STARTING_RATE,
+                "relative_rate": True,
+                "steps": STEPS,
+                "clamp": CLAMPS[0],
+            },
+            "solver": {**choices["solver"], **solver},
+            "statistics": dict(statistics),
+            "batch_size": batch_size,
+        }
+    )
+
+
+def laid_over(recipe: Recipe, change: Mapping[str, Any]) -> Recipe:
+    """The recipe with fields of its sections changed."""
+    data = recipe.model_dump()
+    return Recipe.model_validate(data | {section: {**data[section], **value} for section, value in change.items()})
+
+
+def with_boundary(recipe: Recipe, layers: Sequence[int]) -> Recipe:
+    """The recipe of the same row with ``+blue``: boundary schedule, and whatever else that changes in the row."""
+    row = method_named(recipe.method.removesuffix(BOUNDARY_SUFFIX))
+    data = recipe.model_dump() | {"schedule": "boundary", "layers": tuple(layers)}
+    return Recipe.model_validate(
+        data | {section: {**data[section], **value} for section, value in row.with_boundary.items()}
+    )
+
+
+# ----------------------------------------------------------------------------------------------------
+# The tries of a recipe search as a file, one line a try, so that a search can stop and go on at any time.
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One setting that was tried.
+
+    Attributes:
+        number: what was varied: ``learning_rate``, ``solver`` or ``clamp``.
+        value: what it was set to, as a change of a recipe.
+        told: the same for people.
+        score: the larger, the better; minus infinity if the edit failed.
+        seconds: how long it took.
+    """
+
+    number: str
+    value: Mapping[str, Any]
+    told: str
+    score: float
+    seconds: float
+
+
+def read_journal(path: Path) -> dict[str, Try]:
+    """The tries that a file holds; a last line that was cut off is left out.
+
+    Raises:
+        InputError: if another line cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    # A line may have been cut off inside a character.
+    lines = path.read_bytes().decode(errors="replace").split("\n")
+    found: dict[str, Try] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            entry = json.loads(line)
+            score = -math.inf if entry["score"] is None else float(entry["score"])
+            found[entry["key"]] = Try(entry["number"], entry["value"], entry["told"], score, entry["seconds"])
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # no line feed behind it: the search was stopped while it wrote
+                break
+            raise InputError(
+                f"{path}:{number} is no try of a recipe search: {error}", remedy="Remove the line, or the whole file"
+            ) from error
+    return found
+
+
+def append_to_journal(path: Path, key: str, tried: Try) -> None:
+    """Add one try; a line that was cut off before is removed first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entry = {
+        "key": key,
+        "number": tried.number,
+        "value": tried.value,
+        "told": tried.told,
+        "score": None if math.isinf(tried.score) else tried.score,
+        "seconds": tried.seconds,
+    }
+    text = json.dumps(entry, ensure_ascii=False) + "\n"
+    with open_in_place(path, "ab+") as file:
+        file.seek(0)
+        kept, line_end, _ = file.read().rpartition(b"\n")
+        file.truncate(len(kept + line_end))
+        file.write(text.encode())
+
+
+# ----------------------------------------------------------------------------------------------------
+
 
 SCORED = (Metric.EFFICACY_ACCURACY, Metric.GENERALISATION_ACCURACY, *CONTROLS)
 # What gains less of the mean accuracy than this is taken for a tie, and of what ties the first is taken: the solver's
@@ -250,3 +445,90 @@ def _key(recipe: Recipe, about: str) -> str:
     """Everything that a try's score depends on."""
     record = [recipe.model_dump(mode="json"), about]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]
+
+
+# ----------------------------------------------------------------------------------------------------
+# What a search of recipes ends in: a file that says of each number how it was found; and a file without a search.
+
+
+SEARCHED = "errata recipe auto, on held-out facts of this model"
+UNSEARCHED = "errata recipe auto --minutes 0; scale-free defaults, tried on no fact of this model"
+
+
+def unsearched_recipe(
+    model: str, row: Method, layers: Sequence[int], columns: int, statistics: Mapping[str, Any]
+) -> Found:
+    """What a search starts from, for want of one: what suited the embedded model, and λ as published for large ones.
+
+    Args:
+        columns: how many W has.
+    """
+    recipe = starting_recipe(model, row, layers, columns, statistics, batch_size=100)
+    reasons = {
+        "learning_rate": f"{STARTING_RATE:g} · ‖h‖/√d, not searched",
+        "clamp": f"{CLAMPS[0]:g} · ‖h‖, as published for MEMIT; not searched",
+    }
+    if row.solver["kind"] in STARTING_RIDGES:
+        letter, ridge = STARTING_RIDGES[row.solver["kind"]]
+        reasons["solver"] = f"{letter} = {ridge:g} · columns, not searched"
+    elif row.solver["kind"] == "null_space":
+        threshold, l2 = THRESHOLDS[0]
+        reasons["solver"] = f"{null_space_told(threshold, l2)}, not searched"
+    return Found(recipe, reasons, (), complete=False)
+
+
+def unsearched_reasons(recipe: Recipe) -> dict[str, str]:
+    """field -> why its value, for numbers of a row that no search varies."""
+    reasons = {}
+    if recipe.solver.kind == "neurons":
+        reasons["share"] = f"{recipe.solver.share:g}, all neurons; not searched"
+    if recipe.solver.kind == "rank_one" and recipe.solver.least_agreement:
+        share = f"{recipe.solver.least_agreement:g}"
+        reasons["least_agreement"] = (
+            f"{share}, so that no fact is written more than {1 / float(share):g} times over; not searched"
+        )
+    if recipe.rounds is not None:
+        reasons["rounds"] = f"{recipe.rounds.count}, each for all facts; not searched"
+    return reasons
+
+
+def layers_by_depth(layers: int) -> tuple[int, ...]:
+    """The critical layers at the depth where Llama 3's are: from an eighth to a quarter of the blocks."""
+    return tuple(range(layers // 8, max(layers // 8, layers // 4) + 1))
+
+
+def automatic_file(model: str, layers: Sequence[int], why: str, found: Mapping[str, Found]) -> str:
+    """A recipe file, with an entry for each method and its ``+blue``, that says how each number was found.
+
+    Args:
+        layers: the critical layers.
+        why: how they were found.
+        found: row's name -> the end of its search.
+    """
+    entries: dict[str, Any] = {}
+    for name, end in found.items():
+        data = end.recipe.model_dump(mode="json")
+        entry: dict[str, Any] = {section: data[section] for section in ("target", "solver", "rounds") if data[section]}
+        if contexts := end.recipe.model_dump(mode="json", exclude_defaults=True).get("contexts"):
+            entry["contexts"] = contexts
+        blue: dict[str, Any] = {name: dict(value) for name, value in method_named(name).with_boundary.items()}
+        if list(end.recipe.layers) != list(layers):
+            entry["layers"], blue["layers"] = list(end.recipe.layers), list(layers)
+        entries[name], entries[f"{name}{BOUNDARY_SUFFIX}"] = entry, blue
+    common = next(iter(found.values())).recipe.model_dump(mode="json", exclude_defaults=True)
+    lines = [f"layers: {why}"]
+    for name, end in found.items():
+        told = dict(end.reasons) | unsearched_reasons(end.recipe)
+        lines += [f"{name}, {number.replace('_', ' ')}: {reason}" for number, reason in told.items()]
+        lines += [] if end.complete or not end.tries else [f"{name}: time was up before all was tried"]
+    body: dict[str, Any] = {
+        "model": model,
+        "source": f"automatic: {SEARCHED if any(end.tries for end in found.values()) else UNSEARCHED}",
+        "layers": list(layers),
+        **{key: common[key] for key in ("statistics", "batch_size") if key in common},
+        "methods": entries,
+    }
+    head = "".join(f"# {line}\n" for line in ["Found by errata recipe auto, not published by anyone.", *lines])
+    return head + yaml.dump(
+        body, Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000
+    )

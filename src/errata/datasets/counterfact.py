@@ -28,9 +28,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from errata.datasets.fields import Fields
-from errata.datasets.json_records import Draft
-from errata.datasets.row import DataSet, Source, json_list
+from errata.datasets.data_set import DataSet, Source, json_list
+from errata.datasets.records import Draft, Fields
 
 _FILLS: Final = ("old", "paraphrases", "neighbours", "generation", "relation")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, Final
 
 from errata.errors import ErrataError, InputError, OutputError
-from errata.in_place import open_in_place
-from errata.output import check_file, file_digest, write_text
-from errata.progress import Report, silent
+from errata.utils.files import check_file, file_digest, write_text
+from errata.utils.locks import open_in_place
+from errata.utils.progress import Report, silent
 
 _CHUNK: Final = 1 << 16
 _SCHEMES: Final = ("http", "https")

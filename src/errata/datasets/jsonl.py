@@ -11,12 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from errata.datasets.json_records import Contents
-from errata.datasets.loaded import Unit
-from errata.datasets.row import DataSet
-from errata.facts import FIELDS
-from errata.facts_io import read_facts
-from errata.facts_rules import REQUIRED_FIELDS
+from errata.datasets.data_set import DataSet
+from errata.datasets.records import Contents, Unit
+from errata.facts.fact import FIELDS, REQUIRED_FIELDS
+from errata.facts.files import read_facts
 
 
 def read_own(path: Path, skip_faulty: bool) -> Contents:

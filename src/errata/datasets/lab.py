@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from errata.datasets.loaded import Unit
-from errata.datasets.row import DataSet
+from errata.datasets.data_set import DataSet
+from errata.datasets.records import Unit
 from errata.errors import InputError
 
 _COUNT: Final = 100

@@ -35,9 +35,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from errata.datasets.fields import Fields
-from errata.datasets.json_records import Draft
-from errata.datasets.row import DataSet, Source, json_list
+from errata.datasets.data_set import DataSet, Source, json_list
+from errata.datasets.records import Draft, Fields
 
 
 def facts_of_case(fields: Fields) -> Draft:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Final
 
 from errata.datasets import counterfact
-from errata.datasets.row import DataSet, Source, json_list
+from errata.datasets.data_set import DataSet, Source, json_list
 
 DATASET: Final = DataSet(
     name="multi-counterfact",

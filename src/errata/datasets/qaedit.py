@@ -21,9 +21,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from errata.datasets.fields import Fields
-from errata.datasets.json_records import AMBIGUOUS, Draft
-from errata.datasets.row import DataSet, Source, json_list
+from errata.datasets.data_set import DataSet, Source, json_list
+from errata.datasets.records import AMBIGUOUS, Draft, Fields
 
 
 def fact_of_question(fields: Fields) -> Draft:

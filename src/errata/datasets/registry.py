@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from errata.cache import cache_directory
 from errata.datasets import (
     conceptedit,
     counterfact,
@@ -24,9 +23,9 @@ from errata.datasets import (
     rippleedits,
     zsre,
 )
-from errata.datasets.row import DataSet, Source
+from errata.datasets.data_set import DataSet, Source
 from errata.errors import InputError
-from errata.output import is_file
+from errata.utils.files import cache_directory, is_file
 
 DATASETS: Final[Mapping[str, DataSet]] = {
     row.name: row

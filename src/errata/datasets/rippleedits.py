@@ -35,9 +35,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from errata.datasets.fields import Fields
-from errata.datasets.json_records import AMBIGUOUS, Draft
-from errata.datasets.row import DataSet, Source, json_list
+from errata.datasets.data_set import DataSet, Source, json_list
+from errata.datasets.records import AMBIGUOUS, Draft, Fields
 
 _OWN: Final = ("Relation_Specificity", "Forgetfulness")
 _PORTABILITY: Final = ("Logical_Generalization", "Compositionality_I", "Compositionality_II")

@@ -38,9 +38,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from errata.datasets.fields import Fields
-from errata.datasets.json_records import AMBIGUOUS, Draft
-from errata.datasets.row import DataSet, Source, json_list
+from errata.datasets.data_set import DataSet, Source, json_list
+from errata.datasets.records import AMBIGUOUS, Draft, Fields
 
 
 def fact_by_answers(fields: Fields) -> Draft:

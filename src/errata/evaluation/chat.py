@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import Final
 
-from errata.evaluation.answers import is_contained
-from errata.evaluation.free_running import answer_freely
-from errata.evaluation.free_settings import CONTEXTS, FreeSettings
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import Record
-from errata.facts import Fact, Question
+from errata.evaluation.free_running import CONTEXTS, FreeSettings, answer_freely, is_contained
+from errata.facts.fact import Fact, Question
 from errata.models.language_model import LanguageModel
-from errata.progress import Report, silent
+from errata.results.metrics import Metric
+from errata.results.records import Record
+from errata.utils.progress import Report, silent
 
 VARIANT: Final = ":chat"
 CONTROLS_ASKED: Final = 40

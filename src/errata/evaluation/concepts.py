@@ -26,14 +26,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from errata.datasets.concept import Concept
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import Record
-from errata.evaluation.scoring import Pair, TargetScore, check_finite, scores_of
-from errata.extras import require
+from errata.facts.concept import Concept
 from errata.models.generation import generate
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.progress import Report, silent
+from errata.models.likelihood import Pair, TargetScore, check_finite, scores_of
+from errata.results.metrics import Metric
+from errata.results.records import Record
+from errata.utils.optional import require
+from errata.utils.progress import Report, silent
 
 _DEMONSTRATED = (("FrancoAngeli", "publisher", "Yes"), ("And Other Stories", "people", "No"))
 DEMONSTRATIONS: Final = "".join(

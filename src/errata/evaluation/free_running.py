@@ -2,20 +2,347 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator
+from transformers import PreTrainedTokenizerBase
 
 from errata.errors import InputError
-from errata.evaluation.answers import answer_end, answer_of, is_contained, is_exact, is_repeated
-from errata.evaluation.free_questions import MEASURES, FreeKind, FreeQuestion, free_questions
-from errata.evaluation.free_settings import CONTEXTS, Context, FreeSettings
-from errata.evaluation.judging import Case, Judge, Verdict
-from errata.evaluation.kept import kept_prompts, missing_kinds
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import Record
-from errata.facts import Fact, Question
+from errata.evaluation.drift import kept_prompts, missing_kinds
+from errata.evaluation.judge import Case, Judge, Verdict
+from errata.facts.fact import Fact, Question
+from errata.facts.joining import is_word_boundary
 from errata.models.generation import CACHE_BUDGET, continue_rows
 from errata.models.language_model import LanguageModel
-from errata.progress import Report, silent
+from errata.models.prompts import encode
+from errata.results.metrics import Metric
+from errata.results.records import Record
+from errata.utils.progress import Report, silent
+
+# ----------------------------------------------------------------------------------------------------
+# Where a sentence ends: which full stops do, and which belong to "St. Louis", "J. R. R. Tolkien" or "Apple Inc.".
+
+
+# Those before a name or a number: no sentence ends with them.
+_NEVER_LAST: Final = frozenset(
+    "st ste mt ft mr mrs ms messrs dr prof rev fr hon pres sen rep gov amb gen brig adm col maj capt cpt cmdr lt sgt"
+    " pvt no nos vol vols fig figs vs ca approx cf pp op ed eds".split()
+)
+# Those behind a name, or anywhere: a sentence may end with them.
+_MAYBE_LAST: Final = frozenset("jr sr inc ltd co corp bros cos dept univ assn etc al est ave blvd rd ph.d".split())
+# Words that begin sentences and seldom names. Behind an abbreviation, only they tell that a sentence ended with it.
+_OPENERS: Final = frozenset(
+    "the a an he she it they we you i his her its their this that these those there here in on at as after before"
+    " when while since although because but and or so if however also both most many some other during from for with"
+    " by to of who what where which why how is was are were q a question answer".split()
+)
+_FULL_STOP: Final = re.compile(r"""(?<!\.)\.["'”’»)\]]*(?=(?P<gap>\s+)(?P<next>["'“‘«(\[]*\S+)(?P<behind>\s?))""")
+# Full stops of scripts that need no space behind them. What follows must be seen: quotes may still close.
+_FULL_WIDTH_STOP: Final = re.compile(
+    """[。｡！？។៕။।॥]+["'”’»」』）〉》】)\\]]*(?=[^。｡！？។៕။।॥"'”’»」』）〉》】)\\]])"""
+)
+_WORD_BEFORE: Final = re.compile(r"[\w.]*\Z")
+
+
+def first_sentence_end(text: str) -> int | None:
+    """Where the first sentence ends, its full stop and closing quotes included; None as long as that cannot be told.
+
+    A full stop ends a sentence if space and then something other than a small letter follow, unless
+
+    - digits alone stand between it and the beginning of the line: "1. Paris" is an item of a list;
+    - it stands behind an abbreviation of what a name or a number follows, such as "St." or "No.";
+    - it stands behind another abbreviation, a single letter or letters with full stops between them ("Inc.", "J.",
+      "U.S."), and the next whole word is not one that often begins sentences;
+    - it is one of several dots.
+
+    The full stops of other scripts (。 ។ ။ ।) and the wide ！ and ？ always end one, and need no space behind them.
+
+    The rules see no further than the next word, so what they say of a text holds of every longer one: a text that
+    grows can be asked each time. Question and exclamation marks end nothing ("Yahoo! Inc.").
+    """
+    wide = _FULL_WIDTH_STOP.search(text)
+    for found in _FULL_STOP.finditer(text):
+        if _ends(text, found):
+            return found.end() if wide is None else min(found.end(), wide.end())
+    return wide.end() if wide else None
+
+
+def _ends(text: str, found: re.Match[str]) -> bool:
+    following = found["next"].lstrip("\"'“‘«([")
+    if not following or following[0].islower() or following[0] in ".,;:…�":
+        return False
+    before = _WORD_BEFORE.search(text, 0, found.start())
+    word = before[0].casefold() if before else ""
+    line = text.rfind("\n", 0, found.start()) + 1
+    if word.isdigit() and text[line : found.start()].strip() == word:
+        return False
+    if word in _NEVER_LAST:
+        return False
+    letters = word.split(".")
+    if word in _MAYBE_LAST or (word and all(len(part) == 1 and part.isalpha() for part in letters)):
+        # The next word is whole once something stands behind it; with a full stop of its own it is no such word.
+        return found["behind"] != "" and following.rstrip(",;:!?\"'”’»").casefold() in _OPENERS
+    return True
+
+
+# ----------------------------------------------------------------------------------------------------
+# Answers in free text: where one ends, and whether it is the right one.
+
+
+Ending = Literal["sentence", "full_stop"]
+_ARTICLES: Final = frozenset({"the", "a", "an"})
+_KEPT_SIGNS: Final = frozenset("#%&")  # C#, 5 %, AT&T
+_POSSESSIVE: Final = re.compile(r"['’]s\b", re.IGNORECASE)
+_ANY_FULL_STOP: Final = re.compile("[.。｡។။।]")
+
+
+def answer_end(text: str, ending: Ending) -> int | None:
+    """Where the answer in a growing text ends: at the first newline, or earlier; None if it may still go on.
+
+    Args:
+        ending: ``sentence``: behind the full stop of the first sentence (see ``first_sentence_end``);
+            ``full_stop``: before the first full stop of any kind.
+    """
+    newline = text.find("\n")
+    line = text if newline < 0 else text[:newline]
+    full_stop = _ANY_FULL_STOP.search(line)
+    stop = first_sentence_end(line) if ending == "sentence" else full_stop and full_stop.start()
+    if stop is not None:
+        return stop
+    return None if newline < 0 else newline
+
+
+def answer_of(text: str, ending: Ending) -> str:
+    """The answer in a whole text, without space around it."""
+    end = answer_end(text, ending)
+    return (text if end is None else text[:end]).strip()
+
+
+def normalise(text: str) -> str:
+    """A text as it is compared: words in small letters with one space between them.
+
+    Unicode NFKC, case folded; apostrophes, and full stops that do not stand between digits, are taken out ("U.S." is
+    "us", "3.5" stays), other punctuation but #, % and & becomes a space.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = re.sub(r"['’ʼ`]|(?<!\d)\.|\.(?!\d)", "", folded)
+    spaced = "".join(
+        " " if unicodedata.category(sign)[0] in "PZC" and sign not in _KEPT_SIGNS | {"."} else sign for sign in folded
+    )
+    return " ".join(spaced.split())
+
+
+def is_exact(answer: str, accepted: Sequence[str]) -> bool:
+    """Whether an answer is one of the accepted ones, normalised, an article in front not counted."""
+    given = _compared(answer)
+    return any(given == _compared(text) for text in accepted)
+
+
+def is_contained(answer: str, accepted: Sequence[str]) -> bool:
+    """Whether an answer is one of the accepted ones, or holds one as whole words, normalised.
+
+    In scripts that set no spaces between words a word may begin and end at every character (``is_word_boundary``). What
+    something belongs to is held too: "Rembrandt's painting" holds "Rembrandt".
+    """
+    texts = [normalise(text) for text in accepted]
+    held = (normalise(answer), normalise(_POSSESSIVE.sub("", answer)))
+    return is_exact(answer, accepted) or any(_count(words, text) for words in held for text in texts)
+
+
+def is_repeated(answer: str, accepted: Sequence[str]) -> bool:
+    """Whether an answer says an accepted one more than once ("Rome, Rome, Rome")."""
+    words = normalise(answer)
+    return any(_count(words, normalise(text)) > 1 for text in accepted)
+
+
+def _count(words: str, text: str) -> int:
+    """How many times a text stands in another as whole words, side by side; 0 of an empty text."""
+    count, place = 0, words.find(text) if text else -1
+    while place >= 0:
+        end = place + len(text)
+        whole = is_word_boundary(words, place) and is_word_boundary(words, end)
+        count += whole
+        place = words.find(text, end if whole else place + 1)
+    return count
+
+
+def _compared(text: str) -> str:
+    """Normalised, without an article in front; what is nothing but signs stays as it is."""
+    first, _, rest = normalise(text).partition(" ")
+    whole = rest if rest and first in _ARTICLES else f"{first} {rest}".strip()
+    return whole or text.strip()
+
+
+# ----------------------------------------------------------------------------------------------------
+# How a model is asked freely: the contexts around a question, where its answer ends, and what counts as right.
+
+
+ContextName = Literal["bare", "instruction", "chat"]
+_PLACE: Final = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What stands around a question.
+
+    Attributes:
+        name: in metrics' names (``free_efficacy_exact:chat``); the bare question goes without it.
+        template: a text with ``{}`` once; None for the tokenizer's own chat template, the question being the user's.
+    """
+
+    name: ContextName
+    template: str | None
+
+    def missing(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Why this context cannot be had of a tokenizer; None if it can."""
+        if self.template is None and not tokenizer.chat_template:
+            return "the tokenizer has no chat template"
+        return None
+
+    def text(self, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+        """The whole text that the model reads; of a chat with its special tokens."""
+        if self.template is not None:
+            before, behind = self.template.split(_PLACE)
+            return before + question + behind
+        messages = [{"role": "user", "content": question}]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def may_be_of(self, text: str, question: str) -> bool:
+        """Whether a whole text can be that of a question, told without the tokenizer; a chat template may trim it."""
+        if self.template is not None:
+            before, behind = self.template.split(_PLACE)
+            return text == before + question + behind
+        return question.strip() in text
+
+    def ids(self, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+        """The tokens of such a text. A chat template writes BOS itself, so none is added to it."""
+        if self.template is None:
+            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return encode(tokenizer, [text])[0].ids
+
+
+CONTEXTS: Final[dict[str, Context]] = {
+    context.name: context
+    for context in (
+        Context("bare", "{}"),
+        Context("instruction", "Please answer the question:\n\nQ: {}\nA:"),
+        Context("chat", None),
+    )
+}
+
+
+class FreeSettings(BaseModel):
+    """How free-running answers are had and judged. The defaults are ours; ``WILD`` is the paper's way."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    new_tokens: StrictInt = Field(50, ge=1, description="tokens of an answer at most, greedily chosen")
+    ending: Ending = Field(
+        "sentence",
+        description="an answer ends at a newline, at EOS, and: behind its first sentence, or before any full stop",
+    )
+    contexts: tuple[ContextName, ...] = Field(
+        ("bare", "instruction", "chat"), min_length=1, description="what stands around a question"
+    )
+    aliases: StrictBool = Field(True, description="a fact's aliases are right too")
+    contained: StrictBool = Field(True, description="also tell whether an answer holds the right one")
+    judge_alone: StrictBool = Field(False, description="a judge, if there is one, takes the place of the exact match")
+    repeated_is_wrong: StrictBool = Field(
+        False, description="an answer that says the right one twice is wrong to the judge"
+    )
+
+    @field_validator("contexts")
+    @classmethod
+    def _distinct(cls, contexts: tuple[ContextName, ...]) -> tuple[ContextName, ...]:
+        if len(set(contexts)) != len(contexts):
+            raise ValueError("a context stands there twice")
+        return contexts
+
+
+WILD: Final = FreeSettings(ending="full_stop", aliases=False, contained=False, judge_alone=True, repeated_is_wrong=True)
+"""Free-running evaluation as in Yang et al. (2025), "The Mirage of Model Editing: Revisiting Evaluation in the Wild".
+
+Where our default (``FreeSettings()``) deviates from it:
+
+- an answer ends behind its first *sentence*, so that "St. Louis" is one answer; there it ends before any full stop;
+- an answer that *contains* the right one as whole words counts in a metric of its own (``…_contained``); there, without
+  a judge, only an exact match counts;
+- a fact's aliases are right too; there only the target is;
+- exact match, containment and the judge stand side by side; there the judge's word takes the place of exact match;
+- an answer that says the right one several times is shown to the judge as it is; there it is wrong (a list of several
+  answers is wrong in both, to an exact match by itself, and to the judge by its instructions).
+
+Both ask the bare question, the instruction and the model's own template, and report each by itself.
+"""
+
+
+# ----------------------------------------------------------------------------------------------------
+# Questions that a model answers by itself, and which answers are right.
+
+
+MEASURES = ("exact", "contained", "judged")
+
+
+class FreeKind(StrEnum):
+    """What a free question tests."""
+
+    EFFICACY = "efficacy"
+    GENERALISATION = "generalisation"
+    PORTABILITY = "portability"
+
+
+@dataclass(frozen=True, slots=True)
+class FreeQuestion:
+    """A question, the fact that it counts for, and the answers that are right."""
+
+    fact: str
+    kind: FreeKind
+    prompt: str
+    accepted: tuple[str, ...]
+
+
+def free_questions(facts: Sequence[Fact], *, aliases: bool = True) -> list[FreeQuestion]:
+    """The edited prompts, the paraphrases, and the questions one hop on (whose answers have no aliases)."""
+    found: list[FreeQuestion] = []
+    for fact in facts:
+        accepted = (fact.target, *(fact.aliases if aliases else ()))
+        found.append(FreeQuestion(fact.id, FreeKind.EFFICACY, fact.text, accepted))
+        found += [FreeQuestion(fact.id, FreeKind.GENERALISATION, text, accepted) for text in fact.paraphrases]
+        found += [FreeQuestion(fact.id, FreeKind.PORTABILITY, hop.prompt, (hop.answer,)) for hop in fact.portability]
+    return found
+
+
+def expected_answer(asked: Sequence[FreeQuestion], metric: str, prompt: str) -> str | None:
+    """What a record of ``evaluate_free`` asked for, of which ``prompt`` is the whole text and not the question alone.
+
+    Args:
+        asked: the questions of the record's fact.
+
+    Returns:
+        The target, or the question's answer; None for a metric that is not of these, or if the text can be of several
+        questions with different answers that nothing tells apart.
+    """
+    name, _, where = metric.partition(":")
+    if name == Metric.FREE_JUDGE_MISSING:
+        kinds = set(FreeKind)
+    else:
+        kinds = {kind for kind in FreeKind if name in {f"free_{kind}_{measure}" for measure in MEASURES}}
+    candidates = [entry for entry in asked if entry.kind in kinds]
+    context = CONTEXTS.get(where or "bare")
+    held = [entry for entry in candidates if context is not None and context.may_be_of(prompt, entry.prompt)]
+    if held:  # a question may stand within a longer one; that one is asked
+        longest = max(len(entry.prompt) for entry in held)
+        candidates = [entry for entry in held if len(entry.prompt) == longest]
+    answers = {entry.accepted[0] for entry in candidates}
+    return answers.pop() if len(answers) == 1 else None
+
+
+# ----------------------------------------------------------------------------------------------------
 
 
 def answer_freely(

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from errata.errors import InputError, NonFiniteError
-from errata.evaluation.intervals import interval_of, resampled_sums
-from errata.evaluation.likelihood import Expected, predict
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import Summary, When
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
+from errata.models.likelihood import Expected, predict
 from errata.models.prompts import encode
-from errata.progress import Report, silent
+from errata.results.metrics import Metric
+from errata.results.records import Summary, When, interval_of, resampled_sums
+from errata.utils.progress import Report, silent
 
 _LARGEST_EXPONENT = 700.0  # exp() of more is no float
 

@@ -8,13 +8,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import Record
-from errata.evaluation.scoring import Pair, TargetScore, check_finite, plan_of, scores_of
-from errata.facts import Fact, Question
-from errata.facts_rules import QUESTION_LISTS
+from errata.facts.fact import QUESTION_LISTS, Fact, Question
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.progress import Report, silent
+from errata.models.likelihood import Pair, TargetScore, check_finite, plan_of, scores_of
+from errata.results.metrics import Metric
+from errata.results.records import Record
+from errata.utils.progress import Report, silent
 
 Untouched = tuple[str, Question]
 """The cluster that a question belongs to, such as its subject, and the question."""

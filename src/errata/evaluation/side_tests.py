@@ -21,12 +21,12 @@ from string import ascii_uppercase
 from typing import Final
 
 from errata.errors import InputError
-from errata.evaluation.metrics import Metric
-from errata.evaluation.records import Record
-from errata.evaluation.scoring import Pair, TargetScore, check_finite, scores_of
-from errata.facts import Fact, Question
+from errata.facts.fact import Fact, Question
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.progress import Report, silent
+from errata.models.likelihood import Pair, TargetScore, check_finite, scores_of
+from errata.results.metrics import Metric
+from errata.results.records import Record
+from errata.utils.progress import Report, silent
 
 NEGATION: Final = "It is not true that "
 # Determiners, pronouns, prepositions, conjunctions, question words: what no name consists of when it stands alone.

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
-from errata.facts import Fact
-from errata.models.generation import CACHE_BUDGET, continue_rows
+from errata.errors import Fault, FaultsError, InputError, OutputError
+from errata.facts.fact import Fact
+from errata.models.generation import CACHE_BUDGET, continue_rows, own_uniforms
 from errata.models.language_model import LanguageModel
 from errata.models.prompts import encode
-from errata.models.sampling import own_uniforms
-from errata.progress import Report, silent
+from errata.results.metrics import Metric
+from errata.results.records import Record
+from errata.statistics.corpus import open_corpus
+from errata.utils.files import cache_directory, file_text, is_file, reason_of, write_text
+from errata.utils.locks import in_turn
+from errata.utils.optional import require
+from errata.utils.progress import Report, silent
 
 
 class TextSettings(BaseModel):
@@ -87,3 +104,312 @@ def write_texts(
     return [
         WrittenText(name, prompt, prompt + added) for (name, prompt), added in zip(asked, continuations, strict=True)
     ]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Fluency: whether a text repeats itself, told by the entropy of its n-grams.
+#
+# After Zhang et al. (2018), "Generating Informative and Diverse Conversational Responses via Adversarial Information
+# Maximization", as weighted by Meng et al. (2022), "Locating and Editing Factual Associations in GPT". NLTK is imported
+# here only.
+
+
+_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
+
+
+def check_fluency() -> None:
+    """Raises MissingExtraError if texts cannot be split into words here."""
+    require("fluency", "eval", "nltk")
+
+
+def evaluate_fluency(texts: Sequence[WrittenText]) -> list[Record]:
+    """One record a text, prompt and continuation together; ``said`` is the whole text.
+
+    Raises:
+        MissingExtraError: if NLTK is not installed.
+    """
+    check_fluency()
+    from nltk.tokenize import TreebankWordTokenizer
+
+    tokenizer = TreebankWordTokenizer()
+    return [
+        Record(text.fact, Metric.FLUENCY, text.prompt, weighted_entropy(tokenizer.tokenize(text.text)), text.text)
+        for text in texts
+    ]
+
+
+def absent_fluency(facts: Sequence[Fact]) -> dict[Metric, str]:
+    """The reason, if there is nothing to write texts from."""
+    return {} if any(fact.generation for fact in facts) else {Metric.FLUENCY: "no fact has 'generation' prompts"}
+
+
+def weighted_entropy(words: Sequence[str]) -> float:
+    """(⅔ H₂ + ⁴⁄₃ H₃) / 2 · 100, with H_n = ``ngram_entropy`` in bits."""
+    return 100 * math.fsum(weight * ngram_entropy(words, n) for n, weight in _WEIGHTS.items()) / len(_WEIGHTS)
+
+
+def ngram_entropy(words: Sequence[str], n: int) -> float:
+    """Entropy in bits of the relative frequencies of the n-grams; 0 where there is at most one."""
+    counts = Counter(tuple(words[start : start + n]) for start in range(len(words) - n + 1))
+    total = counts.total()
+    return math.fsum(count / total * math.log2(total / count) for count in counts.values())
+
+
+# ----------------------------------------------------------------------------------------------------
+# Texts about subjects of which the same holds as of an edited one: what its own texts are compared with.
+
+
+References: TypeAlias = Mapping[tuple[str, str], tuple[str, ...]]
+"""(relation, object) -> texts about subjects of which that holds."""
+_FIELDS = ("relation", "target", "text")
+
+
+def references_of(fact: Fact, references: References) -> tuple[str, ...]:
+    """The texts about subjects with the fact's relation and target; none if it has no relation."""
+    return () if fact.relation is None else references.get((fact.relation, fact.target), ())
+
+
+def read_references(path: Path) -> References:
+    """Read reference texts: one JSON object a line, with ``relation``, ``target`` (its object) and ``text``.
+
+    Raises:
+        InputError: if the file cannot be read, or there is none in it.
+        FaultsError: if anything in it is wrong; tells all of it.
+    """
+    try:
+        lines = file_text(path).split("\n")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the references {path} cannot be read: {reason_of(error)}", remedy="Give a file of UTF-8"
+        ) from error
+    found: dict[tuple[str, str], list[str]] = {}
+    faults: list[Fault] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            faults.append(Fault(place, f"invalid JSON: {error}", "Write one JSON object on each line"))
+            continue
+        wrong = _reference_faults(entry, place)
+        faults += wrong
+        if not wrong:
+            found.setdefault((entry["relation"], entry["target"]), []).append(entry["text"])
+    if faults:
+        raise FaultsError(str(path), faults)
+    if not found:
+        raise InputError(f"there are no references in {path}", remedy="Give at least one text")
+    return MappingProxyType({key: tuple(texts) for key, texts in found.items()})
+
+
+def _reference_faults(entry: object, place: str) -> list[Fault]:
+    if not isinstance(entry, dict):
+        return [Fault(place, "the line is no JSON object", f"Write an object with {', '.join(_FIELDS)}")]
+    unknown = [str(name) for name in entry if name not in _FIELDS]
+    faults = [Fault(place, f"the field {name!r} is unknown", f"Leave only {', '.join(_FIELDS)}") for name in unknown]
+    for name in _FIELDS:
+        value = entry.get(name)
+        if not isinstance(value, str) or not value.strip():
+            faults.append(Fault(place, f"'{name}' is missing, empty or not text", "Write it in double quotes"))
+    return faults
+
+
+# ----------------------------------------------------------------------------------------------------
+# How much each word of a text counts: a vocabulary with the inverse frequencies of its words in documents.
+#
+# scikit-learn is imported here only.
+
+
+_FORMAT = "errata-tfidf-1"
+_logger = logging.getLogger(__name__)
+
+
+def check_consistency() -> None:
+    """Raises MissingExtraError if texts cannot be compared here."""
+    require("consistency", "eval", "sklearn")
+
+
+@dataclass(frozen=True, slots=True)
+class TermWeights:
+    """A vocabulary and the inverse document frequency of each of its words.
+
+    Attributes:
+        words: in the order of ``idf``; as scikit-learn's TfidfVectorizer finds them by default (small letters, two
+            characters at least).
+        idf: (words,) positive.
+
+    Raises:
+        InputError: if the two do not fit together.
+    """
+
+    words: tuple[str, ...]
+    idf: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if self.idf.shape != (len(self.words),) or len(set(self.words)) != len(self.words) or not self.words:
+            what = f"{len(self.words)} words ({len(set(self.words))} distinct) came with weights {self.idf.shape}"
+            raise InputError(what, remedy="Give one weight for each word of the vocabulary")
+        if not bool(np.isfinite(self.idf).all() and (self.idf > 0).all()):
+            raise InputError("a word's weight is not a positive number", remedy="Fit the weights again")
+
+    @classmethod
+    def fit(cls, documents: Iterable[str]) -> TermWeights:
+        """Of a corpus, by TfidfVectorizer with its default settings (smoothed IDF).
+
+        Raises:
+            InputError: if there is no word in it.
+            MissingExtraError: if scikit-learn is not installed.
+        """
+        check_consistency()
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        vectoriser = TfidfVectorizer()
+        try:
+            vectoriser.fit(documents)
+        except ValueError as error:
+            raise InputError(f"the corpus for TF-IDF cannot be used: {error}", remedy="Give more text") from error
+        return cls(tuple(vectoriser.get_feature_names_out().tolist()), np.asarray(vectoriser.idf_, dtype=np.float64))
+
+    @classmethod
+    def read(cls, path: Path) -> TermWeights:
+        """Read what ``write`` wrote.
+
+        Raises:
+            InputError: if the file is not that.
+        """
+        whole = _json(path)
+        if (
+            not isinstance(whole, dict)
+            or whole.get("format") != _FORMAT
+            or not _is_list_of(whole.get("words"), str)
+            or not _is_list_of(whole.get("idf"), int | float)
+        ):
+            raise InputError(f"{path} is not of the format {_FORMAT!r}", remedy="Give a file that errata wrote")
+        return cls(tuple(whole["words"]), np.array(whole["idf"], dtype=np.float64))
+
+    @classmethod
+    def read_published(cls, vocabulary: Path, idf: Path) -> TermWeights:
+        """Read the two files that are published with ROME: a JSON object word -> index, and a NumPy array (.npy).
+
+        Raises:
+            InputError: if one of them is not that, or they do not fit together.
+        """
+        index = _json(vocabulary)
+        remedy = "Give the vocabulary as JSON (word -> index) and the weights as .npy"
+        if not isinstance(index, dict) or sorted(index.values(), key=repr) != sorted(range(len(index)), key=repr):
+            raise InputError(f"{vocabulary} does not number its words from 0", remedy=remedy)
+        try:
+            weights = np.load(idf, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{idf} cannot be read as an array: {error}", remedy=remedy) from error
+        if not isinstance(weights, np.ndarray) or weights.dtype.kind != "f":
+            raise InputError(f"{idf} holds no array of floating-point numbers", remedy=remedy)
+        return cls(tuple(sorted(index, key=lambda word: index[word])), weights.astype(np.float64).reshape(-1))
+
+    def write(self, path: Path) -> None:
+        """Write them as JSON, whole or not at all."""
+        whole = {"format": _FORMAT, "words": list(self.words), "idf": self.idf.tolist()}
+        write_text(path, json.dumps(whole, ensure_ascii=False) + "\n")
+
+    def vectors(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """(texts, words) term frequency times IDF, each of length 1, or 0 if it has no word of the vocabulary."""
+        check_consistency()
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        vectoriser = TfidfVectorizer(vocabulary={word: index for index, word in enumerate(self.words)})
+        vectoriser.idf_ = self.idf
+        return np.asarray(vectoriser.transform(texts).toarray(), dtype=np.float64)
+
+
+def corpus_weights(corpus: str, *, cache: Path | None = None) -> TermWeights:
+    """The weights of a corpus (see ``open_corpus``), fitted once and kept: of Wikipedia that takes minutes.
+
+    Args:
+        cache: where they are kept; by default in the user's cache directory.
+
+    Raises:
+        InputError: if the corpus cannot be read, or has no word.
+        MissingExtraError: if scikit-learn is not installed.
+    """
+    check_consistency()
+    text = open_corpus(corpus)
+    key = hashlib.sha256(f"{text.digest}|scikit-learn {version('scikit-learn')}".encode()).hexdigest()[:32]
+    folder = cache_directory("term-weights") if cache is None else cache
+    path = folder / f"{key}.json"
+    with in_turn(folder / f"{key}.lock", "the weights of a text's words"):
+        if is_file(path):
+            return TermWeights.read(path)
+        weights = TermWeights.fit(text.documents())
+        try:
+            weights.write(path)
+        except OutputError as error:  # the work goes on; only the next run has to compute them again
+            _logger.warning("the weights of words cannot be kept: %s", error)
+        return weights
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        what = f"{path} cannot be read as JSON: {reason_of(error)}"
+        raise InputError(what, remedy="Give a file that is whole") from error
+
+
+def _is_list_of(value: object, kind: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, kind) and not isinstance(entry, bool) for entry in value)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Consistency: whether what a model writes about a subject is like true texts about others of which the same holds.
+#
+# After Meng et al. (2022), "Locating and Editing Factual Associations in GPT".
+
+
+def evaluate_consistency(
+    texts: Sequence[WrittenText], facts: Sequence[Fact], references: References, weights: TermWeights
+) -> list[Record]:
+    """One record for each fact with texts and references: 100 · the cosine of its texts, joined by spaces, and of the
+    references with its relation and its target, joined as well.
+
+    ``prompt`` is the first generation prompt, ``said`` all texts. Texts without any word of the vocabulary have 0.
+
+    Raises:
+        InputError: if references have no word of the vocabulary; names them.
+        MissingExtraError: if scikit-learn is not installed.
+    """
+    written: dict[str, list[WrittenText]] = {}
+    for text in texts:
+        written.setdefault(text.fact, []).append(text)
+    found: list[Record] = []
+    faults: list[Fault] = []
+    for fact in facts:
+        wanted = references_of(fact, references)
+        if fact.id not in written or not wanted:
+            continue
+        said = " ".join(text.text for text in written[fact.id])
+        ours, theirs = weights.vectors([said, " ".join(wanted)])
+        if not theirs.any():
+            place = f"relation {fact.relation!r}, target {fact.target!r}"
+            what = "no word of the vocabulary is in these texts"
+            faults.append(Fault(place, what, "Fit the weights on a corpus of such texts"))
+        found.append(Record(fact.id, Metric.CONSISTENCY, written[fact.id][0].prompt, 100 * float(ours @ theirs), said))
+    if faults:
+        raise FaultsError("the references", list(dict.fromkeys(faults)))
+    return found
+
+
+def absent_consistency(facts: Sequence[Fact], references: References | None) -> dict[Metric, str]:
+    """The reason, if there is no fact with all that it takes."""
+    if not any(fact.generation for fact in facts):
+        reason = "no fact has 'generation' prompts"
+    elif references is None:
+        reason = "no reference texts were given"
+    elif not any(fact.generation and fact.relation for fact in facts):
+        reason = "no fact with 'generation' prompts has a 'relation'"
+    elif not any(fact.generation and references_of(fact, references) for fact in facts):
+        reason = "there are no reference texts for any fact's relation and target"
+    else:
+        return {}
+    return {Metric.CONSISTENCY: reason}

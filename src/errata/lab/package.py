@@ -14,7 +14,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from errata.errors import InputError
-from errata.lab.texts import running_text
+from errata.lab.corpus import running_text
 from errata.lab.world import World
 from errata.statistics.corpus import Corpus
 
@@ -80,7 +80,7 @@ def save_lab(target: Path) -> None:
     Raises:
         InputError: if something is there already.
     """
-    from errata.output import new_directory
+    from errata.utils.files import new_directory
 
     source = lab_directory()
     with new_directory(target) as partial:

@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from errata.facts import Fact, Question
-from errata.lab import vocabulary
+from errata.facts.fact import Fact, Question
+from errata.lab import world as vocabulary
 from errata.lab.world import OBJECTS, World
 
 NEIGHBOURS = 5

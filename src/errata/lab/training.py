@@ -5,21 +5,85 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from errata.lab.texts import epoch_documents
-from errata.lab.tokenizer import train_tokenizer
-from errata.lab.training_settings import TrainingSettings
+from errata.lab.corpus import epoch_documents
 from errata.lab.world import World
-from errata.output import new_file
+from errata.utils.files import new_file
+
+# ----------------------------------------------------------------------------------------------------
+# The lab's tokenizer: byte-level BPE learnt from the lab's own corpus, one special token, BOS before every text.
+
+
+SPECIAL_TOKEN = "<|endoftext|>"
+
+
+def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int = 4096) -> PreTrainedTokenizerFast:
+    """Learn a byte-level BPE: any text can be encoded, nothing is ever unknown."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[SPECIAL_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=f"{SPECIAL_TOKEN} $A",
+                pair=f"{SPECIAL_TOKEN} $A {SPECIAL_TOKEN} $B",
+                special_tokens=[(SPECIAL_TOKEN, tokenizer.token_to_id(SPECIAL_TOKEN))],
+            ),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL_TOKEN,
+        eos_token=SPECIAL_TOKEN,
+        pad_token=SPECIAL_TOKEN,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+# ----------------------------------------------------------------------------------------------------
+# The settings of a training of the lab's model.
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """Everything that decides what the trained model is (on one machine, with one number of threads)."""
+
+    people: int = 1000
+    seed: int = 0
+    epochs: int = 200
+    blocks: int = 8
+    width: int = 256
+    mlp_width: int = 1024
+    heads: int = 4
+    vocabulary_size: int = 4096
+    context: int = 256
+    batch: int = 16
+    learning_rate: float = 1.5e-3
+    warmup: float = 0.02
+    weight_decay: float = 0.05
+    bfloat16: bool = True
+    compile: bool = False
+
+
+# ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

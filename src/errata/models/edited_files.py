@@ -22,8 +22,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from errata.errors import InputError
 from errata.models.base_files import CONFIG, BaseFiles, object_in
+from errata.models.families import is_transposed
 from errata.models.language_model import LanguageModel
-from errata.models.plain_weights import is_transposed
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,12 +27,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from errata.cache import cache_directory
 from errata.errors import InputError, MissingExtraError
-from errata.locking import in_turn
-from errata.models.architectures import check_config
-from errata.models.memory import check_fits
-from errata.output import file_digest, new_directory
+from errata.models.families import check_config
+from errata.models.size import check_fits
+from errata.utils.files import cache_directory, file_digest, new_directory
+from errata.utils.locks import in_turn
 
 SUFFIX: Final = ".gguf"
 CONVERSION: Final = 1  # part of the cache's keys: raise it when the same file is to be converted to something else

@@ -23,15 +23,13 @@ from transformers import (
 )
 
 from errata.errors import InputError, NonFiniteError
-from errata.models.architectures import Architecture, architecture_of, check_config
 from errata.models.base_files import BaseFiles
-from errata.models.memory import check_fits, weight_bytes
+from errata.models.families import Architecture, architecture_of, check_config, down_projection_weight
 from errata.models.outline import check_layers_exist, context_length_of, loading, local_directory, source_of
-from errata.models.plain_weights import down_projection_weight
-from errata.models.prompts import length_batches, pad
-from errata.models.vocabulary import guard_embedding, probe_row, unembedded
+from errata.models.prompts import guard_embedding, length_batches, pad, probe_row, unembedded
+from errata.models.size import check_fits, weight_bytes
 from errata.models.weights import EditedWeights
-from errata.output import new_directory
+from errata.utils.files import new_directory
 
 _logger = logging.getLogger(__name__)
 TOKEN_BUDGET = 4096  # padded tokens per forward pass that needs no gradient

@@ -21,13 +21,12 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from errata.errors import ErrataError, InputError
-from errata.hub import check_reachable
-from errata.models.architectures import architecture_of, check_config
+from errata.models.families import architecture_of, check_config, down_projection_weight
 from errata.models.gguf import as_directory, check_is_model, gguf_in, is_gguf
-from errata.models.plain_weights import down_projection_weight
+from errata.models.hub import check_reachable
+from errata.models.prompts import probe_row, unembedded
 from errata.models.size import ModelSize
 from errata.models.small_models import SMALL_MODELS, fetched, is_small_model
-from errata.models.vocabulary import probe_row, unembedded
 
 
 @dataclass(frozen=True, slots=True)

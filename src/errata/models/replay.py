@@ -11,22 +11,272 @@ the positions whose logits are wanted. See methods.md, section 5, for what each 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from errata.models.injection import injection_at
 from errata.models.language_model import LanguageModel, Site
-from errata.models.overriding import forward_replaced
-from errata.models.prefixes import run_prefixes
 from errata.models.prompts import pad
+
+# ----------------------------------------------------------------------------------------------------
+# Letting a module compute something else for a while.
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """Let ``module`` compute ``forward`` instead; whatever happens, it is itself again afterwards."""
+    own = module.__dict__.get("forward")  # accelerate's hooks live here
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+# ----------------------------------------------------------------------------------------------------
+# Where a vector enters a block that is replayed, and how the blocks up to there are skipped.
+#
+# An injection holds what the model computed up to the place of entry, for every row from the injected token on, and
+# arranges that a forward pass starts from there. There are two: behind the block (at its output, or at W's output where
+# only a norm lies between), so that the block itself need not run again; and inside the block, at the outputs of
+# attention and of W, so that it must.
+
+
+@runtime_checkable
+class Injection(Protocol):
+    """What is injected is one vector per row, or several side by side in one.
+
+    Attributes:
+        origin: (rows, width) what stands at the place of entry at the injected token, nothing being injected.
+        inside: whether the block runs again, at all positions.
+    """
+
+    inside: bool
+    origin: Float[Tensor, "rows width"]
+
+    def select(self, rows: Int[Tensor, "n"], length: int) -> Injection:
+        """The same for some rows, of which the first ``length`` tokens from the injected one on are left."""
+        ...
+
+    def enter(self, stack: ExitStack, delta: Float[Tensor, "rows width"]) -> None:
+        """Until the stack closes, let a forward pass start at the place of entry, with ``delta`` added there."""
+        ...
+
+
+class BehindBlock:
+    """δ enters at the block's output, or at W's output behind which only a norm follows.
+
+    Args:
+        read: runs the model up to what is wanted and returns it, (rows, length, d) each.
+    """
+
+    inside = False
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        layer: int,
+        site: Site,
+        read: Callable[[Mapping[Site, list[int]]], Mapping[tuple[Site, int], Tensor]],
+    ) -> None:
+        self._model, self._layer = model, layer
+        found = read({Site.BLOCK: [layer]} | ({Site.MLP: [layer]} if site is Site.MLP else {}))
+        self._hidden = found[Site.BLOCK, layer]
+        self._norm = model.norm_after_mlp(layer) if site is Site.MLP else None
+        self.origin = found[site, layer][:, 0]
+
+    def select(self, rows: Tensor, length: int) -> BehindBlock:
+        chosen = copy.copy(self)
+        chosen._hidden, chosen.origin = self._hidden[rows, :length], self.origin[rows]
+        return chosen
+
+    def enter(self, stack: ExitStack, delta: Tensor) -> None:
+        entered = self._entered(delta)
+        skip_below(stack, self._model, self._layer, None)
+        wrapped = _as_block_output(self._model, entered)
+        stack.enter_context(forward_replaced(self._model.blocks[self._layer], lambda *args, **kwargs: wrapped))
+
+    def _entered(self, delta: Tensor) -> Tensor:
+        """The block's output (rows, length, d) with delta (rows, d) entered at the first position."""
+        first = self._hidden[:, 0]
+        if self._norm is None:
+            first = first + delta.to(first.dtype)
+        else:
+            # h_out = residual + norm(w_out): take norm(w_out) away and put norm(w_out + delta) in its place.
+            with torch.no_grad():
+                residual = first - self._norm(self.origin)
+            first = residual + self._norm(self.origin + delta.to(self.origin.dtype))
+        return torch.cat([first.unsqueeze(1), self._hidden[:, 1:]], dim=1)
+
+
+class InsideBlock:
+    """δ is two vectors side by side: one enters at attention's output, one at W's; the block runs again.
+
+    Args:
+        read: as for ``BehindBlock``.
+    """
+
+    inside = True
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        layer: int,
+        read: Callable[[Mapping[Site, list[int]]], Mapping[tuple[Site, int], Tensor]],
+    ) -> None:
+        self._model, self._layer = model, layer
+        below = {Site.BLOCK: [layer - 1]} if layer else {}
+        found = read({Site.ATTENTION: [layer], Site.MLP: [layer]} | below)
+        self._hidden = found[Site.BLOCK, layer - 1] if layer else None
+        self.origin = torch.cat([found[site, layer][:, 0] for site in (Site.ATTENTION, Site.MLP)], dim=1)
+
+    def select(self, rows: Tensor, length: int) -> InsideBlock:
+        chosen = copy.copy(self)
+        chosen.origin = self.origin[rows]
+        chosen._hidden = None if self._hidden is None else self._hidden[rows, :length]
+        return chosen
+
+    def enter(self, stack: ExitStack, delta: Tensor) -> None:
+        skip_below(stack, self._model, self._layer, self._hidden)
+        parts = (self._model.attention_output(self._layer), self._model.down_projection(self._layer))
+        for part, share in zip(parts, delta.chunk(2, dim=1), strict=True):
+            stack.callback(part.register_forward_hook(_adding(share)).remove)
+
+
+def injection_at(
+    model: LanguageModel,
+    layer: int,
+    sites: Sequence[Site],
+    read: Callable[[Mapping[Site, list[int]]], Mapping[tuple[Site, int], Tensor]],
+) -> Injection:
+    """The injection for ``(Site.BLOCK,)``, ``(Site.MLP,)`` or ``(Site.ATTENTION, Site.MLP)``.
+
+    Raises:
+        ValueError: for any other sites.
+    """
+    match tuple(sites):
+        case (Site.BLOCK,) | (Site.MLP,):
+            return BehindBlock(model, layer, sites[0], read)
+        case (Site.ATTENTION, Site.MLP):
+            return InsideBlock(model, layer, read)
+    raise ValueError(f"nothing can be injected at {list(sites)}")
+
+
+def skip_below(stack: ExitStack, model: LanguageModel, layer: int, hidden: Tensor | None) -> None:
+    """Blocks under ``layer`` pass on what they get, the last of them ``hidden`` if there is any."""
+    for index, block in enumerate(model.blocks[:layer]):
+        instead = hidden if index == layer - 1 else None
+        stack.enter_context(
+            forward_replaced(
+                block,
+                lambda given, *args, instead=instead, **kwargs: _as_block_output(
+                    model, given if instead is None else instead
+                ),
+            )
+        )
+
+
+def _as_block_output(model: LanguageModel, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
+    return (hidden, None) if model.architecture.block_returns_tuple else hidden
+
+
+def _adding(delta: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """A hook that adds delta (rows, d) to an output at the first position of every row."""
+
+    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        # OPT flattens (rows, length) before its second linear layer.
+        rows = output.view(len(delta), -1, output.shape[-1])
+        first = rows[:, :1] + delta.to(output.dtype).unsqueeze(1)
+        return torch.cat([first, rows[:, 1:]], dim=1).view_as(output)
+
+    return add
+
+
+# ----------------------------------------------------------------------------------------------------
+# The keys and values of what lies before an injection, for many texts that begin alike.
+#
+# Every fact is read in the same few contexts, so most of what lies before its subject is the same for all facts. A stem
+# that texts share is run once, and what a text has of its own is run behind it.
+
+
+def run_prefixes(
+    model: LanguageModel, prefixes: Sequence[Sequence[int]], stems: Sequence[int]
+) -> tuple[DynamicCache, Tensor]:
+    """Keys and values of each prefix, left-padded, so that what is read next lies directly behind it.
+
+    That the tokens are contiguous matters: sliding windows count slots, padding included. The layers of the cache keep
+    all tokens, for the same reason also in models with sliding windows, whose masks see to it.
+
+    Args:
+        prefixes: token ids, not all of them empty.
+        stems: for each prefix, how many of its first tokens are to be run once for all prefixes that share them.
+
+    Returns:
+        the cache, and its mask (prefixes, slots): 1 for a token, 0 for padding.
+    """
+    device = model.device
+    heads = [tuple(prefix[:stem]) for prefix, stem in zip(prefixes, stems, strict=True)]
+    tails = [tuple(prefix[stem:]) for prefix, stem in zip(prefixes, stems, strict=True)]
+    distinct = [head for head in dict.fromkeys(heads) if head]
+    cache = DynamicCache()
+    mask = torch.zeros(len(prefixes), 0, dtype=torch.long, device=device)
+    if distinct:
+        batch = pad(distinct, left=True, device=device)
+        _extend(model, cache, batch.input_ids, batch.attention_mask, batch.position_ids)
+        # A text without a stem gets some other's slots, and none of them may be seen.
+        number = {head: index for index, head in enumerate(distinct)}
+        row = torch.tensor([number.get(head, 0) for head in heads], device=device)
+        has_stem = torch.tensor([bool(head) for head in heads], device=device)
+        mask = batch.attention_mask[row] * has_stem[:, None]
+        _rearrange(cache, lambda state: state[row])
+    stem_slots = mask.shape[1]
+    tail_lengths = torch.tensor([len(tail) for tail in tails], device=device)
+    if any(tails):
+        # Right-padded: nothing that is read here lies behind the padding, so causality hides it.
+        batch = pad(tails, left=False, device=device)
+        positions = batch.position_ids + mask.sum(1, keepdim=True)
+        _extend(model, cache, batch.input_ids, torch.cat([mask, torch.ones_like(batch.input_ids)], 1), positions)
+    # Shift each row so that its last token stands in the last slot.
+    lengths = mask.sum(1) + tail_lengths
+    slots = int(lengths.max())
+    slot = torch.arange(slots, device=device)
+    source = (stem_slots + tail_lengths[:, None] - slots + slot).clamp_min(0)
+    if any(tails):
+        _rearrange(cache, lambda state: torch.take_along_dim(state, source[:, None, :, None], dim=2))
+    return cache, (slot >= slots - lengths[:, None]).long()
+
+
+def _extend(model: LanguageModel, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor) -> None:
+    # Of the last block only the keys and values are wanted, and its MLP comes behind them.
+    last = len(model.blocks) - 1
+    skipped = forward_replaced(model.mlp(last), lambda hidden: hidden) if model.mlp_is_module else nullcontext()
+    with torch.no_grad(), skipped:
+        model.model.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+
+
+def _rearrange(cache: DynamicCache, change: Callable[[Tensor], Tensor]) -> None:
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
+        layer.keys, layer.values = change(layer.keys), change(layer.values)
+
+
+# ----------------------------------------------------------------------------------------------------
+
 
 # What one more pass costs beside its tokens, in tokens: a few milliseconds of dispatch on any machine. In that time an
 # accelerator computes far more tokens than a CPU, so there fewer and more padded passes are faster.

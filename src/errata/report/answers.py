@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from errata.errors import InputError
-from errata.extras import require
+from errata.utils.optional import require
 
 ENTRIES_EMBEDDED: Final = 20_000
 PROMPTS_EMBEDDED: Final = 60_000  # beside the entries' own; a page of some ten megabytes still opens at once

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.conflicts import statement
-from errata.evaluation.metrics import Metric
-from errata.evaluation.results_file import Row
-from errata.facts import Fact
+from errata.facts.conflicts import statement
+from errata.facts.fact import Fact
 from errata.models.small_models import is_small_model
+from errata.patches.stack import Stack, Stacked
 from errata.report.markdown import Markdown, fenced, moment, text
 from errata.report.tables import before_after_markdown
-from errata.stack import Stack, Stacked
+from errata.results.metrics import Metric
+from errata.results.records import Row
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -215,7 +215,7 @@ def _use(stack: Stack, entries: Sequence[Entry], with_weights: bool, repository:
             f"tokenizer = AutoTokenizer.from_pretrained({named})"
         )
     else:
-        code = f"from errata.loading import load_model\n\nmodel = load_model({place!r})"
+        code = f"from errata.runs.loading import load_model\n\nmodel = load_model({place!r})"
     return [*blocks, fenced(code, "python")]
 
 

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from errata.evaluation.records import When
-from errata.evaluation.results_file import Row
-from errata.report.measures import Better, Group, Measure, in_order
+from errata.results.metrics import Better, Group, Measure
+from errata.results.metrics import measures_in_order as in_order
+from errata.results.records import Row, When
 
 BEFORE: Final = "before editing"
 _MOMENTS: Final[tuple[tuple[When, str], ...]] = (("right_after", "right after"), ("after", "after"))

@@ -10,10 +10,10 @@ from typing import Final
 
 from markupsafe import Markup
 
-from errata.evaluation.results_file import Row
 from errata.report.comparison import Cell
 from errata.report.curves import COLOURS, marker_svg
-from errata.report.measures import measure_of
+from errata.results.metrics import measure_of
+from errata.results.records import Row
 
 # What is asked, the teacher-forced metric, and the free-running ones, the one for the chart first.
 _PAIRS: Final = (

@@ -2,17 +2,201 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
+import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from errata.layer_scan import LayerScan, LayerScore
-from errata.report.heatmap import check_drawing
 from errata.report.tables import MISSING
+from errata.tracing.causal_tracing import Part, Position
+from errata.tracing.layer_scan import LayerScan, LayerScore
+from errata.tracing.location import Cell
+from errata.utils.optional import require
+
+# ----------------------------------------------------------------------------------------------------
+# Causal tracing for terminals: effects by layer as a table, and the heat map as rows of bars.
+
+
+PART_TITLES: Final[Mapping[str, str]] = MappingProxyType(
+    {Part.BLOCK: "hidden state", Part.MLP: "MLP outputs", Part.ATTENTION: "attention outputs"}
+)
+POSITION_TITLES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        Position.SUBJECT_FIRST: "first subject token",
+        Position.SUBJECT_MIDDLE: "middle subject tokens",
+        Position.SUBJECT_LAST: "last subject token",
+        Position.NEXT_FIRST: "first subsequent token",
+        Position.NEXT_FURTHER: "further tokens",
+        Position.LAST: "last token",
+    }
+)
+_BARS = "·▁▂▃▄▅▆▇█"
+
+
+def tracing_table(cells: Sequence[Cell], critical: Collection[int] = ()) -> Table:
+    """Layers as lines, parts as columns: average indirect effects at the subject's last token with 95 % intervals.
+
+    Args:
+        critical: layers to mark.
+    """
+    found = {(cell["part"], cell["layer"]): cell for cell in cells if cell["position"] == Position.SUBJECT_LAST}
+    facts = next(iter(found.values()))["n"]
+    blocks = window_size(cells)
+    table = Table(
+        caption=f"Average indirect effect on the probability of the answer's first token [95 % interval over {facts} "
+        "facts], restored at the subject's last token: the hidden state behind the layer; MLP and attention outputs "
+        f"in {blocks} block{'s' if blocks > 1 else ''} around it",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=0,  # the box has a blank between columns already, and so 80 characters suffice
+    )
+    table.add_column("layer", justify="right")
+    for title in PART_TITLES.values():
+        table.add_column(title, justify="right")
+    for layer in sorted({layer for _, layer in found}):
+        # Text, not markup: an interval's brackets must not be read as a style.
+        entries = [Text(_entry(found[part, layer])) for part in PART_TITLES]
+        mark = "● " if layer in critical else ""
+        table.add_row(Text(f"{mark}{layer}"), *entries, style="bold" if layer in critical else None)
+    return table
+
+
+def window_size(cells: Sequence[Cell]) -> int:
+    """How many blocks were restored together; the model's ends cut the windows there."""
+    return max(last - first + 1 for first, last in (cell["window"] for cell in cells))
+
+
+def text_heat_map(cells: Sequence[Cell], *, width: int = 120) -> str:
+    """For each part a line of bars for each kind of token, a bar for each layer; full ones are the part's largest.
+
+    Args:
+        width: of the lines, in characters; where there is room a bar takes two.
+    """
+    found = {(cell["part"], cell["position"], cell["layer"]): cell["mean"] for cell in cells}
+    layers = 1 + max(layer for _, _, layer in found)
+    margin = 2 + max(len(title) for title in POSITION_TITLES.values())
+    thick = 2 if margin + 2 * layers <= width else 1
+    lines = []
+    for part, title in PART_TITLES.items():
+        largest = max(mean for (of, _, _), mean in found.items() if of == part)
+        scale = f"layers 0 to {layers - 1}, {_BARS[-1]} = {largest:.3f}" if largest > 0 else "no positive effect"
+        lines.append(f"{title} ({scale})")
+        for position, name in POSITION_TITLES.items():
+            means = [found.get((part, position, layer)) for layer in range(layers)]
+            bars = "".join(_bar(mean, largest) * thick for mean in means if mean is not None)
+            lines.append(f"{name:>{margin - 2}}  {bars or MISSING}")
+    return "\n".join(lines)
+
+
+def _entry(cell: Cell) -> str:
+    interval = "" if cell["low"] is None else f" [{cell['low']:.3f},{cell['high']:.3f}]"
+    return f"{cell['mean']:.3f}{interval}"
+
+
+def _bar(mean: float, largest: float) -> str:
+    """In eighths of the largest; a dot where there is less than a sixteenth, or a negative effect."""
+    return _BARS[round(8 * max(0.0, mean) / largest)] if largest > 0 else _BARS[0]
+
+
+# ----------------------------------------------------------------------------------------------------
+# The heat map of causal tracing as in the literature: rows are kinds of tokens, columns layers, a panel a part.
+#
+# After Meng et al. (2022), "Locating and Editing Factual Associations in GPT", figure 2. matplotlib is imported here
+# only, without pyplot: nothing of it lasts beyond a call.
+
+
+# One hue a part, as in the paper; each grows darker evenly, so that it can be read in grey.
+_COLOURS = {Part.BLOCK: "Purples", Part.MLP: "Greens", Part.ATTENTION: "Reds"}
+# Inches: a printed page's text; heads, ticks and bars; one kind of token; the legend.
+_WIDTH, _MARGIN, _ROW, _LEGEND = 7.2, 1.6, 0.18, 0.22
+
+
+def check_drawing() -> None:
+    """Raises MissingExtraError if heat maps cannot be drawn here."""
+    require("the heat map", "plots", "matplotlib")
+
+
+def draw_heat_map(
+    cells: Sequence[Cell], paths: Sequence[Path], *, title: str = "", critical: Collection[int] = ()
+) -> None:
+    """Draw average indirect effects, and write the picture once for each path, in the format of its suffix.
+
+    A part has its own scale from 0 to its largest effect; negative effects are white, what no fact has is hatched.
+
+    Args:
+        critical: neighbouring layers to frame at the subject's last token; a legend says what the frame is.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+    """
+    check_drawing()
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    positions = list(POSITION_TITLES) if len({cell["position"] for cell in cells}) > 1 else [Position.SUBJECT_LAST]
+    layers = 1 + max(cell["layer"] for cell in cells)
+    # The hash salt makes the names inside an SVG, and with them the file, the same every time.
+    with matplotlib.rc_context({"font.size": 8, "svg.hashsalt": "errata", "hatch.linewidth": 0.4}):
+        height = _MARGIN + _ROW * len(positions) + (_LEGEND if critical else 0)
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        panels = figure.subplots(1, len(PART_TITLES), sharey=True, squeeze=False)[0]
+        for panel, (part, name) in zip(panels, PART_TITLES.items(), strict=True):
+            values = _values(cells, part, positions, layers)
+            _draw_panel(figure, panel, values, _COLOURS[Part(part)])
+            reach = "at one layer" if part == Part.BLOCK else f"window of {window_size(cells)}"
+            panel.set_title(f"{name}\n({reach})", fontsize=8)
+            if critical:
+                corner, width = (min(critical) - 0.5, positions.index(Position.SUBJECT_LAST) - 0.5), len(critical)
+                panel.add_patch(_frame(corner, width))
+        panels[0].set_yticks(range(len(positions)), [POSITION_TITLES[position] for position in positions])
+        figure.suptitle(title, fontsize=8)
+        if critical:
+            first, last = min(critical), max(critical)
+            named = f"layer {first}" if first == last else f"layers {first} to {last}"
+            frame = _frame((0.0, 0.0), 1, label=f"proposed critical {named}, at the last subject token")
+            figure.legend(handles=[frame], loc="outside lower center", frameon=False, fontsize=7)
+        for path in paths:
+            figure.savefig(path, dpi=300, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _values(cells: Sequence[Cell], part: str, positions: Sequence[str], layers: int) -> Any:
+    """(positions, layers) effects; NaN where no fact has such a token."""
+    values = np.full((len(positions), layers), np.nan)
+    for cell in cells:
+        if cell["part"] == part and cell["position"] in positions:
+            values[positions.index(cell["position"]), cell["layer"]] = cell["mean"]
+    return values
+
+
+def _frame(corner: tuple[float, float], width: int, *, label: str = "") -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, width, 1, fill=False, edgecolor="black", linewidth=1, clip_on=False, label=label)
+
+
+def _draw_panel(figure: Any, panel: Any, values: Any, colours: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    largest = max(float(np.nanmax(values)), 1e-9)  # a scale from 0 to 0 cannot be drawn
+    panel.patch.set(facecolor="white", hatch="////", edgecolor="0.6")
+    image = panel.imshow(values, cmap=colours, vmin=0, vmax=largest, aspect="auto", interpolation="nearest")
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    panel.set_xlabel("layer")
+    panel.tick_params(length=2)
+    bar = figure.colorbar(image, ax=panel, location="bottom", shrink=0.9, aspect=18, pad=0.04)
+    bar.set_label("average indirect effect\n(probability of the answer)", fontsize=7)
+    bar.ax.tick_params(labelsize=7, length=2)
+
+
+# ----------------------------------------------------------------------------------------------------
+
 
 _COLUMNS = ("layer", "score", "efficacy", "generalisation", "damage", "says it", "reworded")
 

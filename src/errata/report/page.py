@@ -21,14 +21,13 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from errata.report.analysis_results import ShownStudy, told_value, verdicts
 from errata.report.answers import Answers
-from errata.report.bench_about import About, CellRecord
-from errata.report.bench_run import BenchRun, shown_name
+from errata.report.bench_run import About, BenchRun, CellRecord, shown_name
 from errata.report.comparison import BEST_NOTE, Comparison, comparisons
-from errata.report.conclusion import conclusion, unable
+from errata.report.conclusions import conclusion, unable
 from errata.report.curves import Chart, chart_svg, charts, swatch_svg
 from errata.report.gap import Gap, gap_svg, gaps
+from errata.report.studies import ShownStudy, told_value, verdicts
 
 _SECONDS: Final = "editing and asking of all runs, added up; loading, preparing and asking the unedited model left out"
 # Of results that name one command only: neither an earlier sitting of a cell that was stopped, nor a later one that

@@ -11,11 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.errors import InputError
-from errata.evaluation.changes import derived
-from errata.evaluation.metrics import CONTROLS, NOT_SHARES, Metric, in_order
-from errata.evaluation.outcomes import no_room
-from errata.evaluation.records import When
-from errata.evaluation.results_file import Row
+from errata.evaluation.outcomes import derived, no_room
+from errata.results.metrics import CONTROLS, NOT_SHARES, Metric, in_order
+from errata.results.records import Row, When
 
 Part = Literal["edited", "others"]
 MISSING = "–"

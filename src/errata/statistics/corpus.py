@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from errata.editing.recipe_settings import BUILTIN
 from errata.errors import InputError
-from errata.reading import open_file, reason_of
-from errata.recipe_settings import BUILTIN
+from errata.utils.files import open_file, reason_of
 
 
 @dataclass(frozen=True, slots=True)

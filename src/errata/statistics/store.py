@@ -17,14 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from errata.cache import cache_directory
+from errata.editing.recipe_settings import StatisticsSettings
 from errata.errors import InputError, OutputError
-from errata.locking import in_turn
 from errata.models.language_model import LanguageModel
-from errata.output import is_there, new_file
-from errata.recipe_settings import StatisticsSettings
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import SecondMoment, key_moments
+from errata.utils.files import cache_directory, is_there, new_file
+from errata.utils.locks import in_turn
 
 _logger = logging.getLogger(__name__)
 

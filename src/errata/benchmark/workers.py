@@ -1,0 +1,268 @@
+"""The processes that work on a grid's cells, so many at a time."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from errata.benchmark.campaign import Campaign, failure_of
+from errata.benchmark.cell_spec import read_json
+from errata.errors import InputError
+from errata.utils.files import write_text
+from errata.utils.locks import open_in_place
+from errata.utils.optional import require
+from errata.utils.progress import Report, silent
+
+PROGRESS = "errata-progress "  # what a cell's process says else, or a library in it, is not for here
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Where cells are worked on."""
+
+    def run(self, cell: Path, report: Report) -> int:
+        """Work on one cell, tell of its progress, and return its exit status."""
+        ...
+
+    def stop(self) -> None:
+        """End whatever is being worked on, at once."""
+        ...
+
+
+def work(
+    campaign: Campaign, cells: Sequence[Path], runner: Runner, *, jobs: int, report: Report, told: Callable[[str], None]
+) -> None:
+    """Work on cells, so many at a time; one that fails is told of, and the others go on.
+
+    Args:
+        report: told of facts edited, and of what each cell does.
+        told: gets a line for each cell that has ended.
+    """
+    facts = campaign.grid.edits
+    done = dict.fromkeys(campaign.cells, 0.0)
+    done |= {cell: 1.0 for cell in campaign.cells if cell not in cells}
+
+    def overall() -> None:
+        report("all cells", round(1000 * sum(done.values())), 1000 * len(done))
+
+    def one(cell: Path) -> int:
+        def listen(what: str, count: int, total: int) -> None:
+            if what == "facts edited":
+                done[cell] = 0.9 * count / max(1, facts)  # the rest is asking
+                overall()
+            report(what if jobs == 1 else f"{cell.name[:20]}: {what}", count, total)
+
+        (cell / "failure.json").unlink(missing_ok=True)
+        status = runner.run(cell, listen)
+        if status == 0 or failure_of(cell) is not None:  # and not because it was stopped: it would seem to be done
+            done[cell] = 1.0
+            overall()
+        return status
+
+    overall()
+    waiting = deque(cells)
+    with ThreadPoolExecutor(jobs) as pool:
+        running: dict[Future[int], Path] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    cell = waiting.popleft()
+                    running[pool.submit(one, cell)] = cell
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    cell = running.pop(future)
+                    told(_ended(campaign, cell, future.result()))
+        except BaseException:
+            waiting.clear()
+            runner.stop()  # the pool waits for what is running
+            raise
+
+
+@dataclass(slots=True)
+class Processes:
+    """Runs each cell in a process of its own on this machine.
+
+    Attributes:
+        trust_remote_code: whether code that comes with models may run.
+    """
+
+    trust_remote_code: bool = False
+    _running: set[subprocess.Popen[str]] = field(default_factory=set)
+    _stopped: bool = False
+
+    def run(self, cell: Path, report: Report) -> int:
+        """As ``Runner.run``; a failure is written down also if the process could not do it itself."""
+        allowed = ["--trust-remote-code"] if self.trust_remote_code else []
+        with open_in_place(cell / "errors.txt", "ab") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "errata.benchmark.cell_process", str(cell), *allowed],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+            self._running.add(process)
+            try:
+                assert process.stdout is not None
+                if self._stopped:  # meanwhile
+                    process.kill()
+                for line in process.stdout:
+                    if line.startswith(PROGRESS):
+                        what, count, total = json.loads(line.removeprefix(PROGRESS))
+                        report(what, count, total)
+                status = process.wait()
+            finally:
+                process.kill()
+                process.wait()
+                self._running.discard(process)
+        if not self._stopped:
+            note_failure(cell, status)
+        return status
+
+    def stop(self) -> None:
+        self._stopped = True
+        for process in list(self._running):
+            process.kill()
+
+
+def note_failure(cell: Path, status: int) -> None:
+    """Write down that a process failed which could not do it itself."""
+    if status not in (0, 130) and failure_of(cell) is None:
+        ended = f"with status {status}" if status >= 0 else f"by signal {-status}"
+        ended += " (out of memory?)" if status == -9 else ""
+        what = f"its process ended {ended}; see {cell / 'errors.txt'}"
+        write_text(cell / "failure.json", json.dumps({"what": what}) + "\n")
+
+
+def _ended(campaign: Campaign, cell: Path, status: int) -> str:
+    spec = campaign.spec(cell)
+    name = spec.called
+    if status != 0:
+        return f"{name}: failed: {failure_of(cell) or 'interrupted'}"
+    result = read_json(cell / "result.json")
+    stopped = f", stopped before batch {result['collapsed_at']}" if result["collapsed_at"] else ""
+    measured = f"; measured: {', '.join(campaign.grid.measures.parts)}" if campaign.grid.measures.parts else ""
+    return f"{name}: {result['edits']} facts in {result['seconds']:.0f} s{stopped}{measured}"
+
+
+# ----------------------------------------------------------------------------------------------------
+# Cells on a Ray cluster: each a task that starts the same process as on one machine, in a directory they share.
+
+
+_SECONDS_BETWEEN = 0.5
+_SECONDS_TO_CONNECT = 5.0
+
+
+def check_ray() -> None:
+    """Raises MissingExtraError if Ray is not installed."""
+    require("--ray", "ray", "ray")
+
+
+@dataclass(slots=True)
+class RayCluster:
+    """Runs cells as remote tasks.
+
+    Attributes:
+        workers: how many cells run at the same time: one a CPU of the cluster, or one a GPU where it has some.
+        trust_remote_code: whether code that comes with models may run.
+    """
+
+    workers: int
+    _ray: Any
+    _start: Callable[[str, bool], Any]
+    trust_remote_code: bool = False
+    _running: set[Any] = field(default_factory=set)
+    _stopped: bool = False
+
+    @classmethod
+    def connect(cls, address: str, *, cpus: int | None = None, trust_remote_code: bool = False) -> RayCluster:
+        """A cluster that is there, or with ``local`` one on this machine.
+
+        Args:
+            cpus: of a local one; by default all.
+
+        Raises:
+            MissingExtraError: without the extra ``ray``.
+            InputError: if there is no cluster at the address.
+        """
+        check_ray()
+        import ray
+
+        _check_reachable(address)
+        try:
+            if not ray.is_initialized():
+                where: dict[str, Any] = {"num_cpus": cpus} if address == "local" else {"address": address}
+                ray.init(**where, log_to_driver=False, include_dashboard=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"there is no Ray cluster at {address!r}: {error}", remedy="Start one with `ray start --head`"
+            ) from error
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        remote = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)(_work_there)
+        return cls(gpus or max(1, int(resources.get("CPU", 1))), ray, remote.remote, trust_remote_code)
+
+    def run(self, cell: Path, report: Report) -> int:
+        """As ``Runner.run``; the cell's log tells its progress, which a task has no other way to tell."""
+        task = self._start(str(cell.absolute()), self.trust_remote_code)
+        self._running.add(task)
+        try:
+            if self._stopped:  # meanwhile
+                self._ray.cancel(task, force=True)
+            while not self._ray.wait([task], timeout=_SECONDS_BETWEEN)[0]:
+                report("facts edited", *_progress_of(cell))
+            status = int(self._ray.get(task))
+        except self._ray.exceptions.RayError as error:
+            status = 1
+            with open_in_place(cell / "errors.txt", "a") as errors:
+                errors.write(f"{error}\n")
+        finally:
+            self._running.discard(task)
+        if not self._stopped:
+            note_failure(cell, status)
+        return status
+
+    def stop(self) -> None:
+        self._stopped = True
+        for task in list(self._running):
+            self._ray.cancel(task, force=True)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself waits for minutes. Names such as ``auto`` and ``local`` are its own business.
+
+    Raises:
+        InputError: if nothing listens at ``HOST:PORT``, with or without ``ray://``.
+    """
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT).close()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"there is no Ray cluster at {address!r}: {error}", remedy="Start one with `ray start --head`"
+        ) from error
+
+
+def _work_there(cell: str, trust_remote_code: bool) -> int:
+    """On a worker of the cluster."""
+    return Processes(trust_remote_code).run(Path(cell), silent)
+
+
+def _progress_of(cell: Path) -> tuple[int, int]:
+    """(facts edited, facts) as the cell's run tells; a line of its ledger may be half-written just now."""
+    run = cell / "run"
+    if not (run / "ledger.jsonl").is_file():
+        return 0, 1
+    lines = (run / "ledger.jsonl").read_bytes().split(b"\n")[:-1]
+    edited = sum(len(entry["facts"]) for entry in map(json.loads, lines) if entry.get("kind") == "batch")
+    return edited, (run / "facts.jsonl").read_bytes().count(b"\n")

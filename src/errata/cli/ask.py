@@ -1,0 +1,132 @@
+"""``errata ask``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+
+from errata.cli.model_options import (
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    TrustOption,
+    check_chat,
+    outline_of,
+    placement,
+)
+from errata.cli.terminal import JsonOption, console, write_json
+from errata.errors import Fault, FaultsError, InputError
+from errata.models.generation import generate
+from errata.models.language_model import LanguageModel
+from errata.models.outline import Outline
+from errata.models.prompts import chat_text, encode, pad
+from errata.runs.loading import load_model
+from errata.utils.files import file_text
+
+EXAMPLE = '''Example: errata ask --model edited --against lab "The mother tongue of Ada Meyer is"
+
+Example: errata ask --model chat-model --chat "What is the capital of France?"'''
+app = typer.Typer()
+
+
+@app.command("ask", epilog=EXAMPLE)
+def ask(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Texts to continue.", metavar="PROMPT...")] = None,
+    model: ModelOption = "lab",
+    against: Annotated[str | None, typer.Option(help="A second model, shown beside the first.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A text file with one prompt a line, after those given.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Send each prompt as a message in the model's own chat template.")
+    ] = False,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="How many tokens to add, at most; default: 12, with --chat 100.")
+    ] = None,
+    trust_remote_code: TrustOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Let a model continue a text (greedily), and show the likeliest next tokens; a base model beside it if asked."""
+    prompts = [*(prompts or ()), *(_lines(file) if file is not None else ())]
+    if not prompts:
+        raise InputError("there is no prompt", remedy='Write one, such as errata ask "The capital of France is"')
+    if blank := [prompt for prompt in prompts if not prompt.strip()]:
+        what = "a prompt is" if len(blank) == 1 else f"{len(blank)} prompts are"
+        raise InputError(f"{what} empty", remedy="Give a text that the model can continue")
+    new_tokens = tokens or (100 if chat else 12)
+    where = placement(device, dtype)
+    names = (model, *([against] if against else []))
+    # A prompt may end in a newline, which is a token of its own; a space belongs to the word that follows.
+    stripped = [prompt.strip() if chat else prompt.rstrip(" \t") for prompt in prompts]
+    outlines = [outline_of(name, trust_remote_code=trust_remote_code) for name in names]
+    if chat:
+        for outline in outlines:
+            check_chat(outline)
+    read = [[chat_text(outline.tokenizer, text) for text in stripped] if chat else stripped for outline in outlines]
+    each = [_faults(outline, stripped, texts, new_tokens) for outline, texts in zip(outlines, read, strict=True)]
+    if faults := [fault for found in each for fault in found]:
+        raise FaultsError("what was asked", faults)
+    answers = []
+    for name, texts in zip(names, read, strict=True):
+        loaded = load_model(name, **where, trust_remote_code=trust_remote_code)
+        with loaded.blaming_no_edit():
+            said = generate(loaded, texts, new_tokens=new_tokens)
+        answers += [
+            {"model": name, "prompt": prompt, "continuation": found, "next": _next_tokens(loaded, text)}
+            for prompt, text, found in zip(stripped, texts, said, strict=True)
+        ]
+    for index, prompt in enumerate(stripped):
+        table = Table(title=None, show_header=True, title_justify="left")
+        table.add_column("model", no_wrap=True)
+        table.add_column("reply" if chat else "continuation", overflow="fold")
+        table.add_column("likeliest next tokens", overflow="fold")
+        for answer in answers[index :: len(prompts)]:
+            likely = ", ".join(f"{token!r} {probability:.0%}" for token, probability in answer["next"])
+            table.add_row(str(answer["model"]), str(answer["continuation"]), likely)
+        console().print(prompt.rstrip(), style="bold", highlight=False)
+        console().print(table)
+    write_json(json, {"answers": answers, "chat": chat})
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file that are not blank."""
+    found = [line for line in file_text(path).splitlines() if line.strip()]
+    if not found:
+        raise InputError(f"there is no prompt in {path}", remedy="Write one on each line")
+    return found
+
+
+def _faults(model: Outline, prompts: Sequence[str], texts: Sequence[str], tokens: int) -> list[Fault]:
+    """Prompts that are nothing to this model, or more than it takes.
+
+    Args:
+        texts: what the model reads of each.
+    """
+    limit = model.context_length - tokens
+    faults = []
+    for prompt, row in zip(prompts, encode(model.tokenizer, texts), strict=True):
+        shown = repr(prompt if len(prompt) <= 40 else prompt[:40] + "…")
+        if not row.ids:
+            remedy = "Write it in characters that the model's tokenizer knows"
+            faults.append(Fault(shown, f"tokenises to nothing with {model.name!r}", remedy))
+        elif len(row.ids) > limit:
+            what = f"it has {len(row.ids)} tokens; {model.name!r} takes {limit} and {tokens} more"
+            faults.append(Fault(shown, what, "Shorten the prompt or lower --tokens"))
+    return faults
+
+
+def _next_tokens(model: LanguageModel, prompt: str, count: int = 5) -> list[tuple[str, float]]:
+    rows = [row.ids for row in encode(model.tokenizer, [prompt])]
+    with torch.no_grad():
+        inputs = pad(rows, left=False, device=model.device).inputs()
+        logits = model.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+    values, ids = logits.softmax(-1).topk(count)
+    return [
+        (str(model.tokenizer.decode([token])), value)
+        for token, value in zip(ids.tolist(), values.tolist(), strict=True)
+    ]

@@ -1,0 +1,314 @@
+"""From a grid to its cells: recipes, data sets and models looked at, everything wrong told at once, nothing loaded."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from errata.analysis.cost import SearchRows, search_flops
+from errata.benchmark.campaign import Campaign, Undefined
+from errata.benchmark.cell_spec import CellSpec
+from errata.benchmark.collect import Ended, read_finished
+from errata.benchmark.grid import DataEntry, Grid, Variant, variants
+from errata.benchmark.material import Material, material_name, write_material
+from errata.benchmark.measurements import check_parts, parts_of
+from errata.cli.bench_options import WholeSet, material_of, prose_of, whole_set
+from errata.cli.model_options import check_facts, outline_of, placement
+from errata.cli.recipe_options import read_numbers
+from errata.cli.terminal import console, counted, tell, warn
+from errata.editing.recipe import Recipe
+from errata.editing.schedules import SCHEDULES
+from errata.errors import Fault, FaultsError, InputError, told_together
+from errata.models.outline import Outline
+from errata.models.size import ModelSize
+from errata.report.page import duration
+from errata.report.tables import comparison_tables
+from errata.results.records import read_results
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a grid comes to.
+
+    Attributes:
+        specs: its cells, in order.
+        undefined: combinations that mean nothing.
+        materials: file name -> material.
+        outlines: model -> its outline.
+    """
+
+    specs: list[CellSpec] = field(default_factory=list)
+    undefined: list[Undefined] = field(default_factory=list)
+    materials: dict[str, Material] = field(default_factory=dict)
+    outlines: dict[str, Outline] = field(default_factory=dict)
+
+    def write_materials(self, folder: Path) -> None:
+        for name, material in self.materials.items():
+            if write_material(material, folder).name != name:
+                raise AssertionError(f"the material {name} has changed since it was named")
+
+
+def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
+    """Everything that a grid comes to.
+
+    Args:
+        trust_remote_code: whether code that comes with models may run, whatever the grid says.
+
+    Raises:
+        InputError, FaultsError: whatever is wrong with any model, recipe, data set or measurement of the grid.
+    """
+    plan = Plan()
+    recipes: dict[tuple[str, str], Recipe] = {}
+    outlines = plan.outlines
+    sets: dict[DataEntry, WholeSet | None] = {}
+    prose: tuple[str, ...] | None = None
+    with told_together("the grid") as part:
+        with part:
+            check_parts(grid.measures.parts, grid.measures.options)
+        for model in grid.models:
+            with part:
+                placement(model.device, model.dtype)
+                outlines[model.name] = outline_of(model.name, trust_remote_code=trust_remote_code)
+            path = None if model.recipe is None else Path(model.recipe)
+            for method in grid.methods:
+                with part:
+                    base = read_numbers(model.name, method, path, batch_size=grid.batch_size, corpus=model.corpus)
+                    for variant in variants(grid):
+                        if variant.method == method and (recipe := _varied(plan, variant, base)) is not None:
+                            recipes[model.name, variant.label] = recipe
+        for entry in grid.data:
+            with part:
+                sets[entry] = whole_set(entry)
+        with part:
+            prose = None if grid.prose is None else prose_of(grid.prose)
+    if not recipes and grid.models and grid.methods:
+        reasons = [Fault(entry.label, entry.reason, "") for entry in plan.undefined]
+        raise FaultsError("the grid, no combination of which means anything,", reasons)
+    for (name, label), recipe in list(recipes.items()):
+        try:
+            outlines[name].check_layers(recipe.layers)
+        except InputError as error:
+            raise InputError(f"{label}: {error.what}", remedy=error.remedy) from error
+    chosen = {
+        (model.name, entry, seed): material_of(model.name, entry, sets[entry], prose, grid.edits, seed)
+        for model in grid.models
+        for entry in grid.data
+        for seed in grid.seeds
+    }
+    for (name, _, _), material in chosen.items():
+        check_facts(material.facts, outlines[name])
+    _add_cells(plan, grid, recipes, chosen)
+    return plan
+
+
+def unasked(grid: Grid, plan: Plan) -> list[tuple[str, str, str]]:
+    """(measurement, data set, why) of each further measurement that can ask nothing of any material of a data set."""
+    found = []
+    for part in parts_of(grid.measures.parts):
+        for label in dict.fromkeys(spec.data.label for spec in plan.specs):
+            names = dict.fromkeys(spec.material for spec in plan.specs if spec.data.label == label)
+            reasons = [part.nothing(plan.materials[name]) for name in names]
+            if reasons[0] is not None and None not in reasons:
+                found.append((part.name, label, reasons[0]))
+    return found
+
+
+def _add_cells(
+    plan: Plan,
+    grid: Grid,
+    recipes: Mapping[tuple[str, str], Recipe],
+    chosen: Mapping[tuple[str, DataEntry, int], Material],
+) -> None:
+    """Seed after seed, so that every method has some result early."""
+    for model in grid.models:
+        for entry in grid.data:
+            for seed in grid.seeds:
+                material = chosen[model.name, entry, seed]
+                file = material_name(material)
+                plan.materials[file] = material
+                for variant in variants(grid):
+                    recipe = recipes.get((model.name, variant.label))
+                    if recipe is None:
+                        continue
+                    contexts = recipe.contexts.model_copy(update={"seed": seed})
+                    plan.specs.append(
+                        CellSpec(
+                            model=model,
+                            data=entry,
+                            label=variant.label,
+                            recipe=recipe.model_copy(update={"contexts": contexts}),
+                            seed=seed,
+                            material=file,
+                            eval_every=grid.eval_every,
+                            sample=grid.sample,
+                            collapse=grid.collapse,
+                            measures=grid.measures,
+                        )
+                    )
+
+
+def _varied(plan: Plan, variant: Variant, base: Recipe) -> Recipe | None:
+    """The recipe with the variant's choices; None, and noted, where they mean nothing for it."""
+    try:
+        return variant.applied(base)
+    except InputError as error:
+        if not variant.choices:
+            raise
+        plan.undefined.append(Undefined(variant.label, " ".join(str(error).split())))
+        return None
+
+
+# ----------------------------------------------------------------------------------------------------
+# How long a benchmark takes: from its finished cells, or from counted operations and a quick measurement of speed.
+
+
+_SAMPLE = 50  # facts of a cell whose texts are counted; they stand for the others
+_ROWS, _SECONDS = 256, 0.2  # of the product that is timed, and how long
+
+
+def time_left(campaign: Campaign, pending: Sequence[Path]) -> str:
+    """What the pending cells take if they are like those that are done; empty where none is."""
+    done = [cell for cell in campaign.cells if campaign.is_done(cell)]
+    if not done or not pending:
+        return ""
+    seconds = [Ended.of(read_finished(campaign, cell)).seconds for cell in done]
+    each = sum(seconds) / len(seconds)
+    return f"At {duration(each)} a cell, as those that are done: about {duration(each * len(pending))}, one at a time."
+
+
+def time_needed(plan: Plan) -> str:
+    """What the searches for targets take, nearly all of an edit's time, on this machine."""
+    operations = search_operations(plan)
+    seconds = 0.0
+    for spec in {spec.model.name: spec for spec in plan.specs}.values():
+        where = placement(spec.model.device, spec.model.dtype)
+        outline = plan.outlines[spec.model.name]
+        device = where["device"] or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        speed = measured_speed(outline.size, device, where["dtype"] or outline.dtype)
+        seconds += operations[spec.model.name] / speed
+    return (
+        f"About {duration(seconds)} to find the targets of all cells, one cell at a time: "
+        f"{sum(operations.values()):.2g} operations at the speed of matrix products here. Key statistics and the "
+        "measurements come on top."
+    )
+
+
+def search_operations(plan: Plan) -> dict[str, float]:
+    """Model -> floating-point operations of all searches for targets in its cells, were no fact done early."""
+    found: dict[str, float] = {}
+    for spec in plan.specs:
+        outline, recipe = plan.outlines[spec.model.name], spec.recipe
+        facts = plan.materials[spec.material].facts.facts
+        rows = SearchRows.of(outline.tokenizer, facts[:_SAMPLE], recipe.contexts)
+        layers = {step.target_layer for step in SCHEDULES[recipe.schedule](recipe.layers) if step.follows is None}
+        flops = sum(search_flops(outline.size, rows, layer, recipe.target.steps) for layer in layers)
+        found[spec.model.name] = found.get(spec.model.name, 0.0) + flops * len(facts) / len(facts[:_SAMPLE])
+    return found
+
+
+def measured_speed(size: ModelSize, device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a matrix product of the model's MLP."""
+    rows = torch.ones(_ROWS, size.width, device=device, dtype=dtype)
+    matrix = torch.ones(size.width, size.mlp_width, device=device, dtype=dtype)
+    (rows @ matrix).sum().item()  # the first one prepares things
+    started, count = time.perf_counter(), 0
+    while (taken := time.perf_counter() - started) < _SECONDS:
+        for _ in range(4):
+            product = rows @ matrix
+        product[0, 0].item()  # which waits for it
+        count += 4
+    return 2.0 * _ROWS * size.width * size.mlp_width * count / taken
+
+
+# ----------------------------------------------------------------------------------------------------
+# What ``errata bench`` says: what it is about to do, its cells, and what was found.
+
+
+def show_plan(grid: Grid, plan: Plan) -> None:
+    """How much there is to do, and what of it cannot be done."""
+    batches = -(-grid.edits // grid.batch_size)
+    tell(
+        f"{counted(len(plan.specs), 'cell')}: {counted(len(grid.models), 'model')}, "
+        f"{counted(len(grid.data), 'data set')}, {counted(len({spec.label for spec in plan.specs}), 'method')}, "
+        f"{counted(len(grid.seeds), 'seed')}; each {grid.edits} facts in {counted(batches, 'batch')}"
+    )
+    reasons: dict[str, list[str]] = {}
+    for entry in plan.undefined:
+        reasons.setdefault(entry.reason, []).append(entry.label)
+    for reason, labels in reasons.items():
+        warn(f"left out, for it means nothing: {reason}")
+        for label in labels:
+            warn(_hanging(label))
+    for measurement, data, reason in unasked(grid, plan):
+        warn(f"{measurement}: nothing can be asked of {data}: {reason}")
+
+
+def list_cells(grid: Grid, plan: Plan) -> None:
+    """Models and data sets with their seeds, and below them a line for each method."""
+    groups: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for spec in plan.specs:
+        groups.setdefault((spec.model.name, spec.data.label), {}).setdefault(spec.label, []).append(spec.seed)
+    tables: dict[tuple[str, ...], list[str]] = {}  # most often the same for all models and data sets
+    for (model, data), labels in groups.items():
+        seeds = next(iter(labels.values()))
+        which = f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+        tables.setdefault(tuple(labels), []).append(f"{model}, {data}, {which}:")
+    for shown, heads in tables.items():
+        for head in heads:
+            tell(head)
+        for line in _lines(grid, shown):
+            tell(line)
+
+
+def show_results(campaign: Campaign, summary: Path, records: Path) -> None:
+    """The tables, what collapsed, what failed, and where all of it is."""
+    results = read_results(summary)
+    screen = console()
+    groups = dict.fromkeys((row["model"], row["data"]) for row in results.rows)
+    for model, data in groups:
+        rows = [row for row in results.rows if (row["model"], row["data"]) == (model, data)]
+        rows = [row for row in rows if row["when"] != "during"]
+        for table in comparison_tables(rows, title=f"{model}, {data}", width=screen.width):
+            screen.print(table)
+            tell("")
+    for cell in results.about["cells"]:
+        if cell["collapsed_at"]:
+            where = f"{cell['method']}, seed {cell['seed']}"
+            warn(f"collapse: {where}: stopped before batch {cell['collapsed_at']}, {cell['edits']} facts are in")
+        for note in cell["notes"]:
+            warn(f"{cell['id']}: {note}")
+        if cell["failure"]:
+            warn(f"failed: {cell['id']}: {cell['failure']}")
+    tell(f"Wrote {summary} and {records}. See them: errata report {campaign.directory}")
+
+
+def _lines(grid: Grid, labels: Sequence[str]) -> list[str]:
+    """Methods with their varied fields in columns; where those have no room, each as it is called."""
+    known = {variant.label: variant for variant in variants(grid)}
+    table = [["method", *grid.vary]] if grid.vary else []
+    table += [[known[label].method, *known[label].shown.values()] for label in labels]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in table
+    ]
+    if max(map(len, lines)) <= console().width:
+        return lines
+    return [_hanging(label) for label in labels]
+
+
+def _hanging(text: str) -> str:
+    """On as many lines as it takes, broken at blanks, all but the first set in further."""
+    return textwrap.fill(
+        text,
+        console().width,
+        initial_indent="  ",
+        subsequent_indent="      ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

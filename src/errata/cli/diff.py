@@ -1,0 +1,150 @@
+"""``errata diff``: what two edits, or two models, have in common and what not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from errata.cli.model_options import TrustOption, note_unfinished
+from errata.cli.terminal import JsonOption, console, counted, tell, write_json
+from errata.errors import InputError
+from errata.facts.conflicts import statement
+from errata.facts.fact import Fact
+from errata.facts.joining import joined
+from errata.models.weights import Term
+from errata.patches.factors import inner, norm
+from errata.patches.stack import has_stack
+from errata.runs.loading import check_there, load_model, patches_of
+from errata.runs.run import is_run
+from errata.utils.files import is_file
+
+EXAMPLE = "Example: errata diff first.safetensors second.safetensors"
+app = typer.Typer()
+
+
+@app.command("diff", epilog=EXAMPLE)
+def diff(
+    first: Annotated[str, typer.Argument(help="A patch, a stack, an edited model, a run, or any model.")],
+    second: Annotated[str, typer.Argument(help="Another one.")],
+    trust_remote_code: TrustOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Compare two edits: facts that only one has or that they tell apart, and the changes layer by layer.
+
+    Where one of the two is a plain model without patches, the weights of both are compared.
+    """
+    note_unfinished(first)
+    note_unfinished(second)
+    if _has_patches(first) and _has_patches(second):
+        found = _edits(first, second)
+    else:
+        if is_file(Path(first)) or is_file(Path(second)):  # which has no weights to compare with the other's
+            for name in (first, second):
+                check_there(name)
+        found = _weights(first, second, trust_remote_code=trust_remote_code)
+    write_json(json, found)
+
+
+def _has_patches(name: str) -> bool:
+    return is_file(Path(name)) or has_stack(name) or is_run(name)
+
+
+def _edits(first: str, second: str) -> dict[str, Any]:
+    changes = []
+    facts: list[dict[str, Fact]] = []
+    for name in (first, second):
+        patches = [patch for _, patch in patches_of(name)]
+        changes.append([term for patch in patches for term in patch.terms])
+        facts.append({statement(fact): fact for patch in patches for fact in patch.facts})
+    apart = [key for key in facts[0] if key in facts[1] and facts[0][key].target != facts[1][key].target]
+    told = {
+        f"only in {first}": [facts[0][key] for key in facts[0] if key not in facts[1]],
+        f"only in {second}": [facts[1][key] for key in facts[1] if key not in facts[0]],
+    }
+    both = sum(key in facts[1] for key in facts[0]) - len(apart)
+    tell(f"{counted(both, 'fact')} in both, {len(apart)} with different targets")
+    for key in apart:
+        tell(f"  {facts[0][key].text}: {facts[0][key].target} | {facts[1][key].target}")
+    for title, entries in told.items():
+        tell(f"{counted(len(entries), 'fact')} {title}")
+        for fact in entries[:10]:
+            tell(f"  {fact.id}: {joined(*fact.pair(fact.target))}")
+        if len(entries) > 10:
+            tell(f"  … and {len(entries) - 10} more")
+    layers = [_layer(layer, *(_of(change, layer) for change in changes)) for layer in _layers(changes)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("layer", "norm of the first", "of the second", "of the difference", "cosine"):
+        table.add_column(head, justify="right")
+    for entry in layers:
+        table.add_row(
+            str(entry["layer"]), *(_number(entry[key]) for key in ("first", "second", "difference", "cosine"))
+        )
+    console().print(table)
+    return {
+        "facts": {
+            "in_both": both,
+            "apart": [[facts[0][key].to_record(), facts[1][key].to_record()] for key in apart],
+            **{f"only_in_{place}": [fact.to_record() for fact in entries] for place, entries in zip(
+                ("first", "second"), told.values(), strict=True)},
+        },
+        "layers": layers,
+    }  # fmt: skip
+
+
+def _layers(changes: Sequence[Sequence[Term]]) -> list[int]:
+    return sorted({term.layer for terms in changes for term in terms})
+
+
+def _of(terms: Sequence[Term], layer: int) -> list[Term]:
+    return [term for term in terms if term.layer == layer]
+
+
+def _layer(layer: int, first: Sequence[Term], second: Sequence[Term]) -> dict[str, Any]:
+    """Norms of both, of their difference, and the cosine of the angle between them; None where one is absent."""
+    one, other = norm(first) if first else 0.0, norm(second) if second else 0.0
+    together = inner(first, second) if first and second else 0.0
+    cosine = together / (one * other) if one and other else None
+    # ‖A − B‖² from parts cancels where A and B are alike; what is below their own rounding is nothing.
+    difference = math.sqrt(max(0.0, one**2 + other**2 - 2 * together))
+    if difference < 1e-7 * max(one, other):
+        difference = 0.0
+    return {"layer": layer, "first": one, "second": other, "difference": difference, "cosine": cosine}
+
+
+def _weights(first: str, second: str, *, trust_remote_code: bool) -> dict[str, Any]:
+    """Every parameter of two models that differs, with how much."""
+    states: list[Mapping[str, torch.Tensor]] = []
+    for name in (first, second):
+        if is_file(Path(name)):
+            raise InputError(f"{name} is a patch, and the other one is not", remedy="Give two edits, or two models")
+        states.append(load_model(name, device="cpu", trust_remote_code=trust_remote_code).model.state_dict())
+    one, other = states
+    if one.keys() != other.keys() or any(one[key].shape != other[key].shape for key in one):
+        raise InputError(f"{first} and {second} are not of one shape", remedy="Give two models of one architecture")
+    rows = []
+    for key in one:
+        change = other[key].double() - one[key].double()
+        if one[key].dtype != other[key].dtype or bool(change.any()):
+            size = float(one[key].double().norm())
+            rows.append({"parameter": key, "change": float(change.norm()), "relative": float(change.norm()) / size})
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head, side in (("parameter", "left"), ("norm of the change", "right"), ("relative", "right")):
+        table.add_column(head, justify="right" if side == "right" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(Text(str(row["parameter"])), _number(row["change"]), _number(row["relative"]))
+    tell(f"{len(rows)} of {len(one)} parameters differ")
+    if rows:
+        console().print(table)
+    return {"parameters": rows, "of": len(one)}
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None else f"{float(value):.4g}"

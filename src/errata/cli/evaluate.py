@@ -1,0 +1,142 @@
+"""``errata evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from errata.benchmark.sequence import compared, examine, perplexity_summaries
+from errata.cli.edit_output import show_chat, show_controls, show_facts, show_unable
+from errata.cli.model_options import (
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    TrustOption,
+    check_chat,
+    check_facts,
+    is_lab,
+    outline_here,
+    outline_of,
+    placement,
+    token_check,
+)
+from errata.cli.questions import examination_for, read_questions, show_absent
+from errata.cli.terminal import JsonOption, console, progress, tell, warn, write_json
+from errata.errors import Fault, told_together
+from errata.evaluation.chat import chat_questions
+from errata.evaluation.outcomes import NOT_COMPARED, absent_changes, outcome_of
+from errata.evaluation.recall import absent
+from errata.facts.fact import Fact
+from errata.facts.files import read_facts
+from errata.report.tables import before_after_table
+from errata.results.records import FORMAT, summarise, to_long
+from errata.runs.loading import load_model
+
+EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"
+app = typer.Typer()
+
+
+@app.command("evaluate", epilog=EXAMPLE)
+def evaluate(
+    facts: Annotated[Path, typer.Option("--facts", "-f", help="JSONL, JSON or CSV; see examples/.")],
+    model: ModelOption = "lab",
+    against: Annotated[str | None, typer.Option(help="The model as it was before, to compare with.")] = None,
+    untouched: Annotated[
+        Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
+    ] = None,
+    last_wins: Annotated[bool, typer.Option("--last-wins", help="Of conflicting facts keep the last.")] = False,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the questions about other subjects and the intervals.")
+    ] = 0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Also ask everything in the model's own chat template, as messages.")
+    ] = False,
+    trust_remote_code: TrustOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Measure how well a model says the facts, and what it says of everything else."""
+    names = (model, *([against] if against else []))
+    outlines = {name: outline_here(name, trust_remote_code=trust_remote_code) for name in names}
+
+    def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
+        each = [token_check(outline)(found, places) for outline in outlines.values()]
+        return list(dict.fromkeys(fault for faults in each for fault in faults))
+
+    with told_together("what was given") as part:
+        with part:
+            where = placement(device, dtype)
+        with part:
+            fact_set = read_facts(facts, last_wins=last_wins, check=check)
+            for note in fact_set.notes:
+                warn(f"note: {note}")
+        with part:
+            questions = read_questions(untouched)
+        with part:
+            lab = any(is_lab(name) for name in names)
+    for name in (name for name, outline in outlines.items() if outline is None):
+        outlines[name] = found = outline_of(name, trust_remote_code=trust_remote_code)
+        check_facts(fact_set, found)
+    examination = examination_for(fact_set, lab=lab, untouched=questions, seed=seed)
+    if chat:
+        for outline in outlines.values():
+            check_chat(outline)
+        asked = chat_questions(fact_set, examination.untouched, everything=True)
+        examination = replace(examination, chat=asked)
+    with progress() as report:
+        loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
+        after = examine(loaded, examination, report=report, what="asking")
+        summaries = summarise(after.records, "after", seed=seed)
+        fingerprint, against_fingerprint = loaded.fingerprint(), None
+        before, ratio = None, None
+        if against is not None:
+            del loaded
+            base = load_model(against, **where, trust_remote_code=trust_remote_code)
+            against_fingerprint = base.fingerprint()
+            before = examine(base, examination, report=report, what="asking the base")
+            summaries = compared(before.records, before.records, "before", seed=seed)
+            summaries += compared(before.records, after.records, "after", seed=seed)
+            if before.perplexity is not None and after.perplexity is not None:
+                summaries += perplexity_summaries(before.perplexity, after.perplexity, seed=seed)
+                ratio = after.perplexity.value / before.perplexity.value
+    rows = to_long(model, summaries)
+    earlier = None if before is None else before.records
+    outcome = outcome_of(list(fact_set), earlier, after.records, perplexity_ratio=ratio)
+    missing = {str(metric): why for metric, why in absent(fact_set, examination.untouched).items()}
+    missing |= absent_changes(earlier, missing)
+    about = {
+        "model": model,
+        "fingerprint": fingerprint,
+        "against": against,
+        "against_fingerprint": against_fingerprint,
+        "perplexity": None if after.perplexity is None else after.perplexity.value,
+        "absent": missing,
+    }
+    records = {"before": before, "after": after}
+    write_json(
+        json,
+        {
+            "format": FORMAT,
+            "rows": rows,
+            "about": about,
+            "outcome": outcome.to_record(),
+            "records": {
+                when: [asdict(entry) for entry in found.records] for when, found in records.items() if found is not None
+            },
+        },
+    )
+    console().print(before_after_table(rows, width=console().width, marked=outcome.unable))
+    show_unable(outcome, (row["metric"] for row in rows))
+    show_absent({metric: why for metric, why in missing.items() if why != NOT_COMPARED})
+    if before is None:
+        tell("Give the unedited model by --against to see which answers changed.")
+    if after.perplexity is not None:
+        console().print(f"Perplexity on {len(examination.prose)} texts of prose: {after.perplexity.value:.3f}")
+    show_facts(outcome.facts)
+    show_chat(outcome.chat, outcome.facts)
+    show_controls(outcome)

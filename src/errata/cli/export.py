@@ -1,0 +1,212 @@
+"""``errata export``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+
+from errata.cli.model_options import DeviceOption, DtypeOption, TrustOption, outline_of, placement
+from errata.cli.terminal import JsonOption, console, error_console, progress, warn, write_json
+from errata.errors import InputError
+from errata.models.outline import Outline, gguf_of, source_of
+from errata.models.small_models import is_small_model
+from errata.patches.lora_export import WEIGHTS, Adapter, Answer, applied, ask_both
+from errata.patches.patch import Patch
+from errata.patches.stack import has_stack, is_stack, read_stack
+from errata.runs.loading import load_model, patches_of, stack_of_run
+from errata.runs.run import is_run, open_run
+from errata.utils.files import check_new
+
+EXAMPLE = "Example: errata export edited.safetensors --lora adapter --rank 8"
+
+_SHOWN = 20  # lost facts that are printed; all of them stand in the record
+app = typer.Typer()
+
+
+@app.command("export", epilog=EXAMPLE)
+def export(
+    patches: Annotated[
+        list[str],
+        typer.Argument(
+            help="Patches or finished runs, oldest first; or a stack or an edited model.", metavar="PATCH..."
+        ),
+    ],
+    lora: Annotated[Path, typer.Option("--lora", metavar="DIR", help="A new directory for the PEFT LoRA adapter.")],
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="The highest rank allowed; default: what is exact, one for each fact of a layer."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The base; default: where the first patch found it.")
+    ] = None,
+    ask: Annotated[
+        bool, typer.Option("--ask/--no-ask", help="Load the base and tell which facts a rank loses.")
+    ] = True,
+    trust_remote_code: TrustOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Write patches as one LoRA adapter that PEFT loads beside the unedited base.
+
+    Without --rank the adapter is exact, and one patch needs no weights of the base to be loaded. A run is exported as
+    one patch, for which the base is loaded.
+    """
+    check_new(lora)
+    where = placement(device, dtype)
+    stack = read_stack(Path(patches[0])) if len(patches) == 1 and has_stack(patches[0]) else None
+    found = [patch for name in patches for patch in _patches(name, trust_remote_code=trust_remote_code)]
+    base = model or (found[0].base if stack is None else stack.base)
+    _check_base(base, patches)
+    adapter = Adapter.of(found, rank)
+    outline = _outline(base, model, patches[0], trust_remote_code)
+    empty = outline.empty_model()
+    modules = adapter.modules(empty)
+    answers: list[Answer] | None = None
+    if ask and (len(found) > 1 or not adapter.is_exact):
+        with progress() as report:
+            made_in = getattr(torch, found[0].dtype)
+            loaded = load_model(
+                base,
+                dtype=where["dtype"] or made_in,
+                device=where["device"],
+                trust_remote_code=trust_remote_code,
+            )
+            if stack is not None:
+                stack.put_into(loaded)  # the base is what it was; the patches need not follow each other
+                stack.take_out(loaded)
+            if not adapter.is_exact:
+                answers = ask_both(loaded, adapter, force=stack is not None, report=report)
+            elif stack is None:
+                with applied(loaded, found):
+                    pass  # they go on each other, and nothing can be lost
+    elif len(found) > 1:
+        note = "note: whether the patches go on each other in this order was not checked (--no-ask loads no weights)"
+        error_console().print(note, markup=False, highlight=False)
+    asked = None if answers is None else _record(answers)
+    adapter.write(lora, empty, base=base, about={"asked": asked})
+    console().print(_table(adapter, modules))
+    if answers is not None:
+        _show(answers)
+    size = (lora / WEIGHTS).stat().st_size
+    kind = "exact" if adapter.is_exact else "approximate"
+    console().print(
+        f"Wrote {lora} ({kind}, rank {adapter.rank}, {len(adapter.layers)} layers, {size / 1e6:.2f} MB in float32).",
+        markup=False,
+        highlight=False,
+    )
+    if gguf_of(base) is not None or is_small_model(base):
+        printed = f", which `errata models path {base}` prints" if is_small_model(base) else ""
+        warn(
+            f"note: PEFT cannot load the base by the name {base!r} in adapter_config.json: load it from "
+            f"{source_of(base)}{printed}, and put the adapter on it"
+        )
+    layers = [
+        {"layer": f.layer, "module": path, "rank": f.rank, "needed": f.needed, "kept": f.kept, "error": f.error}
+        for f, path in zip(adapter.layers, modules, strict=True)
+    ]
+    result = {"base": base, "rank": adapter.rank, "exact": adapter.is_exact, "layers": layers}
+    write_json(json, {**result, "bytes": size, "asked": asked})
+
+
+def _patches(name: str, *, trust_remote_code: bool) -> list[Patch]:
+    """The patches that a name is of. A run is one: as a whole, shaped where its recipe shapes runs.
+
+    Raises:
+        InputError: if a run is not finished, or there are no patches.
+    """
+    if not is_run(name):
+        return [patch for _, patch in patches_of(name)]
+    run = open_run(Path(name))
+    if run.batches_done < run.batches:
+        raise InputError(
+            f"the run {name} is not finished: {run.batches_done} of {run.batches} batches are done",
+            remedy=f"Finish it first: errata edit --resume {name}",
+        )
+    return [stack_of_run(name, trust_remote_code=trust_remote_code).patches[-1].patch]
+
+
+def _check_base(base: str, patches: Sequence[str]) -> None:
+    """An adapter goes beside weights, and PEFT has to find them: a stack has none of its own, nor has a run."""
+    if is_stack(base) or is_run(base):
+        kind = "stack" if is_stack(base) else "run"
+        raise InputError(
+            f"{' '.join(patches)} stands on the {kind} {base}, which has no weights of its own beside which an adapter "
+            "could be",
+            remedy=f"Export all of it: errata apply {' '.join(patches)} --model {base} --out STACK, then errata export "
+            "STACK; or merge it first (errata merge)"
+            if is_stack(base)
+            else f"Merge it first (errata merge {' '.join(patches)} --model {base} --out FULL), and export that",
+        )
+
+
+def _outline(base: str, model: str | None, patch: str, trust_remote_code: bool) -> Outline:
+    try:
+        return outline_of(base, trust_remote_code=trust_remote_code)
+    except InputError as error:
+        if model is not None:
+            raise
+        raise InputError(
+            f"{error.what} ({patch} names this base)", remedy=f"{error.remedy}. --model says where the base is now"
+        ) from error
+
+
+def _table(adapter: Adapter, modules: Sequence[str]) -> Table:
+    table = Table(
+        caption="rank: of the adapter, of what is needed; kept: share of the sum of ΔW's singular values;\n"
+        "error: ‖ΔW − BA‖ / ‖ΔW‖ (Frobenius)",
+        caption_justify="left",
+    )
+    table.add_column("layer", justify="right")
+    table.add_column("module", overflow="fold")
+    for head in ("rank", "kept", "error"):
+        table.add_column(head, justify="right")
+    for factors, path in zip(adapter.layers, modules, strict=True):
+        rank = f"{factors.rank} of {factors.needed}"
+        error = "0" if factors.rank == factors.needed else f"{factors.error:.2g}"
+        table.add_row(str(factors.layer), path, rank, f"{factors.kept:.1%}", error)
+    return table
+
+
+def _record(answers: Sequence[Answer]) -> dict[str, Any]:
+    lost = [
+        {
+            "id": answer.fact.id,
+            "prompt": answer.fact.text,
+            "target": answer.fact.target,
+            "said": answer.by_adapter.said,
+        }
+        for answer in answers
+        if answer.is_lost
+    ]
+    return {
+        "facts": len(answers),
+        "said_by_patch": sum(answer.by_patch.correct for answer in answers),
+        "said_by_adapter": sum(answer.by_adapter.correct for answer in answers),
+        "lost": lost,
+    }
+
+
+def _show(answers: Sequence[Answer]) -> None:
+    record = _record(answers)
+    print_ = console().print
+    print_(
+        f"Of {record['facts']} facts the exact change says {record['said_by_patch']}, this adapter "
+        f"{record['said_by_adapter']}; {len(record['lost']) or 'none'} of them lost{':' if record['lost'] else '.'}",
+        markup=False,
+        highlight=False,
+    )
+    for entry in record["lost"][:_SHOWN]:
+        print_(
+            f"  {entry['id']}: {entry['prompt']} → {entry['target']} (says {entry['said']!r})",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    if len(record["lost"]) > _SHOWN:
+        print_(f"  … and {len(record['lost']) - _SHOWN} more, in errata.json", markup=False, highlight=False)

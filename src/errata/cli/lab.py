@@ -1,0 +1,152 @@
+"""``errata lab``: the embedded model itself."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from errata.cli.terminal import JsonOption, console, progress, write_json
+from errata.editing.recipe import shipped_recipe
+from errata.errors import InputError
+from errata.facts.files import write_facts
+from errata.lab.package import lab_world, save_lab, write_lab
+from errata.lab.tasks import every_fact, lab_facts
+from errata.lab.training import Progress, TrainingSettings, train
+from errata.models.language_model import LanguageModel
+from errata.statistics.store import compute_moments, moment_keys, write_moment
+from errata.utils.files import check_new, new_directory, write_text
+from errata.utils.locks import open_in_place
+
+app = typer.Typer(
+    help="The embedded model: save it, train it, measure its recall, draw facts from its world.", no_args_is_help=True
+)
+
+
+@app.command("save", epilog="Example: errata lab save lab-model")
+def save(directory: Annotated[Path, typer.Argument(help="A new directory.")], json: JsonOption = None) -> None:
+    """Write the embedded model as a plain transformers directory."""
+    save_lab(directory)
+    console().print(f"Wrote {directory}", highlight=False)
+    write_json(json, {"directory": str(directory)})
+
+
+@app.command("facts", epilog="Example: errata lab facts --count 100 --seed 3 --out facts.jsonl")
+def facts(
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL or CSV.")],
+    count: Annotated[int, typer.Option(min=1)] = 100,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
+    json: JsonOption = None,
+) -> None:
+    """Draw counterfactual edits from the lab's world."""
+    world = lab_world()
+    if count > len(world.people):
+        raise InputError(f"the world has {len(world.people)} people, got --count {count}", remedy="Lower it")
+    if out.exists():
+        raise InputError(f"{out} exists already", remedy="Give another name, or remove it first")
+    write_facts(lab_facts(world, count, seed=seed), out)
+    console().print(f"Wrote {count} facts to {out}", highlight=False)
+    write_json(json, {"facts": count, "out": str(out)})
+
+
+@app.command("recall", epilog="Example: errata lab recall --json recall.json")
+def recall(
+    model: Annotated[str, typer.Option("--model", "-m", help="'lab' or a directory made from it.")] = "lab",
+    json: JsonOption = None,
+) -> None:
+    """Measure how many facts of the world the model says, by relation and wording."""
+    from errata.models.likelihood import score
+
+    world = lab_world()
+    asked = every_fact(world)
+    loaded = LanguageModel.load(model)
+    with progress() as report:
+        scores = score(loaded, [question.pair for _, question in asked], report=report)
+    wordings = len(asked) // (len(world.people) * len(world.relations))
+    shares: dict[str, list[float]] = {}
+    for relation_index, relation in enumerate(world.relations):
+        start = relation_index * wordings
+        stride = len(world.relations) * wordings
+        shares[relation] = [
+            sum(scores[person * stride + start + wording].correct for person in range(len(world.people)))
+            / len(world.people)
+            for wording in range(wordings)
+        ]
+    for relation, values in shares.items():
+        console().print(f"{relation:<12} " + "  ".join(f"{value:6.1%}" for value in values), highlight=False)
+    total = sum(item.correct for item in scores) / len(scores)
+    console().print(f"all          {total:6.2%} of {len(scores)} prompts", highlight=False)
+    write_json(json, {"model": model, "recall": total, "prompts": len(scores), "by_relation_and_wording": shares})
+
+
+@app.command("statistics", epilog="Example: errata lab statistics --out src/errata/lab/moments")
+def statistics(
+    out: Annotated[Path, typer.Option("--out", "-o", help="A directory.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="'lab' or a directory made by `errata lab train`.")
+    ] = "lab",
+    json: JsonOption = None,
+) -> None:
+    """Take the key statistics that ship with the embedded model, as its recipe asks for (rounded to float32)."""
+    recipe = shipped_recipe("lab", "memit")
+    loaded = LanguageModel.load(model, dtype=torch.float32)
+    settings = recipe.statistics
+    keys = moment_keys(loaded, recipe.layers, settings)
+    with progress() as report:
+        read = 0
+
+        def on_read(count: int) -> None:
+            nonlocal read
+            read += count
+            report("key statistics", read, settings.amount)
+
+        moments = compute_moments(loaded, recipe.layers, settings, on_read=on_read)
+    for layer, moment in moments.items():
+        write_moment(out / keys[layer].file_name, keys[layer], moment, dtype=torch.float32)
+    console().print(f"Wrote the statistics of layers {list(recipe.layers)} to {out}", highlight=False)
+    write_json(json, {"out": str(out), "files": {layer: keys[layer].file_name for layer in moments}})
+
+
+@app.command("train", epilog="Example: errata lab train --out lab-new --work lab-training")
+def train_lab(
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new directory for the model.")],
+    work: Annotated[Path, typer.Option(help="Where checkpoints lie; training goes on from there.")] = Path(
+        "lab-training"
+    ),
+    epochs: Annotated[int, typer.Option(min=1, help="How often every fact is told.")] = TrainingSettings().epochs,
+    people: Annotated[int, typer.Option(min=1)] = TrainingSettings().people,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="torch.compile; needs a C++ compiler.")
+    ] = True,
+    json: JsonOption = None,
+) -> None:
+    """Train the embedded model from scratch: about an hour on one core; stop and go on at any time."""
+    check_new(out)
+    settings = replace(TrainingSettings(), epochs=epochs, people=people, seed=seed, compile=compiled)
+    log = work / "log.jsonl"
+    work.mkdir(parents=True, exist_ok=True)
+    with progress() as report, open_in_place(log, "a") as file:
+
+        def on_epoch(done: Progress) -> None:
+            file.write(json_module.dumps(asdict(done)) + "\n")
+            file.flush()
+            report("epochs", done.epoch, epochs)
+
+        report("epochs", 0, epochs)
+        try:
+            model, tokenizer, world = train(settings, work, on_epoch=on_epoch)
+        except ValueError as error:
+            raise InputError(str(error), remedy="Give another --work, or more --people") from error
+    # An epoch that was run again after a stop has a later line of its own.
+    entries = {entry["epoch"]: entry for entry in map(json_module.loads, log.read_text(encoding="utf-8").splitlines())}
+    with new_directory(out) as partial:
+        write_lab(partial, model, tokenizer, world)
+        record = {"settings": asdict(settings), "log": [entries[epoch] for epoch in sorted(entries)]}
+        write_text(partial / "training.json", json_module.dumps(record, indent=1) + "\n")
+    console().print(f"Wrote {out}; last loss {entries[max(entries)]['loss']:.3f}", highlight=False)
+    write_json(json, {"directory": str(out), **record})

@@ -1,0 +1,289 @@
+"""``errata locate``."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from errata.cli.model_options import (
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    TrustOption,
+    check_facts,
+    is_lab,
+    outline_here,
+    outline_of,
+    placement,
+    token_check,
+)
+from errata.cli.recipe_options import text_named
+from errata.cli.terminal import JsonOption, console, error_console, progress, tell, warn, write_json
+from errata.editing.recipe_settings import BUILTIN
+from errata.errors import ErrataError, Fault, InputError, told_together
+from errata.evaluation.controls import facts_to_scan
+from errata.facts.fact import Fact, FactSet
+from errata.facts.files import read_facts
+from errata.models.language_model import LanguageModel
+from errata.models.outline import Outline
+from errata.patches.patch import software_versions
+from errata.report.layers import (
+    check_drawing,
+    draw_heat_map,
+    draw_scan,
+    scan_markdown,
+    scan_table,
+    text_heat_map,
+    tracing_table,
+)
+from errata.runs.loading import load_model
+from errata.tracing.causal_tracing import Position
+from errata.tracing.layer_scan import ENOUGH_FACTS as ENOUGH_TO_SCAN
+from errata.tracing.layer_scan import RULE, LayerScan, ScanSettings, scan_layers
+from errata.tracing.location import ENOUGH_FACTS, Location, TracingSettings, check_window, default_window, locate
+from errata.utils.files import check_new, new_directory, write_text
+from errata.utils.progress import Report
+
+EXAMPLE = """Example: errata locate --model lab --out layers
+
+Example: errata locate --model lab --tracing --no-scan --count 100 --out tracing"""
+FORMAT = "errata-locate-1"
+LAB_SEED = 950  # of the facts that the lab's world gives a scan: no report draws its own with it
+app = typer.Typer()
+
+
+@app.command("locate", epilog=EXAMPLE)
+def locate_layers(
+    model: ModelOption = "lab",
+    facts: Annotated[
+        Path | None,
+        typer.Option(
+            "--facts",
+            "-f",
+            help="Facts to try: JSONL or CSV, other ones than you will edit. Default: well-known facts that come with "
+            "errata; lab: from its world. Tracing needs the 'old' answer of every fact.",
+        ),
+    ] = None,
+    scan: Annotated[
+        bool, typer.Option("--scan/--no-scan", help="Write facts into single layers, and propose layers from that.")
+    ] = True,
+    scan_count: Annotated[int, typer.Option(min=1, help="How many facts the scan writes at each layer.")] = 24,
+    every: Annotated[
+        int | None, typer.Option(min=1, help="Scan every n-th layer first; default: an eighth of the depth.")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Text for the scan's key statistics; default: one that comes with errata.")
+    ] = None,
+    tracing: Annotated[
+        bool, typer.Option("--tracing/--no-tracing", help="Causal tracing as well: an analysis. Takes longer.")
+    ] = False,
+    count: Annotated[int, typer.Option(min=1, help="Tracing: how many of the facts that the model knows.")] = 100,
+    samples: Annotated[int, typer.Option(min=1, help="Tracing: draws of noise per fact.")] = 10,
+    window: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tracing: blocks whose MLP or attention is restored together; default: a fifth."),
+    ] = None,
+    noise: Annotated[
+        float, typer.Option(min=0.01, help="Tracing: in standard deviations of the subjects' embedding entries.")
+    ] = 3.0,
+    positions: Annotated[
+        bool,
+        typer.Option("--positions/--no-positions", help="Tracing: restore other tokens too, for the heat map."),
+    ] = True,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of contexts, noise, the choice of facts and intervals.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A new directory for the results and the figures.")
+    ] = None,
+    trust_remote_code: TrustOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Find the layers of a model that take edits, by writing facts into one layer at a time."""
+    outline = outline_here(model, trust_remote_code=trust_remote_code)
+    lab = is_lab(model)
+    with told_together("what was given") as part:
+        with part:
+            if not (scan or tracing):
+                raise InputError("there is nothing to do with --no-scan alone", remedy="Add --tracing")
+        with part:
+            if out is not None:
+                check_new(out)
+                check_drawing()
+        with part:
+            where = placement(device, dtype)
+        with part:
+            given = None if facts is None else _read_facts(facts, outline, traced=tracing)
+            if tracing and given is None and not lab:
+                raise InputError(
+                    f"there are no facts to trace in {model!r}: only the embedded model comes with facts that it knows",
+                    remedy="Give --facts FILE with the 'old' answer of every fact, or leave out --tracing",
+                )
+        with part:
+            text = text_named(corpus, default="lab" if lab else BUILTIN)
+    if outline is None:
+        outline = outline_of(model, trust_remote_code=trust_remote_code)
+        if given is not None:
+            check_facts(given, outline)
+    traced_with = TracingSettings(
+        count=count,
+        samples=samples,
+        window=default_window(outline.layers) if window is None else window,
+        noise=noise,
+        seed=seed,
+        positions=tuple(Position) if positions else (Position.SUBJECT_LAST,),
+    )
+    check_window(traced_with.window, outline.layers)
+    scanned: LayerScan | None = None
+    traced: Location | None = None
+    with progress() as report:
+        loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
+        if scan:
+            settings = ScanSettings(count=scan_count, every=every, corpus=text, seed=seed)
+            scanned = scan_model(loaded, given, settings, lab=lab, report=report)
+        if tracing:
+            known = _world_facts(model, seed) if given is None else given
+            traced = locate(loaded, known, traced_with, report=report)
+    record = _record(loaded, scanned, traced)
+    layers = record["layers"] or []
+    if scanned is not None:
+        _show_scan(scanned, layers)
+    if traced is not None:
+        _show_tracing(traced, record["tracing"], positions=positions)
+    if out is not None:
+        _write(out, model, record, scanned, traced)
+        tell(f"Wrote {out}.")
+    write_json(json, record)
+    if scanned is not None:
+        scanned.choose()  # refused only now, when what was measured has been shown and written
+        named = ",".join(map(str, layers))
+        tell(f"\nProposed: --layers {named} (+blue: {layers[0]} and {layers[-1]}), found in {scanned.seconds:.0f} s.")
+        console().print(f"The rule: {RULE}.", markup=False, highlight=False, style="dim")
+
+
+def scan_model(
+    model: LanguageModel, facts: Sequence[Fact] | None, settings: ScanSettings, *, lab: bool, report: Report
+) -> LayerScan:
+    """A scan of the user's facts; without any, of the lab's world or of the well-known facts that come with errata.
+
+    Raises:
+        InputError, NonFiniteError: as ``scan_layers``.
+    """
+    if facts is None and lab:
+        from errata.lab.package import lab_world
+        from errata.lab.tasks import lab_facts
+
+        facts = lab_facts(lab_world(), settings.count, seed=LAB_SEED)
+    if facts is None:
+        facts = facts_to_scan(model, settings.count, seed=settings.seed)
+    return scan_layers(model, facts, settings, report=report)
+
+
+def _read_facts(path: Path, outline: Outline | None, *, traced: bool) -> FactSet:
+    """The user's facts.
+
+    Raises:
+        InputError, FaultsError: as ``read_facts``, and for a fact without an old answer that is to be traced.
+    """
+    tokens = token_check(outline)
+
+    def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
+        lacking = [place for fact, place in zip(found, places, strict=True) if traced and fact.old is None]
+        remedy = "Add what the model says now, since only what it knows can be traced; or leave out --tracing"
+        return [Fault(place, "the fact has no 'old' answer", remedy) for place in lacking] + tokens(found, places)
+
+    return read_facts(path, check=check)
+
+
+def _world_facts(model: str, seed: int) -> FactSet:
+    """Facts that the lab, or a model trained like it, knows."""
+    from errata.lab.package import lab_world
+    from errata.lab.tasks import lab_facts
+
+    own = Path(model) / "world.json"
+    world = lab_world(Path(model)) if own.is_file() else lab_world()
+    return FactSet(tuple(lab_facts(world, len(world.people), seed=seed)), "the lab's world")
+
+
+def _record(model: LanguageModel, scanned: LayerScan | None, traced: Location | None) -> dict[str, Any]:
+    scan = None if scanned is None else scanned.record()
+    return {
+        "format": FORMAT,
+        "layers": None if scan is None else scan["layers"],
+        "scan": scan,
+        "tracing": None if traced is None else traced.record(model),
+        "about": {
+            "model": model.name,
+            "fingerprint": model.fingerprint(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "versions": software_versions(),
+        },
+    }
+
+
+def _show_scan(scanned: LayerScan, layers: Sequence[int]) -> None:
+    console().print(scan_table(scanned, layers))
+    if scanned.facts < ENOUGH_TO_SCAN:
+        warn(
+            f"warning: only {scanned.facts} facts were tried, which says little about the model's layers. Give at "
+            f"least {ENOUGH_TO_SCAN} (--facts, --scan-count)."
+        )
+
+
+def _show_tracing(traced: Location, record: dict[str, Any], *, positions: bool) -> None:
+    """The curves of causal tracing, which facts were traced, and where they would point."""
+    layers = record["proposal"]["layers"] or []
+    console().print(tracing_table(record["rows"], layers))
+    if positions:
+        shown = text_heat_map(record["rows"], width=console().width)
+        console().print(f"\n{shown}", markup=False, highlight=False, soft_wrap=True)
+    chosen, totals = traced.chosen, traced.totals()
+    left_out = f"; {chosen.nothing_behind} left out, with nothing behind their subject" if chosen.nothing_behind else ""
+    tell(
+        f"\nTraced {len(chosen.facts)} facts (of {chosen.asked} asked, {chosen.known} are known{left_out}) with "
+        f"{_draws(traced.settings)}, σ = {traced.traced.sigma:.3g}, in {traced.seconds:.0f} s. Probability of the "
+        f"answer {totals['clean']['mean']:.3f} clean, {totals['corrupted']['mean']:.3f} corrupted."
+    )
+    if len(chosen.facts) < ENOUGH_FACTS:
+        error_console().print(
+            f"[yellow]warning:[/] only {len(chosen.facts)} facts were traced, which says little about the model's "
+            f"layers. Give at least {ENOUGH_FACTS} that it knows (--facts, --count).",
+            markup=True,
+        )
+    try:
+        first, last = traced.propose().boundaries
+    except ErrataError as error:
+        warn(f"note: tracing points to no layers: {error.what}")
+    else:
+        tell(f"Tracing points to layers {first} to {last}. That is where facts are read, not where edits take hold.")
+
+
+def _write(out: Path, model: str, record: dict[str, Any], scanned: LayerScan | None, traced: Location | None) -> None:
+    with new_directory(out) as partial:
+        if scanned is not None:
+            layers = record["layers"] or []
+            _write_json(partial / "layers.json", record["scan"] | {"about": record["about"]})
+            write_text(partial / "layers.md", scan_markdown(scanned, layers))
+            pictures = [partial / f"layers{suffix}" for suffix in (".png", ".svg")]
+            draw_scan(scanned, pictures, title=f"{model}: {scanned.facts} facts", chosen=layers)
+        if traced is not None:
+            _write_json(partial / "tracing.json", record["tracing"])
+            pictures = [partial / f"heatmap{suffix}" for suffix in (".png", ".svg")]
+            title = f"{model}: {len(traced.chosen.facts)} facts, {_draws(traced.settings)}"
+            critical = record["tracing"]["proposal"]["layers"] or []
+            draw_heat_map(record["tracing"]["rows"], pictures, title=title, critical=critical)
+
+
+def _write_json(path: Path, record: Any) -> None:
+    write_text(path, json_module.dumps(record, ensure_ascii=False, indent=2) + "\n")
+
+
+def _draws(settings: TracingSettings) -> str:
+    return f"{settings.samples} draw{'s' if settings.samples > 1 else ''} of noise of {settings.noise:g}σ"

@@ -1,0 +1,50 @@
+"""``errata methods``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+
+import typer
+from rich.padding import Padding
+from rich.text import Text
+
+from errata.cli.terminal import JsonOption, console, write_json
+from errata.editing.methods import BOUNDARY_PAPER, BOUNDARY_TITLE, METHODS, Method, published_faults
+
+EXAMPLE = "Example: errata methods --json methods.json"
+app = typer.Typer()
+
+
+@app.command("methods", epilog=EXAMPLE)
+def methods(json: JsonOption = None) -> None:
+    """List the editing methods with their papers, and where they differ from them; any of them takes +blue."""
+    told = Counter(deviation for row in METHODS for deviation in row.deviations)
+    common = [deviation for deviation, count in told.items() if count > len(METHODS) / 2]
+    for row in METHODS:
+        _print(
+            row.name, row.title, _choices(row), row.paper, *(f"Here: {d}" for d in row.deviations if d not in common)
+        )
+    boundary = {deviation for row in METHODS for deviation in row.with_blue().deviations if deviation not in told}
+    _print("…+blue", f"any row with the schedule boundary: {BOUNDARY_TITLE}", BOUNDARY_PAPER, *sorted(boundary))
+    for deviation in common:
+        console().print(f"All rows: {deviation}", style="dim", highlight=False)
+    rows = [row for method in METHODS for row in (method, method.with_blue())]
+    entries = [{**asdict(row), "as_published": published_faults(row.choices())} for row in rows]
+    write_json(json, {"methods": entries, "suffixes": {"+blue": BOUNDARY_PAPER}})
+
+
+def _choices(row: Method) -> str:
+    history = ", history" if row.solver.get("history") else ""
+    shaping = "".join(f", shaping {entry['kind']}" for entry in row.shaping)
+    rounds = f", {row.rounds['count']} rounds" if row.rounds else ""
+    return (
+        f"target {row.target['kind']} at the {'MLP' if row.site == 'mlp' else row.site}'s output, schedule "
+        f"{row.schedule}, solver {row.solver['kind']}{history}{shaping}{rounds}"
+    )
+
+
+def _print(name: str, title: str, *lines: str) -> None:
+    console().print(Text.assemble((name, "bold"), f"  {title}"), highlight=False)
+    for line in lines:
+        console().print(Padding(Text(line, style="dim"), (0, 0, 0, 4)), highlight=False)

@@ -1,0 +1,232 @@
+"""Recipe files: what a YAML file says for which method, and the files that come with errata with the names they go by.
+
+What the keys mean is ``recipe``'s business; here they are laid over one another.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from errata.editing.methods import BOUNDARY_SUFFIX, method_named
+from errata.errors import Fault, InputError
+from errata.utils.files import file_text, reason_of
+from errata.utils.yaml import KeyPath, line_of, parse_yaml
+
+FILE_KEYS = ("methods", "method", "also", "shape")  # of a file as a whole; everything else is a recipe's
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeFile:
+    """A file as it was read: a YAML mapping whose ``methods``, if there are any, are a mapping too.
+
+    Attributes:
+        source: what messages call it.
+        data: what stands in it.
+        lines: of its keys.
+    """
+
+    source: str
+    data: Mapping[Any, Any]
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> Mapping[Any, Any]:
+        """What stands under ``methods``."""
+        return self.data.get("methods") or {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The methods that it names: its own if it was written for one, else its entries."""
+        return (str(self.data["method"]),) if "method" in self.data else tuple(str(name) for name in self.entries)
+
+    @property
+    def covered(self) -> tuple[str, ...]:
+        """The methods that it holds numbers for: a row's entry counts for its ``+blue`` too."""
+        if "method" in self.data:
+            return self.names
+        forms = ((name, f"{name.removesuffix(BOUNDARY_SUFFIX)}{BOUNDARY_SUFFIX}") for name in self.names)
+        return tuple(dict.fromkeys(form for each in forms for form in each))
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """Further names of models that its numbers are taken for, in lower case."""
+        return tuple(str(name).lower() for name in self.data.get("also") or ())
+
+    @property
+    def shape(self) -> Mapping[str, Any]:
+        """What the configuration of a model says to which its numbers apply by any name; empty: by name only."""
+        return self.data.get("shape") or {}
+
+    def layers(self, method: str) -> list[tuple[KeyPath, Mapping[Any, Any]]]:
+        """What counts for a method, the later the more, each with the place in the file where it stands."""
+        common = {key: value for key, value in self.data.items() if key not in FILE_KEYS}
+        names = dict.fromkeys((method.removesuffix(BOUNDARY_SUFFIX), method))
+        entries = [(("methods", name), self.entries.get(name)) for name in names]
+        return [((), common), *((place, entry) for place, entry in entries if isinstance(entry, Mapping))]
+
+    def line(self, method: str, path: KeyPath) -> int | None:
+        """The line of what counts for a method at ``path``, or else of the innermost section that would hold it."""
+        places = [place for place, _ in reversed(self.layers(method))]
+        for end in range(len(path), 0, -1):
+            for place in places:
+                if (line := self.lines.get((*place, *path[:end]))) is not None:
+                    return line
+        return line_of(self.lines, places[0]) if path else None
+
+    def merged(self, method: str) -> dict[Any, Any]:
+        """The keys of the recipe for a method, unchecked: the row's choices and the file's layers over them.
+
+        Raises:
+            InputError: if there is no such method, or the file was written for another one.
+        """
+        row = method_named(method)
+        if self.data.get("method", method) != method:
+            # It holds one solver, one schedule and one history: under another name they would be taken for that one's.
+            raise InputError(
+                f"{self.source} was written for {self.data['method']!r}, not for {method!r}",
+                remedy=f"Take --method {self.data['method']}, or a recipe with an entry per method",
+            )
+        merged: dict[Any, Any] = row.choices()
+        for _, layer in self.layers(method):
+            merged = merge(merged, layer)
+        if method.endswith(BOUNDARY_SUFFIX):
+            merged["schedule"] = row.schedule
+        merged["method"] = method
+        return merged
+
+    def faults(self) -> list[Fault]:
+        """What is wrong with the file's own keys, whichever method is asked for."""
+        found = []
+        named = [(f"methods.{name}", name) for name in self.entries]
+        for place, name in [*named, *([("method", self.data["method"])] if "method" in self.data else [])]:
+            try:
+                method_named(str(name))
+            except InputError as error:
+                line = line_of(self.lines, ("methods", name) if place != "method" else ("method",))
+                found.append(Fault(f"{self.source}: {place}", error.what, error.remedy, line))
+        for name, entry in self.entries.items():
+            if entry is not None and not isinstance(entry, Mapping):
+                place = f"{self.source}: methods.{name}"
+                line = line_of(self.lines, ("methods", name))
+                found.append(Fault(place, "is no mapping", "Write 'memit: {solver: {...}}'", line))
+        also = self.data.get("also")
+        if also is not None and not (isinstance(also, list) and all(isinstance(name, str) for name in also)):
+            line = line_of(self.lines, ("also",))
+            found.append(Fault(f"{self.source}: also", "is no list of models' names", f"Got {also!r:.200}", line))
+        shape = self.data.get("shape")
+        if shape is not None and not (isinstance(shape, dict) and shape):
+            line = line_of(self.lines, ("shape",))
+            found.append(Fault(f"{self.source}: shape", "is no mapping", "Write '{num_hidden_layers: 30, …}'", line))
+        return found
+
+
+def merge(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
+    """``base`` with the keys of ``over``, sections key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        # What belongs to one kind of solver or target says nothing about another.
+        other_kind = both and value.get("kind", merged[key].get("kind")) != merged[key].get("kind")
+        merged[key] = merge(merged[key], value) if both and not other_kind else value
+    return merged
+
+
+def parse_file(text: str, source: str) -> RecipeFile:
+    """A file's text; ``source`` is what messages call it.
+
+    Raises:
+        InputError: if it is no YAML, no mapping, or its ``methods`` are none.
+        FaultsError: if keys stand twice in one mapping.
+    """
+    marked = parse_yaml(text, source)
+    data = marked.data
+    if not isinstance(data, dict):
+        raise InputError(f"{source} holds no mapping", remedy="A recipe is a YAML mapping; see examples/recipe.yaml")
+    if not isinstance(data.get("methods") or {}, dict):
+        where = f"methods in {source} (line {line_of(marked.lines, ('methods',))})"
+        raise InputError(f"{where} is no mapping", remedy="Write 'methods: {memit: {...}}'")
+    return RecipeFile(source, data, marked.lines)
+
+
+def read_file(path: str | Path) -> RecipeFile:
+    """A file on disk.
+
+    Raises:
+        InputError, FaultsError: if it cannot be read, and as ``parse_file``.
+    """
+    try:
+        text = file_text(Path(path))
+    except (OSError, ValueError) as error:
+        reason = reason_of(error)
+        raise InputError(f"the recipe {path} cannot be read: {reason}", remedy="Give a UTF-8 YAML file") from error
+    return parse_file(text, str(path))
+
+
+def shipped_names() -> tuple[str, ...]:
+    """The models that a file comes with errata for."""
+    folder = resources.files("errata") / "recipes"
+    names = (entry.name for entry in folder.iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
+
+
+def shipped_file(model: str) -> RecipeFile:
+    """The file that comes with errata for ``model``: by the last part of its name, or by a name in the file's ``also``.
+
+    Raises:
+        InputError: if there is none.
+    """
+    wanted, names = model.rstrip("/").rsplit("/", 1)[-1].lower(), shipped_names()
+    if wanted in names:
+        return _shipped(wanted)
+    files = [_shipped(name) for name in names]
+    for file in files:
+        if wanted in file.also:
+            return file
+    near = difflib.get_close_matches(wanted, [*names, *(other for file in files for other in file.also)], n=1)
+    raise InputError(
+        f"no recipe comes with errata for {model!r} (there is: {', '.join(names)})",
+        remedy=(f"Did you mean {near[0]!r}? " if near else "")
+        + f"`errata recipe auto --model {model} --minutes 0 --out recipe.yaml` writes one in seconds, for --recipe "
+        "recipe.yaml; `errata edit` without --recipe chooses layers and settings by itself",
+    )
+
+
+def shipped_name_for(config: Mapping[str, Any]) -> str | None:
+    """The shipped file whose ``shape`` agrees with a model's configuration: such a model has one wherever it lies.
+
+    Args:
+        config: of the text model, as its ``config.json`` has it.
+    """
+    for name in shipped_names():
+        shape = _shipped(name).shape
+        if shape and all(config.get(key) == value for key, value in shape.items()):
+            return name
+    return None
+
+
+def shipped_for(model: str, method: str) -> RecipeFile:
+    """As ``shipped_file``, and it has an entry for the method: what nobody has published for a model is not guessed.
+
+    Raises:
+        InputError: if there is no such method, no file, or no entry; says what there is.
+    """
+    method_named(method)
+    file = shipped_file(model)
+    if method in file.names:
+        return file
+    others = [name for name in shipped_names() if method in _shipped(name).names]
+    elsewhere = f"; for {method!r} there are numbers of {', '.join(others)} (`errata recipe show`)" if others else ""
+    raise InputError(
+        f"errata knows no published numbers of {method!r} for {model!r}; {file.source} has {', '.join(file.names)}",
+        remedy=f"Take one of these, or give numbers of your own with --recipe FILE.yaml{elsewhere}",
+    )
+
+
+def _shipped(name: str) -> RecipeFile:
+    text = (resources.files("errata") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return parse_file(text, f"recipes/{name}.yaml")

@@ -1,0 +1,239 @@
+"""The sections of a recipe, each frozen and validated: target, contexts, solver, shaping, rounds, statistics."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, field_validator
+from pydantic_core import PydanticCustomError
+
+from errata.errors import Fault
+
+# Texts for key statistics that come with errata, by the names that recipes give them; anything else is a path.
+BUILTIN = "builtin"
+NAMED_CORPORA = frozenset({"lab", BUILTIN})
+
+_Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+_NotNegative = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """A section: nothing in it changes, and nothing in it is unknown.
+
+    Numbers and choices are strict: true is not 1, 8.0 is no whole number, and text is neither.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _SearchSettings(Settings):
+    learning_rate: _Positive = Field(description="Adam's step")
+    relative_rate: StrictBool = Field(False, description="the learning rate is in units of ‖h⁰‖ / √d, for each fact")
+    steps: StrictInt = Field(ge=1, description="evaluations of the loss; there is one update less")
+    kl_factor: _NotNegative = Field(0.0625, description="weight of the KL term on '{subject} is a'")
+    weight_decay: _NotNegative = Field(0.5, description="weight of ‖δ‖ / ‖h⁰‖²")
+    clamp: _Positive = Field(0.75, description="‖δ‖ is kept within clamp · ‖h⁰‖")
+    stop_loss: _NotNegative = Field(0.05, description="a fact whose whole loss is below this is done")
+    weights: Literal["current", "original"] = Field(
+        "current", description="on which weights: as they are now, or as they were before the run"
+    )
+
+
+class TargetSettings(_SearchSettings):
+    """How ROME and MEMIT search the target vector (methods.md, section 1, Target)."""
+
+    kind: Literal["memit"] = "memit"
+
+
+class JointTargetSettings(_SearchSettings):
+    """How PMET searches it: together with a second vector at attention's output, which is not written."""
+
+    kind: Literal["joint"] = "joint"
+    eased_likelihood: _NotNegative = Field(0.1, description="weight of the likelihood while the target is the argmax")
+    stop_divergence: _NotNegative = Field(0.01, description="a fact that holds with less KL than this is done")
+
+
+AnyTargetSettings: TypeAlias = Annotated[TargetSettings | JointTargetSettings, Field(discriminator="kind")]
+
+
+class ContextSettings(Settings):
+    """The short prefixes that stand before prompts when keys and targets are found.
+
+    ``halves`` is ½ of the bare prompt and ½ of the mean over prefixes; ``mean`` counts the bare prompt as one of them.
+    """
+
+    chat: bool = Field(False, description="whether prompts also stand in the model's own chat template")
+    openers: tuple[str, ...] = Field(("The", "Therefore", "Because", "I", "You"), description="how prefixes begin")
+    per_opener: StrictInt = Field(1, ge=0, description="prefixes generated from each opener at each length")
+    tokens: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field(
+        (10,), min_length=1, description="lengths of prefixes in tokens, opener included"
+    )
+    top_k: StrictInt = Field(5, ge=1, description="sampling among this many tokens")
+    seed: StrictInt = Field(0, ge=0, lt=2**63, description="of the generator that samples them")
+    keys: Literal["halves", "mean", "bare"] = Field("halves", description="how keys are averaged over contexts")
+    states: Literal["halves", "mean", "bare"] = Field("bare", description="how h is averaged over contexts")
+    targets: Literal["all", "bare"] = Field("all", description="in which contexts targets are searched")
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _one_length(cls, tokens: object) -> object:
+        return (tokens,) if isinstance(tokens, int) else tokens
+
+
+class StatisticsSettings(Settings):
+    """The text over which the second moment of keys is taken."""
+
+    corpus: str = Field(
+        description="'builtin' (a small text that comes with errata), 'lab' (the embedded model's), or the path, "
+        "relative to the recipe's file, of a plain text file with blank lines between documents"
+    )
+    documents: StrictInt | None = Field(None, ge=1, description="how many documents to read, in place of tokens")
+    tokens: StrictInt | None = Field(None, ge=1, validate_default=True, description="how many tokens to read")
+    length: StrictInt = Field(ge=1, description="documents are cut at this many tokens")
+    special_tokens: StrictBool = Field(True, description="whether keys of BOS and other special tokens count")
+
+    @field_validator("tokens")
+    @classmethod
+    def _one_amount(cls, tokens: int | None, info: Any) -> int | None:
+        if "documents" not in info.data:  # it is wrong itself
+            return tokens
+        if tokens is None and info.data["documents"] is None:
+            raise PydanticCustomError("missing", "field required, or 'documents' in its place")
+        if tokens is not None and info.data["documents"] is not None:
+            raise ValueError("'documents' stands there too: give one of the two")
+        return tokens
+
+    @property
+    def amount(self) -> int:
+        """How much is read, in the unit that was given."""
+        return self.tokens or self.documents or 0
+
+
+class LeastSquaresSettings(Settings):
+    """ΔW = R Kᵀ (λC + M + K Kᵀ)⁻¹, M only with history."""
+
+    kind: Literal["least_squares"]
+    ridge: _Positive = Field(description="λ, the weight of the second moment C")
+    history: StrictBool = Field(description="whether keys of earlier batches (M) count")
+
+
+class NullSpaceSettings(Settings):
+    """[P(K Kᵀ + M) + L2·I] X = P K Rᵀ, ΔW = Xᵀ."""
+
+    kind: Literal["null_space"]
+    threshold: _Positive = Field(description="eigenvectors of C with eigenvalues below this span P")
+    l2: _Positive = Field(description="L2, the ridge")
+    relative: StrictBool = Field(False, description="threshold and L2 are in units of C's mean eigenvalue")
+    shares: StrictBool = Field(
+        False, description="threshold is a share of the directions, L2 in units of an ordinary key's energy in them"
+    )
+    history: StrictBool = Field(description="whether keys of earlier batches (M) count")
+
+
+class EqualitySettings(Settings):
+    """ΔW = R (Kᵀ C⁻¹ K + εI)⁻¹ Kᵀ C⁻¹."""
+
+    kind: Literal["equality"]
+    ridge: _NotNegative = Field(0.1, description="ε of a batch of several facts")
+    ridge_of_one: _NotNegative = Field(0.0, description="ε of a batch of one fact")
+
+
+class RankOneSettings(Settings):
+    """ΔW = r (C⁻¹ k̄)ᵀ / (kᵀ C⁻¹ k̄), facts one after another."""
+
+    kind: Literal["rank_one"]
+    denominator: Literal["bare", "averaged"] = Field(description="which key is k")
+    moment: Literal["measured", "identity"] = Field("measured", description="what C is")
+    least_agreement: StrictFloat = Field(
+        0.0, ge=0, le=1, description="facts whose bare and averaged key agree less have the averaged one as k"
+    )
+
+
+class NeuronsSettings(Settings):
+    """Least squares on the columns of W with the largest keys."""
+
+    kind: Literal["neurons"]
+    ridge: _Positive = Field(description="λ, the weight of the second moment C")
+    share: StrictFloat = Field(gt=0, le=1, description="p: the chosen columns make up at most this part of all keys")
+    history: StrictBool = Field(description="whether keys of earlier batches (M) count")
+
+
+SolverSettings: TypeAlias = Annotated[
+    LeastSquaresSettings | NullSpaceSettings | EqualitySettings | RankOneSettings | NeuronsSettings,
+    Field(discriminator="kind"),
+]
+
+
+class RectifySettings(Settings):
+    """Only the relatively largest entries of each batch's change stay."""
+
+    kind: Literal["rect"]
+    share: StrictFloat = Field(0.4, gt=0, le=1, description="the part of the entries that stays")
+
+
+class PruneSettings(Settings):
+    """Large singular values of the run's change are pressed down, in the copy that is evaluated and saved."""
+
+    kind: Literal["prune"]
+    on_top: StrictBool = Field(
+        False, description="add the pruned change to the edited weights, as some published code does"
+    )
+
+
+class NormCapSettings(Settings):
+    """No target is longer than the unedited model's states are on average."""
+
+    kind: Literal["norm_cap"]
+
+
+ShapingSettings: TypeAlias = Annotated[RectifySettings | PruneSettings | NormCapSettings, Field(discriminator="kind")]
+
+
+class RoundSettings(Settings):
+    """The steps of a batch are gone through several times, each time for the facts that are still open."""
+
+    count: StrictInt = Field(ge=1, description="rounds")
+    least: _NotNegative = Field(description="α: a fact is open while ‖z − h‖ is larger than this")
+    most: _Positive = Field(description="and smaller than this")
+
+
+# ----------------------------------------------------------------------------------------------------
+# What pydantic finds wrong in a recipe, in our words.
+
+
+_BY_KIND: Mapping[str, type[Settings]] = {
+    "memit": TargetSettings, "joint": JointTargetSettings, "least_squares": LeastSquaresSettings,
+    "null_space": NullSpaceSettings, "equality": EqualitySettings, "rank_one": RankOneSettings,
+    "neurons": NeuronsSettings, "rect": RectifySettings, "prune": PruneSettings, "norm_cap": NormCapSettings,
+}  # fmt: skip
+_BY_SECTION: Mapping[str, type[Settings]] = {
+    "contexts": ContextSettings, "statistics": StatisticsSettings, "rounds": RoundSettings, **_BY_KIND,
+}  # fmt: skip
+
+
+def path_of(item: Any) -> list[Any]:
+    """Where one of pydantic's errors lies: the keys that a file has, without the tags of pydantic's own."""
+    return [part for index, part in enumerate(item["loc"]) if index == 0 or part not in _BY_KIND]
+
+
+def fault_of(source: str, item: Any, top: Iterable[str]) -> Fault:
+    """One pydantic error in our words, with the nearest valid key where a key is unknown.
+
+    Args:
+        top: the keys of a whole recipe.
+    """
+    path = [str(part) for part in item["loc"]]
+    where = f"{source}: {'.'.join(str(part) for part in path_of(item))}"
+    if item["type"] == "value_error":  # our own checks: what they say is a sentence
+        remedy = "Change one of them" if not item["loc"] else f"Got {item.get('input')!r:.200}"
+        return Fault(where, str(item["ctx"]["error"]), remedy)
+    if item["type"] != "extra_forbidden":
+        remedy = "Add this key" if item["type"] == "missing" else f"Got {item.get('input')!r:.200}"
+        return Fault(where, item["msg"][0].lower() + item["msg"][1:], remedy)
+    section = _BY_SECTION.get(path[-2]) if len(path) > 1 else None
+    known = list(section.model_fields) if section else [*top, "methods", "also"]
+    near = difflib.get_close_matches(path[-1][:40], known, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return Fault(where, "unknown key", f"{hint}Known here: {', '.join(known)}")

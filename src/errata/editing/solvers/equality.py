@@ -1,0 +1,54 @@
+"""EMMET's solver: ΔW = R (Kᵀ C⁻¹ K + εI)⁻¹ Kᵀ C⁻¹, which for ε = 0 is the least change in C's norm with ΔW·K = R.
+
+Gupta et al. 2024, "A Unified Framework for Model Editing", arXiv:2403.14236, section 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from errata.editing.solvers.base import LowRank, cholesky
+
+
+@dataclass(frozen=True, slots=True)
+class Equality:
+    """C is factorised once; a batch costs a system of as many unknowns as it has facts.
+
+    Args:
+        ridge: ε of a batch of several facts, whose keys may be nearly dependent.
+        ridge_of_one: ε of a batch of one fact.
+    """
+
+    ridge: float
+    ridge_of_one: float = 0.0
+
+    history = False
+    facts_at_once = None
+    uses_bare_keys = False
+
+    def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> EqualityLayer:
+        return EqualityLayer(moment, self)
+
+
+class EqualityLayer:
+    """One layer: the Cholesky factor of C. Earlier batches leave nothing behind."""
+
+    def __init__(self, moment: Float[Tensor, "d_in d_in"], settings: Equality) -> None:
+        self._factor = cholesky(moment, "the second moment of the keys")
+        self._settings = settings
+
+    def solve(
+        self, keys: Float[Tensor, "d_in u"], residuals: Float[Tensor, "d_out u"], bare: Tensor | None = None
+    ) -> LowRank:
+        whitened = torch.linalg.solve_triangular(self._factor, keys, upper=False)  # L⁻¹ K, (d_in, u)
+        inner = whitened.T @ whitened  # Kᵀ C⁻¹ K, (u, u)
+        inner.diagonal().add_(self._settings.ridge_of_one if keys.shape[1] == 1 else self._settings.ridge)
+        directions = torch.linalg.solve_triangular(self._factor.T, whitened, upper=True)  # C⁻¹ K
+        return LowRank(residuals, torch.cholesky_solve(directions.T, cholesky(inner, "KᵀC⁻¹K + ε")))
+
+    def remember(self, keys: Float[Tensor, "d_in u"]) -> EqualityLayer:
+        return self

@@ -1,0 +1,98 @@
+"""AlphaEdit's solver: [P(K Kᵀ + M) + L2·I] X = P K Rᵀ, ΔW = Xᵀ (Fang et al. 2025); P: null space of ordinary keys."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from errata.editing.solvers.base import LowRank, cholesky
+from errata.errors import EditError
+
+
+@dataclass(frozen=True, slots=True)
+class NullSpace:
+    """P = U₀U₀ᵀ, U₀ the eigenvectors of C whose eigenvalues lie below ``threshold``.
+
+    Args:
+        threshold: an eigenvalue, in the units of C.
+        l2: L2.
+        relative: take both in units of C's mean eigenvalue, so that one number serves layers of different scale.
+        shares: ``threshold`` is the share of directions that span P, those with the least eigenvalues, and L2 is in
+            units of what an ordinary key has inside of P, the sum of the eigenvalues there. A few very large
+            eigenvalues, such as those of attention sinks, change neither.
+        history: whether M counts; without it ``remember`` changes nothing.
+    """
+
+    threshold: float
+    l2: float
+    history: bool = True
+    relative: bool = False
+    shares: bool = False
+
+    facts_at_once = None
+    uses_bare_keys = False
+
+    def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> NullSpaceLayer:
+        values, vectors = torch.linalg.eigh(moment)
+        if self.shares:
+            count = round(self.threshold * len(values))
+            if not 0 < count <= len(values):
+                raise EditError(
+                    f"{self.threshold:g} of {len(values)} directions is no null space",
+                    remedy="Set solver.threshold in the recipe to a share between 0 and 1, such as 0.8",
+                )
+            energy = float(values[:count].clamp_min(0).sum())
+            return NullSpaceLayer(vectors[:, :count], l2=self.l2 * energy, history=self.history)
+        unit = float(values.mean()) if self.relative else 1.0
+        basis = vectors[:, values < self.threshold * unit]
+        if basis.shape[1] == 0:
+            raise EditError(
+                f"no eigenvalue of the keys' second moment lies below {self.threshold * unit:g} (the least is "
+                f"{values[0]:.3g}): there is no null space to write in",
+                remedy="Raise solver.threshold in the recipe",
+            )
+        return NullSpaceLayer(basis, l2=self.l2 * unit, history=self.history)
+
+
+class NullSpaceLayer:
+    """One layer: the basis U₀ and, in its coordinates, the keys of earlier batches (their sum once they are many)."""
+
+    def __init__(self, basis: Float[Tensor, "d_in d_null"], *, l2: float, history: bool) -> None:
+        self.basis = basis
+        self._l2, self._history = l2, history
+        self._stacked = basis.new_zeros(basis.shape[1], 0)  # Q of earlier batches, (d_null, n)
+        self._folded: Tensor | None = None  # Q Qᵀ of still earlier ones, (d_null, d_null)
+
+    def solve(
+        self, keys: Float[Tensor, "d_in u"], residuals: Float[Tensor, "d_out u"], bare: Tensor | None = None
+    ) -> LowRank:
+        # X = U₀ (Q Qᵀ + L2)⁻¹ Q_batch Rᵀ with Q = U₀ᵀ[earlier keys, keys]: all of it happens inside the null space.
+        projected = self.basis.T @ keys  # (d_null, u)
+        stacked = torch.cat([self._stacked, projected], dim=1)  # (d_null, n)
+        if self._folded is None and stacked.shape[1] <= stacked.shape[0]:
+            # (Q Qᵀ + L2)⁻¹ Q = Q (QᵀQ + L2)⁻¹: an n × n system, of which the batch's columns are wanted.
+            inner = stacked.T @ stacked
+            inner.diagonal().add_(self._l2)
+            count = keys.shape[1]
+            selector = torch.eye(len(inner), dtype=keys.dtype, device=keys.device)[:, -count:]
+            coordinates = stacked @ torch.cholesky_solve(selector, cholesky(inner, "QᵀQ + L2"))
+        else:
+            outer = stacked @ stacked.T if self._folded is None else self._folded + stacked @ stacked.T
+            outer.diagonal().add_(self._l2)
+            coordinates = torch.cholesky_solve(projected, cholesky(outer, "QQᵀ + L2"))
+        return LowRank(residuals, (self.basis @ coordinates).T)
+
+    def remember(self, keys: Float[Tensor, "d_in u"]) -> NullSpaceLayer:
+        if not self._history:
+            return self
+        grown = copy.copy(self)
+        grown._stacked = torch.cat([self._stacked, self.basis.T @ keys], dim=1)
+        if grown._stacked.shape[1] > grown._stacked.shape[0]:
+            sum_of_outer = grown._stacked @ grown._stacked.T
+            grown._folded = sum_of_outer if self._folded is None else self._folded + sum_of_outer
+            grown._stacked = grown._stacked[:, :0]
+        return grown

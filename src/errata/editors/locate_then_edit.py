@@ -1,0 +1,313 @@
+"""Editor: facts into a model, batch after batch, all or nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from errata.editing.batch import BatchRecord, BatchWriter, WrittenPart, solve_device
+from errata.editing.contexts import begin_texts
+from errata.editing.preparation import Prepared, prepare, solver_of
+from errata.editing.recipe import Recipe
+from errata.editing.schedules import SCHEDULES, Step
+from errata.editing.shaping import RunShaper, Shaper, make_shaper
+from errata.editing.solvers.base import LayerSolver, Solver
+from errata.editing.target_search import joined
+from errata.errors import InputError
+from errata.facts.fact import Fact, FactSet
+from errata.models.language_model import LanguageModel, Site
+from errata.models.outline import lasting_name
+from errata.models.weights import EditedWeights, LowRankTerm, Term
+from errata.patches.patch import Patch, dtype_name, now, software_versions
+from errata.utils.progress import Report, silent
+
+# ----------------------------------------------------------------------------------------------------
+# A shaped copy of a whole run, which stands in the model in the place of what the batches added.
+
+
+def shaped_run(edits: EditedWeights, terms: Sequence[Term], shapers: Sequence[RunShaper]) -> tuple[Term, ...]:
+    """One term for each layer that takes the place of its weight's change by the run.
+
+    Args:
+        edits: of the model, with the terms in it.
+        terms: what the run's batches added, in order; all of them low-rank.
+        shapers: in the order in which they shape.
+    """
+    shaped: list[Term] = []
+    for layer in dict.fromkeys(term.layer for term in terms):
+        own = [term for term in terms if term.layer == layer]
+        assert all(isinstance(term, LowRankTerm) for term in own)  # recipes refuse masks beside these shapers
+        left = torch.cat([term.left for term in own if isinstance(term, LowRankTerm)], dim=1)
+        right = torch.cat([term.right for term in own if isinstance(term, LowRankTerm)], dim=0)
+        original = edits.weight_without(layer, terms)
+        for shaper in shapers:
+            left, right = shaper.factors(left, right, original)
+        shaped.append(LowRankTerm(layer, left, right, replaces=True))
+    return tuple(shaped)
+
+
+# ----------------------------------------------------------------------------------------------------
+
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What of a run is in the model and what later batches need to know; replaced as a whole, never changed.
+
+    Attributes:
+        solvers: layer -> its state, the history of keys included.
+        terms: what the batches added.
+        shaped: what stands in the model instead, while a shaped copy of the run is shown.
+    """
+
+    solvers: Mapping[int, LayerSolver] = field(default_factory=dict)
+    terms: tuple[Term, ...] = ()
+    shaped: tuple[Term, ...] | None = None
+
+
+@dataclass(slots=True)
+class Editor:
+    """Edits one model with one recipe, in any number of batches, one after another.
+
+    What is prepared once: the contexts (on the unedited weights), the second moments of the keys, their
+    factorisations. What later batches need of earlier ones (the history of keys) is kept here.
+
+    Args:
+        model: is changed in place; every change is in ``model.edits``.
+        recipe: the numbers.
+        cache: where key statistics are kept; the user's cache directory if None.
+        report: told of progress; see ``errata.utils.progress``.
+        prepared: what ``prepare`` would make, if it is there already: of these weights, with these contexts, this
+            solver and these statistics, for at least these layers.
+        plan: steps instead of the recipe's schedule, for experiments that no schedule is.
+    """
+
+    model: LanguageModel
+    recipe: Recipe
+    cache: Path | None = None
+    report: Report = silent
+    prepared: Prepared | None = None
+    plan: Sequence[Step] | None = None
+    records: list[BatchRecord] = field(default_factory=list)
+    _run: _Run = field(default_factory=_Run)
+
+    @property
+    def steps(self) -> list[Step]:
+        return SCHEDULES[self.recipe.schedule](self.recipe.layers) if self.plan is None else list(self.plan)
+
+    @property
+    def site(self) -> Site:
+        """Where a norm stands behind the MLP, W's own output is edited: only there does adding R to it move it by R."""
+        return Site.MLP if self.model.architecture.norm_after_mlp else Site(self.recipe.site)
+
+    @property
+    def shapers(self) -> list[Shaper]:
+        return [make_shaper(entry.kind, entry.model_dump(exclude={"kind"})) for entry in self.recipe.shaping]
+
+    @property
+    def solver(self) -> Solver:
+        return solver_of(self.recipe)
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The contexts; none before ``prepare``."""
+        return self.prepared.prefixes if self.prepared else ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights before the run; empty before ``prepare``."""
+        return self.prepared.fingerprint if self.prepared else ""
+
+    def prepare(self) -> None:
+        """Contexts, statistics and factorisations; done by the first batch if not before.
+
+        Raises:
+            InputError: if a layer does not exist or the corpus is too short.
+        """
+        if self._run.solvers:
+            return
+        layers = list(dict.fromkeys(step.layer for step in self.steps))
+        if self.prepared is None:
+            self.prepared = prepare(self.model, self.recipe, layers, cache=self.cache, report=self.report)
+        self._run = _Run({layer: self.prepared.solvers[layer] for layer in layers})
+
+    def apply(self, facts: Sequence[Fact], *, on_batch: Callable[[BatchRecord], None] | None = None) -> Patch:
+        """Edit all facts, in batches of ``recipe.batch_size``: either all of it is in, or nothing.
+
+        Where the recipe shapes whole runs (``prune``), the shaped copy is what is in the model afterwards, and while
+        ``on_batch`` is called; later batches go on from the unshaped run. The patch is then that of the whole run,
+        and takes the place of what earlier calls returned.
+
+        Args:
+            on_batch: called after every batch, with the batch in the model.
+
+        Raises:
+            FaultsError: if two facts have one id, or say the same or different things of one subject and prompt.
+            EditError, InputError: the model is bit for bit what it was.
+        """
+        facts = FactSet(tuple(facts), source="the facts to edit")
+        unprepared = not self._run.solvers
+        self.prepare()
+        first = len(self.records)
+        # A later patch goes on top of earlier ones: it is for the weights as they are now. One that stands for the
+        # whole run is for those before it.
+        whole = unprepared or any(isinstance(shaper, RunShaper) for shaper in self.shapers)
+        fingerprint = self.fingerprint if whole else self.model.fingerprint()
+        with self._all_or_nothing():
+            for start in range(0, len(facts), self.recipe.batch_size):
+                self.apply_batch(facts[start : start + self.recipe.batch_size], on_batch=on_batch)
+            self.show()
+        if self._run.shaped is not None:
+            return self.patch()
+        return replace(self.patch(first), fingerprint=fingerprint)
+
+    def apply_batch(
+        self, facts: Sequence[Fact], *, on_batch: Callable[[BatchRecord], None] | None = None
+    ) -> BatchRecord:
+        """Edit the facts of one batch together; a failure leaves the model and the history as they were.
+
+        Args:
+            on_batch: called with the batch in the model, shaped where the recipe shapes runs; if it fails, the batch
+                has failed. Without it, call ``show`` before the model is used.
+
+        Raises:
+            InputError: if there are no facts, or what this editor wrote before is no longer in the model.
+            FaultsError: if two facts have one id, or say the same or different things of one subject and prompt.
+        """
+        if not facts:
+            raise InputError("there are no facts to edit", remedy="Give at least one")
+        facts = FactSet(tuple(facts), source="the facts to edit")
+        self.prepare()
+        if not self.model.edits.holds(self._run.terms if self._run.shaped is None else self._run.shaped):
+            raise InputError(
+                "what this editor wrote before has been taken out of the model, but it remembers the keys of it",
+                remedy="Make a new Editor",
+            )
+        self._warn_of_first_tokens(facts)
+        started = time.perf_counter()
+        writer, solver = self._writer(), self.solver
+        with self._all_or_nothing():
+            self._hide_shaped()
+            size = solver.facts_at_once or len(facts)
+            parts: list[WrittenPart] = []
+            for start in range(0, len(facts), size):
+                earlier = [*self._run.terms, *(term for part in parts for term in part.terms)]
+                parts.append(writer.write(facts[start : start + size], earlier))
+            writer.check_logits(facts)
+            states = dict(self._run.solvers)
+            keys = writer.keys(facts, list(states)) if solver.history else {}
+            states |= {layer: states[layer].remember(found) for layer, found in keys.items()}
+            terms = tuple(term for part in parts for term in part.terms)
+            self._run = _Run(states, (*self._run.terms, *terms))
+            aims = {layer: joined([part.aims[layer].targets for part in parts]) for layer in parts[0].aims}
+            left_alone = tuple(
+                fact
+                for start, part in zip(range(0, len(facts), size), parts, strict=True)
+                for index, fact in enumerate(facts[start : start + size])
+                if index not in part.written
+            )
+            seconds = time.perf_counter() - started
+            record = BatchRecord(len(self.records), tuple(facts), terms, aims, seconds, left_alone, keys)
+            self.records.append(replace(record, keys={}))
+            if on_batch is not None:
+                self.show()
+                on_batch(record)
+        return record
+
+    def restore(self, batches: Sequence[BatchRecord]) -> None:
+        """Put batches of an earlier process into the model and the history, as if this editor had just made them.
+
+        Raises:
+            InputError: if this editor has edited before.
+        """
+        if self.records:
+            raise InputError("this editor has edited already", remedy="Restore into a new Editor")
+        self.prepare()
+        device = solve_device(self.model)
+        with self._all_or_nothing():
+            for batch in batches:
+                states = dict(self._run.solvers)
+                states |= {layer: states[layer].remember(keys.to(device)) for layer, keys in batch.keys.items()}
+                self.model.edits.add(batch.terms)
+                self._run = _Run(states, (*self._run.terms, *batch.terms))
+                self.records.append(replace(batch, keys={}))
+            self.show()
+
+    def patch(self, first: int = 0) -> Patch:
+        """Everything from batch ``first`` on, as one patch; the whole run where it is shown shaped."""
+        shaped = self._run.shaped
+        records = self.records[first:] if shaped is None else self.records
+        return Patch(
+            terms=tuple(term for record in records for term in record.terms) if shaped is None else shaped,
+            facts=tuple(fact for record in records for fact in record.facts),
+            recipe=self.recipe,
+            prefixes=self.prefixes,
+            base=lasting_name(self.model.name),
+            fingerprint=self.fingerprint,
+            dtype=dtype_name(self.model.dtype),
+            created=now(),
+            versions=software_versions(),
+        )
+
+    def _warn_of_first_tokens(self, facts: Sequence[Fact]) -> None:
+        first = begin_texts(self.model.tokenizer, facts)
+        if ids := [fact.id for fact, begins in zip(facts, first, strict=True) if begins]:
+            _logger.warning(
+                "The subject is the very first token of the prompt in %d of %d facts (%s). %r has no BOS token, so "
+                "at that place it cannot tell one subject from another. The facts are written for prompts with text "
+                "before the subject; asked from the subject on, the model may answer as before.",
+                len(ids),
+                len(facts),
+                ", ".join(ids[:5]) + (", …" if len(ids) > 5 else ""),
+                self.model.name,
+            )
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Whatever leaves this block early leaves the model, the run and the records as they were before it."""
+        run, count = self._run, len(self.records)
+        try:
+            with self.model.edits.transaction():
+                yield
+        except BaseException:
+            self._run = run
+            del self.records[count:]
+            raise
+
+    def _writer(self) -> BatchWriter:
+        return BatchWriter(
+            self.model,
+            self.recipe,
+            self.site,
+            self.steps,
+            self.prefixes,
+            self.shapers,
+            self.solver,
+            self._run.solvers,
+            self.report,
+        )
+
+    def show(self) -> None:
+        """Put a shaped copy of the run into the model, where the recipe has a shaper for runs."""
+        shaping = [shaper for shaper in self.shapers if isinstance(shaper, RunShaper)]
+        if not shaping or not self._run.terms or self._run.shaped is not None:
+            return
+        shaped = shaped_run(self.model.edits, self._run.terms, shaping)
+        self.model.edits.remove(self._run.terms)
+        self.model.edits.add(shaped)
+        self._run = replace(self._run, shaped=shaped)
+
+    def _hide_shaped(self) -> None:
+        """Take the shaped copy out again, and put in what the batches added."""
+        if self._run.shaped is not None:
+            self.model.edits.remove(self._run.shaped)
+            self.model.edits.add(self._run.terms)
+            self._run = replace(self._run, shaped=None)

@@ -1,0 +1,91 @@
+"""A stack without some facts, solved again: what it would be had they never been edited."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from errata.editors.locate_then_edit import Editor
+from errata.errors import InputError
+from errata.facts.fact import Fact
+from errata.models.language_model import LanguageModel
+from errata.patches.patch import now
+from errata.patches.stack import Stack, Stacked
+from errata.utils.progress import Report, silent
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """The end of it.
+
+    Attributes:
+        stack: the new one, which is in the model.
+        removed: (name of the patch, fact) that are gone.
+        solved_again: names of the patches whose facts were solved again.
+    """
+
+    stack: Stack
+    removed: Sequence[tuple[str, Fact]]
+    solved_again: Sequence[str]
+
+
+def named_facts(stack: Stack, names: Collection[str]) -> list[tuple[str, Fact]]:
+    """The facts that names mean: a patch's, ``PATCH/ID``, or ``ID`` where one patch alone has it.
+
+    Raises:
+        InputError: for names of nothing, and ids that several patches have.
+    """
+    found: list[tuple[str, Fact]] = []
+    unknown: list[str] = []
+    for name in names:
+        of_patch = [entry for entry in stack.facts if entry[0] == name]
+        exactly = [entry for entry in stack.facts if f"{entry[0]}/{entry[1].id}" == name]
+        by_id = [entry for entry in stack.facts if entry[1].id == name]
+        chosen = of_patch or exactly or by_id
+        if chosen is by_id and len(by_id) > 1:
+            raise InputError(
+                f"{len(by_id)} patches have a fact {name!r}",
+                remedy=f"Say which: {', '.join(f'{patch}/{fact.id}' for patch, fact in by_id)}",
+            )
+        if not chosen:
+            unknown.append(name)
+        found += [entry for entry in chosen if entry not in found]
+    if unknown:
+        raise InputError(
+            f"there is neither a patch nor a fact {', '.join(map(repr, unknown))}",
+            remedy="`errata show` lists both; name a patch, a fact's id, or PATCH/ID",
+        )
+    return found
+
+
+def rebuild(
+    model: LanguageModel, stack: Stack, names: Collection[str], *, cache: Path | None = None, report: Report = silent
+) -> Rebuilt:
+    """Solve a stack again without some facts, from the first patch that has one of them on.
+
+    What lies below that patch stays as it is. From there on each patch is edited again, with its own recipe and the
+    facts that are left, on top of what is new below it: as if the others had never been.
+
+    Args:
+        model: the base, without the patches; has the new ones afterwards.
+
+    Raises:
+        InputError: if the model is not the base, or a name means nothing.
+        EditError: the model is then the base as it was.
+    """
+    removed = named_facts(stack, names)
+    leaving = {(patch, fact.id) for patch, fact in removed}
+    affected = {patch for patch, _ in removed}
+    first = next(index for index, stacked in enumerate(stack.patches) if stacked.name in affected)
+    below = replace(stack, patches=stack.patches[:first])
+    again: list[Stacked] = []
+    with model.edits.transaction():
+        below.put_into(model)
+        for stacked in stack.patches[first:]:
+            facts = [fact for fact in stacked.patch.facts if (stacked.name, fact.id) not in leaving]
+            if facts:
+                patch = Editor(model, stacked.patch.recipe, cache=cache, report=report).apply(facts)
+                again.append(Stacked(stacked.name, patch, now()))
+    new = replace(stack, patches=(*below.patches, *again))
+    return Rebuilt(new, removed, [stacked.name for stacked in again])

@@ -1,0 +1,261 @@
+"""Control questions for a user who has none: what the unedited model says about other subjects, and otherwise about the
+same subjects. Its own answers are the ones that should stay.
+
+An answer need not be true. It is what the model says before the edit, so a change of it is a side effect of the edit.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from typing import Final
+
+import torch
+
+from errata.facts.fact import Fact, FactSet, Question
+from errata.facts.joining import holds_name
+from errata.models.generation import continue_texts
+from errata.models.language_model import LanguageModel
+from errata.models.likelihood import next_token_log_probabilities, score
+from errata.models.prompts import encode
+from errata.utils.progress import Report, silent
+from errata.utils.yaml import parse_yaml
+
+# ----------------------------------------------------------------------------------------------------
+# Well-known facts that come with errata: for scans of layers and for control questions, where the user has none.
+
+
+NEIGHBOURS = 2  # control questions of each fact: the same prompt about other subjects
+
+
+@cache
+def known_facts() -> tuple[Fact, ...]:
+    """All of them; ``old`` is the right answer and ``target`` another answer of the same relation."""
+    text = (resources.files("errata") / "known_facts.yaml").read_text(encoding="utf-8")
+    found: list[Fact] = []
+    for group in parse_yaml(text, "known_facts.yaml").data:
+        pairs = list(group["facts"].items())
+        answers = sorted({answer for _, answer in pairs})
+        for subject, answer in pairs:
+            # The next answer in the alphabet: the same for every model, and never the right one.
+            target = answers[(answers.index(answer) + 1) % len(answers)]
+            found.append(
+                Fact(
+                    id=f"{group['relation']}: {subject}",
+                    subject=subject,
+                    prompt=group["prompt"],
+                    target=target,
+                    old=answer,
+                    paraphrases=tuple(text.replace("{}", subject) for text in group["paraphrases"]),
+                    relation=group["relation"],
+                )
+            )
+    return tuple(found)
+
+
+def facts_to_scan(model: LanguageModel, count: int, *, seed: int = 0, report: Report = silent) -> tuple[Fact, ...]:
+    """Facts to edit in a scan, with questions about other subjects that should stay as they are.
+
+    Of the facts that the model answers correctly about half are edited and the others are the control questions; where
+    there are too few of them, facts that it does not know are edited as well, since the target is new to it anyway.
+
+    Args:
+        count: facts at most.
+    """
+    facts = known_facts()
+    scores = score(model, [(fact.text, fact.old or "") for fact in facts], report=report)
+    order = random.Random(f"scan {seed}").sample(range(len(facts)), len(facts))
+    known = [facts[index] for index in order if scores[index].correct]
+    unknown = [facts[index] for index in order if not scores[index].correct]
+    # No subject may be both edited and asked about, nor be edited twice.
+    edited: dict[str, Fact] = {}
+    controls: list[Fact] = []
+    for place, fact in enumerate(known):
+        if place % 2 == 0 and len(edited) < count:
+            edited.setdefault(fact.subject, fact)
+        else:
+            controls.append(fact)
+    for fact in unknown:
+        if len(edited) < count:
+            edited.setdefault(fact.subject, fact)
+    controls = [fact for fact in controls if fact.subject not in edited]
+    return tuple(_with_controls(fact, controls) for fact in edited.values())
+
+
+def _with_controls(fact: Fact, controls: Sequence[Fact]) -> Fact:
+    same = [other for other in controls if other.relation == fact.relation]
+    chosen = random.Random(fact.id).sample(same, min(NEIGHBOURS, len(same)))
+    record = {name: getattr(fact, name) for name in ("id", "subject", "prompt", "target", "old", "paraphrases")}
+    questions = tuple(Question(other.text, other.old or "") for other in chosen)
+    return Fact(**record, relation=fact.relation, unrelated=questions)
+
+
+# ----------------------------------------------------------------------------------------------------
+
+
+PER_FACT = 3  # questions of each kind about one fact
+ANSWER_TOKENS = 4
+_PUNCTUATION: Final = re.compile(r"[,.;:!?()\"。，、；：！？]")
+KIND_PROMPT = "{} is a"  # what follows it tells subjects of one kind from others
+OWN_PROMPTS = (
+    "{} is known for",
+    "The most important thing about {} is",
+    "In the news, {} was mentioned because",
+    "Many people think that {}",
+    "A short description of {}:",
+)
+"""Open questions about a subject. None of them asks for a particular relation, so an edit of one fact has no reason to
+change the answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """Facts with control questions.
+
+    Attributes:
+        facts: those given, with ``own`` and ``unrelated`` questions where they had none.
+        automatic: (id of a fact, field) of each list of questions that was drawn here and not given by the user.
+    """
+
+    facts: FactSet
+    automatic: frozenset[tuple[str, str]]
+
+    @property
+    def count(self) -> int:
+        """How many questions were drawn here."""
+        return sum(
+            len(getattr(fact, field)) for fact in self.facts for field in ("own", "unrelated")
+            if (fact.id, field) in self.automatic
+        )  # fmt: skip
+
+
+def with_automatic_controls(
+    model: LanguageModel, facts: FactSet, *, per_fact: int = PER_FACT, report: Report = silent
+) -> Controls:
+    """Draw control questions for facts that have none of a kind, and answer them by the model as it is now.
+
+    Two kinds are drawn, each only where the user gave nothing of that kind:
+
+    - ``unrelated``: the fact's own prompt about other subjects. They come from a list that ships with errata, those
+      first of which the model thinks most like it does of the fact's subject (the next word after "{subject} is a"),
+      and are never a subject that is edited.
+    - ``own``: open questions about the fact's own subject.
+
+    An answer is the greedy continuation up to the first punctuation mark, at most four tokens, whole words only. A
+    question is left out where no answer can be read back token by token, or where the answer names the target or the
+    old answer of a fact about the same subject. Answers other than names and numbers are taken only where a fact has
+    none of these: of a phrase such as "the capital of the" a change says little.
+
+    Args:
+        model: unedited.
+        per_fact: at most so many questions of each kind.
+
+    Returns:
+        The facts in the same order; equal calls give equal questions.
+    """
+    need_others = [fact for fact in facts if not (fact.unrelated or fact.neighbours)]
+    need_own = [fact for fact in facts if not fact.own]
+    asked: list[tuple[Fact, str, str]] = []  # the fact, the field, the prompt
+    if need_others:
+        nearest = _nearest_subjects(model, need_others, [fact.subject for fact in facts], 2 * per_fact)
+        asked += [
+            (fact, "unrelated", fact.prompt.replace("{}", subject, 1))
+            for fact, subjects in zip(need_others, nearest, strict=True)
+            for subject in subjects
+        ]
+    asked += [(fact, "own", prompt.replace("{}", fact.subject)) for fact in need_own for prompt in OWN_PROMPTS]
+    answers = _answers(model, list(dict.fromkeys(prompt for *_, prompt in asked)), report)
+    edits: dict[str, list[Fact]] = {}
+    for fact in facts:
+        edits.setdefault(fact.subject, []).append(fact)
+    drawn: dict[tuple[str, str], list[Question]] = {}
+    asked.sort(key=lambda question: not says_something(answers.get(question[2]) or ""))  # stable
+    for fact, field, prompt in asked:
+        answer = answers.get(prompt)
+        questions = drawn.setdefault((fact.id, field), [])
+        if answer is None or len(questions) >= per_fact or _names_an_edit(answer, edits[fact.subject]):
+            continue
+        if says_something(answer) or not any(says_something(question.answer) for question in questions):
+            # Only with a joiner of its own may a prompt end in spaces; nothing follows them in any case.
+            questions.append(Question(prompt, answer, "" if prompt[-1].isspace() else None))
+    drawn = {key: questions for key, questions in drawn.items() if questions}
+    found = [
+        replace(
+            fact,
+            own=tuple(drawn.get((fact.id, "own"), fact.own)),
+            unrelated=tuple(drawn.get((fact.id, "unrelated"), fact.unrelated)),
+        )
+        for fact in facts
+    ]
+    return Controls(FactSet(tuple(found), facts.source, facts.places), frozenset(drawn))
+
+
+def _nearest_subjects(
+    model: LanguageModel, facts: Sequence[Fact], edited: Sequence[str], count: int
+) -> list[list[str]]:
+    """For each fact the shipped subjects that the model takes for most alike, by the divergence between its
+    distributions of the next word after ``KIND_PROMPT``.
+    """
+    taken = {subject.casefold() for subject in edited}
+    others = list(dict.fromkeys(fact.subject for fact in known_facts() if fact.subject.casefold() not in taken))
+    subjects = [*(fact.subject for fact in facts), *others]
+    rows = [row.ids for row in encode(model.tokenizer, [KIND_PROMPT.replace("{}", subject) for subject in subjects])]
+    chances = next_token_log_probabilities(model, rows).exp()
+    own, rest = chances[: len(facts)], chances[len(facts) :]
+    found = []
+    for one in own:
+        distance = _divergence(one, rest)
+        order = sorted(range(len(others)), key=lambda index: (float(distance[index]), others[index]))
+        found.append([others[index] for index in order[:count]])
+    return found
+
+
+def _divergence(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Jensen–Shannon, of (vocabulary,) and (n, vocabulary) -> (n,)."""
+    middle = (one + others) / 2
+
+    def entropy(chances: torch.Tensor) -> torch.Tensor:
+        return -(chances * chances.clamp_min(1e-30).log()).sum(-1)
+
+    return entropy(middle) - (entropy(one) + entropy(others)) / 2
+
+
+def _answers(model: LanguageModel, prompts: Sequence[str], report: Report) -> dict[str, str]:
+    """What the model says to each prompt, where that can be asked again and found right."""
+    done = 0
+
+    def on_rows(count: int) -> None:
+        nonlocal done
+        done += count
+        report("control questions", done, len(prompts))
+
+    said = continue_texts(model, prompts, new_tokens=ANSWER_TOKENS + 1, on_rows=on_rows)
+    candidates = {prompt: first_phrase(text) for prompt, text in zip(prompts, said, strict=True)}
+    pairs = [(prompt, answer) for prompt, answer in candidates.items() if answer and "\x00" not in answer]
+    return {pair[0]: pair[1] for pair, found in zip(pairs, score(model, pairs), strict=True) if found.correct}
+
+
+def first_phrase(text: str) -> str:
+    """A continuation up to its first punctuation mark, or else without its last word, which the limit of tokens may
+    have cut in two.
+    """
+    line = text.strip().split("\n")[0].strip()
+    phrase = _PUNCTUATION.split(line, maxsplit=1)[0].strip()
+    if phrase and phrase != line:
+        return phrase
+    words = line.split()
+    return " ".join(words[:-1] if len(words) > 1 else words)
+
+
+def says_something(answer: str) -> bool:
+    """Whether an answer holds a name or a number, as far as its letters tell: scripts without capitals always do."""
+    return any(sign.isdigit() or (sign.isalpha() and not sign.islower()) for sign in answer)
+
+
+def _names_an_edit(answer: str, facts: Sequence[Fact]) -> bool:
+    names = [name for fact in facts for name in (fact.target, *fact.aliases, fact.old) if name]
+    return any(holds_name(answer, name) for name in names)

@@ -1,0 +1,289 @@
+"""One row per model family: where its blocks, MLP down-projection, attention output, final norm and head are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from errata.errors import UnsupportedModelError
+
+# ----------------------------------------------------------------------------------------------------
+# The plain weight of a down-projection, in one orientation whatever the module stores.
+
+
+# The numbers that an update can be added to, rounded to the nearest.
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_plain(module: nn.Module) -> None:
+    """Refuse a down-projection that an update cannot be added to.
+
+    Raises:
+        UnsupportedModelError: as ``is_transposed``; or a plain module holds what is no plain weight: integers, packed
+            bits, or a tensor of a quantisation library's own type.
+    """
+    is_transposed(module)
+    weight = module.get_parameter("weight").data
+    if weight.dtype not in _WEIGHT_DTYPES or type(weight) is not Tensor:
+        kind = "" if type(weight) is Tensor else f"{type(weight).__module__}.{type(weight).__qualname__} of "
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _WEIGHT_DTYPES)
+        raise UnsupportedModelError(
+            f"the weight of the down-projection is a {kind}{weight.dtype}, expected a plain tensor of one of {names}",
+            remedy="Load the unquantised checkpoint, or dequantise the model before editing",
+        )
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the module stores Wᵀ (d_in × d_out). Its type decides that: a square weight's shape says nothing.
+
+    Raises:
+        UnsupportedModelError: the module is neither exactly `nn.Linear` nor `Conv1D`. Subclasses are refused too, for
+            theirs is not a plain weight: quantised, parametrised and adapter layers all derive from `nn.Linear`.
+    """
+    if type(module) is Conv1D:
+        return True
+    if type(module) is nn.Linear:
+        return False
+    raise UnsupportedModelError(
+        f"the down-projection is a {type(module).__module__}.{type(module).__qualname__}, expected a plain nn.Linear "
+        "or transformers' Conv1D",
+        remedy="Load the model unquantised, and merge or remove adapters and parametrisations",
+    )
+
+
+def down_projection_weight(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
+    """W in the one orientation, (d_out, d_in): `module(k) == W @ k + bias`.
+
+    Returns:
+        A view, detached: it shares the module's memory, so writing into it in place writes the model.
+
+    Raises:
+        UnsupportedModelError: as `is_transposed`.
+    """
+    transposed = is_transposed(module)
+    weight: Tensor = module.get_parameter("weight").detach()
+    return weight.T if transposed else weight
+
+
+# ----------------------------------------------------------------------------------------------------
+
+
+ADD_A_ROW = "add a row to ARCHITECTURES in errata/models/families.py and a tiny model to tests/support/tiny_models.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Where the parts of a model family are; all paths are dotted, as `nn.Module.get_submodule` takes them.
+
+    Attributes:
+        model_type: `config.model_type` as in transformers.
+        title: the family's name for people.
+        blocks: from the causal LM to its `ModuleList` of decoder blocks.
+        mlp: within a block, the module whose output joins the residual stream, through `norm_after_mlp` if there is
+            one. In OPT, whose MLP is no module of its own, the down-projection, which sees (batch·tokens, width).
+        down_projection: within a block, W.
+        attention_output: within a block, attention's output projection.
+        norm_after_mlp: within a block, the norm between W's output and the residual stream. Where it is None, adding
+            r to W's output moves the block's output by r; where it is not, δ, h and z live at W's output.
+        final_norm: from the causal LM to the norm behind the last block; None where the model has none.
+        head: from the causal LM to its LM head. What lies around it (OPT's `project_out`, Gemma 2's soft cap) is the
+            business of the model's own forward pass.
+        embedding: from the causal LM to its token embedding.
+        block_returns_tuple: whether a block returns a tuple whose first entry is the residual stream, not a tensor.
+    """
+
+    model_type: str
+    title: str
+    blocks: str
+    mlp: str
+    down_projection: str
+    attention_output: str
+    norm_after_mlp: str | None
+    final_norm: str | None
+    head: str
+    embedding: str
+    block_returns_tuple: bool = False
+
+
+# The layout that Llama made common; families that share it differ in model_type and title, and nothing else here.
+_LLAMA = Architecture(
+    model_type="llama",
+    title="Llama",
+    blocks="model.layers",
+    mlp="mlp",
+    down_projection="mlp.down_proj",
+    attention_output="self_attn.o_proj",
+    norm_after_mlp=None,
+    final_norm="model.norm",
+    head="lm_head",
+    embedding="model.embed_tokens",
+)
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    Architecture(
+        model_type="gpt2",
+        title="GPT-2",
+        blocks="transformer.h",
+        mlp="mlp",
+        down_projection="mlp.c_proj",
+        attention_output="attn.c_proj",
+        norm_after_mlp=None,
+        final_norm="transformer.ln_f",
+        head="lm_head",
+        embedding="transformer.wte",
+    ),
+    Architecture(
+        model_type="gptj",
+        title="GPT-J",
+        blocks="transformer.h",
+        mlp="mlp",
+        down_projection="mlp.fc_out",
+        attention_output="attn.out_proj",
+        norm_after_mlp=None,
+        final_norm="transformer.ln_f",
+        head="lm_head",
+        embedding="transformer.wte",
+        block_returns_tuple=True,
+    ),
+    Architecture(
+        model_type="gpt_neox",
+        title="GPT-NeoX",
+        blocks="gpt_neox.layers",
+        mlp="mlp",
+        down_projection="mlp.dense_4h_to_h",
+        attention_output="attention.dense",
+        norm_after_mlp=None,
+        final_norm="gpt_neox.final_layer_norm",
+        head="lm_head",
+        embedding="gpt_neox.embed_in",
+    ),
+    _LLAMA,
+    replace(_LLAMA, model_type="mistral", title="Mistral"),
+    replace(_LLAMA, model_type="qwen2", title="Qwen2"),
+    replace(_LLAMA, model_type="qwen3", title="Qwen3"),
+    replace(_LLAMA, model_type="gemma2", title="Gemma 2", norm_after_mlp="post_feedforward_layernorm"),
+    replace(_LLAMA, model_type="gemma3_text", title="Gemma 3", norm_after_mlp="post_feedforward_layernorm"),
+    Architecture(
+        model_type="phi",
+        title="Phi",
+        blocks="model.layers",
+        mlp="mlp",
+        down_projection="mlp.fc2",
+        attention_output="self_attn.dense",
+        norm_after_mlp=None,
+        final_norm="model.final_layernorm",
+        head="lm_head",
+        embedding="model.embed_tokens",
+    ),
+    replace(_LLAMA, model_type="phi3", title="Phi-3"),
+    Architecture(
+        model_type="opt",
+        title="OPT",
+        blocks="model.decoder.layers",
+        mlp="fc2",
+        down_projection="fc2",
+        attention_output="self_attn.out_proj",
+        norm_after_mlp=None,
+        final_norm="model.decoder.final_layer_norm",
+        head="lm_head",
+        embedding="model.decoder.embed_tokens",
+    ),
+)
+
+# Types that transformers loads as a causal LM though the text model is only a part: (what is wrong, what to do).
+_WRAPPED_TYPES = MappingProxyType(
+    {
+        "gemma3": (
+            "a 'gemma3' checkpoint loads as an image-and-text model (ForConditionalGeneration)",
+            # Without the mapping transformers 5 finds none of the weights and leaves random ones in their place.
+            "Load the text part (gemma3_text), save it and edit that: transformers.Gemma3ForCausalLM.from_pretrained("
+            "PATH, key_mapping={'^language_model.model': 'model'})",
+        ),
+    }
+)
+
+
+# What mixture-of-experts configurations call their number of experts.
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+
+
+def architecture_of(model: PreTrainedModel) -> Architecture:
+    """The row of this model's family, with `final_norm` None where this very model has none.
+
+    Raises:
+        UnsupportedModelError: the family is unknown, or the model is one that the maths does not hold for: an encoder
+            and a decoder, a mixture of experts, quantised weights, a norm over the residual sum, attention to later
+            tokens, or no language-model head.
+    """
+    check_config(model.config, quantised=getattr(model, "is_quantized", False))
+    row = next(row for row in ARCHITECTURES if row.model_type == model.config.model_type)
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    missing = [path for path in (row.blocks, row.head, row.embedding) if path not in modules]
+    if missing:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no {', '.join(repr(path) for path in missing)}, where {row.title} has its "
+            "blocks, head and embedding",
+            remedy="Load the model with transformers.AutoModelForCausalLM",
+        )
+    if row.final_norm is not None and attrgetter(row.final_norm)(model) is None:
+        row = replace(row, final_norm=None)
+    for block in attrgetter(row.blocks)(model):
+        check_plain(block.get_submodule(row.down_projection))
+    return row
+
+
+def check_config(config: PreTrainedConfig, *, quantised: bool = False) -> None:
+    """Refuse what can be refused by its configuration alone, before any weight is read.
+
+    Raises:
+        UnsupportedModelError: as ``architecture_of``.
+    """
+    refusal = _refusal(config, quantised)
+    if refusal is not None:
+        what, remedy = refusal
+        raise UnsupportedModelError(what, remedy=remedy)
+
+
+def _refusal(config: PreTrainedConfig, quantised: bool) -> tuple[str, str] | None:
+    """Why this model cannot be edited, and what to do; None if its configuration speaks against nothing."""
+    name = f"{config.model_type!r} model"
+    if getattr(config, "is_encoder_decoder", False):
+        return f"this {name} has an encoder and a decoder", "Use a decoder-only causal language model"
+    if getattr(config, "quantization_config", None) is not None or quantised:
+        return (
+            f"the weights of this {name} are quantised, so an update cannot be added to them",
+            "Load the unquantised checkpoint, or dequantise the model before editing",
+        )
+    if any(_is_several(getattr(config, count, None)) for count in _EXPERT_COUNTS):
+        return (
+            f"this {name} is a mixture of experts, whose blocks have one down-projection per expert",
+            "Use a dense model",
+        )
+    if config.model_type in _WRAPPED_TYPES:
+        return _WRAPPED_TYPES[config.model_type]
+    known = [row.model_type for row in ARCHITECTURES]
+    if config.model_type not in known:
+        return (
+            f"the model type {config.model_type!r} is unknown; known are {', '.join(known)}",
+            f"To add it: {ADD_A_ROW}",
+        )
+    if not getattr(config, "do_layer_norm_before", True):
+        return (
+            f"this {name} normalises after the residual sum (do_layer_norm_before=False), so that adding to the MLP's "
+            "output does not move the block's output by as much",
+            "Use a checkpoint with do_layer_norm_before=True",
+        )
+    if getattr(config, "use_bidirectional_attention", False):
+        return f"this {name} attends to later tokens (use_bidirectional_attention)", "Use a causal language model"
+    return None
+
+
+def _is_several(count: object) -> bool:
+    return isinstance(count, int) and count > 1

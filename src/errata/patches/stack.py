@@ -1,0 +1,262 @@
+"""A stack: patches on a base, in order. As a directory it is small; beside a full model it says what is in the weights.
+
+errata-stack.json          the base with its fingerprint, and of each patch: name, file, digest, when it was put on
+patches/0001-NAME.safetensors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from errata.errors import InputError
+from errata.facts.fact import Fact
+from errata.models.language_model import LanguageModel
+from errata.models.outline import lasting_name
+from errata.patches.patch import DtypeName, Patch, dtype_name, now, read_patch, write_patch
+from errata.utils.files import file_digest, is_file, reason_of, write_text
+
+FILE = "errata-stack.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """One patch of a stack.
+
+    Attributes:
+        name: unique in the stack.
+        added: when it was put on, in UTC, ISO 8601.
+        forced: whether it was made for other weights than those it stands on.
+        missing: names of patches that it was solved on top of and that have been taken out since.
+    """
+
+    name: str
+    patch: Patch
+    added: str
+    forced: bool = False
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Patches on a base.
+
+    Attributes:
+        base: the name of the model that is under them: a hub name, ``lab``, or an absolute path.
+        fingerprint: of its weights in ``dtype``.
+
+    Raises:
+        InputError: if two patches have one name.
+    """
+
+    base: str
+    fingerprint: str
+    dtype: DtypeName
+    patches: tuple[Stacked, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [stacked.name for stacked in self.patches]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(
+                f"the stack has more than one patch called {', '.join(map(repr, twice))}",
+                remedy="Names tell patches apart, for example for `errata revert`: give each its own",
+            )
+
+    @property
+    def facts(self) -> list[tuple[str, Fact]]:
+        """(name of the patch, fact), oldest first."""
+        return [(stacked.name, fact) for stacked in self.patches for fact in stacked.patch.facts]
+
+    def with_patch(self, name: str, patch: Patch, *, forced: bool = False) -> Stack:
+        """The stack with a patch on top; ``name`` gets a number behind it where there is one of that name."""
+        taken = {stacked.name for stacked in self.patches}
+        unique = next(new for number in range(1, len(taken) + 2) if (new := _numbered(name, number)) not in taken)
+        return replace(self, patches=(*self.patches, Stacked(unique, patch, now(), forced)))
+
+    def without(self, names: Collection[str]) -> Stack:
+        """The stack without some patches. Those above them stay as they are, and remember what they rested on.
+
+        Raises:
+            InputError: if there is no patch of such a name.
+        """
+        self.check_names(names)
+        gone: list[str] = []
+        left: list[Stacked] = []
+        for stacked in self.patches:
+            if stacked.name in names:
+                gone.append(stacked.name)
+            else:
+                left.append(replace(stacked, missing=(*stacked.missing, *gone)))
+        return replace(self, patches=tuple(left))
+
+    def check_names(self, names: Collection[str]) -> None:
+        """Raises InputError if a name is not one of the patches'."""
+        known = [stacked.name for stacked in self.patches]
+        if unknown := [name for name in names if name not in known]:
+            raise InputError(
+                f"there is no patch {', '.join(map(repr, unknown))}",
+                remedy=f"There are: {', '.join(known)}" if known else "There are no patches at all",
+            )
+
+    def put_into(self, model: LanguageModel) -> None:
+        """Put all patches into their base, in order.
+
+        Raises:
+            InputError: if ``model`` is not the base that they stand on; it is then what it was.
+        """
+        if (found := model.fingerprint()) != self.fingerprint:
+            raise InputError(
+                f"these patches stand on {self.base!r} in {self.dtype} ({self.fingerprint[:12]}…), and what is there "
+                f"has other weights ({found[:12]}…, in {dtype_name(model.dtype)})",
+                remedy=f"Give {self.base!r} as it was, in {self.dtype}",
+            )
+        with model.edits.transaction():
+            for stacked in self.patches:
+                stacked.patch.apply(model, force=True)  # the base was checked, and each patch when it was put on
+
+    def take_out(self, model: LanguageModel) -> None:
+        """Take all patches out again.
+
+        Raises:
+            InputError: if one of them is not in.
+        """
+        with model.edits.transaction():
+            for stacked in reversed(self.patches):
+                stacked.patch.undo(model)
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    file: str
+    sha256: str
+    added: str
+    forced: bool
+    missing: tuple[str, ...]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["errata-stack-1"] = "errata-stack-1"
+    base: str
+    fingerprint: str
+    dtype: DtypeName
+    patches: tuple[_Entry, ...]
+
+
+def write_stack(stack: Stack, directory: Path) -> None:
+    """Write a stack into a directory that is new; see ``output.new_directory``."""
+    entries = []
+    for number, stacked in enumerate(stack.patches, start=1):
+        file = f"patches/{number:04}-{_file_name(stacked.name)}.safetensors"
+        write_patch(stacked.patch, directory / file)
+        digest = file_digest(directory / file)
+        entries.append(
+            _Entry(
+                name=stacked.name,
+                file=file,
+                sha256=digest,
+                added=stacked.added,
+                forced=stacked.forced,
+                missing=stacked.missing,
+            )
+        )
+    record = _Record(base=stack.base, fingerprint=stack.fingerprint, dtype=stack.dtype, patches=tuple(entries))
+    write_text(directory / FILE, record.model_dump_json(indent=1) + "\n")
+
+
+def read_stack(directory: Path) -> Stack:
+    """Read what ``write_stack`` wrote.
+
+    Raises:
+        InputError: if there is none, or a file of it is missing, changed or damaged.
+    """
+    record = _read_record(directory)
+    patches = []
+    for entry in record.patches:
+        path = directory / entry.file
+        if not _is_inside(path, directory):
+            raise InputError(f"{directory / FILE} names a file outside of {directory}: {entry.file!r}", remedy=_REMEDY)
+        if not is_file(path):
+            raise InputError(f"the patch {path} is missing", remedy=_REMEDY)
+        if file_digest(path) != entry.sha256:
+            raise InputError(f"the patch {path} is not what was written: it was changed or damaged", remedy=_REMEDY)
+        patches.append(Stacked(entry.name, read_patch(path).patch, entry.added, entry.forced, entry.missing))
+    try:
+        return Stack(record.base, record.fingerprint, record.dtype, tuple(patches))
+    except InputError as error:
+        raise InputError(f"{directory / FILE}: {error.what}", remedy=_REMEDY) from error
+
+
+def has_stack(name: str | Path) -> bool:
+    """Whether a stack is there: on its own, or beside the weights of a full model."""
+    return is_file(Path(name) / FILE)
+
+
+def is_stack(name: str | Path) -> bool:
+    """Whether a directory is a stack and nothing else: the weights are its base's."""
+    return has_stack(name) and not (Path(name) / "config.json").is_file()
+
+
+def stack_base(directory: str | Path) -> tuple[str, torch.dtype]:
+    """The base of a stack and the precision that it has to be loaded in, without reading the patches.
+
+    Raises:
+        InputError: if the record cannot be read.
+    """
+    record = _read_record(Path(directory))
+    dtype = getattr(torch, record.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"{Path(directory) / FILE} names a dtype {record.dtype!r}", remedy=_REMEDY)
+    return record.base, dtype
+
+
+def new_stack(model: LanguageModel, fingerprint: str) -> Stack:
+    """A stack without patches on a model, which is found again by its name, or by its absolute path."""
+    return Stack(lasting_name(model.name), fingerprint, dtype_name(model.dtype))
+
+
+def solved_on_top(stack: Stack, names: Collection[str]) -> list[tuple[str, Sequence[Fact]]]:
+    """(patch, facts) of what was solved while the named patches were in, and stands above the lowest of them."""
+    above = False
+    found: list[tuple[str, Sequence[Fact]]] = []
+    for stacked in stack.patches:
+        if stacked.name in names:
+            above = True
+        elif above:
+            found.append((stacked.name, stacked.patch.facts))
+    return found
+
+
+_REMEDY = "Put the file back as it was, or make the stack anew with `errata apply`"
+
+
+def _read_record(directory: Path) -> _Record:
+    path = directory / FILE
+    try:
+        return _Record.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not the record of a stack: {reason_of(error)}", remedy=_REMEDY) from error
+
+
+def _is_inside(path: Path, directory: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(directory.resolve())
+    except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a NUL
+        return False
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
+
+
+def _file_name(name: str) -> str:
+    """What of a name may stand in the name of a file everywhere."""
+    return "".join(sign if sign.isalnum() or sign in "+-_." else "-" for sign in name)[:60]

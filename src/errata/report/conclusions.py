@@ -1,0 +1,212 @@
+"""What a benchmark found, in one paragraph, by rules from its rows.
+
+Nothing is called better unless the intervals say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+from errata.evaluation.outcomes import FEW, Outcome, no_room
+from errata.report.comparison import Interval, separate_best
+from errata.results.metrics import CONTROLS, Metric, measure_of
+from errata.results.records import Row
+
+# ----------------------------------------------------------------------------------------------------
+# One sentence of advice after an edit, by rules from what was measured.
+
+
+NOTABLE, LARGE = 0.1, 0.3
+"""Of ‖ΔW‖ / ‖W‖ of a layer. On SmolLM2-135M, edits that left control questions alone changed layers by 0.02 to 0.11.
+Those that cost perplexity (1.45 times) and ten points of specificity changed them by 0.7 to 0.9, and one that broke the
+model by 1.3. So a tenth is worth a note; 0.3 is well above the first and well below the second, and is worth a warning.
+It is no verdict: the small model `lab` takes changes of 2 with hardly a loss."""
+MUCH_PERPLEXITY: Final = 1.2
+MUCH_LOST: Final = 0.1
+FEWEST: Final = 2  # of few questions, a single answer is already a large share
+MUCH_CHANGED: Final = 0.25  # right or wrong: a model that answers otherwise has learnt something that nobody asked for
+_GENTLEST: Final = "alphaedit"
+"""The row that lost fewest of the other answers on both real models (docs/real_models.md, The four rows)."""
+_RECIPE: Final = "in a recipe (`errata recipe show`, or `errata recipe auto --minutes 0`, writes one)"
+_LOWER_RATE: Final = f"lower target.learning_rate {_RECIPE}"
+_CONTROLS: Final = "add --untouched with questions that the model knows"
+
+
+def damage(outcome: Outcome) -> list[str]:
+    """The measured signs that an edit changed more than its facts, in words; none where there is none."""
+    found = []
+    for kind, count in outcome.counts().items():
+        kind, _, chat = kind.partition(":")
+        name = kind.replace("_", " ") + (" (chat)" if chat else "")
+        if count.known >= FEW and count.lost >= FEWEST and count.lost > MUCH_LOST * count.known:
+            found.append(f"{count.lost} of {count.known} {name} answers were lost")
+        elif not chat and count.asked >= FEW and count.changed >= FEWEST and count.changed > MUCH_CHANGED * count.asked:
+            found.append(f"{count.changed} of {count.asked} {name} answers changed")
+    if outcome.perplexity_ratio is not None and outcome.perplexity_ratio > MUCH_PERPLEXITY:
+        found.append(f"perplexity is {outcome.perplexity_ratio:.2f} times what it was")
+    return found
+
+
+def advice(outcome: Outcome, method: str) -> str:
+    """What to do next, in one sentence.
+
+    Args:
+        method: that edited, such as ``alphaedit+blue``.
+    """
+    own = [wording for fact in outcome.facts for wording in fact.wordings if wording.own]
+    others = [wording for fact in outcome.facts for wording in fact.wordings if not wording.own]
+    missed = sum(not wording.took for wording in own)
+    # A smaller rate helps any method; another method is named only where it was measured to lose less.
+    gentler = _LOWER_RATE if method.startswith(_GENTLEST) else f"try --method {_GENTLEST}, or {_LOWER_RATE}"
+    stronger = f"raise target.learning_rate or target.steps {_RECIPE}, or choose other layers (errata locate)"
+    if signs := damage(outcome):
+        return f"The damage is large ({'; '.join(signs)}): {gentler}."
+    if own and missed == len(own):
+        return f"None of the facts took: {stronger}."
+    if missed:
+        return f"{missed} of {len(own)} facts did not take: {stronger}."
+    largest = max(outcome.weight_change.values(), default=0.0)
+    if largest > LARGE:
+        return (
+            f"The facts took, but the change is {100 * largest:.0f} % of a layer's weights, which can do damage that "
+            f"these questions do not show: {gentler}."
+        )
+    # Not those in chat, which are the same questions once more.
+    if sum(count.known for kind, count in outcome.counts().items() if ":" not in kind) < FEW:
+        return f"The facts took, but fewer than {FEW} control questions can show damage: {_CONTROLS}."
+    deaf = sum(not wording.took for wording in others)
+    if 2 * deaf > len(others):
+        return (
+            f"The facts took and little else changed, but {deaf} of {len(others)} paraphrases do not give the new "
+            f"answer: raise target.steps {_RECIPE}, or edit these wordings too."
+        )
+    return "This looks fine: the facts took, and little else changed."
+
+
+# ----------------------------------------------------------------------------------------------------
+
+
+_SMALL: Final = 50  # facts; an interval of a share over fewer is wider than 25 points
+
+_By = Mapping[tuple[str, str], Row]
+"""(metric, method) -> row."""
+
+
+def conclusion(rows: Sequence[Row], stopped: Collection[str] = ()) -> str:
+    """A paragraph on one model and one data set; empty where nothing was measured after the run.
+
+    Args:
+        stopped: methods of which a run stopped early; they are not compared.
+    """
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    after: _By = {(row["metric"], row["method"]): row for row in rows if row["when"] == "after"}
+    before = {row["metric"]: row["mean"] for row in rows if row["when"] == "before"}
+    compared = [method for method in methods if method not in stopped]
+    sentences = [
+        *_edited(after, methods),
+        *_ahead(after, compared),
+        *_kept(after, methods),
+        *_harm(after, methods),
+        *([f"{_joined(sorted(stopped))} stopped early, because perplexity went over its limit."] if stopped else []),
+        *_unable(before, {metric for metric, _ in after}),
+        *_few(after),
+    ]
+    return " ".join(sentences)
+
+
+def unable(rows: Sequence[Row]) -> dict[str, str]:
+    """Metric -> why it can show nothing: it started at its floor or ceiling."""
+    found = {}
+    for row in rows:
+        if row["when"] == "before" and (reason := no_room(row["metric"], row["mean"])):
+            found[row["metric"]] = reason
+    return found
+
+
+def _edited(after: _By, methods: Sequence[str]) -> list[str]:
+    own = _range(after, Metric.EFFICACY_ACCURACY, methods)
+    if own is None:
+        return []
+    rephrased = _range(after, Metric.GENERALISATION_ACCURACY, methods)
+    others = f", and to {rephrased} of their paraphrases" if rephrased else ""
+    return [f"After the whole run the model gives the new answer to {own} of the edited prompts{others}."]
+
+
+def _ahead(after: _By, methods: Sequence[str]) -> list[str]:
+    """Which method is ahead in the first of a few overall metrics that was measured."""
+    if len(methods) < 2:
+        return []
+    for metric in (Metric.SCORE, Metric.EFFICACY_ACCURACY):
+        rows = [after.get((metric, method)) for method in methods]
+        if not any(rows):
+            continue
+        best = separate_best(
+            [None if row is None else Interval(row["mean"], row["low"], row["high"]) for row in rows], "higher"
+        )
+        name = measure_of(metric).head
+        if best is None:
+            return [f"In {name} no method is ahead of all others beyond the 95 % intervals."]
+        return [f"In {name} {methods[best]} is ahead of all others beyond the 95 % intervals."]
+    return []
+
+
+def _kept(after: _By, methods: Sequence[str]) -> list[str]:
+    parts = []
+    for accuracy, kind in CONTROLS.items():
+        found = _range(after, f"{accuracy}_known", methods, least="most harm by")
+        if found is not None:
+            parts.append(f"{found} of {kind.replace('_', ' ')} questions")
+    if not parts:
+        return []
+    return [f"Of the control answers that were correct before editing it still gives {_joined(parts)}."]
+
+
+def _harm(after: _By, methods: Sequence[str]) -> list[str]:
+    found = []
+    for metric, limit, what in (
+        (Metric.PERPLEXITY_RATIO, MUCH_PERPLEXITY, "perplexity above {limit:g} times that of the unedited model"),
+        (Metric.WEIGHT_NORM_RATIO, LARGE, "a change of more than {limit:g} of the weights' norm"),
+    ):
+        over = [
+            f"{method} ({row['mean']:.2f})"
+            for method in methods
+            if (row := after.get((metric, method))) is not None and row["mean"] > limit
+        ]
+        if over:
+            found.append(f"Warning: {what.format(limit=limit)} after {_joined(over)}.")
+    return found
+
+
+def _unable(before: Mapping[str, float], measured: Collection[str]) -> list[str]:
+    found = [
+        f"{measure_of(metric).head} (from {100 * mean:.1f} %)"
+        for metric, mean in before.items()
+        if metric in measured and no_room(metric, mean)
+    ]
+    if not found:
+        return []
+    return [f"No effect can be seen, because of where it began, in {_joined(found)}."]
+
+
+def _few(after: _By) -> list[str]:
+    counts = [row["n"] for (metric, _), row in after.items() if metric == Metric.EFFICACY_ACCURACY]
+    if not counts or min(counts) >= _SMALL:
+        return []
+    return [f"These are only {min(counts)} facts: differences within the intervals mean nothing."]
+
+
+def _range(after: _By, metric: str, methods: Sequence[str], least: str = "least by") -> str | None:
+    """``62.0 to 95.0 % (least by memit)``."""
+    found = sorted((row["mean"], method) for method in methods if (row := after.get((metric, method))) is not None)
+    if not found:
+        return None
+    measure = measure_of(metric)
+    low, high = measure.number(found[0][0]), measure.number(found[-1][0])
+    if low == high:
+        return f"{low} %"
+    return f"{low} to {high} % ({least} {found[0][1]})"
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,253 @@
+"""Which layers hold a model's facts: causal tracing over facts that it knows, and a stated rule from its curves.
+
+Meng et al. (2022), "Locating and Editing Factual Associations in GPT", section 2, for the tracing; the rule is ours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+
+from errata.errors import ErrataError, InputError
+from errata.facts.fact import Fact
+from errata.models.language_model import LanguageModel
+from errata.patches.patch import software_versions
+from errata.results.records import interval_of, resampled_sums
+from errata.tracing.causal_tracing import Array, Chosen, Part, Position, Trace, choose_facts, trace, window_around
+from errata.utils.progress import Report, silent
+
+FORMAT = "errata-tracing-1"
+ENOUGH_FACTS = 10  # below, a mean over facts says little
+SHARE = 0.5  # of the largest effect, that makes a layer critical
+MOST_LAYERS = 6
+RULE = (
+    "the last critical layer is the last one whose block output, restored at the subject's last token, has at least "
+    "half of the largest average indirect effect; the first is the first one whose MLP outputs, restored there over "
+    "the window around it, have at least half of the largest of theirs, never behind the last; of more than "
+    f"{MOST_LAYERS} the last {MOST_LAYERS} are taken; the boundaries are the first and the last"
+)
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class TracingSettings:
+    """What tracing goes by.
+
+    Attributes:
+        count: facts to trace, at most.
+        samples: draws of noise per fact.
+        window: blocks whose MLP, or attention, outputs are restored together.
+        noise: in standard deviations of the embedding entries of the subjects' tokens.
+        seed: of the noise, of the order of facts, and of the intervals.
+        positions: the kinds of tokens; the subject's last decides.
+    """
+
+    count: int = 100
+    samples: int = 10
+    window: int = 2
+    noise: float = 3.0
+    seed: int = 0
+    positions: tuple[Position, ...] = tuple(Position)
+
+    def __post_init__(self) -> None:
+        if Position.SUBJECT_LAST not in self.positions:
+            raise ValueError("the subject's last token decides which layers are critical, so it must be restored")
+
+
+def default_window(layers: int) -> int:
+    """About 20 % of the depth, and at least 2: 2 for 8 blocks, 10 for 48 as in the paper."""
+    return min(layers, max(2, round(layers / 5)))
+
+
+def check_window(window: int, layers: int) -> None:
+    """Raises InputError if there are not so many blocks."""
+    if not 1 <= window <= layers:
+        raise InputError(
+            f"a window of {window} blocks does not fit a model of {layers}", remedy=f"Give 1 to {layers} blocks"
+        )
+
+
+class Estimate(TypedDict):
+    """A mean over facts with its 95 % bootstrap interval; no interval of a single fact."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+class Cell(Estimate):
+    """The average indirect effect of one place: part, kind of token, layer, and (first, last) block of its window."""
+
+    part: str
+    position: str
+    layer: int
+    window: tuple[int, int]
+    n: int
+
+
+def estimates(values: Array, *, seed: int = 0) -> list[Estimate]:
+    """(facts, quantities) -> each quantity's mean with its interval."""
+    facts = len(values)
+    drawn = resampled_sums(np.ascontiguousarray(values.T), seed=seed, resamples=_RESAMPLES) / facts
+    intervals = [interval_of(column, facts) for column in drawn.T]
+    return [
+        Estimate(mean=float(mean), low=low, high=high)
+        for mean, (low, high) in zip(values.mean(0), intervals, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """The critical layers, ascending, by ``RULE``."""
+
+    layers: tuple[int, ...]
+
+    @property
+    def boundaries(self) -> tuple[int, int]:
+        return self.layers[0], self.layers[-1]
+
+
+def propose_layers(block: Sequence[float], mlp: Sequence[float]) -> Proposal:
+    """The critical layers by ``RULE``.
+
+    Args:
+        block: by layer, the average indirect effect of the block's output at the subject's last token.
+        mlp: the same of the MLP outputs over a window around the layer.
+
+    Raises:
+        ErrataError: if one of the two has no positive effect (or a NaN): nothing tells then where facts are.
+    """
+    for name, curve in (("block", block), ("MLP", mlp)):
+        if not all(np.isfinite(curve)) or max(curve) <= 0:
+            raise ErrataError(
+                f"no layers can be proposed: restoring {name} outputs at the subject's last token brings nothing of "
+                f"the answer back (largest average indirect effect {max(curve):.3g})",
+                remedy="Trace more facts, or other ones; or choose layers by editing each alone",
+            )
+    last = max(layer for layer, effect in enumerate(block) if effect >= SHARE * max(block))
+    first = min(layer for layer, effect in enumerate(mlp) if effect >= SHARE * max(mlp))
+    return Proposal(tuple(range(min(first, last), last + 1))[-MOST_LAYERS:])
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A model's facts traced.
+
+    Attributes:
+        layers: how many blocks the model has.
+        seconds: that tracing took.
+    """
+
+    settings: TracingSettings
+    chosen: Chosen
+    traced: Trace
+    layers: int
+    seconds: float
+
+    def curve(self, part: Part) -> list[float]:
+        """By layer, the average indirect effect at the subject's last token."""
+        return [float(mean) for mean in self.traced.effects(part, Position.SUBJECT_LAST).mean(0)]
+
+    def propose(self) -> Proposal:
+        """Raises ErrataError: see ``propose_layers``."""
+        return propose_layers(self.curve(Part.BLOCK), self.curve(Part.MLP))
+
+    def totals(self) -> dict[str, Estimate]:
+        """The answers' probability clean and corrupted, and the difference: the total effect."""
+        clean, corrupted = self.traced.clean, self.traced.corrupted
+        columns = np.stack([clean, corrupted, clean - corrupted], axis=1)
+        found = estimates(columns, seed=self.settings.seed)
+        return dict(zip(("clean", "corrupted", "total_effect"), found, strict=True))
+
+    def cells(self) -> list[Cell]:
+        """Every average indirect effect in long form; kinds of tokens that no fact has are left out."""
+        found: list[Cell] = []
+        for part in Part:
+            for position in self.settings.positions:
+                effects = self.traced.effects(part, position)
+                if not len(effects):
+                    continue
+                for layer, estimate in enumerate(estimates(effects, seed=self.settings.seed)):
+                    reach = window_around(layer, 1 if part is Part.BLOCK else self.settings.window, self.layers)
+                    found.append(
+                        Cell(
+                            part=str(part),
+                            position=str(position),
+                            layer=layer,
+                            window=(reach[0], reach[-1]),
+                            n=len(effects),
+                            **estimate,
+                        )
+                    )
+        return found
+
+    def record(self, model: LanguageModel) -> dict[str, Any]:
+        """The result, and everything that it takes to have it again. No proposal if the rule gives none."""
+        try:
+            proposal = self.propose()
+        except ErrataError as error:
+            proposed: dict[str, Any] = {"layers": None, "boundaries": None, "refused": error.what}
+        else:
+            proposed = {"layers": list(proposal.layers), "boundaries": list(proposal.boundaries)}
+        settings = asdict(self.settings)
+        found = zip(self.chosen.facts, self.traced.clean, self.traced.corrupted, strict=True)
+        return {
+            "format": FORMAT,
+            "rows": self.cells(),
+            "proposal": proposed | {"rule": RULE},
+            "about": {
+                "model": model.name,
+                "fingerprint": model.fingerprint(),
+                "layers": self.layers,
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "device": str(model.device),
+                "versions": software_versions(),
+                "settings": settings | {"positions": [str(position) for position in self.settings.positions]},
+                "sigma": self.traced.sigma,
+                "asked": self.chosen.asked,
+                "known": self.chosen.known,
+                "nothing_behind": self.chosen.nothing_behind,
+                "traced": len(self.chosen.facts),
+                "seconds": self.seconds,
+                **self.totals(),
+                "facts": [
+                    fact.to_record() | {"clean": float(clean), "corrupted": float(corrupted)}
+                    for fact, clean, corrupted in found
+                ],
+            },
+        }
+
+
+def locate(
+    model: LanguageModel, facts: Sequence[Fact], settings: TracingSettings, *, report: Report = silent
+) -> Location:
+    """Trace the facts that a model knows.
+
+    Args:
+        facts: with their old answers.
+        report: told the facts found to be known, and the layers traced.
+
+    Raises:
+        InputError: if a fact has no old answer, or the window does not fit the model.
+        ErrataError: if no fact is known, or a probability is not finite.
+    """
+    layers = len(model.blocks)
+    check_window(settings.window, layers)
+    chosen = choose_facts(model, facts, settings.count, seed=settings.seed, report=report)
+    started = time.perf_counter()
+    traced = trace(
+        model,
+        chosen.prompts,
+        samples=settings.samples,
+        window=settings.window,
+        noise=settings.noise,
+        positions=settings.positions,
+        generator=torch.Generator().manual_seed(settings.seed),
+        report=report,
+    )
+    return Location(settings, chosen, traced, layers, time.perf_counter() - started)
