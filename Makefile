@@ -43,6 +43,7 @@ real-model: $(VENV)/.test
 lint: $(VENV)/.test
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV)/bin/lint-imports
 
 types: $(VENV)/.test
 	$(VENV_PYTHON) -m mypy

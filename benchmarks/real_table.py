@@ -49,7 +49,6 @@ from errata.datasets.reading import read_dataset
 from errata.editing.methods import BOUNDARY_SUFFIX, METHODS, method_named
 from errata.editing.preparation import Prepared, prepare
 from errata.editing.recipe import Recipe, parse_recipe, read_recipe, shipped_recipe
-from errata.editing.recipe_settings import BUILTIN
 from errata.errors import EditError, ErrataError
 from errata.evaluation.perplexity import Perplexity, pooled
 from errata.facts.fact import Question
@@ -59,6 +58,7 @@ from errata.report.tables import markdown_tables
 from errata.results.metrics import Metric
 from errata.results.records import Record, Row, summarise_groups, to_long, write_results
 from errata.runs.loading import load_model
+from errata.statistics.settings import BUILTIN
 from errata.utils.files import write_text
 
 SETS = ("shipped", "low-rate", "automatic")

@@ -23,11 +23,10 @@ from errata.editing.recipe_settings import (
     NullSpaceSettings,
     PruneSettings,
     RankOneSettings,
-    Settings,
-    StatisticsSettings,
 )
 from errata.editing.schedules import SCHEDULES
 from errata.errors import FaultsError, InputError
+from errata.statistics.settings import Settings, StatisticsSettings
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 SHIPPED = [(model, method) for model in shipped_names() for method in shipped_file(model).names]

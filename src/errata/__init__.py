@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from errata._version import __version__
+
 if TYPE_CHECKING:
     from errata.editing.batch import BatchRecord
     from errata.editing.methods import METHODS, Method, method_named
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from errata.patches.patch import Patch
     from errata.patches.stack import Stack, read_stack
     from errata.runs.loading import load_model
-
-__version__ = "0.1.0"
 
 _HOME = {
     "BatchRecord": "errata.editing.batch",

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import errata.statistics.store
-from errata.editing.recipe_settings import StatisticsSettings
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.statistics.moments import SecondMoment
+from errata.statistics.settings import StatisticsSettings
 from errata.statistics.store import check_corpus, default_cache, moments_for
 
 from tests.support.editing import corpus_texts, tiny_language_model, write_corpus

@@ -19,10 +19,10 @@ from errata.benchmark.material import Material
 from errata.editing.contexts import generate_prefixes
 from errata.editing.preparation import Prepared, prepare
 from errata.editing.recipe import Recipe
-from errata.editing.recipe_settings import Settings
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.outline import Outline
+from errata.statistics.settings import Settings
 from errata.utils.progress import Report, silent
 
 Kept = Mapping[str, Any]

@@ -23,7 +23,6 @@ from errata.cli.model_options import (
 )
 from errata.cli.recipe_options import text_named
 from errata.cli.terminal import JsonOption, console, error_console, progress, tell, warn, write_json
-from errata.editing.recipe_settings import BUILTIN
 from errata.errors import ErrataError, Fault, InputError, told_together
 from errata.evaluation.controls import facts_to_scan
 from errata.facts.fact import Fact, FactSet
@@ -41,6 +40,7 @@ from errata.report.layers import (
     tracing_table,
 )
 from errata.runs.loading import load_model
+from errata.statistics.settings import BUILTIN
 from errata.tracing.causal_tracing import Position
 from errata.tracing.layer_scan import ENOUGH_FACTS as ENOUGH_TO_SCAN
 from errata.tracing.layer_scan import RULE, LayerScan, ScanSettings, scan_layers

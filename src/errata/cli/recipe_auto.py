@@ -38,7 +38,6 @@ from errata.cli.questions import examination_for, read_questions
 from errata.cli.recipe_options import layers_named, text_named
 from errata.cli.terminal import JsonOption, console, counted, error_console, progress, tell, warn, write_json
 from errata.editing.methods import BOUNDARY_SUFFIX, Method, method_named
-from errata.editing.recipe_settings import BUILTIN
 from errata.errors import InputError, told_together
 from errata.evaluation.controls import facts_to_scan, known_facts, with_automatic_controls
 from errata.facts.fact import FactSet
@@ -48,6 +47,7 @@ from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
 from errata.runs.loading import load_model
+from errata.statistics.settings import BUILTIN
 from errata.tracing.layer_scan import ScanSettings
 from errata.utils.files import check_file, write_text
 from errata.utils.progress import Report

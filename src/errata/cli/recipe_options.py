@@ -17,7 +17,6 @@ from errata.cli.terminal import error_console, warn
 from errata.editing.methods import BOUNDARY_SUFFIX, method_named, published_faults
 from errata.editing.recipe import Recipe, corpus_path, read_recipe, shipped_recipe
 from errata.editing.recipe_files import shipped_file
-from errata.editing.recipe_settings import BUILTIN, NAMED_CORPORA
 from errata.editing.schedules import SCHEDULES
 from errata.editing.shaping import SHAPERS
 from errata.errors import ErrataError, Fault, FaultsError, InputError, told_together
@@ -25,6 +24,7 @@ from errata.evaluation.controls import facts_to_scan, known_facts
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
 from errata.statistics.corpus import open_corpus
+from errata.statistics.settings import BUILTIN, NAMED_CORPORA
 from errata.statistics.store import check_corpus
 from errata.tracing.layer_scan import FORMAT, RULE, ScanSettings, scan_layers, scan_work
 from errata.utils.files import cache_directory, write_text

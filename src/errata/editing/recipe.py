@@ -17,18 +17,16 @@ from pydantic import Field, StrictInt, ValidationError, field_validator, model_v
 from errata.editing.methods import BOUNDARY_SUFFIX, method_named, published_faults
 from errata.editing.recipe_files import RecipeFile, merge, parse_file, read_file, shipped_for
 from errata.editing.recipe_settings import (
-    NAMED_CORPORA,
     AnyTargetSettings,
     ContextSettings,
     RoundSettings,
-    Settings,
     ShapingSettings,
     SolverSettings,
-    StatisticsSettings,
     fault_of,
     path_of,
 )
 from errata.errors import Fault, FaultsError, InputError
+from errata.statistics.settings import NAMED_CORPORA, Settings, StatisticsSettings
 from errata.utils.yaml import Dumper, KeyPath, line_of
 
 

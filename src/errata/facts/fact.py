@@ -102,27 +102,27 @@ def field_faults(record: object, place: str, known: Sequence[str], required: Col
         return [Fault(place, f"the record is {_kind(record)}", "Write an object with the fields of one fact")]
     faults = _field_faults(record, known, required, place, "", aliases=ALIASES)
     spaces = record.get("joiner") == ""
-    for field in (*known, *ALIASES):
-        value = record.get(field)
+    for name in (*known, *ALIASES):
+        value = record.get(name)
         if value is None:
             continue
-        if field == "joiner":
-            faults += _joiner_faults(value, field, place)
-        elif field not in (*TEXT_LISTS, *QUESTION_LISTS):
-            faults += _text_faults(value, field, field, place, spaces=spaces)
+        if name == "joiner":
+            faults += _joiner_faults(value, name, place)
+        elif name not in (*TEXT_LISTS, *QUESTION_LISTS):
+            faults += _text_faults(value, name, name, place, spaces=spaces)
         elif not isinstance(value, list | tuple):
-            faults.append(Fault(place, f"'{field}' is {_kind(value)}, not a list", f"Write it as {_example(field)}"))
-        elif field in TEXT_LISTS:
+            faults.append(Fault(place, f"'{name}' is {_kind(value)}, not a list", f"Write it as {_example(name)}"))
+        elif name in TEXT_LISTS:
             for index, text in enumerate(value):
-                faults += _text_faults(text, field, f"{field}[{index}]", place, spaces=spaces)
+                faults += _text_faults(text, name, f"{name}[{index}]", place, spaces=spaces)
         else:
             for index, entry in enumerate(value):
-                faults += [] if isinstance(entry, Question) else _question_faults(entry, f"{field}[{index}]", place)
-    for alias, field in ALIASES.items():
-        first, second = record.get(field), record.get(alias)
+                faults += [] if isinstance(entry, Question) else _question_faults(entry, f"{name}[{index}]", place)
+    for alias, name in ALIASES.items():
+        first, second = record.get(name), record.get(alias)
         if isinstance(first, str) and isinstance(second, str) and first != second:
-            what = f"'{field}' {shown(first)} and '{alias}' {shown(second)} differ, but are two names of one field"
-            faults.append(Fault(place, what, f"Keep '{field}'"))
+            what = f"'{name}' {shown(first)} and '{alias}' {shown(second)} differ, but are two names of one name"
+            faults.append(Fault(place, what, f"Keep '{name}'"))
     prompt, subject = record.get("prompt"), record.get("subject")
     if isinstance(prompt, str) and prompt.strip() and (what := _misplaced(prompt, subject)):
         faults.append(Fault(place, what, "Write {} once, where the subject stands"))
@@ -172,9 +172,9 @@ def _question_faults(entry: object, path: str, place: str) -> list[Fault]:
         return [Fault(place, f"'{path}' is {_kind(entry)}, not an object", f"Write it as {_example('question')}")]
     prefix = f"{path}." if path else ""
     faults = _field_faults(entry, QUESTION_FIELDS, _REQUIRED_OF_QUESTIONS, place, prefix)
-    for field in _REQUIRED_OF_QUESTIONS:
-        if entry.get(field) is not None:
-            faults += _text_faults(entry[field], field, prefix + field, place, spaces=entry.get("joiner") == "")
+    for name in _REQUIRED_OF_QUESTIONS:
+        if entry.get(name) is not None:
+            faults += _text_faults(entry[name], name, prefix + name, place, spaces=entry.get("joiner") == "")
     if entry.get("joiner") is not None:
         faults += _joiner_faults(entry["joiner"], prefix + "joiner", place)
     return faults

@@ -16,7 +16,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from errata.errors import InputError
 from errata.lab.corpus import running_text
 from errata.lab.world import World
-from errata.statistics.corpus import Corpus
 
 _FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 # Key statistics are taken over documents that training has not seen in this order and wording.
@@ -43,16 +42,16 @@ def lab_world(directory: Path | None = None) -> World:
     return World(seed=record["seed"], people=record["people"])
 
 
-def lab_corpus() -> Corpus:
-    """The lab's running text, as key statistics read it."""
-    world = lab_world()
-    digest = hashlib.sha256(json.dumps(world.people, sort_keys=True).encode())
-    digest.update("\n".join(text for text, _ in zip(_text(world), range(50), strict=False)).encode())
-    return Corpus("lab", digest.hexdigest(), lambda: _text(world))
+def lab_documents() -> Iterator[str]:
+    """The running text that key statistics of the embedded model are computed from."""
+    return running_text(lab_world(), seed=_STATISTICS_SEED)
 
 
-def _text(world: World) -> Iterator[str]:
-    return running_text(world, seed=_STATISTICS_SEED)
+def lab_corpus_digest() -> str:
+    """A digest that changes when ``lab_documents`` does: of the world and the first 50 documents."""
+    digest = hashlib.sha256(json.dumps(lab_world().people, sort_keys=True).encode())
+    digest.update("\n".join(text for text, _ in zip(lab_documents(), range(50), strict=False)).encode())
+    return digest.hexdigest()
 
 
 def write_lab(directory: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World) -> None:

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from errata.errors import ErrataError, InputError
+from errata.lab.package import lab_directory
 from errata.models.families import architecture_of, check_config, down_projection_weight
 from errata.models.gguf import as_directory, check_is_model, gguf_in, is_gguf
 from errata.models.hub import check_reachable
@@ -125,8 +126,6 @@ def source_of(name: str) -> str:
         OSError: if it is a path to nothing, or the hub would have to be asked and cannot be reached.
     """
     if name == "lab":
-        from errata.lab.package import lab_directory  # lab is data; models must not need it
-
         return str(lab_directory())
     if is_hub_name(name):
         try:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from errata._version import __version__
 from errata.editing.recipe import Recipe
 from errata.errors import InputError
 from errata.facts.fact import Fact
@@ -211,8 +212,6 @@ def now() -> str:
 
 def software_versions() -> dict[str, str]:
     """What a record needs to be repeated."""
-    from errata import __version__
-
     return {
         "errata": __version__,
         "torch": torch.__version__,

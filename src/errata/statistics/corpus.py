@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from errata.editing.recipe_settings import BUILTIN
 from errata.errors import InputError
+from errata.lab.package import lab_corpus_digest, lab_documents
+from errata.statistics.settings import BUILTIN
 from errata.utils.files import open_file, reason_of
 
 
@@ -40,9 +41,7 @@ def open_corpus(name: str) -> Corpus:
         InputError: if the file cannot be read.
     """
     if name == "lab":
-        from errata.lab.package import lab_corpus  # only where the lab is asked for
-
-        return lab_corpus()
+        return Corpus("lab", lab_corpus_digest(), lab_documents)
     if name == BUILTIN:
         text = Path(str(resources.files("errata"))) / "statistics" / "builtin.txt"
         return Corpus(BUILTIN, _digest_of_text(text), lambda: _documents(text))

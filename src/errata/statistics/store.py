@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from errata.editing.recipe_settings import StatisticsSettings
 from errata.errors import InputError, OutputError
 from errata.models.language_model import LanguageModel
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import SecondMoment, key_moments
+from errata.statistics.settings import StatisticsSettings
 from errata.utils.files import cache_directory, is_there, new_file
 from errata.utils.locks import in_turn
 

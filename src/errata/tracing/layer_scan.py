@@ -23,7 +23,7 @@ import torch
 from errata.editing.batch import solve_device
 from errata.editing.contexts import generate_prefixes, target_in
 from errata.editing.keys import keys_and_bare
-from errata.editing.recipe_settings import BUILTIN, ContextSettings, StatisticsSettings, TargetSettings
+from errata.editing.recipe_settings import ContextSettings, TargetSettings
 from errata.editing.solvers import make_solver
 from errata.editing.target_search import optimise_targets
 from errata.errors import ErrataError, InputError, NonFiniteError
@@ -33,6 +33,7 @@ from errata.models.likelihood import TargetScore, score
 from errata.models.weights import LowRankTerm
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments
+from errata.statistics.settings import BUILTIN, StatisticsSettings
 from errata.utils.progress import Report, silent
 
 ENOUGH_FACTS = 10  # below, the scores say little
