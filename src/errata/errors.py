@@ -14,13 +14,20 @@ class ErrataError(Exception):
     Args:
         what: what went wrong, one sentence without a full stop.
         remedy: what the user can do about it.
+        code: a stable name of this kind of error, in capitals; by default that of the class.
+
+    Attributes:
+        code: as given. Messages may be reworded, codes are not.
     """
 
     exit_status = 1
+    code = "FAILED"
 
-    def __init__(self, what: str, *, remedy: str = "") -> None:
+    def __init__(self, what: str, *, remedy: str = "", code: str = "") -> None:
         self.what = what
         self.remedy = remedy
+        if code:
+            self.code = code
         super().__init__(f"{what}. {remedy}" if remedy else f"{what}.")
 
 
@@ -28,16 +35,20 @@ class InputError(ErrataError):
     """What the user gave is wrong: a file, an option, a model that cannot be edited. Exit status 2."""
 
     exit_status = 2
+    code = "INPUT"
 
 
 class OutputError(ErrataError):
     """What was to be written could not be: the disk is full, or refuses it. Of the output nothing is left behind."""
+
+    code = "OUTPUT"
 
 
 class InterruptedRunError(ErrataError):
     """Somebody stopped a run that is kept on disk; it can go on. Exit status 130."""
 
     exit_status = 130
+    code = "INTERRUPTED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,7 @@ class Fault:
     what: str
     remedy: str
     line: int | None = None
+    code: str = "INPUT"
 
     def __str__(self) -> str:
         line = "" if self.line is None else f" (line {self.line})"
@@ -61,6 +73,8 @@ class FaultsError(InputError):
     Args:
         shown: how many of them the message names; all if None. ``faults`` holds them all.
         remedy: what to do about all of them together.
+
+    Its code is that of its faults where they have the same, else ``SEVERAL``.
     """
 
     def __init__(self, subject: str, faults: Sequence[Fault], *, shown: int | None = None, remedy: str = "") -> None:
@@ -70,7 +84,9 @@ class FaultsError(InputError):
         named = [f"  {fault}" for fault in self.faults[:shown]]
         if left := len(self.faults) - len(named):
             named.append(f"  … and {left:,} more")
-        super().__init__("\n".join([f"{subject} has {count}:", *named]))
+        codes = {fault.code for fault in self.faults}
+        code = codes.pop() if len(codes) == 1 else "SEVERAL"
+        super().__init__("\n".join([f"{subject} has {count}:", *named]), code=code)
         if remedy:
             self.remedy = remedy
             self.args = (f"{self.what}\n{remedy}",)
@@ -100,7 +116,7 @@ class Part:
 
 
 def _faults_of(error: InputError) -> Sequence[Fault]:
-    return error.faults if isinstance(error, FaultsError) else (Fault("", error.what, error.remedy),)
+    return error.faults if isinstance(error, FaultsError) else (Fault("", error.what, error.remedy, code=error.code),)
 
 
 @contextmanager
@@ -130,13 +146,19 @@ def told_together(subject: str) -> Iterator[Part]:
 class UnsupportedModelError(InputError):
     """The model's architecture is not one that errata can edit."""
 
+    code = "MODEL_UNSUPPORTED"
+
 
 class EditError(ErrataError):
     """An edit could not be made; the model is bit for bit what it was before."""
 
+    code = "EDIT_FAILED"
+
 
 class NonFiniteError(EditError):
     """A NaN or an infinity appeared; names the fact and the layer where it did."""
+
+    code = "NOT_FINITE"
 
     def __init__(self, quantity: str, *, facts: Sequence[str], layer: int | None) -> None:
         self.quantity, self.facts, self.layer = quantity, tuple(facts), layer
@@ -152,6 +174,8 @@ class NonFiniteError(EditError):
 
 class MissingExtraError(InputError):
     """A feature needs packages that only an extra installs."""
+
+    code = "EXTRA_MISSING"
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(

@@ -146,7 +146,7 @@ def run(arguments: Sequence[str] | None = None, *, on_import: Callable[[], None]
         error_console().print(f"interrupted: {error}", soft_wrap=True, highlight=False)
         return error.exit_status
     except ErrataError as error:
-        _print_error(str(error))
+        _print_error(str(error), error.code)
         return error.exit_status
     except KeyboardInterrupt:
         return _interrupted()
@@ -169,5 +169,6 @@ def _interrupted() -> int:
     return 130
 
 
-def _print_error(message: str) -> None:
-    error_console().print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True, highlight=False)
+def _print_error(message: str, code: str = "") -> None:
+    label = f"error[{code}]:" if code else "error:"
+    error_console().print(Text.assemble((label, "bold red"), f" {message}"), soft_wrap=True, highlight=False)
