@@ -1,53 +1,51 @@
-"""The error family: several wrong inputs are told together."""
+"""Errors: codes, and the errors of several inputs reported together."""
 
 from __future__ import annotations
 
 import pytest
 
-from errata.errors import ErrataError, Fault, FaultsError, InputError, told_together
+from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
+from errata.utils.text import did_you_mean, visible
 
 
-def test_the_error_of_one_wrong_part_is_told_as_it_is() -> None:
-    with pytest.raises(InputError) as caught, told_together("all") as part:
-        with part:
-            raise InputError("no a", remedy="Give a")
+def test_a_single_error_is_raised_unchanged() -> None:
+    with pytest.raises(InputError) as error, collect_errors("all") as part:
+        for _ in range(2):  # the same error twice counts once
+            with part:
+                raise InputError("no a", remedy="Give a", code="A_MISSING")
         with part:
             pass
-    assert not isinstance(caught.value, FaultsError)
-    assert str(caught.value) == "no a. Give a"
+    assert not isinstance(error.value, FaultsError)
+    assert (str(error.value), error.value.code) == ("no a. Give a", "A_MISSING")
 
 
-def test_the_faults_of_several_wrong_parts_are_told_at_once() -> None:
-    with pytest.raises(FaultsError) as caught, told_together("what was given") as part:
+def test_several_errors_are_reported_together() -> None:
+    with pytest.raises(FaultsError) as error, collect_errors("the input") as part:
         with part:
-            raise InputError("no a", remedy="Give a")
+            raise InputError("no a", remedy="Give a", code="A_MISSING")
         with part:
-            raise FaultsError("b", [Fault("b:1", "wrong", "Mend it"), Fault("b:2", "wrong too", "Mend it")])
-        raise InputError("no c")  # outside of a part it is the last
-    assert str(caught.value).splitlines() == [
-        "what was given has 4 faults:",
-        "  no a. Give a",
-        "  b:1: wrong. Mend it",
-        "  b:2: wrong too. Mend it",
-        "  no c.",
-    ]
+            raise FaultsError("b", [Fault("b:1", "wrong", "Fix it"), Fault("b:2", "wrong too", "Fix it")])
+        raise InputError("no c")  # outside a part: the last
+    assert [fault.code for fault in error.value.faults] == ["A_MISSING", "INPUT", "INPUT", "INPUT"]
+    assert error.value.code == "SEVERAL"
+    assert str(error.value).splitlines()[1:] == [
+        "  no a. Give a", "  b:1: wrong. Fix it", "  b:2: wrong too. Fix it", "  no c.",
+    ]  # fmt: skip
 
 
-def test_what_two_parts_suffer_from_is_told_once() -> None:
-    with pytest.raises(InputError, match=r"^no a\.$"), told_together("all") as part:
-        with part:
-            raise InputError("no a")
-        with part:
-            raise InputError("no a")
+def test_other_errors_are_not_collected() -> None:
+    for raised in (KeyboardInterrupt(), ErrataError("the work failed"), KeyError("a")):
+        later = []
+        with pytest.raises(type(raised)), collect_errors("all") as part:
+            with part:
+                raise InputError("no a")
+            with part:
+                raise raised
+            later.append("more")
+        assert later == []
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ErrataError("the work failed"), KeyError("a")])
-def test_what_is_no_input_ends_everything_at_once(error: BaseException) -> None:
-    looked_at = []
-    with pytest.raises(type(error)), told_together("all") as part:
-        with part:
-            raise InputError("no a")
-        with part:
-            raise error
-        looked_at.append("more")
-    assert looked_at == []
+def test_suggestions_and_control_characters() -> None:
+    assert did_you_mean("promt", ["target", "prompt"]) == "Did you mean 'prompt'? "
+    assert did_you_mean("", ["target"]) == did_you_mean("zzz", ["target"]) == ""
+    assert visible("a\tb\x1b[2J\u202e\udcff") == "a\tb\\x1b[2J\\u202e\\udcff"

@@ -35,7 +35,7 @@ def test_every_feature_names_an_extra_that_has_its_packages() -> None:
     for file in sorted((ROOT / "src").rglob("*.py")):
         source = file.read_text(encoding="utf-8")
         own = "find_spec" in source and "MissingExtraError" in source
-        assert own == (file.name == "extras.py"), f"{file}: use errata.utils.optional.require"
+        assert own == (file.name == "optional.py"), f"{file}: use errata.utils.optional.require"
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require":
                 _, extra, *packages = [ast.literal_eval(argument) for argument in node.args]

@@ -1,4 +1,4 @@
-"""The error family: each says what was wrong, what was expected and got, and what to do about it."""
+"""Errors of errata: each says what is wrong, what was expected, and what to do about it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class ErrataError(Exception):
     Args:
         what: what went wrong, one sentence without a full stop.
         remedy: what the user can do about it.
-        code: a stable name of this kind of error, in capitals; by default that of the class.
+        code: stable name of this kind of error, in capitals; by default that of the class.
 
     Attributes:
-        code: as given. Messages may be reworded, codes are not.
+        code: as given. Messages may be reworded, codes may not.
     """
 
     exit_status = 1
@@ -32,20 +32,20 @@ class ErrataError(Exception):
 
 
 class InputError(ErrataError):
-    """What the user gave is wrong: a file, an option, a model that cannot be edited. Exit status 2."""
+    """Invalid input: a file, an option, a model that cannot be edited. Exit status 2."""
 
     exit_status = 2
     code = "INPUT"
 
 
 class OutputError(ErrataError):
-    """What was to be written could not be: the disk is full, or refuses it. Of the output nothing is left behind."""
+    """Output could not be written, for example because the disk is full. No partial output remains."""
 
     code = "OUTPUT"
 
 
 class InterruptedRunError(ErrataError):
-    """Somebody stopped a run that is kept on disk; it can go on. Exit status 130."""
+    """The user interrupted a run that is stored on disk and can be resumed. Exit status 130."""
 
     exit_status = 130
     code = "INTERRUPTED"
@@ -53,7 +53,15 @@ class InterruptedRunError(ErrataError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong in an input: where it is, what is wrong, what to do; its line, unless ``where`` tells it."""
+    """One error in an input.
+
+    Attributes:
+        where: the place in the input, such as ``facts.jsonl:3``.
+        what: what is wrong, without a full stop.
+        remedy: what to do about it.
+        line: the line number, if ``where`` does not include it.
+        code: stable name of this kind of error.
+    """
 
     where: str
     what: str
@@ -63,37 +71,38 @@ class Fault:
 
     def __str__(self) -> str:
         line = "" if self.line is None else f" (line {self.line})"
-        place = f"{self.where}{line}: " if self.where else ""  # what an InputError says names its place itself
+        place = f"{self.where}{line}: " if self.where else ""
         return f"{place}{self.what}. {self.remedy}" if self.remedy else f"{place}{self.what}"
 
 
 class FaultsError(InputError):
-    """Several things are wrong with an input; all of them are told at once.
+    """All errors found in an input, reported together.
 
     Args:
-        shown: how many of them the message names; all if None. ``faults`` holds them all.
-        remedy: what to do about all of them together.
+        subject: name of the input.
+        shown: number of faults that the message lists; all if None. ``faults`` always holds all of them.
+        remedy: what to do about all of them.
 
-    Its code is that of its faults where they have the same, else ``SEVERAL``.
+    The code is the faults' common code, or ``SEVERAL`` if their codes differ.
     """
 
     def __init__(self, subject: str, faults: Sequence[Fault], *, shown: int | None = None, remedy: str = "") -> None:
         self.faults = tuple(faults)
         self.subject = subject
         count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
-        named = [f"  {fault}" for fault in self.faults[:shown]]
-        if left := len(self.faults) - len(named):
-            named.append(f"  … and {left:,} more")
+        lines = [f"  {fault}" for fault in self.faults[:shown]]
+        if left := len(self.faults) - len(lines):
+            lines.append(f"  … and {left:,} more")
         codes = {fault.code for fault in self.faults}
         code = codes.pop() if len(codes) == 1 else "SEVERAL"
-        super().__init__("\n".join([f"{subject} has {count}:", *named]), code=code)
+        super().__init__("\n".join([f"{subject} has {count}:", *lines]), code=code)
         if remedy:
             self.remedy = remedy
             self.args = (f"{self.what}\n{remedy}",)
 
 
-class Part:
-    """A block whose InputError is kept for later, so that the next input is looked at too; see ``told_together``."""
+class ErrorCollector:
+    """A context manager that stores an InputError of its block for later; see ``collect_errors``."""
 
     def __init__(self) -> None:
         self._errors: dict[str, InputError] = {}
@@ -103,11 +112,11 @@ class Part:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
         if not isinstance(error, InputError):
             return False
-        self._errors.setdefault(str(error), error)  # what two parts suffer from is told once
+        self._errors.setdefault(str(error), error)  # the same error of two blocks is reported once
         return True
 
     def check(self, subject: str) -> None:
-        """Raises what one part raised, or a FaultsError of all that several raised."""
+        """Raise the only stored error, or a FaultsError of all stored errors."""
         errors = list(self._errors.values())
         if len(errors) == 1:
             raise errors[0]
@@ -120,64 +129,67 @@ def _faults_of(error: InputError) -> Sequence[Fault]:
 
 
 @contextmanager
-def told_together(subject: str) -> Iterator[Part]:
-    """Look at several inputs, and tell at the end what is wrong with any of them::
+def collect_errors(subject: str) -> Iterator[ErrorCollector]:
+    """Check several inputs and report the errors of all of them together::
 
-        with told_together("what was given") as part:
+        with collect_errors("the input") as part:
             with part:
                 recipe = read_recipe(path, method)
             with part:
                 facts = read_facts(file)
-        # here there are both
+        # here both are valid
 
     Args:
-        subject: what all inputs together are called.
+        subject: name of all inputs together.
 
     Raises:
-        InputError: the one that the one wrong part raised.
-        FaultsError: if several parts are wrong.
+        InputError: the only error that was raised.
+        FaultsError: if there were several.
     """
-    part = Part()
+    part = ErrorCollector()
     with part:
         yield part
     part.check(subject)
 
 
 class UnsupportedModelError(InputError):
-    """The model's architecture is not one that errata can edit."""
+    """errata cannot edit this model's architecture."""
 
     code = "MODEL_UNSUPPORTED"
 
 
 class EditError(ErrataError):
-    """An edit could not be made; the model is bit for bit what it was before."""
+    """An edit failed; the model's weights are unchanged, bit for bit."""
 
     code = "EDIT_FAILED"
 
 
 class NonFiniteError(EditError):
-    """A NaN or an infinity appeared; names the fact and the layer where it did."""
+    """A quantity became NaN or infinite.
+
+    Args:
+        quantity: its name.
+        facts: ids of the facts concerned.
+        layer: index of the layer, if one is concerned.
+    """
 
     code = "NOT_FINITE"
 
     def __init__(self, quantity: str, *, facts: Sequence[str], layer: int | None) -> None:
         self.quantity, self.facts, self.layer = quantity, tuple(facts), layer
         place = "" if layer is None else f" at layer {layer}"
-        shown = ", ".join(repr(fact) for fact in self.facts[:5]) + (" …" if len(self.facts) > 5 else "")
-        named = f" of fact{'s' if len(self.facts) > 1 else ''} {shown}" if self.facts else ""
+        names = ", ".join(repr(fact) for fact in self.facts[:5]) + (" …" if len(self.facts) > 5 else "")
+        of_facts = f" of fact{'s' if len(self.facts) > 1 else ''} {names}" if self.facts else ""
         super().__init__(
-            f"the {quantity}{named}{place} is not finite",
-            remedy="The model was left as it was; lower the learning rate or the clamp, raise the ridge, or leave the "
-            "fact out",
+            f"the {quantity}{of_facts}{place} is not finite",
+            remedy="The model is unchanged. Lower the learning rate or the clamp, raise the ridge, or remove the fact",
         )
 
 
 class MissingExtraError(InputError):
-    """A feature needs packages that only an extra installs."""
+    """A feature needs optional dependencies that are not installed."""
 
     code = "EXTRA_MISSING"
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(
-            f"packages are not installed that are needed for {feature}", remedy=f"pip install 'errata[{extra}]'"
-        )
+        super().__init__(f"{feature} needs optional dependencies", remedy=f"pip install 'errata[{extra}]'")

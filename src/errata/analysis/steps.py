@@ -19,7 +19,7 @@ from errata.editing.recipe import Recipe
 from errata.editing.schedules import SCHEDULES, Step
 from errata.editing.target_search import Targets
 from errata.editors.locate_then_edit import Editor
-from errata.errors import InputError, told_together
+from errata.errors import InputError, collect_errors
 from errata.facts.fact import Fact
 
 # ----------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def _pieces(bench: Workbench) -> list[Piece]:
 
 
 def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
-    with told_together("the recipe") as part:
+    with collect_errors("the recipe") as part:
         with part:
             if len(recipe.layers) < 2:
                 raise InputError(

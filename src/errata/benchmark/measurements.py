@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from errata.benchmark import measurements as asking
 from errata.benchmark.cell_spec import damaged
 from errata.benchmark.material import Material
-from errata.errors import ErrataError, Fault, FaultsError, InputError, told_together
+from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.ability import AbilitySettings, measure_ability
 from errata.evaluation.concepts import ConceptReading, ConceptSettings, absent_concepts, concept_records, read_concepts
 from errata.evaluation.drift import KeptKind, absent_drift, evaluate_drift, missing_kinds
@@ -419,7 +419,7 @@ def ask_ability(inquiry: Inquiry) -> Answer:
 def check_ability(options: Mapping[str, Any]) -> None:
     check_harness()
     chosen = _dataclass(AbilitySettings, options)
-    with told_together("general ability") as part:
+    with collect_errors("general ability") as part:
         with part:
             check_tasks(chosen.tasks)
         with part:

@@ -31,7 +31,7 @@ from errata.cli.recipe_options import read_numbers, show_notes
 from errata.cli.report import write_studies
 from errata.cli.terminal import JsonOption, console, progress, tell, write_json
 from errata.editing.recipe import Recipe
-from errata.errors import InterruptedRunError, told_together
+from errata.errors import InterruptedRunError, collect_errors
 from errata.models.outline import Outline
 from errata.report.figures import check_drawing
 from errata.runs.loading import load_model
@@ -111,7 +111,7 @@ def analyse(
     numbers: Recipe | None = None
     whole: WholeSet | None = None
     entry = DataEntry(name="lab")
-    with told_together("what was given") as part:
+    with collect_errors("the input") as part:
         with part:
             plans = planned(study, {name: value for name, value in given.items() if value is not None})
         with part:
@@ -139,7 +139,7 @@ def analyse(
     if outline is None or numbers is None:
         raise AssertionError("what could not be read was not told of")
     outline.check_layers(numbers.layers)
-    with told_together("what was given") as part:
+    with collect_errors("the input") as part:
         for plan in plans:
             with part:
                 plan.study.check(numbers, plan.settings)

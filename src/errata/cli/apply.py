@@ -12,7 +12,7 @@ import typer
 from errata.cli.edit_output import save_full
 from errata.cli.model_options import DeviceOption, DtypeOption, Placement, TrustOption, outline_of, placement
 from errata.cli.terminal import JsonOption, counted, tell, warn, write_json
-from errata.errors import InputError, told_together
+from errata.errors import InputError, collect_errors
 from errata.facts.conflicts import conflicts
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
@@ -147,7 +147,7 @@ def _sizes(stack: Stack) -> str:
 def _read(paths: Sequence[Path]) -> list[tuple[str, Patch]]:
     """All patches, or all that is wrong with them."""
     read = []
-    with told_together("what was given") as part:
+    with collect_errors("the input") as part:
         for path in paths:
             with part:
                 read.append((path.stem, Patch.load(path)))

@@ -28,7 +28,7 @@ from errata.cli.bench_options import (
 from errata.cli.bench_plan import Plan, list_cells, plan_of, show_plan, show_results, time_left, time_needed
 from errata.cli.model_options import TrustOption
 from errata.cli.terminal import JsonOption, counted, progress, tell, warn, write_json
-from errata.errors import ErrataError, Fault, FaultsError, InputError, InterruptedRunError, told_together
+from errata.errors import ErrataError, Fault, FaultsError, InputError, InterruptedRunError, collect_errors
 from errata.results.records import read_results
 from errata.utils.files import check_new
 
@@ -134,7 +134,7 @@ def bench(
     dropped = names_in(without)
     whole: Grid | None = None
     plan: Plan | None = None
-    with told_together("what was given") as part:
+    with collect_errors("the input") as part:
         with part:
             check_table()  # it is written at the end, when hours may have gone
         with part:

@@ -23,7 +23,7 @@ from errata.cli.recipe_options import read_numbers
 from errata.cli.terminal import console, counted, tell, warn
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import SCHEDULES
-from errata.errors import Fault, FaultsError, InputError, told_together
+from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.models.outline import Outline
 from errata.models.size import ModelSize
 from errata.report.page import duration
@@ -67,7 +67,7 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
     outlines = plan.outlines
     sets: dict[DataEntry, WholeSet | None] = {}
     prose: tuple[str, ...] | None = None
-    with told_together("the grid") as part:
+    with collect_errors("the grid") as part:
         with part:
             check_parts(grid.measures.parts, grid.measures.options)
         for model in grid.models:

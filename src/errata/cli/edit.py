@@ -32,7 +32,7 @@ from errata.editing.recipe import Recipe
 from errata.editing.recipe_settings import ContextSettings
 from errata.editing.schedules import SCHEDULES
 from errata.editors.locate_then_edit import Editor
-from errata.errors import InputError, told_together
+from errata.errors import InputError, collect_errors
 from errata.evaluation.chat import chat_questions
 from errata.evaluation.controls import Controls, with_automatic_controls
 from errata.facts.conflicts import OnConflict
@@ -177,7 +177,7 @@ def edit(
     if automatic and outline is None:  # the numbers depend on its shape
         outline = outline_of(model, trust_remote_code=trust_remote_code)
     lead = 0
-    with told_together("what was given") as part:
+    with collect_errors("the input") as part:
         with part:
             _check_outputs(out, run, dry_run=dry_run)
         with part:
@@ -201,7 +201,7 @@ def edit(
             lab = is_lab(model)
     if outline is None:
         outline = outline_of(model, trust_remote_code=trust_remote_code)
-        with told_together("what was given") as part:
+        with collect_errors("the input") as part:
             with part:
                 outline.check_layers(numbers.layers)
             with part:

@@ -26,7 +26,7 @@ from errata.cli.model_options import (
 )
 from errata.cli.questions import examination_for, read_questions, show_absent
 from errata.cli.terminal import JsonOption, console, progress, tell, warn, write_json
-from errata.errors import Fault, told_together
+from errata.errors import Fault, collect_errors
 from errata.evaluation.chat import chat_questions
 from errata.evaluation.outcomes import NOT_COMPARED, absent_changes, outcome_of
 from errata.evaluation.recall import absent
@@ -68,7 +68,7 @@ def evaluate(
         each = [token_check(outline)(found, places) for outline in outlines.values()]
         return list(dict.fromkeys(fault for faults in each for fault in faults))
 
-    with told_together("what was given") as part:
+    with collect_errors("the input") as part:
         with part:
             where = placement(device, dtype)
         with part:

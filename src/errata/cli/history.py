@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from errata.patches.stack import has_stack
 from errata.runs.loading import check_there, load_model, patches_of
 from errata.runs.run import is_run
 from errata.utils.files import is_file
+from errata.utils.text import similar
 
 EXAMPLE = 'Example: errata history stack --subject "Milan Lang"'
 
@@ -147,7 +147,7 @@ def _chosen(told: Sequence[Told], model: str, subject: str | None) -> list[Told]
     chosen = [entry for entry in told if subject.casefold() in entry.fact.subject.casefold()]
     if not chosen:
         subjects = list(dict.fromkeys(entry.fact.subject for entry in told))
-        near = difflib.get_close_matches(subject, subjects, n=3, cutoff=0.4)
+        near = similar(subject, subjects, most=3, cutoff=0.4)
         raise InputError(
             f"nothing of {subject!r} was edited into {model!r}",
             remedy=f"Did you mean {', '.join(map(repr, near))}?" if near else f"{len(subjects)} other subjects were",

@@ -23,7 +23,7 @@ from errata.cli.model_options import (
 )
 from errata.cli.recipe_options import text_named
 from errata.cli.terminal import JsonOption, console, error_console, progress, tell, warn, write_json
-from errata.errors import ErrataError, Fault, InputError, told_together
+from errata.errors import ErrataError, Fault, InputError, collect_errors
 from errata.evaluation.controls import facts_to_scan
 from errata.facts.fact import Fact, FactSet
 from errata.facts.files import read_facts
@@ -108,7 +108,7 @@ def locate_layers(
     """Find the layers of a model that take edits, by writing facts into one layer at a time."""
     outline = outline_here(model, trust_remote_code=trust_remote_code)
     lab = is_lab(model)
-    with told_together("what was given") as part:
+    with collect_errors("the input") as part:
         with part:
             if not (scan or tracing):
                 raise InputError("there is nothing to do with --no-scan alone", remedy="Add --tracing")

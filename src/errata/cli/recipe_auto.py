@@ -38,7 +38,7 @@ from errata.cli.questions import examination_for, read_questions
 from errata.cli.recipe_options import layers_named, text_named
 from errata.cli.terminal import JsonOption, console, counted, error_console, progress, tell, warn, write_json
 from errata.editing.methods import BOUNDARY_SUFFIX, Method, method_named
-from errata.errors import InputError, told_together
+from errata.errors import InputError, collect_errors
 from errata.evaluation.controls import facts_to_scan, known_facts, with_automatic_controls
 from errata.facts.fact import FactSet
 from errata.facts.files import read_facts
@@ -109,7 +109,7 @@ def auto(
     journal = out.with_name(out.name + ".tries.jsonl")
     outline = outline_here(model, trust_remote_code=trust_remote_code)
     search, lab = minutes != 0, is_lab(model)
-    with told_together("what was given") as part:
+    with collect_errors("the input") as part:
         with part:
             where = placement(device, dtype)
         with part:
@@ -128,7 +128,7 @@ def auto(
             questions = read_questions(untouched)
     if outline is None:
         outline = outline_of(model, trust_remote_code=trust_remote_code)
-        with told_together("what was given") as part:
+        with collect_errors("the input") as part:
             with part:
                 outline.check_layers(chosen or ())
             with part:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
@@ -19,7 +18,7 @@ from errata.editing.recipe import Recipe, corpus_path, read_recipe, shipped_reci
 from errata.editing.recipe_files import shipped_file
 from errata.editing.schedules import SCHEDULES
 from errata.editing.shaping import SHAPERS
-from errata.errors import ErrataError, Fault, FaultsError, InputError, told_together
+from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.controls import facts_to_scan, known_facts
 from errata.models.language_model import LanguageModel
 from errata.models.outline import Outline
@@ -29,6 +28,7 @@ from errata.statistics.store import check_corpus
 from errata.tracing.layer_scan import FORMAT, RULE, ScanSettings, scan_layers, scan_work
 from errata.utils.files import cache_directory, write_text
 from errata.utils.progress import Report
+from errata.utils.text import did_you_mean
 
 
 def choices_of(method: str, schedule: str | None, layers: str | None, shaping: str | None) -> dict[str, Any]:
@@ -87,9 +87,7 @@ def _shaping_faults(text: str, kinds: Sequence[str]) -> list[Fault]:
 
 def _known(name: str, names: Iterable[str]) -> str:
     """What there is, and the nearest of it."""
-    near = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    return f"{hint}Known: {', '.join(names)}"
+    return f"{did_you_mean(name.lower(), names, cutoff=0.5)}Known: {', '.join(names)}"
 
 
 def read_numbers(
@@ -117,7 +115,7 @@ def read_numbers(
     """
     method_named(method)
     numbers: Recipe | None = None
-    with told_together("the recipe") as part:
+    with collect_errors("the recipe") as part:
         with part:
             if path is not None:
                 numbers = read_recipe(path, method)

@@ -13,7 +13,7 @@ from errata.analysis.running import ROWS, STUDY, Result
 from errata.benchmark.campaign import open_campaign
 from errata.benchmark.collect import collect
 from errata.cli.terminal import counted, tell, warn
-from errata.errors import Fault, FaultsError, InputError, told_together
+from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.report.analysis import FIGURES, analysis_markdown, analysis_page, figure_files
 from errata.report.answers import Answers, read_answers
 from errata.report.bench_run import GRID, RECORDS, SUMMARY, BenchRun, read_bench_run
@@ -99,7 +99,7 @@ def _collect_anew(run: Path) -> None:
 
 
 def _report_studies(run: Path, out: Path | None, formats: str | None, analysis: Sequence[Path]) -> None:
-    with told_together("what was given") as part:
+    with collect_errors("the input") as part:
         with part:
             if analysis:
                 raise InputError(
@@ -148,7 +148,7 @@ def write_studies(
 
 def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis: Sequence[Path]) -> None:
     added = Studies()
-    with told_together("what was given") as part:
+    with collect_errors("the input") as part:
         with part:
             targets = _targets(run, out, formats)
             for target in targets.values():

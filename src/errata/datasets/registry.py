@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from errata.datasets import (
 from errata.datasets.data_set import DataSet, Source
 from errata.errors import InputError
 from errata.utils.files import cache_directory, is_file
+from errata.utils.text import similar
 
 DATASETS: Final[Mapping[str, DataSet]] = {
     row.name: row
@@ -64,7 +64,7 @@ def dataset_named(name: str) -> DataSet:
             f"{', '.join(DATASETS)}",
         )
     begun = [known for known in DATASETS if name and known.startswith(name.lower())]
-    close = begun or difflib.get_close_matches(name.lower(), DATASETS, n=1)
+    close = begun or similar(name.lower(), DATASETS)
     nearest = f"Did you mean {' or '.join(close)}? " if close else ""
     remedy = f"{nearest}Known: {', '.join(DATASETS)}; or the path of a .jsonl, .json or .csv file of your own"
     raise InputError(f"there is no data set {name!r}", remedy=remedy)

@@ -7,12 +7,12 @@ the method what it is; the numbers that depend on the model stand in recipes.
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from errata.errors import InputError
+from errata.utils.text import did_you_mean
 
 BOUNDARY_SUFFIX = "+blue"
 BOUNDARY_TITLE = "write the first and the last critical layer only, each with a residual computed for itself"
@@ -257,7 +257,6 @@ def method_named(name: str) -> Method:
         names = [*known, *(f"{key}{BOUNDARY_SUFFIX}" for key in known)]
         parts = name.split("+")
         wanted = "+".join(sorted(parts, key=lambda part: part == "blue"))  # 'blue+memit' has its parts the wrong way
-        near = difflib.get_close_matches(wanted, names, n=1)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(wanted, names)
         raise InputError(f"there is no method {name!r}", remedy=f"{hint}Known: {', '.join(names)}")
     return known[base] if base == name else known[base].with_blue()

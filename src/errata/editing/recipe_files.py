@@ -5,7 +5,6 @@ What the keys mean is ``recipe``'s business; here they are laid over one another
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,6 +14,7 @@ from typing import Any
 from errata.editing.methods import BOUNDARY_SUFFIX, method_named
 from errata.errors import Fault, InputError
 from errata.utils.files import file_text, reason_of
+from errata.utils.text import did_you_mean
 from errata.utils.yaml import KeyPath, line_of, parse_yaml
 
 FILE_KEYS = ("methods", "method", "also", "shape")  # of a file as a whole; everything else is a recipe's
@@ -187,12 +187,11 @@ def shipped_file(model: str) -> RecipeFile:
     for file in files:
         if wanted in file.also:
             return file
-    near = difflib.get_close_matches(wanted, [*names, *(other for file in files for other in file.also)], n=1)
+    hint = did_you_mean(wanted, [*names, *(other for file in files for other in file.also)])
     raise InputError(
         f"no recipe comes with errata for {model!r} (there is: {', '.join(names)})",
-        remedy=(f"Did you mean {near[0]!r}? " if near else "")
-        + f"`errata recipe auto --model {model} --minutes 0 --out recipe.yaml` writes one in seconds, for --recipe "
-        "recipe.yaml; `errata edit` without --recipe chooses layers and settings by itself",
+        remedy=f"{hint}`errata recipe auto --model {model} --minutes 0 --out recipe.yaml` writes one in seconds, for "
+        "--recipe recipe.yaml; `errata edit` without --recipe chooses layers and settings by itself",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -10,6 +9,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, field_validator
 
 from errata.errors import Fault
 from errata.statistics.settings import Settings, StatisticsSettings
+from errata.utils.text import did_you_mean
 
 _Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
@@ -192,6 +192,5 @@ def fault_of(source: str, item: Any, top: Iterable[str]) -> Fault:
         return Fault(where, item["msg"][0].lower() + item["msg"][1:], remedy)
     section = _BY_SECTION.get(path[-2]) if len(path) > 1 else None
     known = list(section.model_fields) if section else [*top, "methods", "also"]
-    near = difflib.get_close_matches(path[-1][:40], known, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(path[-1], known, cutoff=0.5)
     return Fault(where, "unknown key", f"{hint}Known here: {', '.join(known)}")

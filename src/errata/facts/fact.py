@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -13,6 +12,7 @@ from typing import Any, Final, Literal, overload
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts.joining import begins_a_word, word_places
+from errata.utils.text import did_you_mean
 
 # ----------------------------------------------------------------------------------------------------
 # The rules that a record of a fact keeps, and what is wrong with one that does not: all of it at once.
@@ -207,8 +207,7 @@ def unknown_field(name: object, known: Sequence[str], place: str, prefix: str = 
     """The fault of a field name that is not one of ``known``, with the nearest of them."""
     key = str(name)[:40].strip().lower() if isinstance(name, str) else ""
     meant = [field for field in (_OFTEN_WRITTEN.get(key, ""),) if field in known]
-    close = meant or (difflib.get_close_matches(key, known, n=1) if key else [])
-    nearest = f"Did you mean '{close[0]}'? " if close else ""
+    nearest = f"Did you mean '{meant[0]}'? " if meant else did_you_mean(key, known)
     where = f" in '{prefix[:-1]}'" if prefix else ""
     return Fault(place, f"the field {shown(name)}{where} is unknown", f"{nearest}The fields are {', '.join(known)}")
 

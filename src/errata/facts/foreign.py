@@ -17,7 +17,6 @@ are left out and counted. Texts are stripped of whitespace at both ends.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -25,6 +24,7 @@ from typing import Any, Final
 from errata.errors import Fault
 from errata.facts.fact import ALIASES, FIELDS, QUESTION_LISTS, REQUIRED_FIELDS, shown
 from errata.facts.joining import holds_name
+from errata.utils.text import similar
 
 # Where each field may stand; a dot leads into an object. What comes first counts.
 _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -128,7 +128,7 @@ class _Conversion:
         for name in self._record:
             if name in _KNOWN or name in _UNUSED:
                 continue
-            close = difflib.get_close_matches(str(name)[:40].lower(), sorted(_KNOWN), n=1, cutoff=0.85)
+            close = similar(str(name).lower(), sorted(_KNOWN), cutoff=0.85)
             if close and close[0] not in self._record:
                 self._fault(f"the field {shown(name)} is unknown", f"Did you mean {close[0]!r}?")
             else:

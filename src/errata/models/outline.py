@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from errata.models.hub import check_reachable
 from errata.models.prompts import probe_row, unembedded
 from errata.models.size import ModelSize
 from errata.models.small_models import SMALL_MODELS, fetched, is_small_model
+from errata.utils.text import similar
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def source_of(name: str) -> str:
         try:
             check_reachable(name)
         except OSError as error:
-            close = difflib.get_close_matches(name.lower(), SMALL_MODELS, n=1)
+            close = similar(name.lower(), SMALL_MODELS)
             raise OSError(f"{error}. Did you mean {close[0]!r}?" if close else str(error)) from error
         return name
     file = gguf_of(name)

@@ -155,7 +155,7 @@ def shown(results: Iterable[Result], tables: Sequence[str] = ()) -> list[ShownSt
             remedy = f"{_REMEDY}: {command}" if isinstance(command, str) else _REMEDY
             faults.append(Fault(f"{where!r:.80}", error.what, remedy))
     if faults:
-        raise FaultsError("what was given", faults)
+        raise FaultsError("the input", faults)
     names = _distinct([str(about.identity.get("study", "study")) for about, _ in checked])
     files = iter(_file_names([(name, each.name) for name, (_, found) in zip(names, checked, strict=True)
                               for each in found.figures]))  # fmt: skip

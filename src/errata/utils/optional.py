@@ -1,4 +1,4 @@
-"""Packages that only an extra installs: looked for before they are needed, and named by the extra that has them."""
+"""Optional dependencies, checked before the work that needs them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from errata.errors import MissingExtraError
 
 
 def require(feature: str, extra: str, *packages: str) -> None:
-    """Raises MissingExtraError unless all of these packages can be imported.
+    """Check that optional packages are installed.
 
     Args:
-        feature: what they are needed for.
-        extra: installs all of them: ``pip install 'errata[extra]'``.
-        packages: by the names that they are imported by.
+        feature: what needs them, for the message.
+        extra: the extra that installs them: ``pip install 'errata[extra]'``.
+        packages: their import names.
+
+    Raises:
+        MissingExtraError: if one of them cannot be imported.
     """
     if any(find_spec(package) is None for package in packages):
         raise MissingExtraError(feature, extra)

@@ -1,12 +1,12 @@
-"""How long work tells that it goes on: a function of (what, done, total), silent by default."""
+"""Progress callbacks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeAlias
 
-Report: TypeAlias = Callable[[str, int, int], None]
+Report: TypeAlias = Callable[[str, int, int], None]  # (description, done, total)
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Tell nobody."""
+    """A progress callback that does nothing."""

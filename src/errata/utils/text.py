@@ -1,18 +1,32 @@
-"""Text that came from elsewhere, made safe to print: what would steer a terminal is shown instead."""
+"""Text for messages: safe to print, and suggestions for misspelt names."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Final
 
-# C0 but tab and line feed, DEL and C1, the marks that change the order in which text is shown, and halves of surrogate
-# pairs, which stand for bytes of a file name that are not UTF-8.
-_STEERING: Final = (
+# C0 except tab and line feed, DEL and C1, bidirectional formatting, and lone surrogates (bytes of file names that are
+# not UTF-8).
+_CONTROLS: Final = (
     *range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A),
     *range(0xD800, 0xE000),
 )  # fmt: skip
-_SHOWN: Final = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _STEERING}
+_ESCAPES: Final = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS}
+_LONGEST: Final = 80  # characters of a name to compare; difflib is quadratic
 
 
 def visible(text: str) -> str:
-    """The text with each control character written as Python would write it, such as ``\\x1b``."""
-    return text if text.isascii() and text.isprintable() else text.translate(_SHOWN)
+    """The text with control characters escaped, such as ``\\x1b``, so that it cannot steer a terminal."""
+    return text if text.isascii() and text.isprintable() else text.translate(_ESCAPES)
+
+
+def similar(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known names most similar to a misspelt one, best first; see ``difflib.get_close_matches``."""
+    return difflib.get_close_matches(name[:_LONGEST], list(known), n=most, cutoff=cutoff)
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """``"Did you mean 'x'? "`` for a misspelt name; empty if no known name is similar."""
+    found = similar(name, known, cutoff=cutoff)
+    return f"Did you mean {found[0]!r}? " if found else ""
