@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -19,6 +20,7 @@ from errata.editing.schedules import SCHEDULES, Step
 from errata.editing.shaping import RunShaper, Shaper, make_shaper
 from errata.editing.solvers.base import LayerSolver, Solver
 from errata.editing.target_search import joined
+from errata.editors.contract import Edit, OnBatch, Undo
 from errata.errors import InputError
 from errata.facts.fact import Fact, FactSet
 from errata.models.language_model import LanguageModel, Site
@@ -311,3 +313,66 @@ class Editor:
             self.model.edits.remove(self._run.shaped)
             self.model.edits.add(self._run.terms)
             self._run = replace(self._run, shaped=None)
+
+
+@dataclass(slots=True)
+class LocateThenEdit:
+    """``Editor`` as a ``KnowledgeEditor``; see ``errata.editors.contract``.
+
+    Consecutive ``apply`` calls continue one run: later batches keep the keys of earlier ones in place where the solver
+    has a history. ``remove`` and ``restore`` end the run. The next ``apply`` begins another one on the weights as they
+    are then, with an empty history; the edits that stay in are not solved again.
+
+    Args:
+        model: is changed in place.
+        prepared: see ``Editor``; used while the weights are those that it was prepared for.
+    """
+
+    model: LanguageModel
+    recipe: Recipe
+    cache: Path | None = None
+    report: Report = silent
+    prepared: Prepared | None = None
+    _editor: Editor | None = None
+
+    undo: ClassVar[Undo] = "any"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def method(self) -> str:
+        return self.recipe.method
+
+    def apply(self, facts: Sequence[Fact], *, on_batch: OnBatch | None = None) -> Patch:
+        editor = self._editor
+        if editor is None:
+            prepared = self.prepared
+            if prepared is not None and prepared.fingerprint != self.model.fingerprint():
+                prepared = None
+            editor = Editor(self.model, self.recipe, cache=self.cache, report=self.report, prepared=prepared)
+        patch = editor.apply(facts, on_batch=on_batch)
+        self._editor, self.prepared = editor, self.prepared or editor.prepared
+        return patch
+
+    def remove(self, edit: Edit) -> None:
+        _as_patch(edit).undo(self.model)
+        self._editor = None
+
+    def restore(self, edit: Edit) -> None:
+        _as_patch(edit).apply(self.model)
+        self._editor = None
+
+    def view(self) -> LanguageModel:
+        return self.model
+
+    def fingerprint(self) -> str:
+        return self.model.fingerprint()
+
+
+def _as_patch(edit: Edit) -> Patch:
+    if not isinstance(edit, Patch):
+        raise InputError(
+            f"a {type(edit).__name__} is not an edit of weights",
+            remedy="Give the patch that apply returned",
+            code="EDIT_OF_ANOTHER_EDITOR",
+        )
+    return edit

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from errata.errors import InputError, NonFiniteError
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.models.prompts import PaddedBatch, Pair, complete, length_batches, pad
+from errata.models.prompts import PaddedBatch, Pair, TargetScore, complete, length_batches, pad
 from errata.utils.progress import Report, silent
 
 # ----------------------------------------------------------------------------------------------------
@@ -178,28 +178,6 @@ def _exact(values: Tensor) -> Tensor:
 
 
 __all__ = ["Pair", "TargetScore", "check_finite", "plan_of", "score", "scores_of"]
-
-
-@dataclass(frozen=True, slots=True)
-class TargetScore:
-    """How a model takes a target behind a prompt.
-
-    Attributes:
-        log_probability: mean over the target's tokens, each given the prompt and the target's tokens before it.
-        share: of the target's tokens that are the likeliest at their places.
-        likeliest: the likeliest tokens at these places.
-        said: the same as text.
-    """
-
-    log_probability: float
-    share: float
-    likeliest: tuple[int, ...]
-    said: str
-
-    @property
-    def correct(self) -> bool:
-        """Whether each of the target's tokens is the likeliest at its place."""
-        return self.share == 1
 
 
 def score(

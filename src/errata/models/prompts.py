@@ -22,6 +22,28 @@ Pair: TypeAlias = tuple[str, str] | tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
+class TargetScore:
+    """How a model takes a target behind a prompt.
+
+    Attributes:
+        log_probability: mean over the target's tokens, each given the prompt and the target's tokens before it.
+        share: of the target's tokens that are the likeliest at their places.
+        likeliest: the likeliest tokens at these places.
+        said: the same as text.
+    """
+
+    log_probability: float
+    share: float
+    likeliest: tuple[int, ...]
+    said: str
+
+    @property
+    def correct(self) -> bool:
+        """Whether each of the target's tokens is the likeliest at its place."""
+        return self.share == 1
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """A text as token ids with the characters that each token stands for.
 

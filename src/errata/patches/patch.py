@@ -86,6 +86,11 @@ class Patch:
         return any(isinstance(term, LowRankTerm) and term.replaces for term in self.terms)
 
     @property
+    def stored_bytes(self) -> int:
+        """Size of its tensors in a file."""
+        return sum(tensor.nbytes for term in self.terms for tensor in _tensors_of(term).values())
+
+    @property
     def layers(self) -> tuple[int, ...]:
         return tuple(sorted({term.layer for term in self.terms}))
 

@@ -1,0 +1,157 @@
+"""The contract between editors and everything that measures them.
+
+An ``Answerer`` can be queried, a ``KnowledgeEditor`` edits, an ``Edit`` is what is saved. ``LanguageModel`` is an
+``Answerer`` and ``Patch`` an ``Edit``; evaluation and benchmarks need nothing else of a method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor
+
+from errata.facts.fact import Fact
+from errata.models.generation import Stop
+from errata.models.likelihood import Pair, TargetScore
+from errata.utils.progress import Report
+
+Ability: TypeAlias = Literal["likelihood", "generation", "rolling"]
+"""``likelihood``: scores a target after a prompt. ``generation``: continues a prompt. ``rolling``: scores prose, which
+has no prompt."""
+
+Undo: TypeAlias = Literal["any", "last"]
+
+
+@runtime_checkable
+class Answerer(Protocol):
+    """A model, edited or not, that can be queried.
+
+    Attributes:
+        name: for messages and records.
+        abilities: what it can do. A metric that needs another ability is reported as absent, with the reason.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def abilities(self) -> frozenset[Ability]: ...
+
+    def score(
+        self, pairs: Sequence[Pair], *, joiner: str | None = None, token_budget: int = ..., report: Report = ...
+    ) -> list[TargetScore]:
+        """The likelihood of each target after its prompt. Batching and padding do not change it.
+
+        Args:
+            joiner: between prompt and target, for pairs without a joiner; None: see ``facts.joining.joiner_of``.
+            token_budget: padded tokens of one forward pass.
+
+        Raises:
+            InputError: if ``likelihood`` is not one of the abilities.
+        """
+        ...
+
+    def continue_texts(
+        self,
+        prompts: Sequence[str],
+        *,
+        new_tokens: int | Sequence[int],
+        top_k: int = 1,
+        uniforms: Tensor | None = None,
+        stop: Stop | None = None,
+    ) -> list[str]:
+        """The continuation of each prompt, without the prompt; see ``models.generation.continue_texts``.
+
+        Raises:
+            InputError: if ``generation`` is not one of the abilities.
+        """
+        ...
+
+    def used(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
+        """For each prompt, the ids of the facts that it triggers; empty for editors without a trigger."""
+        ...
+
+
+@runtime_checkable
+class Edit(Protocol):
+    """The result of one ``apply``: its facts, and all that is needed to restore it."""
+
+    @property
+    def facts(self) -> tuple[Fact, ...]: ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of its tensors in a file."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write one file: safetensors with a JSON header."""
+        ...
+
+
+@runtime_checkable
+class EditedBatch(Protocol):
+    """Progress of ``apply``: the facts of one batch, and its wall time in seconds, preparation excluded."""
+
+    @property
+    def facts(self) -> tuple[Fact, ...]: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+OnBatch: TypeAlias = Callable[[EditedBatch], None]
+
+
+@runtime_checkable
+class KnowledgeEditor(Protocol):
+    """Edits facts into a model.
+
+    Attributes:
+        method: its name in tables and records.
+        undo: which edits can be removed: ``any``, or only the ``last``.
+        needs: optional fact fields that it requires, such as ``truth``.
+    """
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def undo(self) -> Undo: ...
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def apply(self, facts: Sequence[Fact], *, on_batch: OnBatch | None = None) -> Edit:
+        """Edit all facts. On any failure, one in ``on_batch`` included, nothing has changed.
+
+        Args:
+            on_batch: called after each batch, with the batch in effect.
+        """
+        ...
+
+    def remove(self, edit: Edit) -> None:
+        """Take an edit out, bit for bit.
+
+        Raises:
+            InputError: if it is not in, or not the last one where ``undo`` is ``last``.
+        """
+        ...
+
+    def restore(self, edit: Edit) -> None:
+        """Put a loaded edit in, on the state that it was made on.
+
+        Raises:
+            InputError: if the present state is another one; nothing has changed then.
+        """
+        ...
+
+    def view(self) -> Answerer:
+        """The edited model in its present state."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Digest of the model's weights and the editor's state together; equal states, equal fingerprint."""
+        ...

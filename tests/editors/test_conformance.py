@@ -1,0 +1,196 @@
+"""Every editor fulfils the contract: atomic, reversible bit for bit, restorable, independent of batches and padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errata.editors.contract import Answerer, Edit, EditedBatch, KnowledgeEditor
+from errata.editors.locate_then_edit import LocateThenEdit
+from errata.errors import InputError
+from errata.models.language_model import LanguageModel
+from errata.patches.patch import Patch
+
+from tests.support.editing import FACTS, tiny_language_model, tiny_recipe, write_corpus
+from tests.support.editors import VIEWS, MemoryEdit, MemoryEditor
+
+FIRST, SECOND = FACTS[:2], FACTS[2:4]
+CONTROLS = ("The river runs through the", "Big Ben was moved to", "I think that")
+
+
+@dataclass(frozen=True)
+class Case:
+    """An editor under test, how to make another one of the same kind, and how to load its edits."""
+
+    make: Callable[[], Any]
+    load: Callable[[Path], Any]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("editors")
+
+
+@pytest.fixture(params=["memit", "alphaedit+blue", *VIEWS])
+def case(request: pytest.FixtureRequest, folder: Path) -> Case:
+    kind: str = request.param
+    if kind in VIEWS:
+        return Case(lambda: MemoryEditor(tiny_language_model("llama"), kind), MemoryEdit.load)
+    recipe = tiny_recipe(write_corpus(folder / "corpus.txt"), kind)
+
+    def make() -> LocateThenEdit:
+        return LocateThenEdit(tiny_language_model("llama"), recipe, cache=folder / "cache")
+
+    return Case(make, Patch.load)
+
+
+def answers(editor: KnowledgeEditor) -> list[Any]:
+    """Everything the view says about edited and other prompts; equal only if equal bit for bit."""
+    view = editor.view()
+    prompts = [*(fact.text for fact in FACTS[:4]), *CONTROLS]
+    said: list[Any] = list(view.continue_texts(prompts, new_tokens=4))
+    if "likelihood" in view.abilities:
+        said += view.score([fact.pair(fact.target) for fact in FACTS[:4]])
+    return said
+
+
+def test_protocols(case: Case, tmp_path: Path) -> None:
+    editor = case.make()
+    edit = editor.apply(FIRST)
+    assert isinstance(editor, KnowledgeEditor)
+    assert isinstance(editor.view(), Answerer)
+    assert isinstance(edit, Edit)
+    assert edit.facts == tuple(FIRST)
+    assert edit.stored_bytes > 0
+    edit.save(tmp_path / "edit.safetensors")
+    assert (tmp_path / "edit.safetensors").stat().st_size >= edit.stored_bytes
+
+
+def test_edit_changes_answers_of_its_facts_only_if_triggered(case: Case) -> None:
+    editor = case.make()
+    before = answers(editor)
+    editor.apply(FIRST)
+    view = editor.view()
+    assert answers(editor) != before
+    used = view.used([FIRST[0].text, CONTROLS[0]])
+    assert len(used) == 2
+    assert used[1] == ()
+    if "rolling" not in view.abilities:  # a trigger decides: whatever it does not hit is as before
+        assert used[0] == (FIRST[0].id,)
+        assert view.continue_texts([CONTROLS[0]], new_tokens=4) == [before[4]]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_apply_is_atomic(case: Case, failure: type[BaseException]) -> None:
+    editor = case.make()
+    before, said = editor.fingerprint(), answers(editor)
+    batches = 0
+
+    def fail(batch: EditedBatch) -> None:
+        nonlocal batches
+        assert isinstance(batch, EditedBatch)
+        batches += len(batch.facts)
+        if batches == len(FACTS[:4]):
+            raise failure
+
+    with pytest.raises(failure):
+        editor.apply(FACTS[:4], on_batch=fail)
+    assert editor.fingerprint() == before
+    assert answers(editor) == said
+    # It is as good as new: the next edit is that of an editor that never failed.
+    other = case.make()
+    editor.apply(SECOND)
+    other.apply(SECOND)
+    assert answers(editor) == answers(other)
+    assert editor.fingerprint() == other.fingerprint()
+
+
+def test_remove_is_bit_for_bit(case: Case) -> None:
+    editor = case.make()
+    states = [(editor.fingerprint(), answers(editor))]
+    edits = []
+    for facts in (FIRST, SECOND):
+        edits.append(editor.apply(facts))
+        states.append((editor.fingerprint(), answers(editor)))
+    assert len({fingerprint for fingerprint, _ in states}) == 3
+    editor.remove(edits[1])
+    assert (editor.fingerprint(), answers(editor)) == states[1]
+    with pytest.raises(InputError):
+        editor.remove(edits[1])
+    assert (editor.fingerprint(), answers(editor)) == states[1]
+    editor.remove(edits[0])
+    assert (editor.fingerprint(), answers(editor)) == states[0]
+    if editor.undo == "any":
+        edits = [editor.apply(FIRST), editor.apply(SECOND)]
+        editor.remove(edits[0])
+        editor.remove(edits[1])
+        assert (editor.fingerprint(), answers(editor)) == states[0]
+
+
+def test_saved_loaded_and_restored_is_the_same(case: Case, tmp_path: Path) -> None:
+    editor = case.make()
+    for number, facts in enumerate((FIRST, SECOND)):
+        editor.apply(facts).save(tmp_path / f"{number}")
+    loaded = [case.load(tmp_path / f"{number}") for number in range(2)]
+    other = case.make()
+    empty = other.fingerprint()
+    with pytest.raises(InputError):  # it was made on top of the first
+        other.restore(loaded[1])
+    assert other.fingerprint() == empty
+    for edit in loaded:
+        other.restore(edit)
+    assert other.fingerprint() == editor.fingerprint()
+    assert answers(other) == answers(editor)
+    for edit in reversed(loaded):
+        other.remove(edit)
+    assert other.fingerprint() == empty
+
+
+def test_scores_do_not_depend_on_batches_and_padding(case: Case) -> None:
+    editor = case.make()
+    editor.apply(FIRST)
+    view = editor.view()
+    pairs = [
+        *(fact.pair(fact.target) for fact in FACTS[:3]),
+        (FACTS[0].text, "a much longer target than the others have"),
+        *((prompt, "river") for prompt in CONTROLS),
+    ]
+    prompts = [pair[0] for pair in pairs]
+    together = view.continue_texts(prompts, new_tokens=5)
+    assert together == [view.continue_texts([prompt], new_tokens=5)[0] for prompt in prompts]
+    assert together[::-1] == view.continue_texts(prompts[::-1], new_tokens=5)
+    if "likelihood" not in view.abilities:
+        with pytest.raises(InputError):
+            view.score(pairs)
+        return
+    whole = view.score(pairs)
+    for others in (
+        view.score(pairs[::-1])[::-1],
+        view.score(pairs, token_budget=1),
+        [view.score([p])[0] for p in pairs],
+    ):
+        for found, expected in zip(others, whole, strict=True):
+            assert found.log_probability == pytest.approx(expected.log_probability, abs=1e-4)
+            assert found.likeliest == expected.likeliest
+
+
+def test_joiner_is_for_pairs_without_one() -> None:
+    model = tiny_language_model("gpt2")
+    view: LanguageModel = model
+    assert view.score([("The capital of", "Italy")], joiner="") == view.score([("The capital of", "Italy", "")])
+    assert view.score([("The capital of", "Italy", " ")], joiner="") == view.score([("The capital of", "Italy", " ")])
+    assert view.score([("The capital of", "Italy")]) == view.score([("The capital of", "Italy")], joiner=" ")
+
+
+def test_edits_of_other_editors_are_refused() -> None:
+    model = tiny_language_model("gpt2")
+    edit = MemoryEditor(model, "prompt").apply(FIRST)
+    editor = LocateThenEdit(model, tiny_recipe(Path("unread")))
+    for refuse in (editor.remove, editor.restore):
+        with pytest.raises(InputError) as error:
+            refuse(edit)
+        assert error.value.code == "EDIT_OF_ANOTHER_EDITOR"
