@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from errata.cli.demo_real import corrections
+from errata.cli.demo import corrections
 from errata.cli.main import run
 
 

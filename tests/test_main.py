@@ -19,9 +19,8 @@ from errata.analysis.studies import STUDIES
 from errata.analysis.titles import TITLES
 from errata.benchmark.measurement_names import FURTHER_NAMES
 from errata.benchmark.measurements import FURTHER
-from errata.cli.command import Verb
-from errata.cli.commands import VERBS
-from errata.cli.main import command_of, run
+from errata.cli.command import Command
+from errata.cli.main import COMMANDS, command_of, run
 from errata.utils.files import reserved
 
 
@@ -48,7 +47,7 @@ def test_a_command_line_is_read_without_torch(problem: str) -> None:
         "    assert status == (2 if sys.argv[1] == '--typo' else 0), (verb, status)\n"
         "    assert 'torch' not in sys.modules and 'transformers' not in sys.modules, verb\n"
     )
-    verbs = [*VERBS, "recipe auto", "recipe check", "data get", "models list", "lab train", "lab save"]
+    verbs = [*COMMANDS, "recipe auto", "recipe check", "data get", "models list", "lab train", "lab save"]
     command = [sys.executable, "-c", script, problem, *verbs]
     ended = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr[-300:] if ended.returncode else "") == (0, "")
@@ -63,12 +62,12 @@ def parameters(command: Any) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_line_is_that_of_its_module(name: str) -> None:
     """Which is only partly executed to read it."""
-    app = import_module(f"errata.cli.{VERBS[name].module}").app
+    app = import_module(f"errata.cli.{COMMANDS[name].module}").app
     for command in app.registered_commands:
-        command.cls = Verb
+        command.cls = Command
     whole: Any = typer.main.get_group(app)
     whole = whole.commands.get(name, whole)
     part = command_of(name)
@@ -86,12 +85,12 @@ def test_help_names_what_there_is() -> None:
     assert list(STUDIES) == list(TITLES)
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_verb_is_listed_with_what_its_own_help_says_first(name: str) -> None:
     command = command_of(name)
-    assert command.help.startswith(VERBS[name].summary)
+    assert command.help.startswith(COMMANDS[name].summary)
     commands = getattr(command, "commands", {"": command}).values()
-    assert all(isinstance(each, Verb) for each in commands), "results for machines take the place of nothing"
+    assert all(isinstance(each, Command) for each in commands), "results for machines take the place of nothing"
 
 
 @pytest.mark.parametrize("name", errata.__all__)
@@ -115,7 +114,7 @@ def test_an_interrupt_before_the_command_line_is_there(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 130
-    assert capsys.readouterr().err == "interrupted; nothing had begun\n"
+    assert capsys.readouterr().err == "interrupted before any work started\n"
 
 
 def test_an_interrupt_while_a_verb_is_imported(
@@ -139,7 +138,7 @@ def test_a_signal_among_imports_is_no_exception_there(name: str) -> None:
         "command.import_module = imported\ncli.main(['edit'])"
     )
     ended = subprocess.run([sys.executable, "-c", script, name], check=False, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (130, "interrupted; nothing had begun\n")
+    assert (ended.returncode, ended.stderr) == (130, "interrupted before any work started\n")
 
 
 def test_main_runs_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from errata.benchmark.recipe_search import starting_recipe
-from errata.cli.demo_real import corrections
+from errata.cli.demo import corrections
 from errata.editing.methods import method_named
 from errata.editors.locate_then_edit import Editor
 from errata.evaluation.recall import evaluate_facts

@@ -22,7 +22,7 @@ def test_a_short_search_on_the_lab_writes_a_recipe_that_edit_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("errata.cli.recipe_auto.FACTS", 6)
+    monkeypatch.setattr("errata.cli.recipe.FACTS", 6)
     monkeypatch.setattr(recipe_search, "LEARNING_RATES", (0.5, 1.0))
     monkeypatch.setattr(recipe_search, "CLAMPS", (0.75,))
     monkeypatch.setattr(recipe_numbers, "RIDGES", (0.5,))
@@ -68,13 +68,13 @@ def test_a_search_on_another_model_needs_neither_facts_nor_text(
     """Layers by a scan, facts and text that come with errata; the time counts from the start, so one try is all."""
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(recipe_numbers, "STEPS", 2)
-    monkeypatch.setattr("errata.cli.recipe_auto.known_facts", lambda: range(6))
+    monkeypatch.setattr("errata.cli.recipe.known_facts", lambda: range(6))
     model, tokenizer = tiny_model("llama")
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     out = tmp_path / "auto.yaml"
     arguments = ["recipe", "auto", "--model", str(tmp_path / "model"), "--methods", "memit", "--tokens", "300"]
-    monkeypatch.setattr("errata.cli.recipe_auto.scan_model", small_scan)
+    monkeypatch.setattr("errata.cli.recipe.scan_model", small_scan)
     assert run([*arguments, "--out", str(out), "--minutes", "0.0001"]) == 1
     said, err = (" ".join(text.split()) for text in capsys.readouterr())
     assert "3 facts" in said

@@ -217,7 +217,7 @@ def test_a_failure_half_way_leaves_nothing(made: Path, tmp_path: Path, monkeypat
 
     for target in ("write_text", "write_facts"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"errata.cli.publication.{target}", full_disk)
+            patch.setattr(f"errata.cli.publish.{target}", full_disk)
             assert run(["save", "full", "--out", str(tmp_path / "out")]) == 1
         assert list(tmp_path.iterdir()) == []
     assert "README.md" not in files_in(made / "full")
@@ -311,7 +311,7 @@ def test_nothing_is_called_before_a_yes(
     assert run(push) == 2  # nobody to ask
     assert "Add --yes" in capsys.readouterr().err
     terminal = SimpleNamespace(isatty=lambda: True)
-    monkeypatch.setattr("errata.cli.push.sys", SimpleNamespace(stdin=terminal))
+    monkeypatch.setattr("errata.cli.publish.sys", SimpleNamespace(stdin=terminal))
     asked: list[list[Any]] = []
 
     def say(answer: bool) -> None:
@@ -319,7 +319,7 @@ def test_nothing_is_called_before_a_yes(
             asked.append(list(hub.calls))
             return answer
 
-        monkeypatch.setattr("errata.cli.push.typer.confirm", confirm)
+        monkeypatch.setattr("errata.cli.publish.typer.confirm", confirm)
 
     say(False)
     assert run(push) == 1

@@ -14,7 +14,7 @@ def main() -> None:
     try:
         from errata.cli.main import main as run
     except KeyboardInterrupt:
-        print("interrupted; nothing had begun", file=sys.stderr)
+        print("interrupted before any work started", file=sys.stderr)
         sys.exit(130)
     run()
 

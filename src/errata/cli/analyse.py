@@ -4,45 +4,60 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 
 from errata.analysis.running import RESULT, STUDY, Result, read_result, run_study
-from errata.analysis.study import Workbench
+from errata.analysis.studies import STUDIES, study_named
+from errata.analysis.study import AnalysisSettings, Study, Workbench
 from errata.analysis.titles import TITLES
 from errata.benchmark.grid import DataEntry
+from errata.benchmark.material import Material
 from errata.benchmark.measurement_names import FURTHER_NAMES
 from errata.benchmark.measurements import check_parts
-from errata.cli.analyse_plan import Planned, entry_of_facts, planned
-from errata.cli.bench_options import WholeSet, material_of, measures_of, names_in, prose_of, whole_set
+from errata.cli.bench_plan import (
+    WholeSet,
+    entries_of,
+    material_of,
+    measures_of,
+    names_in,
+    prose_of,
+    seeds_named,
+    whole_set,
+)
 from errata.cli.model_options import (
     DeviceOption,
     DtypeOption,
     ModelOption,
     TrustOption,
     check_facts,
+    is_lab,
     outline_of,
     placement,
 )
 from errata.cli.recipe_options import read_numbers, show_notes
 from errata.cli.report import write_studies
 from errata.cli.terminal import JsonOption, console, progress, tell, write_json
+from errata.editing.methods import method_named
 from errata.editing.recipe import Recipe
-from errata.errors import InterruptedRunError, collect_errors
+from errata.errors import Fault, FaultsError, InputError, InterruptedRunError, collect_errors
 from errata.models.outline import Outline
 from errata.report.figures import check_drawing
 from errata.runs.loading import load_model
 from errata.utils.files import check_new, is_file
 
 HELP = (
-    "Measure each step of the argument behind boundary-layer updates, on any supported model.\n\n"
+    "Run studies that test each step of the argument for boundary-layer updates.\n\n"
     + "\n\n".join(f"[bold]{name}[/]  {title}." for name, title in TITLES.items())
-    + "\n\nA study is kept in a directory of its own, OUT/STUDY, piece by piece; the same command goes on after "
-    "whatever stopped it. It leaves result.json, rows.csv, figures and a report. docs/analysis.md tells what each "
-    "study shows, in which units, and where the question is from."
+    + "\n\nEach study is saved step by step in its own directory OUT/STUDY; running the same command again resumes an "
+    "interrupted study. The results are result.json, rows.csv, figures and a report. docs/analysis.md describes each "
+    "study, its units, and the source of its question."
 )
 EXAMPLE = (
     "Example: errata analyse contribution --model lab --out runs/analysis\n\n"
@@ -95,7 +110,7 @@ def analyse(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and say what would be done.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Measure each step of the argument behind boundary-layer updates."""
+    """Run studies that test each step of the argument for boundary-layer updates."""
     given = {
         "count": count,
         "batch_size": batch_size,
@@ -202,3 +217,95 @@ def _show(name: str, result: Result) -> None:
     console().print(table)
     for label, reason in result.findings.undefined.items():
         tell(f"left out, for it means nothing: {label}: {reason}")
+
+
+ALL: Final = "all"
+_LISTS: Final = ("sizes", "earlier", "ridges", "methods")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A study with what it goes by."""
+
+    study: Study
+    settings: AnalysisSettings
+    recipes: dict[str, Recipe]
+    materials: dict[int, Material]
+
+    def told(self) -> str:
+        """One line of what it will do."""
+        values = self.settings.model_dump(mode="json")
+        used = ", ".join(
+            f"{name} {values[name] if not isinstance(values[name], list) else '/'.join(map(str, values[name]))}"
+            for name in ("seeds", *self.study.uses)
+            if name != "measures"
+        )
+        return f"{self.study.name}: {self.study.title.lower()} ({used})"
+
+    def record(self, recipe: Recipe) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "study": self.study.name,
+            "settings": self.settings.model_dump(mode="json"),
+            "recipe": recipe.model_dump(mode="json"),
+            "facts": {str(seed): len(material.facts) for seed, material in self.materials.items()},
+        }
+
+
+def planned(names: str, given: Mapping[str, Any]) -> list[Planned]:
+    """Raises FaultsError: for studies that there are not, settings that none of them has, and wrong values."""
+    faults: list[Fault] = []
+    studies: list[Study] = []
+    for name in list(STUDIES) if names == ALL else names_in(names):
+        try:
+            studies.append(study_named(name))
+        except InputError as error:
+            faults.append(Fault("STUDY", error.what, error.remedy))
+    used = {"seeds", *(name for study in studies for name in study.uses)}
+    for name in given:
+        if studies and name not in used:
+            option = {"measures": "--measure"}.get(name, f"--{name.replace('_', '-')}")
+            faults.append(Fault(option, f"{names} does not go by it", f"It goes by {', '.join(sorted(used))}"))
+    values = {name: names_in(value) if name in _LISTS else value for name, value in given.items()}
+    if "seeds" in given:
+        try:
+            values["seeds"] = seeds_named(given["seeds"])
+        except InputError as error:
+            faults.append(Fault("--seeds", error.what, error.remedy))
+            del values["seeds"]
+    plans = []
+    for study in studies:
+        own = {name: value for name, value in values.items() if name in ("seeds", *study.uses)}
+        try:
+            settings = AnalysisSettings.model_validate({**study.defaults, **own})
+        except ValidationError as error:
+            for item in error.errors():
+                where = f"--{str(item['loc'][0]).replace('_', '-')}"
+                fault = Fault(where, f"{item['msg'].lower()}, got {item['input']!r:.80}", "See errata analyse --help")
+                if fault not in faults:
+                    faults.append(fault)
+            continue
+        plans.append(Planned(study, settings, {}, {}))
+    for name in {name for plan in plans for name in plan.settings.methods if "methods" in plan.study.uses}:
+        try:
+            method_named(name)
+        except InputError as error:
+            faults.append(Fault("--methods", error.what, error.remedy))
+    if faults:
+        raise FaultsError("the command line", faults)
+    return plans
+
+
+def entry_of_facts(facts: str | None, untouched: Path | None, model: str) -> DataEntry:
+    """The data set that --facts names; the lab's world for the lab.
+
+    Raises:
+        InputError: if there is none for another model.
+    """
+    if facts is None and not is_lab(model):
+        raise InputError(f"no --facts given for {model!r}", remedy="Name a data set, or a .jsonl or .csv file")
+    shared = {"untouched": None if untouched is None else str(untouched.absolute())}
+    found = entries_of(facts or "lab", [], shared) or []
+    if len(found) != 1:
+        raise InputError(f"--facts {facts!r} names {len(found)} data sets", remedy="Name one")
+    return DataEntry.model_validate(found[0])

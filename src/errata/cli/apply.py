@@ -52,9 +52,9 @@ def apply(
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Put patches on a model, or on a stack of them, as a small new stack beside its base.
+    """Apply patches to a model or a stack and save the result as a new stack.
 
-    OUT holds the patches and the name of the base, no weights; every verb takes it as --model.
+    A stack contains the patches and the name of the base model, but no weights; every command accepts it as --model.
     """
     check_new(out)
     read = _read(patches)
@@ -79,7 +79,7 @@ def merge(
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Write a stack, a run, or a base with patches as a full model, which plain transformers can load."""
+    """Merge patches into the weights and save a full model that transformers can load."""
     check_new(out)
     read = _read(patches or [])
     base, loaded = _base(model, read, placement(device, dtype), trust_remote_code=trust_remote_code)

@@ -51,7 +51,7 @@ def ask(
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Let a model continue a text (greedily), and show the likeliest next tokens; a base model beside it if asked."""
+    """Continue prompts greedily and show the most likely next tokens, optionally for two models."""
     prompts = [*(prompts or ()), *(_lines(file) if file is not None else ())]
     if not prompts:
         raise InputError("there is no prompt", remedy='Write one, such as errata ask "The capital of France is"')

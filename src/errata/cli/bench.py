@@ -14,18 +14,24 @@ from errata.benchmark.collect import check_table, collect
 from errata.benchmark.grid import Grid, check_trusted, grid_of, read_grid, sound_part
 from errata.benchmark.measurement_names import FURTHER_NAMES
 from errata.benchmark.workers import Processes, RayCluster, check_ray, work
-from errata.cli.bench_options import (
+from errata.cli.bench_plan import (
+    Plan,
     corpus_place,
     entries_of,
     file_place,
     judge_of,
+    list_cells,
     measures_of,
     names_in,
     place,
+    plan_of,
     seeds_named,
+    show_plan,
+    show_results,
     task_place,
+    time_left,
+    time_needed,
 )
-from errata.cli.bench_plan import Plan, list_cells, plan_of, show_plan, show_results, time_left, time_needed
 from errata.cli.model_options import TrustOption
 from errata.cli.terminal import JsonOption, counted, progress, tell, warn, write_json
 from errata.errors import ErrataError, Fault, FaultsError, InputError, InterruptedRunError, collect_errors
@@ -33,15 +39,16 @@ from errata.results.records import read_results
 from errata.utils.files import check_new
 
 HELP = (
-    "Edit facts in a sequence of batches, with every method, and measure honestly what that did.\n\n"
-    "Each combination of model, data set, method and seed is a cell: a process of its own, which can be killed at any "
-    "moment. The same command, or `errata bench --out` alone, goes on: what is done is not done again, and comes out "
-    "the same. A cell that fails is told of, and the others go on. With another --measure more is measured of the same "
-    "edits.\n\n"
-    "The results are summary.json (means with 95 % intervals), records.parquet (one row per prompt), and what "
-    "`errata report` makes of them. docs/bench.md tells what is measured, and when.\n\n"
-    "…_success: of two continuations the right one is likelier; …_accuracy: it is what the model would say. "
-    "docs/bench.md has a table of the papers' names (ES, PS, NS, S …) and ours."
+    "Run a benchmark: edit facts in sequential batches with several methods and measure them.\n\n"
+    "Every combination of model, data set, method and seed is a cell, run in its own process, which may be killed at "
+    "any time. Running the same command again, or `errata bench --out` alone, resumes the benchmark: finished cells "
+    "are not repeated, and interruptions do not change the results. A failed cell is reported; the rest continue. "
+    "Further --measure options can be added later; they measure the same edits.\n\n"
+    "Results are written to summary.json (means with 95 % confidence intervals) and records.parquet (one row per "
+    "prompt); `errata report` turns them into tables and figures. docs/bench.md describes each measurement and when it "
+    "runs.\n\n"
+    "Metrics named …_success: the correct one of two continuations is more likely. Metrics named …_accuracy: the model "
+    "would generate the answer. docs/bench.md relates the papers' names (ES, PS, NS, S …) to these."
 )
 EXAMPLE = (
     "Example: errata bench --model lab --data lab --methods memit,memit+blue,alphaedit,alphaedit+blue "
@@ -126,7 +133,7 @@ def bench(
     trust_remote_code: TrustOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Edit facts in a sequence of batches, with every method, and measure honestly what that did."""
+    """Run a benchmark: edit facts in sequential batches with several methods and measure them."""
     command = "errata " + shlex.join(sys.argv[1:])
     begun: dict[str, Any] = {}
     chosen: dict[str, Any] = {}  # what is wrong is left out of it

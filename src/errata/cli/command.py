@@ -1,10 +1,18 @@
-"""The command line's commands: before any work, the places that a command would write to are compared and reserved."""
+"""Commands: path checks before any work, and reading a command's options without importing its module.
+
+A command's module imports torch and transformers, which takes seconds, but its options and help need neither.
+``command_line`` therefore executes only the parts of the module that define them: the signatures of its commands, the
+constants and option types that those use, and their imports. The module is imported once the command line is valid.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ast
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import wraps
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +22,14 @@ from typer.core import TyperCommand
 from errata.errors import InputError
 from errata.utils.files import is_there, reserved
 
-_TEXTS = frozenset({"prompts", "subject", "dataset", "which"})  # parameters that name no file, whatever they look like
+_PACKAGE = "errata.cli."
+_TEXTS = frozenset({"prompts", "subject", "dataset", "which"})  # parameters that never name a file
 
 
-class Verb(TyperCommand):
-    """A command whose outputs take the place neither of each other nor of what it reads, nor of another process's.
+class Command(TyperCommand):
+    """A command that never overwrites its own inputs or outputs, nor those of another process.
 
-    Where it takes --model it takes --gguf as well, which chooses a file in a directory that holds several.
+    Every command with --model also gets --gguf, which selects a file in a directory of GGUF files.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -28,42 +37,60 @@ class Verb(TyperCommand):
         if any("--model" in parameter.opts for parameter in self.params):
             self.params.append(_gguf_option())
 
-    def invoke(self, ctx: Any) -> Any:  # typer keeps the class of it to itself
+    def invoke(self, ctx: Any) -> Any:  # typer does not export the class of the context
         """Run the command.
 
         Raises:
-            InputError: if --json is, or lies inside, another path of the command line; if --run is, or lies inside,
-                --out; if another process is about to write the same --out; if a model's code may run in a dry run;
-                if there is no such file as --gguf names. Nothing has happened then.
+            InputError: before any work, if --json is or overlaps another path of the command line, if --run is --out or
+                lies inside it, if another process is writing the same --out, if --dry-run is combined with
+                --trust-remote-code, or if the file named by --gguf does not exist.
         """
         if (gguf := ctx.params.pop("gguf", None)) is not None:
             ctx.params["model"] = _gguf_path(ctx.params["model"], gguf)
         out, run = ctx.params.get("out"), ctx.params.get("run")
-        if isinstance(out, Path) and isinstance(run, Path) and _relation(run, out) in ("is", "lies inside"):
+        if isinstance(out, Path) and isinstance(run, Path) and _relation(run, out) in ("is", "is inside"):
             raise InputError(
-                f"--run {run} {_relation(run, out)} --out {out}: both would be new directories",
+                f"--run {run} {_relation(run, out)} --out {out}, and both must be new directories",
                 remedy="Give them different names",
+                code="OUTPUT_CONFLICT",
             )
         if ctx.params.get("dry_run") and ctx.params.get("trust_remote_code"):
-            raise InputError("a dry run never runs a model's code", remedy="Leave --dry-run or --trust-remote-code out")
+            raise InputError(
+                "--dry-run never runs a model's code, so --trust-remote-code has no effect",
+                remedy="Remove one of the two options",
+                code="OPTION_CONFLICT",
+            )
         json = ctx.params.get("json")
         if isinstance(json, Path):
-            for place in _places({name: value for name, value in ctx.params.items() if name != "json"}):
+            for place in _paths({name: value for name, value in ctx.params.items() if name != "json"}):
                 if relation := _relation(json, place):
                     raise InputError(
                         f"--json {json} {relation} {place}, which this command reads or writes",
                         remedy="Give another file for the results",
+                        code="OUTPUT_CONFLICT",
                     )
-        if self.callback is not None:  # typer keeps its type to itself
-            import_module(self.callback.__module__)  # the work itself: seconds, after what can be found without it
+        if self.callback is not None:
+            import_module(self.callback.__module__)  # takes seconds; all checks that do not need it come first
         if ctx.obj is not None:
-            ctx.obj()  # what has to be done once the libraries are there; see errata.cli.run
+            ctx.obj()  # ``on_import`` of errata.cli.main.run
         with reserved(out) if isinstance(out, Path) else nullcontext():
             return super().invoke(ctx)
 
 
+def command_line(module: str) -> Any:
+    """The typer app of a command's module; its commands import the module when they are called.
+
+    Args:
+        module: the full name of the module.
+    """
+    app = _part_of(module, {"app"})["app"]
+    for command in app.registered_commands:
+        command.callback = _later(command.callback)
+    return app
+
+
 def _gguf_option() -> Any:
-    """The option --gguf, made by typer itself: the classes of its parameters change from version to version."""
+    """The option --gguf, built by typer because its parameter classes differ between versions."""
     app = typer.Typer(add_completion=False)
     app.command()(_takes_gguf)
     return typer.main.get_command(app).params[0]
@@ -72,25 +99,25 @@ def _gguf_option() -> Any:
 def _takes_gguf(
     gguf: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Which GGUF file, where --model is a directory that holds several."),
+        typer.Option(metavar="NAME", help="The GGUF file to use if --model is a directory that contains several."),
     ] = None,
 ) -> None:
-    """Only its parameter is used."""
+    """Only the parameter is used."""
 
 
 def _gguf_path(model: str | None, name: str) -> str:
-    """The name of a model that is a certain GGUF file in a directory."""
     path = Path(model or "") / name
     if model is None or not path.is_file():
         raise InputError(
-            f"there is no GGUF file {name!r} in {model or '--model'}",
-            remedy="Give its directory as --model, and its name",
+            f"no GGUF file {name!r} in {model or '--model'}",
+            remedy="Give its directory as --model and its file name as --gguf",
+            code="GGUF_NOT_FOUND",
         )
     return str(path)
 
 
-def _places(params: dict[str, Any]) -> Iterator[Path]:
-    """Every path that is named: what is written may not be there yet, what is read by a text is."""
+def _paths(params: dict[str, Any]) -> Iterator[Path]:
+    """All paths among the parameters; a text counts as a path if it exists."""
     for name, value in params.items():
         for one in value if isinstance(value, list | tuple) else [value]:
             if isinstance(one, Path):
@@ -99,12 +126,93 @@ def _places(params: dict[str, Any]) -> Iterator[Path]:
                 yield Path(one)
 
 
-def _relation(json: Path, place: Path) -> str:
-    """What a path is to another; nothing where they do not meet."""
+def _relation(first: Path, second: Path) -> str:
+    """How the first path overlaps the second; empty if it does not."""
     try:
-        ours, other = json.resolve(), place.resolve()
-    except (OSError, RuntimeError, ValueError):  # a name that no file can have, links in a circle: told elsewhere
+        ours, other = first.resolve(), second.resolve()
+    except (OSError, RuntimeError, ValueError):  # invalid names and link cycles are reported where they are opened
         return ""
     if ours == other:
         return "is"
-    return "lies inside" if ours.is_relative_to(other) else "would hold" if other.is_relative_to(ours) else ""
+    return "is inside" if ours.is_relative_to(other) else "would contain" if other.is_relative_to(ours) else ""
+
+
+def _later(signature: Any) -> Any:
+    @wraps(signature)
+    def call(**options: Any) -> None:
+        getattr(import_module(signature.__module__), signature.__name__)(**options)
+
+    return call
+
+
+def _part_of(module: str, wanted: set[str]) -> dict[str, Any]:
+    """The named objects of a module and their dependencies; commands have a signature and help, but no body."""
+    statements = _statements_of(module)
+    included = _needed(statements, wanted)
+    if any(isinstance(statement, ast.ClassDef) for statement in included):
+        return vars(import_module(module))  # executing a class twice would create two different classes
+    found: dict[str, Any] = {"__name__": module}
+    for statement in included:
+        if isinstance(statement, ast.ImportFrom) and str(statement.module).startswith(_PACKAGE):
+            part = _part_of(str(statement.module), {name.name for name in statement.names})
+            found |= {name.asname or name.name: part[name.name] for name in statement.names}
+        else:
+            exec(compile(ast.Module([statement], []), f"<{module}>", "exec", dont_inherit=True), found)
+    return found
+
+
+def _statements_of(module: str) -> list[ast.stmt]:
+    spec = find_spec(module)
+    source = None if spec is None or spec.loader is None else spec.loader.get_source(module)  # type: ignore[attr-defined]
+    if source is None:
+        raise ModuleNotFoundError(f"the source of {module} is missing", name=module)
+    return [*_without_bodies(ast.parse(source).body)]
+
+
+def _without_bodies(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    for statement in statements:
+        if isinstance(statement, ast.FunctionDef) and _is_command(statement):
+            statement.body = statement.body[:1]  # the docstring, which is the help
+        yield statement
+
+
+def _is_command(function: ast.FunctionDef) -> bool:
+    """Whether a function is decorated as a command, or has ``Annotated`` parameters like one."""
+    nodes = [*function.decorator_list, function.args]
+    return any(
+        isinstance(node, ast.Name) and node.id in ("app", "Annotated") for each in nodes for node in ast.walk(each)
+    )
+
+
+def _needed(statements: Sequence[ast.stmt], wanted: set[str]) -> list[ast.stmt]:
+    """The statements that define the wanted names, their dependencies, and everything registered on ``app``, in order.
+
+    Import statements are reduced to the names that are needed.
+    """
+    needed, included = set(wanted), set()
+    while new := [each for each in statements if each not in included and _defines(each, needed)]:
+        for statement in new:
+            included.add(statement)
+            if not isinstance(statement, ast.Import | ast.ImportFrom):
+                needed |= {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    for statement in included:
+        if isinstance(statement, ast.Import | ast.ImportFrom) and getattr(statement, "module", "") != "__future__":
+            statement.names = [name for name in statement.names if _bound(name) in needed]
+    return [statement for statement in statements if statement in included]
+
+
+def _defines(statement: ast.stmt, needed: set[str]) -> bool:
+    """Whether a statement defines a needed name, or registers a command on a needed app."""
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return any(_bound(name) in needed for name in statement.names)
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        used = {node.id for each in statement.decorator_list for node in ast.walk(each) if isinstance(node, ast.Name)}
+        return statement.name in needed or "app" in used & needed
+    names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
+    if isinstance(statement, ast.Expr):
+        return "app" in needed and any(name.id == "app" for name in names)
+    return any(name.id in needed and isinstance(name.ctx, ast.Store) for name in names)
+
+
+def _bound(name: ast.alias) -> str:
+    return name.asname or name.name.split(".")[0]

@@ -24,7 +24,7 @@ from errata.errors import ErrataError, Fault, FaultsError, InputError
 from errata.facts.files import has_formulas, read_facts, write_facts
 from errata.utils.files import check_file, file_digest, is_file
 
-app = typer.Typer(help="Data sets of the field: list them, download one, check a file of one.", no_args_is_help=True)
+app = typer.Typer(help="Data sets of knowledge editing: list, download, or check them.", no_args_is_help=True)
 
 FAULTS_SHOWN = 20  # of a published file, whose faults are usually of one kind
 NameArgument = Annotated[str, typer.Argument(help="A name of `errata data list`.")]

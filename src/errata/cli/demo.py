@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
+from errata.benchmark.recipe_search import automatic_file, layers_by_depth, unsearched_recipe
 from errata.benchmark.sequence import Examination, examine, run_sequence
-from errata.cli.demo_real import demo_real
-from errata.cli.model_options import DeviceOption, placement
-from errata.cli.terminal import JsonOption, PlainConsole, console, progress
-from errata.editing.methods import method_named
-from errata.editing.recipe import shipped_recipe
-from errata.errors import InputError
-from errata.facts.fact import FactSet
+from errata.cli.model_options import DeviceOption, outline_of, placement, read_questions
+from errata.cli.terminal import JsonOption, PlainConsole, console, progress, tell, write_json
+from errata.editing.methods import BOUNDARY_SUFFIX, method_named
+from errata.editing.recipe import Recipe, parse_recipe, shipped_recipe
+from errata.editors.locate_then_edit import Editor
+from errata.errors import ErrataError, InputError
+from errata.facts.fact import Fact, FactSet, Question
+from errata.facts.files import read_facts
+from errata.facts.joining import word_places
 from errata.lab.corpus import held_out_prose
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
+from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel
-from errata.patches.patch import software_versions
+from errata.patches.patch import Patch, software_versions
 from errata.report.tables import comparison_tables
 from errata.results.records import Row, write_results
+from errata.runs.loading import load_model
 from errata.utils.files import check_file, write_text
+from errata.utils.progress import Report
 
 EXAMPLE = """Example: errata demo --out runs/demo --facts 100 --methods memit,memit+blue
 
@@ -59,9 +70,10 @@ def demo(
     device: DeviceOption = "cpu",
     json: JsonOption = None,
 ) -> None:
-    """Edit facts into the embedded model, with and without boundary-layer updates, and show what changed.
+    """Edit facts with and without boundary-layer updates, and show the effect.
 
-    With --model: correct ten real facts in a pretrained model, show its answers, and take the edit back.
+    Uses the embedded model by default. With --model, corrects ten real facts in a pretrained model, shows its answers
+    before and after, and undoes the edit.
     """
     if model != "lab":
         if any(option is not None for option in (methods, facts, batch_size, seed)):
@@ -127,3 +139,160 @@ def demo(
     for path in (results, *([json] if json else [])):
         write_results(path, rows, about)
     console().print(f"Wrote {results}", highlight=False)
+
+
+METHOD: Final = "memit+blue"
+_TOKENS: Final = 8  # of each answer
+_STATISTICS: Final = {
+    "corpus": "builtin",
+    "tokens": 50_000,
+    "length": 512,
+}  # enough for a model of this size
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """A prompt with the right answer, and what the model said before and after the edit."""
+
+    prompt: str
+    right: str
+    before: str
+    after: str
+
+    def is_right(self, said: str) -> bool:
+        return 0 in word_places(said.casefold(), self.right.casefold())
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "prompt": self.prompt,
+            "right": self.right,
+            "before": self.before,
+            "after": self.after,
+            "right_before": self.is_right(self.before),
+            "right_after": self.is_right(self.after),
+        }
+
+
+def corrections() -> tuple[Sequence[Fact], Sequence[Question]]:
+    """The ten facts, which small models get wrong, and twenty control questions, which they answer correctly."""
+    folder = Path(str(resources.files("errata") / "corrections"))
+    questions = read_questions(folder / "controls.jsonl") or []
+    return read_facts(folder / "facts.jsonl").facts, [question for _, question in questions]
+
+
+def demo_real(name: str, out: Path, svg: Path | None, device: str | None, json: Path | None) -> None:
+    """Correct the ten facts in a model, show its answers before and after, and undo the edit.
+
+    Raises:
+        InputError: if the model cannot be loaded, or a path cannot be written.
+        ErrataError: if the model is not what it was at the end.
+    """
+    results = out / "results.json"
+    for path in (results, *([svg] if svg else [])):
+        check_file(path)
+    facts, controls = corrections()
+    where = placement(device, None)
+    outline_of(name, trust_remote_code=False)
+    model = load_model(name, **where)
+    started = time.perf_counter()
+    fingerprint = model.fingerprint()
+    recipe, source = _recipe_for(model, name)
+    tell(f"Correcting {len(facts)} facts in {name} with {recipe.method} at layers {list(recipe.layers)} ({source}).")
+    asked = [
+        *((fact.text, fact.target) for fact in facts),
+        *((prompt, fact.target) for fact in facts for prompt in fact.paraphrases),
+        *((question.prompt, question.answer) for question in controls),
+    ]
+    prompts = [prompt for prompt, _ in asked]
+    with progress() as report:
+        before = _answers(model, prompts, report, "asking before")
+        patch = _edited(model, recipe, facts, report)
+        after = _answers(model, prompts, report, "asking after")
+    answered = [_Answered(*pair, one, two) for pair, one, two in zip(asked, before, after, strict=True)]
+    patch.undo(model)
+    restored = model.fingerprint() == fingerprint
+    seconds = time.perf_counter() - started
+    main, others = answered[: len(facts)], answered[len(facts) : len(answered) - len(controls)]
+    kept = answered[len(answered) - len(controls) :]
+    shown = PlainConsole(record=svg is not None, width=None if console().is_terminal and svg is None else 100)
+    shown.print(_table(main))
+    shown.print(_summary(main, others, kept))
+    shown.print(
+        "The edit was taken back: the weights are bit for bit what they were (same SHA-256)."
+        if restored
+        else "[bold red]After the edit was taken back the weights are not what they were.[/]"
+    )
+    shown.print(f"{seconds:.0f} s in all, without loading the model.", highlight=False)
+    if svg is not None:
+        # rich would have the reader fetch its font; without that, any monospace font serves.
+        write_text(svg, re.sub(r"@font-face \{.*?\}\s*", "", shown.export_svg(title="errata demo"), flags=re.DOTALL))
+    record = {
+        "model": name,
+        "recipe": recipe.model_dump(mode="json"),
+        "facts": [one.record() for one in main],
+        "paraphrases": [one.record() for one in others],
+        "controls": [one.record() for one in kept],
+        "fingerprint": fingerprint,
+        "restored": restored,
+        "seconds": seconds,
+        "versions": software_versions(),
+    }
+    for path in (results, *([json] if json else [])):
+        write_json(path, record)
+    tell(f"Wrote {results}")
+    if not restored:
+        raise ErrataError("the weights are not what they were before the edit", remedy="Please report this")
+
+
+def _recipe_for(model: LanguageModel, name: str) -> tuple[Recipe, str]:
+    """The recipe that comes with errata for a model, else the unsearched defaults; and which of the two it is."""
+    try:
+        return shipped_recipe(name, METHOD), "the recipe that comes with errata"
+    except InputError:  # there is none for this model
+        row = method_named(METHOD.removesuffix(BOUNDARY_SUFFIX))
+    layers = layers_by_depth(len(model.blocks))
+    found = unsearched_recipe(name, row, layers, model.weight(layers[0]).shape[1], _STATISTICS)
+    text = automatic_file(name, layers, "by depth", {row.name: found})
+    return parse_recipe(text, METHOD, source="the unsearched defaults"), "unsearched defaults"
+
+
+def _edited(model: LanguageModel, recipe: Recipe, facts: Sequence[Fact], report: Report) -> Patch:
+    return Editor(model, recipe.with_choices({"batch_size": len(facts)}), report=report).apply(facts)
+
+
+def _answers(model: LanguageModel, prompts: Sequence[str], report: Report, what: str) -> list[str]:
+    """What the model says, greedily, to the end of its first line."""
+    done = 0
+
+    def on_rows(count: int) -> None:
+        nonlocal done
+        done += count
+        report(what, done, len(prompts))
+
+    texts = continue_texts(model, prompts, new_tokens=_TOKENS, on_rows=on_rows)
+    return [text.strip().partition("\n")[0].strip() for text in texts]
+
+
+def _table(answered: Sequence[_Answered]) -> Table:
+    table = Table(title="What the model says", title_justify="left")
+    for head in ("prompt", "before", "after"):
+        table.add_column(head, overflow="fold")
+    table.add_column("")
+    for one in answered:
+        mark = "[green]✓[/]" if one.is_right(one.after) else "[red]✗[/]"
+        table.add_row(escape(one.prompt), escape(one.before), escape(one.after), mark)
+    return table
+
+
+def _summary(main: Sequence[_Answered], others: Sequence[_Answered], kept: Sequence[_Answered]) -> str:
+    def right(answered: Sequence[_Answered], when: str) -> int:
+        return sum(one.is_right(getattr(one, when)) for one in answered)
+
+    lost = [one for one in kept if one.is_right(one.before) and not one.is_right(one.after)]
+    lines = [
+        f"Right answers: {right(main, 'before')} before, {right(main, 'after')} after, of {len(main)};",
+        f"in other wordings {right(others, 'before')} before, {right(others, 'after')} after, of {len(others)};",
+        f"to control questions {right(kept, 'before')} before, {right(kept, 'after')} after, of {len(kept)}.",
+        *(escape(f"Lost: {one.prompt} {one.right} (now {one.after!r})") for one in lost),
+    ]
+    return "\n".join(lines)

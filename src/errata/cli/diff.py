@@ -37,9 +37,9 @@ def diff(
     trust_remote_code: TrustOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Compare two edits: facts that only one has or that they tell apart, and the changes layer by layer.
+    """Compare two edits: their facts and targets, and their weight changes layer by layer.
 
-    Where one of the two is a plain model without patches, the weights of both are compared.
+    If one of the two is a plain model without patches, all weights of both models are compared instead.
     """
     note_unfinished(first)
     note_unfinished(second)

@@ -28,7 +28,7 @@ app = typer.Typer()
 
 @app.command("doctor", epilog=EXAMPLE)
 def doctor(json: JsonOption = None) -> None:
-    """Show versions, devices, what fits in memory, and whether the embedded model is in order."""
+    """Show versions, devices, which model sizes fit in memory, and the state of the embedded model."""
     versions = software_versions()
     devices = _devices()
     lab = _lab_state()

@@ -12,8 +12,7 @@ from rich import box
 from rich.table import Table
 
 from errata.benchmark.sequence import Examination, Measurement, recorded_examination, run_recorded
-from errata.cli.model_options import PATCH_SUFFIX, is_lab, patch_name
-from errata.cli.questions import show_absent
+from errata.cli.model_options import PATCH_SUFFIX, is_lab, patch_name, show_absent
 from errata.cli.terminal import console, counted, error_console, progress, tell, warn, write_json
 from errata.errors import FaultsError, InputError, InterruptedRunError
 from errata.evaluation.outcomes import Change, FactOutcome, Outcome, Reply, absent_changes, outcome_of
@@ -30,9 +29,6 @@ from errata.results.records import FORMAT, Row
 from errata.runs.loading import patches_of, stack_under
 from errata.runs.run import RunDirectory, is_run
 from errata.utils.files import check_new, check_new_file, new_directory, write_text
-
-# ----------------------------------------------------------------------------------------------------
-# What an edit leaves on disk: a full model, or the change alone.
 
 
 def check_output(out: Path) -> None:
@@ -87,10 +83,6 @@ def record_of(rows: Sequence[Row], patch: Patch, examination: Examination, seed:
         "facts": [fact.to_record() for fact in patch.facts],
     }
     return {"format": FORMAT, "rows": list(rows), "about": about}
-
-
-# ----------------------------------------------------------------------------------------------------
-# What an edit did, as the terminal shows it: every fact that did not take, every control answer that changed.
 
 
 SHOWN = 5  # of each kind; --json has all
@@ -202,9 +194,6 @@ def _short(text: str) -> str:
     """On one line, its end kept: that is where the question is."""
     line = " ".join(text.split())
     return line if len(line) <= _LONGEST else "…" + line[1 - _LONGEST :]
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 _ENDS: Final = ("before", "after")
@@ -320,10 +309,6 @@ def _warn_of_left_alone(facts: Sequence[Fact], count: int) -> None:
         markup=False,
         highlight=False,
     )
-
-
-# ----------------------------------------------------------------------------------------------------
-# New facts against what a model was given before: refused, written anyway, or left out.
 
 
 def settled(facts: FactSet, model: str, on_conflict: OnConflict) -> FactSet:

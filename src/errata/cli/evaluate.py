@@ -18,13 +18,15 @@ from errata.cli.model_options import (
     TrustOption,
     check_chat,
     check_facts,
+    examination_for,
     is_lab,
     outline_here,
     outline_of,
     placement,
+    read_questions,
+    show_absent,
     token_check,
 )
-from errata.cli.questions import examination_for, read_questions, show_absent
 from errata.cli.terminal import JsonOption, console, progress, tell, warn, write_json
 from errata.errors import Fault, collect_errors
 from errata.evaluation.chat import chat_questions
@@ -60,7 +62,7 @@ def evaluate(
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Measure how well a model says the facts, and what it says of everything else."""
+    """Measure how well a model recalls edited facts and whether other answers changed."""
     names = (model, *([against] if against else []))
     outlines = {name: outline_here(name, trust_remote_code=trust_remote_code) for name in names}
 

@@ -52,10 +52,10 @@ def export(
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Write patches as one LoRA adapter that PEFT loads beside the unedited base.
+    """Export patches as one LoRA adapter that PEFT loads on top of the unedited base model.
 
-    Without --rank the adapter is exact, and one patch needs no weights of the base to be loaded. A run is exported as
-    one patch, for which the base is loaded.
+    Without --rank the adapter is exact, and a single patch is exported without loading the base model's weights. A run
+    is exported as one patch, for which the base model is loaded.
     """
     check_new(lora)
     where = placement(device, dtype)

@@ -55,7 +55,7 @@ def history(
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Tell what was changed, when, by which patch, and whether the model still says it."""
+    """List the edits of a model: when, by which patch, and whether each is still recalled."""
     note_unfinished(model)
     where = placement(device, dtype)
     told = _chosen(_told(model), model, subject)

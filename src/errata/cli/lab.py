@@ -23,7 +23,8 @@ from errata.utils.files import check_new, new_directory, write_text
 from errata.utils.locks import open_in_place
 
 app = typer.Typer(
-    help="The embedded model: save it, train it, measure its recall, draw facts from its world.", no_args_is_help=True
+    help="The embedded model: save it, train it, measure its recall, or sample facts from its world.",
+    no_args_is_help=True,
 )
 
 
@@ -117,17 +118,22 @@ def train_lab(
     work: Annotated[Path, typer.Option(help="Where checkpoints lie; training goes on from there.")] = Path(
         "lab-training"
     ),
-    epochs: Annotated[int, typer.Option(min=1, help="How often every fact is told.")] = TrainingSettings().epochs,
-    people: Annotated[int, typer.Option(min=1)] = TrainingSettings().people,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Training epochs (exposures per fact); default: as for the shipped model.")
+    ] = None,
+    people: Annotated[
+        int | None, typer.Option(min=1, help="People in the world; default: as for the shipped model.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed of the world and the training.")] = 0,
     compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="torch.compile; needs a C++ compiler.")
+        bool, typer.Option("--compile/--no-compile", help="Use torch.compile, which needs a C++ compiler.")
     ] = True,
     json: JsonOption = None,
 ) -> None:
     """Train the embedded model from scratch: about an hour on one core; stop and go on at any time."""
     check_new(out)
-    settings = replace(TrainingSettings(), epochs=epochs, people=people, seed=seed, compile=compiled)
+    sizes = {name: value for name, value in (("epochs", epochs), ("people", people)) if value is not None}
+    settings = replace(TrainingSettings(), **sizes, seed=seed, compile=compiled)
     log = work / "log.jsonl"
     work.mkdir(parents=True, exist_ok=True)
     with progress() as report, open_in_place(log, "a") as file:
@@ -135,9 +141,9 @@ def train_lab(
         def on_epoch(done: Progress) -> None:
             file.write(json_module.dumps(asdict(done)) + "\n")
             file.flush()
-            report("epochs", done.epoch, epochs)
+            report("epochs", done.epoch, settings.epochs)
 
-        report("epochs", 0, epochs)
+        report("epochs", 0, settings.epochs)
         try:
             model, tokenizer, world = train(settings, work, on_epoch=on_epoch)
         except ValueError as error:

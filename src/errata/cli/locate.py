@@ -105,7 +105,7 @@ def locate_layers(
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Find the layers of a model that take edits, by writing facts into one layer at a time."""
+    """Find the layers of a model that accept edits, by editing one layer at a time."""
     outline = outline_here(model, trust_remote_code=trust_remote_code)
     lab = is_lab(model)
     with collect_errors("the input") as part:

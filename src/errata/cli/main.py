@@ -1,4 +1,4 @@
-"""The command line: thin verbs around the package, one exit status for each way to end."""
+"""The command line: the table of commands, and one exit status for each way to end."""
 
 from __future__ import annotations
 
@@ -6,35 +6,77 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import typer
 from rich.text import Text
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from errata.cli.command import Verb
-from errata.cli.command_line import command_line
-from errata.cli.commands import VERBS
+from errata.cli.command import Command, command_line
 from errata.cli.terminal import error_console
 from errata.errors import ErrataError, InterruptedRunError
 from errata.utils.streams import steady_streams
 from errata.utils.text import visible
 
 
-class Verbs(TyperGroup):
-    """The verbs, each read when it is wanted; for a list of them all, the table will do."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A command or a group of commands.
+
+    Attributes:
+        module: the module of this package whose ``app`` defines it.
+        summary: the first sentence of its help, so that all commands can be listed without importing them.
+    """
+
+    module: str
+    summary: str
+
+
+COMMANDS: Final[Mapping[str, Entry]] = {
+    "edit": Entry("edit", "Edit facts into a model and show what changed."),
+    "evaluate": Entry("evaluate", "Measure how well a model recalls edited facts and whether other answers changed."),
+    "export": Entry("export", "Export patches as one LoRA adapter that PEFT loads on top of the unedited base model."),
+    "ask": Entry("ask", "Continue prompts greedily and show the most likely next tokens, optionally for two models."),
+    "show": Entry("show", "Show the contents of an edit: its facts, and the size and rank of the change per layer."),
+    "diff": Entry("diff", "Compare two edits: their facts and targets, and their weight changes layer by layer."),
+    "apply": Entry("apply", "Apply patches to a model or a stack and save the result as a new stack."),
+    "merge": Entry("apply", "Merge patches into the weights and save a full model that transformers can load."),
+    "revert": Entry("revert", "Remove patches exactly (by default the last one)."),
+    "rebuild": Entry("revert", "Remove facts and solve later edits again, as if the facts had never been edited."),
+    "history": Entry("history", "List the edits of a model: when, by which patch, and whether each is still recalled."),
+    "save": Entry("publish", "Write a directory ready to publish: patches or model, with a model card."),
+    "push": Entry("publish", "Upload the output of `errata save` to the Hugging Face hub, after showing its files."),
+    "locate": Entry("locate", "Find the layers of a model that accept edits, by editing one layer at a time."),
+    "report": Entry("report", "Write a report of a benchmark or study as HTML, Markdown, CSV and LaTeX."),
+    "methods": Entry("methods", "List the editing methods, their papers, and any differences from them."),
+    "doctor": Entry(
+        "doctor", "Show versions, devices, which model sizes fit in memory, and the state of the embedded model."
+    ),
+    "bench": Entry("bench", "Run a benchmark: edit facts in sequential batches with several methods and measure them."),
+    "analyse": Entry("analyse", "Run studies that test each step of the argument for boundary-layer updates."),
+    "demo": Entry("demo", "Edit facts with and without boundary-layer updates, and show the effect."),
+    "recipe": Entry("recipe", "Recipes (the hyperparameters of an edit): list, show, check, or search for one."),
+    "models": Entry("models", "Small pretrained models to try errata on: list, download, or locate them."),
+    "data": Entry("data", "Data sets of knowledge editing: list, download, or check them."),
+    "lab": Entry("lab", "The embedded model: save it, train it, measure its recall, or sample facts from its world."),
+}
+
+
+class Commands(TyperGroup):
+    """The commands. Each module is read when its command is used; the list of commands comes from ``COMMANDS``."""
 
     _listed = False
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # typer keeps the classes of both to itself
-        """As any group's."""
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # typer does not export the classes of these arguments
+        """Format the list of commands without loading them."""
         self._listed = True
         super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
-        """As any group; what typer says about a wrong command line quotes it, without its control characters."""
+        """Invoke a command; control characters are removed from the texts of usage errors, which quote user input."""
         try:
             return super().invoke(ctx)
         except TyperException as error:
@@ -43,102 +85,72 @@ class Verbs(TyperGroup):
             raise
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The verb, or what is listed of it; None if there is none of that name."""
+        """The named command, or its entry in the list while that is printed; None if there is none."""
         listed = super().get_command(ctx, cmd_name)
         if listed is None or self._listed:
             return listed
         return command_of(cmd_name)
 
 
-def command_of(name: str) -> Any:
-    """The command, or the group of commands, of a verb; its module is imported when it is called."""
-    app = command_line(f"errata.cli.{VERBS[name].module}")
-    for command in app.registered_commands:
-        command.cls = Verb
-    group = typer.main.get_group(app)
-    return group.commands.get(name, group)
-
-
-def _quieten_libraries() -> None:
-    """What the libraries say of themselves, errata's progress and errors say; not all verbs have imported them."""
-    if "transformers" not in sys.modules:
-        return
-    import huggingface_hub
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.logging.set_verbosity_error()  # each try and each wait, twice
-
-
 app = typer.Typer(
     name="errata",
-    cls=Verbs,
-    help="Correct what a language model knows, and see what else changed.",
+    cls=Commands,
+    help="Edit facts in a language model, and measure what else changed.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _name, _entry in VERBS.items():
+for _name, _entry in COMMANDS.items():
     app.command(_name, help=_entry.summary)(lambda: None)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb and exit: 0 done, 1 the work failed, 2 wrong input, 130 interrupted.
+def command_of(name: str) -> Any:
+    """A command or a group of commands; its module is imported only when it is called."""
+    module = command_line(f"errata.cli.{COMMANDS[name].module}")
+    for command in module.registered_commands:
+        command.cls = Command
+    group = typer.main.get_group(module)
+    return group.commands.get(name, group)
 
-    A pipe that its reader has closed is no failure. What cannot be printed for another reason is one, after the work.
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 success, 1 failure, 2 invalid input, 130 interrupted.
+
+    A closed output pipe is not a failure. Output that cannot be printed for another reason is, once the work is done.
     """
-    # An exception out of nowhere in the middle of an import is to libraries a fault of their own, or their end.
-    interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # it is ignored in the background
+    # Libraries may take an exception during their import for an error of their own, or crash: exit at once instead.
+    interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # ignored in background jobs
     ending = [signal.SIGTERM, *([signal.SIGINT] if interruptible else [])]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
         ending.append(signal.SIGHUP)
     for number in ending:
-        signal.signal(number, _leave)
+        signal.signal(number, _exit_at_once)
 
     def begin() -> None:
         for number in ending:
-            signal.signal(number, signal.default_int_handler)  # as Ctrl-C: what is written vanishes, and a word
+            signal.signal(number, signal.default_int_handler)  # same clean-up and message as for Ctrl-C
         _quieten_libraries()
 
     with steady_streams() as streams:
         logging.basicConfig(level=logging.WARNING, handlers=[_warnings()])
         status = run(arguments, on_import=begin)
         if streams.failure is not None:
-            _print_error(f"not everything could be printed: {streams.failure.strerror}")
+            _print_error(f"some output could not be printed: {streams.failure.strerror}", "OUTPUT")
             status = status or 1
     sys.exit(status)
 
 
-class _Visible(logging.Formatter):
-    """The message alone, without control characters."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
-
-
-def _warnings() -> logging.Handler:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Visible())
-    return handler
-
-
-def _leave(number: int, frame: object) -> None:
-    os.write(2, b"interrupted; nothing had begun\n")
-    os._exit(130)
-
-
 def run(arguments: Sequence[str] | None = None, *, on_import: Callable[[], None] = lambda: None) -> int:
-    """As ``main``, but returns the exit status, and leaves the process as it is.
+    """Run a command and return its exit status; signal handlers and streams are left alone.
 
     Args:
-        on_import: called when a verb and the libraries have been imported, before its work.
+        on_import: called once the command's modules have been imported, before its work starts.
     """
     try:
         app(args=None if arguments is None else list(arguments), prog_name="errata", obj=on_import)
-    except SystemExit as end:  # typer's own end: 0, 2 for usage errors (which it has shown), 130 after Ctrl-C
+    except SystemExit as end:  # typer exits by itself: 0, 2 after usage errors (already printed), 130 after Ctrl-C
         if end.code == 130:
             return _interrupted()
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -151,24 +163,54 @@ def run(arguments: Sequence[str] | None = None, *, on_import: Callable[[], None]
     except KeyboardInterrupt:
         return _interrupted()
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's own
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's own class
             raise
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        _print_error(
-            f"out of memory: {what}. Lower --batch-size, or take --dtype bfloat16; `errata doctor` shows what fits"
-        )
+        remedy = "Lower --batch-size, or use --dtype bfloat16; `errata doctor` shows what fits"
+        _print_error(f"out of memory: {what}. {remedy}", "OUT_OF_MEMORY")
         return 1
     except OSError as error:
-        _print_error(str(error))
+        _print_error(str(error), "OS_ERROR")
         return 1
     return 0
 
 
+class _VisibleFormatter(logging.Formatter):
+    """The message alone, without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def _warnings() -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_VisibleFormatter())
+    return handler
+
+
+def _quieten_libraries() -> None:
+    """Silence messages of libraries that errata reports itself; commands that do not import them are skipped."""
+    if "transformers" not in sys.modules:
+        return
+    import huggingface_hub
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()  # it logs every retry twice
+
+
+def _exit_at_once(number: int, frame: object) -> None:
+    os.write(2, b"interrupted before any work started\n")
+    os._exit(130)
+
+
 def _interrupted() -> int:
-    error_console().print("interrupted; no output was left half-written")
+    error_console().print("interrupted; no partial output was written")
     return 130
 
 
-def _print_error(message: str, code: str = "") -> None:
-    label = f"error[{code}]:" if code else "error:"
-    error_console().print(Text.assemble((label, "bold red"), f" {message}"), soft_wrap=True, highlight=False)
+def _print_error(message: str, code: str) -> None:
+    error_console().print(
+        Text.assemble((f"error[{code}]:", "bold red"), f" {message}"), soft_wrap=True, highlight=False
+    )

@@ -18,7 +18,10 @@ app = typer.Typer()
 
 @app.command("methods", epilog=EXAMPLE)
 def methods(json: JsonOption = None) -> None:
-    """List the editing methods with their papers, and where they differ from them; any of them takes +blue."""
+    """List the editing methods, their papers, and any differences from them.
+
+    Every method accepts the suffix +blue (boundary-layer updates).
+    """
     told = Counter(deviation for row in METHODS for deviation in row.deviations)
     common = [deviation for deviation, count in told.items() if count > len(METHODS) / 2]
     for row in METHODS:

@@ -24,7 +24,7 @@ from errata.models.small_models import (
 from errata.utils.files import file_digest
 
 app = typer.Typer(
-    help="Small real models for trying things: list them, get one, say where it is.", no_args_is_help=True
+    help="Small pretrained models to try errata on: list, download, or locate them.", no_args_is_help=True
 )
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name of `errata models list`.")]
 

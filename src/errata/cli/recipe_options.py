@@ -189,10 +189,6 @@ def _last_part(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
-# ----------------------------------------------------------------------------------------------------
-# An edit without a recipe: layers by a scan, kept for next time, and scale-free settings.
-
-
 AFFORDABLE_MINUTES = 10.0  # a scan that takes longer than this is left to `errata locate`
 TOKENS = 50_000  # of text for the key statistics of the edit itself
 _logger = logging.getLogger(__name__)

@@ -61,9 +61,10 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Show what a benchmark or a study found: one HTML page that needs no network, Markdown, CSV and LaTeX tables.
+    """Write a report of a benchmark or study as HTML, Markdown, CSV and LaTeX.
 
-    They are written beside the results, over an older report; the Markdown's figures into figures/ beside it.
+    The HTML page is self-contained and works offline. By default, the files are written next to the results and replace
+    an older report; figures of the Markdown report go to figures/.
     """
     if is_of_studies(run) and not is_there(run / SUMMARY) and not is_there(run / GRID):
         _report_studies(run, out, formats, analysis or [])

@@ -46,9 +46,10 @@ def revert(
     device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Take patches out (the last one by default): exactly, for weights are computed from the base and the others.
+    """Remove patches exactly (by default the last one).
 
-    Of a stack OUT is a stack; of a full model it is one again, for which the base must be at hand.
+    The weights are recomputed from the base model and the remaining patches. The output is of the same kind as the
+    input: a stack, or a full model, for which the base model must be available.
     """
     check_new(out)
     stack = _stack_of(model)
@@ -90,9 +91,9 @@ def rebuild_stack(
     device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Take facts out and solve again what was solved on top of them, as if they had never been edited.
+    """Remove facts and solve later edits again, as if the facts had never been edited.
 
-    OUT is a stack; `errata merge` makes a full model of it.
+    The output is a stack; `errata merge` turns it into a full model.
     """
     check_new(out)
     where = placement(device, None)["device"]

@@ -30,7 +30,10 @@ def show(
     every: Annotated[bool, typer.Option("--all", help="All facts, and not only the first of each patch.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Show what was changed: the facts, and of each layer the size and the rank of the change. Loads no model."""
+    """Show the contents of an edit: its facts, and the size and rank of the change per layer.
+
+    No model is loaded.
+    """
     patches = patches_of(name)
     if is_run(name):
         run = open_run(Path(name))

@@ -132,10 +132,6 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else plural}"
 
 
-# ----------------------------------------------------------------------------------------------------
-# --json: the result of a verb for machines.
-
-
 FORMAT = "errata-output-1"
 # Formats of results, which --json may replace; a stack's or a benchmark's record has a format too, and is none.
 _RESULTS = re.compile(rb'\{\s*"format":\s*"errata-(output|results|tracing)-\d+"')

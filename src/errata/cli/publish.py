@@ -1,18 +1,25 @@
-"""What is published of an edited model: its patches or its weights, the facts that hold, and the card."""
+"""``errata save``."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from errata.benchmark.sequence import recorded_rows
 from errata.cli.model_options import PATCH_SUFFIX
-from errata.cli.terminal import counted
-from errata.errors import InputError
+from errata.cli.terminal import JsonOption, counted, tell, warn, write_json
+from errata.errors import ErrataError, InputError
 from errata.facts.fact import Fact, FactSet
 from errata.facts.files import write_facts
+from errata.models.hub import address, check_login, check_repository, upload
 from errata.models.outline import lasting_name
 from errata.patches.patch import Patch
 from errata.patches.stack import FILE, Stack, has_stack, is_stack, read_stack, write_stack
@@ -20,10 +27,128 @@ from errata.report.card import Measured, hub_name, is_local, ledger_of, model_ca
 from errata.results.records import Results, Row, read_results
 from errata.runs.loading import check_there, load_model, stack_of_run, stack_under
 from errata.runs.run import is_run, open_run
-from errata.utils.files import write_text
+from errata.utils.files import check_new, new_directory, write_text
 
-# ----------------------------------------------------------------------------------------------------
-# What was measured of a model that is to be published: found beside it or in a named file, and checked to be of it.
+CARD, FACTS = "README.md", "facts.jsonl"
+SAVE_EXAMPLE = "Example: errata save edited --out published"
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="A patch (.safetensors), a stack, an edited model, or a run.", metavar="MODEL")
+]
+ResultsOption = Annotated[
+    Path | None,
+    typer.Option(help="What `errata evaluate --json` or `errata edit --json` wrote; default: what lies beside MODEL."),
+]
+BaseOption = Annotated[
+    str | None, typer.Option(help="The name on the hub of a base that was edited from a local directory.")
+]
+app = typer.Typer()
+
+
+@app.command("save", epilog=SAVE_EXAMPLE)
+def save(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new directory.")],
+    results: ResultsOption = None,
+    base: BaseOption = None,
+    card_only: Annotated[bool, typer.Option("--card-only", help=f"Write {CARD} and {FACTS} only.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Write a directory ready to publish: patches or model, with a model card.
+
+    The card lists the edited facts and the measured effects. A full model is copied; a patch, stack or run is published
+    as patches only, which are small.
+    """
+    check_new(out)
+    publication = publication_of(model, results, base)
+    weights = publication.weights
+    if weights is not None and out.absolute().resolve().is_relative_to(weights.resolve()):
+        raise InputError(f"{out} lies in {model}, which is copied there", remedy="Give a directory elsewhere")
+    with new_directory(out) as partial:
+        write_publication(publication, partial, name=out.absolute().name, card_only=card_only)
+    files = files_of(out)
+    show_notes(publication, card_only=card_only)
+    size = size_text(sum(count for _, count in files))
+    facts = counted(len(publication.stack.facts), "fact")
+    tell(f"Wrote {out}: {counted(len(files), 'file')}, {size}; {CARD} tells of {facts}.")
+    write_json(json, record_of(publication, [name for name, _ in files]))
+
+
+def show_notes(publication: Publication, *, card_only: bool = False) -> None:
+    """What whoever publishes should know before."""
+    if not publication.measured.rows:
+        warn("note: nothing was measured, and the card says so; --results takes what `errata evaluate --json` wrote")
+    if card_only:
+        return
+    if paths := publication.local_paths():
+        warn(f"note: the files name what is on this machine alone: {', '.join(paths)}")
+    if hidden := publication.left_out():
+        warn(f"note: left out, for their names begin with a dot: {', '.join(hidden)}")
+
+
+def record_of(publication: Publication, files: list[str]) -> dict[str, object]:
+    """A publication for machines."""
+    return {
+        "base": publication.stack.base,
+        "patches": [stacked.name for stacked in publication.stack.patches],
+        "facts": len(publication.stack.facts),
+        "measured": bool(publication.measured.rows),
+        "files": files,
+    }
+
+
+PUSH_EXAMPLE = "Example: errata push edited --to OWNER/NAME"
+
+
+@app.command("push", epilog=PUSH_EXAMPLE)
+def push(
+    model: ModelArgument,
+    to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="Where to; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private/--public", help="Who may see it.")] = True,
+    results: ResultsOption = None,
+    base: BaseOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Upload without asking.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Upload the output of `errata save` to the Hugging Face hub, after showing its files.
+
+    Uses the access token of `hf auth login` or the environment variable HF_TOKEN.
+    """
+    check_repository(to)
+    if not yes and not sys.stdin.isatty():
+        raise InputError(
+            "nobody is there to say yes to it", remedy="Add --yes, or see with `errata save` what it would be"
+        )
+    publication = publication_of(model, results, base)
+    with tempfile.TemporaryDirectory(prefix="errata-push-") as folder:
+        directory = Path(folder)
+        # Weights may be large: they are uploaded from where they are.
+        write_publication(publication, directory, name=to.rpartition("/")[2], repository=to, copy=_link)
+        files = files_of(directory)
+        seen = "private: only you and those whom you let can see it" if private else "public: everybody can see it"
+        tell(f"To {address(to)} ({seen}):")
+        for name, count in files:
+            tell(f"  {name}  {size_text(count)}")
+        total = size_text(sum(count for _, count in files))
+        tell(f"{counted(len(files), 'file')}, {total}; {counted(len(publication.stack.facts), 'fact')}.")
+        show_notes(publication)
+        check_login()
+        if not yes and not typer.confirm("Upload?"):
+            raise ErrataError("nothing was uploaded", remedy="You did not say yes")
+        done = upload(directory, to, private=private, message=_message(len(publication.stack.facts)))
+    if done.others:
+        warn(f"note: what was there before and is none of these stays: {', '.join(done.others)}")
+    tell(f"Uploaded to {done.url}")
+    record = record_of(publication, [name for name, _ in files])
+    write_json(json, {**record, "url": done.url, "private": private, "others": list(done.others)})
+
+
+def _message(facts: int) -> str:
+    return f"{counted(facts, 'fact')} edited by errata"
+
+
+def _link(source: str, target: str) -> None:
+    os.symlink(Path(source).resolve(), target)  # noqa: PTH211  (as copytree calls it)
 
 
 RECORD = "errata.json"
@@ -128,12 +253,6 @@ def _state(stack: Stack, patches: int) -> str:
     """The base with so many patches in it, in words."""
     base = f"the base {shown_base(stack.base)}"
     return base + (f" with {', '.join(stacked.name for stacked in stack.patches[:patches])}" if patches else "")
-
-
-# ----------------------------------------------------------------------------------------------------
-
-
-CARD, FACTS = "README.md", "facts.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
