@@ -125,7 +125,7 @@ def test_an_interrupt_while_a_verb_is_imported(
 
     monkeypatch.setattr("errata.cli.command.import_module", interrupted)
     assert run(["edit"]) == 130
-    assert "interrupted; no output" in capsys.readouterr().err
+    assert "interrupted; no partial output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
