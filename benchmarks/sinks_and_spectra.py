@@ -85,8 +85,8 @@ def moments_of(
     found = {layer: Moments(SecondMoment.zeros(width), SecondMoment.zeros(width)) for layer in layers}
     for indices in length_batches([len(row) for row in rows], token_budget=TOKEN_BUDGET):
         batch = pad([rows[index] for index in indices], left=False, device=model.device)
-        with model.reading({Site.KEY: layers}) as read, torch.no_grad():
-            model.run_until_read(batch.inputs())
+        with model.capture({Site.KEY: layers}) as read, torch.no_grad():
+            model.run_captured(batch.inputs())
         counted = batch.attention_mask.bool()
         for layer in layers:
             keys = read[Site.KEY, layer]

@@ -40,7 +40,7 @@ def smollm2() -> Path:
         if not (folder / "config.json").is_file():
             pytest.fail(f"ERRATA_SMOLLM2 names {folder}, which holds no config.json")
         return folder
-    from errata.models.outline import source_of
+    from errata.models.loading import source_of
     from errata.models.small_models import small_model
 
     model = small_model("smollm2-135m-instruct")

@@ -23,7 +23,7 @@ from errata.editors.locate_then_edit import Editor
 from errata.errors import EditError, FaultsError, InputError, NonFiniteError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.models.replay import BehindBlock
+from errata.models.replay import AfterBlock
 from errata.models.weights import EditedWeights
 
 from tests.support.editing import (
@@ -234,7 +234,7 @@ class InjectedError(Exception):
 STAGES: dict[str, tuple[Any, str, int, bool]] = {
     "target search": (errata.editing.targets, "optimise_targets", 1, False),
     "second target search": (errata.editing.targets, "optimise_targets", 2, True),
-    "inside a target's evaluation": (BehindBlock, "enter", 2, False),
+    "inside a target's evaluation": (AfterBlock, "enter", 2, False),
     "states": (errata.editing.targets, "current_states", 1, True),
     "states after the first write": (errata.editing.targets, "current_states", 2, False),
     "second residual": (

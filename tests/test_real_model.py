@@ -18,7 +18,6 @@ from errata.cli.demo import corrections
 from errata.editing.methods import method_named
 from errata.editors.locate_then_edit import Editor
 from errata.evaluation.recall import evaluate_facts
-from errata.models.edited_files import write_edited
 from errata.models.generation import continue_rows
 from errata.models.gguf import as_directory
 from errata.models.language_model import LanguageModel
@@ -127,7 +126,7 @@ def test_saved_and_loaded_by_plain_transformers_it_is_the_edited_model(
     edited: Edited, smollm2: Path, tmp_path: Path
 ) -> None:
     with new_directory(tmp_path / "saved") as partial:
-        write_edited(edited.model, partial)
+        edited.model.write_files(partial)
     ids = ids_of(edited.model)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     torch.testing.assert_close(logits_of(loaded, ids), logits_of(edited.model, ids), rtol=0, atol=0)

@@ -624,7 +624,7 @@ PLACES_OF_FAILURE = [
     ("prune", Editor, "_hide_shaped", 2, True),
     ("rect", BatchWriter, "_masked", 1, False),
     ("rect", BatchWriter, "_masked", 2, True),
-    ("rect", EditedWeights, "go_back", 2, True),
+    ("rect", EditedWeights, "rollback", 2, True),
     ("nse", EditedWeights, "weight_without", 2, False),
     ("nse", LanguageModel, "set_weight", 4, True),
     ("rome", BatchWriter, "_solve", 2, True),

@@ -13,7 +13,7 @@ import pytest
 from errata.cli.main import run
 from errata.lab.training import TrainingSettings, train
 from errata.models.language_model import LanguageModel
-from errata.models.outline import Outline
+from errata.models.loading import Outline
 
 from tests.support.tiny_models import tiny_model
 

@@ -20,7 +20,7 @@ from errata.editing.target_search import optimise_targets
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel, Site
-from errata.models.outline import Outline
+from errata.models.loading import Outline
 from errata.models.size import ModelSize
 from errata.statistics.moments import key_moments
 

@@ -12,7 +12,7 @@ from errata.benchmark.campaign import Campaign, open_campaign
 from errata.benchmark.workers import work
 from errata.cli.bench_plan import Plan, measured_speed, search_operations, time_left
 from errata.cli.main import run
-from errata.models.outline import Outline
+from errata.models.loading import Outline
 from errata.results.records import read_results
 from errata.utils.progress import silent
 

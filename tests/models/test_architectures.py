@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from errata.errors import UnsupportedModelError
 from errata.models.families import ARCHITECTURES, Architecture, architecture_of, down_projection_weight, is_transposed
 from errata.models.language_model import LanguageModel
-from errata.models.outline import Outline
+from errata.models.loading import Outline
 
 from tests.support.tiny_models import BLOCKS, FAMILIES, MATRIX_STD, MLP_WIDTH, WIDTH, byte_level_tokenizer, tiny_model
 

@@ -12,7 +12,7 @@ import pytest
 from errata.cli.main import run
 from errata.errors import ErrataError, InputError
 from errata.models import small_models
-from errata.models.outline import Outline, is_hub_name, lasting_name
+from errata.models.loading import Outline, is_hub_name, lasting_name
 from errata.models.small_models import NotReachableError, Part, SmallModel, fetch_from_index
 from errata.report.card import hub_name, is_local
 

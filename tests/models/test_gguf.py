@@ -17,7 +17,7 @@ from errata.cli.main import run
 from errata.errors import InputError, MissingExtraError
 from errata.models.gguf import as_directory
 from errata.models.language_model import LanguageModel
-from errata.models.outline import Outline, source_of
+from errata.models.loading import Outline, source_of
 
 from tests.support.gguf_files import write_llama
 from tests.support.tiny_models import byte_level_tokenizer, tiny_model

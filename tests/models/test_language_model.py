@@ -75,7 +75,7 @@ def test_reading_leaves_no_hooks_behind_whatever_happens(model: LanguageModel) -
         return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.model.modules())
 
     before = hooks()
-    with pytest.raises(ZeroDivisionError), model.reading({Site.KEY: [0], Site.MLP: [1], Site.BLOCK: [2]}):
+    with pytest.raises(ZeroDivisionError), model.capture({Site.KEY: [0], Site.MLP: [1], Site.BLOCK: [2]}):
         assert hooks() > before
         raise ZeroDivisionError
     assert hooks() == before

@@ -19,7 +19,7 @@ from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.facts.files import write_facts
 from errata.models.language_model import LanguageModel
-from errata.models.outline import Outline
+from errata.models.loading import Outline
 from errata.models.prompts import probe_row
 
 from tests.support.editing import tiny_recipe, write_corpus

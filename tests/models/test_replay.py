@@ -411,6 +411,6 @@ def test_shared_stems_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "phi3"])
 def test_sliding_windows_need_left_padded_prefixes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded(family)
-    monkeypatch.setattr("errata.models.replay.run_prefixes", prefixes_left_where_they_were_run)
+    monkeypatch.setattr("errata.models.replay.prefix_cache", prefixes_left_where_they_were_run)
     with pytest.raises(AssertionError, match="relative errors"):
         check(model, 2, PREFIXES)

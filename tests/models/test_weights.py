@@ -180,11 +180,11 @@ def test_changes_that_are_left_out_for_a_while_are_out_for_whatever_is_added_too
     others.add(kept)
     with edits.without(terms[len(kept) :]):
         assert bits(holder) == bits(fresh)
-        mark = edits.mark([0, 1])
+        mark = edits.savepoint([0, 1])
         edits.add(more)
         others.add(more)
         assert bits(holder) == bits(fresh)
-        edits.go_back(mark)
+        edits.rollback(mark)
         others.remove(more)
         assert bits(holder) == bits(fresh)
     assert bits(holder) == before

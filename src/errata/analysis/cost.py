@@ -16,7 +16,7 @@ from errata.editing.recipe_settings import ContextSettings
 from errata.editing.schedules import SCHEDULES
 from errata.editing.target_rows import KL_PROMPT
 from errata.facts.fact import Fact
-from errata.models.outline import Outline
+from errata.models.loading import Outline
 from errata.models.prompts import complete, encode
 from errata.models.replay import length_cuts
 from errata.models.size import ModelSize

@@ -25,6 +25,7 @@ from errata.facts.files import escaped
 from errata.patches.patch import now, software_versions
 from errata.utils.files import is_file, new_directory, reason_of, write_text
 from errata.utils.locks import alone, check_no_links
+from errata.utils.text import dtype_name
 
 FORMAT = "errata-analysis-1"
 STUDY, RESULT, ROWS = "study.json", "result.json", "rows.csv"
@@ -104,7 +105,7 @@ def run_study(study: Study, bench: Workbench, out: Path, *, command: str) -> Res
             "source": study.source,
             **{key: value for key, value in record.items() if key != "format"},
             "device": str(bench.model.device),
-            "dtype": str(bench.model.dtype).removeprefix("torch."),
+            "dtype": dtype_name(bench.model.dtype),
             "seconds": seconds,
         }
         result = Result(findings, about)

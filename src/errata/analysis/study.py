@@ -21,7 +21,7 @@ from errata.editing.preparation import Prepared, prepare
 from errata.editing.recipe import Recipe
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.models.outline import Outline
+from errata.models.loading import Outline
 from errata.statistics.settings import Settings
 from errata.utils.progress import Report, silent
 

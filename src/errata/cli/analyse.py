@@ -47,7 +47,7 @@ from errata.cli.terminal import JsonOption, console, progress, tell, write_json
 from errata.editing.methods import method_named
 from errata.editing.recipe import Recipe
 from errata.errors import Fault, FaultsError, InputError, InterruptedRunError, collect_errors
-from errata.models.outline import Outline
+from errata.models.loading import Outline
 from errata.report.figures import check_drawing
 from errata.runs.loading import load_model
 from errata.utils.files import check_new, is_file

@@ -23,7 +23,7 @@ from errata.cli.terminal import JsonOption, console, write_json
 from errata.errors import Fault, FaultsError, InputError
 from errata.models.generation import generate
 from errata.models.language_model import LanguageModel
-from errata.models.outline import Outline
+from errata.models.loading import Outline
 from errata.models.prompts import chat_text, encode, pad
 from errata.runs.loading import load_model
 from errata.utils.files import file_text

@@ -37,7 +37,7 @@ from errata.editing.recipe import Recipe
 from errata.editing.schedules import SCHEDULES
 from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.facts.fact import FactSet
-from errata.models.outline import Outline
+from errata.models.loading import Outline
 from errata.models.size import ModelSize
 from errata.report.page import duration
 from errata.report.tables import comparison_tables

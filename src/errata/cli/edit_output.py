@@ -19,7 +19,6 @@ from errata.evaluation.outcomes import Change, FactOutcome, Outcome, Reply, abse
 from errata.evaluation.recall import absent
 from errata.facts.conflicts import OnConflict, conflicts, without
 from errata.facts.fact import Fact, FactSet
-from errata.models.edited_files import write_edited
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch, PatchResults
 from errata.patches.stack import Stack, has_stack, write_stack
@@ -59,7 +58,7 @@ def save_full(model: LanguageModel, stack: Stack, directory: Path) -> None:
 
     Says so where it is in another dtype than the base, or files came from outside the base's directory.
     """
-    written = write_edited(model, directory)
+    written = model.write_files(directory)
     write_stack(stack, directory)
     if written.converted is not None:
         stored, dtype = written.converted

@@ -13,7 +13,7 @@ from rich.table import Table
 from errata.cli.model_options import DeviceOption, DtypeOption, TrustOption, outline_of, placement
 from errata.cli.terminal import JsonOption, console, error_console, progress, warn, write_json
 from errata.errors import InputError
-from errata.models.outline import Outline, gguf_of, source_of
+from errata.models.loading import Outline, gguf_of, source_of
 from errata.models.small_models import is_small_model
 from errata.patches.lora_export import WEIGHTS, Adapter, Answer, applied, ask_both
 from errata.patches.patch import Patch

@@ -28,7 +28,7 @@ from errata.evaluation.controls import facts_to_scan
 from errata.facts.fact import Fact, FactSet
 from errata.facts.files import read_facts
 from errata.models.language_model import LanguageModel
-from errata.models.outline import Outline
+from errata.models.loading import Outline
 from errata.patches.patch import software_versions
 from errata.report.layers import (
     check_drawing,
@@ -47,6 +47,7 @@ from errata.tracing.layer_scan import RULE, LayerScan, ScanSettings, scan_layers
 from errata.tracing.location import ENOUGH_FACTS, Location, TracingSettings, check_window, default_window, locate
 from errata.utils.files import check_new, new_directory, write_text
 from errata.utils.progress import Report
+from errata.utils.text import dtype_name
 
 EXAMPLE = """Example: errata locate --model lab --out layers
 
@@ -221,7 +222,7 @@ def _record(model: LanguageModel, scanned: LayerScan | None, traced: Location | 
         "about": {
             "model": model.name,
             "fingerprint": model.fingerprint(),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": dtype_name(model.dtype),
             "device": str(model.device),
             "versions": software_versions(),
         },

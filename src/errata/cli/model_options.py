@@ -20,7 +20,7 @@ from errata.facts.fact import Fact, FactSet, Question
 from errata.facts.files import Check
 from errata.facts.tokens import token_faults, unembedded_faults
 from errata.models.gguf import converted_directory
-from errata.models.outline import Outline, gguf_of, is_hub_name
+from errata.models.loading import Outline, gguf_of, is_hub_name
 from errata.models.prompts import chat_frame
 from errata.patches.stack import has_stack, is_stack, stack_base
 from errata.results.metrics import CONTROLS

@@ -116,7 +116,7 @@ def _from_hub(model: SmallModel) -> Path:
 def path(name: NameArgument, json: JsonOption = None) -> None:
     """Print the directory that transformers can load; a model that came rounded is converted the first time."""
     from errata.cli.model_options import note_conversion
-    from errata.models.outline import source_of
+    from errata.models.loading import source_of
 
     small_model(name)
     note_conversion(name)

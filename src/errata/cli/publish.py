@@ -20,7 +20,7 @@ from errata.errors import ErrataError, InputError
 from errata.facts.fact import Fact, FactSet
 from errata.facts.files import write_facts
 from errata.models.hub import address, check_login, check_repository, upload
-from errata.models.outline import lasting_name
+from errata.models.loading import lasting_name
 from errata.patches.patch import Patch
 from errata.patches.stack import FILE, Stack, has_stack, is_stack, read_stack, write_stack
 from errata.report.card import Measured, hub_name, is_local, ledger_of, model_card, shown_base

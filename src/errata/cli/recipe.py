@@ -52,7 +52,7 @@ from errata.facts.files import read_facts
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel
-from errata.models.outline import Outline
+from errata.models.loading import Outline
 from errata.runs.loading import load_model
 from errata.statistics.settings import BUILTIN
 from errata.tracing.layer_scan import ScanSettings

@@ -21,7 +21,7 @@ from errata.editing.shaping import SHAPERS
 from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.controls import facts_to_scan, known_facts
 from errata.models.language_model import LanguageModel
-from errata.models.outline import Outline
+from errata.models.loading import Outline
 from errata.statistics.corpus import open_corpus
 from errata.statistics.settings import BUILTIN, NAMED_CORPORA
 from errata.statistics.store import check_corpus

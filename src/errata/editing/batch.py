@@ -19,7 +19,7 @@ from errata.errors import NonFiniteError
 from errata.facts.fact import Fact
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel, Site
 from errata.models.prompts import encode, length_batches, pad
-from errata.models.weights import LowRankTerm, Mark, SparseTerm, Term
+from errata.models.weights import LowRankTerm, Savepoint, SparseTerm, Term
 from errata.utils.progress import Report, silent
 
 
@@ -66,7 +66,7 @@ class BatchWriter:
         masking = [shaper for shaper in self.shapers if isinstance(shaper, BatchShaper)]
         layers = {step.layer for step in steps}
         began = {layer: self.model.weight(layer).clone() for layer in layers if masking}
-        mark = edits.mark(layers if masking else ())
+        mark = edits.savepoint(layers if masking else ())
         aims: dict[int, Aim] = {}
         written: set[int] = set()
         found_before: dict[int, int] = {}  # the number of writes before an aim was found
@@ -126,10 +126,10 @@ class BatchWriter:
         return LowRankTerm(layer, left, right)
 
     def _masked(
-        self, terms: Sequence[Term], began: Mapping[int, Tensor], mark: Mark, shaper: BatchShaper
+        self, terms: Sequence[Term], began: Mapping[int, Tensor], mark: Savepoint, shaper: BatchShaper
     ) -> list[Term]:
         """The batch's writes taken back, and in their place those entries of them that the shaper leaves."""
-        self.model.edits.go_back(mark)
+        self.model.edits.rollback(mark)
         masked: list[Term] = []
         for layer in dict.fromkeys(term.layer for term in terms):
             change = torch.zeros_like(began[layer], dtype=self.model.edits.sum_dtype)
@@ -149,11 +149,11 @@ class BatchWriter:
         rows = [row.ids for row in encode(self.model.tokenizer, [fact.text for fact in facts])]
         for indices in length_batches([len(row) for row in rows], token_budget=TOKEN_BUDGET // 8):
             batch = pad([rows[index] for index in indices], left=False, device=self.model.device)
-            last = batch.attention_mask.sum(1) - 1
             with torch.no_grad():
-                logits = self.model.model(**batch.inputs(), use_cache=False).logits
-            answers = logits[torch.arange(len(indices), device=logits.device), last]
-            check_columns("logits", answers.T, [facts[index] for index in indices], self.steps[-1].layer)
+                logits = self.model.logits_at(
+                    batch.inputs(), torch.arange(len(indices), device=self.model.device), batch.last
+                )
+            check_columns("logits", logits.T, [facts[index] for index in indices], self.steps[-1].layer)
 
 
 def solve_device(model: LanguageModel) -> torch.device:

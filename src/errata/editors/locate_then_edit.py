@@ -24,7 +24,7 @@ from errata.editors.contract import Edit, OnBatch, Undo
 from errata.errors import InputError
 from errata.facts.fact import Fact, FactSet
 from errata.models.language_model import LanguageModel, Site
-from errata.models.outline import lasting_name
+from errata.models.loading import lasting_name
 from errata.models.weights import EditedWeights, LowRankTerm, Term
 from errata.patches.patch import Patch, dtype_name, now, software_versions
 from errata.utils.progress import Report, silent

@@ -1,4 +1,4 @@
-"""One row per model family: where its blocks, MLP down-projection, attention output, final norm and head are."""
+"""The table of model families: the paths of their blocks, projections, norms and head; checks that a model fits it."""
 
 from __future__ import annotations
 
@@ -13,88 +13,26 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from errata.errors import UnsupportedModelError
-
-# ----------------------------------------------------------------------------------------------------
-# The plain weight of a down-projection, in one orientation whatever the module stores.
-
-
-# The numbers that an update can be added to, rounded to the nearest.
-_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def check_plain(module: nn.Module) -> None:
-    """Refuse a down-projection that an update cannot be added to.
-
-    Raises:
-        UnsupportedModelError: as ``is_transposed``; or a plain module holds what is no plain weight: integers, packed
-            bits, or a tensor of a quantisation library's own type.
-    """
-    is_transposed(module)
-    weight = module.get_parameter("weight").data
-    if weight.dtype not in _WEIGHT_DTYPES or type(weight) is not Tensor:
-        kind = "" if type(weight) is Tensor else f"{type(weight).__module__}.{type(weight).__qualname__} of "
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _WEIGHT_DTYPES)
-        raise UnsupportedModelError(
-            f"the weight of the down-projection is a {kind}{weight.dtype}, expected a plain tensor of one of {names}",
-            remedy="Load the unquantised checkpoint, or dequantise the model before editing",
-        )
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether the module stores Wᵀ (d_in × d_out). Its type decides that: a square weight's shape says nothing.
-
-    Raises:
-        UnsupportedModelError: the module is neither exactly `nn.Linear` nor `Conv1D`. Subclasses are refused too, for
-            theirs is not a plain weight: quantised, parametrised and adapter layers all derive from `nn.Linear`.
-    """
-    if type(module) is Conv1D:
-        return True
-    if type(module) is nn.Linear:
-        return False
-    raise UnsupportedModelError(
-        f"the down-projection is a {type(module).__module__}.{type(module).__qualname__}, expected a plain nn.Linear "
-        "or transformers' Conv1D",
-        remedy="Load the model unquantised, and merge or remove adapters and parametrisations",
-    )
-
-
-def down_projection_weight(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
-    """W in the one orientation, (d_out, d_in): `module(k) == W @ k + bias`.
-
-    Returns:
-        A view, detached: it shares the module's memory, so writing into it in place writes the model.
-
-    Raises:
-        UnsupportedModelError: as `is_transposed`.
-    """
-    transposed = is_transposed(module)
-    weight: Tensor = module.get_parameter("weight").detach()
-    return weight.T if transposed else weight
-
-
-# ----------------------------------------------------------------------------------------------------
-
-
-ADD_A_ROW = "add a row to ARCHITECTURES in errata/models/families.py and a tiny model to tests/support/tiny_models.py"
+from errata.utils.text import dtype_name
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Where the parts of a model family are; all paths are dotted, as `nn.Module.get_submodule` takes them.
+    """The module paths of a model family, dotted as `nn.Module.get_submodule` takes them.
 
     Attributes:
         model_type: `config.model_type` as in transformers.
-        title: the family's name for people.
+        title: the family's name in texts.
         blocks: from the causal LM to its `ModuleList` of decoder blocks.
-        mlp: within a block, the module whose output joins the residual stream, through `norm_after_mlp` if there is
-            one. In OPT, whose MLP is no module of its own, the down-projection, which sees (batch·tokens, width).
+        mlp: within a block, the module whose output is added to the residual stream, through `norm_after_mlp` if there
+            is one. In OPT, whose MLP is not a module, the down-projection, whose input is (batch·tokens, width).
         down_projection: within a block, W.
         attention_output: within a block, attention's output projection.
         norm_after_mlp: within a block, the norm between W's output and the residual stream. Where it is None, adding
-            r to W's output moves the block's output by r; where it is not, δ, h and z live at W's output.
-        final_norm: from the causal LM to the norm behind the last block; None where the model has none.
-        head: from the causal LM to its LM head. What lies around it (OPT's `project_out`, Gemma 2's soft cap) is the
-            business of the model's own forward pass.
+            r to W's output moves the block's output by r; where it is not, δ, h and z are taken at W's output.
+        final_norm: from the causal LM to the norm after the last block; None where the model has none.
+        head: from the causal LM to its LM head. What surrounds it (OPT's `project_out`, Gemma 2's soft cap) is left to
+            the model's own forward pass.
         embedding: from the causal LM to its token embedding.
         block_returns_tuple: whether a block returns a tuple whose first entry is the residual stream, not a tensor.
     """
@@ -112,7 +50,7 @@ class Architecture:
     block_returns_tuple: bool = False
 
 
-# The layout that Llama made common; families that share it differ in model_type and title, and nothing else here.
+# Many families share Llama's layout.
 _LLAMA = Architecture(
     model_type="llama",
     title="Llama",
@@ -197,7 +135,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
 )
 
-# Types that transformers loads as a causal LM though the text model is only a part: (what is wrong, what to do).
+# Types that transformers loads as a causal LM although the text model is only a part: (problem, remedy).
 _WRAPPED_TYPES = MappingProxyType(
     {
         "gemma3": (
@@ -208,19 +146,19 @@ _WRAPPED_TYPES = MappingProxyType(
         ),
     }
 )
-
-
-# What mixture-of-experts configurations call their number of experts.
+# The names of the number of experts in mixture-of-experts configurations.
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+# An update can be added to weights of these dtypes, rounded to nearest.
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DEQUANTISE = "Load the unquantised checkpoint, or dequantise the model before editing"
 
 
 def architecture_of(model: PreTrainedModel) -> Architecture:
-    """The row of this model's family, with `final_norm` None where this very model has none.
+    """The row of a model's family, with `final_norm` None if this model has none.
 
     Raises:
-        UnsupportedModelError: the family is unknown, or the model is one that the maths does not hold for: an encoder
-            and a decoder, a mixture of experts, quantised weights, a norm over the residual sum, attention to later
-            tokens, or no language-model head.
+        UnsupportedModelError: if the family is unknown, or the maths does not hold for the model: see `check_config`
+            and `check_plain`; also without a language-model head.
     """
     check_config(model.config, quantised=getattr(model, "is_quantized", False))
     row = next(row for row in ARCHITECTURES if row.model_type == model.config.model_type)
@@ -231,6 +169,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
             f"{type(model).__name__} has no {', '.join(repr(path) for path in missing)}, where {row.title} has its "
             "blocks, head and embedding",
             remedy="Load the model with transformers.AutoModelForCausalLM",
+            code="MODEL_WITHOUT_HEAD",
         )
     if row.final_norm is not None and attrgetter(row.final_norm)(model) is None:
         row = replace(row, final_norm=None)
@@ -240,50 +179,105 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
 
 
 def check_config(config: PreTrainedConfig, *, quantised: bool = False) -> None:
-    """Refuse what can be refused by its configuration alone, before any weight is read.
+    """Reject models that cannot be edited by their configuration alone, before any weight is read.
 
     Raises:
-        UnsupportedModelError: as ``architecture_of``.
+        UnsupportedModelError: for an unknown family, an encoder-decoder, a mixture of experts, quantised weights, a
+            norm over the residual sum, or attention to later tokens.
     """
-    refusal = _refusal(config, quantised)
-    if refusal is not None:
-        what, remedy = refusal
-        raise UnsupportedModelError(what, remedy=remedy)
-
-
-def _refusal(config: PreTrainedConfig, quantised: bool) -> tuple[str, str] | None:
-    """Why this model cannot be edited, and what to do; None if its configuration speaks against nothing."""
     name = f"{config.model_type!r} model"
     if getattr(config, "is_encoder_decoder", False):
-        return f"this {name} has an encoder and a decoder", "Use a decoder-only causal language model"
-    if getattr(config, "quantization_config", None) is not None or quantised:
-        return (
-            f"the weights of this {name} are quantised, so an update cannot be added to them",
-            "Load the unquantised checkpoint, or dequantise the model before editing",
+        raise UnsupportedModelError(
+            f"this {name} has an encoder and a decoder",
+            remedy="Use a decoder-only causal language model",
+            code="MODEL_ENCODER_DECODER",
         )
-    if any(_is_several(getattr(config, count, None)) for count in _EXPERT_COUNTS):
-        return (
+    if getattr(config, "quantization_config", None) is not None or quantised:
+        raise UnsupportedModelError(
+            f"the weights of this {name} are quantised, so an update cannot be added to them",
+            remedy=_DEQUANTISE,
+            code="MODEL_QUANTISED",
+        )
+    counts = [getattr(config, count, None) for count in _EXPERT_COUNTS]
+    if any(isinstance(count, int) and count > 1 for count in counts):
+        raise UnsupportedModelError(
             f"this {name} is a mixture of experts, whose blocks have one down-projection per expert",
-            "Use a dense model",
+            remedy="Use a dense model",
+            code="MODEL_MIXTURE_OF_EXPERTS",
         )
     if config.model_type in _WRAPPED_TYPES:
-        return _WRAPPED_TYPES[config.model_type]
+        problem, remedy = _WRAPPED_TYPES[config.model_type]
+        raise UnsupportedModelError(problem, remedy=remedy, code="MODEL_MULTIMODAL")
     known = [row.model_type for row in ARCHITECTURES]
     if config.model_type not in known:
-        return (
+        raise UnsupportedModelError(
             f"the model type {config.model_type!r} is unknown; known are {', '.join(known)}",
-            f"To add it: {ADD_A_ROW}",
+            remedy="To add it: add a row to ARCHITECTURES in errata/models/families.py and a tiny model to "
+            "tests/support/tiny_models.py",
+            code="MODEL_TYPE_UNKNOWN",
         )
     if not getattr(config, "do_layer_norm_before", True):
-        return (
-            f"this {name} normalises after the residual sum (do_layer_norm_before=False), so that adding to the MLP's "
-            "output does not move the block's output by as much",
-            "Use a checkpoint with do_layer_norm_before=True",
+        raise UnsupportedModelError(
+            f"this {name} normalises after the residual sum (do_layer_norm_before=False), so adding a vector to the "
+            "MLP's output does not move the block's output by that vector",
+            remedy="Use a checkpoint with do_layer_norm_before=True",
+            code="MODEL_POST_NORM",
         )
     if getattr(config, "use_bidirectional_attention", False):
-        return f"this {name} attends to later tokens (use_bidirectional_attention)", "Use a causal language model"
-    return None
+        raise UnsupportedModelError(
+            f"this {name} attends to later tokens (use_bidirectional_attention)",
+            remedy="Use a causal language model",
+            code="MODEL_BIDIRECTIONAL",
+        )
 
 
-def _is_several(count: object) -> bool:
-    return isinstance(count, int) and count > 1
+def check_plain(module: nn.Module) -> None:
+    """Reject a down-projection that an update cannot be added to.
+
+    Raises:
+        UnsupportedModelError: as `is_transposed`; or if the weight is integer, packed, or a quantisation library's own
+            tensor type.
+    """
+    is_transposed(module)
+    weight = module.get_parameter("weight").data
+    if weight.dtype not in _WEIGHT_DTYPES or type(weight) is not Tensor:
+        kind = "" if type(weight) is Tensor else f"{type(weight).__module__}.{type(weight).__qualname__} of "
+        names = ", ".join(dtype_name(dtype) for dtype in _WEIGHT_DTYPES)
+        raise UnsupportedModelError(
+            f"the weight of the down-projection is a {kind}{weight.dtype}, expected a plain tensor of one of {names}",
+            remedy=_DEQUANTISE,
+            code="MODEL_QUANTISED",
+        )
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the module stores Wᵀ (d_in × d_out), by its type: the shape of a square weight would not tell.
+
+    Raises:
+        UnsupportedModelError: if the module is neither exactly `nn.Linear` nor `Conv1D`. Subclasses are refused too:
+            quantised, parametrised and adapter layers all derive from `nn.Linear`, and their weight is not plain.
+    """
+    if type(module) is Conv1D:
+        return True
+    if type(module) is nn.Linear:
+        return False
+    raise UnsupportedModelError(
+        f"the down-projection is a {type(module).__module__}.{type(module).__qualname__}, expected a plain nn.Linear "
+        "or transformers' Conv1D",
+        remedy="Load the model unquantised, and merge or remove adapters and parametrisations",
+        code="MODEL_LAYER_NOT_PLAIN",
+    )
+
+
+def down_projection_weight(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
+    """W as (d_out, d_in) whatever the module stores: `module(k) == W @ k + bias`.
+
+    Returns:
+        A detached view: writing into it in place writes the model.
+
+    Raises:
+        UnsupportedModelError: as `is_transposed`.
+    """
+    transposed = is_transposed(module)
+    weight: Tensor = module.get_parameter("weight").detach()
+    return weight.T if transposed else weight

@@ -1,4 +1,4 @@
-"""LanguageModel: a Hugging Face causal LM with its tokenizer and its family's row; capture and weights."""
+"""LanguageModel: a Hugging Face causal LM with its tokenizer, its architecture row, its edits and its activations."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import (
@@ -23,21 +24,21 @@ from transformers import (
 )
 
 from errata.errors import InputError, NonFiniteError
-from errata.models.base_files import BaseFiles
 from errata.models.families import Architecture, architecture_of, check_config, down_projection_weight
-from errata.models.outline import check_layers_exist, context_length_of, loading, local_directory, source_of
-from errata.models.prompts import Pair, TargetScore, guard_embedding, length_batches, pad, probe_row, unembedded
+from errata.models.loading import check_layers_exist, context_length_of, loading, local_directory, source_of
+from errata.models.prompts import guard_embedding, length_batches, pad, probe_row, unembedded
+from errata.models.saving import BaseFiles, Written, write_edited
 from errata.models.size import check_fits, weight_bytes
 from errata.models.weights import EditedWeights
 from errata.utils.files import new_directory
-from errata.utils.progress import Report, silent
+from errata.utils.text import dtype_name
 
-_logger = logging.getLogger(__name__)
 TOKEN_BUDGET = 4096  # padded tokens per forward pass that needs no gradient
+_logger = logging.getLogger(__name__)
 
 
 class Site(StrEnum):
-    """Where in a block a vector is read: W's input (the key), W's or attention's output, or the block's output."""
+    """A place in a block where vectors are read: W's input (the key), W's or attention's output, the block's output."""
 
     KEY = "key"
     MLP = "mlp"
@@ -46,7 +47,7 @@ class Site(StrEnum):
 
 
 class _CaptureComplete(BaseException):
-    """Ends a forward pass once everything asked for has been read; never leaves this module."""
+    """Ends a forward pass once every wanted activation has been read; never leaves this module."""
 
 
 class LanguageModel:
@@ -55,9 +56,10 @@ class LanguageModel:
     Attributes:
         model: the transformers model, in eval mode.
         tokenizer: its fast tokenizer.
-        architecture: where this family keeps its parts.
-        name: what the user called it; for messages and records.
-        files: where it was loaded from; None for a model that was made in memory.
+        architecture: the paths of the family's modules.
+        name: as the user gave it; for messages and records.
+        files: the files it was loaded from; None for a model that was made in memory.
+        edits: all changes made to its weights.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class LanguageModel:
         self.files = files
         self.edits = EditedWeights(self)
 
+    # Loading and saving
+
     @classmethod
     def load(
         cls,
@@ -87,75 +91,85 @@ class LanguageModel:
         """Load ``lab`` (embedded), a local directory or GGUF file, a small model by its name, or a model of the hub.
 
         Args:
-            dtype: of the weights; by default float32 for ``lab``, else what the checkpoint is stored in.
-            device: by default ``cpu`` for ``lab``, else a GPU where there is one.
+            dtype: of the weights; by default float32 for ``lab``, else the checkpoint's own.
+            device: by default ``cpu`` for ``lab``, else a GPU if there is one.
 
         Raises:
-            InputError: if nothing can be loaded from there, it does not fit in memory, its parts do not fit each other,
-                or what it computes is not finite.
-            UnsupportedModelError: if the architecture is not in the table.
+            InputError: if nothing can be loaded, the model does not fit in memory, weights are missing, or its logits
+                are not finite.
+            UnsupportedModelError: if the architecture is not supported.
         """
         name = str(name_or_path)
         if name == "lab":
             dtype = dtype or torch.float32
             device = device or "cpu"
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         with loading(name):
             source = source_of(name)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
             check_config(config)
             needed = weight_bytes(config, dtype, trust_remote_code=trust_remote_code)
-            for place in {torch.device("cpu"), chosen}:  # it is read into main memory, wherever it goes then
+            for place in {torch.device("cpu"), target}:  # weights are read into main memory first
                 check_fits(name, needed, place)
             files = BaseFiles.of(local_directory(source, config))
-            loading_result: Any = AutoModelForCausalLM.from_pretrained(
+            result: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=dtype or "auto",
                 trust_remote_code=trust_remote_code,
-                ignore_mismatched_sizes=True,  # told below, as what is missing
+                ignore_mismatched_sizes=True,  # reported below, together with missing weights
                 output_loading_info=True,
             )
-            model, found = loading_result
-            # transformers would go on with random numbers in their place.
-            if bad := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
+            model, info = result
+            # transformers would leave random numbers in their place.
+            if bad := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
                 raise ValueError(f"{len(bad)} of its weights are missing or of another shape, such as {bad[0]!r}")
             loaded = cls(model, tokenizer, name=name, files=files)
-            loaded._check_unexpected(found["unexpected_keys"])
+            loaded._check_unexpected(info["unexpected_keys"])
             embedding = model.get_input_embeddings()
             if beyond := unembedded(tokenizer, len(embedding.weight)):
                 guard_embedding(embedding, name, beyond)
             probe = probe_row(tokenizer)[: loaded.context_length]
-        nn.Module.to(model, chosen)  # transformers wraps the method in a way that hides its types
+        nn.Module.to(model, target)  # transformers wraps the method in a way that hides its types
         loaded._check_finite(probe)
         return loaded
 
     def save(self, directory: str | Path) -> None:
-        """Write the model, as it is now, as a plain transformers directory: the base's files with the edited tensors.
-
-        It is written whole or not at all; see ``errata.models.edited_files.write_edited``.
+        """Write the model with its edits as a plain transformers directory, completely or not at all.
 
         Raises:
-            InputError: if something is there already, or the model was not loaded from files.
+            InputError: if the directory is not empty, or the model was not loaded from files.
             OutputError: if it cannot be written.
         """
-        from errata.models.edited_files import write_edited  # a model can do without it, not it without the model
-
         with new_directory(Path(directory)) as partial:
-            write_edited(self, partial)
+            self.write_files(partial)
 
-    def _check_unexpected(self, names: Iterable[str]) -> None:
-        """What files hold and the model has no place for is told; of blocks that its configuration leaves out, refused.
+    def write_files(self, directory: Path) -> Written:
+        """Write the base's files with the edited tensors into an empty directory; see ``write_edited``.
 
         Raises:
-            ValueError: if there are such blocks.
+            InputError: if the model was not loaded from files, or these have changed since.
+        """
+        if self.files is None:
+            raise InputError(
+                f"{self.name!r} was not loaded from files, so it cannot be saved as an edited copy of them",
+                remedy="Load it with LanguageModel.load, or save its patch instead",
+                code="MODEL_WITHOUT_FILES",
+            )
+        return write_edited(self.model, self.files, self.architecture, self.edits, directory)
+
+    def _check_unexpected(self, names: Iterable[str]) -> None:
+        """Warn of tensors that the model has no place for.
+
+        Raises:
+            ValueError: if they belong to blocks that the configuration leaves out.
         """
         unexpected = sorted(names)
         blocks = re.compile(rf"(?:^|\.){re.escape(self.architecture.blocks.rpartition('.')[2])}\.(\d+)\.")
         numbers = [int(found[1]) for name in unexpected if (found := blocks.search(name))]
         if numbers and max(numbers) >= len(self.blocks):
             raise ValueError(
-                f"its weights are of at least {max(numbers) + 1} blocks, but its config.json says {len(self.blocks)}"
+                f"its weights have at least {max(numbers) + 1} blocks, but its config.json says {len(self.blocks)}"
             )
         if unexpected:
             shown = ", ".join(unexpected[:3]) + (", …" if len(unexpected) > 3 else "")
@@ -167,7 +181,7 @@ class LanguageModel:
             )
 
     def _check_finite(self, row: Sequence[int]) -> None:
-        """Raises InputError if the model's logits behind a text are not all numbers."""
+        """Raises InputError if the logits of a text are not all finite."""
         inputs = pad([row], left=False, device=self.device).inputs()
         with torch.no_grad():
             logits = self.model(**inputs, use_cache=False).logits
@@ -176,11 +190,7 @@ class LanguageModel:
 
     @contextmanager
     def blaming_no_edit(self) -> Iterator[None]:
-        """Within it, values that are not finite although nothing was edited are reported as the model's own.
-
-        Raises:
-            InputError: in place of a NonFiniteError, whose remedies are for edits.
-        """
+        """Turn a NonFiniteError raised inside into an InputError if nothing was edited: its remedies are for edits."""
         try:
             yield
         except NonFiniteError as error:
@@ -189,22 +199,17 @@ class LanguageModel:
             raise self.not_finite() from error
 
     def not_finite(self) -> InputError:
-        """What is raised where the model gives no numbers although nothing was edited."""
-        dtype = str(self.dtype).removeprefix("torch.")
+        """The error for an unedited model whose values are not finite."""
         narrow = self.dtype in (torch.float16, torch.bfloat16)
         return InputError(
-            f"the model {self.name!r} produces values that are not finite in {dtype}, before any edit",
-            remedy="Load it with --dtype float32" + (" or bfloat16" if dtype == "float16" else "")
+            f"the model {self.name!r} produces values that are not finite in {dtype_name(self.dtype)}, before any edit",
+            remedy="Load it with --dtype float32" + (" or bfloat16" if self.dtype == torch.float16 else "")
             if narrow
-            else "Its weights are damaged; get them again",
+            else "Its weights are damaged; download them again",
+            code="MODEL_NOT_FINITE",
         )
 
-    # Shapes and places ------------------------------------------------------------------------------------------
-
-    @property
-    def abilities(self) -> frozenset[Literal["likelihood", "generation", "rolling"]]:
-        """See ``errata.editors.contract.Answerer``."""
-        return frozenset(("likelihood", "generation", "rolling"))
+    # Modules and weights
 
     @property
     def device(self) -> torch.device:
@@ -213,6 +218,11 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that the model takes."""
+        return context_length_of(self.model.config)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -224,20 +234,10 @@ class LanguageModel:
     def head(self) -> nn.Module:
         return self.model.get_submodule(self.architecture.head)
 
-    @property
-    def context_length(self) -> int:
-        """How many tokens the model takes."""
-        return context_length_of(self.model.config)
-
-    def check_layers(self, layers: Sequence[int]) -> None:
-        """Raises InputError if a layer does not exist."""
-        check_layers_exist(layers, len(self.blocks), self.name)
-
     def down_projection(self, layer: int) -> nn.Module:
         return self.blocks[layer].get_submodule(self.architecture.down_projection)
 
     def attention_output(self, layer: int) -> nn.Module:
-        """Attention's output projection."""
         return self.blocks[layer].get_submodule(self.architecture.attention_output)
 
     def mlp(self, layer: int) -> nn.Module:
@@ -245,13 +245,17 @@ class LanguageModel:
 
     @property
     def mlp_is_module(self) -> bool:
-        """Whether the whole MLP is a module of its own; OPT keeps its two layers in the block."""
+        """Whether the MLP is a module; OPT keeps its two linear layers directly in the block."""
         return self.architecture.mlp != self.architecture.down_projection
 
     def norm_after_mlp(self, layer: int) -> nn.Module | None:
         """The norm between W's output and the residual stream, where the family has one (Gemma 2 and 3)."""
         path = self.architecture.norm_after_mlp
         return None if path is None else self.blocks[layer].get_submodule(path)
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raises InputError if a layer does not exist."""
+        check_layers_exist(layers, len(self.blocks), self.name)
 
     def weight(self, layer: int) -> Tensor:
         """W of a block as (d_out, d_in), a view into the model: writing to it writes to the model."""
@@ -270,55 +274,35 @@ class LanguageModel:
             digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    # Answering: see errata.editors.contract.Answerer; the modules imported here are built on this one ---------------
+    # Logits and activations
 
-    def score(
-        self,
-        pairs: Sequence[Pair],
-        *,
-        joiner: str | None = None,
-        token_budget: int = TOKEN_BUDGET,
-        report: Report = silent,
-    ) -> list[TargetScore]:
-        """See ``errata.models.likelihood.score``.
+    def logits_at(
+        self, inputs: Mapping[str, Any], rows: Int[Tensor, "positions"], columns: Int[Tensor, "positions"]
+    ) -> Tensor:
+        """The logits at chosen positions of a batch. The head runs at these positions only; gradients flow if enabled.
 
         Args:
-            joiner: between prompt and target, for pairs without a joiner; None: see ``facts.joining.joiner_of``.
+            inputs: arguments of the model's forward pass; no cache unless they have one.
+            rows, columns: the positions, as indices into the batch.
+
+        Returns:
+            (positions, vocabulary) in the model's dtype.
         """
-        from errata.models import likelihood
-
-        joined = [pair if joiner is None or len(pair) == 3 else (*pair, joiner) for pair in pairs]
-        return likelihood.score(self, joined, token_budget=token_budget, report=report)
-
-    def continue_texts(
-        self,
-        prompts: Sequence[str],
-        *,
-        new_tokens: int | Sequence[int],
-        top_k: int = 1,
-        uniforms: Tensor | None = None,
-        stop: Callable[[str], bool] | None = None,
-    ) -> list[str]:
-        """See ``errata.models.generation.continue_texts``."""
-        from errata.models import generation
-
-        return generation.continue_texts(
-            self, prompts, new_tokens=new_tokens, top_k=top_k, uniforms=uniforms, stop=stop
-        )
-
-    def used(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
-        """No facts: changed weights answer every prompt."""
-        return [()] * len(prompts)
-
-    # Reading ----------------------------------------------------------------------------------------------------
+        # Only the head's input is cut down: soft caps and projections around it remain the model's own code.
+        handle = self.head.register_forward_pre_hook(lambda module, args: (args[0][rows, columns].unsqueeze(0),))
+        try:
+            logits: Tensor = self.model(**({"use_cache": False} | dict(inputs))).logits[0]
+        finally:
+            handle.remove()
+        return logits
 
     def capture_last(
         self, rows: Sequence[Sequence[int]], wanted: Mapping[Site, Sequence[int]], *, token_budget: int = TOKEN_BUDGET
     ) -> dict[tuple[Site, int], Tensor]:
-        """Read vectors at the last token of every row, running no block above the last one that is needed.
+        """Read vectors at the last token of every row. No block above the last wanted one is run.
 
         Args:
-            rows: token ids; what lies behind a row's last token cannot matter to it, so leave it out.
+            rows: token ids.
             wanted: site -> layers.
 
         Returns:
@@ -329,27 +313,22 @@ class LanguageModel:
         }
         for indices in length_batches([len(row) for row in rows], token_budget=token_budget):
             batch = pad([rows[index] for index in indices], left=False, device=self.device)
-            last = batch.attention_mask.sum(1) - 1
-            with self.reading(wanted) as read, torch.no_grad():
-                self.run_until_read(batch.inputs())
-            for key, values in read.items():
-                picked = values[torch.arange(len(indices), device=self.device), last]
-                for index, vector in zip(indices, picked, strict=True):
+            with self.capture(wanted) as captured, torch.no_grad():
+                self.run_captured(batch.inputs())
+            for key, values in captured.items():
+                vectors = values[torch.arange(len(indices), device=self.device), batch.last]
+                for index, vector in zip(indices, vectors, strict=True):
                     found[key][index] = vector
         return {
             key: torch.stack([vector for vector in vectors if vector is not None]) for key, vectors in found.items()
         }
 
-    def run_until_read(self, inputs: Mapping[str, Any]) -> None:
-        """Run the model inside ``reading``: it stops as soon as everything has been read. The head never runs."""
-        try:
-            self.model.base_model(**({"use_cache": False} | dict(inputs)))
-        except _CaptureComplete:
-            return
-
     @contextmanager
-    def reading(self, wanted: Mapping[Site, Sequence[int]]) -> Iterator[dict[tuple[Site, int], Tensor]]:
-        """Collect whole activations (rows, length, d) of one forward pass at the wanted sites, then end that pass."""
+    def capture(self, wanted: Mapping[Site, Sequence[int]]) -> Iterator[dict[tuple[Site, int], Tensor]]:
+        """Collect activations (rows, length, d) of one forward pass at the wanted sites, then end that pass.
+
+        The forward pass is ``run_captured``, inside the block.
+        """
         found: dict[tuple[Site, int], Tensor] = {}
         total = sum(len(layers) for layers in wanted.values())
         shape: list[int] = []
@@ -366,13 +345,20 @@ class LanguageModel:
         handles = [self.blocks[0].register_forward_pre_hook(note_shape)]
         try:
             for site, layers in wanted.items():
-                handles.extend(self._read_hook(site, layer, store) for layer in layers)
+                handles.extend(self._capture_hook(site, layer, store) for layer in layers)
             yield found
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _read_hook(self, site: Site, layer: int, store: Callable[[Site, int, Tensor], None]) -> RemovableHandle:
+    def run_captured(self, inputs: Mapping[str, Any]) -> None:
+        """Run the model inside ``capture``, up to the last wanted activation. The head never runs."""
+        try:
+            self.model.base_model(**({"use_cache": False} | dict(inputs)))
+        except _CaptureComplete:
+            return
+
+    def _capture_hook(self, site: Site, layer: int, store: Callable[[Site, int, Tensor], None]) -> RemovableHandle:
         if site is Site.KEY:
             return self.down_projection(layer).register_forward_pre_hook(
                 lambda module, args: store(site, layer, args[0])

@@ -120,13 +120,14 @@ def _read(
     if not asked:
         return [], []
     rows, columns = torch.tensor(places, device=model.device).unbind(1)
-    logits = _logits(model, batch, rows, columns)
+    with torch.no_grad():
+        logits = model.logits_at(batch.inputs(), rows, columns)
     place, token = torch.tensor(asked, device=logits.device).unbind(1)
     at_once = max(1, _LOGITS_IN_FLOAT // logits.shape[1])
     normaliser = torch.cat(
-        [_exact(logits[start : start + at_once]).logsumexp(-1) for start in range(0, len(logits), at_once)]
+        [at_least_float32(logits[start : start + at_once]).logsumexp(-1) for start in range(0, len(logits), at_once)]
     )
-    log_probabilities = _exact(logits[place, token]) - normaliser[place]
+    log_probabilities = at_least_float32(logits[place, token]) - normaliser[place]
     return log_probabilities.tolist(), logits.argmax(-1)[place].tolist()
 
 
@@ -146,31 +147,17 @@ def next_token_log_probabilities(
     asked = [[Expected(len(row) - 1, 0)] for row in rows]
     for indices in _batches(model, rows, asked, token_budget):
         batch = pad([rows[index] for index in indices], left=False, device=model.device)
-        last = batch.attention_mask.sum(1) - 1
-        logits = _exact(_logits(model, batch, torch.arange(len(indices), device=model.device), last))
+        with torch.no_grad():
+            values = model.logits_at(batch.inputs(), torch.arange(len(indices), device=model.device), batch.last)
+        logits = at_least_float32(values)
         if found is None:
             found = torch.empty(len(rows), logits.shape[1], dtype=logits.dtype)
         found[indices] = logits.log_softmax(-1).cpu()
     return torch.empty(0, 0) if found is None else found
 
 
-def _logits(model: LanguageModel, batch: PaddedBatch, rows: Tensor, columns: Tensor) -> Tensor:
-    """(places, vocabulary) logits behind the tokens at these places of a batch."""
-    # Nothing sees what stands behind it, so padding on the right needs no mask. Masking it would leave padding whose
-    # whole sliding window is padding with nothing to attend to, and the NaN of that spreads to real tokens.
-    inputs = {**batch.inputs(), "attention_mask": torch.ones_like(batch.attention_mask)}
-    # Only what the head reads is cut down: caps and projections around it are the model's own business.
-    handle = model.head.register_forward_pre_hook(lambda module, args: (args[0][rows, columns].unsqueeze(0),))
-    try:
-        with torch.no_grad():
-            found: Tensor = model.model(**inputs, use_cache=False).logits[0]
-    finally:
-        handle.remove()
-    return found
-
-
-def _exact(values: Tensor) -> Tensor:
-    """At least float32: half precision cannot sum a vocabulary's probabilities."""
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision cannot sum the probabilities of a vocabulary."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

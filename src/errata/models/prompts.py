@@ -229,6 +229,12 @@ class PaddedBatch:
     position_ids: Tensor
     left: bool
 
+    @property
+    def last(self) -> Tensor:
+        """(rows,) int64: the column of each row's last token."""
+        length = self.input_ids.shape[1]
+        return torch.full_like(self.input_ids[:, 0], length - 1) if self.left else self.attention_mask.sum(1) - 1
+
     def inputs(self) -> dict[str, Tensor]:
         """The only three arguments that errata ever gives to a model.
 

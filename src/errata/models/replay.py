@@ -74,7 +74,7 @@ class Injection(Protocol):
         ...
 
 
-class BehindBlock:
+class AfterBlock:
     """δ enters at the block's output, or at W's output behind which only a norm follows.
 
     Args:
@@ -96,7 +96,7 @@ class BehindBlock:
         self._norm = model.norm_after_mlp(layer) if site is Site.MLP else None
         self.origin = found[site, layer][:, 0]
 
-    def select(self, rows: Tensor, length: int) -> BehindBlock:
+    def select(self, rows: Tensor, length: int) -> AfterBlock:
         chosen = copy.copy(self)
         chosen._hidden, chosen.origin = self._hidden[rows, :length], self.origin[rows]
         return chosen
@@ -124,7 +124,7 @@ class InsideBlock:
     """δ is two vectors side by side: one enters at attention's output, one at W's; the block runs again.
 
     Args:
-        read: as for ``BehindBlock``.
+        read: as for ``AfterBlock``.
     """
 
     inside = True
@@ -167,7 +167,7 @@ def injection_at(
     """
     match tuple(sites):
         case (Site.BLOCK,) | (Site.MLP,):
-            return BehindBlock(model, layer, sites[0], read)
+            return AfterBlock(model, layer, sites[0], read)
         case (Site.ATTENTION, Site.MLP):
             return InsideBlock(model, layer, read)
     raise ValueError(f"nothing can be injected at {list(sites)}")
@@ -210,7 +210,7 @@ def _adding(delta: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
 # that texts share is run once, and what a text has of its own is run behind it.
 
 
-def run_prefixes(
+def prefix_cache(
     model: LanguageModel, prefixes: Sequence[Sequence[int]], stems: Sequence[int]
 ) -> tuple[DynamicCache, Tensor]:
     """Keys and values of each prefix, left-padded, so that what is read next lies directly behind it.
@@ -332,7 +332,7 @@ class Replay:
         # A subject at token 0 of a model without BOS has nothing before it.
         if any(prefixes):
             stems = [min(row.stem, row.injection) for row in rows]
-            self._cache, self._prefix_mask = run_prefixes(model, prefixes, stems)
+            self._cache, self._prefix_mask = prefix_cache(model, prefixes, stems)
         self._injection = injection_at(model, layer, sites, self._read)
         self.origin = self._injection.origin
         self.wanted_row = torch.tensor([r for r, row in enumerate(rows) for _ in row.wanted], device=device)
@@ -381,13 +381,7 @@ class Replay:
             inside_last = self._injection.inside and self.layer == len(self.model.blocks) - 1
             if self.model.mlp_is_module and not inside_last:
                 stack.enter_context(self._last_mlp_on_wanted_positions())
-            # The head runs on the wanted positions only; caps and projections around it are the model's own.
-            handle = self.model.head.register_forward_pre_hook(
-                lambda module, args: (args[0][self.wanted_row, self._wanted_column].unsqueeze(0),)
-            )
-            stack.callback(handle.remove)
-            output = self.model.model(**self._inputs())
-        return output.logits[0]
+            return self.model.logits_at(self._inputs(), self.wanted_row, self._wanted_column)
 
     def states(self, delta: Tensor, site: Site, layers: Sequence[int]) -> dict[int, Tensor]:
         """What stands at a site of later layers at the injected token, with ``delta`` injected; without gradients.
@@ -401,8 +395,8 @@ class Replay:
         """
         with ExitStack() as stack, torch.no_grad():
             self._injection.enter(stack, delta)
-            read = stack.enter_context(self.model.reading({site: layers}))
-            self.model.run_until_read(self._inputs())
+            read = stack.enter_context(self.model.capture({site: layers}))
+            self.model.run_captured(self._inputs())
         return {layer: read[site, layer][:, 0] for layer in layers}
 
     def _last_mlp_on_wanted_positions(self) -> AbstractContextManager[None]:
@@ -419,8 +413,8 @@ class Replay:
         return forward_replaced(mlp, on_wanted)
 
     def _read(self, wanted: Mapping[Site, list[int]]) -> Mapping[tuple[Site, int], Tensor]:
-        with self.model.reading(wanted) as read, torch.no_grad():
-            self.model.run_until_read(self._inputs())
+        with self.model.capture(wanted) as read, torch.no_grad():
+            self.model.run_captured(self._inputs())
         return read
 
     def _inputs(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How large a model is, told by the shapes of its modules: enough to calculate what work with it costs."""
+"""The size of a model, from the shapes of its modules, and whether its weights fit in memory."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ from transformers.pytorch_utils import Conv1D
 from errata.errors import InputError
 from errata.models.families import architecture_of, down_projection_weight
 
+_GIB: Final = 2**30
+_CGROUP: Final = Path("/sys/fs/cgroup")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Shapes of a decoder whose blocks are alike.
+    """Shapes of a decoder with equal blocks: enough to estimate the cost of work with it.
 
     Attributes:
-        blocks: how many there are.
-        width: of the residual stream; W has as many rows.
-        mlp_width: W has as many columns.
+        blocks: the number of blocks.
+        width: of the residual stream; the number of W's rows.
+        mlp_width: the number of W's columns.
         vocabulary: rows of the head.
         parameters: of the whole model, tied ones once.
-        block_products: multiplications a token of one block: entries of its weight matrices.
-        mlp_products: those of the MLP, where it is a module of its own; else 0.
+        block_products: multiplications per token in one block: entries of its weight matrices.
+        mlp_products: those of the MLP, where it is a module; else 0.
         head_products: entries of the head.
         query_width: number of attention heads times their width.
-        key_width: the same of the heads whose keys (and values) are kept.
+        key_width: the same for the heads of keys and values.
     """
 
     blocks: int
@@ -46,7 +49,7 @@ class ModelSize:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelSize:
-        """Of a model, with or without weights (on the meta device).
+        """The size of a model, with or without weights (on the meta device).
 
         Raises:
             UnsupportedModelError: if such a model cannot be edited.
@@ -81,16 +84,35 @@ def _products(module: nn.Module) -> int:
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-# How much memory there is for weights, and models that do not fit.
+def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
+    """The dtype that a configuration names for the weights, else float32."""
+    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
 
 
-_GIB: Final = 2**30
-_CGROUP: Final = Path("/sys/fs/cgroup")
+def weight_bytes(config: PreTrainedConfig, dtype: torch.dtype | None, *, trust_remote_code: bool = False) -> int:
+    """Bytes of a model's weights, from its configuration alone.
+
+    Args:
+        dtype: of the weights; None for ``stored_dtype``.
+    """
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return sum(parameter.numel() for parameter in empty.parameters()) * (dtype or stored_dtype(config)).itemsize
+
+
+def check_fits(name: str, needed: int, device: torch.device, *, purpose: str = "for its weights alone") -> None:
+    """Raises InputError if a model needs more bytes than a device has available."""
+    if needed > (available := available_bytes(device)):
+        raise InputError(
+            f"{name} needs {needed:,} bytes ({needed / _GIB:.1f} GiB) {purpose}, and {available:,} "
+            f"({available / _GIB:.1f} GiB) are available on {device}",
+            remedy="Free memory, give a smaller model or --dtype bfloat16, or use a larger machine",
+            code="MODEL_TOO_LARGE",
+        )
 
 
 def available_bytes(device: torch.device) -> int:
-    """Bytes that can be had on a device now; on the CPU also what a container's limit leaves."""
+    """Bytes available on a device now; on the CPU within a container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
@@ -106,25 +128,3 @@ def available_bytes(device: torch.device) -> int:
         return free if limit == "max" else min(free, int(limit) - int(used) + cached)
     except (OSError, ValueError, IndexError):  # no such limit on this system
         return free
-
-
-def check_fits(name: str, needed: int, device: torch.device, *, purpose: str = "for its weights alone") -> None:
-    """Raises InputError if a model needs more bytes than there are on a device."""
-    if needed > (available := available_bytes(device)):
-        raise InputError(
-            f"{name} needs {needed:,} bytes ({needed / _GIB:.1f} GiB) {purpose}, and {available:,} "
-            f"({available / _GIB:.1f} GiB) are available on {device}",
-            remedy="Free memory, give a smaller model or --dtype bfloat16, or use a larger machine",
-        )
-
-
-def weight_bytes(config: PreTrainedConfig, dtype: torch.dtype | None, *, trust_remote_code: bool = False) -> int:
-    """Bytes of a model's weights, calculated from its configuration without loading it.
-
-    Args:
-        dtype: of the weights; None for what the configuration names, else float32.
-    """
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return sum(parameter.numel() for parameter in empty.parameters()) * (dtype or stored).itemsize

@@ -81,8 +81,8 @@ class SparseTerm:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Mark:
-    """A moment: how many changes were in, and their sums in some layers; None where there was none."""
+class Savepoint:
+    """A state to roll back to: the number of changes, and their sum in some layers; None where there was none."""
 
     count: int
     totals: Mapping[int, Tensor | None]
@@ -190,15 +190,15 @@ class EditedWeights:
             for layer, weight in weights.items():
                 self.model.set_weight(layer, weight)
 
-    def mark(self, layers: Iterable[int]) -> Mark:
-        """What ``go_back`` needs to know of now, for these layers."""
+    def savepoint(self, layers: Iterable[int]) -> Savepoint:
+        """The state of these layers, for ``rollback``."""
         totals = {layer: self._total[layer].clone() if layer in self._total else None for layer in layers}
-        return Mark(len(self.terms), totals)
+        return Savepoint(len(self.terms), totals)
 
-    def go_back(self, mark: Mark) -> None:
-        """Take out everything that was added to the marked layers since, without adding the rest up again."""
-        self.terms = self.terms[: mark.count]
-        for layer, total in mark.totals.items():
+    def rollback(self, savepoint: Savepoint) -> None:
+        """Remove everything added to the savepoint's layers since, without summing the rest again."""
+        self.terms = self.terms[: savepoint.count]
+        for layer, total in savepoint.totals.items():
             if layer in self._total:
                 self._total[layer] = torch.zeros_like(self._total[layer]) if total is None else total.clone()
                 self._write(layer)

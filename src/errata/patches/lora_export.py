@@ -22,7 +22,7 @@ from errata.facts.fact import Fact
 from errata.models.families import architecture_of, down_projection_weight, is_transposed
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import TargetScore, score
-from errata.models.outline import check_layers_exist
+from errata.models.loading import check_layers_exist
 from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.patches.factors import Factors, factors_of, needed_rank
 from errata.patches.patch import Patch, software_versions

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
-from errata.models.outline import lasting_name
+from errata.models.loading import lasting_name
 from errata.patches.patch import DtypeName, Patch, dtype_name, now, read_patch, write_patch
 from errata.utils.files import file_digest, is_file, reason_of, write_text
 

@@ -30,7 +30,7 @@ from errata.editing.recipe import Recipe
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts.fact import FactSet
 from errata.facts.files import read_facts, write_facts
-from errata.models.outline import lasting_name
+from errata.models.loading import lasting_name
 from errata.patches.patch import DtypeName, Patch, now, read_patch, software_versions, write_patch
 from errata.runs.ledger import Entry, Ledger, new_ledger, read_ledger
 from errata.utils.files import file_digest, is_file, leftovers, new_directory, reason_of, remove, write_text

@@ -96,8 +96,8 @@ def key_moments(
             counted = batch.attention_mask.bool()
             if not special_tokens:
                 counted &= ~torch.isin(batch.input_ids, torch.tensor(sorted(special), device=model.device))
-            with model.reading({Site.KEY: layers}) as read, torch.no_grad():
-                model.run_until_read(batch.inputs())
+            with model.capture({Site.KEY: layers}) as read, torch.no_grad():
+                model.run_captured(batch.inputs())
             for layer in layers:
                 moments[layer].add(read[Site.KEY, layer][counted])
             on_read(int(counted.sum()) if tokens is not None else len(indices))

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from errata.errors import ErrataError, InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.models.likelihood import score
+from errata.models.likelihood import at_least_float32, score
 from errata.models.prompts import complete, length_batches, pad
 from errata.models.replay import forward_replaced, skip_below
 from errata.utils.progress import Report, silent
@@ -148,7 +148,7 @@ class _Rows:
     def of(cls, prompts: Sequence[Prompt], device: torch.device) -> _Rows:
         batch = pad([prompt.ids for prompt in prompts], left=False, device=device)
         answers = torch.tensor([prompt.answer for prompt in prompts], device=device)
-        return cls(batch.inputs(), batch.attention_mask.sum(1) - 1, answers)
+        return cls(batch.inputs(), batch.last, answers)
 
     def select(self, rows: Int[Tensor, "n"]) -> _Rows:
         return _Rows({name: values[rows] for name, values in self.inputs.items()}, self.last[rows], self.answers[rows])
@@ -315,11 +315,8 @@ def _probabilities(
         skip_below(stack, model, start, hidden)
         for module, change in changes:
             stack.callback(module.register_forward_hook(_hook(change)).remove)
-        # The head reads one place a row only; caps and projections around it stay the model's own business.
-        handle = model.head.register_forward_pre_hook(lambda module, args: (args[0][index, rows.last].unsqueeze(0),))
-        stack.callback(handle.remove)
-        logits: Tensor = model.model(**rows.inputs, use_cache=False).logits[0]
-    found: Array = exact(logits).softmax(-1)[index, rows.answers].double().cpu().numpy()
+        logits = model.logits_at(rows.inputs, index, rows.last)
+    found: Array = at_least_float32(logits).softmax(-1)[index, rows.answers].double().cpu().numpy()
     return found
 
 
@@ -328,11 +325,6 @@ def _hook(change: _Change) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
     return hook
-
-
-def exact(values: Tensor) -> Tensor:
-    """At least float32: half precision cannot sum a vocabulary's probabilities."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -474,7 +466,7 @@ def _noise(
     tokens = torch.tensor([prompt.ids[index] for prompt in prompts for index in prompt.subject])
     with torch.no_grad():
         # Through the module, not from its weight: Gemma scales what it looks up.
-        entries: Tensor = exact(embedding(tokens.to(model.device)))
+        entries: Tensor = at_least_float32(embedding(tokens.to(model.device)))
     sigma = float(entries.std(correction=0))
     drawn = [torch.randn(samples, len(prompt.subject), entries.shape[1], generator=generator) for prompt in prompts]
     return [noise * sigma * values.to(entries.dtype) for values in drawn], sigma

@@ -382,12 +382,12 @@ class _Scan:
         dtype = self.model.edits.sum_dtype
         term = LowRankTerm(layer, change.left.to(self.model.device, dtype), change.right.to(self.model.device, dtype))
         edits = self.model.edits
-        mark = edits.mark([layer])
+        mark = edits.savepoint([layer])
         edits.add([term])
         try:
             return score(self.model, [*self._own, *self._other, *self.controls])
         finally:
-            edits.go_back(mark)
+            edits.rollback(mark)
 
     def _read_moments(self, layers: Sequence[int]) -> dict[int, torch.Tensor]:
         """C of each layer, with a little of the identity: a short text does not reach every direction of a wide W."""

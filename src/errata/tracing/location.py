@@ -20,6 +20,7 @@ from errata.patches.patch import software_versions
 from errata.results.records import interval_of, resampled_sums
 from errata.tracing.causal_tracing import Array, Chosen, Part, Position, Trace, choose_facts, trace, window_around
 from errata.utils.progress import Report, silent
+from errata.utils.text import dtype_name
 
 FORMAT = "errata-tracing-1"
 ENOUGH_FACTS = 10  # below, a mean over facts says little
@@ -204,7 +205,7 @@ class Location:
                 "model": model.name,
                 "fingerprint": model.fingerprint(),
                 "layers": self.layers,
-                "dtype": str(model.dtype).removeprefix("torch."),
+                "dtype": dtype_name(model.dtype),
                 "device": str(model.device),
                 "versions": software_versions(),
                 "settings": settings | {"positions": [str(position) for position in self.settings.positions]},

@@ -30,3 +30,8 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
     """``"Did you mean 'x'? "`` for a misspelt name; empty if no known name is similar."""
     found = similar(name, known, cutoff=cutoff)
     return f"Did you mean {found[0]!r}? " if found else ""
+
+
+def dtype_name(dtype: object) -> str:
+    """The short name of a torch dtype, such as ``bfloat16`` (torch itself is not imported here)."""
+    return str(dtype).removeprefix("torch.")

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from errata.errors import InputError
-from errata.models.edited_files import write_edited
 from errata.models.language_model import LanguageModel
 from errata.models.weights import LowRankTerm
 
@@ -110,7 +109,7 @@ def test_only_the_edited_tensors_differ(tmp_path: Path, dtype: torch.dtype, shar
     base, out = base_directory(tmp_path / "base", dtype=dtype, shards=shards), tmp_path / "out"
     model = edited(base)
     out.mkdir()
-    written = write_edited(model, out)
+    written = model.write_files(out)
     assert (written.converted, written.linked) == (None, ())
     check_files(base, out)
     for file in base.glob("*.safetensors"):
@@ -130,7 +129,7 @@ def test_every_family(tmp_path: Path, family: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
     loaded = edited(tmp_path / "base")
-    write_edited(loaded, out)
+    loaded.write_files(out)
     assert len(changed(tensors_in(tmp_path / "base"), tensors_in(out))) == len(LAYERS)
     assert LanguageModel.load(out, device="cpu").fingerprint() == loaded.fingerprint()
 
@@ -145,7 +144,7 @@ def test_a_checkpoint_without_the_models_prefix(tmp_path: Path) -> None:
     save_file({name.removeprefix("transformer."): value for name, value in tensors.items()}, base / "model.safetensors")
     out = tmp_path / "out"
     out.mkdir()
-    write_edited(edited(base), out)
+    edited(base).write_files(out)
     assert changed(tensors_in(base), tensors_in(out)) == {f"h.{layer}.mlp.c_proj.weight" for layer in LAYERS}
 
 
@@ -167,7 +166,7 @@ def test_an_edit_taken_out_again_leaves_the_base(tmp_path: Path) -> None:
     model = edited(base)
     model.edits.remove(list(model.edits.terms))
     out.mkdir()
-    write_edited(model, out)
+    model.write_files(out)
     assert (out / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
 
 
@@ -176,7 +175,7 @@ def test_another_dtype_than_the_bases_is_written_and_named(tmp_path: Path, shard
     base, out = base_directory(tmp_path / "base", dtype=torch.bfloat16, shards=shards), tmp_path / "out"
     model = edited(base, dtype=torch.float32)
     out.mkdir()
-    assert write_edited(model, out).converted == ("bfloat16", "float32")
+    assert model.write_files(out).converted == ("bfloat16", "float32")
     check_files(base, out, but={"config.json", "model.safetensors.index.json"})
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (base, out))
     assert list(before) == list(after)
@@ -194,7 +193,7 @@ def test_weights_stored_wider_than_the_configuration_says_stay_so(tmp_path: Path
     model = edited(base)
     assert model.dtype is torch.bfloat16
     out.mkdir()
-    assert write_edited(model, out).converted is None
+    assert model.write_files(out).converted is None
     assert header(out / "model.safetensors") == header(base / "model.safetensors")
     check_files(base, out)
     assert LanguageModel.load(out, device="cpu").fingerprint() == model.fingerprint()
@@ -206,7 +205,7 @@ def test_weights_stored_narrower_than_the_configuration_says(tmp_path: Path) -> 
     out = tmp_path / "out"
     model = edited(base)
     out.mkdir()
-    write_edited(model, out)
+    model.write_files(out)
     wide = {name for name, tensor in tensors_in(out).items() if tensor.dtype is torch.float32}
     assert wide == EDITED
     check_files(base, out, but={"model.safetensors.index.json"})
@@ -218,7 +217,7 @@ def test_code_is_copied_only_if_the_configuration_needs_it(tmp_path: Path) -> No
     (base / ".hidden.py").write_text("")
     out = tmp_path / "out"
     out.mkdir()
-    write_edited(edited(base), out)
+    edited(base).write_files(out)
     assert (out / "helper.py").is_file()
     assert not (out / ".hidden.py").exists()
 
@@ -229,7 +228,7 @@ def test_links_to_other_places_are_named(tmp_path: Path) -> None:
     (base / "vocab.txt").symlink_to(tmp_path / "secret")
     (base / "merges.txt").symlink_to("LICENSE")
     out.mkdir()
-    assert write_edited(edited(base), out).linked == ("vocab.txt",)
+    assert edited(base).write_files(out).linked == ("vocab.txt",)
 
 
 def test_the_hubs_cache_is_a_base_like_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +249,7 @@ def test_the_hubs_cache_is_a_base_like_others(tmp_path: Path, monkeypatch: pytes
     assert model.files.directory == cache / "snapshots" / commit
     out = tmp_path / "out"
     out.mkdir()
-    assert write_edited(model, out).linked == ()
+    assert model.write_files(out).linked == ()
     check_files(made, out)
     assert not any(file.is_symlink() for file in out.rglob("*"))
 
@@ -261,7 +260,7 @@ def test_a_base_in_another_format_gets_safetensors_files(tmp_path: Path) -> None
     (base / "model.safetensors").unlink()
     model = edited(base)
     out.mkdir()
-    write_edited(model, out)
+    model.write_files(out)
     assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
     assert (out / "tokenizer_config.json").read_bytes() == (base / "tokenizer_config.json").read_bytes()
     assert not list(out.glob("*.bin"))
@@ -275,7 +274,7 @@ def test_files_that_changed_meanwhile_are_refused(tmp_path: Path) -> None:
     other.save_pretrained(base)
     out.mkdir()
     with pytest.raises(InputError, match="changed"):
-        write_edited(model, out)
+        model.write_files(out)
 
 
 def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:

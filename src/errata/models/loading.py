@@ -1,4 +1,4 @@
-"""What can be told of a model before its weights are read, and how what cannot be loaded is told."""
+"""From a model's name to what transformers loads, the model's outline without its weights, and readable load errors."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from errata.models.families import architecture_of, check_config, down_projectio
 from errata.models.gguf import as_directory, check_is_model, gguf_in, is_gguf
 from errata.models.hub import check_reachable
 from errata.models.prompts import probe_row, unembedded
-from errata.models.size import ModelSize
+from errata.models.size import ModelSize, stored_dtype
 from errata.models.small_models import SMALL_MODELS, fetched, is_small_model
 from errata.utils.text import similar
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What can be told of a model before its weights are read.
+    """A model without its weights: configuration and tokenizer, which are quick to read.
 
     Attributes:
-        name: what the user called it.
+        name: as the user gave it.
         tokenizer: its fast tokenizer.
-        context_length: how many tokens it takes.
-        layers: how many blocks it has.
+        context_length: the most tokens that it takes.
+        layers: the number of blocks.
         config: its configuration.
         trust_remote_code: whether code that comes with it may run.
         unembedded: tokens, by id, that the tokenizer knows and the model has no embedding for.
@@ -52,39 +52,12 @@ class Outline:
     trust_remote_code: bool = False
     unembedded: Mapping[int, str] = field(default_factory=dict)
 
-    @property
-    def columns(self) -> int:
-        """How many columns W has: the width of the MLP. Told by the empty shapes of a model without weights."""
-        empty = self.empty_model()
-        row = architecture_of(empty)
-        block = empty.get_submodule(f"{row.blocks}.0")
-        return down_projection_weight(block.get_submodule(row.down_projection)).shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What its weights are stored in, by its configuration; float32 where that does not say."""
-        stored = self.config.dtype
-        return stored if isinstance(stored, torch.dtype) else torch.float32
-
-    @property
-    def size(self) -> ModelSize:
-        """Its shapes, told by a model without weights."""
-        return ModelSize.of(self.empty_model())
-
-    def empty_model(self) -> PreTrainedModel:
-        """The model without weights: its modules and their shapes, on the meta device."""
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                self.config, trust_remote_code=self.trust_remote_code
-            )
-        return model
-
     @classmethod
     def load(cls, name: str, *, trust_remote_code: bool = False) -> Outline:
         """Read configuration and tokenizer.
 
         Raises:
-            InputError: if there is nothing to load.
+            InputError: if nothing can be loaded.
             UnsupportedModelError: if such a model cannot be edited.
         """
         with loading(name):
@@ -98,6 +71,31 @@ class Outline:
             probe_row(tokenizer)
             return cls(name, tokenizer, context_length_of(config), layers, config, trust_remote_code, beyond)
 
+    @property
+    def columns(self) -> int:
+        """The number of W's columns: the width of the MLP."""
+        empty = self.empty_model()
+        row = architecture_of(empty)
+        block = empty.get_submodule(f"{row.blocks}.0")
+        return down_projection_weight(block.get_submodule(row.down_projection)).shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the configuration names for the weights, else float32."""
+        return stored_dtype(self.config)
+
+    @property
+    def size(self) -> ModelSize:
+        return ModelSize.of(self.empty_model())
+
+    def empty_model(self) -> PreTrainedModel:
+        """The model without weights: its modules and their shapes, on the meta device."""
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                self.config, trust_remote_code=self.trust_remote_code
+            )
+        return model
+
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raises InputError if a layer does not exist."""
         check_layers_exist(layers, self.layers, self.name)
@@ -109,21 +107,22 @@ def check_layers_exist(layers: Sequence[int], count: int, name: str) -> None:
         raise InputError(
             f"layers {bad} do not exist in {name!r}, which has {count} blocks",
             remedy=f"Give layers from 0 to {count - 1}",
+            code="LAYER_UNKNOWN",
         )
 
 
 def context_length_of(config: PreTrainedConfig) -> int:
-    """How many tokens a model takes; a very large number where its configuration names no limit."""
+    """The most tokens that a model takes; a very large number where its configuration names no limit."""
     text = config.get_text_config(decoder=True)
     return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1 << 30)
 
 
 def source_of(name: str) -> str:
-    """What transformers is asked for, for what the user called a model; a GGUF file is converted first.
+    """The directory or hub name that transformers loads for a model's name. A GGUF file is converted first.
 
     Raises:
-        InputError: if it is a file that is not a model, or a small model that has not been fetched.
-        OSError: if it is a path to nothing, or the hub would have to be asked and cannot be reached.
+        InputError: if it is a file that is not a model, or a small model that has not been downloaded.
+        OSError: if the path does not exist, or the hub is needed and cannot be reached.
     """
     if name == "lab":
         return str(lab_directory())
@@ -146,10 +145,10 @@ def source_of(name: str) -> str:
 
 
 def gguf_of(name: str) -> Path | None:
-    """The GGUF file that a model's name means; None where it means something else, or nothing.
+    """The GGUF file that a model's name refers to; None if it refers to something else, or nothing.
 
     Raises:
-        InputError: for a directory with several of them, and a small model that has not been fetched.
+        InputError: for a directory with several of them, and a small model that has not been downloaded.
     """
     if name == "lab" or is_hub_name(name):
         return None
@@ -160,26 +159,26 @@ def gguf_of(name: str) -> Path | None:
 
 
 def local_path(name: str) -> Path:
-    """Where a model is that is not the hub's and not ``lab``.
+    """The path of a model that is neither ``lab`` nor on the hub.
 
     Raises:
-        InputError: for a small model that has not been fetched.
+        InputError: for a small model that has not been downloaded.
     """
     return fetched(name) if is_small_model(name) else Path(name)
 
 
 def lasting_name(name: str) -> str:
-    """A model's name that means the same from every working directory: paths of what is here become absolute."""
+    """A model's name that is valid in every working directory: local paths become absolute."""
     path = Path(name)
     return str(path.resolve()) if name != "lab" and (path.is_dir() or path.is_file()) else name
 
 
 def local_directory(source: str, config: PreTrainedConfig) -> Path:
-    """Where the files are that transformers reads for ``source``: the directory itself, or the hub's snapshot.
+    """The directory of the files that transformers reads for ``source``: itself, or the hub's snapshot.
 
     Args:
-        source: what ``source_of`` gave.
-        config: as it was loaded from there.
+        source: from ``source_of``.
+        config: the configuration loaded from there.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -191,17 +190,17 @@ def local_directory(source: str, config: PreTrainedConfig) -> Path:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether the hub has to be asked: it is no name of errata's own, nothing that is here, and may not be a path."""
+    """Whether a name can only be a model on the hub: not ``lab``, no small model, nothing local, not like a path."""
     is_path = name.endswith("/") or name.startswith((".", "/", "~")) or name.count("/") > 1
     return not (name == "lab" or is_path or is_small_model(name) or Path(name).is_dir() or Path(name).is_file())
 
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Turns what reading a missing, broken or hostile model raises into an InputError of one line.
+    """Turn any error from reading a missing, damaged or hostile model into an InputError of one line.
 
-    That can be anything: transformers, huggingface_hub and torch raise dozens of types for what their files may hold,
-    and tokenizers plain Exceptions, or a panic of Rust, which is no Exception at all.
+    transformers, huggingface_hub and torch raise dozens of types for malformed files, and tokenizers raises plain
+    Exceptions or a Rust panic, which is not an Exception at all.
     """
     try:
         yield
@@ -209,16 +208,17 @@ def loading(name: str) -> Iterator[None]:
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise  # Ctrl-C and the like
+            raise  # KeyboardInterrupt and the like
         raise InputError(
             f"no model could be loaded from {name!r}: {_in_one_line(error)}",
             remedy="Give 'lab', a directory with config.json, weights and tokenizer, a GGUF file, a name of "
             "`errata models list`, or a reachable hub name",
+            code="MODEL_NOT_LOADED",
         ) from error
 
 
 def _in_one_line(error: BaseException) -> str:
-    """What an error says first; with its type where the text alone says too little."""
+    """The first line of an error, with its type where the text alone says too little."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
     if not isinstance(error, OSError | ValueError | SafetensorError) or not text:
