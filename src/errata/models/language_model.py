@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -26,11 +26,12 @@ from transformers import (
 from errata.errors import InputError, NonFiniteError
 from errata.models.families import Architecture, architecture_of, check_config, down_projection_weight
 from errata.models.loading import check_layers_exist, context_length_of, loading, local_directory, source_of
-from errata.models.prompts import guard_embedding, length_batches, pad, probe_row, unembedded
+from errata.models.prompts import Pair, TargetScore, guard_embedding, length_batches, pad, probe_row, unembedded
 from errata.models.saving import BaseFiles, Written, write_edited
 from errata.models.size import check_fits, weight_bytes
 from errata.models.weights import EditedWeights
 from errata.utils.files import new_directory
+from errata.utils.progress import Report, silent
 from errata.utils.text import dtype_name
 
 TOKEN_BUDGET = 4096  # padded tokens per forward pass that needs no gradient
@@ -273,6 +274,50 @@ class LanguageModel:
             digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
             digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    # Answering: see errata.editors.contract.Answerer. The modules imported inside functions are built on this one.
+
+    @property
+    def abilities(self) -> frozenset[Literal["likelihood", "generation", "rolling"]]:
+        return frozenset(("likelihood", "generation", "rolling"))
+
+    def score(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        joiner: str | None = None,
+        token_budget: int = TOKEN_BUDGET,
+        report: Report = silent,
+    ) -> list[TargetScore]:
+        """See ``errata.models.likelihood.score``.
+
+        Args:
+            joiner: between prompt and target, for pairs without a joiner; None: see ``facts.joining.joiner_of``.
+        """
+        from errata.models import likelihood
+
+        joined = [pair if joiner is None or len(pair) == 3 else (*pair, joiner) for pair in pairs]
+        return likelihood.score(self, joined, token_budget=token_budget, report=report)
+
+    def continue_texts(
+        self,
+        prompts: Sequence[str],
+        *,
+        new_tokens: int | Sequence[int],
+        top_k: int = 1,
+        uniforms: Tensor | None = None,
+        stop: Callable[[str], bool] | None = None,
+    ) -> list[str]:
+        """See ``errata.models.generation.continue_texts``."""
+        from errata.models import generation
+
+        return generation.continue_texts(
+            self, prompts, new_tokens=new_tokens, top_k=top_k, uniforms=uniforms, stop=stop
+        )
+
+    def used(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
+        """No facts: changed weights answer every prompt."""
+        return [()] * len(prompts)
 
     # Logits and activations
 

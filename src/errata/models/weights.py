@@ -1,7 +1,7 @@
-"""The weights of an edited model, kept as what they were plus the changes in order, so that any change can be undone.
+"""The weights of an edited model: the original ones plus the changes in order, so that any change can be removed.
 
-W = round(W₀ + Σ left · right), the sum taken in float32 (float64 for float64 models) and rounded once. Half-precision
-weights are never added to; undoing recomputes from W₀ and never subtracts.
+W = round(W₀ + Σ left · right), summed in float32 (float64 for float64 models) and rounded once. Half-precision weights
+are never added to; removing a change recomputes from W₀ and never subtracts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @runtime_checkable
 class WeightHolder(Protocol):
-    """What is needed of a model here; ``LanguageModel`` is one."""
+    """A model whose weights can be read and set; ``LanguageModel`` is one."""
 
     @property
     def dtype(self) -> torch.dtype: ...
@@ -48,8 +48,7 @@ class LowRankTerm:
         layer: the block.
         left: (d_out, r).
         right: (r, d_in).
-        replaces: whether this stands for all that the run has changed in this layer (a pruned copy), and not for what
-            one batch added.
+        replaces: whether this is the whole change of the run in this layer (a pruned copy), not one batch's addition.
     """
 
     layer: int
@@ -63,13 +62,12 @@ class LowRankTerm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseTerm:
-    """A change of some entries, whatever its rank. It may lie on another device than the weights, and what an edit
-    makes lies on the CPU.
+    """A change of some entries, of any rank. It may be on another device than the weights; an edit's are on the CPU.
 
     Attributes:
         layer: the block.
         values: (n,) the changes, in the order of the mask's entries, row by row.
-        mask: which entries change.
+        mask: the entries that change.
     """
 
     layer: int
@@ -94,7 +92,7 @@ class EditedWeights:
 
     Attributes:
         model: the model whose weights these are.
-        terms: the changes that are in, oldest first.
+        terms: the present changes, oldest first.
     """
 
     model: WeightHolder
@@ -108,67 +106,62 @@ class EditedWeights:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that were written to, also where the changes have been taken out again."""
+        """The layers that were written to, including those whose changes have been removed."""
         return tuple(sorted(self._base))
 
     def base_weight(self, layer: int) -> Float[Tensor, "d_out d_in"]:
-        """W as it was before any change."""
+        """W before any change."""
         return self._base.get(layer, self.model.weight(layer))
 
     def add(self, terms: Sequence[Term]) -> None:
-        """Put changes in, behind those that are in already."""
+        """Add changes after the present ones."""
         for term in terms:
-            self._remember_base(term.layer)
-            self._accumulate(term)
+            if term.layer not in self._base:
+                self._base[term.layer] = self.model.weight(term.layer).clone()
+                self._total[term.layer] = torch.zeros_like(self._base[term.layer], dtype=self.sum_dtype)
+            term.add_to(self._total[term.layer])
         self.terms.extend(terms)
         for layer in {term.layer for term in terms}:
             self._write(layer)
 
     def remove(self, terms: Sequence[Term]) -> None:
-        """Take changes out, wherever in the order they are; the weights are computed anew from W₀.
+        """Remove changes, wherever in the order they are; the weights are recomputed from W₀.
 
         Raises:
-            ValueError: if one of them is not in.
+            ValueError: if one of them is not present.
         """
+        if not self.holds(terms):
+            raise ValueError("a change that is not in the model cannot be removed")
         leaving = {id(term) for term in terms}
-        if len(leaving & {id(term) for term in self.terms}) != len(leaving):
-            raise ValueError("a change that is not in the model cannot be taken out")
         self.terms = [term for term in self.terms if id(term) not in leaving]
         for layer in sorted({term.layer for term in terms}):
-            self._total[layer].zero_()
-            for term in self.terms:
-                if term.layer == layer:
-                    self._accumulate(term)
+            self._total[layer] = self._sum_of(layer, self.terms)
             self._write(layer)
 
     def holds(self, terms: Sequence[Term]) -> bool:
-        """Whether all of these changes are in."""
-        inside = {id(term) for term in self.terms}
-        return all(id(term) in inside for term in terms)
+        """Whether all of these changes are present."""
+        present = {id(term) for term in self.terms}
+        return all(id(term) in present for term in terms)
 
     def weight_without(self, layer: int, terms: Sequence[Term]) -> Float[Tensor, "d_out d_in"]:
-        """W as it would be without some changes, in the model's dtype."""
+        """W without some of the changes, in the model's dtype."""
         leaving = {id(term) for term in terms}
         left = [term for term in self.terms if term.layer == layer and id(term) not in leaving]
-        base = self._base.get(layer, self.model.weight(layer))
+        base = self.base_weight(layer)
         if not left:
             return base.clone()
-        total = torch.zeros_like(base, dtype=self.sum_dtype)
-        for term in left:
-            term.add_to(total)
-        return (base.to(self.sum_dtype) + total).to(base.dtype)
+        return (base.to(self.sum_dtype) + self._sum_of(layer, left)).to(base.dtype)
 
     @contextmanager
     def without(self, terms: Sequence[Term]) -> Iterator[None]:
-        """Let the model be what it is without some changes, for a while; then it is bit for bit what it was.
+        """Remove some changes while the context is open; afterwards the model is bit for bit as it was.
 
-        Inside, these changes are not in the model for any method here either: what is added comes on top of what is
-        left. It has to be taken out again before the end.
+        Inside, no method here sees these changes. Whatever is added inside must be removed before the end.
         """
         leaving = {id(term) for term in terms}
         layers = {term.layer for term in terms}
-        inside = list(self.terms)
-        left = [term for term in inside if id(term) not in leaving]
+        present = list(self.terms)
+        left = [term for term in present if id(term) not in leaving]
         bases = {layer: self._base[layer] for layer in layers if layer in self._base}
         totals = {layer: self._total[layer] for layer in bases}
         weights = {layer: self.model.weight(layer).clone() for layer in layers}
@@ -177,14 +170,14 @@ class EditedWeights:
             self.terms = left
             for layer in bases:
                 if any(term.layer == layer for term in left):
-                    self._total[layer] = self._sum_of(layer)
-                else:  # as if it had never been written to, which takes no memory
+                    self._total[layer] = self._sum_of(layer, left)
+                else:  # as if never written to, which takes no memory
                     del self._base[layer], self._total[layer]
             for layer, weight in others.items():
                 self.model.set_weight(layer, weight)
             yield
         finally:
-            self.terms = inside
+            self.terms = present
             self._base |= bases
             self._total |= totals
             for layer, weight in weights.items():
@@ -205,7 +198,7 @@ class EditedWeights:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Whatever leaves this block early (an error, Ctrl-C) leaves the model bit for bit as it was before it."""
+        """If the block ends early (an error, Ctrl-C), the model is bit for bit as it was before it."""
         terms = list(self.terms)
         totals = {layer: total.clone() for layer, total in self._total.items()}
         weights = {layer: self.model.weight(layer).clone() for layer in totals}
@@ -222,21 +215,12 @@ class EditedWeights:
                     self._total.pop(layer, None)
             raise
 
-    def _remember_base(self, layer: int) -> None:
-        if layer not in self._base:
-            self._base[layer] = self.model.weight(layer).clone()
-            self._total[layer] = torch.zeros_like(self._base[layer], dtype=self.sum_dtype)
-
-    def _sum_of(self, layer: int) -> Float[Tensor, "d_out d_in"]:
-        """The changes that are in, added up anew."""
-        total = torch.zeros_like(self._total[layer])
-        for term in self.terms:
+    def _sum_of(self, layer: int, terms: Sequence[Term]) -> Float[Tensor, "d_out d_in"]:
+        total = torch.zeros_like(self.base_weight(layer), dtype=self.sum_dtype)
+        for term in terms:
             if term.layer == layer:
                 term.add_to(total)
         return total
-
-    def _accumulate(self, term: Term) -> None:
-        term.add_to(self._total[term.layer])
 
     def _write(self, layer: int) -> None:
         if any(term.layer == layer for term in self.terms):
