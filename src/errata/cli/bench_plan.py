@@ -39,6 +39,7 @@ from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.facts.fact import FactSet
 from errata.models.loading import Outline
 from errata.models.size import ModelSize
+from errata.report.bench_run import by_cause
 from errata.report.page import duration
 from errata.report.tables import comparison_tables
 from errata.results.records import read_results
@@ -457,8 +458,9 @@ def show_results(campaign: Campaign, summary: Path, records: Path) -> None:
             warn(f"collapse: {where}: stopped before batch {cell['collapsed_at']}, {cell['edits']} facts are in")
         for note in cell["notes"]:
             warn(f"{cell['id']}: {note}")
-        if cell["failure"]:
-            warn(f"failed: {cell['id']}: {cell['failure']}")
+    for cause, cells in by_cause((cell["id"], cell["failure"]) for cell in results.about["cells"]).items():
+        count = f" ({len(cells)} cells)" if len(cells) > 1 else ""
+        warn(f"failed{count}: {', '.join(cells)}: {cause}")
     tell(f"Wrote {summary} and {records}. See them: errata report {campaign.directory}")
 
 

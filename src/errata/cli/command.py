@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from errata.cli.inputs import check_inputs
 from errata.errors import InputError
 from errata.utils.files import is_there, reserved
 
@@ -44,6 +45,7 @@ class Command(TyperCommand):
             InputError: before any work, if --json is or overlaps another path of the command line, if --run is --out or
                 lies inside it, if another process is writing the same --out, if --dry-run is combined with
                 --trust-remote-code, or if the file named by --gguf does not exist.
+            InputError, FaultsError: if a named method or input file does not exist.
         """
         if (gguf := ctx.params.pop("gguf", None)) is not None:
             ctx.params["model"] = _gguf_path(ctx.params["model"], gguf)
@@ -69,6 +71,7 @@ class Command(TyperCommand):
                         remedy="Give another file for the results",
                         code="OUTPUT_CONFLICT",
                     )
+        check_inputs(ctx.params, {param.name: _label(param) for param in self.params if param.name is not None})
         if self.callback is not None:
             import_module(self.callback.__module__)  # takes seconds; all checks that do not need it come first
         if ctx.obj is not None:
@@ -87,6 +90,12 @@ def command_line(module: str) -> Any:
     for command in app.registered_commands:
         command.callback = _later(command.callback)
     return app
+
+
+def _label(param: Any) -> str:
+    """What a user knows a parameter by: --facts, or FILE."""
+    name = max(param.opts, key=len)
+    return str(name if name.startswith("-") else param.metavar or name.upper())
 
 
 def _gguf_option() -> Any:

@@ -17,11 +17,11 @@ from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.report.analysis import FIGURES, analysis_markdown, analysis_page, figure_files
 from errata.report.answers import Answers, read_answers
 from errata.report.bench_run import GRID, RECORDS, SUMMARY, BenchRun, read_bench_run
-from errata.report.documents import report_csv, report_latex, report_markdown
+from errata.report.documents import CSV_COLUMNS, LATEX_START, report_csv, report_latex, report_markdown
 from errata.report.figures import check_drawing
 from errata.report.page import report_page
 from errata.report.studies import ShownStudy, Studies, is_of_studies, read_studies, shown
-from errata.utils.files import check_file, is_there, write_bytes, write_text
+from errata.utils.files import check_file, is_file, is_there, write_bytes, write_text
 from errata.utils.locks import check_no_links
 
 EXAMPLE = "Example: errata report runs/x --format html"
@@ -32,12 +32,13 @@ _NOT_OF_STUDIES: Final = {
     "csv": f"each study has its table already: {ROWS} in its directory",
     "tex": f"no LaTeX is made of studies; {ROWS} in a study's directory is its table",
 }
+_MARK: Final = "<!-- Made by errata report, which may replace this file. -->"
 app = typer.Typer()
 
 
 @app.command("report", epilog=EXAMPLE)
 def report(
-    run: Annotated[
+    results: Annotated[
         Path,
         typer.Argument(
             metavar="RUN", help="The directory of a benchmark, of a finished study, or a folder of studies."
@@ -66,10 +67,10 @@ def report(
     The HTML page is self-contained and works offline. By default, the files are written next to the results and replace
     an older report; figures of the Markdown report go to figures/.
     """
-    if is_of_studies(run) and not is_there(run / SUMMARY) and not is_there(run / GRID):
-        _report_studies(run, out, formats, analysis or [])
+    if is_of_studies(results) and not is_there(results / SUMMARY) and not is_there(results / GRID):
+        _report_studies(results, out, formats, analysis or [])
     else:
-        _report_benchmark(run, out, formats, analysis or [])
+        _report_benchmark(results, out, formats, analysis or [])
 
 
 def _check_something(run: Path) -> None:
@@ -113,7 +114,7 @@ def _report_studies(run: Path, out: Path | None, formats: str | None, analysis: 
             if refused:
                 raise FaultsError("the command line", refused)
             for target in targets.values():
-                check_file(target)
+                _check_replaceable(run, target)
         with part:
             check_drawing()
         with part:
@@ -142,7 +143,7 @@ def write_studies(
     studies = shown(results, _tables(places, targets))
     makers: dict[str, Callable[[], str]] = {
         "html": lambda: analysis_page(studies, unfinished),
-        "md": lambda: analysis_markdown(studies, unfinished),
+        "md": lambda: f"{analysis_markdown(studies, unfinished)}\n{_MARK}\n",
     }
     _write({target: makers[kind]() for kind, target in targets.items()}, targets, studies)
 
@@ -172,7 +173,7 @@ def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis
     answers = read_answers(found.records) if "html" in targets else None
     makers: dict[str, Callable[[], str]] = {
         "html": lambda: report_page(found, _given(answers), studies, unfinished),
-        "md": lambda: report_markdown(found, studies, unfinished),
+        "md": lambda: f"{report_markdown(found, studies, unfinished)}\n{_MARK}\n",
         "csv": lambda: report_csv(found),
         "tex": lambda: report_latex(found),
     }
@@ -219,9 +220,35 @@ def _formats(given: str) -> Sequence[str]:
 
 
 def _check_target(run: Path, target: Path) -> None:
-    check_file(target)
+    _check_replaceable(run, target)
     if target.resolve() in {(run / SUMMARY).resolve(), (run / RECORDS).resolve()}:
         raise InputError(f"{target} is a result of the run", remedy="Give another --out")
+
+
+def _check_replaceable(run: Path, target: Path) -> None:
+    """Raises InputError if no report can be written there, or would take the place of a file that is none.
+
+    Under its usual name in the run's own directory it is one: errata has always written it there, without a mark.
+    """
+    check_file(target)
+    usual = target.stem == STEM and target.parent.resolve() == run.resolve()
+    if not usual and is_file(target) and not _is_report(target):
+        raise InputError(
+            f"{target} is there, and is not a report of errata: it would be lost",
+            remedy="Give another --out, or remove it first",
+        )
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a report in the format that its name ends in, or is empty."""
+    data = path.read_bytes()
+    marks = {
+        ".html": b"<title>errata: " in data[:2000],
+        ".md": data.rstrip().endswith(_MARK.encode()),
+        ".csv": data.startswith(",".join(CSV_COLUMNS).encode()),
+        ".tex": data.startswith(LATEX_START.encode()),
+    }
+    return not data or marks[path.suffix.lower()]
 
 
 def _given(answers: Answers | None) -> Answers:

@@ -10,7 +10,7 @@ from typing import Final
 
 from errata.facts.files import escaped
 from errata.report.analysis import left_out, section_markdown
-from errata.report.bench_run import BenchRun, shown_name
+from errata.report.bench_run import BenchRun, by_cause, shown_name
 from errata.report.comparison import BEST_NOTE, Cell, Column, Comparison, comparisons
 from errata.report.conclusions import conclusion
 from errata.report.markdown import Markdown, code, fenced, moment, text
@@ -49,9 +49,8 @@ def report_markdown(run: BenchRun, analysis: Sequence[ShownStudy] = (), waiting:
     begun = moment(about.created) if about.created else "at a time not told"
     taken = f"{duration(total_seconds(about.cells))} ({seconds_note(about)})"
     blocks.append(f"Begun {begun}, in the folder {text(run.name)}. Time: {taken}.")
-    alarms = [
-        f"- **Failed:** {code(cell.id)}: {text(cell.failure or 'no reason told')}" for cell in failed(about.cells)
-    ]
+    causes = by_cause((cell.id, cell.failure or "no reason told") for cell in failed(about.cells))
+    alarms = [f"- **Failed:** {', '.join(map(code, cells))}: {text(cause)}" for cause, cells in causes.items()]
     alarms += [f"- **Collapsed:** {code(cell.id)}: {stopping(cell)}" for cell in collapsed(about.cells)]
     alarms += [f"- **Not done:** {code(cell.id)}" for cell in unfinished(about.cells)]
     blocks += ["\n".join(alarms)] if alarms else []
@@ -162,11 +161,14 @@ def latex_text(value: object) -> str:
     )
 
 
+LATEX_START: Final = r"% Needs \usepackage{booktabs,graphicx}."
+
+
 def report_latex(run: BenchRun) -> str:
     """A ``table`` for each group of metrics of each model and data set."""
     # A comment ends with its line.
     commands = [f"% Made by: {_INVISIBLE.sub(' ', command)}" for command in run.about.all_commands]
-    lines = [r"% Needs \usepackage{booktabs,graphicx}.", *commands, f"% {BEST_NOTE}"]
+    lines = [LATEX_START, *commands, f"% {BEST_NOTE}"]
     for section in run.sections():
         for table in comparisons(section.rows, run.stopped(section)):
             named = ", ".join(part for part in (section.model, section.data) if part)

@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from errata.report.answers import Answers
-from errata.report.bench_run import About, BenchRun, CellRecord, shown_name
+from errata.report.bench_run import About, BenchRun, CellRecord, by_cause, shown_name
 from errata.report.comparison import BEST_NOTE, Comparison, comparisons
 from errata.report.conclusions import conclusion, unable
 from errata.report.curves import Chart, chart_svg, charts, swatch_svg
@@ -81,6 +81,7 @@ def report_page(
             headline=headline(run),
             duration=duration(total_seconds(run.about.cells)),
             failed=failed(run.about.cells),
+            causes=by_cause((cell.id, cell.failure or "no reason was told") for cell in failed(run.about.cells)),
             collapsed=collapsed(run.about.cells),
             unfinished=unfinished(run.about.cells),
             sections=sections,
