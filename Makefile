@@ -1,24 +1,25 @@
 # One virtual environment, .venv, filled in two steps: `demo` installs the core only, `test` adds the test extra.
-# pip runs with its own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf …), nothing is overridden.
+# pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf …) apply.
 
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
-# Always the environment's own interpreter by path, so that another activated environment changes nothing.
+# Always the environment's own interpreter by path, so that another activated environment has no effect.
 VENV_PYTHON = $(VENV)/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-real test real-model lint types format benchmark install install-test check-install constraints dev clean
+.PHONY: help demo demo-real test real-model lint types format docs pages benchmark install install-test check-install constraints dev clean
 
 help:
 	@echo "make demo       edit facts into the embedded model with four methods and show what changed (installs first)"
-	@echo "make demo-real  correct ten facts in SmolLM2-135M, a real model, and take it back (downloads 100 MB once)"
+	@echo "make demo-real  correct ten facts in SmolLM2-135M, a real model, and revert the edit (downloads 100 MB once)"
 	@echo "make test       all tests                       ARGS='-k targets' goes to pytest, WORKERS=2 processes"
-	@echo "make lint       ruff, rules and format          make format mends what it can"
+	@echo "make lint       ruff (rules, format), import contracts   make format fixes what it can"
 	@echo "make types      mypy, strict"
+	@echo "make docs       the documentation as a site in site/, links checked; make pages rewrites its generated parts"
 	@echo "make benchmark  speed of the target optimisation against the plain reference, ARGS=… goes to the script"
-	@echo "make constraints  resolve and pin every dependency anew (constraints.txt)"
+	@echo "make constraints  resolve and pin all dependencies (constraints.txt)"
 	@echo "make dev        everything a contributor needs, with the pre-commit hooks"
 	@echo "make clean      remove $(VENV) and the tools' caches"
 	@echo "PYTHON=python3.12 chooses the interpreter (3.11 or newer); pip's environment variables are honoured."
@@ -26,7 +27,7 @@ help:
 demo: $(VENV)/.core
 	$(VENV)/bin/errata demo --out runs/demo
 
-# The model is downloaded once (about 100 MB) and kept in errata's cache.
+# The model is downloaded once (about 100 MB) into errata's cache.
 demo-real: $(VENV)/.gguf
 	$(VENV)/bin/errata models get smollm2-135m-instruct
 	$(VENV)/bin/errata demo --model smollm2-135m-instruct --out runs/demo-real
@@ -35,7 +36,7 @@ demo-real: $(VENV)/.gguf
 test: $(VENV)/.test real-model
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-# For the tests marked `real`, which are skipped without it. ERRATA_SMOLLM2 may name a directory that holds it.
+# Needed by the tests marked `real`, which are skipped otherwise. ERRATA_SMOLLM2 may name a directory that contains it.
 real-model: $(VENV)/.test
 	@test -n "$$ERRATA_SMOLLM2" || $(VENV)/bin/errata models get smollm2-135m-instruct || \
 	  echo "warning: SmolLM2 cannot be downloaded; the tests that need it are skipped" >&2
@@ -52,6 +53,15 @@ format: $(VENV)/.test
 	$(VENV_PYTHON) -m ruff check --fix .
 	$(VENV_PYTHON) -m ruff format .
 
+# Fails on dead links, missing pages and names that the API reference cannot find.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict
+	@echo "Wrote site/index.html"
+
+# Error codes, commands and studies, from the source; a test checks that they are current.
+pages: $(VENV)/.test
+	$(VENV_PYTHON) docs/make_pages.py
+
 benchmark: $(VENV)/.core
 	$(VENV_PYTHON) benchmarks/targets.py $(ARGS)
 
@@ -59,13 +69,13 @@ install: $(VENV)/.core
 
 install-test: $(VENV)/.test
 
-# Every pin has to hold: CI runs this right after the installation.
+# Checks that every pin is satisfied; CI runs it right after the installation.
 check-install: $(VENV)/.test
 	$(VENV_PYTHON) -m pip check
 
-# Pins the whole resolution, for the core and all extras. Versions that are pinned already stay where they still fit;
-# UPGRADE=--upgrade takes the newest of everything. The line of the project itself and the local label of a CPU build of
-# torch (2.13.0+cpu) mean nothing on another machine.
+# Pins the whole resolution, for the core and all extras. Existing pins are kept while they fit; UPGRADE=--upgrade takes the
+# newest of everything. The project's own line and the local label of a CPU build of torch (2.13.0+cpu) are removed,
+# because they mean nothing on another machine.
 constraints: $(VENV)/.test
 	$(PIP_INSTALL) -e '.[dev]'
 	$(VENV_PYTHON) -m piptools compile --quiet --all-extras --strip-extras --no-header --no-annotate $(UPGRADE) \
@@ -78,7 +88,7 @@ dev: $(VENV)/.test
 	$(PIP_INSTALL) -e '.[dev]'
 	$(VENV_PYTHON) -m pre_commit install
 
-# The stamps are written last, so an interrupted installation is taken up again.
+# Each stamp is written last, so that an interrupted installation is repeated.
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "errata needs Python 3.11 or newer, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)" >&2; \
@@ -98,5 +108,9 @@ $(VENV)/.test: $(VENV)/.core
 	$(PIP_INSTALL) -e '.[test]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.core
+	$(PIP_INSTALL) -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf site $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

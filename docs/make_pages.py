@@ -1,0 +1,214 @@
+"""The generated parts of this documentation: ``python docs/make_pages.py`` (``make pages``) writes them.
+
+- ``errors.md``: every error code in the source, with its class and the first message that carries it;
+- ``commands.md``: every command with its options, from the command line itself;
+- the studies in ``analysis.md``, from ``errata.analysis.studies``.
+
+``tests/test_pages.py`` checks that they are current.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent
+SOURCE = DOCS.parent / "src" / "errata"
+_MESSAGE_POSITION = {"Fault": 1}  # after the place
+_ERRORS_HEAD = """# Error codes
+
+Every error that errata raises is a subclass of `errata.ErrataError`. It says what was wrong and what to do, and carries
+a stable `code`, which the command line prints in brackets: `error[FACT_MISSING_FIELD]: …`. Messages may be reworded
+between versions; codes are not. An error that reports several faults has their common code, or `SEVERAL`;
+each fault in `error.faults` has its own.
+
+The exit status of the command line depends on the class: 2 for `InputError` and its subclasses, 130 for
+`InterruptedRunError`, 1 otherwise. *Example* is the first message in the source with this code; `…` stands for a value.
+
+| code | class | example |
+|---|---|---|
+"""
+
+
+def error_rows(source: Path = SOURCE) -> dict[str, tuple[set[str], str]]:
+    """Code -> the classes that carry it and the first message, in the order of files and lines."""
+    rows: dict[str, tuple[set[str], str]] = {}
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(source.rglob("*.py"))}
+    for tree in trees.values():
+        for node in _walk(tree):
+            if isinstance(node, ast.ClassDef):
+                for code in _class_codes(node):
+                    rows.setdefault(code, (set(), _sentence(ast.get_docstring(node) or "")))[0].add(node.name)
+    for tree in trees.values():
+        for node in _walk(tree):
+            if isinstance(node, ast.Call) and (code := _code_of(node)):
+                kind = _name_of(node.func)
+                arguments = node.args[_MESSAGE_POSITION.get(kind, 0) :]
+                message = _text(arguments[0]) if arguments else ""
+                classes, first = rows.get(code, (set(), ""))
+                rows[code] = (classes | {kind}, first or message)
+    return rows
+
+
+def _walk(tree: ast.AST) -> Iterator[ast.AST]:
+    """Depth first, so in the order of lines."""
+    for child in ast.iter_child_nodes(tree):
+        yield child
+        yield from _walk(child)
+
+
+def _class_codes(node: ast.ClassDef) -> Iterator[str]:
+    """``code = "…"`` in the body of an error class."""
+    for entry in node.body:
+        target = entry.targets[0] if isinstance(entry, ast.Assign) else getattr(entry, "target", None)
+        value = getattr(entry, "value", None)
+        if isinstance(target, ast.Name) and target.id == "code" and isinstance(value, ast.Constant) and value.value:
+            yield str(value.value)
+
+
+def _code_of(call: ast.Call) -> str:
+    for keyword in call.keywords:
+        if keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
+            return str(keyword.value.value)
+    return ""
+
+
+def _name_of(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else "…"
+
+
+def _text(node: ast.expr) -> str:
+    """A message, with … for what is filled in."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_text(part) for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _text(node.left) + _text(node.right)
+    return "…"
+
+
+def _sentence(text: str) -> str:
+    return text.partition("\n\n")[0].replace("\n", " ").strip().rstrip(".")
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def errors_page() -> str:
+    rows = sorted(error_rows().items())
+    lines = [
+        f"| `{code}` | {', '.join(f'`{name}`' for name in sorted(classes))} | {_cell(message)} |"
+        for code, (classes, message) in rows
+    ]
+    return _ERRORS_HEAD + "\n".join(lines) + "\n"
+
+
+def commands_page() -> str:
+    import typer
+
+    from errata.cli.main import app
+
+    group = typer.main.get_command(app)
+    lines = [
+        "# Commands",
+        "",
+        "The output of `errata COMMAND --help`, with an example for each command. Generated from the command line.",
+    ]
+    context = group.make_context("errata", [], resilient_parsing=True)
+    for name in group.list_commands(context):  # type: ignore[attr-defined]
+        lines += _command(group.get_command(context, name), f"errata {name}")  # type: ignore[attr-defined]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _command(command: Any, title: str) -> Iterator[str]:
+    level = "##" if title.count(" ") == 1 else "###"
+    yield from ("", f"{level} {title}", "", *_help(command.help or ""))
+    if hasattr(command, "list_commands"):
+        for name in command.list_commands(None):
+            yield from _command(command.get_command(None, name), f"{title} {name}")
+        return
+    options = [param for param in command.params if param.name != "help" and not getattr(param, "hidden", False)]
+    if options:
+        yield from ("", "| option | meaning |", "|---|---|")
+        for param in options:
+            is_argument = param.param_type_name == "argument"
+            names = param.name.upper() if is_argument else ", ".join([*param.opts, *param.secondary_opts])
+            required = " Required." if param.required else ""
+            yield f"| `{names}` | {_cell(_plain(getattr(param, 'help', None) or ''))}{required} |"
+
+
+def _help(text: str) -> Iterator[str]:
+    """Paragraphs as they are, examples as code."""
+    for number, part in enumerate(_plain(textwrap.dedent(text)).replace("\b", "").strip().split("\n\n")):
+        if number:
+            yield ""
+        lines = [line.strip() for line in part.strip().splitlines()]
+        starts = [index for index, line in enumerate(lines) if line.startswith(("errata ", "$ "))]
+        if starts:
+            yield from (line for line in lines[: starts[0]])
+            if starts[0]:
+                yield ""
+            yield "```console"
+            yield from (f"$ {line}" if line.startswith("errata ") else line for line in lines[starts[0] :])
+            yield "```"
+        else:
+            yield from (line.replace("<", "&lt;") for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Without rich's markup."""
+    return re.sub(r"(?<!\\)\[/?(?:bold|italic|dim|cyan|green|red|yellow|b|i|code)?\]", "", text).replace("\\[", "[")
+
+
+def studies_section() -> str:
+    from errata.analysis.studies import STUDIES
+
+    parts = []
+    for study in STUDIES.values():
+        names = [f"`--{name.replace('measures', 'measure').replace('_', '-')}`" for name in ("seeds", *study.uses)]
+        defaults = [f"{name} {_value(value)}" for name, value in study.defaults.items()]
+        changed = f"; by default {', '.join(defaults)}" if defaults else ""
+        parts.append(
+            f"## {study.name}: {study.title}\n\n{_wrapped(study.shows)}\n\n{_wrapped('*Units.* ' + study.units)}\n\n"
+            f"{_wrapped('*Source.* ' + study.source)}\n\n"
+            f"{_wrapped('*Options.* ' + ', '.join(dict.fromkeys(names)) + changed)}.\n"
+        )
+    return "\n".join(parts)
+
+
+def _value(value: Any) -> str:
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
+
+
+_VERDICT = re.compile(r"(## How claims are decided\n\n).*?(\n\n## )", re.DOTALL)
+_BEGIN, _END = "<!-- studies: generated by make_pages.py -->\n\n", "\n<!-- end of studies -->"
+
+
+def analysis_page() -> str:
+    from errata.analysis.findings import VERDICT_RULE
+
+    page = (DOCS / "analysis.md").read_text(encoding="utf-8")
+    page = _VERDICT.sub(lambda found: found[1] + _wrapped(VERDICT_RULE) + found[2], page)
+    head, _, rest = page.partition(_BEGIN)
+    return f"{head}{_BEGIN}{studies_section()}{_END}{rest.partition(_END)[2]}"
+
+
+def pages() -> Mapping[str, str]:
+    """File name -> what should be in it."""
+    return {"errors.md": errors_page(), "commands.md": commands_page(), "analysis.md": analysis_page()}
+
+
+if __name__ == "__main__":
+    for file, text in pages().items():
+        (DOCS / file).write_text(text, encoding="utf-8")
+        print(f"Wrote docs/{file}")

@@ -1,0 +1,28 @@
+"""The generated parts of the documentation are current; `make pages` rewrites them."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+make_pages = runpy.run_path(str(DOCS / "make_pages.py"))
+
+
+def test_the_generated_pages_are_current() -> None:
+    outdated = [file for file, text in make_pages["pages"]().items() if (DOCS / file).read_text(encoding="utf-8") != text]
+    assert not outdated, f"run `make pages`; outdated: {', '.join(outdated)}"
+
+
+def test_every_form_of_an_error_code_is_found(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(
+        'class MissingError(InputError):\n    """Something is missing."""\n\n    code = "MISSING"\n\n'
+        'def f(x):\n    yield Fault(x, f"{x!r} is " + "wrong", "Fix it", code="WRONG")\n'
+        '    raise InputError("cannot read", code="UNREADABLE")\n    raise OutputError("full", code="UNREADABLE")\n',
+        encoding="utf-8",
+    )
+    assert make_pages["error_rows"](tmp_path) == {
+        "MISSING": ({"MissingError"}, "Something is missing"),
+        "WRONG": ({"Fault"}, "… is wrong"),
+        "UNREADABLE": ({"InputError", "OutputError"}, "cannot read"),
+    }
