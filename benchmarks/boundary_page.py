@@ -15,9 +15,8 @@ from pathlib import Path
 
 import jinja2
 
-from errata.analysis.findings import Claim, Label, Row, number
-from errata.analysis.running import Result, read_result
-from errata.analysis.studies import STUDIES
+from errata.analysis.findings import Claim, Finding, Label, with_interval
+from errata.analysis.studies import STUDIES, StudyResult, read_result
 from errata.report.analysis import FIGURES, figure_files, picture
 from errata.report.studies import ShownStudy, shown, verdicts
 from errata.utils.files import write_bytes, write_text
@@ -30,12 +29,12 @@ FOLDER = "boundary"
 class Findings:
     """What the template may ask for; whatever is not there once, and once only, is an error."""
 
-    def __init__(self, results: Mapping[str, Result], studies: Sequence[ShownStudy]) -> None:
+    def __init__(self, results: Mapping[str, StudyResult], studies: Sequence[ShownStudy]) -> None:
         self.results = results
         self._figures = {figure.name: figure for study in studies for figure in study.figures}
         self.drawn: set[str] = set()
 
-    def row(self, study: str, quantity: str, where: Mapping[str, Label]) -> Row:
+    def row(self, study: str, quantity: str, where: Mapping[str, Label]) -> Finding:
         """The row with exactly these labels."""
         rows = [row for row in self.results[study].findings.rows if row.quantity == quantity]
         found = [row for row in rows if dict(row.where) == dict(where)]
@@ -47,7 +46,7 @@ class Findings:
 
     def value(self, study: str, quantity: str, digits: int = 3, **where: Label) -> str:
         """The mean with its interval."""
-        return number(self.row(study, quantity, where), digits)
+        return with_interval(self.row(study, quantity, where), digits)
 
     def mean(self, study: str, quantity: str, digits: int = 3, **where: Label) -> str:
         """The mean alone."""
@@ -62,7 +61,7 @@ class Findings:
         return self._hundredths(self.row(study, quantity, where), "points")
 
     @staticmethod
-    def _hundredths(row: Row, unit: str) -> str:
+    def _hundredths(row: Finding, unit: str) -> str:
         interval = "" if row.low is None or row.high is None else f" [{100 * row.low:.1f}, {100 * row.high:.1f}]"
         return f"{100 * row.mean:.1f} {unit}{interval}"
 

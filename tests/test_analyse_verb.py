@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.analysis.running import read_result
-from errata.analysis.studies import STUDIES
+from errata.analysis.studies import STUDIES, read_result
 from errata.cli.main import run
 
 SMALL = ["analyse", "contribution", "--count", "4"]

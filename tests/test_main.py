@@ -15,8 +15,8 @@ import typer
 
 import errata
 from errata.__main__ import main
+from errata.analysis import STUDY_TITLES
 from errata.analysis.studies import STUDIES
-from errata.analysis.titles import TITLES
 from errata.benchmark.measurement_names import FURTHER_NAMES
 from errata.benchmark.measurements import FURTHER
 from errata.cli.command import Command, command_line
@@ -126,8 +126,8 @@ def test_a_command_line_is_that_of_its_module(name: str) -> None:
 
 def test_help_names_what_there_is() -> None:
     assert tuple(part.name for part in FURTHER) == FURTHER_NAMES
-    assert {name: study.title for name, study in STUDIES.items()} == TITLES
-    assert list(STUDIES) == list(TITLES)
+    assert {name: study.title for name, study in STUDIES.items()} == STUDY_TITLES
+    assert list(STUDIES) == list(STUDY_TITLES)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

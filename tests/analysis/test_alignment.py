@@ -10,35 +10,34 @@ import numpy as np
 import pytest
 
 from errata.analysis.alignment import ALIGNMENT, slopes
-from errata.analysis.findings import Findings, Row
-from errata.analysis.residuals import search_targets
-from errata.analysis.similarity import project
+from errata.analysis.common import search_targets
+from errata.analysis.findings import Finding, Findings
 from errata.editing.contexts import generate_prefixes
 from errata.editing.keys import current_states
 from errata.errors import InputError, MissingExtraError
 
 from tests.reference import alignment as plain
 from tests.support.editing import assert_same_bits, parameter_bits
-from tests.support.workbench import done, tiny_workbench
+from tests.support.study_context import done, tiny_context
 
 
-def one_row(findings: Findings, quantity: str, **where: str | int) -> Row:
+def one_row(findings: Findings, quantity: str, **where: str | int) -> Finding:
     (row,) = [row for row in findings.rows if row.quantity == quantity and row.where == where]
     return row
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_numbers_are_those_of_each_facts_vectors(tmp_path: Path, family: str) -> None:
-    bench = tiny_workbench(tmp_path, family)
-    facts = bench.materials[0].facts.facts
-    bits = parameter_bits(bench.model)
-    found = done(ALIGNMENT, bench, tmp_path / "out").findings
-    assert_same_bits(parameter_bits(bench.model), bits)
-    targets = search_targets(bench, facts, generate_prefixes(bench.model, bench.recipe.contexts))
+    context = tiny_context(tmp_path, family)
+    facts = context.materials[0].facts.facts
+    bits = parameter_bits(context.model)
+    found = done(ALIGNMENT, context, tmp_path / "out").findings
+    assert_same_bits(parameter_bits(context.model), bits)
+    targets = search_targets(context, facts, generate_prefixes(context.model, context.recipe.contexts))
     last = [column.tolist() for column in targets.found[3].delta.T.double()]
     for layer, left in ((1, 3), (2, 2), (3, 1)):
         own = [column.tolist() for column in targets.found[layer].delta.T.double()]
-        states = [plain.norm(h.tolist()) for h in current_states(bench.model, facts, layer, bench.site).T]
+        states = [plain.norm(h.tolist()) for h in current_states(context.model, facts, layer, context.site).T]
         spread = [[x / left for x in vector] for vector in last]
         root = [[x / left**0.5 for x in vector] for vector in last]
         pairs = list(zip(spread, own, strict=True))
@@ -67,7 +66,7 @@ def test_numbers_are_those_of_each_facts_vectors(tmp_path: Path, family: str) ->
 
 
 def test_claims_follow_from_the_rows(tmp_path: Path) -> None:
-    found = done(ALIGNMENT, tiny_workbench(tmp_path), tmp_path / "out").findings
+    found = done(ALIGNMENT, tiny_context(tmp_path), tmp_path / "out").findings
     verdicts = {claim.text: claim.verdict for claim in found.claims}
     shorter = one_row(found, "norm, spread minus computed", layer=1)
     assert shorter.high is not None
@@ -89,9 +88,9 @@ def test_slopes_are_those_of_fitted_lines() -> None:
 
 
 def test_the_picture_holds_every_residual_once_and_keeps_distances_that_lie_in_it(tmp_path: Path) -> None:
-    bench = tiny_workbench(tmp_path, seeds=(0, 1))
-    found = done(ALIGNMENT, bench, tmp_path / "out").findings
-    count = len(bench.materials[0].facts.facts)
+    context = tiny_context(tmp_path, seeds=(0, 1))
+    found = done(ALIGNMENT, context, tmp_path / "out").findings
+    count = len(context.materials[0].facts.facts)
     assert len(found.points) == 2 * 3 * 3 * count
     at_last = {
         (point.where["residual"], point.where["fact"]): (point.x, point.y)
@@ -114,29 +113,8 @@ def test_the_picture_holds_every_residual_once_and_keeps_distances_that_lie_in_i
     assert "% of the variance" in figure.panels[0].x_label
 
 
-def test_projection_against_eigenvectors_of_the_covariance() -> None:
-    vectors = np.random.default_rng(1).normal(size=(12, 5)) * [3.0, 2.0, 1.0, 0.5, 0.1]
-    found = project(vectors)
-    assert found is not None
-    centred = vectors - vectors.mean(0)
-    values, axes = np.linalg.eigh(centred.T @ centred)
-    for number, column in enumerate((-1, -2)):
-        axis = axes[:, column] * np.sign(axes[np.abs(axes[:, column]).argmax(), column])
-        np.testing.assert_allclose(found.points[:, number], centred @ axis, atol=1e-9)
-        assert found.shares[number] == pytest.approx(values[column] / values.sum())
-    mirrored = project(vectors[::-1].copy())  # the order of the vectors decides nothing
-    assert mirrored is not None
-    np.testing.assert_allclose(mirrored.points, found.points[::-1], atol=1e-9)
-
-
-def test_what_has_no_two_dimensions_has_no_picture() -> None:
-    assert project(np.ones((4, 3))) is None
-    assert project(np.zeros((4, 3))) is None
-    assert project(np.arange(4.0)[:, None]) is None
-
-
 def test_facts_that_the_model_knows_have_no_direction(tmp_path: Path) -> None:
-    found = done(ALIGNMENT, tiny_workbench(tmp_path, recipe={"target": {"stop_loss": 1e6}}), tmp_path / "out").findings
+    found = done(ALIGNMENT, tiny_context(tmp_path, recipe={"target": {"stop_loss": 1e6}}), tmp_path / "out").findings
     assert one_row(found, "norm", residual="computed", layer=1).mean == 0
     assert not [row for row in found.rows if row.quantity == "cosine"]
     assert "6 of 6 facts are left out" in found.undefined["cosine, layer 1"]
@@ -146,9 +124,10 @@ def test_facts_that_the_model_knows_have_no_direction(tmp_path: Path) -> None:
 
 
 def test_what_it_cannot_be_made_with_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = tiny_workbench(tmp_path, recipe={"layers": (2,)})
-    with pytest.raises(InputError, match="nothing is spread"):
-        ALIGNMENT.check(bench.recipe, bench.settings)
+    context = tiny_context(tmp_path, recipe={"layers": (2,)})
+    with pytest.raises(InputError) as error:
+        ALIGNMENT.check(context.recipe, context.settings)
+    assert error.value.code == "STUDY_NEEDS_LAYERS"
     monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"errata\[analysis\]"):
-        ALIGNMENT.check(tiny_workbench(tmp_path).recipe, bench.settings)
+        ALIGNMENT.check(tiny_context(tmp_path).recipe, context.settings)

@@ -9,8 +9,7 @@ from statistics import harmonic_mean
 import numpy as np
 import pytest
 
-from errata.analysis.contrasts import Response, Sums, effects, response_of, value_of
-from errata.analysis.factorial import parts_of_gain
+from errata.analysis.factorial import Response, Sums, effects, parts_of_gain, response_of, value_of
 
 SOURCES, LAYERS, HISTORY = ("spread", "computed"), ("both", "all"), ("on", "off")
 CELLS = [
@@ -112,7 +111,7 @@ def test_a_score_is_the_harmonic_mean_drawn_for_all_three_at_once() -> None:
 
 
 def test_cells_that_were_asked_other_things_are_not_compared() -> None:
-    with pytest.raises(ValueError, match="not asked the same"):
+    with pytest.raises(ValueError, match="different prompts"):
         response_of("efficacy", "share", CELLS[:2], [[{"a": (1.0, 1.0)}], [{"a": (1.0, 2.0)}]])
     with pytest.raises(ValueError, match="no cells"):
         response().mean_of(source="replay")

@@ -12,39 +12,39 @@ import pytest
 
 from errata.analysis import factorial
 from errata.analysis.factorial import FACTORIAL, cells_of, check_factorial, designs_of, layer_sets, name_of, recipe_of
-from errata.analysis.running import Result
-from errata.analysis.study import AnalysisSettings, Workbench
+from errata.analysis.studies import StudyResult
+from errata.analysis.study import AnalysisSettings, StudyContext
 from errata.editors.locate_then_edit import Editor
 from errata.errors import FaultsError, MissingExtraError
 
 from tests.reference.factorial import answers_of
 from tests.support.bench import ASKED, UNTOUCHED
 from tests.support.editing import assert_same_bits, parameter_bits, tiny_recipe, write_corpus
-from tests.support.workbench import done, tiny_workbench
+from tests.support.study_context import done, tiny_context
 
 FACTS = ASKED[:3]
 SCHEDULES = {"spread": "even", "sqrt-spread": "sqrt", "computed": "own", "replay": "replay"}
 SETS = {"first": (1,), "last": (3,), "both": (1, 3), "all": (1, 2, 3)}
 
 
-def bench_of(folder: Path, family: str = "gpt2", method: str = "memit", **changes: Any) -> Workbench:
+def bench_of(folder: Path, family: str = "gpt2", method: str = "memit", **changes: Any) -> StudyContext:
     changes = {"facts": FACTS, "ridges": (3.0,), **changes}
-    return tiny_workbench(folder, family, method, **changes)
+    return tiny_context(folder, family, method, **changes)
 
 
 def kept_in(out: Path) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8"))["kept"] for path in (out / "pieces").iterdir()}
 
 
-def rows_where(result: Result | None, quantity: str, **where: str) -> list[Any]:
+def rows_where(result: StudyResult | None, quantity: str, **where: str) -> list[Any]:
     assert result is not None
     rows = [row for row in result.findings.rows if row.quantity == quantity]
     return [row for row in rows if where.items() <= row.where.items()]
 
 
-def changed(bench: Workbench, cell: Mapping[str, str]) -> dict[str, Any]:
+def changed(context: StudyContext, cell: Mapping[str, str]) -> dict[str, Any]:
     """The recipe's sections that a cell changes, written down once more."""
-    solver, contexts = bench.recipe.solver.model_dump(), bench.recipe.contexts.model_dump()
+    solver, contexts = context.recipe.solver.model_dump(), context.recipe.contexts.model_dump()
     ridge = "l2" if "l2" in solver else "ridge"
     solver |= {ridge: solver[ridge] * float(cell["ridge"]), "history": cell["history"] == "on"}
     if cell["contexts"] == "bare":
@@ -62,16 +62,16 @@ def changed(bench: Workbench, cell: Mapping[str, str]) -> dict[str, Any]:
 class Finished:
     """A study that is done, and the batches that it took: whether each was of a run with history."""
 
-    bench: Workbench
+    context: StudyContext
     out: Path
-    result: Result | None = None
+    result: StudyResult | None = None
     batches: Sequence[bool] = ()
 
 
 def finish(folder: Path, family: str = "gpt2", method: str = "memit", **changes: Any) -> Finished:
     """Three facts in batches of two, and the model bit for bit as it was."""
-    bench = bench_of(folder, family, method, **changes)
-    bits = parameter_bits(bench.model)
+    context = bench_of(folder, family, method, **changes)
+    bits = parameter_bits(context.model)
     batches: list[bool] = []
     apply_batch = Editor.apply_batch
 
@@ -81,9 +81,9 @@ def finish(folder: Path, family: str = "gpt2", method: str = "memit", **changes:
 
     with pytest.MonkeyPatch.context() as patching:
         patching.setattr(Editor, "apply_batch", counting)
-        result = done(FACTORIAL, bench, folder / "out")
-    assert_same_bits(parameter_bits(bench.model), bits)
-    return Finished(bench, folder / "out", result, batches)
+        result = done(FACTORIAL, context, folder / "out")
+    assert_same_bits(parameter_bits(context.model), bits)
+    return Finished(context, folder / "out", result, batches)
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +94,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def assert_as_editors_of_their_own(of: Finished, runs: Sequence[Mapping[str, Any]]) -> None:
     assert runs
     for run in runs:
-        recipe = of.bench.recipe_for(int(run["seed"])).with_choices(changed(of.bench, run["cell"]))
+        recipe = of.context.recipe_for(int(run["seed"])).with_choices(changed(of.context, run["cell"]))
         contexts = recipe.contexts.model_copy(update={"seed": int(run["seed"])})
         recipe = recipe.model_copy(update={"contexts": contexts})
-        expected = answers_of(of.bench.model, recipe, FACTS, UNTOUCHED, of.bench.cache or of.out)
+        expected = answers_of(of.context.model, recipe, FACTS, UNTOUCHED, of.context.cache or of.out)
         assert run["sums"] == {
             metric: {fact: [sum(values), len(values)] for fact, values in facts.items()}
             for metric, facts in expected.items()
@@ -123,10 +123,10 @@ def test_every_cell_is_what_an_editor_of_its_own_gives(finished: Finished) -> No
 
 
 def test_another_family_and_the_null_space(tmp_path: Path) -> None:
-    bench = bench_of(tmp_path, "llama", "alphaedit")
-    pieces = [piece for piece in FACTORIAL.pieces(bench) if "before" not in piece.name]
+    context = bench_of(tmp_path, "llama", "alphaedit")
+    pieces = [piece for piece in FACTORIAL.tasks(context) if "before" not in piece.name]
     runs = [json.loads(json.dumps(piece.work())) for piece in pieces[1::7]]
-    assert_as_editors_of_their_own(Finished(bench, tmp_path), runs)
+    assert_as_editors_of_their_own(Finished(context, tmp_path), runs)
     assert {run["cell"]["history"] for run in runs} == {"on", "off"}
 
 
@@ -135,22 +135,22 @@ def test_a_run_without_history_begins_as_the_one_with_it_and_no_batch_is_made_tw
     assert finished.batches.count(False) == 40
     # Stopped between the two runs, the second begins anew and comes out the same.
     kept = kept_in(finished.out)
-    pieces = {piece.name: piece for piece in FACTORIAL.pieces(finished.bench)}
+    pieces = {piece.name: piece for piece in FACTORIAL.tasks(finished.context)}
     name = "seed-0-computed-both-ridge-3-averaged-history-off"
     assert json.loads(json.dumps(pieces[name].work())) == kept[name]
 
 
 def test_solvers_are_prepared_once_for_each_ridge(tmp_path: Path) -> None:
-    bench = bench_of(tmp_path, seeds=(0, 1), ridges=(1.0, 3.0))
-    pieces = {piece.name: piece for piece in FACTORIAL.pieces(bench)}
+    context = bench_of(tmp_path, seeds=(0, 1), ridges=(1.0, 3.0))
+    pieces = {piece.name: piece for piece in FACTORIAL.tasks(context)}
     for seed, ridge, layers in ((0, 1, "first"), (0, 3, "all"), (1, 1, "last"), (1, 3, "both")):
         pieces[f"seed-{seed}-computed-{layers}-ridge-{ridge}-bare-history-off"].work()
-    assert len(bench._prepared) == 2
+    assert len(context._prepared) == 2
 
 
 def test_both_designs_are_complete_and_share_cells(tmp_path: Path) -> None:
-    bench = bench_of(tmp_path, ridges=(1.0, 3.0))
-    designs = designs_of(bench.recipe, bench.settings)
+    context = bench_of(tmp_path, ridges=(1.0, 3.0))
+    designs = designs_of(context.recipe, context.settings)
     cells = cells_of(designs)
     assert len(cells) == 80
     assert len({name_of(cell, 0) for cell in cells}) == 80
@@ -161,7 +161,7 @@ def test_both_designs_are_complete_and_share_cells(tmp_path: Path) -> None:
     for cell, following in zip(cells[::2], cells[1::2], strict=True):
         assert (cell["history"], following["history"]) == ("on", "off")
         assert {**cell, "history": "off"} == following
-    recipe = recipe_of(bench.recipe, bench.settings, {**cells[0], "ridge": "3", "contexts": "bare"})
+    recipe = recipe_of(context.recipe, context.settings, {**cells[0], "ridge": "3", "contexts": "bare"})
     assert (recipe.solver.ridge, recipe.contexts.keys) == (6.0, "bare")  # type: ignore[union-attr]
 
 
@@ -204,8 +204,8 @@ def test_findings_name_everything_and_can_be_kept(finished: Finished) -> None:
 
 def test_two_critical_layers_are_the_two_ends(tmp_path: Path) -> None:
     assert layer_sets((2, 5)) == {"first": (2,), "last": (5,), "both": (2, 5)}
-    bench = bench_of(tmp_path, recipe={"layers": (1, 3), "contexts": {"keys": "bare"}})
-    result = done(FACTORIAL, bench, tmp_path / "out")
+    context = bench_of(tmp_path, recipe={"layers": (1, 3), "contexts": {"keys": "bare"}})
+    result = done(FACTORIAL, context, tmp_path / "out")
     assert "all layers" in result.findings.undefined
     assert "keys averaged over contexts" in result.findings.undefined
     assert not rows_where(result, "boundary gain")
@@ -213,9 +213,7 @@ def test_two_critical_layers_are_the_two_ends(tmp_path: Path) -> None:
     assert result.findings.claims
 
 
-def test_everything_that_the_design_cannot_be_made_with_is_told_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_errors_of_a_design_are_reported_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = write_corpus(tmp_path / "corpus.txt")
     settings = AnalysisSettings(count=10, batch_size=10, ridges=(1.0, 1.0), seeds=(0, 0))
     with pytest.raises(FaultsError) as caught:
@@ -223,13 +221,14 @@ def test_everything_that_the_design_cannot_be_made_with_is_told_at_once(
     assert [fault.where for fault in caught.value.faults] == ["count", "seeds", "ridges"]
     good = AnalysisSettings(count=10, batch_size=5)
     check_factorial(tiny_recipe(corpus), good)
-    for recipe, told in (
-        (tiny_recipe(corpus, "emmet", layers=(1, 2), schedule="even"), "has not both a ridge and a history"),
-        (tiny_recipe(corpus, layers=(2,)), "one critical layer"),
-        (tiny_recipe(corpus, target={"weights": "original"}), "current weights"),
+    for recipe, code in (
+        (tiny_recipe(corpus, "emmet", layers=(1, 2), schedule="even"), "STUDY_SOLVER_UNSUITABLE"),
+        (tiny_recipe(corpus, layers=(2,)), "STUDY_NEEDS_LAYERS"),
+        (tiny_recipe(corpus, target={"weights": "original"}), "STUDY_RECIPE_UNSUITABLE"),
     ):
-        with pytest.raises(FaultsError, match=told):
+        with pytest.raises(FaultsError) as caught:
             check_factorial(recipe, good)
+        assert caught.value.code == code
     monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError):
         check_factorial(tiny_recipe(corpus), good)

@@ -10,21 +10,21 @@ import pytest
 import torch
 
 from errata.analysis import hidden_shift
-from errata.analysis.findings import Findings, Row
+from errata.analysis.common import boundary_pairs, edited
+from errata.analysis.findings import Finding, Findings
 from errata.analysis.hidden_shift import HIDDEN_SHIFT, prompts_of, states_of
-from errata.analysis.runs import boundary_pairs, edited
 from errata.analysis.study import AnalysisSettings
 from errata.editors.locate_then_edit import Editor
 from errata.errors import FaultsError, MissingExtraError, NonFiniteError
 
 from tests.reference.hidden_shift import cka, last_states
 from tests.support.editing import assert_same_bits, parameter_bits, tiny_language_model
-from tests.support.workbench import done, runs_workbench, tiny_workbench
+from tests.support.study_context import done, runs_context, tiny_context
 
 MORE = (("crowd", "The crowd is in"), ("piano", "The piano in the city is"), ("city", "The city of"))
 
 
-def row(findings: Findings, quantity: str, **where: Any) -> Row:
+def row(findings: Findings, quantity: str, **where: Any) -> Finding:
     (found,) = [row for row in findings.rows if row.quantity == quantity and row.where == where]
     return found
 
@@ -39,17 +39,17 @@ def clustered(values: Sequence[float], clusters: Sequence[str]) -> list[float]:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_shifts_are_those_of_prompts_read_one_by_one(tmp_path: Path, family: str) -> None:
-    bench = runs_workbench(tmp_path, family, untouched=MORE)
-    material = bench.materials[0]
-    bits = parameter_bits(bench.model)
-    findings = done(HIDDEN_SHIFT, bench, tmp_path / "out").findings
-    assert_same_bits(parameter_bits(bench.model), bits)
-    assert not bench.model.edits.terms
+    context = runs_context(tmp_path, family, untouched=MORE)
+    material = context.materials[0]
+    bits = parameter_bits(context.model)
+    findings = done(HIDDEN_SHIFT, context, tmp_path / "out").findings
+    assert_same_bits(parameter_bits(context.model), bits)
+    assert not context.model.edits.terms
     assert not findings.undefined
     shifts: dict[str, list[list[float]]] = {}
     for method in ("memit", "memit+blue"):
         model = tiny_language_model(family)
-        editor = Editor(model, bench.recipes[method], cache=tmp_path / "cache")
+        editor = Editor(model, context.recipes[method], cache=tmp_path / "cache")
         asked = prompts_of(material)
         assert [prompt for _, prompt in asked["edited"]] == [fact.text for fact in material.facts]
         layers = range(len(model.blocks))
@@ -92,9 +92,9 @@ def test_shifts_are_those_of_prompts_read_one_by_one(tmp_path: Path, family: str
 
 
 def test_pictures_hold_every_prompt_before_and_after(tmp_path: Path) -> None:
-    bench = runs_workbench(tmp_path, untouched=MORE)
-    material = bench.materials[0]
-    findings = done(HIDDEN_SHIFT, bench, tmp_path / "out").findings
+    context = runs_context(tmp_path, untouched=MORE)
+    material = context.materials[0]
+    findings = done(HIDDEN_SHIFT, context, tmp_path / "out").findings
     counts: dict[tuple[Any, ...], int] = {}
     for point in findings.points:
         key = (point.picture, *(point.where[name] for name in ("prompts", "method", "moment")))
@@ -116,24 +116,24 @@ def test_pictures_hold_every_prompt_before_and_after(tmp_path: Path) -> None:
 def test_what_fails_with_a_run_in_the_model_leaves_nothing_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = runs_workbench(tmp_path)
-    bits = parameter_bits(bench.model)
-    with edited(bench, 0, "memit") as patch:
+    context = runs_context(tmp_path)
+    bits = parameter_bits(context.model)
+    with edited(context, 0, "memit") as patch:
         assert patch.layers == (1, 2, 3)
-        assert len(patch.facts) == len(bench.materials[0].facts)
-        now = parameter_bits(bench.model)
+        assert len(patch.facts) == len(context.materials[0].facts)
+        now = parameter_bits(context.model)
         assert {name for name in bits if not torch.equal(now[name], bits[name])} == {
             f"transformer.h.{layer}.mlp.c_proj.weight" for layer in (1, 2, 3)
         }
-    assert_same_bits(parameter_bits(bench.model), bits)
+    assert_same_bits(parameter_bits(context.model), bits)
 
     def fail(*args: Any) -> Any:
         raise NonFiniteError("score", facts=["tower"], layer=None)
 
     monkeypatch.setattr(hidden_shift, "facts_said", fail)
     with pytest.raises(NonFiniteError):
-        done(HIDDEN_SHIFT, bench, tmp_path / "out")
-    assert_same_bits(parameter_bits(bench.model), bits)
+        done(HIDDEN_SHIFT, context, tmp_path / "out")
+    assert_same_bits(parameter_bits(context.model), bits)
     batches = 0
 
     def stop(written: Any, total: Any) -> None:
@@ -142,9 +142,9 @@ def test_what_fails_with_a_run_in_the_model_leaves_nothing_of_it(
         if batches == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), edited(bench, 0, "memit", stop):
+    with pytest.raises(KeyboardInterrupt), edited(context, 0, "memit", stop):
         pass
-    assert_same_bits(parameter_bits(bench.model), bits)
+    assert_same_bits(parameter_bits(context.model), bits)
 
 
 def test_states_that_are_not_finite_are_told(tmp_path: Path) -> None:
@@ -157,14 +157,14 @@ def test_states_that_are_not_finite_are_told(tmp_path: Path) -> None:
 def test_methods_without_a_recipe_are_all_named_and_so_is_a_missing_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = tiny_workbench(tmp_path, methods=("memit", "rect"))
+    context = tiny_context(tmp_path, methods=("memit", "rect"))
     with pytest.raises(FaultsError) as caught:
-        HIDDEN_SHIFT.pieces(bench)
+        HIDDEN_SHIFT.tasks(context)
     assert [fault.where for fault in caught.value.faults] == ["methods: memit", "methods: rect"]
-    HIDDEN_SHIFT.check(bench.recipe, bench.settings)
+    HIDDEN_SHIFT.check(context.recipe, context.settings)
     monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"errata\[analysis\]"):
-        HIDDEN_SHIFT.check(bench.recipe, bench.settings)
+        HIDDEN_SHIFT.check(context.recipe, context.settings)
 
 
 def kept(seed: int, method: str, schedule: str, distances: Sequence[float]) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from errata.analysis.findings import Findings, compared, mean_row, told
-from errata.analysis.running import csv_of, read_result, run_study
-from errata.analysis.studies import STUDIES, study_named
-from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
+from errata.analysis.findings import Findings, mean_row, verdict_on, with_n
+from errata.analysis.studies import STUDIES, csv_of, read_result, run_study, study_named
+from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
 from errata.errors import FaultsError, InputError
 
-from tests.support.workbench import done, tiny_workbench
+from tests.support.study_context import done, tiny_context
 
 
 class Stop(KeyboardInterrupt):
@@ -24,49 +23,50 @@ class Stop(KeyboardInterrupt):
 
 
 def counting(worked: list[str], stop_at: str = "") -> Study:
-    """A study of three pieces that keeps their names' lengths."""
+    """A study of three tasks; the result of each is the length of its name."""
 
-    def work(name: str) -> Kept:
+    def work(name: str) -> TaskRecord:
         worked.append(name)
         if name == stop_at:
             raise Stop
         return {"length": len(name)}
 
-    def pieces(bench: Workbench) -> list[Piece]:
-        return [Piece(name, lambda name=name: work(name)) for name in ("a", "bb", "ccc")]  # type: ignore[misc]
+    def tasks(context: StudyContext) -> list[StudyTask]:
+        return [StudyTask(name, lambda name=name: work(name)) for name in ("a", "bb", "ccc")]  # type: ignore[misc]
 
-    def findings(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
-        return Findings([mean_row("length", "1", {"of": "all"}, [piece["length"] for piece in kept.values()])])
+    def findings(settings: AnalysisSettings, results: Mapping[str, TaskRecord]) -> Findings:
+        return Findings([mean_row("length", "1", {"of": "all"}, [result["length"] for result in results.values()])])
 
-    return Study("counting", "Counting", "It counts.", "Letters.", "A test.", ("count",), pieces, findings)
+    return Study("counting", "It counts.", "Letters.", "A test.", ("count",), tasks, findings)
 
 
-def test_a_study_that_was_stopped_goes_on_behind_its_last_piece(tmp_path: Path) -> None:
-    bench = tiny_workbench(tmp_path)
+def test_an_interrupted_study_resumes_after_its_last_task(tmp_path: Path) -> None:
+    context = tiny_context(tmp_path)
     worked: list[str] = []
     with pytest.raises(Stop):
-        done(counting(worked, "bb"), bench, tmp_path / "out")
-    with pytest.raises(InputError, match=r"result\.json cannot be used: it cannot be found"):
+        done(counting(worked, "bb"), context, tmp_path / "out")
+    with pytest.raises(InputError) as missing:
         read_result(tmp_path / "out")
-    result = done(counting(worked), bench, tmp_path / "out")
+    assert missing.value.code == "STUDY_FILE_DAMAGED"
+    result = done(counting(worked), context, tmp_path / "out")
     assert worked == ["a", "bb", "bb", "ccc"]
     (row,) = result.findings.rows
     assert (row.mean, row.n) == (2.0, 3)
     read = read_result(tmp_path / "out")
     assert json.dumps(read.findings.to_record()) == json.dumps(result.findings.to_record())
     assert read.about == result.about
-    again = done(counting(worked), bench, tmp_path / "out")
+    again = done(counting(worked), context, tmp_path / "out")
     assert len(worked) == 4
     assert again.findings == result.findings
 
 
 def test_another_study_in_the_same_place_is_refused_by_what_differs(tmp_path: Path) -> None:
-    done(counting([]), tiny_workbench(tmp_path), tmp_path / "out")
-    other = tiny_workbench(tmp_path, count=3, recipe={"layers": (1, 2)})
+    done(counting([]), tiny_context(tmp_path), tmp_path / "out")
+    other = tiny_context(tmp_path, count=3, recipe={"layers": (1, 2)})
     with pytest.raises(FaultsError) as caught:
         done(counting([]), other, tmp_path / "out")
     assert {fault.where for fault in caught.value.faults} == {"settings.count", "recipe.layers"}
-    assert any("begun with 6, given now: 3" in fault.what for fault in caught.value.faults)
+    assert caught.value.code == "STUDY_MISMATCH"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError):
@@ -74,12 +74,12 @@ def test_another_study_in_the_same_place_is_refused_by_what_differs(tmp_path: Pa
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
 
 
-def test_damaged_pieces_are_named(tmp_path: Path) -> None:
-    bench = tiny_workbench(tmp_path)
-    done(counting([]), bench, tmp_path / "out")
+def test_damaged_results_are_named(tmp_path: Path) -> None:
+    context = tiny_context(tmp_path)
+    done(counting([]), context, tmp_path / "out")
     (tmp_path / "out" / "pieces" / "bb.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match=r"bb\.json cannot be used"):
-        run_study(counting([]), bench, tmp_path / "out", command="")
+    with pytest.raises(InputError, match=r"bb\.json"):
+        run_study(counting([]), context, tmp_path / "out", command="")
 
 
 def test_rows_as_a_table(tmp_path: Path) -> None:
@@ -93,21 +93,22 @@ def test_rows_as_a_table(tmp_path: Path) -> None:
 def test_a_claim_holds_only_beyond_its_intervals_doubt() -> None:
     values = [1.0, 1.1, 0.9, 1.0, 1.2]
     above, below = mean_row("d", "1", {}, values), mean_row("d", "1", {}, [-value for value in values])
-    assert [compared(row, claimed="positive") for row in (above, below)] == ["holds", "does not hold"]
-    assert compared(below, claimed="negative") == "holds"
-    assert compared(mean_row("d", "1", {}, [-1.0, 1.0] * 3), claimed="positive") == "undecided"
+    assert [verdict_on(row, claimed="positive") for row in (above, below)] == ["holds", "does not hold"]
+    assert verdict_on(below, claimed="negative") == "holds"
+    assert verdict_on(mean_row("d", "1", {}, [-1.0, 1.0] * 3), claimed="positive") == "undecided"
     for few in ([1.0], values[:4]):  # an interval of so few is hardly more than their ends
-        assert compared(mean_row("d", "1", {}, few), claimed="positive") == "undecided"
+        assert verdict_on(mean_row("d", "1", {}, few), claimed="positive") == "undecided"
     nothing = mean_row("d", "1", {}, [1e-17, -1e-17, 0.0, 0.0, 0.0, 0.0])
-    assert compared(nothing, claimed="positive") == "does not hold"
-    assert told(nothing) == "0 [0, 0], n = 6"
+    assert verdict_on(nothing, claimed="positive") == "does not hold"
+    assert with_n(nothing) == "0 [0, 0], n = 6"
     with pytest.raises(ValueError, match="no values of 'd'"):
         mean_row("d", "1", {}, [])
 
 
 def test_every_study_is_described() -> None:
-    with pytest.raises(InputError, match="no study 'contributions'"):
+    with pytest.raises(InputError) as unknown:
         study_named("contributions")
+    assert unknown.value.code == "STUDY_UNKNOWN"
     for name, study in STUDIES.items():
         assert name == study.name
         assert all((study.title, study.shows, study.units, study.source))

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from errata.analysis.similarity import cka_interval, cosines, fit_plane, linear_cka, relative_distances
+from errata.analysis.common import fit_plane
+from errata.analysis.hidden_shift import cka_interval, cosines, linear_cka, relative_distances
 from errata.errors import MissingExtraError
 
 from tests.reference.hidden_shift import cka
@@ -111,8 +112,8 @@ def test_a_plane_is_that_of_the_two_largest_singular_values() -> None:
 def test_few_states_have_no_plane_and_a_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert fit_plane(states(0, 2)) is None
-    assert fit_plane(states(0)[:1].expand(5, 7)) is None
+    undefined = (states(0, 2), states(0)[:1].expand(5, 7), torch.zeros(4, 3), states(0, 4, 1))
+    assert [fit_plane(found) for found in undefined] == [None] * 4
     monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"errata\[analysis\]"):
         fit_plane(states(0))

@@ -19,7 +19,7 @@ from errata.results.records import Record
 from tests.reference.factorial import answers_of
 from tests.support.bench import ASKED, PROSE, UNTOUCHED
 from tests.support.editing import assert_same_bits, parameter_bits
-from tests.support.workbench import done, tiny_workbench
+from tests.support.study_context import done, tiny_context
 
 FACTS = ASKED[:3]
 PLANS = {
@@ -44,14 +44,14 @@ def test_the_steps_are_those_of_the_schedules() -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_every_number_is_what_an_editor_of_its_own_gives(tmp_path: Path, family: str) -> None:
-    bench = tiny_workbench(tmp_path, family, facts=FACTS)
-    bits = parameter_bits(bench.model)
-    result = done(SINGLE_LAYER, bench, tmp_path / "out")
-    assert_same_bits(parameter_bits(bench.model), bits)
+    context = tiny_context(tmp_path, family, facts=FACTS)
+    bits = parameter_bits(context.model)
+    result = done(SINGLE_LAYER, context, tmp_path / "out")
+    assert_same_bits(parameter_bits(context.model), bits)
     rows = {(row.where.get("layer"), row.where["residual"], row.quantity): row for row in result.findings.rows}
-    before = perplexity(bench.model, PROSE).value
+    before = perplexity(context.model, PROSE).value
     for (layer, kind), step in PLANS.items():
-        expected = answers_of(bench.model, bench.recipe, FACTS, UNTOUCHED, tmp_path / "cache", [step])
+        expected = answers_of(context.model, context.recipe, FACTS, UNTOUCHED, tmp_path / "cache", [step])
         assert {"efficacy_success", "specificity_accuracy", "untouched_accuracy"} <= expected.keys()
         for metric, facts in expected.items():
             values = [value for found in facts.values() for value in found]
@@ -60,7 +60,7 @@ def test_every_number_is_what_an_editor_of_its_own_gives(tmp_path: Path, family:
         assert rows[layer, kind, "perplexity_ratio"].mean != 1
         assert rows[layer, kind, "perplexity_ratio"].unit == "1"
     assert rows[None, "none, unedited", "perplexity_ratio"].mean == 1
-    assert perplexity(bench.model, PROSE).value == before
+    assert perplexity(context.model, PROSE).value == before
     # At the last layer all residuals are one run; before it the residuals differ, and so does what they do.
     for metric in ("efficacy_success", "perplexity_ratio", "untouched_accuracy"):
         assert len({rows[3, kind, metric].mean for kind in KINDS}) == 1
@@ -81,8 +81,8 @@ def test_every_number_is_what_an_editor_of_its_own_gives(tmp_path: Path, family:
 
 def test_further_measurements_and_a_study_that_goes_on_elsewhere(tmp_path: Path) -> None:
     measures = {"parts": ("free", "drift", "side"), "options": {"free": {"settings": {"new_tokens": 3}}}}
-    bench = tiny_workbench(tmp_path, facts=FACTS, measures=measures, recipe={"layers": (1, 3)})
-    result = done(SINGLE_LAYER, bench, tmp_path / "out")
+    context = tiny_context(tmp_path, facts=FACTS, measures=measures, recipe={"layers": (1, 3)})
+    result = done(SINGLE_LAYER, context, tmp_path / "out")
     found = {row.quantity.partition(":")[0]: row for row in result.findings.rows}
     assert {"free_efficacy_contained", "free_locality_neighbours", "drift_kl_untouched", "negation_accuracy"} <= set(
         found
@@ -91,7 +91,7 @@ def test_further_measurements_and_a_study_that_goes_on_elsewhere(tmp_path: Path)
     # Another process, which has not asked the unedited model, gives a piece the same.
     path = tmp_path / "out" / "pieces" / "seed-0-layer-1-computed.json"
     kept = json.loads(path.read_text(encoding="utf-8"))["kept"]
-    again = {piece.name: piece for piece in SINGLE_LAYER.pieces(bench)}["seed-0-layer-1-computed"]
+    again = {piece.name: piece for piece in SINGLE_LAYER.tasks(context)}["seed-0-layer-1-computed"]
     assert json.loads(json.dumps(again.work())) == kept
 
 
@@ -104,20 +104,20 @@ def test_differences_are_paired_over_facts() -> None:
     others = [record(one.fact, one.prompt, one.value - 0.25) for one in ones]
     row = difference_row("specificity_accuracy", {"layer": 1}, ones, others)
     assert (row.low, row.mean, row.high, row.n) == (0.25, 0.25, 0.25, 2)
-    with pytest.raises(ValueError, match="not asked the same"):
+    with pytest.raises(ValueError, match="different prompts"):
         difference_row("specificity_accuracy", {}, ones, others[:-1])
 
 
 def test_measurements_that_cannot_be_made_are_refused_before_any_work(tmp_path: Path) -> None:
     measures: Mapping[str, Any] = {"parts": ("free",), "options": {"drift": {"x": 1}}}
-    bench = tiny_workbench(tmp_path, facts=FACTS, measures=measures)
+    context = tiny_context(tmp_path, facts=FACTS, measures=measures)
     with pytest.raises(FaultsError, match="measurement that is not made"):
-        SINGLE_LAYER.check(bench.recipe, bench.settings)
+        SINGLE_LAYER.check(context.recipe, context.settings)
 
 
 def test_numbers_that_are_no_means_over_samples_are_rows_too(tmp_path: Path) -> None:
-    bench = tiny_workbench(tmp_path, facts=FACTS, recipe={"layers": (1, 3)})
-    done(SINGLE_LAYER, bench, tmp_path / "out")
+    context = tiny_context(tmp_path, facts=FACTS, recipe={"layers": (1, 3)})
+    done(SINGLE_LAYER, context, tmp_path / "out")
     kept: dict[str, Any] = {}
     for path in sorted((tmp_path / "out" / "pieces").glob("*.json")):
         piece = json.loads(path.read_text(encoding="utf-8"))["kept"]
@@ -127,7 +127,7 @@ def test_numbers_that_are_no_means_over_samples_are_rows_too(tmp_path: Path) -> 
         kept[path.stem] = piece | {
             "answers": piece["answers"] | {"ability": {"records": [], "absent": {}, "kept": more}}
         }
-    rows = SINGLE_LAYER.findings(bench.settings, kept).rows
+    rows = SINGLE_LAYER.findings(context.settings, kept).rows
     found = {(row.where["residual"], row.where.get("layer"), row.quantity): row for row in rows}
     assert found["none, unedited", None, "ability:task:bits"].mean == 0.75
     assert found["spread", 1, "ability:task:bits"].mean == 0.25

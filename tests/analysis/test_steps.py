@@ -12,7 +12,7 @@ import torch
 
 from errata.analysis.findings import Findings
 from errata.analysis.steps import STEPS, written
-from errata.analysis.study import Workbench
+from errata.analysis.study import StudyContext
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import boundary
 from errata.editing.target_search import optimise_targets
@@ -24,17 +24,17 @@ from tests.reference.steps import behind_spread_writes, first_loss, searched, wi
 from tests.reference.target import ReferenceTarget
 from tests.support.bench import ASKED
 from tests.support.editing import assert_same_bits, parameter_bits, tiny_language_model
-from tests.support.workbench import done, tiny_workbench
+from tests.support.study_context import done, tiny_context
 
 FACTS = ASKED[:4]
 RIDGE = 0.05  # writes that move much, so that one write less is another answer
 TARGET = {"steps": 7, "learning_rate": 0.6, "clamp": 3.0}
 
 
-def bench_of(folder: Path, family: str, **target: float) -> Workbench:
+def bench_of(folder: Path, family: str, **target: float) -> StudyContext:
     model = tiny_language_model(family, dtype=torch.float64)
     recipe = {"target": {**TARGET, **target}, "solver": {"ridge": RIDGE}}
-    return tiny_workbench(folder, family, facts=FACTS, model=model, recipe=recipe)
+    return tiny_context(folder, family, facts=FACTS, model=model, recipe=recipe)
 
 
 def mean_of(findings: Findings, quantity: str, weights: str, layer: int) -> float:
@@ -43,10 +43,11 @@ def mean_of(findings: Findings, quantity: str, weights: str, layer: int) -> floa
     return row.mean
 
 
-def half_way(bench: Workbench, prefixes: Sequence[str]) -> float:
+def half_way(context: StudyContext, prefixes: Sequence[str]) -> float:
     """A loss that some of the searches come under."""
     found = [
-        optimise_targets(bench.model, FACTS, prefixes, layer, bench.site, bench.recipe.target) for layer in bench.layers
+        optimise_targets(context.model, FACTS, prefixes, layer, context.site, context.recipe.target)
+        for layer in context.layers
     ]
     return float(torch.cat([targets.loss for targets in found]).median())
 
@@ -57,17 +58,17 @@ def copied(model: LanguageModel) -> LanguageModel:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_searches_are_those_of_single_facts_between_dense_writes(tmp_path: Path, family: str) -> None:
-    bench = bench_of(tmp_path, family)
-    prefixes = bench.prepared(bench.recipe).prefixes
-    stop = half_way(bench, prefixes)
-    bench = bench_of(tmp_path, family, stop_loss=stop)
-    bits = parameter_bits(bench.model)
-    found = done(STEPS, bench, tmp_path / "out").findings
-    assert_same_bits(parameter_bits(bench.model), bits)
-    assert not bench.model.edits.terms
+    context = bench_of(tmp_path, family)
+    prefixes = context.prepared(context.recipe).prefixes
+    stop = half_way(context, prefixes)
+    context = bench_of(tmp_path, family, stop_loss=stop)
+    bits = parameter_bits(context.model)
+    found = done(STEPS, context, tmp_path / "out").findings
+    assert_same_bits(parameter_bits(context.model), bits)
+    assert not context.model.edits.terms
 
-    layers, settings = bench.layers, bench.recipe.target
-    statistics = moments_for(bench.model, layers, bench.recipe.statistics, cache=bench.cache)
+    layers, settings = context.layers, context.recipe.target
+    statistics = moments_for(context.model, layers, context.recipe.statistics, cache=context.cache)
     moments = {layer: statistics[layer].mean for layer in layers}
     expected: dict[tuple[str, int], list[tuple[ReferenceTarget, float, float]]] = {}
 
@@ -79,13 +80,13 @@ def test_searches_are_those_of_single_facts_between_dense_writes(tmp_path: Path,
     for start in (0, 2):  # batches of two, each into the unedited model
         facts = FACTS[start : start + 2]
         for layer in layers:
-            firsts = [first_loss(bench.model, fact, prefixes, layer, settings) for fact in facts]
-            note("unedited", layer, searched(bench.model, facts, prefixes, layer, settings), firsts)
+            firsts = [first_loss(context.model, fact, prefixes, layer, settings) for fact in facts]
+            note("unedited", layer, searched(context.model, facts, prefixes, layer, settings), firsts)
         for name, own in (("boundary", (layers[0], layers[-1])), ("own", layers)):
-            results = with_own_targets(copied(bench.model), facts, prefixes, own, settings, moments, RIDGE)
+            results = with_own_targets(copied(context.model), facts, prefixes, own, settings, moments, RIDGE)
             for layer, (targets, firsts) in results.items():
                 note(name, layer, targets, firsts)
-        fresh, firsts = behind_spread_writes(copied(bench.model), facts, prefixes, layers, settings, moments, RIDGE)
+        fresh, firsts = behind_spread_writes(copied(context.model), facts, prefixes, layers, settings, moments, RIDGE)
         note("even", layers[-1], fresh, firsts)
 
     assert {(row.where["weights"], row.where["layer"]) for row in found.rows if "weights" in row.where} == set(expected)
@@ -110,13 +111,13 @@ def test_searches_are_those_of_single_facts_between_dense_writes(tmp_path: Path,
 
 
 def test_before_any_write_all_schedules_begin_alike(tmp_path: Path) -> None:
-    bench = bench_of(tmp_path, "gpt2")
-    found = done(STEPS, bench, tmp_path / "out").findings
-    first = bench.layers[0]
+    context = bench_of(tmp_path, "gpt2")
+    found = done(STEPS, context, tmp_path / "out").findings
+    first = context.layers[0]
     for quantity in ("evaluations", "first loss", "final loss", "norm of δ, relative"):
         assert len({mean_of(found, quantity, weights, first) for weights in ("unedited", "boundary", "own")}) == 1
     # At δ = 0 the layer does not matter.
-    losses = [mean_of(found, "first loss", "unedited", layer) for layer in bench.layers]
+    losses = [mean_of(found, "first loss", "unedited", layer) for layer in context.layers]
     assert max(losses) - min(losses) == pytest.approx(0, abs=1e-9)
     texts = [claim.text for claim in found.claims]
     assert len(texts) == 5
@@ -144,28 +145,28 @@ def test_where_no_fact_is_done_without_change_the_claim_says_so(tmp_path: Path) 
 
 @pytest.mark.parametrize("method", ["r_rome+blue", "nse", "pmet"])
 def test_any_method_leaves_the_model_as_it_was(tmp_path: Path, method: str) -> None:
-    bench = tiny_workbench(tmp_path, "gpt2", method, facts=FACTS[:2])
-    STEPS.check(bench.recipe, bench.settings)
-    bits = parameter_bits(bench.model)
-    found = done(STEPS, bench, tmp_path / "out").findings
-    assert_same_bits(parameter_bits(bench.model), bits)
-    assert not bench.model.edits.terms
+    context = tiny_context(tmp_path, "gpt2", method, facts=FACTS[:2])
+    STEPS.check(context.recipe, context.settings)
+    bits = parameter_bits(context.model)
+    found = done(STEPS, context, tmp_path / "out").findings
+    assert_same_bits(parameter_bits(context.model), bits)
+    assert not context.model.edits.terms
     assert mean_of(found, "first loss", "unedited", 3) != mean_of(found, "first loss", "boundary", 3)
 
 
 def test_writes_are_taken_out_when_what_follows_them_fails(tmp_path: Path) -> None:
-    bench = bench_of(tmp_path, "gpt2")
-    bits = parameter_bits(bench.model)
-    with pytest.raises(KeyboardInterrupt), written(bench, bench.recipe, boundary(bench.layers), FACTS):
-        assert not torch.equal(parameter_bits(bench.model)["transformer.h.1.mlp.c_proj.weight"],
+    context = bench_of(tmp_path, "gpt2")
+    bits = parameter_bits(context.model)
+    with pytest.raises(KeyboardInterrupt), written(context, context.recipe, boundary(context.layers), FACTS):
+        assert not torch.equal(parameter_bits(context.model)["transformer.h.1.mlp.c_proj.weight"],
                                bits["transformer.h.1.mlp.c_proj.weight"])  # fmt: skip
         raise KeyboardInterrupt
-    assert_same_bits(parameter_bits(bench.model), bits)
+    assert_same_bits(parameter_bits(context.model), bits)
 
 
 def test_recipes_that_it_cannot_be_made_with_are_refused(tmp_path: Path) -> None:
-    bench = bench_of(tmp_path, "gpt2")
-    wrong = Recipe.model_validate({**bench.recipe.model_dump(), "layers": (2,), "shaping": ({"kind": "norm_cap"},)})
+    context = bench_of(tmp_path, "gpt2")
+    wrong = Recipe.model_validate({**context.recipe.model_dump(), "layers": (2,), "shaping": ({"kind": "norm_cap"},)})
     with pytest.raises(FaultsError) as caught:
-        STEPS.check(wrong, bench.settings)
+        STEPS.check(wrong, context.settings)
     assert len(caught.value.faults) == 2

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from errata.analysis.contrasts import analysis_of_variance
+from errata.analysis.factorial import analysis_of_variance
 from errata.errors import MissingExtraError
 
 from tests.reference.factorial import sums_of_squares

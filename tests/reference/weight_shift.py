@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from errata.analysis.study import Workbench
+from errata.analysis.study import StudyContext
 from errata.editing.target_search import optimise_targets
 from errata.facts.fact import Fact
 from errata.models.language_model import Site
 
 
-def residual(bench: Workbench, fact: Fact, prefixes: Sequence[str], layer: int) -> Tensor:
+def residual(bench: StudyContext, fact: Fact, prefixes: Sequence[str], layer: int) -> Tensor:
     """z − h of one fact at one layer, searched alone on the weights as they are; (d_out,) float64."""
     found = optimise_targets(bench.model, [fact], prefixes, layer, Site.BLOCK, bench.recipe.target)
     return found.delta[:, 0].double()

@@ -13,8 +13,8 @@ import pytest
 from lxml import html
 from markdown_it import MarkdownIt
 
-from errata.analysis.findings import Claim, Figure, Findings, Panel, Point, Row, Series
-from errata.analysis.running import Result
+from errata.analysis.findings import Claim, Figure, Finding, Findings, Panel, PlanePoint, Series
+from errata.analysis.studies import StudyResult
 from errata.errors import FaultsError
 from errata.report.analysis import analysis_markdown, analysis_page, figure_files, section_markdown
 from errata.report.answers import read_answers
@@ -34,10 +34,10 @@ HOSTILE = (
     "</script></svg><script>alert(1)</script><img src=x onerror=alert(2)> \"' {{ 7*7 }} &amp; | `q` *b*\nnew \u202e"
 )
 HOSTILE_FINDINGS = Findings(
-    [Row(HOSTILE, HOSTILE, {HOSTILE: HOSTILE, "layer": 1}, 0.5, None, None, 3)],
+    [Finding(HOSTILE, HOSTILE, {HOSTILE: HOSTILE, "layer": 1}, 0.5, None, None, 3)],
     [Claim(HOSTILE, "holds", HOSTILE)],
     [Figure(HOSTILE, HOSTILE, [Panel(HOSTILE, HOSTILE, HOSTILE, [Series(HOSTILE, (HOSTILE,), (1.0,))], kind="bars")])],
-    [Point(HOSTILE, {HOSTILE: HOSTILE}, 0.0, 0.0)],
+    [PlanePoint(HOSTILE, {HOSTILE: HOSTILE}, 0.0, 0.0)],
     {HOSTILE: HOSTILE},
 )
 SMALL = Findings(
@@ -175,18 +175,18 @@ def one_series(series: Series, **more: Any) -> Findings:
         ({"findings": one_series(Series("s", (), (1.0, 2.0)))}, "not as many y"),
         ({"findings": one_series(Series("s", (), (1.0,)), kind="bars")}, "not as many y"),
         ({"findings": one_series(Series("s", ("a",), (1.0,)), kind="points")}, "numbers as x"),
-        ({"findings": replace(SMALL, rows=[Row("q", "1", {}, float("nan"), None, None, 1)])}, "cannot be told"),
+        ({"findings": replace(SMALL, rows=[Finding("q", "1", {}, float("nan"), None, None, 1)])}, "cannot be told"),
     ],
 )
 def test_damaged_results_are_told_of_together(damage: dict[str, Any], told: str) -> None:
     bare = result("whole", replace(SMALL, figures=()))
     with pytest.raises(FaultsError, match=told) as caught:
-        shown([bare, result(**damage), Result(bare.findings, {"title": "empty"})])
+        shown([bare, result(**damage), StudyResult(bare.findings, {"title": "empty"})])
     assert len(caught.value.faults) == 2
 
 
 def test_a_label_looks_the_same_in_all_studies() -> None:
-    def study(name: str, *labels: str) -> Result:
+    def study(name: str, *labels: str) -> StudyResult:
         panel = Panel("p", "x", "y", [Series(label, (1,), (1.0,)) for label in labels], kind="points")
         return result(name, Findings([], figures=[Figure(name, "c", [panel])]))
 

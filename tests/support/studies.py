@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from errata.analysis.findings import Claim, Figure, Findings, Label, Panel, Point, Row, Series, mean_row
-from errata.analysis.running import FORMAT, RESULT, ROWS, STUDY, Result, csv_of
+from errata.analysis.findings import Claim, Figure, Finding, Findings, Label, Panel, PlanePoint, Series, mean_row
+from errata.analysis.studies import FORMAT, RESULT, ROWS, STUDY, StudyResult, csv_of
 
 KINDS = ("spread", "sqrt-spread", "computed")
 METHODS = ("memit", "memit+blue", "alphaedit", "alphaedit+blue")
@@ -24,7 +24,7 @@ IDENTITY = {
 COMMAND = "errata analyse made-up --model lab --out runs/analysis/made-up"
 
 
-def result(name: str = "made-up", findings: Findings | None = None, **about: Any) -> Result:
+def result(name: str = "made-up", findings: Findings | None = None, **about: Any) -> StudyResult:
     """A finished study; ``about`` replaces what is usually told of it."""
     told = {
         "title": f"Study {name}",
@@ -39,7 +39,7 @@ def result(name: str = "made-up", findings: Findings | None = None, **about: Any
         "dtype": "float32",
         "seconds": 75.0,
     }
-    return Result(findings or made_up_findings(), {**told, **about})
+    return StudyResult(findings or made_up_findings(), {**told, **about})
 
 
 def made_up_findings() -> Findings:
@@ -50,11 +50,11 @@ def made_up_findings() -> Findings:
         Claim("It loses more further away.", "does not hold", "−0.01 [−0.02, −0.005]"),
         Claim("It loses with every batch.", "undecided", "0.02 [−0.01, 0.05]"),
     ]
-    points = [Point("states", {"layer": 0}, 0.5, 1.5)]
+    points = [PlanePoint("states", {"layer": 0}, 0.5, 1.5)]
     return Findings(rows, claims, [lines(), mixed(), cloud()], points, {"spread × first layer only": "it is computed"})
 
 
-def row_of(kind: str, layer: int) -> Row:
+def row_of(kind: str, layer: int) -> Finding:
     chance = random.Random(f"{kind}{layer}")
     values = [chance.gauss(0.2 + 0.05 * layer + 0.1 * KINDS.index(kind), 0.1) for _ in range(30)]
     where: dict[str, Label] = {"residual": kind, "layer": layer}
@@ -119,7 +119,7 @@ def cloud(count: int = 1500) -> Figure:
     )  # fmt: skip
 
 
-def write_study(directory: Path, found: Result, *, finished: bool = True) -> Path:
+def write_study(directory: Path, found: StudyResult, *, finished: bool = True) -> Path:
     """Write a study as ``run_study`` does; gives the directory."""
     (directory / "pieces").mkdir(parents=True)
     record: Mapping[str, Any] = {

@@ -1,4 +1,4 @@
-"""Study ``alignment``: how far the residual that spreading gives a layer is from the one computed at the layer."""
+"""Study ``alignment``: distance and angle between a layer's spread residual and the one computed at the layer."""
 
 from __future__ import annotations
 
@@ -8,59 +8,60 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from errata.analysis.common import (
+    COMPUTED,
+    SPREADS,
+    LayerTargets,
+    axis_label,
+    check_plane,
+    fit_plane,
+    search_targets,
+)
 from errata.analysis.findings import (
     Claim,
     Figure,
+    Finding,
     Findings,
     Label,
     Panel,
-    Point,
-    Row,
+    PlanePoint,
     Series,
-    compared,
     line_of,
     mean_row,
-    told,
+    verdict_on,
+    with_n,
 )
-from errata.analysis.residuals import COMPUTED, SPREADS, LayerTargets, search_targets
-from errata.analysis.similarity import axis_label, check_projection, project
-from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
-from errata.analysis.titles import TITLES
+from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
 from errata.editing.contexts import generate_prefixes
 from errata.editing.methods import BOUNDARY_PAPER
 from errata.editing.recipe import Recipe
 from errata.errors import InputError
 from errata.facts.fact import Fact
 
-# ----------------------------------------------------------------------------------------------------
-# What follows from the residuals that ``alignment`` compared: rows, claims and pictures.
-
-
 _COSINE, _FAR, _BEST = "cosine", "distance, relative", "distance at the best share, relative"
 
 
 @dataclass(slots=True)
 class _Measured:
-    """The values of all seeds' facts, and the rows that were made of them.
+    """The values of all seeds' facts, and rows computed from them.
 
     Attributes:
-        values: (quantity, residual, layer) -> one of each fact; None of a fact that has none.
+        values: (quantity, residual, layer) -> one per fact; None if undefined.
     """
 
     values: dict[tuple[str, str, int], list[float | None]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Finding] = field(default_factory=list)
     undefined: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, kept: Mapping[str, Kept]) -> _Measured:
+    def of(cls, saved: Mapping[str, TaskRecord]) -> _Measured:
         measured = cls()
-        for piece in kept.values():
-            for entry in piece["measured"]:
+        for record in saved.values():
+            for entry in record["measured"]:
                 where = (entry["quantity"], entry["residual"], entry["layer"])
                 measured.values.setdefault(where, []).extend(entry["values"])
                 measured.units[entry["quantity"]] = entry["unit"]
@@ -69,8 +70,10 @@ class _Measured:
             measured.row(quantity, measured.units[quantity], labels, values)
         return measured
 
-    def row(self, quantity: str, unit: str, where: Mapping[str, Label], values: Sequence[float | None]) -> Row | None:
-        """The mean over the facts that have a value. Facts without one are told; without any there is no row."""
+    def row(
+        self, quantity: str, unit: str, where: Mapping[str, Label], values: Sequence[float | None]
+    ) -> Finding | None:
+        """The mean over facts with a value; facts without one are noted in ``undefined``."""
         defined = [value for value in values if value is not None]
         if len(defined) < len(values):
             name = ", ".join([quantity, *(f"{key} {value}" for key, value in where.items())])
@@ -84,8 +87,8 @@ class _Measured:
         self.rows.append(found)
         return found
 
-    def lines(self, quantity: str, residual: str = "") -> list[Row]:
-        """One row a layer."""
+    def lines(self, quantity: str, residual: str = "") -> list[Finding]:
+        """One row per layer."""
         where = {"residual": residual} if residual else {}
         return [
             row
@@ -93,21 +96,21 @@ class _Measured:
             if row.quantity == quantity and {key: row.where[key] for key in row.where if key != "layer"} == where
         ]
 
-    def told(self, quantity: str, residual: str, layers: Sequence[int]) -> str:
+    def by_layer(self, quantity: str, residual: str, layers: Sequence[int]) -> str:
         rows = {row.where["layer"]: row for row in self.lines(quantity, residual)}
-        return ", ".join(f"layer {layer}: {told(rows[layer]) if layer in rows else 'none'}" for layer in layers)
+        return ", ".join(f"layer {layer}: {with_n(rows[layer]) if layer in rows else 'none'}" for layer in layers)
 
 
-def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
+def findings_of(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> Findings:
     """Cosines, distances and norms per layer, slopes over the layers, claims, curves and planes."""
-    measured = _Measured.of(kept)
+    measured = _Measured.of(saved)
     layers = sorted({layer for _, _, layer in measured.values})
     claims = [*_directions(measured, layers), *_slopes(measured, layers), *_lengths(measured, layers)]
-    pictures = {f"residuals-{name}": piece["picture"] for name, piece in kept.items() if piece["picture"]}
-    for name, piece in kept.items():
-        if piece["picture"] is None:
+    pictures = {f"residuals-{name}": record["picture"] for name, record in saved.items() if record["picture"]}
+    for name, record in saved.items():
+        if record["picture"] is None:
             measured.undefined[f"picture of {name}"] = "its residuals do not vary in two dimensions"
-    points = [Point(name, where, x, y) for name, found in pictures.items() for where, x, y in found["points"]]
+    points = [PlanePoint(name, where, x, y) for name, found in pictures.items() for where, x, y in found["points"]]
     figures = [_by_layer(measured), *(_in_a_plane(name, found) for name, found in pictures.items())]
     return Findings(measured.rows, claims, figures, points, measured.undefined)
 
@@ -122,20 +125,20 @@ def _directions(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
                 Claim(
                     f"At layer {layer}, before the last one, spread and computed residual point in different "
                     "directions: their cosine is below 1.",
-                    compared(turned, claimed="positive"),
-                    f"1 − cosine {told(turned)}; cosine with other facts' computed residuals, "
-                    + measured.told("cosine with other facts", "", [layer]),
+                    verdict_on(turned, claimed="positive"),
+                    f"1 − cosine {with_n(turned)}; cosine with other facts' computed residuals, "
+                    + measured.by_layer("cosine with other facts", "", [layer]),
                 )
             )
     return claims
 
 
 def _slopes(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
-    """Whether things change with the distance from the last layer, which itself is left out: there all are equal."""
+    """Change with the distance from the last layer, which is left out: there all residuals are equal."""
     claims = []
     earlier = layers[:-1]
     if len(earlier) < 2:
-        measured.undefined["slopes over the distance from the last layer"] = "they take three critical layers"
+        measured.undefined["slopes over the distance from the last layer"] = "they need three critical layers"
         return []
     asked: tuple[tuple[str, str, Literal["positive", "negative"], str], ...] = (
         (_COSINE, "", "negative", "The cosine of spread and computed residual falls"),
@@ -157,17 +160,19 @@ def _slopes(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
             claims.append(
                 Claim(
                     f"{text} with the number of critical layers to the last one.",
-                    compared(slope, claimed=claimed),
-                    f"slope {told(slope)} per layer, of a line through each fact's values before the last layer; "
-                    + measured.told(quantity, residual, earlier),
+                    verdict_on(slope, claimed=claimed),
+                    f"slope {with_n(slope)} per layer, of a line through each fact's values before the last layer; "
+                    + measured.by_layer(quantity, residual, earlier),
                 )
             )
     return claims
 
 
 def slopes(values: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """Of each fact's line over the distance from the last layer, by least squares; one row of values a layer, ascending
-    and without the last. None for a fact that lacks a value.
+    """Least-squares slope of each fact over the distance from the last layer; None for a fact that lacks a value.
+
+    Args:
+        values: one row per layer, ascending, without the last.
     """
     middle = (len(values) - 1) / 2
     weights = [middle - index for index in range(len(values))]  # distances from the last layer, less their mean
@@ -187,9 +192,11 @@ def _lengths(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
     claims = [
         Claim(
             f"At layer {first}, the first one, the spread residual is shorter than the computed one.",
-            compared(longer, claimed="negative"),
-            f"‖spread‖ − ‖computed‖ {told(longer)} (paired over facts); in means of ‖h⁰‖: spread, "
-            + "; computed, ".join(measured.told("norm, relative", kind, [first]) for kind in ("spread", "computed")),
+            verdict_on(longer, claimed="negative"),
+            f"‖spread‖ − ‖computed‖ {with_n(longer)} (paired over facts); in means of ‖h⁰‖: spread, "
+            + "; computed, ".join(
+                measured.by_layer("norm, relative", kind, [first]) for kind in ("spread", "computed")
+            ),
         )
     ]
     values = measured.values[_FAR, "spread", first]
@@ -201,9 +208,9 @@ def _lengths(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
         claims.append(
             Claim(
                 f"At layer {first}, the first one, the spread residual is nearer to the computed one than no residual.",
-                compared(gained, claimed="positive"),
-                f"1 − ‖spread − computed‖ / ‖computed‖ {told(gained)}; the best of all shares of δ_L would leave a "
-                f"distance of {measured.told(_BEST, '', [first])}",
+                verdict_on(gained, claimed="positive"),
+                f"1 − ‖spread − computed‖ / ‖computed‖ {with_n(gained)}; the best of all shares of δ_L would leave a "
+                f"distance of {measured.by_layer(_BEST, '', [first])}",
             )
         )
     return claims
@@ -242,7 +249,7 @@ def _by_layer(measured: _Measured) -> Figure:
 
 
 def _in_a_plane(name: str, found: Mapping[str, Any]) -> Figure:
-    """One panel a layer, all in the same plane."""
+    """One panel per layer, all in the same plane."""
     by_layer: dict[int, dict[str, list[tuple[float, float]]]] = {}
     for where, x, y in found["points"]:
         by_layer.setdefault(where["layer"], {}).setdefault(where["residual"], []).append((x, y))
@@ -266,18 +273,15 @@ def _in_a_plane(name: str, found: Mapping[str, Any]) -> Figure:
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-
-
 KINDS = (*SPREADS, COMPUTED)
 Values: TypeAlias = list[float | None]
-"""One of each fact; None of a fact that has none."""
+"""One per fact; None if undefined."""
 
 
 def quantities(targets: LayerTargets, layer: int) -> Iterator[tuple[str, str, str, Values]]:
-    """Everything that is measured at a layer: quantity, unit, residual (empty if of none or of all), values.
+    """All quantities at a layer: name, unit, residual (empty if none or all), values.
 
-    A residual that is zero has no direction and is nothing to measure others in.
+    Relative quantities of a zero residual are undefined.
     """
     residuals = {kind: targets.residual(kind, layer) for kind in KINDS}
     norms = {kind: residual.norm(dim=0) for kind, residual in residuals.items()}
@@ -293,7 +297,7 @@ def quantities(targets: LayerTargets, layer: int) -> Iterator[tuple[str, str, st
         yield "distance, relative", "‖computed‖", kind, _values(distance / norms[COMPUTED])
     yield "norm, spread minus computed", "units of h", "", _values(norms["spread"] - norms[COMPUTED])
     cosines = (residuals["spread"] / norms["spread"]).T @ (residuals[COMPUTED] / norms[COMPUTED])  # (u, u)
-    own = cosines.diagonal().clamp(-1, 1)  # a vector's with itself may be above 1 by its last bits
+    own = cosines.diagonal().clamp(-1, 1)  # rounding may exceed 1
     others = cosines.masked_fill(torch.eye(len(cosines), dtype=torch.bool, device=cosines.device), math.nan)
     yield "cosine", "1", "", _values(own)
     yield "cosine with other facts", "1", "", _values(others.nanmean(dim=1))
@@ -312,17 +316,17 @@ def picture(targets: LayerTargets, facts: Sequence[Fact]) -> dict[str, Any] | No
     for layer in targets.layers:
         for kind in KINDS:
             names += [{"residual": kind, "layer": layer, "fact": fact.id} for fact in facts]
-            vectors.append(targets.residual(kind, layer).T.cpu().numpy())
-    projection = project(np.concatenate(vectors))
-    if projection is None:
+            vectors.append(targets.residual(kind, layer).T.cpu())
+    plane = fit_plane(torch.cat(vectors))
+    if plane is None:
         return None
-    points = [[name, x, y] for name, (x, y) in zip(names, projection.points.tolist(), strict=True)]
-    return {"points": points, "shares": projection.shares}
+    points = [[name, x, y] for name, (x, y) in zip(names, plane.points(torch.cat(vectors)), strict=True)]
+    return {"points": points, "shares": plane.shares}
 
 
-def _measure(bench: Workbench, seed: int) -> Kept:
-    facts = bench.materials[seed].facts.facts
-    targets = search_targets(bench, facts, generate_prefixes(bench.model, bench.recipe_for(seed).contexts))
+def _measure(context: StudyContext, seed: int) -> TaskRecord:
+    facts = context.materials[seed].facts.facts
+    targets = search_targets(context, facts, generate_prefixes(context.model, context.recipe_for(seed).contexts))
     measured = [
         {"layer": layer, "quantity": quantity, "unit": unit, "residual": residual, "values": values}
         for layer in targets.layers
@@ -331,22 +335,22 @@ def _measure(bench: Workbench, seed: int) -> Kept:
     return {"measured": measured, "picture": picture(targets, facts)}
 
 
-def _pieces(bench: Workbench) -> list[Piece]:
-    return [Piece(f"seed-{seed}", partial(_measure, bench, seed)) for seed in bench.settings.seeds]
+def _tasks(context: StudyContext) -> list[StudyTask]:
+    return [StudyTask(f"seed-{seed}", partial(_measure, context, seed)) for seed in context.settings.seeds]
 
 
 def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
-    check_projection()
+    check_plane()
     if len(recipe.layers) < 2:
         raise InputError(
-            f"with one critical layer ({recipe.layers[0]}) nothing is spread, so that there is nothing to compare",
-            remedy="Take a recipe with two layers or more",
+            f"with one critical layer ({recipe.layers[0]}) no residual is spread, so that there is nothing to compare",
+            remedy="Use a recipe with two layers or more",
+            code="STUDY_NEEDS_LAYERS",
         )
 
 
 ALIGNMENT = Study(
     name="alignment",
-    title=TITLES["alignment"],
     shows="At each critical layer, on unedited weights: the cosine of the residual that spreading gives the layer (δ_L "
     "divided by the number of critical layers left, or by its root, which has the same direction) and the one computed "
     "at the layer; beside it the cosine with other facts' computed residuals, which is what any two facts have in "
@@ -356,7 +360,7 @@ ALIGNMENT = Study(
     "layer in the bare prompts; relative distances in norms of the same fact's computed residual.",
     source=f"directions of the two residuals, after {BOUNDARY_PAPER}",
     uses=("count",),
-    pieces=_pieces,
+    tasks=_tasks,
     findings=findings_of,
     check=_check,
 )

@@ -1,4 +1,4 @@
-"""Study ``contribution``: how much likelier a layer's residual makes the target, alone."""
+"""Study ``contribution``: increase of the target's probability by a single layer's residual."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from errata.analysis.findings import Claim, Figure, Findings, Label, Panel, Row, compared, line_of, mean_row, told
-from errata.analysis.residuals import COMPUTED, SPREADS, search_targets
-from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
-from errata.analysis.titles import TITLES
+from errata.analysis.common import COMPUTED, SPREADS, search_targets
+from errata.analysis.findings import (
+    Claim,
+    Figure,
+    Finding,
+    Findings,
+    Label,
+    Panel,
+    line_of,
+    mean_row,
+    verdict_on,
+    with_n,
+)
+from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
 from errata.editing.contexts import generate_prefixes
 from errata.editing.methods import BOUNDARY_PAPER
 from errata.editing.target_rows import FactRows
@@ -22,9 +32,9 @@ _ROWS_AT_ONCE = 1024
 
 
 def probabilities(
-    bench: Workbench, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, deltas: Sequence[Tensor]
+    context: StudyContext, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, deltas: Sequence[Tensor]
 ) -> list[Tensor]:
-    """P of the targets with vectors added behind a block (or at W's output, see ``Workbench.site``) at the subject's
+    """P of the targets with vectors added after a block (or at W's output, see ``StudyContext.site``) at the subject's
     last token.
 
     Args:
@@ -36,35 +46,35 @@ def probabilities(
     size = max(1, _ROWS_AT_ONCE // (len(prefixes) + 2))
     parts: list[list[Tensor]] = [[] for _ in deltas]
     for start in range(0, len(facts), size):
-        rows = FactRows(bench.model, facts[start : start + size], prefixes, layer, (bench.site,))
+        rows = FactRows(context.model, facts[start : start + size], prefixes, layer, (context.site,))
         for part, delta in zip(parts, deltas, strict=True):
             part.append(rows.probabilities(delta.T[start : start + size].to(rows.dtype)).double().cpu())
     return [torch.cat(part) for part in parts]
 
 
-def _measure(bench: Workbench, seed: int) -> Kept:
-    facts = bench.materials[seed].facts.facts
-    prefixes = generate_prefixes(bench.model, bench.recipe_for(seed).contexts)
-    targets = search_targets(bench, facts, prefixes)
+def _measure(context: StudyContext, seed: int) -> TaskRecord:
+    facts = context.materials[seed].facts.facts
+    prefixes = generate_prefixes(context.model, context.recipe_for(seed).contexts)
+    targets = search_targets(context, facts, prefixes)
     found: dict[str, dict[str, list[float]]] = {}
-    for layer in bench.layers:
+    for layer in context.layers:
         residuals = [targets.residual(kind, layer) for kind in KINDS]
         nothing, *with_residual = probabilities(
-            bench, facts, prefixes, layer, [torch.zeros_like(residuals[0]), *residuals]
+            context, facts, prefixes, layer, [torch.zeros_like(residuals[0]), *residuals]
         )
         shown = zip(KINDS, with_residual, strict=True)
         found[str(layer)] = {kind: chances.tolist() for kind, chances in shown} | {"nothing": nothing.tolist()}
     return {"probabilities": found}
 
 
-def _pieces(bench: Workbench) -> list[Piece]:
-    return [Piece(f"seed-{seed}", partial(_measure, bench, seed)) for seed in bench.settings.seeds]
+def _tasks(context: StudyContext) -> list[StudyTask]:
+    return [StudyTask(f"seed-{seed}", partial(_measure, context, seed)) for seed in context.settings.seeds]
 
 
-def _findings(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
-    runs = [piece["probabilities"] for piece in kept.values()]
+def _findings(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> Findings:
+    runs = [record["probabilities"] for record in saved.values()]
     layers = [int(layer) for layer in runs[0]]
-    rows: list[Row] = []
+    rows: list[Finding] = []
     for kind in KINDS:
         for layer in layers:
             where: dict[str, Label] = {"residual": kind, "layer": layer}
@@ -82,8 +92,8 @@ def _findings(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
         Claim(
             f"At layer {layer}, before the last one, the computed residual makes the target likelier than the spread "
             "one does.",
-            compared(difference, claimed="positive"),
-            f"difference of the contributions {told(difference)} (paired over facts)",
+            verdict_on(difference, claimed="positive"),
+            f"difference of the contributions {with_n(difference)} (paired over facts)",
         )
         for layer, difference in differences.items()
     ]
@@ -99,9 +109,9 @@ def _findings(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
         claims.append(
             Claim(
                 "The spread residual contributes less the further a layer is from the last one.",
-                compared(shares, claimed="positive"),
-                ", ".join(f"layer {layer}: {told(spread[layer])}" for layer in layers)
-                + f"; last minus first {told(shares)}",
+                verdict_on(shares, claimed="positive"),
+                ", ".join(f"layer {layer}: {with_n(spread[layer])}" for layer in layers)
+                + f"; last minus first {with_n(shares)}",
             )
         )
         rows.append(shares)
@@ -133,7 +143,6 @@ def _gains(runs: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], layer: i
 
 CONTRIBUTION = Study(
     name="contribution",
-    title=TITLES["contribution"],
     shows="How much likelier the target becomes when a layer's residual r alone is added to the hidden state at the "
     "subject's last token, on unedited weights: P(o | h_l += r) − P(o), for the residual that spreading gives the "
     "layer (δ_L divided by the number of critical layers left, or by its root) and for the one computed at the layer.",
@@ -141,6 +150,6 @@ CONTRIBUTION = Study(
     "contexts.",
     source=f"the contribution score of {BOUNDARY_PAPER}",
     uses=("count",),
-    pieces=_pieces,
+    tasks=_tasks,
     findings=_findings,
 )

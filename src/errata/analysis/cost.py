@@ -1,4 +1,4 @@
-"""What study ``weight-shift`` costs by calculation, of a model of which only the configuration is known."""
+"""Estimated cost of study ``weight-shift``, and of target searches, from a model's configuration alone."""
 
 from __future__ import annotations
 
@@ -20,12 +20,6 @@ from errata.models.loading import Outline
 from errata.models.prompts import complete, encode
 from errata.models.replay import length_cuts
 from errata.models.size import ModelSize
-
-# ----------------------------------------------------------------------------------------------------
-# The rows of a search of targets by their lengths alone, put together as a search does: nothing of a model is needed.
-#
-# What is counted here is what ``targets.rows`` and ``models.replay`` run, padding included; a test holds them together.
-
 
 ROWS_AT_ONCE = 1024  # as ``optimise_targets`` does by default
 _LEAD = 1  # what joins a prefix and a prompt: "." mostly, for the space goes with the next word
@@ -183,13 +177,6 @@ def _shared(texts: Sequence[Sequence[int]]) -> int:
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False)))
 
 
-# ----------------------------------------------------------------------------------------------------
-# What a search of targets costs by calculation: floating-point operations of its matrix products, and its memory.
-#
-# One multiplication and addition are two operations. Softmax, norms and activation functions are not counted: they are
-# bound by memory and not by arithmetic.
-
-
 def read_flops(size: ModelSize, tokens: int, blocks: int, seen: int) -> int:
     """A forward pass of some blocks.
 
@@ -264,9 +251,6 @@ def search_memory(size: ModelSize, rows: SearchRows, layer: int, width: int) -> 
             activations -= of_mlp * (replayed - bucket.wanted)
         logits += bucket.wanted * size.vocabulary * (2 * width + 3 * 4)
     return SearchMemory(cache, activations, logits)
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 _DOUBLE = 8  # bytes of a float64

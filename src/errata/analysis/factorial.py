@@ -9,29 +9,31 @@ with computed residuals; each crossed with history, ridge and key contexts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 from typing import Any, Final, Literal
 
-from errata.analysis.contrasts import (
-    Cell,
-    Response,
-    Sums,
-    Term,
-    Weights,
-    analysis_of_variance,
-    check_statistics,
-    effects,
-    joined,
-    response_of,
-    value_of,
+import numpy as np
+from numpy.typing import NDArray
+
+from errata.analysis.common import temporarily_edited as edited
+from errata.analysis.findings import (
+    RESAMPLES,
+    Claim,
+    Figure,
+    Finding,
+    Findings,
+    Label,
+    Panel,
+    Series,
+    series_of,
+    verdict_on,
+    with_n,
 )
-from errata.analysis.findings import Claim, Figure, Findings, Panel, Row, Series, compared, series_of, told
-from errata.analysis.runs import temporarily_edited as edited
-from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
-from errata.analysis.titles import TITLES
+from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
 from errata.benchmark.sequence import Examination, Measurement, examine
 from errata.editing.batch import BatchRecord
 from errata.editing.contexts import generate_prefixes
@@ -40,9 +42,223 @@ from errata.editing.recipe import Recipe
 from errata.editors.locate_then_edit import Editor
 from errata.errors import Fault, FaultsError
 from errata.results.metrics import ACCURACIES, SUCCESSES, Metric, in_order
+from errata.results.records import interval_of, resampled_sums
+from errata.utils.optional import require
 
-# ----------------------------------------------------------------------------------------------------
-# The pictures of a factorial: main effects, source against layers, the boundary gain taken apart.
+RESIDUAL = "residual"
+# Sums of squares below this share of the values' squares are rounding errors.
+_NOTHING = 1e-20
+
+
+@dataclass(frozen=True, slots=True)
+class AnovaTerm:
+    """A line of the table.
+
+    Attributes:
+        name: of a factor, of two joined by `` × ``, or ``residual``.
+        squares: the sum of squares, in the square of the response's unit.
+        share: η², of the total sum of squares.
+        degrees: of freedom.
+        f: mean square over the residual's; None for the residual, and without residual variance.
+        p: probability of such an F if the term had no effect and errors were independent and normal.
+    """
+
+    name: str
+    squares: float
+    share: float
+    degrees: int
+    f: float | None
+    p: float | None
+
+
+def check_statistics() -> None:
+    """Raises MissingExtraError unless statsmodels is installed."""
+    require("the analysis of variance", "analysis", "statsmodels")
+
+
+def joined(one: str, other: str) -> str:
+    """The name of an interaction."""
+    return f"{one} × {other}"
+
+
+def analysis_of_variance(
+    observations: Sequence[Mapping[str, str]], values: Sequence[float], *, block: str
+) -> list[AnovaTerm]:
+    """Sums of squares of all factors and of all pairs of them, and of the block's main effect.
+
+    In a balanced design a term's sum of squares does not depend on the order of the terms: types 1 to 3 are the same.
+
+    Args:
+        observations: factor -> level, the block included; every combination of levels equally often. A factor with a
+            single level is not a term.
+        values: one for each observation.
+
+    Returns:
+        The terms, the residual last; empty if the values do not vary.
+
+    Raises:
+        MissingExtraError: without statsmodels.
+        ValueError: if the design is not balanced.
+    """
+    check_statistics()
+    _check_balanced(observations)
+    mean = math.fsum(values) / len(values)
+    total = math.fsum((value - mean) ** 2 for value in values)
+    varied = [name for name in observations[0] if len({entry[name] for entry in observations}) > 1]
+    if not varied or total <= _NOTHING * max(1.0, math.fsum(value**2 for value in values)):
+        return []
+    factors = [name for name in varied if name != block]
+    names = {f"C({name})": name for name in varied}
+    names |= {f"C({one}):C({other})": joined(one, other) for one, other in combinations(factors, 2)}
+    import numpy as np
+    import pandas as pd
+    from statsmodels.formula.api import ols
+    from statsmodels.stats.anova import anova_lm
+
+    table = pd.DataFrame([dict(entry) for entry in observations]).assign(value=list(values))
+    with np.errstate(divide="ignore", invalid="ignore"):  # F is undefined without residual variance
+        found = anova_lm(ols(f"value ~ {' + '.join(names)}", table).fit(), typ=1)
+    left, free = float(found.loc["Residual", "sum_sq"]), round(float(found.loc["Residual", "df"]))
+    comparable = free > 0 and left > 1e-12 * total
+    terms = []
+    for key, name in names.items():
+        squares = float(found.loc[key, "sum_sq"])
+        f, p = (float(found.loc[key, column]) for column in ("F", "PR(>F)"))
+        degrees = round(float(found.loc[key, "df"]))
+        terms.append(AnovaTerm(name, squares, squares / total, degrees, *((f, p) if comparable else (None, None))))
+    return [*terms, AnovaTerm(RESIDUAL, left, left / total, free, None, None)]
+
+
+def _check_balanced(observations: Sequence[Mapping[str, str]]) -> None:
+    counts: dict[tuple[str, ...], int] = {}
+    for entry in observations:
+        key = tuple(entry.values())
+        counts[key] = counts.get(key, 0) + 1
+    combinations_of_levels = math.prod(len({entry[name] for entry in observations}) for name in observations[0])
+    if len(counts) != combinations_of_levels or len(set(counts.values())) != 1:
+        raise ValueError(f"{len(counts)} of {combinations_of_levels} combinations of levels, or in unequal numbers")
+
+
+Levels = Mapping[str, str]
+"""factor -> level."""
+Weights = NDArray[np.float64]
+"""(cells,) a contrast: the sum of the cells' responses, each times its weight."""
+Sums = Mapping[str, tuple[float, float]]
+"""cluster (a fact, a subject, a text) -> the sum of its values and the number of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The response of each cell of a design, and its bootstrap samples.
+
+    Attributes:
+        cells: in the order of the numbers.
+        unit: of the response.
+        found: (cells,).
+        drawn: (samples, cells) the same with resampled facts, the same facts in all cells.
+        clusters: number of facts (subjects, texts).
+    """
+
+    name: str
+    unit: str
+    cells: Sequence[Levels]
+    found: NDArray[np.float64]
+    drawn: NDArray[np.float64]
+    clusters: int
+
+    def row(self, quantity: str, where: Mapping[str, Label], weights: Weights) -> Finding:
+        """A contrast with its interval."""
+        low, high = interval_of(self.drawn @ weights, self.clusters)
+        labels = {"response": self.name, **where}
+        return Finding(quantity, self.unit, labels, float(self.found @ weights), low, high, self.clusters)
+
+    def mean_of(self, **levels: str) -> Weights:
+        """The mean of the cells that have these levels."""
+        chosen = np.array([all(cell[name] == level for name, level in levels.items()) for cell in self.cells], float)
+        if not chosen.any():
+            raise ValueError(f"there are no cells with {levels}")
+        weights: Weights = chosen / chosen.sum()
+        return weights
+
+    def levels(self, factor: str) -> list[str]:
+        return list(dict.fromkeys(cell[factor] for cell in self.cells))
+
+    def of(self, cells: Sequence[Levels]) -> Response:
+        """The same for some of the cells."""
+        places = [self.cells.index(cell) for cell in cells]
+        return Response(self.name, self.unit, cells, self.found[places], self.drawn[:, places], self.clusters)
+
+
+def response_of(
+    name: str, unit: str, cells: Sequence[Levels], sums: Sequence[Sequence[Sums]], *, seed: int = 0
+) -> Response:
+    """The response of each cell: a mean over prompts, or the harmonic mean of several means.
+
+    Args:
+        sums: for each cell, for each of the means, the sums of the clusters; the same clusters in all cells.
+
+    Raises:
+        ValueError: if cells were measured on different prompts.
+    """
+    clusters = list(dict.fromkeys(cluster for part in sums[0] for cluster in part))
+    places = {cluster: place for place, cluster in enumerate(clusters)}
+    means = len(sums[0])
+    values, counts = np.zeros((len(cells), means, len(clusters))), np.zeros((means, len(clusters)))
+    for index, parts in enumerate(sums):
+        for mean, part in enumerate(parts):
+            if index == 0:
+                counts[mean, [places[cluster] for cluster in part]] = [count for _, count in part.values()]
+            elif {cluster: count for cluster, (_, count) in part.items()} != {
+                cluster: count for cluster, (_, count) in sums[0][mean].items()
+            }:
+                raise ValueError(f"the cells have different prompts for {name!r}")
+            values[index, mean, [places[cluster] for cluster in part]] = [value for value, _ in part.values()]
+    stacked = np.concatenate([values.reshape(len(cells) * means, -1), counts])
+    drawn = resampled_sums(stacked, seed=seed, resamples=RESAMPLES)
+    return Response(
+        name, unit, cells, _combined(stacked.sum(1)[None], len(cells))[0], _combined(drawn, len(cells)), len(clusters)
+    )
+
+
+def _combined(totals: NDArray[np.float64], cells: int) -> NDArray[np.float64]:
+    """(draws, cells · means + means) sums and counts -> (draws, cells): the harmonic mean of the cell's means."""
+    means = totals.shape[1] // (cells + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = totals[:, : cells * means].reshape(-1, cells, means) / totals[:, None, cells * means :]
+        harmonic: NDArray[np.float64] = means / (1 / found).sum(2)  # a mean of 0 makes it 0
+    return found[:, :, 0] if means == 1 else harmonic
+
+
+def effects(response: Response, factors: Sequence[str], where: Mapping[str, Label]) -> list[Finding]:
+    """Means of levels, main effects (a level's mean minus the grand mean), differences between levels, and two-way
+    interactions (the mean of two levels together, minus each one's, plus the grand mean)."""
+    grand = response.mean_of()
+    rows = []
+    for factor in factors:
+        levels = response.levels(factor)
+        mean = {level: response.mean_of(**{factor: level}) for level in levels}
+        for level in levels:
+            labels = {**where, "factor": factor, "level": level}
+            rows.append(response.row("mean", labels, mean[level]))
+            rows.append(response.row("main effect", labels, mean[level] - grand))
+        for one, other in combinations(levels, 2):
+            labels = {**where, "factor": factor, "level": f"{other} minus {one}"}
+            rows.append(response.row("difference", labels, mean[other] - mean[one]))
+    for first, second in combinations(factors, 2):
+        for one, other in product(response.levels(first), response.levels(second)):
+            together = response.mean_of(**{first: one, second: other})
+            labels = {**where, "factor": joined(first, second), "level": joined(one, other)}
+            apart = response.mean_of(**{first: one}) + response.mean_of(**{second: other})
+            rows.append(response.row("mean", labels, together))
+            rows.append(response.row("interaction", labels, together - apart + grand))
+    return rows
+
+
+def value_of(parts: Sequence[Sums]) -> float:
+    """One cell's response, as ``response_of`` computes it."""
+    totals = [(sum(value for value, _ in part.values()), sum(count for _, count in part.values())) for part in parts]
+    flat = np.array([[value for value, _ in totals] + [count for _, count in totals]], float)
+    return float(_combined(flat, 1)[0, 0])
 
 
 _TITLES = {
@@ -56,9 +272,9 @@ _UNITS = {"ridge": "times the recipe's λ or L2"}
 
 
 def main_effect_figure(
-    rows: Sequence[Row], designs: Mapping[str, Mapping[str, Sequence[str]]], responses: Sequence[str]
+    rows: Sequence[Finding], designs: Mapping[str, Mapping[str, Sequence[str]]], responses: Sequence[str]
 ) -> Figure:
-    """A panel a factor: the source's design shows all but the layers, which have theirs."""
+    """One panel per factor, from the source's design; layers from their own."""
     panels = []
     for factor, title in _TITLES.items():
         design = "layers" if factor == "layers" else "source"
@@ -72,15 +288,15 @@ def main_effect_figure(
             panels.append(Panel(title, _UNITS.get(factor, factor), label, series, "bars"))
     return Figure(
         "factorial-main-effects",
-        "What each factor does by itself: the mean of the runs with a level minus the mean of all runs of its design "
+        "Main effects: the mean of the runs with a level minus the mean of all runs of its design "
         "(accuracies as shares), with 95 % intervals over facts. Layers are compared with computed residuals, "
         "everything else over both ends and all layers.",
         panels,
     )
 
 
-def interaction_figure(rows: Sequence[Row], responses: Sequence[str]) -> Figure:
-    """Whether the source does the same at both ends as at all layers: then the lines are parallel."""
+def interaction_figure(rows: Sequence[Finding], responses: Sequence[str]) -> Figure:
+    """Source against layers; parallel lines mean no interaction."""
     panels = []
     for name, title in ACCURACIES.items():
         found = _rows(rows, "mean", name, "source", joined("source", "layers")) if name in responses else []
@@ -105,8 +321,8 @@ def interaction_figure(rows: Sequence[Row], responses: Sequence[str]) -> Figure:
     )
 
 
-def decomposition_figure(rows: Sequence[Row], responses: Sequence[str]) -> Figure:
-    """Bars: the whole gain, and what source and layers bring of it."""
+def decomposition_figure(rows: Sequence[Finding], responses: Sequence[str]) -> Figure:
+    """Bars: the whole gain, and the parts due to source and layers."""
     parts = ("whole", "source", "layers", "interaction")
     series = []
     for name, title in ACCURACIES.items():
@@ -127,28 +343,24 @@ def decomposition_figure(rows: Sequence[Row], responses: Sequence[str]) -> Figur
     )
     return Figure(
         "factorial-decomposition",
-        "The change from the spread residual over all layers to computed residuals at both ends, and what the source "
-        "and the layers bring of it (they add up to the whole; the interaction is beside them), with 95 % intervals "
+        "The change from the spread residual over all layers to computed residuals at both ends, and the parts due to "
+        "the source and to the layers (they add up to the whole; the interaction is separate), with 95 % intervals "
         "over facts.",
         [panel] if series else [],
     )
 
 
-def _is(row: Row, quantity: str, response: str) -> bool:
+def _is(row: Finding, quantity: str, response: str) -> bool:
     return row.quantity == quantity and row.where.get("response") == response
 
 
-def _rows(rows: Sequence[Row], quantity: str, response: str, design: str, factor: str) -> list[Row]:
+def _rows(rows: Sequence[Finding], quantity: str, response: str, design: str, factor: str) -> list[Finding]:
     wanted = {"design": design, "factor": factor}
     return [row for row in rows if _is(row, quantity, response) and wanted.items() <= row.where.items()]
 
 
-def _levels(row: Row) -> list[str]:
+def _levels(row: Finding) -> list[str]:
     return str(row.where["level"]).split(joined("", ""))
-
-
-# ----------------------------------------------------------------------------------------------------
-# What follows from the runs of a factorial: rows, the boundary gain taken apart, claims, and pictures.
 
 
 PERPLEXITY = "log_perplexity_ratio"
@@ -157,14 +369,14 @@ _EFFICACY, _SPECIFICITY = str(Metric.EFFICACY_ACCURACY), str(Metric.SPECIFICITY_
 _GENERALISATION, _UNTOUCHED = str(Metric.GENERALISATION_ACCURACY), str(Metric.UNTOUCHED_ACCURACY)
 
 
-def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
-    """Of each design the cells, the analysis of variance, effects and contrasts; what the boundary gain is made of."""
-    before = {piece["seed"]: piece for piece in kept.values() if "designs" in piece}
-    runs = [piece for piece in kept.values() if "cell" in piece]
+def findings_of(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> Findings:
+    """For each design: cells, analysis of variance, effects and contrasts; and the boundary gain, decomposed."""
+    before = {record["seed"]: record for record in saved.values() if "designs" in record}
+    runs = [record for record in saved.values() if "cell" in record]
     first = next(iter(before.values()))
-    cells: list[Cell] = list({_key(run["cell"]): run["cell"] for run in runs}.values())
+    cells: list[Levels] = list({_key(run["cell"]): run["cell"] for run in runs}.values())
     undefined = _undefined(first)
-    rows: list[Row] = []
+    rows: list[Finding] = []
     responses: dict[str, Response] = {}
     for name, unit in _names(first):
         sums = {(_key(run["cell"]), run["seed"]): _sums(name, run, before[run["seed"]]) for run in runs}
@@ -180,7 +392,7 @@ def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Finding
                 block="seed",
             )
             if not table:
-                undefined[f"variance of {name}, design {design!r}"] = "all runs gave the same"
+                undefined[f"variance of {name}, design {design!r}"] = "all runs gave the same value"
             rows += _variance_rows(table, {"response": name, "design": design}, unit, len(observed))
             rows += effects(response.of(chosen), factors, {"design": design})
         for part, weights in parts_of_gain(response).items():
@@ -193,11 +405,11 @@ def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Finding
     return Findings(rows, _claims(responses), [figure for figure in figures if figure.panels], undefined=undefined)
 
 
-def _key(cell: Cell) -> tuple[tuple[str, str], ...]:
+def _key(cell: Levels) -> tuple[tuple[str, str], ...]:
     return tuple(cell.items())
 
 
-def _variance_rows(table: Sequence[Term], where: Mapping[str, str], unit: str, runs: int) -> list[Row]:
+def _variance_rows(table: Sequence[AnovaTerm], where: Mapping[str, str], unit: str, runs: int) -> list[Finding]:
     """Numbers without intervals; ``n`` runs."""
     rows = []
     for term in table:
@@ -210,16 +422,16 @@ def _variance_rows(table: Sequence[Term], where: Mapping[str, str], unit: str, r
         ]
         for quantity, its_unit, value in numbers:
             if value is not None:
-                rows.append(Row(quantity, its_unit, {**where, "factor": term.name}, value, None, None, runs))
+                rows.append(Finding(quantity, its_unit, {**where, "factor": term.name}, value, None, None, runs))
     return rows
 
 
 def parts_of_gain(response: Response) -> dict[str, Weights]:
-    """The way from (spread, all layers) to (computed, both ends), averaged over everything else.
+    """The change from (spread, all layers) to (computed, both ends), averaged over the other factors.
 
-    ``source`` and ``layers`` are means of what the change does on either side of the other one; they add up to the
-    whole. ``interaction`` is by how much the source does more at both ends than at all layers, which is also by how
-    much the choice of layers does more with computed residuals than with spread ones.
+    ``source`` and ``layers`` are the effects of one change averaged over both levels of the other; they add up to the
+    whole. ``interaction`` is how much larger the source's effect is at both ends than at all layers (equally, how much
+    larger the effect of the layers is with computed residuals than with spread ones).
     """
     if "all" not in response.levels("layers"):
         return {}
@@ -237,18 +449,18 @@ def parts_of_gain(response: Response) -> dict[str, Weights]:
     }
 
 
-def _names(piece: Kept) -> list[tuple[str, str]]:
+def _names(record: TaskRecord) -> list[tuple[str, str]]:
     """The responses and their units."""
-    metrics = in_order(set(piece["sums"]))
+    metrics = in_order(set(record["sums"]))
     found = [(metric, "share") for metric in metrics]
     if {str(metric) for metric in SUCCESSES} <= set(metrics):
         found.append((str(Metric.SCORE), "share"))
-    if piece["perplexity"] is not None:
+    if record["perplexity"] is not None:
         found.append((PERPLEXITY, "log ratio"))
     return found
 
 
-def _sums(name: str, run: Kept, before: Kept) -> list[Sums]:
+def _sums(name: str, run: TaskRecord, before: TaskRecord) -> list[Sums]:
     if name == PERPLEXITY:
         earlier, now = before["perplexity"], run["perplexity"]
         texts = zip(earlier["log_likelihoods"], now["log_likelihoods"], now["counts"], strict=True)
@@ -261,7 +473,7 @@ def _sums(name: str, run: Kept, before: Kept) -> list[Sums]:
 
 
 def _pooled(seeds: Sequence[Sequence[Sums]]) -> list[Sums]:
-    """All seeds together; what several seeds have (a text, a subject) is one cluster."""
+    """All seeds together; a text or subject that occurs in several seeds is one cluster."""
     found: list[dict[str, tuple[float, float]]] = [{} for _ in seeds[0]]
     for parts in seeds:
         for whole, part in zip(found, parts, strict=True):
@@ -271,7 +483,7 @@ def _pooled(seeds: Sequence[Sequence[Sums]]) -> list[Sums]:
     return list(found)
 
 
-def _undefined(piece: Kept) -> dict[str, str]:
+def _undefined(record: TaskRecord) -> dict[str, str]:
     found = {
         f"{source} × {layers} layer only": f"over one layer {reason}: it is the residual computed there"
         for source, reason in (
@@ -281,9 +493,9 @@ def _undefined(piece: Kept) -> dict[str, str]:
         )
         for layers in ("first", "last")
     }
-    if len(piece["layers"]) == 2:
+    if len(record["layers"]) == 2:
         found["all layers"] = "there are two critical layers: they are the two ends"
-    if piece["designs"]["source"]["contexts"] == ["bare"]:
+    if record["designs"]["source"]["contexts"] == ["bare"]:
         found["keys averaged over contexts"] = "the recipe's keys are those of bare prompts"
     return found
 
@@ -324,13 +536,13 @@ def _claims_of_gain(responses: Mapping[str, Response]) -> list[Claim]:
             gain = parts_of_gain(response)
             shown = {part: response.row("boundary gain", {}, gain[part]) for part in ("whole", "source", "layers")}
             more = response.row("source minus layers", {}, gain["source"] - gain["layers"])
-            parts = ", ".join(f"{part} {told(row)}" for part, row in shown.items())
-            evidence = f"{parts}; source minus layers {told(more)} ({name}, paired over facts)"
+            parts = ", ".join(f"{part} {with_n(row)}" for part, row in shown.items())
+            evidence = f"{parts}; source minus layers {with_n(more)} ({name}, paired over facts)"
             text = (
                 "From (spread, all layers) to (computed, both ends), the source of the residual brings more of the "
                 f"gain in {what} than the choice of layers."
             )
-            claims.append(Claim(text, compared(more, claimed="positive"), evidence))
+            claims.append(Claim(text, verdict_on(more, claimed="positive"), evidence))
             text = f"Writing the two ends instead of all layers raises {what}, at the same residuals."
             claims.append(_claim(response, text, gain["layers"]))
     for name, what in ((_SPECIFICITY, "neighbours' answers"), (_UNTOUCHED, "answers about other subjects")):
@@ -351,11 +563,8 @@ def _claim(
     response: Response, text: str, weights: Weights, claimed: Literal["positive", "negative"] = "positive"
 ) -> Claim:
     row = response.row("difference", {}, weights)
-    evidence = f"difference of {response.name} {told(row)} (means of cells, paired over facts)"
-    return Claim(text, compared(row, claimed=claimed), evidence)
-
-
-# ----------------------------------------------------------------------------------------------------
+    evidence = f"difference of {response.name} {with_n(row)} (means of cells, paired over facts)"
+    return Claim(text, verdict_on(row, claimed=claimed), evidence)
 
 
 # The residual's source -> the schedule that gives it to all layers of a recipe.
@@ -394,9 +603,9 @@ def designs_of(recipe: Recipe, settings: AnalysisSettings) -> dict[str, dict[str
     }
 
 
-def cells_of(designs: Mapping[str, Mapping[str, Sequence[str]]]) -> list[Cell]:
-    """All cells of the designs, each once; those that differ in their history alone stand together, with it first."""
-    found: list[Cell] = []
+def cells_of(designs: Mapping[str, Mapping[str, Sequence[str]]]) -> list[Levels]:
+    """All cells of the designs, each once; of two that differ only in history the one with history is first."""
+    found: list[Levels] = []
     for factors in designs.values():
         for levels in product(*(list(levels) for levels in factors.values())):
             cell = dict(zip(factors, levels, strict=True))
@@ -408,11 +617,11 @@ def cells_of(designs: Mapping[str, Mapping[str, Sequence[str]]]) -> list[Cell]:
     return sorted(found, key=lambda cell: (*(known[name].index(cell[name]) for name in order), cell["history"] != "on"))
 
 
-def recipe_of(recipe: Recipe, settings: AnalysisSettings, cell: Cell) -> Recipe:
-    """The recipe of a cell: what its levels do not name is as it was.
+def recipe_of(recipe: Recipe, settings: AnalysisSettings, cell: Levels) -> Recipe:
+    """The recipe with the levels of a cell.
 
     Raises:
-        FaultsError: if the recipe does not hold with them.
+        FaultsError: if the result is not a valid recipe.
     """
     ridge = RIDGES[recipe.solver.kind]
     solver = recipe.solver.model_dump()
@@ -428,7 +637,7 @@ def recipe_of(recipe: Recipe, settings: AnalysisSettings, cell: Cell) -> Recipe:
     )
 
 
-def name_of(cell: Cell, seed: int) -> str:
+def name_of(cell: Levels, seed: int) -> str:
     return (
         f"seed-{seed}-{cell['source']}-{cell['layers']}-ridge-{cell['ridge']}-{cell['contexts']}-"
         f"history-{cell['history']}"
@@ -437,55 +646,59 @@ def name_of(cell: Cell, seed: int) -> str:
 
 @dataclass(slots=True)
 class _Shared:
-    """What cells have in common, computed once a process.
+    """What cells share, computed once per process.
 
     Attributes:
         prefixes: seed -> contexts, generated on the unedited model.
         first: the last cell with history, and what its first batch did.
     """
 
-    bench: Workbench
+    context: StudyContext
     prefixes: dict[int, tuple[str, ...]] = field(default_factory=dict)
     first: tuple[str, BatchRecord] | None = None
 
-    def prepared(self, cell: Cell, seed: int) -> Prepared:
-        """For all critical layers, whatever the cell's sets: neither that nor history nor the seed is in a solver's
-        state before the first batch, which is by far the most of what is prepared."""
-        bench = self.bench
+    def prepared(self, cell: Levels, seed: int) -> Prepared:
+        """For all critical layers: before the first batch a solver's state, the expensive part, depends neither on the
+        cell's layers nor on its history nor on the seed."""
+        context = self.context
         if seed not in self.prefixes:
-            self.prefixes[seed] = generate_prefixes(bench.model, bench.recipe_for(seed).contexts)
-        plain = {**cell, "source": "computed", "layers": "all" if len(bench.layers) > 2 else "both", "history": "on"}
-        recipe = recipe_of(bench.recipe, bench.settings, {**plain, "contexts": "bare"})
-        return replace(bench.prepared(recipe), prefixes=self.prefixes[seed])
+            self.prefixes[seed] = generate_prefixes(context.model, context.recipe_for(seed).contexts)
+        plain = {**cell, "source": "computed", "layers": "all" if len(context.layers) > 2 else "both", "history": "on"}
+        recipe = recipe_of(context.recipe, context.settings, {**plain, "contexts": "bare"})
+        return replace(context.prepared(recipe), prefixes=self.prefixes[seed])
 
-    def measure(self, cell: Cell, seed: int) -> Kept:
-        """A run and what the model says behind it."""
-        bench = self.bench
-        material = bench.materials[seed]
+    def measure(self, cell: Levels, seed: int) -> TaskRecord:
+        """A run, and the measurements after it."""
+        context = self.context
+        material = context.materials[seed]
         facts = material.facts.facts
-        recipe = recipe_of(bench.recipe_for(seed), bench.settings, cell)
-        editor = Editor(bench.model, recipe, cache=bench.cache, report=bench.report, prepared=self.prepared(cell, seed))
+        recipe = recipe_of(context.recipe_for(seed), context.settings, cell)
+        editor = Editor(
+            context.model, recipe, cache=context.cache, report=context.report, prepared=self.prepared(cell, seed)
+        )
         # Before the first batch there is no history, so a run without one begins exactly as the run with it did.
         with_history = name_of({**cell, "history": "on"}, seed)
         known = []
         if cell["history"] == "off" and self.first is not None and self.first[0] == with_history:
             known = [replace(self.first[1], keys={})]
         with edited(editor, facts, known) as made:
-            found = examine(bench.model, Examination(facts, material.untouched, material.prose), report=bench.report)
+            found = examine(
+                context.model, Examination(facts, material.untouched, material.prose), report=context.report
+            )
         self.first = (with_history, made[0]) if cell["history"] == "on" else None
         return {"cell": dict(cell), "seed": str(seed), **_kept(found)}
 
-    def measure_before(self, seed: int) -> Kept:
-        bench = self.bench
-        material = bench.materials[seed]
+    def measure_before(self, seed: int) -> TaskRecord:
+        context = self.context
+        material = context.materials[seed]
         asked = Examination(material.facts.facts, material.untouched, material.prose)
-        found = examine(bench.model, asked, report=bench.report)
-        designs = designs_of(bench.recipe, bench.settings)
-        return {"designs": designs, "layers": list(bench.layers), "seed": str(seed), **_kept(found)}
+        found = examine(context.model, asked, report=context.report)
+        designs = designs_of(context.recipe, context.settings)
+        return {"designs": designs, "layers": list(context.layers), "seed": str(seed), **_kept(found)}
 
 
 def _kept(found: Measurement) -> dict[str, Any]:
-    """What each fact (subject, text) gave: metric -> cluster -> [sum, number of prompts]."""
+    """metric -> cluster (fact, subject) -> [sum, number of prompts]; and the perplexity."""
     sums: dict[str, dict[str, list[float]]] = {}
     for record in found.records:
         entry = sums.setdefault(str(record.metric), {}).setdefault(record.fact, [0.0, 0])
@@ -494,35 +707,36 @@ def _kept(found: Measurement) -> dict[str, Any]:
     return {"sums": sums, "perplexity": None if found.perplexity is None else asdict(found.perplexity)}
 
 
-def _pieces(bench: Workbench) -> list[Piece]:
-    shared = _Shared(bench)
-    cells = cells_of(designs_of(bench.recipe, bench.settings))
+def _tasks(context: StudyContext) -> list[StudyTask]:
+    shared = _Shared(context)
+    cells = cells_of(designs_of(context.recipe, context.settings))
     found = []
-    for seed in bench.settings.seeds:
-        found.append(Piece(f"seed-{seed}-before", partial(shared.measure_before, seed)))
-        found += [Piece(name_of(cell, seed), partial(shared.measure, cell, seed)) for cell in cells]
+    for seed in context.settings.seeds:
+        found.append(StudyTask(f"seed-{seed}-before", partial(shared.measure_before, seed)))
+        found += [StudyTask(name_of(cell, seed), partial(shared.measure, cell, seed)) for cell in cells]
     return found
 
 
 def check_factorial(recipe: Recipe, settings: AnalysisSettings) -> None:
-    """Raises MissingExtraError without statsmodels, FaultsError for everything that the design cannot be made with."""
+    """Raises MissingExtraError without statsmodels, FaultsError with everything that rules out the design."""
     check_statistics()
     faults = []
     if settings.count <= settings.batch_size:
-        what = f"{settings.count} facts are one batch of {settings.batch_size}, and history is of earlier batches"
-        faults.append(Fault("count", what, "Give more facts, or smaller batches"))
+        what = f"{settings.count} facts fit in one batch of {settings.batch_size}; history needs several batches"
+        faults.append(Fault("count", what, "Use more facts or smaller batches", code="STUDY_TOO_FEW_FACTS"))
     if len(set(settings.seeds)) < len(settings.seeds):
-        faults.append(Fault("seeds", "a seed stands there twice", "Name each once"))
+        faults.append(Fault("seeds", "duplicate seed", "Name each seed once", code="STUDY_SETTING_INVALID"))
     ridges = [f"{ridge:g}" for ridge in settings.ridges]
     if not ridges or len(set(ridges)) < len(ridges) or any(not ridge > 0 for ridge in settings.ridges):
         what = f"expected different positive factors, got {list(settings.ridges)}"
-        faults.append(Fault("ridges", what, "Give for instance 1 and 4"))
+        faults.append(Fault("ridges", what, "Use, for example, 1 and 4", code="STUDY_SETTING_INVALID"))
     elif recipe.solver.kind not in RIDGES:
-        what = f"the solver {recipe.solver.kind!r} has not both a ridge and a history"
-        faults.append(Fault("recipe", what, f"Give a recipe with {' or '.join(RIDGES)}, such as that of memit"))
+        what = f"the solver {recipe.solver.kind!r} lacks a ridge or a history"
+        remedy = f"Use a recipe with {' or '.join(RIDGES)}, such as that of memit"
+        faults.append(Fault("recipe", what, remedy, code="STUDY_SOLVER_UNSUITABLE"))
     elif len(recipe.layers) < 2:
-        what = "it has one critical layer: nothing is spread, and there are no two ends"
-        faults.append(Fault("recipe", what, "Give a recipe with several layers"))
+        what = "it has one critical layer, so that no residual is spread and there are no two ends"
+        faults.append(Fault("recipe", what, "Use a recipe with several layers", code="STUDY_NEEDS_LAYERS"))
     else:
         reasons: dict[str, None] = {}
         for cell in cells_of(designs_of(recipe, settings)):
@@ -530,14 +744,14 @@ def check_factorial(recipe: Recipe, settings: AnalysisSettings) -> None:
                 recipe_of(recipe, settings, cell)
             except FaultsError as error:
                 reasons |= dict.fromkeys(fault.what for fault in error.faults)
-        faults += [Fault("recipe", reason, "Give a recipe that all cells can be made of") for reason in reasons]
+        remedy = "Use a recipe that is valid with the levels of all cells"
+        faults += [Fault("recipe", reason, remedy, code="STUDY_RECIPE_UNSUITABLE") for reason in reasons]
     if faults:
         raise FaultsError("the factorial", faults)
 
 
 FACTORIAL = Study(
     name="factorial",
-    title=TITLES["factorial"],
     shows="Runs that differ in one thing at a time: where residuals come from (spread, √-spread, computed at each "
     "layer, carried forward by replay), which layers are written (first, last, both ends, all), history, ridge and key "
     "contexts. An analysis of variance tells how much of the variation between runs goes with each factor and each "
@@ -549,7 +763,7 @@ FACTORIAL = Study(
     "against what main effects, two-way interactions and the seed leave.",
     source="ours: in published tables history, ridge and number of layers change together with the residual",
     uses=("count", "batch_size", "ridges"),
-    pieces=_pieces,
+    tasks=_tasks,
     findings=findings_of,
     check=check_factorial,
     defaults={"count": 40, "batch_size": 10, "seeds": (0, 1)},

@@ -1,4 +1,4 @@
-"""What a study found: rows with intervals, points, pictures to draw, and what became of the claims that it tests."""
+"""Findings of a study: numbers with intervals, points, figures, and the verdicts on its claims."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from errata.results.records import interval_of, resampled_sums
 Label = str | int | float
 Verdict = Literal["holds", "does not hold", "undecided"]
 RESAMPLES = 1000
-ENOUGH: Final = 5  # fewer values: the interval's ends are hardly more than the smallest and the largest of them
+ENOUGH: Final = 5  # with fewer values the interval's ends are close to their minimum and maximum
 VERDICT_RULE: Final = (
     "a claim holds, or does not, if the whole 95 % interval of its difference is on one side of 0; it does not hold "
     f"either if there is no difference at all; it is undecided otherwise, and with fewer than {ENOUGH} values (n)"
@@ -22,15 +22,15 @@ _NOISE: Final = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Finding:
     """A number of a study.
 
     Attributes:
-        quantity: what it is, as the study's description names it.
+        quantity: its name, as in the study's description.
         unit: of ``mean``, ``low`` and ``high``; ``1`` for a number without a unit.
-        where: what it is of: layer, residual, method …
+        where: its labels: layer, residual, method …
         mean: over ``n`` clusters (facts, prompts, groups).
-        low: 2.5 % quantile of the bootstrapped mean; None where no interval can be told.
+        low: 2.5 % quantile of the bootstrapped mean; None without an interval.
         high: the 97.5 % quantile.
     """
 
@@ -44,7 +44,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class PlanePoint:
     """A vector in a picture of two dimensions."""
 
     picture: str
@@ -55,11 +55,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Something that was said of boundary updates, or of what they replace, and what was measured.
+    """A claim about boundary updates, or about what they replace, and its evidence.
 
     Attributes:
         text: the claim.
-        verdict: by the rule that ``evidence`` states.
+        verdict: by ``VERDICT_RULE``.
         evidence: the numbers.
     """
 
@@ -70,9 +70,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line, a group of bars or a cloud of points; ``low`` and ``high`` are empty where there are no intervals.
+    """A line, a group of bars or a cloud of points; ``low`` and ``high`` are empty without intervals.
 
-    One of ``lines`` with a single ``y`` and no ``x`` is a level: a line across the panel, as it does not depend on x.
+    In panels of ``lines``, a single ``y`` without ``x`` is a horizontal line.
     """
 
     label: str
@@ -84,7 +84,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One pair of axes, each with its unit in the label."""
+    """One pair of axes, with units in the labels."""
 
     title: str
     x_label: str
@@ -101,8 +101,8 @@ class Figure:
 
     Attributes:
         name: of its file.
-        caption: what it shows, for who sees nothing else.
-        shared_axes: whether all panels have the same axes, so that places in them can be compared.
+        caption: understandable on its own.
+        shared_axes: whether all panels have the same axes.
     """
 
     name: str
@@ -113,12 +113,12 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All that a study says; ``undefined`` are combinations that mean nothing, each with its reason."""
+    """Everything a study found; ``undefined`` maps what could not be measured to the reason."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Finding]
     claims: Sequence[Claim] = ()
     figures: Sequence[Figure] = ()
-    points: Sequence[Point] = ()
+    points: Sequence[PlanePoint] = ()
     undefined: Mapping[str, str] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
@@ -126,12 +126,12 @@ class Findings:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Findings:
-        """Of what ``to_record`` gave; raises KeyError, TypeError for anything else."""
+        """The inverse of ``to_record``; raises KeyError, TypeError for anything else."""
         return cls(
-            [Row(**row) for row in record["rows"]],
+            [Finding(**row) for row in record["rows"]],
             [Claim(**claim) for claim in record["claims"]],
             [_figure(figure) for figure in record["figures"]],
-            [Point(**point) for point in record["points"]],
+            [PlanePoint(**point) for point in record["points"]],
             dict(record["undefined"]),
         )
 
@@ -141,14 +141,14 @@ def _figure(record: Mapping[str, Any]) -> Figure:
         Panel(**{**panel, "series": tuple(Series(**series) for series in panel["series"])})
         for panel in record["panels"]
     ]
-    # Findings of an earlier version have no word on axes: none were shared.
+    # Earlier versions did not save ``shared_axes``.
     return Figure(record["name"], record["caption"], tuple(panels), record.get("shared_axes", False))
 
 
 def mean_row(
     quantity: str, unit: str, where: Mapping[str, Label], values: Sequence[int | float], *, seed: int = 0
-) -> Row:
-    """The mean over clusters with its 95 % bootstrap interval; one value a cluster.
+) -> Finding:
+    """The mean over clusters with its 95 % bootstrap interval; one value per cluster.
 
     Raises:
         ValueError: without any value.
@@ -158,10 +158,10 @@ def mean_row(
     found = np.asarray(values, dtype=np.float64)
     drawn = resampled_sums(found[None], seed=seed, resamples=RESAMPLES)[:, 0] / len(found)
     low, high = interval_of(drawn, len(found))
-    return Row(quantity, unit, dict(where), float(found.mean()), low, high, len(found))
+    return Finding(quantity, unit, dict(where), float(found.mean()), low, high, len(found))
 
 
-def series_of(rows: Sequence[Row], label: str, x: str) -> Series:
+def series_of(rows: Sequence[Finding], label: str, x: str) -> Series:
     """Rows over one of their labels, in their order."""
     return Series(
         label,
@@ -172,26 +172,26 @@ def series_of(rows: Sequence[Row], label: str, x: str) -> Series:
     )
 
 
-def line_of(rows: Sequence[Row], label: str, x: str) -> Series:
+def line_of(rows: Sequence[Finding], label: str, x: str) -> Series:
     """Rows as a line over one of their labels, in ascending order."""
     ordered = sorted(rows, key=lambda row: (isinstance(row.where[x], str), row.where[x]))
     return series_of(ordered, label, x)
 
 
-def number(row: Row, digits: int = 3) -> str:
-    """``0.512 [0.480, 0.540]``; what is not 0 only by rounding is 0."""
+def with_interval(row: Finding, digits: int = 3) -> str:
+    """``0.512 [0.480, 0.540]``; rounding errors are shown as 0."""
     mean, low, high = (None if value is None else _clean(value) for value in (row.mean, row.low, row.high))
     interval = "" if low is None or high is None else f" [{low:.{digits}g}, {high:.{digits}g}]"
     return f"{mean:.{digits}g}{interval}"
 
 
-def told(row: Row, digits: int = 3) -> str:
-    """``0.512 [0.480, 0.540], n = 100``, as evidence is told."""
-    return f"{number(row, digits)}, n = {row.n}"
+def with_n(row: Finding, digits: int = 3) -> str:
+    """``0.512 [0.480, 0.540], n = 100``."""
+    return f"{with_interval(row, digits)}, n = {row.n}"
 
 
-def compared(difference: Row, *, claimed: Literal["positive", "negative"]) -> Verdict:
-    """``VERDICT_RULE``, of a difference that is claimed to have a sign."""
+def verdict_on(difference: Finding, *, claimed: Literal["positive", "negative"]) -> Verdict:
+    """``VERDICT_RULE`` for the claimed sign of a difference."""
     low, high = difference.low, difference.high
     if low is None or high is None or difference.n < ENOUGH:
         return "undecided"
@@ -203,5 +203,5 @@ def compared(difference: Row, *, claimed: Literal["positive", "negative"]) -> Ve
 
 
 def _clean(value: float) -> float:
-    """A number, or 0 where it is only what sums of floats leave."""
+    """0 for rounding errors of sums."""
     return 0.0 if abs(value) < _NOISE else value

@@ -1,4 +1,4 @@
-"""Study ``single-layer``: what an edit is worth when one critical layer is written alone, with which residual."""
+"""Study ``single-layer``: the quality of an edit that writes one critical layer alone, by residual."""
 
 from __future__ import annotations
 
@@ -10,11 +10,21 @@ from typing import Any, Final
 
 import numpy as np
 
-from errata.analysis.findings import RESAMPLES, Claim, Figure, Findings, Panel, Row, Series, compared, line_of, told
-from errata.analysis.residuals import COMPUTED, SPREADS
-from errata.analysis.runs import temporarily_edited as edited
-from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
-from errata.analysis.titles import TITLES
+from errata.analysis.common import COMPUTED, SPREADS
+from errata.analysis.common import temporarily_edited as edited
+from errata.analysis.findings import (
+    RESAMPLES,
+    Claim,
+    Figure,
+    Finding,
+    Findings,
+    Panel,
+    Series,
+    line_of,
+    verdict_on,
+    with_n,
+)
+from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
 from errata.benchmark.measurements import Inquiry, State, check_parts, parts_of
 from errata.editing.methods import BOUNDARY_PAPER
 from errata.editing.recipe import Recipe
@@ -24,10 +34,6 @@ from errata.evaluation.ability import summarise_others
 from errata.evaluation.perplexity import Perplexity, perplexity_ratio, pooled
 from errata.results.metrics import ACCURACIES, Metric
 from errata.results.records import Record, Summary, When, interval_of, resampled_sums, summarise
-
-# ----------------------------------------------------------------------------------------------------
-# What study ``single-layer`` found: rows, claims and the figure.
-
 
 UNDIVIDED: Final = "undivided"
 
@@ -45,13 +51,13 @@ UNITS: Mapping[str, str] = {
 }
 
 
-def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
+def findings_of(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> Findings:
     """Every metric by layer and residual, paired differences, claims and the curves."""
-    before = [piece for piece in kept.values() if "layer" not in piece]
-    after: dict[tuple[int, str], list[Kept]] = {}
-    for piece in kept.values():
-        if "layer" in piece:
-            after.setdefault((piece["layer"], piece["residual"]), []).append(piece)
+    before = [record for record in saved.values() if "layer" not in record]
+    after: dict[tuple[int, str], list[TaskRecord]] = {}
+    for record in saved.values():
+        if "layer" in record:
+            after.setdefault((record["layer"], record["residual"]), []).append(record)
     layers = sorted({layer for layer, _ in after})
     last = layers[-1]
     after |= {(last, kind): after[last, COMPUTED] for kind in KINDS}  # the same run as computed
@@ -72,22 +78,21 @@ def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Finding
             claims += _claims(layer, name, differences)
     absent = {
         str(metric): reason
-        for piece in kept.values()
-        for answer in piece["answers"].values()
+        for record in saved.values()
+        for answer in record["answers"].values()
         for metric, reason in answer["absent"].items()
     }
     return Findings(rows, claims, [_figure(rows)], undefined=absent)
 
 
-def difference_row(metric: str, where: Mapping[str, Any], ones: Sequence[Record], others: Sequence[Record]) -> Row:
-    """The mean of a metric over some records minus that over others of the same prompts; whole facts are drawn, in both
-    at once.
+def difference_row(metric: str, where: Mapping[str, Any], ones: Sequence[Record], others: Sequence[Record]) -> Finding:
+    """Difference of a metric's means over records of the same prompts, with a bootstrap interval over facts.
 
     Raises:
         ValueError: if they are not of the same prompts.
     """
     if [(one.fact, one.prompt) for one in ones] != [(other.fact, other.prompt) for other in others]:
-        raise ValueError(f"the two runs were not asked the same of {metric!r}")
+        raise ValueError(f"the two runs have different prompts for {metric!r}")
     places = {fact: place for place, fact in enumerate(dict.fromkeys(one.fact for one in ones))}
     sums = np.zeros((2, len(places)))
     for one, other in zip(ones, others, strict=True):
@@ -95,11 +100,11 @@ def difference_row(metric: str, where: Mapping[str, Any], ones: Sequence[Record]
     drawn = resampled_sums(sums, seed=0, resamples=RESAMPLES)
     low, high = interval_of(drawn[:, 0] / drawn[:, 1], len(places))
     mean = float(sums[0].sum() / sums[1].sum())
-    return Row(f"{metric}, difference", "share", dict(where), mean, low, high, len(places))
+    return Finding(f"{metric}, difference", "share", dict(where), mean, low, high, len(places))
 
 
-def _claims(layer: int, name: str, differences: Sequence[Row]) -> list[Claim]:
-    """What is claimed of a layer before the last one."""
+def _claims(layer: int, name: str, differences: Sequence[Finding]) -> list[Claim]:
+    """Claims about a layer before the last one."""
     by = {str(row.where["residual"]): row for row in differences}
     said: list[tuple[str, str]] = []
     if name == "efficacy":
@@ -117,12 +122,12 @@ def _claims(layer: int, name: str, differences: Sequence[Row]) -> list[Claim]:
     for other, text in said:
         row = by.get(f"{COMPUTED} minus {other}")
         if row is not None:
-            verdict = compared(row, claimed="positive" if name == "efficacy" else "negative")
-            found.append(Claim(text, verdict, f"difference {told(row)} (accuracy, paired over facts)"))
+            verdict = verdict_on(row, claimed="positive" if name == "efficacy" else "negative")
+            found.append(Claim(text, verdict, f"difference {with_n(row)} (accuracy, paired over facts)"))
     return found
 
 
-def _figure(rows: Sequence[Row]) -> Figure:
+def _figure(rows: Sequence[Finding]) -> Figure:
     panels = []
     for metric, name in ACCURACIES.items():
         of_metric = [row for row in rows if row.quantity == metric]
@@ -146,50 +151,47 @@ def _figure(rows: Sequence[Row]) -> Figure:
     )
 
 
-def _records(pieces: Sequence[Kept], metric: str | None = None) -> list[Record]:
+def _records(results: Sequence[TaskRecord], metric: str | None = None) -> list[Record]:
     return [
         Record(**entry)
-        for piece in pieces
-        for answer in piece["answers"].values()
+        for record in results
+        for answer in record["answers"].values()
         for entry in answer["records"]
         if metric is None or entry["metric"] == metric
     ]
 
 
-def _summaries(when: When, pieces: Sequence[Kept], before: Sequence[Kept]) -> list[Summary]:
-    """Of all metrics of one run in all seeds."""
-    found = summarise(_records(pieces), when)
-    kept = [answer["kept"] for piece in pieces for answer in piece["answers"].values()]
+def _summaries(when: When, results: Sequence[TaskRecord], before: Sequence[TaskRecord]) -> list[Summary]:
+    """All metrics of one run, over all seeds."""
+    found = summarise(_records(results), when)
+    saved = [answer["kept"] for record in results for answer in record["answers"].values()]
     labels = [
         {metric: {item: tuple(pair) for item, pair in run.items()} for metric, run in each.get("labels", {}).items()}
-        for each in kept
+        for each in saved
     ]
-    values = [{metric: tuple(pair) for metric, pair in each.get("values", {}).items()} for each in kept]
+    values = [{metric: tuple(pair) for metric, pair in each.get("values", {}).items()} for each in saved]
     found += summarise_others(when, labels, values, {summary.metric for summary in found})
-    earlier, now = _perplexity(before), _perplexity(pieces)
+    earlier, now = _perplexity(before), _perplexity(results)
     if earlier is not None and now is not None:
         found.append(perplexity_ratio(earlier, now, when))
     return found
 
 
-def _perplexity(pieces: Sequence[Kept]) -> Perplexity | None:
-    kept = [piece["answers"]["perplexity"]["kept"]["perplexity"] for piece in pieces]
-    parts = [entry and Perplexity(tuple(entry["log_likelihoods"]), tuple(entry["counts"])) for entry in kept]
+def _perplexity(results: Sequence[TaskRecord]) -> Perplexity | None:
+    saved = [record["answers"]["perplexity"]["kept"]["perplexity"] for record in results]
+    parts = [entry and Perplexity(tuple(entry["log_likelihoods"]), tuple(entry["counts"])) for entry in saved]
     return pooled(parts)
 
 
-def _row(summary: Summary, where: Mapping[str, Any]) -> Row:
+def _row(summary: Summary, where: Mapping[str, Any]) -> Finding:
     metric = summary.metric.partition(":")[0]
-    known = metric in set(Metric)  # a task of lm-evaluation-harness says itself what it counts
+    known = metric in set(Metric)  # tasks of lm-evaluation-harness have their own units
     unit = UNITS.get(metric, "share") if known else "1"
-    return Row(str(summary.metric), unit, dict(where), summary.mean, summary.low, summary.high, summary.n)
-
-
-# ----------------------------------------------------------------------------------------------------
+    return Finding(str(summary.metric), unit, dict(where), summary.mean, summary.low, summary.high, summary.n)
 
 
 def step_of(kind: str, layer: int, layers: Sequence[int]) -> Step:
-    """The one step of a run: a layer, and the residual that it is given."""
+    """The one step of a run: a layer and its residual."""
     if kind == COMPUTED:
         return Step(layer, layer, 1.0)
     left = len(layers) - list(layers).index(layer)
@@ -197,56 +199,61 @@ def step_of(kind: str, layer: int, layers: Sequence[int]) -> Step:
 
 
 def runs_of(layers: Sequence[int]) -> list[tuple[int, str]]:
-    """(layer, residual); at the last layer all residuals are the computed one, and it is written once."""
+    """(layer, residual); at the last layer all residuals are equal, and it is written once."""
     return [(layer, kind) for layer in layers[:-1] for kind in KINDS] + [(layers[-1], COMPUTED)]
 
 
 @dataclass(slots=True)
 class _Questions:
-    """The measurements, and what each kept of the unedited model, once a process and seed."""
+    """The measurements; those of the unedited model are made once per process and seed."""
 
-    bench: Workbench
-    known: dict[int, Kept] = field(default_factory=dict)
+    context: StudyContext
+    known: dict[int, TaskRecord] = field(default_factory=dict)
 
-    def before(self, seed: int) -> Kept:
+    def before(self, seed: int) -> TaskRecord:
         if seed not in self.known:
             self.known[seed] = self._ask(seed, "before", nullcontext)
         return self.known[seed]
 
-    def after(self, seed: int, layer: int, kind: str) -> Kept:
-        bench = self.bench
-        recipe = bench.recipe_for(seed).model_copy(update={"batch_size": bench.settings.batch_size})
-        plan = [step_of(kind, layer, bench.layers)]
+    def after(self, seed: int, layer: int, kind: str) -> TaskRecord:
+        context = self.context
+        recipe = context.recipe_for(seed).model_copy(update={"batch_size": context.settings.batch_size})
+        plan = [step_of(kind, layer, context.layers)]
         editor = Editor(
-            bench.model, recipe, cache=bench.cache, report=bench.report, prepared=bench.prepared(recipe), plan=plan
+            context.model,
+            recipe,
+            cache=context.cache,
+            report=context.report,
+            prepared=context.prepared(recipe),
+            plan=plan,
         )
         self.before(seed)
 
         def unedited() -> AbstractContextManager[None]:
-            return bench.model.edits.without(editor.patch().terms)
+            return context.model.edits.without(editor.patch().terms)
 
-        with edited(editor, bench.materials[seed].facts.facts):
+        with edited(editor, context.materials[seed].facts.facts):
             return {"layer": layer, "residual": kind, **self._ask(seed, "after", unedited)}
 
-    def _ask(self, seed: int, state: State, unedited: Callable[[], AbstractContextManager[None]]) -> Kept:
-        measures, answers = self.bench.settings.measures, {}
+    def _ask(self, seed: int, state: State, unedited: Callable[[], AbstractContextManager[None]]) -> TaskRecord:
+        measures, answers = self.context.settings.measures, {}
         for part in parts_of(measures.parts):
             before = None if state == "before" else self.known[seed]["answers"][part.name]["kept"]
             options = measures.options.get(part.name, {})
             inquiry = Inquiry(
-                self.bench.model, self.bench.materials[seed], options, seed, before, unedited, self.bench.report
+                self.context.model, self.context.materials[seed], options, seed, before, unedited, self.context.report
             )
             answers[part.name] = part.ask(inquiry).to_record()
         return {"seed": seed, "answers": answers}
 
 
-def _pieces(bench: Workbench) -> list[Piece]:
-    questions = _Questions(bench)
+def _tasks(context: StudyContext) -> list[StudyTask]:
+    questions = _Questions(context)
     found = []
-    for seed in bench.settings.seeds:
-        found.append(Piece(f"seed-{seed}-before", partial(questions.before, seed)))
-        for layer, kind in runs_of(bench.layers):
-            found.append(Piece(f"seed-{seed}-layer-{layer}-{kind}", partial(questions.after, seed, layer, kind)))
+    for seed in context.settings.seeds:
+        found.append(StudyTask(f"seed-{seed}-before", partial(questions.before, seed)))
+        for layer, kind in runs_of(context.layers):
+            found.append(StudyTask(f"seed-{seed}-layer-{layer}-{kind}", partial(questions.after, seed, layer, kind)))
     return found
 
 
@@ -256,14 +263,13 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 SINGLE_LAYER = Study(
     name="single-layer",
-    title=TITLES["single-layer"],
     shows="What an edit is worth (everything that a benchmark asks) when one critical layer is written and no other: "
     "with the residual that spreading gives the layer, with the last layer's undivided, and with the one computed at "
     "the layer; and the unedited model beside them.",
     units="Shares of 1 for accuracies and successes; perplexity as a ratio to the unedited model's; KL in nats.",
     source=f"single-layer editing in {BOUNDARY_PAPER}; the undivided residual is ours",
     uses=("count", "batch_size", "measures"),
-    pieces=_pieces,
+    tasks=_tasks,
     findings=findings_of,
     check=_check,
 )

@@ -1,4 +1,4 @@
-"""Study ``spectrum``: how large the whole change of a run is, and in how many directions, beside the weight's own."""
+"""Study ``spectrum``: singular values of a run's total change ΔW, compared with those of the weight W."""
 
 from __future__ import annotations
 
@@ -13,38 +13,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from errata.analysis.common import NO_PAIR, about_run, boundary_pairs, edited, of_method, run_name, runs_of
 from errata.analysis.findings import (
     Claim,
     Figure,
+    Finding,
     Findings,
     Label,
     Panel,
-    Row,
     Series,
     Verdict,
-    compared,
     line_of,
     mean_row,
-    told,
+    verdict_on,
+    with_n,
 )
-from errata.analysis.runs import NO_PAIR, about_run, boundary_pairs, edited, of_method, run_name, runs_of
-from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
-from errata.analysis.titles import TITLES
+from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
 from errata.editing.batch import solve_device
 from errata.models.weights import Term
 from errata.patches.factors import norm, singular_values
 
-# ----------------------------------------------------------------------------------------------------
-# What follows from the singular values and norms that study ``spectrum`` kept.
-
-
 WEIGHTS: Final = "weights"
-"""The piece that keeps the spectra of the weights themselves."""
+"""The task that computes the spectra of the unedited weights."""
 ALL_LAYERS: Final = "all"
 UNEDITED: Final = "W"
 _NORMS: Final = ("Frobenius", "spectral")
 _TOP: Final = (1, 10, 100)
-# Values below this share of the largest are a factor product's rounding (float32), not the change's.
+# Singular values below this share of the largest are rounding errors of float32 factors.
 _ROUNDING: Final = float(np.finfo(np.float32).eps)
 
 
@@ -64,24 +59,24 @@ def top_share(values: Sequence[float], count: int) -> float:
     return math.fsum(value**2 for value in values[:count]) / math.fsum(value**2 for value in values)
 
 
-def total_norms(run: Kept, what: str) -> list[float]:
-    """Over all layers, a value a batch: the root of the sum of the layers' squared Frobenius norms."""
+def total_norms(run: TaskRecord, what: str) -> list[float]:
+    """Frobenius norm over all layers, one value per batch."""
     return [math.hypot(*norms) for norms in zip(*run[what].values(), strict=True)]
 
 
-def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
-    """Norms, ratios and ranks per layer, norms over the batches, the claims, spectra and growth as pictures."""
-    weights: Mapping[str, Sequence[float]] = kept[WEIGHTS]["spectra"]
-    runs = {name: run for name, run in kept.items() if name != WEIGHTS}
+def findings_of(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> Findings:
+    """Norms, ratios and ranks by layer, norms by batch, claims, and figures of spectra and growth."""
+    weights: Mapping[str, Sequence[float]] = saved[WEIGHTS]["spectra"]
+    runs = {name: run for name, run in saved.items() if name != WEIGHTS}
     methods = list(dict.fromkeys(run["method"] for run in runs.values()))
-    rows: list[Row] = []
+    rows: list[Finding] = []
     undefined: dict[str, str] = {}
     for layer, values in weights.items():
         rows += [
             mean_row(quantity, unit, {"method": UNEDITED, "layer": int(layer)}, [value])
             for quantity, unit, value in _described(values, "W")
         ]
-    growth: list[Row] = []
+    growth: list[Finding] = []
     for method in methods:
         of_this = of_method(runs, method)
         rows += _rows(of_this, method, weights, undefined)
@@ -100,7 +95,7 @@ def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Finding
 
 
 def _described(values: Sequence[float], of: str) -> Iterator[tuple[str, str, float]]:
-    """(quantity, unit, value) for each number that a spectrum, not all 0, gives."""
+    """(quantity, unit, value) of a spectrum that is not all 0."""
     yield f"Frobenius norm of {of}", "weight", math.hypot(*values)
     yield f"spectral norm of {of}", "weight", values[0]
     yield f"stable rank of {of}", "1", stable_rank(values)
@@ -110,14 +105,14 @@ def _described(values: Sequence[float], of: str) -> Iterator[tuple[str, str, flo
 
 
 def _rows(
-    runs: Mapping[int, Kept], method: str, weights: Mapping[str, Sequence[float]], undefined: dict[str, str]
-) -> list[Row]:
-    """Means over seeds of what the total change is, per layer."""
+    runs: Mapping[int, TaskRecord], method: str, weights: Mapping[str, Sequence[float]], undefined: dict[str, str]
+) -> list[Finding]:
+    """Quantities of the total change by layer; means over seeds."""
     found: dict[tuple[str, str, int], list[float]] = {}
     for seed, run in runs.items():
         for layer, values in run["spectra"].items():
             if not _is_change(values):
-                undefined[f"ranks and ratios of {method}, seed {seed}, layer {layer}"] = "it leaves this layer as it is"
+                undefined[f"ranks and ratios of {method}, seed {seed}, layer {layer}"] = "this layer is unchanged"
                 continue
             whole = weights[layer]
             numbers = [
@@ -133,8 +128,8 @@ def _rows(
     ]
 
 
-def _growth(runs: Mapping[int, Kept], method: str) -> list[Row]:
-    """The norms of the change so far, after each number of batches; means over seeds."""
+def _growth(runs: Mapping[int, TaskRecord], method: str) -> list[Finding]:
+    """Norms of the change after each number of batches; means over seeds."""
     found: dict[tuple[str, Label, int], list[float]] = {}
     for run in runs.values():
         for kind in _NORMS:
@@ -156,8 +151,8 @@ def _is_change(values: Sequence[float]) -> bool:
     return bool(values) and values[0] > 0
 
 
-def _grows(runs: Mapping[str, Kept], method: str) -> Claim:
-    """Decided over what each further batch adds to the norm."""
+def _grows(runs: Mapping[str, TaskRecord], method: str) -> Claim:
+    """Tested on the increase of the norm by each further batch."""
     norms = [total_norms(run, "Frobenius") for run in of_method(runs, method).values()]
     text = f"The norm of the total change grows with the number of batches ({method})."
     ends = ", ".join(f"{found[0]:.3g} after 1 batch, {found[-1]:.3g} after {len(found)}" for found in norms)
@@ -166,14 +161,14 @@ def _grows(runs: Mapping[str, Kept], method: str) -> Claim:
         return Claim(text, "undecided", f"Frobenius norm over all layers {ends}: there is no further batch")
     step = mean_row("added by a further batch", "weight", {}, added)
     evidence = (
-        f"Frobenius norm over all layers {ends}; a further batch adds {told(step)} (mean over {step.n} further "
+        f"Frobenius norm over all layers {ends}; a further batch adds {with_n(step)} (mean over {step.n} further "
         f"batches; {sum(value > 0 for value in added)} of them add)"
     )
-    return Claim(text, compared(step, claimed="positive"), evidence)
+    return Claim(text, verdict_on(step, claimed="positive"), evidence)
 
 
-def _changes_less(runs: Mapping[str, Kept], boundary: str, spread: str) -> list[tuple[Claim, Row]]:
-    """The whole change, paired over seeds; and what each batch of the same facts writes, paired over batches."""
+def _changes_less(runs: Mapping[str, TaskRecord], boundary: str, spread: str) -> list[tuple[Claim, Finding]]:
+    """The total change, paired over seeds, and the change of each batch, paired over batches."""
     ours, theirs = of_method(runs, boundary), of_method(runs, spread)
     ends = [(total_norms(ours[seed], "Frobenius")[-1], total_norms(theirs[seed], "Frobenius")[-1]) for seed in ours]
     batches = [
@@ -189,17 +184,17 @@ def _changes_less(runs: Mapping[str, Kept], boundary: str, spread: str) -> list[
             f"Frobenius norm {quantity}, boundary updates minus spreading", "weight", where, [a - b for a, b in pairs]
         )
         one, other = (sum(values) / len(values) for values in zip(*pairs, strict=True))
-        verdict: Verdict = compared(difference, claimed="negative")
+        verdict: Verdict = verdict_on(difference, claimed="negative")
         evidence = (
             f"Frobenius norm over all layers: {boundary} {one:.3g}, {spread} {other:.3g}, difference "
-            f"{told(difference)} (paired over {difference.n} {over})"
+            f"{with_n(difference)} (paired over {difference.n} {over})"
         )
         found.append((Claim(text.format(boundary), verdict, evidence), difference))
     return found
 
 
-def _is_of_lower_rank(runs: Mapping[str, Kept], method: str, weights: Mapping[str, Sequence[float]]) -> Claim:
-    """Decided over the layers of all seeds."""
+def _is_of_lower_rank(runs: Mapping[str, TaskRecord], method: str, weights: Mapping[str, Sequence[float]]) -> Claim:
+    """Tested over the layers of all seeds."""
     text = f"The total change is of lower stable rank than the weight ({method})."
     of_this = of_method(runs, method)
     pairs = {
@@ -217,13 +212,13 @@ def _is_of_lower_rank(runs: Mapping[str, Kept], method: str, weights: Mapping[st
     )
     facts = max(run["facts"] for run in of_this.values())
     evidence = (
-        f"{each}; difference {told(difference)} (over {difference.n} layers; a change in factors has at most one "
+        f"{each}; difference {with_n(difference)} (over {difference.n} layers; a change in factors has at most one "
         f"direction a fact and pass, here {facts} facts)"
     )
-    return Claim(text, compared(difference, claimed="negative"), evidence)
+    return Claim(text, verdict_on(difference, claimed="negative"), evidence)
 
 
-def _spectra(runs: Sequence[Kept], weights: Mapping[str, Sequence[float]]) -> Figure:
+def _spectra(runs: Sequence[TaskRecord], weights: Mapping[str, Sequence[float]]) -> Figure:
     panels = []
     for layer, whole in weights.items():
         lines = {UNEDITED: whole} | {run["method"]: run["spectra"].get(layer, ()) for run in runs}
@@ -242,7 +237,7 @@ def _spectra(runs: Sequence[Kept], weights: Mapping[str, Sequence[float]]) -> Fi
     return Figure("spectrum", caption, panels)
 
 
-def _norm_figure(growth: Sequence[Row], methods: Sequence[str], kind: str) -> Figure:
+def _norm_figure(growth: Sequence[Finding], methods: Sequence[str], kind: str) -> Figure:
     rows = [row for row in growth if row.quantity == f"{kind} norm of ΔW after batches"]
     panels = []
     for layer in sorted({row.where["layer"] for row in rows}, key=lambda label: (label == ALL_LAYERS, label)):
@@ -259,23 +254,20 @@ def _norm_figure(growth: Sequence[Row], methods: Sequence[str], kind: str) -> Fi
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-
-
-def _of_weights(bench: Workbench, layers: Sequence[int]) -> Kept:
+def _of_weights(context: StudyContext, layers: Sequence[int]) -> TaskRecord:
     """The singular values of W of each layer, on the device where is solved."""
-    device = solve_device(bench.model)
+    device = solve_device(context.model)
     return {
         "spectra": {
-            str(layer): torch.linalg.svdvals(bench.model.weight(layer).to(device, torch.float64)).tolist()
+            str(layer): torch.linalg.svdvals(context.model.weight(layer).to(device, torch.float64)).tolist()
             for layer in layers
         }
     }
 
 
-def _of_run(bench: Workbench, seed: int, method: str) -> Kept:
-    """The singular values of the total ΔW, its norms after each batch, and those of each batch's own change."""
-    about = about_run(bench, seed, method)
+def _of_run(context: StudyContext, seed: int, method: str) -> TaskRecord:
+    """Singular values of the total ΔW, its norms after each batch, and the norms of each batch's own change."""
+    about = about_run(context, seed, method)
     layers = about["critical"]
     totals: dict[int, list[Float[Tensor, "n"]]] = {layer: [] for layer in layers}
     own: dict[int, list[float]] = {layer: [] for layer in layers}
@@ -287,11 +279,11 @@ def _of_run(bench: Workbench, seed: int, method: str) -> Kept:
             whole = [term for term in total if term.layer == layer]
             totals[layer].append(singular_values(whole) if whole else torch.zeros(0, dtype=torch.float64))
 
-    with edited(bench, seed, method, after_batch):
+    with edited(context, seed, method, after_batch):
         pass
     return {
         **about,
-        "facts": len(bench.materials[seed].facts),
+        "facts": len(context.materials[seed].facts),
         "spectra": {str(layer): totals[layer][-1].tolist() for layer in layers},
         "Frobenius": {str(layer): [float(values.norm()) for values in totals[layer]] for layer in layers},
         "spectral": {str(layer): [max(values.tolist(), default=0.0) for values in totals[layer]] for layer in layers},
@@ -299,18 +291,17 @@ def _of_run(bench: Workbench, seed: int, method: str) -> Kept:
     }
 
 
-def _pieces(bench: Workbench) -> list[Piece]:
-    runs = runs_of(bench)
-    layers = sorted({layer for _, method in runs for layer in bench.recipes[method].layers})
+def _tasks(context: StudyContext) -> list[StudyTask]:
+    runs = runs_of(context)
+    layers = sorted({layer for _, method in runs for layer in context.recipes[method].layers})
     return [
-        Piece(WEIGHTS, partial(_of_weights, bench, layers)),
-        *(Piece(run_name(seed, method), partial(_of_run, bench, seed, method)) for seed, method in runs),
+        StudyTask(WEIGHTS, partial(_of_weights, context, layers)),
+        *(StudyTask(run_name(seed, method), partial(_of_run, context, seed, method)) for seed, method in runs),
     ]
 
 
 SPECTRUM = Study(
     name="spectrum",
-    title=TITLES["spectrum"],
     shows="The singular values of the whole change ΔW of a run, per layer, beside those of the weight W that it "
     "changes: Frobenius and spectral norms and their ratios, the stable rank ‖·‖_F² / ‖·‖₂², the effective rank (the "
     "exponential of the entropy of σ / Σσ), the share of ‖ΔW‖_F² in the 1, 10 and 100 largest directions, and how the "
@@ -319,7 +310,7 @@ SPECTRUM = Study(
     source="ours, beside the norms that papers on sequential editing report; effective rank: Roy & "
     "Vetterli 2007, The Effective Rank: A Measure of Effective Dimensionality (EUSIPCO)",
     uses=("count", "batch_size", "methods"),
-    pieces=_pieces,
+    tasks=_tasks,
     findings=findings_of,
     defaults={"seeds": (0, 1, 2)},  # claims about whole runs are paired over seeds
 )

@@ -1,4 +1,4 @@
-"""Study ``steps``: how many steps a target takes at each layer, and how many once earlier layers have been written."""
+"""Study ``steps``: optimisation steps of a target by layer, before and after earlier layers are written."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from errata.analysis.findings import Claim, Figure, Findings, Panel, Row, compared, line_of, mean_row, told
-from errata.analysis.residuals import search_at
-from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
-from errata.analysis.titles import TITLES
+from errata.analysis.common import search_at
+from errata.analysis.findings import Claim, Figure, Finding, Findings, Panel, line_of, mean_row, verdict_on, with_n
+from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
 from errata.editing.batch import BatchRecord
 from errata.editing.methods import BOUNDARY_PAPER
 from errata.editing.preparation import solver_of
@@ -22,14 +21,10 @@ from errata.editors.locate_then_edit import Editor
 from errata.errors import InputError, collect_errors
 from errata.facts.fact import Fact
 
-# ----------------------------------------------------------------------------------------------------
-# What follows from the searches that ``steps`` made: rows, claims and pictures.
-
-
 UNEDITED: Final = "unedited"
 EVEN: Final = "even"
 
-# Quantity -> what pieces call it, unit.
+# Quantity -> what tasks call it, unit.
 _QUANTITIES: Final[Mapping[str, tuple[str, str]]] = {
     "evaluations": ("evaluations", "evaluations"),
     "converged facts": ("converged", "share"),
@@ -42,20 +37,20 @@ _QUANTITIES: Final[Mapping[str, tuple[str, str]]] = {
 
 @dataclass(slots=True)
 class _Searches:
-    """The values of all facts, and the rows that were made of them.
+    """The values of all facts, and rows computed from them.
 
     Attributes:
-        values: (quantity, weights, layer) -> one of each fact, in the order of pieces.
+        values: (quantity, weights, layer) -> one per fact.
     """
 
     values: dict[tuple[str, str, int], list[float]] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Finding] = field(default_factory=list)
 
     @classmethod
-    def of(cls, kept: Mapping[str, Kept]) -> _Searches:
+    def of(cls, saved: Mapping[str, TaskRecord]) -> _Searches:
         searches = cls()
-        for piece in kept.values():
-            for weights, layers in piece["steps"].items():
+        for record in saved.values():
+            for weights, layers in record["steps"].items():
                 for layer, summary in layers.items():
                     for quantity, (key, _) in _QUANTITIES.items():
                         values = searches.values.setdefault((quantity, weights, int(layer)), [])
@@ -65,13 +60,13 @@ class _Searches:
             searches.rows.append(mean_row(quantity, unit, {"weights": weights, "layer": at}, values))
         return searches
 
-    def row(self, quantity: str, weights: str, layer: int) -> Row:
+    def row(self, quantity: str, weights: str, layer: int) -> Finding:
         where = {"weights": weights, "layer": layer}
         (found,) = [row for row in self.rows if row.quantity == quantity and row.where == where]
         return found
 
-    def less(self, quantity: str, weights: str, than: str, layer: int) -> Row:
-        """By how much a quantity is larger with the weights ``than``, paired over facts."""
+    def less(self, quantity: str, weights: str, than: str, layer: int) -> Finding:
+        """How much larger a quantity is with the weights ``than``, paired over facts."""
         pairs = zip(self.values[quantity, than, layer], self.values[quantity, weights, layer], strict=True)
         name, unit = f"{quantity}, {than} minus {weights}", _QUANTITIES[quantity][1]
         found = mean_row(name, unit, {"layer": layer}, [a - b for a, b in pairs])
@@ -79,20 +74,20 @@ class _Searches:
         return found
 
     def claim(self, text: str, quantity: str, weights: str, than: str, layer: int) -> Claim:
-        """That a quantity is smaller with some weights than with others."""
+        """The claim that a quantity is smaller with ``weights`` than with ``than``."""
         difference = self.less(quantity, weights, than, layer)
         return Claim(
             text,
-            compared(difference, claimed="positive"),
-            f"{quantity}: {than} {told(self.row(quantity, than, layer))}, {weights} "
-            f"{told(self.row(quantity, weights, layer))}; {than} minus {weights} {told(difference)} "
+            verdict_on(difference, claimed="positive"),
+            f"{quantity}: {than} {with_n(self.row(quantity, than, layer))}, {weights} "
+            f"{with_n(self.row(quantity, weights, layer))}; {than} minus {weights} {with_n(difference)} "
             "(paired over facts)",
         )
 
 
-def findings_of(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
+def findings_of(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> Findings:
     """Evaluations, first losses and facts that are done, by schedule and layer, with paired claims."""
-    searches = _Searches.of(kept)
+    searches = _Searches.of(saved)
     layers = sorted({layer for _, weights, layer in searches.values if weights == UNEDITED})
     first, last = layers[0], layers[-1]
     claims = [
@@ -128,21 +123,21 @@ def _needless(searches: _Searches, first: int, last: int) -> Claim:
     quantity = "facts that need no change"
     known = searches.values[quantity, "boundary", last]
     more = searches.less(quantity, UNEDITED, "boundary", last)
-    verdict = compared(more, claimed="positive")
+    verdict = verdict_on(more, claimed="positive")
     return Claim(
         f"At layer {last}, part of the facts needs no change any more once layer {first} is written with its own "
         "residual: more of them than on unedited weights are done at δ = 0.",
         verdict,
-        f"share of facts: unedited {told(searches.row(quantity, UNEDITED, last))}, boundary "
-        f"{told(searches.row(quantity, 'boundary', last))} ({int(sum(known))} of {len(known)} facts); boundary minus "
-        f"unedited {told(more)} (paired over facts); with all layers before it written, each with its own residual, "
-        f"{told(searches.row(quantity, 'own', last))}",
+        f"share of facts: unedited {with_n(searches.row(quantity, UNEDITED, last))}, boundary "
+        f"{with_n(searches.row(quantity, 'boundary', last))} ({int(sum(known))} of {len(known)} facts); boundary minus "
+        f"unedited {with_n(more)} (paired over facts); with all layers before it written, each with its own residual, "
+        f"{with_n(searches.row(quantity, 'own', last))}",
     )
 
 
 def _figure(searches: _Searches) -> Figure:
     def panel(title: str, quantity: str, label: str) -> Panel:
-        by_weights: dict[str, list[Row]] = {}
+        by_weights: dict[str, list[Finding]] = {}
         for row in searches.rows:
             if row.quantity == quantity:
                 by_weights.setdefault(str(row.where["weights"]), []).append(row)
@@ -161,17 +156,13 @@ def _figure(searches: _Searches) -> Figure:
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-
-
 _OWN_TARGETS: Final = ("boundary", "own")  # schedules in which each layer that is written has its own target
 
 
 def summary(targets: Targets) -> dict[str, list[Any]]:
-    """What a search says of each fact, as JSON.
+    """The search's outcome for each fact, as JSON.
 
-    ``known``: it was done at δ = 0 (with the usual loss: the first loss is under the stop); ``converged``: it was done
-    within the steps that there were.
+    ``known``: done at δ = 0 (the first loss is below the stopping loss); ``converged``: done within the given steps.
     """
     state = (targets.z.double() - targets.delta.double()).norm(dim=0)
     return {
@@ -185,47 +176,49 @@ def summary(targets: Targets) -> dict[str, list[Any]]:
 
 
 @contextmanager
-def written(bench: Workbench, recipe: Recipe, plan: Sequence[Step], facts: Sequence[Fact]) -> Iterator[BatchRecord]:
-    """Facts in the model as one batch by these steps; behind the block the model is bit for bit what it was."""
+def written(
+    context: StudyContext, recipe: Recipe, plan: Sequence[Step], facts: Sequence[Fact]
+) -> Iterator[BatchRecord]:
+    """Write facts as one batch by these steps; on exit the model is restored bit for bit."""
     editor = Editor(
-        bench.model, recipe, cache=bench.cache, report=bench.report, prepared=bench.prepared(recipe), plan=plan
+        context.model, recipe, cache=context.cache, report=context.report, prepared=context.prepared(recipe), plan=plan
     )
     record = editor.apply_batch(facts)
     try:
         yield record
     finally:
-        bench.model.edits.remove(record.terms)
+        context.model.edits.remove(record.terms)
 
 
-def _measure(bench: Workbench, seed: int, start: int) -> Kept:
-    facts = bench.materials[seed].facts.facts[start : start + bench.settings.batch_size]
-    recipe = bench.recipe_for(seed)
-    # Whatever the method, the question is how much is left to do on the weights as they are.
+def _measure(context: StudyContext, seed: int, start: int) -> TaskRecord:
+    facts = context.materials[seed].facts.facts[start : start + context.settings.batch_size]
+    recipe = context.recipe_for(seed)
+    # The question, for every method, is how much is left to do on the current weights.
     recipe = recipe.model_copy(update={"target": recipe.target.model_copy(update={"weights": "current"})})
-    prefixes = bench.prepared(recipe).prefixes
-    first, last = bench.layers[0], bench.layers[-1]
+    prefixes = context.prepared(recipe).prefixes
+    first, last = context.layers[0], context.layers[-1]
     unedited: dict[int, Targets] = {}
     found: dict[str, dict[str, Any]] = {UNEDITED: {}}
     for schedule in _OWN_TARGETS:
-        with written(bench, recipe, SCHEDULES[schedule](bench.layers), facts) as record:
+        with written(context, recipe, SCHEDULES[schedule](context.layers), facts) as record:
             found[schedule] = {str(layer): summary(targets) for layer, targets in record.targets.items()}
             unedited[first] = record.targets[first]
-    with written(bench, recipe, SCHEDULES[EVEN](bench.layers)[:-1], facts) as record:
-        found[EVEN] = {str(last): summary(search_at(bench, facts, prefixes, last))}
+    with written(context, recipe, SCHEDULES[EVEN](context.layers)[:-1], facts) as record:
+        found[EVEN] = {str(last): summary(search_at(context, facts, prefixes, last))}
         unedited[last] = record.targets[last]
     if solver_of(recipe).facts_at_once is not None:
-        unedited = {}  # only what comes before any write of a batch was searched on unedited weights
-    for layer in bench.layers:
+        unedited = {}  # this solver writes between searches, so that only the first search saw unedited weights
+    for layer in context.layers:
         targets = unedited.get(layer)
-        found[UNEDITED][str(layer)] = summary(targets or search_at(bench, facts, prefixes, layer))
+        found[UNEDITED][str(layer)] = summary(targets or search_at(context, facts, prefixes, layer))
     return {"steps": found}
 
 
-def _pieces(bench: Workbench) -> list[Piece]:
+def _tasks(context: StudyContext) -> list[StudyTask]:
     return [
-        Piece(f"seed-{seed}-batch-{number}", partial(_measure, bench, seed, start))
-        for seed in bench.settings.seeds
-        for number, start in enumerate(range(0, len(bench.materials[seed].facts.facts), bench.settings.batch_size))
+        StudyTask(f"seed-{seed}-batch-{number}", partial(_measure, context, seed, start))
+        for seed in context.settings.seeds
+        for number, start in enumerate(range(0, len(context.materials[seed].facts.facts), context.settings.batch_size))
     ]
 
 
@@ -235,19 +228,20 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
             if len(recipe.layers) < 2:
                 raise InputError(
                     f"with one critical layer ({recipe.layers[0]}) none is written before another",
-                    remedy="Take a recipe with two layers or more",
+                    remedy="Use a recipe with two layers or more",
+                    code="STUDY_NEEDS_LAYERS",
                 )
         with part:
             if any(entry.kind == "norm_cap" for entry in recipe.shaping):
                 raise InputError(
-                    "'norm_cap' changes what searches find, and this study is about the searches",
+                    "'norm_cap' changes the result of a search, which this study measures",
                     remedy="Leave it out of shaping",
+                    code="STUDY_RECIPE_UNSUITABLE",
                 )
 
 
 STEPS = Study(
     name="steps",
-    title=TITLES["steps"],
     shows="The search of a target at each critical layer: how many losses it evaluates until the fact is done, which "
     "facts are done within the recipe's steps, which need no change at all, the loss that it begins (δ = 0) and ends "
     "with, and how long δ becomes. On unedited weights; with the schedules 'boundary' and 'own', on the weights as "
@@ -259,7 +253,7 @@ STEPS = Study(
     "decay); ‖δ‖ in units of the fact's ‖h⁰‖.",
     source=f"optimisation steps per layer in {BOUNDARY_PAPER}; the comparison with spreading is ours",
     uses=("count", "batch_size"),
-    pieces=_pieces,
+    tasks=_tasks,
     findings=findings_of,
     check=_check,
 )

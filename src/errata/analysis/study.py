@@ -1,7 +1,7 @@
-"""What a study is: what it shows, the pieces of work that it takes, and what is made of them.
+"""What a study consists of: settings, tasks to run, and findings computed from the results of the tasks.
 
-A piece is kept by itself, so that a study which was stopped goes on behind its last whole piece (``running``). The
-numbers of a study follow from what its pieces kept and from nothing else.
+The result of each task is saved, so that an interrupted study resumes after its last finished task (``studies``).
+Findings depend on these results only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
+from errata.analysis import STUDY_TITLES
 from errata.analysis.findings import Findings
 from errata.benchmark.grid import Measures
 from errata.benchmark.material import Material
@@ -25,9 +26,8 @@ from errata.models.loading import Outline
 from errata.statistics.settings import Settings
 from errata.utils.progress import Report, silent
 
-Kept = Mapping[str, Any]
-"""What a piece keeps, as JSON holds it."""
-
+TaskRecord = Mapping[str, Any]
+"""The result of a task, as JSON."""
 
 _Count = Annotated[int, Field(ge=1)]
 _Number = Annotated[int, Field(ge=0)]
@@ -35,34 +35,34 @@ _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class AnalysisSettings(Settings):
-    """The numbers of a study; each study uses those that its description names."""
+    """Settings of all studies; ``Study.uses`` names those that a study reads."""
 
     count: int = Field(100, ge=1, description="facts of a study, or of each of its runs")
-    batch_size: int = Field(25, ge=1, description="facts that are solved together")
-    sizes: tuple[_Count, ...] = Field((1, 10, 100), description="weight-shift: batch sizes that are compared")
+    batch_size: int = Field(25, ge=1, description="facts solved together")
+    sizes: tuple[_Count, ...] = Field((1, 10, 100), description="weight-shift: batch sizes to compare")
     earlier: tuple[_Number, ...] = Field((0, 1, 2, 4, 8), description="weight-shift: numbers of earlier batches")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="of the facts, the contexts and all else")
-    ridges: tuple[_Factor, ...] = Field((1.0, 4.0), description="factorial: times the recipe's λ or L2")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="seeds of facts, contexts and everything random")
+    ridges: tuple[_Factor, ...] = Field((1.0, 4.0), description="factorial: factors of the recipe's λ or L2")
     methods: tuple[str, ...] = Field(
-        ("memit", "memit+blue"), min_length=1, description="hidden-shift, spectrum: whose runs are looked at"
+        ("memit", "memit+blue"), min_length=1, description="hidden-shift, spectrum: methods to run"
     )
     measures: Measures = Measures()
 
     @field_validator("seeds", mode="before")
     @classmethod
-    def _a_number_is_so_many(cls, value: Any) -> Any:
+    def _number_to_range(cls, value: Any) -> Any:
         return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 @dataclass(slots=True)
-class Workbench:
-    """What a study works with.
+class StudyContext:
+    """Model, recipe, settings and data of a study.
 
     Attributes:
-        recipe: the numbers; its layers are the critical ones, its schedule is each study's own business.
-        materials: seed -> facts, questions about other subjects, prose.
-        recipes: method -> its recipe, for studies that compare runs.
-        cache: where key statistics are kept; the user's cache directory if None.
+        recipe: its layers are the critical ones; studies choose schedules themselves.
+        materials: seed -> facts to edit and evaluation prompts.
+        recipes: method -> recipe, for studies that compare runs.
+        cache: directory of key statistics; the user's cache directory if None.
     """
 
     model: LanguageModel
@@ -81,7 +81,7 @@ class Workbench:
 
     @property
     def site(self) -> Site:
-        """Where residuals live: see ``Editor.site``."""
+        """Where residuals are measured: see ``Editor.site``."""
         return Site.MLP if self.model.architecture.norm_after_mlp else Site(self.recipe.site)
 
     def recipe_for(self, seed: int, recipe: Recipe | None = None) -> Recipe:
@@ -90,13 +90,14 @@ class Workbench:
         return chosen.model_copy(update={"contexts": chosen.contexts.model_copy(update={"seed": seed})})
 
     def prepared(self, recipe: Recipe) -> Prepared:
-        """Contexts, and the solver with its statistics at all critical layers; once for each combination of them. The
-        model must be the unedited one when it is first asked for.
+        """Contexts, and solvers with statistics for all critical layers; cached.
+
+        The model must be unedited at the first call for a recipe.
         """
         solving = "|".join([recipe.solver.model_dump_json(), recipe.statistics.model_dump_json(), str(recipe.layers)])
         key = f"{recipe.contexts.model_dump_json()}|{solving}"
         if key not in self._prepared:
-            # Factors are as large as the MLP's width squared: seeds, which differ in their contexts only, share them.
+            # Factors need the square of the MLP's width: seeds, which differ only in their contexts, share them.
             shared = [found for name, found in self._prepared.items() if name.endswith(f"|{solving}")]
             if shared:
                 prefixes = generate_prefixes(self.model, recipe.contexts)
@@ -107,43 +108,46 @@ class Workbench:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Work that is kept by itself; the model must be afterwards what it was before.
+class StudyTask:
+    """A unit of work whose result is saved; it must leave the model as it found it.
 
     Attributes:
         name: of its file; letters, digits, ``-``, ``_``, ``+`` and ``.``.
     """
 
     name: str
-    work: Callable[[], Kept]
+    work: Callable[[], TaskRecord]
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A row of ``errata analyse``.
+    """A study of ``errata analyse``.
 
     Attributes:
-        shows: what it tells, in sentences.
-        units: of its quantities.
-        source: where the question is from.
-        uses: the settings that it goes by, beside the seeds.
-        pieces: the work; in the order in which it is done.
-        findings: what follows from what the pieces kept, by their names.
-        check: raises InputError, before any work, for recipes and settings that it cannot be made with.
-        defaults: settings that are other than usual for this study.
-        needs: how many facts each seed has to have.
-        cost: what it takes by calculation, as text; None where nobody has calculated it.
+        shows: description of the quantities.
+        units: of the quantities.
+        source: of the question.
+        uses: names of the settings that it reads, beside the seeds.
+        tasks: the work, in order.
+        findings: computed from task name -> result.
+        check: raises InputError, before any work, for recipes and settings that do not fit.
+        defaults: settings with other defaults in this study.
+        needs: number of facts per seed.
+        cost: estimated cost, as text; None if there is no estimate.
     """
 
     name: str
-    title: str
     shows: str
     units: str
     source: str
     uses: Sequence[str]
-    pieces: Callable[[Workbench], Sequence[Piece]]
-    findings: Callable[[AnalysisSettings, Mapping[str, Kept]], Findings]
+    tasks: Callable[[StudyContext], Sequence[StudyTask]]
+    findings: Callable[[AnalysisSettings, Mapping[str, TaskRecord]], Findings]
     check: Callable[[Recipe, AnalysisSettings], None] = lambda recipe, settings: None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     needs: Callable[[AnalysisSettings], int] = lambda settings: settings.count
     cost: Callable[[Outline, Recipe, AnalysisSettings, Sequence[Fact], int], str] | None = None
+
+    @property
+    def title(self) -> str:
+        return STUDY_TITLES.get(self.name, self.name)

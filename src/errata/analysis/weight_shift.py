@@ -1,13 +1,22 @@
-"""Study ``weight-shift``: how far the update by the spread residual lies from that by the computed one."""
+"""Study ``weight-shift``: distance of the update by the spread residual from that by the computed one (methods.md, 2).
+
+Every solver that is linear in the residuals gives ΔW = R Q with a Q of the keys alone, so that the computed residual
+R* and the spread one R_L / (n + 1) differ by (R* − R_L / (n + 1)) Q: n is the number of critical layers after this
+one, the "L − l" of the formulas. The paper bounds its norm by (‖R* − R_L‖ + n ‖R_L‖) ‖Q‖; the triangle inequality
+gives n / (n + 1) for n, for R* − R_L / (n + 1) = (R* − R_L) + n / (n + 1) · R_L.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,29 +25,17 @@ from errata.analysis.findings import (
     ENOUGH,
     Claim,
     Figure,
+    Finding,
     Findings,
     Label,
     Panel,
-    Row,
     Series,
-    compared,
     line_of,
     mean_row,
-    told,
+    verdict_on,
+    with_n,
 )
-from errata.analysis.runs import EarlierBatches
-from errata.analysis.shift_norms import (
-    FROBENIUS,
-    READINGS,
-    SPECTRAL,
-    ShiftNorms,
-    bound,
-    shift_norms,
-    solution,
-    tighter_bound,
-)
-from errata.analysis.study import AnalysisSettings, Kept, Piece, Study, Workbench
-from errata.analysis.titles import TITLES
+from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
 from errata.editing.batch import check_columns, solve_device
 from errata.editing.keys import keys_and_bare
 from errata.editing.methods import BOUNDARY_PAPER
@@ -48,12 +45,172 @@ from errata.editing.schedules import Step
 from errata.editing.shaping import BatchShaper, make_shaper
 from errata.editing.solvers.base import LayerSolver
 from errata.editing.targets import AimFinder
+from errata.editors.locate_then_edit import Editor
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts.fact import Fact
 from errata.models.weights import Term
 
-# ----------------------------------------------------------------------------------------------------
-# The numbers of study ``weight-shift`` by layer, batch size, earlier batches and norm, and what follows from them.
+FROBENIUS: Final = "Frobenius"
+SPECTRAL: Final = "spectral"
+MIXED: Final = "Frobenius, Q spectral"
+
+# Norms of a bound -> norm of shift and residuals, norm of Q. The paper leaves the norm open; ‖A B‖ is at
+# most ‖A‖ ‖B‖ in each of these readings, and ‖A‖_F ‖B‖₂ is the least of those that bound the Frobenius norm.
+READINGS: Final[Mapping[str, tuple[str, str]]] = {
+    FROBENIUS: (FROBENIUS, FROBENIUS),
+    MIXED: (FROBENIUS, SPECTRAL),
+    SPECTRAL: (SPECTRAL, SPECTRAL),
+}
+
+Number = TypeVar("Number", float, NDArray[np.float64])
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """Of one matrix."""
+
+    frobenius: float
+    spectral: float
+
+    @classmethod
+    def of(cls, matrix: Float[Tensor, "rows columns"]) -> Norms:
+        values = torch.linalg.svdvals(matrix)
+        return cls(float(values.norm()), float(values.max()))
+
+    def to_record(self) -> dict[str, float]:
+        return {FROBENIUS: self.frobenius, SPECTRAL: self.spectral}
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftNorms:
+    """Norms for a group of facts at one layer.
+
+    Attributes:
+        shift: of ΔW_computed − ΔW_spread.
+        computed: of ΔW_computed.
+        gap: of R* − R_L.
+        last: of R_L.
+        solution: of Q.
+    """
+
+    shift: Norms
+    computed: Norms
+    gap: Norms
+    last: Norms
+    solution: Norms
+
+
+def solution(state: LayerSolver, keys: Float[Tensor, "d_in u"]) -> Float[Tensor, "u d_in"]:
+    """Q: the solver's update for identity residuals, since then ΔW = I Q; float64."""
+    identity = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
+    found = state.solve(keys, identity)
+    return found.left @ found.right
+
+
+def shift_norms(
+    computed: Float[Tensor, "d_out u"], last: Float[Tensor, "d_out u"], behind: int, q: Float[Tensor, "u d_in"]
+) -> ShiftNorms:
+    """The norms of one group at one layer; nothing of size d_out × d_in is formed.
+
+    Args:
+        computed: R*, found at the layer.
+        last: R_L, found at the last critical layer.
+        behind: n, the number of critical layers after this one.
+        q: Q of the layer.
+    """
+    # Qᵀ = V T with orthonormal columns in V, so that ‖A Q‖ = ‖A Tᵀ Vᵀ‖ = ‖A Tᵀ‖ in both norms.
+    folded = torch.linalg.qr(q.T, mode="r").R.T  # Tᵀ, (u, min(u, d_in))
+    return ShiftNorms(
+        shift=Norms.of((computed - last / (behind + 1)) @ folded),
+        computed=Norms.of(computed @ folded),
+        gap=Norms.of(computed - last),
+        last=Norms.of(last),
+        solution=Norms.of(folded),
+    )
+
+
+def bound(gap: Number, last: Number, q: Number, behind: int) -> Number:
+    """The paper's: (‖R* − R_L‖ + n ‖R_L‖) ‖Q‖."""
+    return (gap + behind * last) * q
+
+
+def tighter_bound(gap: Number, last: Number, q: Number, behind: int) -> Number:
+    """What the triangle inequality gives: (‖R* − R_L‖ + n / (n + 1) · ‖R_L‖) ‖Q‖."""
+    return (gap + behind / (behind + 1) * last) * q
+
+
+@dataclass(slots=True)
+class EarlierBatches:
+    """A run of batches that is in the model only within ``written``; each batch is computed once.
+
+    Attributes:
+        facts: of all batches, in order.
+        size: facts per batch.
+    """
+
+    context: StudyContext
+    recipe: Recipe
+    facts: Sequence[Fact]
+    size: int
+    _editor: Editor | None = None
+    _states: Mapping[int, LayerSolver] = field(default_factory=dict)
+
+    @contextmanager
+    def written(self, count: int) -> Iterator[Mapping[int, LayerSolver]]:
+        """Put the first ``count`` batches into the model.
+
+        Yields:
+            layer -> the solver's state at every critical layer, with the history of the batches if it uses one; also
+            for layers that the recipe's schedule does not write.
+
+        Raises:
+            ValueError: if more batches have been computed already.
+            EditError: as ``Editor``; the model is restored bit for bit.
+        """
+        editor = self._opened()
+        if count < len(editor.records):
+            raise ValueError(f"{len(editor.records)} batches are computed, {count} requested: request them in order")
+        edits = self.context.model.edits
+        with edits.transaction():
+            edits.add(self.terms)
+            while len(editor.records) < count:
+                self._write_next(editor)
+            yield self._states
+            edits.remove(self.terms)
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The contexts of the run."""
+        return self.context.prepared(self.recipe).prefixes
+
+    @property
+    def terms(self) -> list[Term]:
+        """The terms of the batches computed so far."""
+        return [] if self._editor is None else [term for record in self._editor.records for term in record.terms]
+
+    def _opened(self) -> Editor:
+        if self._editor is None:
+            prepared = self.context.prepared(self.recipe)
+            context = self.context
+            self._editor = Editor(
+                context.model, self.recipe, cache=context.cache, report=context.report, prepared=prepared
+            )
+            self._states = {layer: prepared.solvers[layer] for layer in context.layers}
+        return self._editor
+
+    def _write_next(self, editor: Editor) -> None:
+        start = len(editor.records) * self.size
+        facts = self.facts[start : start + self.size]
+        record = editor.apply_batch(facts)
+        if not editor.solver.history:
+            return
+        model, layers = self.context.model, [layer for layer in self._states if layer not in record.keys]
+        keys = dict(record.keys)
+        if layers:
+            device = solve_device(model)
+            others = keys_and_bare(model, facts, editor.prefixes, layers, self.recipe.contexts.keys)
+            keys |= {layer: mean.to(device) for layer, (mean, _) in others.items()}
+        self._states = {layer: state.remember(keys[layer]) for layer, state in self._states.items()}
 
 
 Numbers: TypeAlias = NDArray[np.float64]
@@ -63,8 +220,8 @@ NORMS: Final = (FROBENIUS, SPECTRAL)
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """What a number is of, beside its norm."""
+class Condition:
+    """The condition that a number was measured under, beside its norm."""
 
     layer: int
     size: int
@@ -73,27 +230,27 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """All that the pieces kept.
+    """The results of all tasks.
 
     Attributes:
         layers: the critical ones, ascending.
         sizes: batch sizes, ascending.
         earlier: numbers of earlier batches, ascending.
-        kept: (seed's place, earlier) -> size -> layer -> part -> norm -> one number a group.
+        saved: (seed's place, earlier) -> size -> layer -> part -> norm -> one number a group.
     """
 
     layers: Sequence[int]
     sizes: Sequence[int]
     earlier: Sequence[int]
     seeds: int
-    kept: Mapping[tuple[int, int], Mapping[str, Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]]]
+    saved: Mapping[tuple[int, int], Mapping[str, Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]]]
 
     @classmethod
-    def of(cls, settings: AnalysisSettings, kept: Mapping[str, Kept], name: Callable[[int, int], str]) -> Table:
-        """Of pieces, by the names that ``name`` gives a seed and a number of earlier batches."""
+    def of(cls, settings: AnalysisSettings, saved: Mapping[str, TaskRecord], name: Callable[[int, int], str]) -> Table:
+        """Of tasks, by the names that ``name`` gives a seed and a number of earlier batches."""
         sizes, earlier = sorted(set(settings.sizes)), sorted(set(settings.earlier))
         found = {
-            (place, number): kept[name(seed, number)]["sizes"]
+            (place, number): saved[name(seed, number)]["sizes"]
             for place, seed in enumerate(settings.seeds)
             for number in earlier
         }
@@ -101,33 +258,33 @@ class Table:
         return cls(layers, sizes, earlier, len(settings.seeds), found)
 
     def behind(self, layer: int) -> int:
-        """n: how many critical layers come behind this one."""
+        """n: the number of critical layers after this one."""
         return len(self.layers) - 1 - list(self.layers).index(layer)
 
     def groups(self, size: int) -> int:
         """Over all seeds."""
-        return self.part("shift", FROBENIUS, Case(self.layers[0], size, self.earlier[0])).size
+        return self.part("shift", FROBENIUS, Condition(self.layers[0], size, self.earlier[0])).size
 
-    def part(self, part: str, norm: str, case: Case) -> Numbers:
-        """Something that was kept: ``shift``, ``computed``, ``gap``, ``last``, ``solution``."""
-        runs = [self.kept[place, case.earlier][str(case.size)][str(case.layer)] for place in range(self.seeds)]
+    def part(self, part: str, norm: str, case: Condition) -> Numbers:
+        """One of ``shift``, ``computed``, ``gap``, ``last``, ``solution``."""
+        runs = [self.saved[place, case.earlier][str(case.size)][str(case.layer)] for place in range(self.seeds)]
         return np.array([run[part][norm] for run in runs], dtype=np.float64)
 
-    def bound(self, rule: Callable[..., Numbers], reading: str, case: Case) -> Numbers:
+    def bound(self, rule: Callable[..., Numbers], reading: str, case: Condition) -> Numbers:
         of_residuals, of_q = READINGS[reading]
         gap, last = self.part("gap", of_residuals, case), self.part("last", of_residuals, case)
         return rule(gap, last, self.part("solution", of_q, case), self.behind(case.layer))
 
-    def tightness(self, rule: Callable[..., Numbers], reading: str, case: Case) -> Numbers:
-        """Shift / bound; none where the bound is 0, and so is the shift."""
+    def tightness(self, rule: Callable[..., Numbers], reading: str, case: Condition) -> Numbers:
+        """Shift / bound; NaN where both are 0."""
         return ratio(self.part("shift", READINGS[reading][0], case), self.bound(rule, reading, case))
 
-    def relative_shift(self, norm: str, case: Case) -> Numbers:
-        """Of the computed update's norm; none where nothing is to be written."""
+    def relative_shift(self, norm: str, case: Condition) -> Numbers:
+        """Shift / norm of the computed update; NaN where that is 0."""
         return ratio(self.part("shift", norm, case), self.part("computed", norm, case))
 
-    def share_of_factor(self, reading: str, case: Case) -> Numbers:
-        """How much of log(bound / shift) is log(bound / tighter bound)."""
+    def share_of_factor(self, reading: str, case: Condition) -> Numbers:
+        """log(bound / tighter bound) / log(bound / shift)."""
         stated, tighter = self.bound(bound, reading, case), self.bound(tighter_bound, reading, case)
         shift = self.part("shift", READINGS[reading][0], case)
         known = (shift > 0) & (stated > shift)
@@ -137,27 +294,27 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A column of the study.
+    """A quantity of the study.
 
     Attributes:
-        norms: in which it is told.
-        of: its numbers, by norm and case.
+        norms: in which it is given.
+        of: its numbers, by norm and condition.
     """
 
     unit: str
     norms: Sequence[str]
-    of: Callable[[Table, str, Case], Numbers]
+    of: Callable[[Table, str, Condition], Numbers]
 
 
-def _part(part: str, table: Table, norm: str, case: Case) -> Numbers:
+def _part(part: str, table: Table, norm: str, case: Condition) -> Numbers:
     return table.part(part, norm, case)
 
 
-def _bound(rule: Callable[..., Numbers], table: Table, reading: str, case: Case) -> Numbers:
+def _bound(rule: Callable[..., Numbers], table: Table, reading: str, case: Condition) -> Numbers:
     return table.bound(rule, reading, case)
 
 
-def _tightness(rule: Callable[..., Numbers], table: Table, reading: str, case: Case) -> Numbers:
+def _tightness(rule: Callable[..., Numbers], table: Table, reading: str, case: Condition) -> Numbers:
     return table.tightness(rule, reading, case)
 
 
@@ -197,7 +354,7 @@ def slope(values: Sequence[Numbers], places: Sequence[int]) -> Numbers:
 
 
 def inside(small: Numbers, large_groups: int, small_size: int, large_size: int) -> list[Numbers]:
-    """For each group of a larger size the numbers of the smaller groups whose facts all lie in it, (seeds, n)."""
+    """For each larger group the numbers of the smaller groups that it contains, (seeds, n)."""
     found = []
     for group in range(large_groups):
         first = -(-group * large_size // small_size)
@@ -206,12 +363,8 @@ def inside(small: Numbers, large_groups: int, small_size: int, large_size: int) 
     return found
 
 
-# ----------------------------------------------------------------------------------------------------
-# How the shift of study ``weight-shift`` grows, each group of facts against itself, and what becomes of the claims.
-
-
 ENOUGH_GROUPS = ENOUGH
-_ROUNDING = 1e-9  # relative: what the norms of float64 products may be off by
+_ROUNDING = 1e-9  # relative rounding error of norms of float64 products
 _GROWING = ("shift", "relative shift", "residual gap", "last residual", "Q", "bound", "tighter bound")
 
 
@@ -233,9 +386,9 @@ class Growths:
     large: int
     earlier: Sequence[int]
     first: int
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Finding] = field(default_factory=list)
 
-    def of(self, quantity: str, **where: Label) -> Row | None:
+    def of(self, quantity: str, **where: Label) -> Finding | None:
         """The one row of these labels, or None where it is undefined."""
         found = [row for row in self.rows if row.quantity == quantity and row.where == where]
         return found[0] if found else None
@@ -266,7 +419,7 @@ def growths_of(table: Table, undefined: dict[str, str]) -> Growths:
         undefined["growth with earlier batches"] = "there is one number of earlier batches"
     else:
         _with_earlier(table, growths, undefined)
-    shares = table.share_of_factor(FROBENIUS, Case(growths.first, size, table.earlier[0]))
+    shares = table.share_of_factor(FROBENIUS, Condition(growths.first, size, table.earlier[0]))
     where: dict[str, Label] = {"layer": growths.first, "size": size, "earlier": table.earlier[0], "norm": FROBENIUS}
     _add(growths, undefined, "share of the factor in the looseness", where, shares)
     return growths
@@ -277,7 +430,7 @@ def _with_distance(table: Table, growths: Growths, undefined: dict[str, str]) ->
     for name in ("shift", "relative shift", "tightness", "tightness of the tighter bound"):
         quantity = QUANTITIES[name]
         for norm in quantity.norms:
-            values = [quantity.of(table, norm, Case(layer, growths.size, table.earlier[0])) for layer in layers]
+            values = [quantity.of(table, norm, Condition(layer, growths.size, table.earlier[0])) for layer in layers]
             where: dict[str, Label] = {"size": growths.size, "earlier": table.earlier[0], "norm": norm}
             found = slope(values, [table.behind(layer) for layer in layers])
             _add(growths, undefined, f"{name}, growth with distance", where, found)
@@ -288,14 +441,14 @@ def _with_size(table: Table, growths: Growths, undefined: dict[str, str]) -> Non
     by_norm: dict[tuple[str, str], list[Numbers]] = {}
     for layer in table.layers[:-1]:
         for norm in QUANTITIES["shift"].norms:
-            ones = table.part("shift", norm, Case(layer, small, start))
-            whole = table.part("shift", norm, Case(layer, large, start))
+            ones = table.part("shift", norm, Condition(layer, small, start))
+            whole = table.part("shift", norm, Condition(layer, large, start))
             within = inside(ones, whole.shape[1], small, large)
             means = np.stack([part.mean(axis=1) for part in within], axis=1)
             roots = np.stack([np.sqrt((part**2).sum(axis=1)) for part in within], axis=1)
             compared_with = {"shift, growth with batch size": means}
             if norm == FROBENIUS and large % small == 0:
-                # What the batch would shift if its parts did not bear on one another: updates in orthogonal directions.
+                # The batch's shift if the updates of its parts were orthogonal.
                 compared_with["shift of a batch against its parts' root sum of squares"] = roots
             for name, before in compared_with.items():
                 found = growth(before, whole)
@@ -315,7 +468,7 @@ def _with_earlier(table: Table, growths: Growths, undefined: dict[str, str]) -> 
             over_layers = []
             for layer in table.layers[:-1]:
                 before, after = (
-                    quantity.of(table, norm, Case(layer, growths.size, number)) for number in (first, last)
+                    quantity.of(table, norm, Condition(layer, growths.size, number)) for number in (first, last)
                 )
                 found = growth(before, after)
                 over_layers.append(found)
@@ -335,7 +488,7 @@ def _add(growths: Growths, undefined: dict[str, str], quantity: str, where: dict
 
 
 def claims_of(table: Table, growths: Growths) -> list[Claim]:
-    """The paper's claims and ours; those that there is nothing to compare for are left out (and named undefined)."""
+    """The paper's claims and ours; those without data are left out (and listed as undefined)."""
     start, last = table.earlier[0], table.earlier[-1]
     at_start: dict[str, Label] = {"size": growths.size, "earlier": start, "norm": FROBENIUS}
     by_size: dict[str, Label] = {"layer": "all", "size": growths.large, "earlier": start, "norm": FROBENIUS}
@@ -343,7 +496,7 @@ def claims_of(table: Table, growths: Growths) -> list[Claim]:
     slopes = "slope over the layers before the last, in units of the mean per layer"
     earlier_text = f"from {start} to {last} earlier batches, mean over the layers before the last"
     size_text = f"from {growths.small} to {growths.large} facts a batch, mean over the layers before the last"
-    tested: list[tuple[str, Row | None, str]] = [
+    tested: list[tuple[str, Finding | None, str]] = [
         (
             "The shift of the weights grows with the distance from the last critical layer.",
             growths.of("shift, growth with distance", **at_start),
@@ -370,7 +523,7 @@ def claims_of(table: Table, growths: Growths) -> list[Claim]:
             growths.of("shift, growth with earlier batches", **at_end),
             f"growth {earlier_text}; "
             + "; ".join(
-                f"{name} {told(row)}"
+                f"{name} {with_n(row)}"
                 for name in ("residual gap", "last residual", "Q", "bound")
                 if (row := growths.of(f"{name}, growth with earlier batches", **at_end))
             ),
@@ -382,7 +535,7 @@ def claims_of(table: Table, growths: Growths) -> list[Claim]:
         ),
     ]
     claims = [
-        Claim(text, compared(row, claimed="positive"), f"{told(row)}: {what} (Frobenius norm, paired over groups)")
+        Claim(text, verdict_on(row, claimed="positive"), f"{with_n(row)}: {what} (Frobenius norm, paired over groups)")
         for text, row, what in tested
         if row is not None
     ]
@@ -392,26 +545,26 @@ def claims_of(table: Table, growths: Growths) -> list[Claim]:
         claims.append(
             Claim(
                 "The theory's bound gets looser with the distance from the last critical layer.",
-                compared(looser, claimed="negative"),
-                f"{told(looser)}: {slopes} of shift / bound (all norms Frobenius, paired over groups)"
-                + (f"; of the tighter bound {told(tighter)}" if tighter else ""),
+                verdict_on(looser, claimed="negative"),
+                f"{with_n(looser)}: {slopes} of shift / bound (all norms Frobenius, paired over groups)"
+                + (f"; of the tighter bound {with_n(tighter)}" if tighter else ""),
             )
         )
     return [*claims, *_on_looseness(table, growths), _on_validity(table)]
 
 
 def _by_layer(table: Table, growths: Growths) -> str:
-    """What the slope is of, and ‖Q‖, which differs from layer to layer for reasons of its own."""
+    """Shift and ‖Q‖ by layer; ‖Q‖ varies between layers independently of the residuals."""
     told_of = []
     for layer in table.layers[:-1]:
-        case = Case(layer, growths.size, table.earlier[0])
+        case = Condition(layer, growths.size, table.earlier[0])
         shift, q = (float(np.mean(table.part(part, FROBENIUS, case))) for part in ("shift", "solution"))
         told_of.append(f"layer {layer}: shift {shift:.3g}, ‖Q‖ {q:.3g}")
     return ", ".join(told_of)
 
 
 def _on_looseness(table: Table, growths: Growths) -> list[Claim]:
-    case = Case(growths.first, growths.size, table.earlier[0])
+    case = Condition(growths.first, growths.size, table.earlier[0])
     shares = table.share_of_factor(FROBENIUS, case)
     known = shares[np.isfinite(shares)]
     if not len(known):
@@ -426,22 +579,22 @@ def _on_looseness(table: Table, growths: Growths) -> list[Claim]:
         Claim(
             f"At layer {growths.first}, the farthest from the last, the theory's bound is loose mostly because of its "
             "factor L − l.",
-            compared(excess, claimed="positive"),
+            verdict_on(excess, claimed="positive"),
             f"of log(bound / shift), the share that goes with (L − l) / (L − l + 1) in the factor's place is "
-            f"{told(share)} (all norms Frobenius; claimed: above 0.5); shift / bound and shift / tighter bound are, in "
-            f"the norms {'; '.join(both)}",
+            f"{with_n(share)} (all norms Frobenius; claimed: above 0.5); shift / bound and shift / tighter bound are, "
+            f"in the norms {'; '.join(both)}",
         )
     ]
 
 
 def _on_validity(table: Table) -> Claim:
-    """That no shift is above its bounds; rounding aside."""
+    """No shift exceeds its bounds, except by rounding."""
     count, bad, tightest = 0, 0, 0.0
     for earlier in table.earlier:
         for size in table.sizes:
             for layer in table.layers:
                 for reading in READINGS:
-                    case = Case(layer, size, earlier)
+                    case = Condition(layer, size, earlier)
                     shift = table.part("shift", READINGS[reading][0], case)
                     tighter, stated = (table.bound(rule, reading, case) for rule in (tighter_bound, bound))
                     wrong = (shift > tighter * (1 + _ROUNDING)) | (tighter > stated * (1 + _ROUNDING))
@@ -456,10 +609,6 @@ def _on_validity(table: Table) -> Claim:
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-# What study ``weight-shift`` makes of its numbers: rows, how they grow, what becomes of the claims, pictures.
-
-
 _LINES = {"shift": "shift", "tighter bound": "tighter bound", "bound": "bound of the theory"}
 
 
@@ -467,23 +616,23 @@ def piece_name(seed: int, earlier: int) -> str:
     return f"seed-{seed}-after-{earlier}"
 
 
-def weight_shift_findings(settings: AnalysisSettings, kept: Mapping[str, Kept]) -> Findings:
-    """All that follows from what the pieces kept."""
-    table = Table.of(settings, kept, piece_name)
+def weight_shift_findings(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> Findings:
+    """Rows, claims and figures."""
+    table = Table.of(settings, saved, piece_name)
     undefined: dict[str, str] = {}
     rows = _rows(table, undefined)
     growths = growths_of(table, undefined)
     return Findings([*rows, *growths.rows], claims_of(table, growths), _figures(rows, table, growths), (), undefined)
 
 
-def _rows(table: Table, undefined: dict[str, str]) -> list[Row]:
-    rows: list[Row] = []
+def _rows(table: Table, undefined: dict[str, str]) -> list[Finding]:
+    rows: list[Finding] = []
     for earlier in table.earlier:
         for size in table.sizes:
             for layer in table.layers:
                 for name, quantity in QUANTITIES.items():
                     for norm in quantity.norms:
-                        found = quantity.of(table, norm, Case(layer, size, earlier)).ravel()
+                        found = quantity.of(table, norm, Condition(layer, size, earlier)).ravel()
                         where: dict[str, Label] = {
                             "layer": layer,
                             "distance": table.behind(layer),
@@ -504,7 +653,7 @@ def _rows(table: Table, undefined: dict[str, str]) -> list[Row]:
     return rows
 
 
-def _figures(rows: list[Row], table: Table, growths: Growths) -> list[Figure]:
+def _figures(rows: list[Finding], table: Table, growths: Growths) -> list[Figure]:
     """At ``growths.large``, as with one fact a batch all matrices are of rank 1 and all norms the same."""
     first, size, start = growths.first, growths.large, growths.earlier[0]
     groups = table.groups(size)
@@ -544,7 +693,7 @@ def _figures(rows: list[Row], table: Table, growths: Growths) -> list[Figure]:
         Figure(
             "weight-shift-tightness",
             "How tight the bounds are: shift / bound, by the number of critical layers left to the last and by the "
-            f"norm that the bound is told in; {large}; {_counted(start, 'earlier batch')}; {means}.",
+            f"norm of the bound; {large}; {_counted(start, 'earlier batch')}; {means}.",
             [
                 Panel(
                     title,
@@ -568,7 +717,7 @@ _AXES = {"distance": "critical layers left to the last", "size": "facts a batch"
 
 
 def _panel(
-    rows: list[Row], reading: str, x: str, where: Mapping[str, Label], x_label: str, *, log: bool = False
+    rows: list[Finding], reading: str, x: str, where: Mapping[str, Label], x_label: str, *, log: bool = False
 ) -> Panel:
     of_shift = READINGS[reading][0]
     series = [
@@ -578,7 +727,7 @@ def _panel(
     return Panel(f"Norms: {reading}", x_label, label, series, log_x=log, log_y=log)
 
 
-def _line(rows: list[Row], quantity: str, norm: str, label: str, x: str, where: Mapping[str, Label]) -> Series:
+def _line(rows: list[Finding], quantity: str, norm: str, label: str, x: str, where: Mapping[str, Label]) -> Series:
     chosen = [
         row
         for row in rows
@@ -593,22 +742,19 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}{'es' if what.endswith('ch') else 's'}"
 
 
-# ----------------------------------------------------------------------------------------------------
-
-
 def residuals_now(
-    bench: Workbench, recipe: Recipe, facts: Sequence[Fact], prefixes: Sequence[str], written: Sequence[Term]
+    context: StudyContext, recipe: Recipe, facts: Sequence[Fact], prefixes: Sequence[str], written: Sequence[Term]
 ) -> dict[int, Tensor]:
-    """The residual of each critical layer as a batch would first meet it: z − h, both at that layer, on the weights as
-    they are now (z on the original ones where the recipe says so); layer -> (d_out, facts) float64.
+    """The residual z − h of each critical layer before a batch is written, on the current weights (z on the original
+    ones where the recipe says so); layer -> (d_out, facts) float64.
 
     Args:
-        written: what the run has changed so far.
+        written: terms of the run so far.
     """
     shapers = [make_shaper(entry.kind, entry.model_dump(exclude={"kind"})) for entry in recipe.shaping]
-    finder = AimFinder(bench.model, recipe, bench.site, prefixes, shapers, bench.report)
+    finder = AimFinder(context.model, recipe, context.site, prefixes, shapers, context.report)
     found = {}
-    for layer in bench.layers:
+    for layer in context.layers:
         aim = finder.find(facts, Step(layer, layer, 1.0), (), written)[layer]
         moved = recipe.target.weights == "original"
         found[layer] = aim.delta + (aim.states - finder.states(facts, layer)) if moved else aim.delta
@@ -619,7 +765,7 @@ def residuals_now(
 def group_norms(
     residuals: Mapping[int, Tensor], keys: Mapping[int, Tensor], states: Mapping[int, LayerSolver], size: int
 ) -> dict[int, list[ShiftNorms]]:
-    """Layer -> the norms of each group of ``size`` facts, in order; a smaller rest is left out."""
+    """Layer -> the norms of each group of ``size`` facts, in order; an incomplete last group is left out."""
     layers = list(residuals)
     last = residuals[layers[-1]]
     found: dict[int, list[ShiftNorms]] = {layer: [] for layer in layers}
@@ -632,46 +778,46 @@ def group_norms(
     return found
 
 
-def _measure(bench: Workbench, run: EarlierBatches, probe: Sequence[Fact], earlier: int) -> Kept:
-    model, recipe, device = bench.model, run.recipe, solve_device(bench.model)
+def _measure(context: StudyContext, run: EarlierBatches, probe: Sequence[Fact], earlier: int) -> TaskRecord:
+    model, recipe, device = context.model, run.recipe, solve_device(context.model)
     with run.written(earlier) as states:
-        residuals = residuals_now(bench, recipe, probe, run.prefixes, run.terms)
-        read = keys_and_bare(model, probe, run.prefixes, bench.layers, recipe.contexts.keys)
+        residuals = residuals_now(context, recipe, probe, run.prefixes, run.terms)
+        read = keys_and_bare(model, probe, run.prefixes, context.layers, recipe.contexts.keys)
         keys = {layer: mean.to(device) for layer, (mean, _) in read.items()}
         residuals = {layer: found.to(device) for layer, found in residuals.items()}
-        kept = {}
-        for number, size in enumerate(sorted(set(bench.settings.sizes))):
-            bench.report("groups", number, len(bench.settings.sizes))
+        saved = {}
+        for number, size in enumerate(sorted(set(context.settings.sizes))):
+            context.report("groups", number, len(context.settings.sizes))
             groups = group_norms(residuals, keys, states, size)
-            kept[str(size)] = {str(layer): _as_lists(norms) for layer, norms in groups.items()}
-    return {"sizes": kept}
+            saved[str(size)] = {str(layer): _as_lists(norms) for layer, norms in groups.items()}
+    return {"sizes": saved}
 
 
 def _as_lists(norms: Sequence[ShiftNorms]) -> dict[str, dict[str, list[float]]]:
-    """Quantity -> norm -> one number a group."""
+    """Quantity -> norm -> one number per group."""
     records = {part.name: [getattr(group, part.name).to_record() for group in norms] for part in fields(ShiftNorms)}
     return {name: {norm: [one[norm] for one in found] for norm in found[0]} for name, found in records.items()}
 
 
-def _pieces(bench: Workbench) -> list[Piece]:
-    settings = bench.settings
+def _tasks(context: StudyContext) -> list[StudyTask]:
+    settings = context.settings
     needed = settings.count + max(settings.earlier) * settings.batch_size
-    pieces = []
+    tasks = []
     for seed in settings.seeds:
-        facts = bench.materials[seed].facts.facts
+        facts = context.materials[seed].facts.facts
         if len(facts) < needed:
             raise InputError(
-                f"{settings.count} facts to look at and {max(settings.earlier)} earlier batches of "
-                f"{settings.batch_size} are {needed} facts, got {len(facts)} for seed {seed}",
-                remedy="Give more facts, or lower count, earlier or batch_size",
+                f"{settings.count} facts and {max(settings.earlier)} earlier batches of {settings.batch_size} need "
+                f"{needed} facts, got {len(facts)} for seed {seed}",
+                remedy="Use more facts, or lower count, earlier or batch_size",
+                code="STUDY_TOO_FEW_FACTS",
             )
         probe, rest = facts[: settings.count], facts[settings.count : needed]
-        # The pieces of a seed share a run, which goes on from one to the next; a piece that is done by itself, after a
-        # stop, writes the earlier batches again.
-        run = EarlierBatches(bench, bench.recipe_for(seed), rest, settings.batch_size)
+        # The tasks of a seed share a run; after an interruption the next task computes the earlier batches again.
+        run = EarlierBatches(context, context.recipe_for(seed), rest, settings.batch_size)
         for earlier in sorted(set(settings.earlier)):
-            pieces.append(Piece(piece_name(seed, earlier), partial(_measure, bench, run, probe, earlier)))
-    return pieces
+            tasks.append(StudyTask(piece_name(seed, earlier), partial(_measure, context, run, probe, earlier)))
+    return tasks
 
 
 def _faults(recipe: Recipe, settings: AnalysisSettings) -> Iterator[Fault]:
@@ -679,29 +825,37 @@ def _faults(recipe: Recipe, settings: AnalysisSettings) -> Iterator[Fault]:
     if solver.facts_at_once is not None:
         yield Fault(
             "solver",
-            f"{recipe.solver.kind!r} writes facts one after another, each on the weights that the one before left, so "
-            "that a batch's change is no product R Q with a Q of the keys alone",
-            "Take a method whose solver takes a batch at once",
+            f"{recipe.solver.kind!r} writes facts one after another: a batch's change is not a product R Q with "
+            "a Q of the keys alone",
+            "Use a method whose solver writes a batch at once",
+            code="STUDY_SOLVER_UNSUITABLE",
         )
     shapers = [make_shaper(entry.kind, entry.model_dump(exclude={"kind"})) for entry in recipe.shaping]
     if any(isinstance(shaper, BatchShaper) for shaper in shapers):
         yield Fault(
             "shaping",
-            f"{recipe.method!r} zeroes entries of a batch's change by their size, so that it is no product R Q with a "
-            "Q of the keys alone",
-            "Take the method without this shaping",
+            f"{recipe.method!r} zeroes entries of a batch's change by size: it is not a product R Q with a Q of "
+            "the keys alone",
+            "Use the method without this shaping",
+            code="STUDY_RECIPE_UNSUITABLE",
         )
     if len(recipe.layers) < 2:
         yield Fault(
-            "layers", f"nothing is spread over one critical layer, got {list(recipe.layers)}", "Give at least two"
+            "layers",
+            f"a residual is spread over two critical layers or more, got {list(recipe.layers)}",
+            "Use a recipe with several layers",
+            code="STUDY_NEEDS_LAYERS",
         )
     if bad := [size for size in settings.sizes if size > settings.count]:
         yield Fault(
-            "sizes", f"a batch of {bad} cannot be made of {settings.count} facts", "Raise count, or leave it out"
+            "sizes",
+            f"batch sizes {bad} exceed the {settings.count} facts",
+            "Raise count, or leave them out",
+            code="STUDY_TOO_FEW_FACTS",
         )
     for name in ("sizes", "earlier"):
         if not getattr(settings, name):
-            yield Fault(name, "there are none", "Give at least one")
+            yield Fault(name, "expected at least one value", "Give one", code="STUDY_SETTING_INVALID")
 
 
 def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
@@ -711,7 +865,6 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 WEIGHT_SHIFT = Study(
     name="weight-shift",
-    title=TITLES["weight-shift"],
     shows="How far the update of a layer by the spread residual lies from that by the residual computed there: "
     "‖ΔW_computed − ΔW_spread‖, beside the bound that the theory gives, what the triangle inequality gives in its "
     "place, and each factor of them, over the number of critical layers behind, the batch size and the number of "
@@ -727,7 +880,7 @@ WEIGHT_SHIFT = Study(
     "are over groups of facts; there is none of a single group.",
     source=f"the weight-shift bound of {BOUNDARY_PAPER}; the tighter form and the spectral norms are ours",
     uses=("count", "batch_size", "sizes", "earlier"),
-    pieces=_pieces,
+    tasks=_tasks,
     findings=weight_shift_findings,
     check=_check,
     needs=lambda settings: settings.count + max(settings.earlier, default=0) * settings.batch_size,

@@ -13,10 +13,9 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from errata.analysis.running import RESULT, STUDY, Result, read_result, run_study
-from errata.analysis.studies import STUDIES, study_named
-from errata.analysis.study import AnalysisSettings, Study, Workbench
-from errata.analysis.titles import TITLES
+from errata.analysis import STUDY_TITLES
+from errata.analysis.studies import RESULT, STUDIES, STUDY, StudyResult, read_result, run_study, study_named
+from errata.analysis.study import AnalysisSettings, Study, StudyContext
 from errata.benchmark.grid import DataEntry
 from errata.benchmark.material import Material
 from errata.benchmark.measurement_names import FURTHER_NAMES
@@ -54,7 +53,7 @@ from errata.utils.files import check_new, is_file
 
 HELP = (
     "Run studies that test each step of the argument for boundary-layer updates.\n\n"
-    + "\n\n".join(f"[bold]{name}[/]  {title}." for name, title in TITLES.items())
+    + "\n\n".join(f"[bold]{name}[/]  {title}." for name, title in STUDY_TITLES.items())
     + "\n\nEach study is saved step by step in its own directory OUT/STUDY; running the same command again resumes an "
     "interrupted study. The results are result.json, rows.csv, figures and a report. docs/analysis.md describes each "
     "study, its units, and the source of its question."
@@ -70,7 +69,9 @@ app = typer.Typer()
 
 @app.command("analyse", help=HELP, epilog=EXAMPLE)
 def analyse(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help=f"{', '.join(TITLES)}, several by commas, or all.")],
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help=f"{', '.join(STUDY_TITLES)}, several by commas, or all.")
+    ],
     model: ModelOption = "lab",
     facts: Annotated[
         str | None,
@@ -175,15 +176,15 @@ def analyse(
         tell("Nothing was loaded or written (--dry-run).")
         write_json(json, {"studies": [plan.record(numbers) for plan in plans]})
         return
-    results: dict[str, Result] = {}
+    results: dict[str, StudyResult] = {}
     command = "errata " + shlex.join(sys.argv[1:])
     with progress(looked_back=900.0) as report:
         loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
         for plan in plans:
             own = numbers.model_copy(update={"batch_size": plan.settings.batch_size})
-            bench = Workbench(loaded, own, plan.settings, plan.materials, plan.recipes, report=report)
+            context = StudyContext(loaded, own, plan.settings, plan.materials, plan.recipes, report=report)
             try:
-                results[plan.study.name] = run_study(plan.study, bench, out / plan.study.name, command=command)
+                results[plan.study.name] = run_study(plan.study, context, out / plan.study.name, command=command)
             except KeyboardInterrupt as error:
                 raise InterruptedRunError(
                     f"the study {plan.study.name!r} is not done; what it has done is kept in {out / plan.study.name}",
@@ -191,7 +192,7 @@ def analyse(
                 ) from error
     for name, result in results.items():
         _show(name, result)
-    places = [out / name for name in TITLES if is_file(out / name / RESULT)]
+    places = [out / name for name in STUDY_TITLES if is_file(out / name / RESULT)]
     targets = {kind: out / f"report.{kind}" for kind in ("html", "md")}
     write_studies([read_result(place) for place in places], targets, places=places)
     write_json(
@@ -207,7 +208,7 @@ def _state(directory: Path) -> str:
     return f"begun, {kept} pieces are kept" if is_file(directory / STUDY) else "not begun"
 
 
-def _show(name: str, result: Result) -> None:
+def _show(name: str, result: StudyResult) -> None:
     """What became of the claims, and where everything is."""
     table = Table(title=f"{name}: {result.about['title']} ({result.about['seconds']:.0f} s)", title_justify="left")
     for head in ("claim", "verdict", "measured"):

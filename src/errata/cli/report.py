@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from errata.analysis.running import ROWS, STUDY, Result
+from errata.analysis.studies import ROWS, STUDY, StudyResult
 from errata.benchmark.campaign import open_campaign
 from errata.benchmark.collect import collect
 from errata.cli.terminal import counted, tell, warn
@@ -125,7 +125,7 @@ def _report_studies(run: Path, out: Path | None, formats: str | None, analysis: 
 
 
 def write_studies(
-    results: Sequence[Result],
+    results: Sequence[StudyResult],
     targets: Mapping[str, Path],
     unfinished: Sequence[str] = (),
     places: Sequence[Path] = (),

@@ -12,9 +12,8 @@ from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from errata.analysis.findings import Claim, Figure, Findings, Label, Panel, Row, Series, Verdict
-from errata.analysis.running import RESULT, ROWS, STUDY, Result, read_result
-from errata.analysis.studies import STUDIES
+from errata.analysis.findings import Claim, Figure, Finding, Findings, Label, Panel, Series, Verdict
+from errata.analysis.studies import RESULT, ROWS, STUDIES, STUDY, StudyResult, read_result
 from errata.errors import Fault, FaultsError, InputError
 from errata.report.figures import DARK, LIGHT, Picture, draw, is_level, places_of
 from errata.utils.files import is_file, reason_of
@@ -131,11 +130,11 @@ class ShownStudy:
         return [(name, value) for name, value in named if value]
 
 
-def _numbers(row: Row) -> tuple[Label | None, ...]:
+def _numbers(row: Finding) -> tuple[Label | None, ...]:
     return row.mean, row.low, row.high, row.n
 
 
-def shown(results: Iterable[Result], tables: Sequence[str] = ()) -> list[ShownStudy]:
+def shown(results: Iterable[StudyResult], tables: Sequence[str] = ()) -> list[ShownStudy]:
     """Check studies, and draw their figures: what is called the same looks the same in all of them.
 
     Args:
@@ -187,7 +186,7 @@ def told_value(value: Label | None) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _checked(result: Result) -> tuple[StudyAbout, Findings]:
+def _checked(result: StudyResult) -> tuple[StudyAbout, Findings]:
     """Raises InputError if anything is not as the classes say."""
     try:
         about = StudyAbout.model_validate(result.about)
@@ -272,7 +271,7 @@ class Studies:
         unfinished: those that have to be left out, likewise.
     """
 
-    finished: Mapping[Path, Result] = field(default_factory=dict)
+    finished: Mapping[Path, StudyResult] = field(default_factory=dict)
     unfinished: Mapping[Path, Unfinished] = field(default_factory=dict)
 
     def __or__(self, other: Studies) -> Studies:
@@ -294,7 +293,7 @@ def read_studies(directory: Path) -> Studies:
             f"{directory} is no study, nor a folder of studies: neither it nor a directory in it has {STUDY}",
             remedy=_FOLDER_REMEDY,
         )
-    found: dict[Path, Result] = {}
+    found: dict[Path, StudyResult] = {}
     unfinished = {
         place.resolve(): Unfinished(place, _command(place)) for place in places if not is_file(place / RESULT)
     }

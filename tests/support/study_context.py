@@ -1,4 +1,4 @@
-"""What tests of studies share: a workbench with a tiny model, and a study done in a folder."""
+"""What tests of studies share: a context with a tiny model, and a study done in a folder."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from errata.analysis.running import Result, run_study
-from errata.analysis.study import AnalysisSettings, Study, Workbench
+from errata.analysis.studies import StudyResult, run_study
+from errata.analysis.study import AnalysisSettings, Study, StudyContext
 from errata.benchmark.material import Material
 from errata.facts.fact import Fact, FactSet, Question
 from errata.models.language_model import LanguageModel
@@ -17,7 +17,7 @@ from tests.support.bench import ASKED, PROSE, UNTOUCHED
 from tests.support.editing import tiny_language_model, tiny_recipe, write_corpus
 
 
-def tiny_workbench(
+def tiny_context(
     folder: Path,
     family: str = "gpt2",
     method: str = "memit",
@@ -27,35 +27,35 @@ def tiny_workbench(
     seeds: Sequence[int] = (0,),
     recipe: dict[str, Any] | None = None,
     **settings: Any,
-) -> Workbench:
-    """A workbench in which every seed has the same facts."""
+) -> StudyContext:
+    """A context in which every seed has the same facts."""
     numbers = tiny_recipe(write_corpus(folder / "corpus.txt"), method, **(recipe or {}))
     chosen = AnalysisSettings.model_validate({"count": len(facts), "batch_size": 2, "seeds": tuple(seeds), **settings})
     material = Material(FactSet(tuple(facts), "tiny facts"), UNTOUCHED, PROSE)
     found = model or tiny_language_model(family)
-    return Workbench(found, numbers, chosen, dict.fromkeys(seeds, material), cache=folder / "cache")
+    return StudyContext(found, numbers, chosen, dict.fromkeys(seeds, material), cache=folder / "cache")
 
 
-def done(study: Study, bench: Workbench, out: Path) -> Result:
+def done(study: Study, context: StudyContext, out: Path) -> StudyResult:
     """The study, finished."""
-    return run_study(study, bench, out, command="errata analyse (a test)")
+    return run_study(study, context, out, command="errata analyse (a test)")
 
 
-def runs_workbench(
+def runs_context(
     folder: Path,
     family: str = "gpt2",
     methods: Sequence[str] = ("memit", "memit+blue"),
     *,
     untouched: Sequence[tuple[str, str]] = (),
     **settings: Any,
-) -> Workbench:
-    """A workbench with recipes of methods, and beside the tiny benches' untouched prompts some of the caller's, as
+) -> StudyContext:
+    """A context with recipes of methods, and beside the tiny benches' untouched prompts some of the caller's, as
     (cluster, prompt).
     """
-    bench = tiny_workbench(folder, family, methods=tuple(methods), **settings)
-    bench.recipes = {method: tiny_recipe(folder / "corpus.txt", method) for method in methods}
+    context = tiny_context(folder, family, methods=tuple(methods), **settings)
+    context.recipes = {method: tiny_recipe(folder / "corpus.txt", method) for method in methods}
     more = tuple((cluster, Question(prompt, "Paris")) for cluster, prompt in untouched)
-    bench.materials = {
-        seed: replace(material, untouched=(*material.untouched, *more)) for seed, material in bench.materials.items()
+    context.materials = {
+        seed: replace(material, untouched=(*material.untouched, *more)) for seed, material in context.materials.items()
     }
-    return bench
+    return context
