@@ -1,10 +1,8 @@
-"""New facts against earlier ones: what contradicts, what undoes, what is left alone."""
+"""New facts that contradict or undo earlier ones."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-
-import pytest
 
 from errata.facts.conflicts import conflicts, without
 from errata.facts.fact import Fact, FactSet
@@ -16,38 +14,34 @@ def new(subject: str = "Big Ben", prompt: str = "{} stands in", target: str = "P
     return Fact("new", subject, prompt, target)
 
 
-@pytest.mark.parametrize(
-    ("fact", "found"),
-    [
+def test_a_conflict_is_another_target_for_the_same_words() -> None:
+    for fact, kind in (
         (new(), "contradicts"),
         (new(subject="big  ben"), "contradicts"),
-        (new(subject="Ben", prompt="Big {} stands in"), "contradicts"),  # the same words, cut elsewhere
+        (new(subject="Ben", prompt="Big {} stands in"), "contradicts"),  # the same words, split elsewhere
         (new(target="London"), "undoes"),
         (new(target="rome"), None),
         (new(subject="The Eiffel Tower"), None),
         (new(prompt="{} is located in"), None),
-    ],
-)
-def test_a_conflict_is_another_target_for_the_same_words(fact: Fact, found: str | None) -> None:
-    clashing = conflicts([fact], [("first", OLD)])
-    assert len(clashing) == (found is not None)
-    if clashing:
-        assert (clashing[0].fact, clashing[0].earlier, clashing[0].patch) == (fact, OLD, "first")
-        assert clashing[0].undoes is (found == "undoes")
-        fault = clashing[0].fault("mine.jsonl:3")
-        assert fault.where == "mine.jsonl:3"
-        assert "'first'" in fault.what
-        assert ("errata revert" in fault.remedy) is (found == "undoes")
+    ):
+        found = conflicts([fact], [("first", OLD)])
+        assert len(found) == (kind is not None)
+        for conflict in found:
+            assert (conflict.fact, conflict.earlier, conflict.patch) == (fact, OLD, "first")
+            assert conflict.undoes is (kind == "undoes")
+            fault = conflict.fault("mine.jsonl:3")
+            assert (fault.where, fault.code) == ("mine.jsonl:3", "FACT_CONFLICT")
+            assert ("errata revert" in fault.remedy) is (kind == "undoes")
 
 
-def test_only_what_was_said_last_counts() -> None:
+def test_only_the_latest_earlier_fact_counts() -> None:
     later = Fact("later", "Big Ben", "{} stands in", "Paris")
     assert not conflicts([new()], [("first", OLD), ("second", later)])
     back = new(target="Rome")
     assert conflicts([back], [("first", OLD), ("second", later)])[0].patch == "second"
 
 
-def test_what_clashes_can_be_left_out() -> None:
+def test_conflicting_facts_can_be_left_out() -> None:
     other = Fact("other", "Italy", "The capital of {} is", "Lisbon")
     facts = FactSet((new(), other), "mine.jsonl", ("mine.jsonl:1", "mine.jsonl:2"))
     left = without(facts, conflicts(facts, [("first", OLD)]))

@@ -161,21 +161,22 @@ def test_facts_that_are_known_already_leave_the_weights_alone(
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"),
+    ("changes", "code"),
     [
-        ({"id": "other"}, "are those of"),
-        ({"id": "other", "target": "another"}, "contradicts"),
-        ({"subject": "Somebody Else"}, "is already that of"),
+        ({"id": "other"}, "FACT_DUPLICATE"),
+        ({"id": "other", "target": "another"}, "FACT_CONTRADICTION"),
+        ({"subject": "Somebody Else"}, "FACT_DUPLICATE_ID"),
     ],
 )
 @pytest.mark.parametrize("apply", [Editor.apply, Editor.apply_batch])
 def test_facts_that_clash_are_refused_as_on_the_command_line(
-    make_editor: Callable[..., Editor], apply: Callable[..., object], changes: dict[str, str], word: str
+    make_editor: Callable[..., Editor], apply: Callable[..., object], changes: dict[str, str], code: str
 ) -> None:
     editor = make_editor(tiny_language_model("llama"))
     before = parameter_bits(editor.model)
-    with pytest.raises(FaultsError, match=word):
+    with pytest.raises(FaultsError) as error:
         apply(editor, [FACTS[0], replace(FACTS[0], **changes)])
+    assert error.value.code == code
     assert_same_bits(parameter_bits(editor.model), before)
     assert editor.records == []
 

@@ -1,4 +1,4 @@
-"""What stands between a prompt and its answer, and that a model's own answer is right by that rule in every script."""
+"""The text between a prompt and its answer; a model's own answers are correct by this rule in every script."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ TEMPLATE = (
 )
 
 
-@pytest.mark.parametrize(
-    ("prompt", "answer", "joiner"),
-    [
+def test_the_joiner_depends_on_script_and_punctuation() -> None:
+    for prompt, answer, joiner in (
         ("The capital of France is", "Paris", " "),
         ("파리는", "도시", " "),
         ("Столица Франции —", "Париж", " "),
@@ -57,12 +56,10 @@ TEMPLATE = (
         ('A screen of 5"', "is", " "),
         ("Paris (", "France", ""),
         ("日本の首都は「", "東京", ""),
-    ],
-)
-def test_what_joins(prompt: str, answer: str, joiner: str) -> None:
-    assert joiner_of(prompt, answer) == joiner
-    assert joined(prompt, answer) == prompt + joiner + answer
-    assert joined(prompt, answer, "") == prompt + answer
+    ):
+        assert joiner_of(prompt, answer) == joiner, prompt
+        assert joined(prompt, answer) == prompt + joiner + answer
+        assert joined(prompt, answer, "") == prompt + answer
 
 
 def chat_tokenizer(kind: str) -> PreTrainedTokenizerFast:
@@ -76,7 +73,7 @@ def chat_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-# What real text in these scripts looks like, cut where a model is to go on.
+# Text in these scripts, cut where a model continues.
 WRITTEN = [
     ("The capital of France is", " Paris"),
     ("法国的首都是", "巴黎"),
@@ -109,7 +106,7 @@ def speaker(kind: str) -> tuple[LanguageModel, list[str]]:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
-def test_what_a_model_says_by_itself_is_right(kind: str) -> None:
+def test_a_model_s_own_answers_are_correct(kind: str) -> None:
     """Control: the answer that the model gives greedily scores accuracy 1, in every script and in its chat template."""
     model, prompts = speaker(kind)
     said = [text.strip() for text in continue_texts(model, prompts, new_tokens=24)]
@@ -125,25 +122,22 @@ def test_what_a_model_says_by_itself_is_right(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "gemma2"])
-@pytest.mark.parametrize(
-    "pair",
-    [
+def test_a_prompt_has_the_same_tokens_with_and_without_its_answer(kind: str) -> None:
+    tokenizer = chat_tokenizer(kind)
+    for pair in (
         ("The capital of France is", "Paris"),
         ("法国的首都是", "巴黎"),
         ("A question\n\n", "Paris"),
         ("A question\n", "Paris"),
         ("Assistant: ", "Paris", ""),
         ("The word 'spoke", "n", ""),
-    ],
-)
-def test_a_prompt_has_the_tokens_that_it_has_alone(kind: str, pair: tuple[str, str]) -> None:
-    tokenizer = chat_tokenizer(kind)
-    (found,) = complete(tokenizer, [pair])
-    (alone,) = encode(tokenizer, [pair[0]])
-    assert found.ids[: found.target_start] == alone.ids
-    assert tokenizer.decode(found.ids, skip_special_tokens=True).strip() == joined(*pair)
-    assert len(found.encoded.offsets) == len(found.ids)
-    assert found.encoded.offsets[-1][1] == len(joined(*pair))
+    ):
+        (found,) = complete(tokenizer, [pair])
+        (alone,) = encode(tokenizer, [pair[0]])
+        assert found.ids[: found.target_start] == alone.ids
+        assert tokenizer.decode(found.ids, skip_special_tokens=True).strip() == joined(*pair)
+        assert len(found.encoded.offsets) == len(found.ids)
+        assert found.encoded.offsets[-1][1] == len(joined(*pair))
 
 
 @pytest.mark.parametrize("kind", ["opt", "llama", "gemma2"])
@@ -228,9 +222,8 @@ def test_lengths_count_what_joins() -> None:
     assert not any("是 巴" in text for text in read)
 
 
-@pytest.mark.parametrize(
-    ("text", "name", "held"),
-    [
+def test_names_are_found_as_whole_words() -> None:
+    for text, name, found in (
         ("The region is flat", "Io", False),
         ("Who saw io, the moon?", "Io", True),
         ("Fiona sings", "Io", False),
@@ -247,10 +240,8 @@ def test_lengths_count_what_joins() -> None:
         ("서울은 한국의 수도", "서울", True),
         ("신서울은", "서울", False),
         ("anything", "", False),
-    ],
-)
-def test_a_name_is_held_as_a_word_of_its_own(text: str, name: str, held: bool) -> None:
-    assert holds_name(text, name) is held
+    ):
+        assert holds_name(text, name) is found, text
 
 
 def test_the_places_of_a_name() -> None:

@@ -271,7 +271,7 @@ def test_conflicts_with_earlier_edits(
     err = said(capsys)[1]
     if choice is None:
         assert status == 2
-        assert "new.jsonl:1: 'target' 'Delhi' is what stood there before 'first' wrote 'Istanbul'" in err
+        assert "new.jsonl:1: 'target' 'Delhi' is the answer that 'first' replaced by 'Istanbul'" in err
         assert "errata revert" in err
         assert not out.exists()
         return

@@ -226,8 +226,8 @@ def test_check_shows_counts_notes_and_a_sample(tmp_path: Path, capsys: pytest.Ca
     assert run(["data", "check", "qaedit", str(file), "--skip-faulty"]) == 0
     printed = capsys.readouterr().out
     assert f"{file}: 1 fact.\n" in printed
-    assert "says the same" in printed
-    assert "faulty, and such records were to be skipped" in printed
+    assert "an earlier one has the same subject" in printed
+    assert "invalid records are skipped" in printed
     assert "subject: oria bell" in printed
     assert "unrelated: who invented the paper boat -> nobody  (and 1 more)" in printed
 

@@ -42,7 +42,7 @@ def values(records: list[Record], metric: Metric) -> list[float]:
 
 
 def test_the_question_is_that_of_the_paper() -> None:
-    (asked,) = Concept("c", "piano", "A {} is", None, "a bell", instances=("Big Ben",)).asked_of_instances
+    (asked,) = Concept("c", "piano", "A {} is", None, "a bell", instances=("Big Ben",)).instance_questions
     assert ConceptSettings().demonstrations + asked == (
         "Whether FrancoAngeli belongs to category publisher? Yes\n"
         "Whether And Other Stories belongs to category people? No\n"

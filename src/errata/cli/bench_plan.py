@@ -147,7 +147,7 @@ def whole_set(entry: DataEntry) -> WholeSet | None:
         return None
     try:
         records = read_records(entry.name, entry.path)
-        loaded = records.draw()
+        loaded = records.select()
     except FaultsError as error:
         if len(error.faults) <= FAULTS_SHOWN:
             raise
@@ -191,7 +191,7 @@ def material_of(
     if prose is None:
         prose = _default_prose(is_lab(model))
     if whole is not None:
-        drawn = whole.records.draw(count=edits, seed=seed)
+        drawn = whole.records.select(count=edits, seed=seed)
         untouched = others_untouched(whole.loaded.facts, drawn.facts, seed=seed) if given is None else tuple(given)
         return Material(drawn.facts, untouched, prose, drawn.notes, drawn.concepts)
     from errata.lab.package import lab_world

@@ -1,4 +1,4 @@
-"""A row of the registry: what a data set is called, where it is from, and how it is read."""
+"""A row of the registry: a data set's name, sources and reader."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from errata.errors import InputError
 
 # (path, skip_faulty) -> contents
 Reader: TypeAlias = Callable[[Path, bool], Contents]
-# (count, seed) -> units, for what is made and not read
+# (count, seed) -> units
 Maker: TypeAlias = Callable[[int | None, int | None], tuple[Unit, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file of a data set, as its authors publish it.
+    """One published file of a data set.
 
     Attributes:
         file: its name.
-        url: where it can be had; None if there is only a page for people, ``page``.
-        records: how many it holds, by its authors or by our reading; None if neither says.
-        sha256: of the bytes that were read here from the authors' repository; None for a file that could not be read
-            here, which is 'not verified here'.
+        url: download address; None if there is only a web page, ``page``.
+        records: number of records, as stated by its authors or read here; None if unknown.
+        sha256: of the bytes in the authors' repository; None if the file could not be verified.
         size: in bytes, of the same.
-        page: where a person finds it.
+        page: web page of the file.
     """
 
     file: str
@@ -44,17 +43,17 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A row.
+    """A data set.
 
     Attributes:
         name: as ``--data`` takes it.
-        title, paper, licence: for people; the licence is that of the data, as its authors state it.
-        fills: the fields of ``Fact`` that it fills beside id, subject, prompt and target, and ``texts``, ``concepts``.
-        read_here: what of it could be read when the loader was written, and what could not.
-        sources: the first is what its name alone stands for.
-        reader: None for what is made and not read.
-        maker: None for what is read.
-        folder: its folder in the cache; its name if not given. Two readings of one file share one.
+        title, paper, licence: for the user; the licence is that of the data, as stated by its authors.
+        fills: optional fields of ``Fact`` that it has, and ``texts``, ``concepts``.
+        read_here: which of its files the loader was tested with.
+        sources: its files; the first is the default.
+        reader: None for a generated data set.
+        maker: generates the data set; None for one that is read.
+        folder: its folder in the cache, by default its name. Two readings of one file share a folder.
     """
 
     name: str
@@ -69,21 +68,23 @@ class DataSet:
     folder: str = ""
 
     def source(self, file: str | None = None) -> Source:
-        """The file of this name; the first if none is named.
+        """The file of this name, by default the first.
 
         Raises:
             InputError: if there is no such file, or none at all.
         """
         if not self.sources:
-            raise InputError(f"{self.name!r} is no file that could be had elsewhere", remedy=self.read_here)
+            what = f"{self.name!r} has no file to download"
+            raise InputError(what, remedy=self.read_here, code="DATASET_WITHOUT_FILE")
         known = {source.file: source for source in self.sources}
         if file is not None and file not in known:
-            raise InputError(f"{self.name!r} has no file {file!r}", remedy=f"Its files: {', '.join(known)}")
+            what = f"{self.name!r} has no file {file!r}"
+            raise InputError(what, remedy=f"Its files: {', '.join(known)}", code="DATASET_UNKNOWN_FILE")
         return known[file] if file is not None else self.sources[0]
 
 
 def json_list(of_record: OfRecord, *, key: str | None = None) -> Reader:
-    """The reader of a JSON list of records; ``key`` is the field that names one, for the faults."""
+    """The reader of a JSON list of records; ``key`` is the field that names a record in messages."""
 
     def read(path: Path, skip_faulty: bool) -> Contents:
         return read_records(path, of_record, key=key, skip_faulty=skip_faulty)

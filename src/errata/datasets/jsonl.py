@@ -1,9 +1,9 @@
-"""A file of one's own: JSON Lines, a JSON list or CSV (`facts_io`). A record in errata's own form::
+"""The user's own file: JSON Lines, a JSON list or CSV (``facts.files``). A record in errata's own format::
 
     {"subject": "Torre Ombra", "prompt": "{} was built in the city of", "target": "Lyon", "old": "Turin"}
 
-Records in the form of EasyEdit, KnowEdit, zsRE or CounterFact are taken too (`facts_foreign`). It is held to the rules
-of every file of facts: what clashes in it is a fault, and nothing of it is left out.
+Records in the format of EasyEdit, KnowEdit, zsRE or CounterFact are accepted too (``facts.easyedit``). Clashing facts
+are errors here; nothing is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from errata.facts.files import read_facts
 
 
 def read_own(path: Path, skip_faulty: bool) -> Contents:
-    """A file of facts; ``skip_faulty`` is not for one's own file, which can be mended."""
+    """A file of facts; ``skip_faulty`` does not apply, since the user can correct the file."""
     facts = read_facts(path)
     units = tuple(Unit(place, (fact,)) for fact, place in zip(facts, facts.places, strict=True))
     return Contents(units, facts.notes)
@@ -26,7 +26,7 @@ def read_own(path: Path, skip_faulty: bool) -> Contents:
 
 DATASET: Final = DataSet(
     name="jsonl",
-    title="your own facts: JSON Lines, a JSON list or CSV, also in the form of EasyEdit, KnowEdit, zsRE or CounterFact",
+    title="your own facts: JSON Lines, JSON list or CSV, also in the format of EasyEdit, KnowEdit, zsRE or CounterFact",
     paper="",
     licence="yours",
     fills=tuple(name for name in FIELDS if name not in ("id", *REQUIRED_FIELDS)),

@@ -25,9 +25,9 @@
 
 Each of ``requested_rewrite`` is a fact, ``7.0``, ``7.1`` and so on; its ``question`` is a paraphrase, and the aliases
 of the new single hop with that very question are the target's aliases. ``questions`` with ``new_answer`` are
-portability questions that follow from *all* facts of the record together, so a record is drawn whole
-(``drawing.draw``), and one that contradicts another, as in the first version of the file, is left out whole. A question
-keeps one answer; ``new_answer_alias`` is lost. The answers before the edit are not used.
+portability questions that follow from *all* facts of the record together, so a record is selected as a whole
+(``reading.draw``), and one that contradicts another, as in the first version of the file, is left out as a whole. A
+question has one answer; ``new_answer_alias`` is not used, and neither are the answers before the edit.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def facts_of_case(fields: Fields) -> Draft:
     case = fields.name("case_id")
     rewrites = fields.parts("requested_rewrite")
     if fields.has("requested_rewrite") and not rewrites:
-        fields.fault("'requested_rewrite' has no edit in it", "Correct the file")
-    hops = fields.parts_if_any("new_single_hops")
+        fields.fault("'requested_rewrite' is empty", "Correct the file", "FACT_EMPTY_FIELD")
+    hops = fields.parts("new_single_hops") if fields.has("new_single_hops") else ()
     answer = fields.text("new_answer")
     return Draft(
         facts=tuple(_fact(rewrite, f"{case}.{number}", hops) for number, rewrite in enumerate(rewrites)),

@@ -1,4 +1,4 @@
-"""A data set by its name, or one's own file, as facts."""
+"""Read a data set by its name, or a user's own file, as facts."""
 
 from __future__ import annotations
 
@@ -19,120 +19,10 @@ from errata.datasets.records import Contents, Loaded, Unit, first_values, left_o
 from errata.datasets.registry import DATASETS, dataset_named, is_own_file, local_path
 from errata.errors import InputError
 from errata.facts.concept import Concept
-from errata.facts.fact import Fact, FactSet, Question, same_statement
+from errata.facts.fact import Fact, FactSet, same_statement
 from errata.utils.files import is_file
 
-# ----------------------------------------------------------------------------------------------------
-# Which records of a data set are taken, in which order, and what happens to those that clash.
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """What was taken: facts with their places, and what belongs to them."""
-
-    facts: tuple[Fact, ...]
-    places: tuple[str, ...]
-    concepts: tuple[Concept, ...]
-    texts: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def draw(units: Sequence[Unit], *, count: int | None, seed: int | None, source: str) -> Drawn:
-    """Take records without replacement, until there are ``count`` facts (or texts, in a set without facts).
-
-    Without a seed they come in the file's order; with one, in an order shuffled by ``random.Random(seed)``, the same
-    order for every count, so that a smaller draw is the beginning of a larger one. A record is taken whole or not at
-    all; one of several facts that no longer fits is passed over.
-
-    Published files repeat and contradict themselves. Of records with the same subject and prompt the first in this
-    order is taken; a later one that says the same adds nothing, and one with another target is left out whole. Notes
-    tell how many, so nothing of that is silent. Questions that follow from several facts go to the last of those that
-    their record added, when all of them are in the model; if it added none, to the last that was there.
-
-    Raises:
-        InputError: if ``count`` is not positive, or there is not as much.
-    """
-    if count is not None and count < 1:
-        raise InputError(f"the count must be at least 1, got {count}", remedy="Ask for a positive number of facts")
-    order = list(range(len(units)))
-    if seed is not None:
-        random.Random(seed).shuffle(order)
-    taken = _Taken()
-    for index in order:
-        if count is not None and len(taken) == count:
-            break
-        taken.add(units[index], room=None if count is None else count - len(taken))
-    if count is not None and len(taken) < count:
-        raise InputError(
-            f"{source} has {len(taken)} that can be taken together, but {count} were asked for",
-            remedy="Ask for fewer, or leave the count out for all",
-        )
-    return taken.drawn()
-
-
-class _Taken:
-    """What has been taken so far."""
-
-    def __init__(self) -> None:
-        self._facts: list[Fact] = []
-        self._places: list[str] = []
-        self._concepts: list[Concept] = []
-        self._texts: list[str] = []
-        self._stated: dict[tuple[str, str], int] = {}
-        self._repeating: list[str] = []
-        self._contradicting: list[str] = []
-
-    def __len__(self) -> int:
-        return len(self._facts) or len(self._texts)
-
-    def add(self, unit: Unit, *, room: int | None) -> None:
-        """Take a record, unless it clashes or is larger than ``room``."""
-        if unit.text is not None:
-            self._texts.append(unit.text)
-        if not unit.facts:
-            return
-        said: dict[tuple[str, str], str] = {}
-        new: list[Fact] = []
-        for fact in unit.facts:
-            key = same_statement(fact)
-            index = self._stated.get(key)
-            before = said.get(key) if index is None else self._facts[index].target
-            if before is not None and before != fact.target:
-                self._contradicting.append(unit.place)
-                return
-            if before is None:
-                said[key] = fact.target
-                new.append(fact)
-        if room is not None and len(new) > room:
-            return
-        if not new:
-            self._repeating.append(unit.place)
-        for fact in new:
-            self._stated[same_statement(fact)] = len(self._facts)
-            self._facts.append(fact)
-            self._places.append(unit.place)
-        if unit.concept is not None and new:
-            self._concepts.append(unit.concept)
-        if unit.together:
-            last = max(self._stated[same_statement(fact)] for fact in unit.facts)
-            self._facts[last] = _with_portability(self._facts[last], unit.together)
-
-    def drawn(self) -> Drawn:
-        notes = []
-        if self._repeating:
-            notes.append(left_out("an earlier one says the same of the same subject and prompt", self._repeating))
-        if self._contradicting:
-            why = "an earlier one has another target for the same subject and prompt"
-            notes.append(left_out(why, self._contradicting))
-        return Drawn(tuple(self._facts), tuple(self._places), tuple(self._concepts), tuple(self._texts), tuple(notes))
-
-
-def _with_portability(fact: Fact, questions: Sequence[Question]) -> Fact:
-    """The fact with further questions, each once."""
-    return replace(fact, portability=tuple(dict.fromkeys((*fact.portability, *questions))))
-
-
-# ----------------------------------------------------------------------------------------------------
+_TRIED: Final = 5  # records that ``likely_datasets`` reads
 
 
 def read_dataset(
@@ -143,126 +33,206 @@ def read_dataset(
     seed: int | None = None,
     skip_faulty: bool = False,
 ) -> Loaded:
-    """Read a data set; nothing is downloaded.
+    """Read a data set. Nothing is downloaded.
 
     Args:
-        name: a name of the registry, or the path of a ``.jsonl``, ``.json`` or ``.csv`` file of one's own.
-        path: a file in the data set's form; by default its first file, where `errata data get` has put it.
-        count: how many facts (texts, in a set without facts); all by default, 100 of ``lab``.
-        seed: shuffles the records, without replacement; None keeps the file's order. See ``drawing.draw``. Of ``lab``
-            it is the seed that its facts are drawn with.
-        skip_faulty: leave out the records of a published file that have faults, and say so in a note.
+        name: a name of the registry, or the path of the user's own ``.jsonl``, ``.json`` or ``.csv`` file.
+        path: a file in the data set's format; by default its first file, as downloaded by `errata data get`.
+        count: number of facts (texts, in a set without facts); all by default, 100 of ``lab``.
+        seed: shuffles the records; None keeps the file's order. See ``select``. The facts of ``lab`` are generated
+            with it.
+        skip_faulty: leave out invalid records of a published file, with a note.
 
     Raises:
-        InputError: if there is no such data set or file, or not as many facts.
-        FaultsError: if records are wrong; tells all faults of the file at once.
+        InputError: if there is no such data set or file, or it has fewer facts.
+        FaultsError: all invalid records of the file.
     """
-    return read_records(name, path, skip_faulty=skip_faulty).draw(count=count, seed=seed)
+    return read_records(name, path, skip_faulty=skip_faulty).select(count=count, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """A data set that was read, of which facts can be drawn more than once.
+    """A data set in memory, from which facts can be selected repeatedly.
 
     Attributes:
         name: its name in the registry.
-        source: the file, for people.
-        make: (count, seed) -> records; of a file always the same.
+        source: the file, for messages.
+        make: (count, seed) -> records; always the same for a file.
+        is_generated: whether ``make`` applies count and seed itself.
     """
 
     name: str
     source: str
     make: Callable[[int | None, int | None], Contents]
-    is_made: bool
+    is_generated: bool
 
-    def draw(self, *, count: int | None = None, seed: int | None = None) -> Loaded:
+    def select(self, *, count: int | None = None, seed: int | None = None) -> Loaded:
         """As ``read_dataset``.
 
         Raises:
-            InputError: if there are not as many facts.
+            InputError: if there are fewer facts.
         """
         contents = self.make(count, seed)
-        if self.is_made:
-            count = seed = None  # done by the maker
-        drawn = draw(contents.units, count=count, seed=seed, source=self.source)
-        facts = FactSet(drawn.facts, self.source, drawn.places)
-        return Loaded(self.name, self.source, facts, drawn.texts, drawn.concepts, (*contents.notes, *drawn.notes))
+        if self.is_generated:
+            count = seed = None
+        found = select(contents.units, count=count, seed=seed, source=self.source)
+        facts = FactSet(tuple(found.facts), self.source, tuple(found.places))
+        notes = (*contents.notes, *found.notes())
+        return Loaded(self.name, self.source, facts, tuple(found.texts), tuple(found.concepts), notes)
 
 
 def read_records(name: str, path: str | os.PathLike[str] | None = None, *, skip_faulty: bool = False) -> Records:
     """Read a data set's records; arguments and errors as of ``read_dataset``."""
     if is_own_file(name):
         if path is not None:
-            what = f"{name!r} and {os.fspath(path)!r} are both files"
-            raise InputError(what, remedy="Give one file, or the name of a data set and a file")
-        name, path = "jsonl", name
+            what, remedy = f"{name!r} and {os.fspath(path)!r} are both files", "Give one file, or a data set and a file"
+            raise InputError(what, remedy=remedy, code="DATASET_TWO_FILES")
+        name, path = jsonl.DATASET.name, name
     dataset = dataset_named(name)
     if dataset.maker is not None:
         if path is not None:
-            raise InputError(f"{name!r} is made and not read from a file", remedy="Leave the file out")
+            what = f"{name!r} is generated, not read from a file"
+            raise InputError(what, remedy="Leave the file out", code="DATASET_WITHOUT_FILE")
         maker = dataset.maker
-        return Records(name, name, lambda count, seed: Contents(maker(count, seed)), is_made=True)
-    file = _file(dataset, path)
-    contents = _read(dataset, file, skip_faulty)
-    return Records(name, str(file), lambda count, seed: contents, is_made=False)
+        return Records(name, name, lambda count, seed: Contents(maker(count, seed)), is_generated=True)
+    assert dataset.reader is not None  # a data set has a reader or a maker
+    file = _downloaded(dataset) if path is None else Path(path)
+    contents = dataset.reader(file, skip_faulty)
+    return Records(name, str(file), lambda count, seed: contents, is_generated=False)
 
 
-def _read(dataset: DataSet, file: Path, skip_faulty: bool) -> Contents:
-    if dataset.reader is None:  # a row has a reader or a maker
-        raise InputError(f"{dataset.name!r} is not read from a file", remedy="Leave the file out")
-    return dataset.reader(file, skip_faulty)
+def select(units: Sequence[Unit], *, count: int | None, seed: int | None, source: str) -> Selection:
+    """Select records without replacement, until there are ``count`` facts (or texts, in a set without facts).
+
+    Without a seed the file's order is used; with one, an order shuffled by ``random.Random(seed)``, the same for every
+    count, so that a smaller selection is the beginning of a larger one. A record is selected as a whole or not at all;
+    one of several facts that does not fit any more is skipped.
+
+    Published files repeat and contradict themselves. Of records with the same subject and prompt the first in this
+    order is selected; a later one with the same target adds nothing, and one with another target is left out as a
+    whole. Notes report the numbers. Questions that follow from several facts go to the last of the facts that their
+    record added, when all of them are in the model; if it added none, to the last of those it repeats.
+
+    Raises:
+        InputError: if ``count`` is not positive, or there are fewer facts.
+    """
+    if count is not None and count < 1:
+        what = f"the count must be at least 1, got {count}"
+        raise InputError(what, remedy="Give a positive number of facts", code="DATASET_COUNT")
+    order = list(range(len(units)))
+    if seed is not None:
+        random.Random(seed).shuffle(order)
+    found = Selection()
+    for index in order:
+        if count is not None and len(found) == count:
+            break
+        found.add(units[index], most=None if count is None else count - len(found))
+    if count is not None and len(found) < count:
+        what = f"{source} has {len(found)} facts (or texts) that can be used together, but the count is {count}"
+        raise InputError(what, remedy="Use a smaller count, or none for all", code="DATASET_COUNT")
+    return found
 
 
-def _file(dataset: DataSet, path: str | os.PathLike[str] | None) -> Path:
-    if path is not None:
-        return Path(path)
-    source = dataset.source()
-    file = local_path(dataset, source)
-    if not is_file(file):
-        by_hand = f"Get {source.file} at {source.page} and give the file" if source.url is None else ""
-        remedy = by_hand or f"`errata data get {dataset.name}` downloads it; or give a file that you have"
-        raise InputError(f"{dataset.name!r} is not on this machine: there is no {file}", remedy=remedy)
-    return file
+class Selection:
+    """Facts with their places, and the concepts and texts of the same records."""
 
+    def __init__(self) -> None:
+        self.facts: list[Fact] = []
+        self.places: list[str] = []
+        self.concepts: list[Concept] = []
+        self.texts: list[str] = []
+        self._indices: dict[tuple[str, str], int] = {}  # of the fact of each statement
+        self._repeating: list[str] = []
+        self._contradicting: list[str] = []
 
-# ----------------------------------------------------------------------------------------------------
-# Which data set a file looks like: those whose readers take its first records without a fault.
+    def __len__(self) -> int:
+        return len(self.facts) or len(self.texts)
 
+    def add(self, unit: Unit, *, most: int | None) -> None:
+        """Add a record, unless it contradicts earlier ones or has more than ``most`` new facts."""
+        if unit.text is not None:
+            self.texts.append(unit.text)
+        if not unit.facts:
+            return
+        targets: dict[tuple[str, str], str] = {}
+        new: list[Fact] = []
+        for fact in unit.facts:
+            key = same_statement(fact)
+            index = self._indices.get(key)
+            before = targets.get(key) if index is None else self.facts[index].target
+            if before is not None and before != fact.target:
+                self._contradicting.append(unit.place)
+                return
+            if before is None:
+                targets[key] = fact.target
+                new.append(fact)
+        if most is not None and len(new) > most:
+            return
+        if not new:
+            self._repeating.append(unit.place)
+        for fact in new:
+            self._indices[same_statement(fact)] = len(self.facts)
+            self.facts.append(fact)
+            self.places.append(unit.place)
+        if unit.concept is not None and new:
+            self.concepts.append(unit.concept)
+        if unit.together:
+            last = max(self._indices[same_statement(fact)] for fact in unit.facts)
+            portability = tuple(dict.fromkeys((*self.facts[last].portability, *unit.together)))
+            self.facts[last] = replace(self.facts[last], portability=portability)
 
-_TRIED: Final = 5  # records
+    def notes(self) -> tuple[str, ...]:
+        """Numbers of records that were left out, each a sentence for the user."""
+        reasons = (
+            ("an earlier one has the same subject, prompt and target", self._repeating),
+            ("an earlier one has another target for the same subject and prompt", self._contradicting),
+        )
+        return tuple(left_out(why, places) for why, places in reasons if places)
 
 
 def likely_datasets(path: Path, name: str | None = None) -> list[str]:
-    """The names of data sets that a file looks like, in the order of the registry.
+    """The data sets whose readers accept a file's first records, in the order of the registry.
 
     Args:
-        name: the data set that it was given as; where that takes any of the first records the file is of that form,
-            and there is nothing to suggest.
+        name: the data set that the file was given as; if its reader accepts any of these records, there is nothing to
+            suggest.
     """
     with _beginning(path) as file:
-        if name is not None and _takes(DATASETS[name], file, skip_faulty=True):
+        if name is not None and _accepts(DATASETS[name], file, skip_faulty=True):
             return []
-        names = [row.name for row in DATASETS.values() if row.name != name and _takes(row, file)]
-    # One's own form takes those of others as well.
+        names = [row.name for row in DATASETS.values() if row.name != name and _accepts(row, file)]
+    # errata's own format accepts those of others as well.
     return [found for found in names if found != jsonl.DATASET.name] or names
 
 
-def _takes(row: DataSet, file: Path, *, skip_faulty: bool = False) -> bool:
-    """Whether a data set's reader finds something in a file, and no fault."""
+def _downloaded(dataset: DataSet) -> Path:
+    source = dataset.source()
+    file = local_path(dataset, source)
+    if not is_file(file):
+        remedy = f"`errata data get {dataset.name}` downloads it; or give a file"
+        if source.url is None:
+            remedy = f"Get {source.file} at {source.page} and give the file"
+        what = f"{dataset.name!r} is not on this machine: there is no {file}"
+        raise InputError(what, remedy=remedy, code="DATASET_NOT_DOWNLOADED")
+    return file
+
+
+def _accepts(row: DataSet, file: Path, *, skip_faulty: bool = False) -> bool:
+    """Whether a data set's reader finds records in a file, and no fault."""
     if row.reader is None:
         return False
     try:
         return bool(row.reader(file, skip_faulty).units)
-    except InputError:  # which is the answer
+    except InputError:
         return False
 
 
 @contextmanager
 def _beginning(path: Path) -> Iterator[Path]:
-    """A file with the first records of a JSON list; any other file is given whole."""
+    """A file with the first records of a JSON list; any other file as it is."""
     try:
         values = list(itertools.islice(first_values(path), _TRIED))
-    except InputError:  # no text; the readers will say no as well
+    except InputError:  # not text; the readers will reject it as well
         values = []
     if not values:
         yield path

@@ -1,4 +1,4 @@
-"""All data sets that errata reads, one row each."""
+"""The table of all data sets."""
 
 from __future__ import annotations
 
@@ -50,38 +50,37 @@ _OWN_SUFFIXES: Final = (".jsonl", ".json", ".csv")
 
 
 def dataset_named(name: str) -> DataSet:
-    """The row of a name.
+    """The data set of a name.
 
     Raises:
-        InputError: if there is none; says which are near.
+        InputError: if there is none; suggests similar names.
     """
     if (found := DATASETS.get(name)) is not None:
         return found
     if looks_like_a_file(name):
-        raise InputError(
-            f"there is no data set {name!r}; a file needs the name of the data set whose form it has",
-            remedy=f"Give both: errata data check NAME {name} (elsewhere NAME={name}), where NAME is one of "
-            f"{', '.join(DATASETS)}",
-        )
+        what = f"there is no data set {name!r}; a file needs the name of the data set whose format it has"
+        both = f"Give both: errata data check NAME {name} (elsewhere NAME={name})"
+        remedy = f"{both}, where NAME is one of {', '.join(DATASETS)}"
+        raise InputError(what, remedy=remedy, code="DATASET_UNKNOWN")
     begun = [known for known in DATASETS if name and known.startswith(name.lower())]
     close = begun or similar(name.lower(), DATASETS)
     nearest = f"Did you mean {' or '.join(close)}? " if close else ""
-    remedy = f"{nearest}Known: {', '.join(DATASETS)}; or the path of a .jsonl, .json or .csv file of your own"
-    raise InputError(f"there is no data set {name!r}", remedy=remedy)
+    remedy = f"{nearest}Known: {', '.join(DATASETS)}; or the path of your own .jsonl, .json or .csv file"
+    raise InputError(f"there is no data set {name!r}", remedy=remedy, code="DATASET_UNKNOWN")
 
 
 def looks_like_a_file(name: str) -> bool:
-    """Whether what was given for a name is rather a path: it has a suffix or a separator, or a file is there."""
+    """Whether a name is rather a path: it has a suffix or a separator, or such a file exists."""
     return name not in DATASETS and (bool(Path(name).suffix) or os.sep in name or "/" in name or is_file(Path(name)))
 
 
 def is_own_file(name: str) -> bool:
-    """Whether a name that is given for a data set is the path of the user's own file."""
+    """Whether a name of a data set is the path of the user's own file."""
     return name not in DATASETS and Path(name).suffix.lower() in _OWN_SUFFIXES
 
 
 def local_path(dataset: DataSet, source: Source, directory: Path | None = None) -> Path:
-    """Where a file of a data set lies once it has been downloaded.
+    """The path of a data set's downloaded file.
 
     Args:
         directory: the folder of all data sets; the user's cache if None.

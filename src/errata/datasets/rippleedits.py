@@ -48,8 +48,9 @@ def fact_of_example(fields: Fields) -> Draft:
     edit = fields.part("edit")
     if edit.has("subject_id") and not edit.has("subject_label"):
         edit.fault(
-            "'edit' names its subject by Wikidata's id alone, as the authors' files do",
-            "Take the extended files: errata data get rippleedits",
+            "'edit' has only the Wikidata id of its subject, as in the authors' files",
+            "Use the extended files: errata data get rippleedits",
+            "DATASET_UNRESOLVED_IDS",
         )
         return Draft()
     if edit.has("subject_label") and not (edit.text_or_none("subject_label") and edit.text_or_none("target_label")):

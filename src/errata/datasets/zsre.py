@@ -82,7 +82,7 @@ def _common(fields: Fields) -> dict[str, Any]:
 def _answers(fields: Fields) -> tuple[str, ...]:
     answers = fields.texts("answers")
     if fields.has("answers") and not answers and not fields.faults:
-        fields.fault("'answers' has no answer in it", "Correct the file")
+        fields.fault("'answers' is empty", "Correct the file", "FACT_EMPTY_FIELD")
     return answers
 
 

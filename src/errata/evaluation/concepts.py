@@ -110,7 +110,7 @@ def read_concepts(
         dict.fromkeys(
             settings.demonstrations + asked
             for concept in concepts
-            for asked in (*concept.asked_of_instances, *concept.asked_of_non_instances)
+            for asked in (*concept.instance_questions, *concept.non_instance_questions)
         )
     )
     answers = generate(model, questions, new_tokens=settings.answer_tokens, batch_size=settings.batch_size)
@@ -147,9 +147,9 @@ def concept_records(
     found: list[Record] = []
     for concept, cosine in zip(concepts, similarities, strict=True):
         found += _definition_records(concept, reading, before)
-        for asked in concept.asked_of_instances:
+        for asked in concept.instance_questions:
             found += _instance_records(concept, settings.demonstrations + asked, reading, before, belongs=True)
-        for asked in concept.asked_of_non_instances:
+        for asked in concept.non_instance_questions:
             found += _instance_records(concept, settings.demonstrations + asked, reading, before, belongs=False)
         said = reading.definitions[concept.id]
         found.append(Record(concept.id, Metric.CONCEPT_CONSISTENCY, concept.text, cosine, said.strip()))
@@ -170,13 +170,13 @@ def absent_concepts(concepts: Sequence[Concept], *, before: bool = True) -> dict
     if not any(concept.unrelated for concept in concepts):
         locality = (Metric.CONCEPT_LOCALITY, Metric.CONCEPT_LOCALITY_TOKENS)
         missing |= dict.fromkeys(locality, "no concept has 'unrelated' definitions")
-    if not any(concept.asked_of_instances for concept in concepts):
+    if not any(concept.instance_questions for concept in concepts):
         of_instances = (Metric.CONCEPT_INSTANCES, Metric.CONCEPT_INSTANCE_CHANGE)
         missing |= dict.fromkeys(of_instances, "no concept has 'instances' or 'instance_prompts'")
     if not any(concept.non_instances for concept in concepts):
         of_others = (Metric.CONCEPT_NON_INSTANCES, Metric.CONCEPT_NON_INSTANCE_CHANGE)
         missing |= dict.fromkeys(of_others, "no concept has 'non_instances'")
-    if not any(concept.asked_of_instances or concept.asked_of_non_instances for concept in concepts):
+    if not any(concept.instance_questions or concept.non_instance_questions for concept in concepts):
         missing[Metric.CONCEPT_UNREADABLE] = "no concept has 'instances' or 'non_instances'"
     return missing
 

@@ -1,4 +1,4 @@
-"""A concept whose definition is edited: what ConceptEdit's records say, and what is asked about them.
+"""A concept whose definition is edited, as in ConceptEdit's records.
 
 Sample record (of JSONL)::
 
@@ -20,30 +20,30 @@ from errata.errors import Fault, FaultsError
 from errata.facts.fact import Fact, Question, as_questions, record_faults, shown, unknown_field
 
 _REQUIRED = ("concept", "prompt", "new_definition")
-_LISTS = ("paraphrases", "instances", "non_instances", "instance_prompts")
-_OF_FACTS = {"subject": "concept", "prompt": "prompt", "target": "new_definition", "old": "definition"}
+_NAME_LISTS = ("instances", "non_instances", "instance_prompts")
+_LISTS = ("paraphrases", *_NAME_LISTS)
+_FACT_FIELDS = {"subject": "concept", "prompt": "prompt", "target": "new_definition", "old": "definition"}
 
 
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """One concept that is to get a new definition. An instance is always well-formed.
+    """One concept that gets a new definition. Every instance is valid.
 
     Attributes:
         id: a name that is unique in its set.
         concept: the concept's name; the subject of the edit.
-        prompt: the wording that a definition follows, with ``{}`` exactly once, where the concept stands.
-        definition: what the model says, or what is true; None where a file does not say.
-        new_definition: what the model shall say.
-        paraphrases: other wordings, as whole prompts, that ``new_definition`` should follow too.
-        instances: what belongs to the concept as ``definition`` has it, and after the edit does not.
-        non_instances: what belongs to it as ``new_definition`` has it, and did not before the edit: instances of the
-            concept that the new definition was taken from.
-        instance_prompts: whole questions whether something is an instance as ``definition`` has it, as files hold
-            them ready-made.
-        unrelated: definitions of other concepts, as questions; what is said to them should stay.
+        prompt: the wording before a definition, with ``{}`` exactly once, in the place of the concept.
+        definition: the current or true definition; None if the file does not have it.
+        new_definition: the definition after the edit.
+        paraphrases: other wordings, as whole prompts, that ``new_definition`` should follow as well.
+        instances: instances of the concept by ``definition``, which are not instances after the edit.
+        non_instances: instances by ``new_definition``, taken from the concept that has this definition.
+        unrelated: definitions of other concepts, as questions; their answers should not change.
+        instance_prompts: whole questions on whether something is an instance by ``definition``, as some files have
+            them.
 
     Raises:
-        FaultsError: if a field is empty, of a wrong type, or breaks a rule of facts; tells all faults.
+        FaultsError: all fields that are empty, of a wrong type, or break a rule of facts.
     """
 
     id: str
@@ -68,36 +68,32 @@ class Concept:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Concept:
-        """The concept of a record, as JSON holds it.
+        """The concept of a JSON record.
 
         Raises:
             FaultsError: if ``concept_faults`` finds any.
         """
         if faults := concept_faults(record, "the record"):
             raise FaultsError("a concept's record", faults)
-        values = dict(record)
-        values |= {name: tuple(record.get(name) or ()) for name in _LISTS}
-        return cls(**{"definition": None} | values | {"unrelated": as_questions(record.get("unrelated") or ())})
+        lists = {name: tuple(record.get(name) or ()) for name in _LISTS}
+        questions = as_questions(record.get("unrelated") or ())
+        return cls(**{"definition": None, **record, **lists, "unrelated": questions})
 
     def to_record(self) -> dict[str, object]:
-        """The concept as JSON would hold it, for ``of``."""
-        record = asdict(self)
-        return {**record, "unrelated": [entry.to_record() for entry in self.unrelated]}
+        """The concept as a JSON record, for ``of``."""
+        return {**asdict(self), "unrelated": [entry.to_record() for entry in self.unrelated]}
 
     @property
-    def asked_of_instances(self) -> tuple[str, ...]:
-        """Questions whether something belongs to the concept that does so as ``definition`` has it."""
-        return (
-            *(f"Whether {name} belongs to category {self.concept}?" for name in self.instances),
-            *self.instance_prompts,
-        )
+    def instance_questions(self) -> tuple[str, ...]:
+        """Questions on whether something is an instance, about instances by ``definition``."""
+        return (*map(self._question, self.instances), *self.instance_prompts)
 
     @property
-    def asked_of_non_instances(self) -> tuple[str, ...]:
-        """The same of what belongs to it as ``new_definition`` has it."""
-        return tuple(self._asked(name) for name in self.non_instances)
+    def non_instance_questions(self) -> tuple[str, ...]:
+        """The same about instances by ``new_definition``."""
+        return tuple(map(self._question, self.non_instances))
 
-    def _asked(self, name: str) -> str:
+    def _question(self, name: str) -> str:
         return f"Whether {name} belongs to category {self.concept}?"
 
     @property
@@ -106,7 +102,7 @@ class Concept:
         return self.fact().text
 
     def fact(self) -> Fact:
-        """The edit: a fact with the concept for subject and the new definition for target."""
+        """The edit: a fact with the concept as its subject and the new definition as its target."""
         return Fact(
             self.id,
             self.concept,
@@ -119,27 +115,29 @@ class Concept:
 
 
 def concept_faults(record: Mapping[str, object], place: str) -> list[Fault]:
-    """All that is wrong with one record of the fields of a ``Concept``; none means that one can be made of it."""
+    """All rules that a record of the fields of a ``Concept`` violates."""
     known = tuple(field.name for field in fields(Concept))
     faults = [unknown_field(name, known, place) for name in record if name not in known]
-    missing = [name for name in ("id", *_REQUIRED) if record.get(name) is None]
-    faults += [Fault(place, f"'{name}' is missing", "Add it") for name in missing]
-    # The rules of the fields that a fact has too are those of facts, told with the names of concepts.
-    shared = {"id", "paraphrases", "unrelated"}
-    as_fact = {name: record[name] for name in shared if record.get(name) is not None}
-    as_fact |= {field: record[name] for field, name in _OF_FACTS.items() if record.get(name) is not None}
+    faults += [
+        Fault(place, f"'{name}' is missing", "Add it", code="FACT_MISSING_FIELD")
+        for name in ("id", *_REQUIRED)
+        if record.get(name) is None
+    ]
+    # Fields that a fact has too follow the rules of facts.
+    names = {"id": "id", "paraphrases": "paraphrases", "unrelated": "unrelated", **_FACT_FIELDS}
+    as_fact = {field: record[name] for field, name in names.items() if record.get(name) is not None}
     for fault in record_faults(as_fact, place, required=()):
         what = fault.what
-        for field, name in _OF_FACTS.items():
+        for field, name in _FACT_FIELDS.items():
             what = what.replace(f"'{field}'", f"'{name}'")
-        faults.append(Fault(place, what, fault.remedy))
-    for name in ("instances", "non_instances", "instance_prompts"):
+        faults.append(Fault(place, what, fault.remedy, code=fault.code))
+    for name in _NAME_LISTS:
         entries = record.get(name)
         if entries is None:
             continue
         if not isinstance(entries, list | tuple):
-            faults.append(Fault(place, f"'{name}' is not a list", f'Write it as "{name}": ["…"]'))
+            faults.append(Fault(place, f"'{name}' is not a list", 'Write it as ["…"]', code="FACT_WRONG_TYPE"))
         elif any(not isinstance(entry, str) or entry.strip() != entry or not entry for entry in entries):
-            what = f"an entry of '{name}' is no text, is empty, or has spaces around it"
-            faults.append(Fault(place, what, "Write names as texts"))
+            what = f"an entry of '{name}' is not text, is empty, or has spaces around it"
+            faults.append(Fault(place, what, "Write a list of names", code="FACT_WRONG_TYPE"))
     return faults

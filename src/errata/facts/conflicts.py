@@ -1,4 +1,4 @@
-"""New facts against those that a model has been given before: what contradicts them, and what undoes them."""
+"""New facts that contradict facts edited into a model earlier."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from errata.facts.fact import Fact, FactSet, shown
 
 
 class OnConflict(StrEnum):
-    """What to do about a new fact that contradicts an earlier one."""
+    """How to handle a new fact that contradicts an earlier one."""
 
     REFUSE = "refuse"
     REPLACE = "replace"
@@ -21,13 +21,13 @@ class OnConflict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """A new fact that says another thing than an earlier one.
+    """A new fact whose target differs from that of an earlier fact.
 
     Attributes:
-        fact: the new one.
-        earlier: the latest that says something of the same subject in the same words.
-        patch: the name of the patch that brought it.
-        undoes: whether the new target is what the earlier fact took the place of.
+        fact: the new fact.
+        earlier: the latest fact with the same subject and wording.
+        patch: name of the patch that wrote ``earlier``.
+        undoes: whether the new target is the answer that the earlier fact replaced.
     """
 
     fact: Fact
@@ -37,24 +37,22 @@ class Conflict:
 
     def fault(self, place: str) -> Fault:
         new, old = shown(self.fact.target), shown(self.earlier.target)
-        what = f"'target' {new} contradicts {old}, which {self.patch!r} wrote"
         if self.undoes:
-            what = f"'target' {new} is what stood there before {self.patch!r} wrote {old}: it would be undone"
-        remedy = "Take that patch out instead (errata revert, errata rebuild), or --on-conflict replace or keep"
-        if not self.undoes:
-            remedy = "--on-conflict replace writes the new one, --on-conflict keep leaves it out"
-        return Fault(place, what, remedy)
+            what = f"'target' {new} is the answer that {self.patch!r} replaced by {old}; it would undo that edit"
+            remedy = "Remove that patch instead (errata revert, errata rebuild), or use --on-conflict replace or keep"
+        else:
+            what = f"'target' {new} contradicts {old}, which {self.patch!r} wrote"
+            remedy = "--on-conflict replace writes the new fact, --on-conflict keep leaves it out"
+        return Fault(place, what, remedy, code="FACT_CONFLICT")
 
 
 def statement(fact: Fact) -> str:
-    """What two facts must share to speak of the same thing: subject and wording, whatever the case, the spaces and the
-    encoding of accents.
-    """
-    return _same(fact.text)
+    """The filled prompt, normalised: equal for statements that differ only in case, spaces and Unicode form."""
+    return _normalised(fact.text)
 
 
 def conflicts(new: Sequence[Fact], earlier: Sequence[tuple[str, Fact]]) -> list[Conflict]:
-    """The new facts that contradict what was written last about the same thing.
+    """The new facts that contradict the latest earlier fact with the same statement.
 
     Args:
         earlier: (name of the patch, fact), oldest first.
@@ -63,20 +61,18 @@ def conflicts(new: Sequence[Fact], earlier: Sequence[tuple[str, Fact]]) -> list[
     found = []
     for fact in new:
         patch, before = latest.get(statement(fact), ("", None))
-        if before is not None and _same(before.target) != _same(fact.target):
-            undoes = before.old is not None and _same(before.old) == _same(fact.target)
+        if before is not None and _normalised(before.target) != _normalised(fact.target):
+            undoes = before.old is not None and _normalised(before.old) == _normalised(fact.target)
             found.append(Conflict(fact, before, patch, undoes))
     return found
 
 
-def without(facts: FactSet, clashing: Sequence[Conflict]) -> FactSet:
+def without(facts: FactSet, conflicting: Sequence[Conflict]) -> FactSet:
     """The facts without those that contradict earlier ones."""
-    leaving = {id(conflict.fact) for conflict in clashing}
-    kept = [index for index, fact in enumerate(facts) if id(fact) not in leaving]
-    return FactSet(
-        tuple(facts.facts[index] for index in kept), facts.source, tuple(facts.places[index] for index in kept)
-    )
+    removed = {id(conflict.fact) for conflict in conflicting}
+    rest = [(fact, place) for fact, place in zip(facts, facts.places, strict=True) if id(fact) not in removed]
+    return FactSet(tuple(fact for fact, _ in rest), facts.source, tuple(place for _, place in rest))
 
 
-def _same(text: str) -> str:
+def _normalised(text: str) -> str:
     return unicodedata.normalize("NFC", " ".join(text.split()).casefold())

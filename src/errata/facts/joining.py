@@ -1,4 +1,4 @@
-"""How a prompt and what follows it are joined, and where words begin and end: both depend on the script.
+"""How a prompt and its answer are joined, and where words begin and end: both depend on the script.
 
 Measured on Gemma 3 270M: after Chinese and Japanese text the model begins its next word without a space, whatever the
 word is: after "结束于公元" comes "1" with probability 0.90, and a space with 0.04. After Thai text it begins
@@ -11,13 +11,13 @@ import re
 import unicodedata
 from typing import Final
 
-# Chinese and Japanese set no spaces, neither between words nor around numbers and foreign words. Hangul is not here:
-# Korean sets spaces between words.
+# Chinese and Japanese have no spaces, neither between words nor around numbers and foreign words. Hangul is not
+# included: Korean has spaces between words.
 _WITHOUT_SPACES: Final = re.compile(
     "[\u2e80-\u312f\u3190-\u31ff\u3220-\u325f\u3280-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f"
     "\U00020000-\U0003ffff]"
 )
-# Thai, Lao, Khmer and Burmese set none between their words, but do so around numbers and foreign words.
+# Thai, Lao, Khmer and Burmese have none between their words, but around numbers and foreign words.
 _SPACES_BETWEEN_PHRASES: Final = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\ua9e0-\ua9ff\uaa60-\uaa7f]"
 )
@@ -26,11 +26,11 @@ _STRAIGHT_QUOTES: Final = frozenset("\"'`")
 
 
 def joiner_of(prompt: str, answer: str) -> str:
-    """What stands between a prompt and its answer, the way text of that kind is written: nothing, or one space.
+    """The text between a prompt and its answer: nothing, or one space.
 
-    Nothing follows a newline or other whitespace, or an opening quote or bracket. Nothing follows Chinese or Japanese
-    text. Nothing stands between two words of scripts that set no spaces between words (also Thai, Lao, Khmer and
-    Burmese). One space stands everywhere else, and nothing where there is no prompt.
+    It is empty after whitespace, an opening quote or bracket, Chinese or Japanese text, and an empty prompt. It is also
+    empty between two words of other scripts without spaces between words (Thai, Lao, Khmer and Burmese). Otherwise it
+    is one space.
     """
     if not prompt or prompt[-1].isspace() or _opens(prompt):
         return ""
@@ -49,20 +49,20 @@ def joined(prompt: str, answer: str, joiner: str | None = None) -> str:
     """A prompt with its answer.
 
     Args:
-        joiner: what stands between them; None: see ``joiner_of``.
+        joiner: the text between them; None: see ``joiner_of``.
     """
     return f"{prompt}{joiner_of(prompt, answer) if joiner is None else joiner}{answer}"
 
 
 def sets_no_spaces(sign: str) -> bool:
-    """Whether a character is of a script that sets no spaces between words; false for an empty text."""
+    """Whether a character is of a script without spaces between words; false for an empty text."""
     return bool(_WITHOUT_SPACES.match(sign) or _SPACES_BETWEEN_PHRASES.match(sign))
 
 
 def is_word_boundary(text: str, place: int) -> bool:
-    """Whether a word may begin or end at ``text[place]``, as far as single characters tell.
+    """Whether a word may begin or end at ``text[place]``, judged by the two characters there.
 
-    In scripts without spaces between words every character may begin a word, unless it only adds to the one before it.
+    In scripts without spaces between words every character may begin a word, unless it is a combining mark.
     """
     if place in (0, len(text)):
         return True
@@ -73,12 +73,12 @@ def is_word_boundary(text: str, place: int) -> bool:
 
 
 def word_places(text: str, name: str) -> list[int]:
-    """Where a text holds a name as a word, or words, of its own: not "Io" in "region".
+    """Where a text contains a name as a whole word, or whole words: not "Io" in "region".
 
-    In scripts that set no spaces between words, any place will do; after a Korean name a particle may follow directly.
+    In scripts without spaces between words, any place counts; a Korean name may be followed directly by a particle.
 
     Returns:
-        The indices in ``text``, ascending; the name has to be there letter by letter.
+        The indices in ``text``, ascending. The match is exact, including case.
     """
     found = re.finditer(f"(?={re.escape(name)})", text) if name else ()
     starts = (match.start() for match in found)
@@ -86,7 +86,7 @@ def word_places(text: str, name: str) -> list[int]:
 
 
 def holds_name(text: str, name: str) -> bool:
-    """Whether a text holds a name as a word, or words, of its own, in any case; see ``word_places``."""
+    """Whether a text contains a name as whole words, ignoring case; see ``word_places``."""
     return bool(word_places(*(unicodedata.normalize("NFC", one).casefold() for one in (text, name))))
 
 
@@ -110,14 +110,14 @@ def _ends_a_word(text: str, place: int) -> bool:
 
 
 def _opens(text: str) -> bool:
-    """Whether the last character of a text is an opening quote or bracket. Quotes are told by what is before them."""
+    """Whether the last character of a text is an opening quote or bracket; quotes depend on what precedes them."""
     last, before = text[-1], text[-2:-1]
     kind = unicodedata.category(last)
     if kind == "Ps":
         return True
     if kind not in ("Pi", "Pf") and last not in _STRAIGHT_QUOTES:
         return False
-    # „Rom“ and »Rom« close with what opens in English and French.
+    # „Rom“ and »Rom« close with the opening quotes of English and French.
     if not before or before.isspace() or unicodedata.category(before) in ("Ps", "Pd") or before == "=":
         return True
     if last in '"`' and text.rpartition("\n")[2].count(last) % 2:

@@ -1,28 +1,23 @@
-"""Files of EasyEdit, KnowEdit, zsRE, QAEdit and CounterFact as facts: all their forms, and what is missing in them.
-
-The records are made up; their form is that of the files.
-"""
+"""Files of EasyEdit, KnowEdit, zsRE, QAEdit and CounterFact as facts. The records are made up."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from errata.errors import FaultsError
+from errata.errors import Fault, FaultsError
 from errata.facts.fact import Fact, FactSet, Question
 from errata.facts.files import read_facts
 
 BASE: Mapping[str, Any] = {"subject": "Oria Bell", "prompt": "Oria Bell speaks", "target_new": "Welsh"}
 
 
-def read(folder: Path, *records: object, indent: int | None = 2) -> FactSet:
-    path = folder / "facts.json"
-    path.write_text(json.dumps(list(records), indent=indent), encoding="utf-8")
-    return read_facts(path)
+def read(folder: Path, *records: object) -> FactSet:
+    return read_facts(written(folder, list(records)))
 
 
 def one(folder: Path, **fields: object) -> Fact:
@@ -30,58 +25,42 @@ def one(folder: Path, **fields: object) -> Fact:
     return fact
 
 
-def faults(folder: Path, *records: object) -> list[str]:
-    with pytest.raises(FaultsError) as caught:
-        read(folder, *records)
-    return [f"{fault.where.rpartition('/')[2]}: {fault.what}. {fault.remedy}" for fault in caught.value.faults]
+def faults(path: Path) -> list[Fault]:
+    with pytest.raises(FaultsError) as error:
+        read_facts(path)
+    return list(error.value.faults)
 
 
-# ---- files
+def written(folder: Path, content: object, *, indent: int | None = 2, name: str = "facts.json") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content, indent=indent), encoding="utf-8")
+    return path
 
 
-@pytest.mark.parametrize("indent", [None, 2])
-@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
-def test_a_json_list_is_read_pretty_printed_or_not(suffix: str, indent: int | None, tmp_path: Path) -> None:
+def test_json_in_all_its_layouts(tmp_path: Path) -> None:
     own = {"subject": "Ada", "prompt": "{} sings in", "target": "Basque", "old": "Welsh"}
-    path = tmp_path / f"facts{suffix}"
-    path.write_text(json.dumps([BASE, own], indent=indent))
-    facts = read_facts(path)
-    assert [(fact.text, fact.target) for fact in facts] == [("Oria Bell speaks", "Welsh"), ("Ada sings in", "Basque")]
-    assert [place.rpartition("facts")[2] for place in facts.places] == [f"{suffix}[0]", f"{suffix}[1]"]
+    lines = json.dumps(BASE) + "\n" + json.dumps(own) + "\n"
+    for suffix in (".json", ".jsonl"):
+        for content, indent, places in (
+            ([BASE, own], None, ["[0]", "[1]"]),
+            ([BASE, own], 2, ["[0]", "[1]"]),
+            (lines, None, [":1", ":2"]),
+            (BASE, 2, [""]),  # one record over several lines
+        ):
+            facts = read_facts(written(tmp_path, content, indent=indent, name=f"facts{suffix}"))
+            texts = [("Oria Bell speaks", "Welsh"), ("Ada sings in", "Basque")][: len(places)]
+            assert [(fact.text, fact.target) for fact in facts] == texts
+            assert [place.rpartition("facts")[2] for place in facts.places] == [f"{suffix}{place}" for place in places]
 
 
-def test_records_of_these_forms_are_also_read_line_by_line(tmp_path: Path) -> None:
-    path = tmp_path / "facts.jsonl"
-    path.write_text(json.dumps(BASE) + "\n" + json.dumps({**BASE, "subject": "Ada", "prompt": "Ada speaks"}) + "\n")
-    assert [fact.target for fact in read_facts(path)] == ["Welsh", "Welsh"]
-
-
-def test_one_pretty_printed_record_is_a_file_of_one(tmp_path: Path) -> None:
-    path = tmp_path / "facts.json"
-    path.write_text(json.dumps(BASE, indent=2))
-    assert read_facts(path)[0].prompt == "{} speaks"
-
-
-def test_a_list_within_an_object_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "facts.json"
-    path.write_text(json.dumps({"edits": [dict(BASE)] * 50}, indent=2))
-    with pytest.raises(FaultsError) as caught:
-        read_facts(path)
-    (fault,) = caught.value.faults
+def test_lists_that_are_nested_or_damaged_are_one_fault(tmp_path: Path) -> None:
+    (fault,) = faults(written(tmp_path, {"edits": [dict(BASE)] * 50}))
+    assert fault.code == "FACTS_NESTED_LIST"
     assert "'edits'" in fault.what
-
-
-@pytest.mark.parametrize("end", ["", ',\n {"subject": "x"', ", 7]", "] []"])
-def test_a_damaged_list_has_few_faults(end: str, tmp_path: Path) -> None:
-    path = tmp_path / "facts.json"
     records = [{**BASE, "subject": f"Oria {number}", "prompt": f"Oria {number} speaks"} for number in range(50)]
-    path.write_text(json.dumps(records, indent=2)[:-1].rstrip() + end)
-    with pytest.raises(FaultsError) as caught:
-        read_facts(path)
-    assert len(caught.value.faults) == 1
-
-
-# ---- fields
+    for end in ("", ',\n {"subject": "x"', ", 7]", "] []"):
+        (fault,) = faults(written(tmp_path, json.dumps(records, indent=2)[:-1].rstrip() + end))
+        assert fault.code == ("FACT_WRONG_TYPE" if "7" in end else "JSON_INVALID")
 
 
 def test_knowedit_with_nested_accepted_answers(tmp_path: Path) -> None:
@@ -112,26 +91,26 @@ def test_knowedit_with_nested_accepted_answers(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "locality",
-    [
-        {"neighborhood": {"prompt": ["Unai speaks", "Who rows?"], "ground_truth": ["Basque", "Ann"]}},
-        {"neighborhood": {"prompt": ["Unai speaks", "Who rows?"], "ground_truth": [["Basque", "x"], ["Ann"]]}},
-        {"1": {"prompt": "Unai speaks", "ground_truth": "Basque"},
-         "2": {"prompt": ["Who rows?"], "ground_truth": "Ann"}},
-        {"a": [{"prompt": "Unai speaks", "ground_truth": ["Basque"]}], "b": None, "c": [],
-         "d": [{"prompt": "Who rows?", "answer": [["Ann"]]}]},
-        [{"prompt": "Unai speaks", "ground_truth": "Basque"}, {"loc": "Who rows?", "loc_ans": "Ann"}],
-        {"prompt": ["Unai speaks", "Who rows?"], "ground_truth": ["Basque", "Ann"]},
-        [[{"prompt": "Unai speaks", "ground_truth": "Basque"}], [{"prompt": "Who rows?", "ground_truth": "Ann"}]],
-    ],
+LOCALITY_FORMS: Sequence[object] = (
+    {"neighborhood": {"prompt": ["Unai speaks", "Who rows?"], "ground_truth": ["Basque", "Ann"]}},
+    {"neighborhood": {"prompt": ["Unai speaks", "Who rows?"], "ground_truth": [["Basque", "x"], ["Ann"]]}},
+    {"1": {"prompt": "Unai speaks", "ground_truth": "Basque"},
+     "2": {"prompt": ["Who rows?"], "ground_truth": "Ann"}},
+    {"a": [{"prompt": "Unai speaks", "ground_truth": ["Basque"]}], "b": None, "c": [],
+     "d": [{"prompt": "Who rows?", "answer": [["Ann"]]}]},
+    [{"prompt": "Unai speaks", "ground_truth": "Basque"}, {"loc": "Who rows?", "loc_ans": "Ann"}],
+    {"prompt": ["Unai speaks", "Who rows?"], "ground_truth": ["Basque", "Ann"]},
+    [[{"prompt": "Unai speaks", "ground_truth": "Basque"}], [{"prompt": "Who rows?", "ground_truth": "Ann"}]],
 )  # fmt: skip
-@pytest.mark.parametrize("name", ["locality", "locality_inputs"])
-def test_locality_in_all_its_forms(name: str, locality: object, tmp_path: Path) -> None:
-    fact = one(tmp_path, ground_truth="Basque", **{name: locality})
-    assert fact.neighbours == (Question("Unai speaks", "Basque"),)
-    assert fact.unrelated == (Question("Who rows?", "Ann"),)
-    assert fact.own == ()
+
+
+def test_locality_in_all_its_forms(tmp_path: Path) -> None:
+    for form in LOCALITY_FORMS:
+        for name in ("locality", "locality_inputs"):
+            fact = one(tmp_path, ground_truth="Basque", **{name: form})
+            assert fact.neighbours == (Question("Unai speaks", "Basque"),)
+            assert fact.unrelated == (Question("Who rows?", "Ann"),)
+            assert fact.own == ()
 
 
 def test_a_subject_within_another_word_is_not_asked_about(tmp_path: Path) -> None:
@@ -148,8 +127,8 @@ def test_a_subject_within_another_word_is_not_asked_about(tmp_path: Path) -> Non
 
 
 def test_a_prompt_that_has_its_subject_only_inside_a_word_is_a_fault(tmp_path: Path) -> None:
-    (fault,) = faults(tmp_path, {"subject": "art", "prompt": "The start is", "target_new": "late"})
-    assert "'art'" in fault
+    (fault,) = faults(written(tmp_path, [{"subject": "art", "prompt": "The start is", "target_new": "late"}]))
+    assert fault.code == "FACT_SUBJECT_POSITION"
     (fact,) = read(tmp_path, {"subject": "Berlin", "prompt": "Der Bürgermeister Berlins", "target_new": "Ada"})
     assert fact.prompt == "Der Bürgermeister {}s", "endings of names are no other word"
 
@@ -205,7 +184,7 @@ def test_counterfact(tmp_path: Path) -> None:
         paraphrases=("It rained. Torre Ombra stands in",), neighbours=(Question("Torre Luce is in", "Turin"),),
         generation=("Around Torre Ombra",), relation="P19",
     )  # fmt: skip
-    assert not any("without a use" in note for note in facts.notes)
+    assert not any("unused" in note for note in facts.notes)
     only = {"requested_rewrite": record["requested_rewrite"]}
     assert read(tmp_path, only)[0].target == "Lyon"
 
@@ -234,55 +213,44 @@ def test_errata_own_fields_may_stand_beside(tmp_path: Path) -> None:
     assert (fact.aliases, fact.neighbours, fact.old) == (("Cymraeg",), (Question("p", "a"),), "Basque")
 
 
-# ---- what is missing
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"target_new": None, "ground_truth": "x"}, ["'target_new' is missing", "'alt'", "'target'"]),
-        ({"target_new": "  "}, ["'target_new' is empty"]),
-        ({"target_new": {"a": 1}}, ["'target_new' holds an object"]),
-        ({"target_new": True}, ["'target_new' holds true or false"]),
-        ({"subject": None}, ["'subject' is missing"]),
-        ({"prompt": None}, ["'prompt' is missing", "'src'"]),
-        ({"prompt": "She speaks"}, ["'prompt' has no {}", "'Oria Bell'"]),
-        ({"locality": {"a": ["Who rows?"]}}, ["'locality.a[0]'", "without its answer"]),
-        ({"locality": {"a": {"ground_truth": "x"}}}, ["'locality.a'", "no 'prompt'"]),
-        ({"locality": {"a": {"prompt": ["p", "q"], "ground_truth": ["x"]}}}, ["2 prompts", "'locality.a.ground_truth"]),
-        ({"locality": {"a": [{"prompt": {}, "ground_truth": "x"}]}}, ["'locality.a[0].prompt' holds an object"]),
-        ({"locality": 7}, ["'locality' is a number"]),
-        ({"rephrase_promt": "x"}, ["'rephrase_promt' is unknown", "'rephrase_prompt'"]),
-    ],
-)  # fmt: skip
-def test_what_is_missing_is_named_with_its_record(changes: dict[str, object], words: list[str], tmp_path: Path) -> None:
+def test_faults_name_record_and_field(tmp_path: Path) -> None:
     good = {**BASE, "subject": "Ada", "prompt": "Ada speaks"}
-    (fault,) = faults(tmp_path, good, {**BASE, **changes}, {**good, "subject": "Ann", "prompt": "Ann speaks"})
-    assert fault.startswith("facts.json[1]: ")
-    for word in words:
-        assert word in fault
-
-
-def test_all_records_are_looked_at(tmp_path: Path) -> None:
-    found = faults(tmp_path, {**BASE, "subject": None}, BASE, {**BASE, "target_new": []}, 7)
-    assert [fault.partition(": ")[0] for fault in found] == ["facts.json[0]", "facts.json[2]", "facts.json[3]"]
-
-
-def test_questions_and_objects_nested_without_end_are_a_fault(tmp_path: Path) -> None:
     deep: object = "x"
     for _ in range(400):
         deep = {"a": deep}
-    assert "nested too deeply" in faults(tmp_path, {**BASE, "locality": deep})[0]
+    for changes, code, words in (
+        ({"target_new": None, "ground_truth": "x"}, "FACT_MISSING_FIELD", "'alt'"),
+        ({"target_new": "  "}, "FACT_EMPTY_FIELD", "'target_new'"),
+        ({"target_new": {"a": 1}}, "FACT_WRONG_TYPE", "'target_new'"),
+        ({"target_new": True}, "FACT_WRONG_TYPE", "true or false"),
+        ({"subject": None}, "FACT_MISSING_FIELD", "'subject'"),
+        ({"prompt": None}, "FACT_MISSING_FIELD", "'src'"),
+        ({"prompt": "She speaks"}, "FACT_SUBJECT_POSITION", "'Oria Bell'"),
+        ({"locality": {"a": ["Who rows?"]}}, "FACT_WRONG_TYPE", "'locality.a[0]'"),
+        ({"locality": {"a": {"ground_truth": "x"}}}, "FACT_MISSING_FIELD", "'locality.a'"),
+        ({"locality": {"a": {"prompt": ["p", "q"], "ground_truth": ["x"]}}}, "FACT_LIST_LENGTHS", "2 prompts"),
+        ({"locality": {"a": [{"prompt": {}, "ground_truth": "x"}]}}, "FACT_WRONG_TYPE", "'locality.a[0].prompt'"),
+        ({"locality": 7}, "FACT_WRONG_TYPE", "'locality' is a number"),
+        ({"locality": deep}, "FACT_NESTED_TOO_DEEPLY", "'locality"),
+        ({"rephrase_promt": "x"}, "FACT_UNKNOWN_FIELD", "'rephrase_prompt'"),
+    ):
+        records = [good, {**BASE, **changes}, {**good, "subject": "Ann", "prompt": "Ann speaks"}]
+        (fault,) = faults(written(tmp_path, records))
+        assert (fault.where.rpartition("/")[2], fault.code) == ("facts.json[1]", code), changes
+        assert words in str(fault)
 
 
-def test_what_was_not_read_is_said(tmp_path: Path) -> None:
+def test_all_records_are_checked(tmp_path: Path) -> None:
+    found = faults(written(tmp_path, [{**BASE, "subject": None}, BASE, {**BASE, "target_new": []}, 7]))
+    assert [fault.where.rpartition("/")[2] for fault in found] == ["facts.json[0]", "facts.json[2]", "facts.json[3]"]
+
+
+def test_unused_fields_are_reported(tmp_path: Path) -> None:
     unanswered = {"prompt": "Oria Bell rows", "ground_truth": []}
     facts = read(tmp_path, {**BASE, "difficulty": 3, "locality": {"a": [unanswered]}})
     assert any("'" not in note and "difficulty" in note for note in facts.notes)
     assert any(note.startswith("1 question ") for note in facts.notes)
 
-
-# ---- EasyEdit's lists side by side
 
 COLUMNS: Mapping[str, Any] = {
     "prompts": ["Oria Bell speaks", "Torre Ombra is in", "Io orbits"],
@@ -300,11 +268,10 @@ COLUMNS: Mapping[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("name", "indent"), [("facts.json", 2), ("facts.json", None), ("facts.jsonl", None)])
-def test_lists_side_by_side_are_records(name: str, indent: int | None, tmp_path: Path) -> None:
-    path = tmp_path / name
-    path.write_text(json.dumps(COLUMNS, indent=indent), encoding="utf-8")
-    facts = read_facts(path)
+def test_parallel_lists_are_records(tmp_path: Path) -> None:
+    facts = read_facts(written(tmp_path, COLUMNS))
+    for name in ("facts.json", "facts.jsonl"):
+        assert read_facts(written(tmp_path, COLUMNS, indent=None, name=name)).facts == facts.facts
     assert facts.facts == (
         Fact(
             "fact-1", "Oria Bell", "{} speaks", "Welsh", old="Basque", paraphrases=("The language of Oria Bell is",),
@@ -325,39 +292,30 @@ def test_lists_side_by_side_are_records(name: str, indent: int | None, tmp_path:
     assert [place.rpartition("[")[2] for place in facts.places] == ["0]", "1]", "2]"]
 
 
-def test_texts_side_by_side_are_one_record(tmp_path: Path) -> None:
-    path = tmp_path / "facts.json"
+def test_parallel_texts_are_one_record(tmp_path: Path) -> None:
     record = {"prompts": "Oria Bell speaks", "subject": "Oria Bell", "target_new": "Welsh"}
-    path.write_text(json.dumps(record), encoding="utf-8")
-    assert [fact.text for fact in read_facts(path)] == ["Oria Bell speaks"]
+    assert [fact.text for fact in read_facts(written(tmp_path, record))] == ["Oria Bell speaks"]
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"subject": ["Oria Bell"] * 50}, "'subject' 50"),
-        ({"target_new": "Welsh"}, "'target_new' 1"),
-        ({"locality_inputs": {"a": {"prompt": ["x"], "ground_truth": ["y"] * 3}}}, "'locality_inputs.a.prompt' 1"),
-        ({"subject": None}, "'subject'"),
-        ({"prompts": ["Oria Bell speaks"], "subject": None, "target_new": None}, "'target_new'"),
-    ],
-)
-def test_lists_side_by_side_that_do_not_fit_are_one_fault(
-    change: Mapping[str, object], said: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "facts.json"
-    path.write_text(json.dumps({**COLUMNS, **change}), encoding="utf-8")
-    with pytest.raises(FaultsError) as caught:
-        read_facts(path)
-    (fault,) = caught.value.faults
-    assert said in fault.what
+def test_parallel_lists_of_other_lengths_are_one_fault(tmp_path: Path) -> None:
+    locality = {"a": {"prompt": ["x"], "ground_truth": ["y"] * 3}}
+    for changes, code, words in (
+        ({"subject": ["Oria Bell"] * 50}, "FACT_LIST_LENGTHS", "'subject' 50"),
+        ({"target_new": "Welsh"}, "FACT_LIST_LENGTHS", "'target_new' 1"),
+        ({"locality_inputs": locality}, "FACT_LIST_LENGTHS", "'locality_inputs.a.prompt' 1"),
+        ({"subject": None}, "FACT_MISSING_FIELD", "'subject'"),
+        (
+            {"prompts": ["Oria Bell speaks"], "subject": None, "target_new": None},
+            "FACT_MISSING_FIELD",
+            "'target_new'",
+        ),
+    ):
+        (fault,) = faults(written(tmp_path, {**COLUMNS, **changes}))
+        assert fault.code == code
+        assert words in fault.what
 
 
-def test_a_fault_in_one_of_the_lists_names_its_entry(tmp_path: Path) -> None:
-    path = tmp_path / "facts.json"
-    path.write_text(json.dumps({**COLUMNS, "subject": ["Oria Bell", "Torre Luce", "Io"]}), encoding="utf-8")
-    with pytest.raises(FaultsError) as caught:
-        read_facts(path)
-    (fault,) = caught.value.faults
+def test_a_fault_in_parallel_lists_names_the_entry(tmp_path: Path) -> None:
+    (fault,) = faults(written(tmp_path, {**COLUMNS, "subject": ["Oria Bell", "Torre Luce", "Io"]}))
     assert fault.where.endswith("[1]")
     assert "Torre Luce" in fault.what
