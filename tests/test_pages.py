@@ -10,7 +10,8 @@ make_pages = runpy.run_path(str(DOCS / "make_pages.py"))
 
 
 def test_the_generated_pages_are_current() -> None:
-    outdated = [file for file, text in make_pages["pages"]().items() if (DOCS / file).read_text(encoding="utf-8") != text]
+    current = make_pages["pages"]()
+    outdated = [file for file, text in current.items() if (DOCS / file).read_text(encoding="utf-8") != text]
     assert not outdated, f"run `make pages`; outdated: {', '.join(outdated)}"
 
 
