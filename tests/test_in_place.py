@@ -1,7 +1,8 @@
-"""Files that are changed in place: only regular ones, whatever a directory from elsewhere holds in their place."""
+"""Files that are modified in place must be regular, in case a directory from elsewhere has links in their place."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +12,16 @@ import pytest
 from errata.benchmark.recipe_search import Try, append_to_journal, read_journal
 from errata.errors import InputError
 from errata.runs.ledger import new_ledger, read_ledger
-from errata.utils.locks import alone, check_no_links, held, in_turn, open_in_place
+from errata.utils.locks import check_no_links, exclusive, in_turn, locked, open_in_place
 
 
 def through_lock(path: Path) -> None:
-    with held(path) as file:
+    with locked(path) as file:
         file.write("x")
 
 
-def through_alone(path: Path) -> None:
-    with alone(path, "this"):
+def through_exclusive(path: Path) -> None:
+    with exclusive(path, "this"):
         pass
 
 
@@ -47,7 +48,7 @@ def through_log(path: Path) -> None:
 
 WRITERS: list[Callable[[Path], None]] = [
     through_lock,
-    through_alone,
+    through_exclusive,
     through_turn,
     through_ledger,
     through_journal,
@@ -55,39 +56,34 @@ WRITERS: list[Callable[[Path], None]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("writer", "kind"),
-    [
-        (writer, kind)
-        for writer in WRITERS
-        for kind in ("link", "dangling", "hard link", "pipe")
-        if writer is not through_ledger or kind in ("link", "hard link")  # it is read first
-    ],
-)
-def test_nothing_is_written_through_links_and_what_is_no_file(
-    tmp_path: Path, writer: Callable[[Path], None], kind: str
-) -> None:
-    victim, path = tmp_path / "victim", tmp_path / "name"
-    if kind != "dangling":
-        new_ledger(victim)
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "hard link":
-        path.hardlink_to(victim)
-    else:
-        path.symlink_to(victim)
-    with pytest.raises(InputError):
+def test_links_and_special_files_are_not_written(tmp_path: Path) -> None:
+    for number, (writer, kind) in enumerate(itertools.product(WRITERS, ("link", "hard link", "dangling", "pipe"))):
+        if writer is through_ledger and kind in ("dangling", "pipe"):
+            continue  # it is read first
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        victim, path = folder / "victim", folder / "name"
+        if kind != "dangling":
+            new_ledger(victim)
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "hard link":
+            path.hardlink_to(victim)
+        else:
+            path.symlink_to(victim)
+        with pytest.raises(InputError) as error:
+            writer(path)
+        assert error.value.code == "FILE_NOT_REGULAR"
+        assert victim.exists() == (kind != "dangling")
+        assert kind == "dangling" or victim.read_bytes() == b""
+
+
+def test_a_regular_file_is_written(tmp_path: Path) -> None:
+    for writer in WRITERS:
+        path = tmp_path / writer.__name__
         writer(path)
-    assert victim.exists() == (kind != "dangling")
-    assert kind == "dangling" or victim.read_bytes() == b""
-
-
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_regular_file_is_written(tmp_path: Path, writer: Callable[[Path], None]) -> None:
-    path = tmp_path / "name"
-    writer(path)
-    writer(path)
-    assert path.is_file()
+        writer(path)
+        assert path.is_file()
 
 
 def test_a_journal_loses_a_line_that_was_cut_off_and_no_other(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Locks: one process at a time, and none outlives its process."""
+"""Locks exclude other processes, and end with their process."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from errata.utils.locks import held, in_turn
+from errata.utils.locks import in_turn, locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from errata.utils.locks import held, in_turn
-with held(Path(sys.argv[1])) as file:
+from errata.utils.locks import in_turn, locked
+with locked(Path(sys.argv[1])) as file:
     file.write("its holder")
     file.flush()
     print("held", flush=True)
@@ -24,32 +24,32 @@ with held(Path(sys.argv[1])) as file:
 """
 
 
-def test_another_process_is_named_and_a_killed_one_lets_go(tmp_path: Path) -> None:
+def test_the_owner_is_named_and_a_killed_one_releases_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(BlockingIOError, match="its holder"), held(path):
+        with pytest.raises(BlockingIOError, match="its holder"), locked(path):
             pass
     finally:
         holder.kill()
         holder.wait()
-    with held(path):
+    with locked(path):
         pass
 
 
-def test_who_waits_goes_on_when_the_lock_is_free(tmp_path: Path) -> None:
+def test_a_waiting_process_continues_when_the_lock_is_free(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     order: list[str] = []
     started = threading.Event()
 
     def wait() -> None:
         started.set()
-        with held(path, wait=True):
+        with locked(path, wait=True):
             order.append("second")
 
-    with held(path):
+    with locked(path):
         thread = threading.Thread(target=wait)
         thread.start()
         started.wait()
@@ -60,7 +60,7 @@ def test_who_waits_goes_on_when_the_lock_is_free(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_who_waits_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_waiting_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "lock"
 
     def wait() -> None:

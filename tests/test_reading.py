@@ -1,4 +1,4 @@
-"""What parsers say of files, in our words."""
+"""Parsers' errors in plain words."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from errata.runs.run import read_manifest
     ("content", "reason"),
     [
         (b"", "it is empty"),
-        (b'{"subject": "Ada", "prompt": "{} is", "target": "x"}\n' * 9, "it is no safetensors file"),
+        (b'{"subject": "Ada", "prompt": "{} is", "target": "x"}\n' * 9, "it is not a safetensors file"),
         (
             b"\x40\0\0\0\0\0\0\0" + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'.ljust(64),
-            "its end is missing",
+            "it is truncated",
         ),
         (b"\x08\0\0\0\0\0\0\0{      }", "its format is None"),
     ],
@@ -35,7 +35,7 @@ def test_a_file_that_is_no_patch(tmp_path: Path, content: bytes, reason: str) ->
     [
         (b"", "it is empty"),
         (b"{,}", "it is not JSON \\(line 1, column 2\\)"),
-        (b"\xff", "it is not text in UTF-8"),
+        (b"\xff", "it is not UTF-8 text"),
         (b"{}", "it has no 'checksum'"),
     ],
 )
@@ -44,5 +44,5 @@ def test_a_file_that_is_no_record(tmp_path: Path, content: bytes, reason: str) -
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"is not the record of a run: {reason}"):
         read_manifest(path)
-    with pytest.raises(InputError, match="run: it would lie in a file"):
+    with pytest.raises(InputError, match="run: its parent is a file"):
         read_manifest(path / "run.json")

@@ -33,7 +33,7 @@ from errata.errors import Fault, FaultsError, InputError
 from errata.facts.files import escaped
 from errata.patches.patch import now, software_versions
 from errata.utils.files import is_file, new_directory, reason_of, write_text
-from errata.utils.locks import alone, check_no_links
+from errata.utils.locks import check_no_links, exclusive
 from errata.utils.text import dtype_name
 
 FORMAT = "errata-analysis-1"
@@ -95,7 +95,7 @@ def run_study(study: Study, context: StudyContext, out: Path, *, command: str) -
     record = _read(out / STUDY)
     _check_same(record["identity"], identity, out)
     check_no_links(out)
-    with alone(out / "lock", f"the study {out}"):
+    with exclusive(out / "lock", f"the study {out}"):
         tasks = study.tasks(context)
         results: dict[str, TaskRecord] = {}
         seconds = 0.0

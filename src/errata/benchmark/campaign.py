@@ -25,7 +25,7 @@ from errata.benchmark.measurements import check_parts, input_digests
 from errata.errors import Fault, FaultsError, InputError
 from errata.patches.patch import now, software_versions
 from errata.utils.files import new_directory, reason_of, write_text
-from errata.utils.locks import alone, check_no_links
+from errata.utils.locks import check_no_links, exclusive
 
 FORMAT = "errata-bench-2"
 
@@ -66,7 +66,7 @@ class Campaign:
             InputError: if another process does, or the benchmark holds links.
         """
         check_no_links(self.directory)
-        with alone(self.directory / "lock", f"the benchmark {self.directory}"):
+        with exclusive(self.directory / "lock", f"the benchmark {self.directory}"):
             yield
 
     def pending(self, *, retry: bool = False) -> list[Path]:

@@ -19,7 +19,7 @@ from typing import Final
 
 from errata.errors import ErrataError, InputError
 from errata.utils.files import cache_directory, file_digest, new_file
-from errata.utils.locks import alone
+from errata.utils.locks import exclusive
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ def fetch_from_index(model: SmallModel, *, show: bool = False) -> Path:
     """
     parts = model.directory / "parts"
     model.directory.mkdir(parents=True, exist_ok=True)
-    with alone(model.directory / "lock", f"the download of {model.name}"):
+    with exclusive(model.directory / "lock", f"the download of {model.name}"):
         parts.mkdir(exist_ok=True)
         for number, part in enumerate(model.parts):
             target = parts / f"{number:02d}"
@@ -313,7 +313,7 @@ def fetch_from_hub(model: SmallModel) -> Path:
 
     partial = model.directory / "original.partial"
     model.directory.mkdir(parents=True, exist_ok=True)
-    with alone(model.directory / "lock", f"the download of {model.name}"):
+    with exclusive(model.directory / "lock", f"the download of {model.name}"):
         try:
             api = HfApi(endpoint=constants.ENDPOINT)
             about = api.model_info(model.repository, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)

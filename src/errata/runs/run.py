@@ -34,7 +34,7 @@ from errata.models.loading import lasting_name
 from errata.patches.patch import DtypeName, Patch, now, read_patch, software_versions, write_patch
 from errata.runs.ledger import Entry, Ledger, new_ledger, read_ledger
 from errata.utils.files import file_digest, is_file, leftovers, new_directory, reason_of, remove, write_text
-from errata.utils.locks import check_no_links, held, open_in_place
+from errata.utils.locks import check_no_links, locked, open_in_place
 from errata.utils.yaml import parse_yaml
 
 # ----------------------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ class RunDirectory:
         check_no_links(self.path)
         with ExitStack() as stack:
             try:
-                file = stack.enter_context(held(self.path / "lock"))
+                file = stack.enter_context(locked(self.path / "lock"))
                 file.truncate(0)
                 file.write(f"process {os.getpid()}")
                 file.flush()

@@ -1,4 +1,4 @@
-"""One process at a time: locks that the operating system lets go of when their process ends, however it ended."""
+"""Locks between processes, released by the operating system when their process ends, and safe in-place writing."""
 
 from __future__ import annotations
 
@@ -8,99 +8,55 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from errata.errors import InputError
 
-# ----------------------------------------------------------------------------------------------------
-# Files that are changed where they are: locks, logs, ledgers, unfinished downloads.
-#
-# A directory that somebody else has made may hold a link with the name of such a file. Writing through it would change
-# a file anywhere on the machine, so links, and whatever is no regular file, are refused.
-
-
-_REMEDY = "Remove it, if you know where it comes from"
-
-
-def open_in_place(path: Path, mode: str, *, buffering: int = -1) -> IO[Any]:
-    """As ``open``, with UTF-8 for text, but only for a regular file that has this one name, or a new one.
-
-    Args:
-        mode: one that writes without emptying the file: ``a``, ``a+``, ``ab`` or ``r+b``.
-
-    Raises:
-        InputError: if the path is a link, a file with a second name (hard link), or no regular file.
-        OSError: as ``open``.
-    """
-    encoding = None if "b" in mode else "utf-8"
-    return open(path, mode, buffering=buffering, encoding=encoding, opener=_regular)
-
-
-def _regular(path: str, flags: int) -> int:
-    # Without O_NONBLOCK, opening a pipe would wait for somebody who reads it. Windows has neither of the two flags.
-    guards = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        handle = os.open(path, flags | guards, 0o666)
-    except OSError as error:
-        if what := _what_else(Path(path)):
-            raise InputError(f"{path} is {what}; errata writes only to regular files here", remedy=_REMEDY) from error
-        raise
-    found = os.fstat(handle)
-    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
-        return handle
-    os.close(handle)
-    what = _what_else(Path(path)) or "a file that has other names too (hard links)"
-    raise InputError(f"{path} is {what}; errata writes only to regular files here", remedy=_REMEDY)
-
-
-def check_no_links(directory: Path) -> None:
-    """Before work goes on in a directory that may come from elsewhere: all of it lies inside it.
-
-    Raises:
-        InputError: names the first link, device or pipe below it.
-    """
-    for path in _entries(directory):
-        if what := _what_else(path):
-            raise InputError(f"{path} is {what}; work cannot go on in {directory} with it", remedy=_REMEDY)
-
-
-def _entries(directory: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(directory):  # which does not follow links
-        for name in (*folders, *files):
-            yield Path(folder, name)
-
-
-def _what_else(path: Path) -> str:
-    """What a path is, if neither a regular file nor a directory."""
-    try:
-        mode = path.lstat().st_mode
-    except OSError:
-        return ""
-    if stat.S_ISLNK(mode):
-        return "a link"
-    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-
-
-# ----------------------------------------------------------------------------------------------------
-
-
+_REMEDY: Final = "Remove it, if you know where it comes from"
 _logger = logging.getLogger(__name__)
 
 
-@contextmanager
-def held(path: Path, *, wait: bool = False) -> Iterator[IO[Any]]:
-    """Hold the lock of a file, which is made if it is not there, and stays. Gives the file, open to read and to add to.
+def open_in_place(path: Path, mode: str, *, buffering: int = -1) -> IO[Any]:
+    """``open`` for files that are modified in place (locks, logs, ledgers, unfinished downloads), with UTF-8 for text.
+
+    Only a regular file with one name is opened, or a new one: in a directory that somebody else created, a link could
+    redirect the writing to any file on the machine.
 
     Args:
-        wait: until whoever holds it lets go.
+        mode: one that writes without truncating: ``a``, ``a+``, ``ab`` or ``r+b``.
 
     Raises:
-        BlockingIOError: if another holds it, and nobody is to wait; ``strerror`` is what stands in the file, by which
-            its holder may tell who it is.
-        InputError: if it is a link, or no regular file.
+        InputError: if the path is a link, a file with a second name (hard link), or not a regular file.
+        OSError: as ``open``.
+    """
+    encoding = None if "b" in mode else "utf-8"
+    return open(path, mode, buffering=buffering, encoding=encoding, opener=_open_regular)
+
+
+def check_no_links(directory: Path) -> None:
+    """Raises InputError if a directory contains links, devices or pipes, which lead outside it."""
+    for folder, folders, files in os.walk(directory):  # does not follow links
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if kind := _special_kind(path):
+                what = f"{path} is {kind}; {directory} cannot be used with it"
+                raise InputError(what, remedy=_REMEDY, code="FILE_NOT_REGULAR")
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[IO[Any]]:
+    """Lock a file, which is created if it does not exist, and remains. Yields it, open for reading and appending.
+
+    Args:
+        wait: until another process releases the lock.
+
+    Raises:
+        BlockingIOError: if another process has the lock, and ``wait`` is false; ``strerror`` is the file's content, in
+            which that process may describe itself.
+        InputError: if it is a link, or not a regular file.
         OSError: if the file cannot be opened.
     """
-    import fcntl  # not on Windows, where all but runs and benchmarks works
+    import fcntl  # not on Windows, where everything but runs and benchmarks works
 
     with open_in_place(path, "a+") as file:
         try:
@@ -112,54 +68,55 @@ def held(path: Path, *, wait: bool = False) -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def alone(path: Path, what: str) -> Iterator[None]:
-    """Nobody else works on something meanwhile.
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Exclude other processes.
 
     Args:
-        path: of its lock.
-        what: it is, for people.
+        path: of the lock.
+        what: the thing that is locked, for messages.
 
     Raises:
-        InputError: if another process does.
+        InputError: if another process has the lock.
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(held(path))
+            stack.enter_context(locked(path))
         except BlockingIOError as error:
-            raise InputError(f"another process works on {what}", remedy="Wait until it ends, or end it") from error
+            message = f"another process works on {what}"
+            raise InputError(message, remedy="Wait until it ends, or end it", code="LOCKED") from error
         yield
 
 
 @contextmanager
 def in_turn(path: Path, what: str) -> Iterator[None]:
-    """Processes that want to make the same do it one after another, so that the later ones find it made.
+    """Let processes that would create the same thing wait for each other, so that it is created once.
 
-    It saves work and guards nothing: where there are no such locks (Windows), or the file cannot be made, nobody waits,
-    so what is made must appear whole or not at all. A process that has to wait logs a warning first.
+    This saves work and protects nothing: without locks (Windows), or if the file cannot be created, nobody waits. So
+    the result must be written completely or not at all. A process that has to wait logs a warning first.
 
     Args:
-        what: is being made, for that warning.
+        what: the thing that is created, for that warning.
     """
     with ExitStack() as stack:
         with suppress(ImportError, OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                stack.enter_context(held(path))
+                stack.enter_context(locked(path))
             except BlockingIOError:
                 _logger.warning("waiting for another process, which is working on %s", what)
-                stack.enter_context(held(path, wait=True))
+                stack.enter_context(locked(path, wait=True))
         yield
 
 
-def claimed(folder: Path, *, wait: bool) -> int:
-    """Make a directory, or take one that is there, and lock it.
+def locked_directory(folder: Path, *, wait: bool) -> int:
+    """Create a directory, or use an existing one, and lock it.
 
     Returns:
         An open handle. The lock is released when it is closed, or when the process ends.
 
     Raises:
-        BlockingIOError: if another handle holds the lock, and ``wait`` is false.
-        OSError, ImportError: if it cannot be made or locked.
+        BlockingIOError: if another handle has the lock, and ``wait`` is false.
+        OSError, ImportError: if it cannot be created or locked.
     """
     import fcntl
 
@@ -168,7 +125,7 @@ def claimed(folder: Path, *, wait: bool) -> int:
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:
-            continue  # whoever held it has just removed it
+            continue  # its former owner has just removed it
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if folder.exists() and os.path.samestat(os.fstat(handle), folder.lstat()):
@@ -179,3 +136,35 @@ def claimed(folder: Path, *, wait: bool) -> int:
             os.close(handle)
             raise
         os.close(handle)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    # Without O_NONBLOCK, opening a pipe would wait for a reader. Windows has neither of the two flags.
+    guards = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = os.open(path, flags | guards, 0o666)
+    except OSError as error:
+        if kind := _special_kind(Path(path)):
+            raise _not_regular(path, kind) from error
+        raise
+    found = os.fstat(handle)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+        return handle
+    os.close(handle)
+    raise _not_regular(path, _special_kind(Path(path)) or "a file with other names (hard links)")
+
+
+def _not_regular(path: str, kind: str) -> InputError:
+    what = f"{path} is {kind}; errata writes only to regular files here"
+    return InputError(what, remedy=_REMEDY, code="FILE_NOT_REGULAR")
+
+
+def _special_kind(path: Path) -> str:
+    """What a path is, if neither a regular file nor a directory."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return ""
+    if stat.S_ISLNK(mode):
+        return "a link"
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "a pipe, a socket or a device"

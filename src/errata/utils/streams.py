@@ -1,4 +1,4 @@
-"""Standard output and standard error of a command whose work must not fail for what is printed about it."""
+"""Standard output and error that never fail to print, so that a command's work does not fail either."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 class _Sink(io.FileIO):
-    """A file that takes everything: from its first failure on, what is written to it is dropped.
+    """A file that drops everything written to it after its first failure.
 
     Attributes:
-        failure: that first one.
+        failure: the first one.
     """
 
     failure: OSError | None = None
@@ -28,17 +28,17 @@ class _Sink(io.FileIO):
 
 
 class Streams:
-    """What became of the two streams."""
+    """The replaced streams and their failures."""
 
     def __init__(self) -> None:
         self._sinks: list[_Sink] = []
         self._texts: list[io.TextIOWrapper] = []
 
     def steady(self, stream: Any) -> Any:
-        """A stream to the same place that neither fails to write nor to encode: it prints a replacement character."""
+        """A stream to the same place that never fails; what cannot be encoded is printed as a replacement character."""
         try:
             handle = stream.fileno()
-        except (OSError, ValueError):  # no file: a test's, or a notebook's
+        except (OSError, ValueError):  # not a file: in a test or a notebook
             return stream
         sink = _Sink(handle, "w", closefd=False)
         errors = "replace" if stream.errors in (None, "strict", "surrogateescape") else stream.errors
@@ -51,7 +51,7 @@ class Streams:
 
     @property
     def failure(self) -> OSError | None:
-        """Why something could not be printed; None if all could, or if a reader has closed its pipe."""
+        """The first failure to print; None if there was none, or a reader has closed its pipe."""
         for text in self._texts:
             text.flush()
         failures = [sink.failure for sink in self._sinks if sink.failure is not None]
@@ -60,7 +60,7 @@ class Streams:
 
 @contextmanager
 def steady_streams() -> Iterator[Streams]:
-    """Put such streams in place of the process's own, where it has any."""
+    """Replace the process's streams, if it has any, by such streams."""
     streams = Streams()
     out, err = sys.stdout, sys.stderr
     with redirect_stdout(out and streams.steady(out)), redirect_stderr(err and streams.steady(err)):
