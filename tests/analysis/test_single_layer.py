@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from errata.analysis.single_layer import KINDS, SINGLE_LAYER, UNITS, difference_row, runs_of, step_of
+from errata.analysis.single_layer import KINDS, SINGLE_LAYER, difference_row, runs_of, step_of
 from errata.editing.schedules import Step
 from errata.errors import FaultsError
 from errata.evaluation.perplexity import perplexity
-from errata.results.metrics import NOT_SHARES, Metric
 from errata.results.records import Record
 
 from tests.reference.factorial import answers_of
@@ -36,10 +35,6 @@ def test_the_steps_are_those_of_the_schedules() -> None:
     for (layer, kind), step in PLANS.items():
         assert step_of(kind, layer, (1, 2, 3)) == step
     assert len(runs_of((1, 2, 3))) == 2 * len(KINDS) + 1
-    assert UNITS.keys() == NOT_SHARES - {
-        Metric.SECONDS_PER_EDIT,
-        Metric.WEIGHT_NORM_RATIO,
-    }  # whatever else there is are shares
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from errata.errors import InputError, NonFiniteError
-from errata.evaluation.perplexity import Perplexity, perplexity, perplexity_ratio
+from errata.evaluation.perplexity import Perplexity, perplexity, perplexity_ratio, split_perplexity, split_texts
 from errata.models.language_model import LanguageModel
 
+from tests.reference.perplexity import split_perplexity as reference_split
 from tests.support.tiny_models import tiny_model
 
 TEXTS = [
@@ -81,8 +82,9 @@ def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large() -> None:
 
 def test_nothing_to_predict() -> None:
     model, tokenizer = tiny_model("gpt2")
-    with pytest.raises(InputError, match="no token to predict"):
+    with pytest.raises(InputError) as error:
         perplexity(LanguageModel(model, tokenizer), ["", "a"])
+    assert error.value.code == "TEXTS_TOO_SHORT"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
@@ -92,6 +94,25 @@ def test_what_is_no_number_is_an_error(value: float) -> None:
         model.model.norm.weight[3] = value
     with pytest.raises(NonFiniteError, match="perplexity"):
         perplexity(LanguageModel(model, tokenizer), TEXTS)
+
+
+def test_split_perplexity_is_that_of_the_tokens_from_the_middle_on() -> None:
+    for family in ("gpt2", "llama"):
+        model, tokenizer = tiny_model(family, dtype=torch.float64)
+        lm = LanguageModel(model, tokenizer)
+        halves = split_texts(tokenizer, TEXTS)
+        assert [half and "".join(half) for half in halves] == [
+            text if half else None for text, half in zip(TEXTS, halves, strict=True)
+        ]
+        assert halves[3] is None
+        expected = reference_split(model, tokenizer, TEXTS)
+        for budget in (1, 4096):
+            found = split_perplexity(lm, halves, token_budget=budget)
+            assert found.value == pytest.approx(expected, rel=1e-6)
+            assert found.counts[3] == 0 < found.counts[2] < perplexity(lm, TEXTS).counts[2]
+    with pytest.raises(InputError) as error:
+        split_perplexity(lm, [None])
+    assert error.value.code == "TEXTS_TOO_SHORT"
 
 
 def test_ratio_by_hand() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from errata.report.comparison import BEFORE, Interval, comparisons, separate_best
-from errata.results.metrics import NOT_SHARES, Group, Metric, Unit, measure_of
+from errata.results.metrics import Group, Metric, Unit, entry_of
 
 from tests.support.bench_runs import row
 
@@ -102,44 +101,49 @@ def test_unedited_models_that_differ_have_a_line_each() -> None:
 
 
 def test_units_are_known_or_nothing_is_guessed() -> None:
-    assert measure_of("perplexity_ratio").better == "lower"
-    assert measure_of("weight_norm_ratio").better is None
-    assert measure_of("free_portability_exact").unit is Unit.PERCENT
-    assert (measure_of("drift_kl_neighbours").unit, measure_of("drift_kl").better) == (Unit.RAW, "lower")
-    assert measure_of("ability:mmlu:acc").unit is Unit.PERCENT
+    assert entry_of("perplexity_ratio").better == "lower"
+    assert entry_of("weight_norm_ratio").better is None
+    assert entry_of("free_portability_exact").unit is Unit.PERCENT
+    assert (entry_of("drift_kl_neighbours").unit, entry_of("drift_kl_neighbours").better) == (Unit.NATS, "lower")
+    assert entry_of("ability:mmlu:acc").unit is Unit.PERCENT
     for name in ("ability:wikitext:word_perplexity", "free_something", "negation_shift", "reversal", "xyz_accuracy"):
-        measure = measure_of(name)
+        measure = entry_of(name)
         assert (measure.unit, measure.better) == (Unit.RAW, None)
         assert measure.number(0.123456) == "0.1235"
 
 
-@pytest.mark.parametrize("probe", ["sst2", "rte"])
-@pytest.mark.parametrize("suffix", ["", "_likelihood", "_glue", "_likelihood_glue"])
-def test_the_papers_probes_are_in_percent_and_can_be_best(probe: str, suffix: str) -> None:
-    for name in ("accuracy", "weighted_f1"):
-        measure = measure_of(f"ability:{probe}:{name}{suffix}")
-        assert (measure.group, measure.unit, measure.better) == (Group.ABILITY, Unit.PERCENT, "higher")
-    unread = measure_of(f"ability:{probe}:unparsable")
+def test_the_papers_probes_are_in_percent_and_can_be_best() -> None:
+    for suffix in ("", "_likelihood", "_glue", "_likelihood_glue"):
+        for name in ("accuracy", "weighted_f1"):
+            measure = entry_of(f"ability:probe_rte:{name}{suffix}")
+            assert (measure.group, measure.unit, measure.better) == (Group.ABILITY, Unit.PERCENT, "higher")
+    unread = entry_of("ability:probe_rte:unparsable")
     assert (unread.group, unread.unit, unread.better) == (Group.ABILITY, Unit.PERCENT, "lower")
 
 
 def test_changes_of_concepts_are_side_tests_in_percent() -> None:
     for name in (Metric.CONCEPT_INSTANCE_CHANGE, Metric.CONCEPT_NON_INSTANCE_CHANGE):
-        measure = measure_of(name)
+        measure = entry_of(name)
         assert (measure.group, measure.unit, measure.better) == (Group.SIDE, Unit.PERCENT, "higher")
         assert measure.interval(-0.5, 0.25) == "[-50.0, 25.0]"
 
 
-@pytest.mark.parametrize("metric", Metric)
-def test_no_metric_of_ours_is_unknown(metric: Metric) -> None:
-    measure = measure_of(metric)
-    assert measure.group is not Group.UNKNOWN
-    assert (measure.unit is Unit.PERCENT) == (metric not in NOT_SHARES | {Metric.WEIGHT_NORM_RATIO})
+def test_every_metric_has_a_group_and_a_heading_of_its_own() -> None:
+    entries = [metric.entry for metric in Metric]
+    assert all(entry.group is not Group.UNKNOWN and entry_of(entry.name) is entry for entry in entries)
+    assert len({entry.heading for entry in entries}) == len(entries)
+
+
+def test_a_variant_has_the_unit_of_its_metric() -> None:
+    entry = entry_of("free_efficacy_exact:chat")
+    assert (entry.group, entry.unit, entry.better) == (Group.FREE, Unit.PERCENT, "higher")
+    assert entry.heading == "free efficacy exact, chat"
 
 
 def test_a_group_of_many_metrics_is_shown_in_several_tables_and_none_is_lost() -> None:
     kinds = ("accuracy", "success", "tokens")
-    names = [f"{subject}_{kind}" for subject in ("efficacy", "generalisation", "portability") for kind in kinds]
+    names = [f"{subject}_{kind}" for subject in ("efficacy", "generalisation") for kind in kinds]
+    names += ["portability_accuracy", "portability_tokens", "efficacy_accuracy_first"]
     rows = [
         row("memit", name, when, mean)
         for name in ("score", *names)
@@ -151,7 +155,7 @@ def test_a_group_of_many_metrics_is_shown_in_several_tables_and_none_is_lost() -
     assert all(len(part.columns) <= 8 for part in parts)
     assert [column for part in parts for column in part.columns] == list(whole.columns)
     assert [cell for part in parts for cell in part.lines[0].cells] == list(whole.lines[0].cells)
-    assert whole.measures[0][0].name == "score", "what sums up comes first"
+    assert whole.metrics[0][0].name == "score", "what sums up comes first"
 
 
 def test_right_after_is_no_column_where_it_is_the_end_for_all_methods() -> None:

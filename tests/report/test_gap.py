@@ -35,7 +35,7 @@ def test_in_the_wild_the_judge_stands_alone() -> None:
         row("b", "free_efficacy_judged", "after", 0.5),
     ]
     (gap,) = gaps(rows, ["a", "b"])
-    assert (gap.title, gap.forced, gap.free) == ("Efficacy", "all tokens right", ("right to the judge",))
+    assert (gap.title, gap.forced, gap.free) == ("Efficacy", "efficacy accuracy", ("free efficacy judged",))
     assert [(line.method, line.gap) for line in gap.lines] == [("a", "−65.0"), ("b", "–")]
     assert gap_svg(gap).count("free-running: ") == 2
 
@@ -44,4 +44,6 @@ def test_what_was_asked_in_one_way_only_is_not_shown() -> None:
     assert gaps([row("a", "efficacy_accuracy", "after", 0.9)], ["a"]) == []
     assert gaps([row("a", "free_locality_untouched", "after", 0.9)], ["a"]) == []
     rows = [row("a", "unrelated_accuracy", "after", 0.9), row("a", "free_locality_unrelated", "after", 0.9)]
-    assert [(gap.forced, gap.free) for gap in gaps(rows, ["a"])] == [("all tokens right", ("same text as before",))]
+    assert [(gap.forced, gap.free) for gap in gaps(rows, ["a"])] == [
+        ("unrelated accuracy", ("free answers unchanged, unrelated",))
+    ]

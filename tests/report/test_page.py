@@ -126,10 +126,10 @@ def test_an_entry_has_the_three_moments_and_the_other_prompts(tmp_path: Path) ->
     write_records(tmp_path / "records.parquet", lines)
     payload = read_answers(tmp_path / "records.parquet").payload
     strings, (entry,) = payload["strings"], payload["entries"]
-    assert [strings[place] for place in entry[1:5]] == ["one", "efficacy_accuracy", "p", "B"]
+    assert [strings[place] for place in entry[1:5]] == ["one", "efficacy accuracy", "p", "B"]
     assert [[strings[said], value] for said, value in entry[6]] == [["A", 0.0], ["B", 1.0], ["C", None]]
     ((metric, prompt, _, moments),) = entry[7]
-    assert (strings[metric], strings[prompt]) == ("generalisation_accuracy", "q")
+    assert (strings[metric], strings[prompt]) == ("generalisation accuracy", "q")
     assert moments[:2] == [None, None]
     assert "not shown" not in strings
     json.dumps(payload, allow_nan=False)
@@ -167,8 +167,8 @@ def test_curves_begin_with_the_unedited_model_only_where_that_says_something() -
         for when, mean, edits in (("before", 0.5, 0), ("during", 0.8, 20), ("during", 0.9, 10), ("after", 0.7, 20))
     ]  # type: ignore[misc]
     drawn = charts(rows, ["other", "a"])
-    assert [chart.measure.name for chart in drawn] == [
-        "efficacy_accuracy_first", "efficacy_accuracy", "untouched_accuracy",
+    assert [chart.entry.name for chart in drawn] == [
+        "efficacy_accuracy", "efficacy_accuracy_first", "untouched_accuracy",
     ]  # fmt: skip
     assert [[point.edits for point in chart.curves[0].points] for chart in drawn] == [[10, 20], [10, 20], [0, 10, 20]]
     assert {chart.curves[0].style for chart in drawn} == {1}
@@ -184,7 +184,7 @@ def test_curves_begin_with_the_unedited_model_only_where_it_was_asked_as_many_qu
         for metric in ("untouched_accuracy", "specificity_accuracy")
         for edits, n in ((20, 300), (10, 64))
     ]
-    drawn = {chart.measure.name: [point.edits for point in chart.curves[0].points] for chart in charts(rows, ["a"])}
+    drawn = {chart.entry.name: [point.edits for point in chart.curves[0].points] for chart in charts(rows, ["a"])}
     assert drawn == {"untouched_accuracy": [10, 20], "specificity_accuracy": [0, 10, 20]}
 
 
@@ -200,7 +200,7 @@ def test_a_single_check_is_a_line_from_before_to_the_end_or_no_chart() -> None:
         row("a", "untouched_changed", "during", 0.2, edits=40),
     ]
     drawn = {
-        chart.measure.name: [(point.edits, point.mean) for point in chart.curves[0].points]
+        chart.entry.name: [(point.edits, point.mean) for point in chart.curves[0].points]
         for chart in charts(rows, ["a"])
     }
     assert drawn == {"efficacy_accuracy": [(0, 0.0), (20, 0.9)], "weight_norm_ratio": [(0, 0.0), (20, 0.2)]}

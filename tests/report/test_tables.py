@@ -10,7 +10,7 @@ from rich.table import Table
 
 from errata.errors import InputError
 from errata.report.tables import before_after_markdown, before_after_table, comparison_tables, markdown_tables
-from errata.results.metrics import Metric, measure_of
+from errata.results.metrics import Metric
 from errata.results.records import Row, When
 
 METHODS = ["memit", "memit+blue", "alphaedit", "alphaedit+blue"]
@@ -96,7 +96,7 @@ def test_what_seconds_per_edit_leave_out_is_said_where_they_are_shown() -> None:
     assert compared.count("without preparation") == 1
     others = [entry for entry in rows if entry["metric"] != Metric.SECONDS_PER_EDIT]
     assert "without preparation" not in markdown_tables(others)
-    assert "without preparation" in measure_of(Metric.SECONDS_PER_EDIT).head
+    assert "without preparation" in Metric.SECONDS_PER_EDIT.entry.heading
 
 
 def test_right_after_is_left_out_where_it_is_the_end() -> None:
@@ -189,7 +189,7 @@ def test_before_and_after_of_one_method() -> None:
     assert lines[0] == "| memit | before | right after | after | n |"
     assert lines[2] == "| efficacy success | 1.0 [0,4] | 96.0 [93,99] | 90.0 [87,93] | 100 |"
     means = [metric for metric in Metric if not metric.endswith(("_lost", "_gained", "_changed"))]
-    assert [line.split("|")[1].strip() for line in lines[2:-2]] == [metric.replace("_", " ") for metric in means]
+    assert [line.split("|")[1].strip() for line in lines[2:-2]] == [metric.entry.heading for metric in means]
     shown = rendered(before_after_table(rows, width=80), 80)
     assert max(map(len, shown)) <= 80
     shown = rendered(before_after_table(rows, width=120), 120)

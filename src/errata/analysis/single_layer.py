@@ -32,23 +32,13 @@ from errata.editing.schedules import Step
 from errata.editors.locate_then_edit import Editor
 from errata.evaluation.ability import summarise_others
 from errata.evaluation.perplexity import Perplexity, perplexity_ratio, pooled
-from errata.results.metrics import ACCURACIES, Metric
+from errata.results.metrics import ACCURACIES, Unit, entry_of
 from errata.results.records import Record, Summary, When, interval_of, resampled_sums, summarise
 
 UNDIVIDED: Final = "undivided"
 
 
 KINDS: Final = (*SPREADS, UNDIVIDED, COMPUTED)
-
-
-UNITS: Mapping[str, str] = {
-    Metric.PERPLEXITY_RATIO: "1",
-    Metric.FLUENCY: "bits · 100",
-    Metric.CONSISTENCY: "cosine · 100",
-    Metric.DRIFT_KL_NEIGHBOURS: "nats",
-    Metric.DRIFT_KL_UNRELATED: "nats",
-    Metric.DRIFT_KL_UNTOUCHED: "nats",
-}
 
 
 def findings_of(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> Findings:
@@ -185,9 +175,9 @@ def _perplexity(results: Sequence[TaskRecord]) -> Perplexity | None:
 
 def _row(summary: Summary, where: Mapping[str, Any]) -> Finding:
     metric = summary.metric.partition(":")[0]
-    known = metric in set(Metric)  # tasks of lm-evaluation-harness have their own units
-    unit = UNITS.get(metric, "share") if known else "1"
-    return Finding(str(summary.metric), unit, dict(where), summary.mean, summary.low, summary.high, summary.n)
+    unit = entry_of(metric).unit
+    named = {Unit.PERCENT: "share", Unit.RATIO: "1", Unit.RAW: "1"}.get(unit, str(unit))
+    return Finding(str(summary.metric), named, dict(where), summary.mean, summary.low, summary.high, summary.n)
 
 
 def step_of(kind: str, layer: int, layers: Sequence[int]) -> Step:

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from typing import Final
 
-FURTHER_NAMES: Final = ("free", "texts", "drift", "side", "ability", "concepts")
+FURTHER_NAMES: Final = ("split_perplexity", "free", "texts", "drift", "side", "ability", "concepts")

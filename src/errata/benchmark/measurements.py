@@ -20,7 +20,7 @@ from errata.benchmark.material import Material
 from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.ability import AbilitySettings, measure_ability
 from errata.evaluation.concepts import ConceptReading, ConceptSettings, absent_concepts, concept_records, read_concepts
-from errata.evaluation.drift import KeptKind, absent_drift, evaluate_drift, missing_kinds
+from errata.evaluation.drift import absent_drift, evaluate_drift
 from errata.evaluation.free_running import (
     WILD,
     FreeSettings,
@@ -32,10 +32,16 @@ from errata.evaluation.free_running import (
 )
 from errata.evaluation.harness import check_harness, check_tasks, paths_in, task_files
 from errata.evaluation.judge import Case, HttpJudge, JudgeSettings, Verdict
-from errata.evaluation.perplexity import perplexity
+from errata.evaluation.perplexity import Perplexity, perplexity, perplexity_ratio, split_perplexity, split_texts
 from errata.evaluation.probes import PROBES, read_probes
 from errata.evaluation.recall import absent, agreement, evaluate_facts
-from errata.evaluation.side_tests import SideTestSettings, absent_side_tests, evaluate_side_tests, side_tests
+from errata.evaluation.side_tests import (
+    SIDE_METRICS,
+    SideTestSettings,
+    absent_side_tests,
+    evaluate_side_tests,
+    side_tests,
+)
 from errata.evaluation.texts import (
     TermWeights,
     TextSettings,
@@ -181,13 +187,13 @@ def no_texts(material: Material) -> str | None:
 
 def no_drift(material: Material) -> str | None:
     """Why there is no prompt behind which nothing should change."""
-    return _if_all([*KeptKind], missing_kinds(material.facts, material.untouched))
+    metrics = [metric for metric in Metric if metric.startswith("drift_")]
+    return _if_all(metrics, absent_drift(material.facts, material.untouched))
 
 
 def no_side_tests(material: Material) -> str | None:
     """Why there is no side test."""
-    metrics = [metric for metric in Metric if metric.startswith(("negation_", "reversal_", "multiple_choice_"))]
-    return _if_all(metrics, absent_side_tests(material.facts))
+    return _if_all([*SIDE_METRICS], absent_side_tests(material.facts))
 
 
 def no_concepts(material: Material) -> str | None:
@@ -281,6 +287,20 @@ def ask_perplexity(inquiry: Inquiry) -> Answer:
     prose = inquiry.material.prose
     found = perplexity(inquiry.model, prose, report=inquiry.report) if prose else None
     return Answer([], {"perplexity": None if found is None else asdict(found)})
+
+
+def ask_split_perplexity(inquiry: Inquiry) -> Answer:
+    halves = split_texts(inquiry.model.tokenizer, inquiry.material.prose, max_length=inquiry.model.context_length)
+    now = split_perplexity(inquiry.model, halves, report=inquiry.report)
+    saved = (inquiry.before or {}).get("perplexity")
+    before = now if saved is None else Perplexity(tuple(saved["log_likelihoods"]), tuple(saved["counts"]))
+    ratio = perplexity_ratio(before, now, "after" if saved else "before", metric=Metric.SPLIT_PERPLEXITY_RATIO)
+    return Answer([], {"perplexity": asdict(now), "values": {str(ratio.metric): [ratio.mean, ratio.n]}})
+
+
+def no_prose(material: Material) -> str | None:
+    """Why there is no prose to measure perplexity on."""
+    return None if any(material.prose) else "there is no prose"
 
 
 class FreeOptions(BaseModel):
@@ -500,6 +520,13 @@ ALWAYS = (
     PERPLEXITY,
 )
 FURTHER = (
+    Part(
+        "split_perplexity",
+        "perplexity of the second half of prose given the first, as a ratio to the unedited model's",
+        asking.ask_split_perplexity,
+        depends=frozenset({"prose"}),
+        nothing=asking.no_prose,
+    ),
     Part(
         "free",
         "what the model says by itself, and whether other answers stayed",

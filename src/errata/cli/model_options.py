@@ -23,7 +23,7 @@ from errata.models.gguf import converted_directory
 from errata.models.loading import Outline, gguf_of, is_hub_name
 from errata.models.prompts import chat_frame
 from errata.patches.stack import has_stack, is_stack, stack_base
-from errata.results.metrics import CONTROLS
+from errata.results.metrics import CONTROLS, entry_of
 from errata.runs.loading import base_of
 from errata.runs.run import is_run, open_run
 from errata.utils.files import file_text, is_file, reason_of
@@ -261,7 +261,7 @@ def show_absent(absent: Mapping[str, str]) -> None:
     reasons: dict[str, list[str]] = {}
     for metric, reason in absent.items():
         if absent.get(_SOURCE.get(metric, "")) != reason:
-            reasons.setdefault(reason, []).append(metric.replace("_", " "))
+            reasons.setdefault(reason, []).append(entry_of(metric).heading)
     for reason, metrics in reasons.items():
         tell(f"Absent: {', '.join(metrics)} ({reason}).")
 

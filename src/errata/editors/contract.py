@@ -15,11 +15,8 @@ from torch import Tensor
 from errata.facts.fact import Fact
 from errata.models.generation import Stop
 from errata.models.likelihood import Pair, TargetScore
+from errata.results.metrics import Ability
 from errata.utils.progress import Report
-
-Ability: TypeAlias = Literal["likelihood", "generation", "rolling"]
-"""``likelihood``: scores a target after a prompt. ``generation``: continues a prompt. ``rolling``: scores prose, which
-has no prompt."""
 
 Undo: TypeAlias = Literal["any", "last"]
 

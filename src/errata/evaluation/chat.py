@@ -23,11 +23,7 @@ VARIANT: Final = ":chat"
 CONTROLS_ASKED: Final = 40
 """So many control questions are asked in chat where no more is wanted: replies take many times longer than scores."""
 _REPLIES: Final = FreeSettings(new_tokens=32)
-_KINDS: Final = (
-    ("neighbours", Metric.SPECIFICITY_ACCURACY),
-    ("own", Metric.SAME_SUBJECT_ACCURACY),
-    ("unrelated", Metric.UNRELATED_ACCURACY),
-)
+_OF_FACTS: Final = (Metric.SPECIFICITY_ACCURACY, Metric.SAME_SUBJECT_ACCURACY, Metric.UNRELATED_ACCURACY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +88,12 @@ def _of_fact(fact: Fact, prompt: str, metric: Metric) -> ChatQuestion:
 def _controls(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]]) -> Iterator[ChatQuestion]:
     """Round after round one question of each fact and kind, and of those about other subjects."""
     lists = [
-        [ChatQuestion(fact.id, f"{metric}{VARIANT}", entry.prompt, (entry.answer,)) for entry in getattr(fact, name)]
+        [
+            ChatQuestion(fact.id, f"{metric}{VARIANT}", question.prompt, (question.answer,))
+            for question in getattr(fact, metric.entry.needs[0])
+        ]
         for fact in facts
-        for name, metric in _KINDS
+        for metric in _OF_FACTS
     ]
     share = max(1, len(facts))
     others = [

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from errata.errors import NonFiniteError
+from errata.evaluation.absence import absent_fields
 from errata.facts.fact import Fact, Question
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.models.likelihood import next_token_log_probabilities
@@ -52,17 +53,6 @@ def kept_prompts(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]
         found += [KeptPrompt(fact.id, KeptKind.NEIGHBOURS, near.prompt) for near in fact.neighbours]
         found += [KeptPrompt(fact.id, KeptKind.UNRELATED, other.prompt) for other in fact.unrelated]
     return found + [KeptPrompt(cluster, KeptKind.UNTOUCHED, question.prompt) for cluster, question in untouched]
-
-
-def missing_kinds(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]] = ()) -> dict[KeptKind, str]:
-    """The kinds of which there is no prompt, with the reason."""
-    reasons = {
-        KeptKind.NEIGHBOURS: "no fact has 'neighbours'",
-        KeptKind.UNRELATED: "no fact has 'unrelated' questions",
-        KeptKind.UNTOUCHED: "no questions about other subjects were given",
-    }
-    there = {entry.kind for entry in kept_prompts(facts, untouched)}
-    return {kind: reason for kind, reason in reasons.items() if kind not in there}
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -141,11 +131,7 @@ def evaluate_drift(
 
 def absent_drift(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]] = ()) -> dict[Metric, str]:
     """The metrics that cannot be computed, with the reason."""
-    return {
-        Metric(f"drift_{what}_{kind}"): reason
-        for what in ("kl", "top5")
-        for kind, reason in missing_kinds(facts, untouched).items()
-    }
+    return absent_fields([metric for metric in Metric if metric.startswith("drift_")], facts, untouched)
 
 
 def kl_divergence(before: Tensor, after: Tensor) -> float:

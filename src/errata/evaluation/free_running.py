@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_
 from transformers import PreTrainedTokenizerBase
 
 from errata.errors import InputError
-from errata.evaluation.drift import kept_prompts, missing_kinds
+from errata.evaluation.absence import NO_FACTS, absent_fields
+from errata.evaluation.drift import kept_prompts
 from errata.evaluation.judge import Case, Judge, Verdict
 from errata.facts.fact import Fact, Question
 from errata.facts.joining import is_word_boundary
@@ -448,8 +449,7 @@ def absent_free(
 ) -> dict[str, str]:
     """The metrics of ``evaluate_free`` that cannot be computed, with the reason."""
     settings = settings or FreeSettings()
-    kinds = {entry.kind for entry in free_questions(facts)}
-    lacking = {FreeKind.GENERALISATION: "no fact has 'paraphrases'", FreeKind.PORTABILITY: "no fact has 'portability'"}
+    lacking = absent_fields([Metric(f"free_{kind}_{measure}") for kind in FreeKind for measure in MEASURES], facts)
     measures = _measures(settings, judge)
     unmeasured = {
         "exact": "the judge takes its place in these settings",
@@ -461,12 +461,12 @@ def absent_free(
         context = CONTEXTS[name]
         no_context = context.missing(model.tokenizer)
         for kind in FreeKind:
-            no_kind = None if kind in kinds else lacking.get(kind, "there are no facts")
             for measure in MEASURES:
-                reason = no_context or no_kind or (None if measure in measures else unmeasured[measure])
+                metric = Metric(f"free_{kind}_{measure}")
+                reason = no_context or lacking.get(metric) or (None if measure in measures else unmeasured[measure])
                 if reason is not None:
-                    missing[_name(f"free_{kind}_{measure}", context)] = reason
-        reason = no_context or (None if kinds else "there are no facts") or (None if judge else unmeasured["judged"])
+                    missing[_name(metric, context)] = reason
+        reason = no_context or (None if facts else NO_FACTS) or (None if judge else unmeasured["judged"])
         if reason is not None:
             missing[_name(Metric.FREE_JUDGE_MISSING, context)] = reason
     return missing
@@ -533,7 +533,7 @@ def locality_answers(
 
 def absent_free_locality(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]] = ()) -> dict[Metric, str]:
     """The kinds of free-running locality that there are no prompts for, with the reason."""
-    return {Metric(f"free_locality_{kind}"): reason for kind, reason in missing_kinds(facts, untouched).items()}
+    return absent_fields([metric for metric in Metric if metric.startswith("free_locality_")], facts, untouched)
 
 
 def _verdicts(

@@ -135,7 +135,7 @@ Status = Literal["took", "partly", "failed"]
 
 FLOOR, CEILING = 0.1, 0.9
 """A share that starts below the one has no room to fall, and above the other no room to rise."""
-_FIELDS: Mapping[str, str] = {"specificity": "neighbours", "same_subject": "own", "unrelated": "unrelated"}
+_FIELDS = {kind: Metric(accuracy).entry.needs[0] for accuracy, kind in CONTROLS.items()}
 """Kind of control question -> the field of facts that holds such questions."""
 FEW = 5
 """With fewer known control questions than this, each one that is lost moves their accuracy by more than 20 points."""

@@ -1,4 +1,4 @@
-"""Perplexity on running text, and its ratio to the unedited model's: the alarm that a model collapses."""
+"""Perplexity on prose, whole or of second halves, and its ratio to the unedited model's, which detects collapse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from errata.editors.contract import Answerer
 from errata.errors import InputError, NonFiniteError
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.models.likelihood import Expected, predict
@@ -21,11 +23,11 @@ _LARGEST_EXPONENT = 700.0  # exp() of more is no float
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """How well a model predicts some texts.
+    """The likelihood of some texts under a model.
 
     Attributes:
         log_likelihoods: for each text, the sum of the natural log-probabilities of its predicted tokens.
-        counts: for each text, how many tokens were predicted.
+        counts: for each text, the number of predicted tokens.
     """
 
     log_likelihoods: tuple[float, ...]
@@ -33,7 +35,7 @@ class Perplexity:
 
     @property
     def tokens(self) -> int:
-        """How many tokens were predicted."""
+        """The number of predicted tokens."""
         return sum(self.counts)
 
     @property
@@ -54,8 +56,8 @@ def perplexity(
 
     Args:
         token_budget: most padded tokens of one forward pass; the result does not depend on it.
-        max_length: tokens of a text, BOS counted, behind which it is cut off; at most the model's own length.
-        report: told the texts read, of how many.
+        max_length: tokens of a text, BOS included; the rest is left out. At most the model's own length.
+        report: progress callback.
 
     Raises:
         InputError: if there is no token to predict.
@@ -65,7 +67,9 @@ def perplexity(
     rows = [row.ids[:length] for row in encode(model.tokenizer, texts)]
     expected = [[Expected(index, token) for index, token in enumerate(row[1:])] for row in rows]
     if not any(expected):
-        raise InputError("the texts for the perplexity hold no token to predict", remedy="Give longer texts")
+        raise InputError(
+            "the texts for the perplexity have no token to predict", remedy="Give longer texts", code="TEXTS_TOO_SHORT"
+        )
     read = 0
 
     def on_rows(count: int) -> None:
@@ -73,7 +77,7 @@ def perplexity(
         read += count
         report("perplexity", read, readable)
 
-    # A text of one token (or none) predicts nothing, and an empty row cannot be read.
+    # Texts of fewer than two tokens have no prediction; the model cannot read an empty row.
     longer = [index for index, entries in enumerate(expected) if entries]
     readable = len(longer)
     predictions = predict(
@@ -87,6 +91,60 @@ def perplexity(
     for index, found in zip(longer, predictions, strict=True):
         sums[index] = math.fsum(found.log_probabilities)
     counts = [len(entries) for entries in expected]
+    return _finite(sums, counts)
+
+
+def split_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_length: int = 512
+) -> list[tuple[str, str] | None]:
+    """Each text cut before its middle token; None for a text with fewer than two tokens.
+
+    White space at the cut belongs to the second half, as tokenizers join it to the word that follows.
+
+    Args:
+        max_length: tokens of a text, BOS included; the rest of the text is left out.
+    """
+    halves: list[tuple[str, str] | None] = []
+    for text, row in zip(texts, encode(tokenizer, texts), strict=True):
+        spans = [(start, end) for start, end in row.offsets[:max_length] if end > start]
+        first = text[: spans[len(spans) // 2][0]].rstrip() if len(spans) > 1 else ""
+        halves.append((first, text[len(first) : spans[-1][1]]) if first else None)
+    return halves
+
+
+def split_perplexity(
+    answerer: Answerer,
+    halves: Sequence[tuple[str, str] | None],
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    report: Report = silent,
+) -> Perplexity:
+    """Perplexity of the second half of each text given the first (see ``split_texts``).
+
+    In this form, prose has a prompt: editors that decide by the prompt whether to act can be compared with those that
+    change weights.
+
+    Raises:
+        InputError: if no text has two halves.
+        NonFiniteError: see ``perplexity``.
+    """
+    chosen = [index for index, pair in enumerate(halves) if pair is not None]
+    if not chosen:
+        raise InputError(
+            "the texts for the split perplexity have fewer than two tokens",
+            remedy="Give longer texts",
+            code="TEXTS_TOO_SHORT",
+        )
+    pairs = [pair for pair in halves if pair is not None]
+    scores = answerer.score(pairs, joiner="", token_budget=token_budget, report=report)
+    sums, counts = [0.0] * len(halves), [0] * len(halves)
+    for index, scored in zip(chosen, scores, strict=True):
+        counts[index] = len(scored.likeliest)
+        sums[index] = scored.log_probability * counts[index]
+    return _finite(sums, counts)
+
+
+def _finite(sums: Sequence[float], counts: Sequence[int]) -> Perplexity:
     mean = math.fsum(sums) / sum(counts)
     if not -_LARGEST_EXPONENT < mean < _LARGEST_EXPONENT:  # also if it is NaN
         raise NonFiniteError("perplexity", facts=(), layer=None)
@@ -94,7 +152,13 @@ def perplexity(
 
 
 def perplexity_ratio(
-    before: Perplexity, now: Perplexity, when: When, *, seed: int = 0, resamples: int = 1000
+    before: Perplexity,
+    now: Perplexity,
+    when: When,
+    *,
+    metric: Metric = Metric.PERPLEXITY_RATIO,
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> Summary:
     """``now`` over ``before`` on the same texts, with a 95 % interval by bootstrap over texts.
 
@@ -110,14 +174,14 @@ def perplexity_ratio(
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         low, high = interval_of(np.exp(drawn[:, 0] / drawn[:, 1]), clusters.shape[1])
     texts = clusters.shape[1]
-    return Summary(Metric.PERPLEXITY_RATIO, when, now.value / before.value, low, high, texts, texts)
+    return Summary(metric, when, now.value / before.value, low, high, texts, texts)
 
 
 def pooled(parts: Sequence[Perplexity | None]) -> Perplexity | None:
-    """Perplexities of several models on the same texts, text by text: a text read twice is still one cluster.
+    """Perplexities of several models on the same texts, pooled so that each text stays one cluster.
 
     Returns:
-        None if none is known, or they are of different texts.
+        None if none is known, or the texts differ.
     """
     known = [part for part in parts if part is not None]
     if not known or len({part.counts for part in known}) > 1:

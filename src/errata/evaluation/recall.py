@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from errata.evaluation.absence import absent_fields
 from errata.facts.fact import QUESTION_LISTS, Fact, Question
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.models.likelihood import Pair, TargetScore, check_finite, plan_of, scores_of
@@ -18,6 +19,25 @@ from errata.utils.progress import Report, silent
 Untouched = tuple[str, Question]
 """The cluster that a question belongs to, such as its subject, and the question."""
 _Entry = TypeVar("_Entry")
+_ALWAYS = (
+    Metric.EFFICACY_SUCCESS,
+    Metric.EFFICACY_ACCURACY,
+    Metric.GENERALISATION_SUCCESS,
+    Metric.GENERALISATION_ACCURACY,
+    Metric.SPECIFICITY_SUCCESS,
+    Metric.SPECIFICITY_ACCURACY,
+    Metric.SAME_SUBJECT_ACCURACY,
+    Metric.UNTOUCHED_ACCURACY,
+)
+_WITH_TOKENS = (
+    Metric.EFFICACY_TOKENS,
+    Metric.GENERALISATION_TOKENS,
+    Metric.PORTABILITY_ACCURACY,
+    Metric.PORTABILITY_TOKENS,
+    Metric.UNRELATED_ACCURACY,
+    Metric.UNRELATED_TOKENS,
+    Metric.UNRELATED_AGREEMENT,
+)
 
 
 def evaluate_facts(
@@ -93,40 +113,7 @@ def absent(facts: Sequence[Fact], untouched: Sequence[Untouched] = (), *, tokens
     Args:
         tokens: of all that ``evaluate_facts`` tells with it; else of those that every edit is measured by.
     """
-    missing = _absent_always(facts, untouched)
-    if tokens:
-        for name, metrics in (("portability", _PORTABILITY), ("unrelated", _UNRELATED)):
-            if not any(getattr(fact, name) for fact in facts):
-                missing |= dict.fromkeys(metrics, f"no fact has {name!r} questions")
-        if Metric.GENERALISATION_ACCURACY in missing:
-            missing[Metric.GENERALISATION_TOKENS] = missing[Metric.GENERALISATION_ACCURACY]
-    return missing
-
-
-_PORTABILITY = (Metric.PORTABILITY_ACCURACY, Metric.PORTABILITY_TOKENS)
-_UNRELATED = (Metric.UNRELATED_ACCURACY, Metric.UNRELATED_TOKENS, Metric.UNRELATED_AGREEMENT)
-
-
-def _absent_always(facts: Sequence[Fact], untouched: Sequence[Untouched]) -> dict[Metric, str]:
-    if not facts:
-        missing: dict[Metric, str] = dict.fromkeys(_OF_FACTS, "there are no facts")
-    else:
-        missing = {}
-        if not any(fact.old for fact in facts):
-            missing[Metric.EFFICACY_SUCCESS] = "no fact has an 'old' answer to compare with"
-        if not any(fact.paraphrases for fact in facts):
-            reason = "no fact has 'paraphrases'"
-            missing |= {Metric.GENERALISATION_SUCCESS: reason, Metric.GENERALISATION_ACCURACY: reason}
-        elif not any(fact.paraphrases and fact.old for fact in facts):
-            missing[Metric.GENERALISATION_SUCCESS] = "no fact with 'paraphrases' has an 'old' answer to compare with"
-        if not any(fact.neighbours for fact in facts):
-            reason = "no fact has 'neighbours'"
-            missing |= {Metric.SPECIFICITY_SUCCESS: reason, Metric.SPECIFICITY_ACCURACY: reason}
-        if not any(fact.own for fact in facts):
-            missing[Metric.SAME_SUBJECT_ACCURACY] = "no fact has 'own' questions about its subject"
-    if not untouched:
-        missing[Metric.UNTOUCHED_ACCURACY] = "no questions about other subjects were given"
-    return missing
+    return absent_fields((*_ALWAYS, *_WITH_TOKENS) if tokens else _ALWAYS, facts, untouched)
 
 
 def choose_questions(facts: Sequence[Fact], per_fact: int, generator: random.Random) -> list[Fact]:
@@ -144,14 +131,6 @@ def choose_questions(facts: Sequence[Fact], per_fact: int, generator: random.Ran
         return replace(fact, **drawn)
 
     return [chosen(fact) for fact in facts]
-
-
-_OF_FACTS = tuple(
-    metric
-    for metric in Metric
-    if metric.value.startswith(("efficacy", "generalisation", "specificity", "same_subject"))
-    and metric.value.endswith(("_success", "_accuracy"))
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from string import ascii_uppercase
 from typing import Final
 
 from errata.errors import InputError
+from errata.evaluation.absence import absent_fields
 from errata.facts.fact import Fact, Question
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.models.likelihood import Pair, TargetScore, check_finite, scores_of
@@ -28,6 +29,13 @@ from errata.results.metrics import Metric
 from errata.results.records import Record
 from errata.utils.progress import Report, silent
 
+SIDE_METRICS: Final = (
+    Metric.NEGATION_ACCURACY,
+    Metric.REVERSAL_ACCURACY,
+    Metric.REVERSAL_TOKENS,
+    Metric.MULTIPLE_CHOICE_ACCURACY,
+    Metric.MULTIPLE_CHOICE_LETTER_ACCURACY,
+)
 NEGATION: Final = "It is not true that "
 # Determiners, pronouns, prepositions, conjunctions, question words: what no name consists of when it stands alone.
 _SAFE_IN_SMALL: Final = frozenset(
@@ -177,26 +185,15 @@ def evaluate_side_tests(
 
 def absent_side_tests(facts: Sequence[Fact]) -> dict[Metric, str]:
     """The side tests that cannot be made, with the reason. What only some facts lack is asked of the others."""
-    metrics = (
-        Metric.NEGATION_ACCURACY,
-        Metric.REVERSAL_ACCURACY,
-        Metric.REVERSAL_TOKENS,
-        Metric.MULTIPLE_CHOICE_ACCURACY,
-        Metric.MULTIPLE_CHOICE_LETTER_ACCURACY,
-    )
+    missing = absent_fields(SIDE_METRICS, facts)
     if not facts:
-        return dict.fromkeys(metrics, "there are no facts")
-    missing: dict[Metric, str] = {}
-    if not any(fact.old for fact in facts):
-        missing[Metric.NEGATION_ACCURACY] = "no fact has an 'old' answer to compare with"
-    elif not any(fact.old and negated_prompt(fact) for fact in facts):
+        return missing
+    if Metric.NEGATION_ACCURACY not in missing and not any(fact.old and negated_prompt(fact) for fact in facts):
         missing[Metric.NEGATION_ACCURACY] = "no prompt of a fact with an 'old' answer can be negated (questions cannot)"
-    if not any(fact.reversal for fact in facts):
-        missing |= dict.fromkeys(metrics[1:3], "no fact has 'reversal' questions")
     pools = _pools(facts)
     if not any(fact.old or _distractors(fact, pools) for fact in facts):
         reason = "no fact has a second option: an 'old' answer, or another fact of the same 'relation'"
-        missing |= dict.fromkeys(metrics[3:], reason)
+        missing |= dict.fromkeys((Metric.MULTIPLE_CHOICE_ACCURACY, Metric.MULTIPLE_CHOICE_LETTER_ACCURACY), reason)
     return missing
 
 

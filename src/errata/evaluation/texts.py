@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from errata.errors import Fault, FaultsError, InputError, OutputError
+from errata.evaluation.absence import absent_fields
 from errata.facts.fact import Fact
 from errata.models.generation import CACHE_BUDGET, continue_rows, own_uniforms
 from errata.models.language_model import LanguageModel
@@ -140,7 +141,7 @@ def evaluate_fluency(texts: Sequence[WrittenText]) -> list[Record]:
 
 def absent_fluency(facts: Sequence[Fact]) -> dict[Metric, str]:
     """The reason, if there is nothing to write texts from."""
-    return {} if any(fact.generation for fact in facts) else {Metric.FLUENCY: "no fact has 'generation' prompts"}
+    return absent_fields([Metric.FLUENCY], facts)
 
 
 def weighted_entropy(words: Sequence[str]) -> float:
@@ -402,12 +403,12 @@ def evaluate_consistency(
 
 def absent_consistency(facts: Sequence[Fact], references: References | None) -> dict[Metric, str]:
     """The reason, if there is no fact with all that it takes."""
-    if not any(fact.generation for fact in facts):
-        reason = "no fact has 'generation' prompts"
+    if missing := absent_fields([Metric.FLUENCY], facts):
+        reason = missing[Metric.FLUENCY]
     elif references is None:
         reason = "no reference texts were given"
-    elif not any(fact.generation and fact.relation for fact in facts):
-        reason = "no fact with 'generation' prompts has a 'relation'"
+    elif missing := absent_fields([Metric.CONSISTENCY], facts):
+        reason = missing[Metric.CONSISTENCY]
     elif not any(fact.generation and references_of(fact, references) for fact in facts):
         reason = "there are no reference texts for any fact's relation and target"
     else:

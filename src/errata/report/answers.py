@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from errata.errors import InputError
+from errata.results.metrics import entry_of
 from errata.utils.optional import require
 
 ENTRIES_EMBEDDED: Final = 20_000
@@ -39,7 +40,8 @@ class Answers:
     Attributes:
         payload: for JSON. ``strings``; ``cells``: [method, seed, model, data] each as places in ``strings``;
             ``entries``: [cell, fact, metric, prompt, expected, outcome, three moments, other prompts], where a moment
-            is [said, value] or null, and another prompt [metric, prompt, expected, three moments].
+            is [said, value] or null, and another prompt [metric, prompt, expected, three moments]. Metrics are
+            given by their headings.
         entries: how many of the run's there are.
         entries_left_out: that the page has no room for.
         prompts_left_out: of entries that are embedded.
@@ -122,13 +124,13 @@ def _entry(texts: _Texts, cell: int, fact: str, main: _Asked, others: Sequence[_
     return [
         cell,
         texts.place(fact),
-        texts.place(main.metric),
+        texts.place(entry_of(main.metric).heading),
         texts.place(main.prompt),
         texts.place(main.expected),
         OUTCOMES.index(outcome(main.metric, {when: value for when, (_, value) in main.moments.items()})),
         _moments(texts, main),
         [
-            [texts.place(one.metric), texts.place(one.prompt), texts.place(one.expected), _moments(texts, one)]
+            [*map(texts.place, (entry_of(one.metric).heading, one.prompt, one.expected)), _moments(texts, one)]
             for one in others
         ],
     ]

@@ -20,7 +20,7 @@ from errata.models.small_models import is_small_model
 from errata.patches.stack import Stack, Stacked
 from errata.report.markdown import Markdown, fenced, moment, text
 from errata.report.tables import before_after_markdown
-from errata.results.metrics import Metric
+from errata.results.metrics import Metric, entry_of, in_order
 from errata.results.records import Row
 
 if TYPE_CHECKING:
@@ -28,21 +28,6 @@ if TYPE_CHECKING:
 
 FACTS_SHOWN = 50
 _HUB_NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?(?:/[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?)?", re.ASCII)
-_MEANING: Mapping[str, Markdown] = {
-    Metric.EFFICACY_SUCCESS: Markdown("the edited prompt: the new answer is likelier than the old one"),
-    Metric.EFFICACY_ACCURACY: Markdown("the edited prompt: the new answer is what the model says"),
-    Metric.GENERALISATION_SUCCESS: Markdown("paraphrases of it: the new answer is likelier than the old one"),
-    Metric.GENERALISATION_ACCURACY: Markdown("paraphrases of it: the new answer is what the model says"),
-    Metric.SPECIFICITY_SUCCESS: Markdown(
-        "other subjects in the same relation: their answer is likelier than the new one"
-    ),
-    Metric.SPECIFICITY_ACCURACY: Markdown("other subjects in the same relation: their answer is what the model says"),
-    Metric.SCORE: Markdown("harmonic mean of the three successes"),
-    Metric.SAME_SUBJECT_ACCURACY: Markdown("other facts of the edited subjects: the model still says them"),
-    Metric.UNTOUCHED_ACCURACY: Markdown("facts of subjects that nobody edited: the model still says them"),
-    Metric.PERPLEXITY_RATIO: Markdown("perplexity on held-out text, over that before; 1 is no change"),
-    Metric.SECONDS_PER_EDIT: Markdown("wall time of the edit over its facts, without preparation"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +108,12 @@ def model_card(
             recipes=[(", ".join(names), recipe) for recipe, names in recipes.items()],
             measured=measured,
             table=_table(measured.rows) if measured.rows else Markdown(),
-            meanings=[(_spaced(metric), what) for metric, what in _MEANING.items() if metric in metrics],
-            absent=[(_spaced(metric), why) for metric, why in (measured.absent or {}).items()],
+            meanings=[
+                (entry.heading, Markdown(entry.meaning))
+                for entry in map(entry_of, in_order(metrics))
+                if entry.meaning and entry.name in set(Metric)
+            ],
+            absent=[(entry_of(metric).heading, why) for metric, why in (measured.absent or {}).items()],
             use=_use(stack, entries, with_weights, repository),
             undo=_undo(stack, entries, repository),
         )
@@ -148,10 +137,6 @@ def shown_base(base: str) -> str:
     if is_small_model(base):
         return f"{base} (`errata models get {base}`)"
     return f"{Path(base).name} (a local directory, not on the hub by this name)" if is_local(base) else base
-
-
-def _spaced(metric: str) -> str:
-    return metric.replace("_", " ")
 
 
 def _meta(stack: Stack, with_weights: bool) -> Markdown:

@@ -7,8 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from errata.results.metrics import Better, Group, Measure
-from errata.results.metrics import measures_in_order as in_order
+from errata.results.metrics import Better, Group, MetricEntry, entries_by_group
 from errata.results.records import Row, When
 
 BEFORE: Final = "before editing"
@@ -61,7 +60,7 @@ class Column:
         n: what the means are over, such as ``200``, or ``180–200`` where methods differ.
     """
 
-    measure: Measure
+    entry: MetricEntry
     when: When
     moment: str
     n: str
@@ -92,11 +91,11 @@ class Comparison:
 
     Attributes:
         unedited: lines of the unedited model, on top of the methods: one where all methods have the same, else one
-            for each. Their cells are one for each measure, not for each column.
+            for each. Their cells are one for each entry, not for each column.
     """
 
     group: Group
-    measures: tuple[tuple[Measure, int], ...]
+    metrics: tuple[tuple[MetricEntry, int], ...]
     columns: tuple[Column, ...]
     unedited: tuple[Line, ...]
     lines: tuple[Line, ...]
@@ -116,11 +115,11 @@ def comparisons(rows: Sequence[Row], stopped: Collection[str] = (), *, most: int
     }
     found = {key: row for key, row in found.items() if key[2] != "right_after" or _differs(key, found)}
     methods = list(dict.fromkeys(method for method, _, _ in found))
-    measures = in_order({metric for _, metric, when in found if when != "before"})
+    metrics = entries_by_group({metric for _, metric, when in found if when != "before"})
     return [
         _comparison(group, part, methods, found, stopped)
         for group in Group
-        for part in _parts([measure for measure in measures if measure.group is group], found, most)
+        for part in _parts([entry for entry in metrics if entry.group is group], found, most)
     ]
 
 
@@ -138,66 +137,66 @@ def _differs(key: tuple[str, str, When], found: Mapping[tuple[str, str, When], R
 
 
 def _parts(
-    measures: Sequence[Measure], found: Mapping[tuple[str, str, When], Row], most: int | None
-) -> list[list[Measure]]:
-    """A group's measures, as many together as have room, and as even as can be."""
+    metrics: Sequence[MetricEntry], found: Mapping[tuple[str, str, When], Row], most: int | None
+) -> list[list[MetricEntry]]:
+    """A group's metrics, as many together as have room, and as even as can be."""
     columns = {
-        measure.name: len({when for _, metric, when in found if metric == measure.name and when != "before"})
-        for measure in measures
+        entry.name: len({when for _, metric, when in found if metric == entry.name and when != "before"})
+        for entry in metrics
     }
     total = sum(columns.values())
     if most is None or total <= most:
-        return [list(measures)] if measures else []
+        return [list(metrics)] if metrics else []
     room = math.ceil(total / math.ceil(total / most))
-    parts: list[list[Measure]] = [[]]
-    for measure in measures:
-        if parts[-1] and sum(columns[each.name] for each in parts[-1]) + columns[measure.name] > min(room + 1, most):
+    parts: list[list[MetricEntry]] = [[]]
+    for entry in metrics:
+        if parts[-1] and sum(columns[each.name] for each in parts[-1]) + columns[entry.name] > min(room + 1, most):
             parts.append([])
-        parts[-1].append(measure)
+        parts[-1].append(entry)
     return parts
 
 
 def _comparison(
     group: Group,
-    measures: Sequence[Measure],
+    metrics: Sequence[MetricEntry],
     methods: Sequence[str],
     found: dict[tuple[str, str, When], Row],
     stopped: Collection[str],
 ) -> Comparison:
     columns, blocks = [], []
-    for measure in measures:
+    for entry in metrics:
         shown = [
-            Column(measure, when, moment, _n([row["n"] for row in values if row]))
+            Column(entry, when, moment, _n([row["n"] for row in values if row]))
             for when, moment in _MOMENTS
-            if any(values := [found.get((method, measure.name, when)) for method in methods])
+            if any(values := [found.get((method, entry.name, when)) for method in methods])
         ]
         columns += shown
-        blocks.append((measure, len(shown)))
+        blocks.append((entry, len(shown)))
     by_column = []
     for column in columns:
-        of_column = [found.get((method, column.measure.name, column.when)) for method in methods]
+        of_column = [found.get((method, column.entry.name, column.when)) for method in methods]
         intervals = [
             None if row is None or method in stopped else Interval(row["mean"], row["low"], row["high"])
             for method, row in zip(methods, of_column, strict=True)
         ]
-        best = separate_best(intervals, column.measure.better)
+        best = separate_best(intervals, column.entry.better)
         by_column.append(
             [
-                _cell(row, column.measure, best=index == best, counted="–" in column.n)
+                _cell(row, column.entry, best=index == best, counted="–" in column.n)
                 for index, row in enumerate(of_column)
             ]
         )
     lines = tuple(Line(method, tuple(column[index] for column in by_column)) for index, method in enumerate(methods))
     # A method that has no value of this group has no line in it.
     lines = tuple(line for line in lines if any(cell.row for cell in line.cells))
-    return Comparison(group, tuple(blocks), tuple(columns), _unedited(measures, methods, found), lines)
+    return Comparison(group, tuple(blocks), tuple(columns), _unedited(metrics, methods, found), lines)
 
 
 def _unedited(
-    measures: Sequence[Measure], methods: Sequence[str], found: dict[tuple[str, str, When], Row]
+    metrics: Sequence[MetricEntry], methods: Sequence[str], found: dict[tuple[str, str, When], Row]
 ) -> tuple[Line, ...]:
     lines = [
-        (method, tuple(_cell(found.get((method, measure.name, "before")), measure) for measure in measures))
+        (method, tuple(_cell(found.get((method, entry.name, "before")), entry) for entry in metrics))
         for method in methods
     ]
     lines = [(method, cells) for method, cells in lines if any(cell.row for cell in cells)]
@@ -207,11 +206,11 @@ def _unedited(
     return tuple(Line(f"{BEFORE}: {method}", cells) for method, cells in lines)
 
 
-def _cell(row: Row | None, measure: Measure, *, best: bool = False, counted: bool = False) -> Cell:
+def _cell(row: Row | None, entry: MetricEntry, *, best: bool = False, counted: bool = False) -> Cell:
     if row is None:
         return Cell()
-    interval = measure.interval(row["low"], row["high"])
-    return Cell(row, measure.number(row["mean"]), interval, f"n = {row['n']}" if counted else "", best)
+    interval = entry.interval(row["low"], row["high"])
+    return Cell(row, entry.number(row["mean"]), interval, f"n = {row['n']}" if counted else "", best)
 
 
 def _n(counts: Sequence[int]) -> str:

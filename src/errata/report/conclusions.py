@@ -10,7 +10,7 @@ from typing import Final
 
 from errata.evaluation.outcomes import FEW, Outcome, no_room
 from errata.report.comparison import Interval, separate_best
-from errata.results.metrics import CONTROLS, Metric, measure_of
+from errata.results.metrics import CONTROLS, Metric, entry_of
 from errata.results.records import Row
 
 # ----------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def _ahead(after: _By, methods: Sequence[str]) -> list[str]:
         best = separate_best(
             [None if row is None else Interval(row["mean"], row["low"], row["high"]) for row in rows], "higher"
         )
-        name = measure_of(metric).head
+        name = entry_of(metric).heading
         if best is None:
             return [f"In {name} no method is ahead of all others beyond the 95 % intervals."]
         return [f"In {name} {methods[best]} is ahead of all others beyond the 95 % intervals."]
@@ -180,7 +180,7 @@ def _harm(after: _By, methods: Sequence[str]) -> list[str]:
 
 def _unable(before: Mapping[str, float], measured: Collection[str]) -> list[str]:
     found = [
-        f"{measure_of(metric).head} (from {100 * mean:.1f} %)"
+        f"{entry_of(metric).heading} (from {100 * mean:.1f} %)"
         for metric, mean in before.items()
         if metric in measured and no_room(metric, mean)
     ]
@@ -201,8 +201,8 @@ def _range(after: _By, metric: str, methods: Sequence[str], least: str = "least 
     found = sorted((row["mean"], method) for method in methods if (row := after.get((metric, method))) is not None)
     if not found:
         return None
-    measure = measure_of(metric)
-    low, high = measure.number(found[0][0]), measure.number(found[-1][0])
+    entry = entry_of(metric)
+    low, high = entry.number(found[0][0]), entry.number(found[-1][0])
     if low == high:
         return f"{low} %"
     return f"{low} to {high} % ({least} {found[0][1]})"

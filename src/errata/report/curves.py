@@ -7,15 +7,14 @@ method's colour, dash and marker are the same in all charts; any one of the thre
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final
 
 from markupsafe import Markup
 
-from errata.results.metrics import Group, Measure, Unit, measure_of
-from errata.results.metrics import measures_in_order as in_order
+from errata.results.metrics import Group, MetricEntry, Unit, entries_by_group
 from errata.results.records import Row
 
 # ----------------------------------------------------------------------------------------------------
@@ -71,19 +70,6 @@ def _step(span: float) -> float:
 COLOURS: Final = 8  # how many the page's style sheet has
 _DASHES: Final = ("", "6 3", "2 2.5", "8 3 2 3", "12 3", "4 2 1 2")
 _MARKERS: Final = ("circle", "square", "triangle", "diamond", "cross", "inverted")
-_FIRST: Final = (
-    "efficacy_accuracy_first", "efficacy_accuracy_last", "efficacy_accuracy", "untouched_accuracy_known",
-    "untouched_accuracy", "perplexity_ratio", "weight_norm_ratio",
-)  # fmt: skip
-_TITLES: Final[Mapping[str, str]] = {
-    "efficacy_accuracy_first": "Efficacy of the first batch",
-    "efficacy_accuracy_last": "Efficacy of the last batch",
-    "efficacy_accuracy": "Efficacy of all batches so far",
-    "untouched_accuracy_known": "Untouched facts that were known before",
-    "untouched_accuracy": "Untouched facts",
-    "perplexity_ratio": "Perplexity ratio",
-    "weight_norm_ratio": "Weight change ‖ΔW‖ / ‖W‖",
-}
 # Of the drawing, in its own units; the page scales it.
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340.0, 220.0, 46.0, 10.0, 12.0, 38.0
 _SIGN: Final = 6.2  # how wide a digit of a tick's label is at most, in the page's type of 10.5
@@ -115,14 +101,14 @@ class Chart:
     """One metric over the number of edits."""
 
     title: str
-    measure: Measure
+    entry: MetricEntry
     curves: tuple[Curve, ...]
 
     @property
     def unit(self) -> str:
         """What the vertical axis is in."""
         named = {Unit.PERCENT: "%", Unit.RATIO: "ratio to the unedited model", Unit.SECONDS: "seconds"}
-        return "‖ΔW‖ / ‖W‖" if self.measure.name == "weight_norm_ratio" else named.get(self.measure.unit, "")
+        return "‖ΔW‖ / ‖W‖" if self.entry.name == "weight_norm_ratio" else named.get(self.entry.unit, "")
 
 
 def charts(rows: Sequence[Row], methods: Sequence[str]) -> list[Chart]:
@@ -141,12 +127,11 @@ def charts(rows: Sequence[Row], methods: Sequence[str]) -> list[Chart]:
         methods: of the whole page, in whose order styles are given.
     """
     during = [row for row in rows if row["when"] == "during" and "edits" in row]
-    names = {row["metric"] for row in during if measure_of(row["metric"]).group is not Group.CHANGES}
-    others = [measure.name for measure in in_order(names) if measure.name not in _FIRST]
     drawn = []
-    for name in (*(name for name in _FIRST if name in names), *others):
-        measure = next(measure for measure in in_order({name}))
-        curves = []
+    for entry in entries_by_group({row["metric"] for row in during}):
+        if entry.group is Group.CHANGES:
+            continue
+        name, curves = entry.name, []
         for style, method in enumerate(methods):
             checks = [row for row in during if (row["method"], row["metric"]) == (method, name)]
             before, after = (
@@ -156,13 +141,12 @@ def charts(rows: Sequence[Row], methods: Sequence[str]) -> list[Chart]:
             if len({row["edits"] for row in checks}) == 1:
                 points = _ends(name, before, after)
             else:
-                points = _points(before if measure.group is Group.OTHERS else [], checks) if checks else ()
+                points = _points(before if entry.group is Group.OTHERS else [], checks) if checks else ()
             if len(points) > 1:
                 curves.append(Curve(method, style, points))
         if not curves:
             continue
-        title = _TITLES.get(name, measure.head[:1].upper() + measure.head[1:])
-        drawn.append(Chart(title, measure, tuple(curves)))
+        drawn.append(Chart(entry.heading[:1].upper() + entry.heading[1:], entry, tuple(curves)))
     return drawn
 
 
@@ -194,7 +178,7 @@ def chart_svg(chart: Chart) -> Markup:
     across = Scale.linear(0.0, float(most), left, _right())
     parts = [_grid(across, up, labels, chart)]
     for curve in chart.curves:
-        parts.append(_curve(curve, across, up, chart.measure))
+        parts.append(_curve(curve, across, up, chart.entry))
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}, {}: {} over the number of edits">{}</svg>'
     ).format(_WIDTH, _HEIGHT, chart.title, chart.unit, _count(len(chart.curves)), Markup("").join(parts))
@@ -240,17 +224,15 @@ def _vertical(chart: Chart) -> Scale:
         if value is not None
     ]
     low, high, bottom = min(values), max(values), _HEIGHT - _BOTTOM
-    if chart.measure.unit is Unit.PERCENT:
+    if chart.entry.unit is Unit.PERCENT:
         return Scale(0.0, 1.0, bottom, _TOP, (0.0, 0.25, 0.5, 0.75, 1.0))
     if low > 0 and high / low > 20:
         return Scale.powers(low, high, bottom, _TOP)
-    return Scale.linear(
-        min(low, 0.0) if chart.measure.name != "perplexity_ratio" else min(low, 1.0), high, bottom, _TOP
-    )
+    return Scale.linear(min(low, 0.0) if chart.entry.name != "perplexity_ratio" else min(low, 1.0), high, bottom, _TOP)
 
 
 def _tick(value: float, chart: Chart) -> str:
-    return f"{100 * value:.0f}" if chart.measure.unit is Unit.PERCENT else f"{value:g}"
+    return f"{100 * value:.0f}" if chart.entry.unit is Unit.PERCENT else f"{value:g}"
 
 
 def _grid(across: Scale, up: Scale, labels: Sequence[str], chart: Chart) -> Markup:
@@ -278,7 +260,7 @@ def _grid(across: Scale, up: Scale, labels: Sequence[str], chart: Chart) -> Mark
     return Markup("").join(parts)
 
 
-def _curve(curve: Curve, across: Scale, up: Scale, measure: Measure) -> Markup:
+def _curve(curve: Curve, across: Scale, up: Scale, entry: MetricEntry) -> Markup:
     places = [(across.at(float(point.edits)), up.at(point.mean)) for point in curve.points]
     banded = [point for point in curve.points if point.low is not None and point.high is not None]
     edges = [(point.edits, point.high or 0.0) for point in banded]
@@ -291,7 +273,7 @@ def _curve(curve: Curve, across: Scale, up: Scale, measure: Measure) -> Markup:
     )
     every = max(1, math.ceil(len(places) / _SHOWN_MARKERS))
     markers = [
-        marker_svg(curve.style, x, y, title=_told(curve.method, point, measure))
+        marker_svg(curve.style, x, y, title=_told(curve.method, point, entry))
         for index, (point, (x, y)) in enumerate(zip(curve.points, places, strict=True))
         if index % every == 0 or index == len(places) - 1
     ]
@@ -300,9 +282,9 @@ def _curve(curve: Curve, across: Scale, up: Scale, measure: Measure) -> Markup:
     )
 
 
-def _told(method: str, point: Point, measure: Measure) -> str:
-    interval = measure.interval(point.low, point.high)
-    value = f"{measure.number(point.mean)}{measure.unit_text}"
+def _told(method: str, point: Point, entry: MetricEntry) -> str:
+    interval = entry.interval(point.low, point.high)
+    value = f"{entry.number(point.mean)}{entry.unit_text}"
     return f"{method}, {point.edits} edits: {value}{' ' if interval else ''}{interval}"
 
 

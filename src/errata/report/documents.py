@@ -80,7 +80,7 @@ def report_markdown(run: BenchRun, analysis: Sequence[ShownStudy] = (), waiting:
 def _table(table: Comparison, signs: Mapping[str, str]) -> str:
     moments = {column.when for column in table.columns}
     heads = [
-        f"{text(column.measure.head)}{f', {column.measure.unit_text}' if column.measure.unit_text else ''}"
+        f"{text(column.entry.heading)}{f', {column.entry.unit_text}' if column.entry.unit_text else ''}"
         f"{f', {column.moment}' if len(moments) > 1 else ''} (n={column.n})"
         for column in table.columns
     ]
@@ -88,7 +88,7 @@ def _table(table: Comparison, signs: Mapping[str, str]) -> str:
     for line in table.unedited:
         # What the unedited model says stands in the last column of each metric.
         cells: list[str] = []
-        for (_, span), cell in zip(table.measures, line.cells, strict=True):
+        for (_, span), cell in zip(table.metrics, line.cells, strict=True):
             cells += [*([""] * (span - 1)), _cell(cell)]
         lines.append([f"*{text(line.name)}*", *cells])
     for line in table.lines:
@@ -184,8 +184,8 @@ def _latex_table(table: Comparison, named: str, signs: Mapping[str, str]) -> lis
     counts = [f"$n={column.n.replace('–', '$--$')}$" for column in (table.columns[index] for index in last)]
     measured = [
         index
-        for index, (measure, _) in enumerate(table.measures)
-        if any(table.columns[place].measure == measure for place in last)
+        for index, (entry, _) in enumerate(table.metrics)
+        if any(table.columns[place].entry == entry for place in last)
     ]
     where = f" on {latex_text(named)}" if named else ""
     body = [
@@ -217,8 +217,8 @@ def _latex_table(table: Comparison, named: str, signs: Mapping[str, str]) -> lis
 
 def _head(column: Column) -> str:
     """On two lines that are as short as can be: numbers are narrower than names."""
-    measure = column.measure
-    words = f"{measure.head} ({measure.unit_text})".split() if measure.unit_text else measure.head.split()
+    entry = column.entry
+    words = f"{entry.heading} ({entry.unit_text})".split() if entry.unit_text else entry.heading.split()
     if len(words) == 1:
         return latex_text(words[0])
     halves = [(" ".join(words[:place]), " ".join(words[place:])) for place in range(1, len(words))]

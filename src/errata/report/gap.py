@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from errata.report.comparison import Cell
 from errata.report.curves import COLOURS, marker_svg
-from errata.results.metrics import measure_of
+from errata.results.metrics import entry_of
 from errata.results.records import Row
 
 # What is asked, the teacher-forced metric, and the free-running ones, the one for the chart first.
@@ -29,11 +29,6 @@ _PAIRS: Final = (
     ("Unrelated questions", ("unrelated_agreement", "unrelated_accuracy"), ("free_locality_unrelated",)),
     ("Untouched facts", ("untouched_accuracy",), ("free_locality_untouched",)),
 )
-_HEADS: Final = {"contained": "contains the answer", "exact": "is the answer", "judged": "right to the judge"}
-_SAME: Final = "same text as before"
-_FORCED: Final = {
-    "unrelated_agreement": "same answer as before", "accuracy": "all tokens right", "tokens": "share of tokens",
-}  # fmt: skip
 _LEFT, _RIGHT, _ROW, _TOP, _BOTTOM, _WIDTH = 12.0, 12.0, 22.0, 8.0, 34.0, 340.0
 
 
@@ -77,8 +72,8 @@ def gaps(rows: Sequence[Row], methods: Sequence[str]) -> list[Gap]:
             for style, method in enumerate(methods)
             if any((method, name) in after for name in (forced, *free))
         ]
-        heads = tuple(_HEADS.get(name.rpartition("_")[2], _SAME) for name in free)
-        found.append(Gap(title, _FORCED.get(forced) or _FORCED[forced.rpartition("_")[2]], heads, tuple(lines)))
+        headings = tuple(entry_of(name).heading for name in free)
+        found.append(Gap(title, entry_of(forced).heading, headings, tuple(lines)))
     return found
 
 
@@ -91,8 +86,8 @@ def _line(method: str, style: int, forced: Row | None, free: Sequence[Row | None
 def _cell(row: Row | None) -> Cell:
     if row is None:
         return Cell()
-    measure = measure_of(row["metric"])
-    return Cell(row, measure.number(row["mean"]), measure.interval(row["low"], row["high"]), f"n = {row['n']}")
+    entry = entry_of(row["metric"])
+    return Cell(row, entry.number(row["mean"]), entry.interval(row["low"], row["high"]), f"n = {row['n']}")
 
 
 def gap_svg(gap: Gap) -> Markup:

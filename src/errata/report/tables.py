@@ -4,46 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from errata.errors import InputError
-from errata.evaluation.outcomes import derived, no_room
-from errata.results.metrics import CONTROLS, NOT_SHARES, Metric, in_order
+from errata.evaluation.outcomes import no_room
+from errata.results.metrics import Group, Metric, Unit, entry_of, in_order
 from errata.results.records import Row, When
 
 Part = Literal["edited", "others"]
+_PARTS: tuple[Part, ...] = get_args(Part)
 MISSING = "–"
 UNEDITED = "before editing"
 RIGHT_AFTER = "  right after"
 _GAP = 2  # blanks between columns, where there is room for so many
 
-# Column heads of the comparison: a head's words stand below each other where it is narrow.
-_COLUMNS: Mapping[Part, Mapping[str, str]] = {
-    "edited": {
-        Metric.EFFICACY_SUCCESS: "eff. succ.",
-        Metric.EFFICACY_ACCURACY: "eff. acc.",
-        Metric.GENERALISATION_SUCCESS: "gen. succ.",
-        Metric.GENERALISATION_ACCURACY: "gen. acc.",
-        Metric.SCORE: "score",
-        Metric.SECONDS_PER_EDIT: "s/edit",
-    },
-    "others": {
-        Metric.SPECIFICITY_SUCCESS: "spec. succ.",
-        Metric.SPECIFICITY_ACCURACY_KNOWN: "spec. known",
-        Metric.SPECIFICITY_ACCURACY: "spec. all",
-        Metric.SAME_SUBJECT_ACCURACY_KNOWN: "same subj. known",
-        Metric.SAME_SUBJECT_ACCURACY: "same subj. all",
-        Metric.UNTOUCHED_ACCURACY_KNOWN: "untouched known",
-        Metric.UNTOUCHED_ACCURACY: "untouched all",
-        Metric.PERPLEXITY_RATIO: "ppl ratio",
-        Metric.WEIGHT_NORM_RATIO: "ΔW/W",
-    },
+# The metrics of each part; their short headings' words are on separate lines in a narrow table.
+_COLUMNS: Mapping[Part, tuple[Metric, ...]] = {
+    part: tuple(
+        metric
+        for metric in Metric
+        if metric.entry.short
+        and (metric.entry.group is Group.EDITED or metric is Metric.SECONDS_PER_EDIT) == (part == "edited")
+    )
+    for part in _PARTS
 }
-WITHOUT_PREPARATION = "without preparation (key statistics, contexts)"
 _MEANING: Mapping[Part, str] = {
     "edited": "%. acc.: every token of the answer is the likeliest; succ.: the new answer is likelier than the old one",
     "others": (
@@ -52,8 +40,6 @@ _MEANING: Mapping[Part, str] = {
     ),
 }
 _TITLES: Mapping[Part, str] = {"edited": "The edited facts", "others": "Everything else"}
-# Shown question by question, or by a table of their own, and not among the means.
-_COUNTED = {metric for accuracy in CONTROLS for metric in derived(accuracy)[1:]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +143,14 @@ def _comparison(rows: Sequence[Row], part: Part, metrics: Sequence[str], right_a
     unable = {metric for metric in metrics if metric in before and no_room(metric, before[metric])}
     heads = tuple(
         (
-            _COLUMNS[part][metric] + (" *" if metric in unable else ""),
+            entry_of(metric).short + (" *" if metric in unable else ""),
             _n(row["n"] for row in rows if row["metric"] == metric),
         )
         for metric in metrics
     )
     note = f"After the whole run, mean [95 % interval over n]; {_MEANING[part]}"
     if Metric.SECONDS_PER_EDIT in metrics:
-        note += f"; s/edit: {WITHOUT_PREPARATION}"
+        note += "; s/edit: without preparation (key statistics, contexts)"
     if unable:
         note += "; *: has no room to move from where it was before editing, and can show nothing"
     return _Grid("method", heads, tuple(lines), note)
@@ -197,12 +183,11 @@ def _before_after(rows: Sequence[Row], now: str, marked: Collection[str]) -> _Gr
         for when, head in moments
         if any(row["when"] == when for row in rows) and (when != "right_after" or _differs_right_after(rows))
     ]
-    metrics = [
-        metric for metric in in_order({row["metric"] for row in rows}) if metric.partition(":")[0] not in _COUNTED
-    ]
+    # Changed answers are listed question by question, or in a table of their own.
+    metrics = [name for name in in_order({row["metric"] for row in rows}) if entry_of(name).group is not Group.CHANGES]
     lines = tuple(
         _Line(
-            metric.replace("_", " ") + (" *" if metric in marked else ""),
+            entry_of(metric).heading + (" *" if metric in marked else ""),
             (
                 *(_cell(found.get((metric, when))) for when, _ in shown),
                 _n(row["n"] for row in rows if row["metric"] == metric),
@@ -212,8 +197,6 @@ def _before_after(rows: Sequence[Row], now: str, marked: Collection[str]) -> _Gr
     )
     heads = (*((head, "") for _, head in shown), ("n", ""))
     note = "Mean [95 % interval over n]; accuracy, success and score in %"
-    if Metric.SECONDS_PER_EDIT in metrics:
-        note += f"; seconds per edit: {WITHOUT_PREPARATION}"
     return _Grid(
         methods[0],
         heads,
@@ -228,16 +211,19 @@ def _cell(row: Row | None) -> str:
         return MISSING
     mean, low, high = row["mean"], row["low"], row["high"]
     if row["metric"] == Metric.SECONDS_PER_EDIT:
-        # How much a few batches' times vary is the machine's affair; the long form has the interval.
+        # The interval over a few batches describes the machine; it is in the long form.
         return f"{mean:.2f}" if mean < 10 else f"{mean:.0f}"
     if row["metric"] == Metric.WEIGHT_NORM_RATIO:
-        return _plain(mean)  # of few runs, if of more than one; the long form has the interval
-    if row["metric"] == Metric.PERPLEXITY_RATIO:
-        return f"{mean:.2f}" + ("" if low is None or high is None else f" [{low:.2f},{high:.2f}]")
-    if row["metric"].partition(":")[0] in NOT_SHARES:
-        return _plain(mean) + ("" if low is None or high is None else f" [{_plain(low)},{_plain(high)}]")
-    percent = f"{100 * mean:.1f}".replace("100.0", "100")
-    return percent + ("" if low is None or high is None else f" [{100 * low:.0f},{100 * high:.0f}]")
+        return _plain(mean)  # its interval, over a few runs if any, is in the long form
+    unit = entry_of(row["metric"]).unit
+
+    def number(value: float, digits: int) -> str:
+        if unit is Unit.PERCENT:
+            return f"{100 * value:.{digits}f}"
+        return f"{value:.2f}" if unit is Unit.RATIO else _plain(value)
+
+    shown = number(mean, 1).replace("100.0", "100") if unit is Unit.PERCENT else number(mean, 1)
+    return shown + ("" if low is None or high is None else f" [{number(low, 0)},{number(high, 0)}]")
 
 
 def _plain(value: float) -> str:

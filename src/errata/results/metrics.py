@@ -1,163 +1,43 @@
-"""The metrics' names, and the order in which tables show them."""
+"""The table of metrics: each metric's name, heading, unit, direction, group and requirements, in one place.
+
+To add a metric, add a member to ``Metric``. Headings, units, the order of tables, the mark of the best value and the
+reasons why a metric is absent are all derived from its entry.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
-
-class Metric(StrEnum):
-    """The metrics' names, in the order in which tables show them."""
-
-    EFFICACY_SUCCESS = "efficacy_success"
-    EFFICACY_ACCURACY = "efficacy_accuracy"
-    EFFICACY_TOKENS = "efficacy_tokens"
-    EFFICACY_ACCURACY_FIRST = "efficacy_accuracy_first"
-    EFFICACY_ACCURACY_LAST = "efficacy_accuracy_last"
-    GENERALISATION_SUCCESS = "generalisation_success"
-    GENERALISATION_ACCURACY = "generalisation_accuracy"
-    GENERALISATION_TOKENS = "generalisation_tokens"
-    SPECIFICITY_SUCCESS = "specificity_success"
-    SPECIFICITY_ACCURACY_KNOWN = "specificity_accuracy_known"
-    SPECIFICITY_ACCURACY = "specificity_accuracy"
-    SPECIFICITY_LOST = "specificity_lost"
-    SPECIFICITY_GAINED = "specificity_gained"
-    SPECIFICITY_CHANGED = "specificity_changed"
-    SCORE = "score"
-    PORTABILITY_ACCURACY = "portability_accuracy"
-    PORTABILITY_TOKENS = "portability_tokens"
-    SAME_SUBJECT_ACCURACY_KNOWN = "same_subject_accuracy_known"
-    SAME_SUBJECT_ACCURACY = "same_subject_accuracy"
-    SAME_SUBJECT_LOST = "same_subject_lost"
-    SAME_SUBJECT_GAINED = "same_subject_gained"
-    SAME_SUBJECT_CHANGED = "same_subject_changed"
-    UNRELATED_ACCURACY_KNOWN = "unrelated_accuracy_known"
-    UNRELATED_ACCURACY = "unrelated_accuracy"
-    UNRELATED_LOST = "unrelated_lost"
-    UNRELATED_GAINED = "unrelated_gained"
-    UNRELATED_CHANGED = "unrelated_changed"
-    UNRELATED_TOKENS = "unrelated_tokens"
-    UNRELATED_AGREEMENT = "unrelated_agreement"
-    UNTOUCHED_ACCURACY_KNOWN = "untouched_accuracy_known"
-    UNTOUCHED_ACCURACY = "untouched_accuracy"
-    UNTOUCHED_LOST = "untouched_lost"
-    UNTOUCHED_GAINED = "untouched_gained"
-    UNTOUCHED_CHANGED = "untouched_changed"
-    FREE_EFFICACY_EXACT = "free_efficacy_exact"
-    FREE_EFFICACY_CONTAINED = "free_efficacy_contained"
-    FREE_EFFICACY_JUDGED = "free_efficacy_judged"
-    FREE_GENERALISATION_EXACT = "free_generalisation_exact"
-    FREE_GENERALISATION_CONTAINED = "free_generalisation_contained"
-    FREE_GENERALISATION_JUDGED = "free_generalisation_judged"
-    FREE_PORTABILITY_EXACT = "free_portability_exact"
-    FREE_PORTABILITY_CONTAINED = "free_portability_contained"
-    FREE_PORTABILITY_JUDGED = "free_portability_judged"
-    FREE_JUDGE_MISSING = "free_judge_missing"
-    FREE_LOCALITY_NEIGHBOURS = "free_locality_neighbours"
-    FREE_LOCALITY_UNRELATED = "free_locality_unrelated"
-    FREE_LOCALITY_UNTOUCHED = "free_locality_untouched"
-    FLUENCY = "fluency"
-    CONSISTENCY = "consistency"
-    DRIFT_KL_NEIGHBOURS = "drift_kl_neighbours"
-    DRIFT_KL_UNRELATED = "drift_kl_unrelated"
-    DRIFT_KL_UNTOUCHED = "drift_kl_untouched"
-    DRIFT_TOP5_NEIGHBOURS = "drift_top5_neighbours"
-    DRIFT_TOP5_UNRELATED = "drift_top5_unrelated"
-    DRIFT_TOP5_UNTOUCHED = "drift_top5_untouched"
-    NEGATION_ACCURACY = "negation_accuracy"
-    REVERSAL_ACCURACY = "reversal_accuracy"
-    REVERSAL_TOKENS = "reversal_tokens"
-    MULTIPLE_CHOICE_ACCURACY = "multiple_choice_accuracy"
-    MULTIPLE_CHOICE_LETTER_ACCURACY = "multiple_choice_letter_accuracy"
-    CONCEPT_RELIABILITY = "concept_reliability"
-    CONCEPT_GENERALISATION = "concept_generalisation"
-    CONCEPT_LOCALITY = "concept_locality"
-    CONCEPT_LOCALITY_TOKENS = "concept_locality_tokens"
-    CONCEPT_INSTANCES = "concept_instances"
-    CONCEPT_NON_INSTANCES = "concept_non_instances"
-    CONCEPT_INSTANCE_CHANGE = "concept_instance_change"
-    CONCEPT_NON_INSTANCE_CHANGE = "concept_non_instance_change"
-    CONCEPT_UNREADABLE = "concept_unreadable"
-    CONCEPT_CONSISTENCY = "concept_consistency"
-    PERPLEXITY_RATIO = "perplexity_ratio"
-    WEIGHT_NORM_RATIO = "weight_norm_ratio"
-    SECONDS_PER_EDIT = "seconds_per_edit"
-
-
-NOT_SHARES = frozenset(
-    {
-        Metric.FLUENCY,
-        Metric.CONSISTENCY,
-        Metric.DRIFT_KL_NEIGHBOURS,
-        Metric.DRIFT_KL_UNRELATED,
-        Metric.DRIFT_KL_UNTOUCHED,
-        Metric.PERPLEXITY_RATIO,
-        Metric.WEIGHT_NORM_RATIO,
-        Metric.SECONDS_PER_EDIT,
-    }
-)
-"""Metrics whose values are no shares of 1, to be shown as they are and not in per cent."""
-
-
-ACCURACIES: Mapping[str, str] = {
-    Metric.EFFICACY_ACCURACY: "efficacy",
-    Metric.GENERALISATION_ACCURACY: "generalisation",
-    Metric.SPECIFICITY_ACCURACY: "specificity",
-    Metric.SAME_SUBJECT_ACCURACY: "same subject",
-    Metric.UNTOUCHED_ACCURACY: "untouched",
-}
-"""What figures show of an edit, by short names."""
-
-CONTROLS: Mapping[str, str] = {
-    Metric.SPECIFICITY_ACCURACY: "specificity",
-    Metric.SAME_SUBJECT_ACCURACY: "same_subject",
-    Metric.UNRELATED_ACCURACY: "unrelated",
-    Metric.UNTOUCHED_ACCURACY: "untouched",
-}
-"""The accuracies of control questions, whose answers an edit should leave alone, by the kind of question. The names of
-a kind's other metrics begin with it; see ``errata.evaluation.outcomes``."""
-
-SUCCESSES = (Metric.EFFICACY_SUCCESS, Metric.GENERALISATION_SUCCESS, Metric.SPECIFICITY_SUCCESS)
-
-
-def in_order(metrics: set[str]) -> list[str]:
-    """Known metrics as in ``Metric``, each followed by its variants (``metric:variant``), then others by name."""
-    known = [str(metric) for metric in Metric]
-
-    def place(metric: str) -> tuple[int, str]:
-        base = metric.partition(":")[0]
-        return known.index(base) if base in known else len(known), metric
-
-    return sorted(metrics, key=place)
-
-
-# ----------------------------------------------------------------------------------------------------
-# What is known of each metric: its head, its unit and which way is better. Of an unknown one, nothing is guessed.
-
-
-Better = Literal["higher", "lower"]
+Better: TypeAlias = Literal["higher", "lower"]
+Ability: TypeAlias = Literal["likelihood", "generation", "rolling"]
+"""``likelihood``: scores a target after a prompt. ``generation``: continues a prompt. ``rolling``: scores prose, which
+has no prompt."""
 
 
 class Unit(StrEnum):
-    """How a metric's numbers are written."""
+    """The unit of a metric's values. Shares are stored from 0 to 1 and shown in per cent."""
 
     PERCENT = "%"
     RATIO = "ratio"
     SECONDS = "s"
+    NATS = "nats"
+    BITS = "bits · 100"
+    COSINE = "cosine · 100"
     RAW = ""
 
 
 class Group(StrEnum):
-    """What is measured together; the values are headings, in the order of the page."""
+    """Metrics that are shown in one table; the values are headings, in the order of the page."""
 
     EDITED = "The edited facts"
     OTHERS = "Everything else"
     CHANGES = "Answers to control questions that changed"
     FREE = "Free-running answers"
-    TEXTS = "Texts that the model writes"
+    TEXTS = "Generated texts"
     SIDE = "Side tests"
     ABILITY = "General ability"
     COST = "Size of the change, and time"
@@ -165,25 +45,38 @@ class Group(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """A metric as it is shown.
+class MetricEntry:
+    """All that is known of a metric.
 
     Attributes:
-        name: as results files name it.
-        head: its column's head.
-        better: which way is better; None where that is not known or not so simple, and nothing is marked as best.
+        name: as in results files.
+        title: the heading where it differs from the name with spaces.
+        better: which side is better; None where that is unknown or debatable, so that no value is marked as best.
+        ability: what a model must be able to do; None where the model is not queried.
+        needs: fields that one fact must have for the metric (``untouched``: questions about other subjects).
+        short: the heading in the terminal's comparison table; metrics without one are not in it.
+        meaning: explanation in model cards.
     """
 
     name: str
-    head: str
     group: Group
-    unit: Unit
-    better: Better | None
+    title: str = ""
+    unit: Unit = Unit.PERCENT
+    better: Better | None = "higher"
+    ability: Ability | None = "likelihood"
+    needs: tuple[str, ...] = ()
+    short: str = ""
+    meaning: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The metric's heading in tables and figures."""
+        return self.title or self.name.replace("_", " ")
 
     @property
     def unit_text(self) -> str:
-        """What stands behind the head: ``%``, ``s``; nothing for a number without a unit."""
-        return "" if self.unit in (Unit.RAW, Unit.RATIO) else str(self.unit)
+        """The unit after a heading; empty for numbers without a unit."""
+        return "" if self.unit is Unit.RATIO else str(self.unit)
 
     def number(self, value: float) -> str:
         """A value in the metric's unit, without the unit's sign."""
@@ -194,119 +87,317 @@ class Measure:
         return f"{value:.3f}" if self.unit is Unit.RATIO and abs(value) < 100 else f"{value:.4g}"
 
     def interval(self, low: float | None, high: float | None) -> str:
-        """``[91.0, 98.4]``; empty where no interval can be told."""
+        """``[91.0, 98.4]``; empty without an interval."""
         return "" if low is None or high is None else f"[{self.number(low)}, {self.number(high)}]"
 
 
-_SUBJECTS: Final = (
-    ("efficacy", Group.EDITED),
-    ("generalisation", Group.EDITED),
-    ("portability", Group.EDITED),
-    ("specificity", Group.OTHERS),
-    ("same_subject", Group.OTHERS),
-    ("untouched", Group.OTHERS),
-    ("unrelated", Group.OTHERS),
-)
-_SHARES: Final = (
-    ("accuracy_known", "accuracy, known before"),
-    ("accuracy", "accuracy"),
-    ("success", "success"),
-    ("tokens", "tokens"),
-    ("agreement", "agreement"),
-)
-_CHANGES: Final[tuple[tuple[str, Better | None], ...]] = (("lost", "lower"), ("gained", None), ("changed", "lower"))
-_KNOWN: Final[Mapping[str, Measure]] = {
-    measure.name: measure
-    for measure in (
-        Measure("score", "score", Group.EDITED, Unit.PERCENT, "higher"),
-        *(
-            Measure(f"{subject}_{kind}", f"{subject.replace('_', ' ')} {head}", group, Unit.PERCENT, "higher")
-            for subject, group in _SUBJECTS
-            for kind, head in _SHARES
-            if kind != "accuracy_known" or subject in CONTROLS.values()
-        ),
-        # A wrong answer that became right is a change too: nothing is best.
-        *(
-            Measure(f"{kind}_{name}", f"{kind.replace('_', ' ')} {name}", Group.CHANGES, Unit.PERCENT, better)
-            for kind in CONTROLS.values()
-            for name, better in _CHANGES
-        ),
-        Measure("efficacy_accuracy_first", "efficacy of the first batch", Group.EDITED, Unit.PERCENT, "higher"),
-        Measure("efficacy_accuracy_last", "efficacy of the last batch", Group.EDITED, Unit.PERCENT, "higher"),
-        *(
-            Measure(f"free_{subject}_{kind}", f"{subject} {head}", Group.FREE, Unit.PERCENT, "higher")
-            for subject in ("efficacy", "generalisation", "portability")
-            for kind, head in (("exact", "exact"), ("contained", "contained"), ("judged", "judged"))
-        ),
-        Measure("perplexity_ratio", "perplexity ratio", Group.OTHERS, Unit.RATIO, "lower"),
-        # How much was changed is told, not judged: a larger change can be a better edit.
-        Measure("weight_norm_ratio", "weight change ‖ΔW‖ / ‖W‖", Group.COST, Unit.RATIO, None),
-        Measure("fluency", "fluency", Group.TEXTS, Unit.RAW, "higher"),
-        Measure("consistency", "consistency", Group.TEXTS, Unit.RAW, "higher"),
-        Measure("seconds_per_edit", "time per edit (without preparation)", Group.COST, Unit.SECONDS, "lower"),
+class Metric(StrEnum):
+    """The metrics, in the order of results files and tables. A member is the metric's name as a string."""
+
+    entry: MetricEntry
+
+    # Members are made from entries; by ``str``, type checkers see the lookup ``Metric("score")``.
+    def __new__(cls, entry: MetricEntry | str) -> Metric:
+        if isinstance(entry, str):
+            raise TypeError("a metric needs a MetricEntry")
+        metric = str.__new__(cls, entry.name)
+        metric._value_ = entry.name
+        metric.entry = entry
+        return metric
+
+    EFFICACY_SUCCESS = MetricEntry(
+        "efficacy_success",
+        Group.EDITED,
+        needs=("old",),
+        short="eff. succ.",
+        meaning="the edited prompt: the new answer is likelier than the old one",
+    )
+    EFFICACY_ACCURACY = MetricEntry(
+        "efficacy_accuracy",
+        Group.EDITED,
+        short="eff. acc.",
+        meaning="the edited prompt: the new answer is what the model says",
+    )
+    EFFICACY_TOKENS = MetricEntry("efficacy_tokens", Group.EDITED)
+    EFFICACY_ACCURACY_FIRST = MetricEntry("efficacy_accuracy_first", Group.EDITED, title="efficacy of the first batch")
+    EFFICACY_ACCURACY_LAST = MetricEntry("efficacy_accuracy_last", Group.EDITED, title="efficacy of the last batch")
+    GENERALISATION_SUCCESS = MetricEntry(
+        "generalisation_success",
+        Group.EDITED,
+        needs=("paraphrases", "old"),
+        short="gen. succ.",
+        meaning="paraphrases of it: the new answer is likelier than the old one",
+    )
+    GENERALISATION_ACCURACY = MetricEntry(
+        "generalisation_accuracy",
+        Group.EDITED,
+        needs=("paraphrases",),
+        short="gen. acc.",
+        meaning="paraphrases of it: the new answer is what the model says",
+    )
+    GENERALISATION_TOKENS = MetricEntry("generalisation_tokens", Group.EDITED, needs=("paraphrases",))
+    SPECIFICITY_SUCCESS = MetricEntry(
+        "specificity_success",
+        Group.OTHERS,
+        needs=("neighbours",),
+        short="spec. succ.",
+        meaning="other subjects in the same relation: their answer is likelier than the new one",
+    )
+    SPECIFICITY_ACCURACY_KNOWN = MetricEntry(
+        "specificity_accuracy_known",
+        Group.OTHERS,
+        title="specificity accuracy (known)",
+        needs=("neighbours",),
+        short="spec. known",
+    )
+    SPECIFICITY_ACCURACY = MetricEntry(
+        "specificity_accuracy",
+        Group.OTHERS,
+        needs=("neighbours",),
+        short="spec. all",
+        meaning="other subjects in the same relation: their answer is what the model says",
+    )
+    SPECIFICITY_LOST = MetricEntry("specificity_lost", Group.CHANGES, better="lower", needs=("neighbours",))
+    SPECIFICITY_GAINED = MetricEntry("specificity_gained", Group.CHANGES, better=None, needs=("neighbours",))
+    SPECIFICITY_CHANGED = MetricEntry("specificity_changed", Group.CHANGES, better="lower", needs=("neighbours",))
+    SCORE = MetricEntry("score", Group.EDITED, short="score", meaning="harmonic mean of the three successes")
+    PORTABILITY_ACCURACY = MetricEntry("portability_accuracy", Group.EDITED, needs=("portability",))
+    PORTABILITY_TOKENS = MetricEntry("portability_tokens", Group.EDITED, needs=("portability",))
+    SAME_SUBJECT_ACCURACY_KNOWN = MetricEntry(
+        "same_subject_accuracy_known",
+        Group.OTHERS,
+        title="same subject accuracy (known)",
+        needs=("own",),
+        short="same subj. known",
+    )
+    SAME_SUBJECT_ACCURACY = MetricEntry(
+        "same_subject_accuracy",
+        Group.OTHERS,
+        needs=("own",),
+        short="same subj. all",
+        meaning="other facts of the edited subjects: the model still says them",
+    )
+    SAME_SUBJECT_LOST = MetricEntry("same_subject_lost", Group.CHANGES, better="lower", needs=("own",))
+    SAME_SUBJECT_GAINED = MetricEntry("same_subject_gained", Group.CHANGES, better=None, needs=("own",))
+    SAME_SUBJECT_CHANGED = MetricEntry("same_subject_changed", Group.CHANGES, better="lower", needs=("own",))
+    UNRELATED_ACCURACY_KNOWN = MetricEntry(
+        "unrelated_accuracy_known", Group.OTHERS, title="unrelated accuracy (known)", needs=("unrelated",)
+    )
+    UNRELATED_ACCURACY = MetricEntry("unrelated_accuracy", Group.OTHERS, needs=("unrelated",))
+    UNRELATED_LOST = MetricEntry("unrelated_lost", Group.CHANGES, better="lower", needs=("unrelated",))
+    UNRELATED_GAINED = MetricEntry("unrelated_gained", Group.CHANGES, better=None, needs=("unrelated",))
+    UNRELATED_CHANGED = MetricEntry("unrelated_changed", Group.CHANGES, better="lower", needs=("unrelated",))
+    UNRELATED_TOKENS = MetricEntry("unrelated_tokens", Group.OTHERS, needs=("unrelated",))
+    UNRELATED_AGREEMENT = MetricEntry("unrelated_agreement", Group.OTHERS, needs=("unrelated",))
+    UNTOUCHED_ACCURACY_KNOWN = MetricEntry(
+        "untouched_accuracy_known",
+        Group.OTHERS,
+        title="untouched accuracy (known)",
+        needs=("untouched",),
+        short="untouched known",
+    )
+    UNTOUCHED_ACCURACY = MetricEntry(
+        "untouched_accuracy",
+        Group.OTHERS,
+        needs=("untouched",),
+        short="untouched all",
+        meaning="facts of subjects that were not edited: the model still says them",
+    )
+    UNTOUCHED_LOST = MetricEntry("untouched_lost", Group.CHANGES, better="lower", needs=("untouched",))
+    UNTOUCHED_GAINED = MetricEntry("untouched_gained", Group.CHANGES, better=None, needs=("untouched",))
+    UNTOUCHED_CHANGED = MetricEntry("untouched_changed", Group.CHANGES, better="lower", needs=("untouched",))
+    FREE_EFFICACY_EXACT = MetricEntry("free_efficacy_exact", Group.FREE, ability="generation")
+    FREE_EFFICACY_CONTAINED = MetricEntry("free_efficacy_contained", Group.FREE, ability="generation")
+    FREE_EFFICACY_JUDGED = MetricEntry("free_efficacy_judged", Group.FREE, ability="generation")
+    FREE_GENERALISATION_EXACT = MetricEntry(
+        "free_generalisation_exact", Group.FREE, ability="generation", needs=("paraphrases",)
+    )
+    FREE_GENERALISATION_CONTAINED = MetricEntry(
+        "free_generalisation_contained", Group.FREE, ability="generation", needs=("paraphrases",)
+    )
+    FREE_GENERALISATION_JUDGED = MetricEntry(
+        "free_generalisation_judged", Group.FREE, ability="generation", needs=("paraphrases",)
+    )
+    FREE_PORTABILITY_EXACT = MetricEntry(
+        "free_portability_exact", Group.FREE, ability="generation", needs=("portability",)
+    )
+    FREE_PORTABILITY_CONTAINED = MetricEntry(
+        "free_portability_contained", Group.FREE, ability="generation", needs=("portability",)
+    )
+    FREE_PORTABILITY_JUDGED = MetricEntry(
+        "free_portability_judged", Group.FREE, ability="generation", needs=("portability",)
+    )
+    FREE_JUDGE_MISSING = MetricEntry(
+        "free_judge_missing", Group.FREE, title="free answers without a verdict", better="lower", ability="generation"
+    )
+    FREE_LOCALITY_NEIGHBOURS = MetricEntry(
+        "free_locality_neighbours",
+        Group.FREE,
+        title="free answers unchanged, neighbours",
+        ability="generation",
+        needs=("neighbours",),
+    )
+    FREE_LOCALITY_UNRELATED = MetricEntry(
+        "free_locality_unrelated",
+        Group.FREE,
+        title="free answers unchanged, unrelated",
+        ability="generation",
+        needs=("unrelated",),
+    )
+    FREE_LOCALITY_UNTOUCHED = MetricEntry(
+        "free_locality_untouched",
+        Group.FREE,
+        title="free answers unchanged, untouched",
+        ability="generation",
+        needs=("untouched",),
+    )
+    FLUENCY = MetricEntry("fluency", Group.TEXTS, unit=Unit.BITS, ability="generation", needs=("generation",))
+    CONSISTENCY = MetricEntry(
+        "consistency", Group.TEXTS, unit=Unit.COSINE, ability="generation", needs=("generation", "relation")
+    )
+    DRIFT_KL_NEIGHBOURS = MetricEntry(
+        "drift_kl_neighbours",
+        Group.OTHERS,
+        title="drift KL, neighbours",
+        unit=Unit.NATS,
+        better="lower",
+        needs=("neighbours",),
+    )
+    DRIFT_KL_UNRELATED = MetricEntry(
+        "drift_kl_unrelated",
+        Group.OTHERS,
+        title="drift KL, unrelated",
+        unit=Unit.NATS,
+        better="lower",
+        needs=("unrelated",),
+    )
+    DRIFT_KL_UNTOUCHED = MetricEntry(
+        "drift_kl_untouched",
+        Group.OTHERS,
+        title="drift KL, untouched",
+        unit=Unit.NATS,
+        better="lower",
+        needs=("untouched",),
+    )
+    DRIFT_TOP5_NEIGHBOURS = MetricEntry(
+        "drift_top5_neighbours", Group.OTHERS, title="drift top-5 overlap, neighbours", needs=("neighbours",)
+    )
+    DRIFT_TOP5_UNRELATED = MetricEntry(
+        "drift_top5_unrelated", Group.OTHERS, title="drift top-5 overlap, unrelated", needs=("unrelated",)
+    )
+    DRIFT_TOP5_UNTOUCHED = MetricEntry(
+        "drift_top5_untouched", Group.OTHERS, title="drift top-5 overlap, untouched", needs=("untouched",)
+    )
+    NEGATION_ACCURACY = MetricEntry("negation_accuracy", Group.SIDE, better=None, needs=("old",))
+    REVERSAL_ACCURACY = MetricEntry("reversal_accuracy", Group.SIDE, needs=("reversal",))
+    REVERSAL_TOKENS = MetricEntry("reversal_tokens", Group.SIDE, needs=("reversal",))
+    MULTIPLE_CHOICE_ACCURACY = MetricEntry("multiple_choice_accuracy", Group.SIDE)
+    MULTIPLE_CHOICE_LETTER_ACCURACY = MetricEntry("multiple_choice_letter_accuracy", Group.SIDE)
+    CONCEPT_RELIABILITY = MetricEntry("concept_reliability", Group.SIDE)
+    CONCEPT_GENERALISATION = MetricEntry("concept_generalisation", Group.SIDE)
+    CONCEPT_LOCALITY = MetricEntry("concept_locality", Group.SIDE)
+    CONCEPT_LOCALITY_TOKENS = MetricEntry("concept_locality_tokens", Group.SIDE)
+    CONCEPT_INSTANCES = MetricEntry("concept_instances", Group.SIDE, better="lower", ability="generation")
+    CONCEPT_NON_INSTANCES = MetricEntry("concept_non_instances", Group.SIDE, ability="generation")
+    CONCEPT_INSTANCE_CHANGE = MetricEntry("concept_instance_change", Group.SIDE, ability="generation")
+    CONCEPT_NON_INSTANCE_CHANGE = MetricEntry("concept_non_instance_change", Group.SIDE, ability="generation")
+    CONCEPT_UNREADABLE = MetricEntry("concept_unreadable", Group.SIDE, better="lower", ability="generation")
+    CONCEPT_CONSISTENCY = MetricEntry("concept_consistency", Group.SIDE, ability="generation")
+    PERPLEXITY_RATIO = MetricEntry(
+        "perplexity_ratio",
+        Group.OTHERS,
+        unit=Unit.RATIO,
+        better="lower",
+        ability="rolling",
+        short="ppl ratio",
+        meaning="perplexity on held-out text, over that before; 1 is no change",
+    )
+    SPLIT_PERPLEXITY_RATIO = MetricEntry(
+        "split_perplexity_ratio",
+        Group.OTHERS,
+        unit=Unit.RATIO,
+        better="lower",
+        meaning="perplexity of the second half of held-out texts given the first, over that before; 1 is no change",
+    )
+    WEIGHT_NORM_RATIO = MetricEntry(
+        "weight_norm_ratio",
+        Group.COST,
+        title="weight change ‖ΔW‖ / ‖W‖",
+        unit=Unit.RATIO,
+        better=None,
+        ability=None,
+        short="ΔW/W",
+    )
+    SECONDS_PER_EDIT = MetricEntry(
+        "seconds_per_edit",
+        Group.COST,
+        title="time per edit (without preparation)",
+        unit=Unit.SECONDS,
+        better="lower",
+        ability=None,
+        short="s/edit",
+        meaning="wall time of the edit over its facts, without preparation",
+    )
+
+
+SUCCESSES: Final = (Metric.EFFICACY_SUCCESS, Metric.GENERALISATION_SUCCESS, Metric.SPECIFICITY_SUCCESS)
+CONTROLS: Final[Mapping[str, str]] = {
+    metric: metric.removesuffix("_accuracy")
+    for metric in (
+        Metric.SPECIFICITY_ACCURACY,
+        Metric.SAME_SUBJECT_ACCURACY,
+        Metric.UNRELATED_ACCURACY,
+        Metric.UNTOUCHED_ACCURACY,
     )
 }
-# The first that fits. Whether a negated prompt should get the new answer is a question of definition: no best mark.
-_PATTERNS: Final[tuple[tuple[re.Pattern[str], Group, Unit, Better | None], ...]] = (
-    (re.compile(r"drift_kl(_.+)?"), Group.OTHERS, Unit.RAW, "lower"),
-    (re.compile(r"drift_top5(_.+)?"), Group.OTHERS, Unit.PERCENT, "higher"),
-    (re.compile(r"negation_.*(accuracy|success|tokens)"), Group.SIDE, Unit.PERCENT, None),
-    (re.compile(r"(reversal|multiple_choice)_.*(accuracy|success|tokens)"), Group.SIDE, Unit.PERCENT, "higher"),
-    (re.compile(r"(negation|reversal|multiple_choice)_.+"), Group.SIDE, Unit.RAW, None),
-    (re.compile(r"ability:.+[:/,](acc|acc_norm|f1|exact_match)(,none)?"), Group.ABILITY, Unit.PERCENT, "higher"),
-    # The papers' probes: what was said, the likelier word (_likelihood), and against GLUE's own labels (_glue).
-    (
-        re.compile(r"ability:.+:(accuracy|weighted_f1)(_likelihood)?(_glue)?"),
-        Group.ABILITY,
-        Unit.PERCENT,
-        "higher",
-    ),
-    (re.compile(r"ability:.+[:/,]unparsable"), Group.ABILITY, Unit.PERCENT, "lower"),
-    (re.compile(r"ability:.+"), Group.ABILITY, Unit.RAW, None),
-    (re.compile(r"free_judge_missing(:.+)?"), Group.FREE, Unit.PERCENT, "lower"),
-    (re.compile(r"free_locality_.+"), Group.FREE, Unit.PERCENT, "higher"),
-    (re.compile(r"free_.+_(exact|contained|judged):.+"), Group.FREE, Unit.PERCENT, "higher"),
-    (
-        re.compile(r"concept_(reliability|generalisation|locality|locality_tokens|non_instances|consistency)"),
-        Group.SIDE,
-        Unit.PERCENT,
-        "higher",
-    ),
-    (re.compile(r"concept_(instances|unreadable)"), Group.SIDE, Unit.PERCENT, "lower"),
-    # From -1 to 1; more instances that left, and more non-instances that came, are what the edit is for.
-    (re.compile(r"concept_(non_)?instance_change"), Group.SIDE, Unit.PERCENT, "higher"),
-    (re.compile(r"free_.+"), Group.FREE, Unit.RAW, None),
-)
-_ORDER: Final = list(_KNOWN)
-
-
-def measure_of(metric: str) -> Measure:
-    """What is known of a metric; an unknown one is shown by its own name, raw, and nothing of it is marked."""
-    if metric in _KNOWN:
-        return _KNOWN[metric]
-    for pattern, group, unit, better in _PATTERNS:
-        if pattern.fullmatch(metric):
-            return Measure(metric, _head(metric), group, unit, better)
-    return Measure(metric, metric.replace("_", " "), Group.UNKNOWN, Unit.RAW, None)
-
-
-def _head(metric: str) -> str:
-    """``free_efficacy_exact:chat`` as ``efficacy exact, chat``; a task keeps its own name."""
-    if metric.startswith("ability:"):
-        return metric.removeprefix("ability:").replace("_", " ")
-    name, _, context = metric.removeprefix("free_").partition(":")
-    name = name.replace("locality", "same text as before:") if name.startswith("locality_") else name
-    return name.replace("_", " ").replace(":  ", ": ") + (f", {context}" if context else "")
-
-
-def measures_in_order(metrics: set[str]) -> list[Measure]:
-    """By group; within one, known metrics in the order of this table, then others by name."""
-    groups = list(Group)
-    return sorted(
-        map(measure_of, metrics),
-        key=lambda one: (
-            groups.index(one.group),
-            _ORDER.index(one.name) if one.name in _KNOWN else len(_ORDER),
-            one.name,
-        ),
+"""The accuracies of control questions, whose answers an edit should not change, by the kind of question. The names of
+a kind's other metrics begin with it; see ``errata.evaluation.outcomes``."""
+ACCURACIES: Final[Mapping[str, str]] = {
+    metric: metric.entry.heading.removesuffix(" accuracy")
+    for metric in (
+        Metric.EFFICACY_ACCURACY,
+        Metric.GENERALISATION_ACCURACY,
+        Metric.SPECIFICITY_ACCURACY,
+        Metric.SAME_SUBJECT_ACCURACY,
+        Metric.UNTOUCHED_ACCURACY,
     )
+}
+"""The accuracies that figures show, with short names."""
+
+_RANK: Final = {str(metric): rank for rank, metric in enumerate(Metric)}
+_GROUP_RANK: Final = {group: rank for rank, group in enumerate(Group)}
+# The number of a task of lm-evaluation-harness, or of the papers' probes (also by likelihood, or with GLUE's labels).
+_TASK_SHARE: Final = re.compile(
+    r".+[:/,](acc|acc_norm|f1|exact_match)(,none)?|.+:(accuracy|weighted_f1)(_likelihood)?(_glue)?"
+)
+_TASK_UNPARSABLE: Final = re.compile(r".+[:/,]unparsable")
+
+
+def entry_of(name: str) -> MetricEntry:
+    """The entry of a metric, of a variant of one (``metric:variant``) or of a task (``ability:TASK:METRIC``).
+
+    An unknown metric gets its own name as heading, no unit, and no better side.
+    """
+    base, _, variant = name.partition(":")
+    if base in _RANK:
+        entry = Metric(base).entry
+        return replace(entry, name=name, title=f"{entry.heading}, {variant}") if variant else entry
+    if base == "ability" and variant:
+        heading = variant.replace("_", " ")
+        if _TASK_SHARE.fullmatch(variant):
+            return MetricEntry(name, Group.ABILITY, heading, ability=None)
+        if _TASK_UNPARSABLE.fullmatch(variant):
+            return MetricEntry(name, Group.ABILITY, heading, better="lower", ability=None)
+        return MetricEntry(name, Group.ABILITY, heading, Unit.RAW, better=None, ability=None)
+    return MetricEntry(name, Group.UNKNOWN, unit=Unit.RAW, better=None, ability=None)
+
+
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """Known metrics in the order of ``Metric``, each followed by its variants, then unknown ones by name."""
+    return sorted(metrics, key=lambda metric: (_RANK.get(metric.partition(":")[0], len(_RANK)), metric))
+
+
+def entries_by_group(metrics: Iterable[str]) -> list[MetricEntry]:
+    """The metrics' entries by group, and within a group ``in_order``, but the score, which sums up others, first."""
+    entries = map(entry_of, in_order(metrics))
+    return sorted(entries, key=lambda entry: (_GROUP_RANK[entry.group], entry.name != Metric.SCORE))

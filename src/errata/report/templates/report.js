@@ -95,7 +95,7 @@
   const otherLine = ([metric, prompt, expected, moments]) => {
     const row = make("tr", undefined, "other"), head = make("th");
     head.scope = "row";
-    head.append(make("bdi", text(prompt), "prompt"), make("span", text(metric).replaceAll("_", " "), "from"));
+    head.append(make("bdi", text(prompt), "prompt"), make("span", text(metric), "from"));
     row.append(head, asked(expected), ...moments.map((moment, index) => told(moment, HEADS[index])), make("td"));
     return row;
   };
