@@ -19,12 +19,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from errata.editors.contract import Ability, OnBatch, Undo
+from errata.editors.contract import OnBatch, Undo
 from errata.errors import InputError
 from errata.facts.fact import Fact, FactSet
 from errata.facts.files import facts_from_records
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import Pair, TargetScore
+from errata.results.metrics import Ability
 
 
 @dataclass(frozen=True, eq=False)
