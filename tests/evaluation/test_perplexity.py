@@ -96,7 +96,7 @@ def test_what_is_no_number_is_an_error(value: float) -> None:
         perplexity(LanguageModel(model, tokenizer), TEXTS)
 
 
-def test_split_perplexity_is_that_of_the_tokens_from_the_middle_on() -> None:
+def test_split_perplexity_is_that_of_second_halves_given_the_first() -> None:
     for family in ("gpt2", "llama"):
         model, tokenizer = tiny_model(family, dtype=torch.float64)
         lm = LanguageModel(model, tokenizer)

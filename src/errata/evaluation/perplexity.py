@@ -106,7 +106,7 @@ def split_texts(
     """
     halves: list[tuple[str, str] | None] = []
     for text, row in zip(texts, encode(tokenizer, texts), strict=True):
-        spans = [(start, end) for start, end in row.offsets[:max_length] if end > start]
+        spans = [span for span in row.offsets[:max_length] if span != (0, 0)]  # without BOS
         first = text[: spans[len(spans) // 2][0]].rstrip() if len(spans) > 1 else ""
         halves.append((first, text[len(first) : spans[-1][1]]) if first else None)
     return halves
