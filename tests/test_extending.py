@@ -1,0 +1,92 @@
+"""The Python blocks of docs/extending.md run, and what they define does what the page says."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from errata.editing.solvers.base import LayerSolver, Solver
+from errata.editors.contract import Answerer, Edit, KnowledgeEditor
+from errata.errors import FaultsError
+
+from tests.support.editing import FACTS, tiny_language_model
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[dict[str, Any]]:
+    """The names that the blocks define, executed in order as one module."""
+    module = ModuleType("extending_page")
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    for block in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
+        exec(compile(block, str(PAGE), "exec"), vars(module))
+    yield vars(module)
+    del sys.modules[module.__name__]
+
+
+def test_solver(page: dict[str, Any]) -> None:
+    page["test_plain_ridge"]()
+    solver = page["PlainRidge"](0.3)
+    assert isinstance(solver, Solver)
+    assert isinstance(solver.prepare(torch.eye(3, dtype=torch.float64)), LayerSolver)
+
+
+def test_editor(page: dict[str, Any], tmp_path: Path) -> None:
+    editor = page["ContextEditor"](tiny_language_model("llama"))
+    assert isinstance(editor, KnowledgeEditor)
+    assert isinstance(editor.view(), Answerer)
+    pairs = [fact.pair(fact.target) for fact in FACTS]
+    before, began = editor.view().score(pairs), editor.fingerprint()
+    edit = editor.apply(FACTS[:2])
+    assert isinstance(edit, Edit)
+    edit.save(tmp_path / "edit.json")
+    assert editor.view().used([FACTS[0].text, "The river"]) == [(FACTS[0].id,), ()]
+    edited = editor.view().score(pairs)
+    assert edited[:2] != before[:2]
+    assert edited[2:] == before[2:]
+    editor.remove(edit)
+    assert editor.view().score(pairs) == before
+    assert editor.fingerprint() == began
+    editor.restore(edit)
+    assert editor.view().score(pairs) == edited
+
+
+def test_metric(page: dict[str, Any]) -> None:
+    model = tiny_language_model("llama")
+    records = page["probability_records"](model, FACTS)
+    assert [record.fact for record in records] == [fact.id for fact in FACTS]
+    for record, score in zip(records, model.score([fact.pair(fact.target) for fact in FACTS]), strict=True):
+        assert 0 < record.value < 1
+        assert math.isclose(math.log(record.value), score.log_probability, rel_tol=1e-9)
+
+
+def test_data_set(page: dict[str, Any], tmp_path: Path) -> None:
+    record = {
+        "number": 7,
+        "about": "Torre Ombra",
+        "question": "Where is Torre Ombra?",
+        "right": "Lyon",
+        "wrong": "Turin",
+    }
+    file = tmp_path / "quiz.json"
+    file.write_text(json.dumps([record, {**record, "number": 8, "question": "Is Torre Ombra in Torre Ombra?"}]))
+    contents = page["DATASET"].reader(file, False)
+    (fact,) = contents.units[0].facts
+    assert (fact.id, fact.text, fact.target, fact.old) == ("quiz-7", "Where is Torre Ombra?", "Lyon", "Turin")
+    assert len(contents.units) == 1
+    assert len(contents.notes) == 1
+    file.write_text(json.dumps([record, {"number": 9}]))
+    with pytest.raises(FaultsError) as error:
+        page["DATASET"].reader(file, False)
+    assert {fault.code for fault in error.value.faults} == {"FACT_MISSING_FIELD"}
