@@ -216,7 +216,7 @@ def test_check_tells_all_faults_to_people_and_machines(tmp_path: Path, capsys: p
     assert len(found["faults"]) == 8
     assert found["faults"][2]["where"] == "q.json[1] (id 9)"
     assert all(fault["what"] in printed for fault in found["faults"])
-    assert run(["data", "check", "qaedit", str(tmp_path / "none.json"), "--json", str(out)]) == 2
+    assert run(["data", "check", "qaedit", str(tmp_path), "--json", str(out)]) == 2
     assert result(out)["faults"][0]["what"].startswith("cannot read")
 
 

@@ -1,4 +1,4 @@
-"""One file from the web: resumed where it broke off, checked where there is a checksum, whole or not at all."""
+"""Download of one file: resumed after interruptions, verified by its checksum, complete or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SCHEMES: Final = ("http", "https")
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the bytes have to be; None where nobody could say."""
+    """Expected checksum and size of a file; None where unknown."""
 
     sha256: str | None = None
     size: int | None = None
@@ -42,27 +42,26 @@ def fetch(
 ) -> None:
     """Download to ``target``, over an older file there.
 
-    What has come is kept beside it as ``<name>.partial``. A later call asks for the rest alone if the server knows
-    ranges and can say that its file is still the same one (ETag or date), or if a checksum will tell; else it begins
-    anew. A transfer that breaks off in the middle is resumed at once as long as each attempt brings something.
+    Unfinished content is stored beside it as ``<name>.partial``. A later call requests only the rest if the server
+    supports ranges and can confirm that its file is unchanged (ETag or date), or if there is a checksum; otherwise it
+    starts again. An interrupted transfer is resumed at once as long as each attempt makes progress.
 
     Args:
-        page: where a person finds the file, for the errors.
-        report: told the bytes that are there, of how many (0 if the server does not say).
-        timeout: seconds without a byte after which the server counts as gone.
-        largest: bytes that a file of unknown size may have.
+        page: web page of the file, for error messages.
+        report: progress callback: bytes so far and in total (0 if the server does not say).
+        timeout: seconds without data after which the connection is given up.
+        largest: maximum size in bytes of a file of unknown size.
 
     Raises:
-        InputError: if the address is not one of the web, or nothing can be written at ``target``.
-        OutputError: if the disk is full, or refuses it.
-        ErrataError: if it cannot be had, is not the file that was expected, is empty or larger than it may be; then
-            nothing is at ``target`` that was not there before.
+        InputError: if the address is not an HTTP(S) URL, or ``target`` cannot be written.
+        OutputError: if writing fails, for example because the disk is full.
+        ErrataError: if the download fails, or the file is not the expected one, empty or too large; ``target`` is
+            unchanged.
     """
     parsed = urllib.parse.urlsplit(url)
     if parsed.scheme not in _SCHEMES or not parsed.netloc:
-        raise InputError(
-            f"{url!r} is not an address of the web", remedy="Give one that begins with https:// or http://"
-        )
+        remedy = "Give a URL that begins with https:// or http://"
+        raise InputError(f"{url!r} is not a URL that can be downloaded", remedy=remedy, code="DOWNLOAD_URL")
     check_file(target)
     transfer = _Transfer(url, target, expected or Expected(), page, report, timeout, largest)
     with _folder_of(target):
@@ -71,7 +70,7 @@ def fetch(
 
 @contextmanager
 def _folder_of(target: Path) -> Iterator[None]:
-    """The folder of a file, made if it is not there; what was made for nothing is taken away again."""
+    """Create the folder of a file if needed; remove the created folders again if they remain empty."""
     made = [folder for folder in target.parents if not folder.exists()]  # the innermost first
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -104,17 +103,16 @@ class _Transfer:
             if total is None or here == total:
                 break
             if here <= before:
-                raise ErrataError(
-                    f"the transfer of {self._url} broke off at byte {here} of {total}",
-                    remedy=f"Run it again, and it goes on from there{self._where}",
-                )
+                what = f"the transfer of {self._url} was interrupted at byte {here} of {total}"
+                remedy = f"Run the command again to resume it{self._where}"
+                raise ErrataError(what, remedy=remedy, code="DOWNLOAD_INTERRUPTED")
         self._check()
         self._partial.replace(self._target)
         self._mark.unlink(missing_ok=True)
 
     def _attempt(self, start: int) -> int | None:
-        """One connection; returns the size of the whole file, if the server tells it."""
-        with self._told():
+        """One connection; returns the size of the whole file, if the server says it."""
+        with self._network_errors():
             request = urllib.request.Request(self._url, headers={"User-Agent": "errata", "Accept-Encoding": "identity"})
             mark = (
                 self._mark.read_text(encoding="utf-8") if self._mark.is_file() and not self._mark.is_symlink() else ""
@@ -129,17 +127,17 @@ class _Transfer:
                 if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
                     raise
                 error.close()
-                self._forget()  # what is here is not the beginning of what is there
+                self._forget()  # the stored part is not the beginning of the file
                 return self._attempt(0)
         with response:
             resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
             if resumed and not str(response.headers.get("Content-Range", "")).startswith(f"bytes {start}-"):
                 self._forget()
                 if not start:
-                    raise self._refused("a part of the file, which nobody asked for")
+                    raise self._invalid("an unrequested part of the file")
                 return self._attempt(0)
             if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
-                raise self._refused(f"the file in the encoding {encoding!r:.40}")
+                raise self._invalid(f"the file in the encoding {encoding!r:.40}")
             done = start if resumed else 0
             total = self._total(done, response.headers.get("Content-Length"))
             self._remember(response.headers.get("ETag"), response.headers.get("Last-Modified"))
@@ -155,24 +153,23 @@ class _Transfer:
         return total
 
     def _total(self, done: int, length: str | None) -> int | None:
-        """The size of the whole file, if the server tells it."""
+        """The size of the whole file, if the server says it."""
         if length is None:
             return None
         if not (length.isascii() and length.isdigit() and len(length) < 20):
-            raise self._refused(f"a Content-Length that is no number, {length!r:.40}")
+            raise self._invalid(f"an invalid Content-Length, {length!r:.40}")
         self._check_size(done + int(length))
         return done + int(length)
 
     def _check_size(self, size: int) -> None:
         if size > self._largest:
             self._forget()
-            known = "that it has" if self._expected.size is not None else "that errata takes of an unknown file"
-            raise self._refused(f"more than the {self._largest} bytes {known}")
+            limit = "expected" if self._expected.size is not None else "allowed for a file of unknown size"
+            raise self._invalid(f"more than the {self._largest} bytes {limit}")
 
-    def _refused(self, what: str) -> ErrataError:
-        return ErrataError(
-            f"{self._url} gives {what}", remedy=f"Run it again; if it stays so, the server is at fault{self._where}"
-        )
+    def _invalid(self, what: str) -> ErrataError:
+        remedy = f"Run the command again; if the error persists, it is the server's{self._where}"
+        return ErrataError(f"{self._url} returned {what}", remedy=remedy, code="DOWNLOAD_INVALID")
 
     @contextmanager
     def _writing(self) -> Iterator[IO[bytes]]:
@@ -181,14 +178,12 @@ class _Transfer:
             with open_in_place(self._partial, "ab") as file:
                 yield file
         except OSError as error:
-            raise OutputError(
-                f"{self._target} cannot be written: {error.strerror or error}",
-                remedy="Make room there, or give another place",
-            ) from error
+            what = f"{self._target} cannot be written: {error.strerror or error}"
+            raise OutputError(what, remedy="Free disk space, or use another place", code="DISK_FULL") from error
 
     def _chunks(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
-        """What comes, until it ends or breaks off: a break is seen by the caller, who knows how much was to come."""
-        with self._told():
+        """The received data, until it ends or is interrupted, which the caller detects by the size."""
+        with self._network_errors():
             try:
                 while chunk := response.read(_CHUNK):
                     yield chunk
@@ -197,11 +192,11 @@ class _Transfer:
                     raise
 
     def _check(self) -> None:
-        """Raises ErrataError, and drops what has come, if it is not what was expected."""
+        """Raises ErrataError, and removes the received data, if it is not the expected file."""
         size = self._here()
         if not size and self._expected.size != 0:
             self._forget()
-            raise self._refused("an empty file")
+            raise self._invalid("an empty file")
         digest = file_digest(self._partial)
         wrong = ""
         if self._expected.size is not None and size != self._expected.size:
@@ -210,13 +205,12 @@ class _Transfer:
             wrong = f"SHA-256 {digest} instead of {self._expected.sha256}"
         if wrong:
             self._forget()
-            raise ErrataError(
-                f"what {self._url} gives is not the file that errata knows: {wrong}",
-                remedy=f"Run it again; if it stays so, the file has changed{self._where}",
-            )
+            what = f"{self._url} is not the file that errata knows: {wrong}"
+            remedy = f"Run the command again; if the error persists, the file has changed{self._where}"
+            raise ErrataError(what, remedy=remedy, code="DOWNLOAD_CHECKSUM")
 
     def _remember(self, tag: str | None, date: str | None) -> None:
-        """Keep by what the server knows this very file; a weak tag does not promise the same bytes."""
+        """Store the server's tag of this version of the file; a weak tag does not guarantee the same bytes."""
         mark = tag if tag is not None and not tag.startswith("W/") else date
         if mark:
             write_text(self._mark, mark)
@@ -231,22 +225,23 @@ class _Transfer:
         return self._partial.stat().st_size if self._partial.is_file() else 0
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What the network raises, as an error that says what to do."""
+    def _network_errors(self) -> Iterator[None]:
+        """Convert network errors to ErrataError."""
         try:
             yield
         except urllib.error.HTTPError as error:
             what = f"{self._url} answers with status {error.code} ({error.reason})"
             error.close()
-            raise ErrataError(what, remedy=f"Try again later{self._where}") from error
+            raise ErrataError(what, remedy=f"Try again later{self._where}", code="DOWNLOAD_FAILED") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
-            remedy = f"Check the network, and run it again{self._where}"
-            raise ErrataError(f"{self._url} cannot be had: {reason}", remedy=remedy) from error
+            remedy = f"Check the network, and run the command again{self._where}"
+            what = f"{self._url} cannot be downloaded: {reason}"
+            raise ErrataError(what, remedy=remedy, code="DOWNLOAD_FAILED") from error
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Opens addresses of the web alone, also where one is redirected to; proxies of the environment are honoured."""
+    """Opens HTTP(S) URLs only, also after redirects; proxies of the environment are used."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
