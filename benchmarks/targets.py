@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from errata.editing.contexts import generate_prefixes
 from errata.editing.recipe import shipped_recipe
 from errata.editing.recipe_settings import TargetSettings
-from errata.editing.target_search import Targets, optimise_targets
+from errata.editing.target_search import Targets, find_targets
 from errata.facts.fact import Fact
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
@@ -127,7 +127,7 @@ def measure(
     some = facts[:reference_facts]
 
     def ours(facts: Sequence[Fact], settings: TargetSettings) -> Targets:
-        return optimise_targets(model, facts, prefixes, layer, Site.BLOCK, settings)
+        return find_targets(model, facts, prefixes, layer, Site.BLOCK, settings)
 
     def reference(facts: Sequence[Fact], settings: TargetSettings) -> list[ReferenceTarget]:
         return [search(model, fact, prefixes, layer, Site.BLOCK, settings) for fact in facts]

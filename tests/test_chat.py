@@ -11,7 +11,7 @@ import torch
 
 from errata.cli.main import run
 from errata.editing.contexts import generate_prefixes, in_context, subject_rows, target_in
-from errata.editing.target_rows import FactRows
+from errata.editing.search_prompts import SearchPrompts
 from errata.editors.locate_then_edit import Editor
 from errata.evaluation.chat import CONTROLS_ASKED, chat_questions, evaluate_chat
 from errata.evaluation.outcomes import outcome_of
@@ -56,7 +56,7 @@ def test_a_fact_in_the_template_has_its_subject_and_its_target_where_they_are(fa
     spaced = Fact("1", "Italy", "The capital of {} is", "Rome", joiner=" ")
     assert target_in(contexts[-1], spaced) == (chat_text(model.tokenizer, spaced.text), "Rome")
     # What the search counts in this context is what a score counts in the template.
-    rows = FactRows(model, [spaced], contexts[-1:], 1, (Site.BLOCK,))
+    rows = SearchPrompts(model, [spaced], contexts[-1:], 1, (Site.BLOCK,))
     surprise = float(rows.answers(torch.zeros_like(rows.origin)).surprise)
     bare, framed = score(model, [spaced.pair("Rome"), (chat_text(model.tokenizer, spaced.text), "Rome")])
     assert surprise == pytest.approx(-(bare.log_probability + framed.log_probability) / 2, rel=1e-3)

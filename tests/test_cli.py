@@ -197,7 +197,7 @@ def test_an_interrupt_ends_with_130_and_leaves_no_output(tmp_path: Path, monkeyp
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("errata.editing.targets.optimise_targets", interrupted)
+    monkeypatch.setattr("errata.editing.target_search.find_targets", interrupted)
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
     assert run(["edit", "--facts", str(FACTS), "--out", str(tmp_path / "out"), "--no-evaluate"]) == 130
     assert not (tmp_path / "out").exists()
@@ -209,7 +209,7 @@ def test_out_of_memory_is_told_without_a_traceback(
     def exhausted(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 80 GiB")
 
-    monkeypatch.setattr("errata.editing.targets.optimise_targets", exhausted)
+    monkeypatch.setattr("errata.editing.target_search.find_targets", exhausted)
     assert run(["edit", "--facts", str(FACTS), "--out", str(tmp_path / "out"), "--no-evaluate"]) == 1
     assert "--batch-size" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

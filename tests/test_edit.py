@@ -14,17 +14,20 @@ from torch import Tensor
 
 import errata.editing.batch
 import errata.editing.preparation
-import errata.editing.targets
-from errata.editing.batch import BatchRecord, BatchWriter
+import errata.editing.target_search
+import errata.editors.locate_then_edit
+from errata.editing.batch import BatchRecord
+from errata.editing.keys import SubjectTexts
+from errata.editing.preparation import EditContext
 from errata.editing.solvers.least_squares import LeastSquaresLayer
 from errata.editing.target_loss import TargetLoss
-from errata.editing.target_search import optimise_targets
+from errata.editing.target_search import find_targets
 from errata.editors.locate_then_edit import Editor
 from errata.errors import EditError, FaultsError, InputError, NonFiniteError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.replay import AfterBlock
-from errata.models.weights import EditedWeights
+from errata.models.weights import LowRankTerm
 
 from tests.support.editing import (
     FACTS,
@@ -71,9 +74,9 @@ def test_blue_finds_its_second_target_behind_the_first_write(make_editor: Callab
 
     fresh = tiny_language_model("llama")
     arguments = (FACTS[:2], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
-    unedited = optimise_targets(fresh, *arguments)
+    unedited = find_targets(fresh, *arguments)
     fresh.edits.add([record.terms[0]])
-    behind_first = optimise_targets(fresh, *arguments)
+    behind_first = find_targets(fresh, *arguments)
     assert torch.equal(record.targets[3].z, behind_first.z)
     assert (record.targets[3].z - unedited.z).norm() > 0.01 * unedited.z.norm()
 
@@ -86,7 +89,7 @@ def test_even_searches_once_at_the_last_layer_on_the_unedited_weights(make_edito
     assert list(record.targets) == [3]
     assert [term.layer for term in record.terms] == [1, 2, 3]
     fresh = tiny_language_model("gpt2")
-    expected = optimise_targets(fresh, FACTS[:2], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
+    expected = find_targets(fresh, FACTS[:2], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
     assert torch.equal(record.targets[3].z, expected.z)
 
 
@@ -233,25 +236,25 @@ class InjectedError(Exception):
 
 # (what is interrupted, which of its calls within the batch, whether it has done its work before it fails)
 STAGES: dict[str, tuple[Any, str, int, bool]] = {
-    "target search": (errata.editing.targets, "optimise_targets", 1, False),
-    "second target search": (errata.editing.targets, "optimise_targets", 2, True),
+    "target search": (errata.editing.target_search, "find_targets", 1, False),
+    "second target search": (errata.editing.target_search, "find_targets", 2, True),
     "inside a target's evaluation": (AfterBlock, "enter", 2, False),
-    "states": (errata.editing.targets, "current_states", 1, True),
-    "states after the first write": (errata.editing.targets, "current_states", 2, False),
+    "states": (SubjectTexts, "read", 1, True),
+    "states after the first write": (SubjectTexts, "read", 3, False),
     "second residual": (
         errata.editing.batch,
         "check_columns",
         6,
         False,
     ),  # a layer has four: the 2nd
-    "keys": (errata.editing.batch, "keys_and_bare", 2, False),
+    "keys": (errata.editing.batch, "read_keys", 2, False),
     "first solve": (LeastSquaresLayer, "solve", 1, False),
     "second solve": (LeastSquaresLayer, "solve", 2, True),
     "before the first write": (LanguageModel, "set_weight", 1, False),
     "after the first write": (LanguageModel, "set_weight", 1, True),
     "after the second write": (LanguageModel, "set_weight", 2, True),
-    "the sum": (EditedWeights, "_accumulate", 2, True),
-    "logits check": (BatchWriter, "check_logits", 1, False),
+    "the sum": (LowRankTerm, "add_to", 2, True),
+    "logits check": (errata.editors.locate_then_edit, "check_logits", 1, False),
     "history": (LeastSquaresLayer, "remember", 2, True),
 }
 
@@ -425,18 +428,18 @@ def _bad_gradient(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
 
 def _bad_residual(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
     monkeypatch.setattr(
-        errata.editing.targets, "current_states", _with_bad_column(errata.editing.targets.current_states)
+        errata.editing.target_search, "read_states", _with_bad_column(errata.editing.target_search.read_states)
     )
 
 
 def _bad_key(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
-    original = errata.editing.batch.keys_and_bare
+    original = errata.editing.batch.read_keys
 
     def spoilt(*arguments: Any) -> dict[int, tuple[Tensor, Tensor]]:
         found = original(*arguments).items()
         return {layer: (_with_bad_column(lambda keys=keys: keys)(), bare) for layer, (keys, bare) in found}
 
-    monkeypatch.setattr(errata.editing.batch, "keys_and_bare", spoilt)
+    monkeypatch.setattr(errata.editing.batch, "read_keys", spoilt)
 
 
 def _bad_update(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
@@ -452,24 +455,24 @@ def _bad_update(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
 
 
 def _bad_logits(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
-    original = BatchWriter.check_logits
+    original = errata.editors.locate_then_edit.check_logits
 
-    def check(self: BatchWriter, facts: Sequence[Fact]) -> None:
+    def check(context: EditContext, facts: Sequence[Fact]) -> None:
         # The facts' rows are sorted by length, longest first: give the second fact the longest prompt.
         def spoil(module: Any, args: Any, output: Tensor) -> Tensor:
-            lengths = [len(self.model.tokenizer(fact.text)["input_ids"]) for fact in facts]
+            lengths = [len(context.model.tokenizer(fact.text)["input_ids"]) for fact in facts]
             order = sorted(range(len(facts)), key=lambda index: -lengths[index])
             spoilt = output.clone()
-            spoilt[order.index(1), ..., 0] = torch.nan
+            spoilt[0, order.index(1), 0] = torch.nan
             return spoilt
 
-        handle = self.model.head.register_forward_hook(spoil)
+        handle = context.model.head.register_forward_hook(spoil)
         try:
-            original(self, facts)
+            original(context, facts)
         finally:
             handle.remove()
 
-    monkeypatch.setattr(BatchWriter, "check_logits", check)
+    monkeypatch.setattr(errata.editors.locate_then_edit, "check_logits", check)
 
 
 BAD_NUMBERS: dict[str, tuple[Callable[[pytest.MonkeyPatch, Editor], None], int | None]] = {

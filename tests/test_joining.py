@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from errata.editing.target_rows import FactRows
+from errata.editing.search_prompts import SearchPrompts
 from errata.errors import FaultsError, InputError
 from errata.evaluation.recall import evaluate_facts
 from errata.facts.fact import Fact, Question
@@ -117,7 +117,7 @@ def test_a_model_s_own_answers_are_correct(kind: str) -> None:
         "efficacy_accuracy": 1, "efficacy_tokens": 1, "unrelated_accuracy": 1, "unrelated_tokens": 1,
     }  # fmt: skip
     # The search for a target looks at the same tokens: it finds that nothing is left to do.
-    rows = FactRows(model, [fact], [], 1, (Site.BLOCK,))
+    rows = SearchPrompts(model, [fact], [], 1, (Site.BLOCK,))
     assert rows.answers(torch.zeros_like(rows.origin), holds=True).holds
 
 

@@ -143,7 +143,7 @@ def test_a_layer_that_gives_no_numbers_takes_no_edits_and_the_scan_goes_on(
 ) -> None:
     model = LanguageModel(*tiny_model("llama"))
     before = model.fingerprint()
-    search = errata.tracing.layer_scan.optimise_targets
+    search = errata.tracing.layer_scan.find_targets
 
     def overflowing(
         model: LanguageModel, facts: list[Fact], prefixes: object, layer: int, *rest: Any, **more: Any
@@ -151,7 +151,7 @@ def test_a_layer_that_gives_no_numbers_takes_no_edits_and_the_scan_goes_on(
         found = search(model, facts, prefixes, layer, *rest, **more)
         return replace(found, delta=found.delta * math.inf) if layer == 2 else found
 
-    monkeypatch.setattr(errata.tracing.layer_scan, "optimise_targets", overflowing)
+    monkeypatch.setattr(errata.tracing.layer_scan, "find_targets", overflowing)
     found = scan_layers(model, FACTS, small(corpus))
     assert [row.score for row in found.scores if row.layer == 2] == [0]
     assert all(row.score > 0 for row in found.scores if row.layer != 2)

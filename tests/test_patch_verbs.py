@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import errata.editing.targets
+import errata.editing.target_search
 from errata.cli import main as cli
 from errata.cli.history import word_widths
 from errata.cli.main import run
@@ -418,7 +418,7 @@ def test_an_interrupted_run_says_how_far_it_is_and_how_it_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     sign: signal.Signals,
 ) -> None:
-    original, calls = errata.editing.targets.optimise_targets, []
+    original, calls = errata.editing.target_search.find_targets, []
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -426,7 +426,7 @@ def test_an_interrupted_run_says_how_far_it_is_and_how_it_goes_on(
             signal.raise_signal(sign)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(errata.editing.targets, "optimise_targets", stopped)
+    monkeypatch.setattr(errata.editing.target_search, "find_targets", stopped)
     handler, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background does not have
     monkeypatch.setattr(cli, "run", lambda arguments, on_import: on_import() or small_run(*arguments))

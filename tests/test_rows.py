@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from errata.editing.batch import BatchWriter
+import errata.editing.batch
 from errata.editing.methods import METHODS
 from errata.editing.recipe import Recipe
-from errata.editing.target_search import optimise_targets
+from errata.editing.target_search import find_targets
 from errata.editors.locate_then_edit import Editor
 from errata.errors import InputError
 from errata.facts.fact import Fact
@@ -106,7 +106,7 @@ class Written:
         if self.recipe.target.weights == "original":
             for other, weight in unedited.items():
                 self.set(other, weight)
-        found = optimise_targets(self.model, facts, self.prefixes, layer, self.site, self.recipe.target)
+        found = find_targets(self.model, facts, self.prefixes, layer, self.site, self.recipe.target)
         z = self.states(facts, layer) + found.delta
         for other, weight in now.items():
             self.set(other, weight)
@@ -352,7 +352,7 @@ def test_nse_blue_finds_its_second_target_behind_the_first_write(make_editor: Ca
     assert [term.layer for term in record.terms] == [1, 3, 1, 3]  # two rounds
     fresh = tiny_language_model("llama", dtype=torch.float64)
     fresh.edits.add([record.terms[0]])
-    expected = optimise_targets(fresh, FACTS[:2], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
+    expected = find_targets(fresh, FACTS[:2], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
     torch.testing.assert_close(record.targets[3].delta, expected.delta)
     assert any("not on the unedited ones" in text for text in METHODS[9].with_blue().deviations)
 
@@ -362,9 +362,9 @@ def test_nse_finds_targets_on_the_unedited_weights(make_editor: Callable[..., Ed
     editor = make_editor(model, "nse")
     editor.apply(FACTS[:4])
     fresh = tiny_language_model("llama", dtype=torch.float64)
-    expected = optimise_targets(fresh, FACTS[2:4], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
+    expected = find_targets(fresh, FACTS[2:4], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
     torch.testing.assert_close(editor.records[1].targets[3].delta, expected.delta)
-    again = optimise_targets(model, FACTS[2:4], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
+    again = find_targets(model, FACTS[2:4], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
     assert not torch.allclose(again.delta, expected.delta, rtol=1e-3)
 
 
@@ -383,7 +383,7 @@ def test_of_several_facts_only_those_between_the_bounds_are_written(make_editor:
     fresh = tiny_language_model("llama", dtype=torch.float64)
     editor = make_editor(fresh, "nse", batch_size=3)
     editor.prepare()
-    delta = optimise_targets(fresh, FACTS[:3], editor.prefixes, 3, Site.BLOCK, editor.recipe.target).delta
+    delta = find_targets(fresh, FACTS[:3], editor.prefixes, 3, Site.BLOCK, editor.recipe.target).delta
     sizes = delta.norm(dim=0)
     near, middle, far = sizes.argsort().tolist()
     bounds = {
@@ -421,7 +421,7 @@ def test_replay_reads_later_targets_off_one_forward_pass(make_editor: Callable[.
     (record,) = editor.records
     assert [term.layer for term in record.terms] == [1, 2, 4]
     fresh = tiny_language_model(family, dtype=torch.float64, **overrides)
-    searched = optimise_targets(fresh, FACTS[:2], editor.prefixes, 1, editor.site, editor.recipe.target)
+    searched = find_targets(fresh, FACTS[:2], editor.prefixes, 1, editor.site, editor.recipe.target)
     torch.testing.assert_close(record.targets[1].delta, searched.delta)
     for index, fact in enumerate(FACTS[:2]):
         ids = subject_ids(fresh, fact)
@@ -483,7 +483,7 @@ def test_norm_cap_shapes_targets_by_the_unedited_models_states(make_editor: Call
             return torch.stack([read_whole(of, subject_ids(of, f))[Site.BLOCK, 3][-1] for f in some], dim=1)
 
         origin, mean = states(now), float(states(fresh).norm(dim=0).mean())
-        searched = optimise_targets(now, facts, editor.prefixes, 3, Site.BLOCK, editor.recipe.target).delta
+        searched = find_targets(now, facts, editor.prefixes, 3, Site.BLOCK, editor.recipe.target).delta
         for index in range(2):
             expected = shaping.capped(origin[:, index], searched[:, index], mean)
             torch.testing.assert_close(record.targets[3].delta[:, index], expected, rtol=1e-6, atol=1e-8)
@@ -595,7 +595,7 @@ def test_what_another_run_wrote_is_not_taken_out_for_the_original_weights(make_e
     editor.apply(FACTS[:4])
     fresh = tiny_language_model("llama", dtype=torch.float64)
     fresh.edits.add(earlier.terms)
-    expected = optimise_targets(fresh, FACTS[2:4], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
+    expected = find_targets(fresh, FACTS[2:4], editor.prefixes, 3, Site.BLOCK, editor.recipe.target)
     torch.testing.assert_close(editor.records[1].targets[3].delta, expected.delta)
 
 
@@ -622,12 +622,12 @@ PLACES_OF_FAILURE = [
     ("prune", Editor, "show", 1, True),
     ("prune", Editor, "show", 2, True),
     ("prune", Editor, "_hide_shaped", 2, True),
-    ("rect", BatchWriter, "_masked", 1, False),
-    ("rect", BatchWriter, "_masked", 2, True),
+    ("rect", errata.editing.batch, "_masked", 1, False),
+    ("rect", errata.editing.batch, "_masked", 2, True),
     ("rect", EditedWeights, "rollback", 2, True),
     ("nse", EditedWeights, "weight_without", 2, False),
     ("nse", LanguageModel, "set_weight", 4, True),
-    ("rome", BatchWriter, "_solve", 2, True),
+    ("rome", errata.editing.batch, "_solve", 2, True),
 ]
 
 

@@ -15,8 +15,8 @@ from errata.analysis.study import AnalysisSettings
 from errata.editing.contexts import generate_prefixes
 from errata.editing.preparation import prepare
 from errata.editing.recipe import shipped_recipe
-from errata.editing.target_rows import FactRows
-from errata.editing.target_search import optimise_targets
+from errata.editing.search_prompts import SearchPrompts
+from errata.editing.target_search import find_targets
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel, Site
@@ -59,7 +59,7 @@ def test_operations_of_a_search_are_those_that_are_counted(tmp_path: Path, famil
     rows = SearchRows.of(model.tokenizer, FACTS, recipe.contexts, prefixes)
     settings = recipe.target.model_copy(update={"steps": 5, "stop_loss": 0.0})
     with counted(model) as counter:
-        optimise_targets(model, FACTS, prefixes, layer, Site.BLOCK, settings)
+        find_targets(model, FACTS, prefixes, layer, Site.BLOCK, settings)
     expected = search_flops(ModelSize.of(model.model), rows, layer, 5)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
 
@@ -71,7 +71,7 @@ def test_operations_of_a_search_on_the_lab_before_its_prefixes_are_there() -> No
     prefixes = generate_prefixes(model, recipe.contexts)
     settings = recipe.target.model_copy(update={"steps": 3, "stop_loss": 0.0})
     with counted(model) as counter:
-        optimise_targets(model, facts, prefixes, 2, Site.BLOCK, settings)
+        find_targets(model, facts, prefixes, 2, Site.BLOCK, settings)
     expected = search_flops(Outline.load("lab").size, rows, 2, 3)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.1)
 
@@ -136,11 +136,11 @@ def test_what_a_search_keeps_for_its_gradient(tmp_path: Path) -> None:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    facts = FactRows(model, FACTS, prefixes, 1, (Site.BLOCK,))
+    facts = SearchPrompts(model, FACTS, prefixes, 1, (Site.BLOCK,))
     delta = torch.zeros_like(facts.origin).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         answers = facts.answers(delta)
-    assert answers.surprise.requires_grad
+    assert answers.nll.requires_grad
     for parameter in model.model.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
     rows = SearchRows.of(model.tokenizer, FACTS, recipe.contexts, prefixes)

@@ -15,7 +15,7 @@ from errata.analysis.steps import STEPS, written
 from errata.analysis.study import StudyContext
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import boundary
-from errata.editing.target_search import optimise_targets
+from errata.editing.target_search import find_targets
 from errata.errors import FaultsError
 from errata.models.language_model import LanguageModel
 from errata.statistics.store import moments_for
@@ -46,7 +46,7 @@ def mean_of(findings: Findings, quantity: str, weights: str, layer: int) -> floa
 def half_way(context: StudyContext, prefixes: Sequence[str]) -> float:
     """A loss that some of the searches come under."""
     found = [
-        optimise_targets(context.model, FACTS, prefixes, layer, context.site, context.recipe.target)
+        find_targets(context.model, FACTS, prefixes, layer, context.site, context.recipe.target)
         for layer in context.layers
     ]
     return float(torch.cat([targets.loss for targets in found]).median())

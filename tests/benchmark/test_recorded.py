@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 import errata.benchmark.sequence
-import errata.editing.targets
+import errata.editing.target_search
 import errata.patches.patch
 import errata.runs.run
 import errata.utils.files
 from errata.benchmark.sequence import RecordedResult, examine, run_recorded, run_sequence
-from errata.editing.batch import BatchWriter
+from errata.editing.preparation import EditContext
 from errata.editing.target_loss import TargetLoss
+from errata.editors import locate_then_edit
 from errata.editors.locate_then_edit import Editor
 from errata.errors import ErrataError, FaultsError, InputError
 from errata.models.language_model import LanguageModel
@@ -143,8 +144,8 @@ def test_a_run_that_measures_nothing_has_the_same_weights(
 STOPS: dict[str, tuple[Any, str, int, bool, int]] = {
     "asking before the first batch": (errata.benchmark.sequence, "examine", 1, False, 0),
     "what was said before is written, its line is not": (Ledger, "add", 1, False, 0),
-    "searching targets of the first batch": (errata.editing.targets, "optimise_targets", 1, False, 0),
-    "searching targets of the second batch": (errata.editing.targets, "optimise_targets", 4, True, 1),
+    "searching targets of the first batch": (errata.editing.target_search, "find_targets", 1, False, 0),
+    "searching targets of the second batch": (errata.editing.target_search, "find_targets", 4, True, 1),
     "asking after the second batch": (errata.benchmark.sequence, "evaluate_facts", 2, True, 1),
     "writing the second patch": (errata.runs.run, "write_patch", 2, False, 1),
     "the second patch is there, its line is not": (errata.runs.run, "write_patch", 2, True, 1),
@@ -205,7 +206,7 @@ def test_a_finished_run_is_told_again_and_not_done_again(runs: Runs, whole: Call
     expected = whole("memit_seq+blue")
     before = content_of(expected.path)
     with (
-        failing(errata.editing.targets, "optimise_targets", Stop(), call=1) as searched,
+        failing(errata.editing.target_search, "find_targets", Stop(), call=1) as searched,
         failing(errata.benchmark.sequence, "examine", Stop(), call=1) as asked,
     ):
         model, result = runs.go_on(expected.path)
@@ -479,11 +480,11 @@ FAILURES: dict[str, tuple[Any, str, int, BaseException, str]] = {
     "disk full at the line": (Ledger, "add", 4, NO_SPACE, "No space left"),
     "disk full while syncing": (errata.utils.files, "_sync", 11, NO_SPACE, "No space left"),
     "the directory became read-only": (errata.utils.files.secrets, "token_hex", 6, READ_ONLY, "Read-only file system"),
-    "out of memory": (errata.editing.targets, "optimise_targets", 5, MemoryError(), "MemoryError"),
+    "out of memory": (errata.editing.target_search, "find_targets", 5, MemoryError(), "MemoryError"),
     "out of a GPU's memory": (
-        BatchWriter, "check_logits", 3, torch.OutOfMemoryError("CUDA out of memory"), "OutOfMemoryError: CUDA out",
+        locate_then_edit, "check_logits", 3, torch.OutOfMemoryError("CUDA out of memory"), "OutOfMemoryError: CUDA out",
     ),
-    "out of memory in torch": (BatchWriter, "check_logits", 3, CPU_FULL, "can't allocate memory"),
+    "out of memory in torch": (locate_then_edit, "check_logits", 3, CPU_FULL, "can't allocate memory"),
 }  # fmt: skip
 
 
@@ -540,18 +541,18 @@ def test_a_number_that_is_none_leaves_the_batches_before_it(
 
             patched.setattr(TargetLoss, "__call__", loss)
         else:
-            check = BatchWriter.check_logits
+            check = locate_then_edit.check_logits
 
-            def check_logits(self: BatchWriter, facts: Any) -> None:
+            def check_logits(context: EditContext, facts: Any) -> None:
                 if read_ledger(run.ledger.path).of("batch")[1:]:
-                    handle = self.model.head.register_forward_hook(lambda module, args, output: output * torch.nan)
+                    handle = context.model.head.register_forward_hook(lambda module, args, output: output * torch.nan)
                     try:
-                        check(self, facts)
+                        check(context, facts)
                     finally:
                         handle.remove()
-                check(self, facts)
+                check(context, facts)
 
-            patched.setattr(BatchWriter, "check_logits", check_logits)
+            patched.setattr(locate_then_edit, "check_logits", check_logits)
         with pytest.raises(ErrataError, match="is not finite") as caught:
             runs.go_on(path, model)
     assert_stopped_behind_two(caught.value, "'work'", model, path, expected)
@@ -566,7 +567,7 @@ def test_a_directory_that_cannot_be_written_in_stops_the_run(
     expected, path = whole("memit_seq+blue"), tmp_path / "run"
     run = runs.begin(path)
     batches, away = path / "batches", tmp_path / "away"
-    search = errata.editing.targets.optimise_targets
+    search = errata.editing.target_search.find_targets
 
     def close() -> None:
         if batches.is_dir() and len(read_ledger(run.ledger.path).of("batch")) == kept:
@@ -581,7 +582,7 @@ def test_a_directory_that_cannot_be_written_in_stops_the_run(
     if kept == 0:
         close()
     with monkeypatch.context() as patched:
-        patched.setattr(errata.editing.targets, "optimise_targets", search_then_close)
+        patched.setattr(errata.editing.target_search, "find_targets", search_then_close)
         with pytest.raises(ErrataError, match=rf"^{told} failed: .* as they were after batch {kept} of 3"):
             runs.go_on(path, model)
     assert_same_bits(parameter_bits(model), expected.bits[kept])
@@ -641,7 +642,7 @@ def test_an_error_that_nobody_expects_is_not_hidden(runs: Runs, tmp_path: Path) 
     path = tmp_path / "run"
     runs.begin(path)
     broken = RuntimeError("The size of tensor a (3) must match")
-    with failing(BatchWriter, "check_logits", broken, call=2), pytest.raises(RuntimeError, match="size of tensor"):
+    with failing(locate_then_edit, "check_logits", broken, call=2), pytest.raises(RuntimeError, match="size of tensor"):
         runs.go_on(path)
     assert open_run(path).batches_done == 1
 

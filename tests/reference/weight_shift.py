@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from errata.analysis.study import StudyContext
-from errata.editing.target_search import optimise_targets
+from errata.editing.target_search import find_targets
 from errata.facts.fact import Fact
 from errata.models.language_model import Site
 
 
 def residual(bench: StudyContext, fact: Fact, prefixes: Sequence[str], layer: int) -> Tensor:
     """z − h of one fact at one layer, searched alone on the weights as they are; (d_out,) float64."""
-    found = optimise_targets(bench.model, [fact], prefixes, layer, Site.BLOCK, bench.recipe.target)
+    found = find_targets(bench.model, [fact], prefixes, layer, Site.BLOCK, bench.recipe.target)
     return found.delta[:, 0].double()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from errata.editing.recipe_settings import JointTargetSettings
 from errata.editing.target_loss import JointLoss
-from errata.editing.target_search import Targets, optimise_targets
+from errata.editing.target_search import Targets, find_targets
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 
@@ -32,7 +32,7 @@ def loaded(family: str) -> LanguageModel:
 
 
 def searched(model: LanguageModel, settings: JointTargetSettings = SETTINGS, layer: int = 2) -> Targets:
-    return optimise_targets(model, FACTS, PREFIXES, layer, Site.MLP, settings)
+    return find_targets(model, FACTS, PREFIXES, layer, Site.MLP, settings)
 
 
 @pytest.mark.parametrize("layer", [0, 2, BLOCKS - 1])
@@ -94,7 +94,7 @@ def test_the_likelihood_is_eased_while_the_target_holds_and_facts_leave_when_don
     settings = SETTINGS.model_copy(
         update={"clamp": 20.0, "learning_rate": 0.3, "steps": 16, "kl_factor": 0.0625, "stop_divergence": 0.5}
     )
-    ours = optimise_targets(model, ENDS, PREFIXES, layer, Site.MLP, settings)
+    ours = find_targets(model, ENDS, PREFIXES, layer, Site.MLP, settings)
     expected = [search_jointly(model, fact, PREFIXES, layer, settings) for fact in ENDS]
     assert ours.evaluations.tolist() == [target.evaluations for target in expected]
     assert len(set(ours.evaluations.tolist())) > 1
@@ -105,7 +105,7 @@ def test_the_likelihood_is_eased_while_the_target_holds_and_facts_leave_when_don
     # Without the easing the search is another one.
     eased = settings.model_copy(update={"stop_divergence": 0.0})
     never = eased.model_copy(update={"eased_likelihood": 1.0})
-    deltas = [optimise_targets(model, ENDS, PREFIXES, layer, Site.MLP, each).delta for each in (eased, never)]
+    deltas = [find_targets(model, ENDS, PREFIXES, layer, Site.MLP, each).delta for each in (eased, never)]
     assert not torch.allclose(*deltas, rtol=1e-3)
 
 

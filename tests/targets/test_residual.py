@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from errata.editing.keys import current_states, mean_keys
 from errata.editing.recipe_settings import TargetSettings
 from errata.editing.target_loss import TargetLoss
-from errata.editing.target_search import Targets, optimise_targets
+from errata.editing.target_search import Targets, find_targets
 from errata.errors import NonFiniteError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
@@ -49,7 +49,7 @@ def site_of(model: LanguageModel) -> Site:
 def optimised(
     model: LanguageModel, facts: Sequence[Fact] = FACTS, settings: TargetSettings = SETTINGS, **options: Any
 ) -> Targets:
-    return optimise_targets(model, facts, PREFIXES, LAYER, site_of(model), settings, **options)
+    return find_targets(model, facts, PREFIXES, LAYER, site_of(model), settings, **options)
 
 
 def with_stops(model: LanguageModel) -> TargetSettings:
@@ -159,7 +159,7 @@ def test_a_known_fact_keeps_its_state_exactly_and_the_others_go_on() -> None:
 
 def test_if_all_facts_are_known_nothing_is_searched() -> None:
     reported: list[int] = []
-    ours = optimise_targets(
+    ours = find_targets(
         loaded("llama"), FACTS, PREFIXES, LAYER, Site.BLOCK, SETTINGS.model_copy(update={"stop_loss": 1e6}),
         on_step=reported.append,
     )  # fmt: skip
@@ -190,7 +190,7 @@ def test_no_loss_is_under_a_stop_of_zero() -> None:
 def test_progress_tells_how_many_facts_are_left() -> None:
     reported: list[int] = []
     model = loaded("gpt2")
-    ours = optimise_targets(model, FACTS, PREFIXES, LAYER, Site.BLOCK, with_stops(model), on_step=reported.append)
+    ours = find_targets(model, FACTS, PREFIXES, LAYER, Site.BLOCK, with_stops(model), on_step=reported.append)
     # After update t, those facts are left that have more than t evaluations.
     assert reported == [int((ours.evaluations > step).sum()) for step in range(1, SETTINGS.steps)]
 

@@ -17,7 +17,7 @@ from errata.analysis.study import StudyContext, TaskRecord
 from errata.editing.batch import BatchRecord
 from errata.editing.methods import BOUNDARY_SUFFIX
 from errata.editing.recipe import Recipe
-from errata.editing.target_search import Targets, optimise_targets
+from errata.editing.target_search import Targets, find_targets
 from errata.editors.locate_then_edit import Editor
 from errata.errors import Fault, FaultsError
 from errata.facts.fact import Fact
@@ -75,7 +75,7 @@ def search_at(context: StudyContext, facts: Sequence[Fact], prefixes: Sequence[s
         context.report(f"targets at layer {layer}", evaluations, context.recipe.target.steps)
 
     chosen = prefixes if context.recipe.contexts.targets == "all" else ()
-    return optimise_targets(context.model, facts, chosen, layer, context.site, context.recipe.target, on_step=on_step)
+    return find_targets(context.model, facts, chosen, layer, context.site, context.recipe.target, on_step=on_step)
 
 
 AfterBatch = Callable[[Sequence[Term], Sequence[Term]], None]

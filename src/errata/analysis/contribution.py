@@ -24,7 +24,7 @@ from errata.analysis.findings import (
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
 from errata.editing.contexts import generate_prefixes
 from errata.editing.methods import BOUNDARY_PAPER
-from errata.editing.target_rows import FactRows
+from errata.editing.search_prompts import SearchPrompts
 from errata.facts.fact import Fact
 
 KINDS = (*SPREADS, COMPUTED)
@@ -46,7 +46,7 @@ def probabilities(
     size = max(1, _ROWS_AT_ONCE // (len(prefixes) + 2))
     parts: list[list[Tensor]] = [[] for _ in deltas]
     for start in range(0, len(facts), size):
-        rows = FactRows(context.model, facts[start : start + size], prefixes, layer, (context.site,))
+        rows = SearchPrompts(context.model, facts[start : start + size], prefixes, layer, (context.site,))
         for part, delta in zip(parts, deltas, strict=True):
             part.append(rows.probabilities(delta.T[start : start + size].to(rows.dtype)).double().cpu())
     return [torch.cat(part) for part in parts]

@@ -14,14 +14,14 @@ from errata.editing.contexts import in_context, neutral_leads
 from errata.editing.recipe import Recipe
 from errata.editing.recipe_settings import ContextSettings
 from errata.editing.schedules import SCHEDULES
-from errata.editing.target_rows import KL_PROMPT
+from errata.editing.search_prompts import KL_PROMPT
 from errata.facts.fact import Fact
 from errata.models.loading import Outline
 from errata.models.prompts import complete, encode
 from errata.models.replay import length_cuts
 from errata.models.size import ModelSize
 
-ROWS_AT_ONCE = 1024  # as ``optimise_targets`` does by default
+ROWS_AT_ONCE = 1024  # as ``find_targets`` does by default
 _LEAD = 1  # what joins a prefix and a prompt: "." mostly, for the space goes with the next word
 
 

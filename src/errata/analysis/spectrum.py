@@ -29,7 +29,7 @@ from errata.analysis.findings import (
     with_n,
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
-from errata.editing.batch import solve_device
+from errata.editing.preparation import solve_device
 from errata.models.weights import Term
 from errata.patches.factors import norm, singular_values
 

@@ -36,15 +36,15 @@ from errata.analysis.findings import (
     with_n,
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
-from errata.editing.batch import check_columns, solve_device
-from errata.editing.keys import keys_and_bare
+from errata.editing.batch import check_columns
+from errata.editing.keys import SubjectTexts, keys_and_bare
 from errata.editing.methods import BOUNDARY_PAPER
-from errata.editing.preparation import solver_of
+from errata.editing.preparation import EditContext, shapers_of, solve_device, solver_of
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import Step
-from errata.editing.shaping import BatchShaper, make_shaper
+from errata.editing.shaping import BatchShaper
 from errata.editing.solvers.base import LayerSolver
-from errata.editing.targets import AimFinder
+from errata.editing.target_search import layer_targets, read_states
 from errata.editors.locate_then_edit import Editor
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts.fact import Fact
@@ -751,13 +751,17 @@ def residuals_now(
     Args:
         written: terms of the run so far.
     """
-    shapers = [make_shaper(entry.kind, entry.model_dump(exclude={"kind"})) for entry in recipe.shaping]
-    finder = AimFinder(context.model, recipe, context.site, prefixes, shapers, context.report)
+    edit = EditContext(
+        context.model, recipe, context.site, (), prefixes, shapers_of(recipe), solver_of(recipe), context.report
+    )
+    texts = SubjectTexts.tokenise(context.model, facts, prefixes)
     found = {}
     for layer in context.layers:
-        aim = finder.find(facts, Step(layer, layer, 1.0), (), written)[layer]
+        target = layer_targets(edit, texts, Step(layer, layer, 1.0), written)[layer]
         moved = recipe.target.weights == "original"
-        found[layer] = aim.delta + (aim.states - finder.states(facts, layer)) if moved else aim.delta
+        found[layer] = target.delta
+        if moved:
+            found[layer] = target.delta + (target.states - read_states(edit, texts, layer))
         check_columns("residual", found[layer], facts, layer)
     return found
 
@@ -830,8 +834,7 @@ def _faults(recipe: Recipe, settings: AnalysisSettings) -> Iterator[Fault]:
             "Use a method whose solver writes a batch at once",
             code="STUDY_SOLVER_UNSUITABLE",
         )
-    shapers = [make_shaper(entry.kind, entry.model_dump(exclude={"kind"})) for entry in recipe.shaping]
-    if any(isinstance(shaper, BatchShaper) for shaper in shapers):
+    if any(isinstance(shaper, BatchShaper) for shaper in shapers_of(recipe)):
         yield Fault(
             "shaping",
             f"{recipe.method!r} zeroes entries of a batch's change by size: it is not a product R Q with a Q of "

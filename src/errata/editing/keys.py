@@ -1,8 +1,9 @@
-"""Keys and current states at the subject's last token."""
+"""Keys and hidden states at the subject's last token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from jaxtyping import Float
@@ -15,22 +16,65 @@ from errata.models.language_model import LanguageModel, Site
 Average: TypeAlias = Literal["halves", "mean", "bare"]
 
 
-def mean_keys(
-    model: LanguageModel,
-    facts: Sequence[Fact],
-    prefixes: Sequence[str],
-    layer: int,
-    average: Average = "halves",
-) -> Float[Tensor, "d_in u"]:
-    """Keys on the weights as they are now, averaged over the bare prompt and the prompts behind prefixes.
+@dataclass(frozen=True, slots=True)
+class SubjectTexts:
+    """The prompts of a batch up to the subject's last token, in every context, tokenised once.
 
-    Args:
-        average: ``halves`` is ½ k(bare) + ½ mean over the prefixes (methods.md, section 1, Keys), ``mean`` the mean
-            over all contexts, ``bare`` k(bare). Without prefixes all three are k(bare).
-
-    Returns:
-        (d_in, facts) in float64.
+    Attributes:
+        rows: for each fact the token ids of its bare prompt, then of its prompt in each context.
     """
+
+    model: LanguageModel
+    facts: Sequence[Fact]
+    rows: Sequence[Sequence[tuple[int, ...]]]
+
+    @classmethod
+    def tokenise(cls, model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str] = ()) -> SubjectTexts:
+        """Raises InputError, naming the fact, if its subject has no token."""
+        contexts = ["", *prefixes]
+        flat, count = subject_rows(model, facts, contexts), len(contexts)
+        return cls(model, facts, [flat[start : start + count] for start in range(0, len(flat), count)])
+
+    def of(self, indices: Sequence[int]) -> SubjectTexts:
+        """Some of the facts."""
+        return SubjectTexts(self.model, [self.facts[i] for i in indices], [self.rows[i] for i in indices])
+
+    def read(
+        self, site: Site, layers: Sequence[int], average: Average = "bare"
+    ) -> dict[int, tuple[Float[Tensor, "d u"], Float[Tensor, "d u"]]]:
+        """Vectors at a site of several layers on the current weights, from one forward pass.
+
+        Keys and states are read in passes of their own unless both need the same texts: other texts in a batch change
+        the last bits.
+
+        Args:
+            average: ``halves`` is ½ v(bare) + ½ mean over the contexts (methods.md, section 1, Keys), ``mean`` the mean
+                over all texts, ``bare`` v(bare). Without contexts all three are v(bare).
+
+        Returns:
+            layer -> (averaged, of the bare prompts), each (d, facts) in float64.
+        """
+        rows = [texts[:1] if average == "bare" else texts for texts in self.rows]
+        count = len(rows[0])
+        captured = self.model.capture_last([row for texts in rows for row in texts], {site: list(layers)})
+        found = {}
+        for layer in layers:
+            per_fact = captured[site, layer].double().view(len(rows), count, -1)
+            bare = per_fact[:, 0].T.contiguous()
+            if count == 1:
+                mean = bare
+            elif average == "mean":
+                mean = per_fact.mean(1).T.contiguous()
+            else:
+                mean = 0.5 * bare + 0.5 * per_fact[:, 1:].mean(1).T
+            found[layer] = (mean, bare)
+        return found
+
+
+def mean_keys(
+    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, average: Average = "halves"
+) -> Float[Tensor, "d_in u"]:
+    """The averaged keys of one layer on the current weights, (d_in, facts) in float64; see ``SubjectTexts.read``."""
     return keys_and_bare(model, facts, prefixes, [layer], average)[layer][0]
 
 
@@ -41,8 +85,8 @@ def keys_and_bare(
     layers: Sequence[int],
     average: Average = "halves",
 ) -> dict[int, tuple[Float[Tensor, "d_in u"], Float[Tensor, "d_in u"]]]:
-    """As ``mean_keys`` in several layers, and beside each the keys of the bare prompts; all from one pass."""
-    return _averaged_and_bare(model, facts, prefixes, layers, Site.KEY, average)
+    """Layer -> averaged keys and keys of the bare prompts; see ``SubjectTexts.read``."""
+    return SubjectTexts.tokenise(model, facts, prefixes).read(Site.KEY, layers, average)
 
 
 def current_states(
@@ -53,29 +97,5 @@ def current_states(
     prefixes: Sequence[str] = (),
     average: Average = "bare",
 ) -> Float[Tensor, "d_out u"]:
-    """h at the site on the weights as they are now, averaged as keys are: (d_out, facts) in float64."""
-    return _averaged_and_bare(model, facts, prefixes, [layer], site, average)[layer][0]
-
-
-def _averaged_and_bare(
-    model: LanguageModel,
-    facts: Sequence[Fact],
-    prefixes: Sequence[str],
-    layers: Sequence[int],
-    site: Site,
-    average: Average,
-) -> dict[int, tuple[Float[Tensor, "d u"], Float[Tensor, "d u"]]]:
-    contexts = ["", *([] if average == "bare" else prefixes)]
-    captured = model.capture_last(subject_rows(model, facts, contexts), {site: list(layers)})
-    found = {}
-    for layer in layers:
-        per_fact = captured[site, layer].double().view(len(facts), len(contexts), -1)
-        bare = per_fact[:, 0].T.contiguous()
-        if len(contexts) == 1:
-            mean = bare
-        elif average == "mean":
-            mean = per_fact.mean(1).T.contiguous()
-        else:
-            mean = 0.5 * bare + 0.5 * per_fact[:, 1:].mean(1).T
-        found[layer] = (mean, bare)
-    return found
+    """h at the site on the current weights, (d_out, facts) in float64; see ``SubjectTexts.read``."""
+    return SubjectTexts.tokenise(model, facts, prefixes).read(site, [layer], average)[layer][0]

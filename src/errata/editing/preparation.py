@@ -1,4 +1,4 @@
-"""What an edit needs before its first batch and no batch changes: contexts, key statistics, their factorisations."""
+"""Everything about an edit that does not depend on the batch: contexts, key statistics, their factorisations."""
 
 from __future__ import annotations
 
@@ -9,29 +9,50 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from errata.editing.batch import solve_device
 from errata.editing.contexts import generate_prefixes
 from errata.editing.recipe import Recipe
+from errata.editing.schedules import Step
+from errata.editing.shaping import Shaper, make_shaper
 from errata.editing.solvers import make_solver
 from errata.editing.solvers.base import LayerSolver, Solver
-from errata.models.language_model import LanguageModel
+from errata.models.language_model import LanguageModel, Site
 from errata.statistics.store import moments_for, packaged_moments
 from errata.utils.progress import Report, silent
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """It depends on the weights, the contexts, the solver and the statistics of a recipe, and on nothing else of it.
+    """The result of ``prepare``, which depends on the weights and on a recipe's contexts, solver and statistics only.
 
     Attributes:
         fingerprint: of the weights.
         prefixes: the contexts.
-        solvers: layer -> its state without any history.
+        solvers: layer -> its state, without a history.
     """
 
     fingerprint: str
     prefixes: tuple[str, ...]
     solvers: Mapping[int, LayerSolver]
+
+
+@dataclass(frozen=True, slots=True)
+class EditContext:
+    """The model and the settings of a run, the same for all its batches.
+
+    Attributes:
+        site: where targets live.
+        steps: of the schedule.
+        prefixes: the contexts.
+    """
+
+    model: LanguageModel
+    recipe: Recipe
+    site: Site
+    steps: Sequence[Step]
+    prefixes: Sequence[str]
+    shapers: Sequence[Shaper]
+    solver: Solver
+    report: Report = silent
 
 
 def prepare(
@@ -42,10 +63,10 @@ def prepare(
     cache: Path | None = None,
     report: Report = silent,
 ) -> Prepared:
-    """Prepare a model, as it is now, for edits in some layers.
+    """Prepare a model, on its current weights, for edits in some layers.
 
     Args:
-        cache: where key statistics are kept; the user's cache directory if None.
+        cache: of key statistics; the user's cache directory if None.
 
     Raises:
         InputError: if a layer does not exist or the corpus is too short.
@@ -59,14 +80,24 @@ def prepare(
 
 
 def solver_of(recipe: Recipe) -> Solver:
-    """The solver with the recipe's numbers."""
+    """The recipe's solver with its settings."""
     return make_solver(recipe.solver.kind, recipe.solver.model_dump(exclude={"kind"}))
+
+
+def shapers_of(recipe: Recipe) -> list[Shaper]:
+    """The recipe's shapers, in order."""
+    return [make_shaper(entry.kind, entry.model_dump(exclude={"kind"})) for entry in recipe.shaping]
+
+
+def solve_device(model: LanguageModel) -> torch.device:
+    """Where a model's keys are solved: in float64, which Apple's GPUs do not have."""
+    return torch.device("cpu") if model.device.type == "mps" else model.device
 
 
 def _means(
     model: LanguageModel, recipe: Recipe, layers: Sequence[int], cache: Path | None, report: Report
 ) -> dict[int, Tensor]:
-    """C of each layer, on the device where is solved; the identity where the solver does not look at it."""
+    """C of each layer, on the device of the solver; the identity where the solver does not use it."""
     device = solve_device(model)
     if not recipe.needs_statistics:
         widths = {layer: model.weight(layer).shape[1] for layer in layers}

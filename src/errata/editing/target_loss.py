@@ -1,4 +1,4 @@
-"""The loss whose least point is the target: the h that makes the model say the new object (Meng et al. 2023, 4.3)."""
+"""The losses of a target search: ROME's and MEMIT's (Meng et al. 2023, section 4.3), and PMET's over two vectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from errata.editing.recipe_settings import JointTargetSettings, TargetSettings
-from errata.editing.target_rows import FactRows
+from errata.editing.search_prompts import SearchPrompts
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 
@@ -21,6 +21,8 @@ class TargetLoss:
     Attributes:
         dtype: of losses and deltas.
         origin: (facts, d) h⁰.
+        zero: (facts, d) δ = 0, with which the loss was built.
+        at_zero: (facts,) the loss there, differentiable; P₀ of the KL term is read in this evaluation.
     """
 
     def __init__(
@@ -32,27 +34,29 @@ class TargetLoss:
         site: Site,
         settings: TargetSettings,
     ) -> None:
-        self._rows = FactRows(model, facts, prefixes, layer, (site,))
+        self._prompts = SearchPrompts(model, facts, prefixes, layer, (site,))
         self._settings = settings
-        self.dtype = self._rows.dtype
+        self.dtype = self._prompts.dtype
         self._origin_norm = self.origin.norm(dim=1)
+        self.zero = torch.zeros_like(self.origin, requires_grad=True)
+        self.at_zero = self(self.zero)
 
     @property
     def origin(self) -> Float[Tensor, "u d"]:
-        return self._rows.origin
+        return self._prompts.origin
 
     def __call__(self, delta: Float[Tensor, "u d"]) -> Float[Tensor, "u"]:
-        """The whole loss of every fact; the first call must be at delta = 0, where P_0 is read."""
-        answers, settings = self._rows.answers(delta), self._settings
+        """The whole loss of every fact."""
+        answers, settings = self._prompts.answers(delta), self._settings
         decay = delta.norm(dim=1) / self._origin_norm**2
-        return answers.surprise + settings.kl_factor * answers.divergence + settings.weight_decay * decay
+        return answers.nll + settings.kl_factor * answers.kl + settings.weight_decay * decay
 
     def rates(self) -> Float[Tensor, "u 1"]:
         """Adam's step for each fact."""
         return step_sizes(self.origin, self._settings)
 
-    def going_on(self, loss: Float[Tensor, "u"]) -> Bool[Tensor, "u"]:
-        """Which facts are not done, given their last loss."""
+    def unfinished(self, loss: Float[Tensor, "u"]) -> Bool[Tensor, "u"]:
+        """Whether the search of each fact continues, given its last loss."""
         return loss >= self._settings.stop_loss
 
     def clamped(self, delta: Float[Tensor, "u d"]) -> Float[Tensor, "u d"]:
@@ -60,12 +64,12 @@ class TargetLoss:
         return clamp_norm(delta, self._settings.clamp * self._origin_norm)
 
     def written(self, vectors: Float[Tensor, "u d"]) -> Float[Tensor, "u d"]:
-        """The part of what is searched that W is changed for: here all of it."""
+        """The part of the vectors that is written into W: all of it."""
         return vectors
 
     def select(self, facts: Int[Tensor, "n"]) -> None:
-        """Go on with these facts only (ascending indices into the present ones)."""
-        self._rows.select(facts)
+        """Reduce to these facts (ascending indices into the present ones)."""
+        self._prompts.select(facts)
         self._origin_norm = self._origin_norm[facts]
 
 
@@ -77,26 +81,22 @@ def step_sizes(origin: Float[Tensor, "u d"], settings: TargetSettings | JointTar
 
 
 def clamp_norm(vectors: Float[Tensor, "u d"], largest: Float[Tensor, "u"]) -> Float[Tensor, "u d"]:
-    """Vectors that are too long, shortened; the others as they are."""
+    """Vectors shortened to at most ``largest``."""
     norm = vectors.norm(dim=1, keepdim=True)
     return torch.where(norm > largest[:, None], vectors * (largest[:, None] / norm), vectors)
 
 
-# ----------------------------------------------------------------------------------------------------
-# PMET's loss: two deltas are searched together, at attention's output and at W's; only the second is written.
-#
-# Li et al. 2024, "PMET: Precise Model Editing in a Transformer" (AAAI 2024), arXiv:2308.08742, section 4.
-
-
 class JointLoss:
-    """The loss of several facts as a function of both deltas, side by side: (facts, 2·d), attention's first.
+    """PMET's loss of several facts as a function of two deltas side by side, (facts, 2·d): at attention's output and at
+    W's, of which only the second is written (Li et al. 2024, AAAI, arXiv:2308.08742, section 4).
 
-    While a target is the likeliest at each of its positions in each context, the next evaluation weighs its
-    likelihood less; the fact is done when it holds so and the model has moved little otherwise.
+    While a target is the argmax at each of its positions in each context, the next evaluation gives its likelihood less
+    weight. The fact is done when in addition the KL divergence is small.
 
     Attributes:
         dtype: of losses and deltas.
         origin: (facts, 2·d) both h⁰.
+        zero, at_zero: as in ``TargetLoss``.
     """
 
     def __init__(
@@ -108,32 +108,30 @@ class JointLoss:
         site: Site,
         settings: JointTargetSettings,
     ) -> None:
-        self._rows = FactRows(model, facts, prefixes, layer, (Site.ATTENTION, site))
+        self._prompts = SearchPrompts(model, facts, prefixes, layer, (Site.ATTENTION, site))
         self._settings = settings
-        self.dtype = self._rows.dtype
+        self.dtype = self._prompts.dtype
         self._likelihood_weight = torch.ones_like(self.origin[:, 0])
         self._done = torch.zeros_like(self._likelihood_weight, dtype=torch.bool)
+        self.zero = torch.zeros_like(self.origin, requires_grad=True)
+        self.at_zero = self(self.zero)
 
     @property
     def origin(self) -> Float[Tensor, "u width"]:
-        return self._rows.origin
+        return self._prompts.origin
 
     def __call__(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u"]:
-        """The whole loss of every fact; the first call must be at delta = 0, where P_0 is read."""
-        answers, settings = self._rows.answers(delta, holds=True), self._settings
-        assert answers.holds is not None
+        """The whole loss of every fact."""
+        answers, settings = self._prompts.answers(delta, argmax=True), self._settings
+        assert answers.argmax_correct is not None
         decay = sum(
             (part.norm(dim=1) / origin.norm(dim=1) ** 2 for part, origin in self._parts(delta)),
             torch.zeros_like(self._likelihood_weight),
         )
-        loss = (
-            self._likelihood_weight * answers.surprise
-            + settings.kl_factor * answers.divergence
-            + settings.weight_decay * decay
-        )
-        self._done = answers.holds & (answers.divergence.detach() < settings.stop_divergence)
+        loss = self._likelihood_weight * answers.nll + settings.kl_factor * answers.kl + settings.weight_decay * decay
+        self._done = answers.argmax_correct & (answers.kl.detach() < settings.stop_divergence)
         eased = torch.full_like(self._likelihood_weight, settings.eased_likelihood)
-        self._likelihood_weight = torch.where(answers.holds, eased, 1.0)
+        self._likelihood_weight = torch.where(answers.argmax_correct, eased, 1.0)
         return loss
 
     def rates(self) -> Float[Tensor, "u width"]:
@@ -141,8 +139,8 @@ class JointLoss:
         parts = self.origin.chunk(2, dim=1)
         return torch.cat([step_sizes(part, self._settings).expand_as(part) for part in parts], dim=1)
 
-    def going_on(self, loss: Float[Tensor, "u"]) -> Bool[Tensor, "u"]:
-        """Which facts are not done, by the last evaluation."""
+    def unfinished(self, loss: Float[Tensor, "u"]) -> Bool[Tensor, "u"]:
+        """Whether the search of each fact continues, by the last evaluation."""
         return ~self._done & (loss >= self._settings.stop_loss)
 
     def clamped(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u width"]:
@@ -155,8 +153,8 @@ class JointLoss:
         return vectors.chunk(2, dim=1)[1]
 
     def select(self, facts: Int[Tensor, "n"]) -> None:
-        """Go on with these facts only (ascending indices into the present ones)."""
-        self._rows.select(facts)
+        """Reduce to these facts (ascending indices into the present ones)."""
+        self._prompts.select(facts)
         self._likelihood_weight, self._done = self._likelihood_weight[facts], self._done[facts]
 
     def _parts(self, delta: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -1,33 +1,42 @@
-"""The search of target vectors: Adam on all facts of a batch together, each leaving when it is done."""
+"""The targets of a batch: searched by Adam, carried to later layers by forward replay, shaped."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from errata.editing.keys import SubjectTexts
+from errata.editing.preparation import EditContext
 from errata.editing.recipe_settings import AnyTargetSettings
+from errata.editing.schedules import Step
+from errata.editing.shaping import TargetShaper
 from errata.editing.target_loss import JointLoss, TargetLoss
 from errata.errors import NonFiniteError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
+from errata.models.replay import Replay, ReplayRow
+from errata.models.weights import Term
+
+ROWS_AT_ONCE = 1024  # facts × contexts that are replayed together
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a search found for each fact.
+    """The result of a search for each fact.
 
     Attributes:
         z: (d, facts), float32 or the model's dtype where that is wider.
         delta: (d, facts), z minus the state at delta = 0.
         loss: (facts,) the last evaluated loss.
-        evaluations: (facts,) how many losses were evaluated.
+        evaluations: (facts,) number of evaluated losses.
         first_loss: (facts,) the loss at delta = 0.
-        done: (facts,) whether the loss said at the last evaluation that the fact is done; the others ran out of steps.
+        done: (facts,) whether a stopping rule ended the search of the fact; the others ran out of steps.
     """
 
     z: Float[Tensor, "d u"]
@@ -38,9 +47,31 @@ class Targets:
     done: Bool[Tensor, "u"]
 
 
+@dataclass(frozen=True, slots=True)
+class LayerTarget:
+    """The target of each fact at one layer, z = states + delta.
+
+    Attributes:
+        search: the result of the search; for a layer that follows another one, with its own z and delta.
+        delta: (d, facts) float64.
+        states: (d, facts) float64, h when the target was found.
+    """
+
+    search: Targets
+    delta: Float[Tensor, "d u"]
+    states: Float[Tensor, "d u"]
+
+
 @runtime_checkable
 class SearchedLoss(Protocol):
-    """A loss of several facts as a function of what is injected for each; ``width`` may be several vectors long."""
+    """A loss of several facts as a function of the vector injected for each (or of several, side by side).
+
+    Attributes:
+        dtype: of losses and vectors.
+        origin: h⁰.
+        zero: delta = 0, with which the loss was built.
+        at_zero: the loss there, differentiable.
+    """
 
     @property
     def dtype(self) -> torch.dtype: ...
@@ -48,11 +79,17 @@ class SearchedLoss(Protocol):
     @property
     def origin(self) -> Float[Tensor, "u width"]: ...
 
+    @property
+    def zero(self) -> Float[Tensor, "u width"]: ...
+
+    @property
+    def at_zero(self) -> Float[Tensor, "u"]: ...
+
     def __call__(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u"]: ...
 
     def rates(self) -> Float[Tensor, "u #width"]: ...
 
-    def going_on(self, loss: Float[Tensor, "u"]) -> Bool[Tensor, "u"]: ...
+    def unfinished(self, loss: Float[Tensor, "u"]) -> Bool[Tensor, "u"]: ...
 
     def clamped(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u width"]: ...
 
@@ -64,7 +101,60 @@ class SearchedLoss(Protocol):
 LOSSES: Mapping[str, Callable[..., SearchedLoss]] = {"memit": TargetLoss, "joint": JointLoss}
 
 
-def optimise_targets(
+def layer_targets(
+    context: EditContext, texts: SubjectTexts, step: Step, written: Sequence[Term]
+) -> dict[int, LayerTarget]:
+    """The target at the layer that ``step`` needs, and at all layers that follow it, on the current weights.
+
+    Args:
+        written: the run's changes so far, without which the weights are the original ones.
+    """
+    layer = step.target_layer
+    original = context.recipe.target.weights == "original"
+    with context.model.edits.without(written) if original else nullcontext():
+        search = _search(context, texts.facts, layer)
+        target, delta = _shaped_target(context, texts, layer, search, search.delta.double(), written)
+    targets = {layer: target}
+    followers = [other.target_layer for other in context.steps if other.follows == layer]
+    if followers:
+        replayed = replayed_deltas(context.model, texts, delta, layer, followers, context.site)
+        for follower, moved in replayed.items():
+            targets[follower], _ = _shaped_target(context, texts, follower, search, moved, written)
+    return targets
+
+
+def read_states(context: EditContext, texts: SubjectTexts, layer: int) -> Float[Tensor, "d u"]:
+    """h at the target's site on the current weights, averaged as the recipe says."""
+    return texts.read(context.site, [layer], context.recipe.contexts.states)[layer][0]
+
+
+def replayed_deltas(
+    model: LanguageModel,
+    texts: SubjectTexts,
+    delta: Float[Tensor, "d u"],
+    source: int,
+    layers: Sequence[int],
+    site: Site,
+) -> dict[int, Float[Tensor, "d u"]]:
+    """Forward replay: the change of the bare prompts' states at later layers when ``delta`` is added at ``source``.
+
+    Args:
+        delta: (d, facts) added at the subject's last token.
+        layers: later layers.
+
+    Returns:
+        layer -> (d, facts) float64; exactly zero for a fact whose delta is zero.
+    """
+    bare = [rows[0] for rows in texts.rows]
+    rows = [ReplayRow(ids, len(ids) - 1, (len(ids) - 1,)) for ids in bare]
+    replay = Replay(model, rows, source, (site,))
+    # Both in the same way, so that the states of an unchanged fact are equal.
+    moved = replay.states(delta.T, site, layers)
+    still = replay.states(torch.zeros_like(delta.T), site, layers)
+    return {layer: (moved[layer].double() - still[layer].double()).T for layer in layers}
+
+
+def find_targets(
     model: LanguageModel,
     facts: Sequence[Fact],
     prefixes: Sequence[str],
@@ -72,26 +162,27 @@ def optimise_targets(
     site: Site,
     settings: AnyTargetSettings,
     *,
-    row_budget: int = 1024,
+    row_budget: int = ROWS_AT_ONCE,
     on_step: Callable[[int], None] = lambda facts_left: None,
 ) -> Targets:
     """Search the targets of all facts together: Adam is elementwise, so this equals one fact at a time.
 
-    A fact whose loss is below the stop leaves the batch; each delta is clamped by itself.
+    A fact whose loss is below the stop leaves the batch; each delta is clamped on its own.
 
     Args:
-        row_budget: at most so many rows (facts × contexts) are replayed at once; more facts are taken in turn.
-        on_step: told after each step how many facts are still being searched.
+        row_budget: facts × contexts that are replayed together; more facts are searched in turn.
+        on_step: called after each step with the number of unfinished facts.
 
     Raises:
         NonFiniteError: naming facts and layer, if a loss or a gradient is NaN or infinite.
     """
     size = max(1, row_budget // (len(prefixes) + 2))
-    parts = [
-        _optimise(model, facts[start : start + size], prefixes, layer, site, settings, on_step)
-        for start in range(0, len(facts), size)
-    ]
-    return joined(parts)
+    return joined(
+        [
+            _find(model, facts[start : start + size], prefixes, layer, site, settings, on_step)
+            for start in range(0, len(facts), size)
+        ]
+    )
 
 
 def joined(parts: Sequence[Targets]) -> Targets:
@@ -106,7 +197,39 @@ def joined(parts: Sequence[Targets]) -> Targets:
     )
 
 
-def _optimise(
+def _search(context: EditContext, facts: Sequence[Fact], layer: int) -> Targets:
+    settings, steps_done = context.recipe.target, 0
+
+    def on_step(facts_left: int) -> None:
+        nonlocal steps_done
+        steps_done += 1
+        context.report(f"targets at layer {layer}", steps_done, settings.steps)
+
+    prefixes = context.prefixes if context.recipe.contexts.targets == "all" else ()
+    return find_targets(context.model, facts, prefixes, layer, context.site, settings, on_step=on_step)
+
+
+def _shaped_target(
+    context: EditContext, texts: SubjectTexts, layer: int, search: Targets, delta: Tensor, written: Sequence[Term]
+) -> tuple[LayerTarget, Tensor]:
+    """The target z = h⁰ + δ after shaping, as seen from the averaged states; and δ as seen from the bare states h⁰."""
+    states = read_states(context, texts, layer)
+    averaged = context.recipe.contexts.states != "bare"
+    bare = texts.read(context.site, [layer])[layer][0] if averaged else states
+    for shaper in context.shapers:
+        if isinstance(shaper, TargetShaper):
+            with context.model.edits.without(written):
+                unedited = texts.read(context.site, [layer])[layer][0]
+            delta = shaper.target(bare, delta, float(unedited.norm(dim=0).mean()))
+    if not torch.equal(delta, search.delta.double()):
+        search = replace(search, z=(bare + delta).to(search.z), delta=delta.to(search.delta))
+    if not averaged:
+        return LayerTarget(search, delta, states), delta
+    # A fact that the model already knows (δ = 0) changes nothing, though its averaged state is not its bare one.
+    return LayerTarget(search, torch.where(delta.any(0), delta + (bare - states), 0.0), states), delta
+
+
+def _find(
     model: LanguageModel,
     facts: Sequence[Fact],
     prefixes: Sequence[str],
@@ -119,31 +242,29 @@ def _optimise(
     origin = loss_of.origin
     final_delta = torch.zeros_like(origin)
     final_loss = torch.zeros(len(facts), dtype=loss_of.dtype, device=origin.device)
-    first_loss = torch.zeros_like(final_loss)
     evaluations = torch.zeros(len(facts), dtype=torch.long, device=origin.device)
     done = torch.zeros(len(facts), dtype=torch.bool, device=origin.device)
     active = torch.arange(len(facts), device=origin.device)
-    delta = torch.zeros_like(origin)
+    delta, loss = loss_of.zero, loss_of.at_zero
+    first_loss = loss.detach().clone()
     first, second = torch.zeros_like(origin), torch.zeros_like(origin)
     for step in range(1, settings.steps + 1):
-        delta.requires_grad_(True)
-        loss = loss_of(delta)
+        if step > 1:
+            loss = loss_of(delta.requires_grad_(True))
         final_delta[active], final_loss[active] = delta.detach(), loss.detach()
-        if step == 1:
-            first_loss = loss.detach().clone()
         evaluations[active] = step
         _check_finite("target loss", loss, facts, active, layer)
-        going_on = loss_of.going_on(loss.detach())
-        done[active] = ~going_on
-        if step == settings.steps or not bool(going_on.any()):
+        unfinished = loss_of.unfinished(loss.detach())
+        done[active] = ~unfinished
+        if step == settings.steps or not bool(unfinished.any()):
             break
         (gradient,) = torch.autograd.grad(loss.sum(), delta)
-        _check_finite("gradient of the target loss", gradient[going_on], facts, active[going_on], layer)
+        _check_finite("gradient of the target loss", gradient[unfinished], facts, active[unfinished], layer)
         delta = delta.detach()
-        if not bool(going_on.all()):
-            kept = going_on.nonzero()[:, 0]
-            loss_of.select(kept)
-            active, delta, gradient, first, second = (x[kept] for x in (active, delta, gradient, first, second))
+        if not bool(unfinished.all()):
+            chosen = unfinished.nonzero()[:, 0]
+            loss_of.select(chosen)
+            active, delta, gradient, first, second = (x[chosen] for x in (active, delta, gradient, first, second))
         first, second, delta = _adam(first, second, delta, gradient, step, loss_of.rates())
         delta = loss_of.clamped(delta)
         on_step(len(active))

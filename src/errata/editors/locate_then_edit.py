@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from errata.editing.batch import BatchRecord, BatchWriter, WrittenPart, solve_device
+from errata.editing.batch import BatchRecord, WrittenGroup, check_logits, read_keys, write_group
 from errata.editing.contexts import begin_texts
-from errata.editing.preparation import Prepared, prepare, solver_of
+from errata.editing.keys import SubjectTexts
+from errata.editing.preparation import EditContext, Prepared, prepare, shapers_of, solve_device, solver_of
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import SCHEDULES, Step
-from errata.editing.shaping import RunShaper, Shaper, make_shaper
+from errata.editing.shaping import RunShaper, Shaper
 from errata.editing.solvers.base import LayerSolver, Solver
 from errata.editing.target_search import joined
 from errata.editors.contract import Edit, OnBatch, Undo
@@ -29,45 +31,17 @@ from errata.models.weights import EditedWeights, LowRankTerm, Term
 from errata.patches.patch import Patch, dtype_name, now, software_versions
 from errata.utils.progress import Report, silent
 
-# ----------------------------------------------------------------------------------------------------
-# A shaped copy of a whole run, which stands in the model in the place of what the batches added.
-
-
-def shaped_run(edits: EditedWeights, terms: Sequence[Term], shapers: Sequence[RunShaper]) -> tuple[Term, ...]:
-    """One term for each layer that takes the place of its weight's change by the run.
-
-    Args:
-        edits: of the model, with the terms in it.
-        terms: what the run's batches added, in order; all of them low-rank.
-        shapers: in the order in which they shape.
-    """
-    shaped: list[Term] = []
-    for layer in dict.fromkeys(term.layer for term in terms):
-        own = [term for term in terms if term.layer == layer]
-        assert all(isinstance(term, LowRankTerm) for term in own)  # recipes refuse masks beside these shapers
-        left = torch.cat([term.left for term in own if isinstance(term, LowRankTerm)], dim=1)
-        right = torch.cat([term.right for term in own if isinstance(term, LowRankTerm)], dim=0)
-        original = edits.weight_without(layer, terms)
-        for shaper in shapers:
-            left, right = shaper.factors(left, right, original)
-        shaped.append(LowRankTerm(layer, left, right, replaces=True))
-    return tuple(shaped)
-
-
-# ----------------------------------------------------------------------------------------------------
-
-
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What of a run is in the model and what later batches need to know; replaced as a whole, never changed.
+    """The state of a run; replaced as a whole, never modified.
 
     Attributes:
-        solvers: layer -> its state, the history of keys included.
-        terms: what the batches added.
-        shaped: what stands in the model instead, while a shaped copy of the run is shown.
+        solvers: layer -> its state, with the history of keys.
+        terms: the changes made by the batches.
+        shaped: the changes that are in the model instead while a shaped copy of the run is shown.
     """
 
     solvers: Mapping[int, LayerSolver] = field(default_factory=dict)
@@ -77,19 +51,18 @@ class _Run:
 
 @dataclass(slots=True)
 class Editor:
-    """Edits one model with one recipe, in any number of batches, one after another.
+    """Edits one model with one recipe, in any number of consecutive batches.
 
-    What is prepared once: the contexts (on the unedited weights), the second moments of the keys, their
-    factorisations. What later batches need of earlier ones (the history of keys) is kept here.
+    The contexts (on the unedited weights), the second moments of the keys and their factorisations are computed once.
+    The history of keys, which later batches need, is part of the editor's state.
 
     Args:
         model: is changed in place; every change is in ``model.edits``.
-        recipe: the numbers.
-        cache: where key statistics are kept; the user's cache directory if None.
-        report: told of progress; see ``errata.utils.progress``.
-        prepared: what ``prepare`` would make, if it is there already: of these weights, with these contexts, this
-            solver and these statistics, for at least these layers.
-        plan: steps instead of the recipe's schedule, for experiments that no schedule is.
+        cache: of key statistics; the user's cache directory if None.
+        report: progress callback; see ``errata.utils.progress``.
+        prepared: the result of an earlier ``prepare`` on the same weights, with the same contexts, solver and
+            statistics, for at least the same layers.
+        plan: steps instead of the recipe's schedule, for experiments.
     """
 
     model: LanguageModel
@@ -100,6 +73,7 @@ class Editor:
     plan: Sequence[Step] | None = None
     records: list[BatchRecord] = field(default_factory=list)
     _run: _Run = field(default_factory=_Run)
+    _context: EditContext | None = None
 
     @property
     def steps(self) -> list[Step]:
@@ -107,12 +81,12 @@ class Editor:
 
     @property
     def site(self) -> Site:
-        """Where a norm stands behind the MLP, W's own output is edited: only there does adding R to it move it by R."""
+        """Where targets live. With a norm after the MLP it is W's output, since only there adding R moves it by R."""
         return Site.MLP if self.model.architecture.norm_after_mlp else Site(self.recipe.site)
 
     @property
     def shapers(self) -> list[Shaper]:
-        return [make_shaper(entry.kind, entry.model_dump(exclude={"kind"})) for entry in self.recipe.shaping]
+        return shapers_of(self.recipe)
 
     @property
     def solver(self) -> Solver:
@@ -139,6 +113,9 @@ class Editor:
         layers = list(dict.fromkeys(step.layer for step in self.steps))
         if self.prepared is None:
             self.prepared = prepare(self.model, self.recipe, layers, cache=self.cache, report=self.report)
+        self._context = EditContext(
+            self.model, self.recipe, self.site, self.steps, self.prefixes, self.shapers, self.solver, self.report
+        )
         self._run = _Run({layer: self.prepared.solvers[layer] for layer in layers})
 
     def apply(self, facts: Sequence[Fact], *, on_batch: Callable[[BatchRecord], None] | None = None) -> Patch:
@@ -185,39 +162,42 @@ class Editor:
             FaultsError: if two facts have one id, or say the same or different things of one subject and prompt.
         """
         if not facts:
-            raise InputError("there are no facts to edit", remedy="Give at least one")
+            raise InputError("there are no facts to edit", remedy="Give at least one", code="FACTS_MISSING")
         facts = FactSet(tuple(facts), source="the facts to edit")
         self.prepare()
+        context = self._context
+        assert context is not None
         if not self.model.edits.holds(self._run.terms if self._run.shaped is None else self._run.shaped):
             raise InputError(
-                "what this editor wrote before has been taken out of the model, but it remembers the keys of it",
+                "an earlier edit of this editor has been removed from the model, but its keys are in the history",
                 remedy="Make a new Editor",
+                code="EDITOR_STALE",
             )
         self._warn_of_first_tokens(facts)
         started = time.perf_counter()
-        writer, solver = self._writer(), self.solver
         with self._all_or_nothing():
             self._hide_shaped()
-            size = solver.facts_at_once or len(facts)
-            parts: list[WrittenPart] = []
+            texts = SubjectTexts.tokenise(self.model, facts, self.prefixes)
+            size = context.solver.facts_at_once or len(facts)
+            groups: list[WrittenGroup] = []
+            left_alone: list[Fact] = []
             for start in range(0, len(facts), size):
-                earlier = [*self._run.terms, *(term for part in parts for term in part.terms)]
-                parts.append(writer.write(facts[start : start + size], earlier))
-            writer.check_logits(facts)
-            states = dict(self._run.solvers)
-            keys = writer.keys(facts, list(states)) if solver.history else {}
-            states |= {layer: states[layer].remember(found) for layer, found in keys.items()}
-            terms = tuple(term for part in parts for term in part.terms)
-            self._run = _Run(states, (*self._run.terms, *terms))
-            aims = {layer: joined([part.aims[layer].targets for part in parts]) for layer in parts[0].aims}
-            left_alone = tuple(
-                fact
-                for start, part in zip(range(0, len(facts), size), parts, strict=True)
-                for index, fact in enumerate(facts[start : start + size])
-                if index not in part.written
-            )
+                indices = range(start, min(start + size, len(facts)))
+                earlier = [*self._run.terms, *(term for group in groups for term in group.terms)]
+                group = write_group(context, texts.of(indices), self._run.solvers, earlier)
+                groups.append(group)
+                left_alone += [facts[index] for index in indices if index - start not in group.written]
+            check_logits(context, facts)
+            solvers = dict(self._run.solvers)
+            keys: dict[int, Tensor] = {}
+            if context.solver.history:
+                keys = {layer: mean for layer, (mean, _) in read_keys(context, texts, list(solvers)).items()}
+                solvers |= {layer: solvers[layer].remember(found) for layer, found in keys.items()}
+            terms = tuple(term for group in groups for term in group.terms)
+            self._run = _Run(solvers, (*self._run.terms, *terms))
+            targets = {layer: joined([group.targets[layer].search for group in groups]) for layer in groups[0].targets}
             seconds = time.perf_counter() - started
-            record = BatchRecord(len(self.records), tuple(facts), terms, aims, seconds, left_alone, keys)
+            record = BatchRecord(len(self.records), tuple(facts), terms, targets, seconds, tuple(left_alone), keys)
             self.records.append(replace(record, keys={}))
             if on_batch is not None:
                 self.show()
@@ -231,7 +211,7 @@ class Editor:
             InputError: if this editor has edited before.
         """
         if self.records:
-            raise InputError("this editor has edited already", remedy="Restore into a new Editor")
+            raise InputError("this editor has edited already", remedy="Restore into a new Editor", code="EDITOR_USED")
         self.prepare()
         device = solve_device(self.model)
         with self._all_or_nothing():
@@ -284,25 +264,12 @@ class Editor:
             del self.records[count:]
             raise
 
-    def _writer(self) -> BatchWriter:
-        return BatchWriter(
-            self.model,
-            self.recipe,
-            self.site,
-            self.steps,
-            self.prefixes,
-            self.shapers,
-            self.solver,
-            self._run.solvers,
-            self.report,
-        )
-
     def show(self) -> None:
         """Put a shaped copy of the run into the model, where the recipe has a shaper for runs."""
         shaping = [shaper for shaper in self.shapers if isinstance(shaper, RunShaper)]
         if not shaping or not self._run.terms or self._run.shaped is not None:
             return
-        shaped = shaped_run(self.model.edits, self._run.terms, shaping)
+        shaped = _shaped_run(self.model.edits, self._run.terms, shaping)
         self.model.edits.remove(self._run.terms)
         self.model.edits.add(shaped)
         self._run = replace(self._run, shaped=shaped)
@@ -376,3 +343,24 @@ def _as_patch(edit: Edit) -> Patch:
             code="EDIT_OF_ANOTHER_EDITOR",
         )
     return edit
+
+
+def _shaped_run(edits: EditedWeights, terms: Sequence[Term], shapers: Sequence[RunShaper]) -> tuple[Term, ...]:
+    """One term for each layer, in place of all changes of a run.
+
+    Args:
+        edits: of the model, with the terms in it.
+        terms: the changes made by the batches, in order, all of them low-rank.
+        shapers: applied in order.
+    """
+    shaped: list[Term] = []
+    for layer in dict.fromkeys(term.layer for term in terms):
+        own = [term for term in terms if term.layer == layer]
+        assert all(isinstance(term, LowRankTerm) for term in own)  # recipes refuse masks together with these shapers
+        left = torch.cat([term.left for term in own if isinstance(term, LowRankTerm)], dim=1)
+        right = torch.cat([term.right for term in own if isinstance(term, LowRankTerm)], dim=0)
+        original = edits.weight_without(layer, terms)
+        for shaper in shapers:
+            left, right = shaper.factors(left, right, original)
+        shaped.append(LowRankTerm(layer, left, right, replaces=True))
+    return tuple(shaped)

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from errata.editing.batch import solve_device
 from errata.editing.contexts import generate_prefixes, target_in
 from errata.editing.keys import keys_and_bare
+from errata.editing.preparation import solve_device
 from errata.editing.recipe_settings import ContextSettings, TargetSettings
 from errata.editing.solvers import make_solver
-from errata.editing.target_search import optimise_targets
+from errata.editing.target_search import find_targets
 from errata.errors import ErrataError, InputError, NonFiniteError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
@@ -371,9 +371,7 @@ class _Scan:
             steps += 1
             self._tell(began + steps * _step_work(len(self.facts), self.depth, layer))
 
-        targets = optimise_targets(
-            self.model, self.facts, self._searched, layer, self._site, self._target, on_step=on_step
-        )
+        targets = find_targets(self.model, self.facts, self._searched, layer, self._site, self._target, on_step=on_step)
         device = solve_device(self.model)
         columns = self._moments[layer].shape[0]
         solver = make_solver("least_squares", {"ridge": self.settings.ridge * columns, "history": False})

@@ -1,4 +1,4 @@
-"""The texts that targets are searched on: each fact in each context, and its KL prompt, replayed all together."""
+"""The prompts of a target search: each fact in each context, and its KL prompt, all replayed together."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ from errata.models.prompts import complete, encode
 from errata.models.replay import BucketedReplay, ReplayRow
 
 KL_PROMPT = "{} is a"
-_IGNORED = -100  # no token has this number
+_IGNORED = -100  # target id of prompts without a target
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """What the model says with a vector injected.
+class InjectedAnswers:
+    """The model's answers with a vector injected for each fact.
 
     Attributes:
-        surprise: (facts,) −log P of the target, mean over its tokens, then over the contexts.
-        divergence: (facts,) KL of the next token behind ``{subject} is a`` from what it was at first.
-        holds: (facts,) whether the target is the likeliest at each of its positions in each context; if asked for.
+        nll: (facts,) −log P of the target, mean over its tokens, then over the contexts.
+        kl: (facts,) KL(P ‖ P₀) of the next token after ``{subject} is a``.
+        argmax_correct: (facts,) whether the target is the argmax at each of its positions in each context; None unless
+            requested.
     """
 
-    surprise: Float[Tensor, "u"]
-    divergence: Float[Tensor, "u"]
-    holds: Bool[Tensor, "u"] | None
+    nll: Float[Tensor, "u"]
+    kl: Float[Tensor, "u"]
+    argmax_correct: Bool[Tensor, "u"] | None
 
 
-class FactRows:
-    """All rows of several facts; everything that does not depend on what is injected is computed here.
+class SearchPrompts:
+    """All prompts of several facts. Whatever does not depend on the injected vectors is computed once.
 
     Args:
         sites: where vectors enter; see ``errata.models.replay``.
 
     Attributes:
         dtype: of losses and deltas: float32, or the model's where that is wider.
-        origin: (facts, width) what stands at the sites in the bare prompts.
+        origin: (facts, width) the unmodified vectors at the sites in the bare prompts.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class FactRows:
         self._replay = BucketedReplay(model, [row.replay for row in rows], layer, sites)
         self._row_fact = torch.tensor([row.fact for row in rows], device=device)
         self._is_kl = torch.tensor([not row.target_ids for row in rows], device=device)
-        # One entry for each of the wanted logits; a KL prompt has one, and no target.
+        # One entry for each of the wanted logits; a KL prompt has one, without a target.
         target_ids = [token for row in rows for token in row.target_ids or (_IGNORED,)]
         weights = [1 / ((1 + len(prefixes)) * len(row.replay.wanted)) for row in rows for _ in row.replay.wanted]
         self._target_ids = torch.tensor(target_ids, device=device)
@@ -66,30 +67,30 @@ class FactRows:
         bare = torch.tensor([index for index, row in enumerate(rows) if row.bare], device=device)
         bare = bare[self._row_fact[bare].argsort()]
         self.origin = self._replay.origin[bare].to(self.dtype)
-        self._reference: Tensor | None = None  # (facts, vocabulary): log P_0 at the KL prompt
+        self._reference: Tensor | None = None  # (facts, vocabulary): log P₀ at the KL prompt
 
-    def answers(self, delta: Float[Tensor, "u width"], *, holds: bool = False) -> Answers:
-        """Differentiable in ``delta``; the first call must be at delta = 0, where P_0 is read.
+    def answers(self, delta: Float[Tensor, "u width"], *, argmax: bool = False) -> InjectedAnswers:
+        """Differentiable in ``delta``. The loss evaluates delta = 0 when it is built; that call sets P₀.
 
         Args:
-            holds: whether to look for the likeliest tokens too.
+            argmax: whether to compare the targets with the argmax too.
         """
         logits = self._replay.logits(delta[self._row_fact]).to(self.dtype)
         fact = self._row_fact[self._replay.wanted_row]
-        # Rows without a target are ignored in place: to pick the others out would copy a row of logits for each.
-        surprise = torch.nn.functional.cross_entropy(logits, self._target_ids, reduction="none", ignore_index=_IGNORED)
+        # Rows without a target are ignored in place: selecting the others would copy their logits.
+        nll = torch.nn.functional.cross_entropy(logits, self._target_ids, reduction="none", ignore_index=_IGNORED)
         zeros = torch.zeros(len(delta), dtype=self.dtype, device=delta.device)
         current = logits[self._is_kl[self._replay.wanted_row]].log_softmax(-1)
         if self._reference is None:
             self._reference = current.detach()
-        held = None
-        if holds:
+        correct = None
+        if argmax:
             wrong = (logits.detach().argmax(-1) != self._target_ids) & (self._target_ids != _IGNORED)
-            held = zeros.index_add(0, fact, wrong.to(self.dtype)) == 0
-        return Answers(
-            surprise=zeros.index_add(0, fact, surprise * self._weights),
-            divergence=(current.exp() * (current - self._reference)).sum(-1),
-            holds=held,
+            correct = zeros.index_add(0, fact, wrong.to(self.dtype)) == 0
+        return InjectedAnswers(
+            nll=zeros.index_add(0, fact, nll * self._weights),
+            kl=(current.exp() * (current - self._reference)).sum(-1),
+            argmax_correct=correct,
         )
 
     @torch.no_grad()
@@ -98,25 +99,25 @@ class FactRows:
         mean over the contexts.
         """
         logits = self._replay.logits(delta[self._row_fact]).to(self.dtype)
-        surprise = torch.nn.functional.cross_entropy(logits, self._target_ids, reduction="none", ignore_index=_IGNORED)
+        nll = torch.nn.functional.cross_entropy(logits, self._target_ids, reduction="none", ignore_index=_IGNORED)
         of_rows = torch.zeros(len(self._row_fact), dtype=self.dtype, device=delta.device)
         row = self._replay.wanted_row
-        tokens = of_rows.index_add(0, row, torch.ones_like(surprise))
-        chances = (-of_rows.index_add(0, row, surprise) / tokens).exp()[~self._is_kl]
+        tokens = of_rows.index_add(0, row, torch.ones_like(nll))
+        chances = (-of_rows.index_add(0, row, nll) / tokens).exp()[~self._is_kl]
         fact = self._row_fact[~self._is_kl]
         of_facts = torch.zeros(len(delta), dtype=self.dtype, device=delta.device)
         return of_facts.index_add(0, fact, chances) / of_facts.index_add(0, fact, torch.ones_like(chances))
 
     def select(self, facts: Int[Tensor, "n"]) -> None:
-        """Go on with these facts only (ascending indices into the present ones)."""
-        keep_fact = torch.zeros(len(self.origin), dtype=torch.bool, device=facts.device)
-        keep_fact[facts] = True
-        keep_row = keep_fact[self._row_fact]
-        wanted_kept = keep_row[self._replay.wanted_row]
-        self._target_ids, self._weights = self._target_ids[wanted_kept], self._weights[wanted_kept]
-        self._replay = self._replay.select(keep_row.nonzero()[:, 0])
-        renumbered = keep_fact.cumsum(0) - 1
-        self._row_fact, self._is_kl = renumbered[self._row_fact[keep_row]], self._is_kl[keep_row]
+        """Reduce to these facts (ascending indices into the present ones)."""
+        selected = torch.zeros(len(self.origin), dtype=torch.bool, device=facts.device)
+        selected[facts] = True
+        of_selected = selected[self._row_fact]
+        wanted = of_selected[self._replay.wanted_row]
+        self._target_ids, self._weights = self._target_ids[wanted], self._weights[wanted]
+        self._replay = self._replay.select(of_selected.nonzero()[:, 0])
+        renumbered = selected.cumsum(0) - 1
+        self._row_fact, self._is_kl = renumbered[self._row_fact[of_selected]], self._is_kl[of_selected]
         self.origin = self.origin[facts]
         if self._reference is not None:
             self._reference = self._reference[facts]
@@ -146,9 +147,10 @@ def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) 
             completion = next(completions)
             if len(completion.ids) > model.context_length:
                 raise InputError(
-                    f"fact {fact.id!r} has {len(completion.ids)} tokens behind the prefix {context!r}; {model.name!r} "
+                    f"fact {fact.id!r} has {len(completion.ids)} tokens after the prefix {context!r}; {model.name!r} "
                     f"takes {model.context_length}",
                     remedy="Shorten the prompt, or lower contexts.tokens in the recipe",
+                    code="TEXT_TOO_LONG",
                 )
             injection = subject_token(completion.encoded, start + before, end + before, fact)
             wanted = tuple(range(completion.target_start - 1, len(completion.ids) - 1))
@@ -161,15 +163,15 @@ def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) 
 
 
 def _with_stems(rows: Sequence[_Row], kinds: int) -> list[_Row]:
-    """Mark what the rows of one context share before their subjects: it is the same text, so it is run once.
+    """Mark the tokens that all rows of a context share before their subjects, which are then computed once.
 
-    It is found by comparing tokens, for a tokenizer may join the end of a context with what follows.
+    Tokens are compared, since a tokenizer may join the end of a context with the text after it.
     """
     stems = [_shared([row.replay.ids[: row.replay.injection] for row in rows[kind::kinds]]) for kind in range(kinds)]
     return [replace(row, replay=replace(row.replay, stem=stems[index % kinds])) for index, row in enumerate(rows)]
 
 
 def _shared(sequences: Sequence[Sequence[int]]) -> int:
-    """How many of their first tokens all of the sequences share."""
+    """The length of the common prefix of all sequences."""
     columns = zip(*sequences, strict=False)
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
