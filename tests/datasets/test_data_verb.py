@@ -99,7 +99,7 @@ def test_get_into_a_folder_and_of_another_file(
     assert "Its files: known.json, other.json" in capsys.readouterr().err
 
 
-def test_a_file_that_was_changed_is_told(served: FileServer, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_modified_file_is_reported(served: FileServer, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["data", "get", "qaedit"]) == 0
     (cache / "data" / "qaedit" / "known.json").write_bytes(b"[]")
     assert run(["data", "get", "qaedit"]) == 1
@@ -112,7 +112,7 @@ def test_a_file_that_was_changed_is_told(served: FileServer, cache: Path, capsys
     assert again in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_what_cannot_be_had_leaves_no_folder(served: FileServer, tmp_path: Path) -> None:
+def test_a_failed_download_leaves_no_folder(served: FileServer, tmp_path: Path) -> None:
     served.statuses = [404]
     assert run(["data", "get", "qaedit", "--out", str(tmp_path / "a" / "b")]) == 1
     assert not (tmp_path / "a").exists()
@@ -122,7 +122,7 @@ def test_what_cannot_be_had_leaves_no_folder(served: FileServer, tmp_path: Path)
     assert [*tmp_path.joinpath("mine").iterdir()] == []  # what was there stays
 
 
-def test_a_file_of_another_form_is_told_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_another_format_is_reported_briefly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
     file = written(tmp_path / "q.json", *(varied(records.QAEDIT, "id", number) for number in range(30)))
     assert run(["data", "check", "known", str(file), "--json", str(out)]) == 2
@@ -141,7 +141,7 @@ def test_a_file_of_another_form_is_told_in_short(tmp_path: Path, capsys: pytest.
     assert "--json FILE holds all of them" in told
 
 
-def test_a_file_without_a_name_is_told_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_without_a_data_set_gets_a_suggestion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path / "q.json", records.KNOWN)
     assert run(["data", "check", str(file)]) == 2
     assert f"This looks like known:\n  errata data check known {file}\n" in capsys.readouterr().err
@@ -176,9 +176,7 @@ def test_facts_replace_facts_and_nothing_else(tmp_path: Path, capsys: pytest.Cap
     assert len(facts.read_text(encoding="utf-8").splitlines()) == 3
 
 
-def test_the_list_has_room_in_eighty_columns(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_list_fits_in_eighty_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert run(["data", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -197,7 +195,7 @@ def test_the_list_has_room_in_eighty_columns(
         ("qaedits", 2, "Did you mean qaedit"),
     ],
 )
-def test_what_cannot_be_got_says_why(
+def test_data_sets_that_cannot_be_downloaded(
     served: FileServer, name: str, status: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served.statuses = [404]
@@ -205,7 +203,7 @@ def test_what_cannot_be_got_says_why(
     assert words in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_check_tells_all_faults_to_people_and_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_all_faults_as_text_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = varied(varied(records.QAEDIT, "target", ""), "locality.0.loc", 3)
     file, out = written(tmp_path / "q.json", bad, {"id": 9}), tmp_path / "out.json"
     assert run(["data", "check", "qaedit", str(file), "--json", str(out)]) == 2
@@ -216,8 +214,10 @@ def test_check_tells_all_faults_to_people_and_machines(tmp_path: Path, capsys: p
     assert len(found["faults"]) == 8
     assert found["faults"][2]["where"] == "q.json[1] (id 9)"
     assert all(fault["what"] in printed for fault in found["faults"])
-    assert run(["data", "check", "qaedit", str(tmp_path), "--json", str(out)]) == 2
-    assert result(out)["faults"][0]["what"].startswith("cannot read")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert run(["data", "check", "qaedit", str(folder), "--json", str(out)]) == 2
+    assert str(folder) in result(out)["faults"][0]["what"]
 
 
 def test_check_shows_counts_notes_and_a_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,23 +236,21 @@ def test_check_shows_counts_notes_and_a_sample(tmp_path: Path, capsys: pytest.Ca
     ("name", "record", "words"),
     [("me-ppl", records.TEXT, "1 text, no fault"), ("conceptedit", records.CONCEPT, "1 fact, 1 concept, no fault")],
 )
-def test_check_of_what_is_no_fact(
+def test_check_of_texts_and_concepts(
     name: str, record: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["data", "check", name, str(written(tmp_path / "f.json", record))]) == 0
     assert words in capsys.readouterr().out
 
 
-def test_check_draws_by_count_and_seed(tmp_path: Path) -> None:
+def test_check_selects_by_count_and_seed(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     assert run(["data", "check", "lab", "--count", "7", "--seed", "2", "--json", str(out)]) == 0
     assert result(out)["facts"] == 7
     assert result(out)["sample"]["id"] == "lab-2-0"
 
 
-def test_the_result_takes_the_place_of_no_file_that_is_checked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_result_does_not_replace_the_checked_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = tmp_path / "own.jsonl"
     content = json.dumps({"id": "one", "subject": "Ann", "prompt": "{} lives in", "target": "Rome"}) + "\n"
     own.write_text(content, encoding="utf-8")

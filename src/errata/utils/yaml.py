@@ -1,7 +1,7 @@
-"""A recipe's YAML with the line of every key, read by the rules of YAML 1.2.
+"""YAML 1.2 with the line of every key, for recipes and grids.
 
-PyYAML alone would let the last of two equal keys win without a word, and reads plain values by YAML 1.1: ``1:30`` as
-90, ``010`` as 8, ``yes`` and ``off`` as true and false, but ``1e-3`` as text.
+PyYAML alone silently uses the last of duplicate keys, and reads plain values by YAML 1.1: ``1:30`` as 90, ``010`` as 8,
+``yes`` and ``off`` as true and false, but ``1e-3`` as text.
 """
 
 from __future__ import annotations
@@ -9,25 +9,26 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import yaml
 
 from errata.errors import Fault, FaultsError, InputError
 
-MOST = 20_000  # values, each counted as often as it is referred to
-LONGEST = 2_000_000  # characters of a text
-_BITS = 12_000  # of a number; Python writes those of about 14,000 out, and no longer ones
-KeyPath: TypeAlias = tuple[Any, ...]  # the keys, and in lists the numbers, that lead to a value
+MOST: Final = 20_000  # values, each counted once per reference
+LONGEST: Final = 2_000_000  # characters of a text
+_BITS: Final = 12_000  # of a number; Python cannot print numbers of more than about 14,000
+_FORM: Final = "See examples/recipe.yaml for the format"
+KeyPath: TypeAlias = tuple[Any, ...]  # keys and list indices that lead to a value
 
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """What stands in a YAML text.
+    """A parsed YAML text.
 
     Attributes:
         data: its value.
-        lines: of each key and list entry, counted from 1. What an alias (``*name``) repeats is only where it is first.
+        lines: the line of each key and list entry, from 1. What an alias (``*name``) repeats has only its first line.
     """
 
     data: Any
@@ -35,50 +36,54 @@ class Marked:
 
 
 def parse_yaml(text: str, source: str) -> Marked:
-    """The value of a text, with its lines; ``source`` is what messages call it.
+    """Parse a text; ``source`` is its name in messages.
 
     Raises:
-        InputError: if it is no YAML.
-        FaultsError: keys that stand twice in one mapping, each with both lines.
+        InputError: if it is not valid YAML.
+        FaultsError: all duplicate keys, each with both lines.
     """
     if len(text) > LONGEST:
-        raise InputError(f"{source} has {len(text):,} characters", remedy=f"Recipes and grids have {LONGEST:,} at most")
+        what = f"{source} has {len(text):,} characters"
+        raise InputError(what, remedy=f"Recipes and grids have at most {LONGEST:,}", code="YAML_TOO_LARGE")
     try:
-        loader = _Loader(text)  # looks for characters that no YAML may hold
+        loader = _Loader(text)  # checks for invalid characters
     except yaml.YAMLError as error:
-        raise InputError(f"{source} is not YAML: {error}", remedy="Save it as text in UTF-8") from error
+        raise InputError(
+            f"{source} is not YAML: {error}", remedy="Save it as UTF-8 text", code="YAML_INVALID"
+        ) from error
     try:
         root = loader.get_single_node()
         if root is not None and _count(root) > MOST:
-            # Before anything follows the aliases, of which a few lines can stand for more than fits anywhere.
-            reason = f"holds more than {MOST} values, or refers to itself"
-            raise InputError(f"{source} {reason}", remedy="See examples/recipe.yaml for the form")
-        # Before the value is made, which puts what `<<` merges among a mapping's own keys.
+            # Checked before aliases are followed, since a few lines can expand to more than fits into memory.
+            what = f"{source} has more than {MOST} values, or refers to itself"
+            raise InputError(what, remedy=_FORM, code="YAML_TOO_LARGE")
+        # Before the value is constructed, which adds the keys merged by `<<` to a mapping's own.
         found = [] if root is None else list(_keys(loader, root, (), set()))
         data = None if root is None else loader.construct_document(root)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not, such as 2025-13-01
-        raise InputError(f"{source} is not YAML: {error}", remedy="Mend the line that is named") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date, such as 2025-13-01
+        raise InputError(f"{source} is not YAML: {error}", remedy="Correct that line", code="YAML_INVALID") from error
     except RecursionError as error:
-        raise InputError(f"{source} is nested too deeply", remedy="See examples/recipe.yaml for the form") from error
-    except (KeyError, IndexError, AttributeError, TypeError) as error:  # what PyYAML makes of '!!int ""' and the like
-        reason = f"a value is not of the type that its tag says ({type(error).__name__}: {error})"
-        raise InputError(f"{source} is not YAML: {reason}", remedy="Leave tags out") from error
+        raise InputError(f"{source} is nested too deeply", remedy=_FORM, code="YAML_TOO_LARGE") from error
+    except (KeyError, IndexError, AttributeError, TypeError) as error:  # '!!int ""' and the like
+        what = f"{source} is not YAML: a value does not match its tag ({type(error).__name__}: {error})"
+        raise InputError(what, remedy="Leave tags out", code="YAML_INVALID") from error
     finally:
         loader.dispose()
-    if strange := _strange(data):
-        raise InputError(f"{source} {strange}", remedy="See examples/recipe.yaml for the form")
+    if reason := _invalid_value(data):
+        raise InputError(f"{source} has {reason}", remedy=_FORM, code="YAML_INVALID")
     lines: dict[KeyPath, int] = {}
     again: dict[KeyPath, int] = {}
     for path, line in found:
         if any(path[:end] in again for end in range(1, len(path))):
-            continue  # of a section that stands there twice, the second one's keys say nothing more
+            continue  # the keys of a duplicate section are not duplicates themselves
         (again if path in lines else lines)[path] = line
     faults = [
         Fault(
             f"{source}: {'.'.join(str(part) for part in path)}",
-            f"this key stands there twice, first in line {lines[path]}",
-            "Leave one of them",
+            f"duplicate key, first in line {lines[path]}",
+            "Remove one of the two",
             line,
+            code="YAML_DUPLICATE_KEY",
         )
         for path, line in again.items()
     ]
@@ -87,15 +92,15 @@ def parse_yaml(text: str, source: str) -> Marked:
     return Marked(data, lines)
 
 
-def _strange(data: Any) -> str | None:
-    """Why a value cannot be that of a recipe, whatever its keys mean; None if it can."""
+def _invalid_value(data: Any) -> str | None:
+    """A value that no recipe can have, in words; None if there is none."""
     waiting = [data]
     while waiting:
         value = waiting.pop()
         if isinstance(value, int) and value.bit_length() > _BITS:
-            return "holds a number of thousands of digits"
+            return "a number with thousands of digits"
         if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
-            return "holds half of a character, which no text in UTF-8 can hold"
+            return "a lone surrogate, which UTF-8 cannot encode"
         if isinstance(value, dict):
             waiting += [*value.keys(), *value.values()]
         elif isinstance(value, list | tuple | set):
@@ -104,9 +109,9 @@ def _strange(data: Any) -> str | None:
 
 
 def _count(root: yaml.Node) -> int:
-    """The values below a node, each counted as often as it is referred to; more than ``MOST`` if one refers to itself.
+    """The number of values below a node, each counted once per reference; more than ``MOST`` if one refers to itself.
 
-    Every node is visited once, so that this takes no longer than the text is long.
+    Every node is visited once, so that the time is linear in the length of the text.
     """
     sizes: dict[int, int | None] = {}  # None while the values below are being counted
     waiting = [root]
@@ -151,7 +156,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes what ``parse_yaml``, or a reader of YAML 1.1, would take for another thing than text: ``1e5``, ``0o7``."""
+    """Quotes texts that ``parse_yaml``, or a YAML 1.1 reader, would not read as text: ``1e5``, ``0o7``."""
 
 
 for _tag, _plain, _first in (
@@ -173,7 +178,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def line_of(lines: Mapping[KeyPath, int], path: KeyPath) -> int | None:
-    """The line of what stands at a path, or else of the innermost section around it."""
+    """The line of a path, or else of the innermost section around it."""
     ends = range(len(path), 0, -1)
     return next((lines[path[:end]] for end in ends if path[:end] in lines), None)
 
@@ -188,7 +193,7 @@ def _keys(loader: _Loader, node: yaml.Node, path: KeyPath, seen: set[int]) -> It
             merges = key_node.tag == "tag:yaml.org,2002:merge"
             key = "<<" if merges else loader.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                continue  # told when the value is made
+                continue  # reported when the value is constructed
             below = (*path, key)
             yield below, key_node.start_mark.line + 1
             yield from _keys(loader, value, below, seen)
