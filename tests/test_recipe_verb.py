@@ -237,8 +237,8 @@ def test_keys_that_stand_twice_are_told_with_both_lines(tmp_path: Path, capsys: 
         assert run(verb) == 2
         said = " ".join(capsys.readouterr().err.split())
         assert "has 2 faults" in said
-        assert f"methods.memit (line {count + 1}): this key stands there twice, first in line {count - 2}" in said
-        assert f"layers (line {count + 2}): this key stands there twice" in said
+        assert f"methods.memit (line {count + 1}): duplicate key, first in line {count - 2}" in said
+        assert f"layers (line {count + 2}): duplicate key" in said
 
 
 # edit -----------------------------------------------------------------------------------------------------------------
