@@ -36,7 +36,7 @@ from errata.patches.patch import software_versions
 from errata.results.metrics import Metric
 from errata.results.records import Summary, When, summarise
 from errata.statistics.store import moments_for, packaged_moments
-from errata.tracing.causal_tracing import Part, Position, prompts_of, trace, window_around
+from errata.tracing.causal_tracing import Component, Position, prompts_of, trace, window_around
 from errata.tracing.location import estimates
 from errata.utils.files import write_text
 from errata.utils.progress import Report, silent
@@ -84,7 +84,7 @@ def measure_tracing(
     )
     probabilities = np.stack([found.clean, found.corrupted, found.clean - found.corrupted], axis=1)
     totals = dict(zip(("clean", "corrupted", "total_effect"), estimates(probabilities), strict=True))
-    effects = {part: estimates(found.effects(part, Position.SUBJECT_LAST)) for part in Part}
+    effects = {part: estimates(found.effects(part, Position.SUBJECT_LAST)) for part in Component}
     layers = len(model.blocks)
     return {
         "facts": len(facts),
@@ -99,7 +99,7 @@ def measure_tracing(
         **totals,
         "layers": [
             {"layer": layer, "window": list(window_around(layer, window, layers))}
-            | {str(part): effects[part][layer] for part in Part}
+            | {str(part): effects[part][layer] for part in Component}
             for layer in range(layers)
         ],
     }
@@ -158,7 +158,7 @@ def markdown(tracing: Mapping[str, Any], editing: Mapping[str, Any]) -> str:
     lines = [
         (
             str(entry["layer"]),
-            *(_cell(entry[part], 1, 3) for part in Part),
+            *(_cell(entry[part], 1, 3) for part in Component),
             "–".join(str(layer) for layer in dict.fromkeys((entry["window"][0], entry["window"][-1]))),
         )
         for entry in tracing["layers"]

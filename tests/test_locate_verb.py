@@ -19,7 +19,7 @@ from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel
 from errata.report.layers import check_drawing, draw_heat_map, text_heat_map, tracing_table
-from errata.tracing.location import Cell, Location
+from errata.tracing.location import EffectEstimate, Location
 
 from tests.support.tiny_models import tiny_model
 
@@ -207,10 +207,10 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Example: errata locate --model lab" in flat(capsys)[0]
 
 
-def cells(layers: int) -> list[Cell]:
+def cells(layers: int) -> list[EffectEstimate]:
     """A rising curve at the subject's last token and a negative one at the last; nothing elsewhere."""
     return [
-        Cell(
+        EffectEstimate(
             part=part,
             position=position,
             layer=layer,

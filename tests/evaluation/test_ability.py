@@ -30,7 +30,7 @@ from errata.evaluation.ability import (
 )
 from errata.evaluation.harness import check_harness, check_tasks, harness_model, local_tasks, run_tasks, task_files
 from errata.evaluation.probes import PROBES, Probe, read_probes
-from errata.models.likelihood import Expected, predict, score
+from errata.models.likelihood import NextToken, predict, score
 from errata.models.prompts import complete
 from errata.results.records import Summary, confusion_cells, summarise, weighted_f1, weighted_f1_of_sums
 
@@ -126,7 +126,7 @@ def test_the_harness_finds_the_log_likelihoods_that_errata_finds(family: str) ->
         assert [greedily for _, greedily in theirs] == [entry.correct for entry in ours]
     rows = [completion.ids[:-1] for completion in completions]
     expected = [
-        [Expected(index - 1, completion.ids[index]) for index in range(completion.target_start, len(completion.ids))]
+        [NextToken(index - 1, completion.ids[index]) for index in range(completion.target_start, len(completion.ids))]
         for completion in completions
     ]
     found = [math.fsum(entry.log_probabilities) for entry in predict(model, rows, expected)]

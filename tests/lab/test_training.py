@@ -14,7 +14,7 @@ from errata.lab import training
 from errata.lab import world as vocabulary
 from errata.lab.corpus import epoch_documents
 from errata.lab.package import lab_world, write_lab
-from errata.lab.training import SPECIAL_TOKEN, Progress, TrainingSettings, build_model, train, train_tokenizer
+from errata.lab.training import SPECIAL_TOKEN, EpochReport, TrainingSettings, build_model, train, train_tokenizer
 from errata.lab.world import World
 
 MINIATURE = TrainingSettings(
@@ -62,9 +62,9 @@ def recalled(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world:
 @pytest.fixture(scope="module")
 def trained(
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World, list[Progress]]:
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World, list[EpochReport]]:
     """A world of six people without cities' and companies' own sentences, which would be most of so small a corpus."""
-    log: list[Progress] = []
+    log: list[EpochReport] = []
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(World, "background", lambda self, wording: [])
         model, tokenizer, world = train(
@@ -74,7 +74,7 @@ def trained(
 
 
 def test_a_miniature_learns_its_facts(
-    trained: tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World, list[Progress]],
+    trained: tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World, list[EpochReport]],
 ) -> None:
     model, tokenizer, world, log = trained
     assert [progress.epoch for progress in log] == list(range(1, MINIATURE.epochs + 1))
@@ -87,7 +87,7 @@ def test_a_miniature_learns_its_facts(
 
 
 def test_what_is_written_is_a_plain_transformers_directory(
-    trained: tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World, list[Progress]], tmp_path: Path
+    trained: tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World, list[EpochReport]], tmp_path: Path
 ) -> None:
     model, tokenizer, world, _ = trained
     write_lab(tmp_path / "lab", model, tokenizer, world)
@@ -113,7 +113,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights(tmp_path: Path, checkpoi
 
     epochs: list[int] = []
 
-    def stop_in_the_third(progress: Progress) -> None:
+    def stop_in_the_third(report: EpochReport) -> None:
         epochs.append(progress.epoch)
         if progress.epoch == 3 and len(epochs) == 3:
             raise StoppedError

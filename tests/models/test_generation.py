@@ -13,6 +13,7 @@ from errata.models.language_model import LanguageModel
 
 from tests.reference.generation import continue_slowly, sample_together
 from tests.support.editing import tiny_language_model
+from tests.support.errors import raises_code
 from tests.support.three_tokens import three_token_model
 
 FAMILIES = ["gpt2", "gpt_neox", "llama", "mistral", "gemma2", "gemma3_text", "opt", "phi"]
@@ -129,18 +130,18 @@ def test_refusals() -> None:
         continue_texts(model, ["The"], new_tokens=2, top_k=5)
     with pytest.raises(ValueError, match="uniform number"):
         continue_texts(model, ["The"], new_tokens=2, top_k=5, uniforms=torch.zeros(1, 1, dtype=torch.float64))
-    with pytest.raises(InputError, match=r"of 250 tokens cannot get 8 new ones.* takes 256, and 1 more texts"):
+    with raises_code("TEXT_TOO_LONG", InputError, "250", "256"):
         continue_rows(model, [[5] * 250, [5] * 2, [5] * 255], new_tokens=8)
     assert len(continue_rows(model, [[5] * 250], new_tokens=7)) == 1
     assert continue_texts(model, [], new_tokens=8) == []
 
 
-def test_logits_that_are_no_numbers_are_told_with_the_row() -> None:
+def test_logits_that_are_not_finite_name_the_row() -> None:
     model = tiny_language_model("llama")
     with torch.no_grad():
         token = model.tokenizer("Rome")["input_ids"][-1]
         model.model.model.embed_tokens.weight[token] = math.nan
-    with pytest.raises(NonFiniteError, match="'second'"):
+    with raises_code("NOT_FINITE", NonFiniteError, "'second'"):
         continue_texts(model, ["The", "Rome"], new_tokens=3, names=["first", "second"])
-    with pytest.raises(NonFiniteError, match="'Rome'"):
+    with raises_code("NOT_FINITE", NonFiniteError, "'Rome'"):
         generate(model, ["Rome"], new_tokens=3)

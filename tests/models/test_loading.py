@@ -23,6 +23,7 @@ from errata.models.loading import Outline
 from errata.models.prompts import probe_row
 
 from tests.support.editing import tiny_recipe, write_corpus
+from tests.support.errors import raises_code
 from tests.support.tiny_models import tiny_model
 
 
@@ -98,12 +99,13 @@ BROKEN: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_models_are_told_in_a_line(model: Path, kind: str) -> None:
+def test_broken_models_are_reported_in_one_line(model: Path, kind: str) -> None:
     BROKEN[kind](model)
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         LanguageModel.load(model, device="cpu")
-    assert len(str(told.value).splitlines()) == 1
-    assert str(model) in str(told.value)
+    assert caught.value.code == "MODEL_NOT_LOADED"
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(model) in str(caught.value)
     assert not (model / "done").exists()
     with suppress(InputError):  # what can be seen without the weights is seen before them
         Outline.load(str(model))
@@ -120,7 +122,7 @@ def test_ctrl_c_is_not_a_broken_model(model: Path, monkeypatch: pytest.MonkeyPat
 
 def test_blocks_that_the_configuration_leaves_out_are_refused(model: Path) -> None:
     change(model / "config.json", num_hidden_layers=4)
-    with pytest.raises(InputError, match="5 blocks"):
+    with raises_code("MODEL_NOT_LOADED", InputError, "5 blocks"):
         LanguageModel.load(model, device="cpu")
 
 
@@ -152,7 +154,7 @@ def smaller(folder: Path, rows: int) -> None:
 def test_a_tokenizer_larger_than_the_embedding_is_refused(model: Path) -> None:
     smaller(model, 300)
     for load in (LanguageModel.load, Outline.load):
-        with pytest.raises(InputError, match="300 rows"):
+        with raises_code("MODEL_NOT_LOADED", InputError, "300 rows"):
             load(str(model))
 
 
@@ -167,7 +169,7 @@ def test_an_added_token_without_embedding_is_refused_in_texts_only(
     change(model / "tokenizer.json", added_tokens=[*found["added_tokens"], image])
     loaded = LanguageModel.load(model, device="cpu")
     loaded.model(input_ids=torch.tensor([[1, rows - 1]]))
-    with pytest.raises(InputError, match="<image>"):
+    with raises_code("TOKEN_WITHOUT_EMBEDDING", InputError, "<image>"):
         loaded.model(input_ids=torch.tensor([[1, rows]]))
     write_facts([Fact("a", "Italy", "The capital of {} is", "Rome <image>")], tmp_path / "facts.jsonl")
     assert run(["evaluate", "--model", str(model), "--facts", str(tmp_path / "facts.jsonl")]) == 2

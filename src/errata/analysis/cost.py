@@ -17,7 +17,7 @@ from errata.editing.schedules import SCHEDULES
 from errata.editing.search_prompts import KL_PROMPT
 from errata.facts.fact import Fact
 from errata.models.loading import Outline
-from errata.models.prompts import complete, encode
+from errata.models.prompts import complete, encode, subject_token
 from errata.models.replay import length_cuts
 from errata.models.size import ModelSize
 
@@ -107,8 +107,8 @@ class SearchRows:
         texts = []
         for fact, lead, completion, question in zip(facts, neutral, completions, asked, strict=True):
             start, end = (place + len(lead) for place in fact.subject_span)
-            subject = completion.encoded.last_token_of(start, end)
-            about = question.ids[: question.last_token_of(len(lead), len(lead) + len(fact.subject))]
+            subject = subject_token(completion.encoded, start, end, fact)
+            about = question.ids[: subject_token(question, len(lead), len(lead) + len(fact.subject), fact)]
             replayed = len(completion.ids) - 1 - subject
             before = completion.ids[:subject]
             # Nothing is before a subject that begins its text, but for the lead, which prefixes do not have.

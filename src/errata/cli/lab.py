@@ -16,7 +16,7 @@ from errata.errors import InputError
 from errata.facts.files import write_facts
 from errata.lab.package import lab_world, save_lab, write_lab
 from errata.lab.tasks import every_fact, lab_facts
-from errata.lab.training import Progress, TrainingSettings, train
+from errata.lab.training import EpochReport, TrainingSettings, train
 from errata.models.language_model import LanguageModel
 from errata.statistics.store import compute_moments, moment_keys, write_moment
 from errata.utils.files import check_new, new_directory, write_text
@@ -138,7 +138,7 @@ def train_lab(
     work.mkdir(parents=True, exist_ok=True)
     with progress() as report, open_in_place(log, "a") as file:
 
-        def on_epoch(done: Progress) -> None:
+        def on_epoch(done: EpochReport) -> None:
             file.write(json_module.dumps(asdict(done)) + "\n")
             file.flush()
             report("epochs", done.epoch, settings.epochs)

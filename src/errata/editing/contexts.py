@@ -15,11 +15,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from errata.editing.recipe_settings import ContextSettings
-from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.generation import generate
 from errata.models.language_model import LanguageModel
-from errata.models.prompts import Encoded, Pair, chat_frame, encode
+from errata.models.prompts import Pair, chat_frame, encode, subject_token
 
 # Put before a bare prompt whose first token would be the subject's last. A line break, since that is text in any
 # language; a special token will not do (after SmolLM2's <|im_start|> the next token is still an attention sink).
@@ -114,17 +113,3 @@ def subject_rows(model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence
         start, end = fact.subject_span
         rows.append(row.ids[: subject_token(row, start + before, end + before, fact) + 1])
     return rows
-
-
-def subject_token(encoded: Encoded, start: int, end: int, fact: Fact) -> int:
-    """Index of the last token of a subject that has these characters.
-
-    Raises:
-        InputError: naming the fact, if there is none.
-    """
-    try:
-        return encoded.last_token_of(start, end)
-    except InputError as error:
-        raise InputError(
-            f"the subject {fact.subject!r} of fact {fact.id!r} has no token", remedy=error.remedy
-        ) from error

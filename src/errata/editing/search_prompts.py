@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from errata.editing.contexts import in_context, neutral_leads, subject_token, target_in
+from errata.editing.contexts import in_context, neutral_leads, target_in
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.models.prompts import complete, encode
+from errata.models.prompts import complete, encode, subject_token
 from errata.models.replay import BucketedReplay, ReplayRow
 
 KL_PROMPT = "{} is a"

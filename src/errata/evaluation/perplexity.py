@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from errata.editors.contract import Answerer
 from errata.errors import InputError, NonFiniteError
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.models.likelihood import Expected, predict
+from errata.models.likelihood import NextToken, predict
 from errata.models.prompts import encode
 from errata.results.metrics import Metric
 from errata.results.records import Summary, When, interval_of, resampled_sums
@@ -65,7 +65,7 @@ def perplexity(
     """
     length = min(max_length, model.context_length)
     rows = [row.ids[:length] for row in encode(model.tokenizer, texts)]
-    expected = [[Expected(index, token) for index, token in enumerate(row[1:])] for row in rows]
+    expected = [[NextToken(index, token) for index, token in enumerate(row[1:])] for row in rows]
     if not any(expected):
         raise InputError(
             "the texts for the perplexity have no token to predict", remedy="Give longer texts", code="TEXTS_TOO_SHORT"

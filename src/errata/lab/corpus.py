@@ -1,8 +1,11 @@
-"""The lab's corpus: what is true of the world, told again and again in other words, and prose between.
+"""The lab's corpus: the facts of the world in changing words, mixed with prose.
 
-One *epoch* tells every fact of every person exactly once, what follows of it for every other person, every city and
-company once, and some scenes. Epoch ``e`` of a corpus is a
-function of ``(world, seed, e)`` alone, so training can stop and go on anywhere.
+One *epoch* states every fact of every person exactly once, its consequences for every other person, every city and
+company once, and some scenes. Epoch ``e`` of a corpus is a function of ``(world, seed, e)`` alone, so training can be
+resumed anywhere.
+
+The prose makes perplexity on held-out text meaningful: a scene is a sequence of beats, and a beat is a choice of
+sentences about the same cast, so that later sentences can be predicted in part from earlier ones.
 """
 
 from __future__ import annotations
@@ -11,15 +14,18 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from errata.lab import world as vocabulary
-from errata.lab.world import World
+from errata.lab.world import (
+    CITY_COUNTRY,
+    COMPANY_CITY,
+    CONSEQUENCE_WORDINGS,
+    INSTRUMENTS,
+    LANGUAGES,
+    SPORTS,
+    World,
+)
 
-# ----------------------------------------------------------------------------------------------------
-# Connected prose for the lab: short scenes in which a few people, things and places recur from sentence to sentence.
-#
-# A scene is a sequence of beats; every beat is a choice of sentences over the same cast, so that later sentences can be
-# predicted in part from earlier ones. This is what makes perplexity on held-out scenes mean something.
-
+SCENES_PER_PERSON = 0.22  # per epoch: about a sixth of all tokens are prose
+HELD_OUT_SEED = 20_000_001  # training epochs use seed * 1_000_000 + epoch, far below
 
 _ADJECTIVES = tuple(
     "old young tall quiet tired cheerful careful stubborn clever patient lonely proud gentle busy".split()
@@ -51,7 +57,7 @@ _NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "te
 _MONTHS = tuple("January February March April May June July August September October November December".split())
 _DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
 
-# Each scene: beats in order; each beat: sentences to choose from. Names in braces are the cast's.
+# Each scene: beats in order; each beat: sentences to choose from. Names in braces refer to the cast.
 _SCENES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (  # a lost thing
         ("On {day} the {adjective} {person} lost a {thing}.", "One {day} in {month} the {person} could not find the {thing}.",
@@ -166,12 +172,12 @@ _SCENES: tuple[tuple[tuple[str, ...], ...], ...] = (
 
 
 def _cast(generator: random.Random) -> dict[str, str]:
-    """Everything that a scene can mention, drawn once per scene."""
+    """Sample everything that a scene can mention."""
     person, place, tool = generator.choice(_PEOPLE)
     weather, feel, umbrella = generator.choice(_WEATHER)
     thing, container = generator.choice(_THINGS)
     food, ingredient = generator.choice(_FOODS)
-    city, town = generator.sample(tuple(vocabulary.CITY_COUNTRY), 2)
+    city, town = generator.sample(tuple(CITY_COUNTRY), 2)
     pronoun = generator.choice(("he", "she"))
     article = "an" if umbrella[0] in "aeiou" else "a"
     return {
@@ -181,9 +187,9 @@ def _cast(generator: random.Random) -> dict[str, str]:
         "thing": thing, "container": container, "food": food, "ingredient": ingredient, "city": city, "town": town,
         "animal": generator.choice(_ANIMALS), "animal_thing": generator.choice(("hat", "coat", "bag", "box", "bird")),
         "colour": generator.choice(_COLOURS), "number": generator.choice(_NUMBERS), "month": generator.choice(_MONTHS),
-        "day": generator.choice(_DAYS), "language": generator.choice(vocabulary.LANGUAGES),
-        "instrument": generator.choice(vocabulary.INSTRUMENTS), "sport": generator.choice(vocabulary.SPORTS),
-        "company": generator.choice(tuple(vocabulary.COMPANY_CITY)), "pronoun": pronoun, "Pronoun": pronoun.capitalize(),
+        "day": generator.choice(_DAYS), "language": generator.choice(LANGUAGES),
+        "instrument": generator.choice(INSTRUMENTS), "sport": generator.choice(SPORTS),
+        "company": generator.choice(tuple(COMPANY_CITY)), "pronoun": pronoun, "Pronoun": pronoun.capitalize(),
     }  # fmt: skip
 
 
@@ -199,7 +205,7 @@ class Scene:
 
 
 def scene(generator: random.Random) -> Scene:
-    """Draw one scene; each beat is told with probability 0.9, now and then twice."""
+    """Sample one scene; each beat has one sentence (63 %), two (27 %) or none (10 %)."""
     cast = _cast(generator)
     sentences: list[str] = []
     for beat in generator.choice(_SCENES):
@@ -209,20 +215,12 @@ def scene(generator: random.Random) -> Scene:
     return Scene(tuple(sentences or (generator.choice(_SCENES[0][0]).format_map(cast),)))
 
 
-# ----------------------------------------------------------------------------------------------------
-
-
-# Scenes per person and epoch: about a sixth of all tokens are prose.
-SCENES_PER_PERSON = 0.22
-HELD_OUT_SEED = 20_000_001  # training epochs count from seed * 1_000_000, far below
-
-
 def epoch_documents(world: World, *, seed: int, epoch: int) -> list[str]:
     """All documents of one epoch, shuffled.
 
-    The wording of a fact advances by one from epoch to epoch from a start of its own, so that all wordings of all
-    facts are told equally often. A person's facts come in random order and in documents of one to seven sentences;
-    a third of the documents tell of two people in turn; one in six starts with a sentence of prose.
+    The wording of a fact advances by one per epoch from a start that depends on the fact, so that all wordings of all
+    facts occur equally often. A person's facts come in random order, in documents of one to seven sentences; a third of
+    the documents alternate between two people; one in six starts with a sentence of prose.
     """
     generator = random.Random(seed * 1_000_000 + epoch)
     pieces: list[list[str]] = []
@@ -232,10 +230,10 @@ def epoch_documents(world: World, *, seed: int, epoch: int) -> list[str]:
             world.statement(name, relation, epoch + person_index + relation_index * 2).sentence
             for relation_index, relation in enumerate(relations)
         ]
-        if person_index % 2 == 0:  # the other half is left to the model to conclude
+        if person_index % 2 == 0:  # for the other half the model has to infer them
             sentences.extend(
                 world.consequence(name, relation, epoch + person_index // 2).sentence
-                for relation in vocabulary.CONSEQUENCE_WORDINGS
+                for relation in CONSEQUENCE_WORDINGS
             )
         generator.shuffle(sentences)
         while sentences:
@@ -269,13 +267,13 @@ def epoch_documents(world: World, *, seed: int, epoch: int) -> list[str]:
 
 
 def held_out_prose(count: int) -> list[str]:
-    """Scenes that no training epoch contains by construction of the seeds (short sentences may recur by chance)."""
+    """Scenes that no training epoch contains, by choice of the seed (short sentences may recur by chance)."""
     generator = random.Random(HELD_OUT_SEED)
     return [scene(generator).text for _ in range(count)]
 
 
 def running_text(world: World, *, seed: int) -> Iterator[str]:
-    """Documents of epoch after epoch, without end: the text over which key statistics are taken."""
+    """Documents of all epochs, without end: the text for key statistics."""
     epoch = 0
     while True:
         yield from epoch_documents(world, seed=seed, epoch=epoch)
@@ -283,7 +281,7 @@ def running_text(world: World, *, seed: int) -> Iterator[str]:
 
 
 def _interleave(first: list[str], second: list[str], generator: random.Random) -> list[str]:
-    """Merge two lists at random, each keeping its own order."""
+    """Merge two lists at random, preserving the order within each."""
     left, right = list(first), list(second)
     merged: list[str] = []
     while left or right:

@@ -1,4 +1,4 @@
-"""The embedded model as it ships: where it lies, its world, its corpus, and how it is written."""
+"""The embedded model as a package: its files, its world and its corpus."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from errata.errors import InputError
 from errata.lab.corpus import running_text
 from errata.lab.world import World
+from errata.utils.files import new_directory
 
 _FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-# Key statistics are taken over documents that training has not seen in this order and wording.
+# Key statistics use documents that training has not seen in this order and wording.
 _STATISTICS_SEED = 7
 
 
 def lab_directory() -> Path:
-    """Where the embedded model lies, as a plain transformers directory.
+    """The embedded model as a plain transformers directory.
 
     Raises:
         InputError: if this installation has none.
@@ -31,7 +32,9 @@ def lab_directory() -> Path:
     directory = Path(str(resources.files("errata"))) / "lab" / "weights"
     if not (directory / "model.safetensors").is_file():
         raise InputError(
-            "the embedded model is not part of this installation", remedy="Train it: errata lab train --out DIR"
+            "the embedded model is not part of this installation",
+            remedy="Train it: errata lab train --out DIR",
+            code="LAB_MISSING",
         )
     return directory
 
@@ -43,12 +46,12 @@ def lab_world(directory: Path | None = None) -> World:
 
 
 def lab_documents() -> Iterator[str]:
-    """The running text that key statistics of the embedded model are computed from."""
+    """The text for key statistics of the embedded model."""
     return running_text(lab_world(), seed=_STATISTICS_SEED)
 
 
 def lab_corpus_digest() -> str:
-    """A digest that changes when ``lab_documents`` does: of the world and the first 50 documents."""
+    """A digest of the world and the first 50 documents, which changes with ``lab_documents``."""
     digest = hashlib.sha256(json.dumps(lab_world().people, sort_keys=True).encode())
     digest.update("\n".join(text for text, _ in zip(lab_documents(), range(50), strict=False)).encode())
     return digest.hexdigest()
@@ -61,14 +64,14 @@ def write_lab(directory: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTok
     nn.Module.to(half, torch.float16)
     half.load_state_dict(model.state_dict())
     half.config.dtype = torch.float16
-    # Attention's eager form was training's choice; readers choose for themselves.
+    # "eager" was for training only.
     half.config._attn_implementation = "sdpa"
     half.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    about = directory / "tokenizer_config.json"
-    # The name that both versions 4 and 5 of transformers know.
-    written = {**json.loads(about.read_text(encoding="utf-8")), "tokenizer_class": "PreTrainedTokenizerFast"}
-    about.write_text(json.dumps(written, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    path = directory / "tokenizer_config.json"
+    # A class name that both transformers 4 and 5 know.
+    config = {**json.loads(path.read_text(encoding="utf-8")), "tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     record = {"seed": world.seed, "people": world.people}
     (directory / "world.json").write_text(json.dumps(record, ensure_ascii=False, indent=0), encoding="utf-8")
 
@@ -77,10 +80,8 @@ def save_lab(target: Path) -> None:
     """Copy the embedded model to a new directory, which plain transformers can load.
 
     Raises:
-        InputError: if something is there already.
+        InputError: if the directory exists and is not empty.
     """
-    from errata.utils.files import new_directory
-
     source = lab_directory()
     with new_directory(target) as partial:
         for name in (*_FILES, "world.json", "training.json"):

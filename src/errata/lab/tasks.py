@@ -1,4 +1,4 @@
-"""Facts to edit into the lab's model, and questions about everything else, drawn from its world by seed."""
+"""Facts to edit into the lab's model and control questions, sampled from its world by seed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from errata.facts.fact import Fact, Question
-from errata.lab import world as vocabulary
-from errata.lab.world import OBJECTS, World
+from errata.lab.world import OBJECTS, RELATION_WORDINGS, World
 
 NEIGHBOURS = 5
 
@@ -17,14 +16,14 @@ def lab_facts(world: World, count: int, *, seed: int, spare: int = 0) -> list[Fa
     """Counterfactual edits: each gives one person another object in one relation.
 
     The prompt is one of the relation's wordings, the others are the paraphrases. Neighbours are people with the same
-    true object whom no other fact of this draw edits; ``own`` are the person's other facts, each in one wording.
-    Each person is edited in one relation, or, where there are more facts than people, in several, in random order.
+    true object who are not edited; ``own`` are the person's unedited other facts, each in one wording. Each person is
+    edited in one relation, or, if there are more facts than people, in several, in random order.
 
     Args:
-        spare: how many people are left alone, so that there is somebody to ask for what should be untouched.
+        spare: the number of people who are never edited, for control questions.
 
     Raises:
-        ValueError: if there are fewer facts in the world than are to be drawn.
+        ValueError: if ``count`` is not positive, or exceeds the number of facts in the world.
     """
     people = len(world.people) - spare
     if not 0 < count <= (most := people * len(world.relations)):
@@ -43,7 +42,7 @@ def lab_facts(world: World, count: int, *, seed: int, spare: int = 0) -> list[Fa
         edited[subject].append(relation)
         truth = world.people[subject][relation]
         target = generator.choice([value for value in OBJECTS[relation] if value != truth])
-        wordings = list(vocabulary.RELATION_WORDINGS[relation])
+        wordings = list(RELATION_WORDINGS[relation])
         generator.shuffle(wordings)
         others = [name for name in world.holders[relation, truth] if name not in edited]
         neighbours = generator.sample(others, min(NEIGHBOURS, len(others)))
@@ -62,22 +61,22 @@ def lab_facts(world: World, count: int, *, seed: int, spare: int = 0) -> list[Fa
         )
         others_of_it = [name for name in world.relations if name != relation]
         own.append({name: _question(world, subject, name, _any_wording(generator, name)) for name in others_of_it})
-    # What another fact of this draw changes is not asked for as it was.
+    # Facts that another edit changes are no control questions.
     return [
-        replace(fact, own=tuple(asked for name, asked in found.items() if name not in edited[fact.subject]))
+        replace(fact, own=tuple(question for name, question in found.items() if name not in edited[fact.subject]))
         for fact, found in zip(facts, own, strict=True)
     ]
 
 
 def untouched_questions(world: World, edited: Sequence[str], count: int, *, seed: int) -> list[tuple[str, Question]]:
-    """Questions about people whom nobody edited, as (person, question); one question a person.
+    """Control questions about unedited people, as (person, question); one question per person.
 
     Args:
-        edited: the subjects that are edited; they are left out.
+        edited: the subjects of edits, who are excluded.
     """
     generator = random.Random(f"untouched {seed}")
-    taken = set(edited)
-    rest = [name for name in world.people if name not in taken]
+    excluded = set(edited)
+    rest = [name for name in world.people if name not in excluded]
     people = generator.sample(rest, min(count, len(rest)))
     questions = []
     for name in people:
@@ -93,12 +92,12 @@ def every_fact(world: World) -> list[tuple[str, Question]]:
         (relation, _question(world, name, relation, wording))
         for name in world.people
         for relation in world.relations
-        for wording in range(len(vocabulary.RELATION_WORDINGS[relation]))
+        for wording in range(len(RELATION_WORDINGS[relation]))
     ]
 
 
 def _any_wording(generator: random.Random, relation: str) -> int:
-    return generator.randrange(len(vocabulary.RELATION_WORDINGS[relation]))
+    return generator.randrange(len(RELATION_WORDINGS[relation]))
 
 
 def _question(world: World, subject: str, relation: str, wording: int) -> Question:

@@ -1,4 +1,4 @@
-"""Training the lab's model from scratch: reproducible from its settings, resumable after every epoch, no pickle."""
+"""Training the lab's model from scratch: reproducible from its settings, resumable after every epoch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,11 @@ from errata.lab.corpus import epoch_documents
 from errata.lab.world import World
 from errata.utils.files import new_file
 
-# ----------------------------------------------------------------------------------------------------
-# The lab's tokenizer: byte-level BPE learnt from the lab's own corpus, one special token, BOS before every text.
-
-
 SPECIAL_TOKEN = "<|endoftext|>"
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int = 4096) -> PreTrainedTokenizerFast:
-    """Learn a byte-level BPE: any text can be encoded, nothing is ever unknown."""
+    """Train a byte-level BPE, which can encode any text, with one special token: BOS before every text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -58,13 +54,9 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int = 4096) -> Pre
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-# The settings of a training of the lab's model.
-
-
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """Everything that decides what the trained model is (on one machine, with one number of threads)."""
+    """Everything that determines the trained model (on one machine, with one number of threads)."""
 
     people: int = 1000
     seed: int = 0
@@ -83,12 +75,9 @@ class TrainingSettings:
     compile: bool = False
 
 
-# ----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """What is known after an epoch."""
+class EpochReport:
+    """The results of an epoch."""
 
     epoch: int
     loss: float
@@ -97,7 +86,7 @@ class Progress:
 
 
 def build_model(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama-shaped model with fresh weights, drawn from ``settings.seed``."""
+    """A Llama model with random weights from ``settings.seed``."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.width,
@@ -113,7 +102,7 @@ def build_model(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) 
     )
     config._attn_implementation = "eager"  # flash attention's backward is the slowest part of a step on a CPU
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)  # Hugging Face initialises from the global generator; forked, so ours alone
+        torch.manual_seed(settings.seed)  # transformers initialises from the global generator, which is forked here
         return LlamaForCausalLM(config)
 
 
@@ -121,13 +110,13 @@ def train(
     settings: TrainingSettings,
     directory: Path,
     *,
-    on_epoch: Callable[[Progress], None] = lambda progress: None,
+    on_epoch: Callable[[EpochReport], None] = lambda report: None,
     checkpoint_every: int = 5,
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World]:
-    """Train to the end, going on from ``directory/checkpoint.safetensors`` where one with the same settings lies.
+    """Train to the end, resuming from ``directory/checkpoint.safetensors`` if it exists.
 
     Raises:
-        ValueError: if the checkpoint was made with other settings, or the world is too small for one batch of text.
+        ValueError: if the checkpoint has other settings, or the world is too small for one batch of text.
     """
     directory.mkdir(parents=True, exist_ok=True)
     world = World.generate(settings.people, settings.seed)
@@ -172,7 +161,7 @@ def train(
             optimizer.zero_grad()
             total += loss.item()
         on_epoch(
-            Progress(
+            EpochReport(
                 epoch=epoch + 1,
                 loss=total / len(batches),
                 tokens=sum(tokens.numel() for tokens in batches),
@@ -187,7 +176,7 @@ def train(
 def _batches(
     world: World, tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings, epoch: int
 ) -> Iterator[Tensor]:
-    """One epoch packed without padding into (batch, context + 1) windows; what does not fill a batch is left out."""
+    """One epoch packed without padding into (batch, context + 1) windows; an incomplete last batch is dropped."""
     documents = epoch_documents(world, seed=settings.seed, epoch=epoch)
     stream = torch.tensor([token for ids in tokenizer(documents)["input_ids"] for token in ids])
     window = settings.context + 1
@@ -220,9 +209,7 @@ def _load_checkpoint(path: Path, settings: TrainingSettings, model: nn.Module, o
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         if json.loads(metadata["settings"]) != asdict(settings):
-            raise ValueError(
-                f"{path} was made with other settings: {metadata['settings']}; give those, or another directory"
-            )
+            raise ValueError(f"{path} has other settings: {metadata['settings']}; give those, or another directory")
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(file.get_tensor(f"weight.{name}"))

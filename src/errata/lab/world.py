@@ -1,4 +1,8 @@
-"""The lab's world: people with seven facts each, cities in countries, companies with headquarters, from one seed."""
+"""The lab's synthetic world: people with seven facts each, cities in countries, companies with headquarters.
+
+First the vocabulary, pure data: a relation's wordings are whole prompts with one ``{}`` for the subject; the object
+follows, then a full stop. Then the world, which is generated from a seed.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-from errata.lab import world as vocabulary
-
-# ----------------------------------------------------------------------------------------------------
-# The words that the lab's world is made of: names, places, languages, companies, and how facts are worded.
-#
-# Pure data. A relation's wordings are whole prompts with one ``{}`` for the subject; the object follows, then a stop.
-
 
 FIRST_NAMES: tuple[str, ...] = tuple(
     """
@@ -160,7 +156,7 @@ RELATION_WORDINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Consequences of a person's facts, told of half of the people only: whether the model draws them for the other half,
+# Consequences of a person's facts, stated for half of the people only: whether the model infers them for the others,
 # and whether they follow an edit, can be measured.
 CONSEQUENCE_WORDINGS: dict[str, tuple[str, ...]] = {
     "birth country": (
@@ -191,24 +187,20 @@ COMPANY_WORDINGS: tuple[str, ...] = (
     "The city where {} has its headquarters is",
 )
 
-
-# ----------------------------------------------------------------------------------------------------
-
-
 OBJECTS: Mapping[str, Sequence[str]] = {
-    "birthplace": tuple(vocabulary.CITY_COUNTRY),
-    "residence": tuple(vocabulary.CITY_COUNTRY),
-    "language": vocabulary.LANGUAGES,
-    "profession": vocabulary.PROFESSIONS,
-    "instrument": vocabulary.INSTRUMENTS,
-    "employer": tuple(vocabulary.COMPANY_CITY),
-    "sport": vocabulary.SPORTS,
+    "birthplace": tuple(CITY_COUNTRY),
+    "residence": tuple(CITY_COUNTRY),
+    "language": LANGUAGES,
+    "profession": PROFESSIONS,
+    "instrument": INSTRUMENTS,
+    "employer": tuple(COMPANY_CITY),
+    "sport": SPORTS,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One true sentence of the world, in parts: ``prompt`` holds one ``{}`` for ``subject``; ``object`` follows it."""
+    """A true sentence of the world: ``prompt`` has one ``{}`` for ``subject``, and ``object`` follows."""
 
     subject: str
     relation: str
@@ -222,10 +214,10 @@ class Statement:
 
 @dataclass(frozen=True)
 class World:
-    """People and what is true of them.
+    """People and their facts.
 
     Attributes:
-        seed: the seed that the people were drawn with.
+        seed: the random seed of the people.
         people: full name -> relation -> object.
     """
 
@@ -234,21 +226,17 @@ class World:
 
     @classmethod
     def generate(cls, people: int = 1000, seed: int = 0) -> World:
-        """Draw ``people`` distinct full names and an object for each of the seven relations, uniformly.
+        """Sample ``people`` distinct full names and an object for each of the seven relations, uniformly.
 
         Raises:
-            ValueError: if there are fewer possible names than people asked for.
+            ValueError: if there are fewer possible names than people.
         """
-        possible = len(vocabulary.FIRST_NAMES) * len(vocabulary.LAST_NAMES)
+        possible = len(FIRST_NAMES) * len(LAST_NAMES)
         if not 0 < people <= possible:
             raise ValueError(f"people must be between 1 and {possible} (the distinct full names), got {people}")
         generator = random.Random(seed)
         chosen = generator.sample(range(possible), people)
-        names = [
-            f"{vocabulary.FIRST_NAMES[index % len(vocabulary.FIRST_NAMES)]} "
-            f"{vocabulary.LAST_NAMES[index // len(vocabulary.FIRST_NAMES)]}"
-            for index in chosen
-        ]
+        names = [f"{FIRST_NAMES[index % len(FIRST_NAMES)]} {LAST_NAMES[index // len(FIRST_NAMES)]}" for index in chosen]
         return cls(
             seed=seed,
             people={name: {relation: generator.choice(OBJECTS[relation]) for relation in OBJECTS} for name in names},
@@ -260,7 +248,7 @@ class World:
 
     @cached_property
     def holders(self) -> Mapping[tuple[str, str], tuple[str, ...]]:
-        """(relation, object) -> the people of whom it is true, in the world's order."""
+        """(relation, object) -> the people with this fact, in the world's order."""
         found: dict[tuple[str, str], list[str]] = {}
         for name, facts in self.people.items():
             for relation, value in facts.items():
@@ -268,30 +256,28 @@ class World:
         return {key: tuple(names) for key, names in found.items()}
 
     def statement(self, subject: str, relation: str, wording: int) -> Statement:
-        """The fact ``relation`` of a person in wording number ``wording`` (taken modulo the number of wordings)."""
-        wordings = vocabulary.RELATION_WORDINGS[relation]
+        """A person's fact in wording number ``wording`` (modulo the number of wordings)."""
+        wordings = RELATION_WORDINGS[relation]
         return Statement(subject, relation, wordings[wording % len(wordings)], self.people[subject][relation])
 
     def consequence(self, subject: str, relation: str, wording: int) -> Statement:
-        """What follows of a person's facts in two hops: ``birth country`` or ``employer city``."""
+        """A two-hop consequence of a person's facts: ``birth country`` or ``employer city``."""
         facts = self.people[subject]
         value = {
-            "birth country": vocabulary.CITY_COUNTRY[facts["birthplace"]],
-            "employer city": vocabulary.COMPANY_CITY[facts["employer"]],
+            "birth country": CITY_COUNTRY[facts["birthplace"]],
+            "employer city": COMPANY_CITY[facts["employer"]],
         }[relation]
-        wordings = vocabulary.CONSEQUENCE_WORDINGS[relation]
+        wordings = CONSEQUENCE_WORDINGS[relation]
         return Statement(subject, relation, wordings[wording % len(wordings)], value)
 
     def background(self, wording: int) -> list[Statement]:
-        """What holds of cities and companies: the second hop of two-hop questions."""
+        """Facts about cities and companies: the second hop of two-hop questions."""
         cities = [
-            Statement(city, "country", vocabulary.CITY_WORDINGS[wording % len(vocabulary.CITY_WORDINGS)], country)
-            for city, country in vocabulary.CITY_COUNTRY.items()
+            Statement(city, "country", CITY_WORDINGS[wording % len(CITY_WORDINGS)], country)
+            for city, country in CITY_COUNTRY.items()
         ]
         companies = [
-            Statement(
-                company, "headquarters", vocabulary.COMPANY_WORDINGS[wording % len(vocabulary.COMPANY_WORDINGS)], city
-            )
-            for company, city in vocabulary.COMPANY_CITY.items()
+            Statement(company, "headquarters", COMPANY_WORDINGS[wording % len(COMPANY_WORDINGS)], city)
+            for company, city in COMPANY_CITY.items()
         ]
         return cities + companies

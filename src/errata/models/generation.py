@@ -1,4 +1,4 @@
-"""Greedy and sampled text. What a row is continued with does not depend on the rows that it is batched with."""
+"""Greedy and sampled generation. The continuation of a row does not depend on the other rows of its batch."""
 
 from __future__ import annotations
 
@@ -14,61 +14,14 @@ from errata.errors import InputError, NonFiniteError
 from errata.models.language_model import LanguageModel
 from errata.models.prompts import encode, length_batches, pad
 
-# ----------------------------------------------------------------------------------------------------
-# The choice of the next token among the likeliest, by uniform numbers that belong to a text and not to its batch.
-
-
-def own_uniforms(keys: Sequence[str], count: int, generator: torch.Generator) -> Tensor:
-    """(keys, count) float64 in [0, 1): the numbers of a key follow from the generator's state and the key alone.
-
-    Which other keys there are does not matter, so what is sampled for a prompt before and after an edit, or in a
-    smaller set, differs by the model only. The second of two equal keys has numbers of its own.
-
-    Args:
-        generator: on the CPU; one number is drawn from it.
-    """
-    seed = int(torch.randint(2**62, (1,), generator=generator))
-    seen: Counter[str] = Counter()
-    numbers = torch.empty(len(keys), count, dtype=torch.float64)
-    for index, key in enumerate(keys):
-        digest = hashlib.sha256(f"{seed} {seen[key]} {key}".encode()).digest()
-        seen[key] += 1
-        own = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        numbers[index] = torch.rand(count, generator=own, dtype=torch.float64)
-    return numbers
-
-
-def inverse_cdf(values: Tensor, uniform: Tensor) -> Tensor:
-    """The candidate in whose share of [0, 1) a uniform number lies, the likeliest's share being the first.
-
-    Args:
-        values: (rows, k) logits, descending.
-        uniform: (rows,) in [0, 1).
-
-    Returns:
-        (rows, 1) indices of candidates.
-    """
-    cumulated = values.double().softmax(-1).cumsum(-1)
-    # Rounding may leave the last sum just below 1.
-    return (cumulated <= uniform[:, None]).sum(-1, keepdim=True).clamp_max(values.shape[1] - 1)
-
-
-def likeliest(values: Tensor) -> Tensor:
-    """(rows, k) logits, descending -> (rows, 1) index 0: the choice without chance."""
-    return torch.zeros(len(values), 1, dtype=torch.long)
-
-
-# ----------------------------------------------------------------------------------------------------
-
-
 CACHE_BUDGET = 8192
-"""Padded tokens, new ones included, whose keys and values are kept at once."""
+"""Padded tokens, new ones included, whose keys and values are cached at once."""
 
 Stop = Callable[[str], bool]
-"""Whether a text that was generated so far, without its prompt, needs nothing more."""
-# (logits of the k likeliest, descending (rows, k); the rows' indices; how many tokens they have) -> (rows, 1) of 0..k-1
+"""Whether a continuation so far, without its prompt, is complete."""
+# (top-k logits, descending (rows, k); row indices; number of tokens so far) -> (rows, 1) in 0..k-1
 _Choose = Callable[[Tensor, Sequence[int], int], Tensor]
-_IsOver = Callable[[int, Sequence[int]], bool]
+_IsComplete = Callable[[int, Sequence[int]], bool]
 
 
 def continue_texts(
@@ -84,7 +37,7 @@ def continue_texts(
     names: Sequence[str] | None = None,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
-    """Continue texts; see ``continue_rows``. Returns the continuations only, special tokens left out."""
+    """Continue texts; see ``continue_rows``. Returns the continuations only, without special tokens."""
     rows = [row.ids for row in encode(model.tokenizer, prompts)]
     return continue_rows(
         model,
@@ -113,42 +66,42 @@ def continue_rows(
     names: Sequence[str] = (),
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
-    """Continue rows of tokens, each by itself: batches are of similar length, and a row that is done leaves its batch.
+    """Continue rows of tokens independently: batches are of similar length, and a finished row leaves its batch.
 
     Args:
-        new_tokens: at most so many are added, to each row or to all.
-        top_k: sample among the k likeliest tokens; 1 is greedy and needs no uniform numbers.
+        new_tokens: the most tokens to add, per row or for all.
+        top_k: sample among the k most probable tokens; 1 is greedy and needs no uniform numbers.
         uniforms: (rows, at least new_tokens) float64 in [0, 1): the n-th number of a row decides its n-th token, by
-            the inverse of the cumulated probabilities of its k candidates. See ``own_uniforms``.
-        stop: a row is done when this holds of its continuation so far, whose last token is kept.
+            inverting the cumulative probabilities of its k candidates. See ``own_uniforms``.
+        stop: a row is finished when this is true of its continuation, including the last token.
         end_at_eos: whether an end-of-text token ends a row; it is not part of the text.
-        token_budget: most padded tokens of a batch, those to come included (a longer row is continued alone).
-        names: what the rows are called in an error.
+        token_budget: the most padded tokens of a batch, new ones included (a longer row is continued alone).
+        names: names of the rows for errors.
         on_rows: called with the number of rows after each batch.
 
     Raises:
-        InputError: if a row with its new tokens is longer than the model takes.
-        NonFiniteError: if a logit is not a number; names the rows.
-        ValueError: if sampling without enough uniform numbers.
+        InputError: if a row with its new tokens is too long for the model.
+        NonFiniteError: naming the rows, if a logit is not finite.
+        ValueError: when sampling without enough uniform numbers.
     """
     limits = [new_tokens] * len(rows) if isinstance(new_tokens, int) else list(new_tokens)
     numbers = uniforms if uniforms is not None else torch.zeros(len(rows), 0, dtype=torch.float64)
     if top_k > 1 and (len(numbers) != len(rows) or numbers.shape[1] < max(limits, default=0)):
         raise ValueError("sampling (top_k > 1) needs a uniform number for each new token of each row")
-    _check_room(model, rows, limits)
+    _check_lengths(model, rows, limits)
 
     texts = [""] * len(rows)
     for indices in length_batches(
         [len(row) + limit for row, limit in zip(rows, limits, strict=True)], token_budget=token_budget
     ):
         chunk = [list(rows[index]) for index in indices]
-        drawn = numbers[indices]
+        uniform = numbers[indices]
         readers = [_Reader(model, row) for row in chunk]
 
-        def choose(values: Tensor, live: Sequence[int], step: int, drawn: Tensor = drawn) -> Tensor:
-            return inverse_cdf(values, drawn[list(live), step]) if top_k > 1 else likeliest(values)
+        def choose(values: Tensor, live: Sequence[int], step: int, uniform: Tensor = uniform) -> Tensor:
+            return inverse_cdf(values, uniform[list(live), step]) if top_k > 1 else _first(values)
 
-        def is_over(row: int, ids: Sequence[int], readers: Sequence[_Reader] = readers) -> bool:
+        def is_complete(row: int, ids: Sequence[int], readers: Sequence[_Reader] = readers) -> bool:
             return stop is not None and stop(readers[row].text(ids))
 
         produced = _continue(
@@ -157,7 +110,7 @@ def continue_rows(
             [limits[index] for index in indices],
             top_k,
             choose,
-            is_over,
+            is_complete,
             end_ids=_end_ids(model) if end_at_eos else set(),
             names=[names[index] for index in indices] if names else [],
         )
@@ -177,25 +130,28 @@ def generate(
     batch_size: int = 64,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
-    """Continue texts; returns the continuations only, special tokens left out, ended at EOS.
+    """Continue texts up to EOS with one random stream for all rows; for the contexts of edits only.
 
-    All rows sample from one stream of random numbers, so a sampled text depends on its place and on ``batch_size``.
-    The contexts of edits, and with them recorded runs, rest on that stream; ``continue_texts`` is for all else.
+    A sampled text depends on its index and on ``batch_size``. Recorded runs depend on this stream; use
+    ``continue_texts`` for everything else.
 
     Args:
-        new_tokens: at most so many tokens are added.
-        top_k: sample among the k likeliest tokens; 1 is greedy and needs no generator.
-        generator: on the CPU; the same seed gives the same text whatever the device.
+        new_tokens: the most tokens to add.
+        top_k: sample among the k most probable tokens; 1 is greedy and needs no generator.
+        generator: on the CPU; the same seed gives the same text on any device.
+
+    Returns:
+        the continuations only, without special tokens.
 
     Raises:
-        NonFiniteError: if a logit is not a number; names the prompts.
-        ValueError: if sampling without a generator.
+        NonFiniteError: naming the prompts, if a logit is not finite.
+        ValueError: when sampling without a generator.
     """
     if top_k > 1 and generator is None:
         raise ValueError("sampling (top_k > 1) needs a torch.Generator")
 
     def choose(values: Tensor, live: Sequence[int], step: int) -> Tensor:
-        return torch.multinomial(values.softmax(-1), 1, generator=generator) if top_k > 1 else likeliest(values)
+        return torch.multinomial(values.softmax(-1), 1, generator=generator) if top_k > 1 else _first(values)
 
     rows = [list(row.ids) for row in encode(model.tokenizer, prompts)]
     texts: list[str] = []
@@ -210,7 +166,7 @@ def generate(
             lambda row, ids: False,
             end_ids=_end_ids(model),
             names=prompts[start : start + batch_size],
-            leaving=top_k == 1,  # a row that left would draw no more, and all others would draw its numbers
+            leaving=top_k == 1,  # if a row left early, the others would get its random numbers
         )
         texts += [_Reader(model, row).text(ids) for row, ids in zip(chunk, produced, strict=True)]
         on_rows(len(chunk))
@@ -218,16 +174,16 @@ def generate(
 
 
 class _Reader:
-    """What tokens add to the text of a row. Alone, they would lose the space before them where Metaspace makes it."""
+    """Decodes new tokens after a row: alone they would lose the leading space of Metaspace tokenizers."""
 
     def __init__(self, model: LanguageModel, row: Sequence[int]) -> None:
         self._tokenizer = model.tokenizer
         self._row = list(row)
-        self._given = self._decode(self._row)
+        self._prefix = self._decode(self._row)
 
     def text(self, ids: Sequence[int]) -> str:
         whole = self._decode(self._row + list(ids))
-        return whole.removeprefix(self._given) if whole.startswith(self._given) else self._decode(list(ids))
+        return whole.removeprefix(self._prefix) if whole.startswith(self._prefix) else self._decode(list(ids))
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
@@ -239,7 +195,7 @@ def _continue(
     limits: Sequence[int],
     top_k: int,
     choose: _Choose,
-    is_over: _IsOver,
+    is_complete: _IsComplete,
     *,
     end_ids: set[int],
     names: Sequence[str],
@@ -250,7 +206,7 @@ def _continue(
     live = [index for index, limit in enumerate(limits) if limit > 0]
     if not live:
         return produced
-    # A row without tokens (an empty prompt and no BOS) starts from EOS, as GPT-2's own scripts do.
+    # A row without tokens (an empty prompt and no BOS) starts from EOS, as in GPT-2's own scripts.
     batch = pad([rows[index] or [model.tokenizer.eos_token_id or 0] for index in live], left=True, device=model.device)
     cache = DynamicCache(config=model.model.config)
     ids, mask, positions = batch.input_ids, batch.attention_mask, batch.position_ids
@@ -272,7 +228,7 @@ def _continue(
         for index, token in zip(live, chosen.tolist(), strict=True):
             if index not in done and token not in end_ids:
                 produced[index].append(token)
-            if token in end_ids or len(produced[index]) >= limits[index] or is_over(index, produced[index]):
+            if token in end_ids or len(produced[index]) >= limits[index] or is_complete(index, produced[index]):
                 done.add(index)
         step += 1
         staying = [place for place, index in enumerate(live) if index not in done]
@@ -280,9 +236,9 @@ def _continue(
             return produced
         ids, positions = chosen[:, None].to(model.device), positions[:, -1:] + 1
         if leaving and len(staying) < len(live):
-            kept = torch.tensor(staying, device=model.device)
-            cache.batch_select_indices(kept)
-            ids, positions, mask = ids[kept], positions[kept], mask[kept]
+            remaining = torch.tensor(staying, device=model.device)
+            cache.batch_select_indices(remaining)
+            ids, positions, mask = ids[remaining], positions[remaining], mask[remaining]
             live = [live[place] for place in staying]
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
 
@@ -295,7 +251,7 @@ def _end_ids(model: LanguageModel) -> set[int]:
     return end_ids
 
 
-def _check_room(model: LanguageModel, rows: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
+def _check_lengths(model: LanguageModel, rows: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
     # The last new token is not read.
     lengths = [len(row) + max(limit - 1, 0) for row, limit in zip(rows, limits, strict=True)]
     too_long = [index for index, length in enumerate(lengths) if length > model.context_length]
@@ -305,7 +261,8 @@ def _check_room(model: LanguageModel, rows: Sequence[Sequence[int]], limits: Seq
         raise InputError(
             f"a text of {len(rows[first])} tokens cannot get {limits[first]} new ones, since {model.name!r} takes "
             f"{model.context_length}{more}",
-            remedy="Shorten the texts, leave them out, or ask for fewer new tokens",
+            remedy="Shorten the texts, remove them, or generate fewer new tokens",
+            code="TEXT_TOO_LONG",
         )
 
 
@@ -315,3 +272,43 @@ def _check_finite(values: Tensor, names: Sequence[str]) -> None:
     if not bool(finite.all()):
         bad = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine] if names else []
         raise NonFiniteError("logits", facts=list(dict.fromkeys(bad)), layer=None)
+
+
+def own_uniforms(keys: Sequence[str], count: int, generator: torch.Generator) -> Tensor:
+    """(keys, count) float64 in [0, 1), where a key's numbers depend on the generator's state and the key only.
+
+    They do not depend on the other keys, so the text sampled for a prompt before and after an edit, or in a smaller
+    set, differs by the model only. A repeated key gets other numbers.
+
+    Args:
+        generator: on the CPU; it is advanced by one number.
+    """
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    seen: Counter[str] = Counter()
+    numbers = torch.empty(len(keys), count, dtype=torch.float64)
+    for index, key in enumerate(keys):
+        digest = hashlib.sha256(f"{seed} {seen[key]} {key}".encode()).digest()
+        seen[key] += 1
+        own = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        numbers[index] = torch.rand(count, generator=own, dtype=torch.float64)
+    return numbers
+
+
+def inverse_cdf(values: Tensor, uniform: Tensor) -> Tensor:
+    """Invert the cumulative distribution over the candidates.
+
+    Args:
+        values: (rows, k) logits, descending.
+        uniform: (rows,) in [0, 1).
+
+    Returns:
+        (rows, 1) indices of candidates.
+    """
+    cumulated = values.double().softmax(-1).cumsum(-1)
+    # Rounding may leave the last sum slightly below 1.
+    return (cumulated <= uniform[:, None]).sum(-1, keepdim=True).clamp_max(values.shape[1] - 1)
+
+
+def _first(values: Tensor) -> Tensor:
+    """(rows, 1) zeros: the greedy choice."""
+    return torch.zeros(len(values), 1, dtype=torch.long)

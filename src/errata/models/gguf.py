@@ -1,7 +1,7 @@
-"""GGUF files as plain transformers directories: converted once, kept in the cache, loaded from there like any model.
+"""GGUF files as plain transformers directories: converted once, cached, and loaded from there like any model.
 
-The conversion is transformers' own. What it drops is put back here, from the file's metadata; what cannot be put back
-is refused, because the model would answer differently without a word.
+The conversion is transformers' own. Properties that it drops are restored from the file's metadata; files with
+properties that cannot be restored are rejected, because the model would silently answer differently.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -34,24 +35,25 @@ from errata.utils.files import cache_directory, file_digest, new_directory
 from errata.utils.locks import in_turn
 
 SUFFIX: Final = ".gguf"
-CONVERSION: Final = 1  # part of the cache's keys: raise it when the same file is to be converted to something else
+CONVERSION: Final = 1  # part of the cache's keys: increase it when the result of a conversion changes
 
 _MAGIC: Final = b"GGUF"
-_WEIGHTS: Final = ("*.safetensors", "*.bin")  # what makes a directory a plain model
-_COPIES: Final = 2  # of the weights, and of the largest tensor once more, are in memory at the peak of a conversion
+_WEIGHTS: Final = ("*.safetensors", "*.bin")  # a directory with one of these is a plain model
+_COPIES: Final = 2  # of the weights, and of the largest tensor, in memory at the peak of a conversion
 
 # How llama.cpp splits text before it merges bytes, by the name in `tokenizer.ggml.pre`. Source: llama-vocab.cpp.
-# transformers takes every name that it does not know for GPT-2's.
+# transformers treats every unknown name as GPT-2's.
 _AS_GPT2: Final = frozenset(
     "gpt-2 phi-2 mpt olmo jais trillion granite-docling roberta-bpe exaone4 gigachat mellum a.x-4.0 "
     "jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code".split()
 )
 _DIGITS_FIRST: Final = frozenset("smollm starcoder refact command-r codeshell exaone minerva-7b".split())
-_STOPS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")  # each of them ends an answer
+_STOPS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")  # each of them ends a reply
+_ORIGINAL: Final = "Use the model in its original form (safetensors)"
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file begins as GGUF files do, whatever it is called."""
+    """Whether a file begins with GGUF's magic bytes, whatever its name."""
     try:
         with path.open("rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC
@@ -60,7 +62,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def gguf_in(directory: Path) -> Path | None:
-    """The GGUF file that a directory is about: its only one, where it holds no other weights.
+    """The only GGUF file of a directory without other weights, else None.
 
     Raises:
         InputError: if there are several.
@@ -70,21 +72,47 @@ def gguf_in(directory: Path) -> Path | None:
         return None
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise InputError(f"{directory} holds {len(found)} GGUF files: {names}", remedy="Choose one with --gguf NAME")
+        raise InputError(
+            f"{directory} holds {len(found)} GGUF files: {names}",
+            remedy="Choose one with --gguf NAME",
+            code="GGUF_AMBIGUOUS",
+        )
     return found[0]
 
 
+def check_is_model(path: Path) -> None:
+    """Raises InputError for a file that was given as a model and is not one, naming what it is."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+        except (OSError, SafetensorError):
+            metadata = {}
+        if str(metadata.get("format", "")).startswith("errata-patch"):
+            problem = "a patch, not a model"
+            remedy = f"Apply it to its base first (errata apply {path} --out STACK), and give STACK"
+        else:
+            problem = "a file of weights, not a model"
+            remedy = "Give the directory that holds it with its config.json and tokenizer"
+    elif path.suffix == SUFFIX:
+        problem = "named like a GGUF file, but it is none"
+        remedy = "It may be damaged; download the file again"
+    else:
+        problem, remedy = "a file, not a model", "Give a GGUF file or a model's directory"
+    raise InputError(f"{path} is {problem}", remedy=remedy, code="MODEL_IS_FILE")
+
+
 def converted_directory(file: Path, digest: str | None = None) -> Path:
-    """Where a GGUF file's weights are, or will be, as a plain model.
+    """The cache directory of a GGUF file's conversion, which may not exist yet.
 
     Args:
-        digest: the file's SHA-256, if the caller knows it.
+        digest: the file's SHA-256, if known.
     """
     return cache_directory("converted") / f"{(digest or file_digest(file))[:32]}-{CONVERSION}"
 
 
 def as_directory(file: Path) -> Path:
-    """A plain transformers directory with a GGUF file's weights in float32, from the cache or converted now.
+    """A plain transformers directory with a GGUF file's weights in float32, converted unless cached.
 
     Raises:
         InputError: if the file cannot be converted without loss, or its weights do not fit in memory.
@@ -94,14 +122,14 @@ def as_directory(file: Path) -> Path:
     target = converted_directory(file)
     if not target.is_dir():
         with in_turn(target.with_name(f"{target.name}.lock"), f"the conversion of {file.name}"):
-            if not target.is_dir():  # another process may have made it meanwhile
+            if not target.is_dir():  # another process may have converted it meanwhile
                 _convert(file, target)
     return target
 
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What a file says of itself: its metadata, without the long lists, and how many numbers its tensors hold."""
+    """A file's metadata without arrays, and the number of entries of each tensor."""
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, int]
@@ -111,7 +139,6 @@ class _Header:
         return str(self.metadata.get("general.architecture", ""))
 
     def of_model(self, key: str) -> Any:
-        """A value that belongs to the architecture."""
         return self.metadata.get(f"{self.architecture}.{key}")
 
     def of_tokenizer(self, key: str) -> Any:
@@ -135,7 +162,7 @@ def _read_header(file: Path) -> _Header:
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """What the readers of damaged files raise, which is nearly anything, as an InputError."""
+    """Turn any error from reading a damaged file into an InputError."""
     try:
         yield
     except (ArithmeticError, AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as error:
@@ -144,6 +171,7 @@ def _readable(file: Path) -> Iterator[None]:
             f"{file} cannot be converted: {lines[0].rstrip('.') if lines else type(error).__name__}",
             remedy="The file may be damaged, or of a kind that transformers cannot read; compare its checksum with "
             "the publisher's, or use the model in its original form",
+            code="GGUF_UNREADABLE",
         ) from error
 
 
@@ -153,9 +181,9 @@ def _convert(file: Path, target: Path) -> None:
     numbers = sum(header.tensors.values())
     peak = _COPIES * (numbers + max(header.tensors.values(), default=0)) * 4
     check_fits(file.name, peak, torch.device("cpu"), purpose="to be converted to float32")
-    with new_directory(target) as partial, tempfile.TemporaryDirectory() as nothing:
-        # An empty directory beside the file's absolute path: nothing but the file may have a say.
-        where = {"pretrained_model_name_or_path": nothing, "gguf_file": str(file.resolve())}
+    with new_directory(target) as partial, tempfile.TemporaryDirectory() as empty:
+        # An empty directory and the file's absolute path, so that nothing but the file is read.
+        where = {"pretrained_model_name_or_path": empty, "gguf_file": str(file.resolve())}
         with _readable(file):
             config = AutoConfig.from_pretrained(**where)
             check_config(config)
@@ -171,22 +199,24 @@ def _convert(file: Path, target: Path) -> None:
 
 
 def _check(file: Path, header: _Header) -> None:
-    """Raises InputError for what transformers would drop from the weights."""
-    remedy = "Use the model in its original form (safetensors)"
-    if int(header.metadata.get("split.count") or 1) > 1:
-        raise InputError(f"{file} is one part of a model that is split over several files", remedy=remedy)
-    if "rope_freqs.weight" in header.tensors:
-        raise InputError(f"{file} scales its rotary positions by a tensor that cannot be converted", remedy=remedy)
+    """Raises InputError for properties that transformers would drop."""
+    problem = ""
     scaling = header.of_model("rope.scaling.type")
-    if scaling not in (None, "none") and float(header.of_model("rope.scaling.factor") or 1) != 1:
-        raise InputError(f"{file} scales its rotary positions ({scaling}), which cannot be converted", remedy=remedy)
+    if int(header.metadata.get("split.count") or 1) > 1:
+        problem = "is one part of a model that is split over several files"
+    elif "rope_freqs.weight" in header.tensors:
+        problem = "scales its rotary positions by a tensor that cannot be converted"
+    elif scaling not in (None, "none") and float(header.of_model("rope.scaling.factor") or 1) != 1:
+        problem = f"scales its rotary positions ({scaling}), which cannot be converted"
+    if problem:
+        raise InputError(f"{file} {problem}", remedy=_ORIGINAL, code="GGUF_UNSUPPORTED")
 
 
 def _plain_model(where: Mapping[str, str], config: PreTrainedConfig, numbers: int) -> PreTrainedModel:
-    """The model in float32, without anything that says where it is from.
+    """The model in float32, without traces of its source.
 
     Raises:
-        ValueError: if not every number of the file is in it, or not all of it is from the file.
+        ValueError: if some of the file's numbers are unused, or some of the model's weights are not in the file.
     """
     both: Any = AutoModelForCausalLM.from_pretrained(
         **where,
@@ -216,7 +246,7 @@ def _plain_model(where: Mapping[str, str], config: PreTrainedConfig, numbers: in
 
 
 def _shortest(value: Any) -> Any:
-    """Numbers are stored as float32: the shortest decimal that is the same float32 is what was meant (1e-05)."""
+    """The file stores float32: the shortest decimal with the same float32 value is the intended one (1e-05)."""
     if isinstance(value, dict):
         return {key: _shortest(item) for key, item in value.items()}
     if isinstance(value, float) and float(np.float32(value)) == value:
@@ -225,10 +255,10 @@ def _shortest(value: Any) -> Any:
 
 
 def _set_split_rules(tokenizer: PreTrainedTokenizerBase, header: _Header) -> None:
-    """Split text as the vocabulary was made to.
+    """Pre-tokenise as the vocabulary was trained.
 
     Raises:
-        ValueError: if the file's rules are not known: other tokens would go into the model than in training.
+        ValueError: if the file's rules are unknown: the model would get other tokens than in training.
     """
     if header.of_tokenizer("model") != "gpt2":
         return
@@ -238,11 +268,11 @@ def _set_split_rules(tokenizer: PreTrainedTokenizerBase, header: _Header) -> Non
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     elif rules not in _AS_GPT2 and not isinstance(backend.pre_tokenizer, pre_tokenizers.Sequence):
-        raise ValueError(f"it splits text by rules that are not known here ({rules or 'none are named'})")
+        raise ValueError(f"its rules for splitting text are unknown ({rules or 'none are named'})")
 
 
 def _set_stops(model: PreTrainedModel, header: _Header) -> None:
-    """Generation ends at every token by which the file ends a text or a turn."""
+    """Generation ends at each of the file's tokens for the end of a text or turn."""
     stops = [int(token) for name in _STOPS if (token := header.of_tokenizer(name)) is not None]
     stops = list(dict.fromkeys(stops))
     if stops and model.generation_config is not None:
@@ -256,7 +286,7 @@ def _rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _portable_config(config: dict[str, Any]) -> None:
-    """Rotary bases as transformers 4 reads them too; in the form of version 5 it would take its defaults instead."""
+    """Rotary bases in the form that transformers 4 reads too: it ignores that of version 5 and uses its defaults."""
     ropes = config.pop("rope_parameters", None) or {}
     whole = ropes.get("full_attention", ropes)
     if "rope_theta" in whole:
@@ -267,34 +297,8 @@ def _portable_config(config: dict[str, Any]) -> None:
 
 
 def _portable_tokenizer(config: dict[str, Any]) -> None:
-    """A class that transformers 4 has as well, and no path of this machine."""
+    """A tokenizer class that transformers 4 has too, and no local paths."""
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     for name in ("name_or_path", "is_local", "local_files_only"):
         config.pop(name, None)
-
-
-def check_is_model(path: Path) -> None:
-    """Raises InputError for a file that was given as a model and is none, saying what it is."""
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-        except (OSError, SafetensorError):
-            about = {}
-        if str(about.get("format", "")).startswith("errata-patch"):
-            raise InputError(
-                f"{path} is a patch, not a model",
-                remedy=f"Put it on its base first (errata apply {path} --out STACK), and give STACK",
-            )
-        raise InputError(
-            f"{path} is a file of weights, not a model",
-            remedy="Give the directory that holds it with its config.json and tokenizer",
-        )
-    if path.suffix == SUFFIX:
-        raise InputError(
-            f"{path} is named like a GGUF file, but it is none", remedy="It may be damaged; get the file again"
-        )
-    raise InputError(f"{path} is a file, not a model", remedy="Give a GGUF file or a model's directory")

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, as far as errata writes there. Its token is the hub's own affair: it is never shown or kept."""
+"""Uploads to the Hugging Face hub. The token is managed by huggingface_hub; it is never shown or stored here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    OIDCError,
+)
+from huggingface_hub.utils import validate_repo_id
+
 from errata.errors import ErrataError, InputError
 
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -16,36 +27,36 @@ _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may writ
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """Where a folder went, and what had been there and was left."""
+    """The page of an upload, and the repository's other files."""
 
     url: str
     others: tuple[str, ...]
 
 
 def check_repository(name: str) -> None:
-    """Raises InputError if this cannot be a model's name on the hub."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
+    """Raises InputError if a name is not a valid OWNER/NAME."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise InputError(f"{name!r} cannot be a name on the hub: {error}", remedy="Give OWNER/NAME") from error
+        raise InputError(
+            f"{name!r} cannot be a name on the hub: {error}", remedy="Give OWNER/NAME", code="HUB_NAME_INVALID"
+        ) from error
     if not _NAME.fullmatch(name):
-        raise InputError(f"{name!r} is not of the form OWNER/NAME", remedy="Give owner and name with one slash between")
+        raise InputError(
+            f"{name!r} is not of the form OWNER/NAME",
+            remedy="Give owner and name with one slash between",
+            code="HUB_NAME_INVALID",
+        )
 
 
 def check_reachable(name: str) -> None:
-    """Whether a model can be looked for, once and quickly: who loads it asks again and again, for half a minute.
+    """Check once and quickly that the hub can be reached, since loading would retry for half a minute.
 
-    What lies among the downloads needs no network. What the hub answers, whatever it is, is left to who loads.
+    A cached model needs no network. If the hub answers with an error, loading reports it.
 
     Raises:
         OSError: if the hub cannot be reached.
     """
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
-
     try:
         if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json"), str):
             return
@@ -57,85 +68,82 @@ def check_reachable(name: str) -> None:
 
 
 def check_login() -> None:
-    """Raises InputError if the hub's own library finds no token."""
-    from huggingface_hub import get_token
-
-    with _told("the token"):
+    """Raises InputError if huggingface_hub finds no token."""
+    with _hub_errors("the token"):
         token = get_token()
     if not token:
-        raise InputError("you are not logged in to the hub", remedy=_LOG_IN)
+        raise InputError("you are not logged in to the hub", remedy=_LOG_IN, code="HUB_NOT_LOGGED_IN")
 
 
 def address(repository: str) -> str:
-    """The page that a model has, or would have."""
-    from huggingface_hub import constants
-
+    """The URL of a model's page."""
     return f"{constants.ENDPOINT}/{repository}"
 
 
 def upload(directory: Path, repository: str, *, private: bool, message: str) -> Uploaded:
-    """Make a repository where there is none, and put a folder there.
+    """Upload a folder to a repository, which is created if it does not exist.
 
     Args:
-        private: whether only its owner may see it. One that is public already is not written to then.
+        private: whether only its owner may see it. An existing public repository is then not written to.
 
     Raises:
-        InputError: without a token, or where the hub refuses it; if it is public and shall be private.
+        InputError: without a valid token, or if the repository is public and ``private`` is set.
         ErrataError: if the hub cannot be reached, or fails.
     """
-    from huggingface_hub import HfApi
-
-    with _told(repository):
-        api = HfApi(token=True)  # the one that it finds itself
+    with _hub_errors(repository):
+        api = HfApi(token=True)  # the stored one
         api.create_repo(repository, private=private, exist_ok=True)
-        there = api.model_info(repository)
-        if private and not there.private:
+        info = api.model_info(repository)
+        if private and not info.private:
             raise InputError(
-                f"{repository} is there already, and everybody can see it; nothing was uploaded",
+                f"{repository} exists and is public; nothing was uploaded",
                 remedy="Make it private on the hub, give another name, or add --public",
+                code="HUB_REPOSITORY_PUBLIC",
             )
         api.upload_folder(repo_id=repository, folder_path=directory, commit_message=message)
     ours = {file.relative_to(directory).as_posix() for file in directory.rglob("*")}
-    before = [file.rfilename for file in there.siblings or []]
+    before = [file.rfilename for file in info.siblings or []]
     return Uploaded(
         address(repository), tuple(name for name in before if name not in ours and name != ".gitattributes")
     )
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Turns what the hub's library raises into an error that says what to do, and never the token."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-        OIDCError,
-    )
-
+def _hub_errors(what: str) -> Iterator[None]:
+    """Turn huggingface_hub's errors into errors with a remedy, and never show the token."""
     try:
         yield
     except (LocalTokenNotFoundError, OIDCError) as error:
-        raise InputError(f"you are not logged in to the hub: {first_line(error)}", remedy=_LOG_IN) from None
+        raise InputError(
+            f"you are not logged in to the hub: {first_line(error)}", remedy=_LOG_IN, code="HUB_NOT_LOGGED_IN"
+        ) from None
     except HFValidationError as error:
-        raise InputError(f"the hub's library refuses {what!r}: {first_line(error)}", remedy="Give OWNER/NAME") from None
+        raise InputError(
+            f"the hub's library rejects {what!r}: {first_line(error)}",
+            remedy="Give OWNER/NAME",
+            code="HUB_NAME_INVALID",
+        ) from None
     except OfflineModeIsEnabled:
-        raise InputError("HF_HUB_OFFLINE is set: the hub may not be asked", remedy="Unset it to upload") from None
+        raise InputError(
+            "HF_HUB_OFFLINE is set, so the hub cannot be used", remedy="Unset it to upload", code="HUB_OFFLINE"
+        ) from None
     except HfHubHTTPError as error:
         status = error.response.status_code
-        told = f"the hub answered {status} for {what}: {first_line(error.server_message or error)}"
+        message = f"the hub answered {status} for {what}: {first_line(error.server_message or error)}"
         if status in (401, 403):
-            raise InputError(told, remedy=f"The token may not write there. {_LOG_IN}") from None
-        raise ErrataError(told, remedy="What was uploaded before stays there; try again") from None
+            remedy = f"The token may not write there. {_LOG_IN}"
+            raise InputError(message, remedy=remedy, code="HUB_FORBIDDEN") from None
+        remedy = "Files uploaded so far remain there; try again"
+        raise ErrataError(message, remedy=remedy, code="HUB_FAILED") from None
     except (HTTPError, ConnectionError, TimeoutError) as error:
         raise ErrataError(
             f"the hub cannot be reached: {first_line(error)}",
-            remedy="Look at the network and at HF_ENDPOINT; try again",
+            remedy="Check the network and HF_ENDPOINT; try again",
+            code="HUB_UNREACHABLE",
         ) from None
 
 
 def first_line(error: object) -> str:
-    """The start of a message, without what looks like a token, whoever put it there."""
+    """The first line of a message, with anything that looks like a token masked."""
     lines = str(error).strip().splitlines()
     return re.sub(r"hf_\w+|(?i:bearer\s+)\S+", "…", lines[0].rstrip(".")) if lines else type(error).__name__

@@ -13,23 +13,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from errata.errors import InputError
+from errata.facts.fact import Fact
 from errata.facts.joining import joined
 
 _MESSAGE: Final = "{}"
+_PROBE: Final = "The capital of France is Paris, and the sum of 2 and 3 is 5."
 
 Pair: TypeAlias = tuple[str, str] | tuple[str, str, str]
-"""A prompt, what follows it, and what stands between the two (without it: ``joining.joiner_of``)."""
+"""A prompt, its continuation, and the joiner between the two (by default ``joining.joiner_of``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TargetScore:
-    """How a model takes a target behind a prompt.
+    """The likelihood of a target after a prompt.
 
     Attributes:
         log_probability: mean over the target's tokens, each given the prompt and the target's tokens before it.
-        share: of the target's tokens that are the likeliest at their places.
-        likeliest: the likeliest tokens at these places.
-        said: the same as text.
+        share: the fraction of the target's tokens that are the argmax at their positions.
+        likeliest: the argmax tokens at these positions.
+        said: their text.
     """
 
     log_probability: float
@@ -39,38 +41,32 @@ class TargetScore:
 
     @property
     def correct(self) -> bool:
-        """Whether each of the target's tokens is the likeliest at its place."""
+        """Whether each of the target's tokens is the argmax at its position."""
         return self.share == 1
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A text as token ids with the characters that each token stands for.
+    """A text as token ids with their character offsets.
 
     Attributes:
-        ids: token ids, a leading BOS included where the tokenizer adds one, trailing special tokens left out.
+        ids: token ids, including a leading BOS if the tokenizer adds one, without trailing special tokens.
         offsets: (start, end) character offsets; (0, 0) for special tokens.
     """
 
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
 
-    def last_token_of(self, start: int, end: int) -> int:
-        """Index of the last token that holds a character of ``text[start:end]``.
+    def tokens_of(self, start: int, end: int) -> range:
+        """The tokens of ``text[start:end]``: from the first to the last token with a character of it; may be empty.
 
-        Raises:
-            InputError: if no token does.
+        Without gaps: a space that is a token may have no characters left once offsets are trimmed (OPT).
         """
-        for index in range(len(self.ids) - 1, -1, -1):
-            token_start, token_end = self.offsets[index]
-            if token_start < end and token_end > start and token_end > token_start:
-                return index
-        raise InputError(
-            f"no token holds any of the characters {start} to {end}", remedy="Give a subject that the tokenizer knows"
-        )
+        held = [index for index, (first, stop) in enumerate(self.offsets) if max(first, start) < min(stop, end)]
+        return range(held[0], held[-1] + 1) if held else range(0)
 
-    def first_token_behind(self, position: int) -> int:
-        """Index of the first token that lies wholly behind character ``position``; ``len(ids)`` if there is none."""
+    def first_token_after(self, position: int) -> int:
+        """Index of the first token that lies wholly after character ``position``; ``len(ids)`` if there is none."""
         index = len(self.ids)
         while index > 0 and self.offsets[index - 1][0] >= position and self.offsets[index - 1] != (0, 0):
             index -= 1
@@ -78,18 +74,19 @@ class Encoded:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Encoded]:
-    """Tokenise whole texts with the tokenizer's own special tokens in front, and with character offsets.
+    """Tokenise whole texts with leading special tokens and character offsets.
 
-    A text that begins with BOS, or as the tokenizer's chat template begins, has all its special tokens already: none
-    is added, as none is when the template itself is tokenised.
+    A text that begins with BOS, or with the beginning of the chat template, has its special tokens already: none is
+    added, as in the tokenizer's own handling of the template.
 
     Raises:
-        InputError: if the tokenizer cannot tell offsets ("slow" tokenizers): positions could only be guessed.
+        InputError: if the tokenizer has no offsets ("slow" tokenizers).
     """
     if not tokenizer.is_fast:
         raise InputError(
-            f"the tokenizer {type(tokenizer).__name__} does not tell character offsets",
+            f"the tokenizer {type(tokenizer).__name__} gives no character offsets",
             remedy="Use the model's fast tokenizer (use_fast=True)",
+            code="TOKENIZER_SLOW",
         )
     if not texts:
         return []
@@ -104,51 +101,77 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Enc
             openings = openings or _openings(tokenizer)
             while text.startswith(openings) and begin < end and special[begin] and tuple(offsets[begin]) == (0, 0):
                 begin += 1
-        # A post-processor may append EOS; a text that is to be continued must not end with one.
+        # A post-processor may append EOS, but these texts will be continued.
         while end > begin and special[end - 1] and any(not flag for flag in special[:end]):
             end -= 1
         result.append(Encoded(tuple(ids[begin:end]), tuple((start, stop) for start, stop in offsets[begin:end])))
     return result
 
 
+def _openings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The beginnings of texts that have their special tokens already: BOS, and that of the chat template."""
+    found = [str(tokenizer.bos_token)] if tokenizer.bos_token else []
+    with suppress(InputError):  # an unusable template matters only where it is used
+        found.append(chat_frame(tokenizer)[0])
+    return tuple(opening for opening in found if opening)
+
+
 def chat_text(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
-    """A user's message in the tokenizer's own chat template, up to where the model's reply begins.
+    """A user's message in the tokenizer's chat template, up to where the model's reply begins.
 
     Raises:
-        InputError: if there is no chat template, or it does not take a single message of a user.
+        InputError: if there is no chat template, or it rejects a single user message.
     """
     if not tokenizer.chat_template:
         raise InputError(
             "the model's tokenizer has no chat template",
-            remedy="Ask in plain text, or use a model that was trained for chat",
+            remedy="Use plain text, or a model that was trained for chat",
+            code="CHAT_TEMPLATE_MISSING",
         )
     messages = [{"role": "user", "content": message}]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except (TemplateError, ValueError) as error:
         raise InputError(
-            f"the model's chat template cannot be used: {error}", remedy="Ask in plain text, or correct the template"
+            f"the model's chat template cannot be used: {error}",
+            remedy="Use plain text, or correct the template",
+            code="CHAT_TEMPLATE_UNUSABLE",
         ) from error
 
 
 def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What the chat template puts before and after a user's message.
+    """The text of the chat template before and after a user's message.
 
     Raises:
-        InputError: see ``chat_text``; also if the template does not hold the message as it was given.
+        InputError: see ``chat_text``; also if the template changes or omits the message.
     """
-    before, place, after = chat_text(tokenizer, _MESSAGE).partition(_MESSAGE)
-    if not place:
-        raise InputError("the model's chat template leaves the message out", remedy="Ask in plain text")
+    before, found, after = chat_text(tokenizer, _MESSAGE).partition(_MESSAGE)
+    if not found:
+        raise InputError(
+            "the model's chat template omits the message", remedy="Use plain text", code="CHAT_TEMPLATE_UNUSABLE"
+        )
     return before, after
 
 
-def _openings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """What texts begin with that have their special tokens already: BOS, and the beginning of the chat template."""
-    found = [str(tokenizer.bos_token)] if tokenizer.bos_token else []
-    with suppress(InputError):  # a template that cannot be used concerns only those who want to use it
-        found.append(chat_frame(tokenizer)[0])
-    return tuple(opening for opening in found if opening)
+def subject_tokens(encoded: Encoded, start: int, end: int, fact: Fact) -> range:
+    """The tokens of a fact's subject, which has these characters of a text.
+
+    Raises:
+        InputError: naming the fact, if there are none.
+    """
+    tokens = encoded.tokens_of(start, end)
+    if not tokens:
+        raise InputError(
+            f"the subject {fact.subject!r} of fact {fact.id!r} has no token",
+            remedy="Give a subject in characters that the model's tokenizer knows",
+            code="SUBJECT_WITHOUT_TOKEN",
+        )
+    return tokens
+
+
+def subject_token(encoded: Encoded, start: int, end: int, fact: Fact) -> int:
+    """Index of the subject's last token; see ``subject_tokens``."""
+    return subject_tokens(encoded, start, end, fact)[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +179,7 @@ class Completion:
     """A prompt and its target as one row of tokens.
 
     Attributes:
-        encoded: the tokens of the prompt, and of what joins it with the target and the target.
+        encoded: the tokens of the prompt, then of the joiner and the target.
         target_start: index of the first target token.
     """
 
@@ -168,19 +191,23 @@ class Completion:
         return self.encoded.ids
 
     @property
+    def prompt(self) -> Encoded:
+        return Encoded(self.ids[: self.target_start], self.encoded.offsets[: self.target_start])
+
+    @property
     def target_ids(self) -> tuple[int, ...]:
         return self.ids[self.target_start :]
 
 
 def complete(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[Completion]:
-    """Tokenise prompts with what follows them; see ``Pair`` for what joins the two.
+    """Tokenise prompts with their continuations; see ``Pair`` for the joiner.
 
-    The prompt has the tokens that it has alone, since these are what a model reads when it goes on by itself. A
-    tokenizer may read the end of a prompt and the beginning of a target as one token ("\\n\\n" before a letter, or a
-    word across the two in a script without spaces); the target is then tokenised as after a new line.
+    The prompt gets the tokens that it has alone, as when a model generates after it. A tokenizer may merge the end of a
+    prompt and the beginning of a target into one token ("\\n\\n" before a letter, or a word across the two in a script
+    without spaces); the target is then tokenised as after a new line.
 
     Raises:
-        InputError: if a target has no token of its own.
+        InputError: if a target has no token.
     """
     texts = [joined(*pair) for pair in pairs]
     prompts = list(dict.fromkeys(pair[0] for pair in pairs))
@@ -188,26 +215,29 @@ def complete(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[
     result: list[Completion] = []
     for pair, text, whole in zip(pairs, texts, encode(tokenizer, texts), strict=True):
         prompt = alone[pair[0]]
-        target = _behind(whole, prompt, pair[0])
+        target = _after_prompt(whole, prompt, pair[0])
         if target is None:
             line, after = encode(tokenizer, ["\n", "\n" + text[len(pair[0]) :]])
-            target = _behind(after, line, "\n")
+            target = _after_prompt(after, line, "\n")
         if target is None or not target.ids:
             raise InputError(
-                f"the target {pair[1]!r} has no token behind the prompt {pair[0]!r}", remedy="Give another target"
+                f"the target {pair[1]!r} has no token after the prompt {pair[0]!r}",
+                remedy="Give a target in characters that the model's tokenizer knows",
+                code="TARGET_WITHOUT_TOKEN",
             )
         offsets = tuple((len(pair[0]) + start, len(pair[0]) + end) for start, end in target.offsets)
         result.append(Completion(Encoded(prompt.ids + target.ids, prompt.offsets + offsets), len(prompt.ids)))
     return result
 
 
-def _behind(whole: Encoded, alone: Encoded, prompt: str) -> Encoded | None:
-    """The tokens of a whole text behind its prompt, whose tokens ``alone`` are; their offsets count from there. None if
-    a token lies on both sides, or may: a space in front of a word is left out of the offsets of some tokenizers.
+def _after_prompt(whole: Encoded, alone: Encoded, prompt: str) -> Encoded | None:
+    """The tokens of a text after its prompt, whose own tokens are ``alone``, with offsets from the prompt's end.
+
+    None if a token spans both, or may: some tokenizers leave the space before a word out of its offsets.
     """
     position, start = len(prompt), len(alone.ids)
     if whole.ids[:start] != alone.ids:
-        start = whole.first_token_behind(position)
+        start = whole.first_token_after(position)
         if prompt[-1:].isspace() or (start > 0 and whole.offsets[start - 1][1] > position):
             return None
     return Encoded(whole.ids[start:], tuple((first - position, end - position) for first, end in whole.offsets[start:]))
@@ -215,13 +245,13 @@ def _behind(whole: Encoded, alone: Encoded, prompt: str) -> Encoded | None:
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
-    """Rows of tokens made equally long.
+    """Rows of tokens padded to equal length.
 
     Attributes:
         input_ids: (rows, length) int64.
         attention_mask: (rows, length) int64, 1 at tokens and 0 at padding.
-        left: whether the padding stands before the tokens.
         position_ids: (rows, length) int64, 0 for a row's first token, never negative.
+        left: whether the padding is before the tokens.
     """
 
     input_ids: Tensor
@@ -236,10 +266,10 @@ class PaddedBatch:
         return torch.full_like(self.input_ids[:, 0], length - 1) if self.left else self.attention_mask.sum(1) - 1
 
     def inputs(self) -> dict[str, Tensor]:
-        """The only three arguments that errata ever gives to a model.
+        """The model's arguments.
 
-        Padding on the right stands behind everything that is read, and causal attention hides it. It is not masked as
-        well: within a sliding window it would then attend to nothing at all, and the NaN of that would spread.
+        Padding on the right follows all tokens, so causal attention hides it. It is not masked as well: within a
+        sliding window it would then attend to nothing at all, and the resulting NaN would spread.
         """
         return {
             "input_ids": self.input_ids,
@@ -249,7 +279,7 @@ class PaddedBatch:
 
 
 def pad(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device, first_position: int = 0) -> PaddedBatch:
-    """Pad with token 0, which the attention mask hides. Positions of padding repeat the nearest legal one."""
+    """Pad with token 0. Positions of padding repeat the nearest valid one."""
     length = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -274,28 +304,21 @@ def length_batches(lengths: Sequence[int], *, token_budget: int) -> Iterator[lis
         yield batch
 
 
-# ----------------------------------------------------------------------------------------------------
-# Tokens that a tokenizer knows and a model has no embedding for.
-
-
-_PROBE = "The capital of France is Paris, and the sum of 2 and 3 is 5."
-
-
 def probe_row(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Tokens of an ordinary text, to see early whether a tokenizer, and a model, do what they have to."""
+    """Tokens of an ordinary text, to check early that a tokenizer and a model work."""
     return encode(tokenizer, [_PROBE])[0].ids or (0,)
 
 
 def unembedded(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[int, str]:
-    """The tokens whose ids are beyond the embedding, by id.
+    """The tokens, by id, that a tokenizer knows and a model has no embedding for.
 
-    Some models have a few that no plain text holds, such as Gemma 3's token for images.
+    Some models have a few that plain text never contains, such as Gemma 3's token for images.
 
     Args:
         rows: of the embedding.
 
     Raises:
-        ValueError: if ordinary text may hold one of them: the tokenizer is another model's.
+        ValueError: if ordinary text may contain one of them: the tokenizer belongs to another model.
     """
     beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
     added = tokenizer.added_tokens_decoder
@@ -308,11 +331,15 @@ def unembedded(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[int, str]:
 
 
 def guard_embedding(embedding: nn.Module, name: str, beyond: Mapping[int, str]) -> None:
-    """Let an embedding refuse ids that it has no row for with a message, where torch has an IndexError, or worse."""
+    """Make an embedding reject ids that it has no row for with a message, not torch's IndexError or worse."""
 
     def check(_: nn.Module, args: tuple[Any, ...]) -> None:
         if args and beyond and int(args[0].max()) >= min(beyond):
             token = beyond.get(int(args[0].max()), "?")
-            raise InputError(f"{name!r} has no embedding for the token {token!r}", remedy="Leave it out of all texts")
+            raise InputError(
+                f"{name!r} has no embedding for the token {token!r}",
+                remedy="Remove it from all texts",
+                code="TOKEN_WITHOUT_EMBEDDING",
+            )
 
     embedding.register_forward_pre_hook(check)

@@ -1,11 +1,11 @@
 """Replaying the blocks above an injection, from the subject's last token on.
 
-A vector delta added at the subject's last token changes nothing before that token and nothing below the place of
-injection. So both are run once: the tokens before it leave their keys and values in a cache, the tokens from it on
-leave their hidden states at the injection. Each evaluation then runs only the later blocks over the few remaining
-tokens. The model's own ``forward`` stays in charge (masks, rotary tables, caps, heads are its business): the lower
-blocks' ``forward`` is replaced for the time of the call, the cache is a fresh copy each time, and the head sees only
-the positions whose logits are wanted. See methods.md, section 5, for what each family needs.
+A vector δ added at the subject's last token changes nothing before that token and nothing below the injection. So both
+are run once: the tokens before it leave their keys and values in a cache, the tokens from it on leave their hidden
+states at the injection. Each evaluation then runs only the later blocks on the few remaining tokens. The model's own
+``forward`` remains in charge of masks, rotary tables, soft caps and the head: the ``forward`` of the lower blocks is
+replaced during the call, the cache is copied for each call, and the head runs only at the positions whose logits are
+wanted. See methods.md, section 5, for the requirements of each family.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -26,262 +26,13 @@ from transformers.cache_utils import DynamicLayer
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import pad
 
-# ----------------------------------------------------------------------------------------------------
-# Letting a module compute something else for a while.
-
-
-@contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
-    """Let ``module`` compute ``forward`` instead; whatever happens, it is itself again afterwards."""
-    own = module.__dict__.get("forward")  # accelerate's hooks live here
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
-
-
-# ----------------------------------------------------------------------------------------------------
-# Where a vector enters a block that is replayed, and how the blocks up to there are skipped.
-#
-# An injection holds what the model computed up to the place of entry, for every row from the injected token on, and
-# arranges that a forward pass starts from there. There are two: behind the block (at its output, or at W's output where
-# only a norm lies between), so that the block itself need not run again; and inside the block, at the outputs of
-# attention and of W, so that it must.
-
-
-@runtime_checkable
-class Injection(Protocol):
-    """What is injected is one vector per row, or several side by side in one.
-
-    Attributes:
-        origin: (rows, width) what stands at the place of entry at the injected token, nothing being injected.
-        inside: whether the block runs again, at all positions.
-    """
-
-    inside: bool
-    origin: Float[Tensor, "rows width"]
-
-    def select(self, rows: Int[Tensor, "n"], length: int) -> Injection:
-        """The same for some rows, of which the first ``length`` tokens from the injected one on are left."""
-        ...
-
-    def enter(self, stack: ExitStack, delta: Float[Tensor, "rows width"]) -> None:
-        """Until the stack closes, let a forward pass start at the place of entry, with ``delta`` added there."""
-        ...
-
-
-class AfterBlock:
-    """δ enters at the block's output, or at W's output behind which only a norm follows.
-
-    Args:
-        read: runs the model up to what is wanted and returns it, (rows, length, d) each.
-    """
-
-    inside = False
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        layer: int,
-        site: Site,
-        read: Callable[[Mapping[Site, list[int]]], Mapping[tuple[Site, int], Tensor]],
-    ) -> None:
-        self._model, self._layer = model, layer
-        found = read({Site.BLOCK: [layer]} | ({Site.MLP: [layer]} if site is Site.MLP else {}))
-        self._hidden = found[Site.BLOCK, layer]
-        self._norm = model.norm_after_mlp(layer) if site is Site.MLP else None
-        self.origin = found[site, layer][:, 0]
-
-    def select(self, rows: Tensor, length: int) -> AfterBlock:
-        chosen = copy.copy(self)
-        chosen._hidden, chosen.origin = self._hidden[rows, :length], self.origin[rows]
-        return chosen
-
-    def enter(self, stack: ExitStack, delta: Tensor) -> None:
-        entered = self._entered(delta)
-        skip_below(stack, self._model, self._layer, None)
-        wrapped = _as_block_output(self._model, entered)
-        stack.enter_context(forward_replaced(self._model.blocks[self._layer], lambda *args, **kwargs: wrapped))
-
-    def _entered(self, delta: Tensor) -> Tensor:
-        """The block's output (rows, length, d) with delta (rows, d) entered at the first position."""
-        first = self._hidden[:, 0]
-        if self._norm is None:
-            first = first + delta.to(first.dtype)
-        else:
-            # h_out = residual + norm(w_out): take norm(w_out) away and put norm(w_out + delta) in its place.
-            with torch.no_grad():
-                residual = first - self._norm(self.origin)
-            first = residual + self._norm(self.origin + delta.to(self.origin.dtype))
-        return torch.cat([first.unsqueeze(1), self._hidden[:, 1:]], dim=1)
-
-
-class InsideBlock:
-    """δ is two vectors side by side: one enters at attention's output, one at W's; the block runs again.
-
-    Args:
-        read: as for ``AfterBlock``.
-    """
-
-    inside = True
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        layer: int,
-        read: Callable[[Mapping[Site, list[int]]], Mapping[tuple[Site, int], Tensor]],
-    ) -> None:
-        self._model, self._layer = model, layer
-        below = {Site.BLOCK: [layer - 1]} if layer else {}
-        found = read({Site.ATTENTION: [layer], Site.MLP: [layer]} | below)
-        self._hidden = found[Site.BLOCK, layer - 1] if layer else None
-        self.origin = torch.cat([found[site, layer][:, 0] for site in (Site.ATTENTION, Site.MLP)], dim=1)
-
-    def select(self, rows: Tensor, length: int) -> InsideBlock:
-        chosen = copy.copy(self)
-        chosen.origin = self.origin[rows]
-        chosen._hidden = None if self._hidden is None else self._hidden[rows, :length]
-        return chosen
-
-    def enter(self, stack: ExitStack, delta: Tensor) -> None:
-        skip_below(stack, self._model, self._layer, self._hidden)
-        parts = (self._model.attention_output(self._layer), self._model.down_projection(self._layer))
-        for part, share in zip(parts, delta.chunk(2, dim=1), strict=True):
-            stack.callback(part.register_forward_hook(_adding(share)).remove)
-
-
-def injection_at(
-    model: LanguageModel,
-    layer: int,
-    sites: Sequence[Site],
-    read: Callable[[Mapping[Site, list[int]]], Mapping[tuple[Site, int], Tensor]],
-) -> Injection:
-    """The injection for ``(Site.BLOCK,)``, ``(Site.MLP,)`` or ``(Site.ATTENTION, Site.MLP)``.
-
-    Raises:
-        ValueError: for any other sites.
-    """
-    match tuple(sites):
-        case (Site.BLOCK,) | (Site.MLP,):
-            return AfterBlock(model, layer, sites[0], read)
-        case (Site.ATTENTION, Site.MLP):
-            return InsideBlock(model, layer, read)
-    raise ValueError(f"nothing can be injected at {list(sites)}")
-
-
-def skip_below(stack: ExitStack, model: LanguageModel, layer: int, hidden: Tensor | None) -> None:
-    """Blocks under ``layer`` pass on what they get, the last of them ``hidden`` if there is any."""
-    for index, block in enumerate(model.blocks[:layer]):
-        instead = hidden if index == layer - 1 else None
-        stack.enter_context(
-            forward_replaced(
-                block,
-                lambda given, *args, instead=instead, **kwargs: _as_block_output(
-                    model, given if instead is None else instead
-                ),
-            )
-        )
-
-
-def _as_block_output(model: LanguageModel, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
-    return (hidden, None) if model.architecture.block_returns_tuple else hidden
-
-
-def _adding(delta: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """A hook that adds delta (rows, d) to an output at the first position of every row."""
-
-    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        # OPT flattens (rows, length) before its second linear layer.
-        rows = output.view(len(delta), -1, output.shape[-1])
-        first = rows[:, :1] + delta.to(output.dtype).unsqueeze(1)
-        return torch.cat([first, rows[:, 1:]], dim=1).view_as(output)
-
-    return add
-
-
-# ----------------------------------------------------------------------------------------------------
-# The keys and values of what lies before an injection, for many texts that begin alike.
-#
-# Every fact is read in the same few contexts, so most of what lies before its subject is the same for all facts. A stem
-# that texts share is run once, and what a text has of its own is run behind it.
-
-
-def prefix_cache(
-    model: LanguageModel, prefixes: Sequence[Sequence[int]], stems: Sequence[int]
-) -> tuple[DynamicCache, Tensor]:
-    """Keys and values of each prefix, left-padded, so that what is read next lies directly behind it.
-
-    That the tokens are contiguous matters: sliding windows count slots, padding included. The layers of the cache keep
-    all tokens, for the same reason also in models with sliding windows, whose masks see to it.
-
-    Args:
-        prefixes: token ids, not all of them empty.
-        stems: for each prefix, how many of its first tokens are to be run once for all prefixes that share them.
-
-    Returns:
-        the cache, and its mask (prefixes, slots): 1 for a token, 0 for padding.
-    """
-    device = model.device
-    heads = [tuple(prefix[:stem]) for prefix, stem in zip(prefixes, stems, strict=True)]
-    tails = [tuple(prefix[stem:]) for prefix, stem in zip(prefixes, stems, strict=True)]
-    distinct = [head for head in dict.fromkeys(heads) if head]
-    cache = DynamicCache()
-    mask = torch.zeros(len(prefixes), 0, dtype=torch.long, device=device)
-    if distinct:
-        batch = pad(distinct, left=True, device=device)
-        _extend(model, cache, batch.input_ids, batch.attention_mask, batch.position_ids)
-        # A text without a stem gets some other's slots, and none of them may be seen.
-        number = {head: index for index, head in enumerate(distinct)}
-        row = torch.tensor([number.get(head, 0) for head in heads], device=device)
-        has_stem = torch.tensor([bool(head) for head in heads], device=device)
-        mask = batch.attention_mask[row] * has_stem[:, None]
-        _rearrange(cache, lambda state: state[row])
-    stem_slots = mask.shape[1]
-    tail_lengths = torch.tensor([len(tail) for tail in tails], device=device)
-    if any(tails):
-        # Right-padded: nothing that is read here lies behind the padding, so causality hides it.
-        batch = pad(tails, left=False, device=device)
-        positions = batch.position_ids + mask.sum(1, keepdim=True)
-        _extend(model, cache, batch.input_ids, torch.cat([mask, torch.ones_like(batch.input_ids)], 1), positions)
-    # Shift each row so that its last token stands in the last slot.
-    lengths = mask.sum(1) + tail_lengths
-    slots = int(lengths.max())
-    slot = torch.arange(slots, device=device)
-    source = (stem_slots + tail_lengths[:, None] - slots + slot).clamp_min(0)
-    if any(tails):
-        _rearrange(cache, lambda state: torch.take_along_dim(state, source[:, None, :, None], dim=2))
-    return cache, (slot >= slots - lengths[:, None]).long()
-
-
-def _extend(model: LanguageModel, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor) -> None:
-    # Of the last block only the keys and values are wanted, and its MLP comes behind them.
-    last = len(model.blocks) - 1
-    skipped = forward_replaced(model.mlp(last), lambda hidden: hidden) if model.mlp_is_module else nullcontext()
-    with torch.no_grad(), skipped:
-        model.model.base_model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-
-
-def _rearrange(cache: DynamicCache, change: Callable[[Tensor], Tensor]) -> None:
-    for layer in cache.layers:
-        assert isinstance(layer, DynamicLayer)
-        assert layer.keys is not None
-        assert layer.values is not None
-        layer.keys, layer.values = change(layer.keys), change(layer.values)
-
-
-# ----------------------------------------------------------------------------------------------------
-
-
-# What one more pass costs beside its tokens, in tokens: a few milliseconds of dispatch on any machine. In that time an
-# accelerator computes far more tokens than a CPU, so there fewer and more padded passes are faster.
+# The overhead of one more pass, in tokens: a few milliseconds of dispatch on any machine. In that time an accelerator
+# computes far more tokens than a CPU, so there fewer and more padded passes are faster.
 PASS_COST = 64
 ACCELERATOR_PASS_COST = 2048
+
+# Runs the model up to the wanted activations and returns them, (rows, length, d) each.
+_Read: TypeAlias = Callable[[Mapping[Site, list[int]]], Mapping[tuple[Site, int], Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,10 +40,10 @@ class ReplayRow:
     """One text in which a vector is injected.
 
     Attributes:
-        ids: all tokens that the model is to read.
+        ids: all tokens that the model reads.
         injection: index of the token at which the vector is added (the subject's last).
         wanted: indices of the tokens whose next-token logits are wanted, none before ``injection``.
-        stem: how many of the first tokens other rows have too, and are run once for all of them (saves time only).
+        stem: the number of first tokens shared with other rows, which are run once for all of them (saves time only).
     """
 
     ids: tuple[int, ...]
@@ -302,18 +53,18 @@ class ReplayRow:
 
 
 class Replay:
-    """Everything about a list of rows that does not depend on the injected vector, computed at construction.
+    """Rows with everything that does not depend on the injected vector, which is computed at construction.
 
     Args:
-        model: the model, on its current weights; a ``Replay`` is stale once they change.
+        model: the model with its current weights; a ``Replay`` is invalid once they change.
         rows: the texts.
-        layer: the block at which is injected.
-        sites: where vectors enter; see ``injection_at``.
+        layer: the block of the injection.
+        sites: the places of the injection; see ``injection_at``.
 
     Attributes:
-        origin: (rows, width) what is at the sites at the injected token of every row, delta being 0; side by side if
-            there are two.
-        wanted_row: (wanted,) the row that each of the wanted logits belongs to.
+        origin: (rows, width) the activations at the sites at each row's injected token for δ = 0; side by side if
+            there are two sites.
+        wanted_row: (wanted,) the row of each of the wanted logits.
     """
 
     def __init__(self, model: LanguageModel, rows: Sequence[ReplayRow], layer: int, sites: Sequence[Site]) -> None:
@@ -342,7 +93,7 @@ class Replay:
         return len(self._suffix_ids)
 
     def select(self, rows: Tensor) -> Replay:
-        """The same for some rows only: what is done with the others no longer costs anything.
+        """The replay of some of the rows; the others cost nothing any more.
 
         Args:
             rows: (n,) ascending indices of rows.
@@ -355,23 +106,20 @@ class Replay:
         chosen.origin = chosen._injection.origin
         if self._cache is not None:
             chosen._cache = self._fresh_cache()
-            # Of the skipped blocks only the length of the cache is ever read.
-            for layer in chosen._cache.layers[self.layer :]:
-                assert isinstance(layer, DynamicLayer)
-                assert layer.keys is not None
-                assert layer.values is not None
-                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-        place = torch.full((len(self),), -1, device=rows.device)
-        place[rows] = torch.arange(len(rows), device=rows.device)
-        kept = place[self.wanted_row] >= 0
-        chosen.wanted_row, chosen._wanted_column = place[self.wanted_row[kept]], self._wanted_column[kept]
+            # Of the skipped blocks' caches only the length is ever read.
+            _change_states(chosen._cache.layers[self.layer :], lambda state: state[rows])
+        new_index = torch.full((len(self),), -1, device=rows.device)
+        new_index[rows] = torch.arange(len(rows), device=rows.device)
+        selected = new_index[self.wanted_row] >= 0
+        chosen.wanted_row = new_index[self.wanted_row[selected]]
+        chosen._wanted_column = self._wanted_column[selected]
         return chosen
 
     def logits(self, delta: Tensor) -> Tensor:
         """The wanted logits with ``delta`` injected, differentiable in ``delta``.
 
         Args:
-            delta: (rows, width) what is added at the injected token of each row.
+            delta: (rows, width), added at the injected token of each row.
 
         Returns:
             (wanted, vocabulary), in the order of ``wanted_row``.
@@ -384,7 +132,7 @@ class Replay:
             return self.model.logits_at(self._inputs(), self.wanted_row, self._wanted_column)
 
     def states(self, delta: Tensor, site: Site, layers: Sequence[int]) -> dict[int, Tensor]:
-        """What stands at a site of later layers at the injected token, with ``delta`` injected; without gradients.
+        """Activations of later layers at the injected token, with ``delta`` injected; without gradients.
 
         Args:
             delta: as for ``logits``.
@@ -400,7 +148,7 @@ class Replay:
         return {layer: read[site, layer][:, 0] for layer in layers}
 
     def _last_mlp_on_wanted_positions(self) -> AbstractContextManager[None]:
-        """Nothing above the last block reads other positions, and an MLP works on each position by itself."""
+        """Nothing above the last block reads other positions, and an MLP works on each position independently."""
         mlp = self.model.mlp(len(self.model.blocks) - 1)
         forward = mlp.forward
         row, column = self.wanted_row, self._wanted_column
@@ -421,14 +169,14 @@ class Replay:
         return {
             "input_ids": self._suffix_ids,
             "position_ids": self._position_ids,
-            # Padding behind a row is hidden by causality; see PaddedBatch.inputs.
+            # Padding after a row is hidden by causality; see PaddedBatch.inputs.
             "attention_mask": torch.cat([self._prefix_mask, torch.ones_like(self._suffix_mask)], dim=1),
             "past_key_values": None if self._cache is None else self._fresh_cache(),
             "use_cache": self._cache is not None,
         }
 
     def _fresh_cache(self) -> DynamicCache:
-        """A copy to append to. ``copy.copy(cache)`` would share the layer objects, which are what is appended to."""
+        """A copy to append to. ``copy.copy(cache)`` alone would share the layer objects, which are appended to."""
         assert self._cache is not None
         fresh = copy.copy(self._cache)
         fresh.layers = [copy.copy(layer) for layer in self._cache.layers]
@@ -436,7 +184,7 @@ class Replay:
 
 
 class BucketedReplay:
-    """Several replays of rows of like length as one: what is padded is small, and so is the number of passes.
+    """Replays of rows of similar length, used as one: little padding in few passes.
 
     Args:
         rows: the texts, ascending in the number of tokens from the injection on.
@@ -455,7 +203,7 @@ class BucketedReplay:
         self._adopt([Replay(model, rows[start:stop], layer, sites) for start, stop in pairwise(cuts)])
 
     def select(self, rows: Tensor) -> BucketedReplay:
-        """As ``Replay.select``; parts of which nothing is left are dropped."""
+        """As ``Replay.select``; empty parts are dropped."""
         chosen = copy.copy(self)
         parts: list[Replay] = []
         start = 0
@@ -482,8 +230,8 @@ class BucketedReplay:
 
 
 def length_cuts(lengths: Sequence[int], pass_cost: int = PASS_COST) -> list[int]:
-    """Where to cut ascending lengths, so that padded tokens and passes together cost least (dynamic programme)."""
-    # Only where the length changes is there anything to gain by a cut.
+    """Where to cut ascending lengths for the least cost of padded tokens and passes (dynamic programming)."""
+    # A cut gains something only where the length changes.
     edges = [index for index in range(len(lengths)) if index == 0 or lengths[index] != lengths[index - 1]]
     edges.append(len(lengths))
     best: list[tuple[float, list[int]]] = [(0.0, [])]
@@ -496,3 +244,230 @@ def length_cuts(lengths: Sequence[int], pass_cost: int = PASS_COST) -> list[int]
             options.append((cost + padded + pass_cost, [*cuts, edges[start]] if start else cuts))
         best.append(min(options, key=lambda option: option[0]))
     return best[-1][1]
+
+
+@runtime_checkable
+class Injection(Protocol):
+    """Where a vector enters a block: holds the activations up to there, and lets a forward pass start there.
+
+    There are two kinds: after the block (at its output, or at W's output if only a norm follows), so that the block
+    need not run again; and inside the block, at the outputs of attention and of W, so that it must.
+
+    Attributes:
+        origin: (rows, width) the activations at the injected token without an injection; side by side for two sites.
+        inside: whether the block runs again, at all positions.
+    """
+
+    inside: bool
+    origin: Float[Tensor, "rows width"]
+
+    def select(self, rows: Int[Tensor, "n"], length: int) -> Injection:
+        """The injection of some rows, cut to the first ``length`` tokens from the injected one on."""
+        ...
+
+    def enter(self, stack: ExitStack, delta: Float[Tensor, "rows width"]) -> None:
+        """Until the stack closes, a forward pass starts at the injection, with ``delta`` added there."""
+        ...
+
+
+class AfterBlock:
+    """δ enters at the block's output, or at W's output if only a norm follows."""
+
+    inside = False
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        layer: int,
+        site: Site,
+        read: _Read,
+    ) -> None:
+        self._model, self._layer = model, layer
+        found = read({Site.BLOCK: [layer]} | ({Site.MLP: [layer]} if site is Site.MLP else {}))
+        self._hidden = found[Site.BLOCK, layer]
+        self._norm = model.norm_after_mlp(layer) if site is Site.MLP else None
+        self.origin = found[site, layer][:, 0]
+
+    def select(self, rows: Tensor, length: int) -> AfterBlock:
+        chosen = copy.copy(self)
+        chosen._hidden, chosen.origin = self._hidden[rows, :length], self.origin[rows]
+        return chosen
+
+    def enter(self, stack: ExitStack, delta: Tensor) -> None:
+        entered = self._entered(delta)
+        skip_below(stack, self._model, self._layer, None)
+        wrapped = _as_block_output(self._model, entered)
+        stack.enter_context(forward_replaced(self._model.blocks[self._layer], lambda *args, **kwargs: wrapped))
+
+    def _entered(self, delta: Tensor) -> Tensor:
+        """The block's output (rows, length, d) with delta (rows, d) added at the first position."""
+        first = self._hidden[:, 0]
+        if self._norm is None:
+            first = first + delta.to(first.dtype)
+        else:
+            # h_out = residual + norm(w_out): replace norm(w_out) by norm(w_out + delta).
+            with torch.no_grad():
+                residual = first - self._norm(self.origin)
+            first = residual + self._norm(self.origin + delta.to(self.origin.dtype))
+        return torch.cat([first.unsqueeze(1), self._hidden[:, 1:]], dim=1)
+
+
+class InsideBlock:
+    """δ is two vectors side by side: one enters at attention's output, one at W's; the block runs again."""
+
+    inside = True
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        layer: int,
+        read: _Read,
+    ) -> None:
+        self._model, self._layer = model, layer
+        below = {Site.BLOCK: [layer - 1]} if layer else {}
+        found = read({Site.ATTENTION: [layer], Site.MLP: [layer]} | below)
+        self._hidden = found[Site.BLOCK, layer - 1] if layer else None
+        self.origin = torch.cat([found[site, layer][:, 0] for site in (Site.ATTENTION, Site.MLP)], dim=1)
+
+    def select(self, rows: Tensor, length: int) -> InsideBlock:
+        chosen = copy.copy(self)
+        chosen.origin = self.origin[rows]
+        chosen._hidden = None if self._hidden is None else self._hidden[rows, :length]
+        return chosen
+
+    def enter(self, stack: ExitStack, delta: Tensor) -> None:
+        skip_below(stack, self._model, self._layer, self._hidden)
+        parts = (self._model.attention_output(self._layer), self._model.down_projection(self._layer))
+        for part, share in zip(parts, delta.chunk(2, dim=1), strict=True):
+            stack.callback(part.register_forward_hook(_adding(share)).remove)
+
+
+def injection_at(
+    model: LanguageModel,
+    layer: int,
+    sites: Sequence[Site],
+    read: _Read,
+) -> Injection:
+    """The injection for ``(Site.BLOCK,)``, ``(Site.MLP,)`` or ``(Site.ATTENTION, Site.MLP)``.
+
+    Raises:
+        ValueError: for any other sites.
+    """
+    match tuple(sites):
+        case (Site.BLOCK,) | (Site.MLP,):
+            return AfterBlock(model, layer, sites[0], read)
+        case (Site.ATTENTION, Site.MLP):
+            return InsideBlock(model, layer, read)
+    raise ValueError(f"no injection is known at the sites {list(sites)}")
+
+
+def skip_below(stack: ExitStack, model: LanguageModel, layer: int, hidden: Tensor | None) -> None:
+    """Until the stack closes, blocks below ``layer`` return their input, and the last of them ``hidden`` if given."""
+    for index, block in enumerate(model.blocks[:layer]):
+        instead = hidden if index == layer - 1 else None
+        stack.enter_context(
+            forward_replaced(
+                block,
+                lambda given, *args, instead=instead, **kwargs: _as_block_output(
+                    model, given if instead is None else instead
+                ),
+            )
+        )
+
+
+def _as_block_output(model: LanguageModel, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
+    return (hidden, None) if model.architecture.block_returns_tuple else hidden
+
+
+def _adding(delta: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """A hook that adds delta (rows, d) to an output at the first position of every row."""
+
+    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        # OPT flattens (rows, length) before its second linear layer.
+        rows = output.view(len(delta), -1, output.shape[-1])
+        first = rows[:, :1] + delta.to(output.dtype).unsqueeze(1)
+        return torch.cat([first, rows[:, 1:]], dim=1).view_as(output)
+
+    return add
+
+
+def prefix_cache(
+    model: LanguageModel, prefixes: Sequence[Sequence[int]], stems: Sequence[int]
+) -> tuple[DynamicCache, Tensor]:
+    """Keys and values of each prefix, left-padded, so that the next tokens follow directly.
+
+    Every fact is read in the same few contexts, so most of the tokens before a subject are the same for all facts: such
+    a shared stem is run once, and the rest of each prefix after it. Tokens must be contiguous, since sliding windows
+    count slots, padding included. For the same reason the cache holds all tokens even in models with sliding windows,
+    whose masks hide the old ones.
+
+    Args:
+        prefixes: token ids, not all of them empty.
+        stems: for each prefix, the number of its first tokens to run once for all prefixes that share them.
+
+    Returns:
+        the cache, and its mask (prefixes, slots): 1 for a token, 0 for padding.
+    """
+    device = model.device
+    heads = [tuple(prefix[:stem]) for prefix, stem in zip(prefixes, stems, strict=True)]
+    tails = [tuple(prefix[stem:]) for prefix, stem in zip(prefixes, stems, strict=True)]
+    distinct = [head for head in dict.fromkeys(heads) if head]
+    cache = DynamicCache()
+    mask = torch.zeros(len(prefixes), 0, dtype=torch.long, device=device)
+    if distinct:
+        batch = pad(distinct, left=True, device=device)
+        _extend(model, cache, batch.input_ids, batch.attention_mask, batch.position_ids)
+        # A prefix without a stem gets another one's slots, all of them masked.
+        number = {head: index for index, head in enumerate(distinct)}
+        row = torch.tensor([number.get(head, 0) for head in heads], device=device)
+        has_stem = torch.tensor([bool(head) for head in heads], device=device)
+        mask = batch.attention_mask[row] * has_stem[:, None]
+        _change_states(cache.layers, lambda state: state[row])
+    stem_slots = mask.shape[1]
+    tail_lengths = torch.tensor([len(tail) for tail in tails], device=device)
+    if any(tails):
+        # Right-padded: no token read here follows the padding, so causality hides it.
+        batch = pad(tails, left=False, device=device)
+        positions = batch.position_ids + mask.sum(1, keepdim=True)
+        _extend(model, cache, batch.input_ids, torch.cat([mask, torch.ones_like(batch.input_ids)], 1), positions)
+    # Shift each row so that its last token is in the last slot.
+    lengths = mask.sum(1) + tail_lengths
+    slots = int(lengths.max())
+    slot = torch.arange(slots, device=device)
+    source = (stem_slots + tail_lengths[:, None] - slots + slot).clamp_min(0)
+    if any(tails):
+        _change_states(cache.layers, lambda state: torch.take_along_dim(state, source[:, None, :, None], dim=2))
+    return cache, (slot >= slots - lengths[:, None]).long()
+
+
+def _extend(model: LanguageModel, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor) -> None:
+    # Of the last block only the keys and values are wanted, and its MLP comes after them.
+    last = len(model.blocks) - 1
+    skipped = forward_replaced(model.mlp(last), lambda hidden: hidden) if model.mlp_is_module else nullcontext()
+    with torch.no_grad(), skipped:
+        model.model.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+
+
+def _change_states(layers: Sequence[object], change: Callable[[Tensor], Tensor]) -> None:
+    """Replace the keys and values of cache layers by functions of them."""
+    for layer in layers:
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
+        layer.keys, layer.values = change(layer.keys), change(layer.values)
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """Replace a module's ``forward`` while the context is open."""
+    own = module.__dict__.get("forward")  # accelerate's hooks live here
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

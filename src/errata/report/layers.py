@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.report.tables import MISSING
-from errata.tracing.causal_tracing import Part, Position
+from errata.tracing.causal_tracing import Component, Position
 from errata.tracing.layer_scan import LayerScan, LayerScore
-from errata.tracing.location import Cell
+from errata.tracing.location import EffectEstimate
 from errata.utils.optional import require
 
 # ----------------------------------------------------------------------------------------------------
@@ -23,7 +23,7 @@ from errata.utils.optional import require
 
 
 PART_TITLES: Final[Mapping[str, str]] = MappingProxyType(
-    {Part.BLOCK: "hidden state", Part.MLP: "MLP outputs", Part.ATTENTION: "attention outputs"}
+    {Component.BLOCK: "hidden state", Component.MLP: "MLP outputs", Component.ATTENTION: "attention outputs"}
 )
 POSITION_TITLES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -38,7 +38,7 @@ POSITION_TITLES: Final[Mapping[str, str]] = MappingProxyType(
 _BARS = "·▁▂▃▄▅▆▇█"
 
 
-def tracing_table(cells: Sequence[Cell], critical: Collection[int] = ()) -> Table:
+def tracing_table(cells: Sequence[EffectEstimate], critical: Collection[int] = ()) -> Table:
     """Layers as lines, parts as columns: average indirect effects at the subject's last token with 95 % intervals.
 
     Args:
@@ -68,12 +68,12 @@ def tracing_table(cells: Sequence[Cell], critical: Collection[int] = ()) -> Tabl
     return table
 
 
-def window_size(cells: Sequence[Cell]) -> int:
+def window_size(cells: Sequence[EffectEstimate]) -> int:
     """How many blocks were restored together; the model's ends cut the windows there."""
     return max(last - first + 1 for first, last in (cell["window"] for cell in cells))
 
 
-def text_heat_map(cells: Sequence[Cell], *, width: int = 120) -> str:
+def text_heat_map(cells: Sequence[EffectEstimate], *, width: int = 120) -> str:
     """For each part a line of bars for each kind of token, a bar for each layer; full ones are the part's largest.
 
     Args:
@@ -95,7 +95,7 @@ def text_heat_map(cells: Sequence[Cell], *, width: int = 120) -> str:
     return "\n".join(lines)
 
 
-def _entry(cell: Cell) -> str:
+def _entry(cell: EffectEstimate) -> str:
     interval = "" if cell["low"] is None else f" [{cell['low']:.3f},{cell['high']:.3f}]"
     return f"{cell['mean']:.3f}{interval}"
 
@@ -113,7 +113,7 @@ def _bar(mean: float, largest: float) -> str:
 
 
 # One hue a part, as in the paper; each grows darker evenly, so that it can be read in grey.
-_COLOURS = {Part.BLOCK: "Purples", Part.MLP: "Greens", Part.ATTENTION: "Reds"}
+_COLOURS = {Component.BLOCK: "Purples", Component.MLP: "Greens", Component.ATTENTION: "Reds"}
 # Inches: a printed page's text; heads, ticks and bars; one kind of token; the legend.
 _WIDTH, _MARGIN, _ROW, _LEGEND = 7.2, 1.6, 0.18, 0.22
 
@@ -124,7 +124,7 @@ def check_drawing() -> None:
 
 
 def draw_heat_map(
-    cells: Sequence[Cell], paths: Sequence[Path], *, title: str = "", critical: Collection[int] = ()
+    cells: Sequence[EffectEstimate], paths: Sequence[Path], *, title: str = "", critical: Collection[int] = ()
 ) -> None:
     """Draw average indirect effects, and write the picture once for each path, in the format of its suffix.
 
@@ -149,8 +149,8 @@ def draw_heat_map(
         panels = figure.subplots(1, len(PART_TITLES), sharey=True, squeeze=False)[0]
         for panel, (part, name) in zip(panels, PART_TITLES.items(), strict=True):
             values = _values(cells, part, positions, layers)
-            _draw_panel(figure, panel, values, _COLOURS[Part(part)])
-            reach = "at one layer" if part == Part.BLOCK else f"window of {window_size(cells)}"
+            _draw_panel(figure, panel, values, _COLOURS[Component(part)])
+            reach = "at one layer" if part == Component.BLOCK else f"window of {window_size(cells)}"
             panel.set_title(f"{name}\n({reach})", fontsize=8)
             if critical:
                 corner, width = (min(critical) - 0.5, positions.index(Position.SUBJECT_LAST) - 0.5), len(critical)
@@ -166,7 +166,7 @@ def draw_heat_map(
             figure.savefig(path, dpi=300, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _values(cells: Sequence[Cell], part: str, positions: Sequence[str], layers: int) -> Any:
+def _values(cells: Sequence[EffectEstimate], part: str, positions: Sequence[str], layers: int) -> Any:
     """(positions, layers) effects; NaN where no fact has such a token."""
     values = np.full((len(positions), layers), np.nan)
     for cell in cells:

@@ -1,4 +1,4 @@
-"""Which layers hold a model's facts: causal tracing over facts that it knows, and a stated rule from its curves.
+"""The layers that store a model's facts: causal tracing over known facts, and a rule that selects layers from it.
 
 Meng et al. (2022), "Locating and Editing Factual Associations in GPT", section 2, for the tracing; the rule is ours.
 """
@@ -18,18 +18,27 @@ from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import software_versions
 from errata.results.records import interval_of, resampled_sums
-from errata.tracing.causal_tracing import Array, Chosen, Part, Position, Trace, choose_facts, trace, window_around
+from errata.tracing.causal_tracing import (
+    Array,
+    Component,
+    KnownFacts,
+    Position,
+    Trace,
+    choose_facts,
+    trace,
+    window_around,
+)
 from errata.utils.progress import Report, silent
 from errata.utils.text import dtype_name
 
 FORMAT = "errata-tracing-1"
-ENOUGH_FACTS = 10  # below, a mean over facts says little
-SHARE = 0.5  # of the largest effect, that makes a layer critical
+ENOUGH_FACTS = 10  # with fewer, a mean over facts says little
+SHARE = 0.5  # of the largest effect: the threshold for a critical layer
 MOST_LAYERS = 6
 RULE = (
     "the last critical layer is the last one whose block output, restored at the subject's last token, has at least "
     "half of the largest average indirect effect; the first is the first one whose MLP outputs, restored there over "
-    "the window around it, have at least half of the largest of theirs, never behind the last; of more than "
+    "the window around it, have at least half of the largest of theirs, never after the last; of more than "
     f"{MOST_LAYERS} the last {MOST_LAYERS} are taken; the boundaries are the first and the last"
 )
 _RESAMPLES = 1000
@@ -37,15 +46,15 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True, slots=True)
 class TracingSettings:
-    """What tracing goes by.
+    """Settings of causal tracing.
 
     Attributes:
-        count: facts to trace, at most.
-        samples: draws of noise per fact.
+        count: the most facts to trace.
+        samples: noise samples per fact.
         window: blocks whose MLP, or attention, outputs are restored together.
         noise: in standard deviations of the embedding entries of the subjects' tokens.
-        seed: of the noise, of the order of facts, and of the intervals.
-        positions: the kinds of tokens; the subject's last decides.
+        seed: random seed for the noise, the order of facts, and the bootstrap.
+        positions: the restored tokens; the subject's last selects the layers.
     """
 
     count: int = 100
@@ -57,7 +66,7 @@ class TracingSettings:
 
     def __post_init__(self) -> None:
         if Position.SUBJECT_LAST not in self.positions:
-            raise ValueError("the subject's last token decides which layers are critical, so it must be restored")
+            raise ValueError("the subject's last token must be restored, since it selects the critical layers")
 
 
 def default_window(layers: int) -> int:
@@ -66,23 +75,25 @@ def default_window(layers: int) -> int:
 
 
 def check_window(window: int, layers: int) -> None:
-    """Raises InputError if there are not so many blocks."""
+    """Raises InputError if a window is larger than the model."""
     if not 1 <= window <= layers:
         raise InputError(
-            f"a window of {window} blocks does not fit a model of {layers}", remedy=f"Give 1 to {layers} blocks"
+            f"a window of {window} blocks does not fit a model of {layers}",
+            remedy=f"Give 1 to {layers} blocks",
+            code="WINDOW_TOO_LARGE",
         )
 
 
 class Estimate(TypedDict):
-    """A mean over facts with its 95 % bootstrap interval; no interval of a single fact."""
+    """A mean over facts with its 95 % bootstrap interval; a single fact has no interval."""
 
     mean: float
     low: float | None
     high: float | None
 
 
-class Cell(Estimate):
-    """The average indirect effect of one place: part, kind of token, layer, and (first, last) block of its window."""
+class EffectEstimate(Estimate):
+    """An average indirect effect: component, token position, layer, and (first, last) block of the window."""
 
     part: str
     position: str
@@ -94,8 +105,8 @@ class Cell(Estimate):
 def estimates(values: Array, *, seed: int = 0) -> list[Estimate]:
     """(facts, quantities) -> each quantity's mean with its interval."""
     facts = len(values)
-    drawn = resampled_sums(np.ascontiguousarray(values.T), seed=seed, resamples=_RESAMPLES) / facts
-    intervals = [interval_of(column, facts) for column in drawn.T]
+    resampled = resampled_sums(np.ascontiguousarray(values.T), seed=seed, resamples=_RESAMPLES) / facts
+    intervals = [interval_of(column, facts) for column in resampled.T]
     return [
         Estimate(mean=float(mean), low=low, high=high)
         for mean, (low, high) in zip(values.mean(0), intervals, strict=True)
@@ -121,14 +132,15 @@ def propose_layers(block: Sequence[float], mlp: Sequence[float]) -> Proposal:
         mlp: the same of the MLP outputs over a window around the layer.
 
     Raises:
-        ErrataError: if one of the two has no positive effect (or a NaN): nothing tells then where facts are.
+        ErrataError: if one of the two has no positive effect, or a NaN.
     """
     for name, curve in (("block", block), ("MLP", mlp)):
         if not all(np.isfinite(curve)) or max(curve) <= 0:
             raise ErrataError(
-                f"no layers can be proposed: restoring {name} outputs at the subject's last token brings nothing of "
-                f"the answer back (largest average indirect effect {max(curve):.3g})",
-                remedy="Trace more facts, or other ones; or choose layers by editing each alone",
+                f"no layers can be proposed: restoring {name} outputs at the subject's last token restores nothing of "
+                f"the answer (largest average indirect effect {max(curve):.3g})",
+                remedy="Trace more facts, or other ones; or choose layers by a scan (--scan)",
+                code="NO_LAYERS_FOUND",
             )
     last = max(layer for layer, effect in enumerate(block) if effect >= SHARE * max(block))
     first = min(layer for layer, effect in enumerate(mlp) if effect >= SHARE * max(mlp))
@@ -137,26 +149,26 @@ def propose_layers(block: Sequence[float], mlp: Sequence[float]) -> Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A model's facts traced.
+    """The result of causal tracing.
 
     Attributes:
-        layers: how many blocks the model has.
-        seconds: that tracing took.
+        layers: the number of blocks.
+        seconds: the duration of the tracing.
     """
 
     settings: TracingSettings
-    chosen: Chosen
+    chosen: KnownFacts
     traced: Trace
     layers: int
     seconds: float
 
-    def curve(self, part: Part) -> list[float]:
+    def curve(self, component: Component) -> list[float]:
         """By layer, the average indirect effect at the subject's last token."""
-        return [float(mean) for mean in self.traced.effects(part, Position.SUBJECT_LAST).mean(0)]
+        return [float(mean) for mean in self.traced.effects(component, Position.SUBJECT_LAST).mean(0)]
 
     def propose(self) -> Proposal:
         """Raises ErrataError: see ``propose_layers``."""
-        return propose_layers(self.curve(Part.BLOCK), self.curve(Part.MLP))
+        return propose_layers(self.curve(Component.BLOCK), self.curve(Component.MLP))
 
     def totals(self) -> dict[str, Estimate]:
         """The answers' probability clean and corrupted, and the difference: the total effect."""
@@ -165,22 +177,24 @@ class Location:
         found = estimates(columns, seed=self.settings.seed)
         return dict(zip(("clean", "corrupted", "total_effect"), found, strict=True))
 
-    def cells(self) -> list[Cell]:
-        """Every average indirect effect in long form; kinds of tokens that no fact has are left out."""
-        found: list[Cell] = []
-        for part in Part:
+    def cells(self) -> list[EffectEstimate]:
+        """Every average indirect effect in long form, without positions that no fact has."""
+        found: list[EffectEstimate] = []
+        for component in Component:
             for position in self.settings.positions:
-                effects = self.traced.effects(part, position)
+                effects = self.traced.effects(component, position)
                 if not len(effects):
                     continue
                 for layer, estimate in enumerate(estimates(effects, seed=self.settings.seed)):
-                    reach = window_around(layer, 1 if part is Part.BLOCK else self.settings.window, self.layers)
+                    blocks = window_around(
+                        layer, 1 if component is Component.BLOCK else self.settings.window, self.layers
+                    )
                     found.append(
-                        Cell(
-                            part=str(part),
+                        EffectEstimate(
+                            part=str(component),
                             position=str(position),
                             layer=layer,
-                            window=(reach[0], reach[-1]),
+                            window=(blocks[0], blocks[-1]),
                             n=len(effects),
                             **estimate,
                         )
@@ -188,7 +202,7 @@ class Location:
         return found
 
     def record(self, model: LanguageModel) -> dict[str, Any]:
-        """The result, and everything that it takes to have it again. No proposal if the rule gives none."""
+        """The result as JSON, with everything needed to reproduce it; without a proposal if the rule gives none."""
         try:
             proposal = self.propose()
         except ErrataError as error:
@@ -231,7 +245,7 @@ def locate(
 
     Args:
         facts: with their old answers.
-        report: told the facts found to be known, and the layers traced.
+        report: progress callback, in known facts and in traced layers.
 
     Raises:
         InputError: if a fact has no old answer, or the window does not fit the model.
