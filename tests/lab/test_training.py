@@ -114,8 +114,8 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights(tmp_path: Path, checkpoi
     epochs: list[int] = []
 
     def stop_in_the_third(report: EpochReport) -> None:
-        epochs.append(progress.epoch)
-        if progress.epoch == 3 and len(epochs) == 3:
+        epochs.append(report.epoch)
+        if report.epoch == 3 and len(epochs) == 3:
             raise StoppedError
 
     directory = tmp_path / "stopped"
@@ -130,14 +130,14 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights(tmp_path: Path, checkpoi
     assert equal(weights_of(again), weights_of(whole))
 
 
-@pytest.mark.parametrize("change", [{"epochs": 5}, {"seed": 1}, {"learning_rate": 1e-4}, {"width": 64}])
-def test_a_checkpoint_of_other_settings_is_refused_and_kept(tmp_path: Path, change: dict[str, int]) -> None:
+def test_a_checkpoint_with_other_settings_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     settings = replace(SHORT, epochs=1)
     train(settings, tmp_path)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="made with other settings"):
-        train(replace(settings, **change), tmp_path)  # type: ignore[arg-type]
-    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    for change in ({"epochs": 5}, {"seed": 1}, {"learning_rate": 1e-4}, {"width": 64}):
+        with pytest.raises(ValueError, match="settings"):
+            train(replace(settings, **change), tmp_path)  # type: ignore[arg-type]
+        assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
 
 
 def test_initial_weights_come_from_the_seed_and_leave_the_global_generator_alone() -> None:

@@ -302,7 +302,7 @@ def auto(
         for number, row in enumerate(rows):
             left = math.inf if minutes is None else 60 * minutes - (time.monotonic() - started)
             statistics = {"corpus": text, "tokens": tokens, "length": min(1024, loaded.context_length)}
-            base = starting_recipe(model, row, chosen, outline.columns, statistics, batch_size=25)
+            base = starting_recipe(model, row, chosen, outline.size.mlp_width, statistics, batch_size=25)
             found[row.name] = RecipeSearch(
                 loaded, base, chosen, examination, journal, seconds=left / (len(rows) - number), report=report
             ).run()
@@ -390,7 +390,7 @@ def _write_unsearched(
     why = "given with --layers" if layers is not None else "by depth, as in Llama 3; not tried on this model"
     layers = layers_by_depth(outline.layers) if layers is None else layers
     statistics = {"corpus": corpus, "tokens": tokens, "length": min(1024, outline.context_length)}
-    found = {row.name: unsearched_recipe(model, row, layers, outline.columns, statistics) for row in rows}
+    found = {row.name: unsearched_recipe(model, row, layers, outline.size.mlp_width, statistics) for row in rows}
     write_text(out, automatic_file(model, layers, why, found))
     console().print(f"Wrote {out}: defaults, not searched.", highlight=False, markup=False)
 

@@ -219,7 +219,7 @@ def automatic_recipe(
     if layers is None:
         layers, why = layers_by_depth(outline.layers), "by depth, as in Llama 3, not tried on this model"
     statistics = {"corpus": BUILTIN, "tokens": TOKENS, "length": min(1024, outline.context_length)}
-    recipe = unsearched_recipe(model, row, layers, outline.columns, statistics).recipe
+    recipe = unsearched_recipe(model, row, layers, outline.size.mlp_width, statistics).recipe
     if method.endswith(BOUNDARY_SUFFIX):
         recipe = with_boundary(recipe, layers)
     source = f"automatic: scale-free settings, tried on no fact of this model; layers: {why}"

