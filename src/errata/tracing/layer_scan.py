@@ -141,6 +141,7 @@ def choose_layers(scores: Mapping[int, float], depth: int) -> LayerChoice:
         raise ErrataError(
             f"no layers can be chosen: at none of the scanned ones could facts be written (scores {shown})",
             remedy="Give other facts, or choose layers yourself with --layers",
+            code="NO_LAYERS_FOUND",
         )
     best = max(layers, key=lambda layer: scores[layer])  # of equal ones the first
     at_least = GOOD * scores[best]
@@ -271,7 +272,7 @@ def scan_layers(
         NonFiniteError: if the unedited model answers with what is no number.
     """
     if not facts:
-        raise InputError("there are no facts to scan layers with", remedy="Give --facts")
+        raise InputError("there are no facts to scan layers with", remedy="Give --facts", code="FACTS_MISSING")
     settings = settings or ScanSettings()
     started = time.perf_counter()
     chosen = list(facts[: settings.count])
