@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -13,6 +14,17 @@ def test_the_generated_pages_are_current() -> None:
     current = make_pages["pages"]()
     outdated = [file for file, text in current.items() if (DOCS / file).read_text(encoding="utf-8") != text]
     assert not outdated, f"run `make pages`; outdated: {', '.join(outdated)}"
+
+
+def test_the_map_of_the_code_names_what_is_there() -> None:
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    source = DOCS.parent / "src" / "errata"
+    places = re.findall(r"`([\w/]+\.py)`(?:: `([\w.]+)`)?", page)
+    assert len(places) >= 10
+    for file, name in places:
+        text = (source / file).read_text(encoding="utf-8")
+        for part in filter(None, name.split(".")):
+            assert re.search(rf"\b(def|class) {part}\b|^{part}\b", text, re.MULTILINE), f"{file} has no {part}"
 
 
 def test_every_form_of_an_error_code_is_found(tmp_path: Path) -> None:
