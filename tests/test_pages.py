@@ -39,3 +39,28 @@ def test_every_form_of_an_error_code_is_found(tmp_path: Path) -> None:
         "WRONG": ({"Fault"}, "… is wrong"),
         "UNREADABLE": ({"InputError", "OutputError"}, "cannot read"),
     }
+
+
+def test_commands_in_the_documentation_exist_with_their_options() -> None:
+    options: dict[str, set[str]] = {}
+    title = ""
+    for line in (DOCS / "commands.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith(("## errata", "### errata")):
+            title = line.lstrip("# ")
+            options[title] = {"--help"}
+        elif found := re.match(r"\| `([^`]+)` \|", line):
+            options[title] |= set(found[1].split(", "))
+    pages = [DOCS.parent / "README.md", *(page for page in DOCS.glob("*.md") if page.name != "commands.md")]
+    shown = 0
+    for page in pages:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^\$ (errata .*)|`(errata [^`]+)`", text, re.MULTILINE):
+            words = re.sub(r"\s#.*|\"[^\"]*\"", "", "".join(line)).split()
+            command = " ".join(words[:3]) if " ".join(words[:3]) in options else " ".join(words[:2])
+            if not re.fullmatch(r"[a-z]+", words[1]):
+                continue  # `errata COMMAND`, `errata --help`
+            assert command in options, f"{page.name}: {' '.join(words)}"
+            used = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+            assert used <= options[command], f"{page.name}: {' '.join(words)}: no {used - options[command]}"
+            shown += 1
+    assert shown > 50
