@@ -20,7 +20,7 @@ from errata.facts.files import write_facts
 from tests.datasets import records
 from tests.datasets.records import varied, written
 
-MODULES = {"zsre-answers": "zsre", "zsre-alt": "zsre"}
+MODULES = {"zsre-answers": "zsre", "zsre-alt": "zsre", "multi-counterfact": "counterfact"}
 FACT = Fact(
     id="3", subject="Oria Bell", prompt="{} speaks the language of", target="Welsh", truth="Basque", relation="P1412"
 )

@@ -1,1 +1,1 @@
-"""Data sets: one file each, mapped to what errata edits and asks."""
+"""Data sets, one module each: how their records map to facts, questions, concepts and texts."""

@@ -1,4 +1,4 @@
-"""ConceptEdit: definitions of concepts that are to change. A record, made up::
+"""ConceptEdit: edited definitions of concepts. A record, made up::
 
     {
       "label": "lantern",
@@ -10,13 +10,12 @@
       "locality_answer": "Jean Gris"
     }
 
-A record is both a fact that can be edited (subject ``label``, target ``target_new_desc``, ``phrase_prompt`` the
-paraphrase, ``locality_prompt`` an unrelated question) and, by the same id, a ``Concept`` with what only a concept has.
-``instance_prompt`` is a whole question, or a list of them. There is no id in the file: ``concept-0`` by position.
+A record is both a fact (subject ``label``, target ``target_new_desc``, paraphrase ``phrase_prompt``, unrelated question
+``locality_prompt``) and a ``Concept`` with the same id. ``instance_prompt`` is a whole question, or a list of them. The
+file has no ids, so they count positions: ``concept-0``.
 
-What the authors' files do not name can be added to a file of one's own, under keys that are errata's: ``definition``
-(the present one), ``instances`` and ``non_instances`` (names of things that belong to the concept now, and by the new
-definition).
+The user's own files may have further fields: ``definition`` (the current one), ``instances`` and ``non_instances``
+(names of instances by the current and by the new definition).
 """
 
 from __future__ import annotations
@@ -28,12 +27,13 @@ from errata.datasets.records import AMBIGUOUS, Draft, Fields
 
 
 def concept_of(fields: Fields) -> Draft:
-    """A record of the form above."""
+    """Map a record."""
     name = fields.text("label")
     definition = fields.text("target_new_desc")
     identifier = f"concept-{fields.index}"
     prompt = fields.prompt_around(fields.text("prompt"), name)
-    asked = fields.texts("instance_prompt") if fields.has_list("instance_prompt") else (fields.text("instance_prompt"),)
+    key = "instance_prompt"
+    instance_prompts = fields.texts(key) if fields.has_list(key) else (fields.text(key),)
     unrelated = ({"prompt": fields.text("locality_prompt"), "answer": fields.text("locality_answer")},)
     paraphrases = (fields.text("phrase_prompt"),)
     present = fields.text_or_none("definition")
@@ -56,7 +56,7 @@ def concept_of(fields: Fields) -> Draft:
         "instances": fields.texts_if_any("instances"),
         "non_instances": fields.texts_if_any("non_instances"),
         "unrelated": unrelated,
-        "instance_prompts": asked,
+        "instance_prompts": instance_prompts,
     }
     return Draft(left_out=AMBIGUOUS) if prompt is None else Draft(facts=(fact,), concept=concept)
 
@@ -74,8 +74,8 @@ DATASET: Final = DataSet(
     paper="Wang et al. 2024, Editing Conceptual Knowledge for Large Language Models, arXiv:2403.06259",
     licence="CC BY-NC-SA 4.0",
     fills=("paraphrases", "unrelated", "concepts"),
-    read_here="no record; the fields that examples/run_concept_editing.py of github.com/zjunlp/EasyEdit reads, and the "
-    "names of the files from the data set's page. Not its concept_data.json, whose form could not be seen",
+    read_here="no record; fields as read by examples/run_concept_editing.py of github.com/zjunlp/EasyEdit, file names "
+    "from the data set's page. concept_data.json, whose format is unknown, is not supported",
     sources=tuple(Source(file, f"{_FOLDER}{file}") for file in _FILES),
     reader=json_list(concept_of, key="label"),
 )

@@ -1,4 +1,6 @@
-"""CounterFact, and multi-CounterFact, which has the same form. A record, made up::
+"""CounterFact, and multi-CounterFact, which has no contradictory records, for many edits of one model.
+
+Both have the same format. A record, made up::
 
     {
       "case_id": 7,
@@ -16,12 +18,11 @@
       "generation_prompts": ["Around Torre Ombra one often eats"]
     }
 
-What becomes of it: ``case_id`` -> id; ``relation_id`` -> relation; ``target_new`` -> target, ``target_true`` ->
-old; ``paraphrase_prompts`` -> paraphrases; ``neighborhood_prompts`` (other subjects with the same true object) ->
-neighbours, each with the answer ``target_true``; ``generation_prompts`` -> generation, repeats included, since one text
-is written for each. ``attribute_prompts`` (other subjects whose true object is ``target_new``) are not used: no metric
-asks them, and a reference text about them would have to come from elsewhere. ``pararel_idx`` and the ids of the targets
-say nothing that an edit needs.
+``case_id`` -> id; ``relation_id`` -> relation; ``target_new`` -> target, ``target_true`` -> old;
+``paraphrase_prompts`` -> paraphrases; ``neighborhood_prompts`` (other subjects with the same true object) ->
+neighbours, each with the answer ``target_true``; ``generation_prompts`` -> generation, including duplicates, since one
+text is generated for each. No metric uses ``attribute_prompts`` (other subjects whose true object is ``target_new``).
+``pararel_idx`` and the ids of the targets are not needed.
 """
 
 from __future__ import annotations
@@ -31,11 +32,9 @@ from typing import Final
 from errata.datasets.data_set import DataSet, Source, json_list
 from errata.datasets.records import Draft, Fields
 
-_FILLS: Final = ("old", "paraphrases", "neighbours", "generation", "relation")
-
 
 def fact_of_case(fields: Fields) -> Draft:
-    """A record of the form above."""
+    """Map a record."""
     rewrite = fields.part("requested_rewrite")
     truth = rewrite.part("target_true").text("str")
     return Draft(
@@ -62,8 +61,8 @@ DATASET: Final = DataSet(
     title="CounterFact",
     paper="Meng et al. 2022, Locating and Editing Factual Associations in GPT, arXiv:2202.05262",
     licence="MIT",
-    fills=_FILLS,
-    read_here="300 of its records; the address from dsets/counterfact.py of github.com/kmeng01/rome",
+    fills=("old", "paraphrases", "neighbours", "generation", "relation"),
+    read_here="300 of its records; URL from dsets/counterfact.py of github.com/kmeng01/rome",
     sources=(
         Source(
             "counterfact.json",
@@ -73,4 +72,20 @@ DATASET: Final = DataSet(
         ),
     ),
     reader=json_list(fact_of_case, key="case_id"),
+)
+MULTI: Final = DataSet(
+    name="multi-counterfact",
+    title="multi-CounterFact",
+    paper="Meng et al. 2023, Mass-Editing Memory in a Transformer, arXiv:2210.07229",
+    licence="MIT",
+    fills=DATASET.fills,
+    read_here="not the file; its format and URL from dsets/counterfact.py of github.com/kmeng01/memit",
+    sources=(
+        Source(
+            "multi_counterfact.json",
+            "https://memit.baulab.info/data/dsets/multi_counterfact.json",
+            page="https://memit.baulab.info/data/dsets/",
+        ),
+    ),
+    reader=DATASET.reader,
 )

@@ -1,4 +1,4 @@
-"""CounterFact as EasyEdit cuts it: one question of each kind, the subject in clear text. A record, made up::
+"""CounterFact as reduced by EasyEdit: one question of each kind, the subject in clear text. A record, made up::
 
     {
       "case_id": 7,
@@ -11,12 +11,12 @@
       "locality_ground_truth": "Turin"
     }
 
-``rephrase_prompt`` is no paraphrase, whatever its name says: in most records it is one of CounterFact's *generation*
-prompts, which the target does not answer. So it fills ``generation`` and never ``paraphrases``, and with this file
-generalisation cannot be measured; take ``counterfact`` for that.
+Despite its name, ``rephrase_prompt`` is not a paraphrase: in most records it is one of CounterFact's *generation*
+prompts, which the target does not answer. So it fills ``generation``, never ``paraphrases``. Generalisation cannot be
+measured with this file; use ``counterfact`` instead.
 
-``locality_prompt`` asks about another subject with the same true object (``locality_ground_truth`` is ``ground_truth``
-in all 10,000 records): neighbours. The subject is put back into the prompt where ``Fields.prompt_around`` finds it.
+``locality_prompt`` is about another subject with the same true object (``locality_ground_truth`` is ``ground_truth`` in
+all 10,000 records): neighbours. ``Fields.prompt_around`` replaces the subject in the prompt by ``{}``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from __future__ import annotations
 from typing import Final
 
 from errata.datasets.data_set import DataSet, Source, json_list
-from errata.datasets.records import AMBIGUOUS, Draft, Fields
+from errata.datasets.records import Draft, Fields, one_fact
 
 
 def fact_of_case(fields: Fields) -> Draft:
-    """A record of the form above."""
+    """Map a record."""
     subject = fields.text("subject")
     prompt = fields.prompt_around(fields.text("prompt"), subject)
     locality = {"prompt": fields.text("locality_prompt"), "answer": fields.text("locality_ground_truth")}
@@ -41,13 +41,13 @@ def fact_of_case(fields: Fields) -> Draft:
         "neighbours": (locality,),
         "generation": (fields.text("rephrase_prompt"),),
     }
-    return Draft(left_out=AMBIGUOUS) if prompt is None else Draft(facts=(fact,))
+    return one_fact(fact)
 
 
 DATASET: Final = DataSet(
     name="counterfact-edit",
     title="CounterFact, reduced as EasyEdit does",
-    paper="Meng et al. 2022, arXiv:2202.05262; cut by Yao et al. 2023, Editing Large Language Models, arXiv:2305.13172",
+    paper="Meng et al. 2022, arXiv:2202.05262; by Yao et al. 2023, Editing Large Language Models, arXiv:2305.13172",
     licence="MIT",
     fills=("old", "neighbours", "generation"),
     read_here="all of data/counterfact-edit.json of github.com/WanliYoung/Revisit-Editing-Evaluation",

@@ -1,12 +1,12 @@
-"""HardEdit and HardCF: hard cases, of which one edit can make a model collapse. A record, made up::
+"""HardEdit and HardCF: hard cases, of which a single edit can collapse a model. A record, made up::
 
     {"prompt": "Torre Ombra was built in the city of", "subject": "Torre Ombra", "target_new": "Lyon"}
 
-The files lie in a folder that only a person can open, and none could be read here. What the loader relies on is what
-the authors' own program reads of such records: ``prompt`` with the subject in clear text, ``subject`` and
-``target_new``. A ``ground_truth`` becomes the old answer, and ``locality_prompt`` with ``locality_ground_truth`` an
-unrelated question, where a file has them. ``rephrase_prompt`` is not used: whether it is a paraphrase here could not be
-seen, and in CounterFact's reduced form it is none. Facts are named by ``case_id`` if there is one, else by position.
+The files can only be downloaded in a browser, and none was available for testing. The loader relies on the fields that
+the authors' program reads: ``prompt`` with the subject in clear text, ``subject`` and ``target_new``. If present,
+``ground_truth`` is the old answer, and ``locality_prompt`` with ``locality_ground_truth`` an unrelated question.
+``rephrase_prompt`` is not used, since in CounterFact's reduced form it is not a paraphrase. The id is ``case_id`` if
+present, else the position.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from errata.datasets.data_set import DataSet, Source, json_list
-from errata.datasets.records import AMBIGUOUS, Draft, Fields
+from errata.datasets.records import Draft, Fields, one_fact
 
 
 def fact_of_case(fields: Fields) -> Draft:
-    """A record of the form above."""
+    """Map a record."""
     subject = fields.text("subject")
     prompt = fields.prompt_around(fields.text("prompt"), subject)
     fact: dict[str, Any] = {
@@ -29,9 +29,9 @@ def fact_of_case(fields: Fields) -> Draft:
         "old": fields.text_or_none("ground_truth"),
     }
     if fields.has("locality_prompt"):
-        asked = {"prompt": fields.text("locality_prompt"), "answer": fields.text("locality_ground_truth")}
-        fact["unrelated"] = (asked,)
-    return Draft(left_out=AMBIGUOUS) if prompt is None else Draft(facts=(fact,))
+        question = {"prompt": fields.text("locality_prompt"), "answer": fields.text("locality_ground_truth")}
+        fact["unrelated"] = (question,)
+    return one_fact(fact)
 
 
 _PAGE: Final = "https://drive.google.com/drive/folders/1-L2TzbaWVmduJaFzfp49XzdVp-3LuQ1i"
@@ -42,8 +42,8 @@ DATASET: Final = DataSet(
     paper="Yang et al. 2024, The Butterfly Effect of Model Editing, Findings of ACL 2024, 2024.findings-acl.322",
     licence="MIT (that of the authors' repository)",
     fills=("old", "unrelated"),
-    read_here="no record; the fields that mass_edit.py of github.com/WanliYoung/Collapse-in-Model-Editing reads, and "
-    "the folder's address from its README",
+    read_here="no record; fields as read by mass_edit.py of github.com/WanliYoung/Collapse-in-Model-Editing, URL from "
+    "its README",
     sources=(Source("HardEdit.json", None, page=_PAGE), Source("HardCF.json", None, page=_PAGE)),
     reader=json_list(fact_of_case, key="case_id"),
 )

@@ -1,4 +1,4 @@
-"""KnownFacts: what GPT-2-XL knows, for causal tracing. A record, made up::
+"""KnownFacts: facts that GPT-2-XL knows, for causal tracing. A record, made up::
 
     {
       "known_id": 7,
@@ -10,9 +10,9 @@
       "relation_id": "P19"
     }
 
-``prompt`` is the filled template with the words that the model put before ``attribute``; the attribute follows it, so
-it is the prompt that is used and not the template. Nothing is edited here: ``attribute`` is both target and old answer,
-and what `errata locate` asks for is the old answer. ``prediction`` is another model's text and is not used.
+``prompt`` is the filled template with the words that the model generated before ``attribute``, so the prompt is used,
+not the template. ``attribute`` is both target and old answer: nothing is edited, and `errata locate` uses the old
+answer. ``prediction`` is another model's text and is not used.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from __future__ import annotations
 from typing import Final
 
 from errata.datasets.data_set import DataSet, Source, json_list
-from errata.datasets.records import AMBIGUOUS, Draft, Fields
+from errata.datasets.records import Draft, Fields, one_fact
 
 
 def fact_known(fields: Fields) -> Draft:
-    """A record of the form above."""
+    """Map a record."""
     subject = fields.text("subject")
     prompt = fields.prompt_around(fields.text("prompt"), subject)
     attribute = fields.text("attribute")
@@ -36,7 +36,7 @@ def fact_known(fields: Fields) -> Draft:
         "old": attribute,
         "relation": fields.text_or_none("relation_id"),
     }
-    return Draft(left_out=AMBIGUOUS) if prompt is None else Draft(facts=(fact,))
+    return one_fact(fact)
 
 
 DATASET: Final = DataSet(
@@ -45,7 +45,7 @@ DATASET: Final = DataSet(
     paper="Meng et al. 2022, Locating and Editing Factual Associations in GPT, arXiv:2202.05262",
     licence="MIT",
     fills=("old", "relation"),
-    read_here="1,209 records, in a copy whose bytes could not be compared with the authors'; the address from "
+    read_here="1,209 records, in a copy that could not be compared with the authors' file; URL from "
     "dsets/knowns.py of github.com/kmeng01/rome",
     sources=(
         Source(

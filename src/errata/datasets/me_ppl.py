@@ -1,9 +1,9 @@
-"""ME-PPL: human sentences by which an edited model's perplexity is watched. A record, made up::
+"""ME-PPL: human-written sentences for measuring an edited model's perplexity. A record, made up::
 
     {"Corpus": "Wikipedia", "Text": " The tower was closed to visitors in the second winter"}
 
-They are texts and no facts. Whitespace around a text is taken off; which corpus it is from is not kept. Repeated texts
-stay, as the authors' perplexity counts them.
+These are texts, not facts, stripped of whitespace at both ends. The corpus is not stored. Duplicate texts are included,
+as in the authors' perplexity.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from errata.datasets.records import Draft, Fields
 
 
 def text_of(fields: Fields) -> Draft:
-    """A record of the form above."""
+    """Map a record."""
     return Draft(text=fields.text("Text"))
 
 

@@ -1,4 +1,4 @@
-"""MQuAKE: edits with questions whose answers change several hops on. A record, made up and shortened::
+"""MQuAKE: edits with multi-hop questions whose answers change. A record, made up and shortened::
 
     {
       "case_id": 7,
@@ -26,7 +26,7 @@
 Each of ``requested_rewrite`` is a fact, ``7.0``, ``7.1`` and so on; its ``question`` is a paraphrase, and the aliases
 of the new single hop with that very question are the target's aliases. ``questions`` with ``new_answer`` are
 portability questions that follow from *all* facts of the record together, so a record is selected as a whole
-(``reading.draw``), and one that contradicts another, as in the first version of the file, is left out as a whole. A
+(``reading.select``), and one that contradicts another, as in the first version of the file, is left out as a whole. A
 question has one answer; ``new_answer_alias`` is not used, and neither are the answers before the edit.
 """
 
@@ -40,7 +40,7 @@ from errata.datasets.records import Draft, Fields
 
 
 def facts_of_case(fields: Fields) -> Draft:
-    """A record of the form above."""
+    """Map a record."""
     case = fields.name("case_id")
     rewrites = fields.parts("requested_rewrite")
     if fields.has("requested_rewrite") and not rewrites:
@@ -84,7 +84,7 @@ DATASET: Final = DataSet(
     paper="Zhong et al. 2023, MQuAKE: Assessing Knowledge Editing via Multi-Hop Questions, arXiv:2305.14795",
     licence="MIT",
     fills=("old", "paraphrases", "portability", "aliases", "relation"),
-    read_here="no whole file; the form and the counts in the README of github.com/princeton-nlp/MQuAKE",
+    read_here="no complete file; format and counts from the README of github.com/princeton-nlp/MQuAKE",
     sources=(
         Source("MQuAKE-CF-3k-v2.json", f"{_FOLDER}MQuAKE-CF-3k-v2.json", records=3000),
         Source("MQuAKE-CF.json", f"{_FOLDER}MQuAKE-CF.json", records=9218),

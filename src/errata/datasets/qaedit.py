@@ -1,4 +1,4 @@
-"""QAEdit: questions of three question-answering benchmarks that models get wrong. A record, made up::
+"""QAEdit: questions of three benchmarks that models answer wrongly. A record, made up::
 
     {
       "id": 7,
@@ -10,11 +10,11 @@
       "locality": [{"loc": "who painted the ceiling of the old opera", "loc_ans": "Jean Gris"}]
     }
 
-``id`` counts within ``source`` only, so facts are named by both: ``NQ-7``. ``rephrase`` is the paraphrase; ``locality``
-are unrelated questions, asked as they stand, without a "?". There is no old answer: the target is the true answer.
+``id`` is unique only within ``source``, so ids combine both: ``NQ-7``. ``rephrase`` is the paraphrase; ``locality`` are
+unrelated questions, used unchanged, without a "?". There is no old answer: the target is the true answer.
 
-The subject can be a long phrase, nearly all of the question, or one letter of it. It is put back where
-``Fields.prompt_around`` finds it; the few records in which it stands several times are left out, with a note.
+The subject can be a long phrase, nearly all of the question, or one letter of it. ``Fields.prompt_around`` replaces it
+by ``{}``; the few records in which it occurs several times are left out, with a note.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from __future__ import annotations
 from typing import Final
 
 from errata.datasets.data_set import DataSet, Source, json_list
-from errata.datasets.records import AMBIGUOUS, Draft, Fields
+from errata.datasets.records import Draft, Fields, one_fact
 
 
 def fact_of_question(fields: Fields) -> Draft:
-    """A record of the form above."""
+    """Map a record."""
     subject = fields.text("subject")
     prompt = fields.prompt_around(fields.text("prompt"), subject)
     fact = {
@@ -36,10 +36,11 @@ def fact_of_question(fields: Fields) -> Draft:
         "target": fields.text("target"),
         "paraphrases": (fields.text("rephrase"),),
         "unrelated": tuple(
-            {"prompt": asked.text("loc"), "answer": asked.text("loc_ans")} for asked in fields.parts("locality")
+            {"prompt": question.text("loc"), "answer": question.text("loc_ans")}
+            for question in fields.parts("locality")
         ),
     }
-    return Draft(left_out=AMBIGUOUS) if prompt is None else Draft(facts=(fact,))
+    return one_fact(fact)
 
 
 _REPOSITORY: Final = (
@@ -52,8 +53,8 @@ DATASET: Final = DataSet(
     paper="Yang et al. 2025, The Mirage of Model Editing: Revisiting Evaluation in the Wild, arXiv:2502.11177",
     licence="Apache-2.0",
     fills=("paraphrases", "unrelated"),
-    read_here="all of data/QAEdit_inter_1k.json of github.com/WanliYoung/Revisit-Editing-Evaluation, and 500 records "
-    "more; not the whole QAEdit.json",
+    read_here="all of data/QAEdit_inter_1k.json of github.com/WanliYoung/Revisit-Editing-Evaluation, and 500 other "
+    "records; not all of QAEdit.json",
     sources=(
         Source("QAEdit.json", f"{_REPOSITORY}data/QAEdit.json"),
         Source(

@@ -94,6 +94,11 @@ class Draft:
     left_out: str | None = None
 
 
+def one_fact(fact: Mapping[str, Any]) -> Draft:
+    """The draft of a record with one fact, left out if its prompt is None: the subject's position is ambiguous."""
+    return Draft(left_out=AMBIGUOUS) if fact["prompt"] is None else Draft(facts=(fact,))
+
+
 class Fields:
     """Access to the fields of a record, or of an object within one, that collects all errors.
 

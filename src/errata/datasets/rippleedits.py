@@ -1,4 +1,4 @@
-"""RippleEdits: what else has to change with a fact, and what must not. A record, made up and shortened::
+"""RippleEdits: facts that must change with an edit, and facts that must not. A record, made up and shortened::
 
     {
       "example_type": "popular",
@@ -19,15 +19,15 @@
       "Forgetfulness": []
     }
 
-This is the *extended* form, in which the Wikidata ids of the authors' files are resolved: the authors' own name neither
-subject nor target but by id, and what they are called is not guessed from sentences here, so those files are refused.
+This is the *extended* format, in which Wikidata ids are resolved to labels. The authors' own files have only the ids of
+subjects and targets, and are refused.
 
-``original_fact`` is the old answer. ``Subject_Aliasing`` (the subject by another name) are paraphrases;
-``Relation_Specificity`` and ``Forgetfulness`` are the subject's own other facts, which stay; ``Logical_Generalization``
-and ``Compositionality_I``/``II`` are portability. Of a question's answers the first is taken; questions without an
-answer (one letter is none, as for the authors) and repeated ones are passed over. ``condition_queries``, which say what
-a model has to know before a test counts, are not used: every question is asked before the edit as well. Records without
-a label for subject or target are left out. Facts are named by kind and position: ``popular-0``.
+``original_fact`` is the old answer. ``Subject_Aliasing`` (the subject under another name) are paraphrases;
+``Relation_Specificity`` and ``Forgetfulness`` are same-subject facts; ``Logical_Generalization`` and
+``Compositionality_I``/``II`` are portability. The first answer of a question is used; questions without an answer (as
+for the authors, a single letter is none) and duplicates are skipped. ``condition_queries``, which test required
+knowledge, are not used, since every question is also evaluated before the edit. Records without a label of subject or
+target are left out. Ids are kind and position: ``popular-0``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from errata.datasets.data_set import DataSet, Source, json_list
-from errata.datasets.records import AMBIGUOUS, Draft, Fields
+from errata.datasets.records import Draft, Fields, one_fact
 
 _OWN: Final = ("Relation_Specificity", "Forgetfulness")
 _PORTABILITY: Final = ("Logical_Generalization", "Compositionality_I", "Compositionality_II")
@@ -44,7 +44,7 @@ _PARAPHRASES: Final = "Subject_Aliasing"
 
 
 def fact_of_example(fields: Fields) -> Draft:
-    """A record of the form above."""
+    """Map a record."""
     edit = fields.part("edit")
     if edit.has("subject_id") and not edit.has("subject_label"):
         edit.fault(
@@ -64,20 +64,20 @@ def fact_of_example(fields: Fields) -> Draft:
         "prompt": prompt,
         "target": edit.text("target_label"),
         "old": truth,
-        "paraphrases": tuple(dict.fromkeys(prompt for prompt, _ in _asked(fields, _PARAPHRASES))),
+        "paraphrases": tuple(dict.fromkeys(prompt for prompt, _ in _queries(fields, _PARAPHRASES))),
         "own": _questions(fields, *_OWN),
         "portability": _questions(fields, *_PORTABILITY),
         "relation": edit.text_or_none("relation"),
     }
-    return Draft(left_out=AMBIGUOUS) if prompt is None else Draft(facts=(fact,))
+    return one_fact(fact)
 
 
 def _questions(fields: Fields, *kinds: str) -> tuple[Mapping[str, str], ...]:
-    found = dict.fromkeys(asked for kind in kinds for asked in _asked(fields, kind))
+    found = dict.fromkeys(query for kind in kinds for query in _queries(fields, kind))
     return tuple({"prompt": prompt, "answer": answer} for prompt, answer in found)
 
 
-def _asked(fields: Fields, kind: str) -> Iterator[tuple[str, str]]:
+def _queries(fields: Fields, kind: str) -> Iterator[tuple[str, str]]:
     """(prompt, first answer) of every query of one kind."""
     for test in fields.parts(kind):
         for query in test.parts("test_queries"):
@@ -99,8 +99,8 @@ DATASET: Final = DataSet(
     paper="Cohen et al. 2024, Evaluating the Ripple Effects of Knowledge Editing in Language Models, arXiv:2307.12976",
     licence="MIT (the authors' files)",
     fills=("old", "paraphrases", "own", "portability", "relation"),
-    read_here="no file; the form in README and src/ of github.com/edenbiran/RippleEdits, and what the extended files "
-    "add in model_editing/editing_tasks/datasets/RippleEdits.py of github.com/oneSebastian/model-editing",
+    read_here="no file; format from README and src/ of github.com/edenbiran/RippleEdits, that of the extended files "
+    "from model_editing/editing_tasks/datasets/RippleEdits.py of github.com/oneSebastian/model-editing",
     sources=tuple(
         Source(f"extended_{part}.json", f"{_FOLDER}extended_{part}.json") for part in ("popular", "random", "recent")
     ),

@@ -1,4 +1,4 @@
-"""zsRE, in the two readings of the field, which are two data sets: their numbers cannot be compared.
+"""zsRE in the two readings in use, as two data sets whose results cannot be compared.
 
 A record, made up::
 
@@ -20,17 +20,17 @@ A record, made up::
     }
 
 ``zsre-answers`` (MEMIT and its successors): the model is corrected to the true answer. The target is the first of
-``answers``, the others are aliases; there is no old answer to compare with. ``portability`` is not filled, since its
-questions were written for ``alt``: their answers do not follow from the true answer.
+``answers``, the others are aliases; there is no old answer. ``portability`` is not filled, since its questions were
+written for ``alt``: their answers do not follow from the true answer.
 
 ``zsre-alt`` (EasyEdit): the model is edited to the alternative. The target is ``alt``; the old answer is the first of
-``answers`` that is not ``alt`` itself (there may be none). A record whose ``alt`` is empty is left out, as EasyEdit
-leaves it out. ``portability`` is filled where the file has it.
+``answers`` that differs from ``alt`` (there may be none). A record whose ``alt`` is empty is left out, as in EasyEdit.
+``portability`` is filled if the file has it.
 
-Both: ``rephrase`` is the paraphrase. ``loc`` becomes an unrelated question with the answer ``loc_ans``: its prefix
-"nq question: " stays, and a "?" is put behind it if there is none, as MEMIT asks it. The subject is put back into
-``src`` where ``Fields.prompt_around`` finds it. ``pred`` and ``cond`` come from another model and are not used. There
-is no id in the file, so facts are named by their position in it, from 0: ``zsre-0``.
+Both: ``rephrase`` is the paraphrase. ``loc`` is an unrelated question with the answer ``loc_ans``; its prefix
+"nq question: " is retained, and a "?" is added if missing, as in MEMIT. ``Fields.prompt_around`` replaces the subject
+in ``src`` by ``{}``. ``pred`` and ``cond`` come from another model and are not used. The file has no ids, so they count
+positions: ``zsre-0``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from errata.datasets.data_set import DataSet, Source, json_list
-from errata.datasets.records import AMBIGUOUS, Draft, Fields
+from errata.datasets.records import Draft, Fields, one_fact
 
 
 def fact_by_answers(fields: Fields) -> Draft:
@@ -47,7 +47,7 @@ def fact_by_answers(fields: Fields) -> Draft:
     fact = _common(fields)
     answers = _answers(fields)
     fact |= {"target": answers[0] if answers else "", "aliases": tuple(dict.fromkeys(answers[1:]))}
-    return _draft(fact)
+    return one_fact(fact)
 
 
 def fact_by_alternative(fields: Fields) -> Draft:
@@ -59,10 +59,10 @@ def fact_by_alternative(fields: Fields) -> Draft:
     target = fields.text("alt")
     portability: tuple[Mapping[str, str], ...] = ()
     if fields.has("portability"):
-        asked = fields.part("portability")
-        portability = ({"prompt": asked.text("New Question"), "answer": asked.text("New Answer")},)
+        question = fields.part("portability")
+        portability = ({"prompt": question.text("New Question"), "answer": question.text("New Answer")},)
     truth = next((answer for answer in answers if answer != target), None)
-    return _draft(fact | {"target": target, "old": truth, "portability": portability})
+    return one_fact(fact | {"target": target, "old": truth, "portability": portability})
 
 
 def _common(fields: Fields) -> dict[str, Any]:
@@ -86,14 +86,10 @@ def _answers(fields: Fields) -> tuple[str, ...]:
     return answers
 
 
-def _draft(fact: Mapping[str, Any]) -> Draft:
-    return Draft(left_out=AMBIGUOUS) if fact["prompt"] is None else Draft(facts=(fact,))
-
-
 _PAPER: Final = "Levy et al. 2017, arXiv:1706.04115; De Cao et al. 2021, arXiv:2104.08164; Mitchell et al. 2022 (MEND)"
 _READ: Final = (
-    "600 records with portability questions; the reading of `answers` in dsets/zsre.py of github.com/kmeng01/memit, "
-    "that of `alt` in easyeditor/dataset/zsre.py of github.com/WanliYoung/Collapse-in-Model-Editing; no file whole"
+    "600 records with portability questions; the reading of `answers` from dsets/zsre.py of github.com/kmeng01/memit, "
+    "that of `alt` from easyeditor/dataset/zsre.py of github.com/WanliYoung/Collapse-in-Model-Editing; no complete file"
 )
 _MEMIT: Final = Source(
     "zsre_mend_eval.json",
