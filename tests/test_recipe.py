@@ -12,19 +12,20 @@ from pydantic import ValidationError
 
 import errata.editing.recipe
 import errata.editing.recipe_settings
+import errata.editing.solvers
 from errata.cli.model_options import recipe_name
 from errata.editing.methods import METHODS, method_named
 from errata.editing.recipe import Recipe, parse_recipe, read_recipe, shipped_recipe
 from errata.editing.recipe_files import shipped_file, shipped_names
-from errata.editing.recipe_settings import (
+from errata.editing.recipe_settings import PruneSettings
+from errata.editing.schedules import SCHEDULES
+from errata.editing.solvers import (
     EqualitySettings,
     LeastSquaresSettings,
     NeuronsSettings,
     NullSpaceSettings,
-    PruneSettings,
     RankOneSettings,
 )
-from errata.editing.schedules import SCHEDULES
 from errata.errors import FaultsError, InputError
 from errata.statistics.settings import Settings, StatisticsSettings
 
@@ -316,7 +317,7 @@ def test_a_recipe_is_frozen() -> None:
 
 
 def test_every_field_says_what_it_is() -> None:
-    modules = (vars(errata.editing.recipe), vars(errata.editing.recipe_settings))
+    modules = (vars(errata.editing.recipe), vars(errata.editing.recipe_settings), vars(errata.editing.solvers))
     values = [value for module in modules for value in module.values()]
     models = [value for value in values if isinstance(value, type) and issubclass(value, Settings)]
     assert len(models) > 14
@@ -410,7 +411,7 @@ def test_automatic_recipes_are_marked_and_their_numbers_have_no_scale(model: str
     assert "tried on no fact of this model" in recipe.source
     assert recipe.target.relative_rate
     assert getattr(recipe.solver, "shares", True)
-    text = (Path(errata.editing.recipe.__file__).parent / "recipes" / f"{model}.yaml").read_text(encoding="utf-8")
+    text = (Path(errata.__file__).parent / "recipes" / f"{model}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# AUTOMATIC")
     assert "not verified here" in text
 

@@ -256,15 +256,6 @@ def search_memory(size: ModelSize, rows: SearchRows, layer: int, width: int) -> 
 _DOUBLE = 8  # bytes of a float64
 DOCUMENT_TOKENS: Final = 700  # of a Wikipedia article on average: some 3,000 characters
 
-# Solver -> (what is kept of a layer, what making it takes beside C of every layer), in matrices of d_in × d_in float64,
-# and the operations of making it, in d_in³: a Cholesky factor takes a third; eigenvectors are reckoned as nine.
-_PREPARED: Final[Mapping[str, tuple[int, int, float]]] = {
-    "least_squares": (2, 1, 1 / 3),  # λC and its factor
-    "null_space": (1, 3, 9.0),  # at most all eigenvectors
-    "equality": (1, 1, 1 / 3),
-    "neurons": (2, 1, 1 / 3),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -377,7 +368,8 @@ def weight_shift_cost(
     layers, checkpoints = recipe.layers, sorted(set(settings.earlier))
     last, seeds = layers[-1], len(settings.seeds)
     square = float(size.mlp_width**2 * _DOUBLE)
-    kept, made, products = _PREPARED[recipe.solver.kind]
+    solver = recipe.solver.cost
+    kept, made, products = solver.held, solver.temporary, solver.prepare
     weights, moments = float(size.parameters * width), len(layers) * square
     factors = kept * len(layers) * square
     search = max((search_memory(size, rows, layers[0], width) for rows in (probe, batch)), key=lambda one: one.total)
@@ -443,13 +435,13 @@ def weight_shift_cost(
 def _solve_flops(recipe: Recipe, size: ModelSize, facts: int, earlier: int) -> float:
     """Q of one group at one layer; the leading terms."""
     wide, history = size.mlp_width, earlier if getattr(recipe.solver, "history", False) else 0
-    if recipe.solver.kind == "neurons" and recipe.solver.share < 1:  # a factor for every group, of all columns at most
+    cost = recipe.solver.cost
+    if cost.refactors:  # of all columns at most
         return wide**3 / 3 + 2.0 * wide**2 * facts
     known = history + facts
-    onto, back = (2, 2) if recipe.solver.kind == "null_space" else (1, 1)
-    columns = facts if recipe.solver.kind in ("null_space", "equality") else known
+    columns = known if cost.history_solved else facts
     small = 2.0 * wide * known**2 + known**3 / 3 + 2.0 * known**2 * facts + 2.0 * wide * known * facts
-    return onto * wide**2 * columns + back * wide**2 * facts + small
+    return cost.products * wide**2 * (columns + facts) + small
 
 
 def _gib(size: float) -> float:

@@ -574,8 +574,6 @@ SOURCES: Final[Mapping[str, str]] = {
     "computed": "own",
     "replay": "replay",
 }
-# Solver -> its ridge.
-RIDGES: Final[Mapping[str, str]] = {"least_squares": "ridge", "null_space": "l2"}
 
 
 def layer_sets(layers: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -623,7 +621,7 @@ def recipe_of(recipe: Recipe, settings: AnalysisSettings, cell: Levels) -> Recip
     Raises:
         FaultsError: if the result is not a valid recipe.
     """
-    ridge = RIDGES[recipe.solver.kind]
+    ridge = recipe.solver.ridge_field
     solver = recipe.solver.model_dump()
     contexts = recipe.contexts.model_dump()
     return recipe.with_choices(
@@ -730,9 +728,9 @@ def check_factorial(recipe: Recipe, settings: AnalysisSettings) -> None:
     if not ridges or len(set(ridges)) < len(ridges) or any(not ridge > 0 for ridge in settings.ridges):
         what = f"expected different positive factors, got {list(settings.ridges)}"
         faults.append(Fault("ridges", what, "Use, for example, 1 and 4", code="STUDY_SETTING_INVALID"))
-    elif recipe.solver.kind not in RIDGES:
+    elif not recipe.solver.ridge_field:
         what = f"the solver {recipe.solver.kind!r} lacks a ridge or a history"
-        remedy = f"Use a recipe with {' or '.join(RIDGES)}, such as that of memit"
+        remedy = "Use another recipe, such as that of memit"
         faults.append(Fault("recipe", what, remedy, code="STUDY_SOLVER_UNSUITABLE"))
     elif len(recipe.layers) < 2:
         what = "it has one critical layer, so that no residual is spread and there are no two ends"

@@ -21,10 +21,10 @@ from errata.editing.recipe_settings import (
     ContextSettings,
     RoundSettings,
     ShapingSettings,
-    SolverSettings,
     fault_of,
     path_of,
 )
+from errata.editing.solvers import AnySolverSettings
 from errata.errors import Fault, FaultsError, InputError
 from errata.statistics.settings import NAMED_CORPORA, Settings, StatisticsSettings
 from errata.utils.yaml import Dumper, KeyPath, line_of
@@ -42,7 +42,7 @@ class Recipe(Settings):
     )
     target: AnyTargetSettings
     contexts: ContextSettings = ContextSettings()
-    solver: SolverSettings
+    solver: AnySolverSettings
     shaping: tuple[ShapingSettings, ...] = Field((), description="what is done beside solving")
     rounds: RoundSettings | None = Field(None, description="several passes over a batch; none is one for all facts")
     statistics: StatisticsSettings
@@ -70,7 +70,7 @@ class Recipe(Settings):
     @property
     def needs_statistics(self) -> bool:
         """Whether the solver looks at the key statistics at all."""
-        return not (self.solver.kind == "rank_one" and self.solver.moment == "identity")
+        return self.solver.needs_moment
 
     def with_corpus(self, corpus: str | Path) -> Recipe:
         """The recipe with another text to take key statistics over."""
@@ -186,13 +186,7 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"a shaping stands there twice: {', '.join(kinds)}"
     if {"rect", "prune"} <= set(kinds):
         yield "'rect' makes each batch's change sparse and 'prune' the whole run's change dense again: take one of them"
-    if recipe.solver.kind == "rank_one" and recipe.rounds is not None:
-        yield "'rank_one' writes facts one after another; rounds are for facts that are solved together"
-    if recipe.solver.kind == "null_space" and recipe.solver.shares:
-        if recipe.solver.relative:
-            yield "'relative' and 'shares' are two units for the solver's threshold and L2: set one of them"
-        if recipe.solver.threshold > 1:
-            yield f"with 'shares' the threshold is a share of directions, at most 1, got {recipe.solver.threshold:g}"
+    yield from recipe.solver.contradictions(rounds=recipe.rounds is not None)
 
 
 # ----------------------------------------------------------------------------------------------------

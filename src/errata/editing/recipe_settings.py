@@ -7,22 +7,21 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, field_validator
 
+from errata.editing.solvers import SETTINGS as SOLVER_SETTINGS
 from errata.errors import Fault
-from errata.statistics.settings import Settings, StatisticsSettings
+from errata.statistics.settings import StatisticsSettings
+from errata.utils.settings import NotNegative, Positive, Settings
 from errata.utils.text import did_you_mean
-
-_Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
-_NotNegative = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
 
 
 class _SearchSettings(Settings):
-    learning_rate: _Positive = Field(description="Adam's step")
+    learning_rate: Positive = Field(description="Adam's step")
     relative_rate: StrictBool = Field(False, description="the learning rate is in units of ‖h⁰‖ / √d, for each fact")
     steps: StrictInt = Field(ge=1, description="evaluations of the loss; there is one update less")
-    kl_factor: _NotNegative = Field(0.0625, description="weight of the KL term on '{subject} is a'")
-    weight_decay: _NotNegative = Field(0.5, description="weight of ‖δ‖ / ‖h⁰‖²")
-    clamp: _Positive = Field(0.75, description="‖δ‖ is kept within clamp · ‖h⁰‖")
-    stop_loss: _NotNegative = Field(0.05, description="a fact whose whole loss is below this is done")
+    kl_factor: NotNegative = Field(0.0625, description="weight of the KL term on '{subject} is a'")
+    weight_decay: NotNegative = Field(0.5, description="weight of ‖δ‖ / ‖h⁰‖²")
+    clamp: Positive = Field(0.75, description="‖δ‖ is kept within clamp · ‖h⁰‖")
+    stop_loss: NotNegative = Field(0.05, description="a fact whose whole loss is below this is done")
     weights: Literal["current", "original"] = Field(
         "current", description="on which weights: as they are now, or as they were before the run"
     )
@@ -38,8 +37,8 @@ class JointTargetSettings(_SearchSettings):
     """How PMET searches it: together with a second vector at attention's output, which is not written."""
 
     kind: Literal["joint"] = "joint"
-    eased_likelihood: _NotNegative = Field(0.1, description="weight of the likelihood while the target is the argmax")
-    stop_divergence: _NotNegative = Field(0.01, description="a fact that holds with less KL than this is done")
+    eased_likelihood: NotNegative = Field(0.1, description="weight of the likelihood while the target is the argmax")
+    stop_divergence: NotNegative = Field(0.01, description="a fact that holds with less KL than this is done")
 
 
 AnyTargetSettings: TypeAlias = Annotated[TargetSettings | JointTargetSettings, Field(discriminator="kind")]
@@ -67,61 +66,6 @@ class ContextSettings(Settings):
     @classmethod
     def _one_length(cls, tokens: object) -> object:
         return (tokens,) if isinstance(tokens, int) else tokens
-
-
-class LeastSquaresSettings(Settings):
-    """ΔW = R Kᵀ (λC + M + K Kᵀ)⁻¹, M only with history."""
-
-    kind: Literal["least_squares"]
-    ridge: _Positive = Field(description="λ, the weight of the second moment C")
-    history: StrictBool = Field(description="whether keys of earlier batches (M) count")
-
-
-class NullSpaceSettings(Settings):
-    """[P(K Kᵀ + M) + L2·I] X = P K Rᵀ, ΔW = Xᵀ."""
-
-    kind: Literal["null_space"]
-    threshold: _Positive = Field(description="eigenvectors of C with eigenvalues below this span P")
-    l2: _Positive = Field(description="L2, the ridge")
-    relative: StrictBool = Field(False, description="threshold and L2 are in units of C's mean eigenvalue")
-    shares: StrictBool = Field(
-        False, description="threshold is a share of the directions, L2 in units of an ordinary key's energy in them"
-    )
-    history: StrictBool = Field(description="whether keys of earlier batches (M) count")
-
-
-class EqualitySettings(Settings):
-    """ΔW = R (Kᵀ C⁻¹ K + εI)⁻¹ Kᵀ C⁻¹."""
-
-    kind: Literal["equality"]
-    ridge: _NotNegative = Field(0.1, description="ε of a batch of several facts")
-    ridge_of_one: _NotNegative = Field(0.0, description="ε of a batch of one fact")
-
-
-class RankOneSettings(Settings):
-    """ΔW = r (C⁻¹ k̄)ᵀ / (kᵀ C⁻¹ k̄), facts one after another."""
-
-    kind: Literal["rank_one"]
-    denominator: Literal["bare", "averaged"] = Field(description="which key is k")
-    moment: Literal["measured", "identity"] = Field("measured", description="what C is")
-    least_agreement: StrictFloat = Field(
-        0.0, ge=0, le=1, description="facts whose bare and averaged key agree less have the averaged one as k"
-    )
-
-
-class NeuronsSettings(Settings):
-    """Least squares on the columns of W with the largest keys."""
-
-    kind: Literal["neurons"]
-    ridge: _Positive = Field(description="λ, the weight of the second moment C")
-    share: StrictFloat = Field(gt=0, le=1, description="p: the chosen columns make up at most this part of all keys")
-    history: StrictBool = Field(description="whether keys of earlier batches (M) count")
-
-
-SolverSettings: TypeAlias = Annotated[
-    LeastSquaresSettings | NullSpaceSettings | EqualitySettings | RankOneSettings | NeuronsSettings,
-    Field(discriminator="kind"),
-]
 
 
 class RectifySettings(Settings):
@@ -153,22 +97,24 @@ class RoundSettings(Settings):
     """The steps of a batch are gone through several times, each time for the facts that are still open."""
 
     count: StrictInt = Field(ge=1, description="rounds")
-    least: _NotNegative = Field(description="α: a fact is open while ‖z − h‖ is larger than this")
-    most: _Positive = Field(description="and smaller than this")
-
-
-# ----------------------------------------------------------------------------------------------------
-# What pydantic finds wrong in a recipe, in our words.
+    least: NotNegative = Field(description="α: a fact is open while ‖z − h‖ is larger than this")
+    most: Positive = Field(description="and smaller than this")
 
 
 _BY_KIND: Mapping[str, type[Settings]] = {
-    "memit": TargetSettings, "joint": JointTargetSettings, "least_squares": LeastSquaresSettings,
-    "null_space": NullSpaceSettings, "equality": EqualitySettings, "rank_one": RankOneSettings,
-    "neurons": NeuronsSettings, "rect": RectifySettings, "prune": PruneSettings, "norm_cap": NormCapSettings,
-}  # fmt: skip
+    **SOLVER_SETTINGS,
+    "memit": TargetSettings,
+    "joint": JointTargetSettings,
+    "rect": RectifySettings,
+    "prune": PruneSettings,
+    "norm_cap": NormCapSettings,
+}
 _BY_SECTION: Mapping[str, type[Settings]] = {
-    "contexts": ContextSettings, "statistics": StatisticsSettings, "rounds": RoundSettings, **_BY_KIND,
-}  # fmt: skip
+    "contexts": ContextSettings,
+    "statistics": StatisticsSettings,
+    "rounds": RoundSettings,
+    **_BY_KIND,
+}
 
 
 def path_of(item: Any) -> list[Any]:

@@ -1,15 +1,17 @@
-"""What a solver is: given C (once per layer) and keys and residuals (per batch), a weight change in two factors."""
+"""The interface of solvers: C (once per layer), keys and residuals (per batch) give a weight change in two factors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from errata.errors import EditError
+from errata.utils.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class LowRank:
 
 @runtime_checkable
 class LayerSolver(Protocol):
-    """The state of one layer: what was factorised once, and the keys of earlier batches where they count."""
+    """The state of one layer: its factorisations, and the keys of earlier batches where they count."""
 
     def solve(
         self, keys: Float[Tensor, "d_in u"], residuals: Float[Tensor, "d_out u"], bare: Tensor | None = None
@@ -45,7 +47,7 @@ class LayerSolver(Protocol):
         ...
 
     def remember(self, keys: Float[Tensor, "d_in u"]) -> LayerSolver:
-        """The state with the keys of a batch that has been written; this one stays as it is, so a run can go back."""
+        """A new state with the keys of a written batch; this one does not change, so a run can be rolled back."""
         ...
 
 
@@ -54,10 +56,10 @@ class Solver(Protocol):
     """A rule for all layers.
 
     Attributes:
-        facts_at_once: how many facts it solves together at most; None for any number. With 1, facts are written one
-            after another, and their order matters.
+        facts_at_once: the most facts it solves together; None for any number. With 1, facts are written one after
+            another, and their order matters.
         history: whether the keys of earlier batches count.
-        uses_bare_keys: whether it wants the keys of bare prompts beside the averaged ones.
+        uses_bare_keys: whether it needs the keys of bare prompts in addition to the averaged ones.
     """
 
     @property
@@ -74,6 +76,54 @@ class Solver(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class SolverCost:
+    """Memory and operations of one layer, in leading terms.
+
+    Attributes:
+        held: d_in × d_in float64 matrices held for each layer.
+        temporary: the same, needed while a layer is prepared beside C of every layer.
+        prepare: operations of preparing a layer, in d_in³; a Cholesky factor takes a third.
+        products: multiplications by a held matrix in each direction, of d_in² operations a column.
+        history_solved: whether the keys of earlier batches are solved again with each batch.
+        refactors: whether each batch needs a new factor.
+    """
+
+    held: int
+    temporary: int = 1
+    prepare: float = 1 / 3
+    products: int = 1
+    history_solved: bool = True
+    refactors: bool = False
+
+
+class SolverSettings(Settings):
+    """The ``solver`` section of a recipe, one subclass a solver.
+
+    Attributes:
+        ridge_field: the field of the ridge of solvers that have a history; empty for others.
+    """
+
+    ridge_field: ClassVar[str] = ""
+
+    @property
+    def cost(self) -> SolverCost:
+        return SolverCost(held=1)
+
+    @property
+    def needs_moment(self) -> bool:
+        """Whether C is used at all."""
+        return True
+
+    def contradictions(self, *, rounds: bool) -> Iterator[str]:
+        """Why these settings make no sense.
+
+        Args:
+            rounds: whether the recipe goes over a batch in rounds.
+        """
+        yield from ()
+
+
 def cholesky(matrix: Float[Tensor, "n n"], what: str) -> Float[Tensor, "n n"]:
     """Lower factor of a positive definite matrix.
 
@@ -86,5 +136,6 @@ def cholesky(matrix: Float[Tensor, "n n"], what: str) -> Float[Tensor, "n n"]:
             f"{what} is not positive definite ({matrix.shape[0]} × {matrix.shape[0]})",
             remedy="Take the key statistics over more text, so that every direction of the keys occurs, or raise the "
             "ridge",
+            code="MATRIX_NOT_POSITIVE_DEFINITE",
         )
     return factor

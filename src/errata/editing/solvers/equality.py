@@ -6,12 +6,27 @@ Gupta et al. 2024, "A Unified Framework for Model Editing", arXiv:2403.14236, se
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
-from errata.editing.solvers.base import LowRank, cholesky
+from errata.editing.solvers.base import LowRank, SolverCost, SolverSettings, cholesky
+from errata.utils.settings import NotNegative
+
+
+class EqualitySettings(SolverSettings):
+    """ΔW = R (Kᵀ C⁻¹ K + εI)⁻¹ Kᵀ C⁻¹."""
+
+    kind: Literal["equality"]
+    ridge: NotNegative = Field(0.1, description="ε of a batch of several facts")
+    ridge_of_one: NotNegative = Field(0.0, description="ε of a batch of one fact")
+
+    @property
+    def cost(self) -> SolverCost:
+        return SolverCost(held=1, history_solved=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, StrictBool
 from torch import Tensor
 
-from errata.editing.solvers.base import LowRank, cholesky
+from errata.editing.solvers.base import LowRank, SolverCost, SolverSettings, cholesky
+from errata.utils.settings import Positive
+
+
+class LeastSquaresSettings(SolverSettings):
+    """ΔW = R Kᵀ (λC + M + K Kᵀ)⁻¹, M only with history."""
+
+    kind: Literal["least_squares"]
+    ridge: Positive = Field(description="λ, the weight of the second moment C")
+    history: StrictBool = Field(description="whether keys of earlier batches (M) count")
+
+    ridge_field = "ridge"
+
+    @property
+    def cost(self) -> SolverCost:
+        return SolverCost(held=2)  # λC and its factor
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,29 @@ while their sum is at most ``share`` of the whole; λC and M are taken on them, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, StrictBool, StrictFloat
 from torch import Tensor
 
-from errata.editing.solvers.base import LayerSolver, LowRank, cholesky
+from errata.editing.solvers.base import LayerSolver, LowRank, SolverCost, SolverSettings, cholesky
 from errata.editing.solvers.least_squares import LeastSquares
+from errata.utils.settings import Positive
+
+
+class NeuronsSettings(SolverSettings):
+    """Least squares on the columns of W with the largest keys."""
+
+    kind: Literal["neurons"]
+    ridge: Positive = Field(description="λ, the weight of the second moment C")
+    share: StrictFloat = Field(gt=0, le=1, description="p: the chosen columns make up at most this part of all keys")
+    history: StrictBool = Field(description="whether keys of earlier batches (M) count")
+
+    @property
+    def cost(self) -> SolverCost:
+        return SolverCost(held=2, refactors=self.share < 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, StrictBool
 from torch import Tensor
 
-from errata.editing.solvers.base import LowRank, cholesky
+from errata.editing.solvers.base import LowRank, SolverCost, SolverSettings, cholesky
 from errata.errors import EditError
+from errata.utils.settings import Positive
+
+
+class NullSpaceSettings(SolverSettings):
+    """[P(K Kᵀ + M) + L2·I] X = P K Rᵀ, ΔW = Xᵀ."""
+
+    kind: Literal["null_space"]
+    threshold: Positive = Field(description="eigenvectors of C with eigenvalues below this span P")
+    l2: Positive = Field(description="L2, the ridge")
+    relative: StrictBool = Field(False, description="threshold and L2 are in units of C's mean eigenvalue")
+    shares: StrictBool = Field(
+        False, description="threshold is a share of the directions, L2 in units of an ordinary key's energy in them"
+    )
+    history: StrictBool = Field(description="whether keys of earlier batches (M) count")
+
+    ridge_field = "l2"
+
+    @property
+    def cost(self) -> SolverCost:
+        # At most all eigenvectors, which take about 9 d_in³.
+        return SolverCost(held=1, temporary=3, prepare=9.0, products=2, history_solved=False)
+
+    def contradictions(self, *, rounds: bool) -> Iterator[str]:
+        if self.shares and self.relative:
+            yield "'relative' and 'shares' are two units for the solver's threshold and L2: set one of them"
+        if self.shares and self.threshold > 1:
+            yield f"with 'shares' the threshold is a share of directions, at most 1, got {self.threshold:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +74,7 @@ class NullSpace:
                 raise EditError(
                     f"{self.threshold:g} of {len(values)} directions is no null space",
                     remedy="Set solver.threshold in the recipe to a share between 0 and 1, such as 0.8",
+                    code="NULL_SPACE_EMPTY",
                 )
             energy = float(values[:count].clamp_min(0).sum())
             return NullSpaceLayer(vectors[:, :count], l2=self.l2 * energy, history=self.history)
@@ -54,6 +85,7 @@ class NullSpace:
                 f"no eigenvalue of the keys' second moment lies below {self.threshold * unit:g} (the least is "
                 f"{values[0]:.3g}): there is no null space to write in",
                 remedy="Raise solver.threshold in the recipe",
+                code="NULL_SPACE_EMPTY",
             )
         return NullSpaceLayer(basis, l2=self.l2 * unit, history=self.history)
 

@@ -6,15 +6,36 @@ direction only, as its published code does; R-ROME (Gupta et al. 2024, arXiv:240
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, StrictFloat
 from torch import Tensor
 
-from errata.editing.solvers.base import LowRank, cholesky
+from errata.editing.solvers.base import LowRank, SolverSettings, cholesky
 from errata.errors import EditError
+
+
+class RankOneSettings(SolverSettings):
+    """ΔW = r (C⁻¹ k̄)ᵀ / (kᵀ C⁻¹ k̄), facts one after another."""
+
+    kind: Literal["rank_one"]
+    denominator: Literal["bare", "averaged"] = Field(description="which key is k")
+    moment: Literal["measured", "identity"] = Field("measured", description="what C is")
+    least_agreement: StrictFloat = Field(
+        0.0, ge=0, le=1, description="facts whose bare and averaged key agree less have the averaged one as k"
+    )
+
+    @property
+    def needs_moment(self) -> bool:
+        return self.moment == "measured"
+
+    def contradictions(self, *, rounds: bool) -> Iterator[str]:
+        if rounds:
+            yield "'rank_one' writes facts one after another; rounds are for facts that are solved together"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +99,7 @@ class RankOneLayer:
             raise EditError(
                 f"the fact's key gives no direction to write in (kᵀC⁻¹k̄ = {float(scale):.3g})",
                 remedy="Take a method that averages its keys in all places (r_rome), or another layer",
+                code="KEY_WITHOUT_DIRECTION",
             )
         return LowRank(residuals, direction.T / scale)
 
