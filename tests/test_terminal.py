@@ -18,7 +18,7 @@ from rich.text import Text
 
 from errata.cli.main import run
 from errata.cli.show import facts_table
-from errata.cli.terminal import PlainConsole, error_console, progress, tell, warn
+from errata.cli.terminal import PlainConsole, echo, error_console, progress, warn
 from errata.utils.streams import Streams
 from errata.utils.text import visible
 
@@ -67,7 +67,7 @@ def test_errors_and_usage_errors_show_what_steers(tmp_path: Path, capfd: pytest.
     assert run(["show", str(tmp_path / "\x1b[2Jx.safetensors")]) == 2
     assert run(["recipe", "show", "memit", f"--{HOSTILE[:12]}"]) == 2
     assert run([f"{HOSTILE[:12]}"]) == 2
-    tell(HOSTILE[:12])
+    echo(HOSTILE[:12])
     warn(HOSTILE[:12])
     out, err = capfd.readouterr()
     assert not {*"\x1b\x07"} & {*out, *err}

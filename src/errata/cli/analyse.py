@@ -1,4 +1,4 @@
-"""``errata analyse``."""
+"""``errata analyse``: run studies of boundary-layer updates."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from errata.cli.model_options import (
     outline_of,
     placement,
 )
-from errata.cli.recipe_options import read_numbers, show_notes
+from errata.cli.recipe_options import read_recipe_for, show_notes
 from errata.cli.report import write_studies
-from errata.cli.terminal import JsonOption, console, progress, tell, write_json
+from errata.cli.terminal import JsonOption, console, counted, echo, progress, write_json
 from errata.editing.methods import method_named
 from errata.editing.recipe import Recipe
 from errata.errors import Fault, FaultsError, InputError, InterruptedRunError, collect_errors
@@ -70,45 +70,57 @@ app = typer.Typer()
 @app.command("analyse", help=HELP, epilog=EXAMPLE)
 def analyse(
     study: Annotated[
-        str, typer.Argument(metavar="STUDY", help=f"{', '.join(STUDY_TITLES)}, several by commas, or all.")
+        str, typer.Argument(metavar="STUDY", help=f"{', '.join(STUDY_TITLES)}, comma-separated, or all.")
     ],
     model: ModelOption = "lab",
     facts: Annotated[
         str | None,
-        typer.Option("--facts", "-f", help="A data set, NAME or NAME=FILE, or a .jsonl or .csv file; lab: its world."),
+        typer.Option(
+            "--facts",
+            "-f",
+            help="Data set, as NAME or NAME=FILE, or a .jsonl or .csv file; default for lab: its world.",
+        ),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Where the studies' directories are; those that are there go on.")
+        Path, typer.Option("--out", "-o", help="Parent directory of the studies; existing studies are resumed.")
     ] = Path("runs/analysis"),
-    method: Annotated[str, typer.Option(help="The row of `errata methods` whose numbers are taken.")] = "memit",
-    methods: Annotated[
-        str | None, typer.Option(help="hidden-shift, spectrum: whose runs are looked at, by commas.")
-    ] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Facts of a study, or of each of its runs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Facts that are solved together.")] = None,
+    method: Annotated[str, typer.Option(help="Method whose recipe is used (see `errata methods`).")] = "memit",
+    methods: Annotated[str | None, typer.Option(help="hidden-shift, spectrum: comma-separated methods to run.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Facts per study, or per run of a study.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Facts solved jointly.")] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="How many (3: 0, 1 and 2), or which, by commas: of facts, contexts and all else.")
+        str | None,
+        typer.Option(
+            help="Number of seeds (3 means 0, 1 and 2) or a comma-separated list; they "
+            "control facts, contexts and all else."
+        ),
     ] = None,
-    sizes: Annotated[str | None, typer.Option(help="weight-shift: batch sizes, by commas.")] = None,
-    earlier: Annotated[str | None, typer.Option(help="weight-shift: numbers of earlier batches, by commas.")] = None,
-    ridges: Annotated[str | None, typer.Option(help="factorial: times the recipe's λ or L2, by commas.")] = None,
+    sizes: Annotated[str | None, typer.Option(help="weight-shift: comma-separated batch sizes.")] = None,
+    earlier: Annotated[
+        str | None, typer.Option(help="weight-shift: comma-separated numbers of earlier batches.")
+    ] = None,
+    ridges: Annotated[
+        str | None, typer.Option(help="factorial: comma-separated multiples of the recipe's λ or L2.")
+    ] = None,
     measure: Annotated[
         str | None,
-        typer.Option(help=f"single-layer: further measurements: {', '.join(FURTHER_NAMES)}."),
+        typer.Option(help=f"single-layer: comma-separated further measurements: {', '.join(FURTHER_NAMES)}."),
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe; default: the one shipped for the model.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Critical layers in place of the recipe's: 4,5,6.")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Text for key statistics; default: the recipe's.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="YAML recipe; default: the one shipped for the model.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Critical layers, such as 4,5,6; overrides the recipe's layers.")
+    ] = None,
+    corpus: Annotated[str | None, typer.Option(help="Text for key statistics; default: from the recipe.")] = None,
     untouched: Annotated[
-        Path | None, typer.Option(help="JSONL of {prompt, answer} about subjects that nobody edits.")
+        Path | None, typer.Option(help="JSONL of {prompt, answer} about subjects that are not edited.")
     ] = None,
     prose: Annotated[
-        str | None, typer.Option(help="Texts for perplexity: me-ppl=FILE, or a file with a text a line.")
+        str | None, typer.Option(help="Texts for perplexity: me-ppl=FILE, or a file with one text per line.")
     ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     trust_remote_code: TrustOption = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate all inputs and show the plan.")] = False,
     json: JsonOption = None,
 ) -> None:
     """Run studies that test each step of the argument for boundary-layer updates."""
@@ -136,7 +148,7 @@ def analyse(
             where = placement(device, dtype)
             outline = outline_of(model, trust_remote_code=trust_remote_code)
         with part:
-            numbers = read_numbers(model, method, recipe, corpus=corpus, layers=layers)
+            numbers = read_recipe_for(model, method, recipe, corpus=corpus, layers=layers)
         with part:
             entry = entry_of_facts(facts, untouched, model)
             whole = whole_set(entry)
@@ -147,13 +159,13 @@ def analyse(
                 check_parts(plan.settings.measures.parts, plan.settings.measures.options)
             for name in plan.settings.methods if "methods" in plan.study.uses else ():
                 with part:
-                    chosen = read_numbers(model, name, recipe, corpus=corpus, layers=layers)
+                    chosen = read_recipe_for(model, name, recipe, corpus=corpus, layers=layers)
                     plan.recipes[name] = chosen.model_copy(update={"batch_size": plan.settings.batch_size})
             with part:
                 if not is_file(out / plan.study.name / STUDY):
                     check_new(out / plan.study.name)
     if outline is None or numbers is None:
-        raise AssertionError("what could not be read was not told of")
+        raise AssertionError("an unreadable input was not reported")
     outline.check_layers(numbers.layers)
     with collect_errors("the input") as part:
         for plan in plans:
@@ -165,20 +177,20 @@ def analyse(
                     check_facts(plan.materials[seed].facts, outline)
     show_notes(numbers, model)
     for plan in plans:
-        tell(f"{plan.told()}; {out / plan.study.name}: {_state(out / plan.study.name)}")
+        echo(f"{plan.description()}; {out / plan.study.name}: {_state(out / plan.study.name)}")
     if dry_run:
         for plan in plans:
             if plan.study.cost is not None:
                 width = (where["dtype"] or outline.dtype).itemsize
                 first = next(iter(plan.materials.values())).facts.facts
-                tell(f"\n{plan.study.name}, by calculation:")
-                tell(plan.study.cost(outline, numbers, plan.settings, first, width))
-        tell("Nothing was loaded or written (--dry-run).")
+                echo(f"\n{plan.study.name}, estimated cost:")
+                echo(plan.study.cost(outline, numbers, plan.settings, first, width))
+        echo("Dry run: no weights were loaded and nothing was written.")
         write_json(json, {"studies": [plan.record(numbers) for plan in plans]})
         return
     results: dict[str, StudyResult] = {}
     command = "errata " + shlex.join(sys.argv[1:])
-    with progress(looked_back=900.0) as report:
+    with progress(speed_window=900.0) as report:
         loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
         for plan in plans:
             own = numbers.model_copy(update={"batch_size": plan.settings.batch_size})
@@ -187,8 +199,8 @@ def analyse(
                 results[plan.study.name] = run_study(plan.study, context, out / plan.study.name, command=command)
             except KeyboardInterrupt as error:
                 raise InterruptedRunError(
-                    f"the study {plan.study.name!r} is not done; what it has done is kept in {out / plan.study.name}",
-                    remedy="The same command goes on",
+                    f"the study {plan.study.name!r} is unfinished; its progress is saved in {out / plan.study.name}",
+                    remedy="Run the same command again to resume it",
                 ) from error
     for name, result in results.items():
         _show(name, result)
@@ -201,15 +213,15 @@ def analyse(
 
 
 def _state(directory: Path) -> str:
-    """What of a study is there."""
+    """The progress of a study."""
     if is_file(directory / RESULT):
-        return "there are results"
-    kept = len(list((directory / "pieces").glob("*.json")))
-    return f"begun, {kept} pieces are kept" if is_file(directory / STUDY) else "not begun"
+        return "finished"
+    steps = len(list((directory / "pieces").glob("*.json")))
+    return f"started, {counted(steps, 'step')} saved" if is_file(directory / STUDY) else "not started"
 
 
 def _show(name: str, result: StudyResult) -> None:
-    """What became of the claims, and where everything is."""
+    """Print the verdicts on the claims of a study."""
     table = Table(title=f"{name}: {result.about['title']} ({result.about['seconds']:.0f} s)", title_justify="left")
     for head in ("claim", "verdict", "measured"):
         table.add_column(head, overflow="fold")
@@ -217,7 +229,7 @@ def _show(name: str, result: StudyResult) -> None:
         table.add_row(claim.text, claim.verdict, claim.evidence)
     console().print(table)
     for label, reason in result.findings.undefined.items():
-        tell(f"left out, for it means nothing: {label}: {reason}")
+        echo(f"skipped, invalid combination: {label}: {reason}")
 
 
 ALL: Final = "all"
@@ -226,15 +238,15 @@ _LISTS: Final = ("sizes", "earlier", "ridges", "methods")
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A study with what it goes by."""
+    """A study with its settings and inputs."""
 
     study: Study
     settings: AnalysisSettings
     recipes: dict[str, Recipe]
     materials: dict[int, Material]
 
-    def told(self) -> str:
-        """One line of what it will do."""
+    def description(self) -> str:
+        """One line about the study and its settings."""
         values = self.settings.model_dump(mode="json")
         used = ", ".join(
             f"{name} {values[name] if not isinstance(values[name], list) else '/'.join(map(str, values[name]))}"
@@ -244,7 +256,7 @@ class Planned:
         return f"{self.study.name}: {self.study.title.lower()} ({used})"
 
     def record(self, recipe: Recipe) -> dict[str, Any]:
-        """For machines."""
+        """The JSON record of the plan."""
         return {
             "study": self.study.name,
             "settings": self.settings.model_dump(mode="json"),
@@ -254,25 +266,26 @@ class Planned:
 
 
 def planned(names: str, given: Mapping[str, Any]) -> list[Planned]:
-    """Raises FaultsError: for studies that there are not, settings that none of them has, and wrong values."""
+    """Plan the named studies; raises FaultsError for unknown studies, inapplicable options and invalid values."""
     faults: list[Fault] = []
     studies: list[Study] = []
     for name in list(STUDIES) if names == ALL else names_in(names):
         try:
             studies.append(study_named(name))
         except InputError as error:
-            faults.append(Fault("STUDY", error.what, error.remedy))
+            faults.append(Fault("STUDY", error.what, error.remedy, code=error.code))
     used = {"seeds", *(name for study in studies for name in study.uses)}
     for name in given:
         if studies and name not in used:
             option = {"measures": "--measure"}.get(name, f"--{name.replace('_', '-')}")
-            faults.append(Fault(option, f"{names} does not go by it", f"It goes by {', '.join(sorted(used))}"))
+            what = f"does not apply to {names}"
+            faults.append(Fault(option, what, f"Applicable: {', '.join(sorted(used))}", code="OPTION_NOT_APPLICABLE"))
     values = {name: names_in(value) if name in _LISTS else value for name, value in given.items()}
     if "seeds" in given:
         try:
             values["seeds"] = seeds_named(given["seeds"])
         except InputError as error:
-            faults.append(Fault("--seeds", error.what, error.remedy))
+            faults.append(Fault("--seeds", error.what, error.remedy, code=error.code))
             del values["seeds"]
     plans = []
     for study in studies:
@@ -282,7 +295,8 @@ def planned(names: str, given: Mapping[str, Any]) -> list[Planned]:
         except ValidationError as error:
             for item in error.errors():
                 where = f"--{str(item['loc'][0]).replace('_', '-')}"
-                fault = Fault(where, f"{item['msg'].lower()}, got {item['input']!r:.80}", "See errata analyse --help")
+                what = f"{item['msg'].lower()}, got {item['input']!r:.80}"
+                fault = Fault(where, what, "See errata analyse --help", code="OPTION_INVALID")
                 if fault not in faults:
                     faults.append(fault)
             continue
@@ -291,22 +305,26 @@ def planned(names: str, given: Mapping[str, Any]) -> list[Planned]:
         try:
             method_named(name)
         except InputError as error:
-            faults.append(Fault("--methods", error.what, error.remedy))
+            faults.append(Fault("--methods", error.what, error.remedy, code=error.code))
     if faults:
         raise FaultsError("the command line", faults)
     return plans
 
 
 def entry_of_facts(facts: str | None, untouched: Path | None, model: str) -> DataEntry:
-    """The data set that --facts names; the lab's world for the lab.
+    """The data set named by --facts; by default the lab's world for the lab.
 
     Raises:
-        InputError: if there is none for another model.
+        InputError: if --facts is missing for another model.
     """
     if facts is None and not is_lab(model):
-        raise InputError(f"no --facts given for {model!r}", remedy="Name a data set, or a .jsonl or .csv file")
+        raise InputError(
+            f"missing option --facts for {model!r}",
+            remedy="Give a data set, or a .jsonl or .csv file",
+            code="OPTION_MISSING",
+        )
     shared = {"untouched": None if untouched is None else str(untouched.absolute())}
     found = entries_of(facts or "lab", [], shared) or []
     if len(found) != 1:
-        raise InputError(f"--facts {facts!r} names {len(found)} data sets", remedy="Name one")
+        raise InputError(f"--facts {facts!r} names {len(found)} data sets", remedy="Give one", code="OPTION_INVALID")
     return DataEntry.model_validate(found[0])

@@ -1,4 +1,4 @@
-"""``errata apply`` and ``errata merge``: patches on top of a model, as a small stack or as a full model."""
+"""``errata apply`` and ``errata merge``: apply patches to a model and save a stack or a full model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from errata.cli.edit_output import save_full
 from errata.cli.model_options import DeviceOption, DtypeOption, Placement, TrustOption, outline_of, placement
-from errata.cli.terminal import JsonOption, counted, tell, warn, write_json
+from errata.cli.terminal import JsonOption, counted, echo, warn, write_json
 from errata.errors import InputError, collect_errors
 from errata.facts.conflicts import conflicts
 from errata.models.language_model import LanguageModel
@@ -28,22 +28,20 @@ BaseOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="The model, stack or run that they go on; default: the one that the first patch was made for.",
+        help="Model, stack or run to apply the patches to; default: the model that the first patch was made for.",
     ),
 ]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="A new directory.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="New directory for the result.")]
 ForceOption = Annotated[
     bool,
-    typer.Option("--force", help="Also on other weights than it was made for: it may change other things there."),
+    typer.Option("--force", help="Apply patches to weights they were not made for; the effects may differ."),
 ]
 app = typer.Typer()
 
 
 @app.command("apply", epilog=APPLY_EXAMPLE)
 def apply(
-    patches: Annotated[
-        list[Path], typer.Argument(help="Patches, in the order in which they go in.", metavar="PATCH...")
-    ],
+    patches: Annotated[list[Path], typer.Argument(help="Patches, in the order of application.", metavar="PATCH...")],
     out: OutOption,
     model: BaseOption = None,
     force: ForceOption = False,
@@ -59,10 +57,10 @@ def apply(
     check_new(out)
     read = _read(patches)
     base, loaded = _base(model, read, placement(device, dtype), trust_remote_code=trust_remote_code)
-    stack = _put_on(loaded, base, read, force=force)
+    stack = _applied(loaded, base, read, force=force)
     with new_directory(out) as partial:
         write_stack(stack, partial)
-    tell(f"Wrote {out}: {_sizes(stack)}, on {stack.base}.")
+    echo(f"Wrote {out}: {_sizes(stack)}, on {stack.base}.")
     write_json(json, stack_record(stack))
 
 
@@ -70,7 +68,7 @@ def apply(
 def merge(
     out: OutOption,
     patches: Annotated[
-        list[Path] | None, typer.Argument(help="Patches to put on top before.", metavar="PATCH...")
+        list[Path] | None, typer.Argument(help="Patches to apply before merging.", metavar="PATCH...")
     ] = None,
     model: BaseOption = None,
     force: ForceOption = False,
@@ -83,28 +81,34 @@ def merge(
     check_new(out)
     read = _read(patches or [])
     base, loaded = _base(model, read, placement(device, dtype), trust_remote_code=trust_remote_code)
-    stack = _put_on(loaded, base, read, force=force)
+    stack = _applied(loaded, base, read, force=force)
     if not stack.patches:
-        raise InputError(f"there is nothing to merge into {base!r}", remedy="Give patches, or a stack as --model")
+        raise InputError(
+            f"there is nothing to merge into {base!r}",
+            remedy="Give patches, or a stack as --model",
+            code="NOTHING_TO_MERGE",
+        )
     with new_directory(out) as partial:
         save_full(loaded, stack, partial)
-    tell(f"Wrote {out}: {stack.base} with {_sizes(stack)}, in its weights.")
+    echo(f"Wrote {out}: {stack.base} with {_sizes(stack)} merged into the weights.")
     write_json(json, stack_record(stack))
 
 
 def _base(
     model: str | None, patches: Sequence[tuple[str, Patch]], where: Placement, *, trust_remote_code: bool
 ) -> tuple[str, LanguageModel]:
-    """What the patches go on, by its name and loaded: what was given, else what the first patch's record names.
+    """Name and weights of the model to apply patches to: the given one, else the one recorded in the first patch.
 
     Raises:
-        InputError: if it cannot be loaded, or nothing names it.
+        InputError: if it cannot be loaded, or neither is given.
     """
     if model is not None:
         outline_of(model, trust_remote_code=trust_remote_code)
         return model, load_model(model, **where, trust_remote_code=trust_remote_code)
     if not patches:
-        raise InputError("neither patches nor a model were given", remedy="Give patches, or a stack as --model")
+        raise InputError(
+            "no patches and no --model were given", remedy="Give patches, or a stack as --model", code="OPTION_MISSING"
+        )
     name, patch = patches[0]
     dtype = where["dtype"] or getattr(torch, patch.dtype)
     try:
@@ -113,13 +117,14 @@ def _base(
     except InputError as error:
         raise InputError(
             f"{error.what} ({name} was made for this model)",
-            remedy=f"{error.remedy}. --model says where its base is now",
+            remedy=f"{error.remedy}. Use --model to give the current location of the base model",
+            code=error.code,
         ) from error
     return patch.base, loaded
 
 
 def stack_record(stack: Stack) -> dict[str, object]:
-    """A stack for machines, without its factors."""
+    """The JSON record of a stack, without factors."""
     return {
         "base": stack.base,
         "fingerprint": stack.fingerprint,
@@ -145,7 +150,7 @@ def _sizes(stack: Stack) -> str:
 
 
 def _read(paths: Sequence[Path]) -> list[tuple[str, Patch]]:
-    """All patches, or all that is wrong with them."""
+    """Load all patches; errors are reported together."""
     read = []
     with collect_errors("the input") as part:
         for path in paths:
@@ -154,8 +159,8 @@ def _read(paths: Sequence[Path]) -> list[tuple[str, Patch]]:
     return read
 
 
-def _put_on(model: LanguageModel, name: str, patches: Sequence[tuple[str, Patch]], *, force: bool) -> Stack:
-    """The stack with the patches on top, which are in the model afterwards."""
+def _applied(model: LanguageModel, name: str, patches: Sequence[tuple[str, Patch]], *, force: bool) -> Stack:
+    """Apply the patches to the model; returns the resulting stack."""
     stack = stack_under(model, name, model.fingerprint())
     for number, (title, patch) in enumerate(patches):
         before = [earlier for earlier, _ in patches[:number]]
@@ -164,9 +169,9 @@ def _put_on(model: LanguageModel, name: str, patches: Sequence[tuple[str, Patch]
         patch.apply(model, force=forced, name=title, before=before)
         stack = stack.with_patch(title, patch, forced=forced)
         if forced:
-            warn(f"warning: {title} was made for other weights than these ({patch.base}); its facts may not be said")
+            warn(f"warning: {title} was made for different weights ({patch.base}); its facts may not be recalled")
         for conflict in clashing[:5]:
             warn(f"note: {title}: {conflict.fault(conflict.fact.id).what}")
         if len(clashing) > 5:
-            warn(f"note: {title}: … and {len(clashing) - 5} more contradict what was there before")
+            warn(f"note: {title}: … and {len(clashing) - 5} more facts contradict earlier patches")
     return stack

@@ -36,15 +36,15 @@ app = typer.Typer()
 
 @app.command("ask", epilog=EXAMPLE)
 def ask(
-    prompts: Annotated[list[str] | None, typer.Argument(help="Texts to continue.", metavar="PROMPT...")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts to continue.", metavar="PROMPT...")] = None,
     model: ModelOption = "lab",
-    against: Annotated[str | None, typer.Option(help="A second model, shown beside the first.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A text file with one prompt a line, after those given.")] = None,
+    against: Annotated[str | None, typer.Option(help="Baseline model to compare with.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Text file with further prompts, one per line.")] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Send each prompt as a message in the model's own chat template.")
+        bool, typer.Option("--chat", help="Send each prompt as a message in the model's chat template.")
     ] = False,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="How many tokens to add, at most; default: 12, with --chat 100.")
+        int | None, typer.Option(min=1, help="Maximum number of generated tokens; default: 12, or 100 with --chat.")
     ] = None,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
@@ -54,14 +54,16 @@ def ask(
     """Continue prompts greedily and show the most likely next tokens, optionally for two models."""
     prompts = [*(prompts or ()), *(_lines(file) if file is not None else ())]
     if not prompts:
-        raise InputError("there is no prompt", remedy='Write one, such as errata ask "The capital of France is"')
+        raise InputError(
+            "no prompt given", remedy='Give one, such as errata ask "The capital of France is"', code="PROMPT_MISSING"
+        )
     if blank := [prompt for prompt in prompts if not prompt.strip()]:
         what = "a prompt is" if len(blank) == 1 else f"{len(blank)} prompts are"
-        raise InputError(f"{what} empty", remedy="Give a text that the model can continue")
+        raise InputError(f"{what} empty", remedy="Give a text that the model can continue", code="PROMPT_EMPTY")
     new_tokens = tokens or (100 if chat else 12)
     where = placement(device, dtype)
     names = (model, *([against] if against else []))
-    # A prompt may end in a newline, which is a token of its own; a space belongs to the word that follows.
+    # A final newline is a separate token, but a final space belongs to the token of the next word.
     stripped = [prompt.strip() if chat else prompt.rstrip(" \t") for prompt in prompts]
     outlines = [outline_of(name, trust_remote_code=trust_remote_code) for name in names]
     if chat:
@@ -70,7 +72,7 @@ def ask(
     read = [[chat_text(outline.tokenizer, text) for text in stripped] if chat else stripped for outline in outlines]
     each = [_faults(outline, stripped, texts, new_tokens) for outline, texts in zip(outlines, read, strict=True)]
     if faults := [fault for found in each for fault in found]:
-        raise FaultsError("what was asked", faults)
+        raise FaultsError("the prompts", faults)
     answers = []
     for name, texts in zip(names, read, strict=True):
         loaded = load_model(name, **where, trust_remote_code=trust_remote_code)
@@ -84,7 +86,7 @@ def ask(
         table = Table(title=None, show_header=True, title_justify="left")
         table.add_column("model", no_wrap=True)
         table.add_column("reply" if chat else "continuation", overflow="fold")
-        table.add_column("likeliest next tokens", overflow="fold")
+        table.add_column("most likely next tokens", overflow="fold")
         for answer in answers[index :: len(prompts)]:
             likely = ", ".join(f"{token!r} {probability:.0%}" for token, probability in answer["next"])
             table.add_row(str(answer["model"]), str(answer["continuation"]), likely)
@@ -94,29 +96,29 @@ def ask(
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file that are not blank."""
+    """The non-blank lines of a file."""
     found = [line for line in file_text(path).splitlines() if line.strip()]
     if not found:
-        raise InputError(f"there is no prompt in {path}", remedy="Write one on each line")
+        raise InputError(f"{path} contains no prompt", remedy="Write one prompt per line", code="PROMPT_MISSING")
     return found
 
 
 def _faults(model: Outline, prompts: Sequence[str], texts: Sequence[str], tokens: int) -> list[Fault]:
-    """Prompts that are nothing to this model, or more than it takes.
+    """Prompts without tokens, or too long for the model.
 
     Args:
-        texts: what the model reads of each.
+        texts: the model inputs, i.e. the prompts after the chat template.
     """
     limit = model.context_length - tokens
     faults = []
     for prompt, row in zip(prompts, encode(model.tokenizer, texts), strict=True):
         shown = repr(prompt if len(prompt) <= 40 else prompt[:40] + "…")
         if not row.ids:
-            remedy = "Write it in characters that the model's tokenizer knows"
-            faults.append(Fault(shown, f"tokenises to nothing with {model.name!r}", remedy))
+            what, remedy = f"has no tokens for {model.name!r}", "Use characters that the model's tokenizer knows"
+            faults.append(Fault(shown, what, remedy, code="PROMPT_EMPTY"))
         elif len(row.ids) > limit:
-            what = f"it has {len(row.ids)} tokens; {model.name!r} takes {limit} and {tokens} more"
-            faults.append(Fault(shown, what, "Shorten the prompt or lower --tokens"))
+            what = f"has {len(row.ids)} tokens; {model.name!r} allows {limit} plus {tokens} generated ones"
+            faults.append(Fault(shown, what, "Shorten the prompt or lower --tokens", code="PROMPT_TOO_LONG"))
     return faults
 
 

@@ -1,4 +1,4 @@
-"""``errata bench``."""
+"""``errata bench``: run a grid of models, data sets, methods and seeds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from errata.cli.bench_plan import (
     time_needed,
 )
 from errata.cli.model_options import TrustOption
-from errata.cli.terminal import JsonOption, counted, progress, tell, warn, write_json
+from errata.cli.terminal import JsonOption, counted, echo, progress, warn, write_json
 from errata.errors import ErrataError, Fault, FaultsError, InputError, InterruptedRunError, collect_errors
 from errata.results.records import read_results
 from errata.utils.files import check_new
@@ -64,86 +64,91 @@ app = typer.Typer()
 @app.command("bench", help=HELP, epilog=EXAMPLE)
 def bench(
     grid: Annotated[
-        Path | None, typer.Argument(metavar="[GRID.yaml]", help="A grid; options take the place of its keys.")
+        Path | None, typer.Argument(metavar="[GRID.yaml]", help="Grid file; options override its keys.")
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The benchmark's directory; one that is there goes on.")
+        Path, typer.Option("--out", "-o", help="Directory of the benchmark; an existing one is resumed.")
     ] = Path("runs/bench"),
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Models, by commas; default: lab.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Comma-separated models; default: lab.")] = None,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", help="Data sets, by commas, each NAME or NAME=FILE; default: lab.")
+        str | None,
+        typer.Option("--data", "-d", help="Comma-separated data sets, each NAME or NAME=FILE; default: lab."),
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Rows of `errata methods`, by commas, each with or without +blue.")
+        str | None, typer.Option(help="Comma-separated methods (see `errata methods`), each with or without +blue.")
     ] = None,
-    edits: Annotated[int | None, typer.Option(min=1, help="Facts of a run.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Facts that are solved together; default: 100.")] = None,
+    edits: Annotated[int | None, typer.Option(min=1, help="Facts per cell.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Facts solved jointly; default: 100.")] = None,
     eval_every: Annotated[
-        int | None, typer.Option(min=0, help="Batches between two checks on the way; 0: none; default: 5.")
+        int | None, typer.Option(min=0, help="Batches between intermediate evaluations; 0 disables them; default: 5.")
     ] = None,
-    sample: Annotated[int | None, typer.Option(min=1, help="Facts that a check on the way asks; default: 200.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Facts per intermediate evaluation; default: 200.")] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="How many (3: 0, 1 and 2), or which, by commas (7,8,); default: 3.")
+        str | None,
+        typer.Option(help="Number of seeds (3 means 0, 1 and 2) or a comma-separated list (7,8,); default: 3."),
     ] = None,
     collapse: Annotated[
         str | None,
-        typer.Option(help="Stop a run whose perplexity is over so many times the unedited one's, or 'none'; 1.5."),
+        typer.Option(
+            help="Stop a cell when perplexity exceeds this multiple of the unedited model's, or 'none'; default: 1.5."
+        ),
     ] = None,
     measure: Annotated[
-        str | None, typer.Option(help=f"Further measurements, by commas: {', '.join(FURTHER_NAMES)}.")
+        str | None, typer.Option(help=f"Comma-separated further measurements: {', '.join(FURTHER_NAMES)}.")
     ] = None,
     without: Annotated[
         str | None,
-        typer.Option(help="Further measurements of a benchmark that is there, by commas: make them no more."),
+        typer.Option(help="Comma-separated further measurements to drop from an existing benchmark."),
     ] = None,
-    wild: Annotated[bool, typer.Option("--wild", help="free: to the letter of the paper 'in the wild'.")] = False,
+    wild: Annotated[bool, typer.Option("--wild", help="free: follow Yang et al. (2025) exactly.")] = False,
     judge: Annotated[
-        str | None, typer.Option(metavar="URL", help="free: an OpenAI-compatible endpoint that judges answers.")
+        str | None, typer.Option(metavar="URL", help="free: OpenAI-compatible endpoint that judges answers.")
     ] = None,
-    judge_model: Annotated[str | None, typer.Option(metavar="NAME", help="The judge's model.")] = None,
+    judge_model: Annotated[str | None, typer.Option(metavar="NAME", help="free: model of the judge.")] = None,
     judge_key: Annotated[
-        str | None, typer.Option(metavar="VARIABLE", help="The environment variable that holds the judge's key.")
+        str | None, typer.Option(metavar="VARIABLE", help="free: environment variable with the judge's API key.")
     ] = None,
     references: Annotated[
-        Path | None, typer.Option(help="texts: JSONL of {relation, target, text}, for consistency.")
+        Path | None, typer.Option(help="texts: JSONL of {relation, target, text}, for the consistency metric.")
     ] = None,
     reference_corpus: Annotated[
-        Path | None, typer.Option(help="texts: a text that the words' weights are taken of, for consistency.")
+        Path | None, typer.Option(help="texts: text for TF-IDF weights, for the consistency metric.")
     ] = None,
     general: Annotated[
-        str | None, typer.Option(help="ability: tasks of lm-evaluation-harness, or YAML files, by commas.")
+        str | None, typer.Option(help="ability: comma-separated tasks of lm-evaluation-harness, or YAML files.")
     ] = None,
-    probes: Annotated[Path | None, typer.Option(help="ability: a directory with the papers' six probes.")] = None,
+    probes: Annotated[Path | None, typer.Option(help="ability: directory with the six probes of the papers.")] = None,
     prose: Annotated[
-        str | None, typer.Option(help="Texts for perplexity: me-ppl=FILE, or a file with a text a line.")
+        str | None, typer.Option(help="Texts for perplexity: me-ppl=FILE, or a file with one text per line.")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe for the models; default: shipped ones.")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Text for key statistics; default: the recipe's.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="YAML recipe for all models; default: the shipped ones.")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Text for key statistics; default: from the recipe.")] = None,
     untouched: Annotated[
-        Path | None, typer.Option(help="JSONL of {prompt, answer} about subjects that nobody edits.")
+        Path | None, typer.Option(help="JSONL of {prompt, answer} about subjects that are not edited.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Cells that are worked on at the same time.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of cells to run in parallel.")] = 1,
     ray: Annotated[
-        str | None, typer.Option(help="Work on a Ray cluster: its address, or 'local'; the directory is shared.")
+        str | None,
+        typer.Option(help="Run on a Ray cluster: its address, or 'local'; OUT must be on a shared file system."),
     ] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Try cells again that failed.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda …; default: a GPU if there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: what is stored.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and list the cells.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Run failed cells again.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda …; default: a GPU if available.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate all inputs and list the cells.")] = False,
     trust_remote_code: TrustOption = False,
     json: JsonOption = None,
 ) -> None:
     """Run a benchmark: edit facts in sequential batches with several methods and measure them."""
     command = "errata " + shlex.join(sys.argv[1:])
     begun: dict[str, Any] = {}
-    chosen: dict[str, Any] = {}  # what is wrong is left out of it
+    chosen: dict[str, Any] = {}  # only valid entries
     campaign: Campaign | None = None
     dropped = names_in(without)
     whole: Grid | None = None
     plan: Plan | None = None
     with collect_errors("the input") as part:
         with part:
-            check_table()  # it is written at the end, when hours may have gone
+            check_table()  # needed for the results, which may be written only after hours
         with part:
             if ray is not None:
                 check_ray()
@@ -196,24 +201,25 @@ def bench(
             if dropped and not (out / "grid.json").is_file():
                 with part:
                     raise InputError(
-                        f"--without is for a benchmark that is there, and there is none in {out}",
-                        remedy="Leave the measurements out of --measure and the grid",
+                        f"--without needs an existing benchmark, but there is none in {out}",
+                        remedy="Remove the measurements from --measure and the grid",
+                        code="BENCHMARK_NOT_FOUND",
                     )
     if campaign is not None:
         if dry_run:
             campaign.measures_with(None, dropped)
             pending = campaign.pending(retry=retry)
-            to_go = f"{counted(len(pending), 'cell')} of {len(campaign.cells)} to go."
-            tell(f"{to_go} {time_left(campaign, pending)}".rstrip())
+            remaining = f"{counted(len(pending), 'cell')} of {len(campaign.cells)} remaining."
+            echo(f"{remaining} {time_left(campaign, pending)}".rstrip())
             return
     else:
         if whole is None or plan is None:
-            raise AssertionError("a grid that is not whole was not told of")
+            raise AssertionError("an incomplete grid was not reported")
         show_plan(whole, plan)
         if dry_run:
             list_cells(whole, plan)
-            tell(time_needed(plan))
-            tell("Nothing was loaded or written (--dry-run).")
+            echo(time_needed(plan))
+            echo("Dry run: no weights were loaded and nothing was written.")
             write_json(json, {"cells": [spec.model_dump(mode="json") for spec in plan.specs]})
             return
         campaign = begin(out, whole, plan.specs, plan.undefined, plan.write_materials, command)
@@ -221,12 +227,12 @@ def bench(
     with campaign.locked():
         campaign = campaign.measuring(None if whole is None else whole.measures, dropped, command)
         try:
-            _work(campaign, jobs=jobs, ray=ray, retry=retry, trust_remote_code=trust_remote_code)
+            _run_cells(campaign, jobs=jobs, ray=ray, retry=retry, trust_remote_code=trust_remote_code)
         except KeyboardInterrupt as error:
             left = len(campaign.pending())
             raise InterruptedRunError(
-                f"{counted(left, 'cell')} of {len(campaign.cells)} are left; what they have done is kept in {out}",
-                remedy=f"Go on: errata bench --out {out}",
+                f"{counted(left, 'cell')} of {len(campaign.cells)} remaining; their progress is saved in {out}",
+                remedy=f"Resume with: errata bench --out {out}",
             ) from error
         summary, records = collect(campaign)
     show_results(campaign, summary, records)
@@ -234,26 +240,27 @@ def bench(
     write_json(json, {"rows": list(results.rows), "about": dict(results.about)})
     if failed := [cell for cell in results.about["cells"] if cell["status"] != "done" or cell["failure"]]:
         parts = campaign.grid.measures.parts
-        drop = "; a measurement that cannot be made here is dropped by --without NAME" if parts else ""
+        drop = "; use --without NAME to drop a measurement that is impossible here" if parts else ""
         raise ErrataError(
             f"{counted(len(failed), 'cell')} of {len(campaign.cells)} failed",
-            remedy=f"Mend the cause, then: errata bench --out {out} --retry{drop}",
+            remedy=f"Fix the cause, then run: errata bench --out {out} --retry{drop}",
+            code="CELLS_FAILED",
         )
 
 
-def _work(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool, trust_remote_code: bool) -> None:
+def _run_cells(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool, trust_remote_code: bool) -> None:
     pending = campaign.pending(retry=retry)
     if pending:
         campaign.check_inputs()
     done = len(campaign.cells) - len(pending)
     if done:
-        tell(f"{done} of {counted(len(campaign.cells), 'cell')} done or failed before; {len(pending)} to go")
+        echo(f"{done} of {counted(len(campaign.cells), 'cell')} finished or failed before; {len(pending)} remaining")
     if ray is not None:
         runner: Any = RayCluster.connect(ray, trust_remote_code=trust_remote_code)
         jobs = max(jobs, runner.workers)
     else:
         runner = Processes(trust_remote_code=trust_remote_code)
-    with progress(looked_back=900.0) as report:
+    with progress(speed_window=900.0) as report:
         work(campaign, pending, runner, jobs=jobs, report=report, told=warn)
 
 
@@ -267,6 +274,9 @@ def _whole_grid(path: Path | None, begun: dict[str, Any], given: dict[str, Any])
         missing = [f"--{name}" for name in ("methods", "edits") if name not in data]
         if not missing or path is not None:
             raise
-        told = Fault("", f"no {' and no '.join(missing)} given", "See errata bench --help for an example")
-        places = [f"{source}: {name.removeprefix('--')}" for name in missing]  # by the names that a file has for them
-        raise FaultsError(source, [told, *(fault for fault in error.faults if fault.where not in places)]) from error
+        fault = Fault(
+            "", f"missing {' and '.join(missing)}", "See errata bench --help for an example", code="OPTION_MISSING"
+        )
+        places = [f"{source}: {name.removeprefix('--')}" for name in missing]  # their names in a grid file
+        others = [other for other in error.faults if other.where not in places]
+        raise FaultsError(source, [fault, *others]) from error

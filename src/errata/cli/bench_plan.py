@@ -1,4 +1,4 @@
-"""What the options of ``errata bench`` stand for in a grid."""
+"""From the options of ``errata bench`` to its cells: parsing, data, validation before loading, and time estimates."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from errata.cli.model_options import (
     read_questions,
     shipped_sentences,
 )
-from errata.cli.recipe_options import read_numbers
-from errata.cli.terminal import console, counted, tell, warn
+from errata.cli.recipe_options import read_recipe_for
+from errata.cli.terminal import console, counted, echo, warn
 from errata.datasets.reading import Records, read_dataset, read_records
 from errata.datasets.records import Loaded
 from errata.datasets.registry import DATASETS, is_own_file
@@ -47,8 +47,7 @@ from errata.utils.files import file_text, reason_of
 
 
 def entries_of(text: str | None, begun: Any, shared: Mapping[str, Any]) -> list[Any] | None:
-    """Entries of names by commas, else those of the grid's file, each with what the command line says of all of them;
-    None if it says nothing."""
+    """The named entries, else those of the grid file, each with the shared options; None without names and options."""
     shared = {name: value for name, value in shared.items() if value is not None}
     if text is not None:
         entries: list[Any] = [named_entry(name) for name in names_in(text)]
@@ -60,7 +59,7 @@ def entries_of(text: str | None, begun: Any, shared: Mapping[str, Any]) -> list[
 
 
 def named_entry(text: str) -> dict[str, Any]:
-    """``NAME``, ``NAME=FILE`` or the name of one's own file; files hold wherever the benchmark goes on."""
+    """Parse ``NAME``, ``NAME=FILE`` or the user's own file; paths become absolute, as runs may resume elsewhere."""
     name, separator, path = text.partition("=")
     if separator:
         return {"name": name, "path": str(Path(path).absolute())}
@@ -75,7 +74,7 @@ def file_place(text: str) -> str:
 
 
 def task_place(name: str) -> str:
-    """A task's name, or the path of its file."""
+    """The name of a task, or the absolute path of its file."""
     return str(Path(name).absolute()) if Path(name).exists() else name
 
 
@@ -84,7 +83,7 @@ def corpus_place(name: str | None) -> str | None:
 
 
 def measures_of(parts: list[str], **options: dict[str, Any]) -> dict[str, Any] | None:
-    """The parts that are named, and those that an option is for; None without any."""
+    """The named measurements and those with options; None without any."""
     given = {
         part: {name: value for name, value in values.items() if value is not None} for part, values in options.items()
     }
@@ -96,10 +95,12 @@ def measures_of(parts: list[str], **options: dict[str, Any]) -> dict[str, Any] |
 def judge_of(url: str | None, model: str | None, key: str | None) -> dict[str, Any] | None:
     if url is None:
         if lonely := [name for name, value in (("--judge-model", model), ("--judge-key", key)) if value]:
-            raise InputError(f"{lonely[0]} is for a judge, and no --judge is given", remedy="Name its endpoint")
+            raise InputError(
+                f"{lonely[0]} needs --judge", remedy="Give the endpoint of the judge", code="OPTION_MISSING"
+            )
         return None
     if model is None:
-        raise InputError("--judge needs --judge-model", remedy="Name the model that shall judge")
+        raise InputError("--judge needs --judge-model", remedy="Give the model of the judge", code="OPTION_MISSING")
     return {"base_url": url, "model": model, "key_variable": key}
 
 
@@ -113,32 +114,36 @@ def seeds_named(text: str | None) -> int | list[int] | None:
     try:
         found = [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
-        raise InputError(f"--seeds {text!r} is no number, and no list of them", remedy="Write 3, or 7,8,9") from error
+        raise InputError(
+            f"--seeds {text!r} is neither a number nor a list of numbers",
+            remedy="Write 3 or 7,8,9",
+            code="SEEDS_INVALID",
+        ) from error
     if found == [0] and "," not in text:
-        raise InputError("--seeds 0 is no seed at all", remedy="A number alone is how many; seed 0 alone is '0,'")
+        raise InputError("--seeds 0 asks for zero seeds", remedy="Use '0,' for seed 0", code="SEEDS_INVALID")
     return found[0] if len(found) == 1 and "," not in text else found
 
 
 def place(path: Path | None) -> str | None:
-    """A path that holds wherever the benchmark goes on."""
+    """The absolute path, so that the benchmark can be resumed from another directory."""
     return None if path is None else str(path.absolute())
 
 
 LAB = "lab"
-FAULTS_SHOWN = 20  # of one data set; what else is wrong would be lost among more
-SPARED = 200  # people of the lab's world that no run edits
+FAULTS_SHOWN = 20  # of one data set, so that other errors remain visible
+SPARED = 200  # people of the lab's world that are never edited
 
 
 @dataclass(frozen=True, slots=True)
 class WholeSet:
-    """A data set that was read once: all of it, and what it is drawn from."""
+    """A data set, read once: all of its facts, and the records to sample from."""
 
     loaded: Loaded
     records: Records
 
 
 def whole_set(entry: DataEntry) -> WholeSet | None:
-    """All of a data set; None where it is made as it is needed.
+    """Read a whole data set; None for the lab's, which is generated on demand.
 
     Raises:
         InputError, FaultsError: if it cannot be read, or has no facts.
@@ -152,10 +157,14 @@ def whole_set(entry: DataEntry) -> WholeSet | None:
         if len(error.faults) <= FAULTS_SHOWN:
             raise
         given = shlex.join([entry.name, *([] if entry.path is None else [entry.path])])
-        what = f"{error.subject} has {len(error.faults):,} faults, of which the first is: {error.faults[0]}"
-        raise InputError(what, remedy=f"errata data check {given} tells more") from error
+        what = f"{error.subject} has {len(error.faults):,} errors; the first one: {error.faults[0]}"
+        raise InputError(what, remedy=f"errata data check {given} lists them", code=error.code) from error
     if not loaded.facts:
-        raise InputError(f"the data set {entry.label!r} has no facts to edit", remedy="For texts, use --prose")
+        raise InputError(
+            f"the data set {entry.label!r} has no facts to edit",
+            remedy="Use data sets of texts as --prose",
+            code="DATASET_WITHOUT_FACTS",
+        )
     return WholeSet(loaded, records)
 
 
@@ -165,27 +174,31 @@ def prose_of(name: str) -> tuple[str, ...]:
     if dataset in DATASETS:
         if texts := read_dataset(dataset, path or None).texts:
             return texts
-        raise InputError(f"the data set {dataset!r} has no texts", remedy="Give me-ppl, or a file with a text a line")
+        raise InputError(
+            f"the data set {dataset!r} has no texts",
+            remedy="Give me-ppl, or a file with one text per line",
+            code="DATASET_WITHOUT_TEXTS",
+        )
     try:
         lines = file_text(Path(name)).splitlines()
     except (OSError, ValueError) as error:
-        what = f"--prose {name} cannot be read: {reason_of(error)}"
-        raise InputError(what, remedy="Give a file with a text a line") from error
+        what = f"cannot read --prose {name}: {reason_of(error)}"
+        raise InputError(what, remedy="Give a file with one text per line", code="FILE_UNREADABLE") from error
     if texts := tuple(line for line in lines if line.strip()):
         return texts
-    raise InputError(f"--prose {name} is empty", remedy="Give a file with a text a line")
+    raise InputError(f"--prose {name} is empty", remedy="Give a file with one text per line", code="FILE_EMPTY")
 
 
 def material_of(
     model: str, entry: DataEntry, whole: WholeSet | None, prose: tuple[str, ...] | None, edits: int, seed: int
 ) -> Material:
-    """The facts of a seed, questions about subjects that they do not edit, and prose.
+    """The facts of a seed, questions about other subjects, and texts for perplexity.
 
     Args:
-        model: decides which prose is taken where none is given.
+        model: decides the default texts.
 
     Raises:
-        InputError: if there are not as many facts, or questions cannot be read.
+        InputError: if there are too few facts, or the questions cannot be read.
     """
     given = read_questions(None if entry.untouched is None else Path(entry.untouched))
     if prose is None:
@@ -201,7 +214,7 @@ def material_of(
     try:
         made = FactSet(tuple(lab_facts(world, edits, seed=seed, spare=SPARED)), "the lab's world")
     except ValueError as error:
-        raise InputError(f"--edits: {error}", remedy="Lower --edits") from error
+        raise InputError(f"--edits: {error}", remedy="Lower --edits", code="TOO_FEW_FACTS") from error
     subjects = [fact.subject for fact in made]
     asked = untouched_questions(world, subjects, UNTOUCHED, seed=seed) if given is None else given
     return Material(made, tuple(asked), prose)
@@ -217,11 +230,11 @@ def _default_prose(lab: bool) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class Plan:
-    """What a grid comes to.
+    """The cells and inputs of a grid.
 
     Attributes:
         specs: its cells, in order.
-        undefined: combinations that mean nothing.
+        undefined: invalid combinations.
         materials: file name -> material.
         outlines: model -> its outline.
     """
@@ -238,13 +251,13 @@ class Plan:
 
 
 def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
-    """Everything that a grid comes to.
+    """Resolve a grid into cells without loading weights.
 
     Args:
-        trust_remote_code: whether code that comes with models may run, whatever the grid says.
+        trust_remote_code: whether code that comes with models may run; overrides the grid.
 
     Raises:
-        InputError, FaultsError: whatever is wrong with any model, recipe, data set or measurement of the grid.
+        InputError, FaultsError: all errors in the models, recipes, data sets and measurements of the grid.
     """
     plan = Plan()
     recipes: dict[tuple[str, str], Recipe] = {}
@@ -261,7 +274,7 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
             path = None if model.recipe is None else Path(model.recipe)
             for method in grid.methods:
                 with part:
-                    base = read_numbers(model.name, method, path, batch_size=grid.batch_size, corpus=model.corpus)
+                    base = read_recipe_for(model.name, method, path, batch_size=grid.batch_size, corpus=model.corpus)
                     for variant in variants(grid):
                         if variant.method == method and (recipe := _varied(plan, variant, base)) is not None:
                             recipes[model.name, variant.label] = recipe
@@ -272,12 +285,12 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
             prose = None if grid.prose is None else prose_of(grid.prose)
     if not recipes and grid.models and grid.methods:
         reasons = [Fault(entry.label, entry.reason, "") for entry in plan.undefined]
-        raise FaultsError("the grid, no combination of which means anything,", reasons)
+        raise FaultsError("the grid, whose combinations are all invalid,", reasons)
     for (name, label), recipe in list(recipes.items()):
         try:
             outlines[name].check_layers(recipe.layers)
         except InputError as error:
-            raise InputError(f"{label}: {error.what}", remedy=error.remedy) from error
+            raise InputError(f"{label}: {error.what}", remedy=error.remedy, code=error.code) from error
     chosen = {
         (model.name, entry, seed): material_of(model.name, entry, sets[entry], prose, grid.edits, seed)
         for model in grid.models
@@ -291,7 +304,7 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
 
 
 def unasked(grid: Grid, plan: Plan) -> list[tuple[str, str, str]]:
-    """(measurement, data set, why) of each further measurement that can ask nothing of any material of a data set."""
+    """(measurement, data set, reason) for each further measurement that a data set has no questions for."""
     found = []
     for part in parts_of(grid.measures.parts):
         for label in dict.fromkeys(spec.data.label for spec in plan.specs):
@@ -308,7 +321,7 @@ def _add_cells(
     recipes: Mapping[tuple[str, str], Recipe],
     chosen: Mapping[tuple[str, DataEntry, int], Material],
 ) -> None:
-    """Seed after seed, so that every method has some result early."""
+    """Add cells seed by seed, so that every method has results early."""
     for model in grid.models:
         for entry in grid.data:
             for seed in grid.seeds:
@@ -337,7 +350,7 @@ def _add_cells(
 
 
 def _varied(plan: Plan, variant: Variant, base: Recipe) -> Recipe | None:
-    """The recipe with the variant's choices; None, and noted, where they mean nothing for it."""
+    """The recipe with the variant's choices; None, recorded in the plan, if the combination is invalid."""
     try:
         return variant.applied(base)
     except InputError as error:
@@ -347,22 +360,25 @@ def _varied(plan: Plan, variant: Variant, base: Recipe) -> Recipe | None:
         return None
 
 
-_SAMPLE = 50  # facts of a cell whose texts are counted; they stand for the others
-_ROWS, _SECONDS = 256, 0.2  # of the product that is timed, and how long
+_SAMPLE = 50  # facts of a cell whose tokens are counted to estimate those of all facts
+_ROWS, _SECONDS = 256, 0.2  # rows of the timed matrix product, and duration of the timing
 
 
 def time_left(campaign: Campaign, pending: Sequence[Path]) -> str:
-    """What the pending cells take if they are like those that are done; empty where none is."""
+    """Remaining time, extrapolated from finished cells; empty if there are none."""
     done = [cell for cell in campaign.cells if campaign.is_done(cell)]
     if not done or not pending:
         return ""
     seconds = [Ended.of(read_finished(campaign, cell)).seconds for cell in done]
     each = sum(seconds) / len(seconds)
-    return f"At {duration(each)} a cell, as those that are done: about {duration(each * len(pending))}, one at a time."
+    return (
+        f"Finished cells took {duration(each)} on average: about {duration(each * len(pending))} left, one "
+        f"cell at a time."
+    )
 
 
 def time_needed(plan: Plan) -> str:
-    """What the searches for targets take, nearly all of an edit's time, on this machine."""
+    """Estimated time of all target searches, which dominate the time of an edit, on this machine."""
     operations = search_operations(plan)
     seconds = 0.0
     for spec in {spec.model.name: spec for spec in plan.specs}.values():
@@ -372,14 +388,14 @@ def time_needed(plan: Plan) -> str:
         speed = measured_speed(outline.size, device, where["dtype"] or outline.dtype)
         seconds += operations[spec.model.name] / speed
     return (
-        f"About {duration(seconds)} to find the targets of all cells, one cell at a time: "
-        f"{sum(operations.values()):.2g} operations at the speed of matrix products here. Key statistics and the "
-        "measurements come on top."
+        f"Estimated time of the target searches of all cells, one cell at a time: about {duration(seconds)} "
+        f"({sum(operations.values()):.2g} operations at this machine's speed of matrix products). Key statistics and "
+        "measurements are not included."
     )
 
 
 def search_operations(plan: Plan) -> dict[str, float]:
-    """Model -> floating-point operations of all searches for targets in its cells, were no fact done early."""
+    """Model -> floating-point operations of all target searches in its cells, without early stopping."""
     found: dict[str, float] = {}
     for spec in plan.specs:
         outline, recipe = plan.outlines[spec.model.name], spec.recipe
@@ -392,23 +408,23 @@ def search_operations(plan: Plan) -> dict[str, float]:
 
 
 def measured_speed(size: ModelSize, device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a matrix product of the model's MLP."""
+    """Operations per second in a matrix product of the size of the model's MLP."""
     rows = torch.ones(_ROWS, size.width, device=device, dtype=dtype)
     matrix = torch.ones(size.width, size.mlp_width, device=device, dtype=dtype)
-    (rows @ matrix).sum().item()  # the first one prepares things
+    (rows @ matrix).sum().item()  # warm-up
     started, count = time.perf_counter(), 0
     while (taken := time.perf_counter() - started) < _SECONDS:
         for _ in range(4):
             product = rows @ matrix
-        product[0, 0].item()  # which waits for it
+        product[0, 0].item()  # synchronises with the device
         count += 4
     return 2.0 * _ROWS * size.width * size.mlp_width * count / taken
 
 
 def show_plan(grid: Grid, plan: Plan) -> None:
-    """How much there is to do, and what of it cannot be done."""
+    """Print the number of cells, and what is skipped."""
     batches = -(-grid.edits // grid.batch_size)
-    tell(
+    echo(
         f"{counted(len(plan.specs), 'cell')}: {counted(len(grid.models), 'model')}, "
         f"{counted(len(grid.data), 'data set')}, {counted(len({spec.label for spec in plan.specs}), 'method')}, "
         f"{counted(len(grid.seeds), 'seed')}; each {grid.edits} facts in {counted(batches, 'batch')}"
@@ -417,32 +433,32 @@ def show_plan(grid: Grid, plan: Plan) -> None:
     for entry in plan.undefined:
         reasons.setdefault(entry.reason, []).append(entry.label)
     for reason, labels in reasons.items():
-        warn(f"left out, for it means nothing: {reason}")
+        warn(f"skipped, invalid combination: {reason}")
         for label in labels:
             warn(_hanging(label))
     for measurement, data, reason in unasked(grid, plan):
-        warn(f"{measurement}: nothing can be asked of {data}: {reason}")
+        warn(f"{measurement} cannot be measured on {data}: {reason}")
 
 
 def list_cells(grid: Grid, plan: Plan) -> None:
-    """Models and data sets with their seeds, and below them a line for each method."""
+    """Print models and data sets with their seeds, followed by one line per method."""
     groups: dict[tuple[str, str], dict[str, list[int]]] = {}
     for spec in plan.specs:
         groups.setdefault((spec.model.name, spec.data.label), {}).setdefault(spec.label, []).append(spec.seed)
-    tables: dict[tuple[str, ...], list[str]] = {}  # most often the same for all models and data sets
+    tables: dict[tuple[str, ...], list[str]] = {}  # usually the same for all models and data sets
     for (model, data), labels in groups.items():
         seeds = next(iter(labels.values()))
         which = f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
         tables.setdefault(tuple(labels), []).append(f"{model}, {data}, {which}:")
     for shown, heads in tables.items():
         for head in heads:
-            tell(head)
+            echo(head)
         for line in _lines(grid, shown):
-            tell(line)
+            echo(line)
 
 
 def show_results(campaign: Campaign, summary: Path, records: Path) -> None:
-    """The tables, what collapsed, what failed, and where all of it is."""
+    """Print the tables, collapsed and failed cells, and the locations of the result files."""
     results = read_results(summary)
     screen = console()
     groups = dict.fromkeys((row["model"], row["data"]) for row in results.rows)
@@ -451,21 +467,21 @@ def show_results(campaign: Campaign, summary: Path, records: Path) -> None:
         rows = [row for row in rows if row["when"] != "during"]
         for table in comparison_tables(rows, title=f"{model}, {data}", width=screen.width):
             screen.print(table)
-            tell("")
+            echo("")
     for cell in results.about["cells"]:
         if cell["collapsed_at"]:
             where = f"{cell['method']}, seed {cell['seed']}"
-            warn(f"collapse: {where}: stopped before batch {cell['collapsed_at']}, {cell['edits']} facts are in")
+            warn(f"collapse: {where}: stopped before batch {cell['collapsed_at']} after {cell['edits']} facts")
         for note in cell["notes"]:
             warn(f"{cell['id']}: {note}")
     for cause, cells in by_cause((cell["id"], cell["failure"]) for cell in results.about["cells"]).items():
         count = f" ({len(cells)} cells)" if len(cells) > 1 else ""
         warn(f"failed{count}: {', '.join(cells)}: {cause}")
-    tell(f"Wrote {summary} and {records}. See them: errata report {campaign.directory}")
+    echo(f"Wrote {summary} and {records}. Create a report with: errata report {campaign.directory}")
 
 
 def _lines(grid: Grid, labels: Sequence[str]) -> list[str]:
-    """Methods with their varied fields in columns; where those have no room, each as it is called."""
+    """Methods with their varied fields in columns; plain labels if the columns are too wide."""
     known = {variant.label: variant for variant in variants(grid)}
     table = [["method", *grid.vary]] if grid.vary else []
     table += [[known[label].method, *known[label].shown.values()] for label in labels]
@@ -480,7 +496,7 @@ def _lines(grid: Grid, labels: Sequence[str]) -> list[str]:
 
 
 def _hanging(text: str) -> str:
-    """On as many lines as it takes, broken at blanks, all but the first set in further."""
+    """Wrapped at spaces with a hanging indent."""
     return textwrap.fill(
         text,
         console().width,

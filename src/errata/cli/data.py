@@ -1,4 +1,4 @@
-"""``errata data``: the data sets that errata reads, where they are from, and whether a file of them is whole."""
+"""``errata data``: list, download and check data sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from errata.cli.terminal import JsonOption, console, counted, progress, tell, write_json
+from errata.cli.terminal import JsonOption, console, counted, echo, progress, write_json
 from errata.datasets.data_set import DataSet, Source
 from errata.datasets.download import Expected, fetch
 from errata.datasets.reading import likely_datasets, read_dataset
@@ -26,15 +26,15 @@ from errata.utils.files import check_file, file_digest, is_file
 
 app = typer.Typer(help="Data sets of knowledge editing: list, download, or check them.", no_args_is_help=True)
 
-FAULTS_SHOWN = 20  # of a published file, whose faults are usually of one kind
-NameArgument = Annotated[str, typer.Argument(help="A name of `errata data list`.")]
+FAULTS_SHOWN = 20  # errors in a published file are usually of one kind
+NameArgument = Annotated[str, typer.Argument(help="Name from `errata data list`.")]
 
 
 @app.command("list", epilog="Example: errata data list")
 def list_datasets(json: JsonOption = None) -> None:
-    """List the data sets that errata reads: what each fills, its licence, and whether it is here."""
+    """List the supported data sets with their fields, licences, and whether they are available locally."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("name", "records", "verified", "here"):  # what has room in 80 characters; all else stands below
+    for head in ("name", "records", "verified", "local"):  # fits into 80 characters; details follow below
         table.add_column(head, justify="right" if head == "records" else "left", no_wrap=True)
     for row in DATASETS.values():
         records = row.sources[0].records if row.sources else None
@@ -51,62 +51,69 @@ def list_datasets(json: JsonOption = None) -> None:
 
 @app.command("get", epilog="Example: errata data get counterfact")
 def get(
-    dataset: Annotated[str, typer.Argument(metavar="NAME", help="A name of `errata data list`.")],
+    dataset: Annotated[str, typer.Argument(metavar="NAME", help="Name from `errata data list`.")],
     which: Annotated[
-        str | None, typer.Option("--file", help="Which of its files; by default the first of the list.")
+        str | None, typer.Option("--file", help="Which of its files; default: the first one listed.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Into DIR/NAME instead of the user's cache.")
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Save to DIR/NAME instead of the user's cache.")
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Also if it is there already.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Download even if the file exists.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Download a data set, resumed where it broke off; nothing is ever downloaded without this verb."""
+    """Download a data set, resuming interrupted downloads. No other command downloads data sets."""
     row = dataset_named(dataset)
     source = row.source(which)
     target = local_path(row, source, out)
     if source.url is None:
         raise ErrataError(
-            f"{source.file} of {dataset!r} cannot be downloaded by a program",
-            remedy=f"Get it at {source.page}, and give the file: errata data check {dataset} FILE",
+            f"{source.file} of {dataset!r} cannot be downloaded automatically",
+            remedy=f"Download it from {source.page}, then run: errata data check {dataset} FILE",
+            code="DOWNLOAD_MANUAL",
         )
     check_file(target)
     here = is_file(target) and not again
     if here and source.sha256 is not None and file_digest(target) != source.sha256:
         raise ErrataError(
-            f"{target} is not the file that errata knows: its checksum is another",
-            remedy=f"Get it anew: {_command(dataset, which, out)} --again",
+            f"{target} has the wrong checksum",
+            remedy=f"Download it again: {_command(dataset, which, out)} --again",
+            code="CHECKSUM_MISMATCH",
         )
     if not here:
-        tell(f"{row.title}: {source.url} (licence: {row.licence})")
+        echo(f"{row.title}: {source.url} (licence: {row.licence})")
         with progress() as report:
             fetch(source.url, target, Expected(source.sha256, source.size), page=source.page, report=report)
-    checked = "its checksum is right" if source.verified else "not verified here: errata knows no checksum of it"
-    tell(f"{'Already there' if here else 'Wrote'} {target} ({target.stat().st_size:,} bytes; {checked})")
+    checked = "checksum verified" if source.verified else "not verified: no checksum is known"
+    echo(f"{'Exists already:' if here else 'Wrote'} {target} ({target.stat().st_size:,} bytes; {checked})")
     write_json(json, {**_file_record(row, source), "path": str(target), "downloaded": not here})
 
 
 def _command(name: str, file: str | None, out: Path | None) -> str:
-    """The command line of ``get`` with what was given."""
+    """The command line that repeats a ``get``."""
     chosen = [] if file is None else ["--file", file]
     return shlex.join(["errata", "data", "get", name, *chosen, *([] if out is None else ["--out", str(out)])])
 
 
 @app.command("check", epilog="Example: errata data check counterfact counterfact.json")
 def check(
-    name: Annotated[str, typer.Argument(help="A name of `errata data list`, or your own .jsonl, .json or .csv file.")],
-    file: Annotated[Path | None, typer.Argument(help="A file in its form; default: where `get` has put it.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Take only so many facts; default: all.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**63 - 1, help="Shuffle by this seed; default: the file's order.")
+    name: Annotated[str, typer.Argument(help="Name from `errata data list`, or your own .jsonl, .json or .csv file.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="File in the format of the data set; default: the file saved by `get`.")
     ] = None,
-    skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help="Leave out records with faults.")] = False,
+    count: Annotated[int | None, typer.Option(min=1, help="Number of facts to use; default: all.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Random seed for shuffling; default: file order.")
+    ] = None,
+    skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help="Skip invalid records.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write the facts, JSONL or CSV.")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also save the facts as JSONL or CSV.")
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Read a data set whole: all faults with their records, or its counts and a sample; exit status 2 if any fault."""
+    """Validate a data set: print all errors with their records, or its counts and a sample.
+
+    Exits with status 2 if there are errors.
+    """
     if out is not None:
         _check_facts_file(out)
     where = name if file is None else str(file)
@@ -116,7 +123,7 @@ def check(
         write_json(json, {"name": name, "file": where, "valid": False, "faults": [asdict(one) for one in error.faults]})
         shortened = len(error.faults) > FAULTS_SHOWN
         given = ("jsonl", Path(name)) if file is None and is_own_file(name) else (name, file)
-        remedy = _suggestion(*given) or ("--json FILE holds all of them" if shortened and json is None else "")
+        remedy = _suggestion(*given) or ("--json FILE saves all of them" if shortened and json is None else "")
         raise FaultsError(error.subject, error.faults, shown=FAULTS_SHOWN, remedy=remedy) from error
     except InputError as error:
         faults = [asdict(Fault(where, error.what, error.remedy))]
@@ -126,20 +133,23 @@ def check(
         raise
     filled = _filled(loaded)
     kinds = ((loaded.facts, "fact"), (loaded.texts, "text"), (loaded.concepts, "concept"))
-    told = [counted(len(held), what) for held, what in kinds if held]
-    tell(f"{loaded.source}: {', '.join(told if skip_faulty else [*told, 'no fault'])}.")
+    counts = [counted(len(entries), what) for entries, what in kinds if entries]
+    echo(f"{loaded.source}: {', '.join(counts if skip_faulty else [*counts, 'no errors'])}.")
     for field, (facts, entries) in filled.items():
-        tell(f"  {field:<12} {counted(facts, 'fact')}{f', {entries} entries' if entries > facts else ''}")
+        echo(f"  {field:<12} {counted(facts, 'fact')}{f', {entries} entries' if entries > facts else ''}")
     for note in loaded.notes:
-        tell(f"note: {note}.")
+        echo(f"note: {note}.")
     sample = loaded.facts[0].to_entry() if loaded.facts else {"text": loaded.texts[0]} if loaded.texts else {}
     for field, value in sample.items():
-        tell(f"  {field}: {_shown(value)}")
+        echo(f"  {field}: {_shown(value)}")
     if out is not None:
         write_facts(loaded.facts, out)
-        tell(f"Wrote {out}")
+        echo(f"Wrote {out}")
         if out.suffix.lower() == ".csv" and has_formulas(loaded.facts):
-            tell("note: texts that begin like a formula (=, +, -, @) have a ' before them; errata takes it off again.")
+            echo(
+                "note: texts that look like a formula (starting with =, +, - or @) are prefixed with ', which "
+                "errata removes when reading."
+            )
     write_json(
         json,
         {
@@ -159,18 +169,19 @@ def check(
 
 
 def _check_facts_file(out: Path) -> None:
-    """Raises InputError if facts cannot be written there, or would take the place of something else."""
+    """Raises InputError if the file cannot be written, or exists and contains anything but facts."""
     check_file(out)
     if is_file(out) and out.stat().st_size:
         try:
             read_facts(out)
         except InputError as error:
-            what = f"{out} is there, and is not a file of facts: it would be lost"
-            raise InputError(what, remedy="Give another name, or remove it first") from error
+            what = f"{out} exists and is not a file of facts; it would be overwritten"
+            remedy = "Give another name, or remove the file first"
+            raise InputError(what, remedy=remedy, code="OUTPUT_EXISTS") from error
 
 
 def _suggestion(name: str | None, file: Path | None) -> str:
-    """The data sets that a file looks like; nothing where it is of the form that it was given as, or of none."""
+    """The data sets whose format a file has, other than the given one; empty if there are none."""
     if file is None or not is_file(file):
         return ""
     names = likely_datasets(file, name if name in DATASETS else None)
@@ -179,7 +190,7 @@ def _suggestion(name: str | None, file: Path | None) -> str:
 
 
 def _about(row: DataSet) -> Iterator[str]:
-    """What there is to say of a data set beside its numbers, line by line."""
+    """Lines of details about a data set."""
     yield f"Fills {', '.join(row.fills)}. Licence: {row.licence}."
     if row.paper:
         yield f"{row.paper}."
@@ -192,31 +203,31 @@ def _filled(loaded: Loaded) -> dict[str, tuple[int, int]]:
     """Optional field -> (facts that have it, entries in all), for the fields that any fact has."""
     found: dict[str, tuple[int, int]] = {}
     for fact in loaded.facts:
-        for field, value in list(fact.to_entry().items())[4:]:  # behind id, subject, prompt and target
+        for field, value in list(fact.to_entry().items())[4:]:  # after id, subject, prompt and target
             facts, entries = found.get(field, (0, 0))
             found[field] = (facts + 1, entries + (len(value) if isinstance(value, list) else 1))
     return found
 
 
 def _shown(value: object) -> str:
-    """A value of the sample; of a list the first entry and how many more there are."""
+    """A value of the sample; for lists, the first entry and the number of others."""
     if not isinstance(value, list):
         return str(value)
     first = value[0]
-    told = f"{first['prompt']} -> {first['answer']}" if isinstance(first, dict) else str(first)
-    return told if len(value) == 1 else f"{told}  (and {len(value) - 1} more)"
+    text = f"{first['prompt']} -> {first['answer']}" if isinstance(first, dict) else str(first)
+    return text if len(value) == 1 else f"{text}  (and {len(value) - 1} more)"
 
 
 def _file_cells(row: DataSet) -> tuple[str, str]:
-    """(verified, here), over the row's files."""
+    """The cells (verified, local) for all files of a data set."""
     if not row.sources:
-        return "–", "comes with errata" if row.maker is not None else "–"
+        return "–", "included" if row.maker is not None else "–"
     verified = sum(source.verified for source in row.sources)
     here = [source.file for source in row.sources if is_file(local_path(row, source))]
     by_hand = all(source.url is None for source in row.sources)
     return (
-        _of_all(verified, len(row.sources), none="not verified here"),
-        _of_all(len(here), len(row.sources), none="no (get it by hand)" if by_hand else "no"),
+        _of_all(verified, len(row.sources), none="no"),
+        _of_all(len(here), len(row.sources), none="no (manual download)" if by_hand else "no"),
     )
 
 

@@ -1,4 +1,4 @@
-"""``errata demo``: the main job, on the embedded model."""
+"""``errata demo``: edits of the embedded model, or corrections of real facts in a pretrained model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.table import Table
 from errata.benchmark.recipe_search import automatic_file, layers_by_depth, unsearched_recipe
 from errata.benchmark.sequence import Examination, examine, run_sequence
 from errata.cli.model_options import DeviceOption, outline_of, placement, read_questions
-from errata.cli.terminal import JsonOption, PlainConsole, console, progress, tell, write_json
+from errata.cli.terminal import JsonOption, PlainConsole, console, echo, progress, write_json
 from errata.editing.methods import BOUNDARY_SUFFIX, method_named
 from errata.editing.recipe import Recipe, parse_recipe, shipped_recipe
 from errata.editors.locate_then_edit import Editor
@@ -46,27 +46,29 @@ app = typer.Typer()
 
 @app.command("demo", epilog=EXAMPLE)
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where results.json is written.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for results.json.")] = Path("runs/demo"),
     model: Annotated[
         str,
         typer.Option(
             "--model",
             "-m",
-            help="'lab', or a pretrained model such as smollm2-135m-instruct: ten real facts are corrected then.",
+            help="'lab', or a pretrained model such as smollm2-135m-instruct, in which ten real facts are corrected.",
         ),
     ] = "lab",
-    methods: Annotated[str | None, typer.Option(help=f"Methods by commas (lab only); default: {METHODS}.")] = None,
-    facts: Annotated[int | None, typer.Option(min=1, help="How many facts to edit (lab only); default: 100.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Facts that are solved together (lab only); default: 25.")
+    methods: Annotated[
+        str | None, typer.Option(help=f"Comma-separated methods (lab only); default: {METHODS}.")
     ] = None,
+    facts: Annotated[int | None, typer.Option(min=1, help="Number of facts to edit (lab only); default: 100.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Facts solved jointly (lab only); default: 25.")] = None,
     seed: Annotated[
         int | None,
         typer.Option(
-            min=0, max=2**63 - 1, help="Which facts (lab only); default: 0. The recipe was tuned on seeds 900 to 902."
+            min=0,
+            max=2**63 - 1,
+            help="Random seed of the facts (lab only); default: 0. The recipe was tuned on seeds 900 to 902.",
         ),
     ] = None,
-    svg: Annotated[Path | None, typer.Option(help="Also write the table as a picture.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Also save the table as an SVG image.")] = None,
     device: DeviceOption = "cpu",
     json: JsonOption = None,
 ) -> None:
@@ -78,7 +80,9 @@ def demo(
     if model != "lab":
         if any(option is not None for option in (methods, facts, batch_size, seed)):
             raise InputError(
-                "--methods, --facts, --batch-size and --seed are for the demo on 'lab'", remedy="Leave them out"
+                "--methods, --facts, --batch-size and --seed need --model lab",
+                remedy="Remove them",
+                code="OPTION_NOT_APPLICABLE",
             )
         demo_real(model, out, svg, device, json)
         return
@@ -92,7 +96,7 @@ def demo(
         check_file(path)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
-        raise InputError("no method was named", remedy=f"Give some of --methods {METHODS}")
+        raise InputError("--methods is empty", remedy=f"Use, for example, {METHODS}", code="OPTION_INVALID")
     recipes = []
     for name in names:
         method_named(name)
@@ -102,7 +106,9 @@ def demo(
     world = lab_world()
     if facts > len(world.people):
         raise InputError(
-            f"there are {len(world.people)} people, each edited once; got --facts {facts}", remedy="Lower it"
+            f"--facts {facts} exceeds the {len(world.people)} people of the world, each of whom is edited once",
+            remedy="Lower --facts",
+            code="TOO_FEW_FACTS",
         )
     loaded = LanguageModel.load("lab", device=placement(device, None)["device"])
     edits = lab_facts(world, facts, seed=seed)
@@ -113,20 +119,22 @@ def demo(
     )
     rows: list[Row] = []
     with progress() as report:
-        before = examine(loaded, examination, report=report, what="asking before")
+        before = examine(loaded, examination, report=report, what="measuring before")
         for index, recipe in enumerate(recipes):
             report("methods", index, len(recipes))
             result = run_sequence(loaded, recipe, examination, before, report=report, seed=seed)
             result.patch.undo(loaded)
             rows += result.rows
         report("methods", len(recipes), len(recipes))
-    # A file or a picture is not narrower than the table; a terminal may be.
+    # Only terminals limit the width of the table.
     wide = PlainConsole(record=svg is not None, width=None if console().is_terminal and svg is None else 120)
     for table in comparison_tables(rows, width=wide.width):
         wide.print(table)
         wide.print()
     seconds = time.perf_counter() - started
-    wide.print(f"{facts} facts in batches of {batch_size}, {len(names)} methods, {seconds:.0f} s in all; seed {seed}.")
+    wide.print(
+        f"{facts} facts in batches of {batch_size}, {len(names)} methods, {seconds:.0f} s in total; seed {seed}."
+    )
     if svg is not None:
         # rich would have the reader fetch its font; without that, any monospace font serves.
         write_text(svg, re.sub(r"@font-face \{.*?\}\s*", "", wide.export_svg(title="errata demo"), flags=re.DOTALL))
@@ -138,7 +146,7 @@ def demo(
     }
     for path in (results, *([json] if json else [])):
         write_results(path, rows, about)
-    console().print(f"Wrote {results}", highlight=False)
+    echo(f"Wrote {results}")
 
 
 METHOD: Final = "memit+blue"
@@ -152,7 +160,7 @@ _STATISTICS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    """A prompt with the right answer, and what the model said before and after the edit."""
+    """A prompt with the correct answer, and the model's answers before and after the edit."""
 
     prompt: str
     right: str
@@ -174,7 +182,7 @@ class _Answered:
 
 
 def corrections() -> tuple[Sequence[Fact], Sequence[Question]]:
-    """The ten facts, which small models get wrong, and twenty control questions, which they answer correctly."""
+    """Ten facts that small models get wrong, and twenty control questions that they answer correctly."""
     folder = Path(str(resources.files("errata") / "corrections"))
     questions = read_questions(folder / "controls.jsonl") or []
     return read_facts(folder / "facts.jsonl").facts, [question for _, question in questions]
@@ -185,7 +193,7 @@ def demo_real(name: str, out: Path, svg: Path | None, device: str | None, json: 
 
     Raises:
         InputError: if the model cannot be loaded, or a path cannot be written.
-        ErrataError: if the model is not what it was at the end.
+        ErrataError: if undoing the edit does not restore the weights.
     """
     results = out / "results.json"
     for path in (results, *([svg] if svg else [])):
@@ -197,7 +205,7 @@ def demo_real(name: str, out: Path, svg: Path | None, device: str | None, json: 
     started = time.perf_counter()
     fingerprint = model.fingerprint()
     recipe, source = _recipe_for(model, name)
-    tell(f"Correcting {len(facts)} facts in {name} with {recipe.method} at layers {list(recipe.layers)} ({source}).")
+    echo(f"Correcting {len(facts)} facts in {name} with {recipe.method} at layers {list(recipe.layers)} ({source}).")
     asked = [
         *((fact.text, fact.target) for fact in facts),
         *((prompt, fact.target) for fact in facts for prompt in fact.paraphrases),
@@ -205,24 +213,24 @@ def demo_real(name: str, out: Path, svg: Path | None, device: str | None, json: 
     ]
     prompts = [prompt for prompt, _ in asked]
     with progress() as report:
-        before = _answers(model, prompts, report, "asking before")
+        before = _answers(model, prompts, report, "measuring before")
         patch = _edited(model, recipe, facts, report)
-        after = _answers(model, prompts, report, "asking after")
+        after = _answers(model, prompts, report, "measuring after")
     answered = [_Answered(*pair, one, two) for pair, one, two in zip(asked, before, after, strict=True)]
     patch.undo(model)
     restored = model.fingerprint() == fingerprint
     seconds = time.perf_counter() - started
     main, others = answered[: len(facts)], answered[len(facts) : len(answered) - len(controls)]
-    kept = answered[len(answered) - len(controls) :]
+    unrelated = answered[len(answered) - len(controls) :]
     shown = PlainConsole(record=svg is not None, width=None if console().is_terminal and svg is None else 100)
     shown.print(_table(main))
-    shown.print(_summary(main, others, kept))
+    shown.print(_summary(main, others, unrelated))
     shown.print(
-        "The edit was taken back: the weights are bit for bit what they were (same SHA-256)."
+        "The edit was undone: the weights are bit for bit the original ones (same SHA-256)."
         if restored
-        else "[bold red]After the edit was taken back the weights are not what they were.[/]"
+        else "[bold red]Undoing the edit did not restore the original weights.[/]"
     )
-    shown.print(f"{seconds:.0f} s in all, without loading the model.", highlight=False)
+    shown.print(f"{seconds:.0f} s in total, without loading the model.", highlight=False)
     if svg is not None:
         # rich would have the reader fetch its font; without that, any monospace font serves.
         write_text(svg, re.sub(r"@font-face \{.*?\}\s*", "", shown.export_svg(title="errata demo"), flags=re.DOTALL))
@@ -231,7 +239,7 @@ def demo_real(name: str, out: Path, svg: Path | None, device: str | None, json: 
         "recipe": recipe.model_dump(mode="json"),
         "facts": [one.record() for one in main],
         "paraphrases": [one.record() for one in others],
-        "controls": [one.record() for one in kept],
+        "controls": [one.record() for one in unrelated],
         "fingerprint": fingerprint,
         "restored": restored,
         "seconds": seconds,
@@ -239,21 +247,23 @@ def demo_real(name: str, out: Path, svg: Path | None, device: str | None, json: 
     }
     for path in (results, *([json] if json else [])):
         write_json(path, record)
-    tell(f"Wrote {results}")
+    echo(f"Wrote {results}")
     if not restored:
-        raise ErrataError("the weights are not what they were before the edit", remedy="Please report this")
+        raise ErrataError(
+            "undoing the edit did not restore the weights", remedy="Please report this bug", code="UNDO_FAILED"
+        )
 
 
 def _recipe_for(model: LanguageModel, name: str) -> tuple[Recipe, str]:
-    """The recipe that comes with errata for a model, else the unsearched defaults; and which of the two it is."""
+    """The shipped recipe of a model, otherwise automatic settings; and a description of which it is."""
     try:
-        return shipped_recipe(name, METHOD), "the recipe that comes with errata"
+        return shipped_recipe(name, METHOD), "shipped recipe"
     except InputError:  # there is none for this model
         row = method_named(METHOD.removesuffix(BOUNDARY_SUFFIX))
     layers = layers_by_depth(len(model.blocks))
     found = unsearched_recipe(name, row, layers, model.weight(layers[0]).shape[1], _STATISTICS)
     text = automatic_file(name, layers, "by depth", {row.name: found})
-    return parse_recipe(text, METHOD, source="the unsearched defaults"), "unsearched defaults"
+    return parse_recipe(text, METHOD, source="automatic settings"), "automatic settings"
 
 
 def _edited(model: LanguageModel, recipe: Recipe, facts: Sequence[Fact], report: Report) -> Patch:
@@ -261,7 +271,7 @@ def _edited(model: LanguageModel, recipe: Recipe, facts: Sequence[Fact], report:
 
 
 def _answers(model: LanguageModel, prompts: Sequence[str], report: Report, what: str) -> list[str]:
-    """What the model says, greedily, to the end of its first line."""
+    """The first lines of the model's greedy continuations."""
     done = 0
 
     def on_rows(count: int) -> None:
@@ -274,7 +284,7 @@ def _answers(model: LanguageModel, prompts: Sequence[str], report: Report, what:
 
 
 def _table(answered: Sequence[_Answered]) -> Table:
-    table = Table(title="What the model says", title_justify="left")
+    table = Table(title="Answers of the model", title_justify="left")
     for head in ("prompt", "before", "after"):
         table.add_column(head, overflow="fold")
     table.add_column("")
@@ -284,15 +294,16 @@ def _table(answered: Sequence[_Answered]) -> Table:
     return table
 
 
-def _summary(main: Sequence[_Answered], others: Sequence[_Answered], kept: Sequence[_Answered]) -> str:
+def _summary(main: Sequence[_Answered], others: Sequence[_Answered], controls: Sequence[_Answered]) -> str:
     def right(answered: Sequence[_Answered], when: str) -> int:
         return sum(one.is_right(getattr(one, when)) for one in answered)
 
-    lost = [one for one in kept if one.is_right(one.before) and not one.is_right(one.after)]
+    lost = [one for one in controls if one.is_right(one.before) and not one.is_right(one.after)]
     lines = [
-        f"Right answers: {right(main, 'before')} before, {right(main, 'after')} after, of {len(main)};",
-        f"in other wordings {right(others, 'before')} before, {right(others, 'after')} after, of {len(others)};",
-        f"to control questions {right(kept, 'before')} before, {right(kept, 'after')} after, of {len(kept)}.",
+        f"Correct answers: {right(main, 'before')} before, {right(main, 'after')} after, of {len(main)};",
+        f"to paraphrases: {right(others, 'before')} before, {right(others, 'after')} after, of {len(others)};",
+        f"to control questions: {right(controls, 'before')} before, {right(controls, 'after')} after, of "
+        f"{len(controls)}.",
         *(escape(f"Lost: {one.prompt} {one.right} (now {one.after!r})") for one in lost),
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""``errata diff``: what two edits, or two models, have in common and what not."""
+"""``errata diff``: compare two edits or two models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.cli.model_options import TrustOption, note_unfinished
-from errata.cli.terminal import JsonOption, console, counted, tell, write_json
+from errata.cli.terminal import JsonOption, console, counted, echo, write_json
 from errata.errors import InputError
 from errata.facts.conflicts import statement
 from errata.facts.fact import Fact
@@ -33,7 +33,7 @@ app = typer.Typer()
 @app.command("diff", epilog=EXAMPLE)
 def diff(
     first: Annotated[str, typer.Argument(help="A patch, a stack, an edited model, a run, or any model.")],
-    second: Annotated[str, typer.Argument(help="Another one.")],
+    second: Annotated[str, typer.Argument(help="The one to compare it with.")],
     trust_remote_code: TrustOption = False,
     json: JsonOption = None,
 ) -> None:
@@ -46,7 +46,7 @@ def diff(
     if _has_patches(first) and _has_patches(second):
         found = _edits(first, second)
     else:
-        if is_file(Path(first)) or is_file(Path(second)):  # which has no weights to compare with the other's
+        if is_file(Path(first)) or is_file(Path(second)):  # a patch has no weights to compare
             for name in (first, second):
                 check_there(name)
         found = _weights(first, second, trust_remote_code=trust_remote_code)
@@ -65,23 +65,23 @@ def _edits(first: str, second: str) -> dict[str, Any]:
         changes.append([term for patch in patches for term in patch.terms])
         facts.append({statement(fact): fact for patch in patches for fact in patch.facts})
     apart = [key for key in facts[0] if key in facts[1] and facts[0][key].target != facts[1][key].target]
-    told = {
+    single = {
         f"only in {first}": [facts[0][key] for key in facts[0] if key not in facts[1]],
         f"only in {second}": [facts[1][key] for key in facts[1] if key not in facts[0]],
     }
     both = sum(key in facts[1] for key in facts[0]) - len(apart)
-    tell(f"{counted(both, 'fact')} in both, {len(apart)} with different targets")
+    echo(f"{counted(both, 'fact')} with equal targets in both, {len(apart)} with different targets")
     for key in apart:
-        tell(f"  {facts[0][key].text}: {facts[0][key].target} | {facts[1][key].target}")
-    for title, entries in told.items():
-        tell(f"{counted(len(entries), 'fact')} {title}")
+        echo(f"  {facts[0][key].text}: {facts[0][key].target} | {facts[1][key].target}")
+    for title, entries in single.items():
+        echo(f"{counted(len(entries), 'fact')} {title}")
         for fact in entries[:10]:
-            tell(f"  {fact.id}: {joined(*fact.pair(fact.target))}")
+            echo(f"  {fact.id}: {joined(*fact.pair(fact.target))}")
         if len(entries) > 10:
-            tell(f"  … and {len(entries) - 10} more")
+            echo(f"  … and {len(entries) - 10} more")
     layers = [_layer(layer, *(_of(change, layer) for change in changes)) for layer in _layers(changes)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("layer", "norm of the first", "of the second", "of the difference", "cosine"):
+    for head in ("layer", "norm of first", "norm of second", "norm of difference", "cosine"):
         table.add_column(head, justify="right")
     for entry in layers:
         table.add_row(
@@ -93,7 +93,7 @@ def _edits(first: str, second: str) -> dict[str, Any]:
             "in_both": both,
             "apart": [[facts[0][key].to_record(), facts[1][key].to_record()] for key in apart],
             **{f"only_in_{place}": [fact.to_record() for fact in entries] for place, entries in zip(
-                ("first", "second"), told.values(), strict=True)},
+                ("first", "second"), single.values(), strict=True)},
         },
         "layers": layers,
     }  # fmt: skip
@@ -108,11 +108,11 @@ def _of(terms: Sequence[Term], layer: int) -> list[Term]:
 
 
 def _layer(layer: int, first: Sequence[Term], second: Sequence[Term]) -> dict[str, Any]:
-    """Norms of both, of their difference, and the cosine of the angle between them; None where one is absent."""
+    """Norms of both changes and their difference, and their cosine; None if one of them is zero or absent."""
     one, other = norm(first) if first else 0.0, norm(second) if second else 0.0
     together = inner(first, second) if first and second else 0.0
     cosine = together / (one * other) if one and other else None
-    # ‖A − B‖² from parts cancels where A and B are alike; what is below their own rounding is nothing.
+    # ‖A − B‖² suffers from cancellation if A ≈ B; values below the rounding error count as zero.
     difference = math.sqrt(max(0.0, one**2 + other**2 - 2 * together))
     if difference < 1e-7 * max(one, other):
         difference = 0.0
@@ -120,15 +120,23 @@ def _layer(layer: int, first: Sequence[Term], second: Sequence[Term]) -> dict[st
 
 
 def _weights(first: str, second: str, *, trust_remote_code: bool) -> dict[str, Any]:
-    """Every parameter of two models that differs, with how much."""
+    """Print and return every parameter that differs between two models, with the size of the difference."""
     states: list[Mapping[str, torch.Tensor]] = []
     for name in (first, second):
         if is_file(Path(name)):
-            raise InputError(f"{name} is a patch, and the other one is not", remedy="Give two edits, or two models")
+            raise InputError(
+                f"{name} is a patch, but the other is a plain model",
+                remedy="Give two edits or two models",
+                code="NOT_COMPARABLE",
+            )
         states.append(load_model(name, device="cpu", trust_remote_code=trust_remote_code).model.state_dict())
     one, other = states
     if one.keys() != other.keys() or any(one[key].shape != other[key].shape for key in one):
-        raise InputError(f"{first} and {second} are not of one shape", remedy="Give two models of one architecture")
+        raise InputError(
+            f"{first} and {second} have different parameters",
+            remedy="Give two models of the same architecture and size",
+            code="NOT_COMPARABLE",
+        )
     rows = []
     for key in one:
         change = other[key].double() - one[key].double()
@@ -140,7 +148,7 @@ def _weights(first: str, second: str, *, trust_remote_code: bool) -> dict[str, A
         table.add_column(head, justify="right" if side == "right" else "left", overflow="fold")
     for row in rows:
         table.add_row(Text(str(row["parameter"])), _number(row["change"]), _number(row["relative"]))
-    tell(f"{len(rows)} of {len(one)} parameters differ")
+    echo(f"{len(rows)} of {len(one)} parameters differ")
     if rows:
         console().print(table)
     return {"parameters": rows, "of": len(one)}

@@ -1,4 +1,4 @@
-"""``errata doctor``."""
+"""``errata doctor``: versions, devices and memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from errata.patches.patch import software_versions
 
 EXAMPLE = "Example: errata doctor --json doctor.json"
 
-# (title, parameters, MLP width, width, critical layers): what publications edit, as a scale.
+# (title, parameters, MLP width, width, number of critical layers) of models edited in publications.
 _SIZES = (
     ("GPT2-XL", 1.56e9, 6400, 1600, 5),
     ("GPT-J-6B", 6.05e9, 16384, 4096, 6),
@@ -42,7 +42,7 @@ def doctor(json: JsonOption = None) -> None:
     table.add_row("threads", str(torch.get_num_threads()))
     table.add_row("embedded model", lab)
     console().print(table)
-    fits = Table(title="What fits (weights, factorised statistics, 2 GiB for activations)")
+    fits = Table(title="Memory needed (weights, factorised statistics, 2 GiB for activations)")
     fits.add_column("model")
     for dtype in ("bfloat16", "float32"):
         fits.add_column(dtype, justify="right")
@@ -66,7 +66,7 @@ def doctor(json: JsonOption = None) -> None:
 
 
 def _gib(parameters: float, size: int, mlp_width: int, width: int, layers: int) -> float:
-    """Weights, float64 factor and moment and float32 base sum for every critical layer, 2 GiB for activations."""
+    """GiB for weights, 2 GiB of activations, and per critical layer a float64 factor and moment and a float32 sum."""
     per_layer = 2 * 8 * mlp_width**2 + (4 + size) * mlp_width * width
     return float((parameters * size + layers * per_layer) / 2**30 + 2)
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from errata.benchmark.sequence import examination_record, examine, run_sequence
-from errata.cli.edit_output import check_output, finish, finish_run, settled
+from errata.cli.edit_output import check_output, finish, finish_run, resolve_conflicts
 from errata.cli.model_options import (
     DeviceOption,
     DtypeOption,
@@ -28,8 +28,8 @@ from errata.cli.model_options import (
     read_questions,
     token_check,
 )
-from errata.cli.recipe_options import automatic_recipe, comes_with_recipe, layers_of, read_numbers, show_notes
-from errata.cli.terminal import JsonOption, console, counted, error_console, progress, warn, write_json
+from errata.cli.recipe_options import automatic_recipe, comes_with_recipe, layers_of, read_recipe_for, show_notes
+from errata.cli.terminal import JsonOption, console, counted, progress, warn, write_json
 from errata.editing.recipe import Recipe
 from errata.editing.recipe_settings import ContextSettings
 from errata.editing.schedules import SCHEDULES
@@ -55,8 +55,8 @@ Example: errata edit --resume runs/one --out one.safetensors
 Example: errata edit --model stack --facts more.jsonl --on-conflict replace --out second.safetensors"""
 
 _RESUME_HELP = (
-    "Go on with a run that was stopped, from its last whole batch. Beside it: --out, --json, --device, --model (where "
-    "the base is now), --trust-remote-code; whatever else is given must be what the run began with."
+    "Resume an interrupted run after its last complete batch. Can be combined with --out, --json, --device, --model "
+    "(the current location of the base model) and --trust-remote-code; any other option must match the run."
 )
 app = typer.Typer()
 
@@ -65,80 +65,100 @@ app = typer.Typer()
 def edit(
     facts: Annotated[
         Path | None,
-        typer.Option("--facts", "-f", help="JSONL, JSON or CSV, also as EasyEdit writes them; see examples/."),
+        typer.Option(
+            "--facts", "-f", help="Facts to edit: JSONL, JSON (also EasyEdit's format) or CSV; see examples/."
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             "-m",
-            help="'lab' (the default), a directory, a GGUF file, a stack, one of `errata models list`, or a hub name.",
+            help="Model to edit: 'lab' (default), a directory, a GGUF file, a stack, a name from `errata models "
+            "list`, or a name on the Hugging Face hub.",
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="A row of `errata methods`, with or without +blue; default: memit+blue.")
+        str | None,
+        typer.Option(help="Editing method (see `errata methods`), with or without +blue; default: memit+blue."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="NAME.safetensors for the change alone, or a new directory for the model."),
+        typer.Option(
+            "--out", "-o", help="NAME.safetensors to save only the patch, or a new directory to save the full model."
+        ),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="A new directory that keeps the run, batch by batch, so that it can go on.")
+        Path | None, typer.Option(help="New directory that records the run batch by batch, so that it can be resumed.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help=_RESUME_HELP)] = None,
     on_conflict: Annotated[
         OnConflict | None,
-        typer.Option(help="Of facts that contradict what the model was given by earlier edits; default: refuse."),
+        typer.Option(help="What to do with facts that contradict earlier edits of the model; default: refuse."),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Facts solved together; default: the recipe's.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Facts solved jointly; default: from the recipe.")
+    ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=2**63 - 1, help="Of contexts, questions and intervals; default: the recipe's, or 0."),
+        typer.Option(
+            min=0,
+            max=2**63 - 1,
+            help="Random seed for contexts, question sampling and bootstrap; default: from the recipe, or 0.",
+        ),
     ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="A YAML recipe; default: the one shipped for the model. Without one errata chooses layers by trying "
-            "them, and takes settings that are relative to the model's own scale."
+            help="YAML recipe (hyperparameters); default: the one shipped for the model. If there is none, "
+            "errata selects layers by trial edits and uses settings relative to the scale of the model."
         ),
     ] = None,
     corpus: Annotated[
         str | None,
-        typer.Option(help="Text for key statistics, a blank line between documents; default: the recipe's."),
+        typer.Option(help="Text for key statistics, with blank lines between documents; default: from the recipe."),
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="even, sqrt, boundary, own, single or replay, in place of the method's.")
+        str | None, typer.Option(help="even, sqrt, boundary, own, single or replay; overrides the method's schedule.")
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Critical layers, such as 4,5,6, in place of the recipe's.")
+        str | None, typer.Option(help="Critical layers, such as 4,5,6; overrides the recipe's layers.")
     ] = None,
     shaping: Annotated[
-        str | None, typer.Option(help="rect, prune, norm_cap (several by commas, or none), in place of the method's.")
+        str | None,
+        typer.Option(help="rect, prune, norm_cap (comma-separated), or none; overrides the method's shaping."),
     ] = None,
     as_published: Annotated[
-        bool, typer.Option("--as-published", help="Repeat the faults of published code that its numbers depend on.")
+        bool,
+        typer.Option(
+            "--as-published", help="Reproduce known bugs of the reference code that published results depend on."
+        ),
     ] = False,
     last_wins: Annotated[
-        bool, typer.Option("--last-wins", help="Of facts with the same subject and prompt keep the last.")
+        bool, typer.Option("--last-wins", help="If facts share subject and prompt, use only the last of them.")
     ] = False,
     untouched: Annotated[
-        Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
+        Path | None,
+        typer.Option(help="JSONL of {prompt, answer} about other subjects; default for lab: sampled from its world."),
     ] = None,
     controls: Annotated[
         bool,
         typer.Option(
             "--controls/--no-controls",
-            help="Draw control questions for facts that have none; the answers are the unedited model's.",
+            help="Generate control questions for facts that have none; the unedited model's answers are the reference.",
         ),
     ] = True,
-    evaluate: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Measure before and after.")] = True,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Measure the model before and after.")
+    ] = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and show the plan; load no weights.")
+        bool, typer.Option("--dry-run", help="Validate all inputs and show the plan without loading weights.")
     ] = False,
     chat: Annotated[
         bool,
         typer.Option(
-            "--chat", help="Learn each fact as a message in the model's chat template too, and ask everything there."
+            "--chat",
+            help="Also edit each fact as a message in the model's chat template, and evaluate everything in it.",
         ),
     ] = False,
     trust_remote_code: TrustOption = False,
@@ -146,26 +166,29 @@ def edit(
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Edit facts into a model and show what changed. The model on disk is never touched: OUT is new."""
+    """Edit facts into a model and show what changed.
+
+    The model on disk is never modified; results are written to --out.
+    """
     recipe_for = partial(
-        read_numbers, path=recipe, batch_size=batch_size, seed=seed, corpus=corpus, schedule=schedule, layers=layers,
+        read_recipe_for, path=recipe, batch_size=batch_size, seed=seed, corpus=corpus, schedule=schedule, layers=layers,
         shaping=shaping, as_published=as_published, chat=chat,
     )  # fmt: skip
     if resume is not None:
-        new = {"--run": run, "--on-conflict": on_conflict, "--untouched": untouched, "--last-wins": last_wins}
-        new |= {"--dry-run": dry_run, "--no-evaluate": not evaluate, "--no-controls": not controls}
-        decide = {
+        new_only = {"--run": run, "--on-conflict": on_conflict, "--untouched": untouched, "--last-wins": last_wins}
+        new_only |= {"--dry-run": dry_run, "--no-evaluate": not evaluate, "--no-controls": not controls}
+        choices = {
             "--method": method, "--batch-size": batch_size, "--seed": seed, "--schedule": schedule, "--layers": layers,
             "--shaping": shaping, "--recipe": recipe, "--corpus": corpus, "--as-published": as_published or None,
             "--chat": chat or None,
         }  # fmt: skip
-        decide = {option: value for option, value in decide.items() if value is not None}
+        choices = {option: value for option, value in choices.items() if value is not None}
         resume_run(
             resume,
-            [option for option, value in new.items() if value],
+            [option for option, value in new_only.items() if value],
             facts,
             model,
-            decide,
+            choices,
             recipe_for,
             out,
             placement(device, dtype),
@@ -176,7 +199,7 @@ def edit(
     model, method = model or "lab", method or "memit+blue"
     outline = outline_here(model, trust_remote_code=trust_remote_code)
     automatic = recipe is None and not comes_with_recipe(model)
-    if automatic and outline is None:  # the numbers depend on its shape
+    if automatic and outline is None:  # automatic settings depend on the model's shape
         outline = outline_of(model, trust_remote_code=trust_remote_code)
     lead = 0
     with collect_errors("the input") as part:
@@ -192,11 +215,15 @@ def edit(
                 outline.check_layers(numbers.layers)
         with part:
             if facts is None:
-                raise InputError("no --facts were given", remedy="Name a file of facts; examples/facts.jsonl is one")
+                raise InputError(
+                    "missing option --facts",
+                    remedy="Give a file of facts, such as examples/facts.jsonl",
+                    code="OPTION_MISSING",
+                )
             fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
             for note in fact_set.notes:
                 warn(f"note: {note}")
-            fact_set = settled(fact_set, model, on_conflict or OnConflict.REFUSE)
+            fact_set = resolve_conflicts(fact_set, model, on_conflict or OnConflict.REFUSE)
         with part:
             questions = read_questions(untouched)
         with part:
@@ -216,11 +243,14 @@ def edit(
     seed = numbers.contexts.seed
     if dry_run:
         if automatic and layers is None:
-            warn("note: layers are shown by depth; without --dry-run they are chosen by trying them on the model")
+            warn(
+                "note: the layers shown are chosen by depth; without --dry-run they are chosen by trial edits "
+                "on the model"
+            )
         _show_plan(fact_set, numbers, model, json)
         return
     loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
-    drawn = Controls(fact_set, frozenset())
+    generated = Controls(fact_set, frozenset())
     with progress() as report, loaded.blaming_no_edit():
         if automatic and layers is None:
             chosen, why = layers_of(loaded, report=report)
@@ -228,17 +258,17 @@ def edit(
         if automatic:
             _show_automatic(numbers)
         if controls and evaluate and not lab:
-            drawn = with_automatic_controls(loaded, fact_set, report=report)
-            fact_set = drawn.facts
-            _show_controls(drawn)
+            generated = with_automatic_controls(loaded, fact_set, report=report)
+            fact_set = generated.facts
+            _show_controls(generated)
     examination = examination_for(fact_set, lab=lab, untouched=questions, seed=seed)
-    examination = replace(examination, automatic=drawn.automatic)
+    examination = replace(examination, automatic=generated.automatic)
     if chat or has_chat(outline):
-        asked_in_chat = chat_questions(fact_set, examination.untouched, everything=chat)
-        examination = replace(examination, chat=asked_in_chat)
+        in_chat = chat_questions(fact_set, examination.untouched, everything=chat)
+        examination = replace(examination, chat=in_chat)
     if run is not None:
         fingerprint = loaded.fingerprint()
-        kept = create_run(
+        created = create_run(
             run,
             model=model,
             fingerprint=fingerprint,
@@ -250,36 +280,37 @@ def edit(
             seed=seed,
             examination=examination_record(examination) if evaluate else None,
         )
-        finish_run(kept, loaded, model, out, json)
+        finish_run(created, loaded, model, out, json)
         return
     with progress() as report:
         if evaluate:
-            before = examine(loaded, examination, report=report, what="asking before")
+            before = examine(loaded, examination, report=report, what="measuring before")
             result = run_sequence(loaded, numbers, examination, before, report=report, seed=seed)
             rows, patch, left_alone = result.rows, result.patch, result.left_alone
-            asked = before, result.after
+            measured = before, result.after
         else:
             editor = Editor(loaded, numbers, report=report)
-            rows, patch, asked = [], editor.apply(fact_set), None
+            rows, patch, measured = [], editor.apply(fact_set), None
             left_alone = [fact for record in editor.records for fact in record.left_alone]
-    finish(loaded, model, patch, rows, left_alone, examination, seed, out, json, asked)
+    finish(loaded, model, patch, rows, left_alone, examination, seed, out, json, measured)
 
 
 def _show_automatic(recipe: Recipe) -> None:
-    """What was chosen for a model that no recipe ships for."""
+    """Note the settings that were chosen for a model without a shipped recipe."""
     warn(
-        f"note: no recipe comes with errata for this model; these settings are scale-free and not tuned on it: layers"
-        f" {','.join(map(str, recipe.layers))}, {recipe.target.steps} steps, key statistics over "
+        f"note: errata has no recipe for this model; using scale-free settings that are not tuned for it: layers "
+        f"{','.join(map(str, recipe.layers))}, {recipe.target.steps} steps, key statistics over "
         f"{recipe.statistics.amount:,} {'tokens' if recipe.statistics.tokens else 'documents'} of "
-        f"{recipe.statistics.corpus!r}. `errata recipe auto` searches better ones"
+        f"{recipe.statistics.corpus!r}. `errata recipe auto` searches for better settings"
     )
 
 
-def _show_controls(drawn: Controls) -> None:
-    if drawn.count:
+def _show_controls(generated: Controls) -> None:
+    if generated.count:
         warn(
-            f"note: {counted(drawn.count, 'control question')} drawn for facts that have none, about other subjects "
-            "and other things about the same ones. The answers are the unedited model's (--no-controls leaves them out)"
+            f"note: generated {counted(generated.count, 'control question')} for facts that have none, about "
+            f"other subjects and other properties of the same subjects. The unedited model's answers are the "
+            f"reference; disable with --no-controls"
         )
 
 
@@ -288,15 +319,16 @@ def _check_outputs(out: Path | None, run: Path | None, *, dry_run: bool) -> None
         check_output(out)
     elif run is None and not dry_run:
         raise InputError(
-            "no --out was given",
-            remedy="Name a new directory for the edited model or NAME.safetensors for the change, or add --dry-run",
+            "missing option --out",
+            remedy="Give NAME.safetensors for a patch or a new directory for the full model, or add --dry-run",
+            code="OPTION_MISSING",
         )
     if run is not None:
         check_new(run)
 
 
 def _lead_of(contexts: ContextSettings) -> int:
-    """How many tokens an edit puts before a prompt, at most: ". " stands behind each context."""
+    """The largest number of tokens that an edit puts before a prompt; each context ends in ". "."""
     return max(contexts.tokens) + 2 if contexts.openers and contexts.per_opener else 0
 
 
@@ -312,23 +344,23 @@ def _show_plan(facts: FactSet, recipe: Recipe, model: str, json: Path | None) ->
         "recipe": recipe.model_dump(mode="json"),
     }
     console().print(
-        f"{counted(len(facts), 'fact')} in batches of at most {recipe.batch_size} ({batches} in all) into {model} "
-        f"with {recipe.method}:"
+        f"Editing {counted(len(facts), 'fact')} into {model} with {recipe.method}, in "
+        f"{counted(batches, 'batch')} of at most {recipe.batch_size}:"
     )
     for step in steps:
-        share = "the whole" if step.share == 1 else f"{step.share:.3g}"
-        console().print(f"  write layer {step.layer} with {share} of the residual at layer {step.target_layer}")
+        share = "all" if step.share == 1 else f"a share of {step.share:.3g}"
+        console().print(f"  update layer {step.layer} with {share} of the residual at layer {step.target_layer}")
     console().print(recipe.to_yaml(), markup=False, highlight=False)
-    console().print("Nothing was loaded or written (--dry-run).")
+    console().print("Dry run: no weights were loaded and nothing was written.")
     write_json(json, plan)
 
 
 def resume_run(
     path: Path,
-    new: Sequence[str],
+    new_only: Sequence[str],
     facts: Path | None,
     model: str | None,
-    decide: Mapping[str, object],
+    choices: Mapping[str, object],
     recipe_for: Callable[..., Recipe],
     out: Path | None,
     where: Placement,
@@ -336,66 +368,73 @@ def resume_run(
     *,
     trust_remote_code: bool,
 ) -> None:
-    """Open a run, see that what else was given is what it began with, and do what is left of it.
+    """Open a run, check that all options match it, and execute its remaining batches.
 
     Args:
-        new: options on the command line that are for new runs only.
-        model: where the base is now, if that was given.
-        decide: options on the command line that choose or change a recipe, with their values.
-        recipe_for: what these make of a model's recipe for a method.
+        new_only: given options that only new runs accept.
+        model: the current location of the base model, if given.
+        choices: given options that select or change the recipe, with their values.
+        recipe_for: applies these options to the recipe of a model and a method.
 
     Raises:
-        FaultsError: everything that is not what the run began with; nothing has happened.
+        FaultsError: for every option that differs from the run, before any work.
     """
     if out is not None:
         check_output(out)
     run = open_run(path)
-    faults = [Fault(option, "it cannot be given together with --resume", "Leave it out") for option in new]
+    faults = [
+        Fault(option, "cannot be combined with --resume", "Remove it", code="OPTION_CONFLICT") for option in new_only
+    ]
     if facts is not None and not _same_facts(read_facts(facts), run.facts):
-        remedy = "Leave it out, or begin a new run"
-        faults.append(Fault("--facts", f"{facts} does not hold the facts of the run", remedy))
+        what = f"the facts in {facts} differ from those of the run"
+        faults.append(Fault("--facts", what, "Remove it, or start a new run", code="RUN_MISMATCH"))
     base = model or run.manifest.model
-    if decide:
-        method = decide.get("--method", run.recipe.method)
-        # What errata chose by itself is not chosen again: the run has it.
+    if choices:
+        method = choices.get("--method", run.recipe.method)
+        # Settings that errata chose automatically are not chosen again: they are part of the run.
         ours = run.recipe if run.recipe.is_automatic and method == run.recipe.method else None
-        faults += _recipe_faults(run.recipe, recipe_for(base, str(method), default=ours), decide)
+        faults += _recipe_faults(run.recipe, recipe_for(base, str(method), default=ours), choices)
     if where["dtype"] is not None and str(where["dtype"]) != f"torch.{run.manifest.dtype}":
-        faults.append(Fault("--dtype", f"the run is in {run.manifest.dtype}", "Leave it out"))
+        faults.append(Fault("--dtype", f"the run uses {run.manifest.dtype}", "Remove it", code="RUN_MISMATCH"))
     if faults:
-        raise FaultsError(f"going on with {path}", faults)
+        raise FaultsError(f"resuming {path}", faults)
     _note_changed_source(run)
     loaded = load_model(base, **where, trust_remote_code=trust_remote_code)
     finish_run(run, loaded, base, out, json)
 
 
 def _same_facts(given: FactSet, ours: FactSet) -> bool:
-    """Whether a file still holds a run's facts; control questions that the run drew for itself do not count."""
+    """Whether a file still contains a run's facts, ignoring control questions that the run generated."""
     if len(given) != len(ours):
         return False
     bare = [
-        replace(fact, own=fact.own if asked.own else (), unrelated=fact.unrelated if asked.unrelated else ())
-        for asked, fact in zip(given, ours, strict=True)
+        replace(fact, own=fact.own if source.own else (), unrelated=fact.unrelated if source.unrelated else ())
+        for source, fact in zip(given, ours, strict=True)
     ]
     return FactSet(tuple(bare), ours.source).digest() == given.digest()
 
 
-def _recipe_faults(ours: Recipe, theirs: Recipe, decide: Mapping[str, object]) -> list[Fault]:
-    """What the options would make another: those that name one thing each by themselves, the others by what differs."""
+def _recipe_faults(ours: Recipe, theirs: Recipe, choices: Mapping[str, object]) -> list[Fault]:
+    """Options that would change a run's recipe: by option where it sets one field, otherwise by the changed fields."""
     faults = [
-        Fault(option, f"{_shown(_OF[option](theirs))}, but the run has {_shown(_OF[option](ours))}", "Leave it out")
-        for option in decide
-        if option in _OF and _OF[option](theirs) != _OF[option](ours)
+        Fault(
+            option,
+            f"{_shown(_FIELD[option](theirs))}, but the run uses {_shown(_FIELD[option](ours))}",
+            "Remove it",
+            code="RUN_MISMATCH",
+        )
+        for option in choices
+        if option in _FIELD and _FIELD[option](theirs) != _FIELD[option](ours)
     ]
     one, other = ours.model_dump(mode="json"), theirs.model_dump(mode="json")
     fields = [name for name in one if one[name] != other[name] and name != "source"]
     if fields and not faults:
-        options = ", ".join(decide)
-        faults.append(Fault(options, f"the run has another {' and '.join(fields)}", "Leave it out, or begin a new run"))
+        what = f"the run uses a different {' and '.join(fields)}"
+        faults.append(Fault(", ".join(choices), what, "Remove it, or start a new run", code="RUN_MISMATCH"))
     return faults
 
 
-_OF: Mapping[str, Callable[[Recipe], object]] = {
+_FIELD: Mapping[str, Callable[[Recipe], object]] = {
     "--method": lambda recipe: recipe.method,
     "--batch-size": lambda recipe: recipe.batch_size,
     "--seed": lambda recipe: recipe.contexts.seed,
@@ -414,8 +453,4 @@ def _shown(value: object) -> str:
 def _note_changed_source(run: RunDirectory) -> None:
     source = Path(run.manifest.facts_source)
     if is_file(source) and file_digest(source) != run.manifest.facts_source_sha256:
-        error_console().print(
-            f"note: {source} has changed since the run began; the run goes on with the copy that it keeps",
-            markup=False,
-            highlight=False,
-        )
+        warn(f"note: {source} has changed since the run was started; the run uses its own copy of the facts")

@@ -1,4 +1,4 @@
-"""The end of an edit: what is written, and what is shown of it."""
+"""Output of an edit: the files that are written and the results that are printed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from errata.benchmark.sequence import Examination, Measurement, recorded_examination, run_recorded
 from errata.cli.model_options import PATCH_SUFFIX, is_lab, patch_name, show_absent
-from errata.cli.terminal import console, counted, error_console, progress, tell, warn, write_json
+from errata.cli.terminal import console, counted, echo, progress, warn, write_json
 from errata.errors import FaultsError, InputError, InterruptedRunError
 from errata.evaluation.outcomes import Change, FactOutcome, Outcome, Reply, absent_changes, outcome_of
 from errata.evaluation.recall import absent
@@ -31,7 +31,7 @@ from errata.utils.files import check_new, check_new_file, new_directory, write_t
 
 
 def check_output(out: Path) -> None:
-    """Raises InputError where ``write_edit`` could not write, before any work is done."""
+    """Check before any work that ``write_edit`` can write to ``out``; raises InputError otherwise."""
     if out.suffix == PATCH_SUFFIX:
         check_new_file(out)
     else:
@@ -39,10 +39,10 @@ def check_output(out: Path) -> None:
 
 
 def write_edit(out: Path, model: LanguageModel, stack: Stack, patch: Patch, record: dict[str, Any]) -> None:
-    """Write the change alone where ``out`` ends in .safetensors, else the full model.
+    """Write only the patch if ``out`` ends in .safetensors, otherwise the full model.
 
     Args:
-        stack: everything that is in the model's weights, ``patch`` on top.
+        stack: all patches in the model's weights; the last one is ``patch``.
     """
     if out.suffix == PATCH_SUFFIX:
         patch.save(out)
@@ -54,21 +54,21 @@ def write_edit(out: Path, model: LanguageModel, stack: Stack, patch: Patch, reco
 
 
 def save_full(model: LanguageModel, stack: Stack, directory: Path) -> None:
-    """A plain transformers directory like the base's, with the patches that are in its weights beside them.
+    """Write a plain transformers directory, together with the patches that its weights contain.
 
-    Says so where it is in another dtype than the base, or files came from outside the base's directory.
+    Notes a dtype other than the base model's, and files that were copied from outside the base model's directory.
     """
     written = model.write_files(directory)
     write_stack(stack, directory)
     if written.converted is not None:
         stored, dtype = written.converted
-        warn(f"note: the weights are written in {dtype}, in which they were edited; the base is in {stored}")
+        warn(f"note: the weights are saved as {dtype}, in which they were edited; the base model is stored as {stored}")
     if written.linked:
-        warn(f"note: files of the base that are links to other places were copied: {', '.join(written.linked)}")
+        warn(f"note: copied files that are symbolic links in the base model: {', '.join(written.linked)}")
 
 
 def record_of(rows: Sequence[Row], patch: Patch, examination: Examination, seed: int) -> dict[str, Any]:
-    """Results in the form that ``read_results`` reads, and everything that it takes to make them again."""
+    """Results in the format of ``read_results``, with everything needed to reproduce them."""
     about = {
         "base": patch.base,
         "lab": is_lab(patch.base),
@@ -84,44 +84,44 @@ def record_of(rows: Sequence[Row], patch: Patch, examination: Examination, seed:
     return {"format": FORMAT, "rows": list(rows), "about": about}
 
 
-SHOWN = 5  # of each kind; --json has all
-_LONGEST = 50  # characters of a prompt that are shown
+SHOWN = 5  # entries of each kind; --json contains all
+_LONGEST = 50  # displayed characters of a prompt
 _Item = TypeVar("_Item")
 
 
 def show_facts(facts: Sequence[FactOutcome]) -> None:
-    """How many facts took, and of the others which wordings failed."""
+    """Print how many facts are recalled, and the failed wordings of the others."""
     if not facts:
         return
     by_status = {status: [fact for fact in facts if fact.status == status] for status in ("took", "partly", "failed")}
     took, partly, failed = by_status.values()
-    tell(f"Facts: {len(took)} of {len(facts)} are said in every wording, {len(partly)} in some, {len(failed)} in none.")
+    echo(f"Facts: {len(took)} of {len(facts)} recalled in every wording, {len(partly)} in some, {len(failed)} in none.")
     _listed([*failed, *partly], _fact_line)
 
 
 def show_chat(replies: Sequence[Reply], facts: Sequence[FactOutcome]) -> None:
-    """How many facts the model says in its chat template, and what it replies where it does not."""
+    """Print how many facts the model recalls in its chat template, and the other replies."""
     own = [reply for reply in replies if reply.own]
     if not own:
         return
     before = "" if own[0].before is None else f" ({sum(bool(reply.before) for reply in own)} before the edit)"
-    tell(f"In chat: the reply holds the answer for {sum(reply.took for reply in own)} of {len(own)} facts{before}.")
+    echo(f"In chat: the reply contains the answer for {sum(reply.took for reply in own)} of {len(own)} facts{before}.")
     if rest := [reply for reply in replies if not reply.own]:
-        tell(f"  … and for {sum(reply.took for reply in rest)} of {counted(len(rest), 'paraphrase')}.")
+        echo(f"  … and for {sum(reply.took for reply in rest)} of {counted(len(rest), 'paraphrase')}.")
     missed = [reply for reply in own if not reply.took]
     _listed(missed, lambda reply: f"  {reply.fact}: {_short(reply.prompt)} → '{_short(reply.said)}'")
     bare = {fact.id for fact in facts if any(wording.own and wording.took for wording in fact.wordings)}
     if unsaid := [reply for reply in missed if reply.fact in bare]:
-        warn(f"note: {counted(len(unsaid), 'fact')} took in plain text, but not in chat; try errata edit --chat")
+        warn(f"note: {counted(len(unsaid), 'fact')} recalled in plain text, but not in chat; try errata edit --chat")
 
 
 def show_controls(outcome: Outcome) -> None:
-    """How many answers to control questions were lost and gained, and which, with the words before and after."""
+    """Print how many and which answers to control questions were lost, gained or changed."""
     if not outcome.controls:
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("control questions")
-    for head in ("asked", "known before", "lost", "gained", "changed"):
+    for head in ("questions", "known before", "lost", "gained", "changed"):
         table.add_column(head, justify="right")
     for kind, count in outcome.counts().items():
         share = f"{count.changed} ({100 * count.changed / count.asked:.0f} %)"
@@ -134,37 +134,37 @@ def show_controls(outcome: Outcome) -> None:
         ("changed", [change for change in outcome.controls if change.changed and not (change.lost or change.gained)]),
     ):
         _listed(which, lambda change, name=name: _change_line(name, change))  # type: ignore[misc]
-    if any(change.changed and not change.variant for change in outcome.controls):  # those in chat are whole replies
-        tell("(Outside chat, after →: the likeliest token at each place, given the expected ones before it.)")
+    if any(change.changed and not change.variant for change in outcome.controls):  # in chat, whole replies are shown
+        echo(
+            "(Except in chat, the text after → is the most likely token at each position, given the preceding "
+            "expected tokens.)"
+        )
 
 
 def show_unable(outcome: Outcome, metrics: Iterable[str]) -> None:
-    """The numbers above that can show nothing."""
+    """Explain which metrics of the table carry no information."""
     shown = set(metrics)
     for metric, why in outcome.unable.items():
         if metric in shown:
-            tell(f"* {metric.replace('_', ' ')} can show little or nothing: {why}.")
+            echo(f"* {metric.replace('_', ' ')} carries little or no information: {why}.")
 
 
 def show_weight_change(outcome: Outcome) -> None:
-    """How large the change is beside the weights, with a warning where it is large."""
+    """Print the size of the change relative to the weights, with a warning if it is large."""
     changed = outcome.weight_change
     if not changed:
         return
     layers = ", ".join(f"layer {layer}: {_percent(ratio)}" for layer, ratio in changed.items())
-    tell(f"Weight change ‖ΔW‖ / ‖W‖: {layers}.")
+    echo(f"Weight change ‖ΔW‖ / ‖W‖: {layers}.")
     largest = max(changed.values())
     if largest > LARGE:
-        error_console().print(
-            f"warning: the change is large: {_percent(largest)} of a layer's weights. On real models changes above "
-            f"{100 * LARGE:.0f} % have done damage.",
+        warn(
+            f"warning: the change is large: {_percent(largest)} of a layer's weights. On real models, changes above "
+            f"{100 * LARGE:.0f} % have caused damage.",
             style="yellow",
-            markup=False,
-            highlight=False,
         )
     elif largest > NOTABLE:
-        text = f"note: more than {100 * NOTABLE:.0f} % of a layer's weights changed; look at the control questions."
-        warn(text)
+        warn(f"note: the change exceeds {100 * NOTABLE:.0f} % of a layer's weights; check the control questions.")
 
 
 def _percent(ratio: float) -> str:
@@ -184,13 +184,13 @@ def _change_line(name: str, change: Change) -> str:
 
 def _listed(items: Sequence[_Item], line: Callable[[_Item], str]) -> None:
     for item in items[:SHOWN]:
-        tell(line(item))
+        echo(line(item))
     if len(items) > SHOWN:
-        tell(f"  … and {len(items) - SHOWN} more, see --json")
+        echo(f"  … and {len(items) - SHOWN} more, see --json")
 
 
 def _short(text: str) -> str:
-    """On one line, its end kept: that is where the question is."""
+    """On one line, shortened at the start, since the end of a prompt matters most."""
     line = " ".join(text.split())
     return line if len(line) <= _LONGEST else "…" + line[1 - _LONGEST :]
 
@@ -199,32 +199,28 @@ _ENDS: Final = ("before", "after")
 
 
 def finish_run(run: RunDirectory, model: LanguageModel, name: str, out: Path | None, json: Path | None) -> None:
-    """Do what is left of a run, then as ``finish``.
+    """Execute the remaining batches of a run, then continue as ``finish``.
 
     Raises:
-        InterruptedRunError: at Ctrl-C; says how far the run is, and how it goes on.
+        InterruptedRunError: on Ctrl-C, with the progress of the run and the command that resumes it.
     """
     try:
         with progress() as report:
             result = run_recorded(model, run, report=report)
         for note in result.notes:
-            error_console().print(f"note: {note}", markup=False, highlight=False)
+            warn(f"note: {note}")
         examination = recorded_examination(run) or Examination(run.facts)
         seed = run.manifest.seed
-        asked = None if result.before is None or result.after is None else (result.before, result.after)
-        finish(model, name, result.patch, result.rows, result.left_alone, examination, seed, out, json, asked)
+        measured = None if result.before is None or result.after is None else (result.before, result.after)
+        finish(model, name, result.patch, result.rows, result.left_alone, examination, seed, out, json, measured)
     except KeyboardInterrupt as error:
         options = {"--out": out, "--json": json}
         again = " ".join(f"{option} {path}" for option, path in options.items() if path is not None)
         raise InterruptedRunError(
-            f"{run.batches_done} of {run.batches} batches are done, and kept in {run.path}",
-            remedy=f"To go on: errata edit --resume {run.path} {again}".rstrip(),
+            f"{run.batches_done} of {run.batches} batches are done and saved in {run.path}",
+            remedy=f"Resume with: errata edit --resume {run.path} {again}".rstrip(),
         ) from error
-    console().print(
-        f"The run is in {run.path}: {counted(run.batches, 'batch')}, {counted(len(run.facts), 'fact')}.",
-        highlight=False,
-        markup=False,
-    )
+    echo(f"The run is saved in {run.path}: {counted(run.batches, 'batch')}, {counted(len(run.facts), 'fact')}.")
 
 
 def finish(
@@ -237,32 +233,34 @@ def finish(
     seed: int,
     out: Path | None,
     json: Path | None,
-    asked: tuple[Measurement, Measurement] | None = None,
+    measured: tuple[Measurement, Measurement] | None = None,
 ) -> None:
-    """Write an edit that is in ``model``, then show what it did.
+    """Write an edit that has been applied to ``model``, then print its effects.
 
     Args:
-        name: what ``model`` was loaded from.
-        rows: what was measured; may be empty.
-        out: a patch's file or a new directory; None writes nothing.
-        asked: what the model said before the edit and at the end, prompt by prompt.
+        name: the name that ``model`` was loaded by.
+        rows: measured results; may be empty.
+        out: a patch file or a new directory; None writes nothing.
+        measured: the measurements before and after the edit.
     """
     facts = examination.facts
     record = record_of(rows, patch, examination, seed)
     record["about"]["left_alone"] = [fact.id for fact in left_alone]
-    outcome = _outcome(model, patch, examination, asked)
-    advised = advice(outcome, patch.recipe.method) if asked else None
+    outcome = _outcome(model, patch, examination, measured)
+    advised = advice(outcome, patch.recipe.method) if measured else None
     record["outcome"] = outcome.to_record() | {"advice": advised}
-    if asked is not None:
-        record["about"]["absent"] |= absent_changes(asked[0].records, record["about"]["absent"])
-    if rows:  # for the card of a model that the patch is applied to
+    if measured is not None:
+        record["about"]["absent"] |= absent_changes(measured[0].records, record["about"]["absent"])
+    if rows:  # for the model card of models that the patch is applied to
         about = record["about"]
         patch = replace(patch, results=PatchResults(tuple(rows), tuple(about["left_alone"]), about["absent"]))
     if out is not None:
         stack = stack_under(model, name, patch.fingerprint).with_patch(patch_name(out), patch)
         write_edit(out, model, stack, patch, record)
-    if asked is not None:
-        records = {when: [asdict(entry) for entry in found.records] for when, found in zip(_ENDS, asked, strict=True)}
+    if measured is not None:
+        records = {
+            when: [asdict(entry) for entry in found.records] for when, found in zip(_ENDS, measured, strict=True)
+        }
         record = record | {"records": records}
     write_json(json, record)
     if rows:
@@ -276,16 +274,16 @@ def finish(
         _warn_of_left_alone(left_alone, len(facts))
     show_weight_change(outcome)
     wrote = f"Wrote {out}" if out is not None else "Edited"
-    nothing = "" if patch.terms else "; no weight changed"
-    tell(f"{wrote} ({counted(len(facts), 'fact')}, {patch.recipe.method}{nothing}).")
+    nothing = "" if patch.terms else "; no weights changed"
+    echo(f"{wrote} ({counted(len(facts), 'fact')}, {patch.recipe.method}{nothing}).")
     if advised is not None:
-        tell(advised)
+        echo(advised)
 
 
 def _outcome(
-    model: LanguageModel, patch: Patch, examination: Examination, asked: tuple[Measurement, Measurement] | None
+    model: LanguageModel, patch: Patch, examination: Examination, measured: tuple[Measurement, Measurement] | None
 ) -> Outcome:
-    before, after = asked or (None, Measurement([], None))
+    before, after = measured or (None, Measurement([], None))
     ratio = None
     if before is not None and before.perplexity is not None and after.perplexity is not None:
         ratio = after.perplexity.value / before.perplexity.value
@@ -301,21 +299,19 @@ def _outcome(
 
 def _warn_of_left_alone(facts: Sequence[Fact], count: int) -> None:
     names = ", ".join(repr(fact.id) for fact in facts[:5]) + (", …" if len(facts) > 5 else "")
-    error_console().print(
-        f"warning: nothing was written for {len(facts)} of {counted(count, 'fact')} ({names}): their distance to the "
-        "target lies outside of rounds.least and rounds.most in the recipe.",
+    warn(
+        f"warning: {len(facts)} of {counted(count, 'fact')} were not edited ({names}): their distance to the target is "
+        "outside the range of rounds.least and rounds.most in the recipe.",
         style="yellow",
-        markup=False,
-        highlight=False,
     )
 
 
-def settled(facts: FactSet, model: str, on_conflict: OnConflict) -> FactSet:
-    """The facts that are to be edited, where some contradict what ``model`` has been given before.
+def resolve_conflicts(facts: FactSet, model: str, on_conflict: OnConflict) -> FactSet:
+    """The facts to edit, after facts that contradict earlier edits of ``model`` are refused, accepted or removed.
 
     Raises:
-        FaultsError: for every conflict, where they are to be refused.
-        InputError: if none is left.
+        FaultsError: for every conflict, if conflicts are refused.
+        InputError: if no fact remains.
     """
     if not (has_stack(model) or is_run(model)):
         return facts
@@ -326,16 +322,21 @@ def settled(facts: FactSet, model: str, on_conflict: OnConflict) -> FactSet:
     if on_conflict is OnConflict.REFUSE:
         place = {id(fact): where for fact, where in zip(facts, facts.places, strict=True)}
         raise FaultsError(facts.source, [conflict.fault(place[id(conflict.fact)]) for conflict in clashing])
-    one = len(clashing) == 1
-    if on_conflict is OnConflict.REPLACE:
-        verb = "takes the place of" if one else "take the place of"
-    else:
-        verb = f"{'is' if one else 'are'} left out for"
+    one, replaces = len(clashing) == 1, on_conflict is OnConflict.REPLACE
+    action = (
+        ("replaces" if one else "replace")
+        if replaces
+        else ("is skipped in favour of" if one else "are skipped in favour of")
+    )
     names = ", ".join(repr(conflict.fact.id) for conflict in clashing[:5]) + (", …" if len(clashing) > 5 else "")
-    told = counted(len(clashing), "contradicting fact")
-    warn(f"note: {told} ({names}) {verb} what {model} was given before (--on-conflict {on_conflict})")
-    if on_conflict is OnConflict.REPLACE:
+    conflicting = counted(len(clashing), "contradicting fact")
+    warn(f"note: {conflicting} ({names}) {action} earlier edits of {model} (--on-conflict {on_conflict})")
+    if replaces:
         return facts
     if len(clashing) == len(facts):
-        raise InputError("every fact contradicts what the model was given before", remedy="Nothing is left to edit")
+        raise InputError(
+            "every fact contradicts an earlier edit of the model, so there is nothing to edit",
+            remedy="Use --on-conflict replace, or give other facts",
+            code="FACTS_ALL_CONFLICT",
+        )
     return without(facts, clashing)

@@ -27,7 +27,7 @@ from errata.cli.model_options import (
     show_absent,
     token_check,
 )
-from errata.cli.terminal import JsonOption, console, progress, tell, warn, write_json
+from errata.cli.terminal import JsonOption, console, echo, progress, warn, write_json
 from errata.errors import Fault, collect_errors
 from errata.evaluation.chat import chat_questions
 from errata.evaluation.outcomes import NOT_COMPARED, absent_changes, outcome_of
@@ -44,18 +44,23 @@ app = typer.Typer()
 
 @app.command("evaluate", epilog=EXAMPLE)
 def evaluate(
-    facts: Annotated[Path, typer.Option("--facts", "-f", help="JSONL, JSON or CSV; see examples/.")],
+    facts: Annotated[Path, typer.Option("--facts", "-f", help="Facts to evaluate: JSONL, JSON or CSV; see examples/.")],
     model: ModelOption = "lab",
-    against: Annotated[str | None, typer.Option(help="The model as it was before, to compare with.")] = None,
-    untouched: Annotated[
-        Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
+    against: Annotated[
+        str | None, typer.Option(help="Baseline model to compare with, usually the unedited one.")
     ] = None,
-    last_wins: Annotated[bool, typer.Option("--last-wins", help="Of conflicting facts keep the last.")] = False,
+    untouched: Annotated[
+        Path | None,
+        typer.Option(help="JSONL of {prompt, answer} about other subjects; default for lab: sampled from its world."),
+    ] = None,
+    last_wins: Annotated[
+        bool, typer.Option("--last-wins", help="If facts share subject and prompt, use only the last of them.")
+    ] = False,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Of the questions about other subjects and the intervals.")
+        int, typer.Option(min=0, max=2**63 - 1, help="Random seed for question sampling and bootstrap.")
     ] = 0,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Also ask everything in the model's own chat template, as messages.")
+        bool, typer.Option("--chat", help="Also evaluate everything as messages in the model's chat template.")
     ] = False,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
@@ -88,11 +93,11 @@ def evaluate(
     if chat:
         for outline in outlines.values():
             check_chat(outline)
-        asked = chat_questions(fact_set, examination.untouched, everything=True)
-        examination = replace(examination, chat=asked)
+        in_chat = chat_questions(fact_set, examination.untouched, everything=True)
+        examination = replace(examination, chat=in_chat)
     with progress() as report:
         loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
-        after = examine(loaded, examination, report=report, what="asking")
+        after = examine(loaded, examination, report=report, what="measuring")
         summaries = summarise(after.records, "after", seed=seed)
         fingerprint, against_fingerprint = loaded.fingerprint(), None
         before, ratio = None, None
@@ -100,7 +105,7 @@ def evaluate(
             del loaded
             base = load_model(against, **where, trust_remote_code=trust_remote_code)
             against_fingerprint = base.fingerprint()
-            before = examine(base, examination, report=report, what="asking the base")
+            before = examine(base, examination, report=report, what="measuring the baseline")
             summaries = compared(before.records, before.records, "before", seed=seed)
             summaries += compared(before.records, after.records, "after", seed=seed)
             if before.perplexity is not None and after.perplexity is not None:
@@ -136,9 +141,9 @@ def evaluate(
     show_unable(outcome, (row["metric"] for row in rows))
     show_absent({metric: why for metric, why in missing.items() if why != NOT_COMPARED})
     if before is None:
-        tell("Give the unedited model by --against to see which answers changed.")
+        echo("Give the unedited model as --against to see which answers changed.")
     if after.perplexity is not None:
-        console().print(f"Perplexity on {len(examination.prose)} texts of prose: {after.perplexity.value:.3f}")
+        echo(f"Perplexity on {len(examination.prose)} texts: {after.perplexity.value:.3f}")
     show_facts(outcome.facts)
     show_chat(outcome.chat, outcome.facts)
     show_controls(outcome)

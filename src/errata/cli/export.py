@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from errata.cli.model_options import DeviceOption, DtypeOption, TrustOption, outline_of, placement
-from errata.cli.terminal import JsonOption, console, error_console, progress, warn, write_json
+from errata.cli.terminal import JsonOption, console, counted, echo, progress, warn, write_json
 from errata.errors import InputError
 from errata.models.loading import Outline, gguf_of, source_of
 from errata.models.small_models import is_small_model
@@ -24,7 +24,7 @@ from errata.utils.files import check_new
 
 EXAMPLE = "Example: errata export edited.safetensors --lora adapter --rank 8"
 
-_SHOWN = 20  # lost facts that are printed; all of them stand in the record
+_SHOWN = 20  # lost facts that are printed; the JSON record contains all
 app = typer.Typer()
 
 
@@ -33,19 +33,19 @@ def export(
     patches: Annotated[
         list[str],
         typer.Argument(
-            help="Patches or finished runs, oldest first; or a stack or an edited model.", metavar="PATCH..."
+            help="Patches or finished runs, oldest first; or one stack or edited model.", metavar="PATCH..."
         ),
     ],
-    lora: Annotated[Path, typer.Option("--lora", metavar="DIR", help="A new directory for the PEFT LoRA adapter.")],
+    lora: Annotated[Path, typer.Option("--lora", metavar="DIR", help="New directory for the PEFT LoRA adapter.")],
     rank: Annotated[
         int | None,
-        typer.Option(min=1, help="The highest rank allowed; default: what is exact, one for each fact of a layer."),
+        typer.Option(min=1, help="Maximum rank; default: exact, i.e. one per fact and layer."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The base; default: where the first patch found it.")
+        str | None, typer.Option("--model", "-m", help="Base model; default: as recorded in the first patch.")
     ] = None,
     ask: Annotated[
-        bool, typer.Option("--ask/--no-ask", help="Load the base and tell which facts a rank loses.")
+        bool, typer.Option("--ask/--no-ask", help="Load the base model and report the facts lost by the rank limit.")
     ] = True,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
@@ -78,16 +78,15 @@ def export(
                 trust_remote_code=trust_remote_code,
             )
             if stack is not None:
-                stack.put_into(loaded)  # the base is what it was; the patches need not follow each other
+                stack.put_into(loaded)  # checks the base model; patches need not follow each other
                 stack.take_out(loaded)
             if not adapter.is_exact:
                 answers = ask_both(loaded, adapter, force=stack is not None, report=report)
             elif stack is None:
                 with applied(loaded, found):
-                    pass  # they go on each other, and nothing can be lost
+                    pass  # checks that the patches follow each other; an exact adapter loses nothing
     elif len(found) > 1:
-        note = "note: whether the patches go on each other in this order was not checked (--no-ask loads no weights)"
-        error_console().print(note, markup=False, highlight=False)
+        warn("note: the order of the patches was not checked, because --no-ask loads no weights")
     asked = None if answers is None else _record(answers)
     adapter.write(lora, empty, base=base, about={"asked": asked})
     console().print(_table(adapter, modules))
@@ -95,16 +94,13 @@ def export(
         _show(answers)
     size = (lora / WEIGHTS).stat().st_size
     kind = "exact" if adapter.is_exact else "approximate"
-    console().print(
-        f"Wrote {lora} ({kind}, rank {adapter.rank}, {len(adapter.layers)} layers, {size / 1e6:.2f} MB in float32).",
-        markup=False,
-        highlight=False,
-    )
+    layers_text = counted(len(adapter.layers), "layer")
+    echo(f"Wrote {lora} ({kind}, rank {adapter.rank}, {layers_text}, {size / 1e6:.2f} MB in float32).")
     if gguf_of(base) is not None or is_small_model(base):
-        printed = f", which `errata models path {base}` prints" if is_small_model(base) else ""
+        printed = f" (printed by `errata models path {base}`)" if is_small_model(base) else ""
         warn(
-            f"note: PEFT cannot load the base by the name {base!r} in adapter_config.json: load it from "
-            f"{source_of(base)}{printed}, and put the adapter on it"
+            f"note: PEFT cannot load the base model {base!r} named in adapter_config.json; load it from "
+            f"{source_of(base)}{printed} and attach the adapter"
         )
     layers = [
         {"layer": f.layer, "module": path, "rank": f.rank, "needed": f.needed, "kept": f.kept, "error": f.error}
@@ -115,7 +111,7 @@ def export(
 
 
 def _patches(name: str, *, trust_remote_code: bool) -> list[Patch]:
-    """The patches that a name is of. A run is one: as a whole, shaped where its recipe shapes runs.
+    """The patches of a patch file, stack or edited model; a run is one patch, with the shaping of its recipe.
 
     Raises:
         InputError: if a run is not finished, or there are no patches.
@@ -125,23 +121,24 @@ def _patches(name: str, *, trust_remote_code: bool) -> list[Patch]:
     run = open_run(Path(name))
     if run.batches_done < run.batches:
         raise InputError(
-            f"the run {name} is not finished: {run.batches_done} of {run.batches} batches are done",
+            f"the run {name} is unfinished: {run.batches_done} of {run.batches} batches are done",
             remedy=f"Finish it first: errata edit --resume {name}",
+            code="RUN_UNFINISHED",
         )
     return [stack_of_run(name, trust_remote_code=trust_remote_code).patches[-1].patch]
 
 
 def _check_base(base: str, patches: Sequence[str]) -> None:
-    """An adapter goes beside weights, and PEFT has to find them: a stack has none of its own, nor has a run."""
+    """Raises InputError if the base is a stack or run, which have no weights that PEFT could load."""
     if is_stack(base) or is_run(base):
         kind = "stack" if is_stack(base) else "run"
         raise InputError(
-            f"{' '.join(patches)} stands on the {kind} {base}, which has no weights of its own beside which an adapter "
-            "could be",
+            f"{' '.join(patches)} was made for the {kind} {base}, which has no weights that PEFT could load",
             remedy=f"Export all of it: errata apply {' '.join(patches)} --model {base} --out STACK, then errata export "
             "STACK; or merge it first (errata merge)"
             if is_stack(base)
-            else f"Merge it first (errata merge {' '.join(patches)} --model {base} --out FULL), and export that",
+            else f"Merge it first (errata merge {' '.join(patches)} --model {base} --out FULL), and export the result",
+            code="BASE_WITHOUT_WEIGHTS",
         )
 
 
@@ -152,19 +149,21 @@ def _outline(base: str, model: str | None, patch: str, trust_remote_code: bool) 
         if model is not None:
             raise
         raise InputError(
-            f"{error.what} ({patch} names this base)", remedy=f"{error.remedy}. --model says where the base is now"
+            f"{error.what} (the base model of {patch})",
+            remedy=f"{error.remedy}. Use --model to give its current location",
+            code=error.code,
         ) from error
 
 
 def _table(adapter: Adapter, modules: Sequence[str]) -> Table:
     table = Table(
-        caption="rank: of the adapter, of what is needed; kept: share of the sum of ΔW's singular values;\n"
-        "error: ‖ΔW − BA‖ / ‖ΔW‖ (Frobenius)",
+        caption="rank: adapter rank of required rank; retained: share of the sum of ΔW's singular values;\n"
+        "error: ‖ΔW − BA‖ / ‖ΔW‖ (Frobenius norm)",
         caption_justify="left",
     )
     table.add_column("layer", justify="right")
     table.add_column("module", overflow="fold")
-    for head in ("rank", "kept", "error"):
+    for head in ("rank", "retained", "error"):
         table.add_column(head, justify="right")
     for factors, path in zip(adapter.layers, modules, strict=True):
         rank = f"{factors.rank} of {factors.needed}"
@@ -194,19 +193,13 @@ def _record(answers: Sequence[Answer]) -> dict[str, Any]:
 
 def _show(answers: Sequence[Answer]) -> None:
     record = _record(answers)
-    print_ = console().print
-    print_(
-        f"Of {record['facts']} facts the exact change says {record['said_by_patch']}, this adapter "
-        f"{record['said_by_adapter']}; {len(record['lost']) or 'none'} of them lost{':' if record['lost'] else '.'}",
-        markup=False,
-        highlight=False,
+    lost = record["lost"]
+    echo(
+        f"The exact patch recalls {record['said_by_patch']} of {record['facts']} facts, this adapter "
+        f"{record['said_by_adapter']}; {len(lost) or 'no'} facts lost{':' if lost else '.'}"
     )
-    for entry in record["lost"][:_SHOWN]:
-        print_(
-            f"  {entry['id']}: {entry['prompt']} → {entry['target']} (says {entry['said']!r})",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    if len(record["lost"]) > _SHOWN:
-        print_(f"  … and {len(record['lost']) - _SHOWN} more, in errata.json", markup=False, highlight=False)
+    for entry in lost[:_SHOWN]:
+        line = f"  {entry['id']}: {entry['prompt']} → {entry['target']} (model says {entry['said']!r})"
+        console().print(line, highlight=False, soft_wrap=True)
+    if len(lost) > _SHOWN:
+        echo(f"  … and {len(lost) - _SHOWN} more, see errata.json")

@@ -1,4 +1,4 @@
-"""``errata history``: what a model was told of a subject, when, by which patch, and whether it still says it."""
+"""``errata history``: all edits of a model, and whether it still recalls them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.cli.model_options import DeviceOption, DtypeOption, TrustOption, note_unfinished, placement
-from errata.cli.terminal import JsonOption, console, counted, progress, write_json
+from errata.cli.terminal import JsonOption, console, counted, echo, progress, write_json
 from errata.errors import InputError
 from errata.facts.conflicts import statement
 from errata.facts.fact import Fact
@@ -28,11 +28,11 @@ EXAMPLE = 'Example: errata history stack --subject "Milan Lang"'
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """One fact as it was written once.
+class EditedFact:
+    """One fact of one edit.
 
     Attributes:
-        replaced_by: the patch that wrote another target for the same words later.
+        replaced_by: the later patch that gave the same prompt a different target.
     """
 
     patch: str
@@ -47,9 +47,9 @@ app = typer.Typer()
 
 @app.command("history", epilog=EXAMPLE)
 def history(
-    model: Annotated[str, typer.Argument(help="A stack, an edited model or a run; or a patch, with --no-ask.")],
-    subject: Annotated[str | None, typer.Option(help="Of this subject only; part of its name will do.")] = None,
-    ask: Annotated[bool, typer.Option("--ask/--no-ask", help="Load the model and ask it.")] = True,
+    model: Annotated[str, typer.Argument(help="A stack, an edited model or a run; with --no-ask also a patch.")],
+    subject: Annotated[str | None, typer.Option(help="Show only facts whose subject contains this text.")] = None,
+    ask: Annotated[bool, typer.Option("--ask/--no-ask", help="Load the model and check its answers.")] = True,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -58,21 +58,22 @@ def history(
     """List the edits of a model: when, by which patch, and whether each is still recalled."""
     note_unfinished(model)
     where = placement(device, dtype)
-    told = _chosen(_told(model), model, subject)
+    facts = _of_subject(_edited_facts(model), model, subject)
     if ask and is_file(Path(model)):
         raise InputError(
-            f"{model} is a patch: there is no model to ask",
-            remedy="Add --no-ask, or put it on its base with `errata apply`",
+            f"{model} is a patch, not a model",
+            remedy="Add --no-ask, or apply it to its base model with `errata apply`",
+            code="MODEL_IS_A_PATCH",
         )
     answers: list[TargetScore] | None = None
     if ask:
         with progress() as report:
             loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
-            answers = score(loaded, [entry.fact.pair(entry.fact.target) for entry in told], report=report)
+            answers = score(loaded, [entry.fact.pair(entry.fact.target) for entry in facts], report=report)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     rows = []
-    for index, entry in enumerate(told):
-        now = "–" if answers is None else "the same" if answers[index].correct else answers[index].said
+    for index, entry in enumerate(facts):
+        now = "–" if answers is None else "as edited" if answers[index].correct else answers[index].said
         replaced = f" (replaced by {entry.replaced_by})" if entry.replaced_by else ""
         row = (
             entry.time.removesuffix("+00:00").replace("T", " "),
@@ -84,7 +85,7 @@ def history(
             now,
         )
         rows.append(row)
-    heads = ("when (UTC)", "patch", "fact", "prompt", "was told", "instead of", "says now")
+    heads = ("time (UTC)", "patch", "fact", "prompt", "new answer", "old answer", "current answer")
     columns = [(head, *cells) for head, *cells in zip(heads, *rows, strict=True)]
     for head, width in zip(heads, word_widths(columns, console().width - 3 * len(heads)), strict=True):
         table.add_column(head, overflow="fold", min_width=width)
@@ -92,10 +93,8 @@ def history(
         table.add_row(*(Text(text) for text in row))
     console().print(table)
     if answers is not None:
-        current = [answer.correct for entry, answer in zip(told, answers, strict=True) if entry.replaced_by is None]
-        console().print(
-            f"{sum(current)} of {counted(len(current), 'fact')} that nothing replaced still said.", highlight=False
-        )
+        current = [answer.correct for entry, answer in zip(facts, answers, strict=True) if entry.replaced_by is None]
+        echo(f"{sum(current)} of {counted(len(current), 'current fact')} still recalled.")
     record = [
         {
             "patch": entry.patch,
@@ -106,13 +105,13 @@ def history(
             "said": None if answers is None else answers[index].said,
             "still_said": None if answers is None else answers[index].correct,
         }
-        for index, entry in enumerate(told)
+        for index, entry in enumerate(facts)
     ]
     write_json(json, {"model": model, "history": record})
 
 
 def word_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Of each column the width of its longest word, so that lines break between words; less where there is no room."""
+    """The width of the longest word of each column, so that lines break between words; reduced to fit into ``room``."""
     longest = [max(len(word) for text in column for word in text.split() or [""]) for column in columns]
     limit = max(longest)
     while limit > 1 and sum(min(width, limit) for width in longest) > room:
@@ -120,17 +119,18 @@ def word_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
     return [min(width, limit) for width in longest]
 
 
-def _told(model: str) -> list[Told]:
+def _edited_facts(model: str) -> list[EditedFact]:
     if not (is_file(Path(model)) or has_stack(model) or is_run(model)):
         check_there(model)
         raise InputError(
-            f"nothing is recorded of edits to {model!r}",
-            remedy="Give what `errata edit`, `apply` or `merge` wrote, or a run",
+            f"{model!r} has no record of edits",
+            remedy="Give the output of `errata edit`, `apply` or `merge`, or a run",
+            code="NO_PATCHES",
         )
     entries = [(name, patch, fact) for name, patch in patches_of(model) for fact in patch.facts]
     last = {statement(fact): (name, fact.target) for name, _, fact in entries}
     return [
-        Told(
+        EditedFact(
             name,
             patch.created,
             patch.recipe.method,
@@ -141,15 +141,18 @@ def _told(model: str) -> list[Told]:
     ]
 
 
-def _chosen(told: Sequence[Told], model: str, subject: str | None) -> list[Told]:
+def _of_subject(facts: Sequence[EditedFact], model: str, subject: str | None) -> list[EditedFact]:
     if subject is None:
-        return list(told)
-    chosen = [entry for entry in told if subject.casefold() in entry.fact.subject.casefold()]
+        return list(facts)
+    chosen = [entry for entry in facts if subject.casefold() in entry.fact.subject.casefold()]
     if not chosen:
-        subjects = list(dict.fromkeys(entry.fact.subject for entry in told))
+        subjects = list(dict.fromkeys(entry.fact.subject for entry in facts))
         near = similar(subject, subjects, most=3, cutoff=0.4)
         raise InputError(
-            f"nothing of {subject!r} was edited into {model!r}",
-            remedy=f"Did you mean {', '.join(map(repr, near))}?" if near else f"{len(subjects)} other subjects were",
+            f"no edit of {model!r} has the subject {subject!r}",
+            remedy=f"Did you mean {', '.join(map(repr, near))}?"
+            if near
+            else f"It has edits of {counted(len(subjects), 'other subject')}",
+            code="SUBJECT_UNKNOWN",
         )
     return chosen

@@ -1,4 +1,4 @@
-"""``errata lab``: the embedded model itself."""
+"""``errata lab``: the embedded model."""
 
 from __future__ import annotations
 
@@ -29,37 +29,43 @@ app = typer.Typer(
 
 
 @app.command("save", epilog="Example: errata lab save lab-model")
-def save(directory: Annotated[Path, typer.Argument(help="A new directory.")], json: JsonOption = None) -> None:
-    """Write the embedded model as a plain transformers directory."""
+def save(
+    directory: Annotated[Path, typer.Argument(help="New directory for the model.")], json: JsonOption = None
+) -> None:
+    """Save the embedded model as a plain transformers directory."""
     save_lab(directory)
-    console().print(f"Wrote {directory}", highlight=False)
+    echo(f"Wrote {directory}")
     write_json(json, {"directory": str(directory)})
 
 
 @app.command("facts", epilog="Example: errata lab facts --count 100 --seed 3 --out facts.jsonl")
 def facts(
-    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL or CSV.")],
-    count: Annotated[int, typer.Option(min=1)] = 100,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL or CSV file to write.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of facts.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed of the sample.")] = 0,
     json: JsonOption = None,
 ) -> None:
-    """Draw counterfactual edits from the lab's world."""
+    """Sample counterfactual edits from the lab's world."""
     world = lab_world()
     if count > len(world.people):
-        raise InputError(f"the world has {len(world.people)} people, got --count {count}", remedy="Lower it")
+        raise InputError(
+            f"--count {count} exceeds the {len(world.people)} people of the world",
+            remedy="Lower --count",
+            code="TOO_FEW_FACTS",
+        )
     if out.exists():
-        raise InputError(f"{out} exists already", remedy="Give another name, or remove it first")
+        raise InputError(f"{out} exists already", remedy="Give another name, or remove it first", code="OUTPUT_EXISTS")
     write_facts(lab_facts(world, count, seed=seed), out)
-    console().print(f"Wrote {count} facts to {out}", highlight=False)
+    echo(f"Wrote {count} facts to {out}")
     write_json(json, {"facts": count, "out": str(out)})
 
 
 @app.command("recall", epilog="Example: errata lab recall --json recall.json")
 def recall(
-    model: Annotated[str, typer.Option("--model", "-m", help="'lab' or a directory made from it.")] = "lab",
+    model: Annotated[str, typer.Option("--model", "-m", help="'lab' or a directory derived from it.")] = "lab",
     json: JsonOption = None,
 ) -> None:
-    """Measure how many facts of the world the model says, by relation and wording."""
+    """Measure the share of the world's facts that the model recalls, by relation and wording."""
     from errata.models.likelihood import score
 
     world = lab_world()
@@ -80,19 +86,19 @@ def recall(
     for relation, values in shares.items():
         console().print(f"{relation:<12} " + "  ".join(f"{value:6.1%}" for value in values), highlight=False)
     total = sum(item.correct for item in scores) / len(scores)
-    console().print(f"all          {total:6.2%} of {len(scores)} prompts", highlight=False)
+    echo(f"all          {total:6.2%} of {len(scores)} prompts")
     write_json(json, {"model": model, "recall": total, "prompts": len(scores), "by_relation_and_wording": shares})
 
 
 @app.command("statistics", epilog="Example: errata lab statistics --out src/errata/lab/moments")
 def statistics(
-    out: Annotated[Path, typer.Option("--out", "-o", help="A directory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the statistics.")],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="'lab' or a directory made by `errata lab train`.")
+        str, typer.Option("--model", "-m", help="'lab' or a directory created by `errata lab train`.")
     ] = "lab",
     json: JsonOption = None,
 ) -> None:
-    """Take the key statistics that ship with the embedded model, as its recipe asks for (rounded to float32)."""
+    """Compute the key statistics shipped with the embedded model, as in its recipe, rounded to float32."""
     recipe = shipped_recipe("lab", "memit")
     loaded = LanguageModel.load(model, dtype=torch.float32)
     settings = recipe.statistics
@@ -108,14 +114,14 @@ def statistics(
         moments = compute_moments(loaded, recipe.layers, settings, on_read=on_read)
     for layer, moment in moments.items():
         write_moment(out / keys[layer].file_name, keys[layer], moment, dtype=torch.float32)
-    console().print(f"Wrote the statistics of layers {list(recipe.layers)} to {out}", highlight=False)
+    echo(f"Wrote the statistics of layers {list(recipe.layers)} to {out}")
     write_json(json, {"out": str(out), "files": {layer: keys[layer].file_name for layer in moments}})
 
 
 @app.command("train", epilog="Example: errata lab train --out lab-new --work lab-training")
 def train_lab(
-    out: Annotated[Path, typer.Option("--out", "-o", help="A new directory for the model.")],
-    work: Annotated[Path, typer.Option(help="Where checkpoints lie; training goes on from there.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="New directory for the model.")],
+    work: Annotated[Path, typer.Option(help="Directory of checkpoints; existing training is resumed.")] = Path(
         "lab-training"
     ),
     epochs: Annotated[
@@ -130,7 +136,7 @@ def train_lab(
     ] = True,
     json: JsonOption = None,
 ) -> None:
-    """Train the embedded model from scratch: about an hour on one core; stop and go on at any time."""
+    """Train the embedded model from scratch (about an hour on one core); training can be interrupted and resumed."""
     check_new(out)
     sizes = {name: value for name, value in (("epochs", epochs), ("people", people)) if value is not None}
     settings = replace(TrainingSettings(), **sizes, seed=seed, compile=compiled)
@@ -147,12 +153,14 @@ def train_lab(
         try:
             model, tokenizer, world = train(settings, work, on_epoch=on_epoch)
         except ValueError as error:
-            raise InputError(str(error), remedy="Give another --work, or more --people") from error
-    # An epoch that was run again after a stop has a later line of its own.
+            raise InputError(
+                str(error), remedy="Give another --work, or more --people", code="TRAINING_SETTINGS_INVALID"
+            ) from error
+    # After an interruption an epoch may be logged twice; the last entry counts.
     entries = {entry["epoch"]: entry for entry in map(json_module.loads, log.read_text(encoding="utf-8").splitlines())}
     with new_directory(out) as partial:
         write_lab(partial, model, tokenizer, world)
         record = {"settings": asdict(settings), "log": [entries[epoch] for epoch in sorted(entries)]}
         write_text(partial / "training.json", json_module.dumps(record, indent=1) + "\n")
-    console().print(f"Wrote {out}; last loss {entries[max(entries)]['loss']:.3f}", highlight=False)
+    echo(f"Wrote {out}; last loss {entries[max(entries)]['loss']:.3f}")
     write_json(json, {"directory": str(out), **record})

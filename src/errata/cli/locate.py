@@ -1,4 +1,4 @@
-"""``errata locate``."""
+"""``errata locate``: find layers to edit, by trial edits or by causal tracing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from errata.cli.model_options import (
     placement,
     token_check,
 )
-from errata.cli.recipe_options import text_named
-from errata.cli.terminal import JsonOption, console, error_console, progress, tell, warn, write_json
+from errata.cli.recipe_options import corpus_of
+from errata.cli.terminal import JsonOption, console, counted, echo, progress, warn, write_json
 from errata.errors import ErrataError, Fault, InputError, collect_errors
 from errata.evaluation.controls import facts_to_scan
 from errata.facts.fact import Fact, FactSet
@@ -53,7 +53,7 @@ EXAMPLE = """Example: errata locate --model lab --out layers
 
 Example: errata locate --model lab --tracing --no-scan --count 100 --out tracing"""
 FORMAT = "errata-locate-1"
-LAB_SEED = 950  # of the facts that the lab's world gives a scan: no report draws its own with it
+LAB_SEED = 950  # seed of the lab's facts for a scan; not used by any report
 app = typer.Typer()
 
 
@@ -65,42 +65,41 @@ def locate_layers(
         typer.Option(
             "--facts",
             "-f",
-            help="Facts to try: JSONL or CSV, other ones than you will edit. Default: well-known facts that come with "
-            "errata; lab: from its world. Tracing needs the 'old' answer of every fact.",
+            help="Facts for trial edits: JSONL or CSV, different from those you will edit; default: well-known facts "
+            "shipped with errata, for lab facts of its world. Tracing needs the 'old' answer of every fact.",
         ),
     ] = None,
     scan: Annotated[
-        bool, typer.Option("--scan/--no-scan", help="Write facts into single layers, and propose layers from that.")
+        bool,
+        typer.Option("--scan/--no-scan", help="Edit facts into single layers, and propose layers from the results."),
     ] = True,
-    scan_count: Annotated[int, typer.Option(min=1, help="How many facts the scan writes at each layer.")] = 24,
+    scan_count: Annotated[int, typer.Option(min=1, help="Number of facts per layer of the scan.")] = 24,
     every: Annotated[
-        int | None, typer.Option(min=1, help="Scan every n-th layer first; default: an eighth of the depth.")
+        int | None, typer.Option(min=1, help="First scan every n-th layer; default: an eighth of the depth.")
     ] = None,
     corpus: Annotated[
-        str | None, typer.Option(help="Text for the scan's key statistics; default: one that comes with errata.")
+        str | None, typer.Option(help="Text for the scan's key statistics; default: the text shipped with errata.")
     ] = None,
     tracing: Annotated[
-        bool, typer.Option("--tracing/--no-tracing", help="Causal tracing as well: an analysis. Takes longer.")
+        bool, typer.Option("--tracing/--no-tracing", help="Also run causal tracing, an analysis that takes longer.")
     ] = False,
-    count: Annotated[int, typer.Option(min=1, help="Tracing: how many of the facts that the model knows.")] = 100,
-    samples: Annotated[int, typer.Option(min=1, help="Tracing: draws of noise per fact.")] = 10,
+    count: Annotated[int, typer.Option(min=1, help="Tracing: number of facts that the model knows.")] = 100,
+    samples: Annotated[int, typer.Option(min=1, help="Tracing: noise samples per fact.")] = 10,
     window: Annotated[
         int | None,
-        typer.Option(min=1, help="Tracing: blocks whose MLP or attention is restored together; default: a fifth."),
+        typer.Option(min=1, help="Tracing: number of blocks restored together; default: a fifth of the depth."),
     ] = None,
     noise: Annotated[
-        float, typer.Option(min=0.01, help="Tracing: in standard deviations of the subjects' embedding entries.")
+        float, typer.Option(min=0.01, help="Tracing: noise level, in standard deviations of the subjects' embeddings.")
     ] = 3.0,
     positions: Annotated[
         bool,
-        typer.Option("--positions/--no-positions", help="Tracing: restore other tokens too, for the heat map."),
+        typer.Option("--positions/--no-positions", help="Tracing: also restore other tokens, for the heat map."),
     ] = True,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Of contexts, noise, the choice of facts and intervals.")
+        int, typer.Option(min=0, max=2**63 - 1, help="Random seed for contexts, noise, choice of facts and bootstrap.")
     ] = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A new directory for the results and the figures.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="New directory for results and figures.")] = None,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -112,7 +111,9 @@ def locate_layers(
     with collect_errors("the input") as part:
         with part:
             if not (scan or tracing):
-                raise InputError("there is nothing to do with --no-scan alone", remedy="Add --tracing")
+                raise InputError(
+                    "--no-scan without --tracing leaves nothing to do", remedy="Add --tracing", code="NOTHING_TO_DO"
+                )
         with part:
             if out is not None:
                 check_new(out)
@@ -123,11 +124,12 @@ def locate_layers(
             given = None if facts is None else _read_facts(facts, outline, traced=tracing)
             if tracing and given is None and not lab:
                 raise InputError(
-                    f"there are no facts to trace in {model!r}: only the embedded model comes with facts that it knows",
-                    remedy="Give --facts FILE with the 'old' answer of every fact, or leave out --tracing",
+                    f"--tracing needs --facts for {model!r}; only the embedded model has its own",
+                    remedy="Give --facts FILE with the 'old' answer of every fact, or remove --tracing",
+                    code="OPTION_MISSING",
                 )
         with part:
-            text = text_named(corpus, default="lab" if lab else BUILTIN)
+            text = corpus_of(corpus, default="lab" if lab else BUILTIN)
     if outline is None:
         outline = outline_of(model, trust_remote_code=trust_remote_code)
         if given is not None:
@@ -159,19 +161,19 @@ def locate_layers(
         _show_tracing(traced, record["tracing"], positions=positions)
     if out is not None:
         _write(out, model, record, scanned, traced)
-        tell(f"Wrote {out}.")
+        echo(f"Wrote {out}.")
     write_json(json, record)
     if scanned is not None:
-        scanned.choose()  # refused only now, when what was measured has been shown and written
+        scanned.choose()  # may raise, so only after the results have been shown and written
         named = ",".join(map(str, layers))
-        tell(f"\nProposed: --layers {named} (+blue: {layers[0]} and {layers[-1]}), found in {scanned.seconds:.0f} s.")
-        console().print(f"The rule: {RULE}.", markup=False, highlight=False, style="dim")
+        echo(f"\nProposed: --layers {named} (+blue: {layers[0]} and {layers[-1]}), after {scanned.seconds:.0f} s.")
+        console().print(f"Rule: {RULE}.", markup=False, highlight=False, style="dim")
 
 
 def scan_model(
     model: LanguageModel, facts: Sequence[Fact] | None, settings: ScanSettings, *, lab: bool, report: Report
 ) -> LayerScan:
-    """A scan of the user's facts; without any, of the lab's world or of the well-known facts that come with errata.
+    """Scan with the user's facts, or by default with facts of the lab's world or errata's well-known facts.
 
     Raises:
         InputError, NonFiniteError: as ``scan_layers``.
@@ -187,23 +189,25 @@ def scan_model(
 
 
 def _read_facts(path: Path, outline: Outline | None, *, traced: bool) -> FactSet:
-    """The user's facts.
+    """Read the user's facts.
 
     Raises:
-        InputError, FaultsError: as ``read_facts``, and for a fact without an old answer that is to be traced.
+        InputError, FaultsError: as ``read_facts``, and with ``traced`` for facts without an old answer.
     """
     tokens = token_check(outline)
 
     def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
         lacking = [place for fact, place in zip(found, places, strict=True) if traced and fact.old is None]
-        remedy = "Add what the model says now, since only what it knows can be traced; or leave out --tracing"
-        return [Fault(place, "the fact has no 'old' answer", remedy) for place in lacking] + tokens(found, places)
+        what = "missing field 'old', which tracing needs"
+        remedy = "Add the model's current answer, or remove --tracing"
+        faults = [Fault(place, what, remedy, code="FACT_MISSING_FIELD") for place in lacking]
+        return faults + tokens(found, places)
 
     return read_facts(path, check=check)
 
 
 def _world_facts(model: str, seed: int) -> FactSet:
-    """Facts that the lab, or a model trained like it, knows."""
+    """Facts known by the lab or a model trained like it."""
     from errata.lab.package import lab_world
     from errata.lab.tasks import lab_facts
 
@@ -233,37 +237,36 @@ def _show_scan(scanned: LayerScan, layers: Sequence[int]) -> None:
     console().print(scan_table(scanned, layers))
     if scanned.facts < ENOUGH_TO_SCAN:
         warn(
-            f"warning: only {scanned.facts} facts were tried, which says little about the model's layers. Give at "
-            f"least {ENOUGH_TO_SCAN} (--facts, --scan-count)."
+            f"warning: only {scanned.facts} facts were scanned, which is not conclusive. Give at least "
+            f"{ENOUGH_TO_SCAN} (--facts, --scan-count)."
         )
 
 
 def _show_tracing(traced: Location, record: dict[str, Any], *, positions: bool) -> None:
-    """The curves of causal tracing, which facts were traced, and where they would point."""
+    """Print the curves of causal tracing, the number of facts, and the layers that they indicate."""
     layers = record["proposal"]["layers"] or []
     console().print(tracing_table(record["rows"], layers))
     if positions:
         shown = text_heat_map(record["rows"], width=console().width)
         console().print(f"\n{shown}", markup=False, highlight=False, soft_wrap=True)
     chosen, totals = traced.chosen, traced.totals()
-    left_out = f"; {chosen.nothing_behind} left out, with nothing behind their subject" if chosen.nothing_behind else ""
-    tell(
-        f"\nTraced {len(chosen.facts)} facts (of {chosen.asked} asked, {chosen.known} are known{left_out}) with "
-        f"{_draws(traced.settings)}, σ = {traced.traced.sigma:.3g}, in {traced.seconds:.0f} s. Probability of the "
+    skipped = f"; {chosen.nothing_behind} skipped, with no text after the subject" if chosen.nothing_behind else ""
+    echo(
+        f"\nTraced {len(chosen.facts)} facts ({chosen.known} of {chosen.asked} are known{skipped}) with "
+        f"{_noise(traced.settings)}, σ = {traced.traced.sigma:.3g}, in {traced.seconds:.0f} s. Probability of the "
         f"answer {totals['clean']['mean']:.3f} clean, {totals['corrupted']['mean']:.3f} corrupted."
     )
     if len(chosen.facts) < ENOUGH_FACTS:
-        error_console().print(
-            f"[yellow]warning:[/] only {len(chosen.facts)} facts were traced, which says little about the model's "
-            f"layers. Give at least {ENOUGH_FACTS} that it knows (--facts, --count).",
-            markup=True,
+        warn(
+            f"warning: only {len(chosen.facts)} facts were traced, which is not conclusive. Give at least "
+            f"{ENOUGH_FACTS} that the model knows (--facts, --count)."
         )
     try:
         first, last = traced.propose().boundaries
     except ErrataError as error:
-        warn(f"note: tracing points to no layers: {error.what}")
+        warn(f"note: tracing indicates no layers: {error.what}")
     else:
-        tell(f"Tracing points to layers {first} to {last}. That is where facts are read, not where edits take hold.")
+        echo(f"Tracing indicates layers {first} to {last}, where facts are recalled; edits may work best elsewhere.")
 
 
 def _write(out: Path, model: str, record: dict[str, Any], scanned: LayerScan | None, traced: Location | None) -> None:
@@ -277,7 +280,7 @@ def _write(out: Path, model: str, record: dict[str, Any], scanned: LayerScan | N
         if traced is not None:
             _write_json(partial / "tracing.json", record["tracing"])
             pictures = [partial / f"heatmap{suffix}" for suffix in (".png", ".svg")]
-            title = f"{model}: {len(traced.chosen.facts)} facts, {_draws(traced.settings)}"
+            title = f"{model}: {len(traced.chosen.facts)} facts, {_noise(traced.settings)}"
             critical = record["tracing"]["proposal"]["layers"] or []
             draw_heat_map(record["tracing"]["rows"], pictures, title=title, critical=critical)
 
@@ -286,5 +289,5 @@ def _write_json(path: Path, record: Any) -> None:
     write_text(path, json_module.dumps(record, ensure_ascii=False, indent=2) + "\n")
 
 
-def _draws(settings: TracingSettings) -> str:
-    return f"{settings.samples} draw{'s' if settings.samples > 1 else ''} of noise of {settings.noise:g}σ"
+def _noise(settings: TracingSettings) -> str:
+    return f"{counted(settings.samples, 'sample')} of {settings.noise:g}σ noise"

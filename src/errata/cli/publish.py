@@ -1,4 +1,4 @@
-"""``errata save``."""
+"""``errata save`` and ``errata push``: publish patches or a full model, with its facts and a model card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 
 from errata.benchmark.sequence import recorded_rows
 from errata.cli.model_options import PATCH_SUFFIX
-from errata.cli.terminal import JsonOption, counted, tell, warn, write_json
+from errata.cli.terminal import JsonOption, counted, echo, warn, write_json
 from errata.errors import ErrataError, InputError
 from errata.facts.fact import Fact, FactSet
 from errata.facts.files import write_facts
@@ -37,18 +37,18 @@ ModelArgument = Annotated[
 ]
 ResultsOption = Annotated[
     Path | None,
-    typer.Option(help="What `errata evaluate --json` or `errata edit --json` wrote; default: what lies beside MODEL."),
+    typer.Option(
+        help="Result file of `errata evaluate --json` or `errata edit --json`; default: the results stored with MODEL."
+    ),
 ]
-BaseOption = Annotated[
-    str | None, typer.Option(help="The name on the hub of a base that was edited from a local directory.")
-]
+BaseOption = Annotated[str | None, typer.Option(help="Hub name of the base model, if a local copy was edited.")]
 app = typer.Typer()
 
 
 @app.command("save", epilog=SAVE_EXAMPLE)
 def save(
     model: ModelArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A new directory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New directory for the result.")],
     results: ResultsOption = None,
     base: BaseOption = None,
     card_only: Annotated[bool, typer.Option("--card-only", help=f"Write {CARD} and {FACTS} only.")] = False,
@@ -63,31 +63,35 @@ def save(
     publication = publication_of(model, results, base)
     weights = publication.weights
     if weights is not None and out.absolute().resolve().is_relative_to(weights.resolve()):
-        raise InputError(f"{out} lies in {model}, which is copied there", remedy="Give a directory elsewhere")
+        raise InputError(
+            f"{out} is inside {model}, which would be copied into it",
+            remedy="Give another directory",
+            code="OUTPUT_CONFLICT",
+        )
     with new_directory(out) as partial:
         write_publication(publication, partial, name=out.absolute().name, card_only=card_only)
     files = files_of(out)
     show_notes(publication, card_only=card_only)
     size = size_text(sum(count for _, count in files))
     facts = counted(len(publication.stack.facts), "fact")
-    tell(f"Wrote {out}: {counted(len(files), 'file')}, {size}; {CARD} tells of {facts}.")
+    echo(f"Wrote {out}: {counted(len(files), 'file')}, {size}; {CARD} lists {facts}.")
     write_json(json, record_of(publication, [name for name, _ in files]))
 
 
 def show_notes(publication: Publication, *, card_only: bool = False) -> None:
-    """What whoever publishes should know before."""
+    """Print notes about a publication before it is uploaded."""
     if not publication.measured.rows:
-        warn("note: nothing was measured, and the card says so; --results takes what `errata evaluate --json` wrote")
+        warn("note: the card contains no measurements; give results of `errata evaluate --json` as --results")
     if card_only:
         return
     if paths := publication.local_paths():
-        warn(f"note: the files name what is on this machine alone: {', '.join(paths)}")
+        warn(f"note: the files contain local paths: {', '.join(paths)}")
     if hidden := publication.left_out():
-        warn(f"note: left out, for their names begin with a dot: {', '.join(hidden)}")
+        warn(f"note: hidden files are not published: {', '.join(hidden)}")
 
 
 def record_of(publication: Publication, files: list[str]) -> dict[str, object]:
-    """A publication for machines."""
+    """The JSON record of a publication."""
     return {
         "base": publication.stack.base,
         "patches": [stacked.name for stacked in publication.stack.patches],
@@ -103,11 +107,13 @@ PUSH_EXAMPLE = "Example: errata push edited --to OWNER/NAME"
 @app.command("push", epilog=PUSH_EXAMPLE)
 def push(
     model: ModelArgument,
-    to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="Where to; made if it is not there.")],
-    private: Annotated[bool, typer.Option("--private/--public", help="Who may see it.")] = True,
+    to: Annotated[
+        str, typer.Option("--to", metavar="OWNER/NAME", help="Target repository; created if it does not exist.")
+    ],
+    private: Annotated[bool, typer.Option("--private/--public", help="Visibility of the repository.")] = True,
     results: ResultsOption = None,
     base: BaseOption = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Upload without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Upload without confirmation.")] = False,
     json: JsonOption = None,
 ) -> None:
     """Upload the output of `errata save` to the Hugging Face hub, after showing its files.
@@ -117,28 +123,30 @@ def push(
     check_repository(to)
     if not yes and not sys.stdin.isatty():
         raise InputError(
-            "nobody is there to say yes to it", remedy="Add --yes, or see with `errata save` what it would be"
+            "stdin is not a terminal, so the upload cannot be confirmed",
+            remedy="Pass --yes; `errata save` shows what would be uploaded",
+            code="CONFIRMATION_IMPOSSIBLE",
         )
     publication = publication_of(model, results, base)
     with tempfile.TemporaryDirectory(prefix="errata-push-") as folder:
         directory = Path(folder)
-        # Weights may be large: they are uploaded from where they are.
+        # Weights may be large: link to them instead of copying them.
         write_publication(publication, directory, name=to.rpartition("/")[2], repository=to, copy=_link)
         files = files_of(directory)
-        seen = "private: only you and those whom you let can see it" if private else "public: everybody can see it"
-        tell(f"To {address(to)} ({seen}):")
+        seen = "private: visible to you and people you authorise" if private else "public: visible to everyone"
+        echo(f"Files to upload to {address(to)} ({seen}):")
         for name, count in files:
-            tell(f"  {name}  {size_text(count)}")
+            echo(f"  {name}  {size_text(count)}")
         total = size_text(sum(count for _, count in files))
-        tell(f"{counted(len(files), 'file')}, {total}; {counted(len(publication.stack.facts), 'fact')}.")
+        echo(f"{counted(len(files), 'file')}, {total}; {counted(len(publication.stack.facts), 'fact')}.")
         show_notes(publication)
         check_login()
         if not yes and not typer.confirm("Upload?"):
-            raise ErrataError("nothing was uploaded", remedy="You did not say yes")
+            raise ErrataError("the upload was not confirmed; nothing was uploaded", code="NOT_CONFIRMED")
         done = upload(directory, to, private=private, message=_message(len(publication.stack.facts)))
     if done.others:
-        warn(f"note: what was there before and is none of these stays: {', '.join(done.others)}")
-    tell(f"Uploaded to {done.url}")
+        warn(f"note: other files in the repository are unchanged: {', '.join(done.others)}")
+    echo(f"Uploaded to {done.url}")
     record = record_of(publication, [name for name, _ in files])
     write_json(json, {**record, "url": done.url, "private": private, "others": list(done.others)})
 
@@ -152,20 +160,20 @@ def _link(source: str, target: str) -> None:
 
 
 RECORD = "errata.json"
-_AGAIN = "Measure it: errata evaluate --model MODEL --facts FACTS --against BASE --json FILE"
+_MEASURE = "Measure the model: errata evaluate --model MODEL --facts FACTS --against BASE --json FILE"
 
 
 def measured_of(name: str, stack: Stack, results: Path | None) -> Measured:
-    """What is known of a model; without rows where nothing was measured.
+    """The measured results of a model; without rows if nothing was measured.
 
     Args:
-        name: of a patch, a stack, a full model or a run.
-        stack: all that is in it.
-        results: a file that `errata edit --json` or `errata evaluate --json` wrote; None looks beside the model, and
-            in the patch that is on top.
+        name: a patch, a stack, a full model or a run.
+        stack: all patches of the model.
+        results: a result file of `errata edit --json` or `errata evaluate --json`; None uses the results stored with
+            the model or in its last patch.
 
     Raises:
-        InputError: if results cannot be read, or are not of this model.
+        InputError: if results cannot be read, or belong to another model.
     """
     beside = Path(name) / RECORD
     if results is None and is_run(name):
@@ -177,17 +185,17 @@ def measured_of(name: str, stack: Stack, results: Path | None) -> Measured:
     path = results or beside
     found = read_results(path)
     if results is not None and not found.rows:
-        raise InputError(f"there are no rows in {path}: nothing was measured", remedy=_AGAIN)
+        raise InputError(f"{path} contains no results", remedy=_MEASURE, code="RESULTS_EMPTY")
     if "left_alone" in found.about:
         _check_edit(stack, found, path)
         return _of_edit(stack, found.rows, _texts(found.about["left_alone"]), _absent(found))
     if "against_fingerprint" in found.about:
         return _of_evaluation(stack, found, path)
-    raise InputError(f"{path} does not say which weights it is of", remedy=_AGAIN)
+    raise InputError(f"{path} does not identify the weights it belongs to", remedy=_MEASURE, code="RESULTS_MISMATCH")
 
 
 def _of_patch(stack: Stack) -> Measured:
-    """What the patch on top keeps of its own edit, if it is on the same weights here as it was then."""
+    """The results stored in the last patch, if it is applied to the weights that it was measured with."""
     top = stack.patches[-1]
     found = top.patch.results
     if found is None or top.missing or top.forced:
@@ -200,7 +208,7 @@ def _of_edit(stack: Stack, rows: tuple[Row, ...], left_alone: tuple[str, ...], a
 
 
 def _check_edit(stack: Stack, found: Results, path: Path) -> None:
-    """Raises InputError unless results are those of the edit that is on top."""
+    """Raises InputError unless the results belong to the last edit of the stack."""
     about = found.about
     made = [
         place
@@ -210,29 +218,34 @@ def _check_edit(stack: Stack, found: Results, path: Path) -> None:
         and about.get("recipe") == patch.recipe.model_dump(mode="json")
     ]
     if not made:
-        raise InputError(f"the results in {path} are of another edit: other facts, recipe or weights", remedy=_AGAIN)
+        what = f"the results in {path} belong to another edit (different facts, recipe or weights)"
+        raise InputError(what, remedy=_MEASURE, code="RESULTS_MISMATCH")
     edit, *later = stack.patches[made[-1] :]
     if later:
         names = ", ".join(repr(stacked.name) for stacked in later)
-        raise InputError(f"the results in {path} are of {edit.name!r}, and {names} came after it", remedy=_AGAIN)
+        what = f"the results in {path} belong to {edit.name!r}, but {names} was applied later"
+        raise InputError(what, remedy=_MEASURE, code="RESULTS_MISMATCH")
     if edit.missing or edit.forced:
-        what = f"the results in {path} are of {edit.name!r} on other weights than those that it stands on here"
-        raise InputError(what, remedy=_AGAIN)
+        what = f"the results in {path} were measured with {edit.name!r} applied to different weights"
+        raise InputError(what, remedy=_MEASURE, code="RESULTS_MISMATCH")
 
 
 def _of_evaluation(stack: Stack, found: Results, path: Path) -> Measured:
-    """Results of `errata evaluate`: their base must be this one, and the model must not be a known earlier state."""
+    """Results of `errata evaluate`, checked to belong to this base model and to none of its earlier states."""
     about = found.about
     states = [stack.fingerprint, *(stacked.patch.fingerprint for stacked in stack.patches[1:])]
     if about.get("fingerprint") in states:
-        raise InputError(f"the results in {path} are of the model before it was edited", remedy=_AGAIN)
+        raise InputError(
+            f"the results in {path} belong to the model before its last edit", remedy=_MEASURE, code="RESULTS_MISMATCH"
+        )
     before = ""
     if (against := about["against_fingerprint"]) is not None:
         if against not in states:
             raise InputError(
-                f"the results in {path} are against {about.get('against')!r}, whose weights are not those of the base "
+                f"the baseline {about.get('against')!r} of the results in {path} is not the base model "
                 f"{stack.base!r} in {stack.dtype}",
-                remedy=_AGAIN,
+                remedy=_MEASURE,
+                code="RESULTS_MISMATCH",
             )
         before = _state(stack, states.index(against))
     model = str(about.get("model"))
@@ -250,18 +263,18 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _state(stack: Stack, patches: int) -> str:
-    """The base with so many patches in it, in words."""
+    """A description of the base model with its first ``patches`` patches."""
     base = f"the base {shown_base(stack.base)}"
     return base + (f" with {', '.join(stacked.name for stacked in stack.patches[:patches])}" if patches else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What is published.
+    """The contents of a publication.
 
     Attributes:
-        stack: all that is in the model.
-        weights: the directory of a full model; None where the patches are published alone.
+        stack: all patches of the model.
+        weights: the directory of a full model; None publishes only the patches.
     """
 
     stack: Stack
@@ -269,36 +282,38 @@ class Publication:
     weights: Path | None
 
     def local_paths(self) -> list[str]:
-        """Paths of this machine that stand in the files, and that whoever gets them can read."""
+        """Local paths that the published files contain."""
         named = [self.stack.base]
         for stacked in self.stack.patches:
             named += [stacked.patch.base, stacked.patch.recipe.statistics.corpus]
         return [name for name in dict.fromkeys(named) if name != "lab" and is_local(name)]
 
     def left_out(self) -> list[str]:
-        """Hidden files beside the weights, which are not published: they are tools' own, and may hold secrets."""
+        """Hidden files next to the weights; they are not published, since they may contain secrets."""
         return [] if self.weights is None else sorted(f.name for f in self.weights.iterdir() if f.name.startswith("."))
 
 
 def publication_of(model: str, results: Path | None, base: str | None) -> Publication:
-    """Everything but the files.
+    """Collect what is published, without writing files.
 
     Args:
         model: a patch, a stack, a full model or a run.
         results: see ``measured_of``.
-        base: the name of the base for readers elsewhere, where it is a directory of this machine.
+        base: the hub name of the base model, if a local copy was edited.
 
     Raises:
-        InputError: if nothing was edited there, or results are not of it.
+        InputError: if the model has no edits, or the results belong to another model.
     """
     stack = _stack_of(model)
     if not stack.patches:
-        raise InputError(f"{model!r} has no patches: it is its base", remedy="Edit it first")
+        raise InputError(
+            f"{model!r} has no patches; it equals its base model", remedy="Edit it first", code="NO_PATCHES"
+        )
     measured = measured_of(model, stack, results)
     if base is not None:
         if hub_name(base) is None:
-            what = f"{base!r} is not a name on the hub"
-            raise InputError(what, remedy="--base takes OWNER/NAME, under which readers find the base")
+            what = f"{base!r} is not a name on the Hugging Face hub"
+            raise InputError(what, remedy="Give --base as OWNER/NAME", code="HUB_NAME_INVALID")
         stack = replace(stack, base=base)
     weights = Path(model) if has_stack(model) and not is_stack(model) else None
     if weights is not None:
@@ -315,13 +330,13 @@ def write_publication(
     card_only: bool = False,
     copy: Callable[[str, str], object] = shutil.copy2,
 ) -> None:
-    """Fill a directory that is empty, and new; see ``output.new_directory``.
+    """Write a publication to a new, empty directory; see ``errata.utils.files.new_directory``.
 
     Args:
-        name: what the model is called in its card.
-        repository: its name on the hub, where it has one.
+        name: the name of the model in its card.
+        repository: its name on the hub, if any.
         card_only: write neither weights nor patches.
-        copy: how a file of the weights gets there, from one path to another.
+        copy: copies or links a file of the weights, from one path to another.
     """
     stack, weights = publication.stack, publication.weights
     if not card_only and weights is not None:
@@ -333,8 +348,8 @@ def write_publication(
     elif not card_only:
         write_stack(stack, directory)
     for file in (CARD, FACTS):
-        (directory / file).unlink(missing_ok=True)  # the copies, of which they take the place
-    write_facts(_holding(stack), directory / FACTS)
+        (directory / file).unlink(missing_ok=True)  # copies of older versions
+    write_facts(_current_facts(stack), directory / FACTS)
     card = model_card(stack, publication.measured, name=name, with_weights=weights is not None, repository=repository)
     write_text(directory / CARD, card)
 
@@ -354,7 +369,7 @@ def size_text(count: int) -> str:
 
 
 def _check_contents(directory: Path) -> None:
-    """Raises InputError where publishing a folder would publish what is elsewhere, or what is no file."""
+    """Raises InputError if a directory contains links to the outside, or entries that are not regular files."""
     root = directory.resolve()
     visible = [
         path
@@ -364,12 +379,13 @@ def _check_contents(directory: Path) -> None:
     if outside := [path for path in visible if path.is_symlink() and not path.resolve().is_relative_to(root)]:
         named = ", ".join(f"{path} -> {path.resolve()}" for path in outside[:5]) + (", …" if len(outside) > 5 else "")
         raise InputError(
-            f"{counted(len(outside), 'link')} in {directory} lead out of it, and what is there would be published: "
+            f"{counted(len(outside), 'link')} in {directory} point to files outside of it, which would be published: "
             f"{named}",
-            remedy="Put copies in their place, or remove them",
+            remedy="Replace them by copies, or remove them",
+            code="LINK_LEADS_OUTSIDE",
         )
     if others := [path for path in visible if not path.is_file() and not path.is_dir()]:
-        raise InputError(f"{others[0]} is neither a file nor a directory", remedy="Remove it")
+        raise InputError(f"{others[0]} is neither a file nor a directory", remedy="Remove it", code="NOT_A_FILE")
 
 
 def _stack_of(model: str) -> Stack:
@@ -382,19 +398,21 @@ def _stack_of(model: str) -> Stack:
         run = open_run(path)
         if run.batches_done < run.batches:
             raise InputError(
-                f"the run {model} has done {run.batches_done} of its {run.batches} batches",
-                remedy=f"Go on with it first: errata edit --resume {model}",
+                f"the run {model} is unfinished: {run.batches_done} of {run.batches} batches are done",
+                remedy=f"Finish it first: errata edit --resume {model}",
+                code="RUN_UNFINISHED",
             )
         return stack_of_run(model)
     check_there(model)
     raise InputError(
-        f"there is nothing that errata edited in {model!r}",
+        f"{model!r} contains no edit by errata",
         remedy="Give a patch (.safetensors), a stack, an edited model or a run",
+        code="NO_PATCHES",
     )
 
 
 def _stack_of_patch(path: Path) -> Stack:
-    """A patch alone on its base; with those that were in its base before, where it was solved on top of others."""
+    """The stack of a patch and all patches that its base already contained."""
     patch = Patch.load(path)
     if not (has_stack(patch.base) or is_run(patch.base)):
         base = lasting_name(patch.base)
@@ -405,25 +423,26 @@ def _stack_of_patch(path: Path) -> Stack:
     fingerprint = under.fingerprint()
     if fingerprint != patch.fingerprint:
         raise InputError(
-            f"{path} was made on top of the edits in {patch.base}, which is not what it was then",
-            remedy="Put it back as it was, or give the stack or the model that has both",
+            f"{path} was made on top of the edits in {patch.base}, which has changed since",
+            remedy="Restore it, or give the stack or the model that contains both",
+            code="BASE_CHANGED",
         )
     return stack_under(under, patch.base, fingerprint).with_patch(path.stem, patch)
 
 
-def _holding(stack: Stack) -> FactSet:
-    """The facts that hold: of those that speak of the same thing the last one, each with an id of its own."""
+def _current_facts(stack: Stack) -> FactSet:
+    """The current facts, with unique ids: the last one of all facts about the same thing."""
     facts: list[Fact] = []
     taken: set[str] = set()
     for entry in ledger_of(stack):
         if not entry.again_by:
-            fact = replace(entry.fact, id=_free(entry.fact.id, entry.patch, taken))
+            fact = replace(entry.fact, id=_unique(entry.fact.id, entry.patch, taken))
             taken.add(fact.id)
             facts.append(fact)
-    return FactSet(tuple(facts), "the facts that hold")
+    return FactSet(tuple(facts), "the current facts")
 
 
-def _free(name: str, patch: str, taken: Collection[str]) -> str:
+def _unique(name: str, patch: str, taken: Collection[str]) -> str:
     if name in taken:
         name = f"{patch}/{name}"
     while name in taken:

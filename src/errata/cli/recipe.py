@@ -1,4 +1,4 @@
-"""``errata recipe``: the numbers that come with errata, and the check of one's own."""
+"""``errata recipe``: list, show and check recipes, and search for one."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from errata.cli.model_options import (
     recipe_name,
     token_check,
 )
-from errata.cli.recipe_options import layers_named, text_named
-from errata.cli.terminal import JsonOption, console, counted, error_console, progress, tell, warn, write_json
+from errata.cli.recipe_options import corpus_of, layers_named
+from errata.cli.terminal import JsonOption, console, counted, echo, error_console, progress, warn, write_json
 from errata.editing.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.editing.recipe import Recipe, check_recipe, shipped_recipe
 from errata.editing.recipe_files import shipped_file, shipped_names
@@ -66,14 +66,14 @@ app = typer.Typer(
 
 @app.command("list", epilog="Example: errata recipe list")
 def list_recipes(json: JsonOption = None) -> None:
-    """List the models that a recipe comes with errata for, and for which methods."""
+    """List the shipped recipes: their models and methods."""
     out, entries = console(), []
     for name in shipped_names():
         file = shipped_file(name)
-        also = f"; also taken for {', '.join(file.also)}" if file.also else ""
+        also = f"; also used for {', '.join(file.also)}" if file.also else ""
         automatic = str(file.data.get("source", "")).startswith("automatic")
-        marked = " (automatic: published by nobody, tried on nothing)" if automatic else ""
-        out.print(Text.assemble((name, "bold"), f"  numbers for {file.data['model']}{marked}{also}"))
+        marked = " (auto-generated, untested)" if automatic else ""
+        out.print(Text.assemble((name, "bold"), f"  settings for {file.data['model']}{marked}{also}"))
         out.print(f"    {', '.join(file.names)}", style="dim", highlight=False)
         entries.append(
             {
@@ -90,31 +90,34 @@ def list_recipes(json: JsonOption = None) -> None:
 @app.command("show", epilog="Example: errata recipe show --model gpt2-xl --method alphaedit+blue > own.yaml")
 def show(
     model: ModelOption = "lab",
-    method: Annotated[str | None, typer.Option(help="A row of `errata methods`, with or without +blue.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Editing method (see `errata methods`), with or without +blue; default: a table of all."),
+    ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Show the recipe that comes with errata for a model: one method's as YAML, or what there is as a table."""
+    """Show the shipped recipe of a model: one method as YAML, or all methods as a table."""
     name = recipe_name(model)
     if method is not None:
         recipe = shipped_recipe(name, method)
-        # Wrapped lines would be another file for whoever redirects this.
+        # No wrapping, so that the output can be redirected to a file.
         console().print(recipe.to_yaml(), end="", markup=False, highlight=False, soft_wrap=True)
         write_json(json, recipe.model_dump(mode="json"))
         return
     file = shipped_file(name)
     recipes = [shipped_recipe(name, entry) for entry in file.names]
     out = console()
-    out.print(f"{file.source}: numbers for {file.data['model']}", markup=False, highlight=False)
+    out.print(f"{file.source}: settings for {file.data['model']}", markup=False, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in ("method", "layers", "lr", "steps", "KL", "decay", "clamp", "solver"):
         table.add_column(head, overflow="fold")
     for recipe in recipes:
         target = recipe.target
-        numbers = (target.learning_rate, target.steps, target.kl_factor, target.weight_decay, target.clamp)
-        table.add_row(recipe.method, _layers(recipe), *(f"{number:g}" for number in numbers), _solver(recipe))
+        values = (target.learning_rate, target.steps, target.kl_factor, target.weight_decay, target.clamp)
+        table.add_row(recipe.method, _layers(recipe), *(f"{value:g}" for value in values), _solver(recipe))
     out.print(table)
-    for told in (_statistics, _source):
-        for what, names in _grouped(recipes, told).items():
+    for describe in (_statistics, _source):
+        for what, names in _grouped(recipes, describe).items():
             out.print(f"{what}: {', '.join(names)}", markup=False, highlight=False)
     write_json(
         json,
@@ -128,11 +131,13 @@ def show(
 
 @app.command("check", epilog="Example: errata recipe check examples/recipe.yaml")
 def check(
-    file: Annotated[Path, typer.Argument(help="A YAML recipe.")],
-    method: Annotated[str | None, typer.Option(help="Only for this one; default: all that it covers.")] = None,
+    file: Annotated[Path, typer.Argument(help="YAML recipe.")],
+    method: Annotated[
+        str | None, typer.Option(help="Check this method only; default: all methods of the recipe.")
+    ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Check a recipe of your own, for one method or for all that it has numbers for; exit status 2 if any are wrong."""
+    """Validate a recipe file, for one method or all of its methods; exits with status 2 if it is invalid."""
     try:
         methods = check_recipe(file, method)
     except FaultsError as error:
@@ -143,21 +148,21 @@ def check(
         faults = [asdict(Fault(str(file), error.what, error.remedy))]
         write_json(json, {"file": str(file), "valid": False, "faults": faults})
         raise
-    console().print(f"{file} holds for {_listed(methods)}.", markup=False, highlight=False, soft_wrap=True)
+    console().print(f"{file} is valid for {_listed(methods)}.", markup=False, highlight=False, soft_wrap=True)
     write_json(json, {"file": str(file), "valid": True, "methods": list(methods), "faults": []})
 
 
 def _listed(methods: Sequence[str]) -> str:
-    """Names; rows that are there with ``+blue`` as well are told once."""
+    """The names, with both variants of a method listed once."""
     both = [name for name in methods if f"{name}{BOUNDARY_SUFFIX}" in methods]
     alone = [name for name in methods if name.removesuffix(BOUNDARY_SUFFIX) not in both]
     each = "each " if len(both) > 1 else ""
-    told = [f"{', '.join(both)} ({each}with and without {BOUNDARY_SUFFIX})"] if both else []
-    return ", ".join([*told, *alone])
+    paired = [f"{', '.join(both)} ({each}with and without {BOUNDARY_SUFFIX})"] if both else []
+    return ", ".join([*paired, *alone])
 
 
 def _layers(recipe: Recipe) -> str:
-    """What is written: with the boundary schedule the two ends."""
+    """The edited layers; with the boundary schedule only the first and the last."""
     layers = recipe.layers
     if recipe.schedule == "boundary":
         return ", ".join(str(layer) for layer in dict.fromkeys((layers[0], layers[-1])))
@@ -166,7 +171,7 @@ def _layers(recipe: Recipe) -> str:
 
 
 def _solver(recipe: Recipe) -> str:
-    """The solver's numbers, and those of rounds."""
+    """The settings of the solver and of the rounds."""
     parts: dict[str, Any] = recipe.solver.model_dump(exclude={"kind", "history", "denominator", "relative"})
     if recipe.rounds is not None:
         parts |= recipe.rounds.model_dump()
@@ -182,70 +187,72 @@ def _statistics(recipe: Recipe) -> str:
 
 
 def _source(recipe: Recipe) -> str:
-    return recipe.source or "without a source"
+    return recipe.source or "no source given"
 
 
-def _grouped(recipes: Sequence[Recipe], told: Callable[[Recipe], str]) -> dict[str, list[str]]:
-    """What is told of recipes, each once, with the methods that it is told of."""
+def _grouped(recipes: Sequence[Recipe], describe: Callable[[Recipe], str]) -> dict[str, list[str]]:
+    """Distinct descriptions of the recipes, with the methods that they apply to."""
     found: dict[str, list[str]] = {}
     for recipe in recipes:
-        found.setdefault(told(recipe), []).append(recipe.method)
+        found.setdefault(describe(recipe), []).append(recipe.method)
     return found
 
 
 AUTO_EXAMPLE = "Example: errata recipe auto --model lab --methods memit --out auto.yaml --minutes 5"
-LAB_SEED = 950  # of the held-out facts that the lab draws: no report draws its own with it
-FACTS = 100
-ENOUGH_FACTS = 20  # of fewer, one fact more or less decides between two settings
+LAB_SEED = 950  # seed of the lab's held-out facts; not used by any report
+FACTS = 100  # held-out facts of the lab
+ENOUGH_FACTS = 20  # with fewer facts, a single fact decides between two settings
 LEAD = 12  # tokens that the contexts of a search put before a prompt
 
 
 @app.command("auto", epilog=AUTO_EXAMPLE)
 def auto(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The recipe file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Recipe file to write.")],
     model: ModelOption = "lab",
     methods: Annotated[
-        str, typer.Option(help="Rows of `errata methods`, by commas; each is searched with +blue too.")
+        str, typer.Option(help="Comma-separated methods (see `errata methods`); each is also searched with +blue.")
     ] = ("memit,alphaedit"),
     facts: Annotated[
         Path | None,
         typer.Option(
             "--facts",
             "-f",
-            help="Held-out facts to search with, 20 or more, 100 are better; not those that you will edit. Default: "
-            "well-known facts that come with errata; lab: from its world.",
+            help="Held-out facts for the search, different from those you will edit; at least 20, better 100. Default: "
+            "well-known facts shipped with errata; for lab, facts of its world.",
         ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Critical layers, such as 4,5,6; default: as `locate` finds.")
+        str | None, typer.Option(help="Critical layers, such as 4,5,6; default: as found by `errata locate`.")
     ] = None,
     corpus: Annotated[
-        str | None, typer.Option(help="Text for the key statistics; default: one that comes with errata; lab: its own.")
+        str | None,
+        typer.Option(help="Text for key statistics; default: the text shipped with errata, or the lab's own."),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="How many tokens of it to read.")] = 50_000,
+    tokens: Annotated[int, typer.Option(min=1, help="Number of tokens to read from it.")] = 50_000,
     minutes: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="From the start of the command, layers and key statistics included; no try begins after so many. 0: "
-            "no search, only the configuration is read. Default: no limit.",
+            help="Time limit, including layer selection and key statistics; no trial starts after it. 0 writes default "
+            "settings without a search. Default: no limit.",
         ),
     ] = None,
     untouched: Annotated[
-        Path | None, typer.Option(help="JSONL of {prompt, answer} about other subjects; lab: from its world.")
+        Path | None,
+        typer.Option(help="JSONL of {prompt, answer} about other subjects; default for lab: sampled from its world."),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Of contexts, the choice of facts, and the questions.")
+        int, typer.Option(min=0, max=2**63 - 1, help="Random seed for contexts, choice of facts and question sampling.")
     ] = 0,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Search a recipe for a model that nobody has published one for, on held-out facts, in scale-free numbers.
+    """Search for scale-free hyperparameters on held-out facts, for a model without a published recipe.
 
-    Every try is kept in OUT.tries.jsonl; the same command goes on where it was stopped. A number replaces its default
-    only where it scores better. With --minutes 0 nothing is searched: the defaults are written, which takes seconds.
+    Every trial is saved in OUT.tries.jsonl, and running the same command again resumes the search. A value replaces its
+    default only if it scores better. With --minutes 0, the defaults are written without a search.
     """
     started = time.monotonic()
     journal = out.with_name(out.name + ".tries.jsonl")
@@ -263,7 +270,7 @@ def auto(
             if outline is not None:
                 outline.check_layers(chosen or ())
         with part:
-            text = text_named(corpus, default="lab" if lab else BUILTIN)
+            text = corpus_of(corpus, default="lab" if lab else BUILTIN)
         with part:
             given = None if facts is None else read_facts(facts, check=token_check(outline, lead=LEAD))
         with part:
@@ -281,15 +288,15 @@ def auto(
         return
     loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
     reasons: dict[str, Any] = {}
-    with _tries_told(journal), progress() as report:
+    with _note_saved_trials(journal), progress() as report:
         held_out = _held_out(loaded, given, lab=lab, seed=seed)
         if chosen is None:
-            tell("Choosing layers by writing facts into one layer at a time.")
+            echo("Choosing layers by editing facts into one layer at a time.")
             scan = scan_model(loaded, given, ScanSettings(corpus=text, seed=seed), lab=lab, report=report)
             chosen, why = scan.choose().layers, scan.why
         else:
             why = "given with --layers"
-        _tell_plan(rows, held_out, chosen, minutes, time.monotonic() - started)
+        _show_plan(rows, held_out, chosen, minutes, time.monotonic() - started)
         examination = examination_for(held_out, lab=lab, untouched=questions, seed=seed)
         if (
             not lab
@@ -297,7 +304,7 @@ def auto(
             and not any(fact.neighbours or fact.own or fact.unrelated for fact in held_out)
         ):
             examination = replace(examination, facts=_with_controls(loaded, held_out, report=report))
-        examination = replace(examination, prose=())  # no try is scored by perplexity
+        examination = replace(examination, prose=())  # trials are not scored by perplexity
         found = {}
         for number, row in enumerate(rows):
             left = math.inf if minutes is None else 60 * minutes - (time.monotonic() - started)
@@ -308,73 +315,75 @@ def auto(
             ).run()
             reasons[row.name] = dict(found[row.name].reasons)
     write_text(out, automatic_file(model, chosen, why, found))
-    console().print(f"layers {list(chosen)}: {why}", markup=False, highlight=False)
+    echo(f"layers {list(chosen)}: {why}")
     for name, each in reasons.items():
         for number_name, reason in each.items():
-            console().print(f"{name}, {number_name.replace('_', ' ')}: {reason}", markup=False, highlight=False)
+            echo(f"{name}, {number_name.replace('_', ' ')}: {reason}")
     incomplete = [name for name, end in found.items() if not end.complete]
     if incomplete:
-        console().print(f"Time was up before all was tried for {', '.join(incomplete)}; the same command goes on.")
-    console().print(f"Wrote {out}", highlight=False)
+        console().print(
+            f"Time limit reached before the search was complete for {', '.join(incomplete)}; run "
+            f"the same command to resume."
+        )
+    echo(f"Wrote {out}")
     write_json(json, {"out": str(out), "layers": list(chosen), "why": why, "reasons": reasons})
 
 
 def _held_out(model: LanguageModel, given: FactSet | None, *, lab: bool, seed: int) -> FactSet:
-    """The facts that every try edits."""
+    """The facts that every trial edits."""
     if given is not None:
         if len(given) < ENOUGH_FACTS:
-            warn(f"warning: {counted(len(given), 'fact')} to search with; {ENOUGH_FACTS} are needed")
+            warn(f"warning: only {counted(len(given), 'fact')} for the search; at least {ENOUGH_FACTS} are recommended")
         return given
     if lab:
         return FactSet(tuple(lab_facts(lab_world(), FACTS, seed=LAB_SEED)), "the lab's world")
-    return FactSet(facts_to_scan(model, len(known_facts()) // 2, seed=seed), "the well-known facts of errata")
+    return FactSet(facts_to_scan(model, len(known_facts()) // 2, seed=seed), "errata's well-known facts")
 
 
 def _with_controls(model: LanguageModel, facts: FactSet, *, report: Report) -> FactSet:
-    """Facts without any control question, with drawn ones: else no try is scored by what it does to everything else."""
-    drawn = with_automatic_controls(model, facts, report=report)
-    if drawn.count:
-        tell(f"Drew {counted(drawn.count, 'control question')}; the answers are the unedited model's.")
+    """Add generated control questions, so that trials are scored by their side effects as well."""
+    generated = with_automatic_controls(model, facts, report=report)
+    if generated.count:
+        count = counted(generated.count, "control question")
+        echo(f"Generated {count}; the unedited model's answers are the reference.")
     else:
         warn(
-            "warning: there are no control questions, so the search cannot see damage. Give --untouched, or facts with "
-            "'neighbours', 'own' or 'unrelated' questions"
+            "warning: there are no control questions, so the search cannot detect side effects. Give "
+            "--untouched, or facts with 'neighbours', 'own' or 'unrelated' questions"
         )
-    return drawn.facts
+    return generated.facts
 
 
-def _tell_plan(
+def _show_plan(
     rows: Sequence[Method], held_out: FactSet, layers: Sequence[int], minutes: float | None, spent: float
 ) -> None:
-    """What will be done, before the first try can say how long one takes."""
+    """Print the plan of the search."""
     tries = ", ".join(f"{row.name} {tries_at_most(row)}" for row in rows)
-    limit = "no limit" if minutes is None else f"{max(0.0, minutes - spent / 60):.0f} of {minutes:g} minutes left"
-    tell(
+    limit = "none" if minutes is None else f"{max(0.0, minutes - spent / 60):.0f} of {minutes:g} minutes left"
+    echo(
         f"Searching with {counted(len(held_out), 'fact')} of {held_out.source} at layers {','.join(map(str, layers))}. "
-        f"Tries at most: {tries}; each edits all of them twice, with and without {BOUNDARY_SUFFIX}. The first try also "
-        f"reads the key statistics. Time: {limit}."
+        f"Maximum number of trials: {tries}; each edits all facts twice, with and without {BOUNDARY_SUFFIX}. The first "
+        f"trial also computes the key statistics. Time limit: {limit}."
     )
 
 
 @contextmanager
-def _tries_told(journal: Path) -> Iterator[None]:
-    """After Ctrl-C, say what is kept, if anything is: hours of tries look lost otherwise."""
+def _note_saved_trials(journal: Path) -> Iterator[None]:
+    """After Ctrl-C, print how many trials are saved."""
     try:
         yield
     except KeyboardInterrupt:
-        if kept := len(read_journal(journal)):
-            tries = f"{kept} finished {'try is' if kept == 1 else 'tries are'} kept in {journal}"
-            error_console().print(
-                f"{tries}; the same command goes on from there", markup=False, highlight=False, soft_wrap=True
-            )
+        if saved := len(read_journal(journal)):
+            text = f"{counted(saved, 'finished trial')} saved in {journal}; run the same command again to resume"
+            error_console().print(text, highlight=False, soft_wrap=True)
         raise
 
 
 def _check_out(out: Path, journal: Path) -> None:
     if out.exists() and not journal.exists():
-        raise InputError(f"{out} exists already", remedy="Give another name, or remove it first")
+        raise InputError(f"{out} exists already", remedy="Give another name, or remove it first", code="OUTPUT_EXISTS")
     check_file(out)
-    read_journal(journal)  # refuse a broken one now, and not after layers have been chosen
+    read_journal(journal)  # report a corrupt journal before the work starts
 
 
 def _write_unsearched(
@@ -386,17 +395,17 @@ def _write_unsearched(
     tokens: int,
     out: Path,
 ) -> None:
-    """A recipe from the configuration alone."""
-    why = "given with --layers" if layers is not None else "by depth, as in Llama 3; not tried on this model"
+    """Write default settings, using only the model's configuration."""
+    why = "given with --layers" if layers is not None else "by depth, in proportion to Llama 3; untested on this model"
     layers = layers_by_depth(outline.layers) if layers is None else layers
     statistics = {"corpus": corpus, "tokens": tokens, "length": min(1024, outline.context_length)}
     found = {row.name: unsearched_recipe(model, row, layers, outline.size.mlp_width, statistics) for row in rows}
     write_text(out, automatic_file(model, layers, why, found))
-    console().print(f"Wrote {out}: defaults, not searched.", highlight=False, markup=False)
+    echo(f"Wrote {out} with default settings (no search).")
 
 
 def _rows(methods: str) -> list[Method]:
     names = [name.strip().removesuffix(BOUNDARY_SUFFIX) for name in methods.split(",") if name.strip()]
     if not names:
-        raise InputError("no method was named", remedy="Give some of `errata methods`")
+        raise InputError("--methods is empty", remedy="See `errata methods`", code="OPTION_INVALID")
     return [method_named(name) for name in dict.fromkeys(names)]

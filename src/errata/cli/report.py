@@ -1,4 +1,4 @@
-"""``errata report``: what a benchmark's run or studies found, as a page, a document and tables."""
+"""``errata report``: the results of a benchmark or of studies as HTML, Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from errata.analysis.studies import ROWS, STUDY, StudyResult
 from errata.benchmark.campaign import open_campaign
 from errata.benchmark.collect import collect
-from errata.cli.terminal import counted, tell, warn
+from errata.cli.terminal import counted, echo, warn
 from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.report.analysis import FIGURES, analysis_markdown, analysis_page, figure_files
 from errata.report.answers import Answers, read_answers
@@ -29,8 +29,8 @@ STEM: Final = "report"
 FORMATS: Final = ("html", "md", "csv", "tex")
 _OF_STUDIES: Final = ("html", "md")
 _NOT_OF_STUDIES: Final = {
-    "csv": f"each study has its table already: {ROWS} in its directory",
-    "tex": f"no LaTeX is made of studies; {ROWS} in a study's directory is its table",
+    "csv": f"the table of each study is {ROWS} in its directory",
+    "tex": f"LaTeX is not supported for studies; the table of each study is {ROWS} in its directory",
 }
 _MARK: Final = "<!-- Made by errata report, which may replace this file. -->"
 app = typer.Typer()
@@ -40,25 +40,25 @@ app = typer.Typer()
 def report(
     results: Annotated[
         Path,
-        typer.Argument(
-            metavar="RUN", help="The directory of a benchmark, of a finished study, or a folder of studies."
-        ),
+        typer.Argument(metavar="RUN", help="Directory of a benchmark, of a finished study, or with several studies."),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="A directory for the report's files, or a FILE.html, .md, .csv or .tex."),
+        typer.Option("--out", "-o", help="Directory for the report, or a file ending in .html, .md, .csv or .tex."),
     ] = None,
     formats: Annotated[
         str | None,
         typer.Option(
-            "--format", help=f"Some of {','.join(FORMATS)}. By default all; of studies {' and '.join(_OF_STUDIES)}."
+            "--format",
+            help=f"Comma-separated formats: {','.join(FORMATS)}; default: all, for studies "
+            f"{' and '.join(_OF_STUDIES)}.",
         ),
     ] = None,
     analysis: Annotated[
         list[Path] | None,
         typer.Option(
             "--analysis",
-            help="A study, or a folder of studies, to add to a benchmark's page and document. May be repeated.",
+            help="Directory of one or several studies to include in a benchmark's HTML and Markdown; may be repeated.",
         ),
     ] = None,
 ) -> None:
@@ -74,26 +74,23 @@ def report(
 
 
 def _check_something(run: Path) -> None:
-    """Raises InputError where there is nothing that a report can be of."""
-    remedy = "Give the directory of an `errata bench` or of an `errata analyse`, or a folder with several studies"
+    """Raises InputError unless the directory contains a benchmark."""
+    remedy = "Give a directory written by `errata bench` or `errata analyse`"
     if not run.is_dir():
-        raise InputError(f"there is no directory {str(run)!r}", remedy=remedy)
+        raise InputError(f"no directory {str(run)!r}", remedy=remedy, code="RUN_NOT_FOUND")
     if not is_there(run / SUMMARY) and not is_there(run / GRID):
         raise InputError(
-            f"{run} is no run of a benchmark (it has neither {SUMMARY} nor {GRID}), no study and no folder of studies "
-            f"(neither it nor a directory in it has {STUDY})",
+            f"{run} contains neither a benchmark ({SUMMARY} or {GRID}) nor studies ({STUDY})",
             remedy=remedy,
+            code="RUN_NOT_FOUND",
         )
 
 
-def _collect_anew(run: Path) -> None:
-    """Put together what the cells of a benchmark have found, where some have ended since that was last done.
-
-    The benchmark itself does so only at its end.
-    """
+def _collect_again(run: Path) -> None:
+    """Collect the results of a benchmark again if cells have finished since; the benchmark collects only at its end."""
     summary = run / SUMMARY
-    ended = [path.stat().st_mtime for path in run.glob("cells/*/result.json")]
-    if ended and (not is_there(summary) or max(ended) > summary.stat().st_mtime):
+    finished = [path.stat().st_mtime for path in run.glob("cells/*/result.json")]
+    if finished and (not is_there(summary) or max(finished) > summary.stat().st_mtime):
         campaign = open_campaign(run)
         if any(map(campaign.is_edited, campaign.cells)):
             check_no_links(run)
@@ -105,12 +102,17 @@ def _report_studies(run: Path, out: Path | None, formats: str | None, analysis: 
         with part:
             if analysis:
                 raise InputError(
-                    f"--analysis adds studies to a benchmark, and {run} is of studies itself",
-                    remedy="Put the studies' directories into one folder, and give that",
+                    f"--analysis adds studies to a benchmark, but {run} contains studies only",
+                    remedy="Put the directories of all studies into one directory, and give that",
+                    code="OPTION_NOT_APPLICABLE",
                 )
         with part:
             targets = _targets(run, out, formats, _OF_STUDIES)
-            refused = [Fault("--format", reason, "") for kind, reason in _NOT_OF_STUDIES.items() if kind in targets]
+            refused = [
+                Fault("--format", reason, "", code="FORMAT_UNSUPPORTED")
+                for kind, reason in _NOT_OF_STUDIES.items()
+                if kind in targets
+            ]
             if refused:
                 raise FaultsError("the command line", refused)
             for target in targets.values():
@@ -134,8 +136,8 @@ def write_studies(
 
     Args:
         targets: ``html`` and ``md``, or one of them -> file.
-        unfinished: what to say of each study that is left out.
-        places: the directory of each study, so that the report can say where its table is.
+        unfinished: a message for each omitted study.
+        places: the directory of each study, to link to its table.
 
     Raises:
         MissingExtraError: if figures cannot be drawn here.
@@ -157,12 +159,13 @@ def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis
                 _check_target(run, target)
             if analysis and not {"html", "md"} & targets.keys():
                 raise InputError(
-                    f"--analysis adds to HTML and Markdown, and what is asked for is {', '.join(targets)}",
-                    remedy="Leave it out, or ask for html or md too",
+                    f"--analysis applies to HTML and Markdown only, but --format is {', '.join(targets)}",
+                    remedy="Remove --analysis, or add html or md",
+                    code="OPTION_NOT_APPLICABLE",
                 )
         with part:
             _check_something(run)
-            _collect_anew(run)
+            _collect_again(run)
             found = read_bench_run(run)
         for directory in analysis:
             with part:
@@ -183,37 +186,46 @@ def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis
 
 
 def _write(texts: Mapping[Path, str], targets: Mapping[str, Path], studies: Sequence[ShownStudy]) -> None:
-    """Write a report, now that all of it is there; figures first, so that no document lacks them."""
+    """Write a complete report; figures first, so that no document refers to missing ones."""
     pictures = figure_files(studies) if "md" in targets else {}
     if pictures and (targets["md"].parent / FIGURES).is_symlink():
-        raise InputError(f"{targets['md'].parent / FIGURES} is a link", remedy="Remove it, or give another --out")
+        raise InputError(
+            f"{targets['md'].parent / FIGURES} is a symbolic link",
+            remedy="Remove it, or give another --out",
+            code="OUTPUT_IS_LINK",
+        )
     for name, data in pictures.items():
         write_bytes(targets["md"].parent / name, data)
     for target, text in texts.items():
         write_text(target, text)
-    beside = f", and {counted(len(pictures), 'picture')} in {targets['md'].parent / FIGURES}" if pictures else ""
-    tell(f"Wrote {', '.join(map(str, texts))}{beside}.")
+    figures = f", and {counted(len(pictures), 'picture')} in {targets['md'].parent / FIGURES}" if pictures else ""
+    echo(f"Wrote {', '.join(map(str, texts))}{figures}.")
 
 
 def _targets(run: Path, out: Path | None, formats: str | None, usual: Sequence[str] = FORMATS) -> dict[str, Path]:
-    """Where each format goes; without --format those that are usual."""
+    """The file of each format; without --format, of all default formats."""
     chosen = usual if formats is None else _formats(formats)
     if out is not None and not out.is_dir() and out.suffix:
         kind = out.suffix[1:].lower()
         if kind not in FORMATS:
             remedy = f"Give a directory, or a file that ends in {', '.join(f'.{each}' for each in FORMATS)}"
-            raise InputError(f"--out: no format is known by the ending of {str(out)!r}", remedy=remedy)
+            raise InputError(f"--out: unknown file extension of {str(out)!r}", remedy=remedy, code="FORMAT_UNKNOWN")
         if formats is not None and list(chosen) != [kind]:
-            remedy = "Give --out a directory, or leave one of the two out"
-            raise InputError(f"--out {out} is one file of format {kind}, --format asks for {formats}", remedy=remedy)
+            remedy = "Give a directory as --out, or remove one of the two"
+            what = f"--out {out} is a file of format {kind}, but --format is {formats}"
+            raise InputError(what, remedy=remedy, code="OPTION_CONFLICT")
         return {kind: out}
     return {kind: (run if out is None else out) / f"{STEM}.{kind}" for kind in chosen}
 
 
 def _formats(given: str) -> Sequence[str]:
     chosen = [name.strip().lower() for name in given.split(",")]
-    remedy = f"Known: {', '.join(FORMATS)}; several are separated by commas"
-    faults = [Fault("--format", f"there is no format {name!r}", remedy) for name in chosen if name not in FORMATS]
+    remedy = f"Available: {', '.join(FORMATS)}, comma-separated"
+    faults = [
+        Fault("--format", f"unknown format {name!r}", remedy, code="FORMAT_UNKNOWN")
+        for name in chosen
+        if name not in FORMATS
+    ]
     if faults:
         raise FaultsError("the command line", faults)
     return list(dict.fromkeys(chosen))
@@ -222,7 +234,7 @@ def _formats(given: str) -> Sequence[str]:
 def _check_target(run: Path, target: Path) -> None:
     _check_replaceable(run, target)
     if target.resolve() in {(run / SUMMARY).resolve(), (run / RECORDS).resolve()}:
-        raise InputError(f"{target} is a result of the run", remedy="Give another --out")
+        raise InputError(f"{target} is a result file of the run", remedy="Give another --out", code="OUTPUT_CONFLICT")
 
 
 def _check_replaceable(run: Path, target: Path) -> None:
@@ -258,23 +270,26 @@ def _given(answers: Answers | None) -> Answers:
 
 
 def _tables(places: Sequence[Path], targets: Mapping[str, Path]) -> list[str]:
-    """Where the studies' tables are, from where the report is on."""
+    """The paths of the studies' tables, relative to the report."""
     start = next(iter(targets.values())).parent.resolve()
     return [Path(os.path.relpath(place.resolve() / ROWS, start)).as_posix() for place in places]
 
 
 def _warn_of(unfinished: Sequence[str]) -> None:
     for each in unfinished:
-        warn(f"warning: left out, {each}")
+        warn(f"warning: omitted, {each}")
 
 
 def _warn(run: BenchRun, answers: Answers | None) -> None:
     cells = run.about.cells
     bad = sum(cell.status == "failed" for cell in cells)
     if bad:
-        warn(f"warning: {bad} of {counted(len(cells), 'run')} of the grid failed; the report says which and why")
+        warn(f"warning: {bad} of {counted(len(cells), 'run')} of the grid failed; see the report for reasons")
     waiting = sum(cell.status == "not done" for cell in cells)
     if waiting:
-        warn(f"warning: {waiting} of {counted(len(cells), 'run')} of the grid are not done yet")
+        warn(f"warning: {waiting} of {counted(len(cells), 'run')} of the grid are unfinished")
     if answers is not None and answers.entries_left_out:
-        warn(f"note: the page has no room for {answers.entries_left_out} of {answers.entries} facts' answers")
+        warn(
+            f"note: the page omits the answers of {answers.entries_left_out} of {answers.entries} facts to "
+            f"limit its size"
+        )

@@ -1,4 +1,4 @@
-"""``errata revert`` and ``errata rebuild``: patches taken out, and what stood on them solved again."""
+"""``errata revert`` and ``errata rebuild``: remove patches, and solve later ones again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from errata.cli.apply import OutOption, stack_record
 from errata.cli.edit_output import save_full
 from errata.cli.model_options import DeviceOption, TrustOption, note_unfinished, placement
-from errata.cli.terminal import JsonOption, counted, progress, tell, warn, write_json
+from errata.cli.terminal import JsonOption, counted, echo, progress, warn, write_json
 from errata.editors.rebuild import named_facts, rebuild
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
@@ -23,10 +23,8 @@ from errata.utils.files import check_new, new_directory
 REVERT_EXAMPLE = "Example: errata revert stack --patch first --out without-first"
 REBUILD_EXAMPLE = "Example: errata rebuild stack --without first/lab-42-3 --out rebuilt"
 
-MODEL = typer.Argument(help="A stack, or a full model that errata edited or merged.", metavar="MODEL")
-BaseOption = Annotated[
-    str | None, typer.Option(help="Where the base is now; by default where it was when it was edited.")
-]
+MODEL = typer.Argument(help="A stack, or a full model edited or merged by errata.", metavar="MODEL")
+BaseOption = Annotated[str | None, typer.Option(help="Current location of the base model; default: the recorded one.")]
 app = typer.Typer()
 
 
@@ -34,13 +32,11 @@ app = typer.Typer()
 def revert(
     model: Annotated[str, MODEL],
     out: OutOption,
-    patches: Annotated[
-        list[str] | None, typer.Option("--patch", help="A patch to take out; several times for several.")
-    ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Take out all patches.")] = False,
+    patches: Annotated[list[str] | None, typer.Option("--patch", help="Patch to remove; may be repeated.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Remove all patches.")] = False,
     base: BaseOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also where a full model has other changes, which are lost then.")
+        bool, typer.Option("--force", help="Also if a full model contains other changes, which are then lost.")
     ] = False,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
@@ -68,12 +64,12 @@ def revert(
                 stacked.patch.undo(loaded)
         with new_directory(out) as partial:
             save_full(loaded, left, partial)
-    tell(f"Wrote {out}: {stack.base} with {counted(len(left.patches), 'patch')}; taken out: {', '.join(names)}.")
+    echo(f"Wrote {out}: {stack.base} with {counted(len(left.patches), 'patch')}; removed: {', '.join(names)}.")
     if above := solved_on_top(stack, names):
         count = sum(len(facts) for _, facts in above)
-        standing = ", ".join(name for name, _ in above)
+        later = ", ".join(name for name, _ in above)
         warn(
-            f"note: {standing} ({counted(count, 'fact')}) stood on what was taken out, and stays as it was solved. To "
+            f"note: {later} ({counted(count, 'fact')}) was solved on top of the removed patches and is unchanged. To "
             f"solve it again: errata rebuild {model} {' '.join(f'--without {name}' for name in names)} --out REBUILT"
         )
     write_json(json, {**stack_record(left), "on_top": [[name, [fact.id for fact in facts]] for name, facts in above]})
@@ -81,9 +77,9 @@ def revert(
 
 @app.command("rebuild", epilog=REBUILD_EXAMPLE)
 def rebuild_stack(
-    model: Annotated[str, typer.Argument(help="A stack, a run, or a full model that errata edited.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="A stack, a run, or a full model edited by errata.", metavar="MODEL")],
     without: Annotated[
-        list[str], typer.Option("--without", help="A patch, a fact's id, or PATCH/ID; several times for several.")
+        list[str], typer.Option("--without", help="Patch, fact id, or PATCH/ID to remove; may be repeated.")
     ],
     out: OutOption,
     base: BaseOption = None,
@@ -102,7 +98,7 @@ def rebuild_stack(
         stack = stack_of_run(model, device=where, trust_remote_code=trust_remote_code)
     else:
         stack = _stack_of(model)
-    named_facts(stack, without)  # before the base is loaded
+    named_facts(stack, without)  # checked before the base model is loaded
     loaded = _base(stack, base, where, trust_remote_code=trust_remote_code)
     with progress() as report:
         found = rebuild(loaded, stack, without, report=report)
@@ -110,10 +106,9 @@ def rebuild_stack(
         write_stack(found.stack, partial)
     again = ", ".join(found.solved_again) or "nothing"
     facts = sum(len(stacked.patch.facts) for stacked in found.stack.patches if stacked.name in found.solved_again)
-    tell(
-        f"Wrote {out}: {counted(len(found.stack.patches), 'patch')}, "
-        f"{counted(len(found.stack.facts), 'fact')}. Taken out: {counted(len(found.removed), 'fact')}. "
-        f"Solved again: {again} ({counted(facts, 'fact')})."
+    echo(
+        f"Wrote {out}: {counted(len(found.stack.patches), 'patch')}, {counted(len(found.stack.facts), 'fact')}. "
+        f"Removed: {counted(len(found.removed), 'fact')}. Solved again: {again} ({counted(facts, 'fact')})."
     )
     record = {
         **stack_record(found.stack),
@@ -126,19 +121,21 @@ def rebuild_stack(
 def _stack_of(model: str) -> Stack:
     if is_run(model):
         raise InputError(
-            f"{model} is a run: its batches are one edit, and it has no patches to take out",
-            remedy=f"Merge it first (errata merge --model {model} --out FULL) and revert that; or take facts out with "
-            f"errata rebuild {model} --without ID",
+            f"{model} is a run, which is one edit and has no separate patches",
+            remedy=f"Merge it first (errata merge --model {model} --out FULL) and revert the result; or remove facts "
+            f"with errata rebuild {model} --without ID",
+            code="RUN_HAS_NO_PATCHES",
         )
     if not has_stack(model):
         check_there(model)
         raise InputError(
-            f"there is no record of patches in {model!r}",
-            remedy="Give a stack (errata apply) or a full model that errata edited or merged",
+            f"{model!r} has no record of patches",
+            remedy="Give a stack (errata apply) or a full model edited or merged by errata",
+            code="NO_PATCHES",
         )
     stack = read_stack(Path(model))
     if not stack.patches:
-        raise InputError(f"{model!r} has no patches to take out", remedy="It is its base already")
+        raise InputError(f"{model!r} has no patches to remove", remedy="It equals its base model", code="NO_PATCHES")
     return stack
 
 
@@ -152,23 +149,25 @@ def _base(stack: Stack, base: str | None, device: torch.device | None, *, trust_
         )
     except InputError as error:
         raise InputError(
-            f"the base {base or stack.base!r} is needed, and {error.what}", remedy="Say where it is with --base"
+            f"the base model {base or stack.base!r} is needed, but {error.what}",
+            remedy="Give its location with --base",
+            code=error.code,
         ) from error
 
 
 def _check_same(rebuilt: LanguageModel, name: str, *, force: bool, trust_remote_code: bool) -> None:
-    """Whether a full model is its base with its patches, and nothing else, up to the rounding of an edit of an edit.
+    """Check that a full model equals its base model with its patches, up to the rounding of two edits.
 
     Raises:
-        InputError: if it has other changes, which taking a patch out would lose.
+        InputError: if it contains other changes, which removing a patch would lose.
     """
-    there = LanguageModel.load(name, dtype=rebuilt.dtype, device=rebuilt.device, trust_remote_code=trust_remote_code)
+    saved = LanguageModel.load(name, dtype=rebuilt.dtype, device=rebuilt.device, trust_remote_code=trust_remote_code)
     expected = rebuilt.model.state_dict()
     # Two roundings to the model's dtype, relative to the largest entry.
     tolerance = 4 * torch.finfo(rebuilt.dtype).eps
     others = [
         key
-        for key, value in there.model.state_dict().items()
+        for key, value in saved.model.state_dict().items()
         if key not in expected
         or value.shape != expected[key].shape
         or float((value.double() - expected[key].double()).abs().max())
@@ -176,6 +175,7 @@ def _check_same(rebuilt: LanguageModel, name: str, *, force: bool, trust_remote_
     ]
     if others and not force:
         raise InputError(
-            f"{name!r} has changes that are not those of its patches ({len(others)} parameters, such as {others[0]!r})",
-            remedy="They would be lost; --force loses them",
+            f"{name!r} contains changes besides its patches ({len(others)} parameters, such as {others[0]!r})",
+            remedy="They would be lost; use --force to discard them",
+            code="MODEL_HAS_OTHER_CHANGES",
         )

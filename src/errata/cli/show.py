@@ -1,4 +1,4 @@
-"""``errata show``: what is in a patch, a stack, an edited model or a run."""
+"""``errata show``: the contents of a patch, a stack, an edited model or a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from errata.cli.terminal import JsonOption, console, counted, tell, write_json
+from errata.cli.terminal import JsonOption, console, counted, echo, write_json
 from errata.facts.fact import Fact
 from errata.models.weights import LowRankTerm
 from errata.patches.patch import Patch
@@ -20,14 +20,14 @@ from errata.runs.loading import patches_of
 from errata.runs.run import is_run, open_run
 
 EXAMPLE = "Example: errata show edited.safetensors"
-SHOWN = 20  # facts, where not all are asked for
+SHOWN = 20  # facts per patch without --all
 app = typer.Typer()
 
 
 @app.command("show", epilog=EXAMPLE)
 def show(
     name: Annotated[str, typer.Argument(help="A patch (.safetensors), a stack, an edited model or a run.")],
-    every: Annotated[bool, typer.Option("--all", help="All facts, and not only the first of each patch.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show all facts instead of the first of each patch.")] = False,
     json: JsonOption = None,
 ) -> None:
     """Show the contents of an edit: its facts, and the size and rank of the change per layer.
@@ -37,27 +37,27 @@ def show(
     patches = patches_of(name)
     if is_run(name):
         run = open_run(Path(name))
-        tell(
-            f"run {name}: {run.batches_done} of {run.batches} batches, {run.facts_done} of {len(run.facts)} facts, "
-            f"on {run.manifest.model}"
+        echo(
+            f"run {name} on {run.manifest.model}: {run.batches_done} of {run.batches} batches, {run.facts_done} of "
+            f"{len(run.facts)} facts"
         )
         if run.ledger.torn:
-            tell("the ledger's last line was cut off; `errata edit --resume` does that batch again")
+            echo("the last line of the ledger is incomplete; `errata edit --resume` repeats its batch")
     elif has_stack(name):
         stack = read_stack(Path(name))
-        tell(f"{counted(len(stack.patches), 'patch')} on {stack.base} in {stack.dtype} ({stack.fingerprint[:12]}…)")
+        echo(f"{counted(len(stack.patches), 'patch')} on {stack.base} in {stack.dtype} ({stack.fingerprint[:12]}…)")
         for stacked in stack.patches:
             if stacked.missing:
-                tell(f"{stacked.name} was solved on top of {', '.join(stacked.missing)}, since taken out")
+                echo(f"{stacked.name} was solved on top of {', '.join(stacked.missing)}, which was removed later")
             if stacked.forced:
-                tell(f"{stacked.name} was made for other weights than it stands on")
+                echo(f"{stacked.name} was made for different weights (applied with --force)")
     for title, patch in patches:
         _show(title, patch, None if every else SHOWN)
     write_json(json, {"patches": [patch_record(title, patch) for title, patch in patches]})
 
 
 def patch_record(title: str, patch: Patch) -> dict[str, Any]:
-    """A patch for machines, without its factors."""
+    """The JSON record of a patch, without factors."""
     norms, ranks = patch.norms(), patch.ranks()
     return {
         "name": title,
@@ -76,7 +76,7 @@ def patch_record(title: str, patch: Patch) -> dict[str, Any]:
 
 
 def facts_table(facts: Sequence[Fact], most: int | None) -> Table:
-    """Facts in a table, cut behind ``most`` of them."""
+    """A table of the first ``most`` facts."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in ("fact", "prompt", "target", "before"):
         table.add_column(head, overflow="fold")
@@ -90,16 +90,16 @@ def _show(title: str, patch: Patch, most: int | None) -> None:
     console().print(
         Text.assemble((title, "bold"), f"  {recipe.method}, {counted(len(patch.facts), 'fact')}, {patch.created}")
     )
-    tell(f"  made for {patch.base} in {patch.dtype} ({patch.fingerprint[:12]}…), seed {patch.seed}")
+    echo(f"  made for {patch.base} in {patch.dtype} ({patch.fingerprint[:12]}…), seed {patch.seed}")
     versions = ", ".join(f"{name} {version}" for name, version in patch.versions.items())
-    tell(f"  with {versions}")
+    echo(f"  with {versions}")
     if patch.replaces:
-        tell("  a pruned copy: it stands for everything that its run changed")
+        echo("  a pruned copy that replaces all changes of its run")
     norms, ranks = patch.norms(), patch.ranks()
     for layer in patch.layers:
         terms = patch.of_layer(layer)
         sparse = "" if all(isinstance(term, LowRankTerm) for term in terms) else ", sparse"
-        tell(f"  layer {layer}: norm {norms[layer]:.4g}, rank {ranks[layer]}{sparse}")
+        echo(f"  layer {layer}: norm {norms[layer]:.4g}, rank {ranks[layer]}{sparse}")
     console().print(facts_table(patch.facts, most))
     if most is not None and len(patch.facts) > most:
-        tell(f"  … and {len(patch.facts) - most} more (--all)")
+        echo(f"  … and {len(patch.facts) - most} more (--all)")

@@ -1,4 +1,4 @@
-"""What the verbs tell people: consoles and progress bars."""
+"""Output of the command line: consoles, progress bars and the option --json."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from errata.utils.text import visible
 
 
 class PlainConsole(Console):
-    """Prints no control characters but its own: text may come from a patch or a file that somebody else has made."""
+    """A console that removes control characters from texts, which may come from untrusted patches or files."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich; here, so that columns are as wide as what they show."""
+        """As in rich; cleaned here already, so that the widths of columns match the displayed text."""
         return super().render_str(visible(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """As rich; for whatever has not come through ``render_str``."""
+        """As in rich; cleans everything that did not pass through ``render_str``."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
@@ -47,22 +47,23 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def console() -> Console:
-    """For standard output; brackets are markup only where a call says ``markup=True``."""
+    """A console on standard output; brackets are markup only with ``markup=True``."""
     return PlainConsole(markup=False)
 
 
 def error_console() -> Console:
-    """The same for standard error."""
+    """A console on standard error."""
     return PlainConsole(markup=False, stderr=True)
 
 
 @contextmanager
-def progress(looked_back: float = 30.0) -> Iterator[Report]:
-    """Bars on standard error, one for each thing that is under way; what starts anew starts its bar anew. Where nobody
-    watches (a pipe, a file), plain lines instead, at most one in ``SECONDS_BETWEEN_LINES`` of each kind of work.
+def progress(speed_window: float = 30.0) -> Iterator[Report]:
+    """Report progress on standard error: one bar per task, restarted whenever its task starts again.
+
+    If standard error is not a terminal, prints plain lines instead, at most one per task in ``SECONDS_BETWEEN_LINES``.
 
     Args:
-        looked_back: seconds that the time left is told from; many where pieces of work may take minutes each.
+        speed_window: seconds of progress that the remaining time is estimated from; large if single steps take minutes.
     """
     shown = error_console()
     if not shown.is_interactive:
@@ -72,7 +73,7 @@ def progress(looked_back: float = 30.0) -> Iterator[Report]:
         TextColumn("{task.description:<24}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=shown, transient=True, speed_estimate_period=looked_back) as bars:
+    with Progress(*columns, console=shown, transient=True, speed_estimate_period=speed_window) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:
@@ -82,24 +83,24 @@ def progress(looked_back: float = 30.0) -> Iterator[Report]:
             finished = bars.tasks[bars.task_ids.index(task)].completed
             if done < finished:
                 bars.reset(task, total=total)
-            # What is finished gives way to what is not.
+            # Hide finished tasks.
             bars.update(task, completed=done, total=total, visible=done < total)
 
         yield report
 
 
 class _Lines:
-    """Progress as plain lines with the time left, for logs. Work that is done before a first line is due shows none."""
+    """Progress as plain lines with the remaining time, for logs; short tasks print nothing."""
 
     def __init__(self, shown: Console) -> None:
         self._shown = shown
-        self._started: dict[str, tuple[float, int]] = {}  # when a piece of work began, and what was done of it then
+        self._started: dict[str, tuple[float, int]] = {}  # start time, and progress at that time
         self._last_done: dict[str, int] = {}
         self._last_line: dict[str, float] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if what not in self._started or done < self._last_done[what]:  # new, or begun anew
+        if what not in self._started or done < self._last_done[what]:  # new or restarted
             self._started[what], self._last_line[what] = (now, done), now
         self._last_done[what] = done
         if now - self._last_line[what] < SECONDS_BETWEEN_LINES:
@@ -116,14 +117,14 @@ def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def tell(text: str) -> None:
-    """Print a text as it is."""
+def echo(text: str) -> None:
+    """Print a text to standard output without markup."""
     console().print(text, highlight=False)
 
 
-def warn(text: str) -> None:
-    """The same on standard error."""
-    error_console().print(text, highlight=False)
+def warn(text: str, *, style: str | None = None) -> None:
+    """Print a note or a warning to standard error without markup."""
+    error_console().print(text, style=style, highlight=False)
 
 
 def counted(count: int, what: str) -> str:
@@ -133,7 +134,7 @@ def counted(count: int, what: str) -> str:
 
 
 FORMAT = "errata-output-1"
-# Formats of results, which --json may replace; a stack's or a benchmark's record has a format too, and is none.
+# Formats of result files, which --json may overwrite; other records, such as a stack's, have formats too.
 _RESULTS = re.compile(rb'\{\s*"format":\s*"errata-(output|results|tracing)-\d+"')
 
 
@@ -142,32 +143,34 @@ def _writable(path: Path | None) -> Path | None:
         check_file(path)
         if is_file(path) and not _holds_results(path):
             raise InputError(
-                f"{path} is there, and is not a file of results: it would be lost",
-                remedy="Give another name, or remove it first",
+                f"{path} exists and is not a result file of errata; it would be overwritten",
+                remedy="Give another name, or remove the file first",
+                code="OUTPUT_EXISTS",
             )
     return path
 
 
 def _holds_results(path: Path) -> bool:
-    """Whether a file was written by --json before (commands are repeated), or is empty."""
+    """Whether a file is empty or was written by an earlier --json."""
     with path.open("rb") as file:
         start = file.read(200).lstrip()
     return not start or _RESULTS.match(start) is not None
 
 
-_JSON_HELP = "Also write the result for machines to FILE, over older results; like --out, its folder is made."
+_JSON_HELP = "Also write the results as JSON to FILE, replacing older results; missing directories are created."
 
 
 JsonOption = Annotated[
     Path | None,
-    # Called while the command line is read: in every verb before its work.
+    # The callback runs while options are parsed, before any command starts its work.
     typer.Option("--json", metavar="FILE", callback=_writable, help=_JSON_HELP),
 ]
 
 
 def write_json(path: Path | None, value: Mapping[str, Any]) -> None:
-    """Write for machines, whole or not at all; nothing without a path. The first key is the format, by which a later
-    --json knows that it may replace the file.
+    """Write a result file atomically, if a path is given.
+
+    Its first key is the format, by which a later --json recognises that it may replace the file.
     """
     if path is not None:
         whole = {"format": value.get("format", FORMAT), **value}
