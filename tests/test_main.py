@@ -19,8 +19,7 @@ from errata.analysis import STUDY_TITLES
 from errata.analysis.studies import STUDIES
 from errata.benchmark.measurement_names import FURTHER_NAMES
 from errata.benchmark.measurements import FURTHER
-from errata.cli.command import Command, command_line
-from errata.cli.inputs import READ
+from errata.cli.command import READ, Command, command_line
 from errata.cli.main import COMMANDS, command_of, run
 from errata.utils.files import reserved
 

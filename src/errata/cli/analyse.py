@@ -69,9 +69,7 @@ app = typer.Typer()
 
 @app.command("analyse", help=HELP, epilog=EXAMPLE)
 def analyse(
-    study: Annotated[
-        str, typer.Argument(metavar="STUDY", help=f"{', '.join(STUDY_TITLES)}, comma-separated, or all.")
-    ],
+    study: Annotated[str, typer.Argument(metavar="STUDY", help=f"{', '.join(STUDY_TITLES)}, comma-separated, or all.")],
     model: ModelOption = "lab",
     facts: Annotated[
         str | None,

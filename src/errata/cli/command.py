@@ -8,23 +8,31 @@ constants and option types that those use, and their imports. The module is impo
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperCommand
 
-from errata.cli.inputs import check_inputs
-from errata.errors import InputError
+from errata.datasets.registry import is_own_file
+from errata.editing.methods import method_named
+from errata.errors import InputError, collect_errors
+from errata.statistics.settings import NAMED_CORPORA
 from errata.utils.files import is_there, reserved
 
 _PACKAGE = "errata.cli."
 _TEXTS = frozenset({"prompts", "subject", "dataset", "which"})  # parameters that never name a file
+_METHODS = frozenset({"method", "methods"})
+_DATA = frozenset({"facts", "data"})
+READ: Final = frozenset(
+    "analysis facts file grid patches probes recipe reference_corpus references results resume untouched".split()
+)
+"""Path parameters of all commands that must exist; all others name output files."""
 
 
 class Command(TyperCommand):
@@ -96,6 +104,47 @@ def _label(param: Any) -> str:
     """What a user knows a parameter by: --facts, or FILE."""
     name = max(param.opts, key=len)
     return str(name if name.startswith("-") else param.metavar or name.upper())
+
+
+def check_inputs(params: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+    """Check that the named methods and files exist, which needs neither torch nor transformers.
+
+    Args:
+        params: parameter -> value.
+        labels: parameter -> its name on the command line.
+
+    Raises:
+        InputError: for one that does not.
+        FaultsError: for several.
+    """
+    with collect_errors("the command line") as part:
+        for name, value in params.items():
+            if name in _METHODS and isinstance(value, str):
+                for method in filter(None, map(str.strip, value.split(","))):
+                    with part:
+                        method_named(method)
+            for path in _inputs(name, value):
+                with part:
+                    if not is_there(path):
+                        raise InputError(
+                            f"{labels.get(name, name)}: no file or directory {str(path)!r}",
+                            remedy="Check the name; relative paths start at the working directory",
+                            code="FILE_NOT_FOUND",
+                        )
+
+
+def _inputs(name: str, value: Any) -> Iterator[Path]:
+    """The paths that a parameter names as inputs."""
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(one, Path) and name in READ:
+            yield one
+        elif isinstance(one, str) and name in _DATA:
+            for entry in filter(None, map(str.strip, one.split(","))):
+                dataset, separator, path = entry.partition("=")
+                if separator or is_own_file(dataset):
+                    yield Path(path if separator else dataset)
+        elif isinstance(one, str) and name == "corpus" and one not in NAMED_CORPORA:
+            yield Path(one)
 
 
 def _gguf_option() -> Any:
