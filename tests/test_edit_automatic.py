@@ -206,7 +206,7 @@ def test_a_dry_run_loads_no_weights(
         weights.unlink()
     assert run(["edit", "--model", str(model), "--facts", str(tmp_path / "facts.jsonl"), "--dry-run"]) == 0
     out, err = capsys.readouterr()
-    assert "Nothing was loaded" in out
+    assert "no weights were loaded" in out
     assert "by depth" in " ".join(err.split())
     assert not scans
     given = ["--layers", "0,3", "--dry-run"]

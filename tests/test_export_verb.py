@@ -135,7 +135,7 @@ def test_no_ask_loads_no_weights(
     assert "note" not in said
     both = [patch_file(edited, name) for name in ("second", "first")]
     assert run(["export", *both, "--lora", str(tmp_path / "b"), "--model", "lab", "--no-ask"]) == 0
-    assert "was not checked (--no-ask" in flat(capsys)[1]
+    assert "order of the patches was not checked" in flat(capsys)[1]
 
 
 def test_two_runs_become_one_adapter_in_their_order_only(
@@ -207,8 +207,8 @@ def test_a_base_that_has_moved_is_asked_for(edited: Path, tmp_path: Path, capsys
     try:
         assert run(arguments) == 2
         said = flat(capsys)[1]
-        assert "names this base" in said
-        assert "--model says where the base is now" in said
+        assert "the base model of " in said
+        assert "Use --model to give its current location" in said
         assert run([*arguments, "--model", str(moved)]) == 0
     finally:
         moved.rename(edited / "first")

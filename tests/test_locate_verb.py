@@ -112,7 +112,7 @@ def test_the_same_again_without_the_other_positions(
     rows = json.loads(path.read_text(encoding="utf-8"))["tracing"]["rows"]
     assert rows == [row for row in traced[1]["tracing"]["rows"] if row["position"] == "subject_last"]
     out, _ = flat(capsys)
-    assert "Tracing points to layers 0 to 2" in out
+    assert "Tracing indicates layers 0 to 2" in out
     assert "first subsequent token" not in out
 
 
@@ -121,7 +121,7 @@ def test_few_known_facts_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFix
     assert run([*TRACE, "--facts", str(path), "--samples", "1", "--no-positions"]) == 0
     out, err = flat(capsys)
     assert "only 3 facts were traced" in err
-    assert "Traced 3 facts (of 3 asked, 3 are known)" in out
+    assert "Traced 3 facts (3 of 3 are known)" in out
 
 
 def test_facts_without_truth_are_told_all_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +131,7 @@ def test_facts_without_truth_are_told_all_at_once(tmp_path: Path, capsys: pytest
     assert run([*TRACE, "--facts", str(path)]) == 2
     _, err = flat(capsys)
     assert "2 faults" in err
-    assert err.count("the fact has no 'old'") == 2
+    assert err.count("missing field 'old'") == 2
 
 
 def test_facts_that_nobody_knows_end_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +147,7 @@ def test_other_models_need_facts(tmp_path: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert run([*TRACE, "--model", str(tmp_path / "tiny")]) == 2
     _, err = flat(capsys)
-    assert "there are no facts to trace" in err
+    assert "error[OPTION_MISSING]" in err
     assert "Give --facts FILE with the 'old' answer of every fact" in err
 
 

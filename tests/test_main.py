@@ -1,10 +1,12 @@
-"""How `errata` begins: nothing heavy is imported before it is needed, and Ctrl-C is answered from the first moment."""
+"""Start of `errata`: lazy imports, checks before them, and interrupts at any moment."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -29,72 +31,82 @@ def test_the_package_imports_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["methods"], ["data", "list"], ["revrt"]])
-def test_what_needs_no_model_imports_no_torch(arguments: list[str]) -> None:
-    script = "import sys; from errata.cli.main import run; run(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", script, *arguments], check=False, capture_output=True, text=True)
-    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
-    assert ended.stdout or "Did you mean 'revert'" in ended.stderr
-
-
-@pytest.mark.parametrize("problem", ["--typo", "--help"])
-def test_a_command_line_is_read_without_torch(problem: str) -> None:
-    """Of every verb at once: a process each would take minutes."""
+def light(calls: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """Run command lines in one process; their statuses, outputs, and whether any imported torch or transformers."""
     script = (
-        "import sys; from errata.cli.main import run\n"
-        "for verb in sys.argv[2:]:\n"
-        "    status = run([*verb.split(), sys.argv[1]])\n"
-        "    assert status == (2 if sys.argv[1] == '--typo' else 0), (verb, status)\n"
-        "    assert 'torch' not in sys.modules and 'transformers' not in sys.modules, verb\n"
+        "import contextlib, io, json, shlex, sys\n"
+        "from errata.cli.main import run\n"
+        "found = []\n"
+        "for call in sys.argv[1:]:\n"
+        "    out, err = io.StringIO(), io.StringIO()\n"
+        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
+        "        status = run(shlex.split(call))\n"
+        "    heavy = [name for name in ('torch', 'transformers') if name in sys.modules]\n"
+        "    texts = {'out': out.getvalue(), 'err': err.getvalue()}\n"
+        "    found.append({'call': call, 'status': status, 'heavy': heavy, **texts})\n"
+        "print(json.dumps(found))\n"
     )
-    verbs = [*COMMANDS, "recipe auto", "recipe check", "data get", "models list", "lab train", "lab save"]
-    command = [sys.executable, "-c", script, problem, *verbs]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr[-300:] if ended.returncode else "") == (0, "")
+    command = [sys.executable, "-c", script, *calls]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder)
+    assert ended.returncode == 0, ended.stderr[-500:]
+    found: list[dict[str, Any]] = json.loads(ended.stdout)
+    return found
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "edit --facts none.jsonl --untouched none.jsonl --out x.safetensors",
-        "edit --facts here.jsonl --method memitt --out x.safetensors",
-        "edit --facts here.jsonl --recipe none.yaml --out x.safetensors",
-        "edit --facts here.jsonl --corpus none.txt --out x.safetensors",
-        "edit --resume none",
-        "evaluate --facts none.jsonl",
-        "ask --file none.txt",
-        "apply none.safetensors --out x",
-        "save here.jsonl --results none.json --out x",
-        "locate --facts none.jsonl",
-        "report none",
-        "bench none.yaml --out x",
-        "bench --methods memit,memitt --edits 2 --out x",
-        "bench --data counterfact=none.json --methods memit --edits 2 --out x",
-        "analyse spectrum --facts none.jsonl --out x",
-        "demo --methods memitt",
-        "recipe check none.yaml",
-        "recipe auto --facts none.jsonl --out x.yaml",
-        "data check zsre none.json",
-    ],
-)
-def test_methods_and_files_that_do_not_exist_are_told_without_torch(arguments: str, tmp_path: Path) -> None:
+def test_command_lines_without_a_model_import_no_torch(tmp_path: Path) -> None:
+    named = [*COMMANDS, "recipe auto", "recipe check", "data get", "models list", "lab train", "lab save"]
+    expected = {
+        **{f"{name} --typo": 2 for name in named},
+        **{f"{name} --help": 0 for name in named},
+        **{"--help": 0, "methods": 0, "data list": 0, "revrt": 2},
+    }
+    for ended in light(list(expected), tmp_path):
+        assert not ended["heavy"], ended["call"]
+        assert ended["status"] == expected[ended["call"]], ended
+        assert ended["out"] or ended["status"] == 2
+        if ended["call"] == "revrt":
+            assert "Did you mean 'revert'" in ended["err"]
+
+
+MISSING = [
+    "edit --facts none.jsonl --untouched none.jsonl --out x.safetensors",
+    "edit --facts here.jsonl --method memitt --out x.safetensors",
+    "edit --facts here.jsonl --recipe none.yaml --out x.safetensors",
+    "edit --facts here.jsonl --corpus none.txt --out x.safetensors",
+    "edit --resume none",
+    "evaluate --facts none.jsonl",
+    "ask --file none.txt",
+    "apply none.safetensors --out x",
+    "save here.jsonl --results none.json --out x",
+    "locate --facts none.jsonl",
+    "report none",
+    "bench none.yaml --out x",
+    "bench --methods memit,memitt --edits 2 --out x",
+    "bench --data counterfact=none.json --methods memit --edits 2 --out x",
+    "analyse spectrum --facts none.jsonl --out x",
+    "demo --methods memitt",
+    "recipe check none.yaml",
+    "recipe auto --facts none.jsonl --out x.yaml",
+    "data check zsre none.json",
+]
+
+
+def test_missing_files_and_unknown_methods_are_reported_without_torch(tmp_path: Path) -> None:
     (tmp_path / "here.jsonl").write_text("")
-    script = "import sys; from errata.cli.main import run; print(run(sys.argv[1:]), 'torch' in sys.modules)"
-    command = [sys.executable, "-c", script, *arguments.split()]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
-    assert ended.stdout.split() == ["2", "False"], ended.stderr
-    said = " ".join(ended.stderr.split())
-    assert "memitt" in said or "none" in said
-    assert said.count("none.jsonl") == arguments.count("none.jsonl")
+    for ended in light(MISSING, tmp_path):
+        assert (ended["status"], ended["heavy"]) == (2, []), ended
+        said = " ".join(ended["err"].split())
+        assert "memitt" in said or "none" in said
+        assert said.count("none.jsonl") == ended["call"].count("none.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["here.jsonl"]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_path_is_known_as_one_that_is_read_or_one_that_is_written(name: str) -> None:
+def test_every_path_is_known_as_input_or_output() -> None:
     written = {"directory", "json", "lora", "out", "run", "svg", "work"}
-    for command in command_line(f"errata.cli.{COMMANDS[name].module}").registered_commands:
-        paths = {each for each, kind in get_type_hints(command.callback).items() if "Path" in str(kind)}
-        assert paths <= READ | written
+    for module in {entry.module for entry in COMMANDS.values()}:
+        for command in command_line(f"errata.cli.{module}").registered_commands:
+            paths = {each for each, kind in get_type_hints(command.callback).items() if "Path" in str(kind)}
+            assert paths <= READ | written, module
 
 
 def parameters(command: Any) -> list[dict[str, Any]]:
@@ -106,40 +118,39 @@ def parameters(command: Any) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_line_is_that_of_its_module(name: str) -> None:
-    """Which is only partly executed to read it."""
-    app = import_module(f"errata.cli.{COMMANDS[name].module}").app
-    for command in app.registered_commands:
-        command.cls = Command
-    whole: Any = typer.main.get_group(app)
-    whole = whole.commands.get(name, whole)
-    part = command_of(name)
-    assert (part.help, part.epilog) == (whole.help, whole.epilog)
-    assert parameters(part) == parameters(whole)
-    assert list(getattr(part, "commands", {})) == list(getattr(whole, "commands", {}))
-    for sub, command in getattr(whole, "commands", {}).items():
-        assert part.commands[sub].help == command.help
-        assert parameters(part.commands[sub]) == parameters(command)
+def test_command_lines_equal_those_of_the_imported_modules() -> None:
+    """Modules are only partly executed to read a command line."""
+    for name, entry in COMMANDS.items():
+        app = import_module(f"errata.cli.{entry.module}").app
+        for command in app.registered_commands:
+            command.cls = Command
+        whole: Any = typer.main.get_group(app)
+        whole = whole.commands.get(name, whole)
+        part = command_of(name)
+        assert (part.help, part.epilog) == (whole.help, whole.epilog), name
+        assert parameters(part) == parameters(whole), name
+        assert list(getattr(part, "commands", {})) == list(getattr(whole, "commands", {})), name
+        for sub, command in getattr(whole, "commands", {}).items():
+            assert part.commands[sub].help == command.help, (name, sub)
+            assert parameters(part.commands[sub]) == parameters(command), (name, sub)
 
 
-def test_help_names_what_there_is() -> None:
+def test_help_lists_all_measurements_and_studies() -> None:
     assert tuple(part.name for part in FURTHER) == FURTHER_NAMES
     assert {name: study.title for name, study in STUDIES.items()} == STUDY_TITLES
     assert list(STUDIES) == list(STUDY_TITLES)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_verb_is_listed_with_what_its_own_help_says_first(name: str) -> None:
-    command = command_of(name)
-    assert command.help.startswith(COMMANDS[name].summary)
-    commands = getattr(command, "commands", {"": command}).values()
-    assert all(isinstance(each, Command) for each in commands), "results for machines take the place of nothing"
+def test_summaries_are_the_first_sentences_of_help() -> None:
+    for name, entry in COMMANDS.items():
+        command = command_of(name)
+        assert command.help.startswith(entry.summary), name
+        commands = getattr(command, "commands", {"": command}).values()
+        assert all(isinstance(each, Command) for each in commands), name
 
 
-@pytest.mark.parametrize("name", errata.__all__)
-def test_every_public_name_is_there(name: str) -> None:
-    assert getattr(errata, name) is not None
+def test_every_public_name_can_be_imported() -> None:
+    assert all(getattr(errata, name) is not None for name in errata.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -147,7 +158,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = errata.Editr  # type: ignore[attr-defined]
 
 
-def test_an_interrupt_before_the_command_line_is_there(
+def test_an_interrupt_before_the_command_line_is_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Interrupted(ModuleType):
@@ -161,7 +172,7 @@ def test_an_interrupt_before_the_command_line_is_there(
     assert capsys.readouterr().err == "interrupted before any work started\n"
 
 
-def test_an_interrupt_while_a_verb_is_imported(
+def test_an_interrupt_during_the_import_of_a_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(name: str) -> ModuleType:
@@ -173,7 +184,7 @@ def test_an_interrupt_while_a_verb_is_imported(
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_among_imports_is_no_exception_there(name: str) -> None:
+def test_signals_during_imports_exit_immediately(name: str) -> None:
     script = (
         "import signal, sys, errata.cli.main as cli, errata.cli.command as command\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -204,7 +215,7 @@ def test_threads_wait_quietly_unless_the_user_says_otherwise(monkeypatch: pytest
         assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
-def test_a_hangup_is_an_interrupt_and_none_where_it_is_ignored(tmp_path: Path) -> None:
+def test_a_hangup_interrupts_unless_it_is_ignored(tmp_path: Path) -> None:
     script = (
         "import signal, sys, errata.cli.main as cli\n"
         "from pathlib import Path\n"
@@ -223,17 +234,13 @@ def test_a_hangup_is_an_interrupt_and_none_where_it_is_ignored(tmp_path: Path) -
         assert [path.name for path in tmp_path.iterdir()] == left
 
 
-@pytest.mark.parametrize(("run_name", "out_name"), [("same", "same"), ("out/run", "out"), ("./x/../same", "same")])
-def test_a_run_and_its_output_cannot_be_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    run_name: str,
-    out_name: str,
+def test_a_run_and_its_output_cannot_overlap(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["edit", "--facts", "none.jsonl", "--run", run_name, "--out", out_name]) == 2
-    assert "--out" in capsys.readouterr().err
+    for run_name, out_name in (("same", "same"), ("out/run", "out"), ("./x/../same", "same")):
+        assert run(["edit", "--facts", "none.jsonl", "--run", run_name, "--out", out_name]) == 2
+        assert "error[OUTPUT_CONFLICT]" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -110,14 +110,14 @@ def test_diff_of_edits_and_of_models(made: Path, tmp_path: Path, capsys: Capture
     assert {row["parameter"] for row in rows} == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(3)}
     capsys.readouterr()
     assert run(["diff", "lab", str(made / "first.safetensors")]) == 2
-    assert "is a patch, and the other one is not" in said(capsys)[1]
+    assert "error[NOT_COMPARABLE]" in said(capsys)[1]
 
 
 @pytest.mark.parametrize("kind", ["two", "full"])
 def test_reverting_is_exact_and_says_what_stood_on_top(made: Path, tmp_path: Path, capsys: Capture, kind: str) -> None:
     assert run(["revert", str(made / kind), "--patch", "first", "--out", str(tmp_path / "left")]) == 0
     err = said(capsys)[1]
-    assert "second (3 facts) stood on what was taken out" in err
+    assert "second (3 facts) was solved on top of the removed patches" in err
     assert f"errata rebuild {made / kind} --without first --out".replace(" ", "") in err.replace(" ", "")
     expected = LanguageModel.load("lab")
     Patch.load(made / "second.safetensors").apply(expected, force=True)
@@ -174,7 +174,7 @@ def test_other_weights_are_refused_and_forced_with_a_warning(made: Path, tmp_pat
     assert "in float32" in said(capsys)[1]
     assert not (tmp_path / "out").exists()
     assert run([*arguments, "--force"]) == 0
-    assert "warning: second was made for other weights" in said(capsys)[1]
+    assert "warning: second was made for different weights" in said(capsys)[1]
     assert read_stack(tmp_path / "out").patches[0].forced
     bad = [str(made / "first.jsonl"), str(made / "one"), str(tmp_path / "none")]
     assert run(["apply", *bad, "--out", str(tmp_path / "x")]) == 2
@@ -219,7 +219,7 @@ def test_rebuilding_solves_again_as_if_the_facts_had_never_been_there(
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
     arguments = ["rebuild", str(made / "two"), "--without", "first/lab-42-1", "--out", str(tmp_path / "rebuilt")]
     assert run(arguments) == 0
-    assert "Taken out: 1 fact. Solved again: first, second (5 facts)." in said(capsys)[0]
+    assert "Removed: 1 fact. Solved again: first, second (5 facts)." in said(capsys)[0]
     facts = [fact for fact in read_facts(made / "first.jsonl") if fact.id != "lab-42-1"]
     write_facts(facts, tmp_path / "left.jsonl")
     chain = [
@@ -276,7 +276,7 @@ def test_conflicts_with_earlier_edits(
         assert not out.exists()
         return
     assert status == 0
-    assert f"1 contradicting fact ('back') {'takes the place of' if choice == 'replace' else 'is left out for'}" in err
+    assert f"1 contradicting fact ('back') {'replaces' if choice == 'replace' else 'is skipped in favour of'}" in err
     assert [fact.id for fact in Patch.load(out).facts] == (["other"] if choice == "keep" else ["back", "other"])
     if choice == "replace":
         assert run(["apply", str(out), "--model", str(made / "two"), "--out", str(tmp_path / "three")]) == 0
@@ -290,7 +290,7 @@ def test_conflicts_with_earlier_edits(
 def test_a_patch_on_a_stack_is_no_adapter_beside_it(made: Path, tmp_path: Path, capsys: Capture) -> None:
     assert run(["export", str(made / "second.safetensors"), "--lora", str(tmp_path / "adapter")]) == 2
     err = said(capsys)[1]
-    assert f"stands on the stack {made / 'one'}" in err
+    assert f"was made for the stack {made / 'one'}" in err
     assert f"errata apply {made / 'second.safetensors'} --model {made / 'one'} --out STACK" in err
     assert list(tmp_path.iterdir()) == []
 
@@ -371,9 +371,9 @@ def test_a_run_that_was_stopped_goes_on_and_says_the_same(
     assert "as they were after batch 1 of 3" in err
     assert "--resume" in err
     assert run(["show", str(broken)]) == 0
-    assert "1 of 3 batches, 1 of 3 facts, on lab" in said(capsys)[0]
+    assert "on lab: 1 of 3 batches, 1 of 3 facts" in said(capsys)[0]
     assert run(["merge", "--model", str(broken), "--out", str(tmp_path / "part")]) == 0
-    assert "is unfinished: 1 of its 3 batches are done, 1 of its 3 facts" in said(capsys)[1]
+    assert "is unfinished: 1 of 3 batches, 1 of 3 facts" in said(capsys)[1]
     out, report = tmp_path / "full", tmp_path / "broken.json"
     assert run(["edit", "--resume", str(broken), "--out", str(out), "--json", str(report)]) == 0
     assert same(weights(LanguageModel.load(out)), weights(load_model(str(whole))))
@@ -394,15 +394,15 @@ def test_what_is_not_what_the_run_began_with_is_refused(
     others = ["--facts", str(made / "second.jsonl"), "--method", "memit", "--dtype", "bfloat16", "--run", "x"]
     assert run([*arguments, *others]) == 2
     err = said(capsys)[1]
-    for word in ("does not hold the facts of the run", "--method: memit, but the run has memit+blue",
-                 "the run is in float32", "--run: it cannot be given together with --resume"):  # fmt: skip
+    for word in ("differ from those of the run", "--method: memit, but the run uses memit+blue",
+                 "the run uses float32", "--run: cannot be combined with --resume"):  # fmt: skip
         assert word in err
     assert run([*arguments, "--model", str(made / "full")]) == 2
     assert "are not those that the run" in said(capsys)[1]
     assert run([*arguments, "--seed", "3", "--method", "memit", "--layers", "0,1"]) == 2
     err = said(capsys)[1]
-    assert "--seed: 3, but the run has 0" in err
-    assert "--layers: 0,1, but the run has 0,1,2" in err
+    assert "--seed: 3, but the run uses 0" in err
+    assert "--layers: 0,1, but the run uses 0,1,2" in err
     assert "3 faults" in err
     same_again = ["-f", str(made / "first.jsonl"), "--method", "memit+blue", "--batch-size", "1", "--model", "lab"]
     assert run([*arguments, *same_again]) == 0
@@ -439,7 +439,7 @@ def test_an_interrupted_run_says_how_far_it_is_and_how_it_goes_on(
         signal.signal(signal.SIGINT, interrupt)
     assert end.value.code == 130
     err = said(capsys)[1]
-    assert f"interrupted: 1 of 3 batches are done, and kept in {path}." in err
+    assert f"interrupted: 1 of 3 batches are done and saved in {path}." in err
     assert f"errata edit --resume {path} --out {out}" in err
     assert run(["revert", str(path), "--out", str(tmp_path / "x")]) == 2
     assert f"errata merge --model {path} --out FULL" in said(capsys)[1]

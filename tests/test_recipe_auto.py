@@ -133,10 +133,10 @@ def test_an_interrupt_says_where_the_finished_tries_are_kept(
     monkeypatch.setattr(recipe_search.RecipeSearch, "run", interrupted)
     arguments = ["recipe", "auto", "--out", str(out), "--methods", "memit", "--layers", "0,2"]
     assert run(arguments) == 130
-    assert "kept" not in capsys.readouterr().err
+    assert "saved" not in capsys.readouterr().err
     finished.append(Try("solver", {}, "λ = 1", 0.5, 1.0))
     assert run(arguments) == 130
     said = " ".join(capsys.readouterr().err.split())
-    assert f"1 finished try is kept in {journal}; the same command goes on from there" in said
+    assert f"1 finished trial saved in {journal}" in said
     assert "interrupted" in said
     assert not out.exists()

@@ -120,10 +120,10 @@ def test_what_there_is_not_is_said(arguments: list[str], words: str, capsys: pyt
     assert words in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("verb", ["list", "show", "check"])
-def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["recipe", verb, "--help"]) == 0
-    assert f"Example: errata recipe {verb}" in " ".join(capsys.readouterr().out.split())
+def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("list", "show", "check", "auto"):
+        assert run(["recipe", command, "--help"]) == 0
+        assert f"Example: errata recipe {command}" in " ".join(capsys.readouterr().out.split())
 
 
 # check ----------------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_a_recipe_without_faults_is_told_in_one_line(tmp_path: Path, capsys: pyt
     path, out = ROOT / "examples" / "recipe.yaml", tmp_path / "check.json"
     assert run(["recipe", "check", str(path), "--json", str(out)]) == 0
     told = "memit, memit_seq, alphaedit (each with and without +blue)"  # an entry counts for its +blue too
-    assert capsys.readouterr().out == f"{path} holds for {told}.\n"
+    assert capsys.readouterr().out == f"{path} is valid for {told}.\n"
     report = json.loads(out.read_text(encoding="utf-8"))
     methods = [form for name in ("memit", "memit_seq", "alphaedit") for form in (name, f"{name}+blue")]
     assert report == {"format": "errata-output-1", "file": str(path), "valid": True, "methods": methods, "faults": []}
@@ -146,10 +146,10 @@ def test_only_what_a_file_has_numbers_for_is_named(tmp_path: Path, capsys: pytes
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     assert run(["recipe", "check", str(path)]) == 0
-    assert capsys.readouterr().out == f"{path} holds for memit (with and without +blue), rect+blue.\n"
+    assert capsys.readouterr().out == f"{path} is valid for memit (with and without +blue), rect+blue.\n"
     path.write_text(read_recipe(path, "memit").to_yaml(), encoding="utf-8")
     assert run(["recipe", "check", str(path)]) == 0
-    assert capsys.readouterr().out == f"{path} holds for memit.\n"  # written for this one
+    assert capsys.readouterr().out == f"{path} is valid for memit.\n"  # written for this one
 
 
 def test_all_faults_of_all_methods_are_told_once_and_by_their_place(tmp_path: Path) -> None:
@@ -191,20 +191,20 @@ def test_a_contradiction_is_told_of_the_methods_that_it_is_in(tmp_path: Path) ->
     assert set(faults_of(yaml.safe_dump(data | {"schedule": "single"}), tmp_path)) == {""}  # of the whole file
 
 
-@pytest.mark.parametrize(
-    ("text", "where", "words"),
-    [
-        ("model: m\n", None, "names no method"),
-        ("- 1\n", None, "holds no mapping"),
-        ("method: memitt\n", "method", "Did you mean 'memit'?"),
-        ("metods: {memit: {}}\nmethods: {memit: {}}\n", "metods", "Did you mean 'methods'?"),
-        ("also: 3\nmethods: {memit: {}}\n", "also", "is no list of models' names"),
-        ("shaping: [{kind: rect, share: 2}]\nmethods: {memit: {}}\n", "shaping.0.share", "Got 2"),
-    ],
-)
-def test_files_that_are_wrong_as_a_whole(tmp_path: Path, text: str, where: str | None, words: str) -> None:
-    faults = faults_of(text, tmp_path)
-    assert words in (faults[where] if where is not None else "".join(faults.values()))
+INVALID: list[tuple[str, str | None, str]] = [
+    ("model: m\n", None, "names no method"),
+    ("- 1\n", None, "holds no mapping"),
+    ("method: memitt\n", "method", "Did you mean 'memit'?"),
+    ("metods: {memit: {}}\nmethods: {memit: {}}\n", "metods", "Did you mean 'methods'?"),
+    ("also: 3\nmethods: {memit: {}}\n", "also", "is no list of models' names"),
+    ("shaping: [{kind: rect, share: 2}]\nmethods: {memit: {}}\n", "shaping.0.share", "Got 2"),
+]
+
+
+def test_invalid_files(tmp_path: Path) -> None:
+    for text, where, words in INVALID:
+        faults = faults_of(text, tmp_path)
+        assert words in (faults[where] if where is not None else "".join(faults.values()))
 
 
 def test_faults_name_their_line_or_that_of_the_section_around(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_published_recipe_asks_for_a_corpus_and_takes_it(
     plan = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
     assert plan["recipe"]["statistics"]["corpus"] == str(corpus.resolve())
     assert [step["layer"] for step in plan["steps"]] == [13, 17]
-    assert "numbers are for" not in capsys.readouterr().err
+    assert "recipe was made for" not in capsys.readouterr().err
 
 
 def test_a_recipe_that_is_lent_to_another_model_is_announced(
@@ -271,4 +271,4 @@ def test_a_recipe_that_is_lent_to_another_model_is_announced(
     model = plain_gpt2_xl.rename(tmp_path / "llama-2-7b-chat-hf")
     arguments = ["edit", "--facts", str(FACTS), "--model", str(model), "--method", "rome", "--dry-run"]
     assert run(arguments) == 0, "C is the identity, so no corpus is asked for"
-    assert "the recipe's numbers are for 'meta-llama/Llama-2-7b-hf'" in " ".join(capsys.readouterr().err.split())
+    assert "the recipe was made for 'meta-llama/Llama-2-7b-hf'" in " ".join(capsys.readouterr().err.split())

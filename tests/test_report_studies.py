@@ -77,7 +77,7 @@ def test_of_a_folder_the_finished_studies_are_shown_and_the_others_named(
         for text in said:
             assert "begunisnotfinished" in "".join(text.split())
             assert "".join(COMMAND.split()) in "".join(text.replace("\\", "").split())
-        assert "warning: left out" in said[0]
+        assert "warning: omitted" in said[0]
         for document in said[1:]:
             assert "Study done" in document
             assert "Study begun" not in document
@@ -98,17 +98,17 @@ def test_a_study_that_is_given_twice_is_shown_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["{0}/done", "--format", "csv,tex"], ["rows.csv", "no LaTeX"]),
+        (["{0}/done", "--format", "csv,tex"], ["rows.csv", "LaTeX is not supported"]),
         (["{0}/done", "--out", "{0}/x.csv"], ["rows.csv"]),
         (["{0}/done", "--analysis", "{0}/done"], ["adds studies to a benchmark"]),
         (["{0}/begun"], ["is not finished", COMMAND]),
         (["{0}/waiting"], ["begun is not finished", "again is not finished", COMMAND]),
         (["{0}/run", "--analysis", "{0}/waiting"], ["begun is not finished", "again is not finished"]),
-        (["{0}/empty"], ["no run of a benchmark", "no study and no folder of studies", "errata analyse"]),
-        (["{0}/nowhere"], ["there is no file or directory"]),
+        (["{0}/empty"], ["[RUN_NOT_FOUND]", "errata analyse"]),
+        (["{0}/nowhere"], ["[FILE_NOT_FOUND]"]),
         (["{0}/empty", "--analysis", "{0}/empty", "--format", "csv"],
-         ["no run of a benchmark", "is no study", "adds to HTML and Markdown"]),
-        (["{0}/run", "--analysis", "{0}/nothing"], ["there is no file or directory"]),
+         ["contains neither a benchmark", "applies to HTML and Markdown"]),
+        (["{0}/run", "--analysis", "{0}/nothing"], ["[FILE_NOT_FOUND]"]),
         (["{0}/run", "--analysis", "{0}/begun"], ["is not finished"]),
         (["{0}/damaged"], ["result.json cannot be used", "Remove result.json", COMMAND]),
         (["{0}/wrong"], ["seconds", COMMAND]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,14 @@ SMALL = MadeUp(seeds=1, facts=20, batch=10)
 REPORTS = {"report.html", "report.md", "report.csv", "report.tex"}
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("written") / "run", SMALL)
+
+
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", SMALL)
+def directory(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "run"))
 
 
 def names(directory: Path) -> set[str]:
@@ -85,7 +91,7 @@ def test_failed_and_unfinished_cells_are_told(directory: Path, capfd: pytest.Cap
     assert run(["report", str(directory)]) == 0
     said = capfd.readouterr().err
     assert "1 of 4 runs of the grid failed" in said
-    assert "1 of 4 runs of the grid are not done yet" in said
+    assert "1 of 4 runs of the grid are unfinished" in said
     for name in ("report.html", "report.md"):
         text = (directory / name).read_text(encoding="utf-8")
         assert "it broke" in text
@@ -119,31 +125,35 @@ def _cut(name: str) -> Callable[[Path], None]:
     return damage
 
 
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (lambda directory: (directory / "summary.json").unlink(), "is not finished"),
-        (lambda directory: [(directory / name).unlink() for name in ("summary.json", "grid.json")], "no run of a"),
-        (lambda directory: (directory / "records.parquet").unlink(), "cannot be read as Parquet"),
-        (_cut("summary.json"), "cannot be read as JSON"),
-        (_cut("records.parquet"), "cannot be read as Parquet"),
-        (_rows(lambda rows: rows.append({"method": 1})), "is not one of"),
-        (_rows(lambda rows: rows.append(rows[0])), "it is of the same as rows"),
-        (_about(cells=[{"id": "x"}]), "'about', cannot be used: cells.0.model"),
-        (_about(command=None), "'about', cannot be used: command"),
-        (_about(notes=["\ud800"]), "not Unicode"),
-    ],
-)
-def test_what_cannot_be_used_leaves_nothing_half_written(
-    directory: Path, capfd: pytest.CaptureFixture[str], damage: Callable[[Path], object], words: str
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
+    (lambda directory: (directory / "summary.json").unlink(), "is not finished"),
+    (
+        lambda directory: [(directory / name).unlink() for name in ("summary.json", "grid.json")],
+        "contains neither a benchmark",
+    ),
+    (lambda directory: (directory / "records.parquet").unlink(), "cannot be read as Parquet"),
+    (_cut("summary.json"), "cannot be read as JSON"),
+    (_cut("records.parquet"), "cannot be read as Parquet"),
+    (_rows(lambda rows: rows.append({"method": 1})), "is not one of"),
+    (_rows(lambda rows: rows.append(rows[0])), "it is of the same as rows"),
+    (_about(cells=[{"id": "x"}]), "'about', cannot be used: cells.0.model"),
+    (_about(command=None), "'about', cannot be used: command"),
+    (_about(notes=["\ud800"]), "not Unicode"),
+]
+
+
+def test_unusable_results_leave_no_partial_report(
+    written: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (directory / "report.html").write_text("older", encoding="utf-8")
-    damage(directory)
-    before = names(directory)
-    assert run(["report", str(directory)]) == 2
-    assert words in " ".join(capfd.readouterr().err.split())
-    assert names(directory) == before
-    assert (directory / "report.html").read_text(encoding="utf-8") == "older"
+    for number, (damage, words) in enumerate(DAMAGE):
+        directory = Path(shutil.copytree(written, tmp_path / str(number)))
+        (directory / "report.html").write_text("older", encoding="utf-8")
+        damage(directory)
+        before = names(directory)
+        assert run(["report", str(directory)]) == 2, words
+        assert words in " ".join(capfd.readouterr().err.split())
+        assert names(directory) == before
+        assert (directory / "report.html").read_text(encoding="utf-8") == "older"
 
 
 def test_an_unfinished_run_says_how_to_go_on(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -152,21 +162,16 @@ def test_an_unfinished_run_says_how_to_go_on(directory: Path, capfd: pytest.Capt
     assert f"errata bench --out {directory}" in capfd.readouterr().err.replace("\n", "")
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--format", "html,pdf"], "no format 'pdf'"),
-        (["--out", "{}/report.pdf"], "no format is known by the ending"),
-        (["--out", "{}/x.md", "--format", "html"], "--format asks for html"),
-        (["--out", "{}/summary.json"], "no format is known"),
-    ],
-)
-def test_wrong_choices_are_told_with_wrong_directories(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], words: str
-) -> None:
+def test_wrong_options_are_reported_with_wrong_directories(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "nothing").mkdir()
-    assert run(["report", str(tmp_path / "nothing"), *(option.format(tmp_path) for option in options)]) == 2
-    said = " ".join(capfd.readouterr().err.split())
-    assert words in said
-    assert "no run of a benchmark" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["nothing"]
+    for options, words in (
+        (["--format", "html,pdf"], "unknown format 'pdf'"),
+        (["--out", f"{tmp_path}/report.pdf"], "unknown file extension"),
+        (["--out", f"{tmp_path}/x.md", "--format", "html"], "but --format is html"),
+        (["--out", f"{tmp_path}/summary.json"], "unknown file extension"),
+    ):
+        assert run(["report", str(tmp_path / "nothing"), *options]) == 2
+        said = " ".join(capfd.readouterr().err.split())
+        assert words in said
+        assert "contains neither a benchmark" in said
+        assert [path.name for path in tmp_path.iterdir()] == ["nothing"]

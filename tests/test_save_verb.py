@@ -83,7 +83,7 @@ def test_patches_become_a_small_folder_that_loads(
     assert is_stack(out)
     assert tuple(read_facts(out / "facts.jsonl")) == tuple(read_facts("facts.jsonl"))
     assert ("**Nothing was measured.**" in text_of(out)) is not is_measured
-    assert ("nothing was measured" in output.err) is not is_measured
+    assert ("no measurements" in output.err) is not is_measured
     assert ("| untouched accuracy |" in text_of(out)) is is_measured
     record = json.loads((tmp_path / "save.json").read_text(encoding="utf-8"))
     assert record["files"] == sorted(files_in(out))
@@ -150,13 +150,13 @@ def changed(path: str, **about: Any) -> str:
 
 
 @pytest.mark.parametrize(("model", "results", "about", "words"), [
-    ("patch.safetensors", "edit.json", {}, "another edit"),  # of another batch size
-    ("full", "edit.json", {"fingerprint": "0" * 64}, "another edit"),
-    ("full", "edit.json", {"facts": []}, "another edit"),
-    ("stack", "evaluation.json", {"against_fingerprint": "0" * 64}, "not those of the base 'lab' in float32"),
+    ("patch.safetensors", "edit.json", {}, "[RESULTS_MISMATCH]"),  # of another batch size
+    ("full", "edit.json", {"fingerprint": "0" * 64}, "[RESULTS_MISMATCH]"),
+    ("full", "edit.json", {"facts": []}, "[RESULTS_MISMATCH]"),
+    ("stack", "evaluation.json", {"against_fingerprint": "0" * 64}, "[RESULTS_MISMATCH]"),
     ("stack", "evaluation.json", {"against": None, "against_fingerprint": None}, None),
-    ("stack", "of-the-base.json", {}, "before it was edited"),
-    ("on.safetensors", "evaluation.json", {}, "before it was edited"),  # with the first patch only
+    ("stack", "of-the-base.json", {}, "[RESULTS_MISMATCH]"),
+    ("on.safetensors", "evaluation.json", {}, "[RESULTS_MISMATCH]"),  # with the first patch only
     ("full", "facts.jsonl", {}, "cannot be read as JSON"),
     ("full", "missing.json", {}, "cannot be read"),
 ])  # fmt: skip
@@ -189,12 +189,12 @@ def test_wrong_inputs_leave_nothing(made: Path, tmp_path: Path, capsys: pytest.C
         return " ".join(capsys.readouterr().err.split())
 
     out = str(tmp_path / "out")
-    assert "nothing that errata edited" in refused("lab", "--out", out)
-    assert "nothing that errata edited" in refused(str(tmp_path), "--out", out)
-    assert "nothing that errata edited" in refused("facts.jsonl", "--out", out)
+    assert "error[NO_PATCHES]" in refused("lab", "--out", out)
+    assert "error[NO_PATCHES]" in refused(str(tmp_path), "--out", out)
+    assert "error[NO_PATCHES]" in refused("facts.jsonl", "--out", out)
     assert "exists already" in refused("stack", "--out", str(made / "full"))
-    assert "lies in full" in refused("full", "--out", "full/published")
-    assert "not a name on the hub" in refused("stack", "--base", "./somewhere", "--out", out)
+    assert "error[OUTPUT_CONFLICT]" in refused("full", "--out", "full/published")
+    assert "error[HUB_NAME_INVALID]" in refused("stack", "--base", "./somewhere", "--out", out)
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes((made / "patch.safetensors").read_bytes()[:-10])
     assert "not a patch that can be read" in refused(str(torn), "--out", out)
@@ -207,7 +207,9 @@ def test_a_run_that_is_not_at_its_end_is_not_published(
 ) -> None:
     monkeypatch.setattr("errata.runs.run.RunDirectory.batches", 3)
     assert run(["save", "run", "--out", str(tmp_path / "out")]) == 2
-    assert "has done 2 of its 3 batches. Go on with it first: errata edit --resume run" in capsys.readouterr().err
+    assert (
+        "is unfinished: 2 of 3 batches are done. Finish it first: errata edit --resume run" in capsys.readouterr().err
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -231,7 +233,7 @@ def test_a_base_of_this_machine_gets_the_name_that_it_has_elsewhere(
     assert run(["lab", "save", str(lab)]) == 0
     assert run(["apply", "patch.safetensors", "--model", str(lab), "--dtype", "float32", "--out", on_it]) == 0
     assert run(["save", on_it, "--out", str(tmp_path / "local")]) == 0
-    assert f"name what is on this machine alone: {lab}" in capsys.readouterr().err
+    assert f"contain local paths: {lab}" in capsys.readouterr().err
     assert "lab-model (a local directory" in text_of(tmp_path / "local").replace("&#40;", "(")
     assert "somewhere" not in text_of(tmp_path / "local")
     assert run(["save", on_it, "--base", "owner/lab", "--out", str(tmp_path / "named")]) == 0
@@ -298,8 +300,8 @@ def test_push_uploads_what_save_writes_and_no_token(
     assert ("from_pretrained('owner/name')" in card) is (model == "full")
     for name in saved:
         assert f"  {name}  " in output.out
-    assert "(private: only you" in output.out
-    assert "stays: old.bin" in output.err
+    assert "(private: visible to you" in output.out
+    assert "unchanged: old.bin" in output.err
     written = [*hub.uploaded.values(), result.read_bytes(), output.out.encode(), output.err.encode()]
     assert not [content for content in written if TOKEN.encode() in content]
 
@@ -309,7 +311,7 @@ def test_nothing_is_called_before_a_yes(
 ) -> None:
     push = ["push", "stack", "--to", "owner/name"]
     assert run(push) == 2  # nobody to ask
-    assert "Add --yes" in capsys.readouterr().err
+    assert "error[CONFIRMATION_IMPOSSIBLE]" in capsys.readouterr().err
     terminal = SimpleNamespace(isatty=lambda: True)
     monkeypatch.setattr("errata.cli.publish.sys", SimpleNamespace(stdin=terminal))
     asked: list[list[Any]] = []
@@ -330,7 +332,7 @@ def test_nothing_is_called_before_a_yes(
     say(True)
     assert run([*push, "--public"]) == 0
     assert asked == [[], []]
-    assert "everybody can see it" in capsys.readouterr().out
+    assert "visible to everyone" in capsys.readouterr().out
     assert hub.calls[0] == ("create_repo", {"repo_id": "owner/name", "private": False, "exist_ok": True})
 
 
@@ -339,7 +341,7 @@ def test_what_is_public_already_is_not_written_to_as_private(
 ) -> None:
     monkeypatch.setattr(hub, "is_private", False)
     assert run(["push", "stack", "--to", "owner/name", "--yes"]) == 2
-    assert "everybody can see it; nothing was uploaded" in capsys.readouterr().err
+    assert "nothing was uploaded" in capsys.readouterr().err
     assert hub.uploaded == {}
     assert run(["push", "stack", "--to", "owner/name", "--yes", "--public"]) == 0
     assert hub.uploaded

@@ -1,4 +1,4 @@
-"""What the verbs say of inputs that are wrong: all of it at once, and before any work."""
+"""Wrong inputs of commands: all errors are reported together, before any work."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ def wrong(tmp_path: Path) -> dict[str, str]:
     return {name: str(tmp_path / name) for name in files}
 
 
-@pytest.fixture
-def bare_model(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def bare_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A directory with a model's configuration and tokenizer, without weights."""
     model, tokenizer = tiny_model("gpt2")
-    model.config.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
+    directory = tmp_path_factory.mktemp("bare") / "model"
+    model.config.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -62,7 +63,7 @@ def test_edit_tells_the_faults_of_all_its_inputs_at_once(
     told = said(capsys)
     for part in (
         "facts.jsonl:1", "facts.jsonl:2", "others.jsonl:1", "recipe.yaml: layer (line 2): unknown",
-        "recipe.yaml: statistics", f"{tmp_path.name}' cannot be read", "--shaping: there is no shaping 'prun'",
+        "recipe.yaml: statistics", f"{tmp_path.name}' cannot be read", "--shaping: unknown shaping 'prun'",
         "--layers: 'one'", "'int3'", "exists already",
     ):  # fmt: skip
         assert part in told
@@ -111,7 +112,7 @@ def test_recipe_auto_tells_the_faults_of_all_its_inputs_at_once(
     assert run([*arguments, *files, "--layers", "77", "--device", "warp"]) == 2
     told = said(capsys)
     for part in (
-        "recipe.yaml exists already", "no method was named", "facts.jsonl:1", "others.jsonl:1",
+        "recipe.yaml exists already", "--methods is empty", "facts.jsonl:1", "others.jsonl:1",
         f"{tmp_path.name}' cannot be read",
         "layers [77] do not exist", "'warp'",
     ):  # fmt: skip
@@ -125,41 +126,41 @@ def test_locate_finds_facts_that_cannot_be_traced_before_the_weights_are_read(
     lines = [{"subject": name, "prompt": "{} was born in", "target": "Rome"} for name in ("Ann Lee", "Bob Ray")]
     facts.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     assert run(["locate", "--model", bare_model, "--facts", str(facts), "--tracing"]) == 2
-    assert said(capsys).count("the fact has no 'old'") == 2
+    assert said(capsys).count("missing field 'old'") == 2
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["edit", "--facts", str(FACTS), "--out", "out", "--json"],
-        ["evaluate", "--facts", str(FACTS), "--json"],
-        ["ask", "Ada", "--json"],
-        ["locate", "--json"],
-        ["methods", "--json"],
-        ["doctor", "--json"],
-        ["demo", "--json"],
-        ["demo", "--svg"],
-        ["demo", "--out"],
-        ["recipe", "list", "--json"],
-        ["recipe", "auto", "--methods", "memit", "--out"],
-        ["recipe", "auto", "--methods", "memit", "--out", "auto.yaml", "--json"],
-        ["lab", "save", "lab", "--json"],
-    ],
-)
-def test_output_that_cannot_be_written_is_told_before_the_work(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+UNWRITABLE = [
+    ["edit", "--facts", str(FACTS), "--out", "out", "--json"],
+    ["evaluate", "--facts", str(FACTS), "--json"],
+    ["ask", "Ada", "--json"],
+    ["locate", "--json"],
+    ["methods", "--json"],
+    ["doctor", "--json"],
+    ["demo", "--json"],
+    ["demo", "--svg"],
+    ["demo", "--out"],
+    ["recipe", "list", "--json"],
+    ["recipe", "auto", "--methods", "memit", "--out"],
+    ["recipe", "auto", "--methods", "memit", "--out", "auto.yaml", "--json"],
+    ["lab", "save", "lab", "--json"],
+]
+
+
+def test_unwritable_outputs_are_reported_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("in the way", encoding="utf-8")
-    assert run([*arguments, "file/result"]) == 2
-    assert "cannot be written in" in said(capsys)
-    if arguments[-1] == "--json":
-        assert run([*arguments, "."]) == 2
-        assert "is a directory" in said(capsys)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    for arguments in UNWRITABLE:
+        assert run([*arguments, "file/result"]) == 2, arguments
+        assert "file" in said(capsys)
+        if arguments[-1] == "--json":
+            assert run([*arguments, "."]) == 2, arguments
+            assert "is a directory" in said(capsys)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["file"], arguments
 
 
-VERBS = [
+COMMANDS = [
     ["edit", "--out", "out", "--recipe", str(ROOT / "examples" / "recipe.yaml")],
     ["evaluate"],
     ["evaluate", "--model", "lab", "--against", "someone/some-model"],
@@ -167,84 +168,62 @@ VERBS = [
 ]
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_hub_is_not_asked_while_a_file_is_wrong(
-    verb: list[str],
-    wrong: dict[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_the_hub_is_not_contacted_if_a_file_is_wrong(
+    wrong: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load = Outline.load
 
-    def only_here(name: str, *, trust_remote_code: bool = False) -> Outline:
-        assert name == "lab", "the hub may not be asked"
+    def only_local(name: str, *, trust_remote_code: bool = False) -> Outline:
+        assert name == "lab", "the hub must not be contacted"
         return load(name)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Outline, "load", only_here)
-    model = [] if "--against" in verb else ["--model", "someone/some-model"]
-    assert run([*verb, *model, "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"]]) == 2
-    told = said(capsys)
-    assert "facts.jsonl:2" in told
-    assert "others.jsonl:1" in told
-    assert "looking on the hub" not in told
+    monkeypatch.setattr(Outline, "load", only_local)
+    for command in COMMANDS:
+        model = [] if "--against" in command else ["--model", "someone/some-model"]
+        assert run([*command, *model, "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"]]) == 2
+        told = said(capsys)
+        assert "facts.jsonl:2" in told
+        assert "others.jsonl:1" in told
+        assert "looking on the Hugging Face hub" not in told
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_what_only_the_hubs_model_can_tell_of_facts_is_told_when_it_is_there(
-    verb: list[str],
-    bare_model: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_facts_are_checked_against_a_hub_model_once_it_is_available(
+    bare_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load = Outline.load
 
-    def from_here(name: str, *, trust_remote_code: bool = False) -> Outline:
+    def local(name: str, *, trust_remote_code: bool = False) -> Outline:
         return load("lab" if name == "lab" else bare_model)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Outline, "load", from_here)
+    monkeypatch.setattr(Outline, "load", local)
     facts = tmp_path / "facts.jsonl"
     fact = {"subject": "Ann", "prompt": "word " * 90 + "{} was born in", "target": "Rome", "truth": "Oslo"}
     facts.write_text(json.dumps(fact), encoding="utf-8")
-    model = [] if "--against" in verb else ["--model", "someone/some-model"]
-    assert run([*verb, *model, "--facts", str(facts)]) == 2
-    assert "tokens, but the model takes" in said(capsys)
+    for command in COMMANDS:
+        model = [] if "--against" in command else ["--model", "someone/some-model"]
+        assert run([*command, *model, "--facts", str(facts)]) == 2
+        assert "tokens, but the model" in said(capsys)
 
 
-@pytest.mark.parametrize(
-    ("option", "text", "words"),
-    [
-        ("--shaping", "", "names no shaping"),
-        ("--shaping", "rect,", "between two commas or at an end"),
-        ("--shaping", "rect,,norm_cap", "between two commas or at an end"),
-        ("--shaping", "none,rect", "names 'none' beside others"),
-        ("--layers", "", "is no list of numbers"),
-        ("--layers", "1,", "between two commas or at an end"),
-        ("--layers", "0,,2", "between two commas or at an end"),
-    ],
-)
-def test_lists_with_empty_places_are_refused(
-    option: str, text: str, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["edit", "--facts", str(FACTS), "--dry-run", "--method", "memit", option, text]) == 2
-    told = said(capsys)
-    assert f"{option}: {text!r}" in told
-    assert words in told
-    assert ("none as none" in told) == (option == "--shaping" and "none" not in text)
+def test_invalid_lists_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {"--shaping": ("", "rect,", "rect,,norm_cap", "none,rect"), "--layers": ("", "1,", "0,,2")}
+    for option, texts in cases.items():
+        for text in texts:
+            assert run(["edit", "--facts", str(FACTS), "--dry-run", "--method", "memit", option, text]) == 2
+            told = said(capsys)
+            assert f"{option}: {text!r}" in told
+            assert f"error[{option[2:].upper()}_INVALID]" in told
 
 
 def test_boundary_layers_that_are_one_layer_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["edit", "--facts", str(FACTS), "--dry-run", "--layers", "1"]
     for choice in (["--method", "memit+blue"], ["--method", "memit", "--schedule", "boundary"]):
         assert run([*arguments, *choice]) == 0
-        assert "has one layer here (1), both the first and the last: this is the same as the schedule 'single'" in said(
-            capsys
-        )
+        assert "equivalent to the schedule 'single'" in said(capsys)
     assert run([*arguments, "--method", "memit", "--schedule", "single"]) == 0
-    assert "the same as" not in said(capsys)
+    assert "equivalent" not in said(capsys)
 
 
 # Files without end, files that cannot be read, numbers that are too large -------------------------------------------
@@ -257,27 +236,24 @@ def pipe(tmp_path: Path) -> str:
     return str(tmp_path / "pipe")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["edit", "--facts", str(FACTS), "--corpus", "PIPE", "--out", "OUT"],
-        ["edit", "--facts", str(FACTS), "--recipe", "PIPE", "--out", "OUT"],
-        ["edit", "--facts", str(FACTS), "--untouched", "PIPE", "--out", "OUT"],
-        ["bench", "PIPE", "--out", "OUT"],
-        ["bench", "--data", "lab", "--methods", "memit", "--edits", "2", "--prose", "PIPE", "--out", "OUT"],
-        ["show", "PIPE"],
-        ["data", "check", "counterfact", "PIPE"],
-        ["recipe", "check", "PIPE"],
-    ],
-    ids=lambda arguments: " ".join(arguments[:2]),
-)
-@pytest.mark.parametrize("endless", ["pipe", "/dev/zero"])
-def test_pipes_and_devices_are_refused_at_once(
-    arguments: list[str], endless: str, pipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = {"PIPE": pipe if endless == "pipe" else endless, "OUT": str(tmp_path / "out")}
-    assert run([given.get(argument, argument) for argument in arguments]) == 2
-    assert given["PIPE"] in said(capsys)
+ENDLESS = [
+    ["edit", "--facts", str(FACTS), "--corpus", "PIPE", "--out", "OUT"],
+    ["edit", "--facts", str(FACTS), "--recipe", "PIPE", "--out", "OUT"],
+    ["edit", "--facts", str(FACTS), "--untouched", "PIPE", "--out", "OUT"],
+    ["bench", "PIPE", "--out", "OUT"],
+    ["bench", "--data", "lab", "--methods", "memit", "--edits", "2", "--prose", "PIPE", "--out", "OUT"],
+    ["show", "PIPE"],
+    ["data", "check", "counterfact", "PIPE"],
+    ["recipe", "check", "PIPE"],
+]
+
+
+def test_pipes_and_devices_are_refused_at_once(pipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for endless in (pipe, "/dev/zero"):
+        given = {"PIPE": endless, "OUT": str(tmp_path / "out")}
+        for arguments in ENDLESS:
+            assert run([given.get(argument, argument) for argument in arguments]) == 2, arguments
+            assert endless in said(capsys), arguments
 
 
 def test_a_patch_that_may_not_be_read_is_not_called_missing(
@@ -299,23 +275,21 @@ def test_a_patch_that_may_not_be_read_is_not_called_missing(
     assert "cannot be found" not in told
 
 
-@pytest.mark.parametrize("seed", [2**63, 2**64, 10**30])
-def test_seeds_that_no_generator_takes_are_refused(
-    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_seeds_that_no_generator_accepts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
-    for arguments in (
-        ["edit", "--facts", str(FACTS), "--out", out],
-        ["evaluate", "--facts", str(FACTS)],
-        ["data", "check", "lab"],
-        ["lab", "facts", "--out", out],
-    ):
-        assert run([*arguments, "--seed", str(seed)]) == 2
-        assert "--seed" in said(capsys)
-    for seeds in (str(seed), f"{seed},"):
-        grid = ["bench", "--data", "lab", "--methods", "memit", "--edits", "2", "--seeds", seeds, "--out", out]
-        assert run(grid) == 2
-        assert "seeds" in said(capsys)
+    grid = ["bench", "--data", "lab", "--methods", "memit", "--edits", "2", "--out", out]
+    for seed in (2**63, 10**30):
+        for arguments in (
+            ["edit", "--facts", str(FACTS), "--out", out],
+            ["evaluate", "--facts", str(FACTS)],
+            ["data", "check", "lab"],
+            ["lab", "facts", "--out", out],
+        ):
+            assert run([*arguments, "--seed", str(seed)]) == 2
+            assert "--seed" in said(capsys)
+        for seeds in (str(seed), f"{seed},"):
+            assert run([*grid, "--seeds", seeds]) == 2
+            assert "seeds" in said(capsys)
 
 
 def test_a_world_that_is_too_small_to_train_on_is_refused(tmp_path: Path) -> None:
@@ -323,12 +297,11 @@ def test_a_world_that_is_too_small_to_train_on_is_refused(tmp_path: Path) -> Non
         train(replace(TrainingSettings(), people=20, epochs=1, compile=False), tmp_path, on_epoch=lambda done: None)
 
 
-@pytest.mark.parametrize("name", ["summary.json", "grid.json"])
-@pytest.mark.parametrize("content", ["[" * 100_000, "\x00", '{"format": 1}'])
-def test_garbage_in_a_benchmark_is_an_input_error(
-    name: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / name).write_text(content, encoding="utf-8")
-    command = ["report", str(tmp_path)] if name == "summary.json" else ["bench", "--out", str(tmp_path)]
-    assert run(command) == 2
-    assert name in said(capsys)
+def test_invalid_files_of_a_benchmark_are_input_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("summary.json", "grid.json"):
+        folder = tmp_path / name.removesuffix(".json")
+        folder.mkdir()
+        for content in ("[" * 100_000, "\x00", '{"format": 1}'):
+            (folder / name).write_text(content, encoding="utf-8")
+            assert run(["report", str(folder)] if name == "summary.json" else ["bench", "--out", str(folder)]) == 2
+            assert name in said(capsys)

@@ -149,7 +149,7 @@ def test_faults_of_models_data_and_recipes_are_told_together(tmp_path: Path) -> 
     told = str(caught.value)
     for part in ("abacus", "none.jsonl", "'mood'"):
         assert part in told
-    with pytest.raises(FaultsError, match="no combination of which means anything"):
+    with pytest.raises(FaultsError, match="combinations are all invalid"):
         plan_of(Grid(methods=("memit",), vary={"solver.l2": (1.0,)}, edits=3))
 
 

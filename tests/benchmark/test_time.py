@@ -37,7 +37,7 @@ def test_a_report_of_an_unfinished_benchmark_shows_what_is_finished_and_says_so(
     out = tmp_path / "out"
     campaign = half_done(bench, out)
     assert run(["report", str(out), "--format", "md,html,csv"]) == 0
-    assert "1 of 2 runs of the grid are not done yet" in " ".join(capsys.readouterr().err.split())
+    assert "1 of 2 runs of the grid are unfinished" in " ".join(capsys.readouterr().err.split())
     assert {row["method"] for row in read_results(out / "summary.json").rows} == {"memit"}
     for name in ("report.md", "report.html"):
         text = (out / name).read_text(encoding="utf-8").lower()
@@ -71,7 +71,7 @@ def test_the_time_left_is_that_of_the_finished_cells(
     assert time_left(campaign, []) == ""
     assert run(["bench", "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "1 cell of 2 to go" in said
+    assert "1 cell of 2 remaining" in said
     assert "about 2 h 00 min" in said
     assert time_left(open_campaign(tmp_path / "out"), campaign.cells) != ""
 
@@ -96,6 +96,6 @@ def test_operations_grow_with_what_is_searched(bench: TinyBench) -> None:
 def test_a_dry_run_names_a_time(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     options = ["--methods", "memit", "--edits", "4", "--seeds", "1", "--out", str(tmp_path / "out"), "--dry-run"]
     assert run(["bench", *options]) == 0
-    assert " to find the targets of all cells" in " ".join(capsys.readouterr().out.split())
+    assert "target searches of all cells" in " ".join(capsys.readouterr().out.split())
     size = Outline.load("lab").size
     assert 1e7 < measured_speed(size, torch.device("cpu"), torch.float32) < 1e15

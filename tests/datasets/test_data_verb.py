@@ -54,7 +54,6 @@ def test_the_list_names_every_set(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert name in printed
         assert entry["licence"]
         assert all(file["here"] is False for file in entry["files"])
-    assert "not verified here" in printed
     assert entries["me-ppl"]["files"][0]["verified"] is True
     assert entries["mquake"]["files"][0]["verified"] is False
 
@@ -67,7 +66,7 @@ def test_get_and_check_and_list_go_together(
     assert served.asked == []  # nothing is downloaded without being asked for
     out = tmp_path / "get.json"
     assert run(["data", "get", "qaedit", "--json", str(out)]) == 0
-    assert "its checksum is right" in capsys.readouterr().out.replace("\n", " ")
+    assert "checksum verified" in capsys.readouterr().out.replace("\n", " ")
     path = cache / "data" / "qaedit" / "known.json"
     assert path.read_bytes() == CONTENT
     assert result(out)["path"] == str(path)
@@ -94,7 +93,7 @@ def test_get_into_a_folder_and_of_another_file(
 ) -> None:
     assert run(["data", "get", "qaedit", "--file", "other.json", "--out", str(tmp_path / "mine")]) == 0
     assert (tmp_path / "mine" / "qaedit" / "other.json").read_bytes() == CONTENT
-    assert "not verified here" in capsys.readouterr().out.replace("\n", " ")
+    assert "not verified" in capsys.readouterr().out.replace("\n", " ")
     assert run(["data", "get", "qaedit", "--file", "third.json"]) == 2
     assert "Its files: known.json, other.json" in capsys.readouterr().err
 
@@ -103,7 +102,7 @@ def test_a_modified_file_is_reported(served: FileServer, cache: Path, capsys: py
     assert run(["data", "get", "qaedit"]) == 0
     (cache / "data" / "qaedit" / "known.json").write_bytes(b"[]")
     assert run(["data", "get", "qaedit"]) == 1
-    assert "Get it anew: errata data get qaedit --again" in capsys.readouterr().err
+    assert "Download it again: errata data get qaedit --again" in capsys.readouterr().err
     mine = ["data", "get", "qaedit", "--file", "known.json", "--out", str(cache / "my data")]
     assert run(mine) == 0
     (cache / "my data" / "qaedit" / "known.json").write_bytes(b"[]")
@@ -138,7 +137,7 @@ def test_a_file_of_another_format_is_reported_briefly(tmp_path: Path, capsys: py
     assert run(["data", "check", "qaedit", str(file)]) == 2
     told = capsys.readouterr().err
     assert "looks like" not in told
-    assert "--json FILE holds all of them" in told
+    assert "--json FILE saves all of them" in told
 
 
 def test_a_file_without_a_data_set_gets_a_suggestion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +188,7 @@ def test_the_list_fits_in_eighty_columns(monkeypatch: pytest.MonkeyPatch, capsys
     ("name", "status", "words"),
     [
         ("qaedit", 1, "answers with status 404"),
-        ("hardedit", 1, "cannot be downloaded by a program"),
+        ("hardedit", 1, "error[DOWNLOAD_MANUAL]"),
         ("lab", 2, "It comes with errata"),
         ("jsonl", 2, "Give your own file"),
         ("qaedits", 2, "Did you mean qaedit"),
@@ -256,6 +255,6 @@ def test_the_result_does_not_replace_the_checked_file(tmp_path: Path, capsys: py
     own.write_text(content, encoding="utf-8")
     assert run(["data", "check", str(own), "--json", str(own)]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "which this command reads or writes" in said or "is not a file of results" in said
+    assert "which this command reads or writes" in said or "[OUTPUT_EXISTS]" in said
     assert own.read_text(encoding="utf-8") == content
     assert run(["data", "check", str(own), "--json", str(tmp_path / "result.json")]) == 0
