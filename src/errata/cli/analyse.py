@@ -191,8 +191,8 @@ def analyse(
     with progress(speed_window=900.0) as report:
         loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
         for plan in plans:
-            own = numbers.model_copy(update={"batch_size": plan.settings.batch_size})
-            context = StudyContext(loaded, own, plan.settings, plan.materials, plan.recipes, report=report)
+            recipe_of_study = numbers.model_copy(update={"batch_size": plan.settings.batch_size})
+            context = StudyContext(loaded, recipe_of_study, plan.settings, plan.materials, plan.recipes, report=report)
             try:
                 results[plan.study.name] = run_study(plan.study, context, out / plan.study.name, command=command)
             except KeyboardInterrupt as error:
@@ -287,9 +287,9 @@ def planned(names: str, given: Mapping[str, Any]) -> list[Planned]:
             del values["seeds"]
     plans = []
     for study in studies:
-        own = {name: value for name, value in values.items() if name in ("seeds", *study.uses)}
+        used_values = {name: value for name, value in values.items() if name in ("seeds", *study.uses)}
         try:
-            settings = AnalysisSettings.model_validate({**study.defaults, **own})
+            settings = AnalysisSettings.model_validate({**study.defaults, **used_values})
         except ValidationError as error:
             for item in error.errors():
                 where = f"--{str(item['loc'][0]).replace('_', '-')}"

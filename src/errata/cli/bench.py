@@ -140,7 +140,7 @@ def bench(
 ) -> None:
     """Run a benchmark: edit facts in sequential batches with several methods and measure them."""
     command = "errata " + shlex.join(sys.argv[1:])
-    begun: dict[str, Any] = {}
+    grid_file: dict[str, Any] = {}
     chosen: dict[str, Any] = {}  # only valid entries
     campaign: Campaign | None = None
     dropped = names_in(without)
@@ -157,8 +157,8 @@ def bench(
         with part:
             chosen["judge"] = judge_of(judge, judge_model, judge_key)
         with part:
-            begun = {} if grid is None else dict(read_grid(grid))
-            chosen["begun"] = True
+            grid_file = {} if grid is None else dict(read_grid(grid))
+            chosen["grid_file"] = True
         of_models: dict[str, Any] = {
             "recipe": place(recipe), "corpus": corpus_place(corpus), "device": device, "dtype": dtype,
         }  # fmt: skip
@@ -166,8 +166,8 @@ def bench(
         if trust_remote_code and not goes_on:
             of_models["trust_remote_code"] = True
         options: dict[str, Any] = {
-            "models": entries_of(model, begun.get("models", [{"name": "lab"}]), of_models),
-            "data": entries_of(data, begun.get("data", [{"name": "lab"}]), {"untouched": place(untouched)}),
+            "models": entries_of(model, grid_file.get("models", [{"name": "lab"}]), of_models),
+            "data": entries_of(data, grid_file.get("data", [{"name": "lab"}]), {"untouched": place(untouched)}),
             "methods": None if methods is None else names_in(methods),
             "edits": edits,
             "batch_size": batch_size,
@@ -187,14 +187,14 @@ def bench(
             given["collapse"] = None if collapse == "none" else collapse
         if grid is None and not given and (out / "grid.json").is_file():
             campaign = open_campaign(out)
-        elif "begun" in chosen:
+        elif "grid_file" in chosen:
             with part:
-                whole = _whole_grid(grid, begun, given)
+                whole = _whole_grid(grid, grid_file, given)
             with part:
                 if not (out / "grid.json").is_file():
                     check_new(out)
             with part:
-                sound = whole or sound_part(begun | given)
+                sound = whole or sound_part(grid_file | given)
                 if sound is not None and not dry_run:
                     check_trusted(sound.models, trust_remote_code=trust_remote_code)
                 plan = None if sound is None else plan_of(sound, trust_remote_code=trust_remote_code)
@@ -264,10 +264,10 @@ def _run_cells(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool, t
         work(campaign, pending, runner, jobs=jobs, report=report, told=warn)
 
 
-def _whole_grid(path: Path | None, begun: dict[str, Any], given: dict[str, Any]) -> Grid:
+def _whole_grid(path: Path | None, grid_file: dict[str, Any], given: dict[str, Any]) -> Grid:
     text = "" if path is None else path.read_text(encoding="utf-8")
     source = "the command line" if path is None else str(path)
-    data = begun | given
+    data = grid_file | given
     try:
         return grid_of(data, source, text=text)
     except FaultsError as error:

@@ -46,13 +46,13 @@ from errata.results.records import read_results
 from errata.utils.files import file_text, reason_of
 
 
-def entries_of(text: str | None, begun: Any, shared: Mapping[str, Any]) -> list[Any] | None:
+def entries_of(text: str | None, grid_file: Any, shared: Mapping[str, Any]) -> list[Any] | None:
     """The named entries, else those of the grid file, each with the shared options; None without names and options."""
     shared = {name: value for name, value in shared.items() if value is not None}
     if text is not None:
         entries: list[Any] = [named_entry(name) for name in names_in(text)]
     elif shared:
-        entries = list(begun) if isinstance(begun, list) else [begun]
+        entries = list(grid_file) if isinstance(grid_file, list) else [grid_file]
     else:
         return None
     return [{**entry, **shared} if isinstance(entry, dict) else entry for entry in entries]
@@ -204,9 +204,9 @@ def material_of(
     if prose is None:
         prose = _default_prose(is_lab(model))
     if whole is not None:
-        drawn = whole.records.select(count=edits, seed=seed)
-        untouched = others_untouched(whole.loaded.facts, drawn.facts, seed=seed) if given is None else tuple(given)
-        return Material(drawn.facts, untouched, prose, drawn.notes, drawn.concepts)
+        selected = whole.records.select(count=edits, seed=seed)
+        untouched = others_untouched(whole.loaded.facts, selected.facts, seed=seed) if given is None else tuple(given)
+        return Material(selected.facts, untouched, prose, selected.notes, selected.concepts)
     from errata.lab.package import lab_world
     from errata.lab.tasks import lab_facts, untouched_questions
 
@@ -284,7 +284,7 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
         with part:
             prose = None if grid.prose is None else prose_of(grid.prose)
     if not recipes and grid.models and grid.methods:
-        reasons = [Fault(entry.label, entry.reason, "") for entry in plan.undefined]
+        reasons = [Fault(entry.label, entry.reason, "", code="COMBINATION_INVALID") for entry in plan.undefined]
         raise FaultsError("the grid, whose combinations are all invalid,", reasons)
     for (name, label), recipe in list(recipes.items()):
         try:

@@ -126,10 +126,10 @@ def check(
         remedy = _suggestion(*given) or ("--json FILE saves all of them" if shortened and json is None else "")
         raise FaultsError(error.subject, error.faults, shown=FAULTS_SHOWN, remedy=remedy) from error
     except InputError as error:
-        faults = [asdict(Fault(where, error.what, error.remedy))]
+        faults = [asdict(Fault(where, error.what, error.remedy, code=error.code))]
         write_json(json, {"name": name, "file": where, "valid": False, "faults": faults})
         if file is None and looks_like_a_file(name) and (suggestion := _suggestion(None, Path(name))):
-            raise InputError(error.what, remedy=suggestion) from error
+            raise InputError(error.what, remedy=suggestion, code=error.code) from error
         raise
     filled = _filled(loaded)
     kinds = ((loaded.facts, "fact"), (loaded.texts, "text"), (loaded.concepts, "concept"))

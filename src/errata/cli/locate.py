@@ -211,8 +211,8 @@ def _world_facts(model: str, seed: int) -> FactSet:
     from errata.lab.package import lab_world
     from errata.lab.tasks import lab_facts
 
-    own = Path(model) / "world.json"
-    world = lab_world(Path(model)) if own.is_file() else lab_world()
+    world_file = Path(model) / "world.json"
+    world = lab_world(Path(model)) if world_file.is_file() else lab_world()
     return FactSet(tuple(lab_facts(world, len(world.people), seed=seed)), "the lab's world")
 
 

@@ -175,14 +175,14 @@ def measured_of(name: str, stack: Stack, results: Path | None) -> Measured:
     Raises:
         InputError: if results cannot be read, or belong to another model.
     """
-    beside = Path(name) / RECORD
+    stored = Path(name) / RECORD
     if results is None and is_run(name):
         run = open_run(Path(name))
         left_alone = tuple(id_ for entry in run.ledger.of("batch") for id_ in entry.about["left_alone"])
         return _of_edit(stack, tuple(recorded_rows(run)), left_alone, {})
-    if results is None and not beside.is_file():
+    if results is None and not stored.is_file():
         return _of_patch(stack)
-    path = results or beside
+    path = results or stored
     found = read_results(path)
     if results is not None and not found.rows:
         raise InputError(f"{path} contains no results", remedy=_MEASURE, code="RESULTS_EMPTY")

@@ -145,7 +145,7 @@ def check(
         write_json(json, {"file": str(file), "valid": False, "faults": faults})
         raise
     except InputError as error:
-        faults = [asdict(Fault(str(file), error.what, error.remedy))]
+        faults = [asdict(Fault(str(file), error.what, error.remedy, code=error.code))]
         write_json(json, {"file": str(file), "valid": False, "faults": faults})
         raise
     console().print(f"{file} is valid for {_listed(methods)}.", markup=False, highlight=False, soft_wrap=True)

@@ -238,21 +238,22 @@ def _check_target(run: Path, target: Path) -> None:
 
 
 def _check_replaceable(run: Path, target: Path) -> None:
-    """Raises InputError if no report can be written there, or would take the place of a file that is none.
+    """Raises InputError if the report cannot be written there, or would replace another file.
 
-    Under its usual name in the run's own directory it is one: errata has always written it there, without a mark.
+    A file with the default name in the run's directory counts as a report: earlier versions wrote it without a mark.
     """
     check_file(target)
     usual = target.stem == STEM and target.parent.resolve() == run.resolve()
     if not usual and is_file(target) and not _is_report(target):
         raise InputError(
-            f"{target} is there, and is not a report of errata: it would be lost",
-            remedy="Give another --out, or remove it first",
+            f"{target} exists and is not a report of errata; it would be overwritten",
+            remedy="Give another --out, or remove the file first",
+            code="OUTPUT_EXISTS",
         )
 
 
 def _is_report(path: Path) -> bool:
-    """Whether a file is a report in the format that its name ends in, or is empty."""
+    """Whether a file is empty or a report in the format of its extension."""
     data = path.read_bytes()
     marks = {
         ".html": b"<title>errata: " in data[:2000],
