@@ -95,28 +95,27 @@ def test_a_study_that_is_given_twice_is_shown_once(tmp_path: Path) -> None:
     assert [document.count(f"## Study {name}") for name in ("one", "two")] == [1, 1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["{0}/done", "--format", "csv,tex"], ["rows.csv", "LaTeX is not supported"]),
-        (["{0}/done", "--out", "{0}/x.csv"], ["rows.csv"]),
-        (["{0}/done", "--analysis", "{0}/done"], ["adds studies to a benchmark"]),
-        (["{0}/begun"], ["is not finished", COMMAND]),
-        (["{0}/waiting"], ["begun is not finished", "again is not finished", COMMAND]),
-        (["{0}/run", "--analysis", "{0}/waiting"], ["begun is not finished", "again is not finished"]),
-        (["{0}/empty"], ["[RUN_NOT_FOUND]", "errata analyse"]),
-        (["{0}/nowhere"], ["[FILE_NOT_FOUND]"]),
-        (["{0}/empty", "--analysis", "{0}/empty", "--format", "csv"],
-         ["contains neither a benchmark", "applies to HTML and Markdown"]),
-        (["{0}/run", "--analysis", "{0}/nothing"], ["[FILE_NOT_FOUND]"]),
-        (["{0}/run", "--analysis", "{0}/begun"], ["is not finished"]),
-        (["{0}/damaged"], ["result.json cannot be used", "Remove result.json", COMMAND]),
-        (["{0}/wrong"], ["seconds", COMMAND]),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_shown_is_told_and_nothing_is_written(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], told: list[str]
-) -> None:
+REFUSED: list[tuple[list[str], list[str]]] = [
+    (["{0}/done", "--format", "csv,tex"], ["rows.csv", "LaTeX is not supported"]),
+    (["{0}/done", "--out", "{0}/x.csv"], ["rows.csv"]),
+    (["{0}/done", "--analysis", "{0}/done"], ["adds studies to a benchmark"]),
+    (["{0}/begun"], ["is not finished", COMMAND]),
+    (["{0}/waiting"], ["begun is not finished", "again is not finished", COMMAND]),
+    (["{0}/run", "--analysis", "{0}/waiting"], ["begun is not finished", "again is not finished"]),
+    (["{0}/empty"], ["[RUN_NOT_FOUND]", "errata analyse"]),
+    (["{0}/nowhere"], ["[FILE_NOT_FOUND]"]),
+    (
+        ["{0}/empty", "--analysis", "{0}/empty", "--format", "csv"],
+        ["contains neither a benchmark", "applies to HTML and Markdown"],
+    ),
+    (["{0}/run", "--analysis", "{0}/nothing"], ["[FILE_NOT_FOUND]"]),
+    (["{0}/run", "--analysis", "{0}/begun"], ["is not finished"]),
+    (["{0}/damaged"], ["result.json cannot be used", "Remove result.json", COMMAND]),
+    (["{0}/wrong"], ["seconds", COMMAND]),
+]
+
+
+def test_unusable_studies_are_refused_and_nothing_is_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     study(tmp_path / "done")
     study(tmp_path / "begun", finished=False)
     for name in ("begun", "again"):
@@ -130,11 +129,12 @@ def test_what_cannot_be_shown_is_told_and_nothing_is_written(
     whole["about"]["seconds"] = "long"
     wrong.write_text(json.dumps(whole), encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
-    assert run(["report", *(argument.format(tmp_path) for argument in arguments)]) == 2
-    said = capfd.readouterr().err
-    for each in told:
-        assert "".join(each.split()) in "".join(said.split())
-    assert sorted(tmp_path.rglob("*")) == before
+    for arguments, told in REFUSED:
+        assert run(["report", *(argument.format(tmp_path) for argument in arguments)]) == 2, arguments
+        said = capfd.readouterr().err
+        for each in told:
+            assert "".join(each.split()) in "".join(said.split())
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_without_matplotlib_the_extra_is_named(
