@@ -297,13 +297,7 @@ def test_a_patch_on_a_stack_is_no_adapter_beside_it(made: Path, tmp_path: Path, 
 
 def test_missing_models_are_reported_as_such(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.chdir(made)
-    for arguments in (
-        ["show"],
-        ["diff", "first.safetensors"],
-        ["history"],
-        ["revert", "--out", "x"],
-        ["save", "--out", "x"],
-    ):
+    for command in ("show", "diff first.safetensors", "history", "revert --out x", "save --out x"):
         assert run([*command.split(), "nothere"]) == 2
         assert "'nothere' cannot be found" in said(capsys)[1]
 

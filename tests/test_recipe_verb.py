@@ -111,7 +111,7 @@ def test_show_takes_every_file(model: str, capsys: pytest.CaptureFixture[str]) -
         (["show", "--model", "unheard-of"], "no recipe comes with errata for 'unheard-of'"),
         (["show", "--model", "gpt2-xl", "--method", "nse+blue"], "errata knows no published numbers of 'nse+blue'"),
         (["show", "--method", "memitt"], "Did you mean 'memit'?"),
-        (["check", "nothing.yaml"], "cannot be read"),
+        (["check", "nothing.yaml"], "[FILE_NOT_FOUND]"),
         (["check", str(ROOT / "examples" / "recipe.yaml"), "--method", "memitt"], "Did you mean 'memit'?"),
     ],
 )

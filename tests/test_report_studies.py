@@ -110,7 +110,7 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     ),
     (["{0}/run", "--analysis", "{0}/nothing"], ["[FILE_NOT_FOUND]"]),
     (["{0}/run", "--analysis", "{0}/begun"], ["is not finished"]),
-    (["{0}/damaged"], ["result.json cannot be used", "Remove result.json", COMMAND]),
+    (["{0}/damaged"], ["Remove result.json", COMMAND]),
     (["{0}/wrong"], ["seconds", COMMAND]),
 ]
 

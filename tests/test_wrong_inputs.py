@@ -91,7 +91,7 @@ def test_a_text_that_is_none_is_told_once_even_if_the_recipe_names_it_too(
     told = said(capsys)
     assert "has 2 faults" in told
     assert told.count("text' cannot be read") == 1
-    assert "facts are JSON" in told
+    assert ".json or .csv" in told
 
 
 def test_evaluate_tells_the_faults_of_all_its_inputs_at_once(

@@ -79,7 +79,8 @@ class Command(TyperCommand):
                         remedy="Give another file for the results",
                         code="OUTPUT_CONFLICT",
                     )
-        check_inputs(ctx.params, {param.name: _label(param) for param in self.params if param.name is not None})
+        if self.name != "check" or json is None:  # check commands report missing files in their JSON as well
+            check_inputs(ctx.params, {param.name: _label(param) for param in self.params if param.name is not None})
         if self.callback is not None:
             import_module(self.callback.__module__)  # takes seconds; all checks that do not need it come first
         if ctx.obj is not None:
@@ -101,7 +102,7 @@ def command_line(module: str) -> Any:
 
 
 def _label(param: Any) -> str:
-    """What a user knows a parameter by: --facts, or FILE."""
+    """The name of a parameter on the command line: --facts, or FILE."""
     name = max(param.opts, key=len)
     return str(name if name.startswith("-") else param.metavar or name.upper())
 
