@@ -233,7 +233,7 @@ def test_check_shows_counts_notes_and_a_sample(tmp_path: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize(
     ("name", "record", "words"),
-    [("me-ppl", records.TEXT, "1 text, no fault"), ("conceptedit", records.CONCEPT, "1 fact, 1 concept, no fault")],
+    [("me-ppl", records.TEXT, "1 text, no errors"), ("conceptedit", records.CONCEPT, "1 fact, 1 concept, no errors")],
 )
 def test_check_of_texts_and_concepts(
     name: str, record: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
