@@ -108,13 +108,13 @@ def test_facts_are_those_that_the_model_knows(lab: LanguageModel, facts: list[Fa
     chosen = choose_facts(lab, [*known, *wrong, ends], 100, seed=0)
     assert {fact.id for fact in chosen.facts} == {fact.id for fact in known}
     assert [prompt.fact for prompt in chosen.prompts] == [fact.id for fact in chosen.facts]
-    assert (chosen.asked, chosen.known) == (13, 8)
+    assert (chosen.queried, chosen.known) == (13, 8)
 
 
 def test_facts_with_nothing_behind_their_subject_are_left_out(lab: LanguageModel, facts: list[Fact]) -> None:
     ends = _known_continuation(lab, facts[0])
     chosen = choose_facts(lab, [*facts[:3], ends], 100, seed=0)
-    assert (chosen.asked, chosen.known, chosen.nothing_behind) == (4, 4, 1)
+    assert (chosen.queried, chosen.known, chosen.untraceable) == (4, 4, 1)
     assert ends.id not in {fact.id for fact in chosen.facts}
     with raises_code("FACTS_UNKNOWN", ErrataError):
         choose_facts(lab, [ends], 100, seed=0)
@@ -132,7 +132,7 @@ def test_facts_are_asked_in_an_order_of_the_seed_and_no_more_than_needed(lab: La
     again, other = choose_facts(lab, facts, 5, seed=0), choose_facts(lab, facts, 5, seed=1)
     assert first.facts == again.facts != other.facts
     assert len(first.facts) == 5
-    assert first.asked < len(facts)
+    assert first.queried < len(facts)
     assert told == [("known facts", 5, 5)]
 
 

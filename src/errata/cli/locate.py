@@ -250,9 +250,9 @@ def _show_tracing(traced: Location, record: dict[str, Any], *, positions: bool) 
         shown = text_heat_map(record["rows"], width=console().width)
         console().print(f"\n{shown}", markup=False, highlight=False, soft_wrap=True)
     chosen, totals = traced.chosen, traced.totals()
-    skipped = f"; {chosen.nothing_behind} skipped, with no text after the subject" if chosen.nothing_behind else ""
+    skipped = f"; {chosen.untraceable} skipped, with no text after the subject" if chosen.untraceable else ""
     echo(
-        f"\nTraced {len(chosen.facts)} facts ({chosen.known} of {chosen.asked} are known{skipped}) with "
+        f"\nTraced {len(chosen.facts)} facts ({chosen.known} of {chosen.queried} are known{skipped}) with "
         f"{_noise(traced.settings)}, σ = {traced.traced.sigma:.3g}, in {traced.seconds:.0f} s. Probability of the "
         f"answer {totals['clean']['mean']:.3f} clean, {totals['corrupted']['mean']:.3f} corrupted."
     )

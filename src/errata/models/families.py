@@ -251,7 +251,7 @@ def check_plain(module: nn.Module) -> None:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the module stores Wᵀ (d_in × d_out), by its type: the shape of a square weight would not tell.
+    """Whether the module stores Wᵀ (d_in × d_out), by its type, since the shape of a square weight is ambiguous.
 
     Raises:
         UnsupportedModelError: if the module is neither exactly `nn.Linear` nor `Conv1D`. Subclasses are refused too:

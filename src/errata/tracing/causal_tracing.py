@@ -325,17 +325,17 @@ class KnownFacts:
     """The facts to trace, with their prompts, and the counts of the selection.
 
     Attributes:
-        asked: the number of facts tested.
+        queried: the number of facts tested.
         known: the number that the model answered with their old answer, token by token.
-        nothing_behind: the number of known ones excluded because their prompt ends with the subject: there the same
+        untraceable: the number of known ones excluded because their prompt ends with the subject: there the same
             token looks up the fact and predicts the answer, so restoring its last block restores everything.
     """
 
     facts: tuple[Fact, ...]
     prompts: tuple[TracedPrompt, ...]
-    asked: int
+    queried: int
     known: int
-    nothing_behind: int
+    untraceable: int
 
 
 def choose_facts(
@@ -349,25 +349,27 @@ def choose_facts(
     """
     order = random.Random(f"locate {seed}").sample(range(len(facts)), len(facts))
     chosen: list[tuple[Fact, TracedPrompt]] = []
-    asked = known = nothing_behind = 0
-    while asked < len(facts) and len(chosen) < count:
-        some = [facts[index] for index in order[asked : asked + _QUERIED_AT_ONCE]]
+    queried = known = untraceable = 0
+    while queried < len(facts) and len(chosen) < count:
+        some = [facts[index] for index in order[queried : queried + _QUERIED_AT_ONCE]]
         prompts = prompts_of(model, some)
         scores = score(model, [fact.pair(fact.old or "") for fact in some])
         right = [pair for pair, found in zip(zip(some, prompts, strict=True), scores, strict=True) if found.correct]
         usable = [(fact, prompt) for fact, prompt in right if prompt.subject[-1] < len(prompt.ids) - 1]
-        asked, known, nothing_behind = asked + len(some), known + len(right), nothing_behind + len(right) - len(usable)
+        queried += len(some)
+        known += len(right)
+        untraceable += len(right) - len(usable)
         chosen += usable
         report("known facts", min(len(chosen), count), count)
     if not chosen:
         reason = f" ({known} are known, but their prompts end with the subject)" if known else ""
         raise ErrataError(
-            f"of {asked} facts the model knows none that can be traced{reason}",
+            f"of {queried} facts the model knows none that can be traced{reason}",
             remedy="Give facts whose 'old' is this model's answer, with words between subject and answer",
             code="FACTS_UNKNOWN",
         )
     found, found_prompts = zip(*chosen[:count], strict=True)
-    return KnownFacts(found, found_prompts, asked, known, nothing_behind)
+    return KnownFacts(found, found_prompts, queried, known, untraceable)
 
 
 @dataclass(frozen=True, slots=True)

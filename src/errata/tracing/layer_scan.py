@@ -1,12 +1,12 @@
-"""Which layers take edits: single-layer edits of a few dozen facts across the depth, and a rule from their scores.
+"""The layers to edit: single-layer edits of a few dozen facts across the depth, and a rule that selects layers.
 
-Causal tracing says where a fact is read from. It does not say where an edit will take: on a model of 30 blocks it
-pointed to blocks 16 to 21, where edits fail, while blocks 1 to 9 accept them. A scan asks the question itself. At each
-scanned layer all facts are written into that layer alone, with a short search, and the edited model is asked.
+Causal tracing finds where a fact is read from, which is not where an edit succeeds: on a model of 30 blocks it pointed
+to blocks 16 to 21, where edits fail, while blocks 1 to 9 accept them. A scan measures it directly: at each scanned
+layer all facts are written into that layer alone, with a short search, and the edited model is evaluated.
 
-What all layers share is computed once: contexts, the facts' keys, and the key statistics, from one pass over the text.
-The searches run layer by layer: each replays only the blocks above its own layer, which on a CPU is cheaper than one
-search of all layers together, since that would have to replay from the lowest one for every row.
+Contexts, keys and key statistics are computed once for all layers. The searches run layer by layer: each replays only
+the blocks above its layer, which on a CPU is cheaper than one search of all layers together, since that would replay
+from the lowest one for every row.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from errata.models.likelihood import TargetScore, score
 from errata.models.weights import LowRankTerm
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments
-from errata.statistics.settings import BUILTIN, StatisticsSettings
+from errata.statistics.settings import BUILTIN
 from errata.utils.progress import Report, silent
 
-ENOUGH_FACTS = 10  # below, the scores say little
-GOOD = 2 / 3  # of the best score, that makes a layer a good one
-DIP = 1 / 2  # of the best score: what falls below it ends the good layers, so that noise in one layer does not
+ENOUGH_FACTS = 10  # with fewer, the scores say little
+GOOD = 2 / 3  # of the best score: the threshold for a good layer
+DIP = 1 / 2  # of the best score: a score below it ends the range of good layers; one noisy layer above it does not
 MOST_LAYERS = 5
 RULE = (
     "a layer's score is the harmonic mean of efficacy and generalisation of facts written into it alone, times what is "
@@ -47,8 +47,8 @@ RULE = (
     f"blocks and one more, at most {MOST_LAYERS}"
 )
 FORMAT = "errata-layer-scan-1"
-_SEARCH_CONTEXTS = 2  # the other contexts are kept for measuring
-# About so many, for the time left: tokens, questions of each fact, layers that a scan looks at after the first ones.
+_SEARCH_CONTEXTS = 2  # the other contexts are for measuring
+# Typical numbers, to estimate the time: tokens, questions per fact, layers scanned after the first ones.
 _SUFFIX_TOKENS, _QUESTION_TOKENS, _QUESTIONS, _FURTHER = 8, 14, 5, 4
 _logger = logging.getLogger(__name__)
 _SPREAD = 0.01  # of C's mean eigenvalue, added to its diagonal: a short text leaves directions without any key
@@ -56,17 +56,17 @@ _SPREAD = 0.01  # of C's mean eigenvalue, added to its diagonal: a short text le
 
 @dataclass(frozen=True, slots=True)
 class ScanSettings:
-    """What a scan goes by.
+    """Settings of a scan.
 
     Attributes:
-        count: facts, at most.
+        count: the most facts to use.
         every: distance between the layers that are scanned first; by default an eighth of the depth.
         steps: evaluations of the loss in each search.
         rate: the learning rate in units of ‖h⁰‖ / √d.
         ridge: λ in units of W's columns.
         tokens: of text for the key statistics; fewer where the text is shorter.
         corpus: the text.
-        seed: of contexts and of the choice of facts.
+        seed: random seed for contexts and the choice of facts.
     """
 
     count: int = 24
@@ -81,14 +81,14 @@ class ScanSettings:
 
 @dataclass(frozen=True, slots=True)
 class LayerScore:
-    """What editing one layer alone came to; all numbers are means of probabilities between 0 and 1.
+    """The result of editing one layer alone; all numbers are between 0 and 1.
 
     Attributes:
         layer: the block.
-        efficacy: the probability of the new answers behind the facts' own prompts.
-        generalisation: the same in other wordings, or in contexts that no search has seen where facts have none.
+        efficacy: mean probability of the new answers after the facts' own prompts.
+        generalisation: the same in other wordings, or, for facts without any, in contexts that no search has seen.
         damage: the share of their probability that the control questions' answers lost; None without any.
-        accuracy: the share of facts whose new answer the model would say, in their own prompts and in other wordings.
+        accuracy: the share of facts whose new answer is predicted, in their own prompts and in other wordings.
     """
 
     layer: int
@@ -110,9 +110,9 @@ class LayerChoice:
     """The critical layers, ascending, by ``RULE``.
 
     Attributes:
-        layers: what was chosen.
+        layers: the choice.
         best: the scanned layer with the best score.
-        last_good: where the run of good layers around it ends.
+        last_good: the last of the good layers around it.
     """
 
     layers: tuple[int, ...]
@@ -121,19 +121,19 @@ class LayerChoice:
 
 
 def window_size(depth: int) -> int:
-    """How many critical layers a model of so many blocks gets: 3 of 8, 5 of 16 and more."""
+    """The number of critical layers for a depth: 3 of 8 blocks, 5 of 16 and more."""
     return min(MOST_LAYERS, depth, 1 + depth // 4)
 
 
 def choose_layers(scores: Mapping[int, float], depth: int) -> LayerChoice:
-    """The critical layers by ``RULE``; between scanned layers the score is taken to run straight.
+    """The critical layers by ``RULE``; between scanned layers the score is interpolated linearly.
 
     Args:
         scores: scanned layer -> score.
         depth: the number of blocks.
 
     Raises:
-        ErrataError: if no layer has a positive score, or one is not a number.
+        ErrataError: if no layer has a positive score, or one is not finite.
     """
     layers = sorted(scores)
     if not layers or not all(math.isfinite(scores[layer]) for layer in layers) or max(scores.values()) <= 0:
@@ -143,7 +143,7 @@ def choose_layers(scores: Mapping[int, float], depth: int) -> LayerChoice:
             remedy="Give other facts, or choose layers yourself with --layers",
             code="NO_LAYERS_FOUND",
         )
-    best = max(layers, key=lambda layer: scores[layer])  # of equal ones the first
+    best = max(layers, key=lambda layer: scores[layer])  # the first of equal ones
     at_least = GOOD * scores[best]
     curve = np.interp(np.arange(layers[-1] + 1), layers, [scores[layer] for layer in layers])
     last = layer = best
@@ -155,14 +155,14 @@ def choose_layers(scores: Mapping[int, float], depth: int) -> LayerChoice:
 
 
 def first_layers(depth: int, every: int | None) -> list[int]:
-    """The layers that are scanned first: every k-th, from the first block on."""
+    """The layers to scan first: every k-th, from the first block on."""
     step = max(1, round(depth / 8)) if every is None else every
     return list(range(0, depth, step))
 
 
 def further_layers(scores: Mapping[int, float], depth: int) -> list[int]:
-    """The layers between scanned ones that can still change the choice: halfway to both neighbours of the best one, and
-    all of them where the score falls below what is good.
+    """The unscanned layers that can still change the choice: halfway between the best one and its neighbours, and all
+    where the score falls below ``GOOD``.
     """
     scanned = sorted(scores)
     best = max(scanned, key=lambda layer: scores[layer])
@@ -178,7 +178,7 @@ def further_layers(scores: Mapping[int, float], depth: int) -> list[int]:
 
 
 def scan_work(depth: int, facts: int, settings: ScanSettings) -> int:
-    """About how much a scan of a model has to do, in tokens read by one block (gradients count three times)."""
+    """An estimate of the work of a scan, in tokens read by one block (gradients count three times)."""
     layers = first_layers(depth, settings.every)
     more = min(_FURTHER, depth - len(layers))
     searches = sum(_step_work(facts, depth, layer) for layer in layers) + more * _step_work(facts, depth, layers[0])
@@ -187,8 +187,8 @@ def scan_work(depth: int, facts: int, settings: ScanSettings) -> int:
 
 
 def _step_work(facts: int, depth: int, layer: int) -> int:
-    """One step of a search, in tokens read by one block: rows, their tokens from the subject on, three times for the
-    gradient; the blocks below the layer are not run.
+    """The work of one step of a search: rows × tokens from the subject on × blocks above the layer, three times for the
+    gradient.
     """
     return 3 * facts * (_SEARCH_CONTEXTS + 2) * _SUFFIX_TOKENS * (depth - layer)
 
@@ -199,11 +199,11 @@ class LayerScan:
 
     Attributes:
         scores: of the scanned layers, ascending.
-        depth: how many blocks the model has.
-        facts: how many facts were written at each layer.
-        controls: how many control questions were asked.
+        depth: the number of blocks.
+        facts: the number of facts written at each layer.
+        controls: the number of control questions.
         paraphrased: whether generalisation was measured in the facts' other wordings.
-        seconds: that it took.
+        seconds: the duration.
     """
 
     settings: ScanSettings
@@ -219,7 +219,7 @@ class LayerScan:
         return choose_layers({score.layer: score.score for score in self.scores}, self.depth)
 
     def record(self) -> dict[str, object]:
-        """The result as JSON would hold it; no layers where the rule gives none."""
+        """The result as JSON; without layers if the rule gives none."""
         try:
             choice: LayerChoice | None = self.choose()
         except ErrataError:
@@ -252,7 +252,7 @@ class LayerScan:
 
     @property
     def why(self) -> str:
-        """One line on how the layers were found."""
+        """One line on how the layers were chosen."""
         layers = len(self.scores)
         return f"single-layer edits of {self.facts} facts at {layers} of {self.depth} layers; {RULE}"
 
@@ -260,16 +260,16 @@ class LayerScan:
 def scan_layers(
     model: LanguageModel, facts: Sequence[Fact], settings: ScanSettings | None = None, *, report: Report = silent
 ) -> LayerScan:
-    """Write facts into single layers across the depth, and measure each time; the model is left as it was.
+    """Write facts into single layers across the depth and measure each time; the model is left as it was.
 
     Args:
-        facts: with targets that the model does not say yet. Control questions are their neighbours, own and unrelated
-            ones. At most ``settings.count`` are used.
-        report: told of the work done, in evaluations of blocks.
+        facts: with targets that the model does not predict yet. Their neighbours, own and unrelated questions are the
+            control questions. At most ``settings.count`` facts are used.
+        report: progress callback, in steps of searches.
 
     Raises:
-        InputError: if there are no facts, or one has a subject without a token.
-        NonFiniteError: if the unedited model answers with what is no number.
+        InputError: if there are no facts, or a subject has no token.
+        NonFiniteError: if the unedited model's answers are not finite.
     """
     if not facts:
         raise InputError("there are no facts to scan layers with", remedy="Give --facts", code="FACTS_MISSING")
@@ -278,11 +278,8 @@ def scan_layers(
     chosen = list(facts[: settings.count])
     scan = _Scan(model, chosen, settings, report)
     first = first_layers(scan.depth, settings.every)
-    found = {
-        layer: scan.measure(layer) for layer in scan.planned(first, further=min(_FURTHER, scan.depth - len(first)))
-    }
-    more = further_layers({layer: one.score for layer, one in found.items()}, scan.depth)
-    found |= {layer: scan.measure(layer) for layer in scan.planned(more)}
+    found = scan.measure(first, upcoming=min(_FURTHER, scan.depth - len(first)))
+    found |= scan.measure(further_layers({layer: one.score for layer, one in found.items()}, scan.depth))
     return LayerScan(
         settings,
         tuple(found[layer] for layer in sorted(found)),
@@ -295,13 +292,13 @@ def scan_layers(
 
 
 class _Scan:
-    """What all layers share, and the measurement of one of them."""
+    """Everything that the layers share, and the measurement of one of them."""
 
     def __init__(self, model: LanguageModel, facts: Sequence[Fact], settings: ScanSettings, report: Report) -> None:
         self.model, self.facts, self.settings, self.report = model, facts, settings, report
         self.depth = len(model.blocks)
         self._site = Site.MLP if model.architecture.norm_after_mlp else Site.BLOCK
-        self._done = self._total = 0
+        self._done = self._total = 0  # steps of searches, and one for the questions of each layer
         contexts = ContextSettings(openers=("The", "Because", "I", "Therefore"), seed=settings.seed)
         prefixes = generate_prefixes(model, contexts)
         self._searched, held_out = prefixes[:_SEARCH_CONTEXTS], prefixes[_SEARCH_CONTEXTS:]
@@ -314,39 +311,30 @@ class _Scan:
         self.controls = sorted(questions)
         self._before = _probabilities(score(model, self.controls)) if self.controls else np.zeros(0)
         self._target = TargetSettings(learning_rate=settings.rate, relative_rate=True, steps=settings.steps)
-        self._moments: dict[int, torch.Tensor] = {}
-        self._keys: dict[int, torch.Tensor] = {}
 
-    def planned(self, layers: Sequence[int], *, further: int = 0) -> Sequence[int]:
-        """Read what these layers share: keys, and key statistics from one pass over the text.
+    def measure(self, layers: Sequence[int], *, upcoming: int = 0) -> dict[int, LayerScore]:
+        """The scores of layers, which share the reading of keys and key statistics.
 
         Args:
-            further: how many more layers may follow, for the time left.
+            upcoming: how many more layers may follow, for the progress.
         """
-        work = [self._work(layer) for layer in layers]
-        statistics = self.settings.tokens * (max(layers, default=-1) + 1)
-        self._total = self._done + statistics + sum(work)
-        self._total += further * max(work, default=0) + (statistics if further else 0)
+        self._total = self._done + (len(layers) + upcoming) * (self.settings.steps + 1)
+        self._advance(self._done)
         if not layers:
-            self._tell(self._total)
-            return layers
-        self._moments = self._read_moments(layers)
-        self._tell(self._done)
-        found = keys_and_bare(self.model, self.facts, self._searched, layers)
-        self._keys = {layer: mean for layer, (mean, _) in found.items()}
-        return layers
+            return {}
+        moments = self._read_moments(layers)
+        keys = keys_and_bare(self.model, self.facts, self._searched, layers)
+        return {layer: self._measure(layer, keys[layer][0], moments[layer]) for layer in layers}
 
-    def measure(self, layer: int) -> LayerScore:
-        """Write the facts into one layer, ask, and take the change back. Where that gives no numbers, as float16 may
-        at some layers, the layer takes no edits.
-        """
+    def _measure(self, layer: int, keys: torch.Tensor, moment: torch.Tensor) -> LayerScore:
+        """A layer whose edit gives values that are not finite, as in float16, has the lowest score."""
         began = self._done
         try:
-            scores = self._scores_with(layer)
+            scores = self._scores_with(layer, keys, moment)
         except NonFiniteError as error:
-            _logger.warning("layer %d takes no edits: %s", layer, error.what)
+            _logger.warning("layer %d cannot be edited: %s", layer, error.what)
             scores = None
-        self._tell(began + self._work(layer))
+        self._advance(began + self.settings.steps + 1)
         if scores is None:
             return LayerScore(layer, 0.0, 0.0, 1.0 if self.controls else None, (0.0, 0.0))
         first, last = len(self._own), len(self._own) + len(self._other)
@@ -363,49 +351,37 @@ class _Scan:
             (_accuracy(own), _accuracy(other)),
         )
 
-    def _scores_with(self, layer: int) -> list[TargetScore]:
+    def _scores_with(self, layer: int, keys: torch.Tensor, moment: torch.Tensor) -> list[TargetScore]:
         """The scores of all questions with the facts written into one layer."""
-        began, steps = self._done, 0
-
-        def on_step(_: int) -> None:
-            nonlocal steps
-            steps += 1
-            self._tell(began + steps * _step_work(len(self.facts), self.depth, layer))
-
-        targets = find_targets(self.model, self.facts, self._searched, layer, self._site, self._target, on_step=on_step)
+        targets = find_targets(
+            self.model,
+            self.facts,
+            self._searched,
+            layer,
+            self._site,
+            self._target,
+            on_step=lambda _: self._advance(self._done + 1),
+        )
         device = solve_device(self.model)
-        columns = self._moments[layer].shape[0]
-        solver = make_solver("least_squares", {"ridge": self.settings.ridge * columns, "history": False})
-        keys, residuals = self._keys[layer].to(device), targets.delta.double().to(device)
-        change = solver.prepare(self._moments[layer].to(device)).solve(keys, residuals)
-        dtype = self.model.edits.sum_dtype
-        term = LowRankTerm(layer, change.left.to(self.model.device, dtype), change.right.to(self.model.device, dtype))
+        solver = make_solver("least_squares", {"ridge": self.settings.ridge * moment.shape[0], "history": False})
+        change = solver.prepare(moment.to(device)).solve(keys.to(device), targets.delta.double().to(device))
         edits = self.model.edits
-        mark = edits.savepoint([layer])
-        edits.add([term])
+        left, right = (factor.to(self.model.device, edits.sum_dtype) for factor in (change.left, change.right))
+        savepoint = edits.savepoint([layer])
+        edits.add([LowRankTerm(layer, left, right)])
         try:
             return score(self.model, [*self._own, *self._other, *self.controls])
         finally:
-            edits.rollback(mark)
+            edits.rollback(savepoint)
 
     def _read_moments(self, layers: Sequence[int]) -> dict[int, torch.Tensor]:
-        """C of each layer, with a little of the identity: a short text does not reach every direction of a wide W."""
-        settings = self.settings
-        blocks = max(layers) + 1
-
-        def on_read(tokens: int) -> None:
-            self._tell(self._done + tokens * blocks)
-
-        statistics = StatisticsSettings(
-            corpus=settings.corpus, tokens=settings.tokens, length=min(512, self.model.context_length)
-        )
+        """C of each layer plus a small multiple of the identity: a short text has no keys in some directions."""
         found = key_moments(
             self.model,
             layers,
-            open_corpus(statistics.corpus).documents(),
-            tokens=statistics.tokens,
-            length=statistics.length,
-            on_read=on_read,
+            open_corpus(self.settings.corpus).documents(),
+            tokens=self.settings.tokens,
+            length=min(512, self.model.context_length),
         )
         means = {layer: moment.mean for layer, moment in found.items()}
         return {
@@ -413,21 +389,13 @@ class _Scan:
             for layer, mean in means.items()
         }
 
-    def _work(self, layer: int) -> int:
-        """A search, and the questions, in the same unit."""
-        questions = len(self._own) + len(self._other) + len(self.controls)
-        return (
-            self.settings.steps * _step_work(len(self.facts), self.depth, layer)
-            + questions * _QUESTION_TOKENS * self.depth
-        )
-
-    def _tell(self, done: int) -> None:
+    def _advance(self, done: int) -> None:
         self._done = done
         self.report("scanning layers", min(done, self._total), self._total)
 
 
 def _probabilities(scores: Sequence[TargetScore]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Of each answer: the geometric mean over its tokens."""
+    """The probability of each answer: the geometric mean over its tokens."""
     return np.exp([found.log_probability for found in scores])
 
 
