@@ -278,7 +278,7 @@ class PaddedBatch:
         }
 
 
-def pad(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device, first_position: int = 0) -> PaddedBatch:
+def pad(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device) -> PaddedBatch:
     """Pad with token 0. Positions of padding repeat the nearest valid one."""
     length = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
@@ -287,7 +287,7 @@ def pad(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device, firs
         where = slice(length - len(row), length) if left else slice(0, len(row))
         ids[index, where] = torch.tensor(row, dtype=torch.long)
         mask[index, where] = 1
-    positions = (mask.cumsum(1) - 1).clamp_min(0) + first_position
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
     return PaddedBatch(ids.to(device), mask.to(device), positions.to(device), left)
 
 
