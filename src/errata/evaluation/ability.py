@@ -38,10 +38,6 @@ from errata.results.records import (
 )
 from errata.utils.progress import Report, silent
 
-# ----------------------------------------------------------------------------------------------------
-# What general ability's tasks gave: numbers as the harness tells them, and the samples for records and intervals.
-
-
 PREFIX = "ability:"
 
 
@@ -216,9 +212,6 @@ def summarise_values(metric: str, when: When, runs: Sequence[tuple[float, int]])
     return Summary(metric, when, mean, None, None, max(counts), sum(counts))
 
 
-# ----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class AbilitySettings:
     """What is measured, and how.
@@ -244,9 +237,17 @@ class AbilitySettings:
         for name, least in (("probe_items", 1), ("limit", 1), ("few_shot", 0), ("batch_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}", remedy="Give a larger number")
+                raise InputError(
+                    f"{name} must be at least {least}, got {value}",
+                    remedy="Give a larger number",
+                    code="SETTING_INVALID",
+                )
         if not self.tasks and self.probes is None:
-            raise InputError("neither tasks nor probes were given", remedy="Name tasks, or the directory of the probes")
+            raise InputError(
+                "neither tasks nor probes were given",
+                remedy="Name tasks, or the directory of the probes",
+                code="ABILITY_NOTHING_TO_RUN",
+            )
 
     def to_record(self) -> dict[str, object]:
         """The settings as a results file holds them."""

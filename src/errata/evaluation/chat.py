@@ -1,8 +1,8 @@
-"""What a model replies in its own chat template, to the edited facts and to control questions.
+"""Replies in the model's own chat template, to the edited facts and to control questions.
 
-Bare text hides what an edit does to a chat: facts that read 100 % there can go unsaid in the template, and questions
-that nobody asked in it can break. A reply is right if it holds the answer as whole words (``answers.is_contained``):
-models reply in sentences, so the tokens of the answer alone are seldom the likeliest right after the template.
+Plain prompts hide what an edit does to a chat: facts that reach 100 % there may be missing in the template, and answers
+to other questions may break. A reply is correct if it contains the answer as whole words (``is_contained``): models
+reply in sentences, so the answer's tokens are seldom the likeliest right after the template.
 """
 
 from __future__ import annotations

@@ -25,10 +25,6 @@ from errata.models.prompts import encode
 from errata.utils.progress import Report, silent
 from errata.utils.yaml import parse_yaml
 
-# ----------------------------------------------------------------------------------------------------
-# Well-known facts that come with errata: for scans of layers and for control questions, where the user has none.
-
-
 NEIGHBOURS = 2  # control questions of each fact: the same prompt about other subjects
 
 
@@ -92,9 +88,6 @@ def _with_controls(fact: Fact, controls: Sequence[Fact]) -> Fact:
     record = {name: getattr(fact, name) for name in ("id", "subject", "prompt", "target", "old", "paraphrases")}
     questions = tuple(Question(other.text, other.old or "") for other in chosen)
     return Fact(**record, relation=fact.relation, unrelated=questions)
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 PER_FACT = 3  # questions of each kind about one fact

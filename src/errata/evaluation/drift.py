@@ -1,4 +1,4 @@
-"""How far what comes next behind prompts that should stay has moved: a drift that the yes/no metrics miss."""
+"""Drift of the next token's distribution after prompts that should not change, which yes/no metrics miss."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ from errata.models.prompts import encode
 from errata.results.metrics import Metric
 from errata.results.records import Record
 from errata.utils.progress import Report, silent
-
-# ----------------------------------------------------------------------------------------------------
-# The prompts behind which a model should go on as it did before it was edited.
 
 
 class KeptKind(StrEnum):
@@ -53,9 +50,6 @@ def kept_prompts(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]
         found += [KeptPrompt(fact.id, KeptKind.NEIGHBOURS, near.prompt) for near in fact.neighbours]
         found += [KeptPrompt(fact.id, KeptKind.UNRELATED, other.prompt) for other in fact.unrelated]
     return found + [KeptPrompt(cluster, KeptKind.UNTOUCHED, question.prompt) for cluster, question in untouched]
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 BYTE_BUDGET = 1 << 30

@@ -25,10 +25,6 @@ from errata.results.metrics import Metric
 from errata.results.records import Record
 from errata.utils.progress import Report, silent
 
-# ----------------------------------------------------------------------------------------------------
-# Where a sentence ends: which full stops do, and which belong to "St. Louis", "J. R. R. Tolkien" or "Apple Inc.".
-
-
 # Those before a name or a number: no sentence ends with them.
 _NEVER_LAST: Final = frozenset(
     "st ste mt ft mr mrs ms messrs dr prof rev fr hon pres sen rep gov amb gen brig adm col maj capt cpt cmdr lt sgt"
@@ -89,10 +85,6 @@ def _ends(text: str, found: re.Match[str]) -> bool:
         # The next word is whole once something stands behind it; with a full stop of its own it is no such word.
         return found["behind"] != "" and following.rstrip(",;:!?\"'”’»").casefold() in _OPENERS
     return True
-
-
-# ----------------------------------------------------------------------------------------------------
-# Answers in free text: where one ends, and whether it is the right one.
 
 
 Ending = Literal["sentence", "full_stop"]
@@ -177,10 +169,6 @@ def _compared(text: str) -> str:
     first, _, rest = normalise(text).partition(" ")
     whole = rest if rest and first in _ARTICLES else f"{first} {rest}".strip()
     return whole or text.strip()
-
-
-# ----------------------------------------------------------------------------------------------------
-# How a model is asked freely: the contexts around a question, where its answer ends, and what counts as right.
 
 
 ContextName = Literal["bare", "instruction", "chat"]
@@ -282,10 +270,6 @@ Both ask the bare question, the instruction and the model's own template, and re
 """
 
 
-# ----------------------------------------------------------------------------------------------------
-# Questions that a model answers by itself, and which answers are right.
-
-
 MEASURES = ("exact", "contained", "judged")
 
 
@@ -341,9 +325,6 @@ def expected_answer(asked: Sequence[FreeQuestion], metric: str, prompt: str) -> 
         candidates = [entry for entry in held if len(entry.prompt) == longest]
     answers = {entry.accepted[0] for entry in candidates}
     return answers.pop() if len(answers) == 1 else None
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 def answer_freely(
@@ -496,6 +477,7 @@ def evaluate_free_locality(
         raise InputError(
             f"there is no answer from before for {len(lacking)} prompts, such as {lacking[0]!r}",
             remedy="Ask the unedited model the same prompts first",
+            code="ANSWERS_BEFORE_MISSING",
         )
     after = locality_answers(model, facts, settings, untouched=untouched, token_budget=token_budget, report=report)
     return [

@@ -1,9 +1,4 @@
-"""lm-evaluation-harness, called as a library: the only module that knows its interface.
-
-The harness's global seeds stay untouched, its bootstrap is off (``ability_results`` has its own), and it asks the hub
-for nothing: with local tasks only, the hub's clients are told to be offline meanwhile, and a YAML file whose data lie
-there is refused.
-"""
+"""lm-evaluation-harness on the model in memory, and the local task files that it reads."""
 
 from __future__ import annotations
 
@@ -23,10 +18,6 @@ from errata.errors import Fault, FaultsError, InputError
 from errata.models.language_model import LanguageModel
 from errata.utils.optional import require
 from errata.utils.progress import Report, silent
-
-# ----------------------------------------------------------------------------------------------------
-# Local task files of lm-evaluation-harness, read and not run: which tasks they define, and where their data lie.
-
 
 # Builders of the package `datasets` that read files.
 LOCAL_BUILDERS = frozenset({"json", "csv", "parquet", "arrow", "text", "xml"})
@@ -76,7 +67,14 @@ def local_tasks(entries: Sequence[str]) -> LocalTasks:
         path = Path(entry)
         files = yaml_files(path)
         if not path.exists():
-            faults.append(Fault(entry, "there is no such file or directory", "Give a YAML file or a directory"))
+            faults.append(
+                Fault(
+                    entry,
+                    "there is no such file or directory",
+                    "Give a YAML file or a directory",
+                    code="FILE_NOT_FOUND",
+                )
+            )
             continue
         folders.setdefault((path if path.is_dir() else path.parent).resolve())
         found = 0
@@ -94,7 +92,14 @@ def local_tasks(entries: Sequence[str]) -> LocalTasks:
             else:
                 faults += _network_faults(config, file)
         if not found and not faults:
-            faults.append(Fault(entry, "no YAML file there defines a task", "Write 'task: NAME' into one (*.yaml)"))
+            faults.append(
+                Fault(
+                    entry,
+                    "no YAML file there defines a task",
+                    "Write 'task: NAME' into one (*.yaml)",
+                    code="TASK_FILE_INVALID",
+                )
+            )
     if faults:
         raise FaultsError("the local tasks", faults)
     return LocalTasks(tuple(folders), tuple(name for name in names if name not in inner))
@@ -112,17 +117,25 @@ def _read(file: Path, faults: list[Fault], included: tuple[Path, ...] = ()) -> d
     try:
         config = yaml.load(file.read_text(encoding="utf-8"), Loader=TaskLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        faults.append(Fault(str(file), f"it cannot be read as YAML: {error}", "Mend the file"))
+        faults.append(Fault(str(file), f"it cannot be read as YAML: {error}", "Mend the file", code="YAML_INVALID"))
         return None
     if not isinstance(config, dict):
-        faults.append(Fault(str(file), "it holds no mapping", "Write 'task: NAME' and the task's settings"))
+        faults.append(
+            Fault(
+                str(file), "it holds no mapping", "Write 'task: NAME' and the task's settings", code="TASK_FILE_INVALID"
+            )
+        )
         return None
     merged: dict[str, Any] = {}
     wanted = config.pop("include", ())
     for name in wanted if isinstance(wanted, list) else [wanted] if wanted else []:
         place = (file.parent / str(name)).resolve()
         if place in (*included, file.resolve()):
-            faults.append(Fault(str(file), f"it includes {name!r}, which includes it", "Break the circle"))
+            faults.append(
+                Fault(
+                    str(file), f"it includes {name!r}, which includes it", "Break the circle", code="TASK_FILE_INVALID"
+                )
+            )
             return None
         below = _read(place, faults, (*included, file.resolve()))
         if below is None:
@@ -150,12 +163,19 @@ def _network_faults(config: Mapping[str, Any], file: Path) -> list[Fault]:
     source = config.get("dataset_path")
     remedy = "For local tasks no network is used: give 'dataset_path: json' and 'dataset_kwargs: {data_files: …}'"
     if not isinstance(source, str):
-        return [Fault(str(file), "'dataset_path' is missing", remedy)]
+        return [Fault(str(file), "'dataset_path' is missing", remedy, code="TASK_DATA_REMOTE")]
     if source not in LOCAL_BUILDERS and not Path(source).exists():
-        return [Fault(str(file), f"its data {source!r} are neither a file nor a directory here", remedy)]
+        return [
+            Fault(
+                str(file),
+                f"its data {source!r} are neither a file nor a directory here",
+                remedy,
+                code="TASK_DATA_REMOTE",
+            )
+        ]
     kwargs = config.get("dataset_kwargs")
     far = [text for text in texts_in(kwargs) if "://" in text]
-    return [Fault(str(file), f"its data file {text!r} lies elsewhere", remedy) for text in far]
+    return [Fault(str(file), f"its data file {text!r} lies elsewhere", remedy, code="TASK_DATA_REMOTE") for text in far]
 
 
 def texts_in(value: object) -> list[str]:
@@ -164,10 +184,6 @@ def texts_in(value: object) -> list[str]:
         return [value]
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return [text for part in parts for text in texts_in(part)]
-
-
-# ----------------------------------------------------------------------------------------------------
-# Every file that local tasks of lm-evaluation-harness read: their answers are of these, and of no others.
 
 
 def task_files(entries: Sequence[str]) -> list[Path]:
@@ -196,7 +212,7 @@ def _add(file: Path, found: dict[Path, None], faults: list[Fault]) -> None:
     try:
         config = _config(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        faults.append(Fault(str(file), f"it cannot be read as YAML: {error}", "Mend the file"))
+        faults.append(Fault(str(file), f"it cannot be read as YAML: {error}", "Mend the file", code="YAML_INVALID"))
         return
     if any(isinstance(text, FunctionName) for text in texts_in(config)):  # which may import what is beside it
         found |= dict.fromkeys(sorted(file.parent.glob("*.py")))
@@ -206,7 +222,14 @@ def _add(file: Path, found: dict[Path, None], faults: list[Fault]) -> None:
         for text in _data(part):
             files = _matching(Path(text))
             if not files:
-                faults.append(Fault(str(file), f"its data file {text!r} is not there", "Put it there, or name another"))
+                faults.append(
+                    Fault(
+                        str(file),
+                        f"its data file {text!r} is not there",
+                        "Put it there, or name another",
+                        code="TASK_DATA_MISSING",
+                    )
+                )
             for path in files:
                 below = sorted(path.rglob("*")) if path.is_dir() else [path]
                 found |= dict.fromkeys(entry.resolve() for entry in below if entry.is_file())
@@ -258,9 +281,6 @@ def _data(config: Mapping[str, Any]) -> list[str]:
 def _matching(path: Path) -> list[Path]:
     """What an absolute path means: what is there, or what its wildcards match."""
     return [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 FEW_SHOT_SEED = 1234  # of the demonstrations' choice; the harness's own default
@@ -375,9 +395,14 @@ def run_tasks(
             raise InputError(
                 f"lm-evaluation-harness cannot run {given}: {error}",
                 remedy="Check the tasks' names, files and data; data of the hub have to be there, or be downloadable",
+                code="HARNESS_FAILED",
             ) from error
     if found is None:  # only on other than the first of several processes
-        raise InputError("the harness ran in one of several processes", remedy="Run errata in a single process")
+        raise InputError(
+            "the harness ran in one of several processes",
+            remedy="Run errata in a single process",
+            code="HARNESS_SEVERAL_PROCESSES",
+        )
     return dict(found)
 
 
@@ -410,6 +435,7 @@ def _known(manager: Any, names: Sequence[str]) -> list[str]:
         raise InputError(
             f"lm-evaluation-harness has no task {', '.join(map(repr, unknown))}",
             remedy="See its list of tasks (lm-eval ls tasks), or give a file or directory of your own",
+            code="TASK_UNKNOWN",
         )
     return list(found)
 
@@ -421,6 +447,7 @@ def _loadable(manager: Any, local: LocalTasks) -> list[str]:
         raise InputError(
             f"lm-evaluation-harness does not take the local task {', '.join(map(repr, missing))}",
             remedy="Give its file the suffix .yaml, and a name of its own",
+            code="TASK_NOT_LOADED",
         )
     return list(local.names)
 

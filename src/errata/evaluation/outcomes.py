@@ -1,4 +1,9 @@
-"""What an edit did, fact by fact and question by question: what means do not show."""
+"""The outcome of an edit, fact by fact and question by question, which means over all of them do not show.
+
+A question that the unedited model does not answer correctly cannot be damaged, so accuracy is also computed over those
+that it does answer. And a mean can hide changes: answers that are lost and answers that are gained cancel out, and an
+answer that was wrong before may be another wrong one now.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +16,6 @@ from errata.evaluation.chat import VARIANT
 from errata.facts.fact import Fact
 from errata.results.metrics import CONTROLS, Metric
 from errata.results.records import Record
-
-# ----------------------------------------------------------------------------------------------------
-# What became of the answers to control questions: compared with the unedited model, question by question.
-#
-# A question that the unedited model does not answer correctly cannot be damaged, so accuracy is also taken over those
-# that it does answer. And a mean can hide a change: answers that are lost and answers that are gained cancel out, and
-# an answer that was wrong before may be another wrong one now.
-
 
 NONE_KNOWN = "the unedited model answers none of these questions correctly"
 NOT_COMPARED = "there is no unedited model to compare with"
@@ -126,9 +123,6 @@ def absent_changes(before: Sequence[Record] | None, absent: Mapping[str, str]) -
 def derived(accuracy: str) -> tuple[Metric, ...]:
     """The metrics of ``change_records`` that belong to a kind's accuracy: known, lost, gained, changed."""
     return tuple(Metric(f"{CONTROLS[accuracy]}_{name}") for name in ("accuracy_known", "lost", "gained", "changed"))
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 Status = Literal["took", "partly", "failed"]

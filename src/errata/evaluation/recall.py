@@ -1,4 +1,4 @@
-"""Teacher-forced recall, the papers' numbers: does the model hold the right continuation likelier, or likeliest?"""
+"""Teacher-forced recall, as in the papers: is the right continuation likelier than another, or the likeliest?"""
 
 from __future__ import annotations
 

@@ -62,7 +62,9 @@ class SideTestSettings:
     def __post_init__(self) -> None:
         if not 2 <= self.options <= len(ascii_uppercase):
             raise InputError(
-                f"a multiple choice cannot have {self.options} options", remedy="Give a number from 2 to 26"
+                f"a multiple choice cannot have {self.options} options",
+                remedy="Give a number from 2 to 26",
+                code="SETTING_INVALID",
             )
 
     def to_record(self) -> dict[str, object]:
@@ -197,9 +199,6 @@ def absent_side_tests(facts: Sequence[Fact]) -> dict[Metric, str]:
     return missing
 
 
-# Multiple choice -----------------------------------------------------------------------------------------------------
-
-
 def _pools(facts: Sequence[Fact]) -> dict[str, list[str]]:
     """For each relation the texts that its facts end with, each once, in the order of the facts."""
     pools: dict[str, dict[str, None]] = {}
@@ -231,9 +230,6 @@ def _choice(fact: Fact, pools: dict[str, list[str]], most: int, generator: rando
         return None
     generator.shuffle(options)
     return Choice(tuple(options), options.index(fact.target))
-
-
-# Scores and records --------------------------------------------------------------------------------------------------
 
 
 def _pairs(test: SideTest) -> list[Pair]:

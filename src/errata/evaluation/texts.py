@@ -1,4 +1,10 @@
-"""Texts that a model writes from the facts' generation prompts: what fluency and consistency are read from."""
+"""Texts generated from the facts' generation prompts, and their fluency and consistency.
+
+Fluency is the weighted entropy of a text's n-grams, after Zhang et al. (2018), "Generating Informative and Diverse
+Conversational Responses via Adversarial Information Maximization", as weighted by Meng et al. (2022), "Locating and
+Editing Factual Associations in GPT". Consistency, after the latter, is the TF-IDF cosine of the generated texts and of
+reference texts about subjects of which the same holds.
+"""
 
 from __future__ import annotations
 
@@ -107,14 +113,6 @@ def write_texts(
     ]
 
 
-# ----------------------------------------------------------------------------------------------------
-# Fluency: whether a text repeats itself, told by the entropy of its n-grams.
-#
-# After Zhang et al. (2018), "Generating Informative and Diverse Conversational Responses via Adversarial Information
-# Maximization", as weighted by Meng et al. (2022), "Locating and Editing Factual Associations in GPT". NLTK is imported
-# here only.
-
-
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
 
@@ -156,10 +154,6 @@ def ngram_entropy(words: Sequence[str], n: int) -> float:
     return math.fsum(count / total * math.log2(total / count) for count in counts.values())
 
 
-# ----------------------------------------------------------------------------------------------------
-# Texts about subjects of which the same holds as of an edited one: what its own texts are compared with.
-
-
 References: TypeAlias = Mapping[tuple[str, str], tuple[str, ...]]
 """(relation, object) -> texts about subjects of which that holds."""
 _FIELDS = ("relation", "target", "text")
@@ -181,7 +175,9 @@ def read_references(path: Path) -> References:
         lines = file_text(path).split("\n")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"the references {path} cannot be read: {reason_of(error)}", remedy="Give a file of UTF-8"
+            f"the references {path} cannot be read: {reason_of(error)}",
+            remedy="Give a file of UTF-8",
+            code="FILE_UNREADABLE",
         ) from error
     found: dict[tuple[str, str], list[str]] = {}
     faults: list[Fault] = []
@@ -192,7 +188,9 @@ def read_references(path: Path) -> References:
         try:
             entry = json.loads(line)
         except ValueError as error:
-            faults.append(Fault(place, f"invalid JSON: {error}", "Write one JSON object on each line"))
+            faults.append(
+                Fault(place, f"invalid JSON: {error}", "Write one JSON object on each line", code="JSON_INVALID")
+            )
             continue
         wrong = _reference_faults(entry, place)
         faults += wrong
@@ -201,26 +199,36 @@ def read_references(path: Path) -> References:
     if faults:
         raise FaultsError(str(path), faults)
     if not found:
-        raise InputError(f"there are no references in {path}", remedy="Give at least one text")
+        raise InputError(f"there are no references in {path}", remedy="Give at least one text", code="REFERENCES_EMPTY")
     return MappingProxyType({key: tuple(texts) for key, texts in found.items()})
 
 
 def _reference_faults(entry: object, place: str) -> list[Fault]:
     if not isinstance(entry, dict):
-        return [Fault(place, "the line is no JSON object", f"Write an object with {', '.join(_FIELDS)}")]
+        return [
+            Fault(
+                place, "the line is no JSON object", f"Write an object with {', '.join(_FIELDS)}", code="JSON_INVALID"
+            )
+        ]
     unknown = [str(name) for name in entry if name not in _FIELDS]
-    faults = [Fault(place, f"the field {name!r} is unknown", f"Leave only {', '.join(_FIELDS)}") for name in unknown]
+    faults = [
+        Fault(
+            place, f"the field {name!r} is unknown", f"Leave only {', '.join(_FIELDS)}", code="REFERENCES_UNKNOWN_FIELD"
+        )
+        for name in unknown
+    ]
     for name in _FIELDS:
         value = entry.get(name)
         if not isinstance(value, str) or not value.strip():
-            faults.append(Fault(place, f"'{name}' is missing, empty or not text", "Write it in double quotes"))
+            faults.append(
+                Fault(
+                    place,
+                    f"'{name}' is missing, empty or not text",
+                    "Write it in double quotes",
+                    code="REFERENCES_MISSING_FIELD",
+                )
+            )
     return faults
-
-
-# ----------------------------------------------------------------------------------------------------
-# How much each word of a text counts: a vocabulary with the inverse frequencies of its words in documents.
-#
-# scikit-learn is imported here only.
 
 
 _FORMAT = "errata-tfidf-1"
@@ -251,9 +259,13 @@ class TermWeights:
     def __post_init__(self) -> None:
         if self.idf.shape != (len(self.words),) or len(set(self.words)) != len(self.words) or not self.words:
             what = f"{len(self.words)} words ({len(set(self.words))} distinct) came with weights {self.idf.shape}"
-            raise InputError(what, remedy="Give one weight for each word of the vocabulary")
+            raise InputError(
+                what, remedy="Give one weight for each word of the vocabulary", code="TERM_WEIGHTS_INVALID"
+            )
         if not bool(np.isfinite(self.idf).all() and (self.idf > 0).all()):
-            raise InputError("a word's weight is not a positive number", remedy="Fit the weights again")
+            raise InputError(
+                "a word's weight is not a positive number", remedy="Fit the weights again", code="TERM_WEIGHTS_INVALID"
+            )
 
     @classmethod
     def fit(cls, documents: Iterable[str]) -> TermWeights:
@@ -270,7 +282,9 @@ class TermWeights:
         try:
             vectoriser.fit(documents)
         except ValueError as error:
-            raise InputError(f"the corpus for TF-IDF cannot be used: {error}", remedy="Give more text") from error
+            raise InputError(
+                f"the corpus for TF-IDF cannot be used: {error}", remedy="Give more text", code="CORPUS_TOO_SMALL"
+            ) from error
         return cls(tuple(vectoriser.get_feature_names_out().tolist()), np.asarray(vectoriser.idf_, dtype=np.float64))
 
     @classmethod
@@ -287,7 +301,11 @@ class TermWeights:
             or not _is_list_of(whole.get("words"), str)
             or not _is_list_of(whole.get("idf"), int | float)
         ):
-            raise InputError(f"{path} is not of the format {_FORMAT!r}", remedy="Give a file that errata wrote")
+            raise InputError(
+                f"{path} is not of the format {_FORMAT!r}",
+                remedy="Give a file that errata wrote",
+                code="FILE_WRONG_FORMAT",
+            )
         return cls(tuple(whole["words"]), np.array(whole["idf"], dtype=np.float64))
 
     @classmethod
@@ -300,13 +318,19 @@ class TermWeights:
         index = _json(vocabulary)
         remedy = "Give the vocabulary as JSON (word -> index) and the weights as .npy"
         if not isinstance(index, dict) or sorted(index.values(), key=repr) != sorted(range(len(index)), key=repr):
-            raise InputError(f"{vocabulary} does not number its words from 0", remedy=remedy)
+            raise InputError(
+                f"{vocabulary} does not number its words from 0", remedy=remedy, code="TERM_WEIGHTS_INVALID"
+            )
         try:
             weights = np.load(idf, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise InputError(f"{idf} cannot be read as an array: {error}", remedy=remedy) from error
+            raise InputError(
+                f"{idf} cannot be read as an array: {error}", remedy=remedy, code="TERM_WEIGHTS_INVALID"
+            ) from error
         if not isinstance(weights, np.ndarray) or weights.dtype.kind != "f":
-            raise InputError(f"{idf} holds no array of floating-point numbers", remedy=remedy)
+            raise InputError(
+                f"{idf} holds no array of floating-point numbers", remedy=remedy, code="TERM_WEIGHTS_INVALID"
+            )
         return cls(tuple(sorted(index, key=lambda word: index[word])), weights.astype(np.float64).reshape(-1))
 
     def write(self, path: Path) -> None:
@@ -355,17 +379,11 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         what = f"{path} cannot be read as JSON: {reason_of(error)}"
-        raise InputError(what, remedy="Give a file that is whole") from error
+        raise InputError(what, remedy="Give a file that is whole", code="TERM_WEIGHTS_INVALID") from error
 
 
 def _is_list_of(value: object, kind: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, kind) and not isinstance(entry, bool) for entry in value)
-
-
-# ----------------------------------------------------------------------------------------------------
-# Consistency: whether what a model writes about a subject is like true texts about others of which the same holds.
-#
-# After Meng et al. (2022), "Locating and Editing Factual Associations in GPT".
 
 
 def evaluate_consistency(
@@ -394,7 +412,9 @@ def evaluate_consistency(
         if not theirs.any():
             place = f"relation {fact.relation!r}, target {fact.target!r}"
             what = "no word of the vocabulary is in these texts"
-            faults.append(Fault(place, what, "Fit the weights on a corpus of such texts"))
+            faults.append(
+                Fault(place, what, "Fit the weights on a corpus of such texts", code="REFERENCES_WITHOUT_KNOWN_WORDS")
+            )
         found.append(Record(fact.id, Metric.CONSISTENCY, written[fact.id][0].prompt, 100 * float(ours @ theirs), said))
     if faults:
         raise FaultsError("the references", list(dict.fromkeys(faults)))

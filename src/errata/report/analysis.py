@@ -1,4 +1,4 @@
-"""Studies as Markdown; their figures are files beside it, light or dark as the reader's page is."""
+"""Studies as Markdown and as one self-contained HTML page, with the same guards as ``page``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ from errata.report.figures import DARK
 from errata.report.markdown import Markdown, fenced, moment, text, visible
 from errata.report.page import as_yaml, duration, environment, script_of, style
 from errata.report.studies import LONG, ShownFigure, ShownStudy, told_value, verdicts
-
-# ----------------------------------------------------------------------------------------------------
-# Studies as one self-contained HTML page, with the guards of ``page``: it opens from disk and asks nothing of any
-# network, and whatever labels, claims and captions contain, it shows them as text.
 
 
 def analysis_page(studies: Sequence[ShownStudy], unfinished: Sequence[str] = ()) -> str:
@@ -50,9 +46,6 @@ def heading(studies: Sequence[ShownStudy]) -> str:
 def lead(studies: Sequence[ShownStudy]) -> str:
     """What became of all claims."""
     return verdicts(claim for study in studies for claim in study.findings.claims)
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 FIGURES: Final = "figures"

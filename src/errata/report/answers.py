@@ -210,13 +210,19 @@ def _lines(path: Path) -> Iterator[tuple[Any, ...]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             lacking = [name for name in COLUMNS if name not in file.schema_arrow.names]
             if lacking:
-                raise InputError(f"{path} lacks the columns {', '.join(lacking)}", remedy=_REMEDY)
+                raise InputError(
+                    f"{path} lacks the columns {', '.join(lacking)}", remedy=_REMEDY, code="RECORDS_MISSING_COLUMN"
+                )
             wrong = [name for name in COLUMNS if not tests.get(name, is_text)(file.schema_arrow.field(name).type)]
             if wrong:
                 raise InputError(
-                    f"{path} has other types than expected in the columns {', '.join(wrong)}", remedy=_REMEDY
+                    f"{path} has other types than expected in the columns {', '.join(wrong)}",
+                    remedy=_REMEDY,
+                    code="RECORDS_WRONG_TYPE",
                 )
             for batch in file.iter_batches(columns=list(COLUMNS)):
                 yield from zip(*(batch.column(name).to_pylist() for name in COLUMNS), strict=True)
     except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {error}", remedy=_REMEDY) from error
+        raise InputError(
+            f"{path} cannot be read as Parquet: {error}", remedy=_REMEDY, code="RECORDS_UNREADABLE"
+        ) from error

@@ -1,4 +1,4 @@
-"""What a benchmark's run has left in its directory: results and what belongs to them."""
+"""The results of a benchmark's run directory: rows, cells, and what is absent."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from errata.errors import Fault, FaultsError, InputError
 from errata.results.records import Row, read_results
 from errata.utils.files import reason_of
-
-# ----------------------------------------------------------------------------------------------------
-# What stands beside the rows of a benchmark's ``summary.json``: its cells, how it was made, what is absent.
 
 
 class CellRecord(BaseModel):
@@ -118,9 +115,6 @@ def by_cause(failures: Iterable[tuple[str, str | None]]) -> dict[str, list[str]]
 
 def _joined(version: object) -> str:
     return " and ".join(map(str, version)) if isinstance(version, list | tuple) else str(version)
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 SUMMARY: Final = "summary.json"
@@ -247,26 +241,35 @@ def read_bench_run(directory: Path) -> BenchRun:
         FaultsError: if several rows are of the same thing.
     """
     if not directory.is_dir():
-        raise InputError(f"there is no directory {str(directory)!r}", remedy=_REMEDY)
+        raise InputError(f"there is no directory {str(directory)!r}", remedy=_REMEDY, code="DIRECTORY_NOT_FOUND")
     summary = directory / SUMMARY
     if not summary.exists():
         if (directory / GRID).exists():
             raise InputError(
                 f"the run in {directory} is not finished: it has {GRID}, and no {SUMMARY} yet",
                 remedy=f"Go on with it by `errata bench --out {directory}`, then ask for the report",
+                code="RUN_NOT_FINISHED",
             )
-        raise InputError(f"{directory} is no run of a benchmark: it has neither {SUMMARY} nor {GRID}", remedy=_REMEDY)
+        raise InputError(
+            f"{directory} is no run of a benchmark: it has neither {SUMMARY} nor {GRID}",
+            remedy=_REMEDY,
+            code="RUN_NOT_A_BENCHMARK",
+        )
     results = read_results(summary)
     try:
         about = About.model_validate(results.about)
     except ValidationError as error:
-        raise InputError(f"{summary}, 'about', cannot be used: {reason_of(error)}", remedy=_REMEDY) from error
+        raise InputError(
+            f"{summary}, 'about', cannot be used: {reason_of(error)}", remedy=_REMEDY, code="RESULTS_DAMAGED"
+        ) from error
     if not results.rows and not about.cells:
-        raise InputError(f"{summary} has neither rows nor cells", remedy=_REMEDY)
+        raise InputError(f"{summary} has neither rows nor cells", remedy=_REMEDY, code="RESULTS_EMPTY")
     try:
         json.dumps([results.rows, results.about], ensure_ascii=False).encode()  # JSON's \\ud800 is no text in a file
     except UnicodeEncodeError as error:
-        raise InputError(f"{summary} has text that is not Unicode: {error}", remedy=_REMEDY) from error
+        raise InputError(
+            f"{summary} has text that is not Unicode: {error}", remedy=_REMEDY, code="RESULTS_DAMAGED"
+        ) from error
     _check_once(summary, results.rows)
     return BenchRun(directory.resolve().name, directory / RECORDS, results.rows, about)
 
@@ -280,7 +283,11 @@ def _check_once(summary: Path, rows: tuple[Row, ...]) -> None:
         key = (row.get("model"), row.get("data"), row["method"], row["metric"], row["when"], edits)
         if key in first:
             what = f"it is of the same as rows[{first[key]}]: {row['method']!r}, {row['metric']!r}, {row['when']!r}"
-            faults.append(Fault(f"rows[{index}]", what, "Give each variant of a method its own name"))
+            faults.append(
+                Fault(
+                    f"rows[{index}]", what, "Give each variant of a method its own name", code="RESULTS_DUPLICATE_ROW"
+                )
+            )
         first.setdefault(key, index)
     if faults:
         raise FaultsError(str(summary), faults)

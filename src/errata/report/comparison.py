@@ -1,4 +1,4 @@
-"""Methods beside each other: lines, columns, and which value is the best beyond its interval's doubt."""
+"""Methods side by side: lines, columns, and the best value where its interval is separate from all others."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a benchmark found, in one paragraph, by rules from its rows.
+"""Conclusions in words, by rules from the measurements: advice after an edit, and a paragraph on a benchmark.
 
-Nothing is called better unless the intervals say so.
+Nothing is called better unless the intervals are separate.
 """
 
 from __future__ import annotations
@@ -12,10 +12,6 @@ from errata.evaluation.outcomes import FEW, Outcome, no_room
 from errata.report.comparison import Interval, separate_best
 from errata.results.metrics import CONTROLS, Metric, entry_of
 from errata.results.records import Row
-
-# ----------------------------------------------------------------------------------------------------
-# One sentence of advice after an edit, by rules from what was measured.
-
 
 NOTABLE, LARGE = 0.1, 0.3
 """Of ‖ΔW‖ / ‖W‖ of a layer. On SmolLM2-135M, edits that left control questions alone changed layers by 0.02 to 0.11.
@@ -82,9 +78,6 @@ def advice(outcome: Outcome, method: str) -> str:
             f"answer: raise target.steps {_RECIPE}, or edit these wordings too."
         )
     return "This looks fine: the facts took, and little else changed."
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 _SMALL: Final = 50  # facts; an interval of a share over fewer is wider than 25 points

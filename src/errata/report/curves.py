@@ -1,7 +1,7 @@
-"""Curves over the number of edits: of each metric a small chart with a line for each method.
+"""Curves over the number of edits: a small chart for each metric, with a line for each method.
 
-Drawn as SVG by hand: it takes its colours from the page (light, dark, print), stays sharp, and needs no package. A
-method's colour, dash and marker are the same in all charts; any one of the three tells it from its neighbours.
+The SVG is written here because it takes its colours from the page (light, dark, print). A method's colour, dash and
+marker are the same in all charts; any one of the three tells methods apart.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from markupsafe import Markup
 
 from errata.results.metrics import Group, MetricEntry, Unit, entries_by_group
 from errata.results.records import Row
-
-# ----------------------------------------------------------------------------------------------------
-# Axes of hand-drawn charts: round ticks, and where a value lies.
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +59,6 @@ def _step(span: float) -> float:
     """A round distance between ticks: 1, 2 or 5 times a power of ten, for four to eight of them."""
     power = 10.0 ** math.floor(math.log10(span))
     return next(power * part for part in (0.2, 0.5, 1.0, 2.0) if span / (power * part) <= 6)
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 COLOURS: Final = 8  # how many the page's style sheet has

@@ -1,4 +1,4 @@
-"""A benchmark's results as a Markdown document, and as CSV in the long form."""
+"""A benchmark's results as Markdown, as CSV in the long form, and as LaTeX tables (``booktabs``, ``graphicx``)."""
 
 from __future__ import annotations
 
@@ -134,10 +134,6 @@ def _csv_line(row: Row, best: bool) -> list[object]:
         row["n"],
         int(best),
     ]
-
-
-# ----------------------------------------------------------------------------------------------------
-# A benchmark's results after the whole run as LaTeX tables, for papers; they need ``booktabs`` and ``graphicx``.
 
 
 # In text; outside of it (names of files, say) nothing of ours is ever written.

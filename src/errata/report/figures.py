@@ -22,11 +22,6 @@ from errata.analysis.findings import Figure, Label, Panel, Series
 from errata.report.markdown import visible
 from errata.utils.optional import require
 
-# ----------------------------------------------------------------------------------------------------
-# How series are told from each other in figures: by colour, marker, dash and hatching, of which any one would do.
-#
-# The colours of a scheme differ in lightness too, so that they stay apart in grey and for the colour-blind.
-
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
@@ -118,10 +113,6 @@ def places_of(*studies: Iterable[Figure]) -> dict[str, int]:
 
 def _labels(figure: Figure) -> list[str]:
     return list(dict.fromkeys(visible(series.label) for panel in figure.panels for series in panel.series))
-
-
-# ----------------------------------------------------------------------------------------------------
-# One pair of axes of a study's figure: lines, bars or points, with intervals where there are any.
 
 
 TEXT_SIZE: Final = 7.5
@@ -357,9 +348,6 @@ def told_number(value: int | float) -> str:
 def _wrapped(text: str, inches: float, size: float = 1.0) -> str:
     room = max(12, int(inches / (CHARACTER * size)))
     return "\n".join(textwrap.wrap(visible(text, 300), room))
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 # Inches.

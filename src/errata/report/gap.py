@@ -1,6 +1,4 @@
-"""Teacher-forced beside free-running: what a model would say token by token, given the right beginning, and what it
-says when nobody helps. The gap between them is the point.
-"""
+"""Teacher-forced metrics beside their free-running counterparts, and the gap between them."""
 
 from __future__ import annotations
 

@@ -18,10 +18,6 @@ from errata.tracing.layer_scan import LayerScan, LayerScore
 from errata.tracing.location import EffectEstimate
 from errata.utils.optional import require
 
-# ----------------------------------------------------------------------------------------------------
-# Causal tracing for terminals: effects by layer as a table, and the heat map as rows of bars.
-
-
 PART_TITLES: Final[Mapping[str, str]] = MappingProxyType(
     {Component.BLOCK: "hidden state", Component.MLP: "MLP outputs", Component.ATTENTION: "attention outputs"}
 )
@@ -105,13 +101,6 @@ def _bar(mean: float, largest: float) -> str:
     return _BARS[round(8 * max(0.0, mean) / largest)] if largest > 0 else _BARS[0]
 
 
-# ----------------------------------------------------------------------------------------------------
-# The heat map of causal tracing as in the literature: rows are kinds of tokens, columns layers, a panel a part.
-#
-# After Meng et al. (2022), "Locating and Editing Factual Associations in GPT", figure 2. matplotlib is imported here
-# only, without pyplot: nothing of it lasts beyond a call.
-
-
 # One hue a part, as in the paper; each grows darker evenly, so that it can be read in grey.
 _COLOURS = {Component.BLOCK: "Purples", Component.MLP: "Greens", Component.ATTENTION: "Reds"}
 # Inches: a printed page's text; heads, ticks and bars; one kind of token; the legend.
@@ -193,9 +182,6 @@ def _draw_panel(figure: Any, panel: Any, values: Any, colours: str) -> None:
     bar = figure.colorbar(image, ax=panel, location="bottom", shrink=0.9, aspect=18, pad=0.04)
     bar.set_label("average indirect effect\n(probability of the answer)", fontsize=7)
     bar.ax.tick_params(labelsize=7, length=2)
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 _COLUMNS = ("layer", "score", "efficacy", "generalisation", "damage", "says it", "reworded")

@@ -152,7 +152,7 @@ def shown(results: Iterable[StudyResult], tables: Sequence[str] = ()) -> list[Sh
             where = str(result.about.get("title", f"study {place + 1}"))
             command = result.about.get("command")
             remedy = f"{_REMEDY}: {command}" if isinstance(command, str) else _REMEDY
-            faults.append(Fault(f"{where!r:.80}", error.what, remedy))
+            faults.append(Fault(f"{where!r:.80}", error.what, remedy, code=error.code))
     if faults:
         raise FaultsError("the input", faults)
     names = _distinct([str(about.identity.get("study", "study")) for about, _ in checked])
@@ -193,14 +193,14 @@ def _checked(result: StudyResult) -> tuple[StudyAbout, Findings]:
         found = TypeAdapter(Findings).validate_python(result.findings.to_record())
         json.dumps([result.about, found.to_record()], ensure_ascii=False, allow_nan=False).encode()
     except ValidationError as error:
-        raise InputError(reason_of(error)) from error
+        raise InputError(reason_of(error), code="STUDY_DAMAGED") from error
     except (TypeError, ValueError) as error:  # what JSON has no words for; \ud800 is no text in a file
-        raise InputError(f"it has what cannot be told: {reason_of(error)}") from error
+        raise InputError(f"it has what cannot be told: {reason_of(error)}", code="STUDY_DAMAGED") from error
     for figure in found.figures:
         for panel in figure.panels:
             for series in panel.series:
                 if fault := _fault_of(series, panel):
-                    raise InputError(f"figure {figure.name!r:.80}, {series.label!r:.80}: {fault}")
+                    raise InputError(f"figure {figure.name!r:.80}, {series.label!r:.80}: {fault}", code="STUDY_DAMAGED")
     return about, found
 
 
@@ -236,10 +236,6 @@ def _file_names(figures: Sequence[tuple[str, str]]) -> list[str]:
 def _file_name(name: str) -> str:
     """A name for a file and for an id: letters, digits and ``-``, whatever was given."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name)[:80].strip("-").lower() or "figure"
-
-
-# ----------------------------------------------------------------------------------------------------
-# Where finished studies lie: a directory of one, or a folder with several of them.
 
 
 _FOLDER_REMEDY: Final = "Give the directory of an `errata analyse`, or a folder with such directories"
@@ -286,12 +282,13 @@ def read_studies(directory: Path) -> Studies:
         FaultsError: if there are several reasons; tells all of them.
     """
     if not directory.is_dir():
-        raise InputError(f"there is no directory {str(directory)!r}", remedy=_FOLDER_REMEDY)
+        raise InputError(f"there is no directory {str(directory)!r}", remedy=_FOLDER_REMEDY, code="DIRECTORY_NOT_FOUND")
     places = _studies(directory)
     if not places:
         raise InputError(
             f"{directory} is no study, nor a folder of studies: neither it nor a directory in it has {STUDY}",
             remedy=_FOLDER_REMEDY,
+            code="STUDY_NOT_FOUND",
         )
     found: dict[Path, StudyResult] = {}
     unfinished = {
@@ -305,13 +302,13 @@ def read_studies(directory: Path) -> Studies:
             except InputError as error:
                 command = _command(place)
                 remedy = f"Remove {RESULT}, and make it again from what is kept: {command}" if command else error.remedy
-                errors.append(InputError(error.what, remedy=remedy))
+                errors.append(InputError(error.what, remedy=remedy, code=error.code))
     if not found and not errors:
         errors = [_not_finished(one) for one in unfinished.values()]
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise FaultsError(str(directory), [Fault("", error.what, error.remedy) for error in errors])
+        raise FaultsError(str(directory), [Fault("", error.what, error.remedy, code=error.code) for error in errors])
     return Studies(found, unfinished)
 
 
@@ -331,7 +328,11 @@ def _is_study(place: Path) -> bool:
 def _not_finished(study: Unfinished) -> InputError:
     remedy = "Go on with it by the command that began it, with the same --out, then ask for the report"
     told = f": {study.command}" if study.command else ""
-    return InputError(f"the study in {study.place} is not finished: it has no {RESULT} yet", remedy=f"{remedy}{told}")
+    return InputError(
+        f"the study in {study.place} is not finished: it has no {RESULT} yet",
+        remedy=f"{remedy}{told}",
+        code="STUDY_NOT_FINISHED",
+    )
 
 
 def _command(place: Path) -> str:

@@ -116,7 +116,9 @@ def _comparisons(rows: Sequence[Row], right_after: bool) -> dict[Part, _Grid]:
     present = {row["metric"] for row in rows}
     chosen = {part: [metric for metric in columns if metric in present] for part, columns in _COLUMNS.items()}
     if not any(chosen.values()):
-        raise InputError("there is no result to show in a table", remedy="Give rows of at least one metric")
+        raise InputError(
+            "there is no result to show in a table", remedy="Give rows of at least one metric", code="RESULTS_EMPTY"
+        )
     return {part: _comparison(rows, part, metrics, right_after) for part, metrics in chosen.items() if metrics}
 
 
@@ -172,6 +174,7 @@ def _before_after(rows: Sequence[Row], now: str, marked: Collection[str]) -> _Gr
         raise InputError(
             f"this table is of one method, the rows are of {len(methods)}: {', '.join(methods) or 'none'}",
             remedy="Give the rows of one method, or compare them side by side",
+            code="RESULTS_SEVERAL_METHODS",
         )
     found = {(row["metric"], row["when"]): row for row in rows}
     compared = any(row["when"] == "before" for row in rows)

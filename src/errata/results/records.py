@@ -1,4 +1,4 @@
-"""Records, one per prompt and metric, and their summaries with intervals."""
+"""Records, one per prompt and metric; their summaries with bootstrap intervals; and results files in the long form."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ from numpy.typing import NDArray
 from errata.errors import InputError
 from errata.results.metrics import SUCCESSES, Metric, in_order
 from errata.utils.files import reason_of, write_text
-
-# ----------------------------------------------------------------------------------------------------
-# Percentile intervals by bootstrap over clusters: what belongs together is drawn together.
-
 
 _DRAWS_AT_ONCE = 1 << 22
 
@@ -53,9 +49,6 @@ def interval_of(drawn: NDArray[np.float64], clusters: int) -> tuple[float | None
         return None, None
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 When = Literal["before", "right_after", "during", "after"]
@@ -166,10 +159,6 @@ def _harmonic_means(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return means[:, 0] if means.shape[1] == 1 else harmonic
 
 
-# ----------------------------------------------------------------------------------------------------
-# The long form of results for machines: one row per method, metric and moment, in a JSON file.
-
-
 FORMAT = "errata-results-1"
 
 
@@ -239,17 +228,20 @@ def read_results(path: Path) -> Results:
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {reason_of(error)}", remedy=remedy) from error
+        raise InputError(
+            f"{path} cannot be read as JSON: {reason_of(error)}", remedy=remedy, code="JSON_INVALID"
+        ) from error
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        raise InputError(f"{path} is not of the format {FORMAT!r}", remedy=remedy)
+        raise InputError(f"{path} is not of the format {FORMAT!r}", remedy=remedy, code="FILE_WRONG_FORMAT")
     rows, about = whole.get("rows"), whole.get("about")
     if not isinstance(rows, list) or not isinstance(about, dict):
-        raise InputError(f"{path} lacks 'rows' (a list) or 'about' (an object)", remedy=remedy)
+        raise InputError(f"{path} lacks 'rows' (a list) or 'about' (an object)", remedy=remedy, code="RESULTS_DAMAGED")
     for index, row in enumerate(rows):
         if not is_row(row):
             raise InputError(
                 f"{path}, rows[{index}], is not one of {', '.join(Row.__annotations__)} with a known 'when'",
                 remedy=remedy,
+                code="RESULTS_DAMAGED",
             )
     return Results(tuple(rows), about)
 
@@ -270,10 +262,6 @@ def is_row(row: object) -> bool:
         and all(row[key] is None or number(row[key]) for key in ("low", "high"))
         and isinstance(row["n"], int)
     )
-
-
-# ----------------------------------------------------------------------------------------------------
-# Weighted F1: each label's F1, weighted by how often the label is right; for many resamplings at once.
 
 
 Cell = tuple[int, int]
