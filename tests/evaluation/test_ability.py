@@ -37,6 +37,7 @@ from errata.results.records import Summary, confusion_cells, summarise, weighted
 from tests.reference.likelihood import greedy, mean_log_probability
 from tests.reference.likelihood import weighted_f1 as weighted_f1_by_definition
 from tests.support.editing import tiny_language_model
+from tests.support.errors import raises_code
 
 FAMILIES = [
     "gpt2",
@@ -230,13 +231,13 @@ def test_tasks_that_cannot_run_are_refused(local: Path, tmp_path: Path, no_netwo
         assert words in str(error.value)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(FaultsError, match="defines a task"):
+    with raises_code("TASK_FILE_INVALID", FaultsError):
         local_tasks([str(empty)])
     (empty / "wrong.yaml").write_text(
         f"task: wrong\ndataset_path: json\ndataset_kwargs: {{data_files: {tmp_path / 'nowhere.json'}}}\n",
         encoding="utf-8",
     )
-    with pytest.raises(InputError, match="cannot run"):
+    with raises_code("HARNESS_FAILED", InputError):
         measure_ability(model, AbilitySettings(tasks=(str(empty),)))
 
 
@@ -253,7 +254,7 @@ def test_names_are_looked_for_in_the_harness(monkeypatch: pytest.MonkeyPatch) ->
             super().__init__(include_defaults=False)
 
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", Short)
-    with pytest.raises(InputError, match="no task 'no-such-task-there', 'nor_this'"):
+    with raises_code("TASK_UNKNOWN", InputError):
         run_tasks(tiny_language_model("gpt2"), ["no-such-task-there", "nor_this"])
     assert asked == [{"include_path": None, "include_defaults": True}]
 
@@ -266,9 +267,9 @@ def test_what_cannot_run_is_told_before_it_is_run(
     full = lm_eval.tasks.TaskManager
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **options: full(**options | {"include_defaults": False}))
     check_tasks([str(local)])
-    with pytest.raises(InputError, match="no task 'no-such-task-there'"):
+    with raises_code("TASK_UNKNOWN", InputError):
         check_tasks([str(local), "no-such-task-there"])
-    with pytest.raises(InputError, match="no such file"):
+    with raises_code("FILE_NOT_FOUND", InputError):
         check_tasks(["./not-there.yaml"])
     (local.parent / "data.json").unlink()
     with pytest.raises(FaultsError, match=r"its data file '.*data\.json' is not there"):
@@ -298,9 +299,9 @@ def test_all_files_that_tasks_read_are_found(local: Path, tmp_path: Path, monkey
 
 
 def test_settings() -> None:
-    with pytest.raises(InputError, match="neither tasks nor probes"):
+    with raises_code("ABILITY_NOTHING_TO_RUN", InputError):
         AbilitySettings()
-    with pytest.raises(InputError, match="batch_size must be at least 1"):
+    with raises_code("SETTING_INVALID", InputError):
         AbilitySettings(tasks=("mmlu",), batch_size=0)
     record = AbilitySettings(tasks=("mmlu",), probes=Path("here")).to_record()
     assert json.loads(json.dumps(record)) == record

@@ -24,6 +24,7 @@ from errata.results.records import Record
 
 from tests.reference.likelihood import mean_log_probability, target_log_probabilities
 from tests.support.editing import tiny_language_model
+from tests.support.errors import raises_code
 from tests.support.three_words import three_token_model
 
 FACTS = (
@@ -193,7 +194,7 @@ def test_what_is_absent_is_told_with_its_reason() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(InputError, match="1 options"):
+    with raises_code("SETTING_INVALID", InputError):
         SideTestSettings(options=1)
     model = tiny_language_model("llama")
     model.model.model.norm.weight[3] = math.nan

@@ -31,6 +31,7 @@ from errata.results.metrics import Metric
 from tests.reference.generation import continue_slowly
 from tests.reference.texts import cosine, entropy, inverse_frequencies
 from tests.support.editing import tiny_language_model
+from tests.support.errors import raises_code
 from tests.support.three_tokens import three_token_model
 
 PROMPTS = ("Danielle Darrieux was born in", "The mother tongue of Danielle Darrieux", "Danielle Darrieux was born in")
@@ -151,21 +152,21 @@ def test_weights_from_files(tmp_path: Path) -> None:
     assert published.vectors([TEXT])[0].tolist() == pytest.approx(weights.vectors([TEXT])[0][order].tolist())
     (tmp_path / "other.json").write_text('{"words": ["a"]}', encoding="utf-8")
     (tmp_path / "vocabulary.json").write_text('{"a": 0, "b": 2}', encoding="utf-8")
-    with pytest.raises(InputError, match="errata-tfidf-1"):
+    with raises_code("FILE_WRONG_FORMAT", InputError):
         TermWeights.read(tmp_path / "other.json")
     with pytest.raises(InputError, match="cannot be read"):
         TermWeights.read(tmp_path / "none.json")
-    with pytest.raises(InputError, match="does not number its words"):
+    with raises_code("TERM_WEIGHTS_INVALID", InputError):
         TermWeights.read_published(tmp_path / "vocabulary.json", tmp_path / "idf.npy")
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}]), allow_pickle=True)
     (tmp_path / "vocabulary.json").write_text('{"a": 0}', encoding="utf-8")
-    with pytest.raises(InputError, match="cannot be read as an array"):
+    with raises_code("TERM_WEIGHTS_INVALID", InputError):
         TermWeights.read_published(tmp_path / "vocabulary.json", tmp_path / "objects.npy")
-    with pytest.raises(InputError, match=r"1 words .* came with weights"):
+    with raises_code("TERM_WEIGHTS_INVALID", InputError):
         TermWeights.read_published(tmp_path / "vocabulary.json", tmp_path / "idf.npy")
-    with pytest.raises(InputError, match="not a positive number"):
+    with raises_code("TERM_WEIGHTS_INVALID", InputError):
         TermWeights(("a",), np.array([math.nan]))
-    with pytest.raises(InputError, match="corpus"):
+    with raises_code("CORPUS_TOO_SMALL", InputError):
         TermWeights.fit(["a b c"])
 
 
@@ -182,7 +183,7 @@ def test_references_from_a_file(tmp_path: Path) -> None:
     for part in ("'txt' is unknown", "'target' is missing", "'text' is missing", ":2: the line", ":3: invalid JSON"):
         assert part in told
     path.write_text("\n", encoding="utf-8")
-    with pytest.raises(InputError, match="no references"):
+    with raises_code("REFERENCES_EMPTY", InputError):
         read_references(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_references(tmp_path / "none.jsonl")

@@ -28,6 +28,7 @@ from errata.results.metrics import Metric
 from errata.results.records import Row, When
 
 from tests.support.editing import tiny_recipe
+from tests.support.errors import raises_code
 
 HOSTILE = (
     "a | b",
@@ -179,7 +180,7 @@ def test_names_of_patches_models_methods_and_metrics_do_nothing_either(words: st
     assert html_of(tokens) == ["<details>", f"<summary>The recipe of {text(words)}</summary>", "</details>"]
     heads = [tokens[index + 1].content for index, token in enumerate(tokens) if token.type == "heading_open"]
     assert heads[1:] == [
-        "What was changed", "What that did to everything else", "How", "Load it", "Undo it", "Base", "Limits",
+        "What was changed", "Side effects", "How", "Load it", "Undo it", "Base", "Limits",
     ]  # fmt: skip
     assert [len(table) for table in tables_of(tokens)] == [2, 3, 2]
     spoken = [child.type for token in tokens for child in (token.children or [])]
@@ -220,10 +221,10 @@ def test_a_fact_that_was_told_again_names_the_patch_that_did() -> None:
     stack = stack_of(patch_of([one_fact()]), patch_of([one_fact(target="Rome", truth="Lisbon")]))
     cells = tables_of(tokens_of(front_and_body(made(stack))[1]))[0]
     assert [line[2:5] for line in cells[1:]] == [
-        ["not told", "Lisbon (told again by b)", "a"],
+        ["unknown", "Lisbon (edited again by b)", "a"],
         ["Lisbon", "Rome", "b"],
     ]
-    assert "1 that a later patch was told again is in the patches alone" in made(stack)
+    assert "1 that a later patch edited again is in the patches alone" in made(stack)
 
 
 def test_without_measurements_the_card_says_so_plainly() -> None:
@@ -249,7 +250,7 @@ def test_measurements_stand_in_a_table_with_what_could_not_be_measured() -> None
     assert "**Nothing was written for 1 of them** (one)" in whole
     after = replace(measured, rows=tuple(one for one in rows if one["when"] == "after"), before="")
     assert "these numbers tell no change" in made(stack_of(patch_of([one_fact()])), after)
-    with pytest.raises(InputError, match="of one method"):
+    with raises_code("RESULTS_SEVERAL_METHODS", InputError):
         made(stack_of(patch_of([one_fact()])), replace(measured, rows=(*rows, row("score", "after", 1, "other"))))
 
 

@@ -81,7 +81,7 @@ class TaskResult:
 
     Attributes:
         group: ``probes`` for the papers' probes, else the empty text.
-        metrics: name -> number. A filter of the harness other than its default stands behind the name and a comma.
+        metrics: name -> number. A filter of the harness other than its default follows the name and a comma.
         samples: in the order of the task's data; empty for a group of the harness, whose numbers are its tasks' means.
     """
 
@@ -119,7 +119,7 @@ class Ability:
         }
 
     def values(self) -> dict[str, tuple[float, int]]:
-        """The other numbers, by their full names: (value as the harness tells it, samples). They are no means over
+        """The other numbers, by their full names: (value as the harness reports it, samples). They are no means over
         samples that are there (F1, perplexities, numbers of groups), so nothing can be drawn from them."""
         others = {record.metric for record in self.records()} | self.labels().keys()
         return {
@@ -130,7 +130,7 @@ class Ability:
         }
 
     def summaries(self, when: When, *, seed: int = 0, resamples: int = 1000) -> list[Summary]:
-        """Every number with its 95 % interval by bootstrap over samples; without one where that cannot be told."""
+        """Every number with its 95 % interval by bootstrap over samples; without one where there is none."""
         labels = self.labels()
         of_means = {entry.metric: entry for entry in summarise(self.records(), when, seed=seed, resamples=resamples)}
         found = []
@@ -327,7 +327,7 @@ def _stderr(values: Sequence[object], value: float) -> float | None:
 
 
 def _samples(logged: Sequence[Mapping[str, Any]]) -> tuple[Sample, ...]:
-    """One for each question; what several filters made of its answer stands under several names."""
+    """One for each question; the values of several filters have several names."""
     found: dict[str, Sample] = {}
     for entry in logged:
         values: dict[str, float] = {}

@@ -5,8 +5,8 @@ and the authors' code (zjunlp/EasyEdit, ``easyeditor/evaluate/evaluate_utils.py`
 ``examples/run_concept_editing.py``), from where the question, its two demonstrations, the two new tokens and the 40
 tokens of a generated definition are.
 
-- *reliability*, *generalisation*: share of the new definition's tokens that are the likeliest, behind the prompt and
-  behind its paraphrases;
+- *reliability*, *generalisation*: share of the new definition's tokens that are the likeliest, after the prompt and
+  after its paraphrases;
 - *locality*: share of the tokens of other concepts' definitions for which edited and unedited model hold the same token
   likeliest; beside it the share that is right, which needs no unedited model;
 - *instances*: share of questions "Whether {instance} belongs to category {concept}?" that are answered yes, for
@@ -46,7 +46,7 @@ class ConceptSettings:
     """How concepts are asked.
 
     Attributes:
-        demonstrations: what stands before the question about an instance.
+        demonstrations: text before the question about an instance.
         answer_tokens: new tokens that yes or no is looked for in.
         definition_tokens: new tokens of a generated definition.
         batch_size: prompts that are continued at once; the answers do not depend on it.
@@ -67,9 +67,9 @@ class ConceptReading:
     """What a model says about concepts at one moment; ``concept_records`` makes records of one, or of two.
 
     Attributes:
-        scores: of new definitions behind prompts and paraphrases, and of answers behind unrelated questions.
-        answers: text behind each question about an instance or non-instance.
-        definitions: for each concept's id the text that it generates behind the prompt.
+        scores: of new definitions after prompts and paraphrases, and of answers after unrelated questions.
+        answers: text generated after each question about an instance or non-instance.
+        definitions: for each concept's id the text generated after the prompt.
     """
 
     scores: dict[Pair, TargetScore]
@@ -78,7 +78,7 @@ class ConceptReading:
 
 
 def read_answer(text: str) -> bool | None:
-    """Yes if "yes" stands in the text, else no if "no" does, else None; as in the authors' code."""
+    """Yes if "yes" is in the text, else no if "no" does, else None; as in the authors' code."""
     low = text.lower()
     return True if "yes" in low else False if "no" in low else None
 

@@ -94,7 +94,7 @@ PER_FACT = 3  # questions of each kind about one fact
 ANSWER_TOKENS = 4
 DRAWN: Final = ("own", "neighbours")  # the fields of facts whose questions are drawn here
 _PUNCTUATION: Final = re.compile(r"[,.;:!?()\"。，、；：！？]")
-KIND_PROMPT = "{} is a"  # what follows it tells subjects of one kind from others
+KIND_PROMPT = "{} is a"  # the continuation distinguishes kinds of subjects
 OWN_PROMPTS = (
     "{} is known for",
     "The most important thing about {} is",
@@ -247,7 +247,7 @@ def first_phrase(text: str) -> str:
 
 
 def says_something(answer: str) -> bool:
-    """Whether an answer holds a name or a number, as far as its letters tell: scripts without capitals always do."""
+    """Whether an answer holds a name or a number, judged by its letters: scripts without capitals always do."""
     return any(sign.isdigit() or (sign.isalpha() and not sign.islower()) for sign in answer)
 
 

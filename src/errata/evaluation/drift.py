@@ -82,7 +82,7 @@ def evaluate_drift(
         untouched: questions about other subjects with their clusters.
         token_budget: most padded tokens of one forward pass; the values do not depend on it.
         byte_budget: of a chunk's log-probabilities before the edit; a chunk has at least one prompt.
-        report: told the prompts read, of how many.
+        report: progress callback.
 
     Raises:
         InputError: if a prompt is too long for the model.

@@ -25,21 +25,21 @@ from errata.results.metrics import Metric
 from errata.results.records import Record
 from errata.utils.progress import Report, silent
 
-# Those before a name or a number: no sentence ends with them.
+# Abbreviations before a name or a number: no sentence ends with them.
 _NEVER_LAST: Final = frozenset(
     "st ste mt ft mr mrs ms messrs dr prof rev fr hon pres sen rep gov amb gen brig adm col maj capt cpt cmdr lt sgt"
     " pvt no nos vol vols fig figs vs ca approx cf pp op ed eds".split()
 )
-# Those behind a name, or anywhere: a sentence may end with them.
+# Abbreviations after a name, or anywhere: a sentence may end with them.
 _MAYBE_LAST: Final = frozenset("jr sr inc ltd co corp bros cos dept univ assn etc al est ave blvd rd ph.d".split())
-# Words that begin sentences and seldom names. Behind an abbreviation, only they tell that a sentence ended with it.
+# Words that begin sentences and seldom names. After an abbreviation, only they show that a sentence ended with it.
 _OPENERS: Final = frozenset(
     "the a an he she it they we you i his her its their this that these those there here in on at as after before"
     " when while since although because but and or so if however also both most many some other during from for with"
     " by to of who what where which why how is was are were q a question answer".split()
 )
-_FULL_STOP: Final = re.compile(r"""(?<!\.)\.["'”’»)\]]*(?=(?P<gap>\s+)(?P<next>["'“‘«(\[]*\S+)(?P<behind>\s?))""")
-# Full stops of scripts that need no space behind them. What follows must be seen: quotes may still close.
+_FULL_STOP: Final = re.compile(r"""(?<!\.)\.["'”’»)\]]*(?=(?P<gap>\s+)(?P<next>["'“‘«(\[]*\S+)(?P<rest>\s?))""")
+# Full stops of scripts that need no space after them. What follows must be seen: quotes may still close.
 _FULL_WIDTH_STOP: Final = re.compile(
     """[。｡！？។៕။।॥]+["'”’»」』）〉》】)\\]]*(?=[^。｡！？។៕။।॥"'”’»」』）〉》】)\\]])"""
 )
@@ -47,17 +47,17 @@ _WORD_BEFORE: Final = re.compile(r"[\w.]*\Z")
 
 
 def first_sentence_end(text: str) -> int | None:
-    """Where the first sentence ends, its full stop and closing quotes included; None as long as that cannot be told.
+    """Where the first sentence ends, its full stop and closing quotes included; None while that is undecided.
 
     A full stop ends a sentence if space and then something other than a small letter follow, unless
 
     - digits alone stand between it and the beginning of the line: "1. Paris" is an item of a list;
-    - it stands behind an abbreviation of what a name or a number follows, such as "St." or "No.";
-    - it stands behind another abbreviation, a single letter or letters with full stops between them ("Inc.", "J.",
+    - it follows an abbreviation that precedes a name or a number, such as "St." or "No.";
+    - it follows another abbreviation, a single letter or letters with full stops between them ("Inc.", "J.",
       "U.S."), and the next whole word is not one that often begins sentences;
     - it is one of several dots.
 
-    The full stops of other scripts (。 ។ ။ ।) and the wide ！ and ？ always end one, and need no space behind them.
+    The full stops of other scripts (。 ។ ။ ।) and the wide ！ and ？ always end one, and need no space after them.
 
     The rules see no further than the next word, so what they say of a text holds of every longer one: a text that
     grows can be asked each time. Question and exclamation marks end nothing ("Yahoo! Inc.").
@@ -82,8 +82,8 @@ def _ends(text: str, found: re.Match[str]) -> bool:
         return False
     letters = word.split(".")
     if word in _MAYBE_LAST or (word and all(len(part) == 1 and part.isalpha() for part in letters)):
-        # The next word is whole once something stands behind it; with a full stop of its own it is no such word.
-        return found["behind"] != "" and following.rstrip(",;:!?\"'”’»").casefold() in _OPENERS
+        # The next word is complete once something follows it; with a full stop of its own it is no such word.
+        return found["rest"] != "" and following.rstrip(",;:!?\"'”’»").casefold() in _OPENERS
     return True
 
 
@@ -98,7 +98,7 @@ def answer_end(text: str, ending: Ending) -> int | None:
     """Where the answer in a growing text ends: at the first newline, or earlier; None if it may still go on.
 
     Args:
-        ending: ``sentence``: behind the full stop of the first sentence (see ``first_sentence_end``);
+        ending: ``sentence``: after the full stop of the first sentence (see ``first_sentence_end``);
             ``full_stop``: before the first full stop of any kind.
     """
     newline = text.find("\n")
@@ -154,7 +154,7 @@ def is_repeated(answer: str, accepted: Sequence[str]) -> bool:
 
 
 def _count(words: str, text: str) -> int:
-    """How many times a text stands in another as whole words, side by side; 0 of an empty text."""
+    """How many times a text occurs in another as consecutive whole words; 0 for an empty text."""
     count, place = 0, words.find(text) if text else -1
     while place >= 0:
         end = place + len(text)
@@ -177,7 +177,7 @@ _PLACE: Final = "{}"
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What stands around a question.
+    """The text around a question.
 
     Attributes:
         name: in metrics' names (``free_efficacy_exact:chat``); the bare question goes without it.
@@ -196,16 +196,16 @@ class Context:
     def text(self, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
         """The whole text that the model reads; of a chat with its special tokens."""
         if self.template is not None:
-            before, behind = self.template.split(_PLACE)
-            return before + question + behind
+            before, after = self.template.split(_PLACE)
+            return before + question + after
         messages = [{"role": "user", "content": question}]
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def may_be_of(self, text: str, question: str) -> bool:
-        """Whether a whole text can be that of a question, told without the tokenizer; a chat template may trim it."""
+        """Whether a whole text can be that of a question, by text alone; a chat template may trim it."""
         if self.template is not None:
-            before, behind = self.template.split(_PLACE)
-            return text == before + question + behind
+            before, after = self.template.split(_PLACE)
+            return text == before + question + after
         return question.strip() in text
 
     def ids(self, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
@@ -233,13 +233,13 @@ class FreeSettings(BaseModel):
     new_tokens: StrictInt = Field(50, ge=1, description="tokens of an answer at most, greedily chosen")
     ending: Ending = Field(
         "sentence",
-        description="an answer ends at a newline, at EOS, and: behind its first sentence, or before any full stop",
+        description="an answer ends at a newline, at EOS, and: after its first sentence, or before any full stop",
     )
     contexts: tuple[ContextName, ...] = Field(
-        ("bare", "instruction", "chat"), min_length=1, description="what stands around a question"
+        ("bare", "instruction", "chat"), min_length=1, description="the text around a question"
     )
     aliases: StrictBool = Field(True, description="a fact's aliases are right too")
-    contained: StrictBool = Field(True, description="also tell whether an answer holds the right one")
+    contained: StrictBool = Field(True, description="also record whether an answer contains the correct one")
     judge_alone: StrictBool = Field(False, description="a judge, if there is one, takes the place of the exact match")
     repeated_is_wrong: StrictBool = Field(
         False, description="an answer that says the right one twice is wrong to the judge"
@@ -249,7 +249,7 @@ class FreeSettings(BaseModel):
     @classmethod
     def _distinct(cls, contexts: tuple[ContextName, ...]) -> tuple[ContextName, ...]:
         if len(set(contexts)) != len(contexts):
-            raise ValueError("a context stands there twice")
+            raise ValueError("a context is listed twice")
         return contexts
 
 
@@ -258,7 +258,7 @@ WILD: Final = FreeSettings(ending="full_stop", aliases=False, contained=False, j
 
 Where our default (``FreeSettings()``) deviates from it:
 
-- an answer ends behind its first *sentence*, so that "St. Louis" is one answer; there it ends before any full stop;
+- an answer ends after its first *sentence*, so that "St. Louis" is one answer; there it ends before any full stop;
 - an answer that *contains* the right one as whole words counts in a metric of its own (``…_contained``); there, without
   a judge, only an exact match counts;
 - a fact's aliases are right too; there only the target is;
@@ -310,7 +310,7 @@ def expected_answer(asked: Sequence[FreeQuestion], metric: str, prompt: str) -> 
 
     Returns:
         The target, or the question's answer; None for a metric that is not of these, or if the text can be of several
-        questions with different answers that nothing tells apart.
+        questions with different answers that cannot be told apart.
     """
     name, _, where = metric.partition(":")
     if name == Metric.FREE_JUDGE_MISSING:
@@ -342,7 +342,7 @@ def answer_freely(
     Args:
         names: what each prompt is called in an error; itself by default.
         token_budget: most padded tokens that are kept at once; the answers do not depend on it.
-        report: told the answers given, of how many.
+        report: progress callback.
 
     Raises:
         InputError: if a prompt with its answer is longer than the model takes.
@@ -381,7 +381,7 @@ def evaluate_free(
     token_budget: int = CACHE_BUDGET,
     report: Report = silent,
 ) -> list[Record]:
-    """One record for each question, context and measure, ``free_{kind}_{measure}``, behind it ``:{context}`` unless
+    """One record for each question, context and measure, ``free_{kind}_{measure}``, followed by ``:{context}`` unless
     the question is bare. ``prompt`` is the whole text that the model read, ``said`` its answer.
 
     A question that the judge did not answer has no ``…_judged`` record, so it counts neither as right nor as wrong;

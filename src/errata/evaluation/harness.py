@@ -57,7 +57,7 @@ def local_tasks(entries: Sequence[str]) -> LocalTasks:
 
     Raises:
         FaultsError: if one does not exist, cannot be read, defines no task, or its data lie on the hub or the web;
-            tells all of it.
+            reports all of them.
     """
     faults: list[Fault] = []
     folders: dict[Path, None] = {}
@@ -117,7 +117,7 @@ def _read(file: Path, faults: list[Fault], included: tuple[Path, ...] = ()) -> d
     try:
         config = yaml.load(file.read_text(encoding="utf-8"), Loader=TaskLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        faults.append(Fault(str(file), f"it cannot be read as YAML: {error}", "Mend the file", code="YAML_INVALID"))
+        faults.append(Fault(str(file), f"it cannot be read as YAML: {error}", "Correct the file", code="YAML_INVALID"))
         return None
     if not isinstance(config, dict):
         faults.append(
@@ -133,7 +133,10 @@ def _read(file: Path, faults: list[Fault], included: tuple[Path, ...] = ()) -> d
         if place in (*included, file.resolve()):
             faults.append(
                 Fault(
-                    str(file), f"it includes {name!r}, which includes it", "Break the circle", code="TASK_FILE_INVALID"
+                    str(file),
+                    f"it includes {name!r}, which includes it",
+                    "Remove the circular include",
+                    code="TASK_FILE_INVALID",
                 )
             )
             return None
@@ -212,7 +215,7 @@ def _add(file: Path, found: dict[Path, None], faults: list[Fault]) -> None:
     try:
         config = _config(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        faults.append(Fault(str(file), f"it cannot be read as YAML: {error}", "Mend the file", code="YAML_INVALID"))
+        faults.append(Fault(str(file), f"it cannot be read as YAML: {error}", "Correct the file", code="YAML_INVALID"))
         return
     if any(isinstance(text, FunctionName) for text in texts_in(config)):  # which may import what is beside it
         found |= dict.fromkeys(sorted(file.parent.glob("*.py")))
@@ -313,7 +316,7 @@ def harness_model(model: LanguageModel, *, batch_size: int = 8, report: Report =
 
         def tok_encode(self, string: str, *arguments: Any, **named: Any) -> list[int]:
             """In rolling tasks without special tokens: the harness puts one before each text itself, and would count
-            the tokenizer's own BOS behind it as a token to predict.
+            the tokenizer's own BOS after it as a token to predict.
             """
             if not self.rolling:
                 return list(super().tok_encode(string, *arguments, **named))

@@ -1,7 +1,7 @@
-"""A judge behind an OpenAI-compatible endpoint. Its key comes from the environment and is written nowhere.
+"""A judge of free answers at an OpenAI-compatible endpoint. Its key comes from the environment and is never written.
 
-The key is read anew for each request, goes into that request's header only, and no text from the endpoint is told
-without being searched for it. Redirects are not followed, so no other host is ever sent it.
+The key is read anew for each request, goes into that request's header only, and every text from the endpoint is
+searched for it before it is shown. Redirects are not followed, so no other host is ever sent it.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def read_body(response: HTTPResponse) -> bytes:
     """The body, if it is not larger than a reply may be.
 
     Raises:
-        HTTPException: if it is larger, or has ended before the length that the endpoint has told.
+        HTTPException: if it is larger, or ends before the length that the endpoint announced.
     """
     parts: list[bytes] = []
     size = 0
@@ -303,12 +303,12 @@ class HttpJudge:
     """Asks about each distinct case once, several at a time; see ``Judge``.
 
     A case without a verdict after all attempts gets ``Verdict(None, reason)``. When the endpoint refuses the key, the
-    model or the address, or fails ``give_up_after`` cases in a row, the cases left are not asked and told as such.
+    model or the address, or fails ``give_up_after`` cases in a row, the rest is not asked, and marked as such.
 
     Args:
         environment: where the key is; the process's own by default.
         sleep: how to wait, in seconds.
-        report: told the cases settled, of how many.
+        report: progress callback.
     """
 
     def __init__(
@@ -415,7 +415,7 @@ class HttpJudge:
                         raise TimeoutError
                     return outcome_of(answer, whole=whole)
             except HTTPError as error:
-                # Its body is not told: it may hold anything, the key too.
+                # Its body is not shown: it may contain anything, even the key.
                 error.close()
                 return http_outcome(error.code, error.headers)
             except (HTTPException, OSError) as error:
@@ -443,7 +443,7 @@ class HttpJudge:
             )
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise InputError(
-                f"the key in the environment variable {name} has signs that no key has",
+                f"the key in the environment variable {name} has characters that no key has",
                 remedy="Set it",
                 code="JUDGE_KEY_INVALID",
             )

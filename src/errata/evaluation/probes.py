@@ -1,15 +1,15 @@
 """The six zero-shot probes that papers on editing report: SST-2, MRPC, CoLA, RTE, MMLU and NLI, 100 questions each.
 
 Prompts, the order in which an answer is searched for its words, the split (the first ten records are kept for
-demonstrations, the next ones are asked) and the two readings are those of the code behind the published numbers
+demonstrations, the next ones are asked) and the two readings are those of the code that gave the published numbers
 (jianghoucheng/AlphaEdit, ``glue_eval/*_eval.py``; Gupta et al. 2024, "Model Editing at Scale leads to Gradual and
-Catastrophic Forgetting", https://arxiv.org/abs/2401.07453), to the letter where a number depends on it: no space behind
-"Review :", one behind CoLA's "Answer:".
+Catastrophic Forgetting", https://arxiv.org/abs/2401.07453), exactly where a number depends on it: no space after
+"Review :", one after CoLA's "Answer:".
 
 - *generated*: five greedy tokens, read as a label; what cannot be read is wrong (label -1);
-- *likelihood*: the label whose word, behind one space, has the larger mean log-probability over its tokens.
+- *likelihood*: the label whose word, after one space, has the larger mean log-probability over its tokens.
 
-What is odd there stays, so that the numbers compare: an MMLU answer counts only with a line's end right behind its
+Oddities are reproduced, so that the numbers compare: an MMLU answer counts only with a line's end right after its
 letter; of two equally likely words the second wins, of MMLU's none; and RTE's labels are *turned round*: GLUE has 0 for
 entailment, the prompt's "True" stands for 1. RTE is therefore reported a second time with GLUE's labels (``_glue``).
 """
@@ -49,9 +49,9 @@ class Probe:
         name: of its file, without ``.json``.
         fields: of a record, with their types.
         prompt: the record's prompt.
-        marker: text behind whose last occurrence the answer stands.
+        marker: the answer follows the last occurrence of this text.
         needles: (what an answer is searched for, in small letters, and the label it means), first found first.
-        words: for each label the word whose likelihood stands for it; the last one wins if all others are less likely.
+        words: for each label the word whose likelihood represents it; the last one wins if all others are less likely.
         label: the record's label.
         strict: whether equally likely words are no answer.
         turned: whether the data set's own labels are the other way round.
@@ -170,10 +170,10 @@ PROBES: Final = (
 
 
 def read_probes(folder: Path, items: int) -> dict[str, list[Item]]:
-    """The questions of each probe, by its name: ``items`` records behind the first ten of ``NAME.json``.
+    """The questions of each probe, by its name: ``items`` records after the first ten of ``NAME.json``.
 
     Raises:
-        FaultsError: if files are missing or malformed, or too short; tells all of it.
+        FaultsError: with all files that are missing, malformed or too short.
     """
     faults: list[Fault] = []
     found: dict[str, list[Item]] = {}
@@ -196,8 +196,8 @@ def read_probes(folder: Path, items: int) -> dict[str, list[Item]]:
             faults.append(
                 Fault(
                     str(path),
-                    f"it is no list of at least {least} records",
-                    "Ask for fewer, or mend it",
+                    f"it is not a list of at least {least} records",
+                    "Use fewer items, or correct the file",
                     code="PROBES_TOO_FEW",
                 )
             )

@@ -52,13 +52,13 @@ def evaluate_facts(
     """One record per prompt and metric, for every metric that the facts have the fields for (see ``absent``).
 
     A success compares mean log-probabilities, strictly: of target and old answer after the fact's own prompt and its
-    paraphrases, of answer and target behind its neighbours. An accuracy says whether target (or answer) is what the
+    paraphrases, of answer and target after its neighbours. An accuracy says whether target (or answer) is what the
     model would say, token by token.
 
     Args:
         untouched: questions about other subjects, whose answers should stay.
-        tokens: also tell which share of each target's (or answer's) tokens is the likeliest at its place: zsRE's
-            metrics (MEND; MEMIT, section 5).
+        tokens: also record the share of each target's (or answer's) tokens that are the likeliest at their positions:
+            zsRE's metrics (MEND; MEMIT, section 5).
 
     Raises:
         InputError, NonFiniteError: see ``score``; the latter names the facts.
@@ -111,7 +111,7 @@ def absent(facts: Sequence[Fact], untouched: Sequence[Untouched] = (), *, tokens
     """The metrics that cannot be computed, with the reason. What only some facts lack is computed on the others.
 
     Args:
-        tokens: of all that ``evaluate_facts`` tells with it; else of those that every edit is measured by.
+        tokens: include the metrics that ``evaluate_facts`` adds with ``tokens``.
     """
     return absent_fields((*_ALWAYS, *_WITH_TOKENS) if tokens else _ALWAYS, facts, untouched)
 

@@ -1,7 +1,7 @@
 """Side tests that editors fail: negation, reversal, multiple choice. Reported beside the metrics, never hidden.
 
-An editor that ties a subject's prompt to a target may do nothing but that. Behind a negated prompt the target should
-not be held likelier than the old answer; asked the other way round the model should name the subject (Berglund et al.
+An editor that ties a subject's prompt to a target may do nothing but that. After a negated prompt the target should
+not be likelier than the old answer; asked in reverse, the model should name the subject (Berglund et al.
 2023, "The Reversal Curse", https://arxiv.org/abs/2309.12288); among options the target should be chosen. The wordings
 are errata's own. The two-hop test is the metric ``portability``.
 
@@ -37,7 +37,7 @@ SIDE_METRICS: Final = (
     Metric.MULTIPLE_CHOICE_LETTER_ACCURACY,
 )
 NEGATION: Final = "It is not true that "
-# Determiners, pronouns, prepositions, conjunctions, question words: what no name consists of when it stands alone.
+# Determiners, pronouns, prepositions, conjunctions, question words: words that are no name on their own.
 _SAFE_IN_SMALL: Final = frozenset(
     "the a an this that these those his her its their our your my he she it they we you there here in on at by of for"
     " from to with as after before during since when where while because if although who what which how why whose both"
@@ -94,7 +94,7 @@ class SideTest:
         prompt: its whole prompt.
         target: what it should say.
         truth: the old answer.
-        joiner: what stands between a prompt of these and one of the two, if the fact says so.
+        joiner: text between one of these prompts and its target, if the fact gives it.
         negated: the negated prompt; None if it cannot be negated, or there is no old answer to compare with.
         reversal: questions for the subject.
         choice: None if there are no two options.
@@ -123,7 +123,7 @@ class SideTest:
 
 
 def negated_prompt(fact: Fact) -> str | None:
-    """The fact's prompt behind "It is not true that "; None if that makes no sentence. See the module's text."""
+    """The fact's prompt after "It is not true that "; None if that is no sentence. See the module's docstring."""
     if fact.text.endswith("?") or _NEGATED.search(fact.prompt):
         return None
     text, (start, _) = fact.text, fact.subject_span
@@ -168,9 +168,9 @@ def evaluate_side_tests(
     - ``negation_accuracy``: 1 unless the target's mean log-probability is above the old answer's after the negated
       prompt;
     - ``reversal_accuracy``, ``reversal_tokens``: whether all tokens of the subject, and what share of them, are what
-      the model would say behind a question for it;
-    - ``multiple_choice_accuracy``: 1 if the target's mean log-probability behind the fact's prompt is above that of
-      every other option; ``multiple_choice_letter_accuracy``: the same of its letter behind the options, lettered.
+      the model would say after a question for it;
+    - ``multiple_choice_accuracy``: 1 if the target's mean log-probability after the fact's prompt is above that of
+      every other option; ``multiple_choice_letter_accuracy``: the same of its letter after the lettered options.
 
     Raises:
         InputError: if a prompt is too long for the model.

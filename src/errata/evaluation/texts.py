@@ -79,7 +79,7 @@ def write_texts(
 
     Args:
         token_budget: most padded tokens that are kept at once; the texts do not depend on it.
-        report: told the texts written, of how many.
+        report: progress callback.
 
     Raises:
         InputError: if the model takes fewer tokens than a text has.
@@ -169,7 +169,7 @@ def read_references(path: Path) -> References:
 
     Raises:
         InputError: if the file cannot be read, or there is none in it.
-        FaultsError: if anything in it is wrong; tells all of it.
+        FaultsError: with all errors in the file.
     """
     try:
         lines = file_text(path).split("\n")
@@ -369,7 +369,7 @@ def corpus_weights(corpus: str, *, cache: Path | None = None) -> TermWeights:
         weights = TermWeights.fit(text.documents())
         try:
             weights.write(path)
-        except OutputError as error:  # the work goes on; only the next run has to compute them again
+        except OutputError as error:  # not fatal: only the next run has to compute them again
             _logger.warning("the weights of words cannot be kept: %s", error)
         return weights
 

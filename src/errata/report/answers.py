@@ -1,7 +1,7 @@
 """The browsable list of a run's facts: what the model said before, right after and at the end.
 
 From the records it keeps one entry for each cell of the grid and each fact, with the prompts that belong to it, as
-short as can be: texts stand once in a list and are named by their place in it.
+short as can be: each text is in a list once and is named by its index.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def read_answers(path: Path, *, entries: int = ENTRIES_EMBEDDED, prompts: int = 
 
 
 class _Texts:
-    """Texts by their place in a list; each stands there once."""
+    """Texts by their index in a list without duplicates."""
 
     def __init__(self) -> None:
         self.found: list[str] = []

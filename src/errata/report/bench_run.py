@@ -56,10 +56,10 @@ class AbsentRecord(BaseModel):
 
 
 class About(BaseModel):
-    """What stands beside the rows of ``summary.json``.
+    """The metadata beside the rows of ``summary.json``.
 
     Attributes:
-        command: what made the run; the same command goes on with it.
+        command: the command that made the run; the same command resumes it.
         commands: it, and those that measured more later, in order; empty in older results.
         versions: of the software, once for each set of versions that cells were worked on with.
         absent: the metrics that could not be measured, with the reason.
@@ -126,7 +126,7 @@ _REMEDY: Final = "Give the directory of a finished `errata bench`, as that has w
 @dataclass(frozen=True, slots=True)
 class Absent:
     """Metrics of a model and a data set that could not be measured for the same reason; the model is empty where the
-    results do not tell it.
+    results do not name it.
     """
 
     model: str
@@ -146,7 +146,7 @@ class Section:
     @property
     def title(self) -> str:
         """Model and data as headings call them: of a path, only its last part."""
-        names = ((self.model, "model not told"), (self.data, "data not told"))
+        names = ((self.model, "unknown model"), (self.data, "unknown data"))
         return ", ".join(shown_name(name) or missing for name, missing in names)
 
 
@@ -247,7 +247,7 @@ def read_bench_run(directory: Path) -> BenchRun:
         if (directory / GRID).exists():
             raise InputError(
                 f"the run in {directory} is not finished: it has {GRID}, and no {SUMMARY} yet",
-                remedy=f"Go on with it by `errata bench --out {directory}`, then ask for the report",
+                remedy=f"Resume it with `errata bench --out {directory}`, then ask for the report",
                 code="RUN_NOT_FINISHED",
             )
         raise InputError(

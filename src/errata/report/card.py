@@ -56,7 +56,7 @@ class Entry:
     Attributes:
         patch: what brought the fact.
         added: when that was put on.
-        again_by: the last patch that was told something of the same words later; empty if none was.
+        again_by: the last later patch with the same subject and prompt; empty if there is none.
     """
 
     fact: Fact

@@ -21,7 +21,7 @@ BEST_NOTE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean with its 95 % interval; None where none can be told."""
+    """A mean with its 95 % interval; None without one."""
 
     mean: float
     low: float | None

@@ -67,13 +67,13 @@ _MARKERS: Final = ("circle", "square", "triangle", "diamond", "cross", "inverted
 # Of the drawing, in its own units; the page scales it.
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340.0, 220.0, 46.0, 10.0, 12.0, 38.0
 _SIGN: Final = 6.2  # how wide a digit of a tick's label is at most, in the page's type of 10.5
-_TITLE: Final = 18.0  # what the vertical axis's own label takes, with the gap behind it
+_TITLE: Final = 18.0  # what the vertical axis's own label takes, with the gap after it
 _SHOWN_MARKERS: Final = 12  # of a line; more would hide it
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A value after so many edits; ``low`` and ``high`` are None where no interval can be told."""
+    """A value after so many edits; ``low`` and ``high`` are None without an interval."""
 
     edits: int
     mean: float
@@ -267,7 +267,7 @@ def _curve(curve: Curve, across: Scale, up: Scale, entry: MetricEntry) -> Markup
     )
     every = max(1, math.ceil(len(places) / _SHOWN_MARKERS))
     markers = [
-        marker_svg(curve.style, x, y, title=_told(curve.method, point, entry))
+        marker_svg(curve.style, x, y, title=_label(curve.method, point, entry))
         for index, (point, (x, y)) in enumerate(zip(curve.points, places, strict=True))
         if index % every == 0 or index == len(places) - 1
     ]
@@ -276,7 +276,7 @@ def _curve(curve: Curve, across: Scale, up: Scale, entry: MetricEntry) -> Markup
     )
 
 
-def _told(method: str, point: Point, entry: MetricEntry) -> str:
+def _label(method: str, point: Point, entry: MetricEntry) -> str:
     interval = entry.interval(point.low, point.high)
     value = f"{entry.number(point.mean)}{entry.unit_text}"
     return f"{method}, {point.edits} edits: {value}{' ' if interval else ''}{interval}"

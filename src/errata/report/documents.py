@@ -46,10 +46,10 @@ def report_markdown(run: BenchRun, analysis: Sequence[ShownStudy] = (), waiting:
         if found := conclusion(section.rows, run.stopped(section)):
             lead = f"**{text(section.title)}**: " if len(sections) > 1 else ""
             blocks.append(lead + text(found, 5000))
-    begun = moment(about.created) if about.created else "at a time not told"
+    begun = moment(about.created) if about.created else "at an unknown time"
     taken = f"{duration(total_seconds(about.cells))} ({seconds_note(about)})"
     blocks.append(f"Begun {begun}, in the folder {text(run.name)}. Time: {taken}.")
-    causes = by_cause((cell.id, cell.failure or "no reason told") for cell in failed(about.cells))
+    causes = by_cause((cell.id, cell.failure or "no reason given") for cell in failed(about.cells))
     alarms = [f"- **Failed:** {', '.join(map(code, cells))}: {text(cause)}" for cause, cells in causes.items()]
     alarms += [f"- **Collapsed:** {code(cell.id)}: {stopping(cell)}" for cell in collapsed(about.cells)]
     alarms += [f"- **Not done:** {code(cell.id)}" for cell in unfinished(about.cells)]
@@ -86,7 +86,7 @@ def _table(table: Comparison, signs: Mapping[str, str]) -> str:
     ]
     lines = [["method", *heads], ["---", *("---:" for _ in heads)]]
     for line in table.unedited:
-        # What the unedited model says stands in the last column of each metric.
+        # The unedited model's value is in the last column of each metric.
         cells: list[str] = []
         for (_, span), cell in zip(table.metrics, line.cells, strict=True):
             cells += [*([""] * (span - 1)), _cell(cell)]

@@ -149,8 +149,8 @@ def draw_panel(axis: Any, panel: Panel, scheme: Scheme, places: Mapping[str, int
     if low < 0 < high and panel.kind != "points":
         axis.axhline(0, color=scheme.soft, linewidth=0.7, zorder=1)
     title = _wrapped(panel.title, width - 0.3, 1.08)
-    told = f"\n({hidden} of its values, not above 0, have no place here)" if hidden else ""
-    axis.set_title(title + told, fontsize=_TITLE_SIZE)
+    note = f"\n({hidden} of its values, not above 0, have no place here)" if hidden else ""
+    axis.set_title(title + note, fontsize=_TITLE_SIZE)
     axis.set_xlabel(_wrapped(panel.x_label + (", log scale" if panel.log_x else ""), width - 0.5))
     axis.set_ylabel(_wrapped(panel.y_label + (", log scale" if panel.log_y else ""), ROW - 0.55))
 
@@ -237,9 +237,10 @@ def _draw_line(
     if few:
         _whiskers(axis, xs, shown, panel, style.colour)
     else:
-        told = [(x, *each[2:]) for x, each in zip(xs, shown, strict=True) if None not in each[2:]]
+        known = [(x, *each[2:]) for x, each in zip(xs, shown, strict=True) if None not in each[2:]]
         axis.fill_between(
-            [x for x, _, _ in told], [_above(low, panel, high) for _, low, high in told], [high for *_, high in told],
+            [x for x, _, _ in known], [_above(low, panel, high) for _, low, high in known],
+            [high for *_, high in known],
             color=style.colour, alpha=0.18, linewidth=0,
         )  # fmt: skip
 
@@ -253,13 +254,13 @@ def _whiskers(
     *,
     thicker: int = 0,
 ) -> None:
-    """Intervals, drawn from end to end as they were told: a mean need not lie between the ends."""
-    told = [
+    """Intervals, drawn from end to end as given: a mean need not lie between the ends."""
+    known = [
         (x, _above(low, panel, mean), high)
         for x, (_, mean, low, high) in zip(xs, shown, strict=True)
         if low is not None and high is not None and (high > 0 or not panel.log_y)
     ]
-    xs, lows, highs = ([each[place] for each in told] for place in range(3))
+    xs, lows, highs = ([each[place] for each in known] for place in range(3))
     width = 1 + thicker
     for ends in (lows, highs):
         axis.plot(xs, ends, linestyle="none", marker="_", markersize=5 + thicker, markeredgewidth=width, color=colour)
@@ -267,7 +268,7 @@ def _whiskers(
 
 
 def _above(low: float, panel: Panel, value: float) -> float:
-    """An interval's lower end; on a logarithmic axis one below 0 goes on to where the axis can still show it."""
+    """An interval's lower end; on a logarithmic axis one below 0 extends to the axis's end."""
     return low if low > 0 or not panel.log_y else value / 100
 
 

@@ -113,13 +113,13 @@ def _dumbbell(line: GapLine, y: float) -> Markup:
         bar = Markup('<line class="bar" x1="{:.1f}" y1="{}" x2="{:.1f}" y2="{}"/>')
         parts.append(bar.format(_across(forced["mean"]), y, _across(free["mean"]), y))
     if forced is not None:
-        told = f"{line.method}, teacher-forced: {line.forced.value} %"
+        title = f"{line.method}, teacher-forced: {line.forced.value} %"
         parts.append(
-            Markup('<g class="hollow">{}</g>').format(marker_svg(line.style, _across(forced["mean"]), y, 5.2, told))
+            Markup('<g class="hollow">{}</g>').format(marker_svg(line.style, _across(forced["mean"]), y, 5.2, title))
         )
     if free is not None:
-        told = f"{line.method}, free-running: {line.free[0].value} %"
-        parts.append(marker_svg(line.style, _across(free["mean"]), y, 3.2, told))
+        title = f"{line.method}, free-running: {line.free[0].value} %"
+        parts.append(marker_svg(line.style, _across(free["mean"]), y, 3.2, title))
     return Markup('<g class="curve s{}" data-style="{}">{}</g>').format(
         line.style % COLOURS, line.style, Markup("").join(parts)
     )

@@ -45,7 +45,7 @@ def tracing_table(cells: Sequence[EffectEstimate], critical: Collection[int] = (
     blocks = window_size(cells)
     table = Table(
         caption=f"Average indirect effect on the probability of the answer's first token [95 % interval over {facts} "
-        "facts], restored at the subject's last token: the hidden state behind the layer; MLP and attention outputs "
+        "facts], restored at the subject's last token: the hidden state after the layer; MLP and attention outputs "
         f"in {blocks} block{'s' if blocks > 1 else ''} around it",
         caption_justify="left",
         box=box.SIMPLE_HEAD,

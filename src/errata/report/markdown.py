@@ -8,7 +8,7 @@ from typing import Final
 
 SHOWN: Final = 240  # characters of one value; what is longer is cut
 # What may stand raw within a line, though not at its beginning. Any other punctuation means something somewhere: |,
-# backticks, <, $ of mathematics, : of emoji and links, @ of names. Round brackets mean something behind a square one
+# backticks, <, $ of mathematics, : of emoji and links, @ of names. Round brackets mean something after a square one
 # alone, and those are marks.
 _HARMLESS: Final = frozenset("-+,.;'\"/%?=()")
 _MARKS: Final = frozenset(punctuation) - _HARMLESS - {"_", ":"}
@@ -51,7 +51,7 @@ def code(value: object) -> Markdown:
 
 
 def moment(value: str) -> Markdown:
-    """A time as records tell it, to the minute; what is none as it is."""
+    """An ISO time to the minute; any other text unchanged."""
     found = _MOMENT.fullmatch(value)
     return Markdown(f"{found[1]} {found[2]} UTC") if found else text(value)
 

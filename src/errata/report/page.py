@@ -56,7 +56,7 @@ def report_page(
     """The whole page as HTML.
 
     Args:
-        analysis: studies that are shown behind everything else.
+        analysis: studies, shown after everything else.
         left_out: what to say of each study that is not finished.
     """
     sections = [
@@ -81,7 +81,7 @@ def report_page(
             headline=headline(run),
             duration=duration(total_seconds(run.about.cells)),
             failed=failed(run.about.cells),
-            causes=by_cause((cell.id, cell.failure or "no reason was told") for cell in failed(run.about.cells)),
+            causes=by_cause((cell.id, cell.failure or "no reason given") for cell in failed(run.about.cells)),
             collapsed=collapsed(run.about.cells),
             unfinished=unfinished(run.about.cells),
             sections=sections,
@@ -127,8 +127,8 @@ def collapsed(cells: Iterable[CellRecord]) -> list[CellRecord]:
 
 def stopping(cell: CellRecord) -> str:
     """Where a cell in which the alarm went off was stopped, and what is in its model."""
-    behind = "" if cell.edits is None else f", with {_counted(cell.edits, 'fact')} edited"
-    return f"stopped before batch {cell.collapsed_at}{behind}"
+    edited = "" if cell.edits is None else f", with {_counted(cell.edits, 'fact')} edited"
+    return f"stopped before batch {cell.collapsed_at}{edited}"
 
 
 def unfinished(cells: Iterable[CellRecord]) -> list[CellRecord]:
@@ -137,7 +137,7 @@ def unfinished(cells: Iterable[CellRecord]) -> list[CellRecord]:
 
 
 def total_seconds(cells: Iterable[CellRecord]) -> float:
-    """The cells' wall times added up; what they are of, ``seconds_note`` tells."""
+    """The sum of the cells' wall times; see ``seconds_note``."""
     return sum((cell.seconds or 0.0 for cell in cells), 0.0)
 
 
@@ -156,7 +156,7 @@ def duration(seconds: float) -> str:
 
 
 def moment(value: str) -> str:
-    """A time as records tell it, to the minute; what is none as it is."""
+    """An ISO time to the minute; any other text unchanged."""
     try:
         when = datetime.fromisoformat(value)
     except ValueError:

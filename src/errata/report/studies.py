@@ -24,7 +24,7 @@ _REMEDY: Final = f"Remove its result.json, and make it again from what is kept; 
 
 
 class StudyAbout(BaseModel):
-    """What stands beside a study's findings.
+    """A study's settings and provenance.
 
     Attributes:
         identity: all that decides what a study finds: model, recipe, settings, materials.
@@ -138,11 +138,11 @@ def shown(results: Iterable[StudyResult], tables: Sequence[str] = ()) -> list[Sh
     """Check studies, and draw their figures: what is called the same looks the same in all of them.
 
     Args:
-        tables: of each study where its rows are as CSV, from the report on; by default only the file's name is told.
+        tables: of each study where its rows are as CSV, from the report on; by default only the file's name is shown.
 
     Raises:
         MissingExtraError: if a study has figures and matplotlib is not installed.
-        FaultsError: if results are damaged; tells of all of them.
+        FaultsError: if results are damaged; names all of them.
     """
     checked, faults = [], []
     for place, result in enumerate(results):
@@ -195,7 +195,7 @@ def _checked(result: StudyResult) -> tuple[StudyAbout, Findings]:
     except ValidationError as error:
         raise InputError(reason_of(error), code="STUDY_DAMAGED") from error
     except (TypeError, ValueError) as error:  # what JSON has no words for; \ud800 is no text in a file
-        raise InputError(f"it has what cannot be told: {reason_of(error)}", code="STUDY_DAMAGED") from error
+        raise InputError(f"it has unreadable content: {reason_of(error)}", code="STUDY_DAMAGED") from error
     for figure in found.figures:
         for panel in figure.panels:
             for series in panel.series:
@@ -228,7 +228,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def _file_names(figures: Sequence[tuple[str, str]]) -> list[str]:
-    """Of (study, figure) each: the figure's own name; behind the study's where several figures have that name."""
+    """Of (study, figure) each: the figure's own name; after the study's where several figures have that name."""
     often = Counter(_file_name(figure) for _, figure in figures)
     return _distinct([figure if often[_file_name(figure)] == 1 else f"{study}-{figure}" for study, figure in figures])
 
@@ -248,7 +248,7 @@ def is_of_studies(directory: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A study without findings yet; ``command`` goes on with it, empty where that cannot be read."""
+    """A study without findings yet; ``command`` resumes it, empty where that cannot be read."""
 
     place: Path
     command: str
@@ -279,7 +279,7 @@ def read_studies(directory: Path) -> Studies:
 
     Raises:
         InputError: if there is none, if none is finished, or if one is damaged.
-        FaultsError: if there are several reasons; tells all of them.
+        FaultsError: if there are several reasons; names all of them.
     """
     if not directory.is_dir():
         raise InputError(f"there is no directory {str(directory)!r}", remedy=_FOLDER_REMEDY, code="DIRECTORY_NOT_FOUND")

@@ -44,7 +44,7 @@ _TITLES: Mapping[Part, str] = {"edited": "The edited facts", "others": "Everythi
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """One line of a table: its name, its cells, and whether it stands back behind the others."""
+    """One line of a table: its name, its cells, and whether it is dimmed."""
 
     name: str
     cells: tuple[str, ...]
@@ -95,7 +95,7 @@ def before_after_table(
     marked: Collection[str] = (),
 ) -> Table:
     """All metrics of a single method as lines; before, right after (unless that is the same) and after as columns.
-    What was lost, gained and changed is left out: that is told question by question.
+    What was lost, gained and changed is left out: it is listed question by question.
 
     Args:
         now: what the one column is called where nothing was measured before.
@@ -242,7 +242,7 @@ def _n(counts: Iterable[int]) -> str:
 def _drawn(grid: _Grid, title: str | None, width: int) -> Table:
     """Side by side where mean and interval have room, else the interval below the mean, and if need be closer.
 
-    Where even that has no room, what a method varies stands below its name, and then an interval's ends on two lines.
+    Where even that does not fit, a method's options are below its name, and then an interval's ends are on two lines.
     """
     beside = _width(grid, _GAP, stacked=False) <= width
     for narrower in (_named_below, _ends_below):

@@ -40,7 +40,7 @@ def resampled_sums(clusters: NDArray[np.float64], *, seed: int, resamples: int) 
 
 
 def interval_of(drawn: NDArray[np.float64], clusters: int) -> tuple[float | None, float | None]:
-    """The middle 95 % of bootstrapped values; none of a single cluster, whose mean never varies.
+    """The middle 95 % of bootstrapped values; none for a single cluster, whose mean never varies.
 
     A draw in which a quantity has no prompts at all has no value (NaN) and is left out.
     """
@@ -83,7 +83,7 @@ class Summary:
         when: ``before`` the run, ``right_after`` a fact's own batch, ``during`` the run on a sample of the facts that
             have been edited, or ``after`` the whole run.
         mean: over all prompts.
-        low: 2.5 % quantile of the bootstrapped mean; None where no interval can be told (a single cluster).
+        low: 2.5 % quantile of the bootstrapped mean; None without an interval (a single cluster).
         high: the 97.5 % quantile.
         n: clusters (facts, subjects, texts) that the mean is over.
         prompts: prompts that the mean is over.
