@@ -249,7 +249,7 @@ def test_measurements_stand_in_a_table_with_what_could_not_be_measured() -> None
     assert "- *generalisation accuracy*: no fact has 'paraphrases'" in whole
     assert "**Nothing was written for 1 of them** (one)" in whole
     after = replace(measured, rows=tuple(one for one in rows if one["when"] == "after"), before="")
-    assert "these numbers tell no change" in made(stack_of(patch_of([one_fact()])), after)
+    assert "these numbers show no change" in made(stack_of(patch_of([one_fact()])), after)
     with raises_code("RESULTS_SEVERAL_METHODS", InputError):
         made(stack_of(patch_of([one_fact()])), replace(measured, rows=(*rows, row("score", "after", 1, "other"))))
 
