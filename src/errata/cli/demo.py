@@ -35,7 +35,7 @@ from errata.report.tables import comparison_tables
 from errata.results.records import Row, write_results
 from errata.runs.loading import load_model
 from errata.utils.files import check_file, write_text
-from errata.utils.progress import Report
+from errata.utils.progress import Report, counter
 
 EXAMPLE = """Example: errata demo --out runs/demo --facts 100 --methods memit,memit+blue
 
@@ -136,8 +136,7 @@ def demo(
         f"{facts} facts in batches of {batch_size}, {len(names)} methods, {seconds:.0f} s in total; seed {seed}."
     )
     if svg is not None:
-        # rich would have the reader fetch its font; without that, any monospace font serves.
-        write_text(svg, re.sub(r"@font-face \{.*?\}\s*", "", wide.export_svg(title="errata demo"), flags=re.DOTALL))
+        _write_svg(svg, wide)
     about = {
         "command": f"errata demo --facts {facts} --batch-size {batch_size} --methods {methods} --seed {seed}",
         "recipes": {recipe.method: recipe.model_dump(mode="json") for recipe in recipes},
@@ -232,8 +231,7 @@ def demo_real(name: str, out: Path, svg: Path | None, device: str | None, json: 
     )
     shown.print(f"{seconds:.0f} s in total, without loading the model.", highlight=False)
     if svg is not None:
-        # rich would have the reader fetch its font; without that, any monospace font serves.
-        write_text(svg, re.sub(r"@font-face \{.*?\}\s*", "", shown.export_svg(title="errata demo"), flags=re.DOTALL))
+        _write_svg(svg, shown)
     record = {
         "model": name,
         "recipe": recipe.model_dump(mode="json"),
@@ -254,6 +252,12 @@ def demo_real(name: str, out: Path, svg: Path | None, device: str | None, json: 
         )
 
 
+def _write_svg(path: Path, recorded: PlainConsole) -> None:
+    """Save the output of a console, without rich's reference to a web font."""
+    image = recorded.export_svg(title="errata demo")
+    write_text(path, re.sub(r"@font-face \{.*?\}\s*", "", image, flags=re.DOTALL))
+
+
 def _recipe_for(model: LanguageModel, name: str) -> tuple[Recipe, str]:
     """The shipped recipe of a model, otherwise automatic settings; and a description of which it is."""
     try:
@@ -272,14 +276,7 @@ def _edited(model: LanguageModel, recipe: Recipe, facts: Sequence[Fact], report:
 
 def _answers(model: LanguageModel, prompts: Sequence[str], report: Report, what: str) -> list[str]:
     """The first lines of the model's greedy continuations."""
-    done = 0
-
-    def on_rows(count: int) -> None:
-        nonlocal done
-        done += count
-        report(what, done, len(prompts))
-
-    texts = continue_texts(model, prompts, new_tokens=_TOKENS, on_rows=on_rows)
+    texts = continue_texts(model, prompts, new_tokens=_TOKENS, on_rows=counter(report, what, len(prompts)))
     return [text.strip().partition("\n")[0].strip() for text in texts]
 
 

@@ -21,6 +21,7 @@ from errata.models.language_model import LanguageModel
 from errata.statistics.store import compute_moments, moment_keys, write_moment
 from errata.utils.files import check_new, new_directory, write_text
 from errata.utils.locks import open_in_place
+from errata.utils.progress import counter
 
 app = typer.Typer(
     help="The embedded model: save it, train it, measure its recall, or sample facts from its world.",
@@ -104,13 +105,7 @@ def statistics(
     settings = recipe.statistics
     keys = moment_keys(loaded, recipe.layers, settings)
     with progress() as report:
-        read = 0
-
-        def on_read(count: int) -> None:
-            nonlocal read
-            read += count
-            report("key statistics", read, settings.amount)
-
+        on_read = counter(report, "key statistics", settings.amount)
         moments = compute_moments(loaded, recipe.layers, settings, on_read=on_read)
     for layer, moment in moments.items():
         write_moment(out / keys[layer].file_name, keys[layer], moment, dtype=torch.float32)

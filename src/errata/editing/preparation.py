@@ -17,7 +17,7 @@ from errata.editing.solvers import make_solver
 from errata.editing.solvers.base import LayerSolver, Solver
 from errata.models.language_model import LanguageModel, Site
 from errata.statistics.store import moments_for, packaged_moments
-from errata.utils.progress import Report, silent
+from errata.utils.progress import Report, counter, silent
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,13 +102,6 @@ def _means(
     if not recipe.needs_statistics:
         widths = {layer: model.weight(layer).shape[1] for layer in layers}
         return {layer: torch.eye(width, dtype=torch.float64, device=device) for layer, width in widths.items()}
-    total = recipe.statistics.amount
-    read = 0
-
-    def on_read(count: int) -> None:
-        nonlocal read
-        read += count
-        report("key statistics", read, total)
-
+    on_read = counter(report, "key statistics", recipe.statistics.amount)
     moments = moments_for(model, layers, recipe.statistics, cache=cache, read_only=packaged_moments(), on_read=on_read)
     return {layer: moments[layer].mean.to(device) for layer in layers}

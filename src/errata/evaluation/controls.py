@@ -22,7 +22,7 @@ from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import next_token_log_probabilities, score
 from errata.models.prompts import encode
-from errata.utils.progress import Report, silent
+from errata.utils.progress import Report, counter, silent
 from errata.utils.yaml import parse_yaml
 
 NEIGHBOURS = 2  # control questions of each fact: the same prompt about other subjects
@@ -221,13 +221,7 @@ def _divergence(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 
 def _answers(model: LanguageModel, prompts: Sequence[str], report: Report) -> dict[str, str]:
     """What the model says to each prompt, where that can be asked again and found right."""
-    done = 0
-
-    def on_rows(count: int) -> None:
-        nonlocal done
-        done += count
-        report("control questions", done, len(prompts))
-
+    on_rows = counter(report, "control questions", len(prompts))
     said = continue_texts(model, prompts, new_tokens=ANSWER_TOKENS + 1, on_rows=on_rows)
     candidates = {prompt: first_phrase(text) for prompt, text in zip(prompts, said, strict=True)}
     pairs = [(prompt, answer) for prompt, answer in candidates.items() if answer and "\x00" not in answer]

@@ -23,7 +23,7 @@ from errata.models.language_model import LanguageModel
 from errata.models.prompts import encode
 from errata.results.metrics import Metric
 from errata.results.records import Record
-from errata.utils.progress import Report, silent
+from errata.utils.progress import Report, counter, silent
 
 # Abbreviations before a name or a number: no sentence ends with them.
 _NEVER_LAST: Final = frozenset(
@@ -353,13 +353,6 @@ def answer_freely(
     for prompt, name in zip(prompts, prompts if names is None else names, strict=True):
         owners.setdefault(prompt, name)
     texts = [context.text(model.tokenizer, prompt) for prompt in owners]
-    given = 0
-
-    def on_rows(count: int) -> None:
-        nonlocal given
-        given += count
-        report("answering", given, len(texts))
-
     continuations = continue_rows(
         model,
         [context.ids(model.tokenizer, text) for text in texts],
@@ -367,7 +360,7 @@ def answer_freely(
         stop=lambda text: answer_end(text, settings.ending) is not None,
         token_budget=token_budget,
         names=list(owners.values()),
-        on_rows=on_rows,
+        on_rows=counter(report, "answering", len(texts)),
     )
     return {prompt: answer_of(text, settings.ending) for prompt, text in zip(owners, continuations, strict=True)}
 

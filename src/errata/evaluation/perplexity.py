@@ -16,7 +16,7 @@ from errata.models.likelihood import NextToken, predict
 from errata.models.prompts import encode
 from errata.results.metrics import Metric
 from errata.results.records import Summary, When, interval_of, resampled_sums
-from errata.utils.progress import Report, silent
+from errata.utils.progress import Report, counter, silent
 
 _LARGEST_EXPONENT = 700.0  # exp() of more is no float
 
@@ -70,13 +70,6 @@ def perplexity(
         raise InputError(
             "the texts for the perplexity have no token to predict", remedy="Give longer texts", code="TEXTS_TOO_SHORT"
         )
-    read = 0
-
-    def on_rows(count: int) -> None:
-        nonlocal read
-        read += count
-        report("perplexity", read, readable)
-
     # Texts of fewer than two tokens have no prediction; the model cannot read an empty row.
     longer = [index for index, entries in enumerate(expected) if entries]
     readable = len(longer)
@@ -85,7 +78,7 @@ def perplexity(
         [rows[index][:-1] for index in longer],
         [expected[index] for index in longer],
         token_budget=token_budget,
-        on_rows=on_rows,
+        on_rows=counter(report, "perplexity", readable),
     )
     sums = [0.0] * len(rows)
     for index, found in zip(longer, predictions, strict=True):

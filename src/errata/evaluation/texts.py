@@ -37,7 +37,7 @@ from errata.statistics.corpus import open_corpus
 from errata.utils.files import cache_directory, file_text, is_file, reason_of, write_text
 from errata.utils.locks import in_turn
 from errata.utils.optional import require
-from errata.utils.progress import Report, silent
+from errata.utils.progress import Report, counter, silent
 
 
 class TextSettings(BaseModel):
@@ -90,13 +90,6 @@ def write_texts(
     rows = [row.ids for row in encode(model.tokenizer, [prompt for _, prompt in asked])]
     generator = torch.Generator().manual_seed(settings.seed)
     uniforms = own_uniforms([f"{name}\n{prompt}" for name, prompt in asked], settings.tokens, generator)
-    written = 0
-
-    def on_rows(count: int) -> None:
-        nonlocal written
-        written += count
-        report("texts", written, len(rows))
-
     continuations = continue_rows(
         model,
         rows,
@@ -106,7 +99,7 @@ def write_texts(
         end_at_eos=False,
         token_budget=token_budget,
         names=[name for name, _ in asked],
-        on_rows=on_rows,
+        on_rows=counter(report, "texts", len(rows)),
     )
     return [
         WrittenText(name, prompt, prompt + added) for (name, prompt), added in zip(asked, continuations, strict=True)

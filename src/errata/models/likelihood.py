@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from errata.errors import InputError, NonFiniteError
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.models.prompts import PaddedBatch, Pair, TargetScore, complete, length_batches, pad
-from errata.utils.progress import Report, silent
+from errata.utils.progress import Report, counter, silent
 
 __all__ = [
     "NextToken", "Pair", "Predictions", "ScoringPlan", "TargetScore", "at_least_float32", "check_finite",
@@ -85,13 +85,7 @@ def scores_of(
 ) -> dict[Pair, TargetScore]:
     """Scores of distinct pairs, finite or not; see ``score``."""
     plan = plan_of(model.tokenizer, pairs)
-    read = 0
-
-    def on_rows(count: int) -> None:
-        nonlocal read
-        read += count
-        report("evaluation", read, len(plan.rows))
-
+    on_rows = counter(report, "evaluation", len(plan.rows))
     predictions = predict(model, plan.rows, plan.wanted, token_budget=token_budget, on_rows=on_rows)
     scores: dict[Pair, TargetScore] = {}
     for pair, (row, start, stop) in zip(pairs, plan.places, strict=True):

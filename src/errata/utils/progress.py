@@ -10,3 +10,15 @@ Report: TypeAlias = Callable[[str, int, int], None]  # (description, done, total
 
 def silent(what: str, done: int, total: int) -> None:
     """A progress callback that does nothing."""
+
+
+def counter(report: Report, what: str, total: int) -> Callable[[int], None]:
+    """A callback that adds up counts of finished items and reports the sum."""
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        report(what, done, total)
+
+    return add
