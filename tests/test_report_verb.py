@@ -117,6 +117,14 @@ def _about(**values: object) -> Callable[[Path], None]:
     return damage
 
 
+def _remove(*names: str) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        for name in names:
+            (directory / name).unlink()
+
+    return damage
+
+
 def _cut(name: str) -> Callable[[Path], None]:
     def damage(directory: Path) -> None:
         whole = (directory / name).read_bytes()
@@ -126,12 +134,12 @@ def _cut(name: str) -> Callable[[Path], None]:
 
 
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
-    (lambda directory: (directory / "summary.json").unlink(), "is not finished"),
+    (_remove("summary.json"), "is not finished"),
     (
-        lambda directory: [(directory / name).unlink() for name in ("summary.json", "grid.json")],
+        _remove("summary.json", "grid.json"),
         "contains neither a benchmark",
     ),
-    (lambda directory: (directory / "records.parquet").unlink(), "cannot be read as Parquet"),
+    (_remove("records.parquet"), "cannot be read as Parquet"),
     (_cut("summary.json"), "cannot be read as JSON"),
     (_cut("records.parquet"), "cannot be read as Parquet"),
     (_rows(lambda rows: rows.append({"method": 1})), "is not one of"),

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 import typer
 
-from errata.cli.terminal import JsonOption, console, progress, write_json
+from errata.cli.terminal import JsonOption, console, echo, progress, write_json
 from errata.editing.recipe import shipped_recipe
 from errata.errors import InputError
 from errata.facts.files import write_facts
@@ -133,8 +133,10 @@ def train_lab(
 ) -> None:
     """Train the embedded model from scratch (about an hour on one core); training can be interrupted and resumed."""
     check_new(out)
-    sizes = {name: value for name, value in (("epochs", epochs), ("people", people)) if value is not None}
-    settings = replace(TrainingSettings(), **sizes, seed=seed, compile=compiled)
+    shipped = TrainingSettings()
+    settings = replace(
+        shipped, epochs=epochs or shipped.epochs, people=people or shipped.people, seed=seed, compile=compiled
+    )
     log = work / "log.jsonl"
     work.mkdir(parents=True, exist_ok=True)
     with progress() as report, open_in_place(log, "a") as file:
