@@ -351,13 +351,15 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 ALIGNMENT = Study(
     name="alignment",
-    shows="At each critical layer, on unedited weights: the cosine of the residual that spreading gives the layer (δ_L "
-    "divided by the number of critical layers left, or by its root, which has the same direction) and the one computed "
-    "at the layer; beside it the cosine with other facts' computed residuals, which is what any two facts have in "
-    "common; their distance, and the distance that is left at the best of all shares of δ_L; the norms of all; and all "
-    "residuals in one plane, their first two principal components.",
-    units="Norms and distances are Euclidean, in units of h; relative norms in means of ‖h⁰‖, the state's norm at the "
-    "layer in the bare prompts; relative distances in norms of the same fact's computed residual.",
+    shows="At each critical layer, on unedited weights: the cosine between the residual that spreading assigns to "
+    "the layer (δ_L divided by the number of remaining critical layers, or by its square root; the "
+    "direction is the same) and the residual computed at the layer. For comparison: the cosine with the "
+    "computed residuals of other facts, which shows what any two facts have in common. Also: the distance "
+    "of the two residuals, the distance for the best share of δ_L, all norms, and all residuals in the "
+    "plane of their first two principal components.",
+    units="Norms and distances are Euclidean, in units of h. Relative norms are in units of the mean ‖h⁰‖, the "
+    "norm of the state at the layer in the bare prompts. Relative distances are in units of the norm of the "
+    "same fact's computed residual.",
     source=f"directions of the two residuals, after {BOUNDARY_PAPER}",
     uses=("count",),
     tasks=_tasks,

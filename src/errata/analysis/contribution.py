@@ -143,9 +143,10 @@ def _gains(runs: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], layer: i
 
 CONTRIBUTION = Study(
     name="contribution",
-    shows="How much likelier the target becomes when a layer's residual r alone is added to the hidden state at the "
-    "subject's last token, on unedited weights: P(o | h_l += r) − P(o), for the residual that spreading gives the "
-    "layer (δ_L divided by the number of critical layers left, or by its root) and for the one computed at the layer.",
+    shows="How much likelier the target becomes when one layer's residual r alone is added to the hidden state at "
+    "the subject's last token, on unedited weights: P(o | h_l += r) − P(o). It compares the residual that "
+    "spreading assigns to the layer (δ_L divided by the number of remaining critical layers, or by its "
+    "square root) with the residual computed at the layer.",
     units="Probability: P is the exponential of the mean log-probability of the target's tokens, averaged over the "
     "contexts.",
     source=f"the contribution score of {BOUNDARY_PAPER}",

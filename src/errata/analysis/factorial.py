@@ -750,15 +750,16 @@ def check_factorial(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 FACTORIAL = Study(
     name="factorial",
-    shows="Runs that differ in one thing at a time: where residuals come from (spread, √-spread, computed at each "
-    "layer, carried forward by replay), which layers are written (first, last, both ends, all), history, ridge and key "
-    "contexts. An analysis of variance tells how much of the variation between runs goes with each factor and each "
-    "pair of them; effects with intervals tell how large they are; and the gain from (spread, all layers) to "
-    "(computed, both ends) is taken apart into source and layers.",
-    units="Shares of 1 (accuracies and successes), their harmonic mean (score), natural logarithm of the perplexity "
-    "over the unedited model's. Sums of squares in the square of that; shares of variance (η²) of 1. Intervals of "
-    "effects are by bootstrap over facts, the same facts in all cells, given these runs; F and p are of cells × seeds "
-    "against what main effects, two-way interactions and the seed leave.",
+    shows="Runs that differ in one factor at a time: the source of the residuals (spread, √-spread, computed at "
+    "each layer, forward replay), the layers written (first, last, both ends, all), history, ridge and key "
+    "contexts. An analysis of variance shows how much of the variation between runs is due to each factor "
+    "and each pair of factors; effects with intervals show their size; and the gain from (spread, all "
+    "layers) to (computed, both ends) is decomposed into source and layers.",
+    units="Accuracies and successes are shares of 1; score is their harmonic mean; perplexity is the natural "
+    "logarithm of its ratio to the unedited model's. Sums of squares are in squared units; shares of "
+    "variance (η²) of 1. Intervals of effects are by bootstrap over facts, the same facts in all cells, "
+    "given these runs. F and p compare cells × seeds with the residual left by main effects, two-way "
+    "interactions and the seed.",
     source="ours: in published tables history, ridge and number of layers change together with the residual",
     uses=("count", "batch_size", "ridges"),
     tasks=_tasks,

@@ -15,8 +15,9 @@ Verdict = Literal["holds", "does not hold", "undecided"]
 RESAMPLES = 1000
 ENOUGH: Final = 5  # with fewer values the interval's ends are close to their minimum and maximum
 VERDICT_RULE: Final = (
-    "a claim holds, or does not, if the whole 95 % interval of its difference is on one side of 0; it does not hold "
-    f"either if there is no difference at all; it is undecided otherwise, and with fewer than {ENOUGH} values (n)"
+    "A claim holds if the whole 95 % interval of its difference is on the claimed side of 0. It does not hold if the "
+    "interval is on the other side, or if there is no difference at all. Otherwise, and with fewer than "
+    f"{ENOUGH} values (n), it is undecided."
 )
 _NOISE: Final = 1e-12
 

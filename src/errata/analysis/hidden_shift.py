@@ -394,12 +394,14 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 HIDDEN_SHIFT = Study(
     name="hidden-shift",
-    shows="The hidden state h at the last token of a prompt, at every block's output, before and after a run of edits "
-    "(h′): its relative distance ‖h′ − h‖ / ‖h‖ and cosine, the linear centred kernel alignment of all prompts' states "
-    "before with those after, and both in the plane of the untouched prompts' first two principal components. Prompts "
-    "about other subjects (untouched), those of neighbours, and the edited facts' own.",
-    units="Distances are shares of ‖h‖; cosines and alignments are numbers without a unit (an alignment of 1: the same "
-    "but for rotation and one scale; with fewer prompts than dimensions it lies higher than with many).",
+    shows="The hidden state at the last token of a prompt, at every block's output, before (h) and after (h′) a "
+    "run of edits: its relative distance ‖h′ − h‖ / ‖h‖ and cosine, the linear centred kernel alignment "
+    "between the states of all prompts before and after, and both in the plane of the first two principal "
+    "components of the untouched prompts. The prompts are about other subjects (untouched), neighbours, and "
+    "the edited facts.",
+    units="Distances are shares of ‖h‖. Cosines and alignments have no unit; an alignment of 1 means equal up to "
+    "rotation and a common scale, and with fewer prompts than dimensions it is higher than with many "
+    "prompts.",
     source=f"hidden-state shift in {BOUNDARY_PAPER}; CKA: Kornblith et al. 2019, Similarity of Neural "
     "Network Representations Revisited, arXiv:1905.00414",
     uses=("count", "batch_size", "methods"),

@@ -253,10 +253,10 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 SINGLE_LAYER = Study(
     name="single-layer",
-    shows="What an edit is worth (everything that a benchmark asks) when one critical layer is written and no other: "
-    "with the residual that spreading gives the layer, with the last layer's undivided, and with the one computed at "
-    "the layer; and the unedited model beside them.",
-    units="Shares of 1 for accuracies and successes; perplexity as a ratio to the unedited model's; KL in nats.",
+    shows="The effect of an edit (all metrics of a benchmark) when a single critical layer is written: with the "
+    "residual that spreading assigns to the layer, with the last layer's undivided residual, and with the "
+    "residual computed at the layer. The unedited model is the baseline.",
+    units="Accuracies and successes are shares of 1; perplexity is a ratio to the unedited model's; KL is in nats.",
     source=f"single-layer editing in {BOUNDARY_PAPER}; the undivided residual is ours",
     uses=("count", "batch_size", "measures"),
     tasks=_tasks,

@@ -302,11 +302,12 @@ def _tasks(context: StudyContext) -> list[StudyTask]:
 
 SPECTRUM = Study(
     name="spectrum",
-    shows="The singular values of the whole change ΔW of a run, per layer, beside those of the weight W that it "
-    "changes: Frobenius and spectral norms and their ratios, the stable rank ‖·‖_F² / ‖·‖₂², the effective rank (the "
-    "exponential of the entropy of σ / Σσ), the share of ‖ΔW‖_F² in the 1, 10 and 100 largest directions, and how the "
-    "norms grow with the batches. Over all layers a Frobenius norm is the root of the sum of the layers' squares.",
-    units="Norms in the unit of the weights; ratios, ranks and shares are numbers without a unit.",
+    shows="The singular values of the total change ΔW of a run, per layer, compared with those of the weight W: "
+    "Frobenius and spectral norms and their ratios, the stable rank ‖·‖_F² / ‖·‖₂², the effective rank (the "
+    "exponential of the entropy of σ / Σσ), the share of ‖ΔW‖_F² in the 1, 10 and 100 largest directions, "
+    "and the growth of the norms with the batches. A Frobenius norm over all layers is the root of the sum "
+    "of the layers' squares.",
+    units="Norms are in units of the weights; ratios, ranks and shares have no unit.",
     source="ours, beside the norms that papers on sequential editing report; effective rank: Roy & "
     "Vetterli 2007, The Effective Rank: A Measure of Effective Dimensionality (EUSIPCO)",
     uses=("count", "batch_size", "methods"),

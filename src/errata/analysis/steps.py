@@ -242,15 +242,15 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 STEPS = Study(
     name="steps",
-    shows="The search of a target at each critical layer: how many losses it evaluates until the fact is done, which "
-    "facts are done within the recipe's steps, which need no change at all, the loss that it begins (δ = 0) and ends "
-    "with, and how long δ becomes. On unedited weights; with the schedules 'boundary' and 'own', on the weights as "
-    "they are when the search comes to a layer, the earlier layers of the same batch being written with residuals of "
-    "their own; and, for 'even', afresh at the last layer when the earlier ones have had their shares of its first "
-    "residual. Every batch is written into the unedited model.",
-    units="Evaluations of the loss, at most the recipe's steps, with which facts that are not done count; shares of "
-    "facts; losses in nats (the mean over contexts and the target's tokens of −log P, and the recipe's terms of KL and "
-    "decay); ‖δ‖ in units of the fact's ‖h⁰‖.",
+    shows="The target search at each critical layer: how many evaluations of the loss a fact needs, which facts "
+    "converge within the recipe's steps, which need no change at all, the initial (δ = 0) and final loss, "
+    "and the norm of δ. Measured on unedited weights; with the schedules 'boundary' and 'own', on the "
+    "weights at the time of the search, when earlier layers of the same batch were written with their own "
+    "residuals; and, for 'even', in a new search at the last layer after the earlier layers received their "
+    "shares of its first residual. Every batch is written into the unedited model.",
+    units="Evaluations of the loss; facts that do not converge count with the recipe's number of steps. Shares of "
+    "facts. Losses in nats (the mean over contexts and target tokens of −log P, plus the recipe's KL and "
+    "decay terms). ‖δ‖ in units of the fact's ‖h⁰‖.",
     source=f"optimisation steps per layer in {BOUNDARY_PAPER}; the comparison with spreading is ours",
     uses=("count", "batch_size"),
     tasks=_tasks,

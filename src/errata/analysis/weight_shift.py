@@ -868,19 +868,21 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 
 WEIGHT_SHIFT = Study(
     name="weight-shift",
-    shows="How far the update of a layer by the spread residual lies from that by the residual computed there: "
-    "‖ΔW_computed − ΔW_spread‖, beside the bound that the theory gives, what the triangle inequality gives in its "
-    "place, and each factor of them, over the number of critical layers behind, the batch size and the number of "
-    "batches that were written before. Both updates of a layer are for the same facts and keys and the same weights, "
-    "those before the batch: ΔW_computed = R* Q, ΔW_spread = R_L / (n + 1) · Q, R* being computed at the layer, R_L at "
-    "the last one, n the number of critical layers behind (the formulas' L − l), Q = Kᵀ (C₀ + M + K Kᵀ)⁻¹ or what the "
-    "method's solver has in its place, with M where it counts history. (An edit reads the residual and the keys anew "
-    "after each layer's write.) The residual is spread evenly, whatever schedule the method has. The facts looked at "
-    "are the same for all sizes and all numbers of earlier batches: groups that follow one another, a smaller rest "
-    "left out. The earlier batches are of other facts, batch_size each, by the method's own schedule.",
-    units="Norms of updates and bounds are in the unit of W's entries, those of residuals in that of hidden states, "
-    "those of Q in one over that of keys; each is named Frobenius or spectral. Tightness is shift / bound. Intervals "
-    "are over groups of facts; there is none of a single group.",
+    shows="The distance between the update of a layer with the spread residual and the update with the residual "
+    "computed there, ‖ΔW_computed − ΔW_spread‖, compared with the theoretical bound, with the bound that "
+    "the triangle inequality gives, and with each of their factors. It depends on the number of critical "
+    "layers after the layer, the batch size and the number of batches written before. Both updates of a "
+    "layer are for the same facts, keys and weights, those before the batch: ΔW_computed = R* Q, ΔW_spread "
+    "= R_L / (n + 1) · Q, where R* is computed at the layer, R_L at the last layer, n is the number of "
+    "critical layers after it (L − l in the formulas), and Q = Kᵀ (C₀ + M + K Kᵀ)⁻¹, or the corresponding "
+    "matrix of the method's solver, with M if the method uses history. (An edit would read the residual and "
+    "the keys again after each layer's write.) The residual is spread evenly, whatever the method's "
+    "schedule. The facts examined are the same for all sizes and all numbers of earlier batches: "
+    "consecutive groups, without a smaller remainder. Earlier batches consist of other facts, batch_size "
+    "each, written with the method's own schedule.",
+    units="Norms of updates and bounds are in units of W's entries, those of residuals in units of hidden states, "
+    "those of Q in inverse units of keys; each is named Frobenius or spectral. Tightness is shift / bound. "
+    "Intervals are over groups of facts; a single group has none.",
     source=f"the weight-shift bound of {BOUNDARY_PAPER}; the tighter form and the spectral norms are ours",
     uses=("count", "batch_size", "sizes", "earlier"),
     tasks=_tasks,
