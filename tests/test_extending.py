@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from errata.editing.solvers.base import LayerSolver, Solver
+from errata.editing.solvers.base import LayerSolver, Solver, SolverSettings
 from errata.editors.contract import Answerer, Edit, KnowledgeEditor
 from errata.errors import FaultsError
 
@@ -37,7 +37,9 @@ def page() -> Iterator[dict[str, Any]]:
 
 def test_solver(page: dict[str, Any]) -> None:
     page["test_plain_ridge"]()
-    solver = page["PlainRidge"](0.3)
+    settings = page["PlainRidgeSettings"](kind="plain_ridge", ridge=0.3)
+    assert isinstance(settings, SolverSettings)
+    solver = page["PlainRidge"](**settings.model_dump(exclude={"kind"}))
     assert isinstance(solver, Solver)
     assert isinstance(solver.prepare(torch.eye(3, dtype=torch.float64)), LayerSolver)
 
