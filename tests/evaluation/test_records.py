@@ -112,7 +112,10 @@ def test_the_score_is_the_harmonic_mean_of_the_three() -> None:
 
 def test_the_score_draws_the_same_facts_for_all_three() -> None:
     # Facts are all good or all bad, so the three means are the same in every draw, and the score is each of them.
-    records = [entry for index in range(20) for entry in three_successes(*[float(index % 2)] * 3, str(index))]
+    records = []
+    for index in range(20):
+        mean = float(index % 2)
+        records += three_successes(mean, mean, mean, str(index))
     *successes, score = summarise(records, "after")
     for summary in successes:
         assert (summary.mean, summary.low, summary.high) == pytest.approx((score.mean, score.low, score.high))
