@@ -28,14 +28,14 @@ FRAMED: Final = "{}"
 
 
 def generate_prefixes(model: LanguageModel, settings: ContextSettings) -> tuple[str, ...]:
-    """Short texts from the model itself, once per run and on the unedited weights; kept in the run's record. Last, if
-    the settings say so, the model's chat template.
+    """Short texts from the model itself, once per run and on the unedited weights. The model's chat template comes
+    last if the settings include it.
 
     Each text has one of ``settings.tokens`` as its length, its opener included, BOS not. Braces become spaces, so that
     it is not taken for a frame.
 
     Raises:
-        InputError: if the chat template is wanted and cannot be used.
+        InputError: if the settings include the chat template and it cannot be used.
     """
     frames = [FRAMED.join(chat_frame(model.tokenizer))] if settings.chat else []
     generator = torch.Generator().manual_seed(settings.seed)
@@ -57,7 +57,7 @@ def in_context(context: str, text: str, lead: str = "") -> tuple[str, int]:
     """``text`` in a context ("" is the bare prompt), and the number of characters before it.
 
     Args:
-        lead: what is put before the bare prompt; see ``neutral_leads``.
+        lead: text before the bare prompt; see ``neutral_leads``.
     """
     if FRAMED in context:
         before, after = context.split(FRAMED, 1)
@@ -69,7 +69,7 @@ def in_context(context: str, text: str, lead: str = "") -> tuple[str, int]:
 def target_in(context: str, fact: Fact, lead: str = "") -> Pair:
     """A fact's prompt in a context with its target, as ``models.prompts.complete`` takes them.
 
-    A fact's own joiner is for its prompt, and not for what ends a frame.
+    A fact's own joiner is for its prompt, not for the end of a frame.
     """
     text, _ = in_context(context, fact.text, lead)
     return (text, fact.target) if FRAMED in context else fact.pair(fact.target, text)
@@ -79,17 +79,17 @@ def begin_texts(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> li
     """For each fact, whether its subject ends at the very first token of its prompt.
 
     That takes a tokenizer without BOS, and a subject of one token. Such a token is an attention sink: from the first
-    few layers on its state, and so its key, is that of any other first token, whatever it says.
+    few layers on its state, and so its key, is that of any other first token.
 
     Raises:
-        InputError: naming the fact, if the tokenizer leaves nothing of its subject.
+        InputError: naming the fact, if its subject has no token.
     """
     encoded = encode(tokenizer, [fact.text for fact in facts])
     return [subject_token(row, *fact.subject_span, fact) == 0 for row, fact in zip(encoded, facts, strict=True)]
 
 
 def neutral_leads(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[str]:
-    """What is put before each fact's bare prompt: ``NEUTRAL`` where it begins with the subject's last token, else "".
+    """The text before each fact's bare prompt: ``NEUTRAL`` where it begins with the subject's last token, else "".
 
     A key read at a text's first token belongs to all texts, and writing to it changes the answers to all of them.
     """
@@ -100,7 +100,7 @@ def subject_rows(model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence
     """Token ids up to the subject's last token, facts outermost, for each of ``prefixes``.
 
     Raises:
-        InputError: naming the fact, if the tokenizer leaves nothing of its subject.
+        InputError: naming the fact, if its subject has no token.
     """
     leads = neutral_leads(model.tokenizer, facts) if "" in prefixes else [""] * len(facts)
     texts = [

@@ -258,5 +258,7 @@ def method_named(name: str) -> Method:
         parts = name.split("+")
         wanted = "+".join(sorted(parts, key=lambda part: part == "blue"))  # 'blue+memit' has its parts the wrong way
         hint = did_you_mean(wanted, names)
-        raise InputError(f"there is no method {name!r}", remedy=f"{hint}Known: {', '.join(names)}")
+        raise InputError(
+            f"there is no method {name!r}", remedy=f"{hint}Known: {', '.join(names)}", code="METHOD_UNKNOWN"
+        )
     return known[base] if base == name else known[base].with_blue()

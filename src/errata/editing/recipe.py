@@ -103,6 +103,7 @@ class Recipe(Settings):
             raise InputError(
                 f"no published number of {self.method!r} depends on a fault of published code",
                 remedy="Leave out --as-published",
+                code="NOTHING_AS_PUBLISHED",
             )
         return faulty
 
@@ -138,7 +139,9 @@ def corpus_path(name: str, folder: Path) -> Path:
     try:
         return (folder / Path(name).expanduser()).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a user that does not exist, a NUL, a name that is too long
-        raise InputError(f"{name[:200]!r} is no path of a corpus: {error}", remedy="Give a text file") from error
+        raise InputError(
+            f"{name[:200]!r} is no path of a corpus: {error}", remedy="Give a text file", code="CORPUS_PATH_INVALID"
+        ) from error
 
 
 def shipped_recipe(model: str, method: str, *, as_published: bool = False) -> Recipe:
@@ -189,10 +192,6 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
     yield from recipe.solver.contradictions(rounds=recipe.rounds is not None)
 
 
-# ----------------------------------------------------------------------------------------------------
-# Every fault of a recipe file at once: of all methods that it names, each told once and by its place in the file.
-
-
 def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]:
     """Check a file for one method, or for every one that it holds numbers for.
 
@@ -208,7 +207,9 @@ def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]
         method_named(method)
     names = file.covered if method is None else (method,)
     if not names:
-        raise InputError(f"{path} names no method to check it for", remedy="Name one with --method")
+        raise InputError(
+            f"{path} names no method to check it for", remedy="Name one with --method", code="RECIPE_WITHOUT_METHOD"
+        )
     faults = [*file.faults(), *_method_faults(file, [name for name in names if _is_method(name)])]
     if faults:
         raise FaultsError(f"the recipe {path}", faults)
@@ -237,7 +238,9 @@ def _method_faults(file: RecipeFile, names: Sequence[str]) -> list[Fault]:
             path = path_of(item)
             if (place := _place(file, name, path, missing=item["type"] == "missing")) is not None:
                 where = ".".join(str(part) for part in place)
-                found = Fault(f"{file.source}: {where}", fault.what, fault.remedy, line_of(file.lines, place))
+                found = Fault(
+                    f"{file.source}: {where}", fault.what, fault.remedy, line_of(file.lines, place), code=fault.code
+                )
                 placed.setdefault((found.where, found.what), found)
             else:
                 nowhere.setdefault(fault, []).append(name)
@@ -257,14 +260,14 @@ def _told(file: RecipeFile, fault: Fault, whose: Sequence[str], names: Sequence[
     path = fault.where.removeprefix(f"{file.source}: ")
     if set(names) <= set(whose):
         line = line_of(file.lines, tuple(path.split(".")))
-        yield Fault(f"{file.source}: {path}" if path else file.source, fault.what, fault.remedy, line)
+        yield Fault(f"{file.source}: {path}" if path else file.source, fault.what, fault.remedy, line, code=fault.code)
         return
     for name in whose:
         base = name.removesuffix(BOUNDARY_SUFFIX)
         if base == name or base not in whose:
             where = ".".join(part for part in ("methods", name, path) if part)
             line = line_of(file.lines, ("methods", name, *path.split(".")))
-            yield Fault(f"{file.source}: {where}", fault.what, fault.remedy, line)
+            yield Fault(f"{file.source}: {where}", fault.what, fault.remedy, line, code=fault.code)
 
 
 def _place(file: RecipeFile, name: str, path: Sequence[Any], *, missing: bool) -> KeyPath | None:

@@ -90,6 +90,7 @@ class RecipeFile:
             raise InputError(
                 f"{self.source} was written for {self.data['method']!r}, not for {method!r}",
                 remedy=f"Take --method {self.data['method']}, or a recipe with an entry per method",
+                code="RECIPE_OF_OTHER_METHOD",
             )
         merged: dict[Any, Any] = row.choices()
         for _, layer in self.layers(method):
@@ -108,20 +109,38 @@ class RecipeFile:
                 method_named(str(name))
             except InputError as error:
                 line = line_of(self.lines, ("methods", name) if place != "method" else ("method",))
-                found.append(Fault(f"{self.source}: {place}", error.what, error.remedy, line))
+                found.append(Fault(f"{self.source}: {place}", error.what, error.remedy, line, code=error.code))
         for name, entry in self.entries.items():
             if entry is not None and not isinstance(entry, Mapping):
                 place = f"{self.source}: methods.{name}"
                 line = line_of(self.lines, ("methods", name))
-                found.append(Fault(place, "is no mapping", "Write 'memit: {solver: {...}}'", line))
+                found.append(
+                    Fault(place, "is no mapping", "Write 'memit: {solver: {...}}'", line, code="RECIPE_NOT_MAPPING")
+                )
         also = self.data.get("also")
         if also is not None and not (isinstance(also, list) and all(isinstance(name, str) for name in also)):
             line = line_of(self.lines, ("also",))
-            found.append(Fault(f"{self.source}: also", "is no list of models' names", f"Got {also!r:.200}", line))
+            found.append(
+                Fault(
+                    f"{self.source}: also",
+                    "is no list of models' names",
+                    f"Got {also!r:.200}",
+                    line,
+                    code="RECIPE_VALUE_INVALID",
+                )
+            )
         shape = self.data.get("shape")
         if shape is not None and not (isinstance(shape, dict) and shape):
             line = line_of(self.lines, ("shape",))
-            found.append(Fault(f"{self.source}: shape", "is no mapping", "Write '{num_hidden_layers: 30, …}'", line))
+            found.append(
+                Fault(
+                    f"{self.source}: shape",
+                    "is no mapping",
+                    "Write '{num_hidden_layers: 30, …}'",
+                    line,
+                    code="RECIPE_NOT_MAPPING",
+                )
+            )
         return found
 
 
@@ -146,10 +165,14 @@ def parse_file(text: str, source: str) -> RecipeFile:
     marked = parse_yaml(text, source)
     data = marked.data
     if not isinstance(data, dict):
-        raise InputError(f"{source} holds no mapping", remedy="A recipe is a YAML mapping; see examples/recipe.yaml")
+        raise InputError(
+            f"{source} holds no mapping",
+            remedy="A recipe is a YAML mapping; see examples/recipe.yaml",
+            code="RECIPE_NOT_MAPPING",
+        )
     if not isinstance(data.get("methods") or {}, dict):
         where = f"methods in {source} (line {line_of(marked.lines, ('methods',))})"
-        raise InputError(f"{where} is no mapping", remedy="Write 'methods: {memit: {...}}'")
+        raise InputError(f"{where} is no mapping", remedy="Write 'methods: {memit: {...}}'", code="RECIPE_NOT_MAPPING")
     return RecipeFile(source, data, marked.lines)
 
 
@@ -163,7 +186,9 @@ def read_file(path: str | Path) -> RecipeFile:
         text = file_text(Path(path))
     except (OSError, ValueError) as error:
         reason = reason_of(error)
-        raise InputError(f"the recipe {path} cannot be read: {reason}", remedy="Give a UTF-8 YAML file") from error
+        raise InputError(
+            f"the recipe {path} cannot be read: {reason}", remedy="Give a UTF-8 YAML file", code="RECIPE_UNREADABLE"
+        ) from error
     return parse_file(text, str(path))
 
 
@@ -192,6 +217,7 @@ def shipped_file(model: str) -> RecipeFile:
         f"no recipe comes with errata for {model!r} (there is: {', '.join(names)})",
         remedy=f"{hint}`errata recipe auto --model {model} --minutes 0 --out recipe.yaml` writes one in seconds, for "
         "--recipe recipe.yaml; `errata edit` without --recipe chooses layers and settings by itself",
+        code="RECIPE_MISSING",
     )
 
 
@@ -223,6 +249,7 @@ def shipped_for(model: str, method: str) -> RecipeFile:
     raise InputError(
         f"errata knows no published numbers of {method!r} for {model!r}; {file.source} has {', '.join(file.names)}",
         remedy=f"Take one of these, or give numbers of your own with --recipe FILE.yaml{elsewhere}",
+        code="RECIPE_MISSING",
     )
 
 

@@ -132,11 +132,16 @@ def fault_of(source: str, item: Any, top: Iterable[str]) -> Fault:
     where = f"{source}: {'.'.join(str(part) for part in path_of(item))}"
     if item["type"] == "value_error":  # our own checks: what they say is a sentence
         remedy = "Change one of them" if not item["loc"] else f"Got {item.get('input')!r:.200}"
-        return Fault(where, str(item["ctx"]["error"]), remedy)
+        return Fault(where, str(item["ctx"]["error"]), remedy, code="RECIPE_CONTRADICTION")
     if item["type"] != "extra_forbidden":
         remedy = "Add this key" if item["type"] == "missing" else f"Got {item.get('input')!r:.200}"
-        return Fault(where, item["msg"][0].lower() + item["msg"][1:], remedy)
+        return Fault(
+            where,
+            item["msg"][0].lower() + item["msg"][1:],
+            remedy,
+            code="RECIPE_KEY_MISSING" if item["type"] == "missing" else "RECIPE_VALUE_INVALID",
+        )
     section = _BY_SECTION.get(path[-2]) if len(path) > 1 else None
     known = list(section.model_fields) if section else [*top, "methods", "also"]
     hint = did_you_mean(path[-1], known, cutoff=0.5)
-    return Fault(where, "unknown key", f"{hint}Known here: {', '.join(known)}")
+    return Fault(where, "unknown key", f"{hint}Known here: {', '.join(known)}", code="RECIPE_KEY_UNKNOWN")

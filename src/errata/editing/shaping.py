@@ -1,6 +1,6 @@
-"""Shaping: what is done to targets, to a batch's change, or to a whole run's change, beside what the solver found.
+"""Shaping of targets, of a batch's change, or of a whole run's change (methods.md, section 1, Shaping).
 
-There are three places to shape at (methods.md, section 1, Shaping), and a base class for each.
+There is a base class for each of the three.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 
 
 class TargetShaper(ABC):
-    """Shapes δ before anything is solved."""
+    """Shapes δ before the solve."""
 
     @abstractmethod
     def target(
         self, origin: Float[Tensor, "d u"], delta: Float[Tensor, "d u"], unedited_norm: float
     ) -> Float[Tensor, "d u"]:
-        """δ as it is to be solved for.
+        """The shaped δ.
 
         Args:
             origin: h⁰.
@@ -38,11 +38,11 @@ class BatchShaper(ABC):
     def mask(
         self, change: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"]
     ) -> Bool[Tensor, "d_out d_in"]:
-        """Which entries of a batch's ΔW stay.
+        """Mask of the entries of a batch's ΔW that are retained.
 
         Args:
             change: ΔW.
-            weight: W as the batch began.
+            weight: W at the start of the batch.
         """
 
 
@@ -69,7 +69,7 @@ class Rectify(BatchShaper):
     """RECT: keep the entries with the largest relative change |ΔW / (W + ε)| (Gu et al. 2024, arXiv:2401.04700).
 
     Args:
-        share: which part of the entries stays.
+        share: of the entries that are retained.
         epsilon: ε.
     """
 
@@ -80,22 +80,22 @@ class Rectify(BatchShaper):
         self, change: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"]
     ) -> Bool[Tensor, "d_out d_in"]:
         relative = (change / (weight.to(change) + self.epsilon)).abs().flatten()
-        kept = max(1, round(self.share * relative.numel()))
+        count = max(1, round(self.share * relative.numel()))
         mask = torch.zeros_like(relative, dtype=torch.bool)
-        mask[relative.topk(kept, sorted=False).indices] = True
+        mask[relative.topk(count, sorted=False).indices] = True
         return mask.view_as(change)
 
 
 @dataclass(frozen=True, slots=True)
 class Prune(RunShaper):
-    """PRUNE: large singular values of the whole change are pressed down (Ma et al. 2024, arXiv:2405.16821).
+    """PRUNE: large singular values of the whole change are reduced (Ma et al. 2024, arXiv:2405.16821).
 
     σ ≤ σ_max(W₀) stays; a larger σ becomes ln σ − ln σ_max + σ_max. It is always the whole change against W₀ that is
     pruned, so to prune twice is to prune once, and editing goes on from the unpruned weights.
 
     Args:
-        on_top: as in the code behind the AlphaEdit and BLUE papers' tables: the pruned change is added to the edited
-            weights, so that the change counts once pruned and once as it is.
+        on_top: as in the code of the AlphaEdit and BLUE papers' tables: add the pruned change to the edited weights, so
+            that the change counts twice, once pruned.
     """
 
     on_top: bool = False
@@ -110,8 +110,8 @@ class Prune(RunShaper):
         outer, upper = torch.linalg.qr(left.double())
         inner, lower = torch.linalg.qr(right.double().T)
         u, values, vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
-        pressed = torch.where(values > largest, (values / largest).log() + largest, values)
-        new_left, new_right = ((outer @ u) * pressed).to(left), (vh @ inner.T).to(right)
+        reduced = torch.where(values > largest, (values / largest).log() + largest, values)
+        new_left, new_right = ((outer @ u) * reduced).to(left), (vh @ inner.T).to(right)
         if self.on_top:
             return torch.cat([left, new_left], dim=1), torch.cat([right, new_right], dim=0)
         return new_left, new_right
@@ -131,7 +131,7 @@ class NormCap(TargetShaper):
         z = origin + delta
         most = origin.norm(dim=0).clamp_min(unedited_norm)
         norm = z.norm(dim=0)
-        # Where nothing is cut, δ stays bit for bit: h⁰ + δ − h⁰ would round it.
+        # An uncapped δ is returned bit for bit: h⁰ + δ − h⁰ would round it.
         return torch.where(norm > most, z * (most / norm) - origin, delta)
 
 

@@ -47,6 +47,7 @@ def named_facts(stack: Stack, names: Collection[str]) -> list[tuple[str, Fact]]:
             raise InputError(
                 f"{len(by_id)} patches have a fact {name!r}",
                 remedy=f"Say which: {', '.join(f'{patch}/{fact.id}' for patch, fact in by_id)}",
+                code="FACT_AMBIGUOUS",
             )
         if not chosen:
             unknown.append(name)
@@ -55,6 +56,7 @@ def named_facts(stack: Stack, names: Collection[str]) -> list[tuple[str, Fact]]:
         raise InputError(
             f"there is neither a patch nor a fact {', '.join(map(repr, unknown))}",
             remedy="`errata show` lists both; name a patch, a fact's id, or PATCH/ID",
+            code="FACT_OR_PATCH_UNKNOWN",
         )
     return found
 

@@ -71,10 +71,6 @@ def rank(terms: Sequence[Term]) -> int:
     return int((values > values[0] * torch.finfo(torch.float32).eps * max(shape_of(terms[0]))).sum())
 
 
-# ----------------------------------------------------------------------------------------------------
-# The change of one layer in two factors: as the patch has them, or the best ones of a smaller rank.
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Factors:
     """ΔW of one layer in two factors, and how much of it they leave out.
@@ -172,9 +168,14 @@ def needed_rank(terms: Sequence[Term]) -> int:
         raise InputError(
             f"the patches change matrices of {shown} in layer {layer}: they are for different models",
             remedy="Give patches that were made one after another on one model",
+            code="PATCH_SHAPE_MISMATCH",
         )
     if not all(bool(torch.isfinite(tensor).all()) for term in terms for tensor in _tensors(term)):
-        raise InputError(f"the change of layer {layer} holds numbers that are not finite", remedy="Make the patch anew")
+        raise InputError(
+            f"the change of layer {layer} holds numbers that are not finite",
+            remedy="Make the patch anew",
+            code="PATCH_NOT_FINITE",
+        )
     ranks = [term.left.shape[1] for term in terms if isinstance(term, LowRankTerm)]
     most = min(*shapes.pop())
     return min(sum(ranks), most) if len(ranks) == len(terms) else most

@@ -150,6 +150,7 @@ class Adapter:
                     f"the patches change a matrix of {found} in layer {factors.layer}, but {path} of this model has "
                     f"{expected[0]} × {expected[1]}",
                     remedy=f"Give the model that they were made for ({self.patches[0].base!r})",
+                    code="PATCH_SHAPE_MISMATCH",
                 )
         return paths
 
@@ -194,6 +195,7 @@ def _check_stack(patches: Sequence[Patch]) -> None:
         raise InputError(
             "the patches change no weight" if patches else "there is no patch",
             remedy="Give a patch of an edit that wrote something",
+            code="PATCH_EMPTY",
         )
     made_for: dict[str, int] = {}
     for number, patch in enumerate(patches, start=1):
@@ -205,6 +207,7 @@ def _check_stack(patches: Sequence[Patch]) -> None:
                 f"patches {first} and {number} were both made for the weights {patch.fingerprint[:12]}…, so they are "
                 "alternatives and neither goes on the other",
                 remedy="Give patches that were made one after another, oldest first",
+                code="PATCHES_ALTERNATIVE",
             )
 
 
@@ -215,21 +218,19 @@ def _check_rank(rank: int | None, needed: int, sparse: Sequence[int]) -> None:
             f"single entries of W were changed in layers {layers} (rect), which is no change of low rank: an exact "
             f"adapter would have rank {needed}, that of the whole matrix",
             remedy="Give a rank (--rank R) for the nearest adapter of that rank; its error is shown",
+            code="LORA_RANK_TOO_HIGH",
         )
     if rank is None:
         return
     if rank < 1:
-        raise InputError(f"a rank of {rank} leaves nothing", remedy="Give 1 or more")
+        raise InputError(f"a rank of {rank} leaves nothing", remedy="Give 1 or more", code="LORA_RANK_INVALID")
     # A sparse change is exact at the full rank and has to be asked for; others are exact when nothing is asked for.
     if rank > needed or (rank == needed and not sparse):
         raise InputError(
             f"rank {rank} cuts nothing off: at rank {needed} the adapter is exact",
             remedy=f"Give {needed} or less" if sparse else f"Leave the rank (--rank) out, or give less than {needed}",
+            code="LORA_RANK_INVALID",
         )
-
-
-# ----------------------------------------------------------------------------------------------------
-# Which facts a truncated adapter loses: those that the model says with the exact patches and not with the adapter.
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,7 @@ class Patch:
                     f"this patch changes a {own[0]} × {own[1]} matrix at layer {term.layer}, but that of "
                     f"{model.name!r} is {shape[0]} × {shape[1]}",
                     remedy="Give the model that it was made for",
+                    code="PATCH_SHAPE_MISMATCH",
                 )
         with model.edits.transaction():
             model.edits.add(self.terms)
@@ -148,6 +149,7 @@ class Patch:
                         f"with this patch the weights of layer {layer} of {model.name!r} are not finite in "
                         f"{dtype_name(model.dtype)}",
                         remedy=f"Give the model that it was made for, in {self.dtype}",
+                        code="PATCH_NOT_FINITE",
                     )
 
     def _other_weights(self, model: LanguageModel, found: str, name: str, before: Sequence[str]) -> InputError:
@@ -165,6 +167,7 @@ class Patch:
             f"{name or 'this patch'} was made for other weights (those of {self.base!r} in {self.dtype}, "
             f"{self.fingerprint[:12]}…; {there} in {dtype} has {found[:12]}…)",
             remedy=remedy,
+            code="PATCH_OTHER_WEIGHTS",
         )
 
     def undo(self, model: LanguageModel) -> None:
@@ -180,6 +183,7 @@ class Patch:
             raise InputError(
                 f"this patch is not applied to {model.name!r} in this process",
                 remedy="Undo on the LanguageModel that it was applied to, or load the base again",
+                code="PATCH_NOT_APPLIED",
             ) from error
 
     def save(self, path: str | Path) -> None:
@@ -206,7 +210,11 @@ def dtype_name(dtype: torch.dtype) -> DtypeName:
     """
     names: dict[str, DtypeName] = {f"torch.{name}": name for name in get_args(DtypeName)}
     if str(dtype) not in names:
-        raise InputError(f"no model is edited in {dtype}", remedy=f"Take one of {', '.join(get_args(DtypeName))}")
+        raise InputError(
+            f"no model is edited in {dtype}",
+            remedy=f"Take one of {', '.join(get_args(DtypeName))}",
+            code="DTYPE_UNSUPPORTED",
+        )
     return names[str(dtype)]
 
 
@@ -223,10 +231,6 @@ def software_versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-
-
-# ----------------------------------------------------------------------------------------------------
-# A patch as one safetensors file: factors as tensors, the record as JSON in the header, a checksum over both.
 
 
 FORMAT = "errata-patch-3"
@@ -347,6 +351,7 @@ def read_patch(path: Path) -> PatchFile:
         raise InputError(
             f"{path} is not a patch that can be read: {reason_of(error)}",
             remedy="Give a file that `errata edit` wrote, whole",
+            code="PATCH_UNREADABLE",
         ) from error
     return PatchFile(patch, keys)
 

@@ -65,6 +65,7 @@ class Stack:
             raise InputError(
                 f"the stack has more than one patch called {', '.join(map(repr, twice))}",
                 remedy="Names tell patches apart, for example for `errata revert`: give each its own",
+                code="PATCH_NAME_TWICE",
             )
 
     @property
@@ -101,6 +102,7 @@ class Stack:
             raise InputError(
                 f"there is no patch {', '.join(map(repr, unknown))}",
                 remedy=f"There are: {', '.join(known)}" if known else "There are no patches at all",
+                code="PATCH_UNKNOWN",
             )
 
     def put_into(self, model: LanguageModel) -> None:
@@ -114,6 +116,7 @@ class Stack:
                 f"these patches stand on {self.base!r} in {self.dtype} ({self.fingerprint[:12]}…), and what is there "
                 f"has other weights ({found[:12]}…, in {dtype_name(model.dtype)})",
                 remedy=f"Give {self.base!r} as it was, in {self.dtype}",
+                code="STACK_OTHER_BASE",
             )
         with model.edits.transaction():
             for stacked in self.patches:
@@ -183,16 +186,24 @@ def read_stack(directory: Path) -> Stack:
     for entry in record.patches:
         path = directory / entry.file
         if not _is_inside(path, directory):
-            raise InputError(f"{directory / FILE} names a file outside of {directory}: {entry.file!r}", remedy=_REMEDY)
+            raise InputError(
+                f"{directory / FILE} names a file outside of {directory}: {entry.file!r}",
+                remedy=_REMEDY,
+                code="STACK_DAMAGED",
+            )
         if not is_file(path):
-            raise InputError(f"the patch {path} is missing", remedy=_REMEDY)
+            raise InputError(f"the patch {path} is missing", remedy=_REMEDY, code="STACK_DAMAGED")
         if file_digest(path) != entry.sha256:
-            raise InputError(f"the patch {path} is not what was written: it was changed or damaged", remedy=_REMEDY)
+            raise InputError(
+                f"the patch {path} is not what was written: it was changed or damaged",
+                remedy=_REMEDY,
+                code="STACK_DAMAGED",
+            )
         patches.append(Stacked(entry.name, read_patch(path).patch, entry.added, entry.forced, entry.missing))
     try:
         return Stack(record.base, record.fingerprint, record.dtype, tuple(patches))
     except InputError as error:
-        raise InputError(f"{directory / FILE}: {error.what}", remedy=_REMEDY) from error
+        raise InputError(f"{directory / FILE}: {error.what}", remedy=_REMEDY, code="STACK_DAMAGED") from error
 
 
 def has_stack(name: str | Path) -> bool:
@@ -214,7 +225,9 @@ def stack_base(directory: str | Path) -> tuple[str, torch.dtype]:
     record = _read_record(Path(directory))
     dtype = getattr(torch, record.dtype, None)
     if not isinstance(dtype, torch.dtype):
-        raise InputError(f"{Path(directory) / FILE} names a dtype {record.dtype!r}", remedy=_REMEDY)
+        raise InputError(
+            f"{Path(directory) / FILE} names a dtype {record.dtype!r}", remedy=_REMEDY, code="STACK_DAMAGED"
+        )
     return record.base, dtype
 
 
@@ -243,7 +256,9 @@ def _read_record(directory: Path) -> _Record:
     try:
         return _Record.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not the record of a stack: {reason_of(error)}", remedy=_REMEDY) from error
+        raise InputError(
+            f"{path} is not the record of a stack: {reason_of(error)}", remedy=_REMEDY, code="STACK_DAMAGED"
+        ) from error
 
 
 def _is_inside(path: Path, directory: Path) -> bool:

@@ -102,6 +102,7 @@ def read_ledger(path: Path) -> Ledger:
         raise InputError(
             f"the ledger {path} cannot be read: {error.strerror}",
             remedy="Put the file back as it was",
+            code="LEDGER_UNREADABLE",
         ) from error
     entries: list[Entry] = []
     sound = 0
@@ -115,6 +116,7 @@ def read_ledger(path: Path) -> Ledger:
             raise InputError(
                 f"{path}:{number} is not the line that was written there ({reason_of(error)})",
                 remedy="Put the file back as it was; the lines before it are sound",
+                code="LEDGER_DAMAGED",
             ) from error
         entries.append(entry)
         sound += len(line) + 1

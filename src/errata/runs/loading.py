@@ -31,7 +31,9 @@ def base_of(name: str) -> str:
             base = open_run(Path(base)).manifest.model
         else:
             return base
-    raise InputError(f"the base of {name!r} lies on itself", remedy="Give the model that was edited first")
+    raise InputError(
+        f"the base of {name!r} lies on itself", remedy="Give the model that was edited first", code="STACK_CIRCULAR"
+    )
 
 
 def load_model(
@@ -95,7 +97,11 @@ def stack_of_run(name: str, *, device: str | torch.device | None = None, trust_r
 def check_there(name: str) -> None:
     """Raises InputError if nothing at all is where something edited was expected: nothing of the hub is."""
     if name != "lab" and not is_there(Path(name)):
-        raise InputError(f"{name!r} cannot be found", remedy="Look at the name: there is no such file or directory")
+        raise InputError(
+            f"{name!r} cannot be found",
+            remedy="Look at the name: there is no such file or directory",
+            code="FILE_MISSING",
+        )
 
 
 def patches_of(name: str) -> list[tuple[str, Patch]]:
@@ -117,4 +123,5 @@ def patches_of(name: str) -> list[tuple[str, Patch]]:
     raise InputError(
         f"there are no patches in {name!r}",
         remedy="Give a patch (.safetensors), or a directory that `errata edit`, `apply` or `merge` made",
+        code="PATCHES_MISSING",
     )

@@ -32,11 +32,13 @@ def editor_of(
             f"the weights of {model.name!r} ({found[:12]}…) are not those that the run {run.path} began with "
             f"({run.manifest.fingerprint[:12]}…, in {run.manifest.dtype})",
             remedy=f"Give {run.manifest.model!r} as it was, in {run.manifest.dtype}",
+            code="RUN_OTHER_WEIGHTS",
         )
     if corpus_digest(run) != run.manifest.corpus:
         raise InputError(
             f"the text {run.recipe.statistics.corpus} is not what it was when the run {run.path} began",
             remedy="Put the file back as it was",
+            code="CORPUS_CHANGED",
         )
     saved = run.saved_batches()
     editor = Editor(model, run.recipe, cache=cache, report=report)
@@ -45,6 +47,7 @@ def editor_of(
         raise InputError(
             f"the contexts that come out here are not those of the run {run.path}: {editor.prefixes} for {prefixes}",
             remedy="Go on where it began: same machine, same versions, same number of threads",
+            code="RUN_OTHER_CONTEXTS",
         )
     editor.restore([batch.record for batch in saved])
     notes = []

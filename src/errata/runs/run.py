@@ -37,10 +37,6 @@ from errata.utils.files import file_digest, is_file, leftovers, new_directory, r
 from errata.utils.locks import check_no_links, locked, open_in_place
 from errata.utils.yaml import parse_yaml
 
-# ----------------------------------------------------------------------------------------------------
-# What a run on disk is, and whether its files are the ones that were written.
-
-
 REMEDY = "Put the file back as it was, or begin a new run (errata edit --run)"
 
 
@@ -104,28 +100,34 @@ class Manifest(BaseModel):
 def ledger_faults(path: Path, ledger: Ledger) -> list[Fault]:
     """What does not fit together between the ledger and the files of the run at ``path``."""
     remedy = REMEDY
-    faults = [Fault(str(ledger.path), text, remedy) for text in map(_line_fault, ledger.entries) if text]
+    faults = [
+        Fault(str(ledger.path), text, remedy, code="LEDGER_DAMAGED")
+        for text in map(_line_fault, ledger.entries)
+        if text
+    ]
     if faults:
         return faults
     batches = [entry.about for entry in ledger.of("batch")]
     if [about.get("index") for about in batches] != list(range(len(batches))):
-        return [Fault(str(ledger.path), "its batches are not numbered from 0 on", remedy)]
+        return [Fault(str(ledger.path), "its batches are not numbered from 0 on", remedy, code="LEDGER_DAMAGED")]
     needed = {f"{about['index'] + 1:04}.safetensors": "a batch" for about in batches}
     needed |= {f"{about['index'] + 1:04}.json": "what was said after a batch" for about in batches if "said" in about}
     faults += [
-        Fault(str(path / "batches" / name), f"the file of {what} is missing", remedy)
+        Fault(str(path / "batches" / name), f"the file of {what} is missing", remedy, code="RUN_FILE_MISSING")
         for name, what in needed.items()
         if not (path / "batches" / name).is_file()
     ]
     for when in ("before", "after"):
         if ledger.of(when) and not (path / f"{when}.json").is_file():
-            faults.append(Fault(str(path / f"{when}.json"), "what the model said is missing", remedy))
+            faults.append(
+                Fault(str(path / f"{when}.json"), "what the model said is missing", remedy, code="RUN_FILE_MISSING")
+            )
     # A crash leaves at most the next batch without its line; others mean that lines were lost.
     there = {file.name for file in (path / "batches").glob("*.safetensors")}
     if there - needed.keys() - {f"{len(batches) + 1:04}.safetensors"}:
         lost = sorted(there - needed.keys())  # the next one lost its line as well, then
         what = f"it has no lines for {', '.join(lost)}, which are there"
-        faults.append(Fault(str(ledger.path), what, remedy))
+        faults.append(Fault(str(ledger.path), what, remedy, code="LEDGER_DAMAGED"))
     return faults
 
 
@@ -154,9 +156,10 @@ def read_manifest(path: Path) -> Manifest:
         raise InputError(
             f"{path} is not the record of a run: {reason_of(error)}",
             remedy="Give a directory that `errata edit --run` made",
+            code="RUN_UNREADABLE",
         ) from error
     if checksum != expected:
-        raise InputError(f"{path} was changed since the run began", remedy=REMEDY)
+        raise InputError(f"{path} was changed since the run began", remedy=REMEDY, code="RUN_FILE_CHANGED")
     return manifest
 
 
@@ -164,9 +167,11 @@ def check_file(path: Path, digest: str) -> None:
     """Raises InputError if a file is missing, or is not the one that was written."""
     remedy = REMEDY
     if not path.is_file():
-        raise InputError(f"{path.name} is missing", remedy=remedy)
+        raise InputError(f"{path.name} is missing", remedy=remedy, code="RUN_FILE_MISSING")
     if file_digest(path) != digest:
-        raise InputError(f"{path.name} is not what was written: it was changed or damaged", remedy=remedy)
+        raise InputError(
+            f"{path.name} is not what was written: it was changed or damaged", remedy=remedy, code="RUN_FILE_CHANGED"
+        )
 
 
 def sound_json(path: Path, digest: str) -> Any:
@@ -180,10 +185,9 @@ def read_recipe_copy(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)).data)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a recipe: {reason_of(error)}", remedy=REMEDY) from error
-
-
-# ----------------------------------------------------------------------------------------------------
+        raise InputError(
+            f"{path} is not a recipe: {reason_of(error)}", remedy=REMEDY, code="RUN_FILE_CHANGED"
+        ) from error
 
 
 COPIES = ("facts.jsonl", "recipe.yaml", "examination.json")
@@ -304,7 +308,9 @@ class RunDirectory:
                     file.keys,
                 )
             except InputError as error:
-                faults.append(Fault(str(path), error.what, self._way_out(about["index"], first=not faults)))
+                faults.append(
+                    Fault(str(path), error.what, self._way_out(about["index"], first=not faults), code=error.code)
+                )
             else:
                 found.append(SavedBatch(record, file.patch, said))
         if faults:
@@ -347,10 +353,13 @@ class RunDirectory:
                 raise InputError(
                     f"another process ({error.strerror}) works on the run {self.path}",
                     remedy="Wait until it ends, or end it",
+                    code="RUN_LOCKED",
                 ) from error
             except OSError as error:
                 raise InputError(
-                    f"the run {self.path} cannot be written: {error}", remedy="Make it a directory that can be"
+                    f"the run {self.path} cannot be written: {error}",
+                    remedy="Make it a directory that can be",
+                    code="OUTPUT_NOT_WRITABLE",
                 ) from error
             # Since this one was opened, another process may have gone on with it, and ended.
             self.ledger = open_run(self.path).ledger
@@ -373,7 +382,7 @@ def open_run(path: Path) -> RunDirectory:
         try:
             check_file(path / name, digest)
         except InputError as error:
-            faults.append(Fault(str(path / name), error.what, error.remedy))
+            faults.append(Fault(str(path / name), error.what, error.remedy, code=error.code))
     ledger = read_ledger(path / "ledger.jsonl")
     faults += ledger_faults(path, ledger)
     if faults:
@@ -387,10 +396,6 @@ def open_run(path: Path) -> RunDirectory:
         json.loads(examination.read_text(encoding="utf-8")) if "examination.json" in manifest.digests else None,
         ledger,
     )
-
-
-# ----------------------------------------------------------------------------------------------------
-# A new run on disk.
 
 
 def create_run(

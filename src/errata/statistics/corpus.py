@@ -53,6 +53,7 @@ def open_corpus(name: str) -> Corpus:
             f"the corpus {name!r} cannot be read: {reason_of(error)}",
             remedy="Give a UTF-8 text file with blank lines between documents: --corpus FILE, or statistics.corpus in "
             "the recipe (for numbers taken over Wikipedia: articles of it, without blank lines inside), or 'builtin'",
+            code="CORPUS_UNREADABLE",
         ) from error
     return Corpus(name, digest, lambda: _documents(path))
 

@@ -111,6 +111,7 @@ def key_moments(
             raise InputError(
                 f"the corpus holds {wanted - missing} {unit}, but {wanted} were asked for",
                 remedy=f"Give more text or lower statistics.{unit} in the recipe",
+                code="CORPUS_TOO_SHORT",
             )
         for encoded in encode(model.tokenizer, chunk):
             row = encoded.ids[:length]

@@ -74,6 +74,7 @@ def check_corpus(settings: StatisticsSettings) -> None:
             f"the corpus {settings.corpus!r} holds {held} documents, but {settings.documents} were asked for",
             remedy="Give more text (a blank line ends a document), or a --recipe with fewer statistics.documents; "
             "`errata recipe show --method …` prints one to change",
+            code="CORPUS_TOO_SHORT",
         )
 
 
