@@ -176,9 +176,11 @@ def test_other_weights_are_refused_and_forced_with_a_warning(made: Path, tmp_pat
     assert run([*arguments, "--force"]) == 0
     assert "warning: second was made for different weights" in said(capsys)[1]
     assert read_stack(tmp_path / "out").patches[0].forced
-    bad = [str(made / "first.jsonl"), str(made / "one"), str(tmp_path / "none")]
+    bad = [str(made / "first.jsonl"), str(made / "one")]
     assert run(["apply", *bad, "--out", str(tmp_path / "x")]) == 2
-    assert "3 faults" in said(capsys)[1]
+    assert "2 faults" in said(capsys)[1]
+    assert run(["apply", *bad, str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 2
+    assert "error[FILE_NOT_FOUND]" in said(capsys)[1]
 
 
 def test_a_base_with_a_relative_path_is_found_from_other_directories(
@@ -402,7 +404,7 @@ def test_what_is_not_what_the_run_began_with_is_refused(
     same_again = ["-f", str(made / "first.jsonl"), "--method", "memit+blue", "--batch-size", "1", "--model", "lab"]
     assert run([*arguments, *same_again]) == 0
     assert run(["edit", "--resume", str(tmp_path / "nothing")]) == 2
-    assert "errata edit --run" in said(capsys)[1]
+    assert "error[FILE_NOT_FOUND]" in said(capsys)[1]
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
