@@ -34,7 +34,7 @@ Evaluation = Callable[[Sequence[Fact], int | None], list[Record]]
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class EvaluationResult:
     """Seconds for all facts; the fastest of the repetitions."""
 
     what: str
@@ -62,7 +62,7 @@ def fastest(work: Callable[[], list[Record]], repeats: int, clock: Clock) -> tup
     return records, min(seconds)
 
 
-def measure(what: str, evaluation: Evaluation, facts: Sequence[Fact], repeats: int, clock: Clock) -> Measurement:
+def measure(what: str, evaluation: Evaluation, facts: Sequence[Fact], repeats: int, clock: Clock) -> EvaluationResult:
     evaluation(facts[:2], None)  # what only first calls do
     records, batched = fastest(lambda: evaluation(facts, None), repeats, clock)
     alone, one_fact = fastest(lambda: [record for fact in facts for record in evaluation([fact], None)], repeats, clock)
@@ -70,7 +70,7 @@ def measure(what: str, evaluation: Evaluation, facts: Sequence[Fact], repeats: i
     for other in (alone, single):
         if sorted(map(str, other)) != sorted(map(str, records)):
             raise SystemExit(f"{what}: batches change what comes out")
-    return Measurement(what, len(records), batched, one_fact, one_record)
+    return EvaluationResult(what, len(records), batched, one_fact, one_record)
 
 
 def evaluations(model: LanguageModel) -> dict[str, Evaluation]:

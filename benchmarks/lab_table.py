@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from errata.benchmark.sequence import Examination, Measurement, examine, perplexity_summaries, run_sequence
+from errata.benchmark.sequence import EvaluationResult, EvaluationSet, measure, perplexity_summaries, run_sequence
 from errata.editing.methods import BOUNDARY_SUFFIX, METHODS
 from errata.editing.recipe import Recipe, shipped_recipe
 from errata.evaluation.perplexity import Perplexity
@@ -27,7 +27,7 @@ from errata.results.metrics import Metric
 from errata.results.records import Record, Row, summarise, summarise_groups, to_long, write_results
 
 
-def pooled(parts: list[Measurement]) -> tuple[list[Record], Perplexity]:
+def pooled(parts: list[EvaluationResult]) -> tuple[list[Record], Perplexity]:
     """All records, and all texts, of several measurements."""
     texts = [part.perplexity for part in parts if part.perplexity is not None]
     return (
@@ -74,14 +74,14 @@ def main() -> None:
     model, world, methods = LanguageModel.load("lab"), lab_world(), arguments.methods.split(",")
     if arguments.every_row:
         methods = every_row()
-    before: list[Measurement] = []
-    after: dict[str, list[Measurement]] = defaultdict(list)
+    before: list[EvaluationResult] = []
+    after: dict[str, list[EvaluationResult]] = defaultdict(list)
     seconds: dict[str, list[float]] = defaultdict(list)
     for seed in arguments.seeds:
         facts = lab_facts(world, arguments.facts, seed=seed)
         questions = untouched_questions(world, [fact.subject for fact in facts], 300, seed=seed)
-        examination = Examination(facts, questions, held_out_prose(60))
-        before.append(examine(model, examination))
+        examination = EvaluationSet(facts, questions, held_out_prose(60))
+        before.append(measure(model, examination))
         for method in methods:
             recipe = recipe_of(method)
             contexts = recipe.contexts.model_copy(update={"seed": seed})

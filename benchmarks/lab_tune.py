@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from errata.benchmark.sequence import Examination, examine, run_sequence
+from errata.benchmark.sequence import EvaluationSet, measure, run_sequence
 from errata.editing.recipe import Recipe, shipped_recipe
 from errata.lab.corpus import held_out_prose
 from errata.lab.package import lab_world
@@ -48,8 +48,8 @@ def main() -> None:
     for seed in arguments.seeds:
         facts = lab_facts(world, arguments.facts, seed=seed)
         questions = untouched_questions(world, [fact.subject for fact in facts], 300, seed=seed)
-        examination = Examination(facts, questions, held_out_prose(60))
-        before = examine(model, examination)
+        examination = EvaluationSet(facts, questions, held_out_prose(60))
+        before = measure(model, examination)
         for text in arguments.tries:
             method, _, changes = text.partition(" ")
             recipe = overridden(shipped_recipe("lab", method), yaml.safe_load(changes) or {})

@@ -37,10 +37,10 @@ import torch
 
 from errata.benchmark.recipe_search import automatic_file, layers_by_depth, unsearched_recipe
 from errata.benchmark.sequence import (
-    Examination,
-    Measurement,
+    EvaluationResult,
+    EvaluationSet,
     compared,
-    examine,
+    measure,
     perplexity_summaries,
     run_sequence,
     weight_norm_summary,
@@ -98,14 +98,14 @@ def runs_of(options: argparse.Namespace) -> list[list[Run]]:
     ]
 
 
-def examination_of(options: argparse.Namespace, seed: int) -> Examination:
+def examination_of(options: argparse.Namespace, seed: int) -> EvaluationSet:
     """A seed's facts, questions about other subjects, and prose."""
     facts = read_dataset("counterfact", options.facts, count=options.count, seed=seed).facts
     subjects = {fact.subject for fact in facts}
     known = [fact for fact in read_dataset("known", options.known).facts if fact.subject not in subjects and fact.old]
     chosen = random.Random(f"untouched {seed}").sample(known, min(UNTOUCHED, len(known)))
     untouched = [(fact.subject, Question(fact.text, fact.old or "")) for fact in chosen]
-    return Examination(facts.facts, untouched, read_dataset("me-ppl", options.prose).texts)
+    return EvaluationSet(facts.facts, untouched, read_dataset("me-ppl", options.prose).texts)
 
 
 @cache
@@ -170,7 +170,7 @@ def work(options: argparse.Namespace) -> None:
             continue
         model = load_model(left[0].model, device=torch.device(options.device))
         examination = examination_of(options, left[0].seed)
-        before = examine(model, examination)
+        before = measure(model, examination)
         kept: dict[str, Prepared] = {}
         for run in left:
             started = time.perf_counter()
@@ -194,7 +194,7 @@ def work(options: argparse.Namespace) -> None:
             print(f"{run}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def _record(measured: Measurement) -> dict[str, Any]:
+def _record(measured: EvaluationResult) -> dict[str, Any]:
     texts = measured.perplexity
     return {
         "records": [list(asdict(record).values()) for record in measured.records],
@@ -203,12 +203,12 @@ def _record(measured: Measurement) -> dict[str, Any]:
     }
 
 
-def _measurement(piece: dict[str, Any], seed: int) -> Measurement:
+def _measurement(piece: dict[str, Any], seed: int) -> EvaluationResult:
     """As it was written; facts of different seeds are one cluster where they are the same fact."""
     records = [Record(*values) for values in piece["records"]]
     texts = piece["perplexity"]
     perplexity = None if texts is None else Perplexity(tuple(texts[0]), tuple(texts[1]))
-    return Measurement(records, perplexity, weight_norm_ratio=piece["weight_norm_ratio"])
+    return EvaluationResult(records, perplexity, weight_norm_ratio=piece["weight_norm_ratio"])
 
 
 def finished(options: argparse.Namespace) -> Iterator[tuple[Run, dict[str, Any]]]:

@@ -36,7 +36,7 @@ import yaml
 
 from errata.benchmark.grid import Variant
 from errata.benchmark.recipe_search import starting_recipe
-from errata.benchmark.sequence import Examination, examine, run_sequence
+from errata.benchmark.sequence import EvaluationSet, measure, run_sequence
 from errata.datasets.reading import read_dataset
 from errata.editing.methods import method_named
 from errata.editing.preparation import Prepared, prepare
@@ -83,8 +83,8 @@ class Trial:
         self.model = LanguageModel.load(str(arguments.model), device=torch.device(arguments.device))
         facts = read_dataset("counterfact", arguments.facts).facts.facts[: arguments.count]
         prose = read_dataset("me-ppl", arguments.prose).texts
-        self.examination = Examination(facts, (), prose)
-        self.before = examine(self.model, self.examination)
+        self.examination = EvaluationSet(facts, (), prose)
+        self.before = measure(self.model, self.examination)
         corpus = str(arguments.corpus.resolve())
         self.statistics = {"corpus": corpus, "tokens": arguments.tokens, "length": arguments.length}
         self.batch = arguments.batch

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.benchmark.recipe_search import SCORED
-from errata.benchmark.sequence import Examination, examine, run_sequence
+from errata.benchmark.sequence import EvaluationSet, measure, run_sequence
 from errata.editing.recipe import read_recipe, shipped_recipe
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
@@ -74,8 +74,8 @@ def main() -> None:
     for seed in options.seeds:
         facts = lab_facts(world, options.facts, seed=seed)
         questions = untouched_questions(world, [fact.subject for fact in facts], 300, seed=seed)
-        examination = Examination(facts, questions)
-        before = examine(model, examination)
+        examination = EvaluationSet(facts, questions)
+        before = measure(model, examination)
         for name, recipe in recipes.items():
             result = run_sequence(model, recipe, examination, before, seed=seed)
             result.patch.undo(model)

@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class EvaluationResult:
     """One row of the table.
 
     Attributes:
@@ -121,7 +121,7 @@ def measure(
     settings: TargetSettings,
     *,
     leaving: bool,
-) -> Measurement:
+) -> EvaluationResult:
     if not leaving:
         settings = settings.model_copy(update={"stop_loss": 0.0})  # which no loss is under: all steps for all facts
     some = facts[:reference_facts]
@@ -137,7 +137,7 @@ def measure(
     reference(facts[:2], two_steps)
     found, seconds = timed(lambda: ours(facts, settings))
     plain, reference_seconds = timed(lambda: reference(some, settings))
-    return Measurement(
+    return EvaluationResult(
         model=model.name,
         layer=layer,
         leaving=leaving,
@@ -150,7 +150,7 @@ def measure(
     )
 
 
-def table(measurements: Sequence[Measurement]) -> str:
+def table(measurements: Sequence[EvaluationResult]) -> str:
     """One line a measurement; seconds of the reference are scaled to all evaluations."""
     lines = [
         f"{'model':<12}{'layer':>6}{'leaving':>9}{'evaluations':>13}{'ours (s)':>10}{'reference (s)':>15}{'ratio':>8}"

@@ -173,7 +173,7 @@ def test_a_process_that_is_killed_is_a_failed_cell(tmp_path: Path, capsys: pytes
 
 def _cell_processes(out: Path) -> list[int]:
     """The processes that work on a benchmark's cells."""
-    wanted = {b"cell_process", str(out).encode()}
+    wanted = {b"errata.benchmark.cell", str(out).encode()}
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and wanted <= _words(entry)]
 
 

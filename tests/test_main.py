@@ -19,8 +19,8 @@ import errata
 from errata.__main__ import main
 from errata.analysis import STUDY_TITLES
 from errata.analysis.studies import STUDIES
-from errata.benchmark.measurement_names import FURTHER_NAMES
-from errata.benchmark.measurements import FURTHER
+from errata.benchmark import OPTIONAL_MEASUREMENTS
+from errata.benchmark.measurements import OPTIONAL
 from errata.cli.command import READ, Command, command_line
 from errata.cli.main import COMMANDS, command_of, run
 from errata.utils.files import reserved
@@ -136,7 +136,7 @@ def test_command_lines_equal_those_of_the_imported_modules() -> None:
 
 
 def test_help_lists_all_measurements_and_studies() -> None:
-    assert tuple(part.name for part in FURTHER) == FURTHER_NAMES
+    assert tuple(part.name for part in OPTIONAL) == OPTIONAL_MEASUREMENTS
     assert {name: study.title for name, study in STUDIES.items()} == STUDY_TITLES
     assert list(STUDIES) == list(STUDY_TITLES)
 

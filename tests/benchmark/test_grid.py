@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, grid_of, placed, read_grid, sound_part, variants
-from errata.benchmark.measurements import check_parts
+from errata.benchmark.measurements import check_measurements
 from errata.cli.bench_plan import plan_of
 from errata.editing.recipe import shipped_recipe
 from errata.errors import FaultsError, InputError
@@ -67,7 +67,7 @@ def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
         "memitt",
     ):
         assert any(expected in line for line in told), expected
-    with pytest.raises(FaultsError, match="seeds names the same twice"):
+    with pytest.raises(FaultsError, match="seeds has duplicates"):
         grid_of({"methods": ["memit"], "edits": 1, "seeds": [1, 1]}, "grid.yaml")
 
 
@@ -90,7 +90,7 @@ def test_what_is_no_grid_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError):
         read_grid(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         read_grid(tmp_path / "none.yaml")
 
 
@@ -159,9 +159,9 @@ def test_what_tables_could_not_tell_apart_is_refused() -> None:
         ({"data": ["a/facts.jsonl", "b/facts.jsonl"]}, "data"),
         ({"vary": {"layers": [[0], [0]]}}, r"vary\.layers"),
     ):
-        with pytest.raises(FaultsError, match=f"{name} names the same twice"):
+        with pytest.raises(FaultsError, match=f"{name} has duplicates"):
             grid_of({"methods": ["memit"], "edits": 1, **entries}, "grid.yaml")
-    for vary, told in (({"layers": []}, "names nothing"), ({"contexts.seed": [1, 2]}, "the grid's seed")):
+    for vary, told in (({"layers": []}, "is empty"), ({"contexts.seed": [1, 2]}, "the grid's seed")):
         with pytest.raises(FaultsError, match=told):
             grid_of({"methods": ["memit"], "edits": 1, "vary": vary}, "grid.yaml")
 
@@ -194,9 +194,9 @@ def test_wrong_settings_of_a_measurement_are_told_before_any_work(
     part: str, options: dict[str, object], told: str
 ) -> None:
     with pytest.raises(FaultsError, match=told):
-        check_parts([part], {part: options})
+        check_measurements([part], {part: options})
 
 
 def test_settings_of_what_is_not_measured_are_refused() -> None:
     with pytest.raises(FaultsError, match="not made"):
-        check_parts(["drift"], {"free": {"wild": True}})
+        check_measurements(["drift"], {"free": {"wild": True}})

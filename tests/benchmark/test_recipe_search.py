@@ -29,7 +29,7 @@ from errata.benchmark.recipe_search import (
     unsearched_recipe,
     with_boundary,
 )
-from errata.benchmark.sequence import Examination, Measurement
+from errata.benchmark.sequence import EvaluationResult, EvaluationSet
 from errata.editing.methods import METHODS, method_named
 from errata.editing.recipe import Recipe, parse_recipe
 from errata.editing.recipe_settings import ContextSettings
@@ -55,7 +55,7 @@ def make_search(tmp_path: Path) -> Callable[..., RecipeSearch]:
     corpus = write_corpus(tmp_path / "corpus.txt")
 
     def make(
-        model: LanguageModel, method: str = "memit", examination: Examination | None = None, **options: Any
+        model: LanguageModel, method: str = "memit", examination: EvaluationSet | None = None, **options: Any
     ) -> RecipeSearch:
         statistics = {"corpus": str(corpus), "tokens": 600, "length": 64}
         base = starting_recipe("tiny", method_named(method), (1, 2, 3), 64, statistics, batch_size=2)
@@ -64,7 +64,7 @@ def make_search(tmp_path: Path) -> Callable[..., RecipeSearch]:
             model,
             base,
             (1, 2, 3),
-            examination or Examination(FACTS[:4]),
+            examination or EvaluationSet(FACTS[:4]),
             tmp_path / "tries.jsonl",
             cache=tmp_path / "cache",
             batch_size=2,
@@ -186,7 +186,7 @@ def test_every_kind_of_control_question_counts(
     end = SimpleNamespace(rows=rows, patch=SimpleNamespace(undo=lambda model: None))
     monkeypatch.setattr(recipe_search, "run_sequence", lambda *arguments, **options: end)
     search = make_search(model)
-    assert search._edit_score(search.base, Measurement([], None)) == pytest.approx(0.7)
+    assert search._edit_score(search.base, EvaluationResult([], None)) == pytest.approx(0.7)
 
 
 def test_a_number_with_which_nothing_can_be_edited_is_not_taken(
@@ -296,7 +296,7 @@ def test_tries_of_other_weights_or_questions_are_not_taken(
     assert len(tried) == count
     make_search(tiny_language_model("llama", seed=1)).run()
     assert len(tried) == 2 * count
-    asked = Examination(FACTS[:4], [("a", Question("The capital of France is", "Paris"))])
+    asked = EvaluationSet(FACTS[:4], [("a", Question("The capital of France is", "Paris"))])
     make_search(tiny_language_model("llama"), examination=asked).run()
     assert len(tried) == 3 * count
 
@@ -306,7 +306,7 @@ def test_a_failed_examination_leaves_no_edit_behind(
 ) -> None:
     model = tiny_language_model("llama")
     before = parameter_bits(model)
-    original, calls = sequential.examine, []
+    original, calls = sequential.measure, []
 
     def failing(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -314,7 +314,7 @@ def test_a_failed_examination_leaves_no_edit_behind(
             raise EditError("a number that is none")
         return original(*arguments, **options)
 
-    monkeypatch.setattr(sequential, "examine", failing)
+    monkeypatch.setattr(sequential, "measure", failing)
     found = make_search(model).run()
     assert -math.inf in [one.score for one in found.tries]
     assert_same_bits(parameter_bits(model), before)

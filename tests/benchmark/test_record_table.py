@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from errata.benchmark.campaign import Campaign
-from errata.benchmark.collect import Finished, read_finished, records_file
+from errata.benchmark.collect import FinishedCell, read_finished, records_file
 from errata.benchmark.grid import Measures
 
 from tests.support.bench import TinyBench, finish
@@ -36,7 +36,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     return campaign
 
 
-def lines_of(cell: Finished, path: Path) -> list[Mapping[str, Any]]:
+def lines_of(cell: FinishedCell, path: Path) -> list[Mapping[str, Any]]:
     with records_file(path) as write:
         write(cell)
     return parquet.read_table(path).to_pylist()
@@ -45,7 +45,7 @@ def lines_of(cell: Finished, path: Path) -> list[Mapping[str, Any]]:
 def test_what_was_asked_for_stands_beside_each_free_answer(campaign: Campaign, tmp_path: Path) -> None:
     (directory,) = campaign.cells
     cell = read_finished(campaign, directory)
-    targets = {fact.id: fact.target for fact in cell.material.facts}
+    targets = {fact.id: fact.target for fact in cell.data.facts}
     found = set()
     for line in lines_of(cell, tmp_path / "records.parquet"):
         name, _, context = line["metric"].partition(":")

@@ -22,7 +22,7 @@ import errata.editing.target_search
 import errata.patches.patch
 import errata.runs.run
 import errata.utils.files
-from errata.benchmark.sequence import RecordedResult, examine, run_recorded, run_sequence
+from errata.benchmark.sequence import RecordedResult, measure, run_recorded, run_sequence
 from errata.editing.preparation import EditContext
 from errata.editing.target_loss import TargetLoss
 from errata.editors import locate_then_edit
@@ -117,7 +117,7 @@ def test_a_run_on_disk_edits_bit_for_bit_as_one_that_is_not(
 def test_a_run_on_disk_measures_as_one_that_is_not(runs: Runs, whole: Callable[[str], Whole]) -> None:
     kept = whole("memit_seq+blue")
     model = tiny_language_model("gpt2")
-    before = examine(model, EXAMINATION)
+    before = measure(model, EXAMINATION)
     sequence = run_sequence(model, runs.recipe(), EXAMINATION, before, cache=runs.cache)
     assert timeless(kept.result.rows) == timeless(sequence.rows)
     seen = {(row["metric"], row["when"]) for row in kept.result.rows}
@@ -142,7 +142,7 @@ def test_a_run_that_measures_nothing_has_the_same_weights(
 
 # (what is interrupted, which of its calls, whether it has done its work, how many batches are kept then)
 STOPS: dict[str, tuple[Any, str, int, bool, int]] = {
-    "asking before the first batch": (errata.benchmark.sequence, "examine", 1, False, 0),
+    "asking before the first batch": (errata.benchmark.sequence, "measure", 1, False, 0),
     "what was said before is written, its line is not": (Ledger, "add", 1, False, 0),
     "searching targets of the first batch": (errata.editing.target_search, "find_targets", 1, False, 0),
     "searching targets of the second batch": (errata.editing.target_search, "find_targets", 4, True, 1),
@@ -152,7 +152,7 @@ STOPS: dict[str, tuple[Any, str, int, bool, int]] = {
     "what was said is there, the line is not": (Ledger, "add", 3, False, 1),
     "the second line is there": (Ledger, "add", 3, True, 2),
     "the last line is there": (Ledger, "add", 4, True, 3),
-    "asking after the last batch": (errata.benchmark.sequence, "examine", 2, True, 3),
+    "asking after the last batch": (errata.benchmark.sequence, "measure", 2, True, 3),
     "at the end": (errata.benchmark.sequence, "rows_of", 1, False, 3),
 }
 
@@ -207,7 +207,7 @@ def test_a_finished_run_is_told_again_and_not_done_again(runs: Runs, whole: Call
     before = content_of(expected.path)
     with (
         failing(errata.editing.target_search, "find_targets", Stop(), call=1) as searched,
-        failing(errata.benchmark.sequence, "examine", Stop(), call=1) as asked,
+        failing(errata.benchmark.sequence, "measure", Stop(), call=1) as asked,
     ):
         model, result = runs.go_on(expected.path)
     assert searched() == asked() == 0
@@ -559,7 +559,7 @@ def test_a_number_that_is_none_leaves_the_batches_before_it(
     _assert_goes_on(runs, path, expected)
 
 
-@pytest.mark.parametrize(("kept", "told"), [(0, "beginning"), (2, "batch 3")])
+@pytest.mark.parametrize(("kept", "told"), [(0, "starting"), (2, "batch 3")])
 def test_a_directory_that_cannot_be_written_in_stops_the_run(
     runs: Runs, whole: Callable[[str], Whole], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, told: str
 ) -> None:

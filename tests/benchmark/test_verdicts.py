@@ -11,7 +11,7 @@ import pytest
 from errata.benchmark.campaign import Campaign
 from errata.benchmark.collect import collect
 from errata.benchmark.grid import Measures
-from errata.benchmark.measurements import KeptJudge
+from errata.benchmark.measurements import CachedJudge
 from errata.errors import ErrataError, InputError
 from errata.evaluation.judge import Case, HttpJudge, JudgeSettings, Verdict
 from errata.results.records import read_results
@@ -27,9 +27,9 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
 
 
-def kept(server: JudgeServer, path: Path) -> KeptJudge:
+def kept(server: JudgeServer, path: Path) -> CachedJudge:
     settings = JudgeSettings(base_url=server.address, model="grader", workers=1, retries=0, give_up_after=2)
-    return KeptJudge(HttpJudge(settings), path)
+    return CachedJudge(HttpJudge(settings), path)
 
 
 def test_an_outage_is_a_failure_and_what_was_judged_is_not_asked_again(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_reply_that_is_no_verdict_is_none_and_is_not_kept(tmp_path: Path) -> N
         assert (first.correct, second) == (None, Verdict(True))
         assert kept(server, path).judge(CASES[:1]) == [Verdict(True)]
     path.write_text("[{}]", encoding="utf-8")
-    with judge_server() as server, pytest.raises(InputError, match="cannot be used"):
+    with judge_server() as server, pytest.raises(InputError, match="cannot read"):
         kept(server, path).judge(CASES)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from errata.benchmark.campaign import Campaign, begin
 from errata.benchmark.cell import work_on
-from errata.benchmark.cell_spec import CellSpec
+from errata.benchmark.cell_files import CellSpec
+from errata.benchmark.data import BenchmarkData, data_name, write_data
 from errata.benchmark.grid import DataEntry, Grid, ModelEntry
-from errata.benchmark.material import Material, material_name, write_material
 from errata.benchmark.workers import work
 from errata.errors import ErrataError
 from errata.facts.fact import Fact, FactSet, Question
@@ -89,9 +89,9 @@ class TinyBench:
             **values,
         )
 
-    def material(self, seed: int, edits: int = 6, facts: Sequence[Fact] = ASKED) -> Material:
+    def material(self, seed: int, edits: int = 6, facts: Sequence[Fact] = ASKED) -> BenchmarkData:
         chosen = random.Random(f"facts {seed}").sample(list(facts), edits)
-        return Material(FactSet(tuple(chosen), "tiny facts"), UNTOUCHED, PROSE, ("made for this test",))
+        return BenchmarkData(FactSet(tuple(chosen), "tiny facts"), UNTOUCHED, PROSE, ("made for this test",))
 
     def specs(self, grid: Grid, **recipe: Any) -> list[CellSpec]:
         found = []
@@ -106,7 +106,7 @@ class TinyBench:
                         label=method,
                         recipe=numbers.model_copy(update={"batch_size": grid.batch_size, "contexts": contexts}),
                         seed=seed,
-                        material=material_name(self.material(seed, grid.edits)),
+                        material=data_name(self.material(seed, grid.edits)),
                         eval_every=grid.eval_every,
                         sample=grid.sample,
                         collapse=grid.collapse,
@@ -118,7 +118,7 @@ class TinyBench:
     def begin(self, out: Path, grid: Grid, **recipe: Any) -> Campaign:
         def materials(folder: Path) -> None:
             for seed in grid.seeds:
-                write_material(self.material(seed, grid.edits), folder)
+                write_data(self.material(seed, grid.edits), folder)
 
         command = f"errata bench (a test) {' '.join(grid.measures.parts)}".strip()
         campaign = begin(out, grid, self.specs(grid, **recipe), [], materials, command)

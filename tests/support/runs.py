@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from errata.benchmark.sequence import Examination, RecordedResult, examination_record, run_recorded
+from errata.benchmark.sequence import EvaluationSet, RecordedResult, evaluation_set_record, run_recorded
 from errata.editing.recipe import Recipe
 from errata.facts.fact import FactSet, Question
 from errata.models.language_model import LanguageModel
@@ -31,7 +31,7 @@ ASKED = FactSet(
         replace(fact, old="Paris", paraphrases=(f"Everybody knows of {fact.subject} that it is in",)) for fact in FACTS
     )
 )
-EXAMINATION = Examination(
+EXAMINATION = EvaluationSet(
     ASKED,
     [("crowd", Question("The crowd runs through the", "river")), ("rain", Question("The rain is", "Lisbon"))],
     ["The river runs through the city.", "I think that the piano is what she plays."],
@@ -68,7 +68,7 @@ class Runs:
             facts=ASKED,
             corpus=open_corpus(recipe.statistics.corpus).digest if recipe.needs_statistics else "",
             seed=0,
-            examination=examination_record(EXAMINATION) if ask else None,
+            examination=evaluation_set_record(EXAMINATION) if ask else None,
         )
 
     def go_on(self, path: Path, model: LanguageModel | None = None) -> tuple[LanguageModel, RecordedResult]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from errata.analysis.studies import StudyResult, run_study
 from errata.analysis.study import AnalysisSettings, Study, StudyContext
-from errata.benchmark.material import Material
+from errata.benchmark.data import BenchmarkData
 from errata.facts.fact import Fact, FactSet, Question
 from errata.models.language_model import LanguageModel
 
@@ -31,7 +31,7 @@ def tiny_context(
     """A context in which every seed has the same facts."""
     numbers = tiny_recipe(write_corpus(folder / "corpus.txt"), method, **(recipe or {}))
     chosen = AnalysisSettings.model_validate({"count": len(facts), "batch_size": 2, "seeds": tuple(seeds), **settings})
-    material = Material(FactSet(tuple(facts), "tiny facts"), UNTOUCHED, PROSE)
+    material = BenchmarkData(FactSet(tuple(facts), "tiny facts"), UNTOUCHED, PROSE)
     found = model or tiny_language_model(family)
     return StudyContext(found, numbers, chosen, dict.fromkeys(seeds, material), cache=folder / "cache")
 

@@ -34,7 +34,7 @@ from errata.analysis.findings import (
     with_n,
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
-from errata.benchmark.sequence import Examination, Measurement, examine
+from errata.benchmark.sequence import EvaluationResult, EvaluationSet, measure
 from errata.editing.batch import BatchRecord
 from errata.editing.contexts import generate_prefixes
 from errata.editing.preparation import Prepared
@@ -680,8 +680,8 @@ class _Shared:
         if cell["history"] == "off" and self.first is not None and self.first[0] == with_history:
             known = [replace(self.first[1], keys={})]
         with edited(editor, facts, known) as made:
-            found = examine(
-                context.model, Examination(facts, material.untouched, material.prose), report=context.report
+            found = measure(
+                context.model, EvaluationSet(facts, material.untouched, material.prose), report=context.report
             )
         self.first = (with_history, made[0]) if cell["history"] == "on" else None
         return {"cell": dict(cell), "seed": str(seed), **_kept(found)}
@@ -689,13 +689,13 @@ class _Shared:
     def measure_before(self, seed: int) -> TaskRecord:
         context = self.context
         material = context.materials[seed]
-        asked = Examination(material.facts.facts, material.untouched, material.prose)
-        found = examine(context.model, asked, report=context.report)
+        asked = EvaluationSet(material.facts.facts, material.untouched, material.prose)
+        found = measure(context.model, asked, report=context.report)
         designs = designs_of(context.recipe, context.settings)
         return {"designs": designs, "layers": list(context.layers), "seed": str(seed), **_kept(found)}
 
 
-def _kept(found: Measurement) -> dict[str, Any]:
+def _kept(found: EvaluationResult) -> dict[str, Any]:
     """metric -> cluster (fact, subject) -> [sum, number of prompts]; and the perplexity."""
     sums: dict[str, dict[str, list[float]]] = {}
     for record in found.records:

@@ -39,7 +39,7 @@ from errata.analysis.findings import (
     with_n,
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
-from errata.benchmark.material import Material
+from errata.benchmark.data import BenchmarkData
 from errata.editing.methods import BOUNDARY_PAPER
 from errata.editing.recipe import Recipe
 from errata.errors import InputError, NonFiniteError
@@ -300,7 +300,7 @@ def _pictures(runs: Sequence[TaskRecord]) -> list[Figure]:
     return [Figure("hidden-shift-plane", caption, panels)] if panels else []
 
 
-def prompts_of(material: Material) -> dict[str, list[tuple[str, str]]]:
+def prompts_of(material: BenchmarkData) -> dict[str, list[tuple[str, str]]]:
     """Kind -> (cluster, prompt), without duplicates; the cluster is the edited subject, or that of an untouched
     question.
     """

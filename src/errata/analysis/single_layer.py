@@ -25,7 +25,7 @@ from errata.analysis.findings import (
     with_n,
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
-from errata.benchmark.measurements import Inquiry, State, check_parts, parts_of
+from errata.benchmark.measurements import MeasurementInputs, State, check_measurements, measurements_of
 from errata.editing.methods import BOUNDARY_PAPER
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import Step
@@ -227,13 +227,13 @@ class _Questions:
 
     def _ask(self, seed: int, state: State, unedited: Callable[[], AbstractContextManager[None]]) -> TaskRecord:
         measures, answers = self.context.settings.measures, {}
-        for part in parts_of(measures.parts):
-            before = None if state == "before" else self.known[seed]["answers"][part.name]["kept"]
-            options = measures.options.get(part.name, {})
-            inquiry = Inquiry(
+        for measurement in measurements_of(measures.parts):
+            before = None if state == "before" else self.known[seed]["answers"][measurement.name]["kept"]
+            options = measures.options.get(measurement.name, {})
+            inputs = MeasurementInputs(
                 self.context.model, self.context.materials[seed], options, seed, before, unedited, self.context.report
             )
-            answers[part.name] = part.ask(inquiry).to_record()
+            answers[measurement.name] = measurement.ask(inputs).to_record()
         return {"seed": seed, "answers": answers}
 
 
@@ -248,7 +248,7 @@ def _tasks(context: StudyContext) -> list[StudyTask]:
 
 
 def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
-    check_parts(settings.measures.parts, settings.measures.options)
+    check_measurements(settings.measures.parts, settings.measures.options)
 
 
 SINGLE_LAYER = Study(

@@ -28,7 +28,7 @@ from errata.analysis.spectrum import SPECTRUM
 from errata.analysis.steps import STEPS
 from errata.analysis.study import Study, StudyContext, TaskRecord
 from errata.analysis.weight_shift import WEIGHT_SHIFT
-from errata.benchmark.material import material_name
+from errata.benchmark.data import data_name
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts.files import escaped
 from errata.patches.patch import now, software_versions
@@ -83,7 +83,7 @@ def run_study(study: Study, context: StudyContext, out: Path, *, command: str) -
         "recipe": context.recipe.model_dump(mode="json"),
         "recipes": {name: recipe.model_dump(mode="json") for name, recipe in context.recipes.items()},
         "settings": context.settings.model_dump(mode="json"),
-        "materials": {str(seed): material_name(material) for seed, material in context.materials.items()},
+        "materials": {str(seed): data_name(material) for seed, material in context.materials.items()},
     }
     if not is_file(out / STUDY):
         with new_directory(out) as partial:

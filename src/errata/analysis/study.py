@@ -15,8 +15,8 @@ from pydantic import Field, field_validator
 
 from errata.analysis import STUDY_TITLES
 from errata.analysis.findings import Findings
+from errata.benchmark.data import BenchmarkData
 from errata.benchmark.grid import Measures
-from errata.benchmark.material import Material
 from errata.editing.contexts import generate_prefixes
 from errata.editing.preparation import Prepared, prepare
 from errata.editing.recipe import Recipe
@@ -68,7 +68,7 @@ class StudyContext:
     model: LanguageModel
     recipe: Recipe
     settings: AnalysisSettings
-    materials: Mapping[int, Material]
+    materials: Mapping[int, BenchmarkData]
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     cache: Path | None = None
     report: Report = silent

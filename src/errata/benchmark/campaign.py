@@ -1,11 +1,11 @@
-"""A grid on disk: which cells there are, and which are done.
+"""A grid on disk: its cells, and which of them are done.
 
-grid.json       the grid, the commands, the cells' names in order, checksums of what measurements read; only what is
-                measured may change
-lock            held while somebody works here
-material/       facts and questions of each data set and seed
-before/         what unedited models said, shared by cells
-pinned/         which weights and which text for key statistics the cells began with
+grid.json       the grid, the commands, the cells' names in order, checksums of files that measurements read; only the
+                list of measurements may change
+lock            held by the process that runs the grid
+material/       facts and control questions of each data set and seed
+before/         measurements of unedited models, shared by cells
+pinned/         digests of the weights and corpora that the cells use
 cells/NAME/     one cell each; see ``cell``
 """
 
@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errata.benchmark.answers import is_done, is_edited
-from errata.benchmark.cell_spec import CellSpec, damaged, read_json, read_spec
+from errata.benchmark.cell_files import CellSpec, damaged, is_done, is_edited, read_json, read_spec
 from errata.benchmark.grid import Grid, Measures
-from errata.benchmark.measurements import check_parts, input_digests
+from errata.benchmark.measurements import check_measurements, input_digests
 from errata.errors import Fault, FaultsError, InputError
 from errata.patches.patch import now, software_versions
 from errata.utils.files import new_directory, reason_of, write_text
@@ -32,7 +31,7 @@ FORMAT = "errata-bench-2"
 
 @dataclass(frozen=True, slots=True)
 class Undefined:
-    """A combination of the grid that means nothing, with the reason."""
+    """An invalid combination of the grid, with the reason."""
 
     label: str
     reason: str
@@ -43,7 +42,7 @@ class Campaign:
     """A grid's directory.
 
     Attributes:
-        record: what ``grid.json`` holds.
+        record: content of ``grid.json``.
         cells: the cells' directories, in order.
     """
 
@@ -60,73 +59,75 @@ class Campaign:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else works here meanwhile.
+        """Hold the benchmark's lock.
 
         Raises:
-            InputError: if another process does, or the benchmark holds links.
+            InputError: if another process holds it, or the benchmark contains links.
         """
         check_no_links(self.directory)
         with exclusive(self.directory / "lock", f"the benchmark {self.directory}"):
             yield
 
     def pending(self, *, retry: bool = False) -> list[Path]:
-        """Cells that are neither done nor, unless they are to be tried again, failed."""
+        """Cells that are not done; failed ones only with ``retry``."""
         return [cell for cell in self.cells if not self.is_done(cell) and (retry or failure_of(cell) is None)]
 
     def check_inputs(self) -> None:
-        """That measurements would read what they read before, and that nothing would stop them.
+        """Check files, settings and packages of all measurements.
 
         Raises:
-            FaultsError: if a file was changed, or settings or packages would stop a measurement.
+            FaultsError: if a file changed since the benchmark started, or a measurement cannot be made.
         """
         measures = self.grid.measures
-        check_parts(measures.parts, measures.options)
+        check_measurements(measures.parts, measures.options)
         self._check_digests(input_digests(measures.parts, measures.options))
 
     def _check_digests(self, now_there: Mapping[str, Mapping[str, str]]) -> None:
-        """That each measurement that has been made would read what it read, and neither more nor less."""
+        """Raises FaultsError if the files of measurements made before have changed."""
         faults: dict[str, Fault] = {}
         for name, digests in now_there.items():
             known = self.record["inputs"].get(name, digests)
             for path in {**known, **digests}:
                 if path not in known:
-                    faults[path] = Fault(path, "it was added since the benchmark was begun", "Take it away again")
+                    faults[path] = Fault(
+                        path, "added since the benchmark started", "Remove it", code="BENCH_INPUT_CHANGED"
+                    )
                 elif path not in digests:
-                    what = "it was there when the benchmark was begun, and is read no more"
-                    faults[path] = Fault(path, what, "Put it back")
+                    what = "removed since the benchmark started"
+                    faults[path] = Fault(path, what, "Restore it", code="BENCH_INPUT_CHANGED")
                 elif known[path] != digests[path]:
-                    remedy = "Put it back, or give a file of another name"
-                    faults[path] = Fault(path, "it was changed since the benchmark was begun", remedy)
+                    what, remedy = "changed since the benchmark started", "Restore it, or use a file of another name"
+                    faults[path] = Fault(path, what, remedy, code="BENCH_INPUT_CHANGED")
         if faults:
-            raise FaultsError(f"what is measured in {self.directory}", list(faults.values()))
+            raise FaultsError(f"the benchmark {self.directory}", list(faults.values()))
 
     def measures_with(self, more: Measures | None, without: Sequence[str] = ()) -> Measures:
-        """What is measured here, and what is to be measured too; nothing is lost by asking for more.
+        """The present measurements and ``more``.
 
         Args:
-            without: measurements that are no longer to be made.
+            without: measurements to drop.
 
         Raises:
-            InputError: if one of those is not measured.
+            InputError: if one of those is not among the present ones.
         """
         there, given = self.grid.measures, more or Measures()
         if unknown := [name for name in without if name not in there.parts]:
-            made = f"Its further measurements: {', '.join(there.parts)}" if there.parts else "It has none but the basic"
-            raise InputError(f"{unknown[0]!r} is not measured in {self.directory}", remedy=made)
+            made = f"Optional ones: {', '.join(there.parts)}" if there.parts else "It has no optional measurements"
+            what = f"{self.directory} has no measurement {unknown[0]!r}"
+            raise InputError(what, remedy=made, code="MEASUREMENT_UNKNOWN")
         parts = tuple(name for name in dict.fromkeys((*there.parts, *given.parts)) if name not in without)
         options = {name: value for name, value in {**there.options, **given.options}.items() if name not in without}
         return Measures(parts=parts, options=options)
 
     def measuring(self, more: Measures | None, without: Sequence[str], command: str) -> Campaign:
-        """This campaign, in which from now on is measured what ``measures_with`` tells. Call it while it is ``locked``.
+        """Change the measurements to those of ``measures_with``. Call it while ``locked``.
 
-        Answers that are no longer wanted stay on disk. Cells in which a measurement failed are tried again.
+        Results of dropped measurements stay on disk. Cells with failed measurements are tried again.
 
         Raises:
-            InputError, FaultsError: as ``measures_with``, or if a file that measurements read is not what it was;
-                nothing has changed then.
+            InputError, FaultsError: as ``measures_with``, or if files of measurements changed; nothing is changed then.
         """
-        found = open_campaign(self.directory)  # as it is now that nobody else changes it
+        found = open_campaign(self.directory)  # read again under the lock
         measures = found.measures_with(more, without)
         if measures.model_dump(mode="json") == found.grid.measures.model_dump(mode="json"):
             return found
@@ -145,11 +146,11 @@ class Campaign:
         return open_campaign(self.directory)
 
     def is_edited(self, cell: Path) -> bool:
-        """Whether a cell is edited, and what is always measured is there: it has results."""
+        """Whether a cell has results: editing and the required measurements are done."""
         return is_edited(cell, self.grid.measures)
 
     def is_done(self, cell: Path) -> bool:
-        """Whether a cell is edited, and everything is measured."""
+        """Whether editing and all measurements of a cell are done."""
         return is_done(cell, self.grid.measures)
 
 
@@ -172,15 +173,14 @@ def begin(
     materials: Callable[[Path], None],
     command: str,
 ) -> Campaign:
-    """A new campaign; or the one that is there, if it is of the same grid but for what is measured: that does not
-    change before somebody calls ``Campaign.measuring``.
+    """A new campaign, or the existing one of the same grid; measurements are changed by ``Campaign.measuring`` only.
 
     Args:
-        materials: writes the material of all cells into a folder.
+        materials: writes the data of all cells into a folder.
 
     Raises:
-        InputError: if something else is there.
-        FaultsError: if a campaign of another grid is there; names what differs.
+        InputError: if the directory holds something else.
+        FaultsError: if it holds a campaign of another grid; names the differences.
     """
     if (directory / "grid.json").is_file():
         found = open_campaign(directory)
@@ -189,8 +189,9 @@ def begin(
         keys = [spec.key for spec in specs]
         if keys != found.record["cells"]:
             raise InputError(
-                f"the facts, or a recipe, are not what they were when {directory} was begun",
-                remedy="Give another --out, or go on with: errata bench --out alone, which reads nothing anew",
+                f"the facts or a recipe changed since {directory} was started",
+                remedy="Use another --out, or resume with `errata bench --out` alone, which rereads nothing",
+                code="BENCH_MISMATCH",
             )
         return found
     with new_directory(directory) as partial:
@@ -214,7 +215,7 @@ def begin(
 
 
 def open_campaign(directory: Path) -> Campaign:
-    """Raises InputError if there is none, or its record is damaged."""
+    """Raises InputError if there is no campaign, or ``grid.json`` is damaged."""
     path = directory / "grid.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -223,29 +224,32 @@ def open_campaign(directory: Path) -> Campaign:
         cells = tuple(directory / "cells" / str(key) for key in record["cells"])
         Grid.model_validate(record["grid"])
         if not record["commands"] or not all(isinstance(command, str) for command in record["commands"]):
-            raise ValueError("it names no commands")
+            raise ValueError("it has no commands")
         for digests in record["inputs"].values():
             dict(digests)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, FileNotFoundError):
-            what, remedy = (
-                f"{directory} is no directory of a benchmark: there is no grid.json",
-                "Give what errata bench made",
-            )
-        else:
-            what, remedy = f"{path} is damaged: {reason_of(error)}", "Put it back as it was, or begin anew"
-        raise InputError(what, remedy=remedy) from error
+            what, remedy = f"{directory} is not a benchmark: it has no grid.json", "Give a directory of errata bench"
+            raise InputError(what, remedy=remedy, code="BENCH_MISSING") from error
+        what, remedy = f"{path} is damaged: {reason_of(error)}", "Restore it, or start over"
+        raise InputError(what, remedy=remedy, code="BENCH_DAMAGED") from error
     if lost := [cell.name for cell in cells if not (cell / "cell.json").is_file()]:
-        raise InputError(f"{directory} lacks its cells {', '.join(lost)}", remedy="Put them back, or begin anew")
+        what = f"{directory} lacks the cells {', '.join(lost)}"
+        raise InputError(what, remedy="Restore them, or start over", code="BENCH_DAMAGED")
     return Campaign(directory, record, cells)
 
 
 def _check_same(there: Mapping[str, Any], given: Mapping[str, Any], directory: Path) -> None:
     names = [name for name in given if name != "measures"]
     faults = [
-        Fault(name, f"{directory} was begun with {there.get(name)!r:.200}", f"Got {given[name]!r:.200}")
+        Fault(
+            name,
+            f"{directory} was started with {there.get(name)!r:.200}",
+            f"Got {given[name]!r:.200}",
+            code="BENCH_MISMATCH",
+        )
         for name in names
         if there.get(name) != given[name]
     ]
     if faults:
-        raise FaultsError(f"the benchmark in {directory}, which is of another grid,", faults)
+        raise FaultsError(f"the benchmark {directory}", faults)

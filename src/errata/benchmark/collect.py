@@ -1,4 +1,4 @@
-"""What the cells of a grid found, pooled over seeds: ``summary.json``, and ``records.parquet`` with a row a prompt."""
+"""Results of a grid, pooled over seeds: ``summary.json``, and ``records.parquet`` with one row per prompt."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from errata.benchmark.answers import answer_path, answered, before_of, read_answer
 from errata.benchmark.campaign import Campaign, failure_of
-from errata.benchmark.cell import notes_of
-from errata.benchmark.cell_spec import CellSpec, damaged, result_of
-from errata.benchmark.material import Material, read_material
-from errata.benchmark.measurements import ALWAYS, Answer
+from errata.benchmark.cell_files import (
+    CellSpec,
+    answer_path,
+    answered,
+    before_of,
+    damaged,
+    notes_of,
+    read_answer,
+    result_of,
+)
+from errata.benchmark.data import BenchmarkData, read_data
+from errata.benchmark.measurements import REQUIRED, MeasurementResult
 from errata.benchmark.sequence import weight_norm_summary
 from errata.errors import InputError
 from errata.evaluation.ability import summarise_others
@@ -27,18 +34,15 @@ from errata.runs.run import open_run, sound_json
 from errata.utils.files import new_file
 from errata.utils.optional import require
 
-# ----------------------------------------------------------------------------------------------------
-# A cell that is done, read back from its directory.
-
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """What was asked behind one batch.
+class MeasuredBatch:
+    """Measurements after one batch.
 
     Attributes:
-        edits: facts that had been edited by then.
-        records: right after it, of its own facts.
-        check: of a sample of all facts so far; None where none was due.
+        edits: facts edited so far.
+        records: of its own facts.
+        check: of a sample of all facts so far; None if none was due.
         perplexity: on the prose; None without prose.
     """
 
@@ -52,66 +56,65 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """A cell that is done, read back.
+class FinishedCell:
+    """The results of a cell.
 
     Attributes:
-        before: part -> what the unedited model said; ``after`` likewise. Further measurements that have not been made,
-            or failed, are in neither.
-        notes: on how it was worked on.
-        versions: of the software that the editing was begun with.
+        before, after: measurement -> result of the unedited and the edited model; only those made for both.
+        notes: about resumed runs.
+        versions: of software, when editing started.
     """
 
     directory: Path
     spec: CellSpec
-    material: Material
+    data: BenchmarkData
     result: Mapping[str, Any]
-    before: Mapping[str, Answer]
-    after: Mapping[str, Answer]
-    batches: Sequence[Batch]
+    before: Mapping[str, MeasurementResult]
+    after: Mapping[str, MeasurementResult]
+    batches: Sequence[MeasuredBatch]
     notes: tuple[str, ...]
     versions: Mapping[str, str]
 
     def records(self, when: When) -> list[Record]:
-        """All records of a moment, of all parts."""
+        """All records of a moment."""
         if when == "right_after":
             return [record for batch in self.batches for record in batch.records]
         if when == "during":
             return [record for batch in self.batches for record in batch.check or ()]
         parts = self.before if when == "before" else self.after
-        return [record for part in parts.values() for record in part.records]
+        return [record for measurement in parts.values() for record in measurement.records]
 
     def labels(self, when: When) -> dict[str, dict[str, tuple[int, int]]]:
-        """For each weighted F1 sample -> (right label, label that was answered)."""
+        """Metric of weighted F1 -> sample -> (right label, predicted label)."""
         parts = self.before if when == "before" else self.after
         return {
             metric: {sample: (right, answered) for sample, (right, answered) in labels.items()}
-            for part in parts.values()
-            for metric, labels in part.kept.get("labels", {}).items()
+            for measurement in parts.values()
+            for metric, labels in measurement.kept.get("labels", {}).items()
         }
 
     def values(self, when: When) -> dict[str, tuple[float, int]]:
-        """Numbers that are no means over samples, by their metrics -> (value, samples)."""
+        """Metric that is not a mean over samples -> (value, samples)."""
         parts = self.before if when == "before" else self.after
         return {
             metric: (float(value), int(count))
-            for part in parts.values()
-            for metric, (value, count) in part.kept.get("values", {}).items()
+            for measurement in parts.values()
+            for metric, (value, count) in measurement.kept.get("values", {}).items()
         }
 
     def perplexity(self, when: When) -> Perplexity | None:
         return _perplexity((self.before if when == "before" else self.after)["perplexity"].kept["perplexity"])
 
 
-def read_finished(campaign: Campaign, cell: Path) -> Finished:
-    """A cell that has been edited, with those of the further measurements that have been made.
+def read_finished(campaign: Campaign, cell: Path) -> FinishedCell:
+    """The results of an edited cell, with the optional measurements made so far.
 
     Raises:
-        InputError, FaultsError: if a file of it is missing or changed.
+        InputError, FaultsError: if one of its files is missing or damaged.
     """
     spec = campaign.spec(cell)
     measures = campaign.grid.measures
-    parts = [*ALWAYS, *(part for part in answered(cell, measures) if part not in ALWAYS)]
+    parts = [*REQUIRED, *(measurement for measurement in answered(cell, measures) if measurement not in REQUIRED)]
     run = open_run(cell / "run")
     batches = []
     edits = 0
@@ -120,7 +123,7 @@ def read_finished(campaign: Campaign, cell: Path) -> Finished:
         said = sound_json(run.batch_path(about["index"]).with_suffix(".json"), about["said"])
         edits += len(about["facts"])
         batches.append(
-            Batch(
+            MeasuredBatch(
                 edits,
                 len(about["facts"]),
                 float(about["seconds"]),
@@ -130,13 +133,13 @@ def read_finished(campaign: Campaign, cell: Path) -> Finished:
                 said["weight_norm_ratio"],
             )
         )
-    return Finished(
+    return FinishedCell(
         cell,
         spec,
-        read_material(campaign.directory / "material" / spec.material),
+        read_data(campaign.directory / "material" / spec.material),
         _result(cell),
-        {part.name: read_answer(before_of(cell, part, measures)) for part in parts},
-        {part.name: read_answer(answer_path(cell / "after", part, measures)) for part in parts},
+        {measurement.name: read_answer(before_of(cell, measurement, measures)) for measurement in parts},
+        {measurement.name: read_answer(answer_path(cell / "after", measurement, measures)) for measurement in parts},
         batches,
         notes_of(cell),
         run.manifest.versions,
@@ -154,24 +157,20 @@ def _perplexity(saved: Mapping[str, Any] | None) -> Perplexity | None:
     return None if saved is None else Perplexity(tuple(saved["log_likelihoods"]), tuple(saved["counts"]))
 
 
-# ----------------------------------------------------------------------------------------------------
-# What stands beside the rows of a benchmark's ``summary.json``: how it came about, how each cell ended, what is absent.
-
-
 _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """Of a cell that is edited, what is told beside the rows.
+class CellSummary:
+    """Summary of an edited cell.
 
     Attributes:
-        seconds: of its batches, what was asked behind each, and the answers at the end, of all sittings.
-        parts: the measurements that have been made.
-        absent: metric -> why it could not be told.
-        material_notes: on its facts and questions.
-        notes: on how it was worked on.
-        versions: of the software that its editing was begun with.
+        seconds: of editing and all measurements, resumed parts included.
+        parts: the measurements made.
+        absent: metric -> why it is missing.
+        data_notes: about its facts and questions.
+        notes: about resumed runs.
+        versions: of software, when editing started.
     """
 
     spec: CellSpec
@@ -179,12 +178,12 @@ class Ended:
     seconds: float
     parts: tuple[str, ...]
     absent: Mapping[str, str]
-    material_notes: tuple[str, ...]
+    data_notes: tuple[str, ...]
     notes: tuple[str, ...]
     versions: Mapping[str, str]
 
     @classmethod
-    def of(cls, cell: Finished) -> Ended:
+    def of(cls, cell: FinishedCell) -> CellSummary:
         absent = {metric: why for answer in cell.after.values() for metric, why in answer.absent.items()}
         absent |= absent_changes(cell.records("before"), absent)
         seconds = cell.result["seconds"] + sum(answer.seconds for answer in cell.after.values())
@@ -194,20 +193,20 @@ class Ended:
             seconds,
             tuple(cell.after),
             absent,
-            cell.material.notes,
+            cell.data.notes,
             cell.notes,
             cell.versions,
         )
 
 
 def about_of(
-    campaign: Campaign, rows: Sequence[Row], done: Mapping[Path, Ended], damaged: Mapping[Path, str]
+    campaign: Campaign, rows: Sequence[Row], done: Mapping[Path, CellSummary], damaged: Mapping[Path, str]
 ) -> dict[str, Any]:
-    """What belongs to the rows: the grid, how to repeat it, how each cell ended, what is absent and why.
+    """Metadata of the rows: the grid, its commands, the status of each cell, and absent metrics with reasons.
 
     Args:
-        done: cells that have results.
-        damaged: cells of which a file is not what was written, with the reason.
+        done: cells with results.
+        damaged: cells with unreadable files, with the reason.
     """
     cells = []
     for directory in campaign.cells:
@@ -244,52 +243,51 @@ def about_of(
     }
 
 
-def _absent(campaign: Campaign, rows: Sequence[Row], done: Mapping[Path, Ended]) -> list[dict[str, Any]]:
-    """Of each model and data set the metrics that no cell of them has, with the reason; a measurement that none has
-    made stands there by its own name."""
+def _absent(campaign: Campaign, rows: Sequence[Row], done: Mapping[Path, CellSummary]) -> list[dict[str, Any]]:
+    """For each model and data set the metrics that no cell has, with the reason; measurements that no cell has made are
+    listed by name."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for directory, cell in done.items():
         reasons = found.setdefault((cell.spec.model.name, cell.spec.data.label), {})
         reasons |= {metric: why for metric, why in cell.absent.items() if metric not in reasons}
-        for part in campaign.grid.measures.parts:
-            if part not in cell.parts:
-                reasons.setdefault(part, _why_not(directory))
+        for measurement in campaign.grid.measures.parts:
+            if measurement not in cell.parts:
+                reasons.setdefault(measurement, _why_not(directory))
     for (model, data), reasons in found.items():
         there = {row["metric"] for row in rows if (row.get("model"), row.get("data")) == (model, data)}
-        there |= {part for cell in _of(done, model, data) for part in cell.parts}
+        there |= {measurement for cell in _of(done, model, data) for measurement in cell.parts}
         for metric in there & reasons.keys():
             del reasons[metric]
     return [{"model": model, "data": data, "metrics": reasons} for (model, data), reasons in found.items() if reasons]
 
 
-def _notes(campaign: Campaign, done: Mapping[Path, Ended]) -> list[str]:
-    """What a reader should know of the facts, of runs that went on otherwise than they began, and of measurements that
-    only some of the cells have made."""
-    notes = [note for cell in done.values() for note in cell.material_notes]
+def _notes(campaign: Campaign, done: Mapping[Path, CellSummary]) -> list[str]:
+    """Notes on data, on runs resumed under other conditions, and on measurements that only some cells have made."""
+    notes = [note for cell in done.values() for note in cell.data_notes]
     for text in dict.fromkeys(text for cell in done.values() for text in cell.notes):
         runs = [cell.spec.called for cell in done.values() if text in cell.notes]
         notes.append(f"{'; '.join(runs)}: {text}")
     for directory, cell in done.items():
         spec = cell.spec
-        others = {part for other in _of(done, spec.model.name, spec.data.label) for part in other.parts}
-        for part in campaign.grid.measures.parts:
-            if part not in cell.parts and part in others:
-                notes.append(f"{spec.called}: {part} is not measured: {_why_not(directory)}")
+        others = {measurement for other in _of(done, spec.model.name, spec.data.label) for measurement in other.parts}
+        for measurement in campaign.grid.measures.parts:
+            if measurement not in cell.parts and measurement in others:
+                notes.append(f"{spec.called}: {measurement} is not measured: {_why_not(directory)}")
     return _distinct(notes)
 
 
-def _of(done: Mapping[Path, Ended], model: str, data: str) -> list[Ended]:
+def _of(done: Mapping[Path, CellSummary], model: str, data: str) -> list[CellSummary]:
     return [cell for cell in done.values() if (cell.spec.model.name, cell.spec.data.label) == (model, data)]
 
 
 def _why_not(directory: Path) -> str:
-    """Why a measurement of a cell that is edited has not been made, in one line."""
+    """Why an edited cell lacks a measurement, in one line."""
     failure = failure_of(directory)
-    return "it has not been asked yet" if failure is None else " ".join(failure.split())
+    return "it has not been measured yet" if failure is None else " ".join(failure.split())
 
 
 def _recipes(specs: Sequence[CellSpec]) -> dict[str, Any]:
-    """By the method's label, and by the model's name too where there are several models; of the first seed."""
+    """Recipe by label, with the model's name if there are several; of the first seed."""
     several = len({spec.model.name for spec in specs}) > 1
     found: dict[str, Any] = {}
     for spec in specs:
@@ -299,7 +297,7 @@ def _recipes(specs: Sequence[CellSpec]) -> dict[str, Any]:
 
 
 def _distinct(items: Sequence[_Item]) -> list[_Item]:
-    """In the order in which they first appear."""
+    """Without duplicates, in order."""
     found: list[_Item] = []
     for item in items:
         if item not in found:
@@ -307,18 +305,14 @@ def _distinct(items: Sequence[_Item]) -> list[_Item]:
     return found
 
 
-# ----------------------------------------------------------------------------------------------------
-# Every prompt of every cell as a row of one Parquet file, for whoever asks other questions than the report.
-
-
 def check_table() -> None:
-    """Raises MissingExtraError if the file cannot be written here."""
+    """Raises MissingExtraError unless pyarrow is installed."""
     require("a benchmark's table of records", "eval", "pyarrow")
 
 
 @contextmanager
-def records_file(path: Path) -> Iterator[Callable[[Finished], None]]:
-    """One row per prompt, metric and moment, of each cell that what is given is called with; whole or not at all.
+def records_file(path: Path) -> Iterator[Callable[[FinishedCell], None]]:
+    """Yields a function that writes a cell's records, one row per prompt, metric and moment; atomic.
 
     Raises:
         MissingExtraError: without the extra ``eval``.
@@ -335,15 +329,15 @@ def records_file(path: Path) -> Iterator[Callable[[Finished], None]]:
     )  # fmt: skip
     with new_file(path) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
 
-        def write(cell: Finished) -> None:
+        def write(cell: FinishedCell) -> None:
             columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-            expected = expected_answers(cell.material)
-            freely = _by_fact(free_questions(cell.material.facts))
+            expected = expected_answers(cell.data)
+            freely = _by_fact(free_questions(cell.data.facts))
             spec = cell.spec
             common = (cell.directory.name, spec.model.name, spec.data.label, spec.label, spec.seed)
             for when, edits, record in _all_records(cell):
                 answer = expected.get((record.fact, record.prompt))
-                if record.metric.startswith("free_"):  # of a free question the prompt is all that the model read
+                if record.metric.startswith("free_"):  # the prompt of a free question is the whole input
                     answer = expected_answer(freely.get(record.fact, []), record.metric, record.prompt) or answer
                 asked = (record.fact, str(record.metric), record.prompt, answer, record.value, record.said)
                 for name, value in zip(schema.names, (*common, when, edits, *asked), strict=True):
@@ -360,8 +354,8 @@ def _by_fact(asked: Sequence[FreeQuestion]) -> dict[str, list[FreeQuestion]]:
     return found
 
 
-def _all_records(cell: Finished) -> Iterator[tuple[When, int, Record]]:
-    total = int(cell.result["edits"])  # in the model at the end: fewer than were asked for where the run stopped early
+def _all_records(cell: FinishedCell) -> Iterator[tuple[When, int, Record]]:
+    total = int(cell.result["edits"])  # fewer than requested if the run stopped early
     yield from (("before", 0, record) for record in cell.records("before"))
     for batch in cell.batches:
         yield from (("right_after", batch.edits, record) for record in batch.records)
@@ -369,35 +363,32 @@ def _all_records(cell: Finished) -> Iterator[tuple[When, int, Record]]:
     yield from (("after", total, record) for record in cell.records("after"))
 
 
-def expected_answers(material: Material) -> dict[tuple[str, str], str]:
-    """(fact or cluster, prompt) -> the answer that is asked for; what a fact is edited to say counts first."""
+def expected_answers(data: BenchmarkData) -> dict[tuple[str, str], str]:
+    """(fact or cluster, prompt) -> the expected answer; targets of facts take precedence."""
     found: dict[tuple[str, str], str] = {}
-    for fact in material.facts:
+    for fact in data.facts:
         found.setdefault((fact.id, fact.text), fact.target)
         for paraphrase in fact.paraphrases:
             found.setdefault((fact.id, paraphrase), fact.target)
         questions: list[Question] = [question for name in QUESTION_LISTS for question in getattr(fact, name)]
         for question in questions:
             found.setdefault((fact.id, question.prompt), question.answer)
-    for cluster, question in material.untouched:
+    for cluster, question in data.untouched:
         found.setdefault((cluster, question.prompt), question.answer)
     return found
 
 
-# ----------------------------------------------------------------------------------------------------
-
-
 def collect(campaign: Campaign, *, seed: int = 0) -> tuple[Path, Path]:
-    """Write ``summary.json`` and ``records.parquet`` of all cells that are edited; either whole or not at all.
+    """Write ``summary.json`` and ``records.parquet`` of all edited cells, atomically.
 
-    A cell of which a file is not what was written is left out, and told of beside the rows.
+    Cells with damaged files are left out and listed in the summary.
 
     Raises:
         MissingExtraError: without the extra ``eval``.
     """
     summary, records = campaign.directory / "summary.json", campaign.directory / "records.parquet"
     rows: list[Row] = []
-    ended: dict[Path, Ended] = {}
+    ended: dict[Path, CellSummary] = {}
     damaged: dict[Path, str] = {}
     with records_file(records) as write:
         for directories in _groups(campaign):  # one group at a time is in memory
@@ -410,20 +401,19 @@ def collect(campaign: Campaign, *, seed: int = 0) -> tuple[Path, Path]:
             rows += rows_of(cells, seed=seed) if cells else []
             for cell in cells:
                 write(cell)
-                ended[cell.directory] = Ended.of(cell)
+                ended[cell.directory] = CellSummary.of(cell)
     write_results(summary, rows, about_of(campaign, rows, ended, damaged))
     return summary, records
 
 
-def rows_of(cells: Sequence[Finished], *, seed: int = 0) -> list[Row]:
-    """The long form of cells that differ in their seed alone: facts of all seeds are drawn together, one fact (or
-    text) that several seeds have is one cluster.
+def rows_of(cells: Sequence[FinishedCell], *, seed: int = 0) -> list[Row]:
+    """The long form of cells that differ only in seed; a fact (or text) of several seeds is one cluster.
 
-    ``edits`` of rows that are not of a check on the way is how many facts are in a model at the end; where runs that
-    stopped early differ in it, the mean, rounded. Before editing it is how many were to be edited.
+    ``edits`` is the number of facts in the model: at a check those so far, at the end the rounded mean over runs,
+    before editing those to be edited.
     """
     spec = cells[0].spec
-    asked = max(len(cell.material.facts) for cell in cells)
+    asked = max(len(cell.data.facts) for cell in cells)
     there = round(sum(int(cell.result["edits"]) for cell in cells) / len(cells))
     summaries: list[Summary] = []
     moments: tuple[When, ...] = ("before", "right_after", "after")
@@ -457,14 +447,14 @@ def rows_of(cells: Sequence[Finished], *, seed: int = 0) -> list[Row]:
     return rows
 
 
-def _compared(cell: Finished, when: When) -> list[Record]:
-    """What a cell's model said, and how its answers to control questions differ from the unedited model's."""
+def _compared(cell: FinishedCell, when: When) -> list[Record]:
+    """Records of a cell, with changes of control answers from the unedited model's."""
     now = cell.records(when)
     return [*now, *change_records(cell.records("before"), now)]
 
 
-def _on_the_way(cells: Sequence[Finished], seed: int) -> Iterator[tuple[int, int, Summary]]:
-    """(edits, runs, summary) of each check, and of what is known behind each batch."""
+def _on_the_way(cells: Sequence[FinishedCell], seed: int) -> Iterator[tuple[int, int, Summary]]:
+    """(edits, runs, summary) of each check, and of perplexity and weight norm after each batch."""
     for edits in sorted({batch.edits for cell in cells for batch in cell.batches}):
         there = [(cell, batch) for cell in cells for batch in cell.batches if batch.edits == edits]
         checks = [(cell, batch.check) for cell, batch in there if batch.check is not None]
@@ -482,7 +472,7 @@ def _on_the_way(cells: Sequence[Finished], seed: int) -> Iterator[tuple[int, int
 
 
 def _groups(campaign: Campaign) -> list[list[Path]]:
-    """Cells that are edited and differ in their seed alone, together."""
+    """Edited cells, grouped with those that differ only in seed."""
     groups: dict[tuple[str, str, str], list[Path]] = {}
     for cell in filter(campaign.is_edited, campaign.cells):
         spec = campaign.spec(cell)

@@ -1,4 +1,7 @@
-"""A grid of experiments: models × data × methods × varied recipe fields × seeds, from YAML or from the command line."""
+"""A grid of experiments: models × data × methods × varied recipe fields × seeds, from YAML or the command line.
+
+Paths in a grid file are relative to that file.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,11 @@ from errata.statistics.settings import Settings
 from errata.utils.files import file_text, is_private, reason_of
 from errata.utils.yaml import line_of, parse_yaml
 
-# ----------------------------------------------------------------------------------------------------
-# Paths in a grid's file count from that file, wherever the user stands.
-
-
 _Place = Callable[[str], str]
 
 
 def entry_of(value: Any) -> Any:
-    """``NAME`` or ``NAME=FILE`` as what it stands for."""
+    """Expand ``NAME`` or ``NAME=FILE``."""
     if not isinstance(value, str):
         return value
     name, separator, path = value.partition("=")
@@ -34,13 +33,13 @@ def entry_of(value: Any) -> Any:
 
 
 def placed(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What a grid's file says, unchecked, with absolute paths: what is no text where a path should stand is left."""
+    """The data of a grid file, unvalidated, with absolute paths; values of other types are left as they are."""
 
     def place(text: str) -> str:
         return str((folder / Path(text).expanduser()).resolve())
 
     def place_if_there(text: str) -> str:
-        """For what may also be a name: of the hub, of the harness, of the lab."""
+        """For values that may also be a name, of the hub, the harness or the lab."""
         return place(text) if (folder / Path(text).expanduser()).exists() else text
 
     def prose(text: str) -> str:
@@ -82,15 +81,12 @@ def _with(entry: Any, changes: Mapping[str, _Place]) -> Any:
 
 
 def _change(data: dict[str, Any], key: str, change: _Place) -> None:
-    """A text, or the texts of a list."""
+    """Apply to a string, or to the strings of a list."""
     value = data.get(key)
     if isinstance(value, str):
         data[key] = change(value)
     elif isinstance(value, list):
         data[key] = [change(entry) if isinstance(entry, str) else entry for entry in value]
-
-
-# ----------------------------------------------------------------------------------------------------
 
 
 MOST_SEEDS: Final = 10_000
@@ -110,18 +106,19 @@ class ModelEntry(Settings):
 
 
 def check_trusted(models: Iterable[ModelEntry], *, trust_remote_code: bool) -> None:
-    """A grid, and a benchmark's directory, may come from elsewhere: they cannot allow that a model's code runs.
+    """Remote code needs permission on the command line: a grid or a benchmark may come from someone else.
 
     Args:
         trust_remote_code: whether the command line allows it.
 
     Raises:
-        InputError: if a model needs its code, and may not run it.
+        InputError: if a model needs remote code that is not allowed.
     """
     if not trust_remote_code and (names := [entry.name for entry in models if entry.trust_remote_code]):
         raise InputError(
             f"{', '.join(dict.fromkeys(names))}: trust_remote_code is set in the grid, which cannot allow it",
             remedy="If you trust the model's code, add --trust-remote-code to the command",
+            code="REMOTE_CODE_NOT_ALLOWED",
         )
 
 
@@ -134,12 +131,12 @@ class DataEntry(Settings):
 
     @property
     def label(self) -> str:
-        """As tables call it."""
+        """Name in tables."""
         return Path(self.name).name if self.name.endswith((".jsonl", ".csv")) else self.name
 
 
 class Measures(Settings):
-    """What is asked of a model before and after a run, beside recall and perplexity."""
+    """Optional measurements before and after a run, besides recall and perplexity."""
 
     parts: tuple[str, ...] = Field((), description="further measurements: see `errata bench --help`")
     options: Mapping[str, Mapping[str, Any]] = Field(
@@ -148,7 +145,7 @@ class Measures(Settings):
 
 
 class Grid(Settings):
-    """All cells of an experiment. Every key is an option of ``errata bench`` too, except ``vary``."""
+    """An experiment. Every key except ``vary`` is also an option of ``errata bench``."""
 
     models: tuple[ModelEntry, ...] = Field((ModelEntry(name="lab"),), min_length=1)
     data: tuple[DataEntry, ...] = Field((DataEntry(name="lab"),), min_length=1)
@@ -179,7 +176,7 @@ class Grid(Settings):
         if not isinstance(value, int) or isinstance(value, bool):
             return value
         if value > MOST_SEEDS:
-            raise ValueError(f"a number alone is how many, and more than {MOST_SEEDS}; one seed is written [{value}]")
+            raise ValueError(f"a single number is a count, at most {MOST_SEEDS}; write one seed as [{value}]")
         return tuple(range(value))
 
     @model_validator(mode="after")
@@ -192,12 +189,12 @@ class Grid(Settings):
             **{f"vary.{name}": list(values) for name, values in self.vary.items()},
         }
         for name, values in named.items():
-            if any(values.count(value) > 1 for value in values):  # tables could not tell them apart
-                raise ValueError(f"{name} names the same twice")
+            if any(values.count(value) > 1 for value in values):  # they would be indistinguishable in tables
+                raise ValueError(f"{name} has duplicates")
             if not values:
-                raise ValueError(f"{name} names nothing")
+                raise ValueError(f"{name} is empty")
         if seeds := [name for name in self.vary if name in ("contexts", "contexts.seed")]:
-            raise ValueError(f"{seeds[0]} is the grid's seed; it cannot be varied beside it")
+            raise ValueError(f"{seeds[0]} is set by the grid's seeds; it cannot be varied as well")
         return self
 
 
@@ -214,33 +211,36 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """As tables call it: ``memit+blue [solver.history=True, layers=4/8]``."""
+        """Name in tables: ``memit+blue [solver.history=True, layers=4/8]``."""
         if not self.choices:
             return self.method
         return f"{self.method} [{', '.join(f'{name}={value}' for name, value in self.shown.items())}]"
 
     @property
     def shown(self) -> Mapping[str, str]:
-        """The choices as tables show them."""
+        """The choices as shown in tables."""
         return {name: _shown(value) for name, value in self.choices.items()}
 
     def applied(self, recipe: Recipe) -> Recipe:
         """The method's recipe with the choices.
 
         Raises:
-            InputError: if the recipe has no such field, or does not hold with them.
+            InputError: if the recipe has no such field, or would be invalid.
         """
         whole = recipe.model_dump()
         changed: dict[str, Any] = {}
         for name, value in self.choices.items():
             section, _, field = name.partition(".")
             if section not in whole or (field and not isinstance(whole[section], dict)):
-                raise InputError(f"a recipe of {self.method!r} has no field {name!r}", remedy="See errata recipe show")
+                what = f"a recipe of {self.method!r} has no field {name!r}"
+                raise InputError(what, remedy="See errata recipe show", code="RECIPE_FIELD_UNKNOWN")
             if not field:
                 changed[section] = value
             elif field not in whole[section]:
                 raise InputError(
-                    f"{section} of {self.method!r} has no {field!r}", remedy=f"It has {', '.join(whole[section])}"
+                    f"{section} of {self.method!r} has no {field!r}",
+                    remedy=f"Known: {', '.join(whole[section])}",
+                    code="RECIPE_FIELD_UNKNOWN",
                 )
             else:
                 changed[section] = {**changed.get(section, whole[section]), field: value}
@@ -255,30 +255,30 @@ def variants(grid: Grid) -> Iterator[Variant]:
 
 
 def read_grid(path: Path) -> Mapping[str, Any]:
-    """What a grid file says, unchecked: options of the command line may still take the place of its keys.
-
-    Paths in it count from the file.
+    """The data of a grid file, unvalidated: command-line options may still override its keys.
 
     Raises:
-        InputError, FaultsError: if it is no YAML, or no mapping.
+        InputError, FaultsError: if it is not YAML, or not a mapping.
     """
     try:
         text = file_text(path)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read: {reason_of(error)}", remedy="Give a YAML file; see examples/grid.yaml"
+            f"cannot read {path}: {reason_of(error)}",
+            remedy="Give a YAML file; see examples/grid.yaml",
+            code="GRID_UNREADABLE",
         ) from error
     data = parse_yaml(text, str(path)).data
     if not isinstance(data, dict):
-        raise InputError(f"{path} is not a grid: it holds no keys", remedy="See examples/grid.yaml for the form")
+        raise InputError(f"{path} is not a mapping", remedy="See examples/grid.yaml", code="GRID_UNREADABLE")
     return placed(data, path.absolute().parent)
 
 
 def grid_of(data: Mapping[str, Any], source: str, *, text: str = "") -> Grid:
-    """A grid of what a file, or the command line, says.
+    """Validate a grid.
 
     Raises:
-        FaultsError: everything that is wrong, with the line where there is a text.
+        FaultsError: with all errors, and their lines if ``text`` is given.
     """
     lines = parse_yaml(text, source).lines if text else {}
     faults = []
@@ -289,21 +289,22 @@ def grid_of(data: Mapping[str, Any], source: str, *, text: str = "") -> Grid:
         items = error.errors()
         for item in items:
             if any(other["loc"][: len(item["loc"])] == item["loc"] and other is not item for other in items):
-                continue  # pydantic says of a list what is wrong with its entries once more
+                continue  # pydantic repeats errors of a list's entries for the list
             where = ".".join(map(str, item["loc"]))
             place = f"{source}: {where}" if where else source
             unknown = item["type"] == "extra_forbidden"
             what = str(item.get("ctx", {}).get("error") or item["msg"])
             if item["type"] not in ("missing", "value_error") and not is_private(item["loc"]):
                 what += f", got {item['input']!r:.80}"
-            what = {"extra_forbidden": "unknown key", "too_short": "names nothing"}.get(item["type"], what)
+            what = {"extra_forbidden": "unknown key", "too_short": "is empty"}.get(item["type"], what)
             remedy = f"Known: {', '.join(Grid.model_fields)}" if unknown and len(item["loc"]) == 1 else ""
-            faults.append(Fault(place, what[0].lower() + what[1:], remedy, line_of(lines, item["loc"])))
+            line = line_of(lines, item["loc"])
+            faults.append(Fault(place, what[0].lower() + what[1:], remedy, line, code="GRID_INVALID"))
     for method in data.get("methods", ()) if isinstance(data.get("methods"), list | tuple) else ():
         try:
             method_named(str(method))
         except InputError as error:
-            faults.append(Fault(f"{source}: methods", error.what, error.remedy))
+            faults.append(Fault(f"{source}: methods", error.what, error.remedy, code=error.code))
     if faults or found is None:
         raise FaultsError(source, faults)
     return found
@@ -313,19 +314,15 @@ def _shown(value: Any) -> str:
     return "/".join(map(_shown, value)) if isinstance(value, list | tuple) else str(value)
 
 
-# ----------------------------------------------------------------------------------------------------
-# What of a grid is right, so that everything else that belongs to it can be looked at although something is wrong.
-
-
-# What a grid cannot be without, where it is missing or wrong: in ``Grid``'s form, and of no consequence.
+# Placeholders for required keys that are missing or invalid.
 _STAND_INS: Final[Mapping[str, Any]] = {"methods": ["-"], "edits": 1}
 _LISTS: Final[tuple[str, ...]] = ("models", "data", "methods")
 
 
 def sound_part(data: Mapping[str, Any]) -> Grid | None:
-    """The grid without what is wrong in it: a list that is wrong as a whole is empty, another key has its default.
+    """The grid without its invalid keys: invalid lists become empty, other keys get their defaults.
 
-    Only for looking at the rest: nothing may be run of it. None if nothing certain can be said of any of it.
+    Only for checking the rest, never to be run. None if nothing is certain.
     """
     given = dict(data)
     methods = given.get("methods")
@@ -333,7 +330,7 @@ def sound_part(data: Mapping[str, Any]) -> Grid | None:
         given["methods"] = [name for name in methods if _is_method(name)]
     wrong = {name for name in _LISTS if name in given and not given[name]}
     wrong |= {"methods"} - given.keys()
-    for _ in range(2):  # what a first look at all, and one at the whole without what was wrong, find
+    for _ in range(2):  # once for the keys, once for the grid without invalid keys
         usable = {name: value for name, value in given.items() if name not in wrong}
         try:
             grid = Grid.model_validate({**_STAND_INS, **usable})
@@ -350,6 +347,6 @@ def sound_part(data: Mapping[str, Any]) -> Grid | None:
 def _is_method(name: object) -> bool:
     try:
         method_named(str(name))
-    except InputError:  # whoever reads the whole grid tells it
+    except InputError:  # reported by ``grid_of``
         return False
     return True

@@ -1,4 +1,4 @@
-"""The measurements of a benchmark: two that are always made, and those that are made when they are named."""
+"""The measurements of a benchmark: two required ones, and those that are made on request."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from errata.benchmark import measurements as asking
-from errata.benchmark.cell_spec import damaged
-from errata.benchmark.material import Material
+from errata.benchmark.cell_files import damaged
+from errata.benchmark.data import BenchmarkData
 from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.ability import AbilitySettings, measure_ability
 from errata.evaluation.concepts import ConceptReading, ConceptSettings, absent_concepts, concept_records, read_concepts
@@ -63,29 +62,25 @@ from errata.statistics.corpus import open_corpus
 from errata.utils.files import file_digest, reason_of, write_text
 from errata.utils.progress import Report
 
-# ----------------------------------------------------------------------------------------------------
-# What a measurement of a benchmark is: asked of a model before and after a run, and kept by itself.
-
-
 State = Literal["before", "after"]
 Dependency = Literal["material", "seed", "prose"]
 
 
 @dataclass(frozen=True, slots=True)
-class Inquiry:
-    """What a part is given.
+class MeasurementInputs:
+    """The inputs of a measurement.
 
     Attributes:
-        model: as it is before or after the run.
-        options: the part's own settings.
-        seed: of whatever is drawn.
-        before: what the part itself kept of the unedited model; None while that is asked.
-        unedited: within it the model is the unedited one.
-        aside: beside files of this name, with another suffix, what is done so far may be kept; None: nothing is.
+        model: before or after the run.
+        options: settings of the measurement.
+        seed: of random choices.
+        before: ``kept`` of the unedited model's result; None while that is measured.
+        unedited: context manager within which the model is unedited.
+        aside: path whose stem partial results may use; None: none are stored.
     """
 
     model: LanguageModel
-    material: Material
+    data: BenchmarkData
     options: Mapping[str, Any]
     seed: int
     before: Mapping[str, Any] | None
@@ -95,14 +90,14 @@ class Inquiry:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a part gives.
+class MeasurementResult:
+    """The result of a measurement.
 
     Attributes:
         records: one per prompt.
-        kept: what the same part, or whoever sums it up, needs to know later, as JSON holds it.
-        absent: metric -> why it cannot be told.
-        seconds: wall time that it took.
+        kept: further values, as JSON, for the measurement of the edited model and for summaries.
+        absent: metric -> why it is missing.
+        seconds: wall time.
     """
 
     records: Sequence[Record]
@@ -120,8 +115,8 @@ class Answer:
         }
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Answer:
-        """As ``to_record`` wrote it; raises KeyError, TypeError, ValueError if it is not that."""
+    def of(cls, record: Mapping[str, Any]) -> MeasurementResult:
+        """The inverse of ``to_record``; raises KeyError, TypeError, ValueError for anything else."""
         return cls(
             [Record(**entry) for entry in record["records"]],
             {**record["kept"]},
@@ -131,97 +126,90 @@ class Answer:
 
 
 def _nothing_to_check(options: Mapping[str, Any]) -> None:
-    """For parts without settings."""
+    """For measurements without settings."""
     if options:
-        raise InputError(f"it has no settings, got {', '.join(options)}", remedy="Leave them out")
+        what = f"it has no settings, got {', '.join(options)}"
+        raise InputError(what, remedy="Leave them out", code="MEASUREMENT_SETTING_UNKNOWN")
 
 
 def _no_files(options: Mapping[str, Any]) -> Sequence[Path]:
-    """For parts that read none."""
+    """For measurements that read no files."""
     return ()
 
 
-def _something(material: Material) -> str | None:
-    """For parts that can always be asked, or cannot know it before."""
+def _something(data: BenchmarkData) -> str | None:
+    """For measurements that are always possible, or find out only when they are made."""
     return None
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Measurement:
     """One measurement.
 
     Attributes:
-        name: as ``--measure`` calls it.
+        name: as in ``--measure``.
         what: one line of help.
-        ask: does it.
-        check: raises InputError, before any work, for settings or packages that would stop it.
-        files: those that it reads, by its settings.
-        depends: what an unedited model's answer depends on, beside the model; cells that share that share the answer.
-        nothing: why it can ask nothing at all of a material; None if it can, or if that shows only when it is asked.
+        ask: makes it.
+        check: raises InputError, before any work, for unusable settings or missing packages.
+        files: files that it reads, by its settings.
+        depends: what the unedited model's result depends on, beside the model; cells with the same share it.
+        nothing: why it is impossible with given data; None if it is possible, or if that is known only later.
     """
 
     name: str
     what: str
-    ask: Callable[[Inquiry], Answer]
+    ask: Callable[[MeasurementInputs], MeasurementResult]
     check: Callable[[Mapping[str, Any]], None] = _nothing_to_check
     files: Callable[[Mapping[str, Any]], Sequence[Path]] = _no_files
     depends: frozenset[Dependency] = frozenset({"material", "seed"})
-    nothing: Callable[[Material], str | None] = _something
+    nothing: Callable[[BenchmarkData], str | None] = _something
 
     def answer_name(self, options: Mapping[str, Any]) -> str:
-        """What its answer by these settings is called; by others it is another answer."""
+        """Name of its result; other settings, other name."""
         if not options:
             return self.name
         text = json.dumps(options, sort_keys=True, default=str)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-# ----------------------------------------------------------------------------------------------------
-# What is known before any work: that a measurement can ask nothing at all of a material.
+def no_texts(data: BenchmarkData) -> str | None:
+    """Why no text can be generated; then there is no consistency either."""
+    return absent_fluency(data.facts).get(Metric.FLUENCY)
 
 
-def no_texts(material: Material) -> str | None:
-    """Why no text can be written; without one there is no consistency either."""
-    return absent_fluency(material.facts).get(Metric.FLUENCY)
-
-
-def no_drift(material: Material) -> str | None:
-    """Why there is no prompt behind which nothing should change."""
+def no_drift(data: BenchmarkData) -> str | None:
+    """Why there is no control prompt."""
     metrics = [metric for metric in Metric if metric.startswith("drift_")]
-    return _if_all(metrics, absent_drift(material.facts, material.untouched))
+    return _if_all(metrics, absent_drift(data.facts, data.untouched))
 
 
-def no_side_tests(material: Material) -> str | None:
+def no_side_tests(data: BenchmarkData) -> str | None:
     """Why there is no side test."""
-    return _if_all([*SIDE_METRICS], absent_side_tests(material.facts))
+    return _if_all([*SIDE_METRICS], absent_side_tests(data.facts))
 
 
-def no_concepts(material: Material) -> str | None:
-    """Why no concept can be asked of."""
+def no_concepts(data: BenchmarkData) -> str | None:
+    """Why there is no concept."""
     metrics = [metric for metric in Metric if metric.startswith("concept_")]
-    return _if_all(metrics, absent_concepts(material.concepts))
+    return _if_all(metrics, absent_concepts(data.concepts))
 
 
 def _if_all(names: list[Any], reasons: Mapping[Any, str]) -> str | None:
-    """The reasons, if every one of the names has one."""
+    """The reasons, if all names have one."""
     if any(name not in reasons for name in names):
         return None
     return "; ".join(dict.fromkeys(reasons[name] for name in names))
 
 
-# ----------------------------------------------------------------------------------------------------
-# A judge whose verdicts are kept as they come, and whose outage is a failure: what was not judged because nobody
-# answered is no result.
+_AT_ONCE: Final = 200  # cases between two writes of the file
 
 
-_AT_ONCE: Final = 200  # cases between two writings of the file: what is killed loses no more of them
-
-
-class KeptJudge:
-    """Asks a judge what it has not been asked before; see ``Judge``.
+class CachedJudge:
+    """A judge with verdicts cached in a file; see ``Judge``. If the judge gives up, the measurement fails: a case
+    without verdict is not a result.
 
     Args:
-        path: a file of verdicts, which is made if it is not there.
+        path: file of verdicts, created if missing.
     """
 
     def __init__(self, judge: HttpJudge, path: Path) -> None:
@@ -231,26 +219,26 @@ class KeptJudge:
         """A verdict for each case, in their order.
 
         Raises:
-            ErrataError: if the judge has given up. The verdicts that it gave are kept, so that the next attempt asks
-                the others alone.
-            InputError: if the file is damaged, or the key is not there.
+            ErrataError: if the judge gave up. Its verdicts so far are saved for the next attempt.
+            InputError: if the file is damaged, or the key is missing.
         """
         known = self._read()
-        asked = [case for case in dict.fromkeys(cases) if case not in known]
+        missing = [case for case in dict.fromkeys(cases) if case not in known]
         found: dict[Case, Verdict] = {}
-        for start in range(0, len(asked), _AT_ONCE):
-            some = asked[start : start + _AT_ONCE]
+        for start in range(0, len(missing), _AT_ONCE):
+            some = missing[start : start + _AT_ONCE]
             found |= zip(some, self._judge.judge(some), strict=True)
             known |= {case: found[case].correct for case in some if found[case].correct is not None}
             entries = [{**asdict(case), "correct": correct} for case, correct in known.items()]
             write_text(self._path, json.dumps(entries, ensure_ascii=False) + "\n")
             if self._judge.gave_up:
                 settings = self._judge.settings
-                left = sum(case not in known for case in asked)
+                left = sum(case not in known for case in missing)
                 raise ErrataError(
                     f"the judge {settings.model!r} at {settings.base_url} gave up: {self._judge.gave_up}; "
                     f"{left} of {len(set(cases))} answers have no verdict",
-                    remedy="When it answers again: errata bench --retry, which asks for those alone",
+                    remedy="Later, run errata bench --retry, which requests only the missing verdicts",
+                    code="JUDGE_GAVE_UP",
                 )
         return [found[case] if case in found else Verdict(known[case]) for case in cases]
 
@@ -267,44 +255,40 @@ class KeptJudge:
             raise damaged(self._path, error) from error
 
 
-# ----------------------------------------------------------------------------------------------------
-# How each measurement of a benchmark is made, with its settings; ``measurements`` lists them.
-
-
 _Settings = TypeVar("_Settings", bound=BaseModel)
 
 
-def ask_recall(inquiry: Inquiry) -> Answer:
-    facts, untouched = inquiry.material.facts, inquiry.material.untouched
-    records = evaluate_facts(inquiry.model, facts, untouched=untouched, tokens=True, report=inquiry.report)
-    if inquiry.before is not None:
-        records += agreement(inquiry.model, facts, inquiry.unedited)
+def ask_recall(inputs: MeasurementInputs) -> MeasurementResult:
+    facts, untouched = inputs.data.facts, inputs.data.untouched
+    records = evaluate_facts(inputs.model, facts, untouched=untouched, tokens=True, report=inputs.report)
+    if inputs.before is not None:
+        records += agreement(inputs.model, facts, inputs.unedited)
     reasons = {str(metric): reason for metric, reason in absent(facts, untouched, tokens=True).items()}
-    return Answer(records, absent=reasons)
+    return MeasurementResult(records, absent=reasons)
 
 
-def ask_perplexity(inquiry: Inquiry) -> Answer:
-    prose = inquiry.material.prose
-    found = perplexity(inquiry.model, prose, report=inquiry.report) if prose else None
-    return Answer([], {"perplexity": None if found is None else asdict(found)})
+def ask_perplexity(inputs: MeasurementInputs) -> MeasurementResult:
+    prose = inputs.data.prose
+    found = perplexity(inputs.model, prose, report=inputs.report) if prose else None
+    return MeasurementResult([], {"perplexity": None if found is None else asdict(found)})
 
 
-def ask_split_perplexity(inquiry: Inquiry) -> Answer:
-    halves = split_texts(inquiry.model.tokenizer, inquiry.material.prose, max_length=inquiry.model.context_length)
-    now = split_perplexity(inquiry.model, halves, report=inquiry.report)
-    saved = (inquiry.before or {}).get("perplexity")
+def ask_split_perplexity(inputs: MeasurementInputs) -> MeasurementResult:
+    halves = split_texts(inputs.model.tokenizer, inputs.data.prose, max_length=inputs.model.context_length)
+    now = split_perplexity(inputs.model, halves, report=inputs.report)
+    saved = (inputs.before or {}).get("perplexity")
     before = now if saved is None else Perplexity(tuple(saved["log_likelihoods"]), tuple(saved["counts"]))
     ratio = perplexity_ratio(before, now, "after" if saved else "before", metric=Metric.SPLIT_PERPLEXITY_RATIO)
-    return Answer([], {"perplexity": asdict(now), "values": {str(ratio.metric): [ratio.mean, ratio.n]}})
+    return MeasurementResult([], {"perplexity": asdict(now), "values": {str(ratio.metric): [ratio.mean, ratio.n]}})
 
 
-def no_prose(material: Material) -> str | None:
+def no_prose(data: BenchmarkData) -> str | None:
     """Why there is no prose to measure perplexity on."""
-    return None if any(material.prose) else "there is no prose"
+    return None if any(data.prose) else "there is no prose"
 
 
 class FreeOptions(BaseModel):
-    """Settings of ``free``: ours or the paper's (``wild``), and a judge if there is one."""
+    """Settings of ``free``: ours or the paper's (``wild``), and optionally a judge."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -317,24 +301,24 @@ class FreeOptions(BaseModel):
         return WILD if self.wild else self.settings or FreeSettings()
 
 
-def ask_free(inquiry: Inquiry) -> Answer:
-    options = _settings(FreeOptions, inquiry.options)
-    model, material, report = inquiry.model, inquiry.material, inquiry.report
-    judge: HttpJudge | KeptJudge | None = None
+def ask_free(inputs: MeasurementInputs) -> MeasurementResult:
+    options = _settings(FreeOptions, inputs.options)
+    model, data, report = inputs.model, inputs.data, inputs.report
+    judge: HttpJudge | CachedJudge | None = None
     if options.judge is not None:
         judge = HttpJudge(options.judge, report=report)
-        if inquiry.aside is not None:
-            judge = KeptJudge(judge, inquiry.aside.with_suffix(".verdicts.json"))
-    records = evaluate_free(model, material.facts, options.chosen, judge=judge, report=report)
-    missing: dict[str, str] = dict(absent_free(model, material.facts, options.chosen, judge=judge))
-    missing |= {str(metric): why for metric, why in absent_free_locality(material.facts, material.untouched).items()}
-    if inquiry.before is None:
-        answers = locality_answers(model, material.facts, options.chosen, untouched=material.untouched, report=report)
-        return Answer(records, {"answers": answers}, missing)
+        if inputs.aside is not None:
+            judge = CachedJudge(judge, inputs.aside.with_suffix(".verdicts.json"))
+    records = evaluate_free(model, data.facts, options.chosen, judge=judge, report=report)
+    missing: dict[str, str] = dict(absent_free(model, data.facts, options.chosen, judge=judge))
+    missing |= {str(metric): why for metric, why in absent_free_locality(data.facts, data.untouched).items()}
+    if inputs.before is None:
+        answers = locality_answers(model, data.facts, options.chosen, untouched=data.untouched, report=report)
+        return MeasurementResult(records, {"answers": answers}, missing)
     records += evaluate_free_locality(
-        model, material.facts, inquiry.before["answers"], options.chosen, untouched=material.untouched, report=report
+        model, data.facts, inputs.before["answers"], options.chosen, untouched=data.untouched, report=report
     )
-    return Answer(records, absent=missing)
+    return MeasurementResult(records, absent=missing)
 
 
 def check_free(options: Mapping[str, Any]) -> None:
@@ -344,12 +328,12 @@ def check_free(options: Mapping[str, Any]) -> None:
 
 
 class TextOptions(BaseModel):
-    """Settings of ``texts``: how they are written, and what they are compared with.
+    """Settings of ``texts``: generation, and references to compare with.
 
     Attributes:
         references: JSONL of ``relation``, ``target``, ``text``; without it there is no consistency.
-        corpus: a text whose documents, a blank line between them, the words' weights are taken of.
-        vocabulary, idf: instead of it the two files that are published with ROME.
+        corpus: text for TF-IDF weights, its documents separated by blank lines.
+        vocabulary, idf: instead of ``corpus``, the two files published with ROME.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -361,35 +345,37 @@ class TextOptions(BaseModel):
     idf: Path | None = None
 
     def weights(self) -> TermWeights:
-        """Raises InputError if they cannot be read or fitted."""
+        """Raises InputError if the files cannot be read or fitted."""
         self.check_weights()
         if self.corpus is not None:
             return corpus_weights(str(self.corpus))
         return TermWeights.read_published(self.vocabulary or Path(), self.idf or Path())
 
     def check_weights(self) -> None:
-        """Raises InputError if neither, or not both files, are given, or they cannot be read; fits nothing."""
+        """Raises InputError if files are missing or cannot be read; fits nothing."""
         if self.corpus is not None:
             open_corpus(str(self.corpus))
         elif self.vocabulary is not None and self.idf is not None:
             TermWeights.read_published(self.vocabulary, self.idf)
         else:
             raise InputError(
-                "consistency needs the weights of words", remedy="Give a corpus, or ROME's vocabulary and idf files"
+                "consistency needs TF-IDF weights",
+                remedy="Give a corpus, or ROME's vocabulary and idf files",
+                code="TFIDF_WEIGHTS_MISSING",
             )
 
 
-def ask_texts(inquiry: Inquiry) -> Answer:
-    options = _settings(TextOptions, inquiry.options)
-    writing = options.writing.model_copy(update={"seed": options.writing.seed + inquiry.seed})
-    facts = inquiry.material.facts
-    texts = write_texts(inquiry.model, facts, writing, report=inquiry.report)
+def ask_texts(inputs: MeasurementInputs) -> MeasurementResult:
+    options = _settings(TextOptions, inputs.options)
+    writing = options.writing.model_copy(update={"seed": options.writing.seed + inputs.seed})
+    facts = inputs.data.facts
+    texts = write_texts(inputs.model, facts, writing, report=inputs.report)
     references = None if options.references is None else read_references(options.references)
     missing = absent_fluency(facts) | absent_consistency(facts, references)
     records = evaluate_fluency(texts)
     if references is not None and not absent_consistency(facts, references):
         records += evaluate_consistency(texts, facts, references, options.weights())
-    return Answer(records, absent={str(metric): why for metric, why in missing.items()})
+    return MeasurementResult(records, absent={str(metric): why for metric, why in missing.items()})
 
 
 def check_texts(options: Mapping[str, Any]) -> None:
@@ -407,33 +393,31 @@ def files_of_texts(options: Mapping[str, Any]) -> list[Path]:
     return [path for path in found if path is not None]
 
 
-def ask_drift(inquiry: Inquiry) -> Answer:
-    material = inquiry.material
-    missing = {str(metric): why for metric, why in absent_drift(material.facts, material.untouched).items()}
-    records = evaluate_drift(
-        inquiry.model, material.facts, inquiry.unedited, untouched=material.untouched, report=inquiry.report
-    )
-    return Answer(records, absent=missing)
+def ask_drift(inputs: MeasurementInputs) -> MeasurementResult:
+    data = inputs.data
+    missing = {str(metric): why for metric, why in absent_drift(data.facts, data.untouched).items()}
+    records = evaluate_drift(inputs.model, data.facts, inputs.unedited, untouched=data.untouched, report=inputs.report)
+    return MeasurementResult(records, absent=missing)
 
 
-def ask_side(inquiry: Inquiry) -> Answer:
-    settings = _dataclass(SideTestSettings, inquiry.options)
-    facts = inquiry.material.facts
-    generator = random.Random(f"side tests {settings.seed} {inquiry.seed}")
+def ask_side(inputs: MeasurementInputs) -> MeasurementResult:
+    settings = _dataclass(SideTestSettings, inputs.options)
+    facts = inputs.data.facts
+    generator = random.Random(f"side tests {settings.seed} {inputs.seed}")
     tests = side_tests(facts, generator, settings=settings)
-    records = evaluate_side_tests(inquiry.model, tests, report=inquiry.report)
-    return Answer(records, absent={str(metric): why for metric, why in absent_side_tests(facts).items()})
+    records = evaluate_side_tests(inputs.model, tests, report=inputs.report)
+    return MeasurementResult(records, absent={str(metric): why for metric, why in absent_side_tests(facts).items()})
 
 
 def check_side(options: Mapping[str, Any]) -> None:
     _dataclass(SideTestSettings, options)
 
 
-def ask_ability(inquiry: Inquiry) -> Answer:
-    found = measure_ability(inquiry.model, _dataclass(AbilitySettings, inquiry.options), report=inquiry.report)
+def ask_ability(inputs: MeasurementInputs) -> MeasurementResult:
+    found = measure_ability(inputs.model, _dataclass(AbilitySettings, inputs.options), report=inputs.report)
     values = {metric: list(value) for metric, value in found.values().items() if math.isfinite(value[0])}
     missing = dict.fromkeys(found.values().keys() - values.keys(), "lm-evaluation-harness gives no finite number")
-    return Answer(found.records(), {"labels": found.labels(), "values": values}, missing)
+    return MeasurementResult(found.records(), {"labels": found.labels(), "values": values}, missing)
 
 
 def check_ability(options: Mapping[str, Any]) -> None:
@@ -453,17 +437,17 @@ def files_of_ability(options: Mapping[str, Any]) -> list[Path]:
     return [*task_files(paths_in(chosen.tasks)), *probes]
 
 
-def ask_concepts(inquiry: Inquiry) -> Answer:
-    settings = _dataclass(ConceptSettings, inquiry.options)
-    concepts = inquiry.material.concepts
-    reading = read_concepts(inquiry.model, concepts, settings=settings, report=inquiry.report)
-    if inquiry.before is None:
+def ask_concepts(inputs: MeasurementInputs) -> MeasurementResult:
+    settings = _dataclass(ConceptSettings, inputs.options)
+    concepts = inputs.data.concepts
+    reading = read_concepts(inputs.model, concepts, settings=settings, report=inputs.report)
+    if inputs.before is None:
         records = concept_records(concepts, reading, settings=settings) if concepts else []
-        return Answer(records, {"reading": _reading_as_json(reading)})
-    before = _reading_from_json(inquiry.before["reading"])
+        return MeasurementResult(records, {"reading": _reading_as_json(reading)})
+    before = _reading_from_json(inputs.before["reading"])
     missing = {str(metric): why for metric, why in absent_concepts(concepts).items()}
     records = concept_records(concepts, reading, before=before, settings=settings) if concepts else []
-    return Answer(records, absent=missing)
+    return MeasurementResult(records, absent=missing)
 
 
 def check_concepts(options: Mapping[str, Any]) -> None:
@@ -488,7 +472,13 @@ def _settings(kind: type[_Settings], options: Mapping[str, Any]) -> _Settings:
     try:
         return kind.model_validate(dict(options))
     except ValidationError as error:
-        raise InputError(f"its settings are wrong: {reason_of(error)}", remedy="See docs/bench.md") from error
+        raise _invalid(error) from error
+
+
+def _invalid(error: ValidationError) -> InputError:
+    return InputError(
+        f"invalid settings: {reason_of(error)}", remedy="See docs/bench.md", code="MEASUREMENT_SETTING_INVALID"
+    )
 
 
 _Data = TypeVar("_Data")
@@ -497,130 +487,132 @@ _Data = TypeVar("_Data")
 def _dataclass(kind: type[_Data], options: Mapping[str, Any]) -> _Data:
     known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
     if unknown := [name for name in options if name not in known]:
-        raise InputError(f"it has no setting {unknown[0]!r}", remedy=f"Known: {', '.join(known)}")
+        what = f"it has no setting {unknown[0]!r}"
+        raise InputError(what, remedy=f"Known: {', '.join(known)}", code="MEASUREMENT_SETTING_UNKNOWN")
     try:
         return TypeAdapter(kind).validate_python(dict(options))
     except ValidationError as error:
-        raise InputError(f"its settings are wrong: {reason_of(error)}", remedy="See docs/bench.md") from error
+        raise _invalid(error) from error
 
 
-# ----------------------------------------------------------------------------------------------------
-
-
-PERPLEXITY = Part(
-    "perplexity", "on prose, as a ratio to the unedited model's", asking.ask_perplexity, depends=frozenset({"prose"})
+PERPLEXITY = Measurement(
+    "perplexity", "on prose, as a ratio to the unedited model's", ask_perplexity, depends=frozenset({"prose"})
 )
-ALWAYS = (
-    Part(
+REQUIRED = (
+    Measurement(
         "recall",
         "efficacy, generalisation, specificity, portability …, teacher-forced",
-        asking.ask_recall,
+        ask_recall,
         depends=frozenset({"material"}),
     ),
     PERPLEXITY,
 )
-FURTHER = (
-    Part(
+OPTIONAL = (
+    Measurement(
         "split_perplexity",
         "perplexity of the second half of prose given the first, as a ratio to the unedited model's",
-        asking.ask_split_perplexity,
+        ask_split_perplexity,
         depends=frozenset({"prose"}),
-        nothing=asking.no_prose,
+        nothing=no_prose,
     ),
-    Part(
+    Measurement(
         "free",
         "what the model says by itself, and whether other answers stayed",
-        asking.ask_free,
-        asking.check_free,
+        ask_free,
+        check_free,
         depends=frozenset({"material"}),
     ),
-    Part(
+    Measurement(
         "texts",
         "fluency and consistency of texts that it writes",
-        asking.ask_texts,
-        asking.check_texts,
-        asking.files_of_texts,
+        ask_texts,
+        check_texts,
+        files_of_texts,
         nothing=no_texts,
     ),
-    Part(
+    Measurement(
         "drift",
         "KL divergence and top-5 overlap of the next token, where nothing should change",
-        asking.ask_drift,
+        ask_drift,
         nothing=no_drift,
     ),
-    Part("side", "negation, reversal, multiple choice", asking.ask_side, asking.check_side, nothing=no_side_tests),
-    Part(
+    Measurement("side", "negation, reversal, multiple choice", ask_side, check_side, nothing=no_side_tests),
+    Measurement(
         "ability",
         "tasks of lm-evaluation-harness, and the papers' six probes",
-        asking.ask_ability,
-        asking.check_ability,
-        asking.files_of_ability,
+        ask_ability,
+        check_ability,
+        files_of_ability,
         depends=frozenset(),
     ),
-    Part(
+    Measurement(
         "concepts",
         "definitions and instances of edited concepts",
-        asking.ask_concepts,
-        asking.check_concepts,
+        ask_concepts,
+        check_concepts,
         depends=frozenset({"material"}),
         nothing=no_concepts,
     ),
 )
 
 
-def parts_of(names: Iterable[str]) -> list[Part]:
-    """The parts that are always asked, and those that are named.
+def measurements_of(names: Iterable[str]) -> list[Measurement]:
+    """The required measurements, and the named ones.
 
     Raises:
-        FaultsError: for names that there are not.
+        FaultsError: for unknown names.
     """
-    known = {part.name: part for part in FURTHER}
+    known = {measurement.name: measurement for measurement in OPTIONAL}
     chosen = list(dict.fromkeys(names))
     faults = [
-        Fault("measures", f"there is no measurement {name!r}", f"Known: {', '.join(known)}")
+        Fault("measures", f"unknown measurement {name!r}", f"Known: {', '.join(known)}", code="MEASUREMENT_UNKNOWN")
         for name in chosen
         if name not in known
     ]
     if faults:
         raise FaultsError("the measurements", faults)
-    return [*ALWAYS, *(known[name] for name in chosen)]
+    return [*REQUIRED, *(known[name] for name in chosen)]
 
 
-def check_parts(names: Iterable[str], options: Mapping[str, Any]) -> None:
-    """Raises InputError, FaultsError: for unknown parts, settings that none has, and what would stop one later."""
-    parts = parts_of(names)
+def check_measurements(names: Iterable[str], options: Mapping[str, Any]) -> None:
+    """Raises FaultsError for unknown measurements, unusable settings, and missing packages or files."""
+    parts = measurements_of(names)
     faults = [
-        Fault(f"measures.options.{name}", "there are settings of a measurement that is not made", f"Add {name!r}")
+        Fault(
+            f"measures.options.{name}",
+            "settings for a measurement that is not made",
+            f"Add {name!r}",
+            code="MEASUREMENT_UNUSED_SETTINGS",
+        )
         for name in options
-        if name not in [part.name for part in parts]
+        if name not in [measurement.name for measurement in parts]
     ]
-    for part in parts:
+    for measurement in parts:
         try:
-            part.check(options.get(part.name, {}))
+            measurement.check(options.get(measurement.name, {}))
         except FaultsError as error:
             faults += error.faults
         except InputError as error:
-            faults.append(Fault(f"measurement {part.name!r}", error.what, error.remedy))
+            faults.append(Fault(f"measurement {measurement.name!r}", error.what, error.remedy, code=error.code))
     if faults:
         raise FaultsError("the measurements", faults)
 
 
 def input_digests(names: Iterable[str], options: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Name of an answer -> path -> SHA-256 of each file that the measurement reads: an answer is of these files, and of
-    no others. Measurements that read none are not named.
+    """Name of a result -> path -> SHA-256 of each file that the measurement reads; only for those that read files.
 
     Raises:
-        InputError, FaultsError: for files that cannot be read; names all of them.
+        InputError, FaultsError: with all files that cannot be read.
     """
     digests: dict[str, dict[str, str]] = {}
     faults = []
-    for part in parts_of(names):
-        given = options.get(part.name, {})
-        for file in part.files(given):
+    for measurement in measurements_of(names):
+        given = options.get(measurement.name, {})
+        for file in measurement.files(given):
             try:
-                digests.setdefault(part.answer_name(given), {})[str(file)] = file_digest(file)
+                digests.setdefault(measurement.answer_name(given), {})[str(file)] = file_digest(file)
             except OSError as error:
-                faults.append(Fault(str(file), f"{part.name} cannot read it: {reason_of(error)}", "Put it back"))
+                faults.append(Fault(str(file), f"{measurement.name} cannot read it: {reason_of(error)}", "Restore it"))
     if faults:
-        raise FaultsError("what the measurements read", faults)
+        raise FaultsError("files of the measurements", faults)
     return digests

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from errata.benchmark.sequence import Examination, Measurement, examine, run_sequence
+from errata.benchmark.sequence import EvaluationResult, EvaluationSet, measure, run_sequence
 from errata.editing.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.editing.preparation import Prepared, prepare
 from errata.editing.recipe import Recipe
@@ -31,22 +31,6 @@ from errata.statistics.corpus import open_corpus
 from errata.utils.locks import open_in_place
 from errata.utils.progress import Report, silent
 from errata.utils.yaml import Dumper
-
-# ----------------------------------------------------------------------------------------------------
-# The numbers that a recipe search tries, in units that have no scale, and the recipe that it starts from.
-#
-# Absolute numbers do not carry over from model to model. What is searched has no scale, or is told in a unit that is
-# measured on the model first (methods.md, section 3):
-#
-# - the learning rate in units of ‖h‖ / √d, the size of a state's entries where its target lives;
-# - the clamp in units of ‖h‖, as everywhere;
-# - λ and ε in units of the number of W's columns: C and K Kᵀ scale alike, so λ itself has no scale, but the published
-#   λ grow with the width of the MLP;
-# - the threshold as the share of C's directions that may be written to, and L2 in units of an ordinary key's energy in
-#   these directions. With ρ of them a typical key takes 1 / (1 + ρ) of what is written, as it does with λ = ρ · columns
-#   in least squares. C's mean eigenvalue will not do as a unit: attention sinks and a few other tokens can hold most of
-#   the trace, and then nearly all directions lie below it.
-
 
 LEARNING_RATES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # of ‖h‖ / √d
 CLAMPS = (0.75, 1.5, 4.0)
@@ -162,10 +146,6 @@ def with_boundary(recipe: Recipe, layers: Sequence[int]) -> Recipe:
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-# The tries of a recipe search as a file, one line a try, so that a search can stop and go on at any time.
-
-
 @dataclass(frozen=True, slots=True)
 class Try:
     """One setting that was tried.
@@ -231,9 +211,6 @@ def append_to_journal(path: Path, key: str, tried: Try) -> None:
         file.write(text.encode())
 
 
-# ----------------------------------------------------------------------------------------------------
-
-
 SCORED = (Metric.EFFICACY_ACCURACY, Metric.GENERALISATION_ACCURACY, *CONTROLS)
 # What gains less of the mean accuracy than this is taken for a tie, and of what ties the first is taken: the solver's
 # numbers and clamps begin with what changes the model least. Of the learning rates the best is taken. A small one does
@@ -244,7 +221,7 @@ MIDDLES = 2  # learning rates that are tried behind the listed ones: one on each
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """The end of a search.
 
     Attributes:
@@ -277,7 +254,7 @@ class RecipeSearch:
     model: LanguageModel
     base: Recipe
     layers: tuple[int, ...]
-    examination: Examination
+    examination: EvaluationSet
     journal: Path
     seconds: float = math.inf
     batch_size: int = 25
@@ -292,7 +269,7 @@ class RecipeSearch:
     _started: float = 0.0
     _about: str = ""
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         """Search the learning rate, then the solver's numbers, then the clamp.
 
         Raises:
@@ -302,7 +279,7 @@ class RecipeSearch:
         self._started = time.perf_counter()
         self._done = read_journal(self.journal)
         self._about = self._identity()
-        before = examine(self.model, self.examination, report=self.report, what="asking before")
+        before = measure(self.model, self.examination, report=self.report, what="asking before")
         recipe, reasons = self.base, {}
         columns = self.model.weight(recipe.layers[0]).shape[1]
         stages = (
@@ -338,12 +315,12 @@ class RecipeSearch:
                 f"with none of {len(self._tries)} settings could the facts be edited",
                 remedy="Give other layers, or a larger text for the key statistics",
             )
-        return Found(recipe, reasons, tuple(self._tries), self._complete)
+        return SearchResult(recipe, reasons, tuple(self._tries), self._complete)
 
     # Tries ------------------------------------------------------------------------------------------------------
 
     def _stage(
-        self, number: str, values: Sequence[tuple[Mapping[str, Any], str]], recipe: Recipe, before: Measurement
+        self, number: str, values: Sequence[tuple[Mapping[str, Any], str]], recipe: Recipe, before: EvaluationResult
     ) -> list[Try]:
         """The tries of one number's values, as far as time goes."""
         results: list[Try] = []
@@ -363,7 +340,7 @@ class RecipeSearch:
             self.report("tries", self._ended, max(self._left, self._ended))
         return results
 
-    def _try(self, number: str, value: Mapping[str, Any], told: str, recipe: Recipe, before: Measurement) -> Try:
+    def _try(self, number: str, value: Mapping[str, Any], told: str, recipe: Recipe, before: EvaluationResult) -> Try:
         started = time.perf_counter()
         try:
             found = self._edit_score(recipe, before)
@@ -373,7 +350,7 @@ class RecipeSearch:
             found = -math.inf  # a number with which nothing can be edited is a result
         return Try(number, value, told, found, time.perf_counter() - started)
 
-    def _edit_score(self, recipe: Recipe, before: Measurement) -> float:
+    def _edit_score(self, recipe: Recipe, before: EvaluationResult) -> float:
         """The mean of the accuracies, over the method with and without ``+blue``."""
         scores = []
         for tried in (recipe, with_boundary(recipe, self.layers)):
@@ -447,17 +424,13 @@ def _key(recipe: Recipe, about: str) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]
 
 
-# ----------------------------------------------------------------------------------------------------
-# What a search of recipes ends in: a file that says of each number how it was found; and a file without a search.
-
-
 SEARCHED = "errata recipe auto, on held-out facts of this model"
 UNSEARCHED = "errata recipe auto --minutes 0; scale-free defaults, tried on no fact of this model"
 
 
 def unsearched_recipe(
     model: str, row: Method, layers: Sequence[int], columns: int, statistics: Mapping[str, Any]
-) -> Found:
+) -> SearchResult:
     """What a search starts from, for want of one: what suited the embedded model, and λ as published for large ones.
 
     Args:
@@ -474,7 +447,7 @@ def unsearched_recipe(
     elif row.solver["kind"] == "null_space":
         threshold, l2 = THRESHOLDS[0]
         reasons["solver"] = f"{null_space_told(threshold, l2)}, not searched"
-    return Found(recipe, reasons, (), complete=False)
+    return SearchResult(recipe, reasons, (), complete=False)
 
 
 def unsearched_reasons(recipe: Recipe) -> dict[str, str]:
@@ -497,7 +470,7 @@ def layers_by_depth(layers: int) -> tuple[int, ...]:
     return tuple(range(layers // 8, max(layers // 8, layers // 4) + 1))
 
 
-def automatic_file(model: str, layers: Sequence[int], why: str, found: Mapping[str, Found]) -> str:
+def automatic_file(model: str, layers: Sequence[int], why: str, found: Mapping[str, SearchResult]) -> str:
     """A recipe file, with an entry for each method and its ``+blue``, that says how each number was found.
 
     Args:

@@ -1,4 +1,4 @@
-"""A sequence of batches edited into a model with one recipe, measured before, right after each batch, at the end."""
+"""Sequential editing with one recipe: measured before, right after each batch, and at the end; optionally resumable."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ from errata.utils.progress import Report, silent
 
 
 @dataclass(frozen=True, slots=True)
-class Examination:
-    """What a model is asked: the facts with their neighbours, questions about other subjects, prose, and what it is
-    asked in its chat template.
+class EvaluationSet:
+    """Prompts of an evaluation: facts with their control questions, other subjects, prose, chat questions.
 
     Attributes:
-        automatic: (id of a fact, field) of control questions that errata drew by itself; see ``automatic_controls``.
+        automatic: (id of a fact, field) of generated control questions; see ``automatic_controls``.
     """
 
     facts: Sequence[Fact]
@@ -46,13 +45,13 @@ class Examination:
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
-    """What it answered.
+class EvaluationResult:
+    """Results on an evaluation set.
 
     Attributes:
         records: one per prompt.
         perplexity: on the prose; None without prose.
-        weight_norm_ratio: what ``weight_norm_ratio`` gave when it was asked; None where that is not known.
+        weight_norm_ratio: see the function; None if unknown.
     """
 
     records: list[Record]
@@ -72,18 +71,18 @@ class SequenceResult:
     rows: list[Row]
     patch: Patch
     batches: list[BatchRecord]
-    after: Measurement
+    after: EvaluationResult
 
     @property
     def left_alone(self) -> list[Fact]:
-        """Facts that no round was for; see ``BatchRecord``."""
+        """Facts that needed no edit; see ``BatchRecord``."""
         return [fact for batch in self.batches for fact in batch.left_alone]
 
 
-def examine(
-    model: LanguageModel, examination: Examination, *, report: Report = silent, what: str = "asking"
-) -> Measurement:
-    """Ask the model everything, as it is now."""
+def measure(
+    model: LanguageModel, examination: EvaluationSet, *, report: Report = silent, what: str = "asking"
+) -> EvaluationResult:
+    """Evaluate the model in its present state."""
 
     def asking(_: str, done: int, total: int) -> None:
         report(what, done, total)
@@ -93,14 +92,14 @@ def examine(
         if examination.chat:
             records += evaluate_chat(model, examination.chat, report=report)
         prose = perplexity(model, examination.prose, report=report) if examination.prose else None
-    return Measurement(records, prose)
+    return EvaluationResult(records, prose)
 
 
 def run_sequence(
     model: LanguageModel,
     recipe: Recipe,
-    examination: Examination,
-    before: Measurement,
+    examination: EvaluationSet,
+    before: EvaluationResult,
     *,
     cache: Path | None = None,
     report: Report = silent,
@@ -110,12 +109,12 @@ def run_sequence(
     """Edit ``examination.facts`` in batches of ``recipe.batch_size`` and measure.
 
     Args:
-        before: what ``examine`` gave on the model as it comes in.
+        before: result of ``measure`` on the unedited model.
         seed: of the bootstrap.
         prepared: see ``Editor``.
 
     Raises:
-        EditError, InputError: the model is then what it was.
+        EditError, InputError: the model is unchanged then.
     """
     editor = Editor(model, recipe, cache=cache, report=report, prepared=prepared)
     right_after: list[Record] = []
@@ -130,7 +129,7 @@ def run_sequence(
     report("facts edited", 0, len(examination.facts))
     patch = editor.apply(examination.facts, on_batch=on_batch)
     try:
-        after = replace(examine(model, examination, report=report), weight_norm_ratio=weight_norm_ratio(editor))
+        after = replace(measure(model, examination, report=report), weight_norm_ratio=weight_norm_ratio(editor))
     except BaseException:
         patch.undo(model)
         raise
@@ -140,9 +139,9 @@ def run_sequence(
 
 def rows_of(
     method: str,
-    before: Measurement,
+    before: EvaluationResult,
     right_after: Sequence[Record],
-    after: Measurement,
+    after: EvaluationResult,
     batches: Sequence[BatchRecord],
     seed: int,
 ) -> list[Row]:
@@ -161,12 +160,12 @@ def rows_of(
 
 
 def compared(before: Sequence[Record], now: Sequence[Record], when: When, *, seed: int = 0) -> list[Summary]:
-    """Summaries of what a model said, and of how its answers to control questions differ from the unedited model's."""
+    """Summaries of records, and of changes of control answers from the unedited model's."""
     return summarise([*now, *change_records(before, now)], when, seed=seed)
 
 
 def weight_norm_ratio(editor: Editor) -> float:
-    """‖W − W₀‖ / ‖W₀‖ (Frobenius) over all layers that are written, as one vector."""
+    """‖W − W₀‖ / ‖W₀‖ (Frobenius) over all edited layers together."""
     terms = editor.patch().terms
     change = total = 0.0
     for layer in dict.fromkeys(term.layer for term in terms):
@@ -177,12 +176,12 @@ def weight_norm_ratio(editor: Editor) -> float:
 
 
 def weight_norm_summary(ratios: Sequence[float], when: When, *, seed: int = 0) -> Summary:
-    """The mean of what ``weight_norm_ratio`` gave for some runs."""
+    """The mean weight norm ratio of some runs."""
     return summarise_groups(Metric.WEIGHT_NORM_RATIO, when, ratios, [1] * len(ratios), seed=seed)
 
 
 def perplexity_summaries(before: Perplexity, after: Perplexity, *, seed: int = 0) -> list[Summary]:
-    """The perplexity of both as a ratio to the one before."""
+    """Perplexity ratios before and after."""
     return [
         perplexity_ratio(before, before, "before", seed=seed),
         perplexity_ratio(before, after, "after", seed=seed),
@@ -190,54 +189,50 @@ def perplexity_summaries(before: Perplexity, after: Perplexity, *, seed: int = 0
 
 
 def _seconds_per_edit(batches: Sequence[BatchRecord], seed: int) -> Summary:
-    """Wall time of editing over facts, evaluation and preparation left out; the interval is over batches."""
+    """Wall time of editing per fact, without evaluation and preparation; the interval is over batches."""
     seconds, facts = [batch.seconds for batch in batches], [len(batch.facts) for batch in batches]
     return summarise_groups(Metric.SECONDS_PER_EDIT, "after", seconds, facts, seed=seed)
 
 
-# ----------------------------------------------------------------------------------------------------
-# A run of batches that is kept on disk as it goes, and goes on after whatever stopped it.
-
-
 @dataclass(frozen=True, slots=True)
 class RecordedResult:
-    """A run that is at its end.
+    """A finished run.
 
     Attributes:
-        rows: the long form; empty where nothing was measured.
+        rows: the long form; empty without measurements.
         patch: of the whole run, shaped where the recipe shapes runs.
-        left_alone: facts that nothing was written for.
-        notes: what a user should know of how it came about.
-        before, after: what was measured; None where nothing was.
+        left_alone: facts that needed no edit.
+        notes: for the user, about a resumed run.
+        before, after: measurements; None without any.
     """
 
     rows: list[Row]
     patch: Patch
     left_alone: list[Fact]
     notes: list[str]
-    before: Measurement | None
-    after: Measurement | None
+    before: EvaluationResult | None
+    after: EvaluationResult | None
 
 
 def run_recorded(
     model: LanguageModel, run: RunDirectory, *, cache: Path | None = None, report: Report = silent
 ) -> RecordedResult:
-    """Do what is left of a run. The batches that it has are put into the model, and not found again.
+    """Do the remaining work of a run; saved batches are restored.
 
-    Each batch is on the disk before the next one begins. When a batch fails, or cannot be written, the model and the
-    directory are left with those before it.
+    Each batch is saved before the next one starts. If a batch fails or cannot be saved, the model and the directory
+    hold those before it.
 
     Raises:
-        InputError, FaultsError: if the model, the text or a file is not what the run began with; nothing has happened.
-        ErrataError: if a batch failed; says how far the run is.
+        InputError, FaultsError: if the model, the corpus or a file changed since the run started; nothing is changed.
+        ErrataError: if a batch failed; names the last good one.
     """
     with run.locked():
         editor, notes = editor_of(model, run, cache=cache, report=report)
-        with _told(run, "beginning"):
+        with _errors_with_state(run, "starting"):
             notes += run.begin_batch_over()
-            for text in (f"going on behind batch {run.batches_done}" if run.batches_done else "beginning", *notes):
+            for text in (f"resuming after batch {run.batches_done}" if run.batches_done else "starting", *notes):
                 run.log(text)
-        examination = recorded_examination(run)
+        examination = recorded_evaluation_set(run)
         before = None if examination is None else _measured(editor, run, examination, "before", report)
 
         def say(record: BatchRecord) -> Any:
@@ -245,7 +240,7 @@ def run_recorded(
 
         edit_batches(editor, run, None if examination is None else say, report=report)
         after = None if examination is None else _measured(editor, run, examination, "after", report)
-        with _told(run, "writing the log"):
+        with _errors_with_state(run, "writing the log"):
             run.log("done")
         rows = [] if before is None or after is None else _rows(run, before, after)
         patch = replace(editor.patch(), created=run.manifest.created)
@@ -254,13 +249,13 @@ def run_recorded(
 
 
 def recorded_rows(run: RunDirectory) -> list[Row]:
-    """The long form of what a run has measured; none where it asks nothing, or is not at its end."""
+    """The long form of a run's measurements; empty without any, or before the end."""
     before, after = run.measurement("before"), run.measurement("after")
     return [] if before is None or after is None else _rows(run, _measurement(before), _measurement(after))
 
 
-def examination_record(examination: Examination) -> dict[str, Any]:
-    """What is asked beside the facts, as JSON holds it."""
+def evaluation_set_record(examination: EvaluationSet) -> dict[str, Any]:
+    """The evaluation set without the facts, as JSON."""
     return {
         "untouched": [[cluster, question.to_record()] for cluster, question in examination.untouched],
         "prose": list(examination.prose),
@@ -269,21 +264,21 @@ def examination_record(examination: Examination) -> dict[str, Any]:
     }
 
 
-def recorded_examination(run: RunDirectory) -> Examination | None:
-    """What a run asks the model; None where it asks nothing."""
+def recorded_evaluation_set(run: RunDirectory) -> EvaluationSet | None:
+    """The evaluation set of a run, if it has one."""
     if run.examination is None:
         return None
     untouched = [(cluster, Question(**question)) for cluster, question in run.examination["untouched"]]
-    # Runs that were begun by earlier versions ask nothing in chat, and drew no questions.
+    # Runs of earlier versions have neither chat nor generated questions.
     chat = [
         ChatQuestion(**{**entry, "accepted": tuple(entry["accepted"])}) for entry in run.examination.get("chat", ())
     ]
     automatic = [(fact, name) for fact, name in run.examination.get("automatic", ())]
-    return Examination(run.facts, untouched, run.examination["prose"], chat, automatic)
+    return EvaluationSet(run.facts, untouched, run.examination["prose"], chat, automatic)
 
 
 class RunStoppedError(ErrataError):
-    """Raised behind a batch that shall not stay: it is taken out, and the run ends before it."""
+    """Raised after a batch to roll it back and end the run."""
 
 
 def edit_batches(
@@ -294,14 +289,14 @@ def edit_batches(
     report: Report = silent,
     go_on: str | None = None,
 ) -> None:
-    """Edit the batches that a run has not got yet, each on the disk before the next one begins.
+    """Edit the remaining batches of a run, saving each before the next one starts.
 
     Args:
-        say: what is asked right after a batch, as JSON; nothing without it.
-        go_on: what a user can do after a failure, once its cause is mended; by default `errata edit --resume`.
+        say: measurements right after a batch, as JSON.
+        go_on: command that resumes the run, for error messages; by default `errata edit --resume`.
 
     Raises:
-        ErrataError: if a batch failed, or is not wanted (``RunStoppedError``); the model and the run are then as they
+        ErrataError: if a batch failed, or was rejected (``RunStoppedError``); the model and the run are then as they
             were after the batch before it.
     """
     size, total = run.recipe.batch_size, len(run.facts)
@@ -314,22 +309,22 @@ def edit_batches(
             added = replace(editor.patch(), terms=record.terms, facts=record.facts)
             run.add_batch(record, added, said, edited_weights(editor))
 
-        with _told(run, f"batch {index + 1}", go_on):
+        with _errors_with_state(run, f"batch {index + 1}", go_on):
             editor.apply_batch(facts, on_batch=keep)
-        with _told(run, "writing the log"):
+        with _errors_with_state(run, "writing the log"):
             run.log(f"batch {index + 1} of {run.batches}: {len(facts)} facts")
         report("facts edited", min((index + 1) * size, total), total)
 
 
 def _measured(
-    editor: Editor, run: RunDirectory, examination: Examination, when: Literal["before", "after"], report: Report
-) -> Measurement:
-    """What the run has, or what the model says now."""
+    editor: Editor, run: RunDirectory, examination: EvaluationSet, when: Literal["before", "after"], report: Report
+) -> EvaluationResult:
+    """The run's saved measurement, or a new one."""
     saved: Mapping[str, Any] | None = run.measurement(when)
     if saved is None:
-        with _told(run, f"asking {when} the edits"):
+        with _errors_with_state(run, f"asking {when} the edits"):
             what = "asking before" if when == "before" else "asking"
-            found = examine(editor.model, examination, report=report, what=what)
+            found = measure(editor.model, examination, report=report, what=what)
             if when == "after":
                 found = replace(found, weight_norm_ratio=weight_norm_ratio(editor))
             run.add_measurement(
@@ -344,14 +339,14 @@ def _measured(
     return _measurement(saved)
 
 
-def _measurement(saved: Mapping[str, Any]) -> Measurement:
+def _measurement(saved: Mapping[str, Any]) -> EvaluationResult:
     prose = saved["perplexity"]
     perplexity = None if prose is None else Perplexity(tuple(prose["log_likelihoods"]), tuple(prose["counts"]))
-    # A run that an earlier errata measured does not say how much of the weights was changed.
-    return Measurement([Record(**entry) for entry in saved["records"]], perplexity, saved.get("weight_norm_ratio"))
+    # Earlier versions did not save the weight norm ratio.
+    return EvaluationResult([Record(**entry) for entry in saved["records"]], perplexity, saved.get("weight_norm_ratio"))
 
 
-def _rows(run: RunDirectory, before: Measurement, after: Measurement) -> list[Row]:
+def _rows(run: RunDirectory, before: EvaluationResult, after: EvaluationResult) -> list[Row]:
     batches = run.saved_batches()
     said = [Record(**entry) for batch in batches for entry in batch.said]
     records = [batch.record for batch in batches]
@@ -359,8 +354,8 @@ def _rows(run: RunDirectory, before: Measurement, after: Measurement) -> list[Ro
 
 
 @contextmanager
-def _told(run: RunDirectory, what: str, go_on: str | None = None) -> Iterator[None]:
-    """Whatever stops the run is told together with how far the run is."""
+def _errors_with_state(run: RunDirectory, what: str, go_on: str | None = None) -> Iterator[None]:
+    """Errors name the state that the model and the run are left in."""
     try:
         yield
     except RunStoppedError:
@@ -371,17 +366,18 @@ def _told(run: RunDirectory, what: str, go_on: str | None = None) -> Iterator[No
         reason = error.what if isinstance(error, ErrataError) else f"{type(error).__name__}: {error}"
         state = f"the model and {run.path} are as they were after batch {run.batches_done} of {run.batches}"
         _log_if_possible(run, f"{what} failed: {reason}")
-        remedy = f"Mend the cause, then: {go_on or f'errata edit --resume {run.path}'}"
-        raise ErrataError(f"{what} failed: {reason}; {state}", remedy=remedy) from error
+        remedy = f"Fix the cause, then: {go_on or f'errata edit --resume {run.path}'}"
+        code = error.code if isinstance(error, ErrataError) else "RUN_FAILED"
+        raise ErrataError(f"{what} failed: {reason}; {state}", remedy=remedy, code=code) from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """torch has a class for it on GPUs only."""
+    """torch has an error class for it on GPUs only."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _log_if_possible(run: RunDirectory, text: str) -> None:
-    """Where the disk is full, the message that the user sees has to do."""
+    """Ignore a full disk: the user sees the error message anyway."""
     try:
         run.log(text)
     except OSError:

@@ -14,26 +14,26 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from errata.benchmark.campaign import Campaign, failure_of
-from errata.benchmark.cell_spec import read_json
+from errata.benchmark.cell_files import read_json
 from errata.errors import InputError
 from errata.utils.files import write_text
 from errata.utils.locks import open_in_place
 from errata.utils.optional import require
 from errata.utils.progress import Report, silent
 
-PROGRESS = "errata-progress "  # what a cell's process says else, or a library in it, is not for here
+PROGRESS = "errata-progress "  # prefix of progress lines among other output
 
 
 @runtime_checkable
 class Runner(Protocol):
-    """Where cells are worked on."""
+    """Runs cells."""
 
     def run(self, cell: Path, report: Report) -> int:
-        """Work on one cell, tell of its progress, and return its exit status."""
+        """Run one cell, and return its exit status."""
         ...
 
     def stop(self) -> None:
-        """End whatever is being worked on, at once."""
+        """Stop all running cells immediately."""
         ...
 
 
@@ -56,13 +56,13 @@ def work(
     def one(cell: Path) -> int:
         def listen(what: str, count: int, total: int) -> None:
             if what == "facts edited":
-                done[cell] = 0.9 * count / max(1, facts)  # the rest is asking
+                done[cell] = 0.9 * count / max(1, facts)  # the rest is measuring
                 overall()
             report(what if jobs == 1 else f"{cell.name[:20]}: {what}", count, total)
 
         (cell / "failure.json").unlink(missing_ok=True)
         status = runner.run(cell, listen)
-        if status == 0 or failure_of(cell) is not None:  # and not because it was stopped: it would seem to be done
+        if status == 0 or failure_of(cell) is not None:  # a stopped cell must not look finished
             done[cell] = 1.0
             overall()
         return status
@@ -89,7 +89,7 @@ def work(
 
 @dataclass(slots=True)
 class Processes:
-    """Runs each cell in a process of its own on this machine.
+    """Runs each cell in its own process on this machine.
 
     Attributes:
         trust_remote_code: whether code that comes with models may run.
@@ -100,11 +100,11 @@ class Processes:
     _stopped: bool = False
 
     def run(self, cell: Path, report: Report) -> int:
-        """As ``Runner.run``; a failure is written down also if the process could not do it itself."""
+        """As ``Runner.run``; also records failures that the process could not record itself."""
         allowed = ["--trust-remote-code"] if self.trust_remote_code else []
         with open_in_place(cell / "errors.txt", "ab") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "errata.benchmark.cell_process", str(cell), *allowed],
+                [sys.executable, "-m", "errata.benchmark.cell", str(cell), *allowed],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -135,7 +135,7 @@ class Processes:
 
 
 def note_failure(cell: Path, status: int) -> None:
-    """Write down that a process failed which could not do it itself."""
+    """Record the failure of a process that could not do so itself."""
     if status not in (0, 130) and failure_of(cell) is None:
         ended = f"with status {status}" if status >= 0 else f"by signal {-status}"
         ended += " (out of memory?)" if status == -9 else ""
@@ -161,16 +161,12 @@ def _ended(campaign: Campaign, cell: Path, status: int, causes: dict[str, str]) 
     return f"{name}: {result['edits']} facts in {result['seconds']:.0f} s{stopped}{measured}"
 
 
-# ----------------------------------------------------------------------------------------------------
-# Cells on a Ray cluster: each a task that starts the same process as on one machine, in a directory they share.
-
-
 _SECONDS_BETWEEN = 0.5
 _SECONDS_TO_CONNECT = 5.0
 
 
 def check_ray() -> None:
-    """Raises MissingExtraError if Ray is not installed."""
+    """Raises MissingExtraError unless Ray is installed."""
     require("--ray", "ray", "ray")
 
 
@@ -179,7 +175,7 @@ class RayCluster:
     """Runs cells as remote tasks.
 
     Attributes:
-        workers: how many cells run at the same time: one a CPU of the cluster, or one a GPU where it has some.
+        workers: cells that run concurrently: one per GPU of the cluster, or per CPU if it has none.
         trust_remote_code: whether code that comes with models may run.
     """
 
@@ -192,7 +188,7 @@ class RayCluster:
 
     @classmethod
     def connect(cls, address: str, *, cpus: int | None = None, trust_remote_code: bool = False) -> RayCluster:
-        """A cluster that is there, or with ``local`` one on this machine.
+        """Connect to a cluster, or with ``local`` start one on this machine.
 
         Args:
             cpus: of a local one; by default all.
@@ -211,7 +207,9 @@ class RayCluster:
                 ray.init(**where, log_to_driver=False, include_dashboard=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"there is no Ray cluster at {address!r}: {error}", remedy="Start one with `ray start --head`"
+                f"there is no Ray cluster at {address!r}: {error}",
+                remedy="Start one with `ray start --head`",
+                code="RAY_UNREACHABLE",
             ) from error
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
@@ -219,7 +217,7 @@ class RayCluster:
         return cls(gpus or max(1, int(resources.get("CPU", 1))), ray, remote.remote, trust_remote_code)
 
     def run(self, cell: Path, report: Report) -> int:
-        """As ``Runner.run``; the cell's log tells its progress, which a task has no other way to tell."""
+        """As ``Runner.run``; progress is read from the cell's ledger."""
         task = self._start(str(cell.absolute()), self.trust_remote_code)
         self._running.add(task)
         try:
@@ -245,7 +243,7 @@ class RayCluster:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself waits for minutes. Names such as ``auto`` and ``local`` are its own business.
+    """Fail early where Ray itself would wait for minutes. Names such as ``auto`` and ``local`` are left to Ray.
 
     Raises:
         InputError: if nothing listens at ``HOST:PORT``, with or without ``ray://``.
@@ -257,7 +255,9 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT).close()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"there is no Ray cluster at {address!r}: {error}", remedy="Start one with `ray start --head`"
+            f"there is no Ray cluster at {address!r}: {error}",
+            remedy="Start one with `ray start --head`",
+            code="RAY_UNREACHABLE",
         ) from error
 
 
@@ -267,7 +267,7 @@ def _work_there(cell: str, trust_remote_code: bool) -> int:
 
 
 def _progress_of(cell: Path) -> tuple[int, int]:
-    """(facts edited, facts) as the cell's run tells; a line of its ledger may be half-written just now."""
+    """(facts edited, facts) from the cell's ledger, whose last line may be incomplete."""
     run = cell / "run"
     if not (run / "ledger.jsonl").is_file():
         return 0, 1

@@ -17,9 +17,9 @@ from errata.analysis import STUDY_TITLES
 from errata.analysis.studies import RESULT, STUDIES, STUDY, StudyResult, read_result, run_study, study_named
 from errata.analysis.study import AnalysisSettings, Study, StudyContext
 from errata.benchmark.grid import DataEntry
-from errata.benchmark.material import Material
-from errata.benchmark.measurement_names import FURTHER_NAMES
-from errata.benchmark.measurements import check_parts
+from errata.benchmark.data import BenchmarkData
+from errata.benchmark import OPTIONAL_MEASUREMENTS
+from errata.benchmark.measurements import check_measurements
 from errata.cli.bench_plan import (
     WholeSet,
     entries_of,
@@ -102,7 +102,7 @@ def analyse(
     ] = None,
     measure: Annotated[
         str | None,
-        typer.Option(help=f"single-layer: comma-separated further measurements: {', '.join(FURTHER_NAMES)}."),
+        typer.Option(help=f"single-layer: comma-separated further measurements: {', '.join(OPTIONAL_MEASUREMENTS)}."),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe; default: the one shipped for the model.")] = None,
     layers: Annotated[
@@ -154,7 +154,7 @@ def analyse(
             texts = None if prose is None else prose_of(prose)
         for plan in plans:
             with part:
-                check_parts(plan.settings.measures.parts, plan.settings.measures.options)
+                check_measurements(plan.settings.measures.parts, plan.settings.measures.options)
             for name in plan.settings.methods if "methods" in plan.study.uses else ():
                 with part:
                     chosen = read_recipe_for(model, name, recipe, corpus=corpus, layers=layers)
@@ -241,7 +241,7 @@ class Planned:
     study: Study
     settings: AnalysisSettings
     recipes: dict[str, Recipe]
-    materials: dict[int, Material]
+    materials: dict[int, BenchmarkData]
 
     def description(self) -> str:
         """One line about the study and its settings."""

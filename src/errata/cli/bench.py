@@ -12,7 +12,7 @@ import typer
 from errata.benchmark.campaign import Campaign, begin, open_campaign
 from errata.benchmark.collect import check_table, collect
 from errata.benchmark.grid import Grid, check_trusted, grid_of, read_grid, sound_part
-from errata.benchmark.measurement_names import FURTHER_NAMES
+from errata.benchmark import OPTIONAL_MEASUREMENTS
 from errata.benchmark.workers import Processes, RayCluster, check_ray, work
 from errata.cli.bench_plan import (
     Plan,
@@ -94,7 +94,7 @@ def bench(
         ),
     ] = None,
     measure: Annotated[
-        str | None, typer.Option(help=f"Comma-separated further measurements: {', '.join(FURTHER_NAMES)}.")
+        str | None, typer.Option(help=f"Comma-separated further measurements: {', '.join(OPTIONAL_MEASUREMENTS)}.")
     ] = None,
     without: Annotated[
         str | None,

@@ -14,11 +14,11 @@ import torch
 
 from errata.analysis.cost import SearchRows, search_flops
 from errata.benchmark.campaign import Campaign, Undefined
-from errata.benchmark.cell_spec import CellSpec
-from errata.benchmark.collect import Ended, read_finished
+from errata.benchmark.cell_files import CellSpec
+from errata.benchmark.collect import CellSummary, read_finished
 from errata.benchmark.grid import DataEntry, Grid, Variant, variants
-from errata.benchmark.material import UNTOUCHED, Material, material_name, others_untouched, write_material
-from errata.benchmark.measurements import check_parts, parts_of
+from errata.benchmark.data import UNTOUCHED, BenchmarkData, data_name, others_untouched, write_data
+from errata.benchmark.measurements import check_measurements, measurements_of
 from errata.cli.model_options import (
     PROSE,
     check_facts,
@@ -191,7 +191,7 @@ def prose_of(name: str) -> tuple[str, ...]:
 
 def material_of(
     model: str, entry: DataEntry, whole: WholeSet | None, prose: tuple[str, ...] | None, edits: int, seed: int
-) -> Material:
+) -> BenchmarkData:
     """The facts of a seed, questions about other subjects, and texts for perplexity.
 
     Args:
@@ -206,7 +206,7 @@ def material_of(
     if whole is not None:
         selected = whole.records.select(count=edits, seed=seed)
         untouched = others_untouched(whole.loaded.facts, selected.facts, seed=seed) if given is None else tuple(given)
-        return Material(selected.facts, untouched, prose, selected.notes, selected.concepts)
+        return BenchmarkData(selected.facts, untouched, prose, selected.notes, selected.concepts)
     from errata.lab.package import lab_world
     from errata.lab.tasks import lab_facts, untouched_questions
 
@@ -217,7 +217,7 @@ def material_of(
         raise InputError(f"--edits: {error}", remedy="Lower --edits", code="TOO_FEW_FACTS") from error
     subjects = [fact.subject for fact in made]
     asked = untouched_questions(world, subjects, UNTOUCHED, seed=seed) if given is None else given
-    return Material(made, tuple(asked), prose)
+    return BenchmarkData(made, tuple(asked), prose)
 
 
 def _default_prose(lab: bool) -> tuple[str, ...]:
@@ -241,12 +241,12 @@ class Plan:
 
     specs: list[CellSpec] = field(default_factory=list)
     undefined: list[Undefined] = field(default_factory=list)
-    materials: dict[str, Material] = field(default_factory=dict)
+    materials: dict[str, BenchmarkData] = field(default_factory=dict)
     outlines: dict[str, Outline] = field(default_factory=dict)
 
     def write_materials(self, folder: Path) -> None:
         for name, material in self.materials.items():
-            if write_material(material, folder).name != name:
+            if write_data(material, folder).name != name:
                 raise AssertionError(f"the material {name} has changed since it was named")
 
 
@@ -266,7 +266,7 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
     prose: tuple[str, ...] | None = None
     with collect_errors("the grid") as part:
         with part:
-            check_parts(grid.measures.parts, grid.measures.options)
+            check_measurements(grid.measures.parts, grid.measures.options)
         for model in grid.models:
             with part:
                 placement(model.device, model.dtype)
@@ -306,7 +306,7 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
 def unasked(grid: Grid, plan: Plan) -> list[tuple[str, str, str]]:
     """(measurement, data set, reason) for each further measurement that a data set has no questions for."""
     found = []
-    for part in parts_of(grid.measures.parts):
+    for part in measurements_of(grid.measures.parts):
         for label in dict.fromkeys(spec.data.label for spec in plan.specs):
             names = dict.fromkeys(spec.material for spec in plan.specs if spec.data.label == label)
             reasons = [part.nothing(plan.materials[name]) for name in names]
@@ -319,14 +319,14 @@ def _add_cells(
     plan: Plan,
     grid: Grid,
     recipes: Mapping[tuple[str, str], Recipe],
-    chosen: Mapping[tuple[str, DataEntry, int], Material],
+    chosen: Mapping[tuple[str, DataEntry, int], BenchmarkData],
 ) -> None:
     """Add cells seed by seed, so that every method has results early."""
     for model in grid.models:
         for entry in grid.data:
             for seed in grid.seeds:
                 material = chosen[model.name, entry, seed]
-                file = material_name(material)
+                file = data_name(material)
                 plan.materials[file] = material
                 for variant in variants(grid):
                     recipe = recipes.get((model.name, variant.label))
@@ -369,10 +369,10 @@ def time_left(campaign: Campaign, pending: Sequence[Path]) -> str:
     done = [cell for cell in campaign.cells if campaign.is_done(cell)]
     if not done or not pending:
         return ""
-    seconds = [Ended.of(read_finished(campaign, cell)).seconds for cell in done]
+    seconds = [CellSummary.of(read_finished(campaign, cell)).seconds for cell in done]
     each = sum(seconds) / len(seconds)
     return (
-        f"Finished cells took {duration(each)} on average: about {duration(each * len(pending))} left, one "
+        f"FinishedCell cells took {duration(each)} on average: about {duration(each * len(pending))} left, one "
         f"cell at a time."
     )
 

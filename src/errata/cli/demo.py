@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from errata.benchmark.recipe_search import automatic_file, layers_by_depth, unsearched_recipe
-from errata.benchmark.sequence import Examination, examine, run_sequence
+from errata.benchmark.sequence import EvaluationSet, measure, run_sequence
 from errata.cli.model_options import DeviceOption, outline_of, placement, read_questions
 from errata.cli.terminal import JsonOption, PlainConsole, console, echo, progress, write_json
 from errata.editing.methods import BOUNDARY_SUFFIX, method_named
@@ -112,14 +112,14 @@ def demo(
         )
     loaded = LanguageModel.load("lab", device=placement(device, None)["device"])
     edits = lab_facts(world, facts, seed=seed)
-    examination = Examination(
+    examination = EvaluationSet(
         FactSet(tuple(edits), "the lab's world"),
         untouched_questions(world, [fact.subject for fact in edits], 300, seed=seed),
         held_out_prose(60),
     )
     rows: list[Row] = []
     with progress() as report:
-        before = examine(loaded, examination, report=report, what="measuring before")
+        before = measure(loaded, examination, report=report, what="measuring before")
         for index, recipe in enumerate(recipes):
             report("methods", index, len(recipes))
             result = run_sequence(loaded, recipe, examination, before, report=report, seed=seed)

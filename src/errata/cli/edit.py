@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from errata.benchmark.sequence import examination_record, examine, run_sequence
+from errata.benchmark.sequence import evaluation_set_record, measure, run_sequence
 from errata.cli.edit_output import check_output, finish, finish_run, resolve_conflicts
 from errata.cli.model_options import (
     DeviceOption,
@@ -278,13 +278,13 @@ def edit(
             facts=fact_set,
             corpus=open_corpus(numbers.statistics.corpus).digest if numbers.needs_statistics else "",
             seed=seed,
-            examination=examination_record(examination) if evaluate else None,
+            examination=evaluation_set_record(examination) if evaluate else None,
         )
         finish_run(created, loaded, model, out, json)
         return
     with progress() as report:
         if evaluate:
-            before = examine(loaded, examination, report=report, what="measuring before")
+            before = measure(loaded, examination, report=report, what="measuring before")
             result = run_sequence(loaded, numbers, examination, before, report=report, seed=seed)
             rows, patch, left_alone = result.rows, result.patch, result.left_alone
             measured = before, result.after

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from rich import box
 from rich.table import Table
 
-from errata.benchmark.sequence import Examination, Measurement, recorded_examination, run_recorded
+from errata.benchmark.sequence import EvaluationSet, EvaluationResult, recorded_evaluation_set, run_recorded
 from errata.cli.model_options import PATCH_SUFFIX, is_lab, patch_name, show_absent
 from errata.cli.terminal import console, counted, echo, progress, warn, write_json
 from errata.errors import FaultsError, InputError, InterruptedRunError
@@ -67,7 +67,7 @@ def save_full(model: LanguageModel, stack: Stack, directory: Path) -> None:
         warn(f"note: copied files that are symbolic links in the base model: {', '.join(written.linked)}")
 
 
-def record_of(rows: Sequence[Row], patch: Patch, examination: Examination, seed: int) -> dict[str, Any]:
+def record_of(rows: Sequence[Row], patch: Patch, examination: EvaluationSet, seed: int) -> dict[str, Any]:
     """Results in the format of ``read_results``, with everything needed to reproduce them."""
     about = {
         "base": patch.base,
@@ -209,7 +209,7 @@ def finish_run(run: RunDirectory, model: LanguageModel, name: str, out: Path | N
             result = run_recorded(model, run, report=report)
         for note in result.notes:
             warn(f"note: {note}")
-        examination = recorded_examination(run) or Examination(run.facts)
+        examination = recorded_evaluation_set(run) or EvaluationSet(run.facts)
         seed = run.manifest.seed
         measured = None if result.before is None or result.after is None else (result.before, result.after)
         finish(model, name, result.patch, result.rows, result.left_alone, examination, seed, out, json, measured)
@@ -229,11 +229,11 @@ def finish(
     patch: Patch,
     rows: Sequence[Row],
     left_alone: Sequence[Fact],
-    examination: Examination,
+    examination: EvaluationSet,
     seed: int,
     out: Path | None,
     json: Path | None,
-    measured: tuple[Measurement, Measurement] | None = None,
+    measured: tuple[EvaluationResult, EvaluationResult] | None = None,
 ) -> None:
     """Write an edit that has been applied to ``model``, then print its effects.
 
@@ -281,9 +281,9 @@ def finish(
 
 
 def _outcome(
-    model: LanguageModel, patch: Patch, examination: Examination, measured: tuple[Measurement, Measurement] | None
+    model: LanguageModel, patch: Patch, examination: EvaluationSet, measured: tuple[EvaluationResult, EvaluationResult] | None
 ) -> Outcome:
-    before, after = measured or (None, Measurement([], None))
+    before, after = measured or (None, EvaluationResult([], None))
     ratio = None
     if before is not None and before.perplexity is not None and after.perplexity is not None:
         ratio = after.perplexity.value / before.perplexity.value

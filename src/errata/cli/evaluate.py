@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from errata.benchmark.sequence import compared, examine, perplexity_summaries
+from errata.benchmark.sequence import compared, measure, perplexity_summaries
 from errata.cli.edit_output import show_chat, show_controls, show_facts, show_unable
 from errata.cli.model_options import (
     DeviceOption,
@@ -97,7 +97,7 @@ def evaluate(
         examination = replace(examination, chat=in_chat)
     with progress() as report:
         loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
-        after = examine(loaded, examination, report=report, what="measuring")
+        after = measure(loaded, examination, report=report, what="measuring")
         summaries = summarise(after.records, "after", seed=seed)
         fingerprint, against_fingerprint = loaded.fingerprint(), None
         before, ratio = None, None
@@ -105,7 +105,7 @@ def evaluate(
             del loaded
             base = load_model(against, **where, trust_remote_code=trust_remote_code)
             against_fingerprint = base.fingerprint()
-            before = examine(base, examination, report=report, what="measuring the baseline")
+            before = measure(base, examination, report=report, what="measuring the baseline")
             summaries = compared(before.records, before.records, "before", seed=seed)
             summaries += compared(before.records, after.records, "after", seed=seed)
             if before.perplexity is not None and after.perplexity is not None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypedDict
 import torch
 import typer
 
-from errata.benchmark.sequence import Examination
+from errata.benchmark.sequence import EvaluationSet
 from errata.cli.terminal import echo, warn
 from errata.editing.recipe_files import shipped_name_for
 from errata.errors import Fault, FaultsError, InputError
@@ -239,7 +239,7 @@ _SOURCE = {str(metric): accuracy for accuracy in CONTROLS for metric in derived(
 
 def examination_for(
     facts: FactSet, *, lab: bool, untouched: Sequence[tuple[str, Question]] | None, seed: int
-) -> Examination:
+) -> EvaluationSet:
     """The facts, questions about subjects that no fact edits, and texts for perplexity.
 
     Args:
@@ -254,8 +254,8 @@ def examination_for(
 
         if untouched is None:
             questions = untouched_questions(lab_world(), [fact.subject for fact in facts], UNTOUCHED, seed=seed)
-        return Examination(facts, questions, held_out_prose(PROSE))
-    return Examination(facts, questions, shipped_sentences())
+        return EvaluationSet(facts, questions, held_out_prose(PROSE))
+    return EvaluationSet(facts, questions, shipped_sentences())
 
 
 def show_absent(absent: Mapping[str, str]) -> None:

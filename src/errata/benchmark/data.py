@@ -1,4 +1,4 @@
-"""What a run edits and asks: the facts of a seed, questions about other subjects, prose; on disk beside the cells."""
+"""Data of a cell: facts to edit, control questions about other subjects, prose; stored once for all cells."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ UNTOUCHED = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """Everything that a run of one data set and one seed is about.
+class BenchmarkData:
+    """The data of one data set and one seed.
 
     Attributes:
-        facts: in the order in which they are edited.
+        facts: in the order of editing.
         untouched: (cluster, question) about subjects that no fact edits.
-        prose: texts that perplexity is measured on.
-        concepts: those of the facts that change a definition.
-        notes: what a reader of the results should know of where it is from.
+        prose: texts for perplexity.
+        concepts: facts that change a definition.
+        notes: about its origin, for readers of the results.
     """
 
     facts: FactSet
@@ -49,33 +49,33 @@ class Material:
         }
 
 
-def material_text(material: Material) -> str:
-    """As JSON, the same for the same material."""
-    return json.dumps(material.to_record(), ensure_ascii=False, indent=1) + "\n"
+def data_text(data: BenchmarkData) -> str:
+    """As JSON; equal for equal data."""
+    return json.dumps(data.to_record(), ensure_ascii=False, indent=1) + "\n"
 
 
-def material_name(material: Material) -> str:
+def data_name(data: BenchmarkData) -> str:
     """The name of its file, by its digest."""
-    return f"{hashlib.sha256(material_text(material).encode()).hexdigest()[:16]}.json"
+    return f"{hashlib.sha256(data_text(data).encode()).hexdigest()[:16]}.json"
 
 
-def write_material(material: Material, folder: Path) -> Path:
-    """Keep it under its name; what is there already is left."""
-    path = folder / material_name(material)
+def write_data(data: BenchmarkData, folder: Path) -> Path:
+    """Write it under its name, unless the file exists."""
+    path = folder / data_name(data)
     if not path.exists():
-        write_text(path, material_text(material))
+        write_text(path, data_text(data))
     return path
 
 
-def read_material(path: Path) -> Material:
-    """Raises InputError if it is not what ``write_material`` wrote."""
-    remedy = "Put the file back as it was, or begin anew with another --out"
+def read_data(path: Path) -> BenchmarkData:
+    """Raises InputError if it is not what ``write_data`` wrote."""
+    remedy = "Restore the file, or start over with another --out"
     try:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest()[:16] != path.stem:
-            raise ValueError("it was changed or damaged")
-        record = json.loads(data)
-        return Material(
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest()[:16] != path.stem:
+            raise ValueError("its checksum does not match")
+        record = json.loads(content)
+        return BenchmarkData(
             FactSet(tuple(fact_of(entry) for entry in record["facts"]), record["source"]),
             tuple((cluster, Question(**question)) for cluster, question in record["untouched"]),
             tuple(record["prose"]),
@@ -83,38 +83,33 @@ def read_material(path: Path) -> Material:
             tuple(Concept.of(entry) for entry in record["concepts"]),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}", remedy=remedy) from error
+        raise InputError(f"cannot read {path}: {error}", remedy=remedy, code="BENCH_DATA_DAMAGED") from error
 
 
 def others_untouched(facts: Sequence[Fact], edited: FactSet, *, seed: int) -> tuple[Untouched, ...]:
-    """Questions of a data set's other records about subjects that are not edited, answered with their old answer."""
+    """Control questions from a data set's other records, about unedited subjects, with the old answer."""
     subjects = {fact.subject for fact in edited}
     rest = [fact for fact in facts if fact.subject not in subjects and fact.old is not None]
     chosen = random.Random(f"untouched {seed}").sample(rest, min(UNTOUCHED, len(rest)))
     return tuple((fact.subject, Question(fact.text, fact.old or "")) for fact in chosen)
 
 
-# ----------------------------------------------------------------------------------------------------
-# What the cells of a benchmark have in common and no file of it holds: a model's weights, the text for key statistics.
-# The first cell that reads one notes its digest; later cells must find the same.
-
-
 Kind = Literal["weights", "text"]
 _CALLED: dict[Kind, str] = {"weights": "the model", "text": "the text for key statistics"}
 
-_REMEDY = "Put it back as it was, or begin anew with another --out"
+_REMEDY = "Restore it, or start over with another --out"
 
 
 def pin(bench: Path, kind: Kind, name: str, digest: str) -> None:
-    """Note what is found, or compare it with what an earlier cell has found.
+    """Check that all cells use the same weights and corpus; the first one records the digest.
 
     Args:
         bench: the benchmark's directory.
-        name: what the grid calls it.
-        digest: of what stands behind the name now.
+        name: as in the grid.
+        digest: of the present content.
 
     Raises:
-        InputError: if it is not what the benchmark began with; names what differs.
+        InputError: if it is not what the first cell used.
     """
     path = bench / "pinned" / f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
     with in_turn(path.with_suffix(".lock"), f"the benchmark {bench}"):
@@ -123,10 +118,13 @@ def pin(bench: Path, kind: Kind, name: str, digest: str) -> None:
     try:
         known = str(json.loads(path.read_text(encoding="utf-8"))["digest"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} cannot be used: {reason_of(error)}", remedy=_REMEDY) from error
+        raise InputError(
+            f"cannot read {path}: {reason_of(error)}", remedy=_REMEDY, code="BENCH_DATA_DAMAGED"
+        ) from error
     if known != digest:
         raise InputError(
-            f"{_CALLED[kind]} {name!r} ({kind} {digest[:12]}…) is not what other cells of {bench} began with "
+            f"{_CALLED[kind]} {name!r} ({kind} {digest[:12]}…) differs from the one that other cells of {bench} used "
             f"({known[:12]}…)",
             remedy=_REMEDY,
+            code="BENCH_INPUT_CHANGED",
         )

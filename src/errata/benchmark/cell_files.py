@@ -1,0 +1,244 @@
+"""Files of a cell's directory: specification, result, notes, and where measurements are stored.
+
+Measurements of the unedited model are shared by all cells that would measure the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from errata.benchmark.data import BenchmarkData
+from errata.benchmark.grid import DataEntry, Measures, ModelEntry
+from errata.benchmark.measurements import REQUIRED, Measurement, MeasurementResult, measurements_of
+from errata.editing.recipe import Recipe
+from errata.errors import InputError
+from errata.utils.files import reason_of, write_text
+
+
+class CellSpec(BaseModel):
+    """The specification of a cell; never changes.
+
+    Attributes:
+        label: the method with the values of varied fields, as in tables.
+        material: name of the data file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["errata-cell-1"] = "errata-cell-1"
+    model: ModelEntry
+    data: DataEntry
+    label: str
+    recipe: Recipe
+    seed: int
+    material: str
+    eval_every: int
+    sample: int
+    collapse: float | None
+    measures: Measures
+
+    @property
+    def called(self) -> str:
+        """Name in messages."""
+        return f"{self.model.name}, {self.data.label}, {self.label}, seed {self.seed}"
+
+    @property
+    def key(self) -> str:
+        """Directory name, unique for the edits; independent of the measurements, which may be extended later."""
+        digest = hashlib.sha256(self.model_dump_json(exclude={"measures"}).encode()).hexdigest()[:10]
+        words = f"{self.model.name.rstrip('/').rsplit('/', 1)[-1]}-{self.data.name}-{self.recipe.method}-{self.seed}"
+        return "".join(sign if sign.isalnum() or sign in "+-_." else "-" for sign in words)[:80] + f"-{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """Summary of a cell's editing.
+
+    Attributes:
+        seconds: wall time of its batches and of the measurements after each, resumed parts included.
+        collapsed_at: the batch, from 1, after which perplexity exceeded the limit; it was rolled back.
+        ratio: the perplexity ratio there.
+        edits: facts in the model at the end.
+    """
+
+    seconds: float
+    edits: int
+    collapsed_at: int | None
+    ratio: float | None
+
+
+def result_of(directory: Path) -> CellResult | None:
+    """The result of a cell; None before editing has finished.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    path = directory / "result.json"
+    if not path.is_file():
+        return None
+    try:
+        return CellResult(**read_json(path))
+    except TypeError as error:
+        raise damaged(path, error) from error
+
+
+def read_spec(cell: Path) -> CellSpec:
+    """The specification in a cell's directory.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    path = cell / "cell.json"
+    try:
+        return CellSpec.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+
+
+def read_json(path: Path) -> Any:
+    """Raises InputError if the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """The error for an unreadable file of a cell."""
+    return InputError(
+        f"cannot read {path}: {reason_of(error)}",
+        remedy="Remove it and resume: errata bench recreates it",
+        code="CELL_FILE_DAMAGED",
+    )
+
+
+_BEFORE = "before.json"
+
+
+def answer_path(folder: Path, measurement: Measurement, measures: Measures) -> Path:
+    """File of a measurement's result; other options, other file."""
+    return folder / f"{_name(measurement, measures)}.json"
+
+
+def before_path(bench: Path, fingerprint: str, measurement: Measurement, spec: CellSpec, data: BenchmarkData) -> Path:
+    """File of the unedited model's result.
+
+    Args:
+        bench: the benchmark's directory.
+        fingerprint: of the model's weights.
+    """
+    known = {"material": spec.material, "seed": spec.seed, "prose": data.prose}
+    words = json.dumps([fingerprint, *([name, known[name]] for name in sorted(measurement.depends))])
+    digest = hashlib.sha256(words.encode()).hexdigest()[:16]
+    return answer_path(bench / "before" / digest, measurement, spec.measures)
+
+
+def note_before(cell: Path, path: Path) -> None:
+    """Record that a result of the unedited model, in ``path``, belongs to the cell."""
+    known = _noted_or_nothing(cell)
+    if known.get(path.stem) != path:
+        places = {name: f"{file.parent.name}/{file.name}" for name, file in {**known, path.stem: path}.items()}
+        write_text(cell / _BEFORE, json.dumps(places, indent=1) + "\n")
+
+
+def before_of(cell: Path, measurement: Measurement, measures: Measures) -> Path:
+    """File of the unedited model's result, as recorded by ``note_before``.
+
+    Raises:
+        InputError: if there is none.
+    """
+    try:
+        return noted_before(cell)[_name(measurement, measures)]
+    except KeyError as error:
+        raise damaged(cell / _BEFORE, error) from error
+
+
+def noted_before(cell: Path) -> dict[str, Path]:
+    """Name of a result -> file, as ``note_before`` wrote it.
+
+    Raises:
+        InputError: if the record is missing or damaged.
+    """
+    noted = read_json(cell / _BEFORE)
+    try:
+        return {str(name): cell.parent.parent / "before" / str(place) for name, place in noted.items()}
+    except AttributeError as error:
+        raise damaged(cell / _BEFORE, error) from error
+
+
+def is_edited(cell: Path, measures: Measures) -> bool:
+    """Whether editing and the required measurements are done."""
+    return (cell / "result.json").is_file() and {*REQUIRED} <= {*answered(cell, measures)}
+
+
+def is_done(cell: Path, measures: Measures) -> bool:
+    """Whether editing and all measurements are done."""
+    return (cell / "result.json").is_file() and answered(cell, measures) == measurements_of(measures.parts)
+
+
+def answered(cell: Path, measures: Measures) -> list[Measurement]:
+    """The measurements with results for both the unedited and the edited model."""
+    noted = _noted_or_nothing(cell)
+    return [
+        measurement
+        for measurement in measurements_of(measures.parts)
+        if (before := noted.get(_name(measurement, measures))) is not None
+        and before.is_file()
+        and answer_path(cell / "after", measurement, measures).is_file()
+    ]
+
+
+def read_answer(path: Path) -> MeasurementResult:
+    """Raises InputError if it is missing or damaged."""
+    record = read_json(path)
+    try:
+        return MeasurementResult.of(record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def _noted_or_nothing(cell: Path) -> dict[str, Path]:
+    """Empty if the record is missing or damaged: resuming the cell writes it again."""
+    try:
+        return noted_before(cell)
+    except InputError:
+        return {}
+
+
+def _name(measurement: Measurement, measures: Measures) -> str:
+    return measurement.answer_name(measures.options.get(measurement.name, {}))
+
+
+_NOTES = "notes.json"
+
+
+def add_notes(cell: Path, notes: Sequence[str]) -> None:
+    """Add notes to the cell's, without duplicates.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    known = notes_of(cell)
+    if new := [note for note in dict.fromkeys(notes) if note not in known]:
+        write_text(cell / _NOTES, json.dumps([*known, *new], ensure_ascii=False) + "\n")
+
+
+def notes_of(cell: Path) -> tuple[str, ...]:
+    """The cell's notes; raises InputError if the file is damaged."""
+    path = cell / _NOTES
+    if not path.is_file():
+        return ()
+    notes = read_json(path)
+    if not isinstance(notes, list):
+        raise damaged(path, TypeError("expected a list"))
+    return tuple(map(str, notes))
+
+
+# ----------------------------------------------------------------------------------------------------
