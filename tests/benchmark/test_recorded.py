@@ -608,8 +608,8 @@ def test_a_run_that_cannot_be_locked_is_refused_before_any_work(
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (2, "asking before the edits failed: .* after batch 0 of 3"),
-        (6, "asking after the edits failed: .* after batch 3 of 3"),
+        (2, "evaluating before the edits failed: .* after batch 0 of 3"),
+        (6, "evaluating after the edits failed: .* after batch 3 of 3"),
     ],
 )
 def test_a_full_disk_while_the_model_is_asked_is_told_with_how_far_the_run_is(

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errata.benchmark.cell_files import CellSpec, damaged, is_done, is_edited, read_json, read_spec
+from errata.benchmark.cell_files import CellSpec, is_done, is_edited, read_spec
+from errata.benchmark.data import damaged, read_json
 from errata.benchmark.grid import Grid, Measures
 from errata.benchmark.measurements import check_measurements, input_digests
 from errata.errors import Fault, FaultsError, InputError

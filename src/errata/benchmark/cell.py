@@ -38,14 +38,12 @@ from errata.benchmark.cell_files import (
     add_notes,
     answer_path,
     before_path,
-    damaged,
     note_before,
     read_answer,
-    read_json,
     read_spec,
     result_of,
 )
-from errata.benchmark.data import BenchmarkData, pin, read_data
+from errata.benchmark.data import BenchmarkData, damaged, pin, read_data, read_json
 from errata.benchmark.grid import Measures, check_trusted
 from errata.benchmark.measurements import PERPLEXITY, REQUIRED, Measurement, MeasurementInputs, State, measurements_of
 from errata.benchmark.sequence import RunStoppedError, edit_batches, weight_norm_ratio

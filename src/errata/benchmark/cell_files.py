@@ -10,16 +10,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from errata.benchmark.data import BenchmarkData
+from errata.benchmark.data import BenchmarkData, damaged, read_json
 from errata.benchmark.grid import DataEntry, Measures, ModelEntry
 from errata.benchmark.measurements import REQUIRED, Measurement, MeasurementResult, measurements_of
 from errata.editing.recipe import Recipe
 from errata.errors import InputError
-from errata.utils.files import reason_of, write_text
+from errata.utils.files import write_text
+
+
+_BEFORE = "before.json"
 
 
 class CellSpec(BaseModel):
@@ -100,26 +103,6 @@ def read_spec(cell: Path) -> CellSpec:
         return CellSpec.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, error) from error
-
-
-def read_json(path: Path) -> Any:
-    """Raises InputError if the file is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, error) from error
-
-
-def damaged(path: Path, error: Exception) -> InputError:
-    """The error for an unreadable file of a cell."""
-    return InputError(
-        f"cannot read {path}: {reason_of(error)}",
-        remedy="Remove it and resume: errata bench recreates it",
-        code="CELL_FILE_DAMAGED",
-    )
-
-
-_BEFORE = "before.json"
 
 
 def answer_path(folder: Path, measurement: Measurement, measures: Measures) -> Path:

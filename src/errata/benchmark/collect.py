@@ -9,17 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from errata.benchmark.campaign import Campaign, failure_of
-from errata.benchmark.cell_files import (
-    CellSpec,
-    answer_path,
-    answered,
-    before_of,
-    damaged,
-    notes_of,
-    read_answer,
-    result_of,
-)
-from errata.benchmark.data import BenchmarkData, read_data
+from errata.benchmark.cell_files import CellSpec, answer_path, answered, before_of, notes_of, read_answer, result_of
+from errata.benchmark.data import BenchmarkData, damaged, read_data
 from errata.benchmark.measurements import REQUIRED, MeasurementResult
 from errata.benchmark.sequence import weight_norm_summary
 from errata.errors import InputError

@@ -128,3 +128,20 @@ def pin(bench: Path, kind: Kind, name: str, digest: str) -> None:
             remedy=_REMEDY,
             code="BENCH_INPUT_CHANGED",
         )
+
+
+def read_json(path: Path) -> Any:
+    """Raises InputError if the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """The error for an unreadable file of a cell."""
+    return InputError(
+        f"cannot read {path}: {reason_of(error)}",
+        remedy="Remove it and resume: errata bench recreates it",
+        code="CELL_FILE_DAMAGED",
+    )

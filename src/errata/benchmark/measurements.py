@@ -14,8 +14,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from errata.benchmark.cell_files import damaged
-from errata.benchmark.data import BenchmarkData
+from errata.benchmark.data import BenchmarkData, damaged
 from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.ability import AbilitySettings, measure_ability
 from errata.evaluation.concepts import ConceptReading, ConceptSettings, absent_concepts, concept_records, read_concepts

@@ -279,7 +279,7 @@ class RecipeSearch:
         self._started = time.perf_counter()
         self._done = read_journal(self.journal)
         self._about = self._identity()
-        before = measure(self.model, self.examination, report=self.report, what="asking before")
+        before = measure(self.model, self.examination, report=self.report, what="evaluating before")
         recipe, reasons = self.base, {}
         columns = self.model.weight(recipe.layers[0]).shape[1]
         stages = (

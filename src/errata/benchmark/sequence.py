@@ -80,7 +80,7 @@ class SequenceResult:
 
 
 def measure(
-    model: LanguageModel, examination: EvaluationSet, *, report: Report = silent, what: str = "asking"
+    model: LanguageModel, examination: EvaluationSet, *, report: Report = silent, what: str = "evaluating"
 ) -> EvaluationResult:
     """Evaluate the model in its present state."""
 
@@ -322,8 +322,8 @@ def _measured(
     """The run's saved measurement, or a new one."""
     saved: Mapping[str, Any] | None = run.measurement(when)
     if saved is None:
-        with _errors_with_state(run, f"asking {when} the edits"):
-            what = "asking before" if when == "before" else "asking"
+        with _errors_with_state(run, f"evaluating {when} the edits"):
+            what = "evaluating before" if when == "before" else "evaluating"
             found = measure(editor.model, examination, report=report, what=what)
             if when == "after":
                 found = replace(found, weight_norm_ratio=weight_norm_ratio(editor))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from errata.benchmark.campaign import Campaign, failure_of
-from errata.benchmark.cell_files import read_json
+from errata.benchmark.data import read_json
 from errata.errors import InputError
 from errata.utils.files import write_text
 from errata.utils.locks import open_in_place
