@@ -21,7 +21,6 @@ from errata.editing.recipe import Recipe
 from errata.errors import InputError
 from errata.utils.files import write_text
 
-
 _BEFORE = "before.json"
 
 

@@ -16,9 +16,9 @@ from rich.table import Table
 from errata.analysis import STUDY_TITLES
 from errata.analysis.studies import RESULT, STUDIES, STUDY, StudyResult, read_result, run_study, study_named
 from errata.analysis.study import AnalysisSettings, Study, StudyContext
-from errata.benchmark.grid import DataEntry
-from errata.benchmark.data import BenchmarkData
 from errata.benchmark import OPTIONAL_MEASUREMENTS
+from errata.benchmark.data import BenchmarkData
+from errata.benchmark.grid import DataEntry
 from errata.benchmark.measurements import check_measurements
 from errata.cli.bench_plan import (
     WholeSet,

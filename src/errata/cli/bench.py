@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from errata.benchmark import OPTIONAL_MEASUREMENTS
 from errata.benchmark.campaign import Campaign, begin, open_campaign
 from errata.benchmark.collect import check_table, collect
 from errata.benchmark.grid import Grid, check_trusted, grid_of, read_grid, sound_part
-from errata.benchmark import OPTIONAL_MEASUREMENTS
 from errata.benchmark.workers import Processes, RayCluster, check_ray, work
 from errata.cli.bench_plan import (
     Plan,

@@ -16,8 +16,8 @@ from errata.analysis.cost import SearchRows, search_flops
 from errata.benchmark.campaign import Campaign, Undefined
 from errata.benchmark.cell_files import CellSpec
 from errata.benchmark.collect import CellSummary, read_finished
-from errata.benchmark.grid import DataEntry, Grid, Variant, variants
 from errata.benchmark.data import UNTOUCHED, BenchmarkData, data_name, others_untouched, write_data
+from errata.benchmark.grid import DataEntry, Grid, Variant, variants
 from errata.benchmark.measurements import check_measurements, measurements_of
 from errata.cli.model_options import (
     PROSE,

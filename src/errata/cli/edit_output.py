@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from rich import box
 from rich.table import Table
 
-from errata.benchmark.sequence import EvaluationSet, EvaluationResult, recorded_evaluation_set, run_recorded
+from errata.benchmark.sequence import EvaluationResult, EvaluationSet, recorded_evaluation_set, run_recorded
 from errata.cli.model_options import PATCH_SUFFIX, is_lab, patch_name, show_absent
 from errata.cli.terminal import console, counted, echo, progress, warn, write_json
 from errata.errors import FaultsError, InputError, InterruptedRunError
@@ -281,7 +281,10 @@ def finish(
 
 
 def _outcome(
-    model: LanguageModel, patch: Patch, examination: EvaluationSet, measured: tuple[EvaluationResult, EvaluationResult] | None
+    model: LanguageModel,
+    patch: Patch,
+    examination: EvaluationSet,
+    measured: tuple[EvaluationResult, EvaluationResult] | None,
 ) -> Outcome:
     before, after = measured or (None, EvaluationResult([], None))
     ratio = None
