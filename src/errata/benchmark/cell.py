@@ -7,6 +7,7 @@ last measurement. Files of a cell's directory:
 
 cell.json       its specification
 run/            its batches, as ``errata edit --run`` stores them, with the measurements after each
+edits/          the same for editors other than locate-then-edit
 before.json     which measurements of the unedited model belong to it; cells with the same ones share them
 collapse.json   the batch that was rolled back because the model collapsed; absent if none
 result.json     summary of editing; absent until that has finished
@@ -23,16 +24,17 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import torch
 import transformers
 
 from errata.benchmark.cell_files import (
+    LOCATE_THEN_EDIT,
     CellResult,
     CellSpec,
     add_notes,
@@ -42,20 +44,31 @@ from errata.benchmark.cell_files import (
     read_answer,
     read_spec,
     result_of,
+    saved_edits,
 )
 from errata.benchmark.data import BenchmarkData, damaged, pin, read_data, read_json
 from errata.benchmark.grid import Measures, check_trusted
-from errata.benchmark.measurements import PERPLEXITY, REQUIRED, Measurement, MeasurementInputs, State, measurements_of
+from errata.benchmark.measurements import (
+    PERPLEXITY,
+    REQUIRED,
+    Measurement,
+    MeasurementInputs,
+    MeasurementResult,
+    State,
+    measurements_of,
+)
 from errata.benchmark.sequence import RunStoppedError, edit_batches, weight_norm_ratio
 from errata.benchmark.workers import PROGRESS
 from errata.editing.batch import BatchRecord
+from errata.editors.contract import Ability, Answerer, Edit, KnowledgeEditor
 from errata.editors.locate_then_edit import Editor
-from errata.errors import ErrataError, Fault, FaultsError, NonFiniteError
+from errata.errors import ErrataError, Fault, FaultsError, InputError, NonFiniteError
 from errata.evaluation.perplexity import Perplexity, perplexity
 from errata.evaluation.recall import evaluate_facts
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
-from errata.patches.patch import dtype_name
+from errata.models.likelihood import Pair, TargetScore
+from errata.patches.patch import dtype_name, now, software_versions
 from errata.results.metrics import Metric
 from errata.results.records import Record
 from errata.runs.loading import load_model
@@ -63,8 +76,218 @@ from errata.runs.resume import editor_of
 from errata.runs.run import RunDirectory, create_run, is_run, open_run, sound_json
 from errata.statistics.corpus import open_corpus
 from errata.utils.files import write_text
-from errata.utils.locks import in_turn
+from errata.utils.locks import exclusive, in_turn, open_in_place
 from errata.utils.progress import Report
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """An editor and its saved batches, as a cell uses them.
+
+    Attributes:
+        fingerprint: of the unedited weights.
+        answerer: the edited model in its present state.
+        batches_done: batches saved so far.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def answerer(self) -> Answerer: ...
+
+    @property
+    def batches_done(self) -> int: ...
+
+    def locked(self) -> AbstractContextManager[None]: ...
+
+    def log(self, text: str) -> None: ...
+
+    def start(self) -> tuple[list[str], list[str]]:
+        """Restore the saved batches; returns notes for readers of the results, and further lines for the log."""
+        ...
+
+    def unedited(self) -> AbstractContextManager[None]:
+        """Within it the edits are removed."""
+        ...
+
+    def edit(self, check: Check) -> None:
+        """Edit the remaining batches, saving each, with its check, before the next one starts."""
+        ...
+
+    def totals(self) -> tuple[float, int]:
+        """Seconds of editing and checks, and facts edited."""
+        ...
+
+
+@dataclass(slots=True)
+class RecordedRun:
+    """Locate-then-edit: batches as ``errata edit --run`` stores them."""
+
+    model: LanguageModel
+    run: RunDirectory
+    report: Report
+    _editor: Editor | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return self.run.manifest.fingerprint
+
+    @property
+    def answerer(self) -> LanguageModel:
+        return self.model
+
+    @property
+    def batches_done(self) -> int:
+        return self.run.batches_done
+
+    @property
+    def editor(self) -> Editor:
+        assert self._editor is not None, "start() comes first"
+        return self._editor
+
+    def locked(self) -> AbstractContextManager[None]:
+        return self.run.locked()
+
+    def log(self, text: str) -> None:
+        self.run.log(text)
+
+    def start(self) -> tuple[list[str], list[str]]:
+        self._editor, notes = editor_of(self.model, self.run, report=self.report)
+        return notes, self.run.begin_batch_over()
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        with self.model.edits.without(self.editor.patch().terms):
+            yield
+
+    def edit(self, check: Check) -> None:
+        def measure(record: BatchRecord) -> dict[str, Any]:
+            return check.after(record.index, record.facts, weight_norm_ratio(self.editor))
+
+        edit_batches(self.editor, self.run, measure, report=self.report, go_on="errata bench --retry")
+
+    def totals(self) -> tuple[float, int]:
+        seconds = sum(record.seconds for record in self.editor.records)
+        for entry in self.run.ledger.of("batch"):
+            file = self.run.batch_path(entry.about["index"]).with_suffix(".json")
+            seconds += float(sound_json(file, entry.about["said"])["seconds"])
+        return seconds, sum(len(record.facts) for record in self.editor.records)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveView:
+    """The edited model in whatever state the editor is in when it is queried."""
+
+    editor: KnowledgeEditor
+
+    @property
+    def name(self) -> str:
+        return self.editor.view().name
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        return self.editor.view().abilities
+
+    def score(self, pairs: Sequence[Pair], **options: Any) -> list[TargetScore]:
+        return self.editor.view().score(pairs, **options)
+
+    def continue_texts(self, prompts: Sequence[str], **options: Any) -> list[str]:
+        return self.editor.view().continue_texts(prompts, **options)
+
+    def used(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
+        return self.editor.view().used(prompts)
+
+
+@dataclass(slots=True)
+class EditorRun:
+    """Any ``KnowledgeEditor``: ``edits/NNNN.edit`` and, written last, ``edits/NNNN.json`` for each batch."""
+
+    model: LanguageModel
+    kind: EditorKind
+    editor: KnowledgeEditor
+    folder: Path
+    facts: tuple[Fact, ...]
+    batch_size: int
+    report: Report
+    fingerprint: str
+    _edits: list[Edit] = field(default_factory=list)
+
+    @property
+    def answerer(self) -> Answerer:
+        return LiveView(self.editor)
+
+    @property
+    def batches_done(self) -> int:
+        return len(self._edits)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        with exclusive(self.folder / "lock", f"the cell {self.folder.parent}"):
+            yield
+
+    def log(self, text: str) -> None:
+        with open_in_place(self.folder / "log.txt", "a") as file:
+            file.write(f"{now()} {text}\n")
+
+    def start(self) -> tuple[list[str], list[str]]:
+        for batch in saved_edits(self.folder):
+            edit = self.kind.load(self.folder / batch["edit"])
+            self.editor.restore(edit)
+            self._edits.append(edit)
+        return [], []
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        for edit in reversed(self._edits):
+            self.editor.remove(edit)
+        try:
+            yield
+        finally:
+            for edit in self._edits:
+                self.editor.restore(edit)
+
+    def edit(self, check: Check) -> None:
+        for index in range(len(self._edits), check.batches):
+            facts = self.facts[index * self.batch_size : (index + 1) * self.batch_size]
+            self.report("facts edited", index * self.batch_size, len(self.facts))
+            started = time.perf_counter()
+            edit = self.editor.apply(facts)
+            seconds = time.perf_counter() - started
+            try:
+                said = check.after(index, facts, None)
+                name = f"{index + 1:04d}.edit"
+                edit.save(self.folder / name)
+                batch = {"edit": name, "facts": [fact.id for fact in facts], "seconds": seconds, "said": said}
+                write_text((self.folder / name).with_suffix(".json"), json.dumps(batch, ensure_ascii=False) + "\n")
+            except BaseException:
+                self.editor.remove(edit)
+                raise
+            self._edits.append(edit)
+            self.log(f"batch {index + 1} of {check.batches}: {len(facts)} facts")
+        self.report("facts edited", len(self.facts), len(self.facts))
+
+    def totals(self) -> tuple[float, int]:
+        saved = saved_edits(self.folder)
+        seconds = sum(batch["seconds"] + batch["said"]["seconds"] for batch in saved)
+        return seconds, sum(len(batch["facts"]) for batch in saved)
+
+
+@dataclass(frozen=True, slots=True)
+class EditorKind:
+    """How a cell makes an editor and loads its edits.
+
+    Attributes:
+        make: the editor of a model, from the cell's settings; raises InputError for invalid ones.
+        load: the inverse of ``Edit.save``.
+    """
+
+    make: Callable[[LanguageModel, Mapping[str, Any], Report], KnowledgeEditor]
+    load: Callable[[Path], Edit]
+
+
+EDITORS: Final[Mapping[str, EditorKind]] = {}
+"""Editors beside locate-then-edit, which stores its batches itself."""
 
 
 @dataclass(slots=True)
@@ -75,14 +298,12 @@ class Cell:
     spec: CellSpec
     data: BenchmarkData
     model: LanguageModel
-    run: RunDirectory
+    backend: Backend
     report: Report
 
     def before(self, measurement: Measurement) -> Path:
-        """File of the unedited model's result, which depends on neither method nor recipe."""
-        return before_path(
-            self.directory.parent.parent, self.run.manifest.fingerprint, measurement, self.spec, self.data
-        )
+        """File of the unedited model's result, which depends on neither method nor settings."""
+        return before_path(self.directory.parent.parent, self.backend.fingerprint, measurement, self.spec, self.data)
 
     def work(self) -> None:
         """Do the remaining work.
@@ -91,26 +312,29 @@ class Cell:
             ErrataError: if it failed. If an optional measurement fails, the others are still made.
         """
         failed: dict[str, ErrataError] = {}
-        with self.run.locked():
-            editor, notes = editor_of(self.model, self.run, report=self.report)
+        backend = self.backend
+        with backend.locked():
+            notes, more = backend.start()
             add_notes(self.directory, notes)
-            for note in (*notes, *self.run.begin_batch_over()):
-                self.run.log(note)
+            for note in (*notes, *more):
+                backend.log(note)
             for measurement in REQUIRED:
-                self._ask_before(measurement, editor)
+                self._measure_before(measurement)
             if result_of(self.directory) is None:
-                result = self._result(editor, self._edit(editor))
+                collapse = self._edit()
+                at, ratio = (None, None) if collapse is None else (collapse.batch, collapse.ratio)
+                result = CellResult(*backend.totals(), at, ratio)
                 write_text(self.directory / "result.json", json.dumps(asdict(result)) + "\n")
             for measurement in REQUIRED:
-                self._ask_after(measurement, editor)
+                self._measure_after(measurement)
             for measurement in measurements_of(self.spec.measures.parts)[len(REQUIRED) :]:
                 try:
-                    self._ask_before(measurement, editor)
-                    self._ask_after(measurement, editor)
+                    self._measure_before(measurement)
+                    self._measure_after(measurement)
                 except ErrataError as error:
-                    self.run.log(f"measuring {measurement.name} failed: {error.what}")
+                    backend.log(f"measuring {measurement.name} failed: {error.what}")
                     failed[measurement.name] = error
-            self.run.log("done")
+            backend.log("done")
         if failed:
             raise FaultsError(
                 "the cell",
@@ -120,49 +344,45 @@ class Cell:
                 ],
             )
 
-    def _result(self, editor: Editor, collapse: CollapseError | None) -> CellResult:
-        seconds = sum(record.seconds for record in editor.records)
-        for entry in self.run.ledger.of("batch"):
-            file = self.run.batch_path(entry.about["index"]).with_suffix(".json")
-            seconds += float(sound_json(file, entry.about["said"])["seconds"])
-        edits = sum(len(record.facts) for record in editor.records)
-        at, ratio = (None, None) if collapse is None else (collapse.batch, collapse.ratio)
-        return CellResult(seconds, edits, at, ratio)
-
-    def _ask_before(self, measurement: Measurement, editor: Editor) -> None:
+    def _measure_before(self, measurement: Measurement) -> None:
         path = self.before(measurement)
         # Only one of several concurrent cells measures it.
         with in_turn(path.with_suffix(".lock"), "the unedited model's answers"):
             if not path.exists():  # removing the edits recomputes weights
-                with editor.model.edits.without(editor.patch().terms):
-                    self._ask("before", measurement, path, editor)
+                with self.backend.unedited():
+                    self._measure("before", measurement, path)
         note_before(self.directory, path)
 
-    def _ask_after(self, measurement: Measurement, editor: Editor) -> None:
-        self._ask("after", measurement, answer_path(self.directory / "after", measurement, self.spec.measures), editor)
+    def _measure_after(self, measurement: Measurement) -> None:
+        self._measure("after", measurement, answer_path(self.directory / "after", measurement, self.spec.measures))
 
-    def _ask(self, state: State, measurement: Measurement, path: Path, editor: Editor) -> None:
+    def _measure(self, state: State, measurement: Measurement, path: Path) -> None:
         """Make a measurement, unless its file exists."""
         if path.exists():
             return
-        before = None if state == "before" else read_answer(self.before(measurement)).kept
+        earlier = None if state == "before" else read_answer(self.before(measurement))
+        answerer = self.model if earlier is None else self.backend.answerer
 
         def report(what: str, done: int, total: int) -> None:
             self.report(f"{state}: {measurement.name}", done, total)
 
-        @contextmanager
-        def unedited() -> Iterator[None]:
-            with self.model.edits.without(editor.patch().terms):
-                yield
-
-        options = self.spec.measures.options.get(measurement.name, {})
-        inputs = MeasurementInputs(self.model, self.data, options, self.spec.seed, before, unedited, report, path)
         started = time.perf_counter()
-        answer = measurement.ask(inputs)
-        answer = replace(answer, seconds=time.perf_counter() - started)
-        write_text(path, json.dumps(answer.to_record(), ensure_ascii=False, allow_nan=False) + "\n")
+        if earlier is not None and (reason := measurement.impossible(answerer, self.spec.method)) is not None:
+            metrics = {str(record.metric) for record in earlier.records}
+            metrics.add(str(Metric.PERPLEXITY_RATIO) if measurement is PERPLEXITY else measurement.name)
+            result = MeasurementResult([], {"perplexity": None}, dict.fromkeys(sorted(metrics), reason))
+        else:
+            options = self.spec.measures.options.get(measurement.name, {})
+            before = None if earlier is None else earlier.kept
+            view = None if answerer is self.model else answerer
+            inputs = MeasurementInputs(
+                self.model, self.data, options, self.spec.seed, before, self.backend.unedited, report, path, view
+            )
+            result = measurement.ask(inputs)
+        result = replace(result, seconds=time.perf_counter() - started)
+        write_text(path, json.dumps(result.to_record(), ensure_ascii=False, allow_nan=False) + "\n")
 
-    def _edit(self, editor: Editor) -> CollapseError | None:
+    def _edit(self) -> CollapseError | None:
         """Edit the remaining batches; returns the reason if the run ended early."""
         path = self.directory / "collapse.json"
         if path.is_file():
@@ -170,80 +390,110 @@ class Cell:
                 return CollapseError(**read_json(path))
             except TypeError as error:
                 raise damaged(path, error) from error
-        check = Check(self.spec, self.data, self.model, self.run.batches, self.before(PERPLEXITY))
-
-        def measure(record: BatchRecord) -> Any:
-            return check.after(record, editor)
-
+        batches = -(-len(self.data.facts) // self.spec.batch_size)
         try:
-            edit_batches(editor, self.run, measure, report=self.report, go_on="errata bench --retry")
+            self.backend.edit(Check(self.spec, self.data, self.backend, batches, self.before(PERPLEXITY)))
         except CollapseError as error:
             collapse = error
         except ErrataError as error:
             if not isinstance(error.__cause__, NonFiniteError):
                 raise
-            collapse = CollapseError(self.run.batches_done + 1, None)  # NaN in the model or in the edit
+            collapse = CollapseError(self.backend.batches_done + 1, None)  # NaN in the model or in the edit
         else:
             return None
         # Written before any measurement, so that a resumed cell does not try the batch again.
         write_text(path, json.dumps({"batch": collapse.batch, "ratio": collapse.ratio}) + "\n")
-        self.run.log(collapse.what)
+        self.backend.log(collapse.what)
         return collapse
 
 
-def open_cell(directory: Path, report: Report, *, trust_remote_code: bool = False) -> Cell:
+def open_cell(
+    directory: Path,
+    report: Report,
+    *,
+    trust_remote_code: bool = False,
+    editors: Mapping[str, EditorKind] = EDITORS,
+) -> Cell:
     """Load a cell; a new one gets its run directory.
 
     Raises:
         InputError: if the model, its corpus or the data changed since this cell or another one started; if the model
-            needs remote code that is not allowed.
+            needs remote code that is not allowed; if the editor is unknown.
     """
     spec = read_spec(directory)
-    grid = directory.parent.parent / "grid.json"
+    bench = directory.parent.parent
     try:
-        measures = Measures.model_validate(read_json(grid)["grid"]["measures"])
+        measures = Measures.model_validate(read_json(bench / "grid.json")["grid"]["measures"])
     except (ValueError, KeyError, TypeError) as error:
-        raise damaged(grid, error) from error
+        raise damaged(bench / "grid.json", error) from error
     spec = spec.model_copy(update={"measures": measures})  # measurements may be added later
-    data = read_data(directory.parent.parent / "material" / spec.material)
+    if spec.editor != LOCATE_THEN_EDIT and spec.editor not in editors:
+        known = ", ".join([LOCATE_THEN_EDIT, *editors])
+        raise InputError(f"there is no editor {spec.editor!r}", remedy=f"Known: {known}", code="EDITOR_UNKNOWN")
+    data = read_data(bench / "material" / spec.material)
     entry = spec.model
     check_trusted([entry], trust_remote_code=trust_remote_code)
     dtype = None if entry.dtype is None else getattr(torch, entry.dtype)
     device = None if entry.device is None else torch.device(entry.device)
     report("loading the model", 0, 1)
     model = load_model(entry.name, device=device, dtype=dtype, trust_remote_code=entry.trust_remote_code)
-    text = spec.recipe.statistics.corpus if spec.recipe.needs_statistics else None
+    backend: Backend
+    if spec.editor == LOCATE_THEN_EDIT:
+        backend = _recorded_run(directory, spec, data, model, report)
+    else:
+        folder = directory / "edits"
+        folder.mkdir(exist_ok=True)
+        kind, fingerprint = editors[spec.editor], model.fingerprint()
+        pin(bench, "weights", entry.name, fingerprint)
+        if not (folder / "versions.json").is_file():
+            write_text(folder / "versions.json", json.dumps(software_versions()) + "\n")
+        editor = kind.make(model, spec.settings, report)
+        backend = EditorRun(model, kind, editor, folder, data.facts.facts, spec.batch_size, report, fingerprint)
+    return Cell(directory, spec, data, model, backend, report)
+
+
+def _recorded_run(
+    directory: Path, spec: CellSpec, data: BenchmarkData, model: LanguageModel, report: Report
+) -> RecordedRun:
+    bench, name, recipe = directory.parent.parent, spec.model.name, spec.recipe
+    text = recipe.statistics.corpus if recipe.needs_statistics else None
     run = open_run(directory / "run") if is_run(directory / "run") else None
     if run is not None:
         fingerprint, corpus = run.manifest.fingerprint, run.manifest.corpus
     else:
         fingerprint, corpus = model.fingerprint(), "" if text is None else open_corpus(text).digest
-    pin(directory.parent.parent, "weights", entry.name, fingerprint)
+    pin(bench, "weights", name, fingerprint)
     if text is not None:
-        pin(directory.parent.parent, "text", text, corpus)
+        pin(bench, "text", text, corpus)
     if run is None:
         run = create_run(
             directory / "run",
-            model=entry.name,
+            model=name,
             fingerprint=fingerprint,
             dtype=dtype_name(model.dtype),
-            lab=entry.name == "lab",
-            recipe=spec.recipe,
+            lab=name == "lab",
+            recipe=recipe,
             facts=data.facts,
             corpus=corpus,
             seed=spec.seed,
             examination=None,
         )
-    return Cell(directory, spec, data, model, run, report)
+    return RecordedRun(model, run, report)
 
 
-def work_on(directory: Path, report: Report, *, trust_remote_code: bool = False) -> None:
+def work_on(
+    directory: Path,
+    report: Report,
+    *,
+    trust_remote_code: bool = False,
+    editors: Mapping[str, EditorKind] = EDITORS,
+) -> None:
     """Do the remaining work of a cell.
 
     Raises:
         ErrataError: if it failed; finished work is saved.
     """
-    open_cell(directory, report, trust_remote_code=trust_remote_code).work()
+    open_cell(directory, report, trust_remote_code=trust_remote_code, editors=editors).work()
 
 
 class CollapseError(RunStoppedError):
@@ -266,38 +516,40 @@ class Check:
 
     spec: CellSpec
     data: BenchmarkData
-    model: LanguageModel
+    backend: Backend
     batches: int
     prose_answer: Path
 
-    def after(self, record: BatchRecord, editor: Editor) -> dict[str, Any]:
+    def after(self, index: int, batch: tuple[Fact, ...], weight_norm: float | None) -> dict[str, Any]:
         """Records of the batch's facts, perplexity, norm of the change, a check if due, and the wall time; as JSON.
 
-        Checks are due every ``eval_every`` batches and after the last one.
+        Checks are due every ``eval_every`` batches and after the last one. Metrics of missing abilities are left out.
+
+        Args:
+            batch: the facts of the batch.
+            weight_norm: the weight norm ratio; None for editors that leave the weights alone.
 
         Raises:
             CollapseError: if perplexity exceeds the limit.
         """
         started = time.perf_counter()
-        spec, model, data = self.spec, self.model, self.data
-        number = record.index + 1
+        spec, data, answerer = self.spec, self.data, self.backend.answerer
+        number, size = index + 1, spec.batch_size
         prose, ratio = self._ratio(number)
         if spec.collapse is not None and ratio is not None and ratio > spec.collapse:
             raise CollapseError(number, ratio)
+        scored = "likelihood" in answerer.abilities
         found: dict[str, Any] = {
-            "records": [asdict(entry) for entry in evaluate_facts(model, record.facts, tokens=True)],
+            "records": [asdict(entry) for entry in evaluate_facts(answerer, batch, tokens=True)] if scored else [],
             "perplexity": None if prose is None else asdict(prose),
-            "weight_norm_ratio": weight_norm_ratio(editor),
+            "weight_norm_ratio": weight_norm,
             "check": None,
         }
-        if spec.eval_every and (number % spec.eval_every == 0 or number == self.batches):
-            edited = number * spec.recipe.batch_size
-            facts = self._sample(data.facts.facts, edited)
-            untouched = data.untouched[: spec.sample]
-            records = evaluate_facts(model, facts, untouched=untouched, tokens=True)
-            size = spec.recipe.batch_size
-            records += _efficacy_only(model, data.facts.facts[:size], "first")
-            records += _efficacy_only(model, record.facts, "last")
+        if scored and spec.eval_every and (number % spec.eval_every == 0 or number == self.batches):
+            facts = self._sample(data.facts.facts, number * size)
+            records = evaluate_facts(answerer, facts, untouched=data.untouched[: spec.sample], tokens=True)
+            records += _efficacy_only(answerer, data.facts.facts[:size], "first")
+            records += _efficacy_only(answerer, batch, "last")
             found["check"] = [asdict(entry) for entry in records]
         found["seconds"] = time.perf_counter() - started
         return found
@@ -309,21 +561,21 @@ class Check:
         return [facts[index] for index in sorted(chosen)]
 
     def _ratio(self, number: int) -> tuple[Perplexity | None, float | None]:
-        prose = self.data.prose
-        if not prose:
+        prose, answerer = self.data.prose, self.backend.answerer
+        if not prose or not isinstance(answerer, LanguageModel):
             return None, None
         kept = read_answer(self.prose_answer).kept["perplexity"]
         try:
-            now = perplexity(self.model, prose)
+            now = perplexity(answerer, prose)
         except NonFiniteError as error:
             raise CollapseError(number, None) from error
         return now, now.value / Perplexity(tuple(kept["log_likelihoods"]), tuple(kept["counts"])).value
 
 
-def _efficacy_only(model: LanguageModel, facts: tuple[Fact, ...], which: Literal["first", "last"]) -> list[Record]:
+def _efficacy_only(answerer: Answerer, facts: tuple[Fact, ...], which: Literal["first", "last"]) -> list[Record]:
     bare = [Fact(fact.id, fact.subject, fact.prompt, fact.target) for fact in facts]
     name = Metric.EFFICACY_ACCURACY_FIRST if which == "first" else Metric.EFFICACY_ACCURACY_LAST
-    return [replace(record, metric=name) for record in evaluate_facts(model, bare)]
+    return [replace(record, metric=name) for record in evaluate_facts(answerer, bare)]
 
 
 _REPORT_INTERVAL = 0.2

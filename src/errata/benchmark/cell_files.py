@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 
 from errata.benchmark.data import BenchmarkData, damaged, read_json
 from errata.benchmark.grid import DataEntry, Measures, ModelEntry
@@ -24,11 +24,16 @@ from errata.utils.files import write_text
 _BEFORE = "before.json"
 
 
+LOCATE_THEN_EDIT: Final = "locate_then_edit"
+
+
 class CellSpec(BaseModel):
     """The specification of a cell; never changes.
 
     Attributes:
         label: the method with the values of varied fields, as in tables.
+        editor: name of the editor.
+        settings: its validated settings, as JSON; those of locate-then-edit are a recipe, stored as ``recipe``.
         material: name of the data file.
     """
 
@@ -38,13 +43,43 @@ class CellSpec(BaseModel):
     model: ModelEntry
     data: DataEntry
     label: str
-    recipe: Recipe
+    editor: str = LOCATE_THEN_EDIT
+    settings: Mapping[str, Any]
     seed: int
     material: str
     eval_every: int
     sample: int
     collapse: float | None
     measures: Measures
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_recipe(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "recipe" not in data:
+            return data
+        recipe = Recipe.model_validate(data["recipe"])
+        rest = {name: value for name, value in data.items() if name != "recipe"}
+        return {**rest, "editor": LOCATE_THEN_EDIT, "settings": recipe.model_dump(mode="json")}
+
+    @model_serializer(mode="wrap")
+    def _to_recipe(self, serialise: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        data: dict[str, Any] = serialise(self)
+        if self.editor != LOCATE_THEN_EDIT:
+            return data
+        return {("recipe" if name == "settings" else name): value for name, value in data.items() if name != "editor"}
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings of locate-then-edit."""
+        return Recipe.model_validate(self.settings)
+
+    @property
+    def method(self) -> str:
+        return str(self.settings.get("method", self.editor))
+
+    @property
+    def batch_size(self) -> int:
+        return int(self.settings["batch_size"])
 
     @property
     def called(self) -> str:
@@ -55,7 +90,7 @@ class CellSpec(BaseModel):
     def key(self) -> str:
         """Directory name, unique for the edits; independent of the measurements, which may be extended later."""
         digest = hashlib.sha256(self.model_dump_json(exclude={"measures"}).encode()).hexdigest()[:10]
-        words = f"{self.model.name.rstrip('/').rsplit('/', 1)[-1]}-{self.data.name}-{self.recipe.method}-{self.seed}"
+        words = f"{self.model.name.rstrip('/').rsplit('/', 1)[-1]}-{self.data.name}-{self.method}-{self.seed}"
         return "".join(sign if sign.isalnum() or sign in "+-_." else "-" for sign in words)[:80] + f"-{digest}"
 
 
@@ -224,3 +259,18 @@ def notes_of(cell: Path) -> tuple[str, ...]:
 
 
 # ----------------------------------------------------------------------------------------------------
+
+
+def saved_edits(folder: Path) -> list[Mapping[str, Any]]:
+    """The saved batches of an editor other than locate-then-edit, in order.
+
+    Raises:
+        InputError: if a file is damaged.
+    """
+    found = []
+    for path in sorted(folder.glob("[0-9]*.json")):
+        batch = read_json(path)
+        if not isinstance(batch, dict) or not {"edit", "facts", "seconds", "said"} <= batch.keys():
+            raise damaged(path, TypeError("fields are missing"))
+        found.append(batch)
+    return found

@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from errata.benchmark.campaign import Campaign, failure_of
-from errata.benchmark.cell_files import CellSpec, answer_path, answered, before_of, notes_of, read_answer, result_of
-from errata.benchmark.data import BenchmarkData, damaged, read_data
+from errata.benchmark.cell_files import (
+    LOCATE_THEN_EDIT,
+    CellSpec,
+    answer_path,
+    answered,
+    before_of,
+    notes_of,
+    read_answer,
+    result_of,
+    saved_edits,
+)
+from errata.benchmark.data import BenchmarkData, damaged, read_data, read_json
 from errata.benchmark.measurements import REQUIRED, MeasurementResult
 from errata.benchmark.sequence import weight_norm_summary
 from errata.errors import InputError
@@ -43,7 +53,7 @@ class MeasuredBatch:
     records: Sequence[Record]
     check: Sequence[Record] | None
     perplexity: Perplexity | None
-    weight_norm_ratio: float
+    weight_norm_ratio: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,24 +116,7 @@ def read_finished(campaign: Campaign, cell: Path) -> FinishedCell:
     spec = campaign.spec(cell)
     measures = campaign.grid.measures
     parts = [*REQUIRED, *(measurement for measurement in answered(cell, measures) if measurement not in REQUIRED)]
-    run = open_run(cell / "run")
-    batches = []
-    edits = 0
-    for entry in run.ledger.of("batch"):
-        about = entry.about
-        said = sound_json(run.batch_path(about["index"]).with_suffix(".json"), about["said"])
-        edits += len(about["facts"])
-        batches.append(
-            MeasuredBatch(
-                edits,
-                len(about["facts"]),
-                float(about["seconds"]),
-                [Record(**record) for record in said["records"]],
-                None if said["check"] is None else [Record(**record) for record in said["check"]],
-                _perplexity(said["perplexity"]),
-                said["weight_norm_ratio"],
-            )
-        )
+    batches, versions = _batches(cell, spec)
     return FinishedCell(
         cell,
         spec,
@@ -133,8 +126,39 @@ def read_finished(campaign: Campaign, cell: Path) -> FinishedCell:
         {measurement.name: read_answer(answer_path(cell / "after", measurement, measures)) for measurement in parts},
         batches,
         notes_of(cell),
-        run.manifest.versions,
+        versions,
     )
+
+
+def _batches(cell: Path, spec: CellSpec) -> tuple[list[MeasuredBatch], Mapping[str, str]]:
+    """The saved batches, and the software versions when editing started."""
+    saved: list[tuple[int, float, Mapping[str, Any]]] = []  # facts, seconds, measurements
+    if spec.editor == LOCATE_THEN_EDIT:
+        run = open_run(cell / "run")
+        versions: Mapping[str, str] = run.manifest.versions
+        for entry in run.ledger.of("batch"):
+            about = entry.about
+            said = sound_json(run.batch_path(about["index"]).with_suffix(".json"), about["said"])
+            saved.append((len(about["facts"]), float(about["seconds"]), said))
+    else:
+        versions = read_json(cell / "edits" / "versions.json")
+        saved = [(len(one["facts"]), float(one["seconds"]), one["said"]) for one in saved_edits(cell / "edits")]
+    batches: list[MeasuredBatch] = []
+    edits = 0
+    for size, seconds, said in saved:
+        edits += size
+        batches.append(
+            MeasuredBatch(
+                edits,
+                size,
+                seconds,
+                [Record(**record) for record in said["records"]],
+                None if said["check"] is None else [Record(**record) for record in said["check"]],
+                _perplexity(said["perplexity"]),
+                said["weight_norm_ratio"],
+            )
+        )
+    return batches, versions
 
 
 def _result(cell: Path) -> Mapping[str, Any]:
@@ -245,7 +269,8 @@ def _absent(campaign: Campaign, rows: Sequence[Row], done: Mapping[Path, CellSum
             if measurement not in cell.parts:
                 reasons.setdefault(measurement, _why_not(directory))
     for (model, data), reasons in found.items():
-        there = {row["metric"] for row in rows if (row.get("model"), row.get("data")) == (model, data)}
+        of_this = [row for row in rows if (row.get("model"), row.get("data")) == (model, data)]
+        there = {row["metric"] for row in of_this if row["when"] != "before"}
         there |= {measurement for cell in _of(done, model, data) for measurement in cell.parts}
         for metric in there & reasons.keys():
             del reasons[metric]
@@ -283,7 +308,7 @@ def _recipes(specs: Sequence[CellSpec]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for spec in specs:
         prefix = f"{spec.model.name}, " if several else ""
-        found.setdefault(f"{prefix}{spec.label}", spec.recipe.model_dump(mode="json"))
+        found.setdefault(f"{prefix}{spec.label}", dict(spec.settings))
     return found
 
 
@@ -424,7 +449,8 @@ def rows_of(cells: Sequence[FinishedCell], *, seed: int = 0) -> list[Row]:
     if seconds:
         sizes = [batch.size for cell in cells for batch in cell.batches]
         summaries.append(summarise_groups(Metric.SECONDS_PER_EDIT, "after", seconds, sizes, seed=seed))
-    norms = [cell.batches[-1].weight_norm_ratio for cell in cells if cell.batches]
+    ends_of_runs = [cell.batches[-1].weight_norm_ratio for cell in cells if cell.batches]
+    norms = [norm for norm in ends_of_runs if norm is not None]
     if norms:
         summaries.append(weight_norm_summary(norms, "after", seed=seed))
     model, data = spec.model.name, spec.data.label
@@ -458,8 +484,9 @@ def _on_the_way(cells: Sequence[FinishedCell], seed: int) -> Iterator[tuple[int,
         now = pooled([batch.perplexity for _, batch in there])
         if before is not None and now is not None:
             yield edits, len(there), perplexity_ratio(before, now, "during", seed=seed)
-        norms = [batch.weight_norm_ratio for _, batch in there]
-        yield edits, len(there), weight_norm_summary(norms, "during", seed=seed)
+        norms = [batch.weight_norm_ratio for _, batch in there if batch.weight_norm_ratio is not None]
+        if norms:
+            yield edits, len(there), weight_norm_summary(norms, "during", seed=seed)
 
 
 def _groups(campaign: Campaign) -> list[list[Path]]:

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from errata.benchmark.data import BenchmarkData, damaged
+from errata.editors.contract import Ability, Answerer
 from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.ability import AbilitySettings, measure_ability
 from errata.evaluation.concepts import ConceptReading, ConceptSettings, absent_concepts, concept_records, read_concepts
@@ -75,6 +76,7 @@ class MeasurementInputs:
         seed: of random choices.
         before: ``kept`` of the unedited model's result; None while that is measured.
         unedited: context manager within which the model is unedited.
+        view: the edited model, of editors that leave the weights alone.
         aside: path whose stem partial results may use; None: none are stored.
     """
 
@@ -86,6 +88,12 @@ class MeasurementInputs:
     unedited: Callable[[], AbstractContextManager[None]]
     report: Report
     aside: Path | None = None
+    view: Answerer | None = None
+
+    @property
+    def answerer(self) -> Answerer:
+        """The model or, for editors that leave its weights alone, its edited view."""
+        return self.view or self.model
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +160,7 @@ class Measurement:
         check: raises InputError, before any work, for unusable settings or missing packages.
         files: files that it reads, by its settings.
         depends: what the unedited model's result depends on, beside the model; cells with the same share it.
+        needs: ability of the edited model; None: it must be a ``LanguageModel``.
         nothing: why it is impossible with given data; None if it is possible, or if that is known only later.
     """
 
@@ -162,6 +171,15 @@ class Measurement:
     files: Callable[[Mapping[str, Any]], Sequence[Path]] = _no_files
     depends: frozenset[Dependency] = frozenset({"material", "seed"})
     nothing: Callable[[BenchmarkData], str | None] = _something
+    needs: Ability | None = None
+
+    def impossible(self, answerer: Answerer, method: str) -> str | None:
+        """Why an edited model cannot be measured; None if it can."""
+        if isinstance(answerer, LanguageModel):
+            return None
+        if self.needs is None:
+            return f"{method} is not part of the model, and this measurement reads the model itself"
+        return None if self.needs in answerer.abilities else f"{method} has no ability {self.needs!r}"
 
     def answer_name(self, options: Mapping[str, Any]) -> str:
         """Name of its result; other settings, other name."""
@@ -259,9 +277,9 @@ _Settings = TypeVar("_Settings", bound=BaseModel)
 
 def ask_recall(inputs: MeasurementInputs) -> MeasurementResult:
     facts, untouched = inputs.data.facts, inputs.data.untouched
-    records = evaluate_facts(inputs.model, facts, untouched=untouched, tokens=True, report=inputs.report)
+    records = evaluate_facts(inputs.answerer, facts, untouched=untouched, tokens=True, report=inputs.report)
     if inputs.before is not None:
-        records += agreement(inputs.model, facts, inputs.unedited)
+        records += agreement(inputs.answerer, facts, inputs.unedited)
     reasons = {str(metric): reason for metric, reason in absent(facts, untouched, tokens=True).items()}
     return MeasurementResult(records, absent=reasons)
 
@@ -274,7 +292,7 @@ def ask_perplexity(inputs: MeasurementInputs) -> MeasurementResult:
 
 def ask_split_perplexity(inputs: MeasurementInputs) -> MeasurementResult:
     halves = split_texts(inputs.model.tokenizer, inputs.data.prose, max_length=inputs.model.context_length)
-    now = split_perplexity(inputs.model, halves, report=inputs.report)
+    now = split_perplexity(inputs.answerer, halves, report=inputs.report)
     saved = (inputs.before or {}).get("perplexity")
     before = now if saved is None else Perplexity(tuple(saved["log_likelihoods"]), tuple(saved["counts"]))
     ratio = perplexity_ratio(before, now, "after" if saved else "before", metric=Metric.SPLIT_PERPLEXITY_RATIO)
@@ -503,6 +521,7 @@ REQUIRED = (
         "efficacy, generalisation, specificity, portability …, teacher-forced",
         ask_recall,
         depends=frozenset({"material"}),
+        needs="likelihood",
     ),
     PERPLEXITY,
 )
@@ -513,6 +532,7 @@ OPTIONAL = (
         ask_split_perplexity,
         depends=frozenset({"prose"}),
         nothing=no_prose,
+        needs="likelihood",
     ),
     Measurement(
         "free",

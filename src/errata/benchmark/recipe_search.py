@@ -1,10 +1,19 @@
-"""A recipe for a model that nobody has published one for: a short search on held-out facts, in scale-free numbers.
+"""Hyperparameter search for a model without a published recipe, on held-out facts, in scale-free units.
 
-One number is searched after another, each with the best values of those before it and the starting values of those
-behind it. A try edits the held-out facts in batches and scores the mean of the accuracies after the whole run, over the
-method with and without ``+blue``, so that no schedule is favoured. The learning rate is searched so too, and not by the
-targets' loss: that loss does not see what an edit does to everything else. Every try is written to a file as it ends,
-and read from there when the search goes on.
+Parameters are searched one after another, each with the best values of the earlier ones and the starting values of the
+later ones. A try edits the held-out facts in batches and scores the mean of the accuracies after the whole run, over
+the method with and without ``+blue``, so that no schedule is favoured. The learning rate is not chosen by the targets'
+loss, which ignores side effects. Tries are appended to a journal, from which an interrupted search resumes.
+
+Absolute values do not transfer between models. Parameters are scale-free, or in a unit measured on the model
+(methods.md, section 3):
+
+- learning rate: ‖h‖ / √d, the size of a state's entries at the target's layer;
+- clamp: ‖h‖;
+- λ and ε: the number of W's columns, since the published λ grow with the width of the MLP;
+- threshold: the share of C's directions that may be written to, and L2 in units of an ordinary key's energy in these
+  directions. With ρ of them a typical key takes 1 / (1 + ρ) of a write, as with λ = ρ · columns in least squares. C's
+  mean eigenvalue is not a usable unit: attention sinks can hold most of the trace.
 """
 
 from __future__ import annotations
@@ -35,8 +44,6 @@ from errata.utils.yaml import Dumper
 LEARNING_RATES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # of ‖h‖ / √d
 CLAMPS = (0.75, 1.5, 4.0)
 STEPS = 25
-# What a solver's numbers are tried as: (fields of the recipe's solver section, how they are told to people), as
-# functions of the number of W's columns.
 RIDGES = (2.0, 1.0, 0.5, 0.2, 0.1)  # λ per column: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
 EQUALITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.01)  # ε per column; for one layer ε is what λ is in least squares
 THRESHOLDS = (
@@ -45,20 +52,20 @@ THRESHOLDS = (
     (0.8, 0.4),
     (0.6, 1.0),
 )  # (share of directions, L2 in ordinary keys' energy there)
-LEAST_AGREEMENT = 0.5  # of a fact's bare and averaged key, for rome: no update is more than twice as large as meant
+LEAST_AGREEMENT = 0.5  # of a fact's bare and averaged key, for rome: an update is at most twice the intended one
 TRIES_OF_SOLVER = {
     "null_space": len(THRESHOLDS),
     "least_squares": len(RIDGES),
     "neurons": len(RIDGES),
     "equality": len(EQUALITIES),
 }
-# Where a search starts, and what stands where nothing is searched.
+# Starting values, which are also the defaults without a search.
 STARTING_RATE = 0.1
 STARTING_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 1.0)}
 
 
 def rate_try(rate: float) -> tuple[dict[str, Any], str]:
-    """A learning rate as a change of a recipe, and how it is told."""
+    """A learning rate as a change of a recipe, and its description."""
     return {"target": {"learning_rate": rate, "relative_rate": True}}, f"{rate:g} · ‖h‖/√d"
 
 
@@ -73,7 +80,7 @@ def null_space_told(threshold: float, l2: float) -> str:
 
 
 def solver_tries(recipe: Recipe, columns: int) -> Iterator[tuple[dict[str, Any], str]]:
-    """What is tried for a recipe's solver, in the units of this module."""
+    """The values to try for a recipe's solver."""
     match recipe.solver.kind:
         case "null_space":
             for threshold, l2 in THRESHOLDS:
@@ -88,16 +95,16 @@ def solver_tries(recipe: Recipe, columns: int) -> Iterator[tuple[dict[str, Any],
             for ridge in EQUALITIES:
                 yield {"solver": {"ridge": ridge * columns}}, f"ε = {ridge:g} · columns = {ridge * columns:g}"
         case _:
-            yield {}, "the solver has no number"
+            yield {}, "the solver has no parameter"
 
 
 def starting_recipe(
     model: str, row: Method, layers: Sequence[int], columns: int, statistics: Mapping[str, Any], *, batch_size: int
 ) -> Recipe:
-    """What is common to all tries: the row's choices, and of each number that is searched where its search starts.
+    """The method's choices with the starting value of each parameter.
 
     Args:
-        columns: how many W has.
+        columns: of W.
     """
     choices = row.choices()
     solver: dict[str, Any] = {}
@@ -138,7 +145,7 @@ def laid_over(recipe: Recipe, change: Mapping[str, Any]) -> Recipe:
 
 
 def with_boundary(recipe: Recipe, layers: Sequence[int]) -> Recipe:
-    """The recipe of the same row with ``+blue``: boundary schedule, and whatever else that changes in the row."""
+    """The recipe of the same method with ``+blue``."""
     row = method_named(recipe.method.removesuffix(BOUNDARY_SUFFIX))
     data = recipe.model_dump() | {"schedule": "boundary", "layers": tuple(layers)}
     return Recipe.model_validate(
@@ -148,14 +155,14 @@ def with_boundary(recipe: Recipe, layers: Sequence[int]) -> Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """One setting that was tried.
+    """One evaluated setting.
 
     Attributes:
-        number: what was varied: ``learning_rate``, ``solver`` or ``clamp``.
-        value: what it was set to, as a change of a recipe.
-        told: the same for people.
-        score: the larger, the better; minus infinity if the edit failed.
-        seconds: how long it took.
+        number: the parameter: ``learning_rate``, ``solver`` or ``clamp``.
+        value: as a change of a recipe.
+        told: its description.
+        score: larger is better; minus infinity if the edit failed.
+        seconds: wall time.
     """
 
     number: str
@@ -166,14 +173,14 @@ class Try:
 
 
 def read_journal(path: Path) -> dict[str, Try]:
-    """The tries that a file holds; a last line that was cut off is left out.
+    """The tries of a journal; an incomplete last line is ignored.
 
     Raises:
         InputError: if another line cannot be read.
     """
     if not path.is_file():
         return {}
-    # A line may have been cut off inside a character.
+    # An incomplete line may end inside a character.
     lines = path.read_bytes().decode(errors="replace").split("\n")
     found: dict[str, Try] = {}
     for number, line in enumerate(lines, start=1):
@@ -184,16 +191,18 @@ def read_journal(path: Path) -> dict[str, Try]:
             score = -math.inf if entry["score"] is None else float(entry["score"])
             found[entry["key"]] = Try(entry["number"], entry["value"], entry["told"], score, entry["seconds"])
         except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):  # no line feed behind it: the search was stopped while it wrote
+            if number == len(lines):  # no line feed: interrupted while writing
                 break
             raise InputError(
-                f"{path}:{number} is no try of a recipe search: {error}", remedy="Remove the line, or the whole file"
+                f"{path}:{number} is not a try of a recipe search: {error}",
+                remedy="Remove the line, or the whole file",
+                code="SEARCH_JOURNAL_DAMAGED",
             ) from error
     return found
 
 
 def append_to_journal(path: Path, key: str, tried: Try) -> None:
-    """Add one try; a line that was cut off before is removed first."""
+    """Append a try; an incomplete last line is removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     entry = {
         "key": key,
@@ -212,23 +221,22 @@ def append_to_journal(path: Path, key: str, tried: Try) -> None:
 
 
 SCORED = (Metric.EFFICACY_ACCURACY, Metric.GENERALISATION_ACCURACY, *CONTROLS)
-# What gains less of the mean accuracy than this is taken for a tie, and of what ties the first is taken: the solver's
-# numbers and clamps begin with what changes the model least. Of the learning rates the best is taken. A small one does
-# not aim at less, it only gets less far in as many steps.
+# Smaller differences in mean accuracy are ties, won by the first value: solver and clamp start with what
+# changes the model least. Of the learning rates the best is taken: a small one only gets less far in as many steps.
 ENOUGH = {"learning_rate": 0.0, "solver": 0.005, "clamp": 0.005}
-BEATEN_BY = 0.005  # a default gives way only to what scores better than it by more than this
-MIDDLES = 2  # learning rates that are tried behind the listed ones: one on each side of the best
+BEATEN_BY = 0.005  # improvement needed to replace a default
+MIDDLES = 2  # learning rates tried after the listed ones: one on each side of the best
 
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The end of a search.
+    """The result of a search.
 
     Attributes:
-        recipe: for the method as it was asked for.
-        reasons: field -> how its value was found.
-        tries: everything that was tried, in order.
-        complete: whether the time was enough for all of them.
+        recipe: for the requested method.
+        reasons: field -> how its value was chosen.
+        tries: in order.
+        complete: whether there was time for all of them.
     """
 
     recipe: Recipe
@@ -242,12 +250,12 @@ class RecipeSearch:
     """One search.
 
     Args:
-        model: is edited and brought back to what it was.
-        base: everything that is not searched: the statistics, the contexts, the row's layers.
-        layers: all critical layers, for the boundary schedule also of rows that write one.
-        examination: held-out facts and questions; what is reported later must be others.
-        journal: a file of tries, which is read first and added to.
-        seconds: no further try begins after so many.
+        model: is edited and restored.
+        base: everything that is not searched: statistics, contexts, layers.
+        layers: all critical layers, for the boundary schedule of methods that write one.
+        examination: held-out facts and questions, different from those of later reports.
+        journal: file of tries.
+        seconds: no further try starts after this time.
         batch_size: of the tries.
     """
 
@@ -270,11 +278,11 @@ class RecipeSearch:
     _about: str = ""
 
     def run(self) -> SearchResult:
-        """Search the learning rate, then the solver's numbers, then the clamp.
+        """Search the learning rate, then the solver's parameters, then the clamp.
 
         Raises:
             InputError: if the journal cannot be read.
-            ErrataError: if no try came to an end before time was up, or every one failed.
+            ErrataError: if no try finished in time, or all failed.
         """
         self._started = time.perf_counter()
         self._done = read_journal(self.journal)
@@ -308,23 +316,24 @@ class RecipeSearch:
                 reasons[number] = "not searched: no time was left" if not results else "every try failed"
         if not self._tries:
             raise ErrataError(
-                "time was up before one try came to an end", remedy="Give the same command more --minutes"
+                "no try finished in time",
+                remedy="Run the same command with more --minutes",
+                code="SEARCH_OUT_OF_TIME",
             )
         if all(tried.score == -math.inf for tried in self._tries):
             raise ErrataError(
-                f"with none of {len(self._tries)} settings could the facts be edited",
-                remedy="Give other layers, or a larger text for the key statistics",
+                f"editing failed with all {len(self._tries)} settings",
+                remedy="Use other layers, or a larger text for the key statistics",
+                code="SEARCH_FAILED",
             )
         return SearchResult(recipe, reasons, tuple(self._tries), self._complete)
-
-    # Tries ------------------------------------------------------------------------------------------------------
 
     def _stage(
         self, number: str, values: Sequence[tuple[Mapping[str, Any], str]], recipe: Recipe, before: EvaluationResult
     ) -> list[Try]:
-        """The tries of one number's values, as far as time goes."""
+        """Try the values of one parameter, while there is time."""
         results: list[Try] = []
-        # The default first: it is what everything else is compared with, also where time is short.
+        # The default first: everything else is compared with it, even if time is short.
         for value, told in sorted(values, key=lambda entry: laid_over(recipe, entry[0]) != recipe):
             if self._out_of_time():
                 self._complete = False
@@ -347,7 +356,7 @@ class RecipeSearch:
         except InputError:
             raise
         except ErrataError:
-            found = -math.inf  # a number with which nothing can be edited is a result
+            found = -math.inf  # a value with which editing fails is a result
         return Try(number, value, told, found, time.perf_counter() - started)
 
     def _edit_score(self, recipe: Recipe, before: EvaluationResult) -> float:
@@ -371,8 +380,8 @@ class RecipeSearch:
         return sum(scores) / len(scores)
 
     def _prepare(self, recipe: Recipe) -> Prepared:
-        """What all tries with the same solver share, over all layers that either schedule writes: factorising C can
-        take longer than a try. Only the latest is kept: it is as large as C is.
+        """Factorisations, which can take longer than a try, shared by tries with the same solver; only the latest is
+        cached, since it is as large as C.
         """
         depends_on = json.dumps([recipe.solver.model_dump(), recipe.contexts.model_dump()])
         if self._prepared is None or self._prepared[0] != depends_on:
@@ -383,7 +392,7 @@ class RecipeSearch:
         return self._prepared[1]
 
     def _identity(self) -> str:
-        """Of what a try's score depends on beside its recipe: weights, text, facts, questions, sizes."""
+        """Digest of what a score depends on besides the recipe: weights, corpus, facts, questions, sizes."""
         corpus = self.base.statistics.corpus
         record = [
             self.model.fingerprint(),
@@ -401,14 +410,12 @@ class RecipeSearch:
 
 
 def tries_at_most(row: Method) -> int:
-    """How many tries a search of a row has, if none of them is in the journal already."""
+    """Number of tries of a search with an empty journal."""
     return len(LEARNING_RATES) + MIDDLES + TRIES_OF_SOLVER.get(row.solver["kind"], 1) + len(CLAMPS)
 
 
 def middles(results: Sequence[Try]) -> list[tuple[dict[str, Any], str]]:
-    """The learning rates halfway, by ratio, between the best of some and its neighbours: the optimum is flat, and what
-    facts are held out decides between neighbours of a coarse list.
-    """
+    """The geometric means of the best learning rate and its neighbours, since the list is coarse."""
     tried = {one.value["target"]["learning_rate"]: one.score for one in results}
     if not tried or max(tried.values()) == -math.inf:
         return []
@@ -419,7 +426,7 @@ def middles(results: Sequence[Try]) -> list[tuple[dict[str, Any], str]]:
 
 
 def _key(recipe: Recipe, about: str) -> str:
-    """Everything that a try's score depends on."""
+    """Digest of everything that a score depends on."""
     record = [recipe.model_dump(mode="json"), about]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -431,10 +438,10 @@ UNSEARCHED = "errata recipe auto --minutes 0; scale-free defaults, tried on no f
 def unsearched_recipe(
     model: str, row: Method, layers: Sequence[int], columns: int, statistics: Mapping[str, Any]
 ) -> SearchResult:
-    """What a search starts from, for want of one: what suited the embedded model, and λ as published for large ones.
+    """The starting recipe as a result: values that suit the embedded model, and λ as published for large ones.
 
     Args:
-        columns: how many W has.
+        columns: of W.
     """
     recipe = starting_recipe(model, row, layers, columns, statistics, batch_size=100)
     reasons = {
@@ -451,7 +458,7 @@ def unsearched_recipe(
 
 
 def unsearched_reasons(recipe: Recipe) -> dict[str, str]:
-    """field -> why its value, for numbers of a row that no search varies."""
+    """field -> reason for its value, for parameters that no search varies."""
     reasons = {}
     if recipe.solver.kind == "neurons":
         reasons["share"] = f"{recipe.solver.share:g}, all neurons; not searched"
@@ -466,17 +473,17 @@ def unsearched_reasons(recipe: Recipe) -> dict[str, str]:
 
 
 def layers_by_depth(layers: int) -> tuple[int, ...]:
-    """The critical layers at the depth where Llama 3's are: from an eighth to a quarter of the blocks."""
+    """Critical layers at the same relative depth as Llama 3's: from an eighth to a quarter of the blocks."""
     return tuple(range(layers // 8, max(layers // 8, layers // 4) + 1))
 
 
 def automatic_file(model: str, layers: Sequence[int], why: str, found: Mapping[str, SearchResult]) -> str:
-    """A recipe file, with an entry for each method and its ``+blue``, that says how each number was found.
+    """A recipe file with an entry for each method and its ``+blue``, and comments on how values were chosen.
 
     Args:
         layers: the critical layers.
-        why: how they were found.
-        found: row's name -> the end of its search.
+        why: how they were chosen.
+        found: method -> result of its search.
     """
     entries: dict[str, Any] = {}
     for name, end in found.items():

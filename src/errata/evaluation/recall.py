@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from errata.editors.contract import Answerer
 from errata.evaluation.absence import absent_fields
 from errata.facts.fact import QUESTION_LISTS, Fact, Question
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
@@ -41,7 +42,7 @@ _WITH_TOKENS = (
 
 
 def evaluate_facts(
-    model: LanguageModel,
+    model: Answerer,
     facts: Sequence[Fact],
     *,
     untouched: Sequence[Untouched] = (),
@@ -68,7 +69,7 @@ def evaluate_facts(
     for entry in asked:
         for pair in entry.pairs():
             owners.setdefault(pair, entry.fact)
-    scores = scores_of(model, list(owners), token_budget=token_budget, report=report)
+    scores = _scores(model, list(owners), token_budget=token_budget, report=report)
     check_finite(scores, owners)
     return [record for entry in asked for record in entry.records(scores)]
 
@@ -80,7 +81,7 @@ def tokens_read(model: LanguageModel, facts: Sequence[Fact], *, untouched: Seque
 
 
 def agreement(
-    model: LanguageModel,
+    model: Answerer,
     facts: Sequence[Fact],
     unedited: Callable[[], AbstractContextManager[None]],
     *,
@@ -94,8 +95,8 @@ def agreement(
     """
     pairs: dict[Pair, str] = {asked.pair: fact.id for fact in facts for asked in fact.unrelated}
     with unedited():
-        earlier = scores_of(model, list(pairs))
-    now = scores_of(model, list(pairs), report=report)
+        earlier = _scores(model, list(pairs))
+    now = _scores(model, list(pairs), report=report)
     for scores in (earlier, now):
         check_finite(scores, pairs)
 
@@ -105,6 +106,14 @@ def agreement(
 
     asked = [(fact.id, entry.pair) for fact in facts for entry in fact.unrelated]
     return [Record(fact, Metric.UNRELATED_AGREEMENT, pair[0], share(pair), now[pair].said) for fact, pair in asked]
+
+
+def _scores(
+    model: Answerer, pairs: Sequence[Pair], *, token_budget: int = TOKEN_BUDGET, report: Report = silent
+) -> dict[Pair, TargetScore]:
+    if isinstance(model, LanguageModel):  # finite or not: ``check_finite`` names the facts
+        return scores_of(model, pairs, token_budget=token_budget, report=report)
+    return dict(zip(pairs, model.score(pairs, token_budget=token_budget, report=report), strict=True))
 
 
 def absent(facts: Sequence[Fact], untouched: Sequence[Untouched] = (), *, tokens: bool = False) -> dict[Metric, str]:

@@ -1,0 +1,76 @@
+"""A cell of every kind of editor: measured through the contract, resumed, and collected with reasons for gaps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errata.benchmark.cell import EditorKind, open_cell, work_on
+from errata.benchmark.cell_files import CellSpec
+from errata.benchmark.collect import collect
+from errata.errors import InputError
+from errata.utils.progress import silent
+
+from tests.support.bench import TinyBench
+from tests.support.editing import tiny_recipe
+from tests.support.editors import VIEWS, MemoryEdit, MemoryEditor
+
+EDITORS = {
+    kind: EditorKind(lambda model, settings, report, kind=kind: MemoryEditor(model, kind), MemoryEdit.load)  # type: ignore[misc]
+    for kind in VIEWS
+}
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_a_cell_of_any_editor(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = TinyBench.of(tmp_path)
+    grid = bench.grid(["memit"], seeds=(0,))
+    (spec,) = bench.specs(grid)
+    shared = {name: value for name, value in spec.model_dump(mode="json").items() if name != "recipe"}
+    other = CellSpec.model_validate({**shared, "label": kind, "editor": kind, "settings": {"batch_size": 2}})
+    assert CellSpec.model_validate_json(other.model_dump_json()) == other
+    monkeypatch.setattr(TinyBench, "specs", lambda self, grid: [other])
+    campaign = bench.begin(tmp_path / "out", grid)
+    (cell,) = campaign.cells
+    with pytest.raises(InputError) as unknown:
+        open_cell(cell, silent)
+    assert unknown.value.code == "EDITOR_UNKNOWN"
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "facts edited" and done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # before the third batch
+        work_on(cell, stop, editors=EDITORS)
+    assert len(list((cell / "edits").glob("*.edit"))) == 2
+    work_on(cell, silent, editors=EDITORS)
+    assert len(list((cell / "edits").glob("*.edit"))) == 3
+    assert campaign.is_done(cell)
+    collect(campaign)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert [entry["status"] for entry in summary["about"]["cells"]] == ["done"]
+    after: dict[str, Any] = {row["metric"]: row["mean"] for row in summary["rows"] if row["when"] == "after"}
+    (absent,) = summary["about"]["absent"]
+    if kind == "answer":
+        assert "efficacy_accuracy" not in after
+        assert "likelihood" in absent["metrics"]["efficacy_accuracy"]
+    else:
+        before = {row["metric"]: row["mean"] for row in summary["rows"] if row["when"] == "before"}
+        assert after["efficacy_success"] >= before["efficacy_success"]
+    assert "perplexity_ratio" not in after
+    assert "perplexity_ratio" in absent["metrics"]
+    assert "weight_norm_ratio" not in after
+
+
+def test_recorded_specifications_keep_their_form(tmp_path: Path) -> None:
+    (spec,) = TinyBench.of(tmp_path).specs(TinyBench(tmp_path).grid(["memit"], seeds=(0,)))
+    record = json.loads(spec.model_dump_json())
+    assert list(record)[:6] == ["format", "model", "data", "label", "recipe", "seed"]
+    assert "editor" not in record
+    assert spec.recipe == tiny_recipe(tmp_path / "corpus.txt", "memit", target={"steps": 6}).model_copy(
+        update={"batch_size": 2, "contexts": spec.recipe.contexts}
+    )
+    assert CellSpec.model_validate(record) == spec
