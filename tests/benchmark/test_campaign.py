@@ -134,7 +134,7 @@ def test_the_table_of_records_holds_every_prompt_and_gives_the_same_means(bench:
     assert about["notes"] == ["made for this test"]
     (absent,) = about["absent"]
     assert (absent["model"], absent["data"]) == (campaign.grid.models[0].name, "jsonl")
-    assert absent["metrics"]["portability_accuracy"] == "no fact has 'portability' questions"
+    assert absent["metrics"]["portability_accuracy"] == "no fact has 'portability'"
     assert not {row["metric"] for row in rows.values()} & absent["metrics"].keys()
     assert [cell["status"] for cell in about["cells"]] == ["done", "done"]
 
