@@ -23,8 +23,8 @@ from errata.editing.recipe import Recipe
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.loading import Outline
-from errata.statistics.settings import Settings
 from errata.utils.progress import Report, silent
+from errata.utils.settings import Settings
 
 TaskRecord = Mapping[str, Any]
 """The result of a task, as JSON."""

@@ -17,8 +17,8 @@ from errata.datasets.registry import DATASETS, is_own_file
 from errata.editing.methods import method_named
 from errata.editing.recipe import Recipe
 from errata.errors import Fault, FaultsError, InputError
-from errata.statistics.settings import Settings
 from errata.utils.files import file_text, is_private, reason_of
+from errata.utils.settings import Settings
 from errata.utils.yaml import line_of, parse_yaml
 
 _Place = Callable[[str], str]

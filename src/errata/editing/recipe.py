@@ -26,7 +26,8 @@ from errata.editing.recipe_settings import (
 )
 from errata.editing.solvers import AnySolverSettings
 from errata.errors import Fault, FaultsError, InputError
-from errata.statistics.settings import NAMED_CORPORA, Settings, StatisticsSettings
+from errata.statistics.settings import NAMED_CORPORA, StatisticsSettings
+from errata.utils.settings import Settings
 from errata.utils.yaml import Dumper, KeyPath, line_of
 
 
