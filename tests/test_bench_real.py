@@ -82,7 +82,7 @@ def test_real_records_through_every_measurement(folder: Path, test_data: Path) -
         "collapse": None,
         "prose": f"me-ppl={test_data / 'perplexity' / 'ME-PPL_50.json'}",
         "measures": {
-            "parts": ["free", "texts", "drift", "side", "ability", "concepts"],
+            "parts": ["free", "texts", "drift", "side", "ability", "concepts", "split_perplexity"],
             "options": {
                 "free": {"settings": {"new_tokens": 6}},
                 "texts": {"references": "references.jsonl", "corpus": "corpus.txt", "writing": {"tokens": 30}},

@@ -66,7 +66,7 @@ def test_a_killed_bench_goes_on_where_it_was(tmp_path: Path, capsys: pytest.Capt
 def test_wrong_inputs_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     for arguments, told in (
-        ([], "no --methods and no --edits given"),
+        ([], "missing --methods and --edits"),
         (["--methods", "memit", "--edits", "6000"], "--edits: count must be between 1 and 5600"),
         (["--methods", "memit", "--edits", "3", "--data", "jsonl=none.jsonl"], "none.jsonl"),
         (["--methods", "memit", "--edits", "3", "--seeds", "x"], "--seeds"),
@@ -91,8 +91,8 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path, capsys: pytest.Capture
     told = " ".join(capsys.readouterr().err.split())
     assert "has 9 faults" in told
     for expected in (
-        "--seeds 'x'", "--judge-model", "no --edits given", "collapse: input should be",
-        "taken exists already", "no measurement 'foo'", "no model could be loaded", "no data set 'nope'",
+        "--seeds 'x'", "--judge-model", "--edits", "collapse: input should be",
+        "taken exists already", "measurement 'foo'", "no model could be loaded", "no data set 'nope'",
     ):  # fmt: skip
         assert expected in told
     wrong = ["--methods", "memit", "--edits", "6000", "--collapse", "often"]
@@ -129,7 +129,7 @@ def test_a_dry_run_is_legible_and_says_what_cannot_be_asked(
     assert rows[0] == ["memit", "False", "even", "0/1/2", "512"]
     assert said.err.count("skipped, invalid combination") == 1  # one reason for four methods
     assert said.err.count("  memit [") == 4
-    assert "texts cannot be measured on lab: no fact has 'generation' prompts" in said.err
+    assert "texts cannot be measured on lab: no fact has 'generation'" in said.err
     assert "concepts cannot be measured on lab: there are no concepts" in said.err
     assert "drift cannot" not in said.err
     monkeypatch.setenv("COLUMNS", "50")  # no room for columns: each label whole, on lines of its own
@@ -148,9 +148,9 @@ def test_what_is_not_installed_is_told_before_any_work(
     for options in ([], ["--dry-run"]):
         assert run([*command, *options]) == 2
         told = " ".join(capsys.readouterr().err.split())
-        assert "needed for a benchmark's table of records. pip install 'errata[eval]'" in told
-        assert "needed for --ray. pip install 'errata[ray]'" in told
-        assert "needed for fluency" in told
+        assert "a benchmark's table of records needs optional dependencies. pip install 'errata[eval]'" in told
+        assert "--ray needs optional dependencies. pip install 'errata[ray]'" in told
+        assert "fluency needs optional dependencies" in told
     assert not (tmp_path / "out").exists()
 
 

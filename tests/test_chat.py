@@ -57,9 +57,9 @@ def test_a_fact_in_the_template_has_its_subject_and_its_target_where_they_are(fa
     assert target_in(contexts[-1], spaced) == (chat_text(model.tokenizer, spaced.text), "Rome")
     # What the search counts in this context is what a score counts in the template.
     rows = SearchPrompts(model, [spaced], contexts[-1:], 1, (Site.BLOCK,))
-    surprise = float(rows.answers(torch.zeros_like(rows.origin)).surprise)
+    nll = float(rows.answers(torch.zeros_like(rows.origin)).nll)
     bare, framed = score(model, [spaced.pair("Rome"), (chat_text(model.tokenizer, spaced.text), "Rome")])
-    assert surprise == pytest.approx(-(bare.log_probability + framed.log_probability) / 2, rel=1e-3)
+    assert nll == pytest.approx(-(bare.log_probability + framed.log_probability) / 2, rel=1e-3)
 
 
 def test_facts_are_learnt_in_the_template_too(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_model_s_own_answers_are_correct(kind: str) -> None:
     }  # fmt: skip
     # The search for a target looks at the same tokens: it finds that nothing is left to do.
     rows = SearchPrompts(model, [fact], [], 1, (Site.BLOCK,))
-    assert rows.answers(torch.zeros_like(rows.origin), holds=True).holds
+    assert rows.answers(torch.zeros_like(rows.origin), argmax=True).argmax_correct
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "gemma2"])

@@ -601,7 +601,7 @@ def test_a_source_is_laid_over_like_everything_else() -> None:
     ("changes", "where", "what"),
     [
         ({"documents": 5}, "statistics.tokens", "give one of the two"),
-        ({"tokens": None}, "statistics.tokens", "or 'documents' in its place"),
+        ({"tokens": None}, "statistics.tokens", "or 'documents' instead"),
         ({"tokens": None, "documents": 0}, "statistics.documents", "greater than or equal to 1"),
     ],
 )

@@ -158,7 +158,7 @@ FOREIGN: list[tuple[str, str, dict[str, Any], str | None]] = [
     ("stack", "of-the-base.json", {}, "[RESULTS_MISMATCH]"),
     ("on.safetensors", "evaluation.json", {}, "[RESULTS_MISMATCH]"),  # with the first patch only
     ("full", "facts.jsonl", {}, "cannot be read as JSON"),
-    ("full", "missing.json", {}, "cannot be read"),
+    ("full", "missing.json", {}, "no file or directory"),
 ]
 
 
@@ -169,7 +169,7 @@ def test_results_of_another_model_are_refused(made: Path, tmp_path: Path, capsys
         error = " ".join(capsys.readouterr().err.split())
         if words is None:
             assert status == 0
-            assert "these numbers tell no change" in text_of(tmp_path / "out")
+            assert "these numbers show no change" in text_of(tmp_path / "out")
             shutil.rmtree(tmp_path / "out")
             continue
         assert status == 2, (model, results)
@@ -269,7 +269,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
     monkeypatch.setattr(Hub, "uploaded", {})
     monkeypatch.setattr(Hub, "is_private", True)
     monkeypatch.setattr(Hub, "fails", None)
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("errata.models.hub.HfApi", Hub)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return Hub
 
@@ -353,7 +353,7 @@ def test_names_that_the_hub_would_refuse(made: Path, hub: type[Hub], capsys: pyt
 def test_without_a_token_it_is_shown_what_would_go_and_nothing_is_sent(
     made: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr("errata.models.hub.get_token", lambda: None)
     assert run(["push", "missing", "--to", "owner/name", "--yes"]) == 2
     assert "'missing' cannot be found" in " ".join(capsys.readouterr().err.split())
     assert run(["push", "stack", "--to", "owner/name", "--yes"]) == 2

@@ -227,7 +227,7 @@ def test_tasks_that_cannot_run_are_refused(local: Path, tmp_path: Path, no_netwo
     (far / "circle.yaml").write_text("include: circle.yaml\ntask: c\n", encoding="utf-8")
     with pytest.raises(FaultsError) as error:
         measure_ability(model, AbilitySettings(tasks=(str(far), "./not-there")))
-    for words in ("5 faults", "'glue'", "example.org", "broken.yaml", "Break the circle", "no such file"):
+    for words in ("5 faults", "'glue'", "example.org", "broken.yaml", "circular include", "no such file"):
         assert words in str(error.value)
     empty = tmp_path / "empty"
     empty.mkdir()

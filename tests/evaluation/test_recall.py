@@ -98,7 +98,7 @@ def test_the_head_runs_on_target_positions_only_and_equal_places_once() -> None:
 def test_refusals() -> None:
     model, tokenizer = tiny_model("gpt2")
     lm = LanguageModel(model, tokenizer)
-    with pytest.raises(InputError, match="nothing stands before"):
+    with pytest.raises(InputError, match="nothing before"):
         score(lm, [("", "Paris")])
     with pytest.raises(InputError, match="tokens, but 'model' takes 256"):
         score(lm, [("Paris " * 300 + "is", "Rome")])

@@ -170,12 +170,12 @@ def one_series(series: Series, **more: Any) -> Findings:
     [
         ({"seconds": "long"}, "seconds"),
         ({"title": None}, "title"),
-        ({"shows": "\ud800"}, "cannot be told"),
+        ({"shows": "\ud800"}, "unreadable content"),
         ({"findings": one_series(Series("s", (1, 2), (1.0,)))}, "not as many y"),
         ({"findings": one_series(Series("s", (), (1.0, 2.0)))}, "not as many y"),
         ({"findings": one_series(Series("s", (), (1.0,)), kind="bars")}, "not as many y"),
         ({"findings": one_series(Series("s", ("a",), (1.0,)), kind="points")}, "numbers as x"),
-        ({"findings": replace(SMALL, rows=[Finding("q", "1", {}, float("nan"), None, None, 1)])}, "cannot be told"),
+        ({"findings": replace(SMALL, rows=[Finding("q", "1", {}, float("nan"), None, None, 1)])}, "unreadable content"),
     ],
 )
 def test_damaged_results_are_told_of_together(damage: dict[str, Any], told: str) -> None:
