@@ -60,7 +60,7 @@ from errata.benchmark.measurements import (
 from errata.benchmark.sequence import RunStoppedError, edit_batches, weight_norm_ratio
 from errata.benchmark.workers import PROGRESS
 from errata.editing.batch import BatchRecord
-from errata.editors.contract import Ability, Answerer, Edit, KnowledgeEditor
+from errata.editors.contract import Answerer, Edit, KnowledgeEditor
 from errata.editors.locate_then_edit import Editor
 from errata.errors import ErrataError, Fault, FaultsError, InputError, NonFiniteError
 from errata.evaluation.perplexity import Perplexity, perplexity
@@ -69,7 +69,7 @@ from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import Pair, TargetScore
 from errata.patches.patch import dtype_name, now, software_versions
-from errata.results.metrics import Metric
+from errata.results.metrics import Ability, Metric
 from errata.results.records import Record
 from errata.runs.loading import load_model
 from errata.runs.resume import editor_of

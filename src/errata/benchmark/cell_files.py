@@ -267,7 +267,7 @@ def saved_edits(folder: Path) -> list[Mapping[str, Any]]:
     Raises:
         InputError: if a file is damaged.
     """
-    found = []
+    found: list[Mapping[str, Any]] = []
     for path in sorted(folder.glob("[0-9]*.json")):
         batch = read_json(path)
         if not isinstance(batch, dict) or not {"edit", "facts", "seconds", "said"} <= batch.keys():

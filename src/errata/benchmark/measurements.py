@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from errata.benchmark.data import BenchmarkData, damaged
-from errata.editors.contract import Ability, Answerer
+from errata.editors.contract import Answerer
 from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.ability import AbilitySettings, measure_ability
 from errata.evaluation.concepts import ConceptReading, ConceptSettings, absent_concepts, concept_records, read_concepts
@@ -56,7 +56,7 @@ from errata.evaluation.texts import (
 )
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import Pair, TargetScore
-from errata.results.metrics import Metric
+from errata.results.metrics import Ability, Metric
 from errata.results.records import Record
 from errata.statistics.corpus import open_corpus
 from errata.utils.files import file_digest, reason_of, write_text

@@ -338,7 +338,7 @@ def _add_cells(
                             model=model,
                             data=entry,
                             label=variant.label,
-                            recipe=recipe.model_copy(update={"contexts": contexts}),
+                            settings=recipe.model_copy(update={"contexts": contexts}).model_dump(mode="json"),
                             seed=seed,
                             material=file,
                             eval_every=grid.eval_every,
