@@ -305,7 +305,8 @@ def test_models_that_cannot_be_edited_are_refused_before_any_work(
 ) -> None:
     """There are neither weights nor a tokenizer nor facts: nothing else has been looked at."""
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    arguments = ["edit", "--model", str(tmp_path), "--facts", str(tmp_path / "none.jsonl"), "--dry-run"]
+    (tmp_path / "facts.jsonl").write_text("no facts", encoding="utf-8")
+    arguments = ["edit", "--model", str(tmp_path), "--facts", str(tmp_path / "facts.jsonl"), "--dry-run"]
     assert run(arguments) == 2
     said = capsys.readouterr().err
     assert reason in " ".join(said.split())

@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import typer
@@ -22,6 +22,8 @@ from errata.benchmark.part_names import FURTHER_NAMES
 from errata.cli import command_of, run
 from errata.output import reserved
 from errata.verbs.command import Verb
+from errata.verbs.command_line import command_line
+from errata.verbs.inputs import READ
 from errata.verbs.verb_table import VERBS
 
 
@@ -52,6 +54,50 @@ def test_a_command_line_is_read_without_torch(problem: str) -> None:
     command = [sys.executable, "-c", script, problem, *verbs]
     ended = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr[-300:] if ended.returncode else "") == (0, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "edit --facts none.jsonl --untouched none.jsonl --out x.safetensors",
+        "edit --facts here.jsonl --method memitt --out x.safetensors",
+        "edit --facts here.jsonl --recipe none.yaml --out x.safetensors",
+        "edit --facts here.jsonl --corpus none.txt --out x.safetensors",
+        "edit --resume none",
+        "evaluate --facts none.jsonl",
+        "ask --file none.txt",
+        "apply none.safetensors --out x",
+        "save here.jsonl --results none.json --out x",
+        "locate --facts none.jsonl",
+        "report none",
+        "bench none.yaml --out x",
+        "bench --methods memit,memitt --edits 2 --out x",
+        "bench --data counterfact=none.json --methods memit --edits 2 --out x",
+        "analyse spectrum --facts none.jsonl --out x",
+        "demo --methods memitt",
+        "recipe check none.yaml",
+        "recipe auto --facts none.jsonl --out x.yaml",
+        "data check zsre none.json",
+    ],
+)
+def test_methods_and_files_that_do_not_exist_are_told_without_torch(arguments: str, tmp_path: Path) -> None:
+    (tmp_path / "here.jsonl").write_text("")
+    script = "import sys; from errata.cli import run; print(run(sys.argv[1:]), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", script, *arguments.split()]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.stdout.split() == ["2", "False"], ended.stderr
+    said = " ".join(ended.stderr.split())
+    assert "memitt" in said or "none" in said
+    assert said.count("none.jsonl") == arguments.count("none.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["here.jsonl"]
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_path_is_known_as_one_that_is_read_or_one_that_is_written(name: str) -> None:
+    written = {"directory", "json", "lora", "out", "run", "svg", "work"}
+    for command in command_line(f"errata.verbs.{VERBS[name].module}").registered_commands:
+        paths = {each for each, kind in get_type_hints(command.callback).items() if "Path" in str(kind)}
+        assert paths <= READ | written
 
 
 def parameters(command: Any) -> list[dict[str, Any]]:
@@ -197,7 +243,9 @@ def test_a_run_and_its_output_cannot_be_the_same(
 def test_an_output_that_another_process_is_about_to_write_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "facts.jsonl").touch()
     with reserved(tmp_path / "new" / "one.safetensors"):
-        assert run(["edit", "--facts", "none.jsonl", "--out", str(tmp_path / "new" / "one.safetensors")]) == 2
+        out = str(tmp_path / "new" / "one.safetensors")
+        assert run(["edit", "--facts", str(tmp_path / "facts.jsonl"), "--out", out]) == 2
         assert "another process" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["facts.jsonl"]

@@ -130,8 +130,9 @@ def test_an_unfinished_run_says_how_to_go_on(directory: Path, capfd: pytest.Capt
 def test_wrong_choices_are_told_with_wrong_directories(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], words: str
 ) -> None:
+    (tmp_path / "nothing").mkdir()
     assert run(["report", str(tmp_path / "nothing"), *(option.format(tmp_path) for option in options)]) == 2
     said = " ".join(capfd.readouterr().err.split())
     assert words in said
-    assert "there is no directory" in said
-    assert not list(tmp_path.iterdir())
+    assert "no run of a benchmark" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["nothing"]

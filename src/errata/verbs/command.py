@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from errata.errors import InputError
 from errata.output import is_there, reserved
+from errata.verbs.inputs import check_inputs
 
 _TEXTS = frozenset({"prompts", "subject", "dataset", "which"})  # parameters that name no file, whatever they look like
 
@@ -35,6 +36,7 @@ class Verb(TyperCommand):
             InputError: if --json is, or lies inside, another path of the command line; if --run is, or lies inside,
                 --out; if another process is about to write the same --out; if a model's code may run in a dry run;
                 if there is no such file as --gguf names. Nothing has happened then.
+            InputError, FaultsError: if methods or files that are named do not exist, before the verb's imports.
         """
         if (gguf := ctx.params.pop("gguf", None)) is not None:
             ctx.params["model"] = _gguf_path(ctx.params["model"], gguf)
@@ -54,12 +56,19 @@ class Verb(TyperCommand):
                         f"--json {json} {relation} {place}, which this command reads or writes",
                         remedy="Give another file for the results",
                     )
+        check_inputs(ctx.params, {param.name: _label(param) for param in self.params if param.name is not None})
         if self.callback is not None:  # typer keeps its type to itself
             import_module(self.callback.__module__)  # the work itself: seconds, after what can be found without it
         if ctx.obj is not None:
             ctx.obj()  # what has to be done once the libraries are there; see errata.cli.run
         with reserved(out) if isinstance(out, Path) else nullcontext():
             return super().invoke(ctx)
+
+
+def _label(param: Any) -> str:
+    """What a user knows a parameter by: --facts, or FILE."""
+    name = max(param.opts, key=len)
+    return str(name if name.startswith("-") else param.metavar or name.upper())
 
 
 def _gguf_option() -> Any:

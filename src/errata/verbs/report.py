@@ -40,7 +40,7 @@ app = typer.Typer()
 
 @app.command("report", epilog=EXAMPLE)
 def report(
-    run: Annotated[
+    results: Annotated[
         Path,
         typer.Argument(
             metavar="RUN", help="The directory of a benchmark, of a finished study, or a folder of studies."
@@ -68,10 +68,10 @@ def report(
 
     They are written beside the results, over an older report; the Markdown's figures into figures/ beside it.
     """
-    if is_of_studies(run) and not is_there(run / SUMMARY) and not is_there(run / GRID):
-        _report_studies(run, out, formats, analysis or [])
+    if is_of_studies(results) and not is_there(results / SUMMARY) and not is_there(results / GRID):
+        _report_studies(results, out, formats, analysis or [])
     else:
-        _report_benchmark(run, out, formats, analysis or [])
+        _report_benchmark(results, out, formats, analysis or [])
 
 
 def _check_something(run: Path) -> None:
