@@ -42,6 +42,40 @@ def test_formats_and_places_can_be_chosen(directory: Path, tmp_path: Path) -> No
     assert not REPORTS & names(directory)
 
 
+@pytest.mark.parametrize("kind", ["html", "md", "csv", "tex"])
+def test_only_reports_are_replaced(directory: Path, tmp_path: Path, kind: str) -> None:
+    mine = tmp_path / f"mine.{kind}"
+    mine.write_text("My own notes, a,b\n", encoding="utf-8")
+    assert run(["report", str(directory), "--out", str(mine)]) == 2
+    assert mine.read_text(encoding="utf-8") == "My own notes, a,b\n"
+    (tmp_path / "place").mkdir()
+    mine.rename(tmp_path / "place" / f"report.{kind}")
+    assert run(["report", str(directory), "--out", str(tmp_path / "place")]) == 2
+    assert names(tmp_path / "place") == {f"report.{kind}"}
+    other = tmp_path / f"other.{kind}"
+    other.touch()
+    for _ in range(2):  # an empty file, and then a report
+        assert run(["report", str(directory), "--out", str(other)]) == 0
+    assert other.stat().st_size
+    (directory / f"report.{kind}").write_text("made by an earlier version", encoding="utf-8")
+    assert run(["report", str(directory), "--format", kind]) == 0
+    assert (directory / f"report.{kind}").read_bytes() == other.read_bytes()
+
+
+def test_a_cause_of_failures_is_told_once_with_its_cells(directory: Path) -> None:
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    cells = summary["about"]["cells"]
+    for cell, failure in zip(cells, ("the model is not finite", "the model is not finite", "no room"), strict=False):
+        cell.update(status="failed", failure=failure, seconds=None)
+    (directory / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    assert run(["report", str(directory), "--format", "html,md"]) == 0
+    texts = [(directory / name).read_text(encoding="utf-8") for name in ("report.html", "report.md")]
+    for text in texts:
+        assert text.count("the model is not finite") == text.count("no room") == 1
+        (line,) = [line for line in " ".join(text.split()).split("no room")[0].split("ailed") if "not finite" in line]
+        assert all(cell["id"] in line for cell in cells[:2])
+
+
 def test_failed_and_unfinished_cells_are_told(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     summary["about"]["cells"][0].update(status="failed", failure="it broke", seconds=None)

@@ -167,6 +167,26 @@ def test_a_grid_that_is_stopped_anywhere_comes_out_the_same(bench: TinyBench, tm
     assert _without_seconds(collect(campaign)[0]) == expected
 
 
+def test_a_cause_of_failures_is_told_in_full_once(
+    bench: TinyBench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit", "memit+blue"], seeds=(0, 1), edits=2))
+
+    def break_all(cell: Path) -> None:
+        raise EditError("the model is not finite", remedy="Try again")
+
+    told = finish(campaign, Inline(before_cell=break_all))
+    assert len(told) == 4
+    assert sum("not finite" in line for line in told) == 1
+    first = told[0].partition(": failed")[0]
+    assert all(line.endswith(first) for line in told[1:])
+    show_results(campaign, *collect(campaign))
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("not finite") == 1
+    assert "4 cells" in said
+    assert all(cell.name in said for cell in campaign.cells)
+
+
 def _without_seconds(summary: Path) -> list[Row]:
     return [row for row in read_results(summary).rows if row["metric"] != "seconds_per_edit"]
 
@@ -555,7 +575,9 @@ def test_a_measurement_that_fails_costs_nothing_else(
         campaign = bench.begin(tmp_path / "out", more)
         told = finish(campaign)
         assert len(told) == 2
-        assert all("measurement 'drift'" in line and "no such task" in line for line in told)
+        assert "measurement 'drift'" in told[0]
+        assert "no such task" in told[0]
+        assert "no such task" not in told[1], "the same cause is told once"
         results = read_results(collect(campaign)[0])
     rows = [row for row in results.rows if row["metric"] != "seconds_per_edit"]
     assert [row for row in rows if row in expected] == expected  # nothing is lost

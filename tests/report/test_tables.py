@@ -12,6 +12,7 @@ from errata.errors import InputError
 from errata.evaluation.metrics import Metric
 from errata.evaluation.records import When
 from errata.evaluation.results_file import Row
+from errata.report.measures import measure_of
 from errata.report.tables import before_after_markdown, before_after_table, comparison_tables, markdown_tables
 
 METHODS = ["memit", "memit+blue", "alphaedit", "alphaedit+blue"]
@@ -52,8 +53,7 @@ def test_a_wide_table_has_one_line_a_method_and_moment() -> None:
         ]
     first = next(line for line in edited if line.startswith("memit "))
     assert first.split()[:3] == ["memit", "90.0", "[87,93]"]
-    last = [line for line in edited if line.strip()][-4]
-    assert last.split()[0] == "alphaedit+blue"
+    last = next(line for line in edited if line.startswith("alphaedit+blue "))
     assert last.split()[-3:] == ["93.0", "[90,96]", "1.03"]
     for name in ("eff. succ.", "eff. acc.", "gen. succ.", "gen. acc.", "score", "s/edit", "n=100"):
         assert name in " ".join(edited[:4])
@@ -88,6 +88,17 @@ def test_successes_stand_beside_accuracies_with_the_score() -> None:
     assert table[3].startswith("| memit | 90.0 [87,93] |")
     assert "12.3" in table[3]
     assert sum(line.startswith("| memit |") for line in table) == 2
+
+
+def test_what_seconds_per_edit_leave_out_is_said_where_they_are_shown() -> None:
+    rows = [entry for entry in full_rows() if entry["method"] == "memit"]
+    shown = "\n".join(rendered(before_after_table(rows, width=120), 120))
+    compared = markdown_tables(rows)
+    assert "without preparation" in " ".join(shown.split())
+    assert compared.count("without preparation") == 1
+    others = [entry for entry in rows if entry["metric"] != Metric.SECONDS_PER_EDIT]
+    assert "without preparation" not in markdown_tables(others)
+    assert "without preparation" in measure_of(Metric.SECONDS_PER_EDIT).head
 
 
 def test_right_after_is_left_out_where_it_is_the_end() -> None:

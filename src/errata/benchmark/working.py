@@ -65,6 +65,7 @@ def work(
         return status
 
     overall()
+    causes: dict[str, str] = {}
     waiting = deque(cells)
     with ThreadPoolExecutor(jobs) as pool:
         running: dict[Future[int], Path] = {}
@@ -76,7 +77,7 @@ def work(
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
                     cell = running.pop(future)
-                    told(_ended(campaign, cell, future.result()))
+                    told(_ended(campaign, cell, future.result(), causes))
         except BaseException:
             waiting.clear()
             runner.stop()  # the pool waits for what is running
@@ -139,11 +140,18 @@ def note_failure(cell: Path, status: int) -> None:
         write_text(cell / "failure.json", json.dumps({"what": what}) + "\n")
 
 
-def _ended(campaign: Campaign, cell: Path, status: int) -> str:
+def _ended(campaign: Campaign, cell: Path, status: int, causes: dict[str, str]) -> str:
+    """What became of a cell; a cause of failure that was told before is told by the cell that failed by it first.
+
+    Args:
+        causes: cause -> that cell's name; a new one is added.
+    """
     spec = campaign.spec(cell)
     name = spec.called
     if status != 0:
-        return f"{name}: failed: {failure_of(cell) or 'interrupted'}"
+        cause = failure_of(cell) or "interrupted"
+        first = causes.setdefault(cause, name)
+        return f"{name}: failed: {cause if first == name else f'for the same reason as {first}'}"
     result = read_json(cell / "result.json")
     stopped = f", stopped before batch {result['collapsed_at']}" if result["collapsed_at"] else ""
     measured = f"; measured: {', '.join(campaign.grid.measures.parts)}" if campaign.grid.measures.parts else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -91,6 +91,19 @@ class About(BaseModel):
     def all_versions(self) -> list[str]:
         """``errata 0.1.0, torch 2.13.0``, for each set of versions."""
         return [", ".join(f"{name} {_joined(version)}" for name, version in one.items()) for one in self.versions]
+
+
+def by_cause(failures: Iterable[tuple[str, str | None]]) -> dict[str, list[str]]:
+    """Cause -> the cells that failed by it, so that each cause is said once.
+
+    Args:
+        failures: (a cell's id, why it failed); those without a cause are left out.
+    """
+    found: dict[str, list[str]] = {}
+    for cell, cause in failures:
+        if cause:
+            found.setdefault(cause, []).append(cell)
+    return found
 
 
 def _joined(version: object) -> str:

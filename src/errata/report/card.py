@@ -39,7 +39,7 @@ _MEANING: Mapping[str, Markdown] = {
     Metric.SAME_SUBJECT_ACCURACY: Markdown("other facts of the edited subjects: the model still says them"),
     Metric.UNTOUCHED_ACCURACY: Markdown("facts of subjects that nobody edited: the model still says them"),
     Metric.PERPLEXITY_RATIO: Markdown("perplexity on held-out text, over that before; 1 is no change"),
-    Metric.SECONDS_PER_EDIT: Markdown("wall time of the edit over its facts"),
+    Metric.SECONDS_PER_EDIT: Markdown("wall time of the edit over its facts, without preparation"),
 }
 
 

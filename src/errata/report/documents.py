@@ -11,6 +11,7 @@ from errata.evaluation.results_file import Row
 from errata.facts_formats import escaped
 from errata.report.analysis_documents import left_out, section_markdown
 from errata.report.analysis_results import ShownStudy
+from errata.report.bench_about import by_cause
 from errata.report.bench_run import BenchRun, shown_name
 from errata.report.comparison import BEST_NOTE, Cell, Comparison, comparisons
 from errata.report.conclusion import conclusion
@@ -48,9 +49,8 @@ def report_markdown(run: BenchRun, analysis: Sequence[ShownStudy] = (), waiting:
     begun = moment(about.created) if about.created else "at a time not told"
     taken = f"{duration(total_seconds(about.cells))} ({seconds_note(about)})"
     blocks.append(f"Begun {begun}, in the folder {text(run.name)}. Time: {taken}.")
-    alarms = [
-        f"- **Failed:** {code(cell.id)}: {text(cell.failure or 'no reason told')}" for cell in failed(about.cells)
-    ]
+    causes = by_cause((cell.id, cell.failure or "no reason told") for cell in failed(about.cells))
+    alarms = [f"- **Failed:** {', '.join(map(code, cells))}: {text(cause)}" for cause, cells in causes.items()]
     alarms += [f"- **Collapsed:** {code(cell.id)}: {stopping(cell)}" for cell in collapsed(about.cells)]
     alarms += [f"- **Not done:** {code(cell.id)}" for cell in unfinished(about.cells)]
     blocks += ["\n".join(alarms)] if alarms else []

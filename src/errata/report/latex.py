@@ -30,11 +30,14 @@ def latex_text(value: object) -> str:
     )
 
 
+LATEX_START: Final = r"% Needs \usepackage{booktabs,graphicx}."
+
+
 def report_latex(run: BenchRun) -> str:
     """A ``table`` for each group of metrics of each model and data set."""
     # A comment ends with its line.
     commands = [f"% Made by: {_INVISIBLE.sub(' ', command)}" for command in run.about.all_commands]
-    lines = [r"% Needs \usepackage{booktabs,graphicx}.", *commands, f"% {BEST_NOTE}"]
+    lines = [LATEX_START, *commands, f"% {BEST_NOTE}"]
     for section in run.sections():
         for table in comparisons(section.rows, run.stopped(section)):
             named = ", ".join(part for part in (section.model, section.data) if part)

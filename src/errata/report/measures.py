@@ -115,7 +115,7 @@ _KNOWN: Final[Mapping[str, Measure]] = {
         Measure("weight_norm_ratio", "weight change ‖ΔW‖ / ‖W‖", Group.COST, Unit.RATIO, None),
         Measure("fluency", "fluency", Group.TEXTS, Unit.RAW, "higher"),
         Measure("consistency", "consistency", Group.TEXTS, Unit.RAW, "higher"),
-        Measure("seconds_per_edit", "time per edit", Group.COST, Unit.SECONDS, "lower"),
+        Measure("seconds_per_edit", "time per edit (without preparation)", Group.COST, Unit.SECONDS, "lower"),
     )
 }
 # The first that fits. Whether a negated prompt should get the new answer is a question of definition: no best mark.

@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from errata.report.analysis_results import ShownStudy, told_value, verdicts
 from errata.report.answers import Answers
-from errata.report.bench_about import About, CellRecord
+from errata.report.bench_about import About, CellRecord, by_cause
 from errata.report.bench_run import BenchRun, shown_name
 from errata.report.comparison import BEST_NOTE, Comparison, comparisons
 from errata.report.conclusion import conclusion, unable
@@ -82,6 +82,7 @@ def report_page(
             headline=headline(run),
             duration=duration(total_seconds(run.about.cells)),
             failed=failed(run.about.cells),
+            causes=by_cause((cell.id, cell.failure or "no reason was told") for cell in failed(run.about.cells)),
             collapsed=collapsed(run.about.cells),
             unfinished=unfinished(run.about.cells),
             sections=sections,

@@ -45,6 +45,7 @@ _COLUMNS: Mapping[Part, Mapping[str, str]] = {
         Metric.WEIGHT_NORM_RATIO: "ΔW/W",
     },
 }
+WITHOUT_PREPARATION = "without preparation (key statistics, contexts)"
 _MEANING: Mapping[Part, str] = {
     "edited": "%. acc.: every token of the answer is the likeliest; succ.: the new answer is likelier than the old one",
     "others": (
@@ -164,6 +165,8 @@ def _comparison(rows: Sequence[Row], part: Part, metrics: Sequence[str], right_a
         for metric in metrics
     )
     note = f"After the whole run, mean [95 % interval over n]; {_MEANING[part]}"
+    if Metric.SECONDS_PER_EDIT in metrics:
+        note += f"; s/edit: {WITHOUT_PREPARATION}"
     if unable:
         note += "; *: has no room to move from where it was before editing, and can show nothing"
     return _Grid("method", heads, tuple(lines), note)
@@ -210,11 +213,14 @@ def _before_after(rows: Sequence[Row], now: str, marked: Collection[str]) -> _Gr
         for metric in metrics
     )
     heads = (*((head, "") for _, head in shown), ("n", ""))
+    note = "Mean [95 % interval over n]; accuracy, success and score in %"
+    if Metric.SECONDS_PER_EDIT in metrics:
+        note += f"; seconds per edit: {WITHOUT_PREPARATION}"
     return _Grid(
         methods[0],
         heads,
         lines,
-        "Mean [95 % interval over n]; accuracy, success and score in %",
+        note,
     )
 
 

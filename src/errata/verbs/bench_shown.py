@@ -9,6 +9,7 @@ from pathlib import Path
 from errata.benchmark.campaign import Campaign
 from errata.benchmark.grid import Grid, variants
 from errata.evaluation.results_file import read_results
+from errata.report.bench_about import by_cause
 from errata.report.tables import comparison_tables
 from errata.verbs.bench_plan import Plan, unasked
 from errata.verbs.terminal import console, counted, tell, warn
@@ -67,8 +68,9 @@ def show_results(campaign: Campaign, summary: Path, records: Path) -> None:
             warn(f"collapse: {where}: stopped before batch {cell['collapsed_at']}, {cell['edits']} facts are in")
         for note in cell["notes"]:
             warn(f"{cell['id']}: {note}")
-        if cell["failure"]:
-            warn(f"failed: {cell['id']}: {cell['failure']}")
+    for cause, cells in by_cause((cell["id"], cell["failure"]) for cell in results.about["cells"]).items():
+        count = f" ({len(cells)} cells)" if len(cells) > 1 else ""
+        warn(f"failed{count}: {', '.join(cells)}: {cause}")
     tell(f"Wrote {summary} and {records}. See them: errata report {campaign.directory}")
 
 

@@ -14,16 +14,16 @@ from errata.benchmark.campaign import open_campaign
 from errata.benchmark.collect import collect
 from errata.errors import Fault, FaultsError, InputError, told_together
 from errata.in_place import check_no_links
-from errata.output import check_file, is_there, write_bytes, write_text
+from errata.output import check_file, is_file, is_there, write_bytes, write_text
 from errata.report.analysis_documents import FIGURES, analysis_markdown, figure_files
 from errata.report.analysis_folders import Studies, is_of_studies, read_studies
 from errata.report.analysis_page import analysis_page
 from errata.report.analysis_results import ShownStudy, shown
 from errata.report.answers import Answers, read_answers
 from errata.report.bench_run import GRID, RECORDS, SUMMARY, BenchRun, read_bench_run
-from errata.report.documents import report_csv, report_markdown
+from errata.report.documents import CSV_COLUMNS, report_csv, report_markdown
 from errata.report.figures import check_drawing
-from errata.report.latex import report_latex
+from errata.report.latex import LATEX_START, report_latex
 from errata.report.page import report_page
 from errata.verbs.terminal import counted, tell, warn
 
@@ -35,6 +35,7 @@ _NOT_OF_STUDIES: Final = {
     "csv": f"each study has its table already: {ROWS} in its directory",
     "tex": f"no LaTeX is made of studies; {ROWS} in a study's directory is its table",
 }
+_MARK: Final = "<!-- Made by errata report, which may replace this file. -->"
 app = typer.Typer()
 
 
@@ -115,7 +116,7 @@ def _report_studies(run: Path, out: Path | None, formats: str | None, analysis: 
             if refused:
                 raise FaultsError("the command line", refused)
             for target in targets.values():
-                check_file(target)
+                _check_replaceable(run, target)
         with part:
             check_drawing()
         with part:
@@ -144,7 +145,7 @@ def write_studies(
     studies = shown(results, _tables(places, targets))
     makers: dict[str, Callable[[], str]] = {
         "html": lambda: analysis_page(studies, unfinished),
-        "md": lambda: analysis_markdown(studies, unfinished),
+        "md": lambda: f"{analysis_markdown(studies, unfinished)}\n{_MARK}\n",
     }
     _write({target: makers[kind]() for kind, target in targets.items()}, targets, studies)
 
@@ -174,7 +175,7 @@ def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis
     answers = read_answers(found.records) if "html" in targets else None
     makers: dict[str, Callable[[], str]] = {
         "html": lambda: report_page(found, _given(answers), studies, unfinished),
-        "md": lambda: report_markdown(found, studies, unfinished),
+        "md": lambda: f"{report_markdown(found, studies, unfinished)}\n{_MARK}\n",
         "csv": lambda: report_csv(found),
         "tex": lambda: report_latex(found),
     }
@@ -221,9 +222,35 @@ def _formats(given: str) -> Sequence[str]:
 
 
 def _check_target(run: Path, target: Path) -> None:
-    check_file(target)
+    _check_replaceable(run, target)
     if target.resolve() in {(run / SUMMARY).resolve(), (run / RECORDS).resolve()}:
         raise InputError(f"{target} is a result of the run", remedy="Give another --out")
+
+
+def _check_replaceable(run: Path, target: Path) -> None:
+    """Raises InputError if no report can be written there, or would take the place of a file that is none.
+
+    Under its usual name in the run's own directory it is one: errata has always written it there, without a mark.
+    """
+    check_file(target)
+    usual = target.stem == STEM and target.parent.resolve() == run.resolve()
+    if not usual and is_file(target) and not _is_report(target):
+        raise InputError(
+            f"{target} is there, and is not a report of errata: it would be lost",
+            remedy="Give another --out, or remove it first",
+        )
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a report in the format that its name ends in, or is empty."""
+    data = path.read_bytes()
+    marks = {
+        ".html": b"<title>errata: " in data[:2000],
+        ".md": data.rstrip().endswith(_MARK.encode()),
+        ".csv": data.startswith(",".join(CSV_COLUMNS).encode()),
+        ".tex": data.startswith(LATEX_START.encode()),
+    }
+    return not data or marks[path.suffix.lower()]
 
 
 def _given(answers: Answers | None) -> Answers:
