@@ -11,6 +11,8 @@ from errata.automatic_controls import (
     says_something,
     with_automatic_controls,
 )
+from errata.evaluation.metrics import Metric
+from errata.evaluation.recall import evaluate_facts
 from errata.evaluation.scoring import score
 from errata.facts import Fact, FactSet, Question
 from errata.joining import holds_name
@@ -40,14 +42,14 @@ def drawn(lab: LanguageModel, facts: FactSet) -> Controls:
 
 
 def test_the_answers_are_what_the_unedited_model_says(lab: LanguageModel, drawn: Controls) -> None:
-    questions = [question for fact in drawn.facts for question in (*fact.own, *fact.unrelated)]
+    questions = [question for fact in drawn.facts for question in (*fact.own, *fact.neighbours)]
     assert len(questions) == drawn.count > 0
     assert all(found.correct for found in score(lab, [(each.prompt, each.answer) for each in questions]))
 
 
 def test_there_are_at_most_so_many_of_each_kind_and_they_are_marked(facts: FactSet, drawn: Controls) -> None:
     for fact in drawn.facts:
-        for field in ("own", "unrelated"):
+        for field in ("own", "neighbours"):
             assert len(getattr(fact, field)) <= 2
             assert ((fact.id, field) in drawn.automatic) == bool(getattr(fact, field))
     assert [fact.id for fact in drawn.facts] == [fact.id for fact in facts]
@@ -58,15 +60,24 @@ def test_other_subjects_are_asked_the_facts_own_prompt_and_the_same_subject_some
     shipped = {fact.subject for fact in known_facts()}
     for fact in drawn.facts:
         before, after = fact.prompt.split("{}")
-        subjects = [each.prompt.removeprefix(before).removesuffix(after) for each in fact.unrelated]
+        subjects = [each.prompt.removeprefix(before).removesuffix(after) for each in fact.neighbours]
         assert set(subjects) <= shipped - {fact.subject}
         assert all(any(each.prompt == text.replace("{}", fact.subject) for text in OWN_PROMPTS) for each in fact.own)
+
+
+def test_drawn_questions_about_other_subjects_measure_specificity(lab: LanguageModel, drawn: Controls) -> None:
+    asked = evaluate_facts(lab, drawn.facts)
+    near = [record for record in asked if record.metric == Metric.SPECIFICITY_ACCURACY]
+    assert {record.prompt for record in near} == {each.prompt for fact in drawn.facts for each in fact.neighbours}
+    assert near
+    assert all(record.value == 1 for record in near), "the answers are the model's own"
+    assert not [record for record in asked if record.metric == Metric.UNRELATED_ACCURACY]
 
 
 def test_an_edited_subject_is_never_a_control(lab: LanguageModel) -> None:
     edited = [fact for fact in known_facts() if fact.relation == "capital"]
     facts = FactSet(tuple(Fact(fact.id, fact.subject, fact.prompt, fact.target) for fact in edited))
-    asked = [each.prompt for fact in with_automatic_controls(lab, facts).facts for each in fact.unrelated]
+    asked = [each.prompt for fact in with_automatic_controls(lab, facts).facts for each in fact.neighbours]
     assert asked
     assert not set(asked) & {fact.text for fact in edited}
 
@@ -76,7 +87,7 @@ def test_no_answer_names_what_the_edit_changes(lab: LanguageModel, drawn: Contro
     word = fact.own[0].answer.split()[0]
     again = Fact(fact.id, fact.subject, fact.prompt, word, old=None)
     for other in with_automatic_controls(lab, FactSet((again,)), per_fact=9).facts:
-        assert not any(holds_name(each.answer, word) for each in (*other.own, *other.unrelated))
+        assert not any(holds_name(each.answer, word) for each in (*other.own, *other.neighbours))
 
 
 def test_an_answer_with_a_word_that_only_begins_like_the_target_is_kept(lab: LanguageModel, drawn: Controls) -> None:
@@ -100,9 +111,9 @@ def test_no_answer_names_what_another_fact_of_the_subject_changes(lab: LanguageM
 def test_a_prompt_that_ends_in_a_space_is_asked_with_it(lab: LanguageModel, facts: FactSet) -> None:
     fact = Fact("a", facts[0].subject, facts[0].prompt + " ", facts[0].target, joiner="")
     found = with_automatic_controls(lab, FactSet((fact,)), per_fact=9).facts[0]
-    assert found.unrelated
-    assert all(each.prompt.endswith(" ") for each in found.unrelated)
-    assert all(entry.correct for entry in score(lab, [each.pair for each in found.unrelated]))
+    assert found.neighbours
+    assert all(each.prompt.endswith(" ") for each in found.neighbours)
+    assert all(entry.correct for entry in score(lab, [each.pair for each in found.neighbours]))
 
 
 def test_what_the_user_asks_stays_and_nothing_of_its_kind_is_added(lab: LanguageModel, facts: FactSet) -> None:

@@ -165,7 +165,7 @@ def test_control_questions_are_drawn_measured_and_kept_in_the_patch(
     assert edit(model, out, "--json", str(tmp_path / "one.json")) == 0
     metrics = {row["metric"]: row["mean"] for row in json.loads((tmp_path / "one.json").read_text())["rows"]
                if row["when"] == "before"}  # fmt: skip
-    drawn = {field for fact in Patch.load(out).facts for field in ("own", "unrelated") if getattr(fact, field)}
+    drawn = {field for fact in Patch.load(out).facts for field in ("own", "neighbours") if getattr(fact, field)}
     assert drawn
     assert questions_of(tmp_path / "one.json")
     assert all(question["automatic"] for question in questions_of(tmp_path / "one.json"))
@@ -173,7 +173,7 @@ def test_control_questions_are_drawn_measured_and_kept_in_the_patch(
         assert metrics["same_subject_accuracy"] == 1, "their answers are what the unedited model says"
     without = tmp_path / "two.safetensors"
     assert edit(model, without, "--no-controls") == 0
-    assert not any(fact.own or fact.unrelated for fact in Patch.load(without).facts)
+    assert not any(fact.own or fact.neighbours for fact in Patch.load(without).facts)
 
 
 def test_a_run_goes_on_with_the_facts_file_that_it_began_with(

@@ -25,6 +25,7 @@ from errata.progress import Report, silent
 
 PER_FACT = 3  # questions of each kind about one fact
 ANSWER_TOKENS = 4
+DRAWN: Final = ("own", "neighbours")  # the fields of facts whose questions are drawn here
 _PUNCTUATION: Final = re.compile(r"[,.;:!?()\"。，、；：！？]")
 KIND_PROMPT = "{} is a"  # what follows it tells subjects of one kind from others
 OWN_PROMPTS = (
@@ -43,7 +44,7 @@ class Controls:
     """Facts with control questions.
 
     Attributes:
-        facts: those given, with ``own`` and ``unrelated`` questions where they had none.
+        facts: those given, with ``own`` questions and ``neighbours`` where they had none.
         automatic: (id of a fact, field) of each list of questions that was drawn here and not given by the user.
     """
 
@@ -54,7 +55,7 @@ class Controls:
     def count(self) -> int:
         """How many questions were drawn here."""
         return sum(
-            len(getattr(fact, field)) for fact in self.facts for field in ("own", "unrelated")
+            len(getattr(fact, field)) for fact in self.facts for field in DRAWN
             if (fact.id, field) in self.automatic
         )  # fmt: skip
 
@@ -66,9 +67,10 @@ def with_automatic_controls(
 
     Two kinds are drawn, each only where the user gave nothing of that kind:
 
-    - ``unrelated``: the fact's own prompt about other subjects. They come from a list that ships with errata, those
-      first of which the model thinks most like it does of the fact's subject (the next word after "{subject} is a"),
-      and are never a subject that is edited.
+    - ``neighbours``: the fact's own prompt about other subjects, where it has no ``neighbours`` and no ``unrelated``
+      questions. They are of the same relation, so they measure specificity; their answers are the model's, and need
+      not be the fact's old one. The subjects come from a list that ships with errata, those first which the model
+      takes for most like the fact's subject (by the next word after "{subject} is a"); none of them is edited.
     - ``own``: open questions about the fact's own subject.
 
     An answer is the greedy continuation up to the first punctuation mark, at most four tokens, whole words only. A
@@ -89,7 +91,7 @@ def with_automatic_controls(
     if need_others:
         nearest = _nearest_subjects(model, need_others, [fact.subject for fact in facts], 2 * per_fact)
         asked += [
-            (fact, "unrelated", fact.prompt.replace("{}", subject, 1))
+            (fact, "neighbours", fact.prompt.replace("{}", subject, 1))
             for fact, subjects in zip(need_others, nearest, strict=True)
             for subject in subjects
         ]
@@ -113,7 +115,7 @@ def with_automatic_controls(
         replace(
             fact,
             own=tuple(drawn.get((fact.id, "own"), fact.own)),
-            unrelated=tuple(drawn.get((fact.id, "unrelated"), fact.unrelated)),
+            neighbours=tuple(drawn.get((fact.id, "neighbours"), fact.neighbours)),
         )
         for fact in facts
     ]

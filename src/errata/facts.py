@@ -38,7 +38,8 @@ class Fact:
         old: the answer that the target replaces: what the model says now; None if unknown. ``truth`` is a permanent
             alias of it, as an argument and as an attribute.
         paraphrases: other wordings, as whole prompts, that ``target`` should follow too.
-        neighbours: questions about other subjects whose true object is the same; their answers should stay.
+        neighbours: questions about other subjects, in the same relation; their answers should stay. In data sets their
+            true object is the same as the fact's.
         own: questions about other facts of the same subject; their answers should stay.
         unrelated: questions about anything else (zsRE's locality questions); what is said to them should stay.
         portability: questions one hop on, with the answers that follow from ``target``.

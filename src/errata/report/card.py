@@ -33,8 +33,10 @@ _MEANING: Mapping[str, Markdown] = {
     Metric.EFFICACY_ACCURACY: Markdown("the edited prompt: the new answer is what the model says"),
     Metric.GENERALISATION_SUCCESS: Markdown("paraphrases of it: the new answer is likelier than the old one"),
     Metric.GENERALISATION_ACCURACY: Markdown("paraphrases of it: the new answer is what the model says"),
-    Metric.SPECIFICITY_SUCCESS: Markdown("other subjects with the same true answer: it is likelier than the new one"),
-    Metric.SPECIFICITY_ACCURACY: Markdown("other subjects with the same true answer: it is what the model says"),
+    Metric.SPECIFICITY_SUCCESS: Markdown(
+        "other subjects in the same relation: their answer is likelier than the new one"
+    ),
+    Metric.SPECIFICITY_ACCURACY: Markdown("other subjects in the same relation: their answer is what the model says"),
     Metric.SCORE: Markdown("harmonic mean of the three successes"),
     Metric.SAME_SUBJECT_ACCURACY: Markdown("other facts of the edited subjects: the model still says them"),
     Metric.UNTOUCHED_ACCURACY: Markdown("facts of subjects that nobody edited: the model still says them"),
