@@ -78,7 +78,7 @@ def test_a_search_on_another_model_needs_neither_facts_nor_text(
     assert run([*arguments, "--out", str(out), "--minutes", "0.0001"]) == 1
     said, err = (" ".join(text.split()) for text in capsys.readouterr())
     assert "3 facts" in said
-    assert "time was up" in err
+    assert "SEARCH_OUT_OF_TIME" in err
     assert run([*arguments, "--out", str(out), "--minutes", "0.2"]) == 0
     recipe = read_recipe(out, "memit")
     assert recipe.layers == (1, 2)
