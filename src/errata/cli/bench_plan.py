@@ -372,7 +372,7 @@ def time_left(campaign: Campaign, pending: Sequence[Path]) -> str:
     seconds = [CellSummary.of(read_finished(campaign, cell)).seconds for cell in done]
     each = sum(seconds) / len(seconds)
     return (
-        f"FinishedCell cells took {duration(each)} on average: about {duration(each * len(pending))} left, one "
+        f"Finished cells took {duration(each)} on average: about {duration(each * len(pending))} left, one "
         f"cell at a time."
     )
 
