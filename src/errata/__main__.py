@@ -8,7 +8,7 @@ import sys
 
 def main() -> None:
     """As ``errata.cli.main.main``; Ctrl-C is answered from the first moment."""
-    # OpenMP's threads burn their cores while they wait for each other, unless told otherwise before they start. Beside
+    # OpenMP's threads burn their cores while they wait for each other, unless set otherwise before they start. Beside
     # another process that has work to do, this costs several times more than waiting quietly costs on an idle machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:

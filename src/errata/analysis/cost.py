@@ -27,11 +27,11 @@ _LEAD = 1  # what joins a prefix and a prompt: "." mostly, for the space goes wi
 
 @dataclass(frozen=True, slots=True)
 class SearchRow:
-    """One text: how many tokens stand before the injection, are replayed from there on, and have their logits read.
+    """One text: the numbers of tokens before the injection, replayed from there on, and with logits read.
 
     Attributes:
         stem: how many of those before are the same for all rows of its kind.
-        kind: the number of its context; that of the KL prompt is behind them.
+        kind: the number of its context; the KL prompt's comes after them.
     """
 
     before: int
@@ -196,7 +196,7 @@ def search_flops(size: ModelSize, rows: SearchRows, layer: int, steps: int) -> i
 
 
 def _bucket_flops(size: ModelSize, bucket: Bucket, layer: int, steps: int) -> int:
-    # Once: stems and what a row has behind them, through all blocks but the last MLP; what is replayed, to the layer.
+    # Once: stems and each row's tokens after them, through all blocks but the last MLP; what is replayed, to the layer.
     own, stem_slots = bucket.rows * bucket.tail, bucket.slots - bucket.tail
     once = read_flops(size, own, size.blocks, bucket.slots) + read_flops(size, bucket.stems, size.blocks, stem_slots)
     once -= 2 * size.mlp_products * (own + bucket.stems)
@@ -215,7 +215,7 @@ class SearchMemory:
     """What a search holds at once, in bytes.
 
     Attributes:
-        cache: keys and values of what stands before the injections, in all blocks.
+        cache: keys and values of the tokens before the injections, in all blocks.
         activations: what the replayed blocks keep for the gradient.
         logits: those wanted, their logarithms of probabilities, and the gradients of both.
     """

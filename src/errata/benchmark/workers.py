@@ -40,10 +40,10 @@ class Runner(Protocol):
 def work(
     campaign: Campaign, cells: Sequence[Path], runner: Runner, *, jobs: int, report: Report, told: Callable[[str], None]
 ) -> None:
-    """Work on cells, so many at a time; one that fails is told of, and the others go on.
+    """Run cells, ``jobs`` at a time; a failed cell is reported and the rest continue.
 
     Args:
-        report: told of facts edited, and of what each cell does.
+        report: progress callback, for facts edited and the current step of each cell.
         told: gets a line for each cell that has ended.
     """
     facts = campaign.grid.edits

@@ -111,7 +111,7 @@ def history(
 
 
 def word_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """The width of the longest word of each column, so that lines break between words; reduced to fit into ``room``."""
+    """The width of each column's longest word, so that lines break between words; reduced to fit into ``room``."""
     longest = [max(len(word) for text in column for word in text.split() or [""]) for column in columns]
     limit = max(longest)
     while limit > 1 and sum(min(width, limit) for width in longest) > room:

@@ -1,7 +1,7 @@
 """One row per published method: its paper and its five choices (where, target, schedule, solver, shaping).
 
-``+blue`` behind any row's name takes the row with the ``boundary`` schedule instead of its own. A row holds what makes
-the method what it is; the numbers that depend on the model stand in recipes.
+``+blue`` after any row's name selects the row with the ``boundary`` schedule instead of its own. A row holds what makes
+the method what it is; the numbers that depend on the model are in recipes.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def read_recipe(path: str | Path, method: str, *, as_published: bool = False) ->
     recipe = _recipe_from(read_file(path), method, as_published=as_published)
     if recipe.statistics.corpus in NAMED_CORPORA:
         return recipe
-    # A path in a file counts from that file, wherever the user stands.
+    # A path in a file is relative to that file, not to the working directory.
     return recipe.with_corpus(corpus_path(recipe.statistics.corpus, Path(path).parent))
 
 

@@ -26,7 +26,7 @@ class RecipeFile:
 
     Attributes:
         source: what messages call it.
-        data: what stands in it.
+        data: its content.
         lines: of its keys.
     """
 
@@ -36,7 +36,7 @@ class RecipeFile:
 
     @property
     def entries(self) -> Mapping[Any, Any]:
-        """What stands under ``methods``."""
+        """The section ``methods``."""
         return self.data.get("methods") or {}
 
     @property
@@ -160,7 +160,7 @@ def parse_file(text: str, source: str) -> RecipeFile:
 
     Raises:
         InputError: if it is no YAML, no mapping, or its ``methods`` are none.
-        FaultsError: if keys stand twice in one mapping.
+        FaultsError: if a mapping has duplicate keys.
     """
     marked = parse_yaml(text, source)
     data = marked.data

@@ -45,7 +45,7 @@ AnyTargetSettings: TypeAlias = Annotated[TargetSettings | JointTargetSettings, F
 
 
 class ContextSettings(Settings):
-    """The short prefixes that stand before prompts when keys and targets are found.
+    """The short prefixes put before prompts when keys and targets are computed.
 
     ``halves`` is ½ of the bare prompt and ½ of the mean over prefixes; ``mean`` counts the bare prompt as one of them.
     """

@@ -91,7 +91,7 @@ class Prune(RunShaper):
     """PRUNE: large singular values of the whole change are reduced (Ma et al. 2024, arXiv:2405.16821).
 
     σ ≤ σ_max(W₀) stays; a larger σ becomes ln σ − ln σ_max + σ_max. It is always the whole change against W₀ that is
-    pruned, so to prune twice is to prune once, and editing goes on from the unpruned weights.
+    pruned, so to prune twice is to prune once, and editing continues from the unpruned weights.
 
     Args:
         on_top: as in the code of the AlphaEdit and BLUE papers' tables: add the pruned change to the edited weights, so

@@ -122,7 +122,7 @@ class Editor:
         """Edit all facts, in batches of ``recipe.batch_size``: either all of it is in, or nothing.
 
         Where the recipe shapes whole runs (``prune``), the shaped copy is what is in the model afterwards, and while
-        ``on_batch`` is called; later batches go on from the unshaped run. The patch is then that of the whole run,
+        ``on_batch`` is called; later batches continue from the unshaped run. The patch is then that of the whole run,
         and takes the place of what earlier calls returned.
 
         Args:

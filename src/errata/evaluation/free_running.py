@@ -51,7 +51,7 @@ def first_sentence_end(text: str) -> int | None:
 
     A full stop ends a sentence if space and then something other than a small letter follow, unless
 
-    - digits alone stand between it and the beginning of the line: "1. Paris" is an item of a list;
+    - only digits precede it on its line: "1. Paris" is an item of a list;
     - it follows an abbreviation that precedes a name or a number, such as "St." or "No.";
     - it follows another abbreviation, a single letter or letters with full stops between them ("Inc.", "J.",
       "U.S."), and the next whole word is not one that often begins sentences;
@@ -95,7 +95,7 @@ _ANY_FULL_STOP: Final = re.compile("[.。｡។။।]")
 
 
 def answer_end(text: str, ending: Ending) -> int | None:
-    """Where the answer in a growing text ends: at the first newline, or earlier; None if it may still go on.
+    """Where the answer in a growing text ends: at the first newline, or earlier; None if it may still continue.
 
     Args:
         ending: ``sentence``: after the full stop of the first sentence (see ``first_sentence_end``);
@@ -119,7 +119,7 @@ def answer_of(text: str, ending: Ending) -> str:
 def normalise(text: str) -> str:
     """A text as it is compared: words in small letters with one space between them.
 
-    Unicode NFKC, case folded; apostrophes, and full stops that do not stand between digits, are taken out ("U.S." is
+    Unicode NFKC, case folded; apostrophes, and full stops that are not between digits, are removed ("U.S." is
     "us", "3.5" stays), other punctuation but #, % and & becomes a space.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
@@ -262,7 +262,7 @@ Where our default (``FreeSettings()``) deviates from it:
 - an answer that *contains* the right one as whole words counts in a metric of its own (``…_contained``); there, without
   a judge, only an exact match counts;
 - a fact's aliases are right too; there only the target is;
-- exact match, containment and the judge stand side by side; there the judge's word takes the place of exact match;
+- exact match, containment and the judge are reported side by side; there the judge replaces exact match;
 - an answer that says the right one several times is shown to the judge as it is; there it is wrong (a list of several
   answers is wrong in both, to an exact match by itself, and to the judge by its instructions).
 
@@ -320,7 +320,7 @@ def expected_answer(asked: Sequence[FreeQuestion], metric: str, prompt: str) -> 
     candidates = [entry for entry in asked if entry.kind in kinds]
     context = CONTEXTS.get(where or "bare")
     held = [entry for entry in candidates if context is not None and context.may_be_of(prompt, entry.prompt)]
-    if held:  # a question may stand within a longer one; that one is asked
+    if held:  # a question may be part of a longer one; then the longer one is used
         longest = max(len(entry.prompt) for entry in held)
         candidates = [entry for entry in held if len(entry.prompt) == longest]
     answers = {entry.accepted[0] for entry in candidates}

@@ -30,7 +30,7 @@ class LocalTasks:
 
     Attributes:
         folders: where the harness has to look.
-        names: groups that stand in no other group, and tasks that stand in none, in the order of the files.
+        names: groups that belong to no other group, and tasks that belong to none, in the order of the files.
     """
 
     folders: tuple[Path, ...]
@@ -258,7 +258,7 @@ def _name(file: Path) -> object:
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The settings of a file, and those of the tasks that stand in its group."""
+    """The settings of a file, and those of the tasks in its group."""
     yield config
     inner = config.get("task")
     for entry in inner if isinstance(inner, list) else ():

@@ -264,7 +264,7 @@ _SHOWN: Final = 80  # characters of a reply that an explanation quotes
 
 
 class JudgeSettings(BaseModel):
-    """Which judge, and how patiently it is asked. Holds no secret: it may stand in a results file."""
+    """Which judge, and how patiently it is asked. Holds no secret: it may be written to a results file."""
 
     # What is refused may be a secret in the wrong place.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

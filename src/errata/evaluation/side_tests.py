@@ -210,7 +210,7 @@ def _pools(facts: Sequence[Fact]) -> dict[str, list[str]]:
 
 
 def _distractors(fact: Fact, pools: dict[str, list[str]]) -> list[str]:
-    """What else could stand in the target's place: not the target, an alias of it, or the old answer; no text twice."""
+    """Alternatives to the target: not the target, an alias of it, or the old answer; no text twice."""
     taken = {text.casefold() for text in (fact.target, fact.old or "", *fact.aliases)}
     found: list[str] = []
     for text in pools.get(fact.relation or "", ()):

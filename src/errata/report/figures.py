@@ -493,7 +493,7 @@ def _key(label: str, place: int, scheme: Scheme, kinds: set[str], *, level: bool
 
 
 def _element(whole: str, name: str, figure: Figure) -> str:
-    """The SVG as an element that may stand in a page beside others."""
+    """The SVG as an element that can share a page with others."""
     inner = re.sub(r"<!--.*?-->\s*", "", whole[whole.index("<svg") :], flags=re.DOTALL)  # every text, once more
     inner = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>\s*", "", inner, flags=re.DOTALL)  # would be the page's
     inner = _IDS.sub(lambda found: f"{found[0]}{name}-", inner)

@@ -7,7 +7,7 @@ from string import punctuation
 from typing import Final
 
 SHOWN: Final = 240  # characters of one value; what is longer is cut
-# What may stand raw within a line, though not at its beginning. Any other punctuation means something somewhere: |,
+# What may appear unescaped within a line, though not at its beginning. Other punctuation has a meaning somewhere: |,
 # backticks, <, $ of mathematics, : of emoji and links, @ of names. Round brackets mean something after a square one
 # alone, and those are marks.
 _HARMLESS: Final = frozenset("-+,.;'\"/%?=()")
@@ -29,7 +29,7 @@ class Markdown(str):
 def text(value: object, shown: int = SHOWN) -> Markdown:
     """A value on one line, with every mark as an entity; a line's end is ↵, an invisible sign its code.
 
-    It may stand anywhere but at the beginning of a line or of an item of a list.
+    It may appear anywhere but at the beginning of a line or of an item of a list.
     """
     return Markdown(_MARK.sub(lambda found: f"&#{ord(found.group())};", visible(value, shown)))
 
@@ -44,7 +44,7 @@ def visible(value: object, shown: int = SHOWN) -> str:
 def code(value: object) -> Markdown:
     """A name as code, where it reads best; one that has a sign which code, or a table around it, cannot hold as text.
 
-    It may stand where ``text`` may.
+    It may appear where ``text`` may.
     """
     name = str(value)
     return Markdown(f"`{name}`") if _NAME.fullmatch(name) and len(name) <= SHOWN else text(value)

@@ -171,7 +171,7 @@ def as_yaml(value: object) -> str:
 
 
 def embedded_json(value: Mapping[str, Any]) -> Markup:
-    """JSON that may stand inside a ``<script>``: ASCII, without any sign that could end it or begin a comment."""
+    """JSON that is safe inside a ``<script>``: ASCII, without any sign that could end it or begin a comment."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

@@ -72,7 +72,7 @@ def comparison_tables(
         rows: the long form, of any number of methods.
         right_after: show the lines of that moment.
         title: before each table's own.
-        width: characters of the console that it is for; in a narrow one intervals stand below their means.
+        width: characters of the console that it is for; in a narrow one intervals are below their means.
 
     Raises:
         InputError: if there are no rows to show.

@@ -21,7 +21,7 @@ from errata.utils.progress import Report, silent
 def editor_of(
     model: LanguageModel, run: RunDirectory, *, cache: Path | None = None, report: Report = silent
 ) -> tuple[Editor, list[str]]:
-    """An editor as it was behind the run's last batch, which is in ``model`` then; and what is not as it was.
+    """An editor as it was after the run's last batch, whose edits are then in ``model``; and notes on what differs.
 
     Raises:
         InputError, FaultsError: if the model, the text or a file is not what the run began with; ``model`` is then

@@ -1,4 +1,4 @@
-"""A run on disk: everything that it takes to go on with it after a crash, or to repeat it, and nothing else.
+"""A run on disk: all that is needed to resume it after a crash or to repeat it, and nothing else.
 
 run.json                   what the run is: model, weights, recipe, digests of the files below
 facts.jsonl, recipe.yaml   copies, so that a file changed elsewhere does not change the run
@@ -208,7 +208,7 @@ class SavedBatch:
 
 @dataclass(slots=True)
 class RunDirectory:
-    """A run that has been opened; ``ledger`` grows as the run goes on."""
+    """A run that has been opened; ``ledger`` grows as the run proceeds."""
 
     path: Path
     manifest: Manifest

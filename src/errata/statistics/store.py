@@ -43,7 +43,7 @@ class MomentKey:
     documents: int | None = None
 
     def to_record(self) -> dict[str, Any]:
-        """For a file's metadata. Only what is counted stands in it: tokens or documents."""
+        """For a file's metadata. It holds only the unit that is counted: tokens or documents."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
@@ -146,7 +146,7 @@ def _compute(
         found[layer] = SecondMoment(moment.total.cpu(), moment.count)
         try:
             write_moment(directory / keys[layer].file_name, keys[layer], moment)
-        except OutputError as error:  # the work goes on; only the next run has to compute again
+        except OutputError as error:  # the work continues; only the next run has to recompute
             _logger.warning("the statistics of layer %d cannot be kept in %s (%s)", layer, directory, error)
 
 

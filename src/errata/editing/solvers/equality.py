@@ -50,7 +50,7 @@ class Equality:
 
 
 class EqualityLayer:
-    """One layer: the Cholesky factor of C. Earlier batches leave nothing behind."""
+    """One layer: the Cholesky factor of C. Nothing remains of earlier batches."""
 
     def __init__(self, moment: Float[Tensor, "d_in d_in"], settings: Equality) -> None:
         self._factor = cholesky(moment, "the second moment of the keys")

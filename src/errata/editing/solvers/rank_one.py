@@ -43,7 +43,7 @@ class RankOne:
     """C is factorised once; a fact costs two triangular solves.
 
     Args:
-        denominator: which key k stands in the denominator: that of the ``bare`` prompt, or the ``averaged`` one.
+        denominator: the key k in the denominator: that of the ``bare`` prompt, or the ``averaged`` one.
         least_agreement: a fact whose kᵀC⁻¹k̄ with the bare key is less than this share of k̄ᵀC⁻¹k̄ has the averaged key in
             the denominator too; its update would otherwise be larger than meant by the inverse of that share. 0, as
             published, never does so.
@@ -67,7 +67,7 @@ class RankOne:
 
 
 class RankOneLayer:
-    """One layer: the Cholesky factor of C, None if C is the identity. Earlier facts leave only the weights behind."""
+    """One layer: the Cholesky factor of C, None if C is the identity. Of earlier facts only the weights remain."""
 
     def __init__(self, factor: Float[Tensor, "d_in d_in"] | None, settings: RankOne) -> None:
         self._factor, self._settings = factor, settings
