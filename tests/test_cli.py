@@ -345,7 +345,7 @@ def test_what_was_changed_stands_in_the_source_and_a_switch_without_effect_is_re
     assert "--as-published has no effect, because shaping" in " ".join(capsys.readouterr().err.split())
     assert run([*arguments, "--shaping", "rect,rect"]) == 2
     said = capsys.readouterr().err
-    assert "a shaping stands there twice" in " ".join(said.split())
+    assert "duplicate shaping" in " ".join(said.split())
     assert "'model':" not in said  # not the whole recipe
     assert run([*arguments, "--schedule", "boundry"]) == 2
     assert "Did you mean 'boundary'?" in " ".join(capsys.readouterr().err.split())

@@ -187,7 +187,7 @@ def test_what_cannot_be_exported_is_refused(edited: Path, tmp_path: Path, capsys
     refusals = {
         (rect, *out): "layers 0, 1, 2 (rect), which is no change of low rank",
         (memit, "--rank", "12", *out): "at rank 12 the adapter is exact",
-        (memit, memit, *out): "neither goes on the other",
+        (memit, memit, *out): "alternatives: neither can be applied",
         (memit, "--lora", str(edited)): "exists already",
         (str(FACTS), *out): "is not a patch that can be read",
         (memit, "--model", str(tmp_path / "gone"), *out): "no model could be loaded",

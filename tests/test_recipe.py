@@ -352,7 +352,7 @@ def test_a_corpus_counts_from_the_recipes_file(tmp_path: Path) -> None:
         ("memit", {"schedule": "replay", "layers": [2]}, "carries the first layer's target to later ones"),
         ("memit", {"schedule": "replay", "target": {"weights": "original"}}, "reads later targets off the current"),
         ("pmet", {"site": "block"}, "searched at the MLP's output"),
-        ("memit", {"shaping": [{"kind": "norm_cap"}, {"kind": "norm_cap"}]}, "stands there twice"),
+        ("memit", {"shaping": [{"kind": "norm_cap"}, {"kind": "norm_cap"}]}, "duplicate shaping"),
         ("memit", {"shaping": [{"kind": "rect"}, {"kind": "prune"}]}, "take one of them"),
         ("rome+blue", {"rounds": {"count": 2, "least": 0, "most": 9}}, "one after another"),
         ("alphaedit", {"solver": {"shares": True}}, "are two units"),

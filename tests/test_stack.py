@@ -91,8 +91,9 @@ def test_another_base_is_refused_and_left_as_it_was(make_editor: Callable[..., E
     stack, _ = three_patches(make_editor)
     for other in (tiny_language_model("llama", seed=1), tiny_language_model("llama", dtype=torch.bfloat16)):
         before = parameter_bits(other)
-        with pytest.raises(InputError, match=r"stand on .* in float32"):
+        with pytest.raises(InputError, match="in float32") as error:
             stack.put_into(other)
+        assert error.value.code == "STACK_OTHER_BASE"
         assert_same_bits(parameter_bits(other), before)
 
 

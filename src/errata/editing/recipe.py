@@ -187,7 +187,7 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
     if recipe.target.kind == "joint" and recipe.site != "mlp":
         yield "the target 'joint' is searched at the MLP's output, so site must be 'mlp'"
     if len(set(kinds)) < len(kinds):
-        yield f"a shaping stands there twice: {', '.join(kinds)}"
+        yield f"duplicate shaping: {', '.join(kinds)}"
     if {"rect", "prune"} <= set(kinds):
         yield "'rect' makes each batch's change sparse and 'prune' the whole run's change dense again: take one of them"
     yield from recipe.solver.contradictions(rounds=recipe.rounds is not None)

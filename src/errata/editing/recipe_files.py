@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,8 @@ def shipped_for(model: str, method: str) -> RecipeFile:
     )
 
 
+@cache
 def _shipped(name: str) -> RecipeFile:
+    """A recipe file of the package, parsed once in a process: parsing all of them takes seconds."""
     text = (resources.files("errata") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     return parse_file(text, f"recipes/{name}.yaml")

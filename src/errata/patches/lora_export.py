@@ -205,7 +205,7 @@ def _check_stack(patches: Sequence[Patch]) -> None:
         if first != number:
             raise InputError(
                 f"patches {first} and {number} were both made for the weights {patch.fingerprint[:12]}…, so they are "
-                "alternatives and neither goes on the other",
+                "alternatives: neither can be applied on top of the other",
                 remedy="Give patches that were made one after another, oldest first",
                 code="PATCHES_ALTERNATIVE",
             )

@@ -109,11 +109,11 @@ class Stack:
         """Put all patches into their base, in order.
 
         Raises:
-            InputError: if ``model`` is not the base that they stand on; it is then what it was.
+            InputError: if ``model`` is not the base that they were made for; it is then what it was.
         """
         if (found := model.fingerprint()) != self.fingerprint:
             raise InputError(
-                f"these patches stand on {self.base!r} in {self.dtype} ({self.fingerprint[:12]}…), and what is there "
+                f"these patches were made for {self.base!r} in {self.dtype} ({self.fingerprint[:12]}…), but the model "
                 f"has other weights ({found[:12]}…, in {dtype_name(model.dtype)})",
                 remedy=f"Give {self.base!r} as it was, in {self.dtype}",
                 code="STACK_OTHER_BASE",
