@@ -19,6 +19,12 @@ def test_a_single_error_is_raised_unchanged() -> None:
     assert (str(error.value), error.value.code) == ("no a. Give a", "A_MISSING")
 
 
+def test_a_question_needs_no_full_stop() -> None:
+    assert str(InputError("no model 'a'. Did you mean 'b'?", remedy="Give one")) == (
+        "no model 'a'. Did you mean 'b'? Give one"
+    )
+
+
 def test_several_errors_are_reported_together() -> None:
     with pytest.raises(FaultsError) as error, collect_errors("the input") as part:
         with part:

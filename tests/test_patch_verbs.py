@@ -92,6 +92,15 @@ def test_show_tells_facts_norms_ranks_and_layers(made: Path, tmp_path: Path, cap
     assert [layer["norm"] for layer in patches[0]["layers"]] == list(norms.values())
 
 
+def test_an_edit_does_not_differ_from_itself(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    patch, report = str(made / "first.safetensors"), tmp_path / "diff.json"
+    assert run(["diff", patch, patch, "--json", str(report)]) == 0
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert (found["facts"]["only_in_first"], found["facts"]["only_in_second"]) == ([], [])
+    assert found["facts"]["in_both"] > 0
+    assert {layer["difference"] for layer in found["layers"]} == {0.0}
+
+
 def test_diff_of_edits_and_of_models(made: Path, tmp_path: Path, capsys: Capture) -> None:
     report = tmp_path / "diff.json"
     arguments = ["diff", str(made / "first.safetensors"), str(made / "two"), "--json", str(report)]

@@ -355,6 +355,8 @@ def test_a_corpus_counts_from_the_recipes_file(tmp_path: Path) -> None:
         ("memit", {"shaping": [{"kind": "norm_cap"}, {"kind": "norm_cap"}]}, "duplicate shaping"),
         ("memit", {"shaping": [{"kind": "rect"}, {"kind": "prune"}]}, "take one of them"),
         ("rome+blue", {"rounds": {"count": 2, "least": 0, "most": 9}}, "one after another"),
+        ("nse", {"rounds": {"count": 2, "least": 5.0, "most": 1.0}}, "must be larger"),
+        ("memit", {"contexts": {"chat": "no"}}, "chat"),
         ("alphaedit", {"solver": {"shares": True}}, "are two units"),
         ("alphaedit", {"solver": {"shares": True, "relative": False, "threshold": 1.5}}, "at most 1"),
     ],

@@ -28,7 +28,8 @@ class ErrataError(Exception):
         self.remedy = remedy
         if code:
             self.code = code
-        super().__init__(f"{what}. {remedy}" if remedy else f"{what}.")
+        sentence = what if what.endswith(("?", "!")) else f"{what}."
+        super().__init__(f"{sentence} {remedy}" if remedy else sentence)
 
 
 class InputError(ErrataError):

@@ -65,16 +65,13 @@ def _edits(first: str, second: str) -> dict[str, Any]:
         changes.append([term for patch in patches for term in patch.terms])
         facts.append({statement(fact): fact for patch in patches for fact in patch.facts})
     apart = [key for key in facts[0] if key in facts[1] and facts[0][key].target != facts[1][key].target]
-    single = {
-        f"only in {first}": [facts[0][key] for key in facts[0] if key not in facts[1]],
-        f"only in {second}": [facts[1][key] for key in facts[1] if key not in facts[0]],
-    }
+    only = [[fact for key, fact in ours.items() if key not in theirs] for ours, theirs in (facts, reversed(facts))]
     both = sum(key in facts[1] for key in facts[0]) - len(apart)
     echo(f"{counted(both, 'fact')} with equal targets in both, {len(apart)} with different targets")
     for key in apart:
         echo(f"  {facts[0][key].text}: {facts[0][key].target} | {facts[1][key].target}")
-    for title, entries in single.items():
-        echo(f"{counted(len(entries), 'fact')} {title}")
+    for name, entries in zip((first, second), only, strict=True):
+        echo(f"{counted(len(entries), 'fact')} only in {name}")
         for fact in entries[:10]:
             echo(f"  {fact.id}: {joined(*fact.pair(fact.target))}")
         if len(entries) > 10:
@@ -93,7 +90,7 @@ def _edits(first: str, second: str) -> dict[str, Any]:
             "in_both": both,
             "apart": [[facts[0][key].to_record(), facts[1][key].to_record()] for key in apart],
             **{f"only_in_{place}": [fact.to_record() for fact in entries] for place, entries in zip(
-                ("first", "second"), single.values(), strict=True)},
+                ("first", "second"), only, strict=True)},
         },
         "layers": layers,
     }  # fmt: skip
@@ -141,8 +138,8 @@ def _weights(first: str, second: str, *, trust_remote_code: bool) -> dict[str, A
     for key in one:
         change = other[key].double() - one[key].double()
         if one[key].dtype != other[key].dtype or bool(change.any()):
-            size = float(one[key].double().norm())
-            rows.append({"parameter": key, "change": float(change.norm()), "relative": float(change.norm()) / size})
+            size, moved = float(one[key].double().norm()), float(change.norm())
+            rows.append({"parameter": key, "change": moved, "relative": moved / size if size else None})
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head, side in (("parameter", "left"), ("norm of the change", "right"), ("relative", "right")):
         table.add_column(head, justify="right" if side == "right" else "left", overflow="fold")

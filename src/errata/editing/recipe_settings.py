@@ -50,7 +50,7 @@ class ContextSettings(Settings):
     ``halves`` is ½ of the bare prompt and ½ of the mean over prefixes; ``mean`` counts the bare prompt as one of them.
     """
 
-    chat: bool = Field(False, description="whether prompts also stand in the model's own chat template")
+    chat: StrictBool = Field(False, description="whether prompts are also put into the model's own chat template")
     openers: tuple[str, ...] = Field(("The", "Therefore", "Because", "I", "You"), description="how prefixes begin")
     per_opener: StrictInt = Field(1, ge=0, description="prefixes generated from each opener at each length")
     tokens: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field(
@@ -99,6 +99,13 @@ class RoundSettings(Settings):
     count: StrictInt = Field(ge=1, description="rounds")
     least: NotNegative = Field(description="α: a fact is open while ‖z − h‖ is larger than this")
     most: Positive = Field(description="and smaller than this")
+
+    @field_validator("most")
+    @classmethod
+    def _above_least(cls, most: float, info: Any) -> float:
+        if most <= info.data.get("least", 0.0):  # no fact could be open, so nothing would be written
+            raise ValueError("'most' must be larger than 'least'")
+        return most
 
 
 _BY_KIND: Mapping[str, type[Settings]] = {
