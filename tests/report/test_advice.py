@@ -77,6 +77,8 @@ def test_damage_comes_first_and_names_what_it_is() -> None:
 def test_a_single_answer_is_no_large_damage() -> None:
     assert "fine" in advice(outcome(known=6, lost=1), "memit")
     assert "2 of 6 unrelated" in advice(outcome(known=6, lost=2), "memit")
+    assert "3 of 4 unrelated" in advice(outcome(known=4, lost=3), "memit"), "few questions, but most answers lost"
+    assert "damage is large" not in advice(outcome(known=4, lost=2), "memit")
 
 
 def test_numbers_to_change_are_named_with_a_way_to_a_recipe() -> None:

@@ -20,6 +20,7 @@ model by 1.3. So a tenth is worth a note; 0.3 is well above the first and well b
 It is no verdict: the small model `lab` takes changes of 2 with hardly a loss."""
 MUCH_PERPLEXITY: Final = 1.2
 MUCH_LOST: Final = 0.1
+MOST_LOST: Final = 0.5
 FEWEST: Final = 2  # of few questions, a single answer is already a large share
 MUCH_CHANGED: Final = 0.25  # right or wrong: a model that answers otherwise has learnt something that nobody asked for
 _GENTLEST: Final = "alphaedit"
@@ -35,7 +36,9 @@ def damage(outcome: Outcome) -> list[str]:
     for kind, count in outcome.counts().items():
         kind, _, chat = kind.partition(":")
         name = kind.replace("_", " ") + (" (chat)" if chat else "")
-        if count.known >= FEW and count.lost >= FEWEST and count.lost > MUCH_LOST * count.known:
+        # Of fewer than FEW questions a tenth says little, but most of them lost is damage.
+        share = MUCH_LOST if count.known >= FEW else MOST_LOST
+        if count.lost >= FEWEST and count.lost > share * count.known:
             found.append(f"{count.lost} of {count.known} {name} answers were lost")
         elif not chat and count.asked >= FEW and count.changed >= FEWEST and count.changed > MUCH_CHANGED * count.asked:
             found.append(f"{count.changed} of {count.asked} {name} answers changed")
