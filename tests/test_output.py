@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import json
 import os
 import shutil
 import signal
@@ -17,7 +19,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from errata.errors import InputError, OutputError
-from errata.utils.files import check_file, check_new, check_new_file, new_directory, new_file, reserved, write_text
+from errata.utils.files import (
+    check_file,
+    check_new,
+    check_new_file,
+    new_directory,
+    new_file,
+    read_json,
+    reading,
+    reserved,
+    write_json,
+    write_text,
+)
+from errata.utils.text import counted, listed
 
 
 def code_of(call: Callable[[], object]) -> str:
@@ -125,6 +139,26 @@ def test_text_replaces_an_older_file_in_one_step(tmp_path: Path, monkeypatch: py
         write_text(target, "third")
     assert target.read_text() == "second"
     assert [entry.name for entry in target.parent.iterdir()] == ["results.json"]
+
+
+def test_text_is_written_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no fcntl there, and neither directories nor files that are open for reading can be synced."""
+    real, synced = os.fsync, []
+
+    def fsync(handle: int) -> None:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(handle)
+        synced.append(handle)
+
+    with monkeypatch.context() as patched:
+        patched.delattr(os, "O_DIRECTORY")
+        patched.setitem(sys.modules, "fcntl", None)
+        patched.setattr(os, "fsync", fsync)
+        write_text(tmp_path / "facts.jsonl", "content")
+        assert len(synced) == 1
+    assert (tmp_path / "facts.jsonl").read_text() == "content"
+    assert [path.name for path in tmp_path.iterdir()] == ["facts.jsonl"]
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
@@ -264,3 +298,51 @@ def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
     with new_directory(tmp_path / ("é" * 127)):
         pass
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [None, b"\xff", b"", b"[1", b"[" * 100_000])
+def test_a_json_file_that_cannot_be_read_has_the_code_that_was_given(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "notes.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=f"cannot read the notes {path}: ") as error:
+        read_json(path, f"the notes {path}", remedy="Restore it", code="JSON_INVALID")
+    assert (error.value.code, error.value.remedy) == ("JSON_INVALID", "Restore it")
+
+
+def test_a_json_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "notes.json"
+    value = {"z": [1, 0.1, None, "Zürich\u2028"], "a": {}}
+    write_json(path, value, indent=1)
+    assert path.read_bytes() == json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    found = read_json(path, path, remedy="", code="JSON_INVALID")
+    assert list(found.items()) == list(value.items())
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, float("nan"), allow_nan=False)
+    assert read_json(path, path, remedy="", code="JSON_INVALID") == value
+
+
+ERRORS = (KeyError("digest"), TypeError("no list"), OSError(errno.EIO, "I/O error"), ZeroDivisionError(), IndexError())
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_damaged_file_of_ours_is_reported_with_the_code_that_was_given(error: Exception) -> None:
+    damaged = reading(Path("data.json"), remedy="Start over", code="BENCH_DATA_DAMAGED")
+    with pytest.raises(InputError, match=r"cannot read data\.json: ") as caught, damaged:
+        raise error
+    assert (caught.value.code, caught.value.__cause__) == ("BENCH_DATA_DAMAGED", error)
+
+
+def test_an_error_with_a_code_keeps_it_while_a_file_of_ours_is_read() -> None:
+    other = InputError("other", code="LOCKED")
+    with pytest.raises(InputError) as caught, reading(Path("data.json"), remedy="", code="BENCH_DATA_DAMAGED"):
+        raise other
+    assert caught.value is other
+
+
+def test_counts_and_lists_of_names() -> None:
+    assert [counted(count, what) for count, what in ((0, "fact"), (1, "patch"), (2, "patch"), (1200, "fact"))] == [
+        "0 facts", "1 patch", "2 patches", "1,200 facts",
+    ]  # fmt: skip
+    assert [listed(range(count), 2) for count in range(4)] == ["", "0", "0, 1", "0, 1, …"]

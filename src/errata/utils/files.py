@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -13,9 +14,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
-from json import JSONDecodeError
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -89,6 +89,15 @@ def write_bytes(target: Path, data: bytes) -> None:
     """As ``write_text``."""
     with new_file(target) as temporary:
         temporary.write_bytes(data)
+
+
+def write_json(target: Path, value: object, *, indent: int | None = None, allow_nan: bool = True) -> None:
+    """As ``write_text``, for a value as UTF-8 JSON with a line end.
+
+    Args:
+        indent, allow_nan: as ``json.dumps``.
+    """
+    write_text(target, json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=allow_nan) + "\n")
 
 
 @contextmanager
@@ -234,6 +243,48 @@ def file_text(path: Path) -> str:
     return file_bytes(path).removeprefix(codecs.BOM_UTF8).decode()
 
 
+def read_text(path: Path, subject: object, *, remedy: str, code: str) -> str:
+    """As ``file_text``, for a file that the user gave.
+
+    Args:
+        subject: its name in the message, such as ``the facts 'capitals.csv'``.
+        remedy, code: of the error.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        return file_text(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {subject}: {reason_of(error)}", remedy=remedy, code=code) from error
+
+
+def read_json(path: Path, subject: object, *, remedy: str, code: str) -> Any:
+    """As ``read_text``, for the value of a JSON file."""
+    text = read_text(path, subject, remedy=remedy, code=code)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {subject}: {reason_of(error)}", remedy=remedy, code=code) from error
+
+
+@contextmanager
+def reading(path: Path, *, remedy: str, code: str) -> Iterator[None]:
+    """Report the errors of a block that reads a file of errata's own and uses its content: the file is damaged.
+
+    Args:
+        remedy, code: of the error.
+
+    Raises:
+        InputError: if the file is missing or unreadable, or its content has another form. One that the block raises
+            is passed on.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {reason_of(error)}", remedy=remedy, code=code) from error
+
+
 def reason_of(error: Exception) -> str:
     """Why a file could not be read, in one line; of pydantic's errors the first, with its key and value."""
     if isinstance(error, FileNotFoundError):
@@ -244,10 +295,10 @@ def reason_of(error: Exception) -> str:
         return error.strerror[0].lower() + error.strerror[1:]
     if isinstance(error, ValidationError):
         return _first_fault(error)
-    if isinstance(error, JSONDecodeError):
+    if isinstance(error, json.JSONDecodeError):
         return f"it is not JSON (line {error.lineno}, column {error.colno})" if error.doc.strip() else "it is empty"
     if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8 text"
+        return f"it is not UTF-8 text (byte {error.start + 1} is invalid)"
     if isinstance(error, KeyError):
         return f"it has no {error}"
     if isinstance(error, RecursionError):
@@ -395,7 +446,10 @@ def _check_parent(target: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Flush a file, or the names in a directory, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    posix = hasattr(os, "O_DIRECTORY")
+    if not posix and path.is_dir():  # Windows opens no directories, and syncs only files that are open for writing
+        return
+    handle = os.open(path, os.O_RDONLY if posix else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

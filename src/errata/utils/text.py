@@ -1,9 +1,9 @@
-"""Text for messages: safe to print, and suggestions for misspelt names."""
+"""Text for messages: safe to print, counts, lists of names, and suggestions for misspelt ones."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 # C0 except tab and line feed, DEL and C1, bidirectional formatting, and lone surrogates (bytes of file names that are
@@ -19,6 +19,17 @@ _LONGEST: Final = 80  # characters of a name to compare; difflib is quadratic
 def visible(text: str) -> str:
     """The text with control characters escaped, such as ``\\x1b``, so that it cannot steer a terminal."""
     return text if text.isascii() and text.isprintable() else text.translate(_ESCAPES)
+
+
+def counted(count: int, what: str) -> str:
+    """A count and its noun: ``1 patch``, ``2 patches``."""
+    plural = "es" if what.endswith("ch") else "s"
+    return f"{count:,} {what}{'' if count == 1 else plural}"
+
+
+def listed(names: Sequence[object], most: int = 5) -> str:
+    """The first names with commas, and ``…`` if there are more: ``a, b, …``."""
+    return ", ".join([*map(str, names[:most]), *(["…"] if len(names) > most else [])])
 
 
 def similar(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
