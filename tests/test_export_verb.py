@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -52,6 +51,8 @@ def flat(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
 
 
 def through_peft(directory: Path) -> Any:
+    from peft import PeftModel  # slow, so not while tests are collected
+
     base = AutoModelForCausalLM.from_pretrained(lab_directory(), dtype=torch.float32)
     return PeftModel.from_pretrained(base, str(directory)).eval()
 

@@ -11,8 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -83,6 +81,9 @@ def logits(model: Any) -> Tensor:
 
 def through_peft(family: str, directory: Path, **overrides: Any) -> tuple[Any, list[str]]:
     """A fresh base with the adapter on it, read by PEFT, and the paths of the modules that it adapted."""
+    from peft import PeftModel  # slow, so not while tests are collected
+    from peft.tuners.lora import LoraLayer
+
     model: Any = PeftModel.from_pretrained(tiny_model(family, **overrides)[0], str(directory))
     adapted = [name for name, module in model.base_model.model.named_modules() if isinstance(module, LoraLayer)]
     return model.eval(), adapted
@@ -198,6 +199,8 @@ def test_the_files_say_what_they_are(family: str, tmp_path: Path) -> None:
         "adapter_model.safetensors",
         "errata.json",
     ]
+    from peft import LoraConfig
+
     config = LoraConfig.from_pretrained(str(folder))
     assert (config.r, config.lora_alpha, config.use_rslora, config.bias) == (3, 3, False, "none")
     assert config.fan_in_fan_out == (family == "gpt2")

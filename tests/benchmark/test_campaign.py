@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as parquet
 import pytest
 import torch
 
@@ -106,11 +105,13 @@ def test_the_rows_are_what_editing_and_asking_by_hand_gives(bench: TinyBench, tm
 
 
 def test_the_table_of_records_holds_every_prompt_and_gives_the_same_means(bench: TinyBench, tmp_path: Path) -> None:
+    from pyarrow.parquet import read_table  # slow, so not while tests are collected
+
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=4))
     finish(campaign)
     summary, table = collect(campaign)
     rows = rows_in(summary)
-    lines = parquet.read_table(table).to_pylist()
+    lines = read_table(table).to_pylist()
     assert {line["seed"] for line in lines} == {0, 1}
     answers: dict[tuple[int, str, str], dict[str, dict[str, Any]]] = {}
     for line in lines:

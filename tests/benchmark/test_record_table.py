@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as parquet
 import pytest
 from transformers import AutoTokenizer
 
@@ -39,6 +38,8 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 def lines_of(cell: FinishedCell, path: Path) -> list[Mapping[str, Any]]:
     with records_file(path) as write:
         write(cell)
+    import pyarrow.parquet as parquet
+
     return parquet.read_table(path).to_pylist()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,14 @@ from errata.utils.progress import silent
 
 from tests.support.bench import TinyBench, finish
 
-ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="the extra 'ray' is not installed")
 PATHS = ":".join(str(Path(path or ".").absolute()) for path in sys.path)
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
+    import ray  # slow, so not while tests are collected
+
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", PATHS)
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -57,6 +60,8 @@ def test_a_cluster_that_is_not_there_is_told() -> None:
 
 
 def test_a_cell_that_begins_when_all_is_stopped_is_cancelled(tmp_path: Path) -> None:
+    import ray
+
     cluster: RayCluster
 
     def start(cell: str, trust_remote_code: bool) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nltk.tokenize import TreebankWordTokenizer
 
 from errata.errors import FaultsError, InputError, MissingExtraError
 from errata.evaluation.texts import (
@@ -81,6 +80,8 @@ def test_entropy_by_hand() -> None:
 
 
 def test_fluency_of_texts() -> None:
+    from nltk.tokenize import TreebankWordTokenizer  # slow, so not while tests are collected
+
     texts = [WrittenText("f", "The cat", TEXT), WrittenText("f", "No", "No no no no no")]
     records = evaluate_fluency(texts)
     words = "The cat sat on the mat. The cat sat on the mat , and it did n't move .".split()

@@ -7,7 +7,6 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import f as f_distribution
 
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import Step
@@ -38,6 +37,8 @@ def sums_of_squares(
     observations: Sequence[Mapping[str, str]], values: Sequence[float], block: str
 ) -> dict[str, tuple[float, int, float, float]]:
     """term -> (sum of squares, degrees of freedom, F, p) of a balanced design; the residual has no F and no p (NaN)."""
+    from scipy.stats import f as f_distribution  # slow, so not while tests are collected
+
     grand = float(np.mean(values))
 
     def mean(**levels: str) -> float:

@@ -10,17 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 from errata.results.records import Row, When, write_results
 
-SCHEMA = pyarrow.schema(
-    [(name, pyarrow.string()) for name in ("cell", "model", "data", "method")]
-    + [("seed", pyarrow.int64()), ("when", pyarrow.string()), ("edits", pyarrow.int64())]
-    + [(name, pyarrow.string()) for name in ("fact", "metric", "prompt", "expected")]
-    + [("value", pyarrow.float64()), ("said", pyarrow.string())]
-)
 METHODS = ("memit", "memit+blue [layers=4,5]", "alphaedit", "alphaedit+blue")
 # What each method keeps of what it had taken, by the end.
 _KEPT = (0.55, 0.92, 0.78, 0.97)
@@ -166,4 +157,13 @@ def _answer(when: str, edits: int, right: bool, said: str) -> dict[str, Any]:
 
 def write_records(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Write ``records.parquet``."""
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(lines), schema=SCHEMA), path)
+    import pyarrow  # slow, so not while tests are collected
+    import pyarrow.parquet
+
+    schema = pyarrow.schema(
+        [(name, pyarrow.string()) for name in ("cell", "model", "data", "method")]
+        + [("seed", pyarrow.int64()), ("when", pyarrow.string()), ("edits", pyarrow.int64())]
+        + [(name, pyarrow.string()) for name in ("fact", "metric", "prompt", "expected")]
+        + [("value", pyarrow.float64()), ("said", pyarrow.string())]
+    )
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(lines), schema=schema), path)
