@@ -30,6 +30,7 @@ from errata.evaluation.free_running import (
 from errata.evaluation.judge import Case, Verdict
 from errata.facts.fact import Fact, Question
 from errata.models.language_model import LanguageModel
+from errata.models.prompts import encode
 from errata.results.metrics import Metric
 from errata.results.records import Record, summarise
 
@@ -196,7 +197,7 @@ def test_contexts() -> None:
         ),
         "free_efficacy_exact:chat": "<s>[user] The mother tongue of Danielle Darrieux is [assistant]",
     }
-    ids = CONTEXTS["chat"].ids(model.tokenizer, prompts["free_efficacy_exact:chat"])
+    ids = encode(model.tokenizer, [prompts["free_efficacy_exact:chat"]])[0].ids
     assert list(ids).count(model.tokenizer.bos_token_id) == 1, "the template has written it already"
     braces = CONTEXTS["instruction"].text(model.tokenizer, "What is {}?")
     assert braces.endswith("Q: What is {}?\nA:")

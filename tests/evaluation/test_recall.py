@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from errata.errors import InputError, NonFiniteError
-from errata.evaluation.recall import absent, agreement, choose_questions, evaluate_facts, tokens_read
+from errata.evaluation.recall import absent, agreement, evaluate_facts
 from errata.facts.fact import Fact, Question
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import TargetScore, score
@@ -298,7 +297,7 @@ def test_no_facts() -> None:
 # Budget ----------------------------------------------------------------------------------------------------------
 
 
-def test_tokens_read_are_the_tokens_that_reach_the_model() -> None:
+def test_prompts_are_read_once() -> None:
     model = unigram_model(UNIGRAMS)
     sizes: list[int] = []
     handle = model.model.register_forward_pre_hook(
@@ -306,28 +305,8 @@ def test_tokens_read_are_the_tokens_that_reach_the_model() -> None:
     )
     evaluate_facts(model, [FACT], untouched=OTHERS, token_budget=1)  # one row at a time: no padding
     handle.remove()
-    assert tokens_read(model, [FACT], untouched=OTHERS) == sum(sizes)
     # The two targets of a prompt are one token each: one row serves both, and a prompt that begins another with them.
     tokens = model.tokenizer
     prompts = [FACT.text, *FACT.paraphrases, *(question.prompt for question in FACT.neighbours + FACT.own)]
     prompts.append("Rome stands near")
     assert sum(sizes) == sum(len(tokens(prompt)["input_ids"]) for prompt in prompts)
-
-
-def test_choosing_questions_is_bounded_seeded_and_in_order() -> None:
-    many = Fact(
-        "m",
-        "Rome",
-        "{} stands",
-        "in",
-        paraphrases=tuple(f"wording {index}" for index in range(10)),
-        neighbours=tuple(Question(f"neighbour {index}", "in") for index in range(10)),
-        own=(Question("Rome lies", "in"),),
-    )
-    (chosen,) = choose_questions([many], 3, random.Random(1))
-    assert (len(chosen.paraphrases), len(chosen.neighbours), chosen.own) == (3, 3, many.own)
-    assert list(chosen.paraphrases) == [text for text in many.paraphrases if text in chosen.paraphrases]
-    assert (chosen.id, chosen.text, chosen.target) == (many.id, many.text, many.target)
-    assert choose_questions([many], 3, random.Random(1)) == [chosen]
-    assert len({choose_questions([many], 3, random.Random(seed))[0].paraphrases for seed in range(8)}) > 1
-    assert choose_questions([many], 10, random.Random(0)) == [many]

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
 
 from errata.editors.contract import OnBatch, Undo
 from errata.errors import InputError
@@ -59,6 +60,14 @@ class MemoryView:
     def name(self) -> str:
         return self.model.name
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.model.tokenizer
+
+    @property
+    def context_length(self) -> int:
+        return self.model.context_length
+
     def fact_of(self, prompt: str) -> Fact | None:
         return next((fact for fact in reversed(self.facts) if fact.subject in prompt), None)
 
@@ -71,6 +80,13 @@ class HookedView(MemoryView):
 
     def score(self, pairs: Sequence[Pair], **options: Any) -> list[TargetScore]:
         return [self._with_hook(pair[0], lambda pair=pair: self.model.score([pair], **options)[0]) for pair in pairs]
+
+    def next_token_log_probabilities(self, prompts: Sequence[str], **options: Any) -> torch.Tensor:
+        rows = [
+            self._with_hook(prompt, lambda prompt=prompt: self.model.next_token_log_probabilities([prompt], **options))
+            for prompt in prompts
+        ]
+        return torch.cat(rows)
 
     def continue_texts(self, prompts: Sequence[str], **options: Any) -> list[str]:
         limits = options.pop("new_tokens")
@@ -104,6 +120,9 @@ class PromptedView(MemoryView):
     def score(self, pairs: Sequence[Pair], **options: Any) -> list[TargetScore]:
         return self.model.score([(self._rewritten(pair[0]), *pair[1:]) for pair in pairs], **options)
 
+    def next_token_log_probabilities(self, prompts: Sequence[str], **options: Any) -> torch.Tensor:
+        return self.model.next_token_log_probabilities([self._rewritten(prompt) for prompt in prompts], **options)
+
     def continue_texts(self, prompts: Sequence[str], **options: Any) -> list[str]:
         return self.model.continue_texts([self._rewritten(prompt) for prompt in prompts], **options)
 
@@ -118,6 +137,9 @@ class RewrittenView(MemoryView):
     abilities: ClassVar[frozenset[Ability]] = frozenset(("generation",))
 
     def score(self, pairs: Sequence[Pair], **options: Any) -> list[TargetScore]:
+        raise InputError("a rewritten answer has no likelihood", code="ABILITY_MISSING")
+
+    def next_token_log_probabilities(self, prompts: Sequence[str], **options: Any) -> torch.Tensor:
         raise InputError("a rewritten answer has no likelihood", code="ABILITY_MISSING")
 
     def continue_texts(self, prompts: Sequence[str], **options: Any) -> list[str]:

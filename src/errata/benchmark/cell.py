@@ -32,6 +32,7 @@ from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import torch
 import transformers
+from transformers import PreTrainedTokenizerBase
 
 from errata.benchmark.cell_files import (
     LOCATE_THEN_EDIT,
@@ -189,8 +190,19 @@ class LiveView:
     def abilities(self) -> frozenset[Ability]:
         return self.editor.view().abilities
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.editor.view().tokenizer
+
+    @property
+    def context_length(self) -> int:
+        return self.editor.view().context_length
+
     def score(self, pairs: Sequence[Pair], **options: Any) -> list[TargetScore]:
         return self.editor.view().score(pairs, **options)
+
+    def next_token_log_probabilities(self, prompts: Sequence[str], **options: Any) -> torch.Tensor:
+        return self.editor.view().next_token_log_probabilities(prompts, **options)
 
     def continue_texts(self, prompts: Sequence[str], **options: Any) -> list[str]:
         return self.editor.view().continue_texts(prompts, **options)
@@ -367,10 +379,11 @@ class Cell:
             self.report(f"{state}: {measurement.name}", done, total)
 
         started = time.perf_counter()
-        if earlier is not None and (reason := measurement.impossible(answerer, self.spec.method)) is not None:
-            metrics = {str(record.metric) for record in earlier.records}
-            metrics.add(str(Metric.PERPLEXITY_RATIO) if measurement is PERPLEXITY else measurement.name)
-            result = MeasurementResult([], {"perplexity": None}, dict.fromkeys(sorted(metrics), reason))
+        absent = {} if earlier is None else measurement.absent(answerer, self.spec.method)
+        if earlier is not None and absent and len(absent) == len(measurement.metrics):
+            names = dict.fromkeys([*absent, *(record.metric for record in earlier.records)])  # variants too
+            reasons = {name: absent[Metric(name.partition(":")[0])] for name in names}
+            result = MeasurementResult([], {"perplexity": None}, reasons)
         else:
             options = self.spec.measures.options.get(measurement.name, {})
             before = None if earlier is None else earlier.kept

@@ -18,6 +18,7 @@ from errata.benchmark.data import BenchmarkData, damaged
 from errata.editors.contract import Answerer
 from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.ability import AbilitySettings, measure_ability
+from errata.evaluation.absence import absent_abilities
 from errata.evaluation.concepts import ConceptReading, ConceptSettings, absent_concepts, concept_records, read_concepts
 from errata.evaluation.drift import absent_drift, evaluate_drift
 from errata.evaluation.free_running import (
@@ -33,6 +34,7 @@ from errata.evaluation.harness import check_harness, check_tasks, paths_in, task
 from errata.evaluation.judge import Case, HttpJudge, JudgeSettings, Verdict
 from errata.evaluation.perplexity import Perplexity, perplexity, perplexity_ratio, split_perplexity, split_texts
 from errata.evaluation.probes import PROBES, read_probes
+from errata.evaluation.recall import METRICS as RECALL_METRICS
 from errata.evaluation.recall import absent, agreement, evaluate_facts
 from errata.evaluation.side_tests import (
     SIDE_METRICS,
@@ -56,7 +58,7 @@ from errata.evaluation.texts import (
 )
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import Pair, TargetScore
-from errata.results.metrics import Ability, Metric
+from errata.results.metrics import Metric, metrics_of
 from errata.results.records import Record
 from errata.statistics.corpus import open_corpus
 from errata.utils.files import file_digest, reason_of, write_text
@@ -160,7 +162,8 @@ class Measurement:
         check: raises InputError, before any work, for unusable settings or missing packages.
         files: files that it reads, by its settings.
         depends: what the unedited model's result depends on, beside the model; cells with the same share it.
-        needs: ability of the edited model; None: it must be a ``LanguageModel``.
+        metrics: its metrics, whose entries say what the edited model must be able to do; none for ``ability``, whose
+            tasks decide.
         nothing: why it is impossible with given data; None if it is possible, or if that is known only later.
     """
 
@@ -171,15 +174,11 @@ class Measurement:
     files: Callable[[Mapping[str, Any]], Sequence[Path]] = _no_files
     depends: frozenset[Dependency] = frozenset({"material", "seed"})
     nothing: Callable[[BenchmarkData], str | None] = _something
-    needs: Ability | None = None
+    metrics: Sequence[Metric] = ()
 
-    def impossible(self, answerer: Answerer, method: str) -> str | None:
-        """Why an edited model cannot be measured; None if it can."""
-        if isinstance(answerer, LanguageModel):
-            return None
-        if self.needs is None:
-            return f"{method} is not part of the model, and this measurement reads the model itself"
-        return None if self.needs in answerer.abilities else f"{method} has no ability {self.needs!r}"
+    def absent(self, answerer: Answerer, method: str) -> Mapping[Metric, str]:
+        """The metrics that a model edited by ``method`` lacks an ability for, with the reason."""
+        return absent_abilities(self.metrics, answerer.abilities, method)
 
     def answer_name(self, options: Mapping[str, Any]) -> str:
         """Name of its result; other settings, other name."""
@@ -196,8 +195,7 @@ def no_texts(data: BenchmarkData) -> str | None:
 
 def no_drift(data: BenchmarkData) -> str | None:
     """Why there is no control prompt."""
-    metrics = [metric for metric in Metric if metric.startswith("drift_")]
-    return _if_all(metrics, absent_drift(data.facts, data.untouched))
+    return _if_all(metrics_of("drift_"), absent_drift(data.facts, data.untouched))
 
 
 def no_side_tests(data: BenchmarkData) -> str | None:
@@ -207,8 +205,7 @@ def no_side_tests(data: BenchmarkData) -> str | None:
 
 def no_concepts(data: BenchmarkData) -> str | None:
     """Why there is no concept."""
-    metrics = [metric for metric in Metric if metric.startswith("concept_")]
-    return _if_all(metrics, absent_concepts(data.concepts))
+    return _if_all(metrics_of("concept_"), absent_concepts(data.concepts))
 
 
 def _if_all(names: list[Any], reasons: Mapping[Any, str]) -> str | None:
@@ -320,7 +317,7 @@ class FreeOptions(BaseModel):
 
 def ask_free(inputs: MeasurementInputs) -> MeasurementResult:
     options = _settings(FreeOptions, inputs.options)
-    model, data, report = inputs.model, inputs.data, inputs.report
+    model, data, report = inputs.answerer, inputs.data, inputs.report
     judge: HttpJudge | CachedJudge | None = None
     if options.judge is not None:
         judge = HttpJudge(options.judge, report=report)
@@ -386,7 +383,7 @@ def ask_texts(inputs: MeasurementInputs) -> MeasurementResult:
     options = _settings(TextOptions, inputs.options)
     writing = options.writing.model_copy(update={"seed": options.writing.seed + inputs.seed})
     facts = inputs.data.facts
-    texts = write_texts(inputs.model, facts, writing, report=inputs.report)
+    texts = write_texts(inputs.answerer, facts, writing, report=inputs.report)
     references = None if options.references is None else read_references(options.references)
     missing = absent_fluency(facts) | absent_consistency(facts, references)
     records = evaluate_fluency(texts)
@@ -413,7 +410,9 @@ def files_of_texts(options: Mapping[str, Any]) -> list[Path]:
 def ask_drift(inputs: MeasurementInputs) -> MeasurementResult:
     data = inputs.data
     missing = {str(metric): why for metric, why in absent_drift(data.facts, data.untouched).items()}
-    records = evaluate_drift(inputs.model, data.facts, inputs.unedited, untouched=data.untouched, report=inputs.report)
+    records = evaluate_drift(
+        inputs.answerer, data.facts, inputs.unedited, untouched=data.untouched, report=inputs.report
+    )
     return MeasurementResult(records, absent=missing)
 
 
@@ -422,7 +421,7 @@ def ask_side(inputs: MeasurementInputs) -> MeasurementResult:
     facts = inputs.data.facts
     generator = random.Random(f"side tests {settings.seed} {inputs.seed}")
     tests = side_tests(facts, generator, settings=settings)
-    records = evaluate_side_tests(inputs.model, tests, report=inputs.report)
+    records = evaluate_side_tests(inputs.answerer, tests, report=inputs.report)
     return MeasurementResult(records, absent={str(metric): why for metric, why in absent_side_tests(facts).items()})
 
 
@@ -457,12 +456,12 @@ def files_of_ability(options: Mapping[str, Any]) -> list[Path]:
 def ask_concepts(inputs: MeasurementInputs) -> MeasurementResult:
     settings = _dataclass(ConceptSettings, inputs.options)
     concepts = inputs.data.concepts
-    reading = read_concepts(inputs.model, concepts, settings=settings, report=inputs.report)
+    reading = read_concepts(inputs.answerer, concepts, settings=settings, report=inputs.report)
     if inputs.before is None:
         records = concept_records(concepts, reading, settings=settings) if concepts else []
         return MeasurementResult(records, {"reading": _reading_as_json(reading)})
     before = _reading_from_json(inputs.before["reading"])
-    missing = {str(metric): why for metric, why in absent_concepts(concepts).items()}
+    missing = {str(metric): why for metric, why in absent_concepts(concepts, model=inputs.answerer).items()}
     records = concept_records(concepts, reading, before=before, settings=settings) if concepts else []
     return MeasurementResult(records, absent=missing)
 
@@ -513,7 +512,11 @@ def _dataclass(kind: type[_Data], options: Mapping[str, Any]) -> _Data:
 
 
 PERPLEXITY = Measurement(
-    "perplexity", "on prose, as a ratio to the unedited model's", ask_perplexity, depends=frozenset({"prose"})
+    "perplexity",
+    "on prose, as a ratio to the unedited model's",
+    ask_perplexity,
+    depends=frozenset({"prose"}),
+    metrics=(Metric.PERPLEXITY_RATIO,),
 )
 REQUIRED = (
     Measurement(
@@ -521,7 +524,7 @@ REQUIRED = (
         "efficacy, generalisation, specificity, portability …, teacher-forced",
         ask_recall,
         depends=frozenset({"material"}),
-        needs="likelihood",
+        metrics=RECALL_METRICS,
     ),
     PERPLEXITY,
 )
@@ -532,7 +535,7 @@ OPTIONAL = (
         ask_split_perplexity,
         depends=frozenset({"prose"}),
         nothing=no_prose,
-        needs="likelihood",
+        metrics=(Metric.SPLIT_PERPLEXITY_RATIO,),
     ),
     Measurement(
         "free",
@@ -540,6 +543,7 @@ OPTIONAL = (
         ask_free,
         check_free,
         depends=frozenset({"material"}),
+        metrics=metrics_of("free_"),
     ),
     Measurement(
         "texts",
@@ -548,14 +552,23 @@ OPTIONAL = (
         check_texts,
         files_of_texts,
         nothing=no_texts,
+        metrics=(Metric.FLUENCY, Metric.CONSISTENCY),
     ),
     Measurement(
         "drift",
         "KL divergence and top-5 overlap of the next token, where nothing should change",
         ask_drift,
         nothing=no_drift,
+        metrics=metrics_of("drift_"),
     ),
-    Measurement("side", "negation, reversal, multiple choice", ask_side, check_side, nothing=no_side_tests),
+    Measurement(
+        "side",
+        "negation, reversal, multiple choice",
+        ask_side,
+        check_side,
+        nothing=no_side_tests,
+        metrics=SIDE_METRICS,
+    ),
     Measurement(
         "ability",
         "tasks of lm-evaluation-harness, and the papers' six probes",
@@ -571,6 +584,7 @@ OPTIONAL = (
         check_concepts,
         depends=frozenset({"material"}),
         nothing=no_concepts,
+        metrics=metrics_of("concept_"),
     ),
 )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from errata.facts.fact import Fact
 from errata.models.generation import Stop
@@ -28,6 +29,8 @@ class Answerer(Protocol):
     Attributes:
         name: for messages and records.
         abilities: what it can do. A metric that needs another ability is reported as absent, with the reason.
+        tokenizer: for chat templates, and to count and decode tokens.
+        context_length: the most tokens of a prompt and its continuation together.
     """
 
     @property
@@ -36,6 +39,12 @@ class Answerer(Protocol):
     @property
     def abilities(self) -> frozenset[Ability]: ...
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    def context_length(self) -> int: ...
+
     def score(
         self, pairs: Sequence[Pair], *, joiner: str | None = None, token_budget: int = ..., report: Report = ...
     ) -> list[TargetScore]:
@@ -43,6 +52,18 @@ class Answerer(Protocol):
 
         Args:
             joiner: between prompt and target, for pairs without a joiner; None: see ``facts.joining.joiner_of``.
+            token_budget: padded tokens of one forward pass.
+
+        Raises:
+            InputError: if ``likelihood`` is not one of the abilities.
+            NonFiniteError: naming the prompts, if a logit is not finite.
+        """
+        ...
+
+    def next_token_log_probabilities(self, prompts: Sequence[str], *, token_budget: int = ...) -> Tensor:
+        """(prompts, vocabulary) natural log-probabilities of every token after each prompt, finite or not.
+
+        Args:
             token_budget: padded tokens of one forward pass.
 
         Raises:
@@ -58,11 +79,18 @@ class Answerer(Protocol):
         top_k: int = 1,
         uniforms: Tensor | None = None,
         stop: Stop | None = None,
+        end_at_eos: bool = True,
+        token_budget: int = ...,
+        report: Report = ...,
     ) -> list[str]:
         """The continuation of each prompt, without the prompt; see ``models.generation.continue_texts``.
 
+        Args:
+            report: progress callback, in prompts.
+
         Raises:
             InputError: if ``generation`` is not one of the abilities.
+            NonFiniteError: naming the prompts, if a logit is not finite.
         """
         ...
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import Final
 
+from errata.editors.contract import Answerer
 from errata.evaluation.free_running import CONTEXTS, FreeSettings, answer_freely, is_contained
 from errata.facts.fact import Fact, Question
-from errata.models.language_model import LanguageModel
 from errata.results.metrics import Metric
 from errata.results.records import Record
 from errata.utils.progress import Report, silent
@@ -60,7 +60,7 @@ def chat_questions(
     return asked + controls
 
 
-def evaluate_chat(model: LanguageModel, asked: Sequence[ChatQuestion], *, report: Report = silent) -> list[Record]:
+def evaluate_chat(model: Answerer, asked: Sequence[ChatQuestion], *, report: Report = silent) -> list[Record]:
     """One record for each question: whether the reply holds the answer, and the reply (its first sentence).
 
     Raises:

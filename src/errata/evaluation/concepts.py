@@ -7,8 +7,8 @@ tokens of a generated definition are.
 
 - *reliability*, *generalisation*: share of the new definition's tokens that are the likeliest, after the prompt and
   after its paraphrases;
-- *locality*: share of the tokens of other concepts' definitions for which edited and unedited model hold the same token
-  likeliest; beside it the share that is right, which needs no unedited model;
+- *locality*: share of the tokens of other concepts' definitions for which edited and unedited model have the same most
+  likely token; beside it the share that is right, which needs no unedited model;
 - *instances*: share of questions "Whether {instance} belongs to category {concept}?" that are answered yes, for
   instances of the old definition (should fall) and for non-instances, which are instances of the new one (should rise);
   both with an answer that is neither yes nor no counted as no, and how many those are beside it;
@@ -22,15 +22,18 @@ tokens of a generated definition are.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
+from errata.editors.contract import Answerer
+from errata.evaluation.absence import absent_abilities
+from errata.evaluation.scoring import agreement_share, naming_facts, scores_by_pair
 from errata.facts.concept import Concept
-from errata.models.generation import generate
-from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.models.likelihood import Pair, TargetScore, check_finite, scores_of
-from errata.results.metrics import Metric
+from errata.models.language_model import TOKEN_BUDGET
+from errata.models.likelihood import Pair, TargetScore
+from errata.results.metrics import Metric, metrics_of
 from errata.results.records import Record
 from errata.utils.optional import require
 from errata.utils.progress import Report, silent
@@ -43,11 +46,11 @@ DEMONSTRATIONS: Final = "".join(
 
 @dataclass(frozen=True, slots=True)
 class ConceptSettings:
-    """How concepts are asked.
+    """Settings of concept questions.
 
     Attributes:
         demonstrations: text before the question about an instance.
-        answer_tokens: new tokens that yes or no is looked for in.
+        answer_tokens: new tokens in which yes or no is searched for.
         definition_tokens: new tokens of a generated definition.
         batch_size: prompts that are continued at once; the answers do not depend on it.
     """
@@ -64,17 +67,19 @@ class ConceptSettings:
 
 @dataclass(frozen=True, slots=True)
 class ConceptReading:
-    """What a model says about concepts at one moment; ``concept_records`` makes records of one, or of two.
+    """A model's answers about concepts, before or after an edit; see ``concept_records``.
 
     Attributes:
-        scores: of new definitions after prompts and paraphrases, and of answers after unrelated questions.
+        scores: of new definitions after prompts and paraphrases, and of answers after unrelated questions; empty for a
+            model without likelihoods.
         answers: text generated after each question about an instance or non-instance.
-        definitions: for each concept's id the text generated after the prompt.
+        definitions: for each concept's id the text generated after the prompt; empty, as ``answers``, for a model that
+            generates no text.
     """
 
-    scores: dict[Pair, TargetScore]
-    answers: dict[str, str]
-    definitions: dict[str, str]
+    scores: dict[Pair, TargetScore] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)
+    definitions: dict[str, str] = field(default_factory=dict)
 
 
 def read_answer(text: str) -> bool | None:
@@ -84,46 +89,50 @@ def read_answer(text: str) -> bool | None:
 
 
 def read_concepts(
-    model: LanguageModel,
+    model: Answerer,
     concepts: Sequence[Concept],
     *,
     settings: ConceptSettings | None = None,
     token_budget: int = TOKEN_BUDGET,
     report: Report = silent,
 ) -> ConceptReading:
-    """Ask a model everything that the metrics of concepts need.
+    """Query a model for all metrics of concepts that its abilities allow.
 
     Raises:
         InputError: if a prompt is too long for the model.
         NonFiniteError: if a logit is not a number; names the concepts.
     """
     settings = settings or ConceptSettings()
-    owners: dict[Pair, str] = {}
+    reading = ConceptReading()
+    if "likelihood" in model.abilities:
+        owned: list[tuple[Pair, str]] = []
+        for concept in concepts:
+            owned += [((prompt, concept.new_definition), concept.id) for prompt in (concept.text, *concept.paraphrases)]
+            owned += [(entry.pair, concept.id) for entry in concept.unrelated]
+        reading.scores.update(scores_by_pair(model, owned, token_budget=token_budget, report=report))
+    if "generation" not in model.abilities:
+        return reading
+
+    def generate(kind: str, owned: Sequence[tuple[str, str]], new_tokens: int) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(owned), settings.batch_size):
+            chunk = owned[start : start + settings.batch_size]
+            with naming_facts(chunk):
+                prompts = [prompt for prompt, _ in chunk]
+                texts += model.continue_texts(prompts, new_tokens=new_tokens, token_budget=sys.maxsize)
+        report(kind, len(texts), len(texts))
+        return texts
+
+    questions: dict[str, str] = {}
     for concept in concepts:
-        prompts = (concept.text, *concept.paraphrases)
-        pairs: list[Pair] = [(prompt, concept.new_definition) for prompt in prompts]
-        for pair in pairs + [entry.pair for entry in concept.unrelated]:
-            owners.setdefault(pair, concept.id)
-    scores = scores_of(model, list(owners), token_budget=token_budget, report=report)
-    check_finite(scores, owners)
-    questions = list(
-        dict.fromkeys(
-            settings.demonstrations + asked
-            for concept in concepts
-            for asked in (*concept.instance_questions, *concept.non_instance_questions)
-        )
-    )
-    answers = generate(model, questions, new_tokens=settings.answer_tokens, batch_size=settings.batch_size)
-    report("instances", len(questions), len(questions))
-    texts = generate(
-        model,
-        [concept.text for concept in concepts],
-        new_tokens=settings.definition_tokens,
-        batch_size=settings.batch_size,
-    )
-    report("definitions", len(texts), len(texts))
-    said = {concept.id: text for concept, text in zip(concepts, texts, strict=True)}
-    return ConceptReading(scores, dict(zip(questions, answers, strict=True)), said)
+        for question in (*concept.instance_questions, *concept.non_instance_questions):
+            questions.setdefault(settings.demonstrations + question, concept.id)
+    answers = generate("instances", list(questions.items()), settings.answer_tokens)
+    reading.answers.update(zip(questions, answers, strict=True))
+    named = [(concept.text, concept.id) for concept in concepts]
+    definitions = generate("definitions", named, settings.definition_tokens)
+    reading.definitions.update(zip((name for _, name in named), definitions, strict=True))
+    return reading
 
 
 def concept_records(
@@ -136,32 +145,44 @@ def concept_records(
     """One record per prompt and metric; ``fact`` is the concept's id.
 
     Args:
-        reading: what the model says, read with the same settings and concepts.
-        before: what it said before the edits; without it there is no locality and no change of instances.
+        reading: the model's answers, read with the same settings and concepts.
+        before: the unedited model's; without it there is no locality and no change of instances.
 
     Raises:
         MissingExtraError: if scikit-learn is not installed, which consistency needs.
     """
     settings = settings or ConceptSettings()
-    similarities = similarity(concepts, [reading.definitions[concept.id] for concept in concepts])
+    generated = bool(reading.definitions)
+    texts = [reading.definitions[concept.id] for concept in concepts] if generated else []
+    similarities = iter(similarity(concepts, texts) if generated else ())
     found: list[Record] = []
-    for concept, cosine in zip(concepts, similarities, strict=True):
-        found += _definition_records(concept, reading, before)
-        for asked in concept.instance_questions:
-            found += _instance_records(concept, settings.demonstrations + asked, reading, before, belongs=True)
-        for asked in concept.non_instance_questions:
-            found += _instance_records(concept, settings.demonstrations + asked, reading, before, belongs=False)
-        said = reading.definitions[concept.id]
-        found.append(Record(concept.id, Metric.CONCEPT_CONSISTENCY, concept.text, cosine, said.strip()))
+    for concept in concepts:
+        if reading.scores:
+            found += _definition_records(concept, reading, before)
+        if not generated:
+            continue
+        for question in concept.instance_questions:
+            found += _instance_records(concept, settings.demonstrations + question, reading, before, belongs=True)
+        for question in concept.non_instance_questions:
+            found += _instance_records(concept, settings.demonstrations + question, reading, before, belongs=False)
+        said = reading.definitions[concept.id].strip()
+        found.append(Record(concept.id, Metric.CONCEPT_CONSISTENCY, concept.text, next(similarities), said))
     return found
 
 
-def absent_concepts(concepts: Sequence[Concept], *, before: bool = True) -> dict[Metric, str]:
-    """The metrics of concepts that cannot be computed, with the reason."""
-    metrics = [metric for metric in Metric if metric.value.startswith("concept_")]
+def absent_concepts(
+    concepts: Sequence[Concept], *, before: bool = True, model: Answerer | None = None
+) -> dict[Metric, str]:
+    """The metrics of concepts that cannot be computed, with the reason.
+
+    Args:
+        before: whether there are answers of the unedited model.
+        model: the edited model; None: one with all abilities.
+    """
+    metrics = metrics_of("concept_")
     if not concepts:
         return dict.fromkeys(metrics, "there are no concepts")
-    missing: dict[Metric, str] = {}
+    missing = {} if model is None else absent_abilities(metrics, model.abilities, model.name)
     if not before:
         changes = (Metric.CONCEPT_LOCALITY, Metric.CONCEPT_INSTANCE_CHANGE, Metric.CONCEPT_NON_INSTANCE_CHANGE)
         missing |= dict.fromkeys(changes, "there is no unedited model to compare with")
@@ -215,16 +236,14 @@ def _definition_records(concept: Concept, reading: ConceptReading, before: Conce
         pair = entry.pair
         add(Metric.CONCEPT_LOCALITY_TOKENS, pair, reading.scores[pair].share)
         if before is not None:
-            now, then = reading.scores[pair].likeliest, before.scores[pair].likeliest
-            same = sum(left == right for left, right in zip(now, then, strict=True))
-            add(Metric.CONCEPT_LOCALITY, pair, same / len(now))
+            add(Metric.CONCEPT_LOCALITY, pair, agreement_share(before.scores[pair], reading.scores[pair]))
     return found
 
 
 def _instance_records(
     concept: Concept, question: str, reading: ConceptReading, before: ConceptReading | None, *, belongs: bool
 ) -> list[Record]:
-    """``belongs``: whether it is asked of an instance of the old definition, and not of the new one."""
+    """Args: belongs: whether it is an instance of the old definition, and not of the new one."""
     text = reading.answers[question]
     answer = read_answer(text)
     share = Metric.CONCEPT_INSTANCES if belongs else Metric.CONCEPT_NON_INSTANCES

@@ -11,18 +11,17 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from errata.editors.contract import Answerer
 from errata.errors import NonFiniteError
 from errata.evaluation.absence import absent_fields
 from errata.facts.fact import Fact, Question
-from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.models.likelihood import next_token_log_probabilities
-from errata.models.prompts import encode
-from errata.results.metrics import Metric
+from errata.models.language_model import TOKEN_BUDGET
+from errata.results.metrics import Metric, metrics_of
 from errata.results.records import Record
 from errata.utils.progress import Report, silent
 
 
-class KeptKind(StrEnum):
+class LocalityKind(StrEnum):
     """Whose prompt it is: of a subject with the same true object, of a fact's unrelated questions, of the untouched."""
 
     NEIGHBOURS = "neighbours"
@@ -31,25 +30,25 @@ class KeptKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class KeptPrompt:
-    """One of them, and the fact (or the cluster of an untouched question) that it counts for."""
+class LocalityPrompt:
+    """A locality prompt and the fact (or the cluster of an untouched question) that it belongs to."""
 
     fact: str
-    kind: KeptKind
+    kind: LocalityKind
     prompt: str
 
 
-def kept_prompts(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]] = ()) -> list[KeptPrompt]:
-    """All of them, in the order of the facts; what follows them is not asked for, so their answers do not matter.
+def locality_prompts(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]] = ()) -> list[LocalityPrompt]:
+    """All locality prompts in the order of the facts. Their answers are not used.
 
     Args:
         untouched: for each question about another subject its cluster, as in ``recall.evaluate_facts``.
     """
-    found: list[KeptPrompt] = []
+    found: list[LocalityPrompt] = []
     for fact in facts:
-        found += [KeptPrompt(fact.id, KeptKind.NEIGHBOURS, near.prompt) for near in fact.neighbours]
-        found += [KeptPrompt(fact.id, KeptKind.UNRELATED, other.prompt) for other in fact.unrelated]
-    return found + [KeptPrompt(cluster, KeptKind.UNTOUCHED, question.prompt) for cluster, question in untouched]
+        found += [LocalityPrompt(fact.id, LocalityKind.NEIGHBOURS, near.prompt) for near in fact.neighbours]
+        found += [LocalityPrompt(fact.id, LocalityKind.UNRELATED, other.prompt) for other in fact.unrelated]
+    return found + [LocalityPrompt(cluster, LocalityKind.UNTOUCHED, question.prompt) for cluster, question in untouched]
 
 
 BYTE_BUDGET = 1 << 30
@@ -57,11 +56,11 @@ BYTE_BUDGET = 1 << 30
 _TOP = 5
 
 Unedited = Callable[[], AbstractContextManager[None]]
-"""Gives a context in which the model is what it was before all edits, and after which it is edited again."""
+"""Returns a context manager that disables all edits."""
 
 
 def evaluate_drift(
-    model: LanguageModel,
+    model: Answerer,
     facts: Sequence[Fact],
     unedited: Unedited,
     *,
@@ -88,22 +87,21 @@ def evaluate_drift(
         InputError: if a prompt is too long for the model.
         NonFiniteError: if a logit, before or after, is not a number; names the facts.
     """
-    kept = kept_prompts(facts, untouched)
-    prompts = list(dict.fromkeys(entry.prompt for entry in kept))
+    locality = locality_prompts(facts, untouched)
     owners: dict[str, str] = {}
-    for entry in kept:
+    for entry in locality:
         owners.setdefault(entry.prompt, entry.fact)
-    rows = [row.ids for row in encode(model.tokenizer, prompts)]
-    vocabulary = int(model.model.config.get_text_config(decoder=True).vocab_size)
-    size = torch.promote_types(model.dtype, torch.float32).itemsize
-    at_once = max(1, byte_budget // (vocabulary * size))
+    prompts = list(owners)
+    if not prompts:
+        return []
+    at_once = max(1, byte_budget // model.next_token_log_probabilities(prompts[:1]).nbytes)
     found: dict[str, tuple[float, float, str]] = {}
     bad: list[str] = []
     for start in range(0, len(prompts), at_once):
         chunk = slice(start, start + at_once)
         with unedited():
-            before = next_token_log_probabilities(model, rows[chunk], token_budget=token_budget)
-        after = next_token_log_probabilities(model, rows[chunk], token_budget=token_budget)
+            before = model.next_token_log_probabilities(prompts[chunk], token_budget=token_budget)
+        after = model.next_token_log_probabilities(prompts[chunk], token_budget=token_budget)
         for index, prompt in enumerate(prompts[chunk]):
             divergence = kl_divergence(before[index], after[index])
             overlap = top_overlap(before[index], after[index])
@@ -115,7 +113,7 @@ def evaluate_drift(
     if bad:
         raise NonFiniteError("drift", facts=list(dict.fromkeys(bad)), layer=None)
     records: list[Record] = []
-    for entry in kept:
+    for entry in locality:
         divergence, overlap, said = found[entry.prompt]
         kl_metric, top_metric = Metric(f"drift_kl_{entry.kind}"), Metric(f"drift_top5_{entry.kind}")
         records.append(Record(entry.fact, kl_metric, entry.prompt, divergence, said))
@@ -125,7 +123,7 @@ def evaluate_drift(
 
 def absent_drift(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]] = ()) -> dict[Metric, str]:
     """The metrics that cannot be computed, with the reason."""
-    return absent_fields([metric for metric in Metric if metric.startswith("drift_")], facts, untouched)
+    return absent_fields(metrics_of("drift_"), facts, untouched)
 
 
 def kl_divergence(before: Tensor, after: Tensor) -> float:

@@ -12,18 +12,19 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator
 from transformers import PreTrainedTokenizerBase
 
+from errata.editors.contract import Answerer
 from errata.errors import InputError
 from errata.evaluation.absence import NO_FACTS, absent_fields
-from errata.evaluation.drift import kept_prompts
+from errata.evaluation.drift import locality_prompts
 from errata.evaluation.judge import Case, Judge, Verdict
+from errata.evaluation.scoring import naming_facts
 from errata.facts.fact import Fact, Question
 from errata.facts.joining import is_word_boundary
-from errata.models.generation import CACHE_BUDGET, continue_rows
-from errata.models.language_model import LanguageModel
-from errata.models.prompts import encode
-from errata.results.metrics import Metric
+from errata.models.language_model import CACHE_BUDGET
+from errata.models.prompts import chat_text
+from errata.results.metrics import Metric, metrics_of
 from errata.results.records import Record
-from errata.utils.progress import Report, counter, silent
+from errata.utils.progress import Report, silent
 
 # Abbreviations before a name or a number: no sentence ends with them.
 _NEVER_LAST: Final = frozenset(
@@ -198,8 +199,7 @@ class Context:
         if self.template is not None:
             before, after = self.template.split(_PLACE)
             return before + question + after
-        messages = [{"role": "user", "content": question}]
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return chat_text(tokenizer, question)
 
     def may_be_of(self, text: str, question: str) -> bool:
         """Whether a whole text can be that of a question, by text alone; a chat template may trim it."""
@@ -207,12 +207,6 @@ class Context:
             before, after = self.template.split(_PLACE)
             return text == before + question + after
         return question.strip() in text
-
-    def ids(self, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-        """The tokens of such a text. A chat template writes BOS itself, so none is added to it."""
-        if self.template is None:
-            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return encode(tokenizer, [text])[0].ids
 
 
 CONTEXTS: Final[dict[str, Context]] = {
@@ -328,7 +322,7 @@ def expected_answer(asked: Sequence[FreeQuestion], metric: str, prompt: str) -> 
 
 
 def answer_freely(
-    model: LanguageModel,
+    model: Answerer,
     prompts: Sequence[str],
     settings: FreeSettings | None = None,
     *,
@@ -353,20 +347,19 @@ def answer_freely(
     for prompt, name in zip(prompts, prompts if names is None else names, strict=True):
         owners.setdefault(prompt, name)
     texts = [context.text(model.tokenizer, prompt) for prompt in owners]
-    continuations = continue_rows(
-        model,
-        [context.ids(model.tokenizer, text) for text in texts],
-        new_tokens=settings.new_tokens,
-        stop=lambda text: answer_end(text, settings.ending) is not None,
-        token_budget=token_budget,
-        names=list(owners.values()),
-        on_rows=counter(report, "answering", len(texts)),
-    )
+    with naming_facts(zip(texts, owners.values(), strict=True)):
+        continuations = model.continue_texts(
+            texts,
+            new_tokens=settings.new_tokens,
+            stop=lambda text: answer_end(text, settings.ending) is not None,
+            token_budget=token_budget,
+            report=lambda _, done, total: report("answering", done, total),
+        )
     return {prompt: answer_of(text, settings.ending) for prompt, text in zip(owners, continuations, strict=True)}
 
 
 def evaluate_free(
-    model: LanguageModel,
+    model: Answerer,
     facts: Sequence[Fact],
     settings: FreeSettings | None = None,
     *,
@@ -419,7 +412,7 @@ def evaluate_free(
 
 
 def absent_free(
-    model: LanguageModel, facts: Sequence[Fact], settings: FreeSettings | None = None, *, judge: Judge | None = None
+    model: Answerer, facts: Sequence[Fact], settings: FreeSettings | None = None, *, judge: Judge | None = None
 ) -> dict[str, str]:
     """The metrics of ``evaluate_free`` that cannot be computed, with the reason."""
     settings = settings or FreeSettings()
@@ -447,7 +440,7 @@ def absent_free(
 
 
 def evaluate_free_locality(
-    model: LanguageModel,
+    model: Answerer,
     facts: Sequence[Fact],
     before: Mapping[str, str],
     settings: FreeSettings | None = None,
@@ -465,8 +458,8 @@ def evaluate_free_locality(
         InputError: if ``before`` lacks prompts, or a prompt is too long for the model.
         NonFiniteError: if a logit is not a number; names the facts.
     """
-    kept = kept_prompts(facts, untouched)
-    if lacking := [entry.prompt for entry in kept if entry.prompt not in before]:
+    locality = locality_prompts(facts, untouched)
+    if lacking := [entry.prompt for entry in locality if entry.prompt not in before]:
         raise InputError(
             f"there is no answer from before for {len(lacking)} prompts, such as {lacking[0]!r}",
             remedy="Ask the unedited model the same prompts first",
@@ -481,12 +474,12 @@ def evaluate_free_locality(
             float(after[entry.prompt] == before[entry.prompt]),
             after[entry.prompt],
         )
-        for entry in kept
+        for entry in locality
     ]
 
 
 def locality_answers(
-    model: LanguageModel,
+    model: Answerer,
     facts: Sequence[Fact],
     settings: FreeSettings | None = None,
     *,
@@ -494,13 +487,13 @@ def locality_answers(
     token_budget: int = CACHE_BUDGET,
     report: Report = silent,
 ) -> dict[str, str]:
-    """What a model answers to the prompts of ``evaluate_free_locality``; see ``answer_freely``."""
-    kept = kept_prompts(facts, untouched)
+    """A model's answers to the prompts of ``evaluate_free_locality``; see ``answer_freely``."""
+    locality = locality_prompts(facts, untouched)
     return answer_freely(
         model,
-        [entry.prompt for entry in kept],
+        [entry.prompt for entry in locality],
         settings,
-        names=[entry.fact for entry in kept],
+        names=[entry.fact for entry in locality],
         token_budget=token_budget,
         report=report,
     )
@@ -508,7 +501,7 @@ def locality_answers(
 
 def absent_free_locality(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]] = ()) -> dict[Metric, str]:
     """The kinds of free-running locality that there are no prompts for, with the reason."""
-    return absent_fields([metric for metric in Metric if metric.startswith("free_locality_")], facts, untouched)
+    return absent_fields(metrics_of("free_locality_"), facts, untouched)
 
 
 def _verdicts(
@@ -530,7 +523,7 @@ def _verdicts(
     return [Verdict(False, "it says the answer more than once") if wrong else next(found) for wrong in settled]
 
 
-def _available(model: LanguageModel, settings: FreeSettings) -> list[Context]:
+def _available(model: Answerer, settings: FreeSettings) -> list[Context]:
     contexts = [CONTEXTS[name] for name in settings.contexts]
     return [context for context in contexts if context.missing(model.tokenizer) is None]
 

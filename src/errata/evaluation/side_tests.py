@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Final
 
+from errata.editors.contract import Answerer
 from errata.errors import InputError
 from errata.evaluation.absence import absent_fields
+from errata.evaluation.scoring import scores_by_pair
 from errata.facts.fact import Fact, Question
-from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.models.likelihood import Pair, TargetScore, check_finite, scores_of
+from errata.models.language_model import TOKEN_BUDGET
+from errata.models.likelihood import Pair, TargetScore
 from errata.results.metrics import Metric
 from errata.results.records import Record
 from errata.utils.progress import Report, silent
@@ -161,7 +163,7 @@ def side_tests(
 
 
 def evaluate_side_tests(
-    model: LanguageModel, tests: Sequence[SideTest], *, token_budget: int = TOKEN_BUDGET, report: Report = silent
+    model: Answerer, tests: Sequence[SideTest], *, token_budget: int = TOKEN_BUDGET, report: Report = silent
 ) -> list[Record]:
     """One record per prompt and metric.
 
@@ -176,12 +178,8 @@ def evaluate_side_tests(
         InputError: if a prompt is too long for the model.
         NonFiniteError: if a logit is not a number; names the facts.
     """
-    owners: dict[Pair, str] = {}
-    for test in tests:
-        for pair in _pairs(test):
-            owners.setdefault(pair, test.fact)
-    scores = scores_of(model, list(owners), token_budget=token_budget, report=report)
-    check_finite(scores, owners)
+    owned = ((pair, test.fact) for test in tests for pair in _pairs(test))
+    scores = scores_by_pair(model, owned, token_budget=token_budget, report=report)
     return [record for test in tests for record in _records(test, scores)]
 
 

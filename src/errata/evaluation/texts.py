@@ -25,11 +25,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
+from errata.editors.contract import Answerer
 from errata.errors import Fault, FaultsError, InputError, OutputError
 from errata.evaluation.absence import absent_fields
+from errata.evaluation.scoring import naming_facts
 from errata.facts.fact import Fact
-from errata.models.generation import CACHE_BUDGET, continue_rows, own_uniforms
-from errata.models.language_model import LanguageModel
+from errata.models.generation import own_uniforms
+from errata.models.language_model import CACHE_BUDGET
 from errata.models.prompts import encode
 from errata.results.metrics import Metric
 from errata.results.records import Record
@@ -37,7 +39,7 @@ from errata.statistics.corpus import open_corpus
 from errata.utils.files import cache_directory, file_text, is_file, reason_of, write_text
 from errata.utils.locks import in_turn
 from errata.utils.optional import require
-from errata.utils.progress import Report, counter, silent
+from errata.utils.progress import Report, silent
 
 
 class TextSettings(BaseModel):
@@ -68,7 +70,7 @@ class WrittenText:
 
 
 def write_texts(
-    model: LanguageModel,
+    model: Answerer,
     facts: Sequence[Fact],
     settings: TextSettings | None = None,
     *,
@@ -86,23 +88,22 @@ def write_texts(
         NonFiniteError: if a logit is not a number; names the facts.
     """
     settings = settings or TextSettings()
-    asked = [(fact.id, prompt) for fact in facts for prompt in fact.generation]
-    rows = [row.ids for row in encode(model.tokenizer, [prompt for _, prompt in asked])]
+    owned = [(prompt, fact.id) for fact in facts for prompt in fact.generation]
+    prompts = [prompt for prompt, _ in owned]
     generator = torch.Generator().manual_seed(settings.seed)
-    uniforms = own_uniforms([f"{name}\n{prompt}" for name, prompt in asked], settings.tokens, generator)
-    continuations = continue_rows(
-        model,
-        rows,
-        new_tokens=[max(settings.tokens - len(row), 0) for row in rows],
-        top_k=settings.top_k,
-        uniforms=uniforms,
-        end_at_eos=False,
-        token_budget=token_budget,
-        names=[name for name, _ in asked],
-        on_rows=counter(report, "texts", len(rows)),
-    )
+    uniforms = own_uniforms([f"{fact}\n{prompt}" for prompt, fact in owned], settings.tokens, generator)
+    with naming_facts(owned):
+        continuations = model.continue_texts(
+            prompts,
+            new_tokens=[max(settings.tokens - len(row.ids), 0) for row in encode(model.tokenizer, prompts)],
+            top_k=settings.top_k,
+            uniforms=uniforms,
+            end_at_eos=False,
+            token_budget=token_budget,
+            report=report,
+        )
     return [
-        WrittenText(name, prompt, prompt + added) for (name, prompt), added in zip(asked, continuations, strict=True)
+        WrittenText(fact, prompt, prompt + added) for (prompt, fact), added in zip(owned, continuations, strict=True)
     ]
 
 

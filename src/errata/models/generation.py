@@ -11,11 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from errata.errors import InputError, NonFiniteError
-from errata.models.language_model import LanguageModel
+from errata.models.language_model import CACHE_BUDGET, LanguageModel
 from errata.models.prompts import encode, length_batches, pad
-
-CACHE_BUDGET = 8192
-"""Padded tokens, new ones included, whose keys and values are cached at once."""
 
 Stop = Callable[[str], bool]
 """Whether a continuation so far, without its prompt, is complete."""

@@ -26,15 +26,16 @@ from transformers import (
 from errata.errors import InputError, NonFiniteError
 from errata.models.families import Architecture, architecture_of, check_config, down_projection_weight
 from errata.models.loading import check_layers_exist, context_length_of, loading, local_directory, source_of
-from errata.models.prompts import Pair, TargetScore, guard_embedding, length_batches, pad, probe_row, unembedded
+from errata.models.prompts import Pair, TargetScore, encode, guard_embedding, length_batches, pad, probe_row, unembedded
 from errata.models.saving import BaseFiles, Written, write_edited
 from errata.models.size import check_fits, weight_bytes
 from errata.models.weights import EditedWeights
 from errata.utils.files import new_directory
-from errata.utils.progress import Report, silent
+from errata.utils.progress import Report, counter, silent
 from errata.utils.text import dtype_name
 
 TOKEN_BUDGET = 4096  # padded tokens per forward pass that needs no gradient
+CACHE_BUDGET = 8192  # padded tokens, new ones included, whose keys and values are cached at once
 _logger = logging.getLogger(__name__)
 
 
@@ -299,6 +300,13 @@ class LanguageModel:
         joined = [pair if joiner is None or len(pair) == 3 else (*pair, joiner) for pair in pairs]
         return likelihood.score(self, joined, token_budget=token_budget, report=report)
 
+    def next_token_log_probabilities(self, prompts: Sequence[str], *, token_budget: int = TOKEN_BUDGET) -> Tensor:
+        """See ``errata.models.likelihood.next_token_log_probabilities``."""
+        from errata.models import likelihood
+
+        rows = [row.ids for row in encode(self.tokenizer, prompts)]
+        return likelihood.next_token_log_probabilities(self, rows, token_budget=token_budget)
+
     def continue_texts(
         self,
         prompts: Sequence[str],
@@ -307,12 +315,23 @@ class LanguageModel:
         top_k: int = 1,
         uniforms: Tensor | None = None,
         stop: Callable[[str], bool] | None = None,
+        end_at_eos: bool = True,
+        token_budget: int = CACHE_BUDGET,
+        report: Report = silent,
     ) -> list[str]:
         """See ``errata.models.generation.continue_texts``."""
         from errata.models import generation
 
         return generation.continue_texts(
-            self, prompts, new_tokens=new_tokens, top_k=top_k, uniforms=uniforms, stop=stop
+            self,
+            prompts,
+            new_tokens=new_tokens,
+            top_k=top_k,
+            uniforms=uniforms,
+            stop=stop,
+            end_at_eos=end_at_eos,
+            token_budget=token_budget,
+            on_rows=counter(report, "texts", len(prompts)),
         )
 
     def used(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:

@@ -392,6 +392,11 @@ def entry_of(name: str) -> MetricEntry:
     return MetricEntry(name, Group.UNKNOWN, unit=Unit.RAW, better=None, ability=None)
 
 
+def metrics_of(prefix: str) -> list[Metric]:
+    """The metrics whose names begin with a prefix, in the order of ``Metric``."""
+    return [metric for metric in Metric if metric.startswith(prefix)]
+
+
 def in_order(metrics: Iterable[str]) -> list[str]:
     """Known metrics in the order of ``Metric``, each followed by its variants, then unknown ones by name."""
     return sorted(metrics, key=lambda metric: (_RANK.get(metric.partition(":")[0], len(_RANK)), metric))
