@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ import pytest
 from errata.benchmark.cell import EditorKind, open_cell, work_on
 from errata.benchmark.cell_files import CellSpec
 from errata.benchmark.collect import collect
+from errata.benchmark.data import BenchmarkData
+from errata.benchmark.grid import Measures
 from errata.errors import InputError
+from errata.facts.concept import Concept
+from errata.facts.fact import Fact, Question
 from errata.utils.progress import silent
 
-from tests.support.bench import TinyBench
+from tests.support.bench import ASKED, TinyBench
 from tests.support.editing import tiny_recipe
 from tests.support.editors import VIEWS, MemoryEdit, MemoryEditor
 
@@ -24,15 +30,37 @@ EDITORS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class FullBench(TinyBench):
+    """Its facts have all that the optional measurements need."""
+
+    def material(self, seed: int, edits: int = 6, facts: Sequence[Fact] = ASKED) -> BenchmarkData:
+        full = [
+            replace(fact, generation=(f"{fact.subject} is",), reversal=(Question("The tower is", fact.subject),))
+            for fact in facts
+        ]
+        return replace(TinyBench.material(self, seed, edits, full), concepts=CONCEPTS)
+
+
+CONCEPTS = (
+    Concept(
+        "c", "piano", "I think that the {} is", "what she plays", "a river", instances=("The crowd",),
+        unrelated=(Question("The capital of France is", "Paris"),),
+    ),
+)  # fmt: skip
+PARTS = ("split_perplexity", "free", "texts", "drift", "side", "concepts")
+
+
 @pytest.mark.parametrize("kind", VIEWS)
 def test_a_cell_of_any_editor(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = TinyBench.of(tmp_path)
-    grid = bench.grid(["memit"], seeds=(0,))
+    bench = FullBench.of(tmp_path)
+    options = {"free": {"settings": {"new_tokens": 3, "contexts": ["bare"]}}, "texts": {"writing": {"tokens": 12}}}
+    grid = bench.grid(["memit"], seeds=(0,), measures=Measures(parts=PARTS, options=options))
     (spec,) = bench.specs(grid)
     shared = {name: value for name, value in spec.model_dump(mode="json").items() if name != "recipe"}
     other = CellSpec.model_validate({**shared, "label": kind, "editor": kind, "settings": {"batch_size": 2}})
     assert CellSpec.model_validate_json(other.model_dump_json()) == other
-    monkeypatch.setattr(TinyBench, "specs", lambda self, grid: [other])
+    monkeypatch.setattr(FullBench, "specs", lambda self, grid: [other])
     campaign = bench.begin(tmp_path / "out", grid)
     (cell,) = campaign.cells
     with pytest.raises(InputError) as unknown:
@@ -54,10 +82,19 @@ def test_a_cell_of_any_editor(tmp_path: Path, kind: str, monkeypatch: pytest.Mon
     assert [entry["status"] for entry in summary["about"]["cells"]] == ["done"]
     after: dict[str, Any] = {row["metric"]: row["mean"] for row in summary["rows"] if row["when"] == "after"}
     (absent,) = summary["about"]["absent"]
+    expected = {"free_efficacy_exact", "free_locality_neighbours", "fluency", "concept_instances"}
+    assert expected <= after.keys()
+    assert after["free_efficacy_contained"] > 0
+    likelihoods = {
+        "efficacy_accuracy", "split_perplexity_ratio", "drift_kl_neighbours", "negation_accuracy",
+        "reversal_accuracy", "concept_reliability", "concept_locality",
+    }  # fmt: skip
     if kind == "answer":
-        assert "efficacy_accuracy" not in after
-        assert "likelihood" in absent["metrics"]["efficacy_accuracy"]
+        assert likelihoods.isdisjoint(after)
+        assert likelihoods <= absent["metrics"].keys()
+        assert all("likelihood" in absent["metrics"][name] for name in likelihoods)
     else:
+        assert likelihoods <= after.keys()
         before = {row["metric"]: row["mean"] for row in summary["rows"] if row["when"] == "before"}
         assert after["efficacy_success"] >= before["efficacy_success"]
     assert "perplexity_ratio" not in after

@@ -5,6 +5,7 @@ All tests that import lm-evaluation-harness stand here: it is slow to import.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -30,6 +31,7 @@ from errata.evaluation.ability import (
 )
 from errata.evaluation.harness import check_harness, check_tasks, harness_model, local_tasks, run_tasks, task_files
 from errata.evaluation.probes import PROBES, Probe, read_probes
+from errata.models.language_model import LanguageModel
 from errata.models.likelihood import NextToken, predict, score
 from errata.models.prompts import complete
 from errata.results.records import Summary, confusion_cells, summarise, weighted_f1, weighted_f1_of_sums
@@ -37,6 +39,7 @@ from errata.results.records import Summary, confusion_cells, summarise, weighted
 from tests.reference.likelihood import greedy, mean_log_probability
 from tests.reference.likelihood import weighted_f1 as weighted_f1_by_definition
 from tests.support.editing import tiny_language_model
+from tests.support.editors import PromptedView, RewrittenView
 from tests.support.errors import raises_code
 
 FAMILIES = [
@@ -109,6 +112,13 @@ def local(tmp_path: Path) -> Path:
     return folder
 
 
+def harness_twin(model: LanguageModel, **options: Any) -> Any:
+    """The harness's own class for transformers models."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=model.model, tokenizer=copy.deepcopy(model.tokenizer), batch_size=2, **options)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_harness_finds_the_log_likelihoods_that_errata_finds(family: str) -> None:
     from lm_eval.api.instance import Instance
@@ -117,6 +127,14 @@ def test_the_harness_finds_the_log_likelihoods_that_errata_finds(family: str) ->
     requests = [
         Instance("loglikelihood", {}, (prompt, f" {target}"), index) for index, (prompt, target) in enumerate(PAIRS)
     ]
+    more = [("The capital of Italy is ", "Rome"), ("The river\n", "and the city")]
+    if family != "mistral":  # whose tokenizer adds no BOS, and takes no word after one for the beginning of a text
+        more.append(("", "The river runs"))
+    both = requests + [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(more)]
+    expected_here = harness_twin(model).loglikelihood(both, disable_tqdm=True)
+    found_here = harness_model(model).loglikelihood(both)
+    assert [value for value, _ in found_here] == pytest.approx([value for value, _ in expected_here], abs=1e-4)
+    assert [greedily for _, greedily in found_here] == [greedily for _, greedily in expected_here]
     completions = complete(model.tokenizer, PAIRS)
     counts = [len(completion.target_ids) for completion in completions]
     for batch_size in (1, 3):
@@ -132,6 +150,58 @@ def test_the_harness_finds_the_log_likelihoods_that_errata_finds(family: str) ->
     ]
     found = [math.fsum(entry.log_probabilities) for entry in predict(model, rows, expected)]
     assert found == pytest.approx([value for value, _ in theirs], abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "opt"])
+def test_the_harness_gets_the_texts_that_its_own_class_generates(family: str) -> None:
+    from lm_eval.api.instance import Instance
+
+    model = tiny_language_model(family)
+    asked = [(prompt, {"until": [" the", "\n\n"], "max_gen_toks": 9, "do_sample": False}) for prompt, _ in PAIRS]
+    asked += [(prompt, {"until": [], "max_gen_toks": 4}) for prompt, _ in PAIRS[:1]]
+    requests = [Instance("generate_until", {}, entry, index) for index, entry in enumerate(asked)]
+    found = harness_model(model, batch_size=2).generate_until(requests)
+    expected = harness_twin(model).generate_until(requests, disable_tqdm=True)
+    # Alone, new tokens lose the space before the first word in some tokenizers.
+    assert [text.strip() for text in found] == [text.strip() for text in expected]
+    sampling = Instance("generate_until", {}, ("The", {"until": [], "do_sample": True, "temperature": 1.0}), 0)
+    with raises_code("TASK_SAMPLES"):
+        harness_model(model).generate_until([sampling])
+
+
+def test_what_is_too_long_is_cut_at_its_beginning() -> None:
+    from lm_eval.api.instance import Instance
+
+    model = tiny_language_model("gpt2", n_positions=12)
+    long = "I think that the piano is what she plays, and the violin is what he plays. The capital of Italy is"
+    pairs = [Instance("loglikelihood", {}, (long, " Rome in Italy"), 0)]
+    expected = harness_twin(model).loglikelihood(pairs, disable_tqdm=True)
+    ((value, greedily),) = harness_model(model).loglikelihood(pairs)
+    assert (value, greedily) == (pytest.approx(expected[0][0], abs=1e-4), expected[0][1])
+    texts = [Instance("generate_until", {}, (long, {"until": [], "max_gen_toks": 5, "do_sample": False}), 0)]
+    assert harness_model(model).generate_until(texts) == harness_twin(model).generate_until(texts, disable_tqdm=True)
+
+
+def test_editors_of_other_kinds_are_measured_by_their_abilities(
+    local: Path, tmp_path: Path, no_network: list[Any]
+) -> None:
+    model = tiny_language_model("llama")
+    folder = write_probes(tmp_path / "probes", 14)
+    settings = AbilitySettings(tasks=(str(local / "third.yaml"),), probes=folder, probe_items=2)
+    base = measure_ability(model, settings)
+    assert base.absent == {}
+    prompted = measure_ability(PromptedView(model, ()), settings)  # of no facts: the same as the model
+    assert (prompted.tasks, prompted.absent) == (base.tasks, {})
+    rewritten = measure_ability(RewrittenView(model, ()), settings)
+    assert rewritten.tasks.keys() == base.tasks.keys() - {"third"}
+    for task, result in rewritten.tasks.items():
+        assert result.metrics.items() <= base.tasks[task].metrics.items()
+        lost = base.tasks[task].metrics.keys() - result.metrics.keys()
+        assert {f"ability:{task}:{name}" for name in lost} <= rewritten.absent.keys()
+    assert f"ability:{local / 'third.yaml'}" in rewritten.absent
+    rolling = local / "rolling.yaml"
+    rolling.write_text("include: common\ntask: rolling\noutput_type: loglikelihood_rolling\n", encoding="utf-8")
+    assert measure_ability(PromptedView(model, ()), AbilitySettings(tasks=(str(rolling),))).absent
 
 
 def test_local_tasks_run_without_a_network_and_leave_everything_as_it_is(
@@ -529,7 +599,6 @@ def test_a_rolling_text_of_lab_has_the_perplexity_that_errata_finds() -> None:
     from lm_eval.api.instance import Instance
 
     from errata.evaluation.perplexity import perplexity
-    from errata.models.language_model import LanguageModel
 
     model, text = LanguageModel.load("lab"), "The capital of the country is where the mother of Ada Meyer was born."
     found = harness_model(model).loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])

@@ -89,12 +89,15 @@ class HookedView(MemoryView):
         return torch.cat(rows)
 
     def continue_texts(self, prompts: Sequence[str], **options: Any) -> list[str]:
-        limits = options.pop("new_tokens")
-        each = [limits] * len(prompts) if isinstance(limits, int) else limits
-        return [
-            self._with_hook(prompt, lambda p=prompt, n=n: self.model.continue_texts([p], new_tokens=n, **options)[0])
-            for prompt, n in zip(prompts, each, strict=True)
-        ]
+        limits, uniforms = options.pop("new_tokens"), options.pop("uniforms", None)
+        texts = []
+        for index, prompt in enumerate(prompts):
+            own = {
+                "new_tokens": limits if isinstance(limits, int) else limits[index],
+                "uniforms": None if uniforms is None else uniforms[index : index + 1],
+            }
+            texts += self._with_hook(prompt, lambda p=prompt, own=own: self.model.continue_texts([p], **own, **options))
+        return texts
 
     def _with_hook(self, prompt: str, run: Any) -> Any:
         with self._hooked(self.fact_of(prompt)):

@@ -251,13 +251,15 @@ class EditorRun:
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
-        for edit in reversed(self._edits):
+        edits, self._edits = self._edits, []  # a nested block has nothing left to remove
+        for edit in reversed(edits):
             self.editor.remove(edit)
         try:
             yield
         finally:
-            for edit in self._edits:
+            for edit in edits:
                 self.editor.restore(edit)
+            self._edits = edits
 
     def edit(self, check: Check) -> None:
         for index in range(len(self._edits), check.batches):

@@ -174,7 +174,7 @@ class Measurement:
     files: Callable[[Mapping[str, Any]], Sequence[Path]] = _no_files
     depends: frozenset[Dependency] = frozenset({"material", "seed"})
     nothing: Callable[[BenchmarkData], str | None] = _something
-    metrics: Sequence[Metric] = ()
+    metrics: tuple[Metric, ...] = ()
 
     def absent(self, answerer: Answerer, method: str) -> Mapping[Metric, str]:
         """The metrics that a model edited by ``method`` lacks an ability for, with the reason."""
@@ -200,7 +200,7 @@ def no_drift(data: BenchmarkData) -> str | None:
 
 def no_side_tests(data: BenchmarkData) -> str | None:
     """Why there is no side test."""
-    return _if_all([*SIDE_METRICS], absent_side_tests(data.facts))
+    return _if_all(SIDE_METRICS, absent_side_tests(data.facts))
 
 
 def no_concepts(data: BenchmarkData) -> str | None:
@@ -208,7 +208,7 @@ def no_concepts(data: BenchmarkData) -> str | None:
     return _if_all(metrics_of("concept_"), absent_concepts(data.concepts))
 
 
-def _if_all(names: list[Any], reasons: Mapping[Any, str]) -> str | None:
+def _if_all(names: Sequence[Metric], reasons: Mapping[Metric, str]) -> str | None:
     """The reasons, if all names have one."""
     if any(name not in reasons for name in names):
         return None
@@ -430,10 +430,11 @@ def check_side(options: Mapping[str, Any]) -> None:
 
 
 def ask_ability(inputs: MeasurementInputs) -> MeasurementResult:
-    found = measure_ability(inputs.model, _dataclass(AbilitySettings, inputs.options), report=inputs.report)
+    found = measure_ability(inputs.answerer, _dataclass(AbilitySettings, inputs.options), report=inputs.report)
     values = {metric: list(value) for metric, value in found.values().items() if math.isfinite(value[0])}
-    missing = dict.fromkeys(found.values().keys() - values.keys(), "lm-evaluation-harness gives no finite number")
-    return MeasurementResult(found.records(), {"labels": found.labels(), "values": values}, missing)
+    infinite = dict.fromkeys(found.values().keys() - values.keys(), "lm-evaluation-harness gives no finite number")
+    absent = {**found.absent, **infinite}
+    return MeasurementResult(found.records(), {"labels": found.labels(), "values": values}, absent)
 
 
 def check_ability(options: Mapping[str, Any]) -> None:

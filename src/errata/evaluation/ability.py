@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from errata.editors.contract import Answerer
 from errata.errors import InputError
+from errata.evaluation.absence import LACKING
 from errata.evaluation.harness import check_harness, left_alone, run_tasks
 from errata.evaluation.probes import (
+    LIKELIHOOD,
     PROBE_GROUP,
+    PROBES,
+    UNPARSABLE,
     WEIGHTED_F1,
     add_likelihoods,
     check_probe_lengths,
     probe_tasks,
     read_probes,
 )
-from errata.models.language_model import TOKEN_BUDGET, LanguageModel
+from errata.models.language_model import TOKEN_BUDGET
 from errata.results.records import (
     Record,
     Summary,
@@ -92,9 +97,15 @@ class TaskResult:
 
 @dataclass(frozen=True, slots=True)
 class Ability:
-    """What all tasks gave, by their names."""
+    """Results of all tasks.
+
+    Attributes:
+        tasks: by name.
+        absent: metric, or task as ``ability:TASK``, -> why it was not measured.
+    """
 
     tasks: Mapping[str, TaskResult]
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     def records(self) -> list[Record]:
         """A record per sample and metric, ``ability:TASK:METRIC``, ``fact`` being ``TASK/ID`` of the sample.
@@ -223,7 +234,7 @@ class AbilitySettings:
         probe_items: questions of each probe.
         limit: at most so many questions of each task (not of probes); None is all.
         few_shot: demonstrations; None is what each task says.
-        batch_size: rows of a forward pass; the results do not depend on it.
+        batch_size: rows of a forward pass where all are as long as the longest; the results do not depend on it.
     """
 
     tasks: tuple[str, ...] = ()
@@ -255,9 +266,11 @@ class AbilitySettings:
 
 
 def measure_ability(
-    model: LanguageModel, settings: AbilitySettings, *, token_budget: int = TOKEN_BUDGET, report: Report = silent
+    model: Answerer, settings: AbilitySettings, *, token_budget: int = TOKEN_BUDGET, report: Report = silent
 ) -> Ability:
-    """Run tasks and probes on a model; the model and its tokenizer stay as they are.
+    """Run tasks and probes on a model; the model and its tokenizer are not changed.
+
+    Tasks that need an ability which the model lacks are absent, with the reason.
 
     Args:
         token_budget: most padded tokens of a forward pass of the probes' likelihood variant.
@@ -268,25 +281,42 @@ def measure_ability(
     """
     check_harness()
     tasks: dict[str, TaskResult] = {}
+    absent: dict[str, str] = {}
     items = None if settings.probes is None else read_probes(settings.probes, settings.probe_items)
     if items is not None:
         check_probe_lengths(model, items)  # before the tasks' work
     with left_alone():
-        if settings.tasks:
-            raw = run_tasks(
-                model,
-                settings.tasks,
-                limit=settings.limit,
-                few_shot=settings.few_shot,
-                batch_size=settings.batch_size,
-                report=report,
-            )
-            tasks |= _results(raw, group="")
-        if items is not None:
+        # A model that lacks an ability gets one task at a time, as a task that needs it ends the harness's run.
+        together = model.abilities >= LACKING.keys()
+        for names in [settings.tasks] if together and settings.tasks else [(name,) for name in settings.tasks]:
+            try:
+                raw = run_tasks(
+                    model,
+                    names,
+                    limit=settings.limit,
+                    few_shot=settings.few_shot,
+                    batch_size=settings.batch_size,
+                    report=report,
+                )
+            except InputError as error:
+                if error.code != "ABILITY_MISSING":
+                    raise
+                absent[f"{PREFIX}{names[0]}"] = error.what
+            else:
+                tasks |= _results(raw, group="")
+        if items is not None and "generation" not in model.abilities:
+            absent |= {f"{PREFIX}{probe.task}": f"{model.name} {LACKING['generation']}" for probe in PROBES}
+        elif items is not None:
             raw = run_tasks(model, probe_tasks(items), batch_size=settings.batch_size, report=report)
-            add_likelihoods(model, items, raw, token_budget=token_budget, report=report)
+            if "likelihood" in model.abilities:
+                add_likelihoods(model, items, raw, token_budget=token_budget, report=report)
+            else:
+                reason = f"{model.name} {LACKING['likelihood']}"
+                for probe in PROBES:
+                    lost = probe.values(items[probe.name][0], UNPARSABLE, suffix=LIKELIHOOD)
+                    absent |= {f"{PREFIX}{probe.task}:{name}": reason for name in lost}
             tasks |= _results(raw, group=PROBE_GROUP)
-    return Ability(tasks)
+    return Ability(tasks, absent)
 
 
 def _results(raw: Mapping[str, Any], *, group: str) -> dict[str, TaskResult]:

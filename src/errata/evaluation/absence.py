@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from errata.facts.fact import Fact, Question
@@ -10,7 +10,7 @@ from errata.results.metrics import Ability, Metric
 
 NO_FACTS: Final = "there are no facts"
 NO_UNTOUCHED: Final = "no questions about other subjects were given"
-_LACKING: Final = {
+LACKING: Final[Mapping[Ability, str]] = {
     "likelihood": "has no likelihoods",
     "generation": "generates no text",
     "rolling": "cannot score text without a prompt",
@@ -38,7 +38,7 @@ def absent_abilities(metrics: Iterable[Metric], abilities: Collection[Ability], 
         name: of the model or editor, for the reason.
     """
     return {
-        metric: f"{name} {_LACKING[ability]}"
+        metric: f"{name} {LACKING[ability]}"
         for metric in metrics
         if (ability := metric.entry.ability) is not None and ability not in abilities
     }

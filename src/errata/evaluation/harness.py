@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import json
 import logging
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,16 @@ from typing import Any
 
 import numpy as np
 import yaml
+from transformers import PreTrainedTokenizerBase
 
+from errata.editors.contract import Answerer
 from errata.errors import Fault, FaultsError, InputError
+from errata.evaluation.absence import LACKING
+from errata.facts.joining import joined
 from errata.models.language_model import LanguageModel
+from errata.models.likelihood import NextToken, Pair, predict
+from errata.models.prompts import encode
+from errata.results.metrics import Ability
 from errata.utils.optional import require
 from errata.utils.progress import Report, silent
 
@@ -294,50 +302,144 @@ def check_harness() -> None:
     require("general ability", "eval", "lm_eval", "datasets", "sklearn")
 
 
-def harness_model(model: LanguageModel, *, batch_size: int = 8, report: Report = silent) -> Any:
-    """The model in memory as the harness's ``HFLM``: its weights are shared, its tokenizer is copied."""
+def harness_model(model: Answerer, *, batch_size: int = 8, report: Report = silent) -> Any:
+    """An answerer as a model of the harness (``lm_eval.api.model.LM``).
+
+    Log-likelihoods follow the harness's rules: spaces at the end of a context belong to the continuation, an empty
+    context is the BOS token (EOS, if there is none), and a long context is cut at its beginning. Two things differ from
+    the harness's own class for transformers models: the answerer knows where the prompt ends, so editors that act on
+    prompts can be measured; and generation is greedy only.
+
+    Args:
+        batch_size: the rows of one forward pass where all are as long as the longest.
+    """
     check_harness()
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.api.model import LM
+    from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    class Quiet(HFLM):
-        """Tells its progress to ``report``, asks no hub which commit the model is, and begins texts with one BOS."""
+    tokenizer = model.tokenizer
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
-        rolling = False
+    def budget(lengths: Iterable[int]) -> int:
+        return batch_size * max(lengths, default=1)
 
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            return self._told(super().loglikelihood, requests)
+    class AnswererLM(LM):
+        """Reports progress and does not query the hub for the model's commit."""
 
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            self.rolling = True
-            try:
-                return self._told(super().loglikelihood_rolling, requests)
-            finally:
-                self.rolling = False
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+            _check_ability(model, "likelihood")
+            pairs: list[Pair] = [self._pair(*request.args) for request in requests]
+            lengths = [len(row.ids) for row in encode(tokenizer, [joined(*pair) for pair in pairs])]
+            report("ability", 0, len(pairs))
+            scores = model.score(pairs, token_budget=budget(lengths))
+            report("ability", len(pairs), len(pairs))
+            return [(score.log_probability * len(score.likeliest), score.correct) for score in scores]
 
-        def tok_encode(self, string: str, *arguments: Any, **named: Any) -> list[int]:
-            """In rolling tasks without special tokens: the harness puts one before each text itself, and would count
-            the tokenizer's own BOS after it as a token to predict.
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
+            """Every token of each text after BOS, in disjoint windows of the model's length. These are rows of tokens,
+            which only a ``LanguageModel`` reads.
             """
-            if not self.rolling:
-                return list(super().tok_encode(string, *arguments, **named))
-            ids = list(self.tokenizer.encode(string, add_special_tokens=False))
-            return ids[1:] if ids[:1] == [self.prefix_token_id] else ids
+            if not isinstance(model, LanguageModel):
+                raise _lacks(model, "rolling")
+            rows: list[list[int]] = []
+            expected: list[list[NextToken]] = []
+            owners: list[int] = []
+            for owner, request in enumerate(requests):
+                # Without special tokens: the BOS before each text is no token to predict.
+                ids = tokenizer.encode(request.args[0], add_special_tokens=False)
+                ids = ids[1:] if ids[:1] == [begin] else ids
+                for window in get_rolling_token_windows(ids, begin, model.context_length, 1):
+                    given, continued = make_disjoint_window(window)
+                    rows.append([*given, *continued[:-1]])
+                    expected.append([NextToken(len(given) - 1 + place, token) for place, token in enumerate(continued)])
+                    owners.append(owner)
+            report("ability", 0, len(requests))
+            found = predict(model, rows, expected, token_budget=budget(map(len, rows)))
+            report("ability", len(requests), len(requests))
+            sums = [0.0] * len(requests)
+            for owner, predictions in zip(owners, found, strict=True):
+                sums[owner] += math.fsum(predictions.log_probabilities)
+            return sums
 
-        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            return self._told(super().generate_until, requests)
-
-        def get_model_info(self) -> dict[str, Any]:
-            return {}
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
+            _check_ability(model, "generation")
+            report("ability", 0, len(requests))
+            found = [""] * len(requests)
+            grouped: dict[str, list[int]] = {}
+            for index, request in enumerate(requests):
+                grouped.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(index)
+            for indices in grouped.values():
+                texts = self._continued([requests[index].args[0] for index in indices], requests[indices[0]].args[1])
+                for index, text in zip(indices, texts, strict=True):
+                    found[index] = text
+            report("ability", len(requests), len(requests))
+            return found
 
         @staticmethod
-        def _told(work: Any, requests: Any) -> Any:
-            report("ability", 0, len(requests))
-            answers = work(requests, disable_tqdm=True)
-            report("ability", len(requests), len(requests))
-            return answers
+        def _continued(contexts: list[str], settings: dict[str, Any]) -> list[str]:
+            options = normalize_gen_kwargs(settings)
+            if options["do_sample"]:
+                raise InputError(
+                    "a task samples its answers (do_sample), and errata generates greedily only",
+                    remedy="Set 'do_sample: false' in a copy of the task",
+                    code="TASK_SAMPLES",
+                )
+            new_tokens, until = options["max_gen_toks"], [text for text in options["until"] if text]
+            if new_tokens >= model.context_length:
+                raise InputError(
+                    f"a task generates {new_tokens} tokens, but {model.name!r} takes {model.context_length} in all",
+                    remedy="Set a smaller 'max_gen_toks' in a copy of the task",
+                    code="TEXT_TOO_LONG",
+                )
+            prompts = [_end_of(tokenizer, context, model.context_length - new_tokens) for context in contexts]
+            texts = model.continue_texts(
+                prompts,
+                new_tokens=new_tokens,
+                stop=lambda text: any(end in text for end in until),
+                token_budget=budget(len(row.ids) + new_tokens for row in encode(tokenizer, prompts)),
+            )
+            return [postprocess_generated_text(text, until, None) for text in texts]
 
-    # The harness gives a tokenizer without padding one: to a copy.
-    return Quiet(pretrained=model.model, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size)
+        @staticmethod
+        def _pair(context: str, continuation: str) -> Pair:
+            prompt = context.rstrip()
+            continuation = context[len(prompt) :] + continuation
+            if not prompt and not encode(tokenizer, [""])[0].ids:  # no BOS of the tokenizer's own
+                prompt = str(tokenizer.decode([begin]))
+            (whole,) = encode(tokenizer, [prompt + continuation])
+            too_many = len(whole.ids) - 1 - model.context_length  # the last token is not read
+            if too_many > 0:
+                (alone,) = encode(tokenizer, [prompt])
+                prompt = _end_of(tokenizer, prompt, max(len(alone.ids) - too_many, 2))
+            return (prompt, continuation, "")
+
+    return AnswererLM()
+
+
+def _check_ability(model: Answerer, ability: Ability) -> None:
+    if ability not in model.abilities:
+        raise _lacks(model, ability)
+
+
+def _lacks(model: Answerer, ability: Ability) -> InputError:
+    return InputError(
+        f"{model.name} {LACKING[ability]}", remedy="Leave out the tasks that need it", code="ABILITY_MISSING"
+    )
+
+
+def _end_of(tokenizer: PreTrainedTokenizerBase, text: str, room: int) -> str:
+    """The end of a text that has at most ``room`` tokens, BOS included; at least one token."""
+    (row,) = encode(tokenizer, [text])
+    while (excess := len(row.ids) - room) > 0 and len(row.ids) > 1:
+        special = sum(offsets == (0, 0) for offsets in row.offsets[:1])
+        first = min(excess + special, len(row.ids) - 1)
+        shorter = text[row.offsets[first][0] :]
+        if len(shorter) >= len(text):
+            return text
+        text = shorter
+        (row,) = encode(tokenizer, [text])
+    return text
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
@@ -354,7 +456,7 @@ def paths_in(tasks: Sequence[str]) -> list[str]:
 
 
 def run_tasks(
-    model: LanguageModel,
+    model: Answerer,
     tasks: Sequence[Any],
     *,
     limit: int | None = None,
@@ -368,7 +470,8 @@ def run_tasks(
         tasks: names of its tasks, groups or tags (``*`` matches any), local files or directories, or task objects.
 
     Raises:
-        InputError: if a task is unknown, or a local one is malformed or needs the network.
+        InputError: if a task is unknown, a local one is malformed or needs the network, or the model lacks an ability
+            that a task needs (code ``ABILITY_MISSING``).
     """
     check_harness()
     import lm_eval

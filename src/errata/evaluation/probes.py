@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from errata.editors.contract import Answerer
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts.joining import joined
-from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.models.likelihood import score
+from errata.models.language_model import TOKEN_BUDGET
 from errata.models.prompts import encode
 from errata.results.records import weighted_f1
 from errata.utils.files import file_text, reason_of
@@ -274,7 +274,7 @@ def _task(probe: Probe, items: Sequence[Item]) -> Any:
     )
 
 
-def check_probe_lengths(model: LanguageModel, items: Mapping[str, Sequence[Item]]) -> None:
+def check_probe_lengths(model: Answerer, items: Mapping[str, Sequence[Item]]) -> None:
     """Raises InputError if a prompt with its answer is longer than the model takes: nothing is cut off in silence."""
     for probe in PROBES:
         rows = encode(model.tokenizer, [joined(*pair) for item in items[probe.name] for pair in probe.pairs(item)])
@@ -289,7 +289,7 @@ def check_probe_lengths(model: LanguageModel, items: Mapping[str, Sequence[Item]
 
 
 def add_likelihoods(
-    model: LanguageModel,
+    model: Answerer,
     items: Mapping[str, Sequence[Item]],
     raw: Mapping[str, Any],
     *,
@@ -302,7 +302,7 @@ def add_likelihoods(
     """
     for probe in PROBES:
         pairs = [pair for item in items[probe.name] for pair in probe.pairs(item)]
-        scores = [entry.log_probability for entry in score(model, pairs, token_budget=token_budget, report=report)]
+        scores = [entry.log_probability for entry in model.score(pairs, token_budget=token_budget, report=report)]
         count = len(probe.words)
         columns: dict[str, list[Any]] = {}
         for sample in raw["samples"][probe.task]:

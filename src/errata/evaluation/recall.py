@@ -1,4 +1,4 @@
-"""Teacher-forced recall, as in the papers: is the right continuation likelier than another one, or the most likely one?"""
+"""Teacher-forced recall, as in the papers: is the right continuation likelier than another, or the most likely?"""
 
 from __future__ import annotations
 

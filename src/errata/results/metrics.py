@@ -392,9 +392,9 @@ def entry_of(name: str) -> MetricEntry:
     return MetricEntry(name, Group.UNKNOWN, unit=Unit.RAW, better=None, ability=None)
 
 
-def metrics_of(prefix: str) -> list[Metric]:
+def metrics_of(prefix: str) -> tuple[Metric, ...]:
     """The metrics whose names begin with a prefix, in the order of ``Metric``."""
-    return [metric for metric in Metric if metric.startswith(prefix)]
+    return tuple(metric for metric in Metric if metric.startswith(prefix))
 
 
 def in_order(metrics: Iterable[str]) -> list[str]:
