@@ -24,8 +24,7 @@ from errata.evaluation.texts import TextSettings, evaluate_fluency, write_texts
 from errata.facts.fact import Fact
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
-from errata.models.generation import CACHE_BUDGET
-from errata.models.language_model import TOKEN_BUDGET, LanguageModel
+from errata.models.language_model import CACHE_BUDGET, TOKEN_BUDGET, LanguageModel
 from errata.results.records import Record
 
 Clock = Callable[[], float]

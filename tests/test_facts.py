@@ -55,6 +55,8 @@ def test_the_subject_replaces_the_braces() -> None:
         ("{} is", "Ada", "Ada is", (0, 3)),
         ("Ada knows {} and", "Ada", "Ada knows Ada and", (10, 13)),
         ('{"name": "{}"} means', "{}", '{"name": "{}"} means', (10, 12)),
+        ("C{} is a", "C{}", "C{} is a", (0, 3)),
+        ("In {} is a", "C{}", "In C{} is a", (3, 6)),
         ("{{}} {0} {x} %s is", "{0}", "{{0}} {0} {x} %s is", (1, 4)),
         ("Say\n{}\nin", "line\nbreak", "Say\nline\nbreak\nin", (4, 14)),
         ("👩🏽‍🚀 {} 🚀", "Zoë 🎈", "👩🏽‍🚀 Zoë 🎈 🚀", (5, 10)),

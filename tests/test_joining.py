@@ -222,6 +222,12 @@ def test_lengths_count_what_joins() -> None:
     assert not any("是 巴" in text for text in read)
 
 
+def test_many_quotes_in_a_row() -> None:
+    for quote, joiner in (("\u201d", ""), ('"', ""), ("'", ""), ("\u00ab", ""), (")", " "), ("(", "")):
+        assert joiner_of(quote * 5000, "x") == joiner, quote
+    assert joiner_of("Rome" + "\u201d" * 5000, "x") == " "
+
+
 def test_names_are_found_as_whole_words() -> None:
     for text, name, found in (
         ("The region is flat", "Io", False),

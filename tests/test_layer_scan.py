@@ -201,5 +201,6 @@ def test_the_well_known_facts_hold_together() -> None:
 def test_no_subject_is_both_edited_and_asked_about() -> None:
     facts = facts_to_scan(LanguageModel(*tiny_model("llama")), 12)
     assert len(facts) == len({fact.subject for fact in facts}) == 12
-    asked = [question.prompt for fact in facts for question in fact.unrelated]
+    asked = [question.prompt for fact in facts for question in fact.neighbours]
+    assert not any(fact.unrelated for fact in facts), "they are of the same relation"
     assert not any(fact.subject in prompt for fact in facts for prompt in asked)

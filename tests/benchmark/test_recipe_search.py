@@ -171,7 +171,7 @@ def test_every_number_is_searched_by_what_the_edit_does(
 def test_every_kind_of_control_question_counts(
     make_search: Callable[..., RecipeSearch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those of the facts that come with errata, which have no neighbours."""
+    """Also those of the facts that come with errata."""
     model = tiny_language_model("llama")
     with monkeypatch.context() as patched:  # as of a model that knows all of them
         patched.setattr(
@@ -180,8 +180,8 @@ def test_every_kind_of_control_question_counts(
         facts = known_facts.facts_to_scan(model, 8)
     asked = {record.metric for record in evaluate_facts(model, facts)}
     controls = sorted(asked & set(CONTROLS))
-    assert controls == ["unrelated_accuracy"]
-    means = {"efficacy_accuracy": 1.0, "generalisation_accuracy": 0.8, "unrelated_accuracy": 0.3}
+    assert controls == ["specificity_accuracy"]
+    means = {"efficacy_accuracy": 1.0, "generalisation_accuracy": 0.8, "specificity_accuracy": 0.3}
     rows = [{"metric": metric, "when": "after", "mean": mean} for metric, mean in means.items()]
     end = SimpleNamespace(rows=rows, patch=SimpleNamespace(undo=lambda model: None))
     monkeypatch.setattr(recipe_search, "run_sequence", lambda *arguments, **options: end)

@@ -142,6 +142,15 @@ def test_faulty_records_are_skipped_only_when_asked_for(tmp_path: Path) -> None:
     assert "f.json[0] (case_id 1)" in note
 
 
+def test_a_skipped_record_uses_no_id(tmp_path: Path) -> None:
+    bad = varied(records.COUNTERFACT, "requested_rewrite.prompt", "{} {}")
+    file = written(tmp_path / "f.json", bad, records.COUNTERFACT, records.COUNTERFACT)
+    loaded = read_dataset("counterfact", file, skip_faulty=True)
+    assert [fact.id for fact in loaded.facts] == ["3"]
+    assert loaded.facts.places == ("f.json[1] (case_id 3)",)
+    assert {code for _, code, _ in faults_of("counterfact", file)} >= {"FACT_DUPLICATE_ID"}
+
+
 TWO = json.dumps([records.KNOWN, {**records.KNOWN, "known_id": 4, "subject": "Oria"}], indent=1)
 
 

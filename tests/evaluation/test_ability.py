@@ -29,7 +29,16 @@ from errata.evaluation.ability import (
     measure_ability,
     summarise_values,
 )
-from errata.evaluation.harness import check_harness, check_tasks, harness_model, local_tasks, run_tasks, task_files
+from errata.evaluation.harness import (
+    check_harness,
+    check_tasks,
+    harness_model,
+    local_tasks,
+    paths_in,
+    preserved_random_state,
+    run_tasks,
+    task_files,
+)
 from errata.evaluation.probes import PROBES, Probe, read_probes
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import NextToken, predict, score
@@ -303,6 +312,9 @@ def test_tasks_that_cannot_run_are_refused(local: Path, tmp_path: Path, no_netwo
     empty.mkdir()
     with raises_code("TASK_FILE_INVALID", FaultsError):
         local_tasks([str(empty)])
+    with pytest.raises(FaultsError) as error:
+        local_tasks([str(tmp_path / "missing.yaml"), str(empty)])
+    assert [fault.code for fault in error.value.faults] == ["FILE_NOT_FOUND", "TASK_FILE_INVALID"]
     (empty / "wrong.yaml").write_text(
         f"task: wrong\ndataset_path: json\ndataset_kwargs: {{data_files: {tmp_path / 'nowhere.json'}}}\n",
         encoding="utf-8",
@@ -311,7 +323,7 @@ def test_tasks_that_cannot_run_are_refused(local: Path, tmp_path: Path, no_netwo
         measure_ability(model, AbilitySettings(tasks=(str(empty),)))
 
 
-def test_names_are_looked_for_in_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_looked_for_in_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lm_eval.tasks
 
     asked: list[dict[str, Any]] = []
@@ -327,6 +339,20 @@ def test_names_are_looked_for_in_the_harness(monkeypatch: pytest.MonkeyPatch) ->
     with raises_code("TASK_UNKNOWN", InputError):
         run_tasks(tiny_language_model("gpt2"), ["no-such-task-there", "nor_this"])
     assert asked == [{"include_path": None, "include_defaults": True}]
+    (tmp_path / "hellaswag").mkdir()  # holds no task, so that it is the harness's one
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mine.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert paths_in(["hellaswag", "tasks", "not-there", "some/where", "mine.yaml"]) == [
+        "tasks", "some/where", "mine.yaml",
+    ]  # fmt: skip
+
+
+def test_random_numbers_are_those_of_a_process_without_the_harness() -> None:
+    states = [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()]
+    with preserved_random_state():
+        random.random(), np.random.rand(), torch.rand(1)
+    assert [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()] == states
 
 
 def test_what_cannot_run_is_told_before_it_is_run(

@@ -214,3 +214,7 @@ def test_demonstrations_are_settings() -> None:
     assert ConceptSettings().to_record() == {
         "demonstrations": DEMONSTRATIONS, "answer_tokens": 2, "definition_tokens": 40, "batch_size": 64,
     }  # fmt: skip
+
+
+def test_definitions_without_a_word_have_no_similarity() -> None:
+    assert similarity([Concept("c", "piano", "A {} is", None, "!!!")], ["what she plays"]) == [0.0]

@@ -133,6 +133,8 @@ def test_seconds_of_batches() -> None:
     summary = summarise_groups(Metric.SECONDS_PER_EDIT, "after", [10.0, 30.0], [25, 25])
     assert (summary.mean, summary.n) == (0.8, 50)
     assert (summary.low, summary.high) == pytest.approx((0.4, 1.2))
+    with pytest.raises(ValueError, match="no groups"):
+        summarise_groups(Metric.SECONDS_PER_EDIT, "after", [], [])
 
 
 def test_the_long_form_has_exactly_these_keys() -> None:

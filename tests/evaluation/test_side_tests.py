@@ -188,7 +188,9 @@ def test_what_is_absent_is_told_with_its_reason() -> None:
     question = absent_side_tests([Fact("q", "Rome", "Where is {}?", "here", "there")])
     assert "questions cannot" in question[Metric.NEGATION_ACCURACY]
     model = tiny_language_model("gpt2")
-    for facts in (FACTS, FACTS[4:], FACTS[1:3]):
+    same = [Fact("1", "Rome", "{} is in", "Italy", "Italy")]
+    alias = [Fact("2", "Rome", "{} is in", "NYC", "New York", aliases=("New York",))]
+    for facts in (FACTS, FACTS[4:], FACTS[1:3], same, alias):
         records = evaluate_side_tests(model, side_tests(facts, random.Random(0)))
         assert {entry.metric for entry in records} == everything.keys() - absent_side_tests(facts).keys()
 

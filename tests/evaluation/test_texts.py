@@ -169,6 +169,27 @@ def test_weights_from_files(tmp_path: Path) -> None:
         TermWeights(("a",), np.array([math.nan]))
     with raises_code("CORPUS_TOO_SMALL", InputError):
         TermWeights.fit(["a b c"])
+    (tmp_path / "idf.npy").write_bytes(b"")
+    with raises_code("TERM_WEIGHTS_INVALID", InputError):
+        TermWeights.read_published(tmp_path / "vocabulary.json", tmp_path / "idf.npy")
+
+
+def test_the_vocabulary_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    made: list[object] = []
+
+    class Counting(TfidfVectorizer):  # type: ignore[misc]
+        def __init__(self, **options: object) -> None:
+            made.append(options)
+            super().__init__(**options)
+
+    weights = TermWeights.fit(CORPUS)
+    expected = weights.vectors([TEXT, "other"]).tolist()
+    monkeypatch.setattr("sklearn.feature_extraction.text.TfidfVectorizer", Counting)
+    again = TermWeights(weights.words, weights.idf)
+    assert [again.vectors([text])[0].tolist() for text in (TEXT, "other")] == expected
+    assert len(made) == 1
 
 
 def test_references_from_a_file(tmp_path: Path) -> None:
@@ -183,6 +204,9 @@ def test_references_from_a_file(tmp_path: Path) -> None:
     assert "5 faults" in told
     for part in ("'txt' is unknown", "'target' is missing", "'text' is missing", ":2: the line", ":3: invalid JSON"):
         assert part in told
+    path.write_text("[" * 100_000 + "\n", encoding="utf-8")
+    with raises_code("JSON_INVALID", FaultsError):
+        read_references(path)
     path.write_text("\n", encoding="utf-8")
     with raises_code("REFERENCES_EMPTY", InputError):
         read_references(path)

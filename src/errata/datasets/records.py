@@ -264,6 +264,9 @@ def read_records(path: Path, of_record: OfRecord, *, key: str | None, skip_fault
             found = [fault for fact in draft.facts for fault in record_faults(fact, place)]
             found += [] if draft.concept is None or found else concept_faults(draft.concept, place)
             found += _duplicate_ids(draft, ids, place)
+            if not (found and skip_faulty):  # a record that is skipped uses no id
+                for fact in draft.facts:
+                    ids.setdefault(str(fact["id"]), place)
         if found:
             faults += [] if skip_faulty else found
             faulty.append(place)
@@ -303,16 +306,12 @@ def left_out(why: str, places: Sequence[str]) -> str:
 
 
 def _duplicate_ids(draft: Draft, ids: dict[str, str], place: str) -> list[Fault]:
-    """Ids that an earlier record has; adds those of this one to ``ids``."""
-    names = [str(fact["id"]) for fact in draft.facts]
-    faults = [
+    """Ids that an earlier record has."""
+    return [
         Fault(place, f"its id {shown(name)} is already used in {ids[name]}", "Use unique ids", code="FACT_DUPLICATE_ID")
-        for name in names
-        if name in ids
+        for fact in draft.facts
+        if (name := str(fact["id"])) in ids
     ]
-    for name in names:
-        ids.setdefault(name, place)
-    return faults
 
 
 def _unit(draft: Draft, place: str) -> Unit:

@@ -17,7 +17,7 @@ import numpy as np
 from errata.editors.contract import Answerer
 from errata.errors import InputError
 from errata.evaluation.absence import LACKING
-from errata.evaluation.harness import check_harness, left_alone, run_tasks
+from errata.evaluation.harness import check_harness, preserved_random_state, run_tasks
 from errata.evaluation.probes import (
     LIKELIHOOD,
     PROBE_GROUP,
@@ -285,7 +285,7 @@ def measure_ability(
     items = None if settings.probes is None else read_probes(settings.probes, settings.probe_items)
     if items is not None:
         check_probe_lengths(model, items)  # before the tasks' work
-    with left_alone():
+    with preserved_random_state():
         # A model that lacks an ability gets one task at a time, as a task that needs it ends the harness's run.
         together = model.abilities >= LACKING.keys()
         for names in [settings.tasks] if together and settings.tasks else [(name,) for name in settings.tasks]:

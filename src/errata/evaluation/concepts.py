@@ -215,7 +215,10 @@ def similarity(concepts: Sequence[Concept], texts: Sequence[str]) -> list[float]
 
     # One-letter words count too, or a definition of such words would have no vector at all.
     vectoriser = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b")
-    vectoriser.fit([text for concept in concepts for text in (concept.definition, concept.new_definition) if text])
+    known = [text for concept in concepts for text in (concept.definition, concept.new_definition) if text]
+    if not any(map(vectoriser.build_analyzer(), known)):
+        return [0.0] * len(texts)
+    vectoriser.fit(known)
     targets = vectoriser.transform([concept.new_definition for concept in concepts])
     rows = vectoriser.transform(list(texts))  # rows of length 1, so that their products are cosines
     return [float(value) for value in rows.multiply(targets).sum(axis=1).A1]

@@ -30,7 +30,7 @@ NEIGHBOURS = 2  # control questions of each fact: the same prompt about other su
 
 @cache
 def known_facts() -> tuple[Fact, ...]:
-    """All of them; ``old`` is the right answer and ``target`` another answer of the same relation."""
+    """The facts shipped with errata; ``old`` is the right answer and ``target`` another answer of the same relation."""
     text = (resources.files("errata") / "known_facts.yaml").read_text(encoding="utf-8")
     found: list[Fact] = []
     for group in parse_yaml(text, "known_facts.yaml").data:
@@ -85,9 +85,7 @@ def facts_to_scan(model: LanguageModel, count: int, *, seed: int = 0, report: Re
 def _with_controls(fact: Fact, controls: Sequence[Fact]) -> Fact:
     same = [other for other in controls if other.relation == fact.relation]
     chosen = random.Random(fact.id).sample(same, min(NEIGHBOURS, len(same)))
-    record = {name: getattr(fact, name) for name in ("id", "subject", "prompt", "target", "old", "paraphrases")}
-    questions = tuple(Question(other.text, other.old or "") for other in chosen)
-    return Fact(**record, relation=fact.relation, unrelated=questions)
+    return replace(fact, neighbours=tuple(Question(other.text, other.old or "") for other in chosen))
 
 
 PER_FACT = 3  # questions of each kind about one fact

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from transformers import PreTrainedTokenizerBase
 
@@ -85,7 +86,7 @@ def local_tasks(entries: Sequence[str]) -> LocalTasks:
             )
             continue
         folders.setdefault((path if path.is_dir() else path.parent).resolve())
-        found = 0
+        found, before = 0, len(faults)
         for file in files:
             config = _read(file, faults)
             if config is None:
@@ -99,7 +100,7 @@ def local_tasks(entries: Sequence[str]) -> LocalTasks:
                 inner |= members(config.get("task"))
             else:
                 faults += _network_faults(config, file)
-        if not found and not faults:
+        if not found and len(faults) == before:
             faults.append(
                 Fault(
                     entry,
@@ -445,7 +446,7 @@ def _end_of(tokenizer: PreTrainedTokenizerBase, text: str, room: int) -> str:
 def check_tasks(tasks: Sequence[str]) -> None:
     """Raises InputError if a task is unknown, or a local one is malformed, lacks its data, or needs the network."""
     check_harness()
-    with left_alone():
+    with preserved_random_state():
         _chosen(tasks)
     task_files(paths_in(tasks))
 
@@ -525,7 +526,8 @@ def _chosen(tasks: Sequence[str]) -> tuple[Any, list[str]]:
 
 
 def _is_path(text: str) -> bool:
-    return "/" in text or text.endswith((".yaml", ".yml")) or Path(text).exists()
+    """Whether a task is a path. A directory without task files does not hide the task of the same name."""
+    return "/" in text or text.endswith((".yaml", ".yml")) or bool(yaml_files(Path(text)))
 
 
 def _known(manager: Any, names: Sequence[str]) -> list[str]:
@@ -559,15 +561,16 @@ def _loadable(manager: Any, local: LocalTasks) -> list[str]:
 
 
 @contextmanager
-def left_alone() -> Iterator[None]:
-    """Around all work with the harness: what it and what it imports draw from the process's random numbers is put back,
-    and its warnings, which are about ways to start it that are not ours, are not shown."""
+def preserved_random_state() -> Iterator[None]:
+    """Around all work with the harness: restores the random states of Python, NumPy and PyTorch afterwards, and hides
+    warnings about ways to start the harness that errata does not use."""
     state, numpy_state = random.getstate(), np.random.get_state()
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         logger.setLevel(level)
         random.setstate(state)

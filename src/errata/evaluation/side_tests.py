@@ -143,7 +143,7 @@ def side_tests(
 
     The options of a multiple choice are the fact's target, its old answer, and targets and old answers of the other
     facts of the same ``relation``; none that only differ in case or that are aliases of the target. The same generator
-    draws the same options for the same facts.
+    draws the same options for the same facts. An old answer that is the target, or an alias of it, is none.
     """
     settings = settings or SideTestSettings()
     pools = _pools(facts)
@@ -152,8 +152,8 @@ def side_tests(
             fact.id,
             fact.text,
             fact.target,
-            fact.old,
-            negated_prompt(fact) if fact.old is not None else None,
+            _old(fact),
+            negated_prompt(fact) if _old(fact) is not None else None,
             fact.reversal,
             _choice(fact, pools, settings.options, generator),
             fact.joiner,
@@ -188,10 +188,11 @@ def absent_side_tests(facts: Sequence[Fact]) -> dict[Metric, str]:
     missing = absent_fields(SIDE_METRICS, facts)
     if not facts:
         return missing
-    if Metric.NEGATION_ACCURACY not in missing and not any(fact.old and negated_prompt(fact) for fact in facts):
-        missing[Metric.NEGATION_ACCURACY] = "no prompt of a fact with an 'old' answer can be negated (questions cannot)"
+    if Metric.NEGATION_ACCURACY not in missing and not any(_old(fact) and negated_prompt(fact) for fact in facts):
+        reason = "no prompt of a fact with another 'old' answer can be negated (questions cannot)"
+        missing[Metric.NEGATION_ACCURACY] = reason
     pools = _pools(facts)
-    if not any(fact.old or _distractors(fact, pools) for fact in facts):
+    if not any(_old(fact) or _distractors(fact, pools) for fact in facts):
         reason = "no fact has a second option: an 'old' answer, or another fact of the same 'relation'"
         missing |= dict.fromkeys((Metric.MULTIPLE_CHOICE_ACCURACY, Metric.MULTIPLE_CHOICE_LETTER_ACCURACY), reason)
     return missing
@@ -207,6 +208,12 @@ def _pools(facts: Sequence[Fact]) -> dict[str, list[str]]:
     return {relation: list(pool) for relation, pool in pools.items()}
 
 
+def _old(fact: Fact) -> str | None:
+    """The old answer, if it is neither the target nor an alias of it."""
+    right = {text.casefold() for text in (fact.target, *fact.aliases)}
+    return fact.old if fact.old is not None and fact.old.casefold() not in right else None
+
+
 def _distractors(fact: Fact, pools: dict[str, list[str]]) -> list[str]:
     """Alternatives to the target: not the target, an alias of it, or the old answer; no text twice."""
     taken = {text.casefold() for text in (fact.target, fact.old or "", *fact.aliases)}
@@ -219,9 +226,7 @@ def _distractors(fact: Fact, pools: dict[str, list[str]]) -> list[str]:
 
 
 def _choice(fact: Fact, pools: dict[str, list[str]], most: int, generator: random.Random) -> Choice | None:
-    own = [fact.target]
-    if fact.old is not None and fact.old.casefold() != fact.target.casefold():
-        own.append(fact.old)
+    own = [fact.target, *([old] if (old := _old(fact)) is not None else [])]
     others = _distractors(fact, pools)
     options = own + generator.sample(others, min(most - len(own), len(others)))
     if len(options) < 2:

@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -181,7 +182,7 @@ def read_references(path: Path) -> References:
         place = f"{path}:{number}"
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             faults.append(
                 Fault(place, f"invalid JSON: {error}", "Write one JSON object on each line", code="JSON_INVALID")
             )
@@ -234,7 +235,7 @@ def check_consistency() -> None:
     require("consistency", "eval", "sklearn")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TermWeights:
     """A vocabulary and the inverse document frequency of each of its words.
 
@@ -317,7 +318,7 @@ class TermWeights:
             )
         try:
             weights = np.load(idf, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise InputError(
                 f"{idf} cannot be read as an array: {error}", remedy=remedy, code="TERM_WEIGHTS_INVALID"
             ) from error
@@ -334,12 +335,16 @@ class TermWeights:
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(texts, words) term frequency times IDF, each of length 1, or 0 if it has no word of the vocabulary."""
+        return np.asarray(self._vectoriser.transform(texts).toarray(), dtype=np.float64)
+
+    @cached_property
+    def _vectoriser(self) -> Any:
         check_consistency()
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectoriser = TfidfVectorizer(vocabulary={word: index for index, word in enumerate(self.words)})
         vectoriser.idf_ = self.idf
-        return np.asarray(vectoriser.transform(texts).toarray(), dtype=np.float64)
+        return vectoriser
 
 
 def corpus_weights(corpus: str, *, cache: Path | None = None) -> TermWeights:

@@ -255,9 +255,14 @@ class _Conversion:
         return value
 
     def _texts(self, name: str) -> list[str]:
-        """The texts under the first of a field's names that is present."""
-        path = next((path for path in _NAMES[name] if self._value(path) is not None), None)
-        return [] if path is None else self._texts_at(path)
+        """The texts under the first of a field's names that is present; a fault if a required field has two values."""
+        paths = [path for path in _NAMES[name] if self._value(path) is not None]
+        texts = [self._texts_at(path) for path in paths]
+        for path, other in zip(paths[1:], texts[1:], strict=True):
+            if name in REQUIRED_FIELDS and other and texts[0] and other[0] != texts[0][0]:
+                what = f"'{paths[0]}' {shown(texts[0][0])} and '{path}' {shown(other[0])} differ"
+                self._fault(what, f"Leave one of them, as the {name}", "FACT_DUPLICATE_FIELD")
+        return texts[0] if texts else []
 
     def _texts_at(self, path: str) -> list[str]:
         return self._flat(self._value(path), path, "Write a text, or a list of texts")[0]

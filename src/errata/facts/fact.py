@@ -345,8 +345,13 @@ def record_faults(record: object, place: str, *, required: Collection[str] = REQ
 
 
 def placed(prompt: str, subject: str) -> str | None:
-    """A prompt with ``{}`` unchanged; any other with ``{}`` in the place of the subject, None if that is ambiguous."""
-    return prompt if PLACEHOLDER in prompt else placed_in_clear_text(prompt, subject)
+    """A prompt with ``{}`` unchanged; any other with ``{}`` in the place of the subject, None if that is ambiguous.
+
+    The ``{}`` of a subject that has one itself is no placeholder: "C{} is a" of the subject "C{}" is "{} is a".
+    """
+    if PLACEHOLDER not in prompt:
+        return placed_in_clear_text(prompt, subject)
+    return (PLACEHOLDER in subject and placed_in_clear_text(prompt, subject)) or prompt
 
 
 def placed_in_clear_text(prompt: str, subject: str) -> str | None:

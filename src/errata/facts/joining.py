@@ -111,17 +111,23 @@ def _ends_a_word(text: str, place: int) -> bool:
 
 def _opens(text: str) -> bool:
     """Whether the last character of a text is an opening quote or bracket; quotes depend on what precedes them."""
-    last, before = text[-1], text[-2:-1]
-    kind = unicodedata.category(last)
-    if kind == "Ps":
-        return True
-    if kind not in ("Pi", "Pf") and last not in _STRAIGHT_QUOTES:
-        return False
-    # „Rom“ and »Rom« close with the opening quotes of English and French.
-    if not before or before.isspace() or unicodedata.category(before) in ("Ps", "Pd") or before == "=":
-        return True
-    if last in '"`' and text.rpartition("\n")[2].count(last) % 2:
-        return not before.isdigit()  # 5" is a measure
-    if kind == "Pi":
-        return sets_no_spaces(before) or unicodedata.category(before)[0] not in "LMNP" or _opens(text[:-1])
-    return _opens(text[:-1])
+    line = text[text.rfind("\n") + 1 :]
+    counts = {quote: line.count(quote) for quote in '"`'}  # on the last line, up to ``place``
+    for place in range(len(text) - 1, -1, -1):
+        last, before = text[place], text[place - 1 : place]
+        kind = unicodedata.category(last)
+        if kind == "Ps":
+            return True
+        if kind not in ("Pi", "Pf") and last not in _STRAIGHT_QUOTES:
+            return False
+        # „Rom“ and »Rom« close with the opening quotes of English and French.
+        if not before or before.isspace() or unicodedata.category(before) in ("Ps", "Pd") or before == "=":
+            return True
+        if last in counts:
+            if counts[last] % 2:
+                return not before.isdigit()  # 5" is a measure
+            counts[last] -= 1
+        if kind == "Pi" and (sets_no_spaces(before) or unicodedata.category(before)[0] not in "LMNP"):
+            return True
+        # Otherwise a quote opens if the sign before it does.
+    return False

@@ -124,7 +124,12 @@ def summarise_groups(
     Args:
         sums: the total of each group.
         counts: the number of members of each group; ``n`` is their sum.
+
+    Raises:
+        ValueError: if there are no groups.
     """
+    if not sums:
+        raise ValueError(f"{metric} of no groups has no mean")
     clusters = np.array([sums, counts], dtype=float)
     summary = _summary(metric, when, clusters, sum(counts), seed, resamples)
     return Summary(metric, when, summary.mean, summary.low, summary.high, sum(counts), sum(counts))
