@@ -35,9 +35,9 @@ from safetensors.torch import load_file
 from errata.facts.files import write_facts
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
-from errata.patches.patch import software_versions
 from errata.runs.ledger import read_ledger
 from errata.utils.files import write_text
+from errata.utils.provenance import software_versions
 
 AGAIN = 3  # of so many trials one is killed a second time
 

@@ -32,7 +32,6 @@ from errata.lab.tasks import lab_facts
 from errata.lab.world import World
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import score
-from errata.patches.patch import software_versions
 from errata.results.metrics import Metric
 from errata.results.records import Summary, When, summarise
 from errata.statistics.store import moments_for, packaged_moments
@@ -40,6 +39,7 @@ from errata.tracing.causal_tracing import Component, Position, prompts_of, trace
 from errata.tracing.location import estimates
 from errata.utils.files import write_text
 from errata.utils.progress import Report, silent
+from errata.utils.provenance import software_versions
 
 SEED = 900  # for tuning: no report draws its facts with it
 NOISE = 3.0  # in standard deviations of the embedding entries of the subjects' tokens

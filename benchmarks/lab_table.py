@@ -21,10 +21,10 @@ from errata.lab.corpus import held_out_prose
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
 from errata.models.language_model import LanguageModel
-from errata.patches.patch import software_versions
 from errata.report.tables import markdown_tables
 from errata.results.metrics import Metric
 from errata.results.records import Record, Row, summarise, summarise_groups, to_long, write_results
+from errata.utils.provenance import software_versions
 
 
 def pooled(parts: list[EvaluationResult]) -> tuple[list[Record], Perplexity]:

@@ -137,7 +137,8 @@ def edit(base: Path, work: Path) -> None:
     from errata.facts.fact import Fact
     from errata.models.language_model import LanguageModel
     from errata.models.weights import LowRankTerm
-    from errata.patches.patch import Patch, dtype_name, now, software_versions
+    from errata.patches.patch import Patch, supported_dtype_name
+    from errata.utils.provenance import now, software_versions
 
     model = LanguageModel.load(base, device="cpu")
     generator = torch.Generator().manual_seed(0)
@@ -150,7 +151,7 @@ def edit(base: Path, work: Path) -> None:
     recipe = shipped_recipe("lab", "memit")
     facts = (Fact("one", "The city", "{} lies on the", "hill"),)
     patch = Patch(
-        tuple(terms), facts, recipe, (), str(base), model.fingerprint(), dtype_name(model.dtype), now(),
+        tuple(terms), facts, recipe, (), str(base), model.fingerprint(), supported_dtype_name(model.dtype), now(),
         software_versions(),
     )  # fmt: skip
     patch.save(work / "patch.safetensors")

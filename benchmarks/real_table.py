@@ -53,13 +53,13 @@ from errata.errors import EditError, ErrataError
 from errata.evaluation.perplexity import Perplexity, pooled
 from errata.facts.fact import Question
 from errata.models.language_model import LanguageModel
-from errata.patches.patch import software_versions
 from errata.report.tables import markdown_tables
 from errata.results.metrics import Metric
 from errata.results.records import Record, Row, summarise_groups, to_long, write_results
 from errata.runs.loading import load_model
 from errata.statistics.settings import BUILTIN
 from errata.utils.files import write_text
+from errata.utils.provenance import software_versions
 
 SETS = ("shipped", "low-rate", "automatic")
 FOUR = ("memit", "memit+blue", "alphaedit", "alphaedit+blue")

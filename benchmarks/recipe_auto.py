@@ -22,9 +22,9 @@ from errata.editing.recipe import read_recipe, shipped_recipe
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
 from errata.models.language_model import LanguageModel
-from errata.patches.patch import software_versions
 from errata.results.records import Record, summarise_groups
 from errata.utils.files import write_text
+from errata.utils.provenance import software_versions
 
 
 def differences(tuned: list[Record], automatic: list[Record], metric: str) -> tuple[list[float], list[int]]:

@@ -190,7 +190,7 @@ def test_what_cannot_be_exported_is_refused(edited: Path, tmp_path: Path, capsys
         (memit, "--rank", "12", *out): "at rank 12 the adapter is exact",
         (memit, memit, *out): "alternatives: neither can be applied",
         (memit, "--lora", str(edited)): "exists already",
-        (str(FACTS), *out): "is not a patch that can be read",
+        (str(FACTS), *out): "is not a readable patch",
         (memit, "--model", str(tmp_path / "gone"), *out): "no model could be loaded",
     }
     for arguments, words in refusals.items():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errata.models.weights import LowRankTerm, SparseTerm, Term
-from errata.patches.factors import dense, inner, norm, rank, shape_of, singular_values
+from errata.patches.factors import dense, inner, norm, rank, singular_values
 
 
 def some_terms(seed: int, ranks: list[int], *, sparse: bool) -> list[Term]:
@@ -33,7 +33,7 @@ def test_inner_products_and_norms_are_those_of_the_matrices(
 ) -> None:
     first, second = some_terms(seed, ranks, sparse=sparse[0]), some_terms(other, [2], sparse=sparse[1])
     one, two = dense(first), dense(second)
-    assert shape_of(first[0]) == one.shape == (6, 9)
+    assert first[0].shape == one.shape == (6, 9)
     assert inner(first, second) == pytest.approx(float((one * two).sum()), rel=1e-9, abs=1e-9)
     assert norm(first) == pytest.approx(float(one.norm()), rel=1e-9)
     added = sum((term.left.double() @ term.right.double() for term in first if isinstance(term, LowRankTerm)), one * 0)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 import errata.patches.lora_export
 from errata.errors import InputError
@@ -20,9 +21,10 @@ from errata.facts.fact import Fact
 from errata.facts.files import facts_from_records
 from errata.models.language_model import LanguageModel
 from errata.models.weights import LowRankTerm, SparseTerm, Term
-from errata.patches.factors import levelled, truncate, truncate_dense
-from errata.patches.lora_export import Adapter, applied, ask_both, write_adapter
-from errata.patches.patch import Patch, dtype_name, now, software_versions
+from errata.patches.factors import balanced, exact_rank, factors_of
+from errata.patches.lora_export import Adapter, compare_answers, patches_applied
+from errata.patches.patch import Patch, supported_dtype_name
+from errata.utils.provenance import now, software_versions
 
 from tests.reference import lora as slow
 from tests.support.editing import (
@@ -57,6 +59,12 @@ def sparse(model: LanguageModel, layer: int, *, seed: int = 0) -> SparseTerm:
     return SparseTerm(layer, change[mask].float(), mask)
 
 
+def write_adapter(directory: Path, patches: list[Patch], model: PreTrainedModel, *, rank: int | None = None) -> Adapter:
+    adapter = Adapter.of(patches, rank)
+    adapter.write(directory, model)
+    return adapter
+
+
 def patch_of(model: LanguageModel, terms: Sequence[Term], facts: Sequence[Fact] = FACTS[:1]) -> Patch:
     """A patch for the model as it is."""
     return Patch(
@@ -66,7 +74,7 @@ def patch_of(model: LanguageModel, terms: Sequence[Term], facts: Sequence[Fact] 
         prefixes=(),
         base=model.name,
         fingerprint=model.fingerprint(),
-        dtype=dtype_name(model.dtype),
+        dtype=supported_dtype_name(model.dtype),
         created=now(),
         versions=software_versions(),
     )
@@ -251,33 +259,35 @@ def test_a_failure_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     repeated=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_truncate_is_the_dense_truncation(
+def test_factors_of_a_rank_are_the_dense_truncation(
     d_out: int, d_in: int, factors: int, rank: int, repeated: bool, seed: int
 ) -> None:
     left, right = 30 * random_matrix(d_out, factors, seed=seed), random_matrix(factors, d_in, seed=seed + 1)
     if repeated:  # two batches with the same keys: fewer dimensions than factors
         right[factors // 2 :] = right[: factors - factors // 2].clone()
     dense = left @ right
-    found = truncate(left, right, rank)
+    terms = [LowRankTerm(0, left, right)]
+    found = factors_of(terms, exact_rank(terms), rank)
     expected = slow.truncated(dense, rank)
     product = found.left.double() @ found.right.double()
     size = float(dense.norm())
     torch.testing.assert_close(product, expected, rtol=0, atol=1e-6 * size)
     assert found.error == pytest.approx(slow.relative_error(dense, expected), abs=1e-7)
     values = torch.linalg.svdvals(dense)
-    assert found.kept == pytest.approx(float(values[:rank].sum() / values.sum()), abs=1e-9)
+    assert found.retained_share == pytest.approx(float(values[:rank].sum() / values.sum()), abs=1e-9)
     assert found.left.shape[1] == found.right.shape[0] == min(rank, d_out, d_in, factors)
-    # Balanced: both sides hold √Σ.
-    diagonal = torch.diag(found.values[: found.left.shape[1]])
-    torch.testing.assert_close(found.left.double().T @ found.left.double(), diagonal, rtol=0, atol=1e-6 * size)
-    torch.testing.assert_close(found.right.double() @ found.right.double().T, diagonal, rtol=0, atol=1e-6 * size)
-    again = truncate_dense(dense, rank)
+    if found.rank < factors:  # both sides contain √Σ
+        diagonal = torch.diag(values[: found.rank])
+        torch.testing.assert_close(found.left.double().T @ found.left.double(), diagonal, rtol=0, atol=1e-6 * size)
+        torch.testing.assert_close(found.right.double() @ found.right.double().T, diagonal, rtol=0, atol=1e-6 * size)
+    sparse = [SparseTerm(0, dense.flatten(), torch.ones_like(dense, dtype=torch.bool))]
+    again = factors_of(sparse, exact_rank(sparse), rank)
     torch.testing.assert_close(again.left.double() @ again.right.double(), expected, rtol=0, atol=1e-6 * size)
 
 
 def test_a_change_of_zero_has_no_error() -> None:
-    found = truncate(torch.zeros(4, 3), torch.ones(3, 5), 2)
-    assert (found.error, found.kept) == (0.0, 1.0)
+    found = factors_of([LowRankTerm(0, torch.zeros(4, 3), torch.ones(3, 5))], 3, 2)
+    assert (found.error, found.retained_share) == (0.0, 1.0)
     assert not found.left.any()
 
 
@@ -286,7 +296,7 @@ def test_levelling_changes_no_bit_of_the_product(rank: int, power: int, seed: in
     left = (2.5**power * random_matrix(6, rank, seed=seed)).float()
     right = random_matrix(rank, 7, seed=seed + 1).float()
     left[:, 0] = 0
-    new_left, new_right = levelled(left, right)
+    new_left, new_right = balanced(left, right)
     for index in range(rank):
         before = torch.outer(left[:, index], right[index])
         assert torch.equal(torch.outer(new_left[:, index], new_right[index]), before)
@@ -307,7 +317,7 @@ def test_a_truncated_adapter_is_the_best_one_and_tells_its_error(rank: int, tmp_
     assert adapter.layers[0].error == pytest.approx(slow.relative_error(dense, found), rel=1e-4)
     assert adapter.layers[0].error > 0.1
     # What fits stays exact.
-    assert (adapter.layers[1].error, adapter.layers[1].kept) == (0.0, 1.0)
+    assert (adapter.layers[1].error, adapter.layers[1].retained_share) == (0.0, 1.0)
     torch.testing.assert_close(delta(adapted, modules[1]), (terms[2].left @ terms[2].right).double())
 
 
@@ -346,7 +356,7 @@ def test_a_rect_run_has_sparse_terms(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rank", "words"),
-    [(0, "leaves nothing"), (3, "at rank 3 the adapter is exact"), (90, "Leave the rank")],
+    [(0, "not positive"), (3, "at rank 3 the adapter is exact"), (90, "Leave the rank")],
 )
 def test_a_rank_that_cuts_nothing_or_all_is_refused(rank: int, words: str) -> None:
     model = tiny_language_model("gpt2")
@@ -411,7 +421,7 @@ def test_lost_facts_are_those_that_only_the_exact_patch_says(tmp_path: Path) -> 
     base = parameter_bits(model)
     term = low_rank(model, 4, 6)
     asked = [Fact(f"{a.id}-{b.id}", a.subject, b.prompt, "x") for a in FACTS for b in FACTS]
-    with applied(model, [patch_of(model, [term])]):
+    with patches_applied(model, [patch_of(model, [term])]):
         saying = [(fact, likeliest(model.model, model.tokenizer, fact.text)) for fact in asked]
     assert_same_bits(parameter_bits(model), base)
     facts = []
@@ -423,7 +433,7 @@ def test_lost_facts_are_those_that_only_the_exact_patch_says(tmp_path: Path) -> 
     facts.append(Fact("never", "Italy", "The capital of {} is", "Rome"))
     patch = patch_of(model, [term], facts)
     adapter = write_adapter(tmp_path / "adapter", [patch], model.model, rank=1)
-    answers = ask_both(model, adapter)
+    answers = compare_answers(model, adapter)
     assert_same_bits(parameter_bits(model), base)
     assert model.edits.terms == []
 
@@ -445,10 +455,10 @@ def test_asking_refuses_other_weights_and_leaves_them_alone() -> None:
     first.undo(model)
     base = parameter_bits(model)
     with pytest.raises(InputError, match="other weights"):
-        ask_both(model, Adapter.of([second, first], 1))
+        compare_answers(model, Adapter.of([second, first], 1))
     with pytest.raises(InputError, match="other weights"), applied(model, [first, first]):
         pass
     assert_same_bits(parameter_bits(model), base)
-    with applied(model, [first, second]):
+    with patches_applied(model, [first, second]):
         assert len(model.edits.terms) == 2
     assert_same_bits(parameter_bits(model), base)

@@ -229,7 +229,7 @@ def test_a_truncated_file_is_refused(made: tuple[Patch, Any], tmp_path: Path, sh
     made[0].save(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InputError, match="is not a patch that can be read"):
+    with pytest.raises(InputError, match="is not a readable patch"):
         Patch.load(path)
 
 
@@ -247,7 +247,7 @@ def test_what_is_no_patch_is_refused(made: tuple[Patch, Any], tmp_path: Path, wh
         save_file(tensors, path, metadata={"format": errata.patches.patch.FORMAT})
     elif what == "record of nonsense":
         save_file(tensors, path, metadata={"format": errata.patches.patch.FORMAT, "record": "[1, 2]"})
-    with pytest.raises(InputError, match="thing is not a patch"):
+    with pytest.raises(InputError, match="thing is not a readable patch"):
         Patch.load(path)
 
 

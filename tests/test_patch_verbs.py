@@ -321,7 +321,7 @@ def test_a_patch_that_does_not_fit_is_named_with_what_is_in_the_model(
     err = said(capsys)[1]
     assert "first was made for other weights" in err
     assert "'lab' with first on it in float32 has" in err
-    assert "first is in already" in err
+    assert "first is applied already" in err
     assert run(["apply", second, first, "--model", "lab", "--out", out]) == 2
     assert "second was made for other weights" in said(capsys)[1]
     assert run(["apply", first, str(FACTS), "--out", out]) == 2

@@ -26,7 +26,7 @@ from errata.runs.run import read_manifest
 def test_a_file_that_is_no_patch(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "patch.safetensors"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=f"is not a patch that can be read: {reason}"):
+    with pytest.raises(InputError, match=f"is not a readable patch: {reason}"):
         read_patch(path)
 
 

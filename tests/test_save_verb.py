@@ -193,7 +193,7 @@ def test_wrong_inputs_leave_nothing(made: Path, tmp_path: Path, capsys: pytest.C
     assert "error[HUB_NAME_INVALID]" in refused("stack", "--base", "./somewhere", "--out", out)
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes((made / "patch.safetensors").read_bytes()[:-10])
-    assert "not a patch that can be read" in refused(str(torn), "--out", out)
+    assert "not a readable patch" in refused(str(torn), "--out", out)
     assert run(["revert", "stack", "--all", "--out", str(tmp_path / "empty")]) == 0
     assert "has no patches" in refused(str(tmp_path / "empty"), "--out", out)
 

@@ -191,3 +191,17 @@ def test_changes_that_are_left_out_for_a_while_are_out_for_whatever_is_added_too
     assert edits.terms == terms
     edits.remove(terms)
     assert bits(holder) == bits(Holder(holder.dtype))
+
+
+def test_a_rollback_leaves_changes_of_other_layers() -> None:
+    holder = Holder(torch.float32)
+    edits = EditedWeights(holder)
+    before, first, second = bits(holder), term(0, layer=0), term(1, layer=1)
+    savepoint = edits.savepoint([0])
+    edits.add([first, second])
+    edits.rollback(savepoint)
+    assert edits.terms == [second]
+    assert bits(holder)[0] == before[0]
+    assert bits(holder)[1] != before[1]
+    edits.remove([second])
+    assert bits(holder) == before

@@ -18,7 +18,7 @@ from errata.editing.recipe import Recipe
 from errata.facts.fact import FactSet, Question
 from errata.models.language_model import LanguageModel
 from errata.models.weights import LowRankTerm, SparseTerm, Term
-from errata.patches.patch import dtype_name
+from errata.patches.patch import supported_dtype_name
 from errata.results.records import Row
 from errata.runs.run import RunDirectory, create_run, open_run
 from errata.statistics.corpus import open_corpus
@@ -62,7 +62,7 @@ class Runs:
             path,
             model="gpt2",
             fingerprint=model.fingerprint(),
-            dtype=dtype_name(model.dtype),
+            dtype=supported_dtype_name(model.dtype),
             lab=False,
             recipe=recipe,
             facts=ASKED,

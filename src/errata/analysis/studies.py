@@ -31,9 +31,9 @@ from errata.analysis.weight_shift import WEIGHT_SHIFT
 from errata.benchmark.data import data_name
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts.files import escaped
-from errata.patches.patch import now, software_versions
 from errata.utils.files import is_file, new_directory, reason_of, write_text
 from errata.utils.locks import check_no_links, exclusive
+from errata.utils.provenance import now, software_versions
 from errata.utils.text import dtype_name
 
 FORMAT = "errata-analysis-1"

@@ -23,9 +23,9 @@ from errata.benchmark.data import damaged, read_json
 from errata.benchmark.grid import Grid, Measures
 from errata.benchmark.measurements import check_measurements, input_digests
 from errata.errors import Fault, FaultsError, InputError
-from errata.patches.patch import now, software_versions
 from errata.utils.files import new_directory, reason_of, write_text
 from errata.utils.locks import check_no_links, exclusive
+from errata.utils.provenance import now, software_versions
 
 FORMAT = "errata-bench-2"
 

@@ -69,7 +69,7 @@ from errata.evaluation.recall import evaluate_facts
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import Pair, TargetScore
-from errata.patches.patch import dtype_name, now, software_versions
+from errata.patches.patch import supported_dtype_name
 from errata.results.metrics import Ability, Metric
 from errata.results.records import Record
 from errata.runs.loading import load_model
@@ -79,6 +79,7 @@ from errata.statistics.corpus import open_corpus
 from errata.utils.files import write_text
 from errata.utils.locks import exclusive, in_turn, open_in_place
 from errata.utils.progress import Report
+from errata.utils.provenance import now, software_versions
 
 
 @runtime_checkable
@@ -485,7 +486,7 @@ def _recorded_run(
             directory / "run",
             model=name,
             fingerprint=fingerprint,
-            dtype=dtype_name(model.dtype),
+            dtype=supported_dtype_name(model.dtype),
             lab=name == "lab",
             recipe=recipe,
             facts=data.facts,

@@ -30,12 +30,13 @@ from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
 from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel
-from errata.patches.patch import Patch, software_versions
+from errata.patches.patch import Patch
 from errata.report.tables import comparison_tables
 from errata.results.records import Row, write_results
 from errata.runs.loading import load_model
 from errata.utils.files import check_file, write_text
 from errata.utils.progress import Report, counter
+from errata.utils.provenance import software_versions
 
 EXAMPLE = """Example: errata demo --out runs/demo --facts 100 --methods memit,memit+blue
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from errata.cli.terminal import JsonOption, console, write_json
 from errata.errors import ErrataError
-from errata.patches.patch import software_versions
+from errata.utils.provenance import software_versions
 
 EXAMPLE = "Example: errata doctor --json doctor.json"
 

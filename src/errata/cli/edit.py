@@ -40,7 +40,7 @@ from errata.evaluation.controls import Controls, with_automatic_controls
 from errata.facts.conflicts import OnConflict
 from errata.facts.fact import FactSet
 from errata.facts.files import read_facts
-from errata.patches.patch import dtype_name
+from errata.patches.patch import supported_dtype_name
 from errata.runs.loading import load_model
 from errata.runs.run import RunDirectory, create_run, open_run
 from errata.statistics.corpus import open_corpus
@@ -272,7 +272,7 @@ def edit(
             run,
             model=model,
             fingerprint=fingerprint,
-            dtype=dtype_name(loaded.dtype),
+            dtype=supported_dtype_name(loaded.dtype),
             lab=lab,
             recipe=numbers,
             facts=fact_set,

@@ -15,7 +15,7 @@ from errata.cli.terminal import JsonOption, console, counted, echo, progress, wa
 from errata.errors import InputError
 from errata.models.loading import Outline, gguf_of, source_of
 from errata.models.small_models import is_small_model
-from errata.patches.lora_export import WEIGHTS, Adapter, Answer, applied, ask_both
+from errata.patches.lora_export import WEIGHTS, Adapter, AnswerComparison, compare_answers, patches_applied
 from errata.patches.patch import Patch
 from errata.patches.stack import has_stack, is_stack, read_stack
 from errata.runs.loading import load_model, patches_of, stack_of_run
@@ -67,7 +67,7 @@ def export(
     outline = _outline(base, model, patches[0], trust_remote_code)
     empty = outline.empty_model()
     modules = adapter.modules(empty)
-    answers: list[Answer] | None = None
+    answers: list[AnswerComparison] | None = None
     if ask and (len(found) > 1 or not adapter.is_exact):
         with progress() as report:
             made_in = getattr(torch, found[0].dtype)
@@ -81,9 +81,9 @@ def export(
                 stack.put_into(loaded)  # checks the base model; patches need not follow each other
                 stack.take_out(loaded)
             if not adapter.is_exact:
-                answers = ask_both(loaded, adapter, force=stack is not None, report=report)
+                answers = compare_answers(loaded, adapter, force=stack is not None, report=report)
             elif stack is None:
-                with applied(loaded, found):
+                with patches_applied(loaded, found):
                     pass  # checks that the patches follow each other; an exact adapter loses nothing
     elif len(found) > 1:
         warn("note: the order of the patches was not checked, because --no-ask loads no weights")
@@ -102,10 +102,7 @@ def export(
             f"note: PEFT cannot load the base model {base!r} named in adapter_config.json; load it from "
             f"{source_of(base)}{printed} and attach the adapter"
         )
-    layers = [
-        {"layer": f.layer, "module": path, "rank": f.rank, "needed": f.needed, "kept": f.kept, "error": f.error}
-        for f, path in zip(adapter.layers, modules, strict=True)
-    ]
+    layers = adapter.layer_records(modules)
     result = {"base": base, "rank": adapter.rank, "exact": adapter.is_exact, "layers": layers}
     write_json(json, {**result, "bytes": size, "asked": asked})
 
@@ -166,13 +163,13 @@ def _table(adapter: Adapter, modules: Sequence[str]) -> Table:
     for head in ("rank", "retained", "error"):
         table.add_column(head, justify="right")
     for factors, path in zip(adapter.layers, modules, strict=True):
-        rank = f"{factors.rank} of {factors.needed}"
-        error = "0" if factors.rank == factors.needed else f"{factors.error:.2g}"
-        table.add_row(str(factors.layer), path, rank, f"{factors.kept:.1%}", error)
+        rank = f"{factors.rank} of {factors.exact_rank}"
+        error = "0" if factors.rank == factors.exact_rank else f"{factors.error:.2g}"
+        table.add_row(str(factors.layer), path, rank, f"{factors.retained_share:.1%}", error)
     return table
 
 
-def _record(answers: Sequence[Answer]) -> dict[str, Any]:
+def _record(answers: Sequence[AnswerComparison]) -> dict[str, Any]:
     lost = [
         {
             "id": answer.fact.id,
@@ -191,7 +188,7 @@ def _record(answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def _show(answers: Sequence[Answer]) -> None:
+def _show(answers: Sequence[AnswerComparison]) -> None:
     record = _record(answers)
     lost = record["lost"]
     echo(

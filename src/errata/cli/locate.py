@@ -29,7 +29,6 @@ from errata.facts.fact import Fact, FactSet
 from errata.facts.files import read_facts
 from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
-from errata.patches.patch import software_versions
 from errata.report.layers import (
     check_drawing,
     draw_heat_map,
@@ -47,6 +46,7 @@ from errata.tracing.layer_scan import RULE, LayerScan, ScanSettings, scan_layers
 from errata.tracing.location import ENOUGH_FACTS, Location, TracingSettings, check_window, default_window, locate
 from errata.utils.files import check_new, new_directory, write_text
 from errata.utils.progress import Report
+from errata.utils.provenance import software_versions
 from errata.utils.text import dtype_name
 
 EXAMPLE = """Example: errata locate --model lab --out layers

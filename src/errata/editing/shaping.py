@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from errata.utils.low_rank import svd_of_product
+
 
 class TargetShaper(ABC):
     """Shapes δ before the solve."""
@@ -106,12 +108,9 @@ class Prune(RunShaper):
         # σ_max from the smaller of WWᵀ and WᵀW: ten times faster than singular values.
         wide = weight.double() if weight.shape[0] <= weight.shape[1] else weight.double().T
         largest = torch.linalg.eigvalsh(wide @ wide.T)[-1].clamp_min(0).sqrt()
-        # The singular values of L·R are those of the small matrix between the orthogonal factors of L and Rᵀ.
-        outer, upper = torch.linalg.qr(left.double())
-        inner, lower = torch.linalg.qr(right.double().T)
-        u, values, vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+        u, values, vh = svd_of_product(left, right)
         reduced = torch.where(values > largest, (values / largest).log() + largest, values)
-        new_left, new_right = ((outer @ u) * reduced).to(left), (vh @ inner.T).to(right)
+        new_left, new_right = (u * reduced).to(left), vh.to(right)
         if self.on_top:
             return torch.cat([left, new_left], dim=1), torch.cat([right, new_right], dim=0)
         return new_left, new_right

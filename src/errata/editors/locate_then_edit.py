@@ -28,8 +28,9 @@ from errata.facts.fact import Fact, FactSet
 from errata.models.language_model import LanguageModel, Site
 from errata.models.loading import lasting_name
 from errata.models.weights import EditedWeights, LowRankTerm, Term
-from errata.patches.patch import Patch, dtype_name, now, software_versions
+from errata.patches.patch import Patch, supported_dtype_name
 from errata.utils.progress import Report, silent
+from errata.utils.provenance import now, software_versions
 
 _logger = logging.getLogger(__name__)
 
@@ -234,7 +235,7 @@ class Editor:
             prefixes=self.prefixes,
             base=lasting_name(self.model.name),
             fingerprint=self.fingerprint,
-            dtype=dtype_name(self.model.dtype),
+            dtype=supported_dtype_name(self.model.dtype),
             created=now(),
             versions=software_versions(),
         )

@@ -10,9 +10,9 @@ from errata.editors.locate_then_edit import Editor
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
-from errata.patches.patch import now
 from errata.patches.stack import Stack, Stacked
 from errata.utils.progress import Report, silent
+from errata.utils.provenance import now
 
 
 @dataclass(frozen=True, slots=True)

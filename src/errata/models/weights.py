@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,24 +28,11 @@ class WeightHolder(Protocol):
     def set_weight(self, layer: int, value: Tensor) -> None: ...
 
 
-@runtime_checkable
-class Term(Protocol):
-    """One change of one layer's W."""
-
-    @property
-    def layer(self) -> int: ...
-
-    def add_to(self, total: Float[Tensor, "d_out d_in"]) -> None:
-        """Add the change to ``total``, in place and in its dtype."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRankTerm:
     """A change in two factors.
 
     Attributes:
-        layer: the block.
         left: (d_out, r).
         right: (r, d_in).
         replaces: whether this is the whole change of the run in this layer (a pruned copy), not one batch's addition.
@@ -56,7 +43,17 @@ class LowRankTerm:
     right: Float[Tensor, "r d_in"]
     replaces: bool = False
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the matrix that it changes."""
+        return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.left.isfinite().all()) and bool(self.right.isfinite().all())
+
     def add_to(self, total: Float[Tensor, "d_out d_in"]) -> None:
+        """Add the change to ``total``, in place and in its dtype."""
         total.addmm_(self.left.to(total), self.right.to(total))
 
 
@@ -65,7 +62,6 @@ class SparseTerm:
     """A change of some entries, of any rank. It may be on another device than the weights; an edit's are on the CPU.
 
     Attributes:
-        layer: the block.
         values: (n,) the changes, in the order of the mask's entries, row by row.
         mask: the entries that change.
     """
@@ -74,8 +70,22 @@ class SparseTerm:
     values: Float[Tensor, "n"]
     mask: Bool[Tensor, "d_out d_in"]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the matrix that it changes."""
+        return self.mask.shape[0], self.mask.shape[1]
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.values.isfinite().all())
+
     def add_to(self, total: Float[Tensor, "d_out d_in"]) -> None:
+        """Add the change to ``total``, in place and in its dtype."""
         total[self.mask.to(total.device)] += self.values.to(total)
+
+
+Term: TypeAlias = LowRankTerm | SparseTerm
+"""One change of one layer's W."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,7 +200,8 @@ class EditedWeights:
 
     def rollback(self, savepoint: Savepoint) -> None:
         """Remove everything added to the savepoint's layers since, without summing the rest again."""
-        self.terms = self.terms[: savepoint.count]
+        later = [term for term in self.terms[savepoint.count :] if term.layer not in savepoint.totals]
+        self.terms = self.terms[: savepoint.count] + later
         for layer, total in savepoint.totals.items():
             if layer in self._total:
                 self._total[layer] = torch.zeros_like(self._total[layer]) if total is None else total.clone()

@@ -1,7 +1,7 @@
-"""Patches as LoRA adapters that PEFT reads: exactly, or as near as a smaller rank comes. PEFT itself is not needed.
+"""Patches as LoRA adapters for PEFT: exactly, or as the best approximation of a lower rank. PEFT itself is not needed.
 
-PEFT adds lora_alpha / r · B A to W. A patch's change is L R, so B = L, A = R and lora_alpha = r say the same; what is
-added to the base's output is B (A k), and nothing is rounded into half-precision weights.
+PEFT adds lora_alpha / r · B A to W. A patch's change is L R, so B = L, A = R and lora_alpha = r are the same change.
+B (A k) is added to the base's output, so nothing is rounded into half-precision weights.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from errata.models.language_model import LanguageModel
 from errata.models.likelihood import TargetScore, score
 from errata.models.loading import check_layers_exist
 from errata.models.weights import LowRankTerm, SparseTerm, Term
-from errata.patches.factors import Factors, factors_of, needed_rank
-from errata.patches.patch import Patch, software_versions
-from errata.utils.files import new_directory
+from errata.patches.factors import Factors, exact_rank, factors_of
+from errata.patches.patch import Patch
+from errata.utils.files import new_directory, write_json
 from errata.utils.progress import Report, silent
+from errata.utils.provenance import software_versions
 
 FORMAT = "errata-adapter-1"
 WEIGHTS = "adapter_model.safetensors"
@@ -35,10 +36,10 @@ WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """The change of patches that stand on each other, as factors of one rank.
+    """The sum of the changes of consecutive patches, as factors of one rank.
 
     Attributes:
-        patches: in the order in which they go on the base.
+        patches: in the order in which they are applied to the base.
         layers: the factors, lowest layer first.
     """
 
@@ -47,37 +48,37 @@ class Adapter:
 
     @classmethod
     def of(cls, patches: Sequence[Patch], rank: int | None = None) -> Adapter:
-        """Put the patches' changes together; exactly, unless a rank is given.
+        """Combine the patches' changes; exactly, unless a rank is given.
 
         Args:
-            patches: one or more, in the order in which they go on the base.
-            rank: the most that an adapter may have; the best approximation is taken. Without it the rank is the
-                number of factors of the layer that has most of them: of facts, where every fact is one.
+            patches: one or more, in the order in which they are applied to the base.
+            rank: of the best approximation. By default the rank at which the adapter is exact: the largest number of
+                factors of a layer, which is the number of facts for methods with one factor per fact.
 
         Raises:
-            InputError: there is nothing to export, patches do not go on each other, a change is sparse (RECT) and no
-                rank is given, or the rank is not below what is needed.
+            InputError: if there is nothing to export, two patches are alternatives, a change is sparse (RECT) and no
+                rank is given, or the adapter is exact at a lower rank than the one given.
         """
         _check_stack(patches)
         terms: dict[int, list[Term]] = {}
         for term in (term for patch in patches for term in patch.terms):
             terms.setdefault(term.layer, []).append(term)
-        needed = {layer: needed_rank(found) for layer, found in terms.items()}
+        exact = {layer: exact_rank(found) for layer, found in terms.items()}
         sparse = sorted({term.layer for found in terms.values() for term in found if isinstance(term, SparseTerm)})
-        _check_rank(rank, max(needed.values()), sparse)
-        return cls(tuple(patches), tuple(factors_of(terms[layer], needed[layer], rank) for layer in sorted(terms)))
+        _check_rank(rank, max(exact.values()), sparse)
+        return cls(tuple(patches), tuple(factors_of(terms[layer], exact[layer], rank) for layer in sorted(terms)))
 
     @property
     def rank(self) -> int:
-        """r of every layer: some readers know no rank by layer."""
+        """r of every layer, since some readers support no rank per layer."""
         return max(factors.rank for factors in self.layers)
 
     @property
     def is_exact(self) -> bool:
-        return all(factors.rank == factors.needed for factors in self.layers)
+        return all(factors.rank == factors.exact_rank for factors in self.layers)
 
     def terms(self) -> tuple[LowRankTerm, ...]:
-        """What PEFT would add, as changes that ``LanguageModel.edits`` takes."""
+        """The changes that PEFT would make, for ``LanguageModel.edits``."""
         return tuple(LowRankTerm(factors.layer, factors.left, factors.right) for factors in self.layers)
 
     def write(
@@ -88,18 +89,17 @@ class Adapter:
         base: str | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write ``adapter_config.json``, ``adapter_model.safetensors`` (float32) and ``errata.json``, whole or not at
-        all.
+        """Write ``adapter_config.json``, ``adapter_model.safetensors`` (float32) and ``errata.json``, or nothing.
 
         Args:
             directory: new or empty.
-            model: of the base's shape; only names and shapes are read, so it may lie on the meta device.
-            base: the base's name for those who load the adapter; by default what the first patch calls it.
-            about: more for the record in ``errata.json``.
+            model: of the base's shape; only names and shapes are read, so it may be on the meta device.
+            base: the base's name in the adapter's configuration; by default its name in the first patch.
+            about: further entries of the record in ``errata.json``.
 
         Raises:
-            InputError: the directory is not new, or the patches were not made for such a model.
-            UnsupportedModelError: the architecture is not in the table.
+            InputError: if the directory is not new, or the patches were not made for such a model.
+            UnsupportedModelError: if the architecture is not supported.
         """
         base = base or self.patches[0].base
         paths = self.modules(model)
@@ -128,14 +128,13 @@ class Adapter:
         with new_directory(directory) as partial:
             (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-            text = json.dumps(record, ensure_ascii=False, indent=2)
-            (partial / "errata.json").write_text(text + "\n", encoding="utf-8")
+            write_json(partial / "errata.json", record, indent=2)
 
     def modules(self, model: PreTrainedModel) -> list[str]:
         """The paths of the written modules from the causal LM, in the order of ``layers``.
 
         Raises:
-            InputError: the model has no such layers, or their weights have another shape.
+            InputError: if the model has no such layers, or their weights have another shape.
         """
         row = architecture_of(model)
         blocks = model.get_submodule(row.blocks)
@@ -154,11 +153,25 @@ class Adapter:
                 )
         return paths
 
-    def _about(self, base: str, paths: Sequence[str]) -> dict[str, Any]:
-        layers = [
-            {"layer": f.layer, "module": path, "rank": f.rank, "needed": f.needed, "kept": f.kept, "error": f.error}
-            for f, path in zip(self.layers, paths, strict=True)
+    def layer_records(self, modules: Sequence[str]) -> list[dict[str, Any]]:
+        """For each layer its rank, the rank needed to be exact, the share of singular values kept, and the error.
+
+        Args:
+            modules: their paths.
+        """
+        return [
+            {
+                "layer": factors.layer,
+                "module": path,
+                "rank": factors.rank,
+                "needed": factors.exact_rank,
+                "kept": factors.retained_share,
+                "error": factors.error,
+            }
+            for factors, path in zip(self.layers, modules, strict=True)
         ]
+
+    def _about(self, base: str, modules: Sequence[str]) -> dict[str, Any]:
         patches = [
             {
                 "base": patch.base,
@@ -174,27 +187,18 @@ class Adapter:
             "fingerprint": self.patches[0].fingerprint,
             "rank": self.rank,
             "exact": self.is_exact,
-            "layers": layers,
+            "layers": self.layer_records(modules),
             "patches": patches,
             "versions": software_versions(),
         }
 
 
-def write_adapter(
-    directory: Path, patches: Sequence[Patch], model: PreTrainedModel, *, rank: int | None = None
-) -> Adapter:
-    """Write patches as one PEFT adapter: see ``Adapter.of`` and ``Adapter.write``, which raise what this raises."""
-    adapter = Adapter.of(patches, rank)
-    adapter.write(directory, model)
-    return adapter
-
-
 def _check_stack(patches: Sequence[Patch]) -> None:
-    """What can be told without weights: there is a change, and no two patches were made for the same weights."""
+    """The checks that need no weights: there is a change, and no two patches were made for the same weights."""
     if not any(patch.terms for patch in patches):
         raise InputError(
             "the patches change no weight" if patches else "there is no patch",
-            remedy="Give a patch of an edit that wrote something",
+            remedy="Give a patch that contains a change",
             code="PATCH_EMPTY",
         )
     made_for: dict[str, int] = {}
@@ -211,37 +215,31 @@ def _check_stack(patches: Sequence[Patch]) -> None:
             )
 
 
-def _check_rank(rank: int | None, needed: int, sparse: Sequence[int]) -> None:
+def _check_rank(rank: int | None, exact: int, sparse: Sequence[int]) -> None:
     layers = ", ".join(map(str, sparse))
     if rank is None and sparse:
         raise InputError(
-            f"single entries of W were changed in layers {layers} (rect), which is no change of low rank: an exact "
-            f"adapter would have rank {needed}, that of the whole matrix",
-            remedy="Give a rank (--rank R) for the nearest adapter of that rank; its error is shown",
+            f"the changes of layers {layers} are sparse (rect) and not of low rank: an exact adapter would have rank "
+            f"{exact}, that of the whole matrix",
+            remedy="Give a rank (--rank R) for the best approximation of that rank; its error is shown",
             code="LORA_RANK_TOO_HIGH",
         )
     if rank is None:
         return
     if rank < 1:
-        raise InputError(f"a rank of {rank} leaves nothing", remedy="Give 1 or more", code="LORA_RANK_INVALID")
-    # A sparse change is exact at the full rank and has to be asked for; others are exact when nothing is asked for.
-    if rank > needed or (rank == needed and not sparse):
+        raise InputError(f"the rank {rank} is not positive", remedy="Give 1 or more", code="LORA_RANK_INVALID")
+    # Without a rank the adapter is exact, except for sparse changes, for which the full rank must be given.
+    if rank > exact or (rank == exact and not sparse):
         raise InputError(
-            f"rank {rank} cuts nothing off: at rank {needed} the adapter is exact",
-            remedy=f"Give {needed} or less" if sparse else f"Leave the rank (--rank) out, or give less than {needed}",
+            f"rank {rank} approximates nothing: at rank {exact} the adapter is exact",
+            remedy=f"Give {exact} or less" if sparse else f"Leave the rank (--rank) out, or give less than {exact}",
             code="LORA_RANK_INVALID",
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What is said behind a fact's prompt.
-
-    Attributes:
-        fact: what was edited.
-        by_patch: with the exact patches in the model.
-        by_adapter: with the adapter's factors in their place.
-    """
+class AnswerComparison:
+    """The model's answer to a fact's prompt with the patches, and with the adapter instead."""
 
     fact: Fact
     by_patch: TargetScore
@@ -252,22 +250,23 @@ class Answer:
         return self.by_patch.correct and not self.by_adapter.correct
 
 
-def ask_both(model: LanguageModel, adapter: Adapter, *, force: bool = False, report: Report = silent) -> list[Answer]:
-    """Ask for every fact of the patches, twice; the model is afterwards what it was. A fact counts as said if every
-    token of its target is the likeliest (the efficacy accuracy of ``evaluation``).
+def compare_answers(
+    model: LanguageModel, adapter: Adapter, *, force: bool = False, report: Report = silent
+) -> list[AnswerComparison]:
+    """Score the targets of all facts with the patches, and with the adapter; afterwards the model is unchanged.
 
     Args:
         model: the base.
-        force: whether the patches need not have been made for what the ones before them leave.
-        report: told the rows read, of how many.
+        force: whether the patches may be applied to other weights than those that they were made for.
+        report: progress callback, in rows.
 
     Raises:
-        InputError: the patches were not made for this model, or not in this order.
-        NonFiniteError: a logit is not a number.
+        InputError: if the patches were not made for this model, or not in this order.
+        NonFiniteError: if a logit is not finite.
     """
     facts = [fact for patch in adapter.patches for fact in patch.facts]
     pairs = [fact.pair(fact.target) for fact in facts]
-    with applied(model, adapter.patches, force=force):
+    with patches_applied(model, adapter.patches, force=force):
         by_patch = score(model, pairs, report=report)
     terms = adapter.terms()
     model.edits.add(terms)
@@ -275,15 +274,15 @@ def ask_both(model: LanguageModel, adapter: Adapter, *, force: bool = False, rep
         by_adapter = score(model, pairs, report=report)
     finally:
         model.edits.remove(terms)
-    return [Answer(*entry) for entry in zip(facts, by_patch, by_adapter, strict=True)]
+    return [AnswerComparison(*entry) for entry in zip(facts, by_patch, by_adapter, strict=True)]
 
 
 @contextmanager
-def applied(model: LanguageModel, patches: Sequence[Patch], *, force: bool = False) -> Iterator[None]:
-    """Put patches into a model in their order, for a while.
+def patches_applied(model: LanguageModel, patches: Sequence[Patch], *, force: bool = False) -> Iterator[None]:
+    """Apply patches in their order while the context is open.
 
     Raises:
-        InputError: one of them was not made for what the ones before it leave; the model is then what it was.
+        InputError: if one was not made for the weights that the ones before it result in; the model is then unchanged.
     """
     inside: list[Patch] = []
     try:

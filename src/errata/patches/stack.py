@@ -1,6 +1,6 @@
-"""A stack: patches on a base, in order. As a directory it is small; beside a full model it says what is in the weights.
+"""A stack: patches on a base, in order. A directory of it is small; next to a full model it lists the applied patches.
 
-errata-stack.json          the base with its fingerprint, and of each patch: name, file, digest, when it was put on
+errata-stack.json          the base with its fingerprint, and of each patch: name, file, digest, time when it was added
 patches/0001-NAME.safetensors
 """
 
@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.models.loading import lasting_name
-from errata.patches.patch import DtypeName, Patch, dtype_name, now, read_patch, write_patch
-from errata.utils.files import file_digest, is_file, reason_of, write_text
+from errata.patches.patch import DtypeName, Patch, read_patch, supported_dtype_name, write_patch
+from errata.utils.files import file_digest, is_file, reading, write_text
+from errata.utils.provenance import now
 
 FILE = "errata-stack.json"
 
@@ -30,9 +31,9 @@ class Stacked:
 
     Attributes:
         name: unique in the stack.
-        added: when it was put on, in UTC, ISO 8601.
-        forced: whether it was made for other weights than those it stands on.
-        missing: names of patches that it was solved on top of and that have been taken out since.
+        added: when it was added, in UTC, ISO 8601.
+        forced: whether it was made for other weights than those it was applied to.
+        missing: names of patches that it was solved on top of and that have been removed since.
     """
 
     name: str
@@ -47,11 +48,11 @@ class Stack:
     """Patches on a base.
 
     Attributes:
-        base: the name of the model that is under them: a hub name, ``lab``, or an absolute path.
+        base: the name of the base model: a hub name, ``lab``, or an absolute path.
         fingerprint: of its weights in ``dtype``.
 
     Raises:
-        InputError: if two patches have one name.
+        InputError: if two patches have the same name.
     """
 
     base: str
@@ -64,7 +65,7 @@ class Stack:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(
                 f"the stack has more than one patch called {', '.join(map(repr, twice))}",
-                remedy="Names tell patches apart, for example for `errata revert`: give each its own",
+                remedy="Give each its own name, which `errata revert` needs",
                 code="PATCH_NAME_TWICE",
             )
 
@@ -74,16 +75,16 @@ class Stack:
         return [(stacked.name, fact) for stacked in self.patches for fact in stacked.patch.facts]
 
     def with_patch(self, name: str, patch: Patch, *, forced: bool = False) -> Stack:
-        """The stack with a patch on top; ``name`` gets a number behind it where there is one of that name."""
+        """The stack with a patch on top; a number is appended to ``name`` if it is taken."""
         taken = {stacked.name for stacked in self.patches}
         unique = next(new for number in range(1, len(taken) + 2) if (new := _numbered(name, number)) not in taken)
         return replace(self, patches=(*self.patches, Stacked(unique, patch, now(), forced)))
 
     def without(self, names: Collection[str]) -> Stack:
-        """The stack without some patches. Those above them stay as they are, and remember what they rested on.
+        """The stack without some patches. Those above them are unchanged, and list the removed ones as missing.
 
         Raises:
-            InputError: if there is no patch of such a name.
+            InputError: if there is no patch with one of the names.
         """
         self.check_names(names)
         gone: list[str] = []
@@ -96,37 +97,37 @@ class Stack:
         return replace(self, patches=tuple(left))
 
     def check_names(self, names: Collection[str]) -> None:
-        """Raises InputError if a name is not one of the patches'."""
+        """Raises InputError if there is no patch with one of the names."""
         known = [stacked.name for stacked in self.patches]
         if unknown := [name for name in names if name not in known]:
             raise InputError(
                 f"there is no patch {', '.join(map(repr, unknown))}",
-                remedy=f"There are: {', '.join(known)}" if known else "There are no patches at all",
+                remedy=f"There are: {', '.join(known)}" if known else "There are no patches",
                 code="PATCH_UNKNOWN",
             )
 
     def put_into(self, model: LanguageModel) -> None:
-        """Put all patches into their base, in order.
+        """Apply all patches to their base, in order.
 
         Raises:
-            InputError: if ``model`` is not the base that they were made for; it is then what it was.
+            InputError: if ``model`` is not the base that they were made for; it is then unchanged.
         """
         if (found := model.fingerprint()) != self.fingerprint:
             raise InputError(
                 f"these patches were made for {self.base!r} in {self.dtype} ({self.fingerprint[:12]}…), but the model "
-                f"has other weights ({found[:12]}…, in {dtype_name(model.dtype)})",
+                f"has other weights ({found[:12]}…, in {supported_dtype_name(model.dtype)})",
                 remedy=f"Give {self.base!r} as it was, in {self.dtype}",
                 code="STACK_OTHER_BASE",
             )
         with model.edits.transaction():
             for stacked in self.patches:
-                stacked.patch.apply(model, force=True)  # the base was checked, and each patch when it was put on
+                stacked.patch.apply(model, force=True)  # the base was checked, and each patch when it was added
 
     def take_out(self, model: LanguageModel) -> None:
-        """Take all patches out again.
+        """Remove all patches from a model.
 
         Raises:
-            InputError: if one of them is not in.
+            InputError: if one of them is not applied to it.
         """
         with model.edits.transaction():
             for stacked in reversed(self.patches):
@@ -155,22 +156,13 @@ class _Record(BaseModel):
 
 
 def write_stack(stack: Stack, directory: Path) -> None:
-    """Write a stack into a directory that is new; see ``output.new_directory``."""
+    """Write a stack into a directory that does not have one; see ``utils.files.new_directory``."""
     entries = []
     for number, stacked in enumerate(stack.patches, start=1):
-        file = f"patches/{number:04}-{_file_name(stacked.name)}.safetensors"
+        name, file = stacked.name, f"patches/{number:04}-{_file_name(stacked.name)}.safetensors"
         write_patch(stacked.patch, directory / file)
-        digest = file_digest(directory / file)
-        entries.append(
-            _Entry(
-                name=stacked.name,
-                file=file,
-                sha256=digest,
-                added=stacked.added,
-                forced=stacked.forced,
-                missing=stacked.missing,
-            )
-        )
+        digest, added, forced, missing = file_digest(directory / file), stacked.added, stacked.forced, stacked.missing
+        entries.append(_Entry(name=name, file=file, sha256=digest, added=added, forced=forced, missing=missing))
     record = _Record(base=stack.base, fingerprint=stack.fingerprint, dtype=stack.dtype, patches=tuple(entries))
     write_text(directory / FILE, record.model_dump_json(indent=1) + "\n")
 
@@ -207,37 +199,33 @@ def read_stack(directory: Path) -> Stack:
 
 
 def has_stack(name: str | Path) -> bool:
-    """Whether a stack is there: on its own, or beside the weights of a full model."""
+    """Whether a directory contains a stack, with or without the weights of a full model."""
     return is_file(Path(name) / FILE)
 
 
 def is_stack(name: str | Path) -> bool:
-    """Whether a directory is a stack and nothing else: the weights are its base's."""
+    """Whether a directory is a stack without weights."""
     return has_stack(name) and not (Path(name) / "config.json").is_file()
 
 
 def stack_base(directory: str | Path) -> tuple[str, torch.dtype]:
-    """The base of a stack and the precision that it has to be loaded in, without reading the patches.
+    """The base of a stack and the precision in which to load it, without reading the patches.
 
     Raises:
         InputError: if the record cannot be read.
     """
     record = _read_record(Path(directory))
-    dtype = getattr(torch, record.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise InputError(
-            f"{Path(directory) / FILE} names a dtype {record.dtype!r}", remedy=_REMEDY, code="STACK_DAMAGED"
-        )
+    dtype: torch.dtype = getattr(torch, record.dtype)
     return record.base, dtype
 
 
 def new_stack(model: LanguageModel, fingerprint: str) -> Stack:
-    """A stack without patches on a model, which is found again by its name, or by its absolute path."""
-    return Stack(lasting_name(model.name), fingerprint, dtype_name(model.dtype))
+    """A stack without patches on a model; its base is the model's name, or its absolute path."""
+    return Stack(lasting_name(model.name), fingerprint, supported_dtype_name(model.dtype))
 
 
 def solved_on_top(stack: Stack, names: Collection[str]) -> list[tuple[str, Sequence[Fact]]]:
-    """(patch, facts) of what was solved while the named patches were in, and stands above the lowest of them."""
+    """(patch, facts) of the other patches above the lowest named one: they were solved while it was applied."""
     above = False
     found: list[tuple[str, Sequence[Fact]]] = []
     for stacked in stack.patches:
@@ -248,23 +236,19 @@ def solved_on_top(stack: Stack, names: Collection[str]) -> list[tuple[str, Seque
     return found
 
 
-_REMEDY = "Put the file back as it was, or make the stack anew with `errata apply`"
+_REMEDY = "Restore the file, or make the stack again with `errata apply`"
 
 
 def _read_record(directory: Path) -> _Record:
     path = directory / FILE
-    try:
+    with reading(path, remedy=_REMEDY, code="STACK_DAMAGED"):
         return _Record.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not the record of a stack: {reason_of(error)}", remedy=_REMEDY, code="STACK_DAMAGED"
-        ) from error
 
 
 def _is_inside(path: Path, directory: Path) -> bool:
     try:
         return path.resolve().is_relative_to(directory.resolve())
-    except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a NUL
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, a link cycle, a NUL
         return False
 
 
@@ -273,5 +257,5 @@ def _numbered(name: str, number: int) -> str:
 
 
 def _file_name(name: str) -> str:
-    """What of a name may stand in the name of a file everywhere."""
+    """The name with characters that are unsafe in file names replaced."""
     return "".join(sign if sign.isalnum() or sign in "+-_." else "-" for sign in name)[:60]

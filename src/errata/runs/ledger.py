@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from errata.errors import InputError
-from errata.patches.patch import now
 from errata.utils.files import reason_of
 from errata.utils.locks import open_in_place
+from errata.utils.provenance import now
 
 START = "0" * 64  # what the first line follows
 

@@ -31,10 +31,11 @@ from errata.errors import Fault, FaultsError, InputError
 from errata.facts.fact import FactSet
 from errata.facts.files import read_facts, write_facts
 from errata.models.loading import lasting_name
-from errata.patches.patch import DtypeName, Patch, now, read_patch, software_versions, write_patch
+from errata.patches.patch import DtypeName, Patch, read_patch, write_patch
 from errata.runs.ledger import Entry, Ledger, new_ledger, read_ledger
 from errata.utils.files import file_digest, is_file, leftovers, new_directory, reason_of, remove, write_text
 from errata.utils.locks import check_no_links, locked, open_in_place
+from errata.utils.provenance import now, software_versions
 from errata.utils.yaml import parse_yaml
 
 REMEDY = "Put the file back as it was, or begin a new run (errata edit --run)"

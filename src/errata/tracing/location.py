@@ -16,7 +16,6 @@ import torch
 from errata.errors import ErrataError, InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
-from errata.patches.patch import software_versions
 from errata.results.records import interval_of, resampled_sums
 from errata.tracing.causal_tracing import (
     Array,
@@ -29,6 +28,7 @@ from errata.tracing.causal_tracing import (
     window_around,
 )
 from errata.utils.progress import Report, silent
+from errata.utils.provenance import software_versions
 from errata.utils.text import dtype_name
 
 FORMAT = "errata-tracing-1"

@@ -1,0 +1,20 @@
+"""The singular value decomposition of a product of two factors, without forming the product."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def svd_of_product(
+    left: Float[Tensor, "d_out n"], right: Float[Tensor, "n d_in"]
+) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, "k"], Float[Tensor, "k d_in"]]:
+    """U, σ (largest first) and Vᵀ of left · right in float64, with k = min(d_out, n, d_in).
+
+    The singular values of L·R are those of the small matrix between the orthogonal factors of L and Rᵀ.
+    """
+    outer, upper = torch.linalg.qr(left.double())
+    inner, lower = torch.linalg.qr(right.double().T)
+    u, values, vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+    return outer @ u, values, vh @ inner.T
