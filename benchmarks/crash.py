@@ -170,7 +170,7 @@ def left_by_crash(run: Path) -> list[str]:
     """What of a run's directory is no whole line, no whole file, or a patch that no line speaks of."""
     ledger = read_ledger(run / "ledger.jsonl")
     batches = len(ledger.of("batch"))
-    found = ["part of a line"] if ledger.torn else []
+    found = ["part of a line"] if ledger.truncated else []
     found += ["part of a file" for _ in run.rglob(".*.partial")]
     if (run / "batches" / f"{batches + 1:04}.safetensors").is_file():
         found.append("patch without its line")
@@ -191,7 +191,7 @@ def results_of(job: Job, name: str) -> dict[str, str]:
             content.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         digests[f"patch {file.stem}"] = content.hexdigest()
     for entry in read_ledger(run / "ledger.jsonl").of("batch"):
-        digests[f"weights after batch {entry.about['index'] + 1}"] = str(entry.about["weights"])
+        digests[f"weights after batch {entry.fields['index'] + 1}"] = str(entry.fields["weights"])
     for file in sorted(run.rglob("*.json")):
         if file.name != "run.json":  # which says when the run began
             digests[f"answers {file.relative_to(run)}"] = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -186,7 +186,7 @@ def test_what_cannot_be_exported_is_refused(edited: Path, tmp_path: Path, capsys
     out = ["--lora", str(tmp_path / "out")]
     memit, rect = patch_file(edited, "memit"), patch_file(edited, "rect")
     refusals = {
-        (rect, *out): "layers 0, 1, 2 (rect), which is no change of low rank",
+        (rect, *out): "layers 0, 1, 2 are sparse (rect)",
         (memit, "--rank", "12", *out): "at rank 12 the adapter is exact",
         (memit, memit, *out): "alternatives: neither can be applied",
         (memit, "--lora", str(edited)): "exists already",

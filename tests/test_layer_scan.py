@@ -182,6 +182,13 @@ def test_facts_without_other_wordings_are_measured_in_contexts(corpus: str) -> N
     assert {row.generalisation for row in found.scores} != {row.efficacy for row in found.scores}
 
 
+def test_a_scan_reads_a_short_text_to_its_end(corpus: str) -> None:
+    model = LanguageModel(*tiny_model("gpt2"))
+    found = scan_layers(model, FACTS, replace(small(corpus), tokens=100_000))
+    assert [row.layer for row in found.scores] == [0, 1, 2, 3, 4]
+    assert all(row.efficacy > 0 for row in found.scores)
+
+
 def test_a_scan_needs_facts() -> None:
     with raises_code("FACTS_MISSING", InputError):
         scan_layers(LanguageModel(*tiny_model("gpt2")), [])

@@ -40,10 +40,10 @@ def test_what_was_added_is_read_back_in_order(tmp_path: Path) -> None:
     read = read_ledger(path)
     assert read == kept
     assert [entry.kind for entry in read.entries] == ["batch"] * 4 + ["after"]
-    assert [entry.about["index"] for entry in read.of("batch")] == [0, 1, 2, 3]
-    assert read.entries[-1].about == {"said": '“é\u2028\n\\"', "number": 1e-300, "none": None}
-    assert not read.torn
-    assert read.sound == path.stat().st_size
+    assert [entry.fields["index"] for entry in read.of("batch")] == [0, 1, 2, 3]
+    assert read.entries[-1].fields == {"said": '“é\u2028\n\\"', "number": 1e-300, "none": None}
+    assert not read.truncated
+    assert read.valid_bytes == path.stat().st_size
     assert path.read_bytes().count(b"\n") == 5
 
 
@@ -61,7 +61,7 @@ def test_each_line_is_on_the_disk_before_add_returns(tmp_path: Path, monkeypatch
     for index in range(3):
         ledger = ledger.add("batch", index=index)
         assert synced[-1] == ledger.path.read_bytes()
-        assert len(synced[-1]) == ledger.sound
+        assert len(synced[-1]) == ledger.valid_bytes
     assert len(synced) == 3
 
 
@@ -112,23 +112,23 @@ def test_a_torn_last_line_is_left_out_and_gives_way_to_the_next(tmp_path: Path, 
     lines = lines_of(path)
     path.write_bytes(b"".join(lines[:-1]) + tear(lines[-1]))
     torn = read_ledger(path)
-    assert torn.torn
+    assert torn.truncated
     assert len(torn.entries) == 4
-    assert torn.sound == len(b"".join(lines[:-1]))
+    assert torn.valid_bytes == len(b"".join(lines[:-1]))
     assert path.read_bytes().endswith(tear(lines[-1]))  # reading mends nothing
 
     longer = torn.add("batch", index=4)
     assert lines_of(path)[:-1] == lines[:-1]
     assert read_ledger(path) == longer
-    assert [entry.about["index"] for entry in longer.entries] == [0, 1, 2, 3, 4]
-    assert not longer.torn
+    assert [entry.fields["index"] for entry in longer.entries] == [0, 1, 2, 3, 4]
+    assert not longer.truncated
 
 
 def test_an_empty_ledger_is_one_without_lines_and_a_torn_first_line_too(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    assert new_ledger(path) == read_ledger(path) == Ledger(path, (), 0, torn=False)
+    assert new_ledger(path) == read_ledger(path) == Ledger(path, (), 0, truncated=False)
     path.write_bytes(b'{"kind": "ba')
-    assert read_ledger(path) == Ledger(path, (), 0, torn=True)
+    assert read_ledger(path) == Ledger(path, (), 0, truncated=True)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_any_truncation_reads_as_the_lines_that_are_whole(
     path.write_bytes(cut)
     read = read_ledger(path)
     assert read.entries == entries[: cut.count(b"\n")]
-    assert read.torn == (not cut.endswith(b"\n") and cut != b"")
+    assert read.truncated == (not cut.endswith(b"\n") and cut != b"")
     assert path.read_bytes() == cut
 
 
@@ -226,9 +226,9 @@ def test_a_line_in_the_middle_that_is_not_what_was_written_is_refused_with_its_n
     written(path)
     content = b"".join(tamper(lines_of(path)))
     path.write_bytes(content[:-5] if torn_as_well else content)
-    with pytest.raises(InputError, match=r"ledger\.jsonl:2 is not the line that was written there") as caught:
+    with pytest.raises(InputError, match=r"ledger\.jsonl:2 was changed or damaged") as caught:
         read_ledger(path)
-    assert "the lines before it are sound" in caught.value.remedy
+    assert "the lines before it are intact" in caught.value.remedy
 
 
 # What cannot be added -------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_a_line_that_cannot_reach_the_disk_is_not_there_and_the_next_one_can_be(
     assert read_ledger(path).entries == ledger.entries
     ledger.add("batch", index=4)
     assert path.read_bytes().startswith(before)
-    assert [entry.about["index"] for entry in read_ledger(path).of("batch")] == [0, 1, 2, 3, 4]
+    assert [entry.fields["index"] for entry in read_ledger(path).of("batch")] == [0, 1, 2, 3, 4]
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_no_part_of_it(tmp_path: Path) -> None:

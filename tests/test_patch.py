@@ -258,7 +258,7 @@ def test_a_missing_tensor_is_noticed(made: tuple[Patch, Any], tmp_path: Path) ->
     tensors = load_file(path)
     del tensors["1.right"]
     save_file(tensors, path, metadata=metadata)
-    with pytest.raises(InputError, match="is not a patch"):
+    with pytest.raises(InputError, match="is not a readable patch"):
         Patch.load(path)
 
 

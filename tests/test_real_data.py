@@ -15,6 +15,7 @@ from errata.models.language_model import LanguageModel
 from errata.models.prompts import complete, encode
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments
+from errata.statistics.settings import StatisticsSettings
 
 from tests.support.tiny_models import tiny_model
 
@@ -78,7 +79,8 @@ def test_every_counterfact_target_is_cut_off_exactly_behind_its_prompt(
 def test_key_statistics_read_real_articles(test_data: Path, gpt2_tokenizer: PreTrainedTokenizerFast) -> None:
     corpus = open_corpus(str(test_data / "wikitext2" / "valid.txt"))
     model, _ = tiny_model("gpt2", vocab_size=len(gpt2_tokenizer))
-    moments = key_moments(LanguageModel(model, gpt2_tokenizer), [0, 2], corpus.documents(), tokens=3000, length=64)
+    settings = StatisticsSettings(corpus=corpus.name, tokens=3000, length=64)
+    moments = key_moments(LanguageModel(model, gpt2_tokenizer), [0, 2], corpus.documents(), settings)
     for moment in moments.values():
         assert moment.count == 3000
         assert float(moment.mean.diagonal().min()) > 0

@@ -256,7 +256,7 @@ def test_a_published_recipe_asks_for_a_corpus_and_takes_it(
     assert "Traceback" not in said
     corpus = write_corpus(tmp_path / "small.txt")
     assert run([*arguments, "--corpus", "small.txt"]) == 2
-    assert "holds 210 documents, but 100000 were asked for" in " ".join(capsys.readouterr().err.split())
+    assert "has 210 documents, but 100000 are needed" in " ".join(capsys.readouterr().err.split())
     corpus.write_text("A document.\n\n" * 100000, encoding="utf-8")
     assert run([*arguments, "--corpus", "small.txt", "--json", "plan.json"]) == 0
     plan = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))

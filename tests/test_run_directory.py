@@ -131,14 +131,14 @@ def test_beginning_a_batch_over_removes_what_has_no_line_and_nothing_else(
     run: Path, finished: dict[str, bytes]
 ) -> None:
     opened = open_run(run)
-    assert opened.begin_batch_over() == []
+    assert opened.discard_unfinished_batch() == []
     assert content_of(run) == finished
     for name in ("batches/.0004.safetensors.xx.partial", ".after.json.yy.partial"):
         (run / name).write_bytes(b"part")
     (run / "notes.txt").write_text("of the user", encoding="utf-8")
-    told = opened.begin_batch_over()
+    told = opened.discard_unfinished_batch()
     assert len(told) == 2
-    assert all(".partial is a part of a file" in text for text in told)
+    assert all(".partial is incomplete" in text for text in told)
     assert content_of(run) == {**finished, "notes.txt": b"of the user"}
 
 
@@ -183,12 +183,12 @@ def _nothing_said(bodies: list[dict[str, Any]]) -> None:
 
 
 UNKNOWN: dict[Callable[[list[dict[str, Any]]], None], str] = {
-    _no_patch: "is not that of a batch: patch: field required",
-    _index_as_text: "is not that of a batch: index: input should be a valid integer",
-    _facts_of_another_form: r"is not that of a batch: left_alone\.0: input should be a valid string",
+    _no_patch: "is not valid: batch.patch: field required",
+    _index_as_text: "is not valid: batch.index: input should be a valid integer",
+    _facts_of_another_form: r"is not valid: batch\.left_alone\.0: input should be a valid string",
     _a_number_twice: "its batches are not numbered from 0 on",
-    _a_kind_of_tomorrow: "it has a line about 'undone', which this version of errata does not know",
-    _nothing_said: "does not say what was said before",
+    _a_kind_of_tomorrow: "'undone'",
+    _nothing_said: r"is not valid: before\.said: input",
 }
 
 

@@ -102,7 +102,7 @@ def test_statistics_and_factors_are_as_large_as_real_ones(tmp_path: Path) -> Non
         cost = weight_shift_cost(size, recipe, AnalysisSettings(count=2, sizes=(1,)), rows, rows, width=4)
         weights, moments, kept = list(cost.memory.values())[:3]
         assert weights == sum(part.numel() * part.element_size() for part in model.model.parameters())
-        found = key_moments(model, recipe.layers, corpus_texts(), tokens=100, length=64)
+        found = key_moments(model, recipe.layers, corpus_texts(), recipe.statistics)
         assert moments == sum(moment.total.numel() * moment.total.element_size() for moment in found.values())
         states = prepare(model, recipe, recipe.layers, cache=tmp_path / "cache").solvers.values()
         tensors = [value for state in states for value in vars(state).values() if isinstance(value, Tensor)]
@@ -117,7 +117,7 @@ def test_operations_of_the_statistics_are_those_that_are_counted(tmp_path: Path)
     size = ModelSize.of(model.model)
     cost = weight_shift_cost(size, recipe, AnalysisSettings(count=2, sizes=(1,)), rows, rows, width=4)
     with counted(model) as counter:
-        key_moments(model, recipe.layers, texts, tokens=640, length=64)
+        key_moments(model, recipe.layers, texts, recipe.statistics)
     stage = cost.stages[0]
     assert stage.double_flops == 2 * size.mlp_width**2 * 640 * 3
     # The counter knows no addition in place, which the sums of k kᵀ are.

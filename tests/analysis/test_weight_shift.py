@@ -32,7 +32,8 @@ from errata.editing.preparation import prepare
 from errata.editing.solvers import SOLVERS, make_solver
 from errata.editors.locate_then_edit import Editor
 from errata.errors import FaultsError, InputError
-from errata.statistics.store import compute_moments
+from errata.statistics.corpus import open_corpus
+from errata.statistics.moments import key_moments
 
 from tests.reference import solvers
 from tests.reference.keys import key
@@ -81,7 +82,8 @@ def test_the_study_is_what_dense_updates_give(tmp_path: Path, family: str, metho
     assert_same_bits(parameter_bits(context.model), bits)
     facts = context.materials[0].facts.facts
     probe, batches = facts[:2], [facts[2:4], facts[4:6]]
-    moments = compute_moments(context.model, context.layers, context.recipe.statistics)
+    settings = context.recipe.statistics
+    moments = key_moments(context.model, context.layers, open_corpus(settings.corpus).documents(), settings)
     editor = Editor(context.model, context.recipe, cache=tmp_path / "cache")
     editor.prepare()
     remembered: dict[int, list[Tensor]] = {layer: [] for layer in context.layers}

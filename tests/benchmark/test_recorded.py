@@ -379,20 +379,20 @@ def _flip(path: Path) -> None:
 
 
 REFUSED: dict[Callable[[Path], None], str] = {
-    _missing_patch: r"0001\.safetensors: the file of a batch is missing",
-    _damaged_patch: r"0002\.safetensors is not what was written",
-    _patches_swapped: r"0001\.safetensors is not what was written(.|\n)*0002\.safetensors is not what was written",
-    _missing_answers: r"0002\.json: the file of what was said after a batch is missing",
-    _damaged_answers: r"0001\.json is not what was written",
-    _missing_before: r"before\.json: what the model said is missing",
-    _changed_facts: r"facts\.jsonl is not what was written: it was changed or damaged",
-    _changed_recipe: r"recipe\.yaml is not what was written: it was changed or damaged",
+    _missing_patch: r"0001\.safetensors: the file of the patch of a batch is missing",
+    _damaged_patch: r"0002\.safetensors was changed or damaged",
+    _patches_swapped: r"0001\.safetensors was changed or damaged(.|\n)*0002\.safetensors was changed or damaged",
+    _missing_answers: r"0002\.json: the file of the model's answers after a batch is missing",
+    _damaged_answers: r"0001\.json was changed or damaged",
+    _missing_before: r"before\.json: the file of the model's answers is missing",
+    _changed_facts: r"facts\.jsonl was changed or damaged",
+    _changed_recipe: r"recipe\.yaml was changed or damaged",
     _missing_recipe: r"recipe\.yaml is missing",
-    _changed_examination: r"examination\.json is not what was written: it was changed or damaged",
+    _changed_examination: r"examination\.json was changed or damaged",
     _changed_manifest: r"run\.json was changed since the run began",
     _missing_manifest: r"run\.json is not the record of a run: it cannot be found",
-    _missing_ledger: r"ledger\.jsonl cannot be read: No such file",
-    _changed_line: r"ledger\.jsonl:2 is not the line that was written there",
+    _missing_ledger: r"cannot read the ledger .*ledger\.jsonl: it cannot be found",
+    _changed_line: r"ledger\.jsonl:2 was changed or damaged",
     # The third patch has no line because of the crash; that the second has none either shows that lines were lost.
     _lost_lines: r"ledger\.jsonl: it has no lines for 0002\.safetensors, 0003\.safetensors",
     _lost_all_lines: r"ledger\.jsonl: it has no lines for 0001\.safetensors, 0002\.safetensors, 0003\.safetensors",
@@ -411,7 +411,7 @@ def test_what_no_crash_does_is_refused_by_name_and_nothing_is_touched(
     with pytest.raises(InputError, match=REFUSED[damage]) as caught:
         runs.go_on(stopped, model)
     assert str(stopped) in str(caught.value)
-    assert "Put the file back" in str(caught.value) or "sound" in str(caught.value) or "Give a dir" in str(caught.value)
+    assert "Restore the file" in str(caught.value) or "intact" in str(caught.value) or "Give a dir" in str(caught.value)
     assert_same_bits(parameter_bits(model), before)
     assert content_of(stopped) == damaged
     # Nothing is lost: with the file as it was, the run goes on.
@@ -449,10 +449,10 @@ def test_another_corpus_is_refused_and_nothing_is_touched(runs: Runs, stopped: P
     before, files = parameter_bits(model), content_of(stopped)
     try:
         corpus.write_text(text + "\nOne more document.\n", encoding="utf-8")
-        with pytest.raises(InputError, match=r"corpus\.txt is not what it was when the run .* began"):
+        with pytest.raises(InputError, match=r"corpus\.txt has changed since the run .* began"):
             runs.go_on(stopped, model)
         corpus.unlink()
-        with pytest.raises(InputError, match=r"the corpus .*corpus\.txt' cannot be read"):
+        with pytest.raises(InputError, match=r"cannot read the corpus .*corpus\.txt'"):
             runs.go_on(stopped, model)
     finally:
         corpus.write_text(text, encoding="utf-8")
@@ -692,7 +692,7 @@ def at_patch(patch, to, **named):
 
 def at_line(ledger, kind, **about):
     if about.get("index") == 2:
-        fill_disk(ledger.sound + 100)
+        fill_disk(ledger.valid_bytes + 100)
 
 
 before_call(*{
@@ -760,6 +760,6 @@ def test_a_disk_that_is_really_full_stops_the_run_behind_the_last_whole_batch(
         parameter.data = expected.bits[2][name].view(torch.float32).clone()
     assert fingerprint == model.fingerprint()
     assert open_run(path).batches_done == 2
-    assert not open_run(path).ledger.torn
+    assert not open_run(path).ledger.truncated
     assert not list(path.rglob("*.partial"))
     _assert_goes_on(runs, path, expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,18 @@ from torch import Tensor
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel, Site
 from errata.statistics.moments import SecondMoment, key_moments
+from errata.statistics.settings import StatisticsSettings
 
 from tests.support.editing import corpus_texts, read_whole, tiny_language_model
+from tests.support.errors import raises_code
 
 LAYERS = (1, 3)
 # Both orientations, a flattened second linear layer (OPT), BOS or none, a window shorter than the texts.
 FAMILIES = ("gpt2", "llama", "mistral", "opt", "gemma3_text")
+
+
+def amount(**options: Any) -> StatisticsSettings:
+    return StatisticsSettings(corpus="builtin", **options)
 
 
 def naive(
@@ -50,7 +57,9 @@ def test_moments_are_the_naive_sum_whatever_the_batches(family: str, special_tok
     assert count == 300
     for token_budget in (1, 50, 4096):
         told: list[int] = []
-        moments = key_moments(model, LAYERS, iter(texts), token_budget=token_budget, on_read=told.append, **settings)
+        moments = key_moments(
+            model, LAYERS, iter(texts), amount(**settings), token_budget=token_budget, on_read=told.append
+        )
         assert list(moments) == list(LAYERS)
         assert sum(told) == 300
         for layer, moment in moments.items():
@@ -65,8 +74,8 @@ def test_special_tokens_make_a_difference_that_is_theirs() -> None:
     texts = corpus_texts()[:20]
     ids = [model.tokenizer(text)["input_ids"] for text in texts]
     every, none = sum(len(row) for row in ids), sum(len(row) - 1 for row in ids)
-    with_bos = key_moments(model, [2], texts, tokens=every, length=64)[2]
-    without = key_moments(model, [2], texts, tokens=none, length=64, special_tokens=False)[2]
+    with_bos = key_moments(model, [2], texts, amount(tokens=every, length=64))[2]
+    without = key_moments(model, [2], texts, amount(tokens=none, length=64, special_tokens=False))[2]
     bos = read_whole(model, ids[0])[Site.KEY, 2][0].double()
     difference = with_bos.total - without.total
     assert torch.allclose(difference, len(texts) * torch.outer(bos, bos), atol=1e-3 * float(difference.abs().max()))
@@ -75,26 +84,24 @@ def test_special_tokens_make_a_difference_that_is_theirs() -> None:
 def test_a_text_of_special_tokens_only_is_passed_over() -> None:
     model = tiny_language_model("llama")
     texts = ["", *corpus_texts()[:2]]  # BOS alone
-    plain = key_moments(model, [1], corpus_texts()[:2], tokens=10, length=64, special_tokens=False)[1]
-    found = key_moments(model, [1], texts, tokens=10, length=64, special_tokens=False)[1]
+    plain = key_moments(model, [1], corpus_texts()[:2], amount(tokens=10, length=64, special_tokens=False))[1]
+    found = key_moments(model, [1], texts, amount(tokens=10, length=64, special_tokens=False))[1]
     assert torch.allclose(found.total, plain.total)
 
 
-def test_halves_merge_into_the_whole() -> None:
+def test_sums_of_two_halves_add_up_to_the_sum_of_the_whole() -> None:
     model = tiny_language_model("llama")
     texts = corpus_texts()[:30]
     sizes = [sum(len(model.tokenizer(text)["input_ids"]) for text in part) for part in (texts[:12], texts[12:])]
     first, second = (
-        key_moments(model, LAYERS, part, tokens=size, length=64)
+        key_moments(model, LAYERS, part, amount(tokens=size, length=64))
         for part, size in zip((texts[:12], texts[12:]), sizes, strict=True)
     )
-    whole = key_moments(model, LAYERS, texts, tokens=sum(sizes), length=64)
+    whole = key_moments(model, LAYERS, texts, amount(tokens=sum(sizes), length=64))
     for layer in LAYERS:
-        merged = SecondMoment.zeros(len(first[layer].total))
-        merged += first[layer]
-        merged += second[layer]
-        assert merged.count == whole[layer].count
-        assert torch.allclose(merged.total, whole[layer].total, rtol=1e-5, atol=1e-5 * float(whole[layer].total.max()))
+        assert first[layer].count + second[layer].count == whole[layer].count
+        total = first[layer].total + second[layer].total
+        assert torch.allclose(total, whole[layer].total, rtol=1e-5, atol=1e-5 * float(whole[layer].total.max()))
 
 
 def test_sums_are_taken_in_float64() -> None:
@@ -122,7 +129,7 @@ def test_nothing_above_the_last_layer_is_run() -> None:
     # The last layer itself ends at its MLP's input.
     for part in (model.down_projection(2), model.blocks[3], model.blocks[4], model.head):
         part.register_forward_hook(must_not_run)
-    moments = key_moments(model, (0, 2), corpus_texts(), tokens=100, length=16)
+    moments = key_moments(model, (0, 2), corpus_texts(), amount(tokens=100, length=16))
     assert [moment.count for moment in moments.values()] == [100, 100]
 
 
@@ -137,7 +144,7 @@ def test_a_long_text_is_read_in_bounded_pieces() -> None:
             taken += 1
             yield "The Eiffel Tower stands in Paris."
 
-    moments = key_moments(model, [0], endless(), tokens=500, length=16, token_budget=64)  # type: ignore[arg-type]
+    moments = key_moments(model, [0], endless(), amount(tokens=500, length=16), token_budget=64)  # type: ignore[arg-type]
     assert moments[0].count == 500
     assert taken <= 512
 
@@ -146,21 +153,29 @@ def test_a_long_text_is_read_in_bounded_pieces() -> None:
 def test_too_little_text_is_refused_with_its_size(texts: list[str]) -> None:
     model = tiny_language_model("gpt2")
     held = sum(len(model.tokenizer(text)["input_ids"]) for text in texts)
-    with pytest.raises(InputError, match=f"holds {held} tokens, but 50 were asked for"):
-        key_moments(model, [0], texts, tokens=50, length=16)
+    with pytest.raises(InputError, match=f"has {held} tokens, but 50 are needed"):
+        key_moments(model, [0], texts, amount(tokens=50, length=16))
+
+
+def test_a_shorter_text_may_be_read_to_its_end_unless_it_has_no_token() -> None:
+    model, texts = tiny_language_model("gpt2"), corpus_texts()[:3]
+    size = sum(len(model.tokenizer(text)["input_ids"]) for text in texts)
+    (found,) = key_moments(model, [0], texts, amount(tokens=size + 1, length=64), may_be_shorter=True).values()
+    (whole,) = key_moments(model, [0], texts, amount(tokens=size, length=64)).values()
+    assert found.count == whole.count == size
+    assert torch.equal(found.total, whole.total)
+    with raises_code("CORPUS_TOO_SHORT"):
+        key_moments(model, [0], [""], amount(tokens=5, length=64), may_be_shorter=True)
 
 
 def test_documents_are_counted_in_place_of_tokens() -> None:
     model, texts = tiny_language_model("gpt2"), corpus_texts()
     told: list[int] = []
-    counted = key_moments(model, [1], texts, documents=20, length=4, on_read=told.append)[1]
+    counted = key_moments(model, [1], texts, amount(documents=20, length=4), on_read=told.append)[1]
     sizes = [min(4, len(model.tokenizer(text)["input_ids"])) for text in texts[:20]]
-    same = key_moments(model, [1], texts[:20], tokens=sum(sizes), length=4)[1]
+    same = key_moments(model, [1], texts[:20], amount(tokens=sum(sizes), length=4))[1]
     assert counted.count == same.count == sum(sizes)
     assert torch.allclose(counted.total, same.total, rtol=1e-9, atol=1e-9)
     assert sum(told) == 20
-    with pytest.raises(InputError, match="holds 3 documents, but 4 were asked for"):
-        key_moments(model, [0], texts[:3], documents=4, length=16)
-    for amounts in ({}, {"tokens": 5, "documents": 5}):
-        with pytest.raises(ValueError, match="one of tokens and documents"):
-            key_moments(model, [0], texts, length=16, **amounts)
+    with pytest.raises(InputError, match="has 3 documents, but 4 are needed"):
+        key_moments(model, [0], texts[:3], amount(documents=4, length=16))

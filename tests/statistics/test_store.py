@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import errata.statistics.store
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
+from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import SecondMoment
 from errata.statistics.settings import StatisticsSettings
 from errata.statistics.store import check_corpus, default_cache, moments_for
@@ -185,7 +187,7 @@ def test_what_does_not_fit_is_computed_anew_with_a_warning(
     assert_equal(again, first)
     (record,) = caplog.records
     assert path.name in record.getMessage()
-    assert "computed anew" in record.getMessage()
+    assert "recomputed" in record.getMessage()
     caplog.clear()
     assert_equal(moments_for(model, [1], settings, cache=cache), first)  # it has been mended
     assert computed == [[1]]
@@ -244,7 +246,7 @@ def test_a_corpus_that_cannot_be_read_is_an_input_error(
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read the corpus"):
         moments_for(model, [1], settings, cache=cache)
 
 
@@ -267,5 +269,15 @@ def test_statistics_over_documents_are_found_again_unless_their_count_was_change
 def test_too_few_documents_are_told_before_any_is_read_by_a_model(settings: StatisticsSettings) -> None:
     check_corpus(settings)
     check_corpus(settings.model_copy(update={"tokens": None, "documents": 40}))
-    with pytest.raises(InputError, match="holds 40 documents, but 41 were asked for"):
+    with pytest.raises(InputError, match="has 40 documents, but 41 are needed"):
         check_corpus(settings.model_copy(update={"tokens": None, "documents": 41}))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    plain, marked = tmp_path / "plain.txt", tmp_path / "marked.txt"
+    plain.write_text("One.\nTwo.\n\nThree.\n", encoding="utf-8")
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    corpora = [open_corpus(str(path)) for path in (plain, marked)]
+    assert [list(corpus.documents()) for corpus in corpora] == [["One.\nTwo.", "Three."]] * 2
+    # The digest is part of the cache key, so statistics of the mark, as they were cached before, are not found.
+    assert [corpus.digest for corpus in corpora] == [hashlib.sha256(plain.read_bytes()).hexdigest()] * 2

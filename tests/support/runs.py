@@ -130,7 +130,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
         assert ours[name].keys() == theirs[name].keys()
         assert all(torch.equal(ours[name][key], theirs[name][key]) for key in theirs[name])
     lines = [
-        [(entry.kind, {**entry.about, "seconds": 0, "patch": ""}) for entry in open_run(path).ledger.entries]
+        [(entry.kind, {**entry.fields, "seconds": 0, "patch": ""}) for entry in open_run(path).ledger.entries]
         for path in (found, expected)
     ]
     assert lines[0] == lines[1]

@@ -74,7 +74,7 @@ from errata.results.metrics import Ability, Metric
 from errata.results.records import Record
 from errata.runs.loading import load_model
 from errata.runs.resume import editor_of
-from errata.runs.run import RunDirectory, create_run, is_run, open_run, sound_json
+from errata.runs.run import RunDirectory, create_run, is_run, open_run, verified_json
 from errata.statistics.corpus import open_corpus
 from errata.utils.files import write_text
 from errata.utils.locks import exclusive, in_turn, open_in_place
@@ -156,7 +156,7 @@ class RecordedRun:
 
     def start(self) -> tuple[list[str], list[str]]:
         self._editor, notes = editor_of(self.model, self.run, report=self.report)
-        return notes, self.run.begin_batch_over()
+        return notes, self.run.discard_unfinished_batch()
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
@@ -172,8 +172,8 @@ class RecordedRun:
     def totals(self) -> tuple[float, int]:
         seconds = sum(record.seconds for record in self.editor.records)
         for entry in self.run.ledger.of("batch"):
-            file = self.run.batch_path(entry.about["index"]).with_suffix(".json")
-            seconds += float(sound_json(file, entry.about["said"])["seconds"])
+            file = self.run.batch_path(entry.fields["index"]).with_suffix(".json")
+            seconds += float(verified_json(file, entry.fields["said"])["seconds"])
         return seconds, sum(len(record.facts) for record in self.editor.records)
 
 

@@ -31,7 +31,7 @@ from errata.evaluation.perplexity import Perplexity, perplexity_ratio, pooled
 from errata.facts.fact import QUESTION_LISTS, Question
 from errata.results.metrics import Metric
 from errata.results.records import Record, Row, Summary, When, summarise, summarise_groups, to_long, write_results
-from errata.runs.run import open_run, sound_json
+from errata.runs.run import open_run, verified_json
 from errata.utils.files import new_file
 from errata.utils.optional import require
 
@@ -137,8 +137,8 @@ def _batches(cell: Path, spec: CellSpec) -> tuple[list[MeasuredBatch], Mapping[s
         run = open_run(cell / "run")
         versions: Mapping[str, str] = run.manifest.versions
         for entry in run.ledger.of("batch"):
-            about = entry.about
-            said = sound_json(run.batch_path(about["index"]).with_suffix(".json"), about["said"])
+            about = entry.fields
+            said = verified_json(run.batch_path(about["index"]).with_suffix(".json"), about["said"])
             saved.append((len(about["facts"]), float(about["seconds"]), said))
     else:
         versions = read_json(cell / "edits" / "versions.json")

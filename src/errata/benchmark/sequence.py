@@ -229,7 +229,7 @@ def run_recorded(
     with run.locked():
         editor, notes = editor_of(model, run, cache=cache, report=report)
         with _errors_with_state(run, "starting"):
-            notes += run.begin_batch_over()
+            notes += run.discard_unfinished_batch()
             for text in (f"resuming after batch {run.batches_done}" if run.batches_done else "starting", *notes):
                 run.log(text)
         examination = recorded_evaluation_set(run)
@@ -348,7 +348,7 @@ def _measurement(saved: Mapping[str, Any]) -> EvaluationResult:
 
 def _rows(run: RunDirectory, before: EvaluationResult, after: EvaluationResult) -> list[Row]:
     batches = run.saved_batches()
-    said = [Record(**entry) for batch in batches for entry in batch.said]
+    said = [Record(**entry) for batch in batches for entry in batch.answers]
     records = [batch.record for batch in batches]
     return rows_of(run.recipe.method, before, said, after, records, run.manifest.seed)
 

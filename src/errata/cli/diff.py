@@ -22,7 +22,7 @@ from errata.facts.joining import joined
 from errata.models.weights import Term
 from errata.patches.factors import inner, norm
 from errata.patches.stack import has_stack
-from errata.runs.loading import check_there, load_model, patches_of
+from errata.runs.loading import check_exists, load_model, patches_of
 from errata.runs.run import is_run
 from errata.utils.files import is_file
 
@@ -48,7 +48,7 @@ def diff(
     else:
         if is_file(Path(first)) or is_file(Path(second)):  # a patch has no weights to compare
             for name in (first, second):
-                check_there(name)
+                check_exists(name)
         found = _weights(first, second, trust_remote_code=trust_remote_code)
     write_json(json, found)
 

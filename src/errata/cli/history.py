@@ -19,7 +19,7 @@ from errata.facts.conflicts import statement
 from errata.facts.fact import Fact
 from errata.models.likelihood import TargetScore, score
 from errata.patches.stack import has_stack
-from errata.runs.loading import check_there, load_model, patches_of
+from errata.runs.loading import check_exists, load_model, patches_of
 from errata.runs.run import is_run
 from errata.utils.files import is_file
 from errata.utils.text import similar
@@ -121,7 +121,7 @@ def word_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
 
 def _edited_facts(model: str) -> list[EditedFact]:
     if not (is_file(Path(model)) or has_stack(model) or is_run(model)):
-        check_there(model)
+        check_exists(model)
         raise InputError(
             f"{model!r} has no record of edits",
             remedy="Give the output of `errata edit`, `apply` or `merge`, or a run",

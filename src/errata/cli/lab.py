@@ -18,7 +18,9 @@ from errata.lab.package import lab_world, save_lab, write_lab
 from errata.lab.tasks import every_fact, lab_facts
 from errata.lab.training import EpochReport, TrainingSettings, train
 from errata.models.language_model import LanguageModel
-from errata.statistics.store import compute_moments, moment_keys, write_moment
+from errata.statistics.corpus import open_corpus
+from errata.statistics.moments import key_moments
+from errata.statistics.store import moment_keys, write_moment
 from errata.utils.files import check_new, new_directory, write_text
 from errata.utils.locks import open_in_place
 from errata.utils.progress import counter
@@ -106,7 +108,8 @@ def statistics(
     keys = moment_keys(loaded, recipe.layers, settings)
     with progress() as report:
         on_read = counter(report, "key statistics", settings.amount)
-        moments = compute_moments(loaded, recipe.layers, settings, on_read=on_read)
+        documents = open_corpus(settings.corpus).documents()
+        moments = key_moments(loaded, recipe.layers, documents, settings, on_read=on_read)
     for layer, moment in moments.items():
         write_moment(out / keys[layer].file_name, keys[layer], moment, dtype=torch.float32)
     echo(f"Wrote the statistics of layers {list(recipe.layers)} to {out}")

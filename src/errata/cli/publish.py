@@ -25,7 +25,7 @@ from errata.patches.patch import Patch
 from errata.patches.stack import FILE, Stack, has_stack, is_stack, read_stack, write_stack
 from errata.report.card import Measured, hub_name, is_local, ledger_of, model_card, shown_base
 from errata.results.records import Results, Row, read_results
-from errata.runs.loading import check_there, load_model, stack_of_run, stack_under
+from errata.runs.loading import check_exists, load_model, stack_of_run, stack_under
 from errata.runs.run import is_run, open_run
 from errata.utils.files import check_new, new_directory, write_text
 
@@ -178,7 +178,7 @@ def measured_of(name: str, stack: Stack, results: Path | None) -> Measured:
     stored = Path(name) / RECORD
     if results is None and is_run(name):
         run = open_run(Path(name))
-        left_alone = tuple(id_ for entry in run.ledger.of("batch") for id_ in entry.about["left_alone"])
+        left_alone = tuple(id_ for entry in run.ledger.of("batch") for id_ in entry.fields["left_alone"])
         return _of_edit(stack, tuple(recorded_rows(run)), left_alone, {})
     if results is None and not stored.is_file():
         return _of_patch(stack)
@@ -403,7 +403,7 @@ def _stack_of(model: str) -> Stack:
                 code="RUN_UNFINISHED",
             )
         return stack_of_run(model)
-    check_there(model)
+    check_exists(model)
     raise InputError(
         f"{model!r} contains no edit by errata",
         remedy="Give a patch (.safetensors), a stack, an edited model or a run",

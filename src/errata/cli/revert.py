@@ -16,7 +16,7 @@ from errata.editors.rebuild import named_facts, rebuild
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.patches.stack import Stack, has_stack, is_stack, read_stack, solved_on_top, write_stack
-from errata.runs.loading import check_there, load_model, stack_of_run
+from errata.runs.loading import check_exists, load_model, stack_of_run
 from errata.runs.run import is_run
 from errata.utils.files import check_new, new_directory
 
@@ -127,7 +127,7 @@ def _stack_of(model: str) -> Stack:
             code="RUN_HAS_NO_PATCHES",
         )
     if not has_stack(model):
-        check_there(model)
+        check_exists(model)
         raise InputError(
             f"{model!r} has no record of patches",
             remedy="Give a stack (errata apply) or a full model edited or merged by errata",

@@ -41,7 +41,7 @@ def show(
             f"run {name} on {run.manifest.model}: {run.batches_done} of {run.batches} batches, {run.facts_done} of "
             f"{len(run.facts)} facts"
         )
-        if run.ledger.torn:
+        if run.ledger.truncated:
             echo("the last line of the ledger is incomplete; `errata edit --resume` repeats its batch")
     elif has_stack(name):
         stack = read_stack(Path(name))

@@ -30,6 +30,7 @@ from errata.models.prompts import Pair, TargetScore, encode, guard_embedding, le
 from errata.models.saving import BaseFiles, Written, write_edited
 from errata.models.size import check_fits, weight_bytes
 from errata.models.weights import EditedWeights
+from errata.utils.digests import tensor_bytes
 from errata.utils.files import new_directory
 from errata.utils.progress import Report, counter, silent
 from errata.utils.text import dtype_name
@@ -273,7 +274,7 @@ class LanguageModel:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-            digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
+            digest.update(tensor_bytes(tensor))
         return digest.hexdigest()
 
     # Answering: see errata.editors.contract.Answerer. The modules imported inside functions are built on this one.

@@ -24,6 +24,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from errata.errors import InputError
 from errata.models.families import Architecture, is_transposed
 from errata.models.weights import EditedWeights
+from errata.utils.digests import tensor_bytes
 from errata.utils.text import dtype_name
 
 _CONFIG = "config.json"
@@ -249,7 +250,7 @@ def _overwrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
         header = json.loads(file.read(length))
         for name, tensor in tensors.items():
             start, stop = header[name]["data_offsets"]
-            data = tensor.flatten().view(torch.uint8).numpy().tobytes()
+            data = tensor_bytes(tensor).tobytes()
             assert len(data) == stop - start
             file.seek(8 + length + start)
             file.write(data)

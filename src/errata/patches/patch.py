@@ -24,6 +24,7 @@ from errata.models.language_model import LanguageModel
 from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.patches.factors import norm, rank
 from errata.results.records import is_row
+from errata.utils.digests import tensor_bytes
 from errata.utils.files import new_file, open_file, reason_of
 from errata.utils.text import dtype_name
 
@@ -321,8 +322,7 @@ def _checksum(record: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(record.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        content: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
-        digest.update(content)
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""A ledger: lines of JSON that are only ever added, each on the disk before the next, each with a checksum.
+"""A ledger: JSON lines that are only appended, each synced to the disk before the next, each with a checksum.
 
-A line's checksum covers the line before it, so that a line that was changed, taken out or put in is noticed, wherever
-it stands. Of a crash only the last line can suffer; it is left out then, and told.
+A line's checksum covers the line before it, so a changed, removed or inserted line is always detected. A crash can
+damage only the last line, which is then ignored and reported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from errata.utils.files import reason_of
 from errata.utils.locks import open_in_place
 from errata.utils.provenance import now
 
-START = "0" * 64  # what the first line follows
+START = "0" * 64  # the checksum before the first line
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,109 +27,109 @@ class Entry:
     """One line.
 
     Attributes:
-        kind: what it is about.
+        kind: of event, such as ``batch``.
         time: when it was written, in UTC, ISO 8601.
-        about: what it says.
-        checksum: SHA-256 of the line before and of this one.
+        fields: the others, by name.
+        checksum: SHA-256 of the checksum before and of this line.
     """
 
     kind: str
     time: str
-    about: Mapping[str, Any]
+    fields: Mapping[str, Any]
     checksum: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         entries: its lines, in order.
-        sound: how many bytes of the file they are.
-        torn: whether something stood behind them that is no whole line: a crash cut it off.
+        valid_bytes: the size of these lines.
+        truncated: whether an incomplete line follows them, which a crash has left.
     """
 
     path: Path
     entries: tuple[Entry, ...]
-    sound: int
-    torn: bool
+    valid_bytes: int
+    truncated: bool
 
     def of(self, kind: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.kind == kind]
 
-    def add(self, kind: str, **about: Any) -> Ledger:
-        """The ledger with one more line, which is on the disk then; a torn end gives way to it.
+    def add(self, kind: str, **fields: Any) -> Ledger:
+        """The ledger with one more line, which is synced to the disk; it replaces an incomplete line.
 
         Raises:
             InputError: if the file has become a link.
-            OSError: if it cannot be written; the file then holds what it held.
-            ValueError: if a number in it is not finite.
+            OSError: if it cannot be written; the file is then unchanged.
+            ValueError: if a number is not finite.
         """
         last = self.entries[-1].checksum if self.entries else START
-        body = {"kind": kind, "time": now(), **about}
-        entry = Entry(kind, body["time"], about, _checksum(last, body))
+        body = {"kind": kind, "time": now(), **fields}
+        entry = Entry(kind, body["time"], fields, _checksum(last, body))
         line = json.dumps({**body, "checksum": entry.checksum}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        # Without a buffer, which would write what is left in it once more when the file is closed after a failure.
+        # Unbuffered, since closing the file after a failure would write the rest of a buffer again.
         with open_in_place(self.path, "r+b", buffering=0) as file:
-            file.truncate(self.sound)
-            file.seek(self.sound)
+            file.truncate(self.valid_bytes)
+            file.seek(self.valid_bytes)
             try:
                 rest = memoryview(line)
                 while rest:
                     rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except BaseException:
-                file.truncate(self.sound)
+                file.truncate(self.valid_bytes)
                 raise
-        return Ledger(self.path, (*self.entries, entry), self.sound + len(line), torn=False)
+        return Ledger(self.path, (*self.entries, entry), self.valid_bytes + len(line), truncated=False)
 
 
 def new_ledger(path: Path) -> Ledger:
-    """An empty one."""
+    """Create an empty ledger."""
     path.touch(exist_ok=False)
-    return Ledger(path, (), 0, torn=False)
+    return Ledger(path, (), 0, truncated=False)
 
 
 def read_ledger(path: Path) -> Ledger:
-    """Read a ledger; what a crash left of its last line is left out.
+    """Read a ledger without an incomplete last line.
 
     Raises:
-        InputError: if the file cannot be read, or a line but the last one is not what was written.
+        InputError: if the file cannot be read, or another line is damaged.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(
-            f"the ledger {path} cannot be read: {error.strerror}",
-            remedy="Put the file back as it was",
+            f"cannot read the ledger {path}: {reason_of(error)}",
+            remedy="Restore the file",
             code="LEDGER_UNREADABLE",
         ) from error
     entries: list[Entry] = []
-    sound = 0
-    lines = data.split(b"\n")  # the last of these stands behind the last line feed: nothing, in a whole file
+    valid = 0
+    lines = data.split(b"\n")  # of a complete file the last one is empty
     for number, line in enumerate(lines[:-1], start=1):
         try:
             entry = _read(line, entries[-1].checksum if entries else START)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             if number == len(lines) - 1 and not lines[-1]:
-                break  # blocks of a file may reach the disk in any order: the line feed was there before the line
+                break  # blocks of a file may reach the disk in any order: the line feed did before the line
             raise InputError(
-                f"{path}:{number} is not the line that was written there ({reason_of(error)})",
-                remedy="Put the file back as it was; the lines before it are sound",
+                f"{path}:{number} was changed or damaged ({reason_of(error)})",
+                remedy="Restore the file; the lines before it are intact",
                 code="LEDGER_DAMAGED",
             ) from error
         entries.append(entry)
-        sound += len(line) + 1
-    return Ledger(path, tuple(entries), sound, torn=sound < len(data))
+        valid += len(line) + 1
+    return Ledger(path, tuple(entries), valid, truncated=valid < len(data))
 
 
 def _read(line: bytes, last: str) -> Entry:
     body = json.loads(line.decode())
     if not isinstance(body, dict):
-        raise ValueError("it is no object")
+        raise ValueError("it is not an object")
     checksum = body.pop("checksum")
     if checksum != _checksum(last, body):
-        raise ValueError("its checksum is another one")
+        raise ValueError("its checksum does not match")
     kind, time = str(body.pop("kind")), str(body.pop("time"))
     return Entry(kind, time, body, checksum)
 

@@ -1,7 +1,9 @@
-"""Models by what users call them: a plain model, a stack of patches on one, or a run that edits one."""
+"""Models by name: a plain model, a stack of patches on one, or a run that edits one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,10 +20,10 @@ DEPTH = 20  # of runs on stacks on runs …
 
 
 def base_of(name: str) -> str:
-    """The plain model that is under a stack or a run; a plain model is its own base.
+    """The plain model on which a stack or a run is based; a plain model is its own base.
 
     Raises:
-        InputError: if a record cannot be read, or a base lies on itself.
+        InputError: if a record cannot be read, or a base is based on itself.
     """
     base = name
     for _ in range(DEPTH):
@@ -32,7 +34,7 @@ def base_of(name: str) -> str:
         else:
             return base
     raise InputError(
-        f"the base of {name!r} lies on itself", remedy="Give the model that was edited first", code="STACK_CIRCULAR"
+        f"{name!r} is based on itself", remedy="Give the model that was edited first", code="STACK_CIRCULAR"
     )
 
 
@@ -43,37 +45,37 @@ def load_model(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """A plain model, or the base of a stack or a run with its patches in it.
+    """A plain model, or the base of a stack or a run with its patches applied.
 
     Args:
         dtype: of the weights; by default that in which a stack's or run's base was edited, else see
             ``LanguageModel.load``.
 
     Raises:
-        InputError: if it cannot be loaded, or the base is not what it was.
+        InputError: if it cannot be loaded, or the base has changed.
     """
-    if not (is_stack(name) or is_run(name)):
-        return LanguageModel.load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    base_of(name)
+    apply: Callable[[LanguageModel], object]
     if is_stack(name):
         base, made_in = stack_base(name)
-    else:
+        apply = read_stack(Path(name)).put_into
+    elif is_run(name):
         run = open_run(Path(name))
         base, made_in = run.manifest.model, getattr(torch, run.manifest.dtype)
-    base_of(name)
-    model = load_model(base, dtype=dtype or made_in, device=device, trust_remote_code=trust_remote_code)
-    if is_stack(name):
-        read_stack(Path(name)).put_into(model)
+        apply = partial(patch_of_run, run=run)
     else:
-        patch_of_run(model, run)
+        return LanguageModel.load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    model = load_model(base, dtype=dtype or made_in, device=device, trust_remote_code=trust_remote_code)
+    apply(model)
     model.name = name
     return model
 
 
 def stack_under(model: LanguageModel, name: str, fingerprint: str) -> Stack:
-    """The patches that a model had been given before, as far as what lies beside it tells; without any, its own stack.
+    """The patches that a model was loaded with, by the records of its directory; an empty stack if there are none.
 
     Args:
-        name: what ``model`` was loaded from.
+        name: from which ``model`` was loaded.
         fingerprint: of its weights as they were loaded.
     """
     if has_stack(name):
@@ -82,7 +84,7 @@ def stack_under(model: LanguageModel, name: str, fingerprint: str) -> Stack:
 
 
 def stack_of_run(name: str, *, device: str | torch.device | None = None, trust_remote_code: bool = False) -> Stack:
-    """What was in a run's model before it, with the whole run as one patch on top."""
+    """The stack of a run's base, with the whole run as one patch on top."""
     run = open_run(Path(name))
     base = load_model(
         run.manifest.model,
@@ -94,14 +96,11 @@ def stack_of_run(name: str, *, device: str | torch.device | None = None, trust_r
     return under.with_patch(Path(name).name, patch_of_run(base, run))
 
 
-def check_there(name: str) -> None:
-    """Raises InputError if nothing at all is where something edited was expected: nothing of the hub is."""
+def check_exists(name: str) -> None:
+    """Raises InputError if the path of an edited model does not exist; models on the hub cannot be edited ones."""
     if name != "lab" and not is_there(Path(name)):
-        raise InputError(
-            f"{name!r} cannot be found",
-            remedy="Look at the name: there is no such file or directory",
-            code="FILE_MISSING",
-        )
+        remedy = "Check the name: there is no such file or directory"
+        raise InputError(f"{name!r} cannot be found", remedy=remedy, code="FILE_MISSING")
 
 
 def patches_of(name: str) -> list[tuple[str, Patch]]:
@@ -119,9 +118,9 @@ def patches_of(name: str) -> list[tuple[str, Patch]]:
         return [(stacked.name, stacked.patch) for stacked in read_stack(path).patches]
     if is_run(name):
         return [(f"batch {batch.record.index + 1}", batch.patch) for batch in open_run(path).saved_batches()]
-    check_there(name)
+    check_exists(name)
     raise InputError(
         f"there are no patches in {name!r}",
-        remedy="Give a patch (.safetensors), or a directory that `errata edit`, `apply` or `merge` made",
+        remedy="Give a patch (.safetensors), or a directory created by `errata edit`, `apply` or `merge`",
         code="PATCHES_MISSING",
     )

@@ -1,14 +1,14 @@
 """A run on disk: all that is needed to resume it after a crash or to repeat it, and nothing else.
 
-run.json                   what the run is: model, weights, recipe, digests of the files below
+run.json                   the manifest: model, weights, recipe, digests of the files below
 facts.jsonl, recipe.yaml   copies, so that a file changed elsewhere does not change the run
-examination.json           what the model is asked; absent where nothing is measured
-ledger.jsonl               one line a batch, and one for each measurement; see ``ledger``
-batches/0001.safetensors   the patch of the first batch, with the keys that later ones keep in place
-batches/0001.json          what the model said right after it
-before.json, after.json    what it said before the first batch and after the last
-log.txt                    when what was done, for people
-lock                       held while a process works here
+examination.json           the evaluation questions; absent if nothing is measured
+ledger.jsonl               one line per batch and measurement; see ``ledger``
+batches/0001.safetensors   the patch of the first batch, with the keys whose values later ones preserve
+batches/0001.json          the model's answers right after it
+before.json, after.json    its answers before the first batch and after the last
+log.txt                    a log with times, for people
+lock                       locked while a process works on the run
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from errata.editing.batch import BatchRecord
 from errata.editing.recipe import Recipe
@@ -38,14 +38,15 @@ from errata.utils.locks import check_no_links, locked, open_in_place
 from errata.utils.provenance import now, software_versions
 from errata.utils.yaml import parse_yaml
 
-REMEDY = "Put the file back as it was, or begin a new run (errata edit --run)"
+REMEDY = "Restore the file, or begin a new run (errata edit --run)"
 
 
 class _BatchLine(BaseModel):
-    """What the ledger says of a batch; see ``RunDirectory.add_batch``."""
+    """A batch's line of the ledger; see ``RunDirectory.add_batch``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    kind: Literal["batch"]
     index: int
     facts: list[str]
     left_alone: list[str]
@@ -55,15 +56,25 @@ class _BatchLine(BaseModel):
     said: str | None = None
 
 
+class _MeasurementLine(BaseModel):
+    kind: Literal["before", "after"]
+    said: str
+
+
+_LINE: TypeAdapter[_BatchLine | _MeasurementLine] = TypeAdapter(
+    Annotated[_BatchLine | _MeasurementLine, Field(discriminator="kind")]
+)
+
+
 class Manifest(BaseModel):
-    """What a run is; never changes.
+    """The description of a run, which never changes.
 
     Attributes:
-        model: what the user called it.
-        fingerprint: of its weights before the run, in ``dtype``.
+        model: as the user named it.
+        fingerprint: SHA-256 of its weights before the run, in ``dtype``.
         lab: whether the model is the embedded one or made from it.
-        facts_source: the file that the facts are from, with the SHA-256 of its bytes.
-        corpus: SHA-256 of the text for key statistics; empty where none is read.
+        facts_source: the file of the facts, with the SHA-256 of its bytes.
+        corpus: SHA-256 of the text for key statistics; empty if none is read.
         seed: of the bootstrap.
         threads: of torch; with another number the last bits may differ.
         digests: copy -> SHA-256.
@@ -89,7 +100,7 @@ class Manifest(BaseModel):
 
     @field_validator("digests")
     @classmethod
-    def _of_all_that_it_takes(cls, digests: dict[str, str]) -> dict[str, str]:
+    def _check_complete(cls, digests: dict[str, str]) -> dict[str, str]:
         if missing := {"facts.jsonl", "recipe.yaml"} - digests.keys():
             raise ValueError(f"there is none of {', '.join(sorted(missing))}")
         return digests
@@ -99,55 +110,45 @@ class Manifest(BaseModel):
 
 
 def ledger_faults(path: Path, ledger: Ledger) -> list[Fault]:
-    """What does not fit together between the ledger and the files of the run at ``path``."""
-    remedy = REMEDY
+    """The contradictions between the ledger and the files of the run at ``path``."""
+
+    def damaged(what: str) -> Fault:
+        return Fault(str(ledger.path), what, REMEDY, code="LEDGER_DAMAGED")
+
+    if invalid := [damaged(what) for what in map(_line_fault, ledger.entries) if what]:
+        return invalid
+    batches = [entry.fields for entry in ledger.of("batch")]
+    if [fields["index"] for fields in batches] != list(range(len(batches))):
+        return [damaged("its batches are not numbered from 0 on")]
+    patches = [f"{index + 1:04}.safetensors" for index in range(len(batches))]
+    needed = {path / "batches" / name: "the patch of a batch" for name in patches}
+    for fields in batches:
+        if "said" in fields:
+            needed[path / "batches" / f"{fields['index'] + 1:04}.json"] = "the model's answers after a batch"
+    needed |= {path / f"{when}.json": "the model's answers" for when in ("before", "after") if ledger.of(when)}
     faults = [
-        Fault(str(ledger.path), text, remedy, code="LEDGER_DAMAGED")
-        for text in map(_line_fault, ledger.entries)
-        if text
+        Fault(str(file), f"the file of {what} is missing", REMEDY, code="RUN_FILE_MISSING")
+        for file, what in needed.items()
+        if not file.is_file()
     ]
-    if faults:
-        return faults
-    batches = [entry.about for entry in ledger.of("batch")]
-    if [about.get("index") for about in batches] != list(range(len(batches))):
-        return [Fault(str(ledger.path), "its batches are not numbered from 0 on", remedy, code="LEDGER_DAMAGED")]
-    needed = {f"{about['index'] + 1:04}.safetensors": "a batch" for about in batches}
-    needed |= {f"{about['index'] + 1:04}.json": "what was said after a batch" for about in batches if "said" in about}
-    faults += [
-        Fault(str(path / "batches" / name), f"the file of {what} is missing", remedy, code="RUN_FILE_MISSING")
-        for name, what in needed.items()
-        if not (path / "batches" / name).is_file()
-    ]
-    for when in ("before", "after"):
-        if ledger.of(when) and not (path / f"{when}.json").is_file():
-            faults.append(
-                Fault(str(path / f"{when}.json"), "what the model said is missing", remedy, code="RUN_FILE_MISSING")
-            )
     # A crash leaves at most the next batch without its line; others mean that lines were lost.
-    there = {file.name for file in (path / "batches").glob("*.safetensors")}
-    if there - needed.keys() - {f"{len(batches) + 1:04}.safetensors"}:
-        lost = sorted(there - needed.keys())  # the next one lost its line as well, then
-        what = f"it has no lines for {', '.join(lost)}, which are there"
-        faults.append(Fault(str(ledger.path), what, remedy, code="LEDGER_DAMAGED"))
+    others = sorted({file.name for file in (path / "batches").glob("*.safetensors")} - {*patches})
+    if others not in ([], [f"{len(batches) + 1:04}.safetensors"]):
+        faults.append(damaged(f"it has no lines for {', '.join(others)}, which exist"))
     return faults
 
 
 def _line_fault(entry: Entry) -> str | None:
-    """What is wrong with a line whose checksum is right: another version of errata wrote it, or a person."""
-    if entry.kind == "batch":
-        try:
-            _BatchLine.model_validate(entry.about)
-        except ValidationError as error:
-            return f"its line of {entry.time[:40]} is not that of a batch: {reason_of(error)}"
-    elif entry.kind not in ("before", "after"):
-        return f"it has a line about {entry.kind[:40]!r}, which this version of errata does not know"
-    elif not isinstance(entry.about.get("said"), str):
-        return f"its line of {entry.time[:40]} does not say what was said {entry.kind}"
+    """A line with a valid checksum may still be from another version of errata."""
+    try:
+        _LINE.validate_python({"kind": entry.kind, **entry.fields})
+    except ValidationError as error:
+        return f"its line of {entry.time[:40]} is not valid: {reason_of(error)}"
     return None
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Raises InputError if there is none, or it is not what was written."""
+    """Raises InputError if there is none, or it was changed."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
         checksum = whole.pop("checksum")
@@ -156,7 +157,7 @@ def read_manifest(path: Path) -> Manifest:
     except (OSError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is not the record of a run: {reason_of(error)}",
-            remedy="Give a directory that `errata edit --run` made",
+            remedy="Give a directory created by `errata edit --run`",
             code="RUN_UNREADABLE",
         ) from error
     if checksum != expected:
@@ -165,24 +166,21 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def check_file(path: Path, digest: str) -> None:
-    """Raises InputError if a file is missing, or is not the one that was written."""
-    remedy = REMEDY
+    """Raises InputError if a file is missing, or its SHA-256 differs."""
     if not path.is_file():
-        raise InputError(f"{path.name} is missing", remedy=remedy, code="RUN_FILE_MISSING")
+        raise InputError(f"{path.name} is missing", remedy=REMEDY, code="RUN_FILE_MISSING")
     if file_digest(path) != digest:
-        raise InputError(
-            f"{path.name} is not what was written: it was changed or damaged", remedy=remedy, code="RUN_FILE_CHANGED"
-        )
+        raise InputError(f"{path.name} was changed or damaged", remedy=REMEDY, code="RUN_FILE_CHANGED")
 
 
-def sound_json(path: Path, digest: str) -> Any:
-    """What a file of JSON holds, if it is the one that was written."""
+def verified_json(path: Path, digest: str) -> Any:
+    """The value of a JSON file; raises as ``check_file``."""
     check_file(path, digest)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_recipe_copy(path: Path) -> Recipe:
-    """A whole recipe as ``Recipe.to_yaml`` wrote it; unlike a recipe file's, its corpus path is absolute already."""
+    """A complete recipe written by ``Recipe.to_yaml``; unlike in a recipe file, its corpus path is absolute."""
     try:
         return Recipe.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)).data)
     except (OSError, ValueError) as error:
@@ -196,20 +194,24 @@ COPIES = ("facts.jsonl", "recipe.yaml", "examination.json")
 
 @dataclass(frozen=True, slots=True)
 class SavedBatch:
-    """A batch as it was kept.
+    """A batch read back from disk.
 
     Attributes:
-        said: what the model said right after it, as JSON; None if it was not asked.
+        answers: the model's answers right after it, as JSON; None if it was not evaluated.
     """
 
     record: BatchRecord
     patch: Patch
-    said: Any
+    answers: Any
 
 
 @dataclass(slots=True)
 class RunDirectory:
-    """A run that has been opened; ``ledger`` grows as the run proceeds."""
+    """An open run; ``ledger`` grows as the run proceeds.
+
+    Attributes:
+        examination: the evaluation questions, as JSON; None if nothing is measured.
+    """
 
     path: Path
     manifest: Manifest
@@ -231,37 +233,37 @@ class RunDirectory:
         return min(self.batches_done * self.recipe.batch_size, len(self.facts))
 
     def batch_path(self, index: int) -> Path:
-        """Of the patch of batch ``index`` (from 0)."""
+        """The file of the patch of batch ``index`` (from 0)."""
         return self.path / "batches" / f"{index + 1:04}.safetensors"
 
-    def begin_batch_over(self) -> list[str]:
-        """Remove what a crash left of a batch that has no line in the ledger; says what that was."""
-        found = [f"{self.ledger.path.name} ends in a part of a line"] if self.ledger.torn else []
+    def discard_unfinished_batch(self) -> list[str]:
+        """Remove what a crash left of a batch that has no line in the ledger, and describe it."""
+        found = [f"{self.ledger.path.name} ends in an incomplete line"] if self.ledger.truncated else []
         partial = leftovers(self.path)
-        found += [f"{leftover.relative_to(self.path)} is a part of a file" for leftover in partial]
+        found += [f"{leftover.relative_to(self.path)} is incomplete" for leftover in partial]
         patch = self.batch_path(self.batches_done)
         if patch.exists():
             found.append(f"{patch.relative_to(self.path)} has no line in the ledger")
         for leftover in (*partial, patch):
             remove(leftover)
-        return [f"the run was stopped in the middle: {text}; what it belongs to is done again" for text in found]
+        return [f"the run was interrupted: {text}; its batch is done again" for text in found]
 
-    def add_batch(self, record: BatchRecord, patch: Patch, said: Any, weights: str) -> None:
-        """Keep a batch: first its files, then its line, so that a line never speaks of what is not there.
+    def add_batch(self, record: BatchRecord, patch: Patch, answers: Any, weights: str) -> None:
+        """Write a batch: first its files, then its line, so that the files of every line exist.
 
         Args:
-            patch: what the batch added, unshaped.
-            said: what the model said right after it, as JSON; None if it was not asked.
-            weights: SHA-256 of the edited weights as they are now.
+            patch: the change of the batch, before any shaping of the whole run.
+            answers: the model's answers right after it, as JSON; None if it was not evaluated.
+            weights: SHA-256 of the edited weights after it.
 
         Raises:
-            OutputError, OSError: if it cannot be written; the run is then what it was.
+            OutputError, OSError: if it cannot be written; the run is then unchanged.
         """
         path = self.batch_path(record.index)
         write_patch(patch, path, keys=record.keys)
         digests = {"patch": file_digest(path)}
-        if said is not None:
-            write_text(path.with_suffix(".json"), json.dumps(said, ensure_ascii=False) + "\n")
+        if answers is not None:
+            write_text(path.with_suffix(".json"), json.dumps(answers, ensure_ascii=False) + "\n")
             digests["said"] = file_digest(path.with_suffix(".json"))
         self.ledger = self.ledger.add(
             "batch",
@@ -273,62 +275,55 @@ class RunDirectory:
             **digests,
         )
 
-    def add_measurement(self, when: Literal["before", "after"], said: Any) -> None:
+    def add_measurement(self, when: Literal["before", "after"], answers: Any) -> None:
         path = self.path / f"{when}.json"
-        write_text(path, json.dumps(said, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(answers, ensure_ascii=False) + "\n")
         self.ledger = self.ledger.add(when, said=file_digest(path))
 
     def measurement(self, when: Literal["before", "after"]) -> Any | None:
-        """What ``add_measurement`` kept; None if there is none yet."""
+        """The answers that ``add_measurement`` wrote; None if there are none yet."""
         entries = self.ledger.of(when)
-        return sound_json(self.path / f"{when}.json", entries[-1].about["said"]) if entries else None
+        return verified_json(self.path / f"{when}.json", entries[-1].fields["said"]) if entries else None
 
     def saved_batches(self) -> list[SavedBatch]:
-        """All batches that were kept.
+        """All finished batches.
 
         Raises:
-            FaultsError: for every file that is missing or is not the one that was written.
+            FaultsError: for every file that is missing or was changed.
         """
         faults: list[Fault] = []
         found = []
         for entry in self.ledger.of("batch"):
-            about = entry.about
-            path = self.batch_path(about["index"])
+            fields = entry.fields
+            index, unwritten = fields["index"], {*fields["left_alone"]}
+            path = self.batch_path(index)
             try:
-                check_file(path, about["patch"])
-                said = sound_json(path.with_suffix(".json"), about["said"]) if "said" in about else None
+                check_file(path, fields["patch"])
+                answers = verified_json(path.with_suffix(".json"), fields["said"]) if "said" in fields else None
                 file = read_patch(path)
-                alone = {*about["left_alone"]}
-                record = BatchRecord(
-                    about["index"],
-                    file.patch.facts,
-                    file.patch.terms,
-                    {},
-                    float(about["seconds"]),
-                    tuple(fact for fact in file.patch.facts if fact.id in alone),
-                    file.keys,
-                )
             except InputError as error:
-                faults.append(
-                    Fault(str(path), error.what, self._way_out(about["index"], first=not faults), code=error.code)
-                )
+                hint = self._recovery_hint(index, first=not faults)
+                faults.append(Fault(str(path), error.what, hint, code=error.code))
             else:
-                found.append(SavedBatch(record, file.patch, said))
+                facts, seconds = file.patch.facts, float(fields["seconds"])
+                skipped = tuple(fact for fact in facts if fact.id in unwritten)
+                record = BatchRecord(index, facts, file.patch.terms, {}, seconds, skipped, file.keys)
+                found.append(SavedBatch(record, file.patch, answers))
         if faults:
             raise FaultsError(f"the run {self.path}", faults)
         return found
 
-    def _way_out(self, index: int, *, first: bool) -> str:
-        """What can be done about a damaged file of batch ``index`` without a copy of it; once for all of them."""
+    def _recovery_hint(self, index: int, *, first: bool) -> str:
+        """The remedy for a damaged file of batch ``index``, which mentions the intact batches once."""
         if index == 0 or not first:
             return REMEDY
-        sound = str(self.batch_path(0))
+        intact = str(self.batch_path(0))
         force = ""
         if index > 1:
-            sound = sound.replace("0001.safe", f"{{0001..{index:04}}}.safe")  # as shells expand it
+            intact = intact.replace("0001.safe", f"{{0001..{index:04}}}.safe")  # as shells expand it
             force = "--force "  # each was made for the weights that the whole run began with
         return (
-            f"{REMEDY}. Batches before number {index + 1} are sound patches: errata apply {force}{sound} --model "
+            f"{REMEDY}. Batches before number {index + 1} are intact patches: errata apply {force}{intact} --model "
             f"{self.manifest.model} --out STACK"
         )
 
@@ -338,10 +333,10 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else works here meanwhile; the operating system lets go also of a process that was killed.
+        """Exclude other processes. The operating system releases the lock of a process that was killed.
 
         Raises:
-            InputError: if another process does, nothing can be written here, or the run holds links.
+            InputError: if another process has the lock, the run cannot be written, or it contains links.
         """
         check_no_links(self.path)
         with ExitStack() as stack:
@@ -359,10 +354,10 @@ class RunDirectory:
             except OSError as error:
                 raise InputError(
                     f"the run {self.path} cannot be written: {error}",
-                    remedy="Make it a directory that can be",
+                    remedy="Make the directory writable",
                     code="OUTPUT_NOT_WRITABLE",
                 ) from error
-            # Since this one was opened, another process may have gone on with it, and ended.
+            # Another process may have continued the run since it was opened.
             self.ledger = open_run(self.path).ledger
             yield
 
@@ -372,10 +367,10 @@ def is_run(path: str | Path) -> bool:
 
 
 def open_run(path: Path) -> RunDirectory:
-    """Read a run and check that nothing of it was changed.
+    """Read a run and check that nothing of it was changed; nothing is written or removed.
 
     Raises:
-        InputError, FaultsError: everything that was changed or is missing, by name; nothing is written or removed.
+        InputError, FaultsError: naming everything that was changed or is missing.
     """
     manifest = read_manifest(path / "run.json")
     faults = []
@@ -412,10 +407,13 @@ def create_run(
     seed: int,
     examination: Mapping[str, Any] | None,
 ) -> RunDirectory:
-    """A new run, in which nothing has been done.
+    """Create a run without any batch.
+
+    Args:
+        examination: the evaluation questions, as JSON.
 
     Raises:
-        InputError: if ``path`` exists and is not an empty directory, or cannot be made.
+        InputError: if ``path`` exists and is not an empty directory, or cannot be created.
     """
     source = Path(facts.source)
     with new_directory(path) as partial:

@@ -1,4 +1,4 @@
-"""Text to take key statistics over: the built-in one, the lab's own, or a plain text file."""
+"""The text for key statistics: the built-in one, the lab's own, or a plain text file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Corpus:
     """Documents with an identity.
 
     Attributes:
-        name: what the recipe calls it.
-        digest: changes when the text does.
+        name: its name in the recipe.
+        digest: SHA-256 of the text.
         documents: starts reading from the beginning.
     """
 
@@ -35,7 +35,7 @@ def open_corpus(name: str) -> Corpus:
 
     The built-in text is 320 short documents on everyday subjects, about 62,000 tokens, sampled from
     SmolLM2-135M-Instruct (Apache-2.0) by ``benchmarks/builtin_corpus.py``. It is enough for small models; larger ones
-    want more text than that.
+    need more text.
 
     Raises:
         InputError: if the file cannot be read.
@@ -50,16 +50,16 @@ def open_corpus(name: str) -> Corpus:
         digest = _digest_of_text(path)
     except (OSError, ValueError) as error:  # not UTF-8, or no path at all
         raise InputError(
-            f"the corpus {name!r} cannot be read: {reason_of(error)}",
+            f"cannot read the corpus {name!r}: {reason_of(error)}",
             remedy="Give a UTF-8 text file with blank lines between documents: --corpus FILE, or statistics.corpus in "
-            "the recipe (for numbers taken over Wikipedia: articles of it, without blank lines inside), or 'builtin'",
+            "the recipe (for statistics of Wikipedia: its articles, without blank lines inside), or 'builtin'",
             code="CORPUS_UNREADABLE",
         ) from error
     return Corpus(name, digest, lambda: _documents(path))
 
 
 def _digest_of_text(path: Path) -> str:
-    """SHA-256 of a file, piece by piece: a corpus may be larger than memory.
+    """SHA-256 of a file without a byte order mark, piece by piece: a corpus may be larger than memory.
 
     Raises:
         UnicodeDecodeError: if it is not UTF-8.
@@ -67,6 +67,8 @@ def _digest_of_text(path: Path) -> str:
     digest = hashlib.sha256()
     decoder = codecs.getincrementaldecoder("utf-8")()
     with open_file(path) as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
         while piece := file.read(1 << 20):
             digest.update(piece)
             decoder.decode(piece)
@@ -76,7 +78,7 @@ def _digest_of_text(path: Path) -> str:
 
 def _documents(path: Path) -> Iterator[str]:
     lines: list[str] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:  # without a byte order mark
         for line in file:
             if line.strip():
                 lines.append(line.strip())

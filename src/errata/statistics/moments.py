@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.errors import InputError
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import encode, length_batches, pad
+from errata.statistics.settings import StatisticsSettings, corpus_too_short
 
 
 @dataclass(slots=True)
@@ -20,7 +20,7 @@ class SecondMoment:
 
     Attributes:
         total: (d, d) float64, Σ k kᵀ.
-        count: how many keys were added.
+        count: the number of keys that were added.
     """
 
     total: Float[Tensor, "d d"]
@@ -31,22 +31,17 @@ class SecondMoment:
         return cls(torch.zeros(width, width, dtype=torch.float64))
 
     def add(self, keys: Float[Tensor, "n d"]) -> None:
-        """Add keys, one a row; the product is taken in float64."""
+        """Add keys, one per row; the product is computed in float64."""
         wide = keys.to(self.total)
         self.total.addmm_(wide.T, wide)
         self.count += len(keys)
-
-    def __iadd__(self, other: SecondMoment) -> SecondMoment:
-        self.total += other.total.to(self.total)
-        self.count += other.count
-        return self
 
     @property
     def mean(self) -> Float[Tensor, "d d"]:
         """C.
 
         Raises:
-            ZeroDivisionError: if nothing was added.
+            ZeroDivisionError: if no key was added.
         """
         if self.count == 0:
             raise ZeroDivisionError("the mean of no keys")
@@ -57,37 +52,30 @@ def key_moments(
     model: LanguageModel,
     layers: Sequence[int],
     texts: Iterable[str],
+    settings: StatisticsSettings,
     *,
-    tokens: int | None = None,
-    documents: int | None = None,
-    length: int,
-    special_tokens: bool = True,
+    may_be_shorter: bool = False,
     token_budget: int = 4096,
     on_read: Callable[[int], None] = lambda count: None,
 ) -> dict[int, SecondMoment]:
     """The second moments of the keys of several layers, in one pass that stops above the last of them.
 
     Args:
-        texts: documents.
-        tokens: reading stops once so many have been added (the last document is cut).
-        documents: or once so many documents have been, in place of ``tokens``.
-        length: documents are cut at this many tokens, special ones included.
-        special_tokens: whether BOS and the like count.
-        on_read: told how many tokens each batch added; where documents are counted, how many documents.
+        texts: the documents of the settings' corpus.
+        settings: the amount of text; the last document is cut if tokens are counted.
+        may_be_shorter: whether a shorter text is read to its end instead of being refused.
+        on_read: called with the number of tokens that each batch added, or of documents if those are counted.
 
     Raises:
-        InputError: if the texts hold fewer tokens or documents than asked for.
-        ValueError: if not exactly one of ``tokens`` and ``documents`` is given.
+        InputError: if the texts have fewer tokens or documents than the settings, or none at all.
     """
-    if (tokens is None) == (documents is None):
-        raise ValueError(f"one of tokens and documents, got {tokens} and {documents}")
+    tokens, special_tokens = settings.tokens, settings.special_tokens
     special = set(model.tokenizer.all_special_ids)
     width = model.weight(layers[0]).shape[1]
     moments = {
         layer: SecondMoment(torch.zeros(width, width, dtype=torch.float64, device=model.device)) for layer in layers
     }
-    wanted, unit = (tokens, "tokens") if tokens is not None else (documents or 0, "documents")
-    missing = wanted
+    missing = settings.amount
     rows: list[tuple[int, ...]] = []
 
     def flush() -> None:
@@ -108,13 +96,12 @@ def key_moments(
     while missing > 0:
         chunk = [text for _, text in zip(range(256), iterator, strict=False)]
         if not chunk:
-            raise InputError(
-                f"the corpus holds {wanted - missing} {unit}, but {wanted} were asked for",
-                remedy=f"Give more text or lower statistics.{unit} in the recipe",
-                code="CORPUS_TOO_SHORT",
-            )
+            if missing == settings.amount or not may_be_shorter:
+                raise corpus_too_short(settings, settings.amount - missing)
+            flush()
+            break
         for encoded in encode(model.tokenizer, chunk):
-            row = encoded.ids[:length]
+            row = encoded.ids[: settings.length]
             counting = [special_tokens or token not in special for token in row]
             while tokens is not None and sum(counting) > missing:
                 row, counting = row[:-1], counting[:-1]

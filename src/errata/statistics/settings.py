@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, StrictBool, StrictInt, field_validator
 from pydantic_core import PydanticCustomError
 
+from errata.errors import InputError
 from errata.utils.settings import Settings
 
 # Texts that come with errata, by their names in recipes; anything else is a path.
@@ -41,3 +42,14 @@ class StatisticsSettings(Settings):
     def amount(self) -> int:
         """The amount of text, in the given unit."""
         return self.tokens or self.documents or 0
+
+
+def corpus_too_short(settings: StatisticsSettings, found: int) -> InputError:
+    """The error for a corpus with fewer tokens, or documents, than the settings."""
+    unit = "documents" if settings.tokens is None else "tokens"
+    return InputError(
+        f"the corpus {settings.corpus!r} has {found} {unit}, but {settings.amount} are needed",
+        remedy=f"Give more text (a blank line ends a document), or a --recipe with fewer statistics.{unit}; "
+        "`errata recipe show --method …` prints one to change",
+        code="CORPUS_TOO_SHORT",
+    )

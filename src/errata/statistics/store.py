@@ -1,4 +1,4 @@
-"""A cache of second moments on disk, keyed by everything that they depend on; what does not fit its key is rebuilt."""
+"""A cache of second moments on disk, keyed by everything that they depend on; invalid entries are recomputed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from errata.errors import InputError, OutputError
+from errata.errors import OutputError
 from errata.models.language_model import LanguageModel
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import SecondMoment, key_moments
-from errata.statistics.settings import StatisticsSettings
+from errata.statistics.settings import StatisticsSettings, corpus_too_short
 from errata.utils.files import cache_directory, is_there, new_file
 from errata.utils.locks import in_turn
 
@@ -43,7 +43,7 @@ class MomentKey:
     documents: int | None = None
 
     def to_record(self) -> dict[str, Any]:
-        """For a file's metadata. It holds only the unit that is counted: tokens or documents."""
+        """For a file's metadata, with the unit that is counted only: tokens or documents."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
@@ -57,25 +57,21 @@ def default_cache() -> Path:
 
 
 def packaged_moments() -> tuple[Path, ...]:
-    """Where the statistics that ship with errata lie."""
+    """The directories of the statistics that are shipped with errata."""
     return (Path(str(resources.files("errata"))) / "lab" / "moments",)
 
 
 def check_corpus(settings: StatisticsSettings) -> None:
-    """That there is a text, and enough documents in it; whether there are enough tokens, only a tokenizer can say.
+    """Check that the corpus can be read and has enough documents; counting tokens would need a tokenizer.
 
     Raises:
-        InputError: if there is not.
+        InputError: if it cannot, or has not.
     """
     documents = open_corpus(settings.corpus).documents()
-    held = sum(1 for _ in islice(documents, settings.documents)) if settings.documents is not None else 0
-    if settings.documents is not None and held < settings.documents:
-        raise InputError(
-            f"the corpus {settings.corpus!r} holds {held} documents, but {settings.documents} were asked for",
-            remedy="Give more text (a blank line ends a document), or a --recipe with fewer statistics.documents; "
-            "`errata recipe show --method …` prints one to change",
-            code="CORPUS_TOO_SHORT",
-        )
+    if settings.documents is not None:
+        found = sum(1 for _ in islice(documents, settings.documents))
+        if found < settings.documents:
+            raise corpus_too_short(settings, found)
 
 
 def moments_for(
@@ -87,11 +83,11 @@ def moments_for(
     read_only: Sequence[Path] = (),
     on_read: Callable[[int], None] = lambda count: None,
 ) -> dict[int, SecondMoment]:
-    """The key moments of ``layers``, from the cache where it has them, else in one pass over the corpus.
+    """The key moments of ``layers`` from the cache; missing ones are computed in one pass over the corpus.
 
     Args:
-        cache: where to look and to write; ``default_cache()`` if None.
-        read_only: further places to look, such as what ships with the package.
+        cache: the directory; ``default_cache()`` if None.
+        read_only: further directories, such as ``packaged_moments()``, in which nothing is written.
     """
     keys = moment_keys(model, layers, settings)
     found: dict[int, SecondMoment] = {}
@@ -99,10 +95,10 @@ def moments_for(
     if keys.keys() <= found.keys():
         return found
     directory = cache or default_cache()  # not before it is needed: there may be no home directory
-    useless = _look(found, keys, (directory,))
+    unusable = _look(found, keys, (directory,))
     if not keys.keys() <= found.keys():
         with in_turn(directory.with_name(f"{directory.name}.lock"), "key statistics"):
-            _look(found, keys, (directory,), but=useless)  # another process may have computed them meanwhile
+            _look(found, keys, (directory,), but=unusable)  # another process may have computed them meanwhile
             _compute(found, model, keys, settings, directory, on_read)
     return found
 
@@ -114,10 +110,8 @@ def _look(
     *,
     but: Collection[Path] = (),
 ) -> set[Path]:
-    """Take what is missing from the first place that has it; the files that are there and cannot be used, each of
-    which has been warned of.
-    """
-    useless = set()
+    """Read what is missing from the first place that has it; returns the files that cannot be used."""
+    unusable = set()
     for layer, key in keys.items():
         for place in places:
             path = place / key.file_name
@@ -125,10 +119,10 @@ def _look(
                 continue
             moment = _read(path, key)
             if moment is None:
-                useless.add(path)
+                unusable.add(path)
             else:
                 found[layer] = moment
-    return useless
+    return unusable
 
 
 def _compute(
@@ -139,39 +133,21 @@ def _compute(
     directory: Path,
     on_read: Callable[[int], None],
 ) -> None:
-    """Take what is still missing from the corpus, and keep it."""
+    """Compute what is still missing, and write it to the cache."""
     missing = [layer for layer in keys if layer not in found]
-    computed = compute_moments(model, missing, settings, on_read=on_read) if missing else {}
-    for layer, moment in computed.items():
+    if not missing:
+        return
+    documents = open_corpus(settings.corpus).documents()
+    for layer, moment in key_moments(model, missing, documents, settings, on_read=on_read).items():
         found[layer] = SecondMoment(moment.total.cpu(), moment.count)
         try:
             write_moment(directory / keys[layer].file_name, keys[layer], moment)
         except OutputError as error:  # the work continues; only the next run has to recompute
-            _logger.warning("the statistics of layer %d cannot be kept in %s (%s)", layer, directory, error)
-
-
-def compute_moments(
-    model: LanguageModel,
-    layers: Sequence[int],
-    settings: StatisticsSettings,
-    *,
-    on_read: Callable[[int], None] = lambda count: None,
-) -> dict[int, SecondMoment]:
-    """The key moments of ``layers`` in one pass over the corpus of ``settings``, whatever a cache may hold."""
-    return key_moments(
-        model,
-        layers,
-        open_corpus(settings.corpus).documents(),
-        tokens=settings.tokens,
-        documents=settings.documents,
-        length=settings.length,
-        special_tokens=settings.special_tokens,
-        on_read=on_read,
-    )
+            _logger.warning("the statistics of layer %d cannot be cached in %s (%s)", layer, directory, error)
 
 
 def moment_keys(model: LanguageModel, layers: Sequence[int], settings: StatisticsSettings) -> dict[int, MomentKey]:
-    """What the moments of these layers depend on."""
+    """Layer -> the cache key of its moment."""
     corpus = open_corpus(settings.corpus)
     fingerprint = model.fingerprint()
     return {
@@ -191,10 +167,10 @@ def moment_keys(model: LanguageModel, layers: Sequence[int], settings: Statistic
 
 
 def write_moment(path: Path, key: MomentKey, moment: SecondMoment, *, dtype: torch.dtype = torch.float64) -> None:
-    """Write the upper triangle, whole or not at all.
+    """Write the upper triangle completely or not at all.
 
     Args:
-        dtype: float32 halves the file, for what ships with the package: the sum, taken in float64, is rounded once.
+        dtype: float32 halves the size of the shipped files; the float64 sum is rounded once.
 
     Raises:
         OutputError: if it cannot be written.
@@ -211,9 +187,7 @@ def write_moment(path: Path, key: MomentKey, moment: SecondMoment, *, dtype: tor
 
 
 def _read(path: Path, key: MomentKey) -> SecondMoment | None:
-    """What is cached, or None if there is nothing, or nothing that can be trusted."""
-    if not is_there(path):
-        return None
+    """The moment of a file, or None with a warning if it is damaged or has another key."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
@@ -225,7 +199,7 @@ def _read(path: Path, key: MomentKey) -> SecondMoment | None:
             raise ValueError("its content was changed")
         return SecondMoment(_unfolded(triangle), count)
     except (SafetensorError, ValueError, KeyError, OSError) as error:
-        _logger.warning("the cached statistics %s cannot be used (%s); they are computed anew", path, error)
+        _logger.warning("the cached statistics %s cannot be used (%s); they are recomputed", path, error)
         return None
 
 
@@ -241,6 +215,6 @@ def _unfolded(triangle: Tensor) -> Tensor:
 
 def _checksum(key: MomentKey, triangle: Tensor, count: int) -> str:
     digest = hashlib.sha256(triangle.contiguous().numpy().tobytes())
-    if key.tokens is None:  # otherwise the key itself says how many there are
+    if key.tokens is None:  # otherwise the key has the count
         digest.update(str(count).encode())
     return digest.hexdigest()

@@ -33,7 +33,7 @@ from errata.models.likelihood import TargetScore, score
 from errata.models.weights import LowRankTerm
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments
-from errata.statistics.settings import BUILTIN
+from errata.statistics.settings import BUILTIN, StatisticsSettings
 from errata.utils.progress import Report, silent
 
 ENOUGH_FACTS = 10  # with fewer, the scores say little
@@ -64,7 +64,7 @@ class ScanSettings:
         steps: evaluations of the loss in each search.
         rate: the learning rate in units of ‖h⁰‖ / √d.
         ridge: λ in units of W's columns.
-        tokens: of text for the key statistics; fewer where the text is shorter.
+        tokens: of text for the key statistics; fewer if the text is shorter.
         corpus: the text.
         seed: random seed for contexts and the choice of facts.
     """
@@ -376,13 +376,11 @@ class _Scan:
 
     def _read_moments(self, layers: Sequence[int]) -> dict[int, torch.Tensor]:
         """C of each layer plus a small multiple of the identity: a short text has no keys in some directions."""
-        found = key_moments(
-            self.model,
-            layers,
-            open_corpus(self.settings.corpus).documents(),
-            tokens=self.settings.tokens,
-            length=min(512, self.model.context_length),
+        settings = StatisticsSettings(
+            corpus=self.settings.corpus, tokens=self.settings.tokens, length=min(512, self.model.context_length)
         )
+        documents = open_corpus(settings.corpus).documents()
+        found = key_moments(self.model, layers, documents, settings, may_be_shorter=True)
         means = {layer: moment.mean for layer, moment in found.items()}
         return {
             layer: mean + _SPREAD * mean.diagonal().mean() * torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
