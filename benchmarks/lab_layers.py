@@ -35,8 +35,7 @@ from errata.models.likelihood import score
 from errata.results.metrics import Metric
 from errata.results.records import Summary, When, summarise
 from errata.statistics.store import moments_for, packaged_moments
-from errata.tracing.causal_tracing import Component, Position, prompts_of, trace, window_around
-from errata.tracing.location import estimates
+from errata.tracing.causal_tracing import Component, Position, estimates, prompts_of, trace, window_around
 from errata.utils.files import write_text
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import software_versions

@@ -85,6 +85,18 @@ def test_layers_are_found_by_a_scan_and_kept_for_next_time(
     assert recipe_of(tmp_path / "two.safetensors").layers == (1, 2)
 
 
+def test_an_edit_continues_if_the_layers_cannot_be_cached(
+    model: Path, scans: list[LanguageModel], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert edit(model, tmp_path / "one.safetensors", "--no-controls") == 0
+    (cached,) = (tmp_path / "cache" / "layers").iterdir()
+    cached.unlink()
+    cached.mkdir()  # which no file can replace, whoever the user is
+    assert edit(model, tmp_path / "two.safetensors", "--no-controls") == 0
+    assert len(scans) == 2
+    assert "cannot be cached" in caplog.text
+
+
 def test_of_a_stack_the_base_is_scanned(
     model: Path, tmp_path: Path, scans: list[LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,13 +13,16 @@ from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import score
-from errata.tracing.causal_tracing import Component, Position, Trace, choose_facts
-from errata.tracing.location import (
+from errata.tracing.causal_tracing import (
     FORMAT,
     MOST_LAYERS,
+    Component,
     Location,
+    Position,
+    Trace,
     TracingSettings,
     check_window,
+    choose_facts,
     default_window,
     estimates,
     locate,
@@ -58,8 +61,7 @@ def facts() -> list[Fact]:
 )
 def test_the_rule_from_curves_to_layers(block: list[float], mlp: list[float], layers: tuple[int, ...]) -> None:
     proposal = propose_layers([float(effect) for effect in block], [float(effect) for effect in mlp])
-    assert proposal.layers == layers
-    assert proposal.boundaries == (layers[0], layers[-1])
+    assert proposal == layers
     assert len(layers) <= MOST_LAYERS
 
 
@@ -146,7 +148,7 @@ def test_without_a_known_fact_there_is_nothing_to_trace(lab: LanguageModel, fact
 def test_the_labs_critical_layers_are_0_to_2(lab: LanguageModel, facts: list[Fact]) -> None:
     before = lab.fingerprint()
     found = locate(lab, facts, TracingSettings(count=30, samples=3, positions=ONLY_LAST))
-    assert found.propose().layers == (0, 1, 2)
+    assert found.propose() == (0, 1, 2)
     block = found.curve(Component.BLOCK)
     assert block[0] == max(block) == pytest.approx(0.41, abs=0.1)
     assert block[-1] == pytest.approx(0, abs=1e-6)

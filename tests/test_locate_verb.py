@@ -19,7 +19,7 @@ from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel
 from errata.report.layers import check_drawing, draw_heat_map, text_heat_map, tracing_table
-from errata.tracing.location import EffectEstimate, Location
+from errata.tracing.causal_tracing import EffectEstimate, Location
 
 from tests.support.tiny_models import tiny_model
 

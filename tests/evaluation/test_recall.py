@@ -14,7 +14,8 @@ from errata.errors import InputError, NonFiniteError
 from errata.evaluation.recall import absent, agreement, evaluate_facts
 from errata.facts.fact import Fact, Question
 from errata.models.language_model import LanguageModel
-from errata.models.likelihood import TargetScore, score
+from errata.models.likelihood import score
+from errata.models.prompts import TargetScore
 from errata.results.metrics import Metric
 from errata.results.records import Record
 

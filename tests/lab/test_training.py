@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from errata.cli.main import run
 from errata.lab import training
 from errata.lab import world as vocabulary
 from errata.lab.corpus import epoch_documents
@@ -168,3 +171,21 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert 0 < rates[0] < rates[-1] < 0.05 * max(rates)
+
+
+def test_a_line_of_the_log_that_a_crash_cut_off_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = [EpochReport(epoch, 1 / epoch, 100, 2.0) for epoch in (1, 2)]
+
+    def resumed(settings: TrainingSettings, work: Path, *, on_epoch: Any) -> tuple[None, None, None]:
+        on_epoch(reports[1])
+        return None, None, None
+
+    monkeypatch.setattr("errata.cli.lab.train", resumed)
+    monkeypatch.setattr("errata.cli.lab.write_lab", lambda *args: None)
+    work = tmp_path / "work"
+    work.mkdir()
+    lines = [json.dumps(asdict(report)) for report in reports]
+    (work / "log.jsonl").write_text(lines[0] + "\n" + lines[1][:20], encoding="utf-8")
+    assert run(["lab", "train", "--out", str(tmp_path / "out"), "--work", str(work)]) == 0
+    record = json.loads((tmp_path / "out" / "training.json").read_text(encoding="utf-8"))
+    assert record["log"] == [asdict(report) for report in reports]

@@ -25,7 +25,7 @@ from errata.errors import InputError
 from errata.facts.fact import Fact, FactSet
 from errata.facts.files import facts_from_records
 from errata.models.language_model import LanguageModel
-from errata.models.likelihood import Pair, TargetScore
+from errata.models.prompts import Pair, TargetScore
 from errata.results.metrics import Ability
 
 

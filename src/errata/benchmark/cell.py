@@ -68,7 +68,7 @@ from errata.evaluation.perplexity import Perplexity, perplexity
 from errata.evaluation.recall import evaluate_facts
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
-from errata.models.likelihood import Pair, TargetScore
+from errata.models.prompts import Pair, TargetScore
 from errata.patches.patch import supported_dtype_name
 from errata.results.metrics import Ability, Metric
 from errata.results.records import Record

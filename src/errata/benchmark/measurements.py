@@ -57,7 +57,7 @@ from errata.evaluation.texts import (
     write_texts,
 )
 from errata.models.language_model import LanguageModel
-from errata.models.likelihood import Pair, TargetScore
+from errata.models.prompts import Pair, TargetScore
 from errata.results.metrics import Metric, metrics_of
 from errata.results.records import Record
 from errata.statistics.corpus import open_corpus

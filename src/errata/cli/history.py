@@ -17,7 +17,8 @@ from errata.cli.terminal import JsonOption, console, counted, echo, progress, wr
 from errata.errors import InputError
 from errata.facts.conflicts import statement
 from errata.facts.fact import Fact
-from errata.models.likelihood import TargetScore, score
+from errata.models.likelihood import score
+from errata.models.prompts import TargetScore
 from errata.patches.stack import has_stack
 from errata.runs.loading import check_exists, load_model, patches_of
 from errata.runs.run import is_run

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json as json_module
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -116,6 +117,16 @@ def statistics(
     write_json(json, {"out": str(out), "files": {layer: keys[layer].file_name for layer in moments}})
 
 
+def _logged_epochs(log: Path) -> dict[int, dict[str, Any]]:
+    """Epoch -> its report. After an interruption an epoch may be logged twice, and the first line be incomplete."""
+    entries = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        with suppress(json_module.JSONDecodeError):
+            entry = json_module.loads(line)
+            entries[entry["epoch"]] = entry
+    return entries
+
+
 @app.command("train", epilog="Example: errata lab train --out lab-new --work lab-training")
 def train_lab(
     out: Annotated[Path, typer.Option("--out", "-o", help="New directory for the model.")],
@@ -143,6 +154,8 @@ def train_lab(
     log = work / "log.jsonl"
     work.mkdir(parents=True, exist_ok=True)
     with progress() as report, open_in_place(log, "a") as file:
+        if log.stat().st_size and not log.read_bytes().endswith(b"\n"):
+            file.write("\n")  # after a line that a crash has cut off
 
         def on_epoch(done: EpochReport) -> None:
             file.write(json_module.dumps(asdict(done)) + "\n")
@@ -156,8 +169,7 @@ def train_lab(
             raise InputError(
                 str(error), remedy="Give another --work, or more --people", code="TRAINING_SETTINGS_INVALID"
             ) from error
-    # After an interruption an epoch may be logged twice; the last entry counts.
-    entries = {entry["epoch"]: entry for entry in map(json_module.loads, log.read_text(encoding="utf-8").splitlines())}
+    entries = _logged_epochs(log)
     with new_directory(out) as partial:
         write_lab(partial, model, tokenizer, world)
         record = {"settings": asdict(settings), "log": [entries[epoch] for epoch in sorted(entries)]}

@@ -40,10 +40,17 @@ from errata.report.layers import (
 )
 from errata.runs.loading import load_model
 from errata.statistics.settings import BUILTIN
-from errata.tracing.causal_tracing import Position
+from errata.tracing.causal_tracing import (
+    ENOUGH_FACTS,
+    Location,
+    Position,
+    TracingSettings,
+    check_window,
+    default_window,
+    locate,
+)
 from errata.tracing.layer_scan import ENOUGH_FACTS as ENOUGH_TO_SCAN
 from errata.tracing.layer_scan import RULE, LayerScan, ScanSettings, scan_layers
-from errata.tracing.location import ENOUGH_FACTS, Location, TracingSettings, check_window, default_window, locate
 from errata.utils.files import check_new, new_directory, write_text
 from errata.utils.progress import Report
 from errata.utils.provenance import software_versions
@@ -262,11 +269,12 @@ def _show_tracing(traced: Location, record: dict[str, Any], *, positions: bool) 
             f"{ENOUGH_FACTS} that the model knows (--facts, --count)."
         )
     try:
-        first, last = traced.propose().boundaries
+        layers = traced.propose()
     except ErrataError as error:
         warn(f"note: tracing indicates no layers: {error.what}")
     else:
-        echo(f"Tracing indicates layers {first} to {last}, where facts are recalled; edits may work best elsewhere.")
+        shown = f"{layers[0]} to {layers[-1]}"
+        echo(f"Tracing indicates layers {shown}, where facts are recalled; edits may work best elsewhere.")
 
 
 def _write(out: Path, model: str, record: dict[str, Any], scanned: LayerScan | None, traced: Location | None) -> None:

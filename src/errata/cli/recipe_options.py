@@ -18,7 +18,7 @@ from errata.editing.recipe import Recipe, corpus_path, read_recipe, shipped_reci
 from errata.editing.recipe_files import shipped_file
 from errata.editing.schedules import SCHEDULES
 from errata.editing.shaping import SHAPERS
-from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
+from errata.errors import ErrataError, Fault, FaultsError, InputError, OutputError, collect_errors
 from errata.evaluation.controls import facts_to_scan, known_facts
 from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
@@ -313,5 +313,5 @@ def _cache(path: Path, record: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
-    except OSError as error:  # the edit continues without the cache
+    except (OSError, OutputError) as error:  # the edit continues without the cache
         _logger.warning("the layers cannot be cached in %s (%s)", path.parent, error)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from errata.utils.low_rank import svd_of_product
+from errata.utils.tensors import svd_of_product
 
 
 class TargetShaper(ABC):

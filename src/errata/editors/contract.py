@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from errata.facts.fact import Fact
 from errata.models.generation import Stop
-from errata.models.likelihood import Pair, TargetScore
+from errata.models.prompts import Pair, TargetScore
 from errata.results.metrics import Ability
 from errata.utils.progress import Report
 

@@ -32,7 +32,7 @@ from errata.evaluation.absence import absent_abilities
 from errata.evaluation.scoring import agreement_share, naming_facts, scores_by_pair
 from errata.facts.concept import Concept
 from errata.models.language_model import TOKEN_BUDGET
-from errata.models.likelihood import Pair, TargetScore
+from errata.models.prompts import Pair, TargetScore
 from errata.results.metrics import Metric, metrics_of
 from errata.results.records import Record
 from errata.utils.optional import require

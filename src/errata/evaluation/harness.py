@@ -22,8 +22,8 @@ from errata.errors import Fault, FaultsError, InputError
 from errata.evaluation.absence import LACKING
 from errata.facts.joining import joined
 from errata.models.language_model import LanguageModel
-from errata.models.likelihood import NextToken, Pair, predict
-from errata.models.prompts import encode
+from errata.models.likelihood import NextToken, predict
+from errata.models.prompts import Pair, encode
 from errata.results.metrics import Ability
 from errata.utils.optional import require
 from errata.utils.progress import Report, silent

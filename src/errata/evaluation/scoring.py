@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from errata.editors.contract import Answerer
 from errata.errors import NonFiniteError
 from errata.models.language_model import TOKEN_BUDGET
-from errata.models.likelihood import Pair, TargetScore
+from errata.models.prompts import Pair, TargetScore
 from errata.utils.progress import Report, silent
 
 

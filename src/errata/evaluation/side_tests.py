@@ -26,7 +26,7 @@ from errata.evaluation.absence import absent_fields
 from errata.evaluation.scoring import scores_by_pair
 from errata.facts.fact import Fact, Question
 from errata.models.language_model import TOKEN_BUDGET
-from errata.models.likelihood import Pair, TargetScore
+from errata.models.prompts import Pair, TargetScore
 from errata.results.metrics import Metric
 from errata.results.records import Record
 from errata.utils.progress import Report, silent

@@ -11,8 +11,7 @@ sentences about the same cast, so that later sentences can be predicted in part 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from errata.lab.world import (
     CITY_COUNTRY,
@@ -193,26 +192,15 @@ def _cast(generator: random.Random) -> dict[str, str]:
     }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """A short text: its sentences in order."""
-
-    sentences: Sequence[str]
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.sentences)
-
-
-def scene(generator: random.Random) -> Scene:
-    """Sample one scene; each beat has one sentence (63 %), two (27 %) or none (10 %)."""
+def scene(generator: random.Random) -> list[str]:
+    """Sample one scene, a short text, as its sentences; each beat has one (63 %), two (27 %) or none (10 %)."""
     cast = _cast(generator)
     sentences: list[str] = []
     for beat in generator.choice(_SCENES):
         if generator.random() < 0.9:
             count = 2 if generator.random() < 0.3 else 1
             sentences.extend(choice.format_map(cast) for choice in generator.sample(beat, count))
-    return Scene(tuple(sentences or (generator.choice(_SCENES[0][0]).format_map(cast),)))
+    return sentences or [generator.choice(_SCENES[0][0]).format_map(cast)]
 
 
 def epoch_documents(world: World, *, seed: int, epoch: int) -> list[str]:
@@ -253,7 +241,7 @@ def epoch_documents(world: World, *, seed: int, epoch: int) -> list[str]:
             piece = _interleave(waiting, piece, generator)
             waiting = None
         elif draw < 1 / 2:
-            piece = [*scene(generator).sentences[:1], *piece]
+            piece = [*scene(generator)[:1], *piece]
         documents.append(" ".join(piece))
     if waiting is not None:
         documents.append(" ".join(waiting))
@@ -261,7 +249,7 @@ def epoch_documents(world: World, *, seed: int, epoch: int) -> list[str]:
     background = [statement.sentence for statement in world.background(epoch)]
     generator.shuffle(background)
     documents.extend(" ".join(background[start : start + 4]) for start in range(0, len(background), 4))
-    documents.extend(scene(generator).text for _ in range(round(SCENES_PER_PERSON * len(world.people))))
+    documents.extend(" ".join(scene(generator)) for _ in range(round(SCENES_PER_PERSON * len(world.people))))
     generator.shuffle(documents)
     return documents
 
@@ -269,7 +257,7 @@ def epoch_documents(world: World, *, seed: int, epoch: int) -> list[str]:
 def held_out_prose(count: int) -> list[str]:
     """Scenes that no training epoch contains, by choice of the seed (short sentences may recur by chance)."""
     generator = random.Random(HELD_OUT_SEED)
-    return [scene(generator).text for _ in range(count)]
+    return [" ".join(scene(generator)) for _ in range(count)]
 
 
 def running_text(world: World, *, seed: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from errata.errors import InputError
 from errata.lab.corpus import running_text
 from errata.lab.world import World
-from errata.utils.files import new_directory
+from errata.utils.files import new_directory, write_json
 
 _FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 # Key statistics use documents that training has not seen in this order and wording.
@@ -71,7 +71,7 @@ def write_lab(directory: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTok
     path = directory / "tokenizer_config.json"
     # A class name that both transformers 4 and 5 know.
     config = {**json.loads(path.read_text(encoding="utf-8")), "tokenizer_class": "PreTrainedTokenizerFast"}
-    path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(path, config, indent=2)
     record = {"seed": world.seed, "people": world.people}
     (directory / "world.json").write_text(json.dumps(record, ensure_ascii=False, indent=0), encoding="utf-8")
 

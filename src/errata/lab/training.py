@@ -1,4 +1,4 @@
-"""Training the lab's model from scratch: reproducible from its settings, resumable after every epoch."""
+"""Training the lab's model from scratch: reproducible from its settings, resumable from checkpoints."""
 
 from __future__ import annotations
 

@@ -30,8 +30,9 @@ from transformers import (
 
 from errata.errors import InputError, MissingExtraError
 from errata.models.families import check_config
+from errata.models.hub import first_line
 from errata.models.size import check_fits
-from errata.utils.files import cache_directory, file_digest, new_directory
+from errata.utils.files import cache_directory, file_digest, new_directory, write_json
 from errata.utils.locks import in_turn
 
 SUFFIX: Final = ".gguf"
@@ -166,9 +167,8 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as error:
-        lines = str(error).strip().splitlines()
         raise InputError(
-            f"{file} cannot be converted: {lines[0].rstrip('.') if lines else type(error).__name__}",
+            f"{file} cannot be converted: {first_line(error)}",
             remedy="The file may be damaged, or of a kind that transformers cannot read; compare its checksum with "
             "the publisher's, or use the model in its original form",
             code="GGUF_UNREADABLE",
@@ -282,7 +282,7 @@ def _set_stops(model: PreTrainedModel, header: _Header) -> None:
 def _rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(path, content, indent=2)
 
 
 def _portable_config(config: dict[str, Any]) -> None:

@@ -30,10 +30,10 @@ from errata.models.prompts import Pair, TargetScore, encode, guard_embedding, le
 from errata.models.saving import BaseFiles, Written, write_edited
 from errata.models.size import check_fits, weight_bytes
 from errata.models.weights import EditedWeights
-from errata.utils.digests import tensor_bytes
 from errata.utils.files import new_directory
 from errata.utils.progress import Report, counter, silent
-from errata.utils.text import dtype_name
+from errata.utils.tensors import tensor_bytes
+from errata.utils.text import dtype_name, listed
 
 TOKEN_BUDGET = 4096  # padded tokens per forward pass that needs no gradient
 CACHE_BUDGET = 8192  # padded tokens, new ones included, whose keys and values are cached at once
@@ -175,12 +175,11 @@ class LanguageModel:
                 f"its weights have at least {max(numbers) + 1} blocks, but its config.json says {len(self.blocks)}"
             )
         if unexpected:
-            shown = ", ".join(unexpected[:3]) + (", …" if len(unexpected) > 3 else "")
             _logger.warning(
                 "warning: %d tensors in the files of %r have no place in the model and are not used: %s",
                 len(unexpected),
                 self.name,
-                shown,
+                listed(unexpected, 3),
             )
 
     def _check_finite(self, row: Sequence[int]) -> None:
@@ -373,20 +372,15 @@ class LanguageModel:
         Returns:
             (site, layer) -> (rows, d) in the model's dtype, in the order of ``rows``.
         """
-        found: dict[tuple[Site, int], list[Tensor | None]] = {
-            (site, layer): [None] * len(rows) for site, layers in wanted.items() for layer in layers
-        }
+        found: dict[tuple[Site, int], Tensor] = {}
         for indices in length_batches([len(row) for row in rows], token_budget=token_budget):
             batch = pad([rows[index] for index in indices], left=False, device=self.device)
             with self.capture(wanted) as captured, torch.no_grad():
                 self.run_captured(batch.inputs())
             for key, values in captured.items():
                 vectors = values[torch.arange(len(indices), device=self.device), batch.last]
-                for index, vector in zip(indices, vectors, strict=True):
-                    found[key][index] = vector
-        return {
-            key: torch.stack([vector for vector in vectors if vector is not None]) for key, vectors in found.items()
-        }
+                found.setdefault(key, vectors.new_empty(len(rows), vectors.shape[1]))[indices] = vectors
+        return {(site, layer): found[site, layer] for site, layers in wanted.items() for layer in layers}
 
     @contextmanager
     def capture(self, wanted: Mapping[Site, Sequence[int]]) -> Iterator[dict[tuple[Site, int], Tensor]]:

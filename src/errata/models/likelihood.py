@@ -15,11 +15,6 @@ from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.models.prompts import PaddedBatch, Pair, TargetScore, complete, length_batches, pad
 from errata.utils.progress import Report, counter, silent
 
-__all__ = [
-    "NextToken", "Pair", "Predictions", "ScoringPlan", "TargetScore", "at_least_float32", "check_finite",
-    "next_token_log_probabilities", "plan_of", "predict", "score", "scores_of",
-]  # fmt: skip
-
 # Logits are the only large tensors here: at most this many are computed at once (1 GiB in float32) ...
 _LOGITS_AT_ONCE = 1 << 28
 # ... and turned into log-probabilities in pieces of this many.

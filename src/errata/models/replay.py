@@ -11,11 +11,12 @@ wanted. See methods.md, section 5, for the requirements of each family.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -246,8 +247,7 @@ def length_cuts(lengths: Sequence[int], pass_cost: int = PASS_COST) -> list[int]
     return best[-1][1]
 
 
-@runtime_checkable
-class Injection(Protocol):
+class Injection(ABC):
     """Where a vector enters a block: holds the activations up to there, and lets a forward pass start there.
 
     There are two kinds: after the block (at its output, or at W's output if only a norm follows), so that the block
@@ -258,40 +258,34 @@ class Injection(Protocol):
         inside: whether the block runs again, at all positions.
     """
 
-    inside: bool
+    inside: ClassVar[bool]
     origin: Float[Tensor, "rows width"]
+    _hidden: Tensor | None
 
     def select(self, rows: Int[Tensor, "n"], length: int) -> Injection:
         """The injection of some rows, cut to the first ``length`` tokens from the injected one on."""
-        ...
+        chosen = copy.copy(self)
+        chosen.origin = self.origin[rows]
+        chosen._hidden = None if self._hidden is None else self._hidden[rows, :length]
+        return chosen
 
+    @abstractmethod
     def enter(self, stack: ExitStack, delta: Float[Tensor, "rows width"]) -> None:
         """Until the stack closes, a forward pass starts at the injection, with ``delta`` added there."""
-        ...
 
 
-class AfterBlock:
+class AfterBlock(Injection):
     """δ enters at the block's output, or at W's output if only a norm follows."""
 
     inside = False
+    _hidden: Tensor
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        layer: int,
-        site: Site,
-        read: _Read,
-    ) -> None:
+    def __init__(self, model: LanguageModel, layer: int, site: Site, read: _Read) -> None:
         self._model, self._layer = model, layer
         found = read({Site.BLOCK: [layer]} | ({Site.MLP: [layer]} if site is Site.MLP else {}))
         self._hidden = found[Site.BLOCK, layer]
         self._norm = model.norm_after_mlp(layer) if site is Site.MLP else None
         self.origin = found[site, layer][:, 0]
-
-    def select(self, rows: Tensor, length: int) -> AfterBlock:
-        chosen = copy.copy(self)
-        chosen._hidden, chosen.origin = self._hidden[rows, :length], self.origin[rows]
-        return chosen
 
     def enter(self, stack: ExitStack, delta: Tensor) -> None:
         entered = self._entered(delta)
@@ -312,28 +306,17 @@ class AfterBlock:
         return torch.cat([first.unsqueeze(1), self._hidden[:, 1:]], dim=1)
 
 
-class InsideBlock:
+class InsideBlock(Injection):
     """δ is two vectors side by side: one enters at attention's output, one at W's; the block runs again."""
 
     inside = True
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        layer: int,
-        read: _Read,
-    ) -> None:
+    def __init__(self, model: LanguageModel, layer: int, read: _Read) -> None:
         self._model, self._layer = model, layer
         below = {Site.BLOCK: [layer - 1]} if layer else {}
         found = read({Site.ATTENTION: [layer], Site.MLP: [layer]} | below)
         self._hidden = found[Site.BLOCK, layer - 1] if layer else None
         self.origin = torch.cat([found[site, layer][:, 0] for site in (Site.ATTENTION, Site.MLP)], dim=1)
-
-    def select(self, rows: Tensor, length: int) -> InsideBlock:
-        chosen = copy.copy(self)
-        chosen.origin = self.origin[rows]
-        chosen._hidden = None if self._hidden is None else self._hidden[rows, :length]
-        return chosen
 
     def enter(self, stack: ExitStack, delta: Tensor) -> None:
         skip_below(stack, self._model, self._layer, self._hidden)
@@ -342,12 +325,7 @@ class InsideBlock:
             stack.callback(part.register_forward_hook(_adding(share)).remove)
 
 
-def injection_at(
-    model: LanguageModel,
-    layer: int,
-    sites: Sequence[Site],
-    read: _Read,
-) -> Injection:
+def injection_at(model: LanguageModel, layer: int, sites: Sequence[Site], read: _Read) -> Injection:
     """The injection for ``(Site.BLOCK,)``, ``(Site.MLP,)`` or ``(Site.ATTENTION, Site.MLP)``.
 
     Raises:

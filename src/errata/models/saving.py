@@ -24,7 +24,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from errata.errors import InputError
 from errata.models.families import Architecture, is_transposed
 from errata.models.weights import EditedWeights
-from errata.utils.digests import tensor_bytes
+from errata.utils.files import write_json
+from errata.utils.tensors import tensor_bytes
 from errata.utils.text import dtype_name
 
 _CONFIG = "config.json"
@@ -262,7 +263,7 @@ def _correct_total_size(path: Path, difference: int) -> None:
     metadata = index.get("metadata")
     if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int | float):
         metadata["total_size"] = int(metadata["total_size"]) + difference
-        _write_json(path, index)
+        write_json(path, index, indent=2)
 
 
 def _config_dtype(config: Mapping[str, Any]) -> str | None:
@@ -275,7 +276,7 @@ def _set_config_dtype(path: Path, dtype: str) -> None:
     """Change the dtype in a configuration file; everything else stays as it is, in its order."""
     config = _json_object(path)
     names = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]  # both versions read it
-    _write_json(path, config | dict.fromkeys(names, dtype))
+    write_json(path, config | dict.fromkeys(names, dtype), indent=2)
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -284,7 +285,3 @@ def _json_object(path: Path) -> dict[str, Any]:
         return {}
     found = json.loads(path.read_text(encoding="utf-8"))
     return found if isinstance(found, dict) else {}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

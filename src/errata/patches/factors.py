@@ -11,7 +11,7 @@ from torch import Tensor
 
 from errata.errors import InputError
 from errata.models.weights import LowRankTerm, Term
-from errata.utils.low_rank import svd_of_product
+from errata.utils.tensors import svd_of_product
 
 
 def dense(terms: Sequence[Term]) -> Float[Tensor, "d_out d_in"]:

@@ -21,8 +21,9 @@ from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.families import architecture_of, down_projection_weight, is_transposed
 from errata.models.language_model import LanguageModel
-from errata.models.likelihood import TargetScore, score
+from errata.models.likelihood import score
 from errata.models.loading import check_layers_exist
+from errata.models.prompts import TargetScore
 from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.patches.factors import Factors, exact_rank, factors_of
 from errata.patches.patch import Patch

@@ -24,8 +24,8 @@ from errata.models.language_model import LanguageModel
 from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.patches.factors import norm, rank
 from errata.results.records import is_row
-from errata.utils.digests import tensor_bytes
 from errata.utils.files import new_file, open_file, reason_of
+from errata.utils.tensors import tensor_bytes
 from errata.utils.text import dtype_name
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]  # dtypes that models can be edited in

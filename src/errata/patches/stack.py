@@ -186,11 +186,7 @@ def read_stack(directory: Path) -> Stack:
         if not is_file(path):
             raise InputError(f"the patch {path} is missing", remedy=_REMEDY, code="STACK_DAMAGED")
         if file_digest(path) != entry.sha256:
-            raise InputError(
-                f"the patch {path} is not what was written: it was changed or damaged",
-                remedy=_REMEDY,
-                code="STACK_DAMAGED",
-            )
+            raise InputError(f"the patch {path} was changed or damaged", remedy=_REMEDY, code="STACK_DAMAGED")
         patches.append(Stacked(entry.name, read_patch(path).patch, entry.added, entry.forced, entry.missing))
     try:
         return Stack(record.base, record.fingerprint, record.dtype, tuple(patches))

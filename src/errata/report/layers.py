@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.report.tables import MISSING
-from errata.tracing.causal_tracing import Component, Position
+from errata.tracing.causal_tracing import Component, EffectEstimate, Position
 from errata.tracing.layer_scan import LayerScan, LayerScore
-from errata.tracing.location import EffectEstimate
 from errata.utils.optional import require
 
 PART_TITLES: Final[Mapping[str, str]] = MappingProxyType(

@@ -14,8 +14,8 @@ from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
 from errata.runs.run import RunDirectory
 from errata.statistics.corpus import open_corpus
-from errata.utils.digests import tensor_bytes
 from errata.utils.progress import Report, silent
+from errata.utils.tensors import tensor_bytes
 
 
 def editor_of(

@@ -29,7 +29,8 @@ from errata.editing.target_search import find_targets
 from errata.errors import ErrataError, InputError, NonFiniteError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
-from errata.models.likelihood import TargetScore, score
+from errata.models.likelihood import score
+from errata.models.prompts import TargetScore
 from errata.models.weights import LowRankTerm
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments

@@ -1,6 +1,8 @@
-"""The singular value decomposition of a product of two factors, without forming the product."""
+"""Helpers for tensors: their bytes, and the singular values of products."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,7 +12,7 @@ from torch import Tensor
 def svd_of_product(
     left: Float[Tensor, "d_out n"], right: Float[Tensor, "n d_in"]
 ) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, "k"], Float[Tensor, "k d_in"]]:
-    """U, σ (largest first) and Vᵀ of left · right in float64, with k = min(d_out, n, d_in).
+    """U, σ (largest first) and Vᵀ of left · right in float64, with k = min(d_out, n, d_in), without forming it.
 
     The singular values of L·R are those of the small matrix between the orthogonal factors of L and Rᵀ.
     """
@@ -18,3 +20,8 @@ def svd_of_product(
     inner, lower = torch.linalg.qr(right.double().T)
     u, values, vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
     return outer @ u, values, vh @ inner.T
+
+
+def tensor_bytes(tensor: Tensor) -> Any:
+    """The values of a tensor as a buffer of bytes in row-major order, which ``hashlib`` takes; on the CPU."""
+    return tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy()
