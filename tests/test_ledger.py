@@ -85,7 +85,7 @@ def test_a_ledger_is_never_begun_twice(tmp_path: Path) -> None:
 
 
 def test_an_absent_ledger_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the ledger .*ledger\.jsonl cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"cannot read the ledger .*ledger\.jsonl: it cannot be found"):
         read_ledger(tmp_path / "ledger.jsonl")
 
 

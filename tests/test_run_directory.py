@@ -327,4 +327,4 @@ def test_a_damaged_batch_says_what_is_left_of_the_run(run: Path, number: int, wa
     (fault,) = caught.value.faults
     assert "or begin a new run" in fault.remedy
     assert way_out.format(run / "batches") in fault.remedy
-    assert ("sound" in fault.remedy) == (number > 1)
+    assert ("intact" in fault.remedy) == (number > 1)

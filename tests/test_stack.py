@@ -243,5 +243,5 @@ def test_a_stack_is_loaded_by_its_name(make_editor: Callable[..., Editor], tmp_p
 def test_a_base_that_lies_on_itself_is_refused(make_editor: Callable[..., Editor], tmp_path: Path) -> None:
     stack, _ = three_patches(make_editor)
     write_stack(Stack(str(tmp_path), stack.fingerprint, stack.dtype), tmp_path)
-    with pytest.raises(InputError, match="lies on itself"):
+    with pytest.raises(InputError, match="is based on itself"):
         load_model(str(tmp_path))

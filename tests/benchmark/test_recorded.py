@@ -276,8 +276,8 @@ def _patch_cut_without_a_line(path: Path) -> None:
 LEFT: dict[Callable[[Path], None], tuple[str, int]] = {
     _torn_line: (r"ledger\.jsonl ends in an incomplete line", 2),
     _last_line_cut: (r"ledger\.jsonl ends in an incomplete line", 1),
-    _half_written_patch: (r"batches/\.0003\.safetensors\.k3j2\.partial is a part of a file", 2),
-    _half_written_answers: (r"\.before\.json\.k3j2\.partial is a part of a file", 2),
+    _half_written_patch: (r"batches/\.0003\.safetensors\.k3j2\.partial is incomplete", 2),
+    _half_written_answers: (r"\.before\.json\.k3j2\.partial is incomplete", 2),
     _patch_cut_without_a_line: (r"batches/0003\.safetensors has no line in the ledger", 2),
 }
 
