@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from errata.editing.contexts import generate_prefixes
 from errata.editing.recipe import shipped_recipe
-from errata.editing.recipe_settings import TargetSettings
+from errata.editing.target_loss import TargetSettings
 from errata.editing.target_search import Targets, find_targets
 from errata.facts.fact import Fact
 from errata.lab.package import lab_world

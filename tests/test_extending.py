@@ -7,16 +7,23 @@ import math
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import pytest
 import torch
+from pydantic import Field, TypeAdapter, create_model
 
-from errata.editing.solvers.base import LayerSolver, Solver, SolverSettings
+from errata.benchmark import recipe_search
+from errata.editing.methods import method_named
+from errata.editing.recipe import Recipe, shipped_recipe
+from errata.editing.solvers import SOLVERS, AnySolver
+from errata.editing.solvers.base import LayerSolver, Solver
 from errata.editors.contract import Answerer, Edit, KnowledgeEditor
 from errata.errors import FaultsError
+from errata.utils.settings import by_kind
 
 from tests.support.editing import FACTS, tiny_language_model
 
@@ -35,13 +42,26 @@ def page() -> Iterator[dict[str, Any]]:
     del sys.modules[module.__name__]
 
 
-def test_solver(page: dict[str, Any]) -> None:
+def test_solver(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     page["test_plain_ridge"]()
-    settings = page["PlainRidgeSettings"](kind="plain_ridge", ridge=0.3)
-    assert isinstance(settings, SolverSettings)
-    solver = page["PlainRidge"](**settings.model_dump(exclude={"kind"}))
+    kind = page["PlainRidge"]
+    solver = kind(ridge=0.3)
     assert isinstance(solver, Solver)
     assert isinstance(solver.prepare(torch.eye(3, dtype=torch.float64)), LayerSolver)
+    # All that the page says to add is the class in the union and a row.
+    union = Annotated[kind | get_args(AnySolver)[0], Field(discriminator="kind")]  # type: ignore[operator]
+    assert set(by_kind(union)) == {"plain_ridge", *SOLVERS}
+    assert TypeAdapter(union).validate_python({"kind": "plain_ridge", "ridge": 0.3}) == solver
+    monkeypatch.setattr(recipe_search, "SOLVERS", by_kind(union))
+    extended = create_model("Extended", __base__=Recipe, solver=(union, ...))
+    monkeypatch.setattr(recipe_search, "Recipe", extended)
+    row = replace(method_named("memit"), solver={"kind": "plain_ridge"})
+    statistics = shipped_recipe("lab", "memit").statistics.model_dump()
+    found = recipe_search.unsearched_recipe("m", row, (1, 2), 64, statistics)
+    assert found.recipe.solver.ridge == 10  # type: ignore[union-attr]
+    assert not found.recipe.needs_statistics
+    assert found.reasons["solver"] == "λ = 10, not searched"
+    assert [words for _, words in recipe_search.solver_tries(found.recipe, 64)] == ["λ = 10", "λ = 1", "λ = 0.1"]
 
 
 def test_editor(page: dict[str, Any], tmp_path: Path) -> None:
@@ -57,6 +77,7 @@ def test_editor(page: dict[str, Any], tmp_path: Path) -> None:
     edited = editor.view().score(pairs)
     assert edited[:2] != before[:2]
     assert edited[2:] == before[2:]
+    assert page["ContextEdit"].load(tmp_path / "edit.json") == edit
     editor.remove(edit)
     assert editor.view().score(pairs) == before
     assert editor.fingerprint() == began

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.editing.keys import mean_keys
 from errata.editors.locate_then_edit import Editor
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 
-from tests.support.editing import FACTS, tiny_language_model, tiny_recipe, write_corpus
+from tests.support.editing import FACTS, mean_keys, tiny_language_model, tiny_recipe, write_corpus
 
 FIRST = Fact("first", "The", "{} think that the piano is what she plays in", "Rome")
 

@@ -10,7 +10,7 @@ from errata.editing.methods import METHODS, method_named
 from errata.editing.schedules import SCHEDULES
 from errata.editing.shaping import SHAPERS
 from errata.editing.solvers import SOLVERS
-from errata.editing.target_search import LOSSES
+from errata.editing.target_loss import TARGETS
 from errata.errors import InputError
 
 
@@ -50,7 +50,7 @@ def test_every_row_is_made_of_what_there_is_and_says_where_it_is_from(row: objec
     assert method is row
     assert method.schedule in SCHEDULES
     assert method.solver["kind"] in SOLVERS
-    assert method.target["kind"] in LOSSES
+    assert method.target["kind"] in TARGETS
     assert {entry["kind"] for entry in method.shaping} <= set(SHAPERS)
     assert method.deviations or method.name == "nse"
     assert re.search(r"arXiv:\d{4}\.\d{5}", method.paper)

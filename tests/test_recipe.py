@@ -11,21 +11,23 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+import errata.editing.contexts
 import errata.editing.recipe
-import errata.editing.recipe_settings
+import errata.editing.shaping
 import errata.editing.solvers
+import errata.editing.target_loss
 from errata.cli.model_options import recipe_name
 from errata.editing.methods import METHODS, method_named
 from errata.editing.recipe import Recipe, parse_recipe, read_recipe, shipped_recipe
 from errata.editing.recipe_files import shipped_file, shipped_names
-from errata.editing.recipe_settings import PruneSettings
 from errata.editing.schedules import SCHEDULES
+from errata.editing.shaping import Prune
 from errata.editing.solvers import (
-    EqualitySettings,
-    LeastSquaresSettings,
-    NeuronsSettings,
-    NullSpaceSettings,
-    RankOneSettings,
+    Equality,
+    LeastSquares,
+    Neurons,
+    NullSpace,
+    RankOne,
 )
 from errata.errors import FaultsError, InputError
 from errata.statistics.settings import Settings, StatisticsSettings
@@ -63,7 +65,7 @@ def faults_of(text: str, method: str = "memit") -> dict[str, str]:
     assert "file.yaml" in str(caught.value)
     for fault in caught.value.faults:
         assert str(fault) in str(caught.value)
-    return {fault.where.removeprefix("file.yaml: "): str(fault) for fault in caught.value.faults}
+    return {fault.where.removeprefix("file.yaml").removeprefix(": "): str(fault) for fault in caught.value.faults}
 
 
 def shipped() -> list[tuple[str, str]]:
@@ -107,13 +109,13 @@ def test_the_models_with_recipes_are_listed_for_a_model_without_one() -> None:
 def test_methods_are_laid_over_what_is_common_and_blue_over_its_base() -> None:
     text = yaml.safe_dump(VALID)
     memit, blue = (parse_recipe(text, name, source="x") for name in ("memit", "memit+blue"))
-    assert isinstance(memit.solver, LeastSquaresSettings)
-    assert isinstance(blue.solver, LeastSquaresSettings)
+    assert isinstance(memit.solver, LeastSquares)
+    assert isinstance(blue.solver, LeastSquares)
     assert (memit.solver.ridge, memit.target.steps, memit.schedule) == (10, 10, "even")
     assert (blue.solver.ridge, blue.target.steps, blue.schedule) == (20, 5, "boundary")
     assert blue.target.learning_rate == memit.target.learning_rate == 0.1
     alphaedit = parse_recipe(text, "alphaedit+blue", source="x")
-    assert alphaedit.solver == NullSpaceSettings(kind="null_space", threshold=0.02, l2=1, history=True)
+    assert alphaedit.solver == NullSpace(kind="null_space", threshold=0.02, l2=1, history=True)
     assert alphaedit.schedule == "boundary"
 
 
@@ -317,8 +319,9 @@ def test_a_recipe_is_frozen() -> None:
 
 
 def test_every_field_says_what_it_is() -> None:
-    modules = (vars(errata.editing.recipe), vars(errata.editing.recipe_settings), vars(errata.editing.solvers))
-    values = [value for module in modules for value in module.values()]
+    editing = errata.editing
+    modules = (editing.recipe, editing.contexts, editing.solvers, editing.shaping, editing.target_loss)
+    values = [value for module in modules for value in vars(module).values()]
     models = [value for value in values if isinstance(value, type) and issubclass(value, Settings)]
     assert len(models) > 14
     for model in models:
@@ -372,14 +375,14 @@ def test_combinations_without_a_meaning_are_refused_with_the_reason(subtests: py
 def test_another_kind_takes_nothing_from_the_rows_own() -> None:
     data = VALID | {"methods": {"memit": {"solver": {"kind": "equality", "ridge": 2}}}}
     recipe = parse_recipe(yaml.safe_dump(data), "memit", source="x")
-    assert isinstance(recipe.solver, EqualitySettings)
+    assert isinstance(recipe.solver, Equality)
     assert recipe.solver.ridge == 2
 
 
 def test_as_published_changes_what_published_numbers_depend_on() -> None:
     prune, faulty = (shipped_recipe("lab", "prune", as_published=flag) for flag in (False, True))
-    assert prune.shaping == (PruneSettings(kind="prune", on_top=False),)
-    assert faulty == prune.model_copy(update={"shaping": (PruneSettings(kind="prune", on_top=True),)})
+    assert prune.shaping == (Prune(kind="prune", on_top=False),)
+    assert faulty == prune.model_copy(update={"shaping": (Prune(kind="prune", on_top=True),)})
     blue, cached = (shipped_recipe("lab", "memit+blue", as_published=flag) for flag in (False, True))
     assert (blue.target.weights, cached.target.weights) == ("current", "original")
     with pytest.raises(InputError, match="no published number of 'memit' depends on a fault"):
@@ -391,7 +394,7 @@ def test_as_published_depends_on_schedule_and_shaping_not_on_the_method() -> Non
     for method in ("memit", "memit+blue", "prune", "prune+blue"):
         chosen = shipped_recipe("lab", method).with_choices(choices)
         target = chosen.target.model_copy(update={"weights": "original"})
-        shaping = (chosen.shaping[0], PruneSettings(kind="prune", on_top=True))
+        shaping = (chosen.shaping[0], Prune(kind="prune", on_top=True))
         assert chosen.as_published() == chosen.model_copy(update={"target": target, "shaping": shaping})
         with pytest.raises(InputError, match="depends on a fault"):
             chosen.with_choices({"schedule": "even", "shaping": []}).as_published()
@@ -479,23 +482,23 @@ def check_published(model: str, method: str) -> None:
     assert target.kl_factor == published["kl_factor"]
     assert published["mom2_dataset"] == "wikipedia"
     assert (recipe.statistics.documents, recipe.statistics.tokens) == (published["mom2_n_samples"], None)
-    if isinstance(solver, LeastSquaresSettings | NeuronsSettings):
+    if isinstance(solver, LeastSquares | Neurons):
         assert solver.ridge == published["mom2_update_weight"]
-    if isinstance(solver, NeuronsSettings):
+    if isinstance(solver, Neurons):
         assert solver.share == published["neuron_threshold"]
         assert recipe.rounds is not None
         assert recipe.rounds.count == published["max_iterations"] - 1, "their last one only looks"
         assert (recipe.rounds.least, recipe.rounds.most) == (published["alpha"], published["upper_bound"])
-    if isinstance(solver, NullSpaceSettings):
+    if isinstance(solver, NullSpace):
         assert (solver.threshold, solver.l2, solver.relative) == (
             published["nullspace_threshold"],
             published["L2"],
             False,
         )
-    if isinstance(solver, EqualitySettings):
+    if isinstance(solver, Equality):
         assert solver.ridge == pytest.approx(published["emmet_lambda"] * published["mom2_update_weight"])
         assert solver.ridge_of_one == 0
-    if isinstance(solver, RankOneSettings):
+    if isinstance(solver, RankOne):
         assert solver.moment == ("measured" if published["mom2_adjustment"] else "identity")
         assert published["context_template_length_params"] == [[5, 10], [10, 10]]
         assert (recipe.contexts.per_opener, recipe.contexts.tokens) == (2, (5, 10))

@@ -25,7 +25,7 @@ def test_a_short_search_on_the_lab_writes_a_recipe_that_edit_takes(
     monkeypatch.setattr("errata.cli.recipe.FACTS", 6)
     monkeypatch.setattr(recipe_search, "LEARNING_RATES", (0.5, 1.0))
     monkeypatch.setattr(recipe_search, "CLAMPS", (0.75,))
-    monkeypatch.setattr(recipe_numbers, "RIDGES", (0.5,))
+    monkeypatch.setattr("errata.editing.solvers.least_squares.RIDGES", (0.5,))
     monkeypatch.setattr(recipe_numbers, "STEPS", 4)
     out = tmp_path / "auto.yaml"
     arguments = ["recipe", "auto", "--out", str(out), "--methods", "memit", "--layers", "0,2"]

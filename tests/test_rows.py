@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 import errata.editing.batch
 from errata.editing.methods import METHODS
+from errata.editing.preparation import target_site
 from errata.editing.recipe import Recipe
 from errata.editing.target_search import find_targets
 from errata.editors.locate_then_edit import Editor
@@ -37,6 +38,10 @@ from tests.support.editing import (
 
 ROWS = [row.name for row in METHODS]
 ALL = [*ROWS, *(f"{name}+blue" for name in ROWS)]
+
+
+def site_of(editor: Editor) -> Site:
+    return target_site(editor.model, editor.recipe.site)
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +212,12 @@ def check_against_the_formula(
     edited, plain_model = (tiny_language_model(family, dtype=torch.float64) for _ in range(2))
     editor = make_editor(edited, method, **changes)
     editor.prepare()
-    assert editor.site is (Site.MLP if family == "gemma3_text" else Site(editor.recipe.site))
+    assert site_of(editor) is (Site.MLP if family == "gemma3_text" else Site(editor.recipe.site))
     layers = sorted({step.layer for step in editor.steps})
     unedited = {layer: edited.weight(layer).clone() for layer in layers}
     all_before = parameter_bits(edited)
     expected = list(
-        Written(plain_model, editor.recipe, editor.prefixes, editor.site, editor.cache).run(
+        Written(plain_model, editor.recipe, editor.prefixes, site_of(editor), editor.cache).run(
             [FACTS[:2], FACTS[2:4], FACTS[4:]]
         )
     )
@@ -308,7 +313,7 @@ def test_rome_with_the_identity_reads_no_text(make_editor: Callable[..., Editor]
     changes = {"solver": {"moment": "identity"}, "statistics": {"corpus": "nowhere.txt"}}
     editor = make_editor(model, "rome", batch_size=1, **changes)
     editor.prepare()
-    plain = Written(model, editor.recipe, editor.prefixes, editor.site, editor.cache)
+    plain = Written(model, editor.recipe, editor.prefixes, site_of(editor), editor.cache)
     averaged, bare = (plain.keys(FACTS[:1], 3, how) for how in ("mean", "bare"))
     unedited = plain.weight(3)
     editor.apply(FACTS[:1])
@@ -322,7 +327,7 @@ def test_equality_without_a_ridge_meets_all_facts_exactly(make_editor: Callable[
     model = tiny_language_model(family, dtype=torch.float64)
     editor = make_editor(model, "emmet", batch_size=4, solver={"ridge": 0.0})
     editor.prepare()
-    plain = Written(model, editor.recipe, editor.prefixes, editor.site, editor.cache)
+    plain = Written(model, editor.recipe, editor.prefixes, site_of(editor), editor.cache)
     keys, unedited = plain.keys(FACTS[:4], 3, "halves"), plain.weight(3)
     editor.apply(FACTS[:4])
     moved = (plain.weight(3) - unedited) @ keys
@@ -395,11 +400,11 @@ def test_of_several_facts_only_those_between_the_bounds_are_written(make_editor:
     editor = make_editor(edited, "nse", batch_size=3, rounds=bounds)
     editor.prepare()
     expected = list(
-        Written(plain_model, editor.recipe, editor.prefixes, editor.site, editor.cache).run([FACTS[:3], FACTS[3:]])
+        Written(plain_model, editor.recipe, editor.prefixes, site_of(editor), editor.cache).run([FACTS[:3], FACTS[3:]])
     )
     found: list[Tensor] = []
     editor.apply(FACTS, on_batch=lambda record: found.append(edited.weight(3).clone()))
-    assert {fact.id for fact in editor.records[0].left_alone} == {FACTS[near].id, FACTS[far].id}
+    assert {fact.id for fact in editor.records[0].unwritten} == {FACTS[near].id, FACTS[far].id}
     assert all(term.left.shape[1] == 1 for term in editor.records[0].terms)  # type: ignore[attr-defined]
     unedited = fresh.weight(3)
     for ours, theirs in zip(found, expected, strict=True):
@@ -421,7 +426,7 @@ def test_replay_reads_later_targets_off_one_forward_pass(make_editor: Callable[.
     (record,) = editor.records
     assert [term.layer for term in record.terms] == [1, 2, 4]
     fresh = tiny_language_model(family, dtype=torch.float64, **overrides)
-    searched = find_targets(fresh, FACTS[:2], editor.prefixes, 1, editor.site, editor.recipe.target)
+    searched = find_targets(fresh, FACTS[:2], editor.prefixes, 1, site_of(editor), editor.recipe.target)
     torch.testing.assert_close(record.targets[1].delta, searched.delta)
     for index, fact in enumerate(FACTS[:2]):
         ids = subject_ids(fresh, fact)
@@ -433,12 +438,12 @@ def test_replay_reads_later_targets_off_one_forward_pass(make_editor: Callable[.
             flat[-1] += delta
             return (flat.view_as(hidden), *output[1:]) if isinstance(output, tuple) else flat.view_as(hidden)
 
-        module = fresh.blocks[1] if editor.site is Site.BLOCK else fresh.down_projection(1)
+        module = fresh.blocks[1] if site_of(editor) is Site.BLOCK else fresh.down_projection(1)
         handle = module.register_forward_hook(push)
         after = read_whole(fresh, ids)
         handle.remove()
         for layer in (2, 4):
-            moved = (after[editor.site, layer] - before[editor.site, layer])[-1]
+            moved = (after[site_of(editor), layer] - before[site_of(editor), layer])[-1]
             assert float(moved.norm()) > 1e-3
             # GPT-J computes attention in float32 whatever its dtype.
             tolerance = 1e-5 if family == "gptj" else 1e-8
@@ -455,7 +460,7 @@ def test_replay_residuals_are_undivided_and_see_the_earlier_writes(
     fact = FACTS[0]
     editor.prepare()
     fresh = tiny_language_model("llama", dtype=torch.float64)
-    plain = Written(fresh, editor.recipe, editor.prefixes, editor.site, editor.cache)
+    plain = Written(fresh, editor.recipe, editor.prefixes, site_of(editor), editor.cache)
     bare, averaged = plain.states([fact], 3), plain.states([fact], 3, editor.recipe.contexts.states)
     editor.apply([fact])
     (record,) = editor.records

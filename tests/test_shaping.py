@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from errata.editing.shaping import SHAPERS, BatchShaper, NormCap, Prune, Rectify, RunShaper, TargetShaper, make_shaper
+from errata.editing.shaping import SHAPERS, BatchShaper, NormCap, Prune, Rectify, RunShaper, TargetShaper
 
 from tests.reference import shaping as slow
 
@@ -20,14 +20,14 @@ def random_matrix(*shape: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("share", [0.05, 0.4, 1.0])
 def test_rectify_keeps_the_relatively_largest_entries(share: float) -> None:
     change, weight = random_matrix(7, 9, seed=0), random_matrix(7, 9, seed=1)
-    mask = Rectify(share).mask(change, weight)
+    mask = Rectify(share=share).mask(change, weight)
     assert int(mask.sum()) == round(share * 63)
     assert torch.equal(torch.where(mask, change, 0.0), slow.rectified(change, weight, share=share))
 
 
 def test_rectify_keeps_changes_of_zero_weights() -> None:
     change, weight = torch.full((2, 2), 0.1).double(), torch.tensor([[0.0, 1.0], [1.0, 1.0]]).double()
-    assert Rectify(0.25).mask(change, weight).tolist() == [[True, False], [False, False]]
+    assert Rectify(share=0.25).mask(change, weight).tolist() == [[True, False], [False, False]]
 
 
 @pytest.mark.parametrize("rank", [1, 4, 12])
@@ -73,6 +73,6 @@ def test_norm_cap_equals_the_slow_one_and_lets_no_target_grow(seed: int, mean: f
 
 def test_every_shaper_acts_at_one_place() -> None:
     places = (TargetShaper, BatchShaper, RunShaper)
-    made = {kind: make_shaper(kind, {"share": 0.4} if kind == "rect" else {}) for kind in SHAPERS}
+    made = {kind: SHAPERS[kind]() for kind in SHAPERS}
     acts = {kind: [isinstance(shaper, place) for place in places] for kind, shaper in made.items()}
     assert acts == {"rect": [False, True, False], "prune": [False, False, True], "norm_cap": [True, False, False]}

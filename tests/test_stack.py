@@ -173,7 +173,7 @@ def test_rebuilding_is_as_if_the_facts_had_never_been_edited(make_editor: Callab
     assert_same_bits(parameter_bits(model), parameter_bits(expected))
     assert [stacked.name for stacked in found.stack.patches] == ["a", "b"]
     assert found.stack.patches[0] is stack.patches[0]  # what lies below is not touched
-    assert found.solved_again == ["b"]
+    assert found.edited_again == ["b"]
     assert [fact.id for _, fact in found.removed] == ["plays", "work", "bell"]
     fresh = tiny_language_model("llama")
     found.stack.put_into(fresh)

@@ -13,11 +13,10 @@ from errata.analysis.alignment import ALIGNMENT, slopes
 from errata.analysis.common import search_targets
 from errata.analysis.findings import Finding, Findings
 from errata.editing.contexts import generate_prefixes
-from errata.editing.keys import current_states
 from errata.errors import InputError, MissingExtraError
 
 from tests.reference import alignment as plain
-from tests.support.editing import assert_same_bits, parameter_bits
+from tests.support.editing import assert_same_bits, current_states, parameter_bits
 from tests.support.study_context import done, tiny_context
 
 

@@ -29,7 +29,7 @@ from errata.analysis.weight_shift import (
     tighter_bound,
 )
 from errata.editing.preparation import prepare
-from errata.editing.solvers import SOLVERS, make_solver
+from errata.editing.solvers import SOLVERS
 from errata.editors.locate_then_edit import Editor
 from errata.errors import FaultsError, InputError
 from errata.statistics.corpus import open_corpus
@@ -43,10 +43,10 @@ from tests.support.study_context import done, tiny_context
 
 PLAN = {"count": 2, "batch_size": 2, "sizes": (1, 2), "earlier": (0, 1, 2)}
 NUMBERS = {
-    "least_squares": {"ridge": 0.7},
-    "null_space": {"threshold": 0.9, "l2": 0.1},
+    "least_squares": {"ridge": 0.7, "history": False},
+    "null_space": {"threshold": 0.9, "l2": 0.1, "history": True},
     "equality": {"ridge": 0.3},
-    "neurons": {"ridge": 0.7, "share": 0.6},
+    "neurons": {"ridge": 0.7, "share": 0.6, "history": True},
 }
 
 
@@ -130,7 +130,7 @@ def test_shift_and_bounds_are_in_order_for_every_solver(
     generator = torch.Generator().manual_seed(seed)
     draw = partial(torch.randn, generator=generator, dtype=torch.float64)
     wide = draw(8, 20)
-    state = make_solver(kind, NUMBERS[kind]).prepare(wide @ wide.T / 20)
+    state = SOLVERS[kind](**NUMBERS[kind]).prepare(wide @ wide.T / 20)
     if history:
         state = state.remember(draw(8, 3))
     keys, computed, last = draw(8, count), scale * draw(5, count), draw(5, count)

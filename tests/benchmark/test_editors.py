@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from errata.benchmark.cell import EditorKind, open_cell, work_on
+from errata.benchmark.cell import open_cell, work_on
 from errata.benchmark.cell_files import CellSpec
 from errata.benchmark.collect import collect
 from errata.benchmark.data import BenchmarkData
 from errata.benchmark.grid import Measures
+from errata.editors.registry import EditorKind
 from errata.errors import InputError
 from errata.facts.concept import Concept
 from errata.facts.fact import Fact, Question

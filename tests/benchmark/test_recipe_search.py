@@ -17,7 +17,6 @@ from errata.benchmark import recipe_search
 from errata.benchmark import recipe_search as recipe_numbers
 from errata.benchmark import sequence as sequential
 from errata.benchmark.recipe_search import (
-    RIDGES,
     RecipeSearch,
     Try,
     append_to_journal,
@@ -30,10 +29,10 @@ from errata.benchmark.recipe_search import (
     with_boundary,
 )
 from errata.benchmark.sequence import EvaluationResult, EvaluationSet
+from errata.editing.contexts import ContextSettings
 from errata.editing.methods import METHODS, method_named
 from errata.editing.recipe import Recipe, parse_recipe
-from errata.editing.recipe_settings import ContextSettings
-from errata.editing.solvers import make_solver
+from errata.editing.solvers.least_squares import RIDGES
 from errata.errors import EditError, ErrataError, InputError
 from errata.evaluation import controls as known_facts
 from errata.evaluation.recall import evaluate_facts
@@ -230,10 +229,9 @@ def test_the_start_of_every_solver_takes_about_as_much_of_an_edit() -> None:
     taken = {}
     for name, settings in starts.items():
         if settings.kind != "rank_one":
-            solver = make_solver(settings.kind, settings.model_dump(exclude={"kind"}))
             one = key if settings.kind != "equality" else torch.cat([key, torch.zeros_like(key)], dim=1)
             residuals = torch.ones(1, one.shape[1], dtype=torch.float64)
-            taken[name] = float((solver.prepare(moment).solve(one, residuals).dense() @ key).squeeze())
+            taken[name] = float((settings.prepare(moment).solve(one, residuals).dense() @ key).squeeze())
     assert taken.pop("alphaedit") == pytest.approx(1 / 3, rel=1e-6)
     assert taken == pytest.approx(dict.fromkeys(taken, 0.5), rel=1e-6)
 

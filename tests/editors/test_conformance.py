@@ -11,9 +11,10 @@ import pytest
 
 from errata.editors.contract import Answerer, Edit, EditedBatch, KnowledgeEditor
 from errata.editors.locate_then_edit import LocateThenEdit
+from errata.editors.registry import EDITORS, LOCATE_THEN_EDIT, editor_named
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
-from errata.patches.patch import Patch
+from errata.utils.progress import silent
 
 from tests.support.editing import FACTS, tiny_language_model, tiny_recipe, write_corpus
 from tests.support.editors import VIEWS, MemoryEdit, MemoryEditor
@@ -35,17 +36,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("editors")
 
 
-@pytest.fixture(params=["memit", "alphaedit+blue", *VIEWS])
-def case(request: pytest.FixtureRequest, folder: Path) -> Case:
-    kind: str = request.param
-    if kind in VIEWS:
-        return Case(lambda: MemoryEditor(tiny_language_model("llama"), kind), MemoryEdit.load)
-    recipe = tiny_recipe(write_corpus(folder / "corpus.txt"), kind)
+# name in the registry -> what its settings are to be
+SETTINGS = {LOCATE_THEN_EDIT: ("memit", "alphaedit+blue")}
+CASES = [(name, chosen) for name in EDITORS for chosen in SETTINGS[name]]
 
-    def make() -> LocateThenEdit:
-        return LocateThenEdit(tiny_language_model("llama"), recipe, cache=folder / "cache")
 
-    return Case(make, Patch.load)
+@pytest.fixture(params=[*CASES, *VIEWS], ids=str)
+def case(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+    if request.param in VIEWS:
+        return Case(lambda: MemoryEditor(tiny_language_model("llama"), request.param), MemoryEdit.load)
+    name, method = request.param
+    monkeypatch.setenv("ERRATA_CACHE", str(folder / "cache"))
+    settings = tiny_recipe(write_corpus(folder / "corpus.txt"), method).model_dump(mode="json")
+    kind = editor_named(name)
+    return Case(lambda: kind.make(tiny_language_model("llama"), settings, silent), kind.load)
+
+
+def test_every_editor_has_its_name_and_others_are_refused() -> None:
+    assert EDITORS[LOCATE_THEN_EDIT] is editor_named(LOCATE_THEN_EDIT)
+    with pytest.raises(InputError) as caught:
+        editor_named("locate-then-edit")
+    assert caught.value.code == "EDITOR_UNKNOWN"
+    assert LOCATE_THEN_EDIT in caught.value.remedy
 
 
 def answers(editor: KnowledgeEditor) -> list[Any]:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from errata.editing.recipe_settings import TargetSettings
-from errata.editing.target_loss import TargetLoss
+from errata.editing.target_loss import TargetLoss, TargetSettings
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import pad

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.editing.recipe_settings import JointTargetSettings
+from errata.editing.target_loss import JointTargetSettings
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from errata.editing.recipe_settings import TargetSettings
+from errata.editing.target_loss import TargetSettings
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from errata.editing.recipe_settings import TargetSettings
+from errata.editing.target_loss import TargetSettings
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from errata.editing.solvers import SOLVERS, make_solver
+from errata.editing.solvers import SOLVERS, AnySolver
 from errata.editing.solvers.base import LowRank, Solver
 from errata.editing.solvers.equality import Equality
 from errata.editing.solvers.least_squares import LeastSquares
@@ -54,37 +55,39 @@ class Case:
 
 CASES = {
     "least_squares": Case(
-        LeastSquares(RIDGE), lambda k, r, c, earlier: dense.least_squares(k, r, c, ridge=RIDGE), history=False
+        LeastSquares(ridge=RIDGE, history=False),
+        lambda k, r, c, earlier: dense.least_squares(k, r, c, ridge=RIDGE),
+        history=False,
     ),
     "least_squares with history": Case(
-        LeastSquares(RIDGE, history=True),
+        LeastSquares(ridge=RIDGE, history=True),
         lambda k, r, c, earlier: dense.least_squares(k, r, c, ridge=RIDGE, earlier=earlier),
         history=True,
     ),
     "null_space": Case(
-        NullSpace(THRESHOLD, L2),
+        NullSpace(threshold=THRESHOLD, l2=L2, history=True),
         lambda k, r, c, earlier: dense.null_space(k, r, c, threshold=THRESHOLD, l2=L2, earlier=earlier),
         history=True,
     ),
     "null_space without history": Case(
-        NullSpace(THRESHOLD, L2, history=False),
+        NullSpace(threshold=THRESHOLD, l2=L2, history=False),
         lambda k, r, c, earlier: dense.null_space(k, r, c, threshold=THRESHOLD, l2=L2),
         history=False,
     ),
 }
 CASES |= {
     "equality": Case(
-        Equality(0.2, 0.05),
+        Equality(ridge=0.2, ridge_of_one=0.05),
         lambda k, r, c, earlier: dense.equality(k, r, c, ridge=0.05 if k.shape[1] == 1 else 0.2),
         history=False,
     ),
     "neurons": Case(
-        Neurons(RIDGE, 0.6),
+        Neurons(ridge=RIDGE, share=0.6, history=True),
         lambda k, r, c, earlier: dense.neurons(k, r, c, ridge=RIDGE, share=0.6, earlier=earlier),
         history=True,
     ),
     "all neurons": Case(
-        Neurons(RIDGE, 1.0),
+        Neurons(ridge=RIDGE, share=1.0, history=True),
         lambda k, r, c, earlier: dense.least_squares(k, r, c, ridge=RIDGE, earlier=earlier),
         history=True,
     ),
@@ -168,9 +171,9 @@ def test_no_residual_no_change(case: Case) -> None:
 
 def test_with_a_vanishing_ridge_the_keys_reach_their_targets() -> None:
     keys, residuals = random_matrix(D_IN, 4, seed=2), random_matrix(D_OUT, 4, seed=3)
-    change = LeastSquares(1e-9).prepare(random_moment()).solve(keys, residuals).dense()
+    change = LeastSquares(ridge=1e-9, history=False).prepare(random_moment()).solve(keys, residuals).dense()
     torch.testing.assert_close(change @ keys, residuals, rtol=1e-5, atol=1e-5)
-    nearly_all = NullSpace(threshold=1e3, l2=1e-9).prepare(random_moment()).solve(keys, residuals).dense()
+    nearly_all = NullSpace(threshold=1e3, l2=1e-9, history=True).prepare(random_moment()).solve(keys, residuals).dense()
     torch.testing.assert_close(nearly_all @ keys, residuals, rtol=1e-5, atol=1e-5)
 
 
@@ -205,7 +208,13 @@ def test_any_problem_equals_the_dense_solve(problem: Problem) -> None:
 def test_null_space_updates_stay_in_the_null_space(problem: Problem) -> None:
     """ΔW (I − P) = 0, and so ordinary keys are moved by at most √threshold: tr(ΔW C ΔWᵀ) ≤ threshold · ‖ΔW‖²."""
     keys, residuals, moment, earlier = problem
-    change = NullSpace(THRESHOLD, L2).prepare(moment).remember(earlier).solve(keys, residuals).dense()
+    change = (
+        NullSpace(threshold=THRESHOLD, l2=L2, history=True)
+        .prepare(moment)
+        .remember(earlier)
+        .solve(keys, residuals)
+        .dense()
+    )
     outside = torch.eye(len(moment)).double() - dense.null_space_projector(moment, THRESHOLD)
     size = float(change.norm())
     assert size > 0
@@ -239,18 +248,20 @@ def test_updates_are_linear_in_the_residual(problem: Problem, scale: float) -> N
 def test_a_second_moment_that_is_not_positive_definite_is_refused(spectrum: tuple[float, ...]) -> None:
     moment = torch.diag(torch.tensor(spectrum, dtype=torch.float64))
     with pytest.raises(EditError, match="second moment of the keys is not positive definite"):
-        LeastSquares(RIDGE).prepare(moment)
+        LeastSquares(ridge=RIDGE, history=False).prepare(moment)
 
 
 def test_an_empty_null_space_is_refused_and_the_least_eigenvalue_told() -> None:
     with pytest.raises(EditError, match=r"lies below 0.0001 \(the least is 0.001\)"):
-        NullSpace(threshold=1e-4, l2=1.0).prepare(random_moment())
+        NullSpace(threshold=1e-4, l2=1.0, history=True).prepare(random_moment())
 
 
 def test_solvers_are_made_from_a_recipes_settings() -> None:
     assert set(SOLVERS) == {"least_squares", "null_space", "equality", "rank_one", "neurons"}
-    assert make_solver("least_squares", {"ridge": 2.0, "history": True}) == LeastSquares(2.0, history=True)
-    assert make_solver("null_space", {"threshold": 0.1, "l2": 2.0, "history": False}) == NullSpace(0.1, 2.0, False)
+    assert all(SOLVERS[kind].model_fields["kind"].default == kind for kind in SOLVERS)
+    assert TypeAdapter(AnySolver).validate_python({"kind": "rank_one", "denominator": "bare"}) == RankOne(
+        denominator="bare"
+    )
 
 
 def test_factors_multiply_to_the_update() -> None:
@@ -262,10 +273,19 @@ def test_relative_numbers_are_in_units_of_the_mean_eigenvalue() -> None:
     """So that scaling C, and the keys with it, scales ΔW by the inverse root and changes nothing else."""
     moment, keys, residuals = random_moment(), random_matrix(D_IN, 4, seed=3), random_matrix(D_OUT, 4, seed=4)
     unit = float(moment.diagonal().mean())
-    relative = NullSpace(0.02, 0.3, relative=True).prepare(moment).solve(keys, residuals).dense()
-    absolute = NullSpace(0.02 * unit, 0.3 * unit).prepare(moment).solve(keys, residuals).dense()
+    relative = (
+        NullSpace(threshold=0.02, l2=0.3, relative=True, history=True).prepare(moment).solve(keys, residuals).dense()
+    )
+    absolute = (
+        NullSpace(threshold=0.02 * unit, l2=0.3 * unit, history=True).prepare(moment).solve(keys, residuals).dense()
+    )
     assert_near(relative, absolute)
-    scaled = NullSpace(0.02, 0.3, relative=True).prepare(100 * moment).solve(10 * keys, residuals).dense()
+    scaled = (
+        NullSpace(threshold=0.02, l2=0.3, relative=True, history=True)
+        .prepare(100 * moment)
+        .solve(10 * keys, residuals)
+        .dense()
+    )
     assert_near(10 * scaled, relative)
 
 
@@ -275,13 +295,13 @@ def test_relative_numbers_are_in_units_of_the_mean_eigenvalue() -> None:
 @given(facts=st.integers(1, D_IN - 1), seed=st.integers(0, 10**6))
 def test_without_a_ridge_the_equality_holds_exactly(facts: int, seed: int) -> None:
     keys, residuals = random_matrix(D_IN, facts, seed=seed), random_matrix(D_OUT, facts, seed=seed + 1)
-    change = Equality(0.0).prepare(random_moment()).solve(keys, residuals).dense()
+    change = Equality(ridge=0.0).prepare(random_moment()).solve(keys, residuals).dense()
     assert_near(change @ keys, residuals, 1e-6)
 
 
 def test_no_other_change_that_meets_the_equality_costs_ordinary_keys_less() -> None:
     moment, keys, residuals = random_moment(), random_matrix(D_IN, 4, seed=2), random_matrix(D_OUT, 4, seed=3)
-    change = Equality(0.0).prepare(moment).solve(keys, residuals).dense()
+    change = Equality(ridge=0.0).prepare(moment).solve(keys, residuals).dense()
     cost = float(torch.trace(change @ moment @ change.T))
     # What does not touch the keys: rows in the orthogonal complement of K.
     free = torch.linalg.svd(keys.T)[2][4:]
@@ -296,7 +316,7 @@ def test_no_other_change_that_meets_the_equality_costs_ordinary_keys_less() -> N
 def test_rank_one_equals_its_formula(denominator: str, kind: str) -> None:
     moment, key, bare = random_moment(), random_matrix(D_IN, 1, seed=2), random_matrix(D_IN, 1, seed=3)
     residual = random_matrix(D_OUT, 1, seed=4)
-    solver = RankOne(denominator, kind)  # type: ignore[arg-type]
+    solver = RankOne(denominator=denominator, moment=kind)  # type: ignore[arg-type]
     change = solver.prepare(moment).solve(key, residual, bare)
     matrix = torch.eye(D_IN, dtype=torch.float64) if kind == "identity" else moment
     other = bare if denominator == "bare" else key
@@ -314,13 +334,13 @@ def test_rank_one_takes_the_averaged_key_where_the_bare_one_hardly_agrees_with_i
     other = other - key * (other.T @ inverse @ key) / own
     for share, least, averaged in ((0.05, 0.5, True), (-0.2, 0.5, True), (0.6, 0.5, False), (0.05, 0.0, False)):
         bare = other + share * key
-        change = RankOne("bare", least_agreement=least).prepare(moment).solve(key, residual, bare).dense()
+        change = RankOne(denominator="bare", least_agreement=least).prepare(moment).solve(key, residual, bare).dense()
         bare_or_averaged = key if averaged else bare
         assert_near(change, dense.rank_one(key[:, 0], bare_or_averaged[:, 0], residual[:, 0], moment))
 
 
 def test_rank_one_takes_one_fact_and_refuses_a_key_without_direction() -> None:
-    layer = RankOne("averaged").prepare(random_moment())
+    layer = RankOne(denominator="averaged").prepare(random_moment())
     with pytest.raises(ValueError, match="one fact at a time"):
         layer.solve(random_matrix(D_IN, 2, seed=0), random_matrix(D_OUT, 2, seed=1))
     with pytest.raises(EditError, match="no direction"):
@@ -335,7 +355,12 @@ def test_neurons_are_those_with_the_largest_sums_and_others_stay() -> None:
     assert chosen_neurons(keys, 0.99).tolist() == [0, 1, 2]
     assert chosen_neurons(keys, 1.0).tolist() == [0, 1, 2, 3]
     assert chosen_neurons(keys, 0.01).tolist() == [1]  # never none
-    change = Neurons(1.0, 0.5).prepare(torch.eye(4).double()).solve(keys, random_matrix(3, 2, seed=0)).dense()
+    change = (
+        Neurons(ridge=1.0, share=0.5, history=True)
+        .prepare(torch.eye(4).double())
+        .solve(keys, random_matrix(3, 2, seed=0))
+        .dense()
+    )
     assert change[:, 1].abs().min() > 0
     assert not change[:, [0, 2, 3]].any()
 
@@ -345,16 +370,25 @@ def test_a_null_space_in_shares_is_that_of_the_same_directions_with_l2_in_their_
     values = torch.linalg.eigvalsh(moment)
     count = round(0.6 * D_IN)
     threshold, l2 = float(values[count - 1 : count + 1].mean()), 2.0 * float(values[:count].sum())
-    change = NullSpace(0.6, 2.0, shares=True).prepare(moment).solve(keys, residuals).dense()
+    change = NullSpace(threshold=0.6, l2=2.0, shares=True, history=True).prepare(moment).solve(keys, residuals).dense()
     assert_near(change, dense.null_space(keys, residuals, moment, threshold=threshold, l2=l2))
     # Neither the scale of the keys nor one very large eigenvalue, such as an attention sink's, changes anything.
-    scaled = NullSpace(0.6, 2.0, shares=True).prepare(9 * moment).solve(3 * keys, residuals).dense()
+    scaled = (
+        NullSpace(threshold=0.6, l2=2.0, shares=True, history=True)
+        .prepare(9 * moment)
+        .solve(3 * keys, residuals)
+        .dense()
+    )
     assert_near(3 * scaled, change)
     largest = torch.linalg.eigh(moment).eigenvectors[:, -1:]
     with_sink = moment + 1e4 * values[-1] * largest @ largest.T
-    assert_near(NullSpace(0.6, 2.0, shares=True).prepare(with_sink).solve(keys, residuals).dense(), change, 1e-6)
+    assert_near(
+        NullSpace(threshold=0.6, l2=2.0, shares=True, history=True).prepare(with_sink).solve(keys, residuals).dense(),
+        change,
+        1e-6,
+    )
 
 
 def test_a_share_of_no_direction_is_refused() -> None:
     with pytest.raises(EditError, match="no null space"):
-        NullSpace(1e-9, 1.0, shares=True).prepare(random_moment())
+        NullSpace(threshold=1e-9, l2=1.0, shares=True, history=True).prepare(random_moment())

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.editing.contexts import Average
+from errata.editing.keys import SubjectTexts
 from errata.editing.methods import method_named
 from errata.editing.recipe import Recipe
 from errata.editors.locate_then_edit import Editor
@@ -157,3 +159,15 @@ def subject_ids(model: LanguageModel, fact: Fact, prefix: str = "") -> list[int]
     encoding = model.tokenizer(text, return_offsets_mapping=True)
     last = max(i for i, (start, stop) in enumerate(encoding["offset_mapping"]) if start < end and stop > start)
     return list(encoding["input_ids"][: last + 1])
+
+
+def mean_keys(
+    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, average: Average = "halves"
+) -> Tensor:
+    """The averaged keys of one layer on the current weights, (d_in, facts)."""
+    return SubjectTexts.tokenise(model, facts, prefixes).read(Site.KEY, [layer], average)[layer][0]
+
+
+def current_states(model: LanguageModel, facts: Sequence[Fact], layer: int, site: Site) -> Tensor:
+    """h of the bare prompts at the site on the current weights, (d_out, facts)."""
+    return SubjectTexts.tokenise(model, facts).read(site, [layer])[layer][0]

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.editing.recipe_settings import JointTargetSettings
-from errata.editing.target_loss import JointLoss
+from errata.editing.target_loss import JointLoss, JointTargetSettings
 from errata.editing.target_search import Targets, find_targets
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site

@@ -7,13 +7,13 @@ import torch
 from tokenizers import normalizers
 
 from errata.editing.contexts import begin_texts, in_context, neutral_leads, subject_rows
-from errata.editing.keys import current_states, mean_keys
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 
 from tests.reference.attention import compute_attention_exactly
 from tests.reference.keys import key, state
+from tests.support.editing import current_states, mean_keys
 from tests.support.tiny_models import BLOCKS, FAMILIES, MLP_WIDTH, WIDTH, tiny_model
 
 PREFIXES = ("The rain", "Therefore the river runs through the city, because", "I")

@@ -12,9 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from errata.editing.keys import current_states, mean_keys
-from errata.editing.recipe_settings import TargetSettings
-from errata.editing.target_loss import TargetLoss
+from errata.editing.target_loss import TargetLoss, TargetSettings
 from errata.editing.target_search import Targets, find_targets
 from errata.errors import NonFiniteError
 from errata.facts.fact import Fact
@@ -22,6 +20,7 @@ from errata.models.language_model import LanguageModel, Site
 
 from tests.reference.attention import compute_attention_exactly
 from tests.reference.target import ReferenceLoss, ReferenceTarget, search
+from tests.support.editing import current_states, mean_keys
 from tests.support.tiny_models import tiny_model
 
 LAYER = 2

@@ -10,9 +10,8 @@ from typing import Final
 from transformers import PreTrainedTokenizerBase
 
 from errata.analysis.study import AnalysisSettings
-from errata.editing.contexts import in_context, neutral_leads
+from errata.editing.contexts import ContextSettings, in_context, neutral_leads
 from errata.editing.recipe import Recipe
-from errata.editing.recipe_settings import ContextSettings
 from errata.editing.schedules import SCHEDULES
 from errata.editing.search_prompts import KL_PROMPT
 from errata.facts.fact import Fact
@@ -369,9 +368,8 @@ def weight_shift_cost(
     last, seeds = layers[-1], len(settings.seeds)
     square = float(size.mlp_width**2 * _DOUBLE)
     solver = recipe.solver.cost
-    kept, made, products = solver.held, solver.temporary, solver.prepare
     weights, moments = float(size.parameters * width), len(layers) * square
-    factors = kept * len(layers) * square
+    factors = solver.held * len(layers) * square
     search = max((search_memory(size, rows, layers[0], width) for rows in (probe, batch)), key=lambda one: one.total)
     steps_of_run = SCHEDULES[recipe.schedule](layers)
     written = {step.layer for step in steps_of_run} if max(checkpoints) else set()
@@ -386,7 +384,7 @@ def weight_shift_cost(
         f"search, layer {layers[0]}: activations kept for the gradient": float(search.activations),
         f"search, layer {layers[0]}: logits and their gradients": float(search.logits),
     }
-    steps, joint = recipe.target.steps, recipe.target.kind == "joint"
+    steps = recipe.target.steps
     targets = [step.target_layer for step in steps_of_run if step.follows is None]
     searched = list(dict.fromkeys(targets))
     reading = sum(bucket.rows * (bucket.slots + 1) for bucket in probe.buckets)
@@ -394,9 +392,12 @@ def weight_shift_cost(
     seen = max(bucket.slots + 1 for bucket in (*probe.buckets, *batch.buckets))
     once_read = read_flops(size, read, last + 1, document) - 2 * read * size.width * size.mlp_width
     solves = sum(
-        settings.count // one * len(layers) * _solve_flops(recipe, size, one, number * settings.batch_size)
+        settings.count
+        // facts
+        * len(layers)
+        * solver.solve_flops(size.mlp_width, facts, number * settings.batch_size if recipe.solver.uses_history else 0)
         for number in checkpoints
-        for one in set(settings.sizes)
+        for facts in set(settings.sizes)
     )
     per_probe = sum(search_flops(size, probe, layer, steps) for layer in layers)
     per_batch = sum(search_flops(size, batch, layer, steps) for layer in searched)
@@ -405,7 +406,7 @@ def weight_shift_cost(
     per_probe += read_flops(size, reading, last + 1, seen)
     stages = (
         Stage("key statistics", float(once_read), 2.0 * size.mlp_width**2 * read * len(layers)),
-        Stage("factorisations", 0.0, products * size.mlp_width**3 * len(layers)),
+        Stage("factorisations", 0.0, solver.prepare * size.mlp_width**3 * len(layers)),
         Stage("targets of the probe facts", float(seeds * len(checkpoints) * per_probe)),
         Stage("earlier batches", float(seeds * max(checkpoints) * per_batch)),
         Stage("solves of all groups", 0.0, seeds * solves),
@@ -419,29 +420,17 @@ def weight_shift_cost(
         "the search keeps what a gated MLP keeps; what passes without gradients hold for a moment (1 GiB or so), and "
         "what the allocator keeps in reserve, is not counted",
         "key statistics that a cache holds already cost nothing",
-        *(["the block that a joint target is injected into runs once more, which is not counted"] * joint),
+        *filter(None, [recipe.target.not_in_cost]),
     )
     return Cost(
         memory,
         statistics=weights + moments,
-        preparing=weights + moments + factors + made * square,
+        preparing=weights + moments + factors + solver.temporary * square,
         searching=weights + factors + copies + search.total,
         host=3 * moments,
         stages=stages,
         assumptions=assumptions,
     )
-
-
-def _solve_flops(recipe: Recipe, size: ModelSize, facts: int, earlier: int) -> float:
-    """Q of one group at one layer; the leading terms."""
-    wide, history = size.mlp_width, earlier if getattr(recipe.solver, "history", False) else 0
-    cost = recipe.solver.cost
-    if cost.refactors:  # of all columns at most
-        return wide**3 / 3 + 2.0 * wide**2 * facts
-    known = history + facts
-    columns = known if cost.history_solved else facts
-    small = 2.0 * wide * known**2 + known**3 / 3 + 2.0 * known**2 * facts + 2.0 * wide * known * facts
-    return cost.products * wide**2 * (columns + facts) + small
 
 
 def _gib(size: float) -> float:

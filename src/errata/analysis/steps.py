@@ -13,7 +13,6 @@ from errata.analysis.findings import Claim, Figure, Finding, Findings, Panel, li
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
 from errata.editing.batch import BatchRecord
 from errata.editing.methods import BOUNDARY_PAPER
-from errata.editing.preparation import solver_of
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import SCHEDULES, Step
 from errata.editing.target_search import Targets
@@ -206,7 +205,7 @@ def _measure(context: StudyContext, seed: int, start: int) -> TaskRecord:
     with written(context, recipe, SCHEDULES[EVEN](context.layers)[:-1], facts) as record:
         found[EVEN] = {str(last): summary(search_at(context, facts, prefixes, last))}
         unedited[last] = record.targets[last]
-    if solver_of(recipe).facts_at_once is not None:
+    if recipe.solver.facts_at_once is not None:
         unedited = {}  # this solver writes between searches, so that only the first search saw unedited weights
     for layer in context.layers:
         targets = unedited.get(layer)

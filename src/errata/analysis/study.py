@@ -18,7 +18,7 @@ from errata.analysis.findings import Findings
 from errata.benchmark.data import BenchmarkData
 from errata.benchmark.grid import Measures
 from errata.editing.contexts import generate_prefixes
-from errata.editing.preparation import Prepared, prepare
+from errata.editing.preparation import Prepared, prepare, target_site
 from errata.editing.recipe import Recipe
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
@@ -81,8 +81,8 @@ class StudyContext:
 
     @property
     def site(self) -> Site:
-        """Where residuals are measured: see ``Editor.site``."""
-        return Site.MLP if self.model.architecture.norm_after_mlp else Site(self.recipe.site)
+        """Where residuals are measured."""
+        return target_site(self.model, self.recipe.site)
 
     def recipe_for(self, seed: int, recipe: Recipe | None = None) -> Recipe:
         """A recipe (by default the study's) with the contexts of a seed."""

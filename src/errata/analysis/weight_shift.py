@@ -37,9 +37,9 @@ from errata.analysis.findings import (
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
 from errata.editing.batch import check_columns
-from errata.editing.keys import SubjectTexts, keys_and_bare
+from errata.editing.keys import SubjectTexts
 from errata.editing.methods import BOUNDARY_PAPER
-from errata.editing.preparation import EditContext, shapers_of, solve_device, solver_of
+from errata.editing.preparation import EditContext, solve_device
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import Step
 from errata.editing.shaping import BatchShaper
@@ -202,13 +202,14 @@ class EarlierBatches:
         start = len(editor.records) * self.size
         facts = self.facts[start : start + self.size]
         record = editor.apply_batch(facts)
-        if not editor.solver.history:
+        if not self.recipe.solver.uses_history:
             return
         model, layers = self.context.model, [layer for layer in self._states if layer not in record.keys]
         keys = dict(record.keys)
         if layers:
             device = solve_device(model)
-            others = keys_and_bare(model, facts, editor.prefixes, layers, self.recipe.contexts.keys)
+            texts = SubjectTexts.tokenise(model, facts, editor.prefixes)
+            others = texts.read(Site.KEY, layers, self.recipe.contexts.keys)
             keys |= {layer: mean.to(device) for layer, (mean, _) in others.items()}
         self._states = {layer: state.remember(keys[layer]) for layer, state in self._states.items()}
 
@@ -751,9 +752,7 @@ def residuals_now(
     Args:
         written: terms of the run so far.
     """
-    edit = EditContext(
-        context.model, recipe, context.site, (), prefixes, shapers_of(recipe), solver_of(recipe), context.report
-    )
+    edit = EditContext(context.model, recipe, prefixes, (), context.report)
     texts = SubjectTexts.tokenise(context.model, facts, prefixes)
     found = {}
     for layer in context.layers:
@@ -786,7 +785,8 @@ def _measure(context: StudyContext, run: EarlierBatches, probe: Sequence[Fact], 
     model, recipe, device = context.model, run.recipe, solve_device(context.model)
     with run.written(earlier) as states:
         residuals = residuals_now(context, recipe, probe, run.prefixes, run.terms)
-        read = keys_and_bare(model, probe, run.prefixes, context.layers, recipe.contexts.keys)
+        texts = SubjectTexts.tokenise(model, probe, run.prefixes)
+        read = texts.read(Site.KEY, context.layers, recipe.contexts.keys)
         keys = {layer: mean.to(device) for layer, (mean, _) in read.items()}
         residuals = {layer: found.to(device) for layer, found in residuals.items()}
         saved = {}
@@ -825,8 +825,7 @@ def _tasks(context: StudyContext) -> list[StudyTask]:
 
 
 def _faults(recipe: Recipe, settings: AnalysisSettings) -> Iterator[Fault]:
-    solver = solver_of(recipe)
-    if solver.facts_at_once is not None:
+    if recipe.solver.facts_at_once is not None:
         yield Fault(
             "solver",
             f"{recipe.solver.kind!r} writes facts one after another: a batch's change is not a product R Q with "
@@ -834,7 +833,7 @@ def _faults(recipe: Recipe, settings: AnalysisSettings) -> Iterator[Fault]:
             "Use a method whose solver writes a batch at once",
             code="STUDY_SOLVER_UNSUITABLE",
         )
-    if any(isinstance(shaper, BatchShaper) for shaper in shapers_of(recipe)):
+    if any(isinstance(shaper, BatchShaper) for shaper in recipe.shaping):
         yield Fault(
             "shaping",
             f"{recipe.method!r} zeroes entries of a batch's change by size: it is not a product R Q with a Q of "

@@ -24,18 +24,17 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
 from errata.benchmark.cell_files import (
-    LOCATE_THEN_EDIT,
     CellResult,
     CellSpec,
     add_notes,
@@ -63,7 +62,8 @@ from errata.benchmark.workers import PROGRESS
 from errata.editing.batch import BatchRecord
 from errata.editors.contract import Answerer, Edit, KnowledgeEditor
 from errata.editors.locate_then_edit import Editor
-from errata.errors import ErrataError, Fault, FaultsError, InputError, NonFiniteError
+from errata.editors.registry import EDITORS, LOCATE_THEN_EDIT, EditorKind, editor_named
+from errata.errors import ErrataError, Fault, FaultsError, NonFiniteError
 from errata.evaluation.perplexity import Perplexity, perplexity
 from errata.evaluation.recall import evaluate_facts
 from errata.facts.fact import Fact
@@ -288,23 +288,6 @@ class EditorRun:
         return seconds, sum(len(batch["facts"]) for batch in saved)
 
 
-@dataclass(frozen=True, slots=True)
-class EditorKind:
-    """How a cell makes an editor and loads its edits.
-
-    Attributes:
-        make: the editor of a model, from the cell's settings; raises InputError for invalid ones.
-        load: the inverse of ``Edit.save``.
-    """
-
-    make: Callable[[LanguageModel, Mapping[str, Any], Report], KnowledgeEditor]
-    load: Callable[[Path], Edit]
-
-
-EDITORS: Final[Mapping[str, EditorKind]] = {}
-"""Editors beside locate-then-edit, which stores its batches itself."""
-
-
 @dataclass(slots=True)
 class Cell:
     """A cell in progress."""
@@ -443,9 +426,7 @@ def open_cell(
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(bench / "grid.json", error) from error
     spec = spec.model_copy(update={"measures": measures})  # measurements may be added later
-    if spec.editor != LOCATE_THEN_EDIT and spec.editor not in editors:
-        known = ", ".join([LOCATE_THEN_EDIT, *editors])
-        raise InputError(f"there is no editor {spec.editor!r}", remedy=f"Known: {known}", code="EDITOR_UNKNOWN")
+    kind = editor_named(spec.editor, editors)
     data = read_data(bench / "material" / spec.material)
     entry = spec.model
     check_trusted([entry], trust_remote_code=trust_remote_code)
@@ -454,12 +435,12 @@ def open_cell(
     report("loading the model", 0, 1)
     model = load_model(entry.name, device=device, dtype=dtype, trust_remote_code=entry.trust_remote_code)
     backend: Backend
-    if spec.editor == LOCATE_THEN_EDIT:
+    if spec.editor == LOCATE_THEN_EDIT:  # it stores its batches in a run directory
         backend = _recorded_run(directory, spec, data, model, report)
     else:
         folder = directory / "edits"
         folder.mkdir(exist_ok=True)
-        kind, fingerprint = editors[spec.editor], model.fingerprint()
+        fingerprint = model.fingerprint()
         pin(bench, "weights", entry.name, fingerprint)
         if not (folder / "versions.json").is_file():
             write_text(folder / "versions.json", json.dumps(software_versions()) + "\n")

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 
@@ -18,13 +18,11 @@ from errata.benchmark.data import BenchmarkData, damaged, read_json
 from errata.benchmark.grid import DataEntry, Measures, ModelEntry
 from errata.benchmark.measurements import REQUIRED, Measurement, MeasurementResult, measurements_of
 from errata.editing.recipe import Recipe
+from errata.editors.registry import LOCATE_THEN_EDIT
 from errata.errors import InputError
 from errata.utils.files import write_text
 
 _BEFORE = "before.json"
-
-
-LOCATE_THEN_EDIT: Final = "locate_then_edit"
 
 
 class CellSpec(BaseModel):

@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeVar
 
 from errata.benchmark.campaign import Campaign, failure_of
 from errata.benchmark.cell_files import (
-    LOCATE_THEN_EDIT,
     CellSpec,
     answer_path,
     answered,
@@ -23,6 +22,7 @@ from errata.benchmark.cell_files import (
 from errata.benchmark.data import BenchmarkData, damaged, read_data, read_json
 from errata.benchmark.measurements import REQUIRED, MeasurementResult
 from errata.benchmark.sequence import weight_norm_summary
+from errata.editors.registry import LOCATE_THEN_EDIT
 from errata.errors import InputError
 from errata.evaluation.ability import summarise_others
 from errata.evaluation.free_running import FreeQuestion, expected_answer, free_questions

@@ -22,7 +22,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from errata.benchmark.sequence import EvaluationResult, EvaluationSet, measure, 
 from errata.editing.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.editing.preparation import Prepared, prepare
 from errata.editing.recipe import Recipe
+from errata.editing.solvers import SOLVERS
+from errata.editing.solvers.base import Candidate
 from errata.errors import ErrataError, InputError
 from errata.models.language_model import LanguageModel
 from errata.results.metrics import CONTROLS, Metric
@@ -44,24 +46,8 @@ from errata.utils.yaml import Dumper
 LEARNING_RATES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # of ‖h‖ / √d
 CLAMPS = (0.75, 1.5, 4.0)
 STEPS = 25
-RIDGES = (2.0, 1.0, 0.5, 0.2, 0.1)  # λ per column: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
-EQUALITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.01)  # ε per column; for one layer ε is what λ is in least squares
-THRESHOLDS = (
-    (0.8, 2.0),
-    (0.8, 1.0),
-    (0.8, 0.4),
-    (0.6, 1.0),
-)  # (share of directions, L2 in ordinary keys' energy there)
-LEAST_AGREEMENT = 0.5  # of a fact's bare and averaged key, for rome: an update is at most twice the intended one
-TRIES_OF_SOLVER = {
-    "null_space": len(THRESHOLDS),
-    "least_squares": len(RIDGES),
-    "neurons": len(RIDGES),
-    "equality": len(EQUALITIES),
-}
-# Starting values, which are also the defaults without a search.
+# The starting value, which is also the default without a search; see also ``Solver.start``.
 STARTING_RATE = 0.1
-STARTING_RIDGES = {"least_squares": ("λ", 1.0), "neurons": ("λ", 1.0), "equality": ("ε", 1.0)}
 
 
 def rate_try(rate: float) -> tuple[dict[str, Any], str]:
@@ -74,28 +60,10 @@ def clamp_try(clamp: float) -> tuple[dict[str, Any], str]:
     return {"target": {"clamp": clamp}}, f"{clamp:g} · ‖h‖"
 
 
-def null_space_told(threshold: float, l2: float) -> str:
-    """The same for a null space."""
-    return f"threshold {threshold:g} of the directions, L2 {l2:g} (in the energy of ordinary keys there)"
-
-
-def solver_tries(recipe: Recipe, columns: int) -> Iterator[tuple[dict[str, Any], str]]:
-    """The values to try for a recipe's solver."""
-    match recipe.solver.kind:
-        case "null_space":
-            for threshold, l2 in THRESHOLDS:
-                yield (
-                    {"solver": {"threshold": threshold, "l2": l2, "shares": True}},
-                    null_space_told(threshold, l2),
-                )
-        case "least_squares" | "neurons":
-            for ridge in RIDGES:
-                yield {"solver": {"ridge": ridge * columns}}, f"λ = {ridge:g} · columns = {ridge * columns:g}"
-        case "equality":
-            for ridge in EQUALITIES:
-                yield {"solver": {"ridge": ridge * columns}}, f"ε = {ridge:g} · columns = {ridge * columns:g}"
-        case _:
-            yield {}, "the solver has no parameter"
+def solver_tries(recipe: Recipe, columns: int) -> list[tuple[dict[str, Any], str]]:
+    """The same for the values to try for a recipe's solver."""
+    candidates = recipe.solver.candidates(columns)
+    return [({"solver": dict(one.values)} if one.values else {}, one.description) for one in candidates]
 
 
 def starting_recipe(
@@ -107,15 +75,6 @@ def starting_recipe(
         columns: of W.
     """
     choices = row.choices()
-    solver: dict[str, Any] = {}
-    match row.solver["kind"]:
-        case "null_space":
-            threshold, l2 = THRESHOLDS[0]
-            solver = {"threshold": threshold, "l2": l2, "shares": True}
-        case "rank_one" if row.solver["denominator"] == "bare":
-            solver = {"least_agreement": LEAST_AGREEMENT}
-        case kind if kind in STARTING_RIDGES:
-            solver = {"ridge": STARTING_RIDGES[kind][1] * columns} | ({"share": 1.0} if kind == "neurons" else {})
     rounds = {"rounds": {**row.rounds, "least": 0.0, "most": 1e9}} if row.rounds else {}
     return Recipe.model_validate(
         {
@@ -131,11 +90,15 @@ def starting_recipe(
                 "steps": STEPS,
                 "clamp": CLAMPS[0],
             },
-            "solver": {**choices["solver"], **solver},
+            "solver": {**choices["solver"], **_solver_start(row, columns).values},
             "statistics": dict(statistics),
             "batch_size": batch_size,
         }
     )
+
+
+def _solver_start(row: Method, columns: int) -> Candidate:
+    return SOLVERS[row.solver["kind"]].start(row.solver, columns)
 
 
 def laid_over(recipe: Recipe, change: Mapping[str, Any]) -> Recipe:
@@ -292,7 +255,7 @@ class RecipeSearch:
         columns = self.model.weight(recipe.layers[0]).shape[1]
         stages = (
             ("learning_rate", [rate_try(rate) for rate in LEARNING_RATES]),
-            ("solver", list(solver_tries(recipe, columns))),
+            ("solver", solver_tries(recipe, columns)),
             ("clamp", [clamp_try(clamp) for clamp in CLAMPS]),
         )
         self._left = sum(len(values) for _, values in stages) + MIDDLES
@@ -411,7 +374,7 @@ class RecipeSearch:
 
 def tries_at_most(row: Method) -> int:
     """Number of tries of a search with an empty journal."""
-    return len(LEARNING_RATES) + MIDDLES + TRIES_OF_SOLVER.get(row.solver["kind"], 1) + len(CLAMPS)
+    return len(LEARNING_RATES) + MIDDLES + len(SOLVERS[row.solver["kind"]].candidates(1)) + len(CLAMPS)
 
 
 def middles(results: Sequence[Try]) -> list[tuple[dict[str, Any], str]]:
@@ -448,25 +411,14 @@ def unsearched_recipe(
         "learning_rate": f"{STARTING_RATE:g} · ‖h‖/√d, not searched",
         "clamp": f"{CLAMPS[0]:g} · ‖h‖, as published for MEMIT; not searched",
     }
-    if row.solver["kind"] in STARTING_RIDGES:
-        letter, ridge = STARTING_RIDGES[row.solver["kind"]]
-        reasons["solver"] = f"{letter} = {ridge:g} · columns, not searched"
-    elif row.solver["kind"] == "null_space":
-        threshold, l2 = THRESHOLDS[0]
-        reasons["solver"] = f"{null_space_told(threshold, l2)}, not searched"
+    if description := _solver_start(row, columns).description:
+        reasons["solver"] = f"{description}, not searched"
     return SearchResult(recipe, reasons, (), complete=False)
 
 
 def unsearched_reasons(recipe: Recipe) -> dict[str, str]:
     """field -> reason for its value, for parameters that no search varies."""
-    reasons = {}
-    if recipe.solver.kind == "neurons":
-        reasons["share"] = f"{recipe.solver.share:g}, all neurons; not searched"
-    if recipe.solver.kind == "rank_one" and recipe.solver.least_agreement:
-        share = f"{recipe.solver.least_agreement:g}"
-        reasons["least_agreement"] = (
-            f"{share}, so that no fact is written more than {1 / float(share):g} times over; not searched"
-        )
+    reasons = {name: f"{value}; not searched" for name, value in recipe.solver.unsearched.items()}
     if recipe.rounds is not None:
         reasons["rounds"] = f"{recipe.rounds.count}, each for all facts; not searched"
     return reasons

@@ -76,7 +76,7 @@ class SequenceResult:
     @property
     def left_alone(self) -> list[Fact]:
         """Facts that needed no edit; see ``BatchRecord``."""
-        return [fact for batch in self.batches for fact in batch.left_alone]
+        return [fact for batch in self.batches for fact in batch.unwritten]
 
 
 def measure(
@@ -244,7 +244,7 @@ def run_recorded(
             run.log("done")
         rows = [] if before is None or after is None else _rows(run, before, after)
         patch = replace(editor.patch(), created=run.manifest.created)
-        left_alone = [fact for record in editor.records for fact in record.left_alone]
+        left_alone = [fact for record in editor.records for fact in record.unwritten]
         return RecordedResult(rows, patch, left_alone, notes, before, after)
 
 

@@ -30,8 +30,8 @@ from errata.cli.model_options import (
 )
 from errata.cli.recipe_options import automatic_recipe, comes_with_recipe, layers_of, read_recipe_for, show_notes
 from errata.cli.terminal import JsonOption, console, counted, progress, warn, write_json
+from errata.editing.contexts import ContextSettings
 from errata.editing.recipe import Recipe
-from errata.editing.recipe_settings import ContextSettings
 from errata.editing.schedules import SCHEDULES
 from errata.editors.locate_then_edit import Editor
 from errata.errors import Fault, FaultsError, InputError, collect_errors
@@ -291,7 +291,7 @@ def edit(
         else:
             editor = Editor(loaded, numbers, report=report)
             rows, patch, measured = [], editor.apply(fact_set), None
-            left_alone = [fact for record in editor.records for fact in record.left_alone]
+            left_alone = [fact for record in editor.records for fact in record.unwritten]
     finish(loaded, model, patch, rows, left_alone, examination, seed, out, json, measured)
 
 

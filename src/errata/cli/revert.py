@@ -104,8 +104,8 @@ def rebuild_stack(
         found = rebuild(loaded, stack, without, report=report)
     with new_directory(out) as partial:
         write_stack(found.stack, partial)
-    again = ", ".join(found.solved_again) or "nothing"
-    facts = sum(len(stacked.patch.facts) for stacked in found.stack.patches if stacked.name in found.solved_again)
+    again = ", ".join(found.edited_again) or "nothing"
+    facts = sum(len(stacked.patch.facts) for stacked in found.stack.patches if stacked.name in found.edited_again)
     echo(
         f"Wrote {out}: {counted(len(found.stack.patches), 'patch')}, {counted(len(found.stack.facts), 'fact')}. "
         f"Removed: {counted(len(found.removed), 'fact')}. Solved again: {again} ({counted(facts, 'fact')})."
@@ -113,7 +113,7 @@ def rebuild_stack(
     record = {
         **stack_record(found.stack),
         "removed": [f"{patch}/{fact.id}" for patch, fact in found.removed],
-        "solved_again": list(found.solved_again),
+        "solved_again": list(found.edited_again),
     }
     write_json(json, record)
 

@@ -30,7 +30,7 @@ class BatchRecord:
         terms: the changes of the weights, in order.
         targets: target layer -> the targets of the facts there.
         seconds: wall time of the batch.
-        left_alone: facts that were open in no round, so that nothing was written for them.
+        unwritten: facts for which nothing was written, because they were open in no round.
         keys: layer -> (d_in, u) float64, which later batches keep in place; empty without a history, and in the
             editor's own list, where the solvers hold them.
     """
@@ -40,7 +40,7 @@ class BatchRecord:
     terms: tuple[Term, ...]
     targets: dict[int, Targets]
     seconds: float
-    left_alone: tuple[Fact, ...] = ()
+    unwritten: tuple[Fact, ...] = ()
     keys: Mapping[int, Tensor] = field(default_factory=dict)
 
 
@@ -66,9 +66,9 @@ def write_group(
         NonFiniteError, EditError: the model may then hold some of the changes.
     """
     edits, recipe = context.model.edits, context.recipe
-    masking = [shaper for shaper in context.shapers if isinstance(shaper, BatchShaper)]
+    masking = [shaper for shaper in recipe.shaping if isinstance(shaper, BatchShaper)]
     layers = {step.layer for step in context.steps}
-    began = {layer: context.model.weight(layer).clone() for layer in layers if masking}
+    at_start = {layer: context.model.weight(layer).clone() for layer in layers if masking}
     start = edits.savepoint(layers if masking else ())
     targets: dict[int, LayerTarget] = {}
     found_before: dict[int, int] = {}  # target layer -> number of writes before it was found
@@ -96,7 +96,7 @@ def write_group(
                 edits.add([term])
                 terms.append(term)
     for shaper in masking:
-        terms = _masked(context, terms, began, start, shaper)
+        terms = _masked(context, terms, at_start, start, shaper)
     return WrittenGroup(terms, targets, frozenset(written))
 
 
@@ -142,7 +142,9 @@ def _solve(
     keys, bare = read_keys(context, texts, [layer])[layer]
     check_columns("key", keys, facts, layer)
     check_columns("residual", residuals, facts, layer)
-    change = solvers[layer].solve(keys, residuals.to(keys.device), bare if context.solver.uses_bare_keys else None)
+    change = solvers[layer].solve(
+        keys, residuals.to(keys.device), bare if context.recipe.solver.uses_bare_keys else None
+    )
     dtype = model.edits.sum_dtype
     left, right = change.left.to(model.device, dtype), change.right.to(model.device, dtype)
     check_columns("update", left, facts, layer)
@@ -151,18 +153,18 @@ def _solve(
 
 
 def _masked(
-    context: EditContext, terms: Sequence[Term], began: Mapping[int, Tensor], start: Savepoint, shaper: BatchShaper
+    context: EditContext, terms: Sequence[Term], at_start: Mapping[int, Tensor], start: Savepoint, shaper: BatchShaper
 ) -> list[Term]:
     """Replace the changes of a group by those of their entries that the shaper selects."""
     edits = context.model.edits
     edits.rollback(start)
     masked: list[Term] = []
     for layer in dict.fromkeys(term.layer for term in terms):
-        change = torch.zeros_like(began[layer], dtype=edits.sum_dtype)
+        change = torch.zeros_like(at_start[layer], dtype=edits.sum_dtype)
         for term in terms:
             if term.layer == layer:
                 term.add_to(change)
-        mask = shaper.mask(change, began[layer])
+        mask = shaper.mask(change, at_start[layer])
         # On the CPU: values and mask are as large as W for every batch, and are used again only when a change is undone
         # or left out for a while.
         masked.append(SparseTerm(layer, change[mask].cpu(), mask.cpu()))

@@ -1,30 +1,60 @@
 """The contexts in which keys and targets are found: the bare prompt, prompts after short generated prefixes, and
 prompts in the model's chat template.
 
-A context is a text. One that holds ``{}`` is a frame: the prompt stands in that place. Any other is a prefix; a prefix
-holds no braces.
+A context is a text. A context that contains ``{}`` is a frame; the prompt replaces ``{}``. Any other context is a
+prefix, which contains no braces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Final
+from typing import Annotated, Final, Literal, TypeAlias
 
 import torch
+from pydantic import Field, StrictBool, StrictInt, field_validator
 from transformers import PreTrainedTokenizerBase
 
-from errata.editing.recipe_settings import ContextSettings
+from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.generation import generate
 from errata.models.language_model import LanguageModel
 from errata.models.prompts import Pair, chat_frame, encode, subject_token
+from errata.utils.settings import Settings
 
 # Put before a bare prompt whose first token would be the subject's last. A line break, since that is text in any
 # language; a special token will not do (after SmolLM2's <|im_start|> the next token is still an attention sink).
 NEUTRAL = "\n"
 
-FRAMED: Final = "{}"
+# The place of the prompt in a frame. The second is for frames whose text before the prompt contains the first.
+_SLOT: Final = "{}"
+_OTHER_SLOT: Final = "{errata: prompt}"
+
+Average: TypeAlias = Literal["halves", "mean", "bare"]
+
+
+class ContextSettings(Settings):
+    """The short prefixes put before prompts when keys and targets are computed.
+
+    ``halves`` is ½ of the bare prompt and ½ of the mean over prefixes; ``mean`` counts the bare prompt as one of them.
+    """
+
+    chat: StrictBool = Field(False, description="whether prompts are also put into the model's own chat template")
+    openers: tuple[str, ...] = Field(("The", "Therefore", "Because", "I", "You"), description="how prefixes begin")
+    per_opener: StrictInt = Field(1, ge=0, description="prefixes generated from each opener at each length")
+    tokens: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field(
+        (10,), min_length=1, description="lengths of prefixes in tokens, opener included"
+    )
+    top_k: StrictInt = Field(5, ge=1, description="sampling among this many tokens")
+    seed: StrictInt = Field(0, ge=0, lt=2**63, description="of the generator that samples them")
+    keys: Average = Field("halves", description="how keys are averaged over contexts")
+    states: Average = Field("bare", description="how h is averaged over contexts")
+    targets: Literal["all", "bare"] = Field("all", description="in which contexts targets are searched")
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _one_length(cls, tokens: object) -> object:
+        return (tokens,) if isinstance(tokens, int) else tokens
 
 
 def generate_prefixes(model: LanguageModel, settings: ContextSettings) -> tuple[str, ...]:
@@ -37,7 +67,7 @@ def generate_prefixes(model: LanguageModel, settings: ContextSettings) -> tuple[
     Raises:
         InputError: if the settings include the chat template and it cannot be used.
     """
-    frames = [FRAMED.join(chat_frame(model.tokenizer))] if settings.chat else []
+    frames = [frame(*chat_frame(model.tokenizer))] if settings.chat else []
     generator = torch.Generator().manual_seed(settings.seed)
     prefixes: list[str] = []
     for tokens, opener in product(settings.tokens, settings.openers):
@@ -53,16 +83,35 @@ def generate_prefixes(model: LanguageModel, settings: ContextSettings) -> tuple[
     return (*prefixes, *frames)
 
 
+def frame(before: str, after: str) -> str:
+    """The context that puts a prompt between two texts.
+
+    Raises:
+        InputError: if the first text contains ``_OTHER_SLOT``.
+    """
+    slot = _OTHER_SLOT if _SLOT in before or _OTHER_SLOT in after else _SLOT
+    if _OTHER_SLOT in before:
+        raise InputError(
+            f"the chat template contains {_OTHER_SLOT!r} before the message",
+            remedy="Use plain text, or correct the template",
+            code="CHAT_TEMPLATE_UNUSABLE",
+        )
+    return before + slot + after
+
+
+def _around(context: str) -> tuple[str, str] | None:
+    """The texts of a frame before and after the prompt; None for a prefix."""
+    before, slot, after = context.partition(_OTHER_SLOT if _OTHER_SLOT in context else _SLOT)
+    return (before, after) if slot else None
+
+
 def in_context(context: str, text: str, lead: str = "") -> tuple[str, int]:
     """``text`` in a context ("" is the bare prompt), and the number of characters before it.
 
     Args:
         lead: text before the bare prompt; see ``neutral_leads``.
     """
-    if FRAMED in context:
-        before, after = context.split(FRAMED, 1)
-    else:
-        before, after = f"{context}. " if context else lead, ""
+    before, after = _around(context) or (f"{context}. " if context else lead, "")
     return before + text + after, len(before)
 
 
@@ -72,7 +121,7 @@ def target_in(context: str, fact: Fact, lead: str = "") -> Pair:
     A fact's own joiner is for its prompt, not for the end of a frame.
     """
     text, _ = in_context(context, fact.text, lead)
-    return (text, fact.target) if FRAMED in context else fact.pair(fact.target, text)
+    return (text, fact.target) if _around(context) else fact.pair(fact.target, text)
 
 
 def begin_texts(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[bool]:

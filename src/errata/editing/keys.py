@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.editing.contexts import subject_rows
+from errata.editing.contexts import Average, subject_rows
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
-
-Average: TypeAlias = Literal["halves", "mean", "bare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,33 +66,3 @@ class SubjectTexts:
                 mean = 0.5 * bare + 0.5 * per_fact[:, 1:].mean(1).T
             found[layer] = (mean, bare)
         return found
-
-
-def mean_keys(
-    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, average: Average = "halves"
-) -> Float[Tensor, "d_in u"]:
-    """The averaged keys of one layer on the current weights, (d_in, facts) in float64; see ``SubjectTexts.read``."""
-    return keys_and_bare(model, facts, prefixes, [layer], average)[layer][0]
-
-
-def keys_and_bare(
-    model: LanguageModel,
-    facts: Sequence[Fact],
-    prefixes: Sequence[str],
-    layers: Sequence[int],
-    average: Average = "halves",
-) -> dict[int, tuple[Float[Tensor, "d_in u"], Float[Tensor, "d_in u"]]]:
-    """Layer -> averaged keys and keys of the bare prompts; see ``SubjectTexts.read``."""
-    return SubjectTexts.tokenise(model, facts, prefixes).read(Site.KEY, layers, average)
-
-
-def current_states(
-    model: LanguageModel,
-    facts: Sequence[Fact],
-    layer: int,
-    site: Site,
-    prefixes: Sequence[str] = (),
-    average: Average = "bare",
-) -> Float[Tensor, "d_out u"]:
-    """h at the site on the current weights, (d_out, facts) in float64; see ``SubjectTexts.read``."""
-    return SubjectTexts.tokenise(model, facts, prefixes).read(site, [layer], average)[layer][0]

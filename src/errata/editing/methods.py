@@ -1,6 +1,6 @@
 """One row per published method: its paper and its five choices (where, target, schedule, solver, shaping).
 
-``+blue`` after any row's name selects the row with the ``boundary`` schedule instead of its own. A row holds what makes
+``+blue`` after a method's name replaces its schedule by ``boundary``. A row holds what makes
 the method what it is; the numbers that depend on the model are in recipes.
 """
 
@@ -44,7 +44,7 @@ class Method:
         name: what ``--method`` takes.
         title: one line for people.
         paper: where it was published.
-        site: ``block`` or ``mlp``: where the target vector lives. Families with a norm behind the MLP always use
+        site: ``block`` or ``mlp``: where the target vector lives. Families with a norm after the MLP always use
             ``mlp`` (methods.md, section 1).
         schedule: which layers are written towards which target.
         solver: how keys and residuals become a weight change.
@@ -174,7 +174,7 @@ METHODS: tuple[Method, ...] = (
     replace(
         _MEMIT,
         name="rect",
-        title="memit, of whose change only the relatively largest entries stay",
+        title="memit; of each change only the relatively largest entries stay",
         paper="Gu et al. 2024, Model Editing Harms General Abilities of Large Language Models: Regularization to the "
         "Rescue (EMNLP 2024), arXiv:2401.04700",
         shaping=({"kind": "rect", "share": 0.4},),
@@ -187,14 +187,14 @@ METHODS: tuple[Method, ...] = (
     replace(
         _MEMIT,
         name="prune",
-        title="memit, of whose whole change the largest singular values are pressed down",
+        title="memit; the largest singular values of the total change are reduced",
         paper="Ma et al. 2025, Perturbation-Restrained Sequential Model Editing (ICLR 2025), arXiv:2405.16821",
         shaping=({"kind": "prune"},),
         deviations=(
             *_EVERYWHERE,
-            "The pruned change takes the place of the change, as in the authors' code; the code behind the AlphaEdit "
-            "and BLUE papers' tables adds it to the edited weights (--as-published).",
-            "Evaluated and saved is a pruned copy, after every batch if asked for; editing goes on from the unpruned "
+            "The pruned change replaces the change, as in the authors' code; the code of the AlphaEdit and BLUE "
+            "papers' tables adds it to the edited weights (--as-published).",
+            "A pruned copy is evaluated and saved (optionally after every batch); editing continues from the unpruned "
             "weights.",
         ),
     ),
@@ -224,15 +224,16 @@ METHODS: tuple[Method, ...] = (
 
 
 def published_faults(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``--as-published`` changes, to reproduce faults of published code that published numbers depend on.
+    """The changes made by ``--as-published``, which reproduces known bugs of published code that published numbers
+    depend on.
 
-    It goes by what is run and not by a row's name: a schedule or a shaping may be chosen for any row.
+    They depend on the sections and not on a row's name: a schedule or a shaping may be chosen for any row.
 
     Args:
-        sections: of a recipe, or what ``Method.choices`` gives.
+        sections: of a recipe, or those of ``Method.choices``.
 
     Returns:
-        The sections that change, with what changes in them; nothing if no fault is in what is run.
+        The changes, section by section; empty if the sections reproduce no such bug.
     """
     changes: dict[str, Any] = {}
     if sections["schedule"] == "boundary":  # a cache of targets that a run on other weights has filled
@@ -245,20 +246,23 @@ def published_faults(sections: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
+METHOD_NAMES: tuple[str, ...] = (
+    *(method.name for method in METHODS),
+    *(f"{method.name}{BOUNDARY_SUFFIX}" for method in METHODS),
+)
+
+
 def method_named(name: str) -> Method:
     """The row of ``name``, which may end in ``+blue``.
 
     Raises:
         InputError: if there is no such row; offers the nearest.
     """
-    base = name.removesuffix(BOUNDARY_SUFFIX)
-    known = {method.name: method for method in METHODS}
-    if base not in known:
-        names = [*known, *(f"{key}{BOUNDARY_SUFFIX}" for key in known)]
-        parts = name.split("+")
-        wanted = "+".join(sorted(parts, key=lambda part: part == "blue"))  # 'blue+memit' has its parts the wrong way
-        hint = did_you_mean(wanted, names)
+    if name not in METHOD_NAMES:
+        wanted = "+".join(sorted(name.split("+"), key=lambda part: part == "blue"))  # 'blue+memit' is the wrong order
+        hint = did_you_mean(wanted, METHOD_NAMES)
         raise InputError(
-            f"there is no method {name!r}", remedy=f"{hint}Known: {', '.join(names)}", code="METHOD_UNKNOWN"
+            f"there is no method {name!r}", remedy=f"{hint}Known: {', '.join(METHOD_NAMES)}", code="METHOD_UNKNOWN"
         )
-    return known[base] if base == name else known[base].with_blue()
+    row = next(method for method in METHODS if method.name == name.removesuffix(BOUNDARY_SUFFIX))
+    return row if name == row.name else row.with_blue()

@@ -12,9 +12,7 @@ from torch import Tensor
 from errata.editing.contexts import generate_prefixes
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import Step
-from errata.editing.shaping import Shaper, make_shaper
-from errata.editing.solvers import make_solver
-from errata.editing.solvers.base import LayerSolver, Solver
+from errata.editing.solvers.base import LayerSolver
 from errata.models.language_model import LanguageModel, Site
 from errata.statistics.store import moments_for, packaged_moments
 from errata.utils.progress import Report, counter, silent
@@ -40,19 +38,19 @@ class EditContext:
     """The model and the settings of a run, the same for all its batches.
 
     Attributes:
-        site: where targets live.
-        steps: of the schedule.
         prefixes: the contexts.
+        steps: of the schedule.
     """
 
     model: LanguageModel
     recipe: Recipe
-    site: Site
-    steps: Sequence[Step]
     prefixes: Sequence[str]
-    shapers: Sequence[Shaper]
-    solver: Solver
+    steps: Sequence[Step]
     report: Report = silent
+
+    @property
+    def site(self) -> Site:
+        return target_site(self.model, self.recipe.site)
 
 
 def prepare(
@@ -75,18 +73,15 @@ def prepare(
     model.check_layers(list(dict.fromkeys([*recipe.layers, *layers])))
     fingerprint = model.fingerprint()
     prefixes = generate_prefixes(model, recipe.contexts)
-    solver, means = solver_of(recipe), _means(model, recipe, layers, cache, report)
-    return Prepared(fingerprint, prefixes, {layer: solver.prepare(means[layer]) for layer in layers})
+    means = _means(model, recipe, layers, cache, report)
+    return Prepared(fingerprint, prefixes, {layer: recipe.solver.prepare(means[layer]) for layer in layers})
 
 
-def solver_of(recipe: Recipe) -> Solver:
-    """The recipe's solver with its settings."""
-    return make_solver(recipe.solver.kind, recipe.solver.model_dump(exclude={"kind"}))
-
-
-def shapers_of(recipe: Recipe) -> list[Shaper]:
-    """The recipe's shapers, in order."""
-    return [make_shaper(entry.kind, entry.model_dump(exclude={"kind"})) for entry in recipe.shaping]
+def target_site(model: LanguageModel, site: str) -> Site:
+    """Where targets live: as the recipe says, but with a norm after the MLP at W's output, since only there adding R
+    moves it by R.
+    """
+    return Site.MLP if model.architecture.norm_after_mlp else Site(site)
 
 
 def solve_device(model: LanguageModel) -> torch.device:

@@ -6,29 +6,43 @@ under ``methods``: first the row's own entry, then the one with ``+blue`` (``rec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import yaml
-from pydantic import Field, StrictInt, ValidationError, field_validator, model_validator
+from pydantic import Field, StrictInt, ValidationError, ValidationInfo, field_validator, model_validator
 
-from errata.editing.methods import BOUNDARY_SUFFIX, method_named, published_faults
-from errata.editing.recipe_files import RecipeFile, merge, parse_file, read_file, shipped_for
-from errata.editing.recipe_settings import (
-    AnyTargetSettings,
-    ContextSettings,
-    RoundSettings,
-    ShapingSettings,
-    fault_of,
-    path_of,
-)
-from errata.editing.solvers import AnySolverSettings
+from errata.editing.contexts import ContextSettings
+from errata.editing.methods import BOUNDARY_SUFFIX, METHOD_NAMES, method_named, published_faults
+from errata.editing.recipe_files import RecipeFile, merge, parse_file, place_of, read_file, shipped_for
+from errata.editing.schedules import SCHEDULES, ScheduleName
+from errata.editing.shaping import SHAPERS, AnyShaper, BatchShaper, RunShaper
+from errata.editing.solvers import SOLVERS, AnySolver
+from errata.editing.target_loss import TARGETS, AnyTarget
 from errata.errors import Fault, FaultsError, InputError
 from errata.statistics.settings import NAMED_CORPORA, StatisticsSettings
-from errata.utils.settings import Settings
+from errata.utils.settings import NotNegative, Positive, Settings
+from errata.utils.text import did_you_mean
 from errata.utils.yaml import Dumper, KeyPath, line_of
+
+_MISSING: Final = "RECIPE_KEY_MISSING"
+
+
+class RoundSettings(Settings):
+    """The steps of a batch are repeated, each time for the facts that are still open."""
+
+    count: StrictInt = Field(ge=1, description="rounds")
+    least: NotNegative = Field(description="α: a fact is open while ‖z − h‖ is larger than this")
+    most: Positive = Field(description="and smaller than this")
+
+    @field_validator("most")
+    @classmethod
+    def _above_least(cls, most: float, info: ValidationInfo) -> float:
+        if most <= info.data.get("least", 0.0):  # no fact could be open, so nothing would be written
+            raise ValueError("'most' must be larger than 'least'")
+        return most
 
 
 class Recipe(Settings):
@@ -38,14 +52,14 @@ class Recipe(Settings):
     method: str = Field(description="a row of `errata methods`, with or without +blue")
     layers: tuple[StrictInt, ...] = Field(min_length=1, description="critical layers, ascending, counted from 0")
     site: Literal["block", "mlp"] = Field(description="where targets live")
-    schedule: Literal["even", "sqrt", "boundary", "own", "single", "replay"] = Field(
-        description="which layers get which share"
-    )
-    target: AnyTargetSettings
+    schedule: ScheduleName = Field(description="which layers get which share")
+    target: AnyTarget
     contexts: ContextSettings = ContextSettings()
-    solver: AnySolverSettings
-    shaping: tuple[ShapingSettings, ...] = Field((), description="what is done beside solving")
-    rounds: RoundSettings | None = Field(None, description="several passes over a batch; none is one for all facts")
+    solver: AnySolver
+    shaping: tuple[AnyShaper, ...] = Field((), description="what is done beside solving")
+    rounds: RoundSettings | None = Field(
+        None, description="number of passes over a batch; by default one pass with all facts"
+    )
     statistics: StatisticsSettings
     batch_size: StrictInt = Field(25, ge=1, description="facts that are solved together")
     source: str = Field("", description="where the numbers are from")
@@ -88,8 +102,7 @@ class Recipe(Settings):
         try:
             return Recipe.model_validate({**self.model_dump(), **choices, **source})
         except ValidationError as error:
-            found = [fault_of("the recipe", item, Recipe.model_fields) for item in error.errors()]
-            faults = [replace(fault, where=fault.where.removesuffix(": ")) for fault in found]
+            faults = [fault_at("the recipe", item)[1] for item in error.errors()]
             raise FaultsError(f"{self.method} with {', '.join(choices)} of your choice", faults) from error
 
     def as_published(self) -> Recipe:
@@ -157,39 +170,78 @@ def shipped_recipe(model: str, method: str, *, as_published: bool = False) -> Re
 
 
 def parse_recipe(text: str, method: str, *, source: str, as_published: bool = False) -> Recipe:
-    """As ``read_recipe``, from the text itself; ``source`` is what messages call it."""
+    """As ``read_recipe``, from the text itself; ``source`` is its name in messages."""
     return _recipe_from(parse_file(text, source), method, as_published=as_published)
 
 
 def _recipe_from(file: RecipeFile, method: str, *, as_published: bool) -> Recipe:
-    merged, faults = file.merged(method), file.faults()
-    try:
-        recipe = Recipe.model_validate(merged)
-    except ValidationError as error:
-        for item in error.errors():
-            fault = fault_of(file.source, item, Recipe.model_fields)
-            faults.append(replace(fault, line=file.line(method, tuple(path_of(item)))))
-        raise FaultsError(f"the recipe {file.source} for {method}", faults) from error
-    if faults:
-        raise FaultsError(f"the recipe {file.source}", faults)
+    recipe, found = _validated(file, method)
+    faults = [*file.faults(), *(replace(fault, line=file.line(method, path)) for path, fault in found)]
+    if recipe is None or faults:
+        raise FaultsError(f"the recipe {file.source} for {method}", faults)
     return recipe.as_published() if as_published else recipe
+
+
+def _validated(file: RecipeFile, method: str) -> tuple[Recipe | None, list[tuple[KeyPath, Fault]]]:
+    """The recipe for a method, or else its faults, each with its path in the recipe."""
+    try:
+        return Recipe.model_validate(file.merged(method)), []
+    except ValidationError as error:
+        return None, [fault_at(file.source, item) for item in error.errors()]
+
+
+# Sections by their names, and by the kinds by which pydantic names them in its errors.
+_KINDS: Mapping[str, type[Settings]] = {**SOLVERS, **TARGETS, **SHAPERS}
+_SECTIONS: Mapping[str, type[Settings]] = {
+    "contexts": ContextSettings,
+    "statistics": StatisticsSettings,
+    "rounds": RoundSettings,
+    **_KINDS,
+}
+
+
+def fault_at(source: str, item: Any) -> tuple[KeyPath, Fault]:
+    """The path in a recipe of one of pydantic's errors, and the error in our words."""
+    path = tuple(part for index, part in enumerate(item["loc"]) if index == 0 or part not in _KINDS)
+    where = place_of(source, path)
+    got = f"Got {item.get('input')!r:.200}"
+    match item["type"]:
+        case "value_error":  # one of our own checks, whose message is a sentence
+            what, remedy, code = (
+                str(item["ctx"]["error"]),
+                got if path else "Change one of them",
+                "RECIPE_CONTRADICTION",
+            )
+        case "extra_forbidden":
+            section = _SECTIONS.get(str(item["loc"][-2])) if len(item["loc"]) > 1 else None
+            known = list(section.model_fields) if section else [*Recipe.model_fields, "methods", "also"]
+            hint = did_you_mean(str(path[-1]), known, cutoff=0.5)
+            what, remedy, code = "unknown key", f"{hint}Known here: {', '.join(known)}", "RECIPE_KEY_UNKNOWN"
+        case kind:
+            what = item["msg"][0].lower() + item["msg"][1:]
+            remedy, code = ("Add this key", _MISSING) if kind == "missing" else (got, "RECIPE_VALUE_INVALID")
+    return path, Fault(where, what, remedy, code=code)
 
 
 def _contradictions(recipe: Recipe) -> Iterator[str]:
     """Combinations of choices that mean nothing, each with its reason."""
-    kinds = [shaper.kind for shaper in recipe.shaping]
-    if recipe.schedule == "single" and len(recipe.layers) != 1:
-        yield f"the schedule 'single' writes one layer, got {list(recipe.layers)}"
-    if recipe.schedule == "replay" and len(recipe.layers) == 1:
-        yield "the schedule 'replay' carries the first layer's target to later ones, got one layer; take 'single'"
+    try:
+        SCHEDULES[recipe.schedule](recipe.layers)
+    except ValueError as error:
+        yield str(error)
     if recipe.schedule == "replay" and recipe.target.weights == "original":
         yield "the schedule 'replay' reads later targets off the current weights, so its first one is found on them too"
-    if recipe.target.kind == "joint" and recipe.site != "mlp":
-        yield "the target 'joint' is searched at the MLP's output, so site must be 'mlp'"
+    yield from recipe.target.contradictions(recipe.site)
+    kinds = [shaper.kind for shaper in recipe.shaping]
     if len(set(kinds)) < len(kinds):
         yield f"duplicate shaping: {', '.join(kinds)}"
-    if {"rect", "prune"} <= set(kinds):
-        yield "'rect' makes each batch's change sparse and 'prune' the whole run's change dense again: take one of them"
+    masking = [shaper.kind for shaper in recipe.shaping if isinstance(shaper, BatchShaper)]
+    dense = [shaper.kind for shaper in recipe.shaping if isinstance(shaper, RunShaper)]
+    if masking and dense:
+        yield (
+            f"{masking[0]!r} makes each batch's change sparse and {dense[0]!r} the whole run's change dense again: "
+            "take one of them"
+        )
     yield from recipe.solver.contradictions(rounds=recipe.rounds is not None)
 
 
@@ -211,81 +263,33 @@ def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]
         raise InputError(
             f"{path} names no method to check it for", remedy="Name one with --method", code="RECIPE_WITHOUT_METHOD"
         )
-    faults = [*file.faults(), *_method_faults(file, [name for name in names if _is_method(name)])]
+    known = [name for name in names if name in METHOD_NAMES]
+    faults = [*file.faults(), *_method_faults(file, known)]
     if faults:
         raise FaultsError(f"the recipe {path}", faults)
     return names
 
 
-def _is_method(name: str) -> bool:
-    try:
-        method_named(name)
-    except InputError:
-        return False
-    return True
-
-
-def _method_faults(file: RecipeFile, names: Sequence[str]) -> list[Fault]:
+def _method_faults(file: RecipeFile, names: Sequence[str]) -> Iterator[Fault]:
     """The faults of the recipes for these methods.
 
-    What stands in the file is told where it stands. What stands nowhere (a missing key, a contradiction) is told of the
-    whole file if all that it names suffer from it, else of each method that does, but not of ``+blue`` beside its base.
+    Faults of a key are reported at that key. Others (a missing key, a contradiction) are reported once for the file if
+    all methods have them, else for each method, but not for ``+blue`` if its base has it too.
     """
-    placed: dict[tuple[str, str], Fault] = {}
-    nowhere: dict[Fault, list[str]] = {}
+    found: dict[tuple[Any, ...], tuple[Fault, list[str]]] = {}
     for name in names:
-        for item in _errors(file, name):
-            fault = fault_of(file.source, item, Recipe.model_fields)
-            path = path_of(item)
-            if (place := _place(file, name, path, missing=item["type"] == "missing")) is not None:
-                where = ".".join(str(part) for part in place)
-                found = Fault(
-                    f"{file.source}: {where}", fault.what, fault.remedy, line_of(file.lines, place), code=fault.code
-                )
-                placed.setdefault((found.where, found.what), found)
-            else:
-                nowhere.setdefault(fault, []).append(name)
+        for path, fault in _validated(file, name)[1]:
+            section = file.section_with(name, path) if path and fault.code != _MISSING else None
+            found.setdefault((section is None, section, path, fault.what), (fault, []))[1].append(name)
     named = [name for name in names if name in file.names] or names
-    return [*placed.values(), *(told for fault, whose in nowhere.items() for told in _told(file, fault, whose, named))]
-
-
-def _errors(file: RecipeFile, name: str) -> Sequence[Any]:
-    try:
-        Recipe.model_validate(file.merged(name))
-    except ValidationError as error:
-        return error.errors()
-    return ()
-
-
-def _told(file: RecipeFile, fault: Fault, whose: Sequence[str], names: Sequence[str]) -> Iterable[Fault]:
-    path = fault.where.removeprefix(f"{file.source}: ")
-    if set(names) <= set(whose):
-        line = line_of(file.lines, tuple(path.split(".")))
-        yield Fault(f"{file.source}: {path}" if path else file.source, fault.what, fault.remedy, line, code=fault.code)
-        return
-    for name in whose:
-        base = name.removesuffix(BOUNDARY_SUFFIX)
-        if base == name or base not in whose:
-            where = ".".join(part for part in ("methods", name, path) if part)
-            line = line_of(file.lines, ("methods", name, *path.split(".")))
-            yield Fault(f"{file.source}: {where}", fault.what, fault.remedy, line, code=fault.code)
-
-
-def _place(file: RecipeFile, name: str, path: Sequence[Any], *, missing: bool) -> KeyPath | None:
-    """The last place in the file that says what counts for the method at ``path``; None if no place does."""
-    if missing or not path:
-        return None
-    for place, layer in reversed(file.layers(name)):
-        if _holds(layer, path):
-            return (*place, *path)
-    return None
-
-
-def _holds(value: Any, path: Sequence[Any]) -> bool:
-    for part in path:
-        if not isinstance(value, Mapping):
-            return True  # a list or a plain value, which is taken from here as a whole
-        if part not in value:
-            return False
-        value = value[part]
-    return True
+    for (_, section, path, _), (fault, having) in sorted(found.items(), key=lambda entry: entry[0][0]):
+        if section is not None:
+            sections: list[KeyPath] = [section]
+        elif set(named) <= set(having):
+            sections = [()]
+        else:
+            also = {f"{name}{BOUNDARY_SUFFIX}" for name in having}
+            sections = [("methods", name) for name in having if name not in also]
+        for each in sections:
+            place = (*each, *path)
+            yield replace(fault, where=place_of(file.source, place), line=line_of(file.lines, place))

@@ -1,6 +1,6 @@
-"""Recipe files: what a YAML file says for which method, and the files that come with errata with the names they go by.
+"""Recipe files: reading them, merging their sections for a method, and finding the shipped ones.
 
-What the keys mean is ``recipe``'s business; here they are laid over one another.
+The keys of a recipe are defined in ``recipe``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class RecipeFile:
     """A file as it was read: a YAML mapping whose ``methods``, if there are any, are a mapping too.
 
     Attributes:
-        source: what messages call it.
+        source: its name in messages.
         data: its content.
         lines: of its keys.
     """
@@ -60,19 +60,33 @@ class RecipeFile:
 
     @property
     def shape(self) -> Mapping[str, Any]:
-        """What the configuration of a model says to which its numbers apply by any name; empty: by name only."""
+        """The entries of a model's configuration that identify it under any name; empty: by name only."""
         return self.data.get("shape") or {}
 
-    def layers(self, method: str) -> list[tuple[KeyPath, Mapping[Any, Any]]]:
-        """What counts for a method, the later the more, each with the place in the file where it stands."""
+    def sections(self, method: str) -> list[tuple[KeyPath, Mapping[Any, Any]]]:
+        """The sections that apply to a method, in increasing priority, each with its path in the file."""
         common = {key: value for key, value in self.data.items() if key not in FILE_KEYS}
         names = dict.fromkeys((method.removesuffix(BOUNDARY_SUFFIX), method))
         entries = [(("methods", name), self.entries.get(name)) for name in names]
         return [((), common), *((place, entry) for place, entry in entries if isinstance(entry, Mapping))]
 
+    def section_with(self, method: str, path: KeyPath) -> KeyPath | None:
+        """The path in the file of the section that decides a method's value at ``path``; None if no section has one."""
+        for place, section in reversed(self.sections(method)):
+            value: Any = section
+            for part in path:
+                if not isinstance(value, Mapping):
+                    return place  # a list or a plain value, which is used from here as a whole
+                if part not in value:
+                    break
+                value = value[part]
+            else:
+                return place
+        return None
+
     def line(self, method: str, path: KeyPath) -> int | None:
-        """The line of what counts for a method at ``path``, or else of the innermost section that would hold it."""
-        places = [place for place, _ in reversed(self.layers(method))]
+        """The line of a method's value at ``path``, or else of the innermost section that would hold it."""
+        places = [place for place, _ in reversed(self.sections(method))]
         for end in range(len(path), 0, -1):
             for place in places:
                 if (line := self.lines.get((*place, *path[:end]))) is not None:
@@ -94,55 +108,43 @@ class RecipeFile:
                 code="RECIPE_OF_OTHER_METHOD",
             )
         merged: dict[Any, Any] = row.choices()
-        for _, layer in self.layers(method):
-            merged = merge(merged, layer)
+        for _, section in self.sections(method):
+            merged = merge(merged, section)
         if method.endswith(BOUNDARY_SUFFIX):
             merged["schedule"] = row.schedule
         merged["method"] = method
         return merged
 
     def faults(self) -> list[Fault]:
-        """What is wrong with the file's own keys, whichever method is asked for."""
-        found = []
-        named = [(f"methods.{name}", name) for name in self.entries]
-        for place, name in [*named, *([("method", self.data["method"])] if "method" in self.data else [])]:
+        """The faults of the file's own keys, the same for every method."""
+        found: list[Fault] = []
+
+        def fault(path: KeyPath, what: str, remedy: str, code: str) -> None:
+            found.append(Fault(place_of(self.source, path), what, remedy, line_of(self.lines, path), code=code))
+
+        named: list[tuple[KeyPath, Any]] = [(("methods", name), name) for name in self.entries]
+        if "method" in self.data:
+            named.append((("method",), self.data["method"]))
+        for path, name in named:
             try:
                 method_named(str(name))
             except InputError as error:
-                line = line_of(self.lines, ("methods", name) if place != "method" else ("method",))
-                found.append(Fault(f"{self.source}: {place}", error.what, error.remedy, line, code=error.code))
+                fault(path, error.what, error.remedy, error.code)
         for name, entry in self.entries.items():
             if entry is not None and not isinstance(entry, Mapping):
-                place = f"{self.source}: methods.{name}"
-                line = line_of(self.lines, ("methods", name))
-                found.append(
-                    Fault(place, "is no mapping", "Write 'memit: {solver: {...}}'", line, code="RECIPE_NOT_MAPPING")
-                )
+                fault(("methods", name), "is no mapping", "Write 'memit: {solver: {...}}'", "RECIPE_NOT_MAPPING")
         also = self.data.get("also")
         if also is not None and not (isinstance(also, list) and all(isinstance(name, str) for name in also)):
-            line = line_of(self.lines, ("also",))
-            found.append(
-                Fault(
-                    f"{self.source}: also",
-                    "is no list of models' names",
-                    f"Got {also!r:.200}",
-                    line,
-                    code="RECIPE_VALUE_INVALID",
-                )
-            )
+            fault(("also",), "is no list of models' names", f"Got {also!r:.200}", "RECIPE_VALUE_INVALID")
         shape = self.data.get("shape")
         if shape is not None and not (isinstance(shape, dict) and shape):
-            line = line_of(self.lines, ("shape",))
-            found.append(
-                Fault(
-                    f"{self.source}: shape",
-                    "is no mapping",
-                    "Write '{num_hidden_layers: 30, …}'",
-                    line,
-                    code="RECIPE_NOT_MAPPING",
-                )
-            )
+            fault(("shape",), "is no mapping", "Write '{num_hidden_layers: 30, …}'", "RECIPE_NOT_MAPPING")
         return found
+
+
+def place_of(source: str, path: KeyPath) -> str:
+    """A key of a file in words; the file itself for an empty path."""
+    return f"{source}: {'.'.join(map(str, path))}" if path else source
 
 
 def merge(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -157,7 +159,7 @@ def merge(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def parse_file(text: str, source: str) -> RecipeFile:
-    """A file's text; ``source`` is what messages call it.
+    """A file's text; ``source`` is its name in messages.
 
     Raises:
         InputError: if it is no YAML, no mapping, or its ``methods`` are none.
@@ -194,7 +196,7 @@ def read_file(path: str | Path) -> RecipeFile:
 
 
 def shipped_names() -> tuple[str, ...]:
-    """The models that a file comes with errata for."""
+    """The names of the recipe files that come with errata, each for one model."""
     folder = resources.files("errata") / "recipes"
     names = (entry.name for entry in folder.iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
@@ -217,7 +219,7 @@ def shipped_file(model: str) -> RecipeFile:
     raise InputError(
         f"no recipe comes with errata for {model!r} (there is: {', '.join(names)})",
         remedy=f"{hint}`errata recipe auto --model {model} --minutes 0 --out recipe.yaml` writes one in seconds, for "
-        "--recipe recipe.yaml; `errata edit` without --recipe chooses layers and settings by itself",
+        "--recipe recipe.yaml; `errata edit` without --recipe chooses layers and settings automatically",
         code="RECIPE_MISSING",
     )
 
@@ -236,10 +238,10 @@ def shipped_name_for(config: Mapping[str, Any]) -> str | None:
 
 
 def shipped_for(model: str, method: str) -> RecipeFile:
-    """As ``shipped_file``, and it has an entry for the method: what nobody has published for a model is not guessed.
+    """As ``shipped_file``, and it has an entry for the method: settings that nobody has published are not guessed.
 
     Raises:
-        InputError: if there is no such method, no file, or no entry; says what there is.
+        InputError: if there is no such method, no file, or no entry; it lists the available ones.
     """
     method_named(method)
     file = shipped_file(model)
@@ -249,7 +251,7 @@ def shipped_for(model: str, method: str) -> RecipeFile:
     elsewhere = f"; for {method!r} there are numbers of {', '.join(others)} (`errata recipe show`)" if others else ""
     raise InputError(
         f"errata knows no published numbers of {method!r} for {model!r}; {file.source} has {', '.join(file.names)}",
-        remedy=f"Take one of these, or give numbers of your own with --recipe FILE.yaml{elsewhere}",
+        remedy=f"Take one of these, or give your own settings with --recipe FILE.yaml{elsewhere}",
         code="RECIPE_MISSING",
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def sqrt(layers: Sequence[int]) -> list[Step]:
 
 def boundary(layers: Sequence[int]) -> list[Step]:
     """BLUE: the first and the last layer only, each towards its own target, undivided."""
-    return [Step(layer, layer, 1.0) for layer in dict.fromkeys((layers[0], layers[-1]))]
+    return own(tuple(dict.fromkeys((layers[0], layers[-1]))))
 
 
 def own(layers: Sequence[int]) -> list[Step]:
@@ -60,12 +61,21 @@ def single(layers: Sequence[int]) -> list[Step]:
 
 
 def replay(layers: Sequence[int]) -> list[Step]:
-    """Forward replay: all given layers, undivided; the first's target is searched, the later ones' follow from it."""
+    """Forward replay: all given layers, undivided; the first's target is searched, the later ones' follow from it.
+
+    Raises:
+        ValueError: if there is only one.
+    """
     first, *later = layers
+    if not later:
+        raise ValueError(
+            "the schedule 'replay' carries the first layer's target to later ones, got one layer; take 'single'"
+        )
     return [Step(first, first, 1.0), *(Step(layer, layer, 1.0, follows=first) for layer in later)]
 
 
-SCHEDULES: Mapping[str, Callable[[Sequence[int]], list[Step]]] = {
+ScheduleName: TypeAlias = Literal["even", "sqrt", "boundary", "own", "single", "replay"]
+SCHEDULES: Final[Mapping[str, Callable[[Sequence[int]], list[Step]]]] = {
     "even": even,
     "sqrt": sqrt,
     "boundary": boundary,

@@ -6,18 +6,19 @@ There is a base class for each of the three.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field, StrictBool, StrictFloat
 from torch import Tensor
 
+from errata.utils.settings import Settings, by_kind
 from errata.utils.tensors import svd_of_product
 
 
-class TargetShaper(ABC):
+class TargetShaper(Settings, ABC):
     """Shapes δ before the solve."""
 
     @abstractmethod
@@ -33,7 +34,7 @@ class TargetShaper(ABC):
         """
 
 
-class BatchShaper(ABC):
+class BatchShaper(Settings, ABC):
     """Shapes the change of one layer after all layers of a batch have been solved."""
 
     @abstractmethod
@@ -48,7 +49,7 @@ class BatchShaper(ABC):
         """
 
 
-class RunShaper(ABC):
+class RunShaper(Settings, ABC):
     """Shapes the change of one layer since the first batch, in a copy of the weights that is evaluated and saved."""
 
     @abstractmethod
@@ -63,44 +64,35 @@ class RunShaper(ABC):
         """
 
 
-Shaper: TypeAlias = TargetShaper | BatchShaper | RunShaper
-
-
-@dataclass(frozen=True, slots=True)
 class Rectify(BatchShaper):
-    """RECT: keep the entries with the largest relative change |ΔW / (W + ε)| (Gu et al. 2024, arXiv:2401.04700).
+    """RECT: keep the entries with the largest relative change |ΔW / (W + ε)| (Gu et al. 2024, arXiv:2401.04700)."""
 
-    Args:
-        share: of the entries that are retained.
-        epsilon: ε.
-    """
-
-    share: float
-    epsilon: float = 1e-8
+    kind: Literal["rect"] = "rect"
+    share: StrictFloat = Field(0.4, gt=0, le=1, description="the part of the entries that stays")
 
     def mask(
         self, change: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"]
     ) -> Bool[Tensor, "d_out d_in"]:
-        relative = (change / (weight.to(change) + self.epsilon)).abs().flatten()
+        epsilon = 1e-8
+        relative = (change / (weight.to(change) + epsilon)).abs().flatten()
         count = max(1, round(self.share * relative.numel()))
         mask = torch.zeros_like(relative, dtype=torch.bool)
         mask[relative.topk(count, sorted=False).indices] = True
         return mask.view_as(change)
 
 
-@dataclass(frozen=True, slots=True)
 class Prune(RunShaper):
     """PRUNE: large singular values of the whole change are reduced (Ma et al. 2024, arXiv:2405.16821).
 
     σ ≤ σ_max(W₀) stays; a larger σ becomes ln σ − ln σ_max + σ_max. It is always the whole change against W₀ that is
-    pruned, so to prune twice is to prune once, and editing continues from the unpruned weights.
-
-    Args:
-        on_top: as in the code of the AlphaEdit and BLUE papers' tables: add the pruned change to the edited weights, so
-            that the change counts twice, once pruned.
+    pruned, so to prune twice is to prune once, and editing continues from the unpruned weights. With ``on_top``, as in
+    the code of the AlphaEdit and BLUE papers' tables, the change counts twice, once pruned.
     """
 
-    on_top: bool = False
+    kind: Literal["prune"] = "prune"
+    on_top: StrictBool = Field(
+        False, description="add the pruned change to the edited weights, as some published code does"
+    )
 
     def factors(
         self, left: Float[Tensor, "d_out n"], right: Float[Tensor, "n d_in"], weight: Float[Tensor, "d_out d_in"]
@@ -116,13 +108,14 @@ class Prune(RunShaper):
         return new_left, new_right
 
 
-@dataclass(frozen=True, slots=True)
 class NormCap(TargetShaper):
     """Ours: no target is longer than the unedited model's states are on average, or than its own fact's state was.
 
     z = h⁰ + δ becomes c·z with c = min(1, max(μ, ‖h⁰‖) / ‖z‖), μ the mean ‖h‖ of the batch's bare prompts at this
     layer on the unedited weights. A fact with δ = 0 keeps its target exactly.
     """
+
+    kind: Literal["norm_cap"] = "norm_cap"
 
     def target(
         self, origin: Float[Tensor, "d u"], delta: Float[Tensor, "d u"], unedited_norm: float
@@ -134,9 +127,5 @@ class NormCap(TargetShaper):
         return torch.where(norm > most, z * (most / norm) - origin, delta)
 
 
-SHAPERS: Mapping[str, Callable[..., Shaper]] = {"rect": Rectify, "prune": Prune, "norm_cap": NormCap}
-
-
-def make_shaper(kind: str, settings: Mapping[str, Any]) -> Shaper:
-    """The shaper of one entry of a recipe's ``shaping``: its ``kind``, and its other fields as arguments."""
-    return SHAPERS[kind](**settings)
+AnyShaper: TypeAlias = Annotated[Rectify | Prune | NormCap, Field(discriminator="kind")]
+SHAPERS: Final[Mapping[str, type[TargetShaper | BatchShaper | RunShaper]]] = by_kind(AnyShaper)

@@ -1,29 +1,159 @@
-"""The losses of a target search: ROME's and MEMIT's (Meng et al. 2023, section 4.3), and PMET's over two vectors."""
+"""The losses of a target search: ROME's and MEMIT's (Meng et al. 2023, section 4.3), and PMET's over two vectors.
+
+Each has its settings, the ``target`` section of a recipe.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Final, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field, StrictBool, StrictInt
 from torch import Tensor
 
-from errata.editing.recipe_settings import JointTargetSettings, TargetSettings
 from errata.editing.search_prompts import SearchPrompts
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
+from errata.utils.settings import NotNegative, Positive, Settings, by_kind
 
 
-class TargetLoss:
-    """ROME's and MEMIT's loss of several facts at once as a function of their deltas at one place (methods.md, 1).
+class SearchSettings(Settings, ABC):
+    """How target vectors are searched: the ``target`` section of a recipe, one subclass a loss."""
+
+    learning_rate: Positive = Field(description="Adam's step")
+    relative_rate: StrictBool = Field(False, description="the learning rate is in units of ‖h⁰‖ / √d, for each fact")
+    steps: StrictInt = Field(ge=1, description="evaluations of the loss; there is one update less")
+    kl_factor: NotNegative = Field(0.0625, description="weight of the KL term on '{subject} is a'")
+    weight_decay: NotNegative = Field(0.5, description="weight of ‖δ‖ / ‖h⁰‖²")
+    clamp: Positive = Field(0.75, description="‖δ‖ is kept within clamp · ‖h⁰‖")
+    stop_loss: NotNegative = Field(0.05, description="a fact whose whole loss is below this is done")
+    weights: Literal["current", "original"] = Field(
+        "current", description="on which weights: as they are now, or as they were before the run"
+    )
+
+    @abstractmethod
+    def loss(
+        self, model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, site: Site
+    ) -> SearchLoss:
+        """The loss of facts at one layer."""
+
+    def contradictions(self, site: str) -> Iterator[str]:
+        """Why these settings make no sense with targets at ``site``."""
+        yield from ()
+
+    @property
+    def not_in_cost(self) -> str:
+        """The work of a search that ``analysis.cost`` does not count; empty for none."""
+        return ""
+
+
+class TargetSettings(SearchSettings):
+    """How ROME and MEMIT search the target vector (methods.md, section 1, Target)."""
+
+    kind: Literal["memit"] = "memit"
+
+    def loss(
+        self, model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, site: Site
+    ) -> TargetLoss:
+        return TargetLoss(model, facts, prefixes, layer, site, self)
+
+
+class JointTargetSettings(SearchSettings):
+    """How PMET searches it: together with a second vector at attention's output, which is not written."""
+
+    kind: Literal["joint"] = "joint"
+    eased_likelihood: NotNegative = Field(0.1, description="weight of the likelihood while the target is the argmax")
+    stop_divergence: NotNegative = Field(0.01, description="a fact that holds with less KL than this is done")
+
+    def loss(
+        self, model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, site: Site
+    ) -> JointLoss:
+        return JointLoss(model, facts, prefixes, layer, site, self)
+
+    def contradictions(self, site: str) -> Iterator[str]:
+        if site != "mlp":
+            yield "the target 'joint' is searched at the MLP's output, so site must be 'mlp'"
+
+    @property
+    def not_in_cost(self) -> str:
+        return "the block that a joint target is injected into runs once more, which is not counted"
+
+
+AnyTarget: TypeAlias = Annotated[TargetSettings | JointTargetSettings, Field(discriminator="kind")]
+TARGETS: Final[Mapping[str, type[SearchSettings]]] = by_kind(AnyTarget)
+
+_Settings = TypeVar("_Settings", bound=SearchSettings)
+
+
+class SearchLoss(ABC, Generic[_Settings]):
+    """A loss of several facts at once as a function of the vector injected for each, or of several side by side; and
+    the rules of its search.
+
+    Args:
+        sites: where the vectors are injected.
 
     Attributes:
         dtype: of losses and deltas.
-        origin: (facts, d) h⁰.
-        zero: (facts, d) δ = 0, with which the loss was built.
+        zero: (facts, width) δ = 0, with which the loss was built.
         at_zero: (facts,) the loss there, differentiable; P₀ of the KL term is read in this evaluation.
     """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        facts: Sequence[Fact],
+        prefixes: Sequence[str],
+        layer: int,
+        sites: Sequence[Site],
+        settings: _Settings,
+    ) -> None:
+        self._prompts = SearchPrompts(model, facts, prefixes, layer, sites)
+        self._settings = settings
+        self.dtype = self._prompts.dtype
+        self._start()
+        self.zero = torch.zeros_like(self.origin, requires_grad=True)
+        self.at_zero = self(self.zero)
+
+    @property
+    def origin(self) -> Float[Tensor, "u width"]:
+        """h⁰."""
+        return self._prompts.origin
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Set the state of the search, before the first evaluation."""
+
+    @abstractmethod
+    def __call__(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u"]:
+        """The whole loss of every fact."""
+
+    @abstractmethod
+    def rates(self) -> Float[Tensor, "u #width"]:
+        """Adam's step for each fact, or for each entry of its vectors."""
+
+    @abstractmethod
+    def unfinished(self, loss: Float[Tensor, "u"]) -> Bool[Tensor, "u"]:
+        """Whether the search of each fact continues, given its last loss."""
+
+    @abstractmethod
+    def clamped(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u width"]:
+        """Each delta within clamp · ‖its h⁰‖."""
+
+    @abstractmethod
+    def written(self, vectors: Float[Tensor, "u width"]) -> Float[Tensor, "u d"]:
+        """The part of the vectors that is written into W."""
+
+    def select(self, facts: Int[Tensor, "n"]) -> None:
+        """Reduce to these facts (ascending indices into the present ones)."""
+        self._prompts.select(facts)
+
+
+class TargetLoss(SearchLoss[TargetSettings]):
+    """ROME's and MEMIT's loss as a function of one delta a fact (methods.md, section 1)."""
 
     def __init__(
         self,
@@ -34,46 +164,34 @@ class TargetLoss:
         site: Site,
         settings: TargetSettings,
     ) -> None:
-        self._prompts = SearchPrompts(model, facts, prefixes, layer, (site,))
-        self._settings = settings
-        self.dtype = self._prompts.dtype
-        self._origin_norm = self.origin.norm(dim=1)
-        self.zero = torch.zeros_like(self.origin, requires_grad=True)
-        self.at_zero = self(self.zero)
+        super().__init__(model, facts, prefixes, layer, (site,), settings)
 
-    @property
-    def origin(self) -> Float[Tensor, "u d"]:
-        return self._prompts.origin
+    def _start(self) -> None:
+        self._origin_norm = self.origin.norm(dim=1)
 
     def __call__(self, delta: Float[Tensor, "u d"]) -> Float[Tensor, "u"]:
-        """The whole loss of every fact."""
         answers, settings = self._prompts.answers(delta), self._settings
         decay = delta.norm(dim=1) / self._origin_norm**2
         return answers.nll + settings.kl_factor * answers.kl + settings.weight_decay * decay
 
     def rates(self) -> Float[Tensor, "u 1"]:
-        """Adam's step for each fact."""
         return step_sizes(self.origin, self._settings)
 
     def unfinished(self, loss: Float[Tensor, "u"]) -> Bool[Tensor, "u"]:
-        """Whether the search of each fact continues, given its last loss."""
         return loss >= self._settings.stop_loss
 
     def clamped(self, delta: Float[Tensor, "u d"]) -> Float[Tensor, "u d"]:
-        """Each delta within clamp · ‖h⁰‖."""
         return clamp_norm(delta, self._settings.clamp * self._origin_norm)
 
     def written(self, vectors: Float[Tensor, "u d"]) -> Float[Tensor, "u d"]:
-        """The part of the vectors that is written into W: all of it."""
         return vectors
 
     def select(self, facts: Int[Tensor, "n"]) -> None:
-        """Reduce to these facts (ascending indices into the present ones)."""
-        self._prompts.select(facts)
+        super().select(facts)
         self._origin_norm = self._origin_norm[facts]
 
 
-def step_sizes(origin: Float[Tensor, "u d"], settings: TargetSettings | JointTargetSettings) -> Float[Tensor, "u 1"]:
+def step_sizes(origin: Float[Tensor, "u d"], settings: SearchSettings) -> Float[Tensor, "u 1"]:
     """The learning rate, in units of ‖h⁰‖ / √d where it is relative: then it serves models of any scale."""
     if not settings.relative_rate:
         return torch.full_like(origin[:, :1], settings.learning_rate)
@@ -86,17 +204,12 @@ def clamp_norm(vectors: Float[Tensor, "u d"], largest: Float[Tensor, "u"]) -> Fl
     return torch.where(norm > largest[:, None], vectors * (largest[:, None] / norm), vectors)
 
 
-class JointLoss:
+class JointLoss(SearchLoss[JointTargetSettings]):
     """PMET's loss of several facts as a function of two deltas side by side, (facts, 2·d): at attention's output and at
     W's, of which only the second is written (Li et al. 2024, AAAI, arXiv:2308.08742, section 4).
 
     While a target is the argmax at each of its positions in each context, the next evaluation gives its likelihood less
     weight. The fact is done when in addition the KL divergence is small.
-
-    Attributes:
-        dtype: of losses and deltas.
-        origin: (facts, 2·d) both h⁰.
-        zero, at_zero: as in ``TargetLoss``.
     """
 
     def __init__(
@@ -108,20 +221,13 @@ class JointLoss:
         site: Site,
         settings: JointTargetSettings,
     ) -> None:
-        self._prompts = SearchPrompts(model, facts, prefixes, layer, (Site.ATTENTION, site))
-        self._settings = settings
-        self.dtype = self._prompts.dtype
+        super().__init__(model, facts, prefixes, layer, (Site.ATTENTION, site), settings)
+
+    def _start(self) -> None:
         self._likelihood_weight = torch.ones_like(self.origin[:, 0])
         self._done = torch.zeros_like(self._likelihood_weight, dtype=torch.bool)
-        self.zero = torch.zeros_like(self.origin, requires_grad=True)
-        self.at_zero = self(self.zero)
-
-    @property
-    def origin(self) -> Float[Tensor, "u width"]:
-        return self._prompts.origin
 
     def __call__(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u"]:
-        """The whole loss of every fact."""
         answers, settings = self._prompts.answers(delta, argmax=True), self._settings
         assert answers.argmax_correct is not None
         decay = sum(
@@ -135,16 +241,13 @@ class JointLoss:
         return loss
 
     def rates(self) -> Float[Tensor, "u width"]:
-        """Adam's step for each entry of each fact's two vectors."""
         parts = self.origin.chunk(2, dim=1)
         return torch.cat([step_sizes(part, self._settings).expand_as(part) for part in parts], dim=1)
 
     def unfinished(self, loss: Float[Tensor, "u"]) -> Bool[Tensor, "u"]:
-        """Whether the search of each fact continues, by the last evaluation."""
         return ~self._done & (loss >= self._settings.stop_loss)
 
     def clamped(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u width"]:
-        """Each delta within clamp · ‖its own h⁰‖."""
         clamp = self._settings.clamp
         return torch.cat([clamp_norm(part, clamp * origin.norm(dim=1)) for part, origin in self._parts(delta)], dim=1)
 
@@ -153,8 +256,7 @@ class JointLoss:
         return vectors.chunk(2, dim=1)[1]
 
     def select(self, facts: Int[Tensor, "n"]) -> None:
-        """Reduce to these facts (ascending indices into the present ones)."""
-        self._prompts.select(facts)
+        super().select(facts)
         self._likelihood_weight, self._done = self._likelihood_weight[facts], self._done[facts]
 
     def _parts(self, delta: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,10 +12,9 @@ from torch import Tensor
 
 from errata.editing.keys import SubjectTexts
 from errata.editing.preparation import EditContext
-from errata.editing.recipe_settings import AnyTargetSettings
 from errata.editing.schedules import Step
 from errata.editing.shaping import TargetShaper
-from errata.editing.target_loss import JointLoss, TargetLoss
+from errata.editing.target_loss import SearchSettings
 from errata.errors import NonFiniteError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
@@ -60,45 +58,6 @@ class LayerTarget:
     search: Targets
     delta: Float[Tensor, "d u"]
     states: Float[Tensor, "d u"]
-
-
-@runtime_checkable
-class SearchedLoss(Protocol):
-    """A loss of several facts as a function of the vector injected for each (or of several, side by side).
-
-    Attributes:
-        dtype: of losses and vectors.
-        origin: h⁰.
-        zero: delta = 0, with which the loss was built.
-        at_zero: the loss there, differentiable.
-    """
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def origin(self) -> Float[Tensor, "u width"]: ...
-
-    @property
-    def zero(self) -> Float[Tensor, "u width"]: ...
-
-    @property
-    def at_zero(self) -> Float[Tensor, "u"]: ...
-
-    def __call__(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u"]: ...
-
-    def rates(self) -> Float[Tensor, "u #width"]: ...
-
-    def unfinished(self, loss: Float[Tensor, "u"]) -> Bool[Tensor, "u"]: ...
-
-    def clamped(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u width"]: ...
-
-    def written(self, vectors: Float[Tensor, "u width"]) -> Float[Tensor, "u d"]: ...
-
-    def select(self, facts: Int[Tensor, "n"]) -> None: ...
-
-
-LOSSES: Mapping[str, Callable[..., SearchedLoss]] = {"memit": TargetLoss, "joint": JointLoss}
 
 
 def layer_targets(
@@ -160,7 +119,7 @@ def find_targets(
     prefixes: Sequence[str],
     layer: int,
     site: Site,
-    settings: AnyTargetSettings,
+    settings: SearchSettings,
     *,
     row_budget: int = ROWS_AT_ONCE,
     on_step: Callable[[int], None] = lambda facts_left: None,
@@ -187,14 +146,8 @@ def find_targets(
 
 def joined(parts: Sequence[Targets]) -> Targets:
     """The targets of several groups of facts as those of one."""
-    return Targets(
-        z=torch.cat([part.z for part in parts], dim=1),
-        delta=torch.cat([part.delta for part in parts], dim=1),
-        loss=torch.cat([part.loss for part in parts]),
-        evaluations=torch.cat([part.evaluations for part in parts]),
-        first_loss=torch.cat([part.first_loss for part in parts]),
-        done=torch.cat([part.done for part in parts]),
-    )
+    names = [field.name for field in fields(Targets)]  # the facts are the last dimension of each
+    return Targets(**{name: torch.cat([getattr(part, name) for part in parts], dim=-1) for name in names})
 
 
 def _search(context: EditContext, facts: Sequence[Fact], layer: int) -> Targets:
@@ -216,7 +169,7 @@ def _shaped_target(
     states = read_states(context, texts, layer)
     averaged = context.recipe.contexts.states != "bare"
     bare = texts.read(context.site, [layer])[layer][0] if averaged else states
-    for shaper in context.shapers:
+    for shaper in context.recipe.shaping:
         if isinstance(shaper, TargetShaper):
             with context.model.edits.without(written):
                 unedited = texts.read(context.site, [layer])[layer][0]
@@ -235,10 +188,10 @@ def _find(
     prefixes: Sequence[str],
     layer: int,
     site: Site,
-    settings: AnyTargetSettings,
+    settings: SearchSettings,
     on_step: Callable[[int], None],
 ) -> Targets:
-    loss_of = LOSSES[settings.kind](model, facts, prefixes, layer, site, settings)
+    loss_of = settings.loss(model, facts, prefixes, layer, site)
     origin = loss_of.origin
     final_delta = torch.zeros_like(origin)
     final_loss = torch.zeros(len(facts), dtype=loss_of.dtype, device=origin.device)

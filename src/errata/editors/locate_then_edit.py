@@ -16,16 +16,16 @@ from torch import Tensor
 from errata.editing.batch import BatchRecord, WrittenGroup, check_logits, read_keys, write_group
 from errata.editing.contexts import begin_texts
 from errata.editing.keys import SubjectTexts
-from errata.editing.preparation import EditContext, Prepared, prepare, shapers_of, solve_device, solver_of
+from errata.editing.preparation import EditContext, Prepared, prepare, solve_device
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import SCHEDULES, Step
-from errata.editing.shaping import RunShaper, Shaper
-from errata.editing.solvers.base import LayerSolver, Solver
+from errata.editing.shaping import RunShaper
+from errata.editing.solvers.base import LayerSolver
 from errata.editing.target_search import joined
 from errata.editors.contract import Edit, OnBatch, Undo
 from errata.errors import InputError
 from errata.facts.fact import Fact, FactSet
-from errata.models.language_model import LanguageModel, Site
+from errata.models.language_model import LanguageModel
 from errata.models.loading import lasting_name
 from errata.models.weights import EditedWeights, LowRankTerm, Term
 from errata.patches.patch import Patch, supported_dtype_name
@@ -81,17 +81,8 @@ class Editor:
         return SCHEDULES[self.recipe.schedule](self.recipe.layers) if self.plan is None else list(self.plan)
 
     @property
-    def site(self) -> Site:
-        """Where targets live. With a norm after the MLP it is W's output, since only there adding R moves it by R."""
-        return Site.MLP if self.model.architecture.norm_after_mlp else Site(self.recipe.site)
-
-    @property
-    def shapers(self) -> list[Shaper]:
-        return shapers_of(self.recipe)
-
-    @property
-    def solver(self) -> Solver:
-        return solver_of(self.recipe)
+    def run_shapers(self) -> list[RunShaper]:
+        return [shaper for shaper in self.recipe.shaping if isinstance(shaper, RunShaper)]
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -114,9 +105,7 @@ class Editor:
         layers = list(dict.fromkeys(step.layer for step in self.steps))
         if self.prepared is None:
             self.prepared = prepare(self.model, self.recipe, layers, cache=self.cache, report=self.report)
-        self._context = EditContext(
-            self.model, self.recipe, self.site, self.steps, self.prefixes, self.shapers, self.solver, self.report
-        )
+        self._context = EditContext(self.model, self.recipe, self.prefixes, self.steps, self.report)
         self._run = _Run({layer: self.prepared.solvers[layer] for layer in layers})
 
     def apply(self, facts: Sequence[Fact], *, on_batch: Callable[[BatchRecord], None] | None = None) -> Patch:
@@ -139,7 +128,7 @@ class Editor:
         first = len(self.records)
         # A later patch goes on top of earlier ones: it is for the weights as they are now. One that stands for the
         # whole run is for those before it.
-        whole = unprepared or any(isinstance(shaper, RunShaper) for shaper in self.shapers)
+        whole = unprepared or bool(self.run_shapers)
         fingerprint = self.fingerprint if whole else self.model.fingerprint()
         with self._all_or_nothing():
             for start in range(0, len(facts), self.recipe.batch_size):
@@ -179,26 +168,26 @@ class Editor:
         with self._all_or_nothing():
             self._hide_shaped()
             texts = SubjectTexts.tokenise(self.model, facts, self.prefixes)
-            size = context.solver.facts_at_once or len(facts)
+            size = self.recipe.solver.facts_at_once or len(facts)
             groups: list[WrittenGroup] = []
-            left_alone: list[Fact] = []
+            unwritten: list[Fact] = []
             for start in range(0, len(facts), size):
                 indices = range(start, min(start + size, len(facts)))
                 earlier = [*self._run.terms, *(term for group in groups for term in group.terms)]
                 group = write_group(context, texts.of(indices), self._run.solvers, earlier)
                 groups.append(group)
-                left_alone += [facts[index] for index in indices if index - start not in group.written]
+                unwritten += [facts[index] for index in indices if index - start not in group.written]
             check_logits(context, facts)
             solvers = dict(self._run.solvers)
             keys: dict[int, Tensor] = {}
-            if context.solver.history:
+            if self.recipe.solver.uses_history:
                 keys = {layer: mean for layer, (mean, _) in read_keys(context, texts, list(solvers)).items()}
                 solvers |= {layer: solvers[layer].remember(found) for layer, found in keys.items()}
             terms = tuple(term for group in groups for term in group.terms)
             self._run = _Run(solvers, (*self._run.terms, *terms))
             targets = {layer: joined([group.targets[layer].search for group in groups]) for layer in groups[0].targets}
             seconds = time.perf_counter() - started
-            record = BatchRecord(len(self.records), tuple(facts), terms, targets, seconds, tuple(left_alone), keys)
+            record = BatchRecord(len(self.records), tuple(facts), terms, targets, seconds, tuple(unwritten), keys)
             self.records.append(replace(record, keys={}))
             if on_batch is not None:
                 self.show()
@@ -245,8 +234,8 @@ class Editor:
         if ids := [fact.id for fact, begins in zip(facts, first, strict=True) if begins]:
             _logger.warning(
                 "The subject is the very first token of the prompt in %d of %d facts (%s). %r has no BOS token, so "
-                "at that place it cannot tell one subject from another. The facts are written for prompts with text "
-                "before the subject; asked from the subject on, the model may answer as before.",
+                "it cannot distinguish subjects there. The facts are written for prompts with text before the subject; "
+                "a prompt that starts with the subject may still get the old answer.",
                 len(ids),
                 len(facts),
                 ", ".join(ids[:5]) + (", …" if len(ids) > 5 else ""),
@@ -267,10 +256,9 @@ class Editor:
 
     def show(self) -> None:
         """Put a shaped copy of the run into the model, where the recipe has a shaper for runs."""
-        shaping = [shaper for shaper in self.shapers if isinstance(shaper, RunShaper)]
-        if not shaping or not self._run.terms or self._run.shaped is not None:
+        if not self.run_shapers or not self._run.terms or self._run.shaped is not None:
             return
-        shaped = _shaped_run(self.model.edits, self._run.terms, shaping)
+        shaped = _shaped_run(self.model.edits, self._run.terms, self.run_shapers)
         self.model.edits.remove(self._run.terms)
         self.model.edits.add(shaped)
         self._run = replace(self._run, shaped=shaped)

@@ -1,4 +1,4 @@
-"""A stack without some facts, solved again: what it would be had they never been edited."""
+"""Rebuild a stack without some facts, as if they had never been edited."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from errata.utils.provenance import now
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """The end of it.
+    """The result of ``rebuild``.
 
     Attributes:
         stack: the new one, which is in the model.
-        removed: (name of the patch, fact) that are gone.
-        solved_again: names of the patches whose facts were solved again.
+        removed: (name of the patch, fact).
+        edited_again: names of the patches whose facts were solved again.
     """
 
     stack: Stack
     removed: Sequence[tuple[str, Fact]]
-    solved_again: Sequence[str]
+    edited_again: Sequence[str]
 
 
 def named_facts(stack: Stack, names: Collection[str]) -> list[tuple[str, Fact]]:
-    """The facts that names mean: a patch's, ``PATCH/ID``, or ``ID`` where one patch alone has it.
+    """The facts of names: of a patch's name all of its facts, of ``PATCH/ID`` or ``ID`` one fact.
 
     Raises:
-        InputError: for names of nothing, and ids that several patches have.
+        InputError: for unknown names, and for ids that several patches have.
     """
     found: list[tuple[str, Fact]] = []
     unknown: list[str] = []
@@ -46,7 +46,7 @@ def named_facts(stack: Stack, names: Collection[str]) -> list[tuple[str, Fact]]:
         if chosen is by_id and len(by_id) > 1:
             raise InputError(
                 f"{len(by_id)} patches have a fact {name!r}",
-                remedy=f"Say which: {', '.join(f'{patch}/{fact.id}' for patch, fact in by_id)}",
+                remedy=f"Name one of {', '.join(f'{patch}/{fact.id}' for patch, fact in by_id)}",
                 code="FACT_AMBIGUOUS",
             )
         if not chosen:
@@ -66,28 +66,30 @@ def rebuild(
 ) -> Rebuilt:
     """Solve a stack again without some facts, from the first patch that has one of them on.
 
-    What lies below that patch stays as it is. From there on each patch is edited again, with its own recipe and the
-    facts that are left, on top of what is new below it: as if the others had never been.
+    Patches below that one stay as they are. From there on each patch is edited again, with its own recipe and the
+    remaining facts, on top of the new patches below it.
 
     Args:
         model: the base, without the patches; has the new ones afterwards.
 
     Raises:
-        InputError: if the model is not the base, or a name means nothing.
+        InputError: if the model is not the base, a name is unknown, or there is none.
         EditError: the model is then the base as it was.
     """
     removed = named_facts(stack, names)
+    if not removed:
+        raise InputError("there are no facts to remove", remedy="Name at least one", code="FACTS_MISSING")
     leaving = {(patch, fact.id) for patch, fact in removed}
     affected = {patch for patch, _ in removed}
     first = next(index for index, stacked in enumerate(stack.patches) if stacked.name in affected)
     below = replace(stack, patches=stack.patches[:first])
-    again: list[Stacked] = []
+    rebuilt: list[Stacked] = []
     with model.edits.transaction():
         below.put_into(model)
         for stacked in stack.patches[first:]:
             facts = [fact for fact in stacked.patch.facts if (stacked.name, fact.id) not in leaving]
             if facts:
                 patch = Editor(model, stacked.patch.recipe, cache=cache, report=report).apply(facts)
-                again.append(Stacked(stacked.name, patch, now()))
-    new = replace(stack, patches=(*below.patches, *again))
-    return Rebuilt(new, removed, [stacked.name for stacked in again])
+                rebuilt.append(Stacked(stacked.name, patch, now()))
+    new = replace(stack, patches=(*below.patches, *rebuilt))
+    return Rebuilt(new, removed, [stacked.name for stacked in rebuilt])

@@ -269,7 +269,7 @@ class RunDirectory:
             "batch",
             index=record.index,
             facts=[fact.id for fact in record.facts],
-            left_alone=[fact.id for fact in record.left_alone],
+            left_alone=[fact.id for fact in record.unwritten],
             seconds=record.seconds,
             weights=weights,
             **digests,

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from errata.editing.contexts import generate_prefixes, target_in
-from errata.editing.keys import keys_and_bare
-from errata.editing.preparation import solve_device
-from errata.editing.recipe_settings import ContextSettings, TargetSettings
-from errata.editing.solvers import make_solver
+from errata.editing.keys import SubjectTexts
+from errata.editing.preparation import solve_device, target_site
+from errata.editing.solvers.least_squares import LeastSquares
+from errata.editing.target_loss import TargetSettings
 from errata.editing.target_search import find_targets
 from errata.errors import ErrataError, InputError, NonFiniteError
 from errata.facts.fact import Fact
@@ -298,7 +298,7 @@ class _Scan:
     def __init__(self, model: LanguageModel, facts: Sequence[Fact], settings: ScanSettings, report: Report) -> None:
         self.model, self.facts, self.settings, self.report = model, facts, settings, report
         self.depth = len(model.blocks)
-        self._site = Site.MLP if model.architecture.norm_after_mlp else Site.BLOCK
+        self._site = target_site(model, Site.BLOCK)
         self._done = self._total = 0  # steps of searches, and one for the questions of each layer
         contexts = ContextSettings(openers=("The", "Because", "I", "Therefore"), seed=settings.seed)
         prefixes = generate_prefixes(model, contexts)
@@ -324,7 +324,7 @@ class _Scan:
         if not layers:
             return {}
         moments = self._read_moments(layers)
-        keys = keys_and_bare(self.model, self.facts, self._searched, layers)
+        keys = SubjectTexts.tokenise(self.model, self.facts, self._searched).read(Site.KEY, layers, "halves")
         return {layer: self._measure(layer, keys[layer][0], moments[layer]) for layer in layers}
 
     def _measure(self, layer: int, keys: torch.Tensor, moment: torch.Tensor) -> LayerScore:
@@ -364,7 +364,7 @@ class _Scan:
             on_step=lambda _: self._advance(self._done + 1),
         )
         device = solve_device(self.model)
-        solver = make_solver("least_squares", {"ridge": self.settings.ridge * moment.shape[0], "history": False})
+        solver = LeastSquares(ridge=float(self.settings.ridge * moment.shape[0]), history=False)
         change = solver.prepare(moment.to(device)).solve(keys.to(device), targets.delta.double().to(device))
         edits = self.model.edits
         left, right = (factor.to(self.model.device, edits.sum_dtype) for factor in (change.left, change.right))

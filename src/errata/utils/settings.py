@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat
 
@@ -17,3 +17,9 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def by_kind(union: Any) -> dict[str, Any]:
+    """Kind -> class, of an annotated union of sections that differ in the default of their field ``kind``."""
+    sections = get_args(get_args(union)[0])
+    return {section.model_fields["kind"].default: section for section in sections}

@@ -1,10 +1,11 @@
-"""The interface of solvers: C (once per layer), keys and residuals (per batch) give a weight change in two factors."""
+"""The base of solvers: C (once per layer), keys and residuals (per batch) give a weight change in two factors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -51,31 +52,6 @@ class LayerSolver(Protocol):
         ...
 
 
-@runtime_checkable
-class Solver(Protocol):
-    """A rule for all layers.
-
-    Attributes:
-        facts_at_once: the most facts it solves together; None for any number. With 1, facts are written one after
-            another, and their order matters.
-        history: whether the keys of earlier batches count.
-        uses_bare_keys: whether it needs the keys of bare prompts in addition to the averaged ones.
-    """
-
-    @property
-    def facts_at_once(self) -> int | None: ...
-
-    @property
-    def history(self) -> bool: ...
-
-    @property
-    def uses_bare_keys(self) -> bool: ...
-
-    def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> LayerSolver:
-        """Factorise what depends on the second moment C only. float64."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class SolverCost:
     """Memory and operations of one layer, in leading terms.
@@ -96,24 +72,69 @@ class SolverCost:
     history_solved: bool = True
     refactors: bool = False
 
+    def solve_flops(self, width: int, facts: int, earlier: int) -> float:
+        """Operations of solving one batch for Q (see ``analysis.weight_shift``) in one layer.
 
-class SolverSettings(Settings):
-    """The ``solver`` section of a recipe, one subclass a solver.
+        Args:
+            width: d_in.
+            earlier: facts of earlier batches whose keys count.
+        """
+        if self.refactors:  # of all columns at most
+            return width**3 / 3 + 2.0 * width**2 * facts
+        known = earlier + facts
+        columns = known if self.history_solved else facts
+        small = 2.0 * width * known**2 + known**3 / 3 + 2.0 * known**2 * facts + 2.0 * width * known * facts
+        return self.products * width**2 * (columns + facts) + small
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Values of some of a solver's settings, for ``errata recipe auto``.
+
+    Attributes:
+        description: for comments and reports; empty if there is nothing to say.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
+
+
+class Solver(Settings, ABC):
+    """The ``solver`` section of a recipe and the rule that it selects, the same for all layers; one subclass a solver.
+
+    A subclass has a field ``kind`` with its name as the only value and as the default.
 
     Attributes:
         ridge_field: the field of the ridge of solvers that have a history; empty for others.
+        facts_at_once: the most facts it solves together; None for any number. With 1, facts are written one after
+            another, and their order matters.
     """
 
     ridge_field: ClassVar[str] = ""
+    facts_at_once: ClassVar[int | None] = None
+
+    @abstractmethod
+    def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> LayerSolver:
+        """Compute the factorisations that depend only on the second moment C. float64."""
 
     @property
-    def cost(self) -> SolverCost:
-        return SolverCost(held=1)
+    def uses_history(self) -> bool:
+        """Whether the keys of earlier batches count: solvers that can use them have a field ``history``."""
+        return bool(getattr(self, "history", False))
+
+    @property
+    def uses_bare_keys(self) -> bool:
+        """Whether it needs the keys of bare prompts in addition to the averaged ones."""
+        return False
 
     @property
     def needs_moment(self) -> bool:
         """Whether C is used at all."""
         return True
+
+    @property
+    def cost(self) -> SolverCost:
+        return SolverCost(held=1)
 
     def contradictions(self, *, rounds: bool) -> Iterator[str]:
         """Why these settings make no sense.
@@ -122,6 +143,26 @@ class SolverSettings(Settings):
             rounds: whether the recipe goes over a batch in rounds.
         """
         yield from ()
+
+    @classmethod
+    def start(cls, choices: Mapping[str, Any], columns: int) -> Candidate:
+        """The values with which ``errata recipe auto`` starts, which are also the defaults without a search.
+
+        Args:
+            choices: the settings that the method decides.
+            columns: of W.
+        """
+        return Candidate()
+
+    @classmethod
+    def candidates(cls, columns: int) -> Sequence[Candidate]:
+        """The values that ``errata recipe auto`` tries, those that change the model least first."""
+        return (Candidate({}, "the solver has no parameter"),)
+
+    @property
+    def unsearched(self) -> Mapping[str, str]:
+        """field -> its value and why, for settings that ``errata recipe auto`` sets without a search."""
+        return {}
 
 
 def cholesky(matrix: Float[Tensor, "n n"], what: str) -> Float[Tensor, "n n"]:

@@ -5,22 +5,27 @@ Gupta et al. 2024, "A Unified Framework for Model Editing", arXiv:2403.14236, se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from errata.editing.solvers.base import LowRank, SolverCost, SolverSettings, cholesky
+from errata.editing.solvers.base import Candidate, LowRank, Solver, SolverCost, cholesky
 from errata.utils.settings import NotNegative
 
+EPSILONS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.01)  # ε per column of W; for one layer ε is what λ is in least squares
 
-class EqualitySettings(SolverSettings):
-    """ΔW = R (Kᵀ C⁻¹ K + εI)⁻¹ Kᵀ C⁻¹."""
 
-    kind: Literal["equality"]
+class Equality(Solver):
+    """ΔW = R (Kᵀ C⁻¹ K + εI)⁻¹ Kᵀ C⁻¹; the keys of several facts may be nearly dependent.
+
+    C is factorised once; a batch costs a system of as many unknowns as it has facts.
+    """
+
+    kind: Literal["equality"] = "equality"
     ridge: NotNegative = Field(0.1, description="ε of a batch of several facts")
     ridge_of_one: NotNegative = Field(0.0, description="ε of a batch of one fact")
 
@@ -28,22 +33,16 @@ class EqualitySettings(SolverSettings):
     def cost(self) -> SolverCost:
         return SolverCost(held=1, history_solved=False)
 
+    @classmethod
+    def start(cls, choices: Mapping[str, Any], columns: int) -> Candidate:
+        return Candidate({"ridge": 1.0 * columns}, "ε = 1 · columns")
 
-@dataclass(frozen=True, slots=True)
-class Equality:
-    """C is factorised once; a batch costs a system of as many unknowns as it has facts.
-
-    Args:
-        ridge: ε of a batch of several facts, whose keys may be nearly dependent.
-        ridge_of_one: ε of a batch of one fact.
-    """
-
-    ridge: float
-    ridge_of_one: float = 0.0
-
-    history = False
-    facts_at_once = None
-    uses_bare_keys = False
+    @classmethod
+    def candidates(cls, columns: int) -> Sequence[Candidate]:
+        return [
+            Candidate({"ridge": ridge * columns}, f"ε = {ridge:g} · columns = {ridge * columns:g}")
+            for ridge in EPSILONS
+        ]
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> EqualityLayer:
         return EqualityLayer(moment, self)

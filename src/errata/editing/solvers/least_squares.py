@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, StrictBool
 from torch import Tensor
 
-from errata.editing.solvers.base import LowRank, SolverCost, SolverSettings, cholesky
+from errata.editing.solvers.base import Candidate, LowRank, Solver, SolverCost, cholesky
 from errata.utils.settings import Positive
 
+RIDGES = (2.0, 1.0, 0.5, 0.2, 0.1)  # λ per column of W: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
 
-class LeastSquaresSettings(SolverSettings):
-    """ΔW = R Kᵀ (λC + M + K Kᵀ)⁻¹, M only with history."""
 
-    kind: Literal["least_squares"]
+class LeastSquares(Solver):
+    """ΔW = R Kᵀ (λC + M + K Kᵀ)⁻¹, M only with history; without it ``remember`` changes nothing.
+
+    λC is factorised once; a batch costs a system of as many unknowns as it has facts (Woodbury).
+    """
+
+    kind: Literal["least_squares"] = "least_squares"
     ridge: Positive = Field(description="λ, the weight of the second moment C")
     history: StrictBool = Field(description="whether keys of earlier batches (M) count")
 
@@ -28,21 +33,15 @@ class LeastSquaresSettings(SolverSettings):
     def cost(self) -> SolverCost:
         return SolverCost(held=2)  # λC and its factor
 
+    @classmethod
+    def start(cls, choices: Mapping[str, Any], columns: int) -> Candidate:
+        return Candidate({"ridge": 1.0 * columns}, "λ = 1 · columns")
 
-@dataclass(frozen=True, slots=True)
-class LeastSquares:
-    """λC is factorised once; a batch costs a system of as many unknowns as it has facts (Woodbury).
-
-    Args:
-        ridge: λ.
-        history: whether M counts; without it ``remember`` changes nothing.
-    """
-
-    ridge: float
-    history: bool = False
-
-    facts_at_once = None
-    uses_bare_keys = False
+    @classmethod
+    def candidates(cls, columns: int) -> Sequence[Candidate]:
+        return [
+            Candidate({"ridge": ridge * columns}, f"λ = {ridge:g} · columns = {ridge * columns:g}") for ridge in RIDGES
+        ]
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> LeastSquaresLayer:
         return LeastSquaresLayer(self.ridge * moment, history=self.history)

@@ -6,23 +6,26 @@ while their sum is at most ``share`` of the whole; λC and M are taken on them, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, StrictBool, StrictFloat
 from torch import Tensor
 
-from errata.editing.solvers.base import LayerSolver, LowRank, SolverCost, SolverSettings, cholesky
+from errata.editing.solvers.base import Candidate, LayerSolver, LowRank, Solver, SolverCost, cholesky
 from errata.editing.solvers.least_squares import LeastSquares
 from errata.utils.settings import Positive
 
 
-class NeuronsSettings(SolverSettings):
-    """Least squares on the columns of W with the largest keys."""
+class Neurons(Solver):
+    """Least squares on the columns of W with the largest keys; without a history ``remember`` changes nothing.
 
-    kind: Literal["neurons"]
+    Which neurons count depends on the batch, so there is nothing to factorise beforehand.
+    """
+
+    kind: Literal["neurons"] = "neurons"
     ridge: Positive = Field(description="λ, the weight of the second moment C")
     share: StrictFloat = Field(gt=0, le=1, description="p: the chosen columns make up at most this part of all keys")
     history: StrictBool = Field(description="whether keys of earlier batches (M) count")
@@ -31,27 +34,22 @@ class NeuronsSettings(SolverSettings):
     def cost(self) -> SolverCost:
         return SolverCost(held=2, refactors=self.share < 1)
 
+    @classmethod
+    def start(cls, choices: Mapping[str, Any], columns: int) -> Candidate:
+        least_squares = LeastSquares.start(choices, columns)
+        return Candidate({**least_squares.values, "share": 1.0}, least_squares.description)
 
-@dataclass(frozen=True, slots=True)
-class Neurons:
-    """Which neurons count depends on the batch, so there is nothing to factorise beforehand.
+    @classmethod
+    def candidates(cls, columns: int) -> Sequence[Candidate]:
+        return LeastSquares.candidates(columns)
 
-    Args:
-        ridge: λ.
-        share: p, the part of Σ|k| that the chosen neurons make up at most; 1 chooses all.
-        history: whether M counts; without it ``remember`` changes nothing.
-    """
-
-    ridge: float
-    share: float
-    history: bool = True
-
-    facts_at_once = None
-    uses_bare_keys = False
+    @property
+    def unsearched(self) -> Mapping[str, str]:
+        return {"share": f"{self.share:g}, all neurons"}
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> LayerSolver:
         if self.share == 1:  # all neurons: λC is factorised once
-            return LeastSquares(self.ridge, history=self.history).prepare(moment)
+            return LeastSquares(ridge=self.ridge, history=self.history).prepare(moment)
         return NeuronsLayer(self.ridge * moment, self)
 
 

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, StrictBool
 from torch import Tensor
 
-from errata.editing.solvers.base import LowRank, SolverCost, SolverSettings, cholesky
+from errata.editing.solvers.base import Candidate, LowRank, Solver, SolverCost, cholesky
 from errata.errors import EditError
 from errata.utils.settings import Positive
 
+# (share of the directions, L2 in units of an ordinary key's energy in them)
+THRESHOLDS = ((0.8, 2.0), (0.8, 1.0), (0.8, 0.4), (0.6, 1.0))
 
-class NullSpaceSettings(SolverSettings):
-    """[P(K Kᵀ + M) + L2·I] X = P K Rᵀ, ΔW = Xᵀ."""
 
-    kind: Literal["null_space"]
+class NullSpace(Solver):
+    """[P(K Kᵀ + M) + L2·I] X = P K Rᵀ, ΔW = Xᵀ; without a history ``remember`` changes nothing.
+
+    P = U₀U₀ᵀ, U₀ the eigenvectors of C whose eigenvalues lie below ``threshold``. ``threshold`` and ``l2`` are in the
+    units of C; with ``relative`` in units of C's mean eigenvalue, so that one number serves layers of different scale.
+    With ``shares``, ``threshold`` is the share of the directions that span P, those with the least eigenvalues, and L2
+    is in units of what an ordinary key has inside of P, the sum of the eigenvalues there: a few very large eigenvalues,
+    such as those of attention sinks, change neither.
+    """
+
+    kind: Literal["null_space"] = "null_space"
     threshold: Positive = Field(description="eigenvectors of C with eigenvalues below this span P")
     l2: Positive = Field(description="L2, the ridge")
     relative: StrictBool = Field(False, description="threshold and L2 are in units of C's mean eigenvalue")
@@ -42,29 +51,19 @@ class NullSpaceSettings(SolverSettings):
         if self.shares and self.threshold > 1:
             yield f"with 'shares' the threshold is a share of directions, at most 1, got {self.threshold:g}"
 
+    @classmethod
+    def start(cls, choices: Mapping[str, Any], columns: int) -> Candidate:
+        return cls.candidates(columns)[0]
 
-@dataclass(frozen=True, slots=True)
-class NullSpace:
-    """P = U₀U₀ᵀ, U₀ the eigenvectors of C whose eigenvalues lie below ``threshold``.
-
-    Args:
-        threshold: an eigenvalue, in the units of C.
-        l2: L2.
-        relative: take both in units of C's mean eigenvalue, so that one number serves layers of different scale.
-        shares: ``threshold`` is the share of directions that span P, those with the least eigenvalues, and L2 is in
-            units of what an ordinary key has inside of P, the sum of the eigenvalues there. A few very large
-            eigenvalues, such as those of attention sinks, change neither.
-        history: whether M counts; without it ``remember`` changes nothing.
-    """
-
-    threshold: float
-    l2: float
-    history: bool = True
-    relative: bool = False
-    shares: bool = False
-
-    facts_at_once = None
-    uses_bare_keys = False
+    @classmethod
+    def candidates(cls, columns: int) -> Sequence[Candidate]:
+        return [
+            Candidate(
+                {"threshold": threshold, "l2": l2, "shares": True},
+                f"threshold {threshold:g} of the directions, L2 {l2:g} (in the energy of ordinary keys there)",
+            )
+            for threshold, l2 in THRESHOLDS
+        ]
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> NullSpaceLayer:
         values, vectors = torch.linalg.eigh(moment)

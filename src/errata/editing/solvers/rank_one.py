@@ -6,28 +6,40 @@ direction only, as its published code does; R-ROME (Gupta et al. 2024, arXiv:240
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, StrictFloat
 from torch import Tensor
 
-from errata.editing.solvers.base import LowRank, SolverSettings, cholesky
+from errata.editing.solvers.base import Candidate, LowRank, Solver, cholesky
 from errata.errors import EditError
 
+LEAST_AGREEMENT = 0.5  # an update is at most twice the intended one
 
-class RankOneSettings(SolverSettings):
-    """ΔW = r (C⁻¹ k̄)ᵀ / (kᵀ C⁻¹ k̄), facts one after another."""
 
-    kind: Literal["rank_one"]
+class RankOne(Solver):
+    """ΔW = r (C⁻¹ k̄)ᵀ / (kᵀ C⁻¹ k̄), facts one after another.
+
+    C is factorised once; a fact costs two triangular solves. A fact whose kᵀC⁻¹k̄ with the bare key is less than
+    ``least_agreement`` of k̄ᵀC⁻¹k̄ has the averaged key in the denominator too; its update would otherwise be larger than
+    intended by the inverse of that share. 0, as published, never does so.
+    """
+
+    kind: Literal["rank_one"] = "rank_one"
     denominator: Literal["bare", "averaged"] = Field(description="which key is k")
     moment: Literal["measured", "identity"] = Field("measured", description="what C is")
     least_agreement: StrictFloat = Field(
         0.0, ge=0, le=1, description="facts whose bare and averaged key agree less have the averaged one as k"
     )
+
+    facts_at_once = 1
+
+    @property
+    def uses_bare_keys(self) -> bool:
+        return self.denominator == "bare"
 
     @property
     def needs_moment(self) -> bool:
@@ -37,29 +49,16 @@ class RankOneSettings(SolverSettings):
         if rounds:
             yield "'rank_one' writes facts one after another; rounds are for facts that are solved together"
 
-
-@dataclass(frozen=True, slots=True)
-class RankOne:
-    """C is factorised once; a fact costs two triangular solves.
-
-    Args:
-        denominator: the key k in the denominator: that of the ``bare`` prompt, or the ``averaged`` one.
-        least_agreement: a fact whose kᵀC⁻¹k̄ with the bare key is less than this share of k̄ᵀC⁻¹k̄ has the averaged key in
-            the denominator too; its update would otherwise be larger than meant by the inverse of that share. 0, as
-            published, never does so.
-        moment: ``measured`` takes C from the key statistics, ``identity`` the identity matrix.
-    """
-
-    denominator: Literal["bare", "averaged"]
-    moment: Literal["measured", "identity"] = "measured"
-    least_agreement: float = 0.0
-
-    history = False
-    facts_at_once = 1
+    @classmethod
+    def start(cls, choices: Mapping[str, Any], columns: int) -> Candidate:
+        return Candidate({"least_agreement": LEAST_AGREEMENT} if choices["denominator"] == "bare" else {})
 
     @property
-    def uses_bare_keys(self) -> bool:
-        return self.denominator == "bare"
+    def unsearched(self) -> Mapping[str, str]:
+        if not self.least_agreement:
+            return {}
+        most = f"{1 / float(f'{self.least_agreement:g}'):g}"
+        return {"least_agreement": f"{self.least_agreement:g}, so that no fact is written more than {most} times over"}
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> RankOneLayer:
         factor = cholesky(moment, "the second moment of the keys") if self.moment == "measured" else None
