@@ -13,6 +13,7 @@ from errata.cli.main import run
 from errata.editing.contexts import generate_prefixes, in_context, subject_rows, target_in
 from errata.editing.search_prompts import SearchPrompts
 from errata.editors.locate_then_edit import Editor
+from errata.errors import InputError
 from errata.evaluation.chat import CONTROLS_ASKED, chat_questions, evaluate_chat
 from errata.evaluation.outcomes import outcome_of
 from errata.facts.fact import Fact, Question
@@ -60,6 +61,26 @@ def test_a_fact_in_the_template_has_its_subject_and_its_target_where_they_are(fa
     nll = float(rows.answers(torch.zeros_like(rows.origin)).nll)
     bare, framed = score(model, [spaced.pair("Rome"), (chat_text(model.tokenizer, spaced.text), "Rome")])
     assert nll == pytest.approx(-(bare.log_probability + framed.log_probability) / 2, rel=1e-3)
+
+
+def test_braces_in_the_template_are_text(tmp_path: Path) -> None:
+    settings = tiny_recipe(write_corpus(tmp_path / "corpus.txt")).contexts.model_copy(update={"chat": True})
+    message = "{{ messages[0]['content'] }}"
+    for template in (
+        f"args {{}} <user>{message}<model>",
+        f"<user>{message}<model> {{}}",
+        "{{ '{' }}" + message + "{{ '}' }} {errata: prompt}",
+    ):
+        model = tiny_language_model("llama")
+        model.tokenizer.chat_template = template
+        *_, context = generate_prefixes(model, settings)
+        assert in_context(context, FACTS[0].text)[0] == chat_text(model.tokenizer, FACTS[0].text)
+        text, before = in_context(context, FACTS[0].text)
+        assert text[before:].startswith(FACTS[0].text)
+    model.tokenizer.chat_template = f"{{errata: prompt}} {message}"
+    with pytest.raises(InputError) as refused:
+        generate_prefixes(model, settings)
+    assert refused.value.code == "CHAT_TEMPLATE_UNUSABLE"
 
 
 def test_facts_are_learnt_in_the_template_too(tmp_path: Path) -> None:

@@ -189,6 +189,10 @@ def test_facts_are_named_by_patch_or_id(make_editor: Callable[..., Editor]) -> N
     twice = stack.with_patch("d", stack.patches[0].patch)
     with pytest.raises(InputError, match=r"2 patches have a fact 'tower'.*a/tower, d/tower"):
         named_facts(twice, ["tower"])
+    model = tiny_language_model("llama")
+    with pytest.raises(InputError) as nothing:
+        rebuild(model, stack, [])
+    assert nothing.value.code == "FACTS_MISSING"
 
 
 def test_a_rebuild_that_fails_leaves_the_base(

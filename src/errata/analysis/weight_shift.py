@@ -48,6 +48,7 @@ from errata.editing.target_search import layer_targets, read_states
 from errata.editors.locate_then_edit import Editor
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts.fact import Fact
+from errata.models.language_model import Site
 from errata.models.weights import Term
 
 FROBENIUS: Final = "Frobenius"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,7 +38,7 @@ class SearchSettings(Settings, ABC):
     @abstractmethod
     def loss(
         self, model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, site: Site
-    ) -> SearchLoss:
+    ) -> SearchLoss[Any]:
         """The loss of facts at one layer."""
 
     def contradictions(self, site: str) -> Iterator[str]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from errata.editing.contexts import generate_prefixes, target_in
+from errata.editing.contexts import ContextSettings, generate_prefixes, target_in
 from errata.editing.keys import SubjectTexts
 from errata.editing.preparation import solve_device, target_site
 from errata.editing.solvers.least_squares import LeastSquares
