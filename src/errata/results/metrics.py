@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
 Better: TypeAlias = Literal["higher", "lower"]
@@ -91,6 +92,19 @@ class MetricEntry:
         return "" if low is None or high is None else f"[{self.number(low)}, {self.number(high)}]"
 
 
+# What the entries of a group have in common.
+_edited = partial(MetricEntry, group=Group.EDITED)
+_others = partial(MetricEntry, group=Group.OTHERS)
+_changed = partial(MetricEntry, group=Group.CHANGES, better="lower")
+_free = partial(MetricEntry, group=Group.FREE, ability="generation")
+_text = partial(MetricEntry, group=Group.TEXTS, ability="generation")
+_drift = partial(MetricEntry, group=Group.OTHERS, unit=Unit.NATS, better="lower")
+_side = partial(MetricEntry, group=Group.SIDE)
+_concept = partial(MetricEntry, group=Group.SIDE, ability="generation")
+_ratio = partial(MetricEntry, group=Group.OTHERS, unit=Unit.RATIO, better="lower")
+_cost = partial(MetricEntry, group=Group.COST, ability=None)
+
+
 class Metric(StrEnum):
     """The metrics, in the order of results files and tables. A member is the metric's name as a string."""
 
@@ -105,236 +119,147 @@ class Metric(StrEnum):
         metric.entry = entry
         return metric
 
-    EFFICACY_SUCCESS = MetricEntry(
+    EFFICACY_SUCCESS = _edited(
         "efficacy_success",
-        Group.EDITED,
         needs=("old",),
         short="eff. succ.",
         meaning="the edited prompt: the new answer is likelier than the old one",
     )
-    EFFICACY_ACCURACY = MetricEntry(
-        "efficacy_accuracy",
-        Group.EDITED,
-        short="eff. acc.",
-        meaning="the edited prompt: the new answer is what the model says",
+    EFFICACY_ACCURACY = _edited(
+        "efficacy_accuracy", short="eff. acc.", meaning="the edited prompt: the new answer is what the model says"
     )
-    EFFICACY_TOKENS = MetricEntry("efficacy_tokens", Group.EDITED)
-    EFFICACY_ACCURACY_FIRST = MetricEntry("efficacy_accuracy_first", Group.EDITED, title="efficacy of the first batch")
-    EFFICACY_ACCURACY_LAST = MetricEntry("efficacy_accuracy_last", Group.EDITED, title="efficacy of the last batch")
-    GENERALISATION_SUCCESS = MetricEntry(
+    EFFICACY_TOKENS = _edited("efficacy_tokens")
+    EFFICACY_ACCURACY_FIRST = _edited("efficacy_accuracy_first", title="efficacy of the first batch")
+    EFFICACY_ACCURACY_LAST = _edited("efficacy_accuracy_last", title="efficacy of the last batch")
+    GENERALISATION_SUCCESS = _edited(
         "generalisation_success",
-        Group.EDITED,
         needs=("paraphrases", "old"),
         short="gen. succ.",
         meaning="paraphrases of it: the new answer is likelier than the old one",
     )
-    GENERALISATION_ACCURACY = MetricEntry(
+    GENERALISATION_ACCURACY = _edited(
         "generalisation_accuracy",
-        Group.EDITED,
         needs=("paraphrases",),
         short="gen. acc.",
         meaning="paraphrases of it: the new answer is what the model says",
     )
-    GENERALISATION_TOKENS = MetricEntry("generalisation_tokens", Group.EDITED, needs=("paraphrases",))
-    SPECIFICITY_SUCCESS = MetricEntry(
+    GENERALISATION_TOKENS = _edited("generalisation_tokens", needs=("paraphrases",))
+    SPECIFICITY_SUCCESS = _others(
         "specificity_success",
-        Group.OTHERS,
         needs=("neighbours",),
         short="spec. succ.",
         meaning="other subjects in the same relation: their answer is likelier than the new one",
     )
-    SPECIFICITY_ACCURACY_KNOWN = MetricEntry(
-        "specificity_accuracy_known",
-        Group.OTHERS,
-        title="specificity accuracy (known)",
-        needs=("neighbours",),
-        short="spec. known",
+    SPECIFICITY_ACCURACY_KNOWN = _others(
+        "specificity_accuracy_known", title="specificity accuracy (known)", needs=("neighbours",), short="spec. known"
     )
-    SPECIFICITY_ACCURACY = MetricEntry(
+    SPECIFICITY_ACCURACY = _others(
         "specificity_accuracy",
-        Group.OTHERS,
         needs=("neighbours",),
         short="spec. all",
         meaning="other subjects in the same relation: their answer is what the model says",
     )
-    SPECIFICITY_LOST = MetricEntry("specificity_lost", Group.CHANGES, better="lower", needs=("neighbours",))
-    SPECIFICITY_GAINED = MetricEntry("specificity_gained", Group.CHANGES, better=None, needs=("neighbours",))
-    SPECIFICITY_CHANGED = MetricEntry("specificity_changed", Group.CHANGES, better="lower", needs=("neighbours",))
-    SCORE = MetricEntry("score", Group.EDITED, short="score", meaning="harmonic mean of the three successes")
-    PORTABILITY_ACCURACY = MetricEntry("portability_accuracy", Group.EDITED, needs=("portability",))
-    PORTABILITY_TOKENS = MetricEntry("portability_tokens", Group.EDITED, needs=("portability",))
-    SAME_SUBJECT_ACCURACY_KNOWN = MetricEntry(
-        "same_subject_accuracy_known",
-        Group.OTHERS,
-        title="same subject accuracy (known)",
-        needs=("own",),
-        short="same subj. known",
+    SPECIFICITY_LOST = _changed("specificity_lost", needs=("neighbours",))
+    SPECIFICITY_GAINED = _changed("specificity_gained", better=None, needs=("neighbours",))
+    SPECIFICITY_CHANGED = _changed("specificity_changed", needs=("neighbours",))
+    SCORE = _edited("score", short="score", meaning="harmonic mean of the three successes")
+    PORTABILITY_ACCURACY = _edited("portability_accuracy", needs=("portability",))
+    PORTABILITY_TOKENS = _edited("portability_tokens", needs=("portability",))
+    SAME_SUBJECT_ACCURACY_KNOWN = _others(
+        "same_subject_accuracy_known", title="same subject accuracy (known)", needs=("own",), short="same subj. known"
     )
-    SAME_SUBJECT_ACCURACY = MetricEntry(
+    SAME_SUBJECT_ACCURACY = _others(
         "same_subject_accuracy",
-        Group.OTHERS,
         needs=("own",),
         short="same subj. all",
         meaning="other facts of the edited subjects: the model still says them",
     )
-    SAME_SUBJECT_LOST = MetricEntry("same_subject_lost", Group.CHANGES, better="lower", needs=("own",))
-    SAME_SUBJECT_GAINED = MetricEntry("same_subject_gained", Group.CHANGES, better=None, needs=("own",))
-    SAME_SUBJECT_CHANGED = MetricEntry("same_subject_changed", Group.CHANGES, better="lower", needs=("own",))
-    UNRELATED_ACCURACY_KNOWN = MetricEntry(
-        "unrelated_accuracy_known", Group.OTHERS, title="unrelated accuracy (known)", needs=("unrelated",)
+    SAME_SUBJECT_LOST = _changed("same_subject_lost", needs=("own",))
+    SAME_SUBJECT_GAINED = _changed("same_subject_gained", better=None, needs=("own",))
+    SAME_SUBJECT_CHANGED = _changed("same_subject_changed", needs=("own",))
+    UNRELATED_ACCURACY_KNOWN = _others(
+        "unrelated_accuracy_known", title="unrelated accuracy (known)", needs=("unrelated",)
     )
-    UNRELATED_ACCURACY = MetricEntry("unrelated_accuracy", Group.OTHERS, needs=("unrelated",))
-    UNRELATED_LOST = MetricEntry("unrelated_lost", Group.CHANGES, better="lower", needs=("unrelated",))
-    UNRELATED_GAINED = MetricEntry("unrelated_gained", Group.CHANGES, better=None, needs=("unrelated",))
-    UNRELATED_CHANGED = MetricEntry("unrelated_changed", Group.CHANGES, better="lower", needs=("unrelated",))
-    UNRELATED_TOKENS = MetricEntry("unrelated_tokens", Group.OTHERS, needs=("unrelated",))
-    UNRELATED_AGREEMENT = MetricEntry("unrelated_agreement", Group.OTHERS, needs=("unrelated",))
-    UNTOUCHED_ACCURACY_KNOWN = MetricEntry(
-        "untouched_accuracy_known",
-        Group.OTHERS,
-        title="untouched accuracy (known)",
-        needs=("untouched",),
-        short="untouched known",
+    UNRELATED_ACCURACY = _others("unrelated_accuracy", needs=("unrelated",))
+    UNRELATED_LOST = _changed("unrelated_lost", needs=("unrelated",))
+    UNRELATED_GAINED = _changed("unrelated_gained", better=None, needs=("unrelated",))
+    UNRELATED_CHANGED = _changed("unrelated_changed", needs=("unrelated",))
+    UNRELATED_TOKENS = _others("unrelated_tokens", needs=("unrelated",))
+    UNRELATED_AGREEMENT = _others("unrelated_agreement", needs=("unrelated",))
+    UNTOUCHED_ACCURACY_KNOWN = _others(
+        "untouched_accuracy_known", title="untouched accuracy (known)", needs=("untouched",), short="untouched known"
     )
-    UNTOUCHED_ACCURACY = MetricEntry(
+    UNTOUCHED_ACCURACY = _others(
         "untouched_accuracy",
-        Group.OTHERS,
         needs=("untouched",),
         short="untouched all",
         meaning="facts of subjects that were not edited: the model still says them",
     )
-    UNTOUCHED_LOST = MetricEntry("untouched_lost", Group.CHANGES, better="lower", needs=("untouched",))
-    UNTOUCHED_GAINED = MetricEntry("untouched_gained", Group.CHANGES, better=None, needs=("untouched",))
-    UNTOUCHED_CHANGED = MetricEntry("untouched_changed", Group.CHANGES, better="lower", needs=("untouched",))
-    FREE_EFFICACY_EXACT = MetricEntry("free_efficacy_exact", Group.FREE, ability="generation")
-    FREE_EFFICACY_CONTAINED = MetricEntry("free_efficacy_contained", Group.FREE, ability="generation")
-    FREE_EFFICACY_JUDGED = MetricEntry("free_efficacy_judged", Group.FREE, ability="generation")
-    FREE_GENERALISATION_EXACT = MetricEntry(
-        "free_generalisation_exact", Group.FREE, ability="generation", needs=("paraphrases",)
+    UNTOUCHED_LOST = _changed("untouched_lost", needs=("untouched",))
+    UNTOUCHED_GAINED = _changed("untouched_gained", better=None, needs=("untouched",))
+    UNTOUCHED_CHANGED = _changed("untouched_changed", needs=("untouched",))
+    FREE_EFFICACY_EXACT = _free("free_efficacy_exact")
+    FREE_EFFICACY_CONTAINED = _free("free_efficacy_contained")
+    FREE_EFFICACY_JUDGED = _free("free_efficacy_judged")
+    FREE_GENERALISATION_EXACT = _free("free_generalisation_exact", needs=("paraphrases",))
+    FREE_GENERALISATION_CONTAINED = _free("free_generalisation_contained", needs=("paraphrases",))
+    FREE_GENERALISATION_JUDGED = _free("free_generalisation_judged", needs=("paraphrases",))
+    FREE_PORTABILITY_EXACT = _free("free_portability_exact", needs=("portability",))
+    FREE_PORTABILITY_CONTAINED = _free("free_portability_contained", needs=("portability",))
+    FREE_PORTABILITY_JUDGED = _free("free_portability_judged", needs=("portability",))
+    FREE_JUDGE_MISSING = _free("free_judge_missing", title="free answers without a verdict", better="lower")
+    FREE_LOCALITY_NEIGHBOURS = _free(
+        "free_locality_neighbours", title="free answers unchanged, neighbours", needs=("neighbours",)
     )
-    FREE_GENERALISATION_CONTAINED = MetricEntry(
-        "free_generalisation_contained", Group.FREE, ability="generation", needs=("paraphrases",)
+    FREE_LOCALITY_UNRELATED = _free(
+        "free_locality_unrelated", title="free answers unchanged, unrelated", needs=("unrelated",)
     )
-    FREE_GENERALISATION_JUDGED = MetricEntry(
-        "free_generalisation_judged", Group.FREE, ability="generation", needs=("paraphrases",)
+    FREE_LOCALITY_UNTOUCHED = _free(
+        "free_locality_untouched", title="free answers unchanged, untouched", needs=("untouched",)
     )
-    FREE_PORTABILITY_EXACT = MetricEntry(
-        "free_portability_exact", Group.FREE, ability="generation", needs=("portability",)
+    FLUENCY = _text("fluency", unit=Unit.BITS, needs=("generation",))
+    CONSISTENCY = _text("consistency", unit=Unit.COSINE, needs=("generation", "relation"))
+    DRIFT_KL_NEIGHBOURS = _drift("drift_kl_neighbours", title="drift KL, neighbours", needs=("neighbours",))
+    DRIFT_KL_UNRELATED = _drift("drift_kl_unrelated", title="drift KL, unrelated", needs=("unrelated",))
+    DRIFT_KL_UNTOUCHED = _drift("drift_kl_untouched", title="drift KL, untouched", needs=("untouched",))
+    DRIFT_TOP5_NEIGHBOURS = _others(
+        "drift_top5_neighbours", title="drift top-5 overlap, neighbours", needs=("neighbours",)
     )
-    FREE_PORTABILITY_CONTAINED = MetricEntry(
-        "free_portability_contained", Group.FREE, ability="generation", needs=("portability",)
-    )
-    FREE_PORTABILITY_JUDGED = MetricEntry(
-        "free_portability_judged", Group.FREE, ability="generation", needs=("portability",)
-    )
-    FREE_JUDGE_MISSING = MetricEntry(
-        "free_judge_missing", Group.FREE, title="free answers without a verdict", better="lower", ability="generation"
-    )
-    FREE_LOCALITY_NEIGHBOURS = MetricEntry(
-        "free_locality_neighbours",
-        Group.FREE,
-        title="free answers unchanged, neighbours",
-        ability="generation",
-        needs=("neighbours",),
-    )
-    FREE_LOCALITY_UNRELATED = MetricEntry(
-        "free_locality_unrelated",
-        Group.FREE,
-        title="free answers unchanged, unrelated",
-        ability="generation",
-        needs=("unrelated",),
-    )
-    FREE_LOCALITY_UNTOUCHED = MetricEntry(
-        "free_locality_untouched",
-        Group.FREE,
-        title="free answers unchanged, untouched",
-        ability="generation",
-        needs=("untouched",),
-    )
-    FLUENCY = MetricEntry("fluency", Group.TEXTS, unit=Unit.BITS, ability="generation", needs=("generation",))
-    CONSISTENCY = MetricEntry(
-        "consistency", Group.TEXTS, unit=Unit.COSINE, ability="generation", needs=("generation", "relation")
-    )
-    DRIFT_KL_NEIGHBOURS = MetricEntry(
-        "drift_kl_neighbours",
-        Group.OTHERS,
-        title="drift KL, neighbours",
-        unit=Unit.NATS,
-        better="lower",
-        needs=("neighbours",),
-    )
-    DRIFT_KL_UNRELATED = MetricEntry(
-        "drift_kl_unrelated",
-        Group.OTHERS,
-        title="drift KL, unrelated",
-        unit=Unit.NATS,
-        better="lower",
-        needs=("unrelated",),
-    )
-    DRIFT_KL_UNTOUCHED = MetricEntry(
-        "drift_kl_untouched",
-        Group.OTHERS,
-        title="drift KL, untouched",
-        unit=Unit.NATS,
-        better="lower",
-        needs=("untouched",),
-    )
-    DRIFT_TOP5_NEIGHBOURS = MetricEntry(
-        "drift_top5_neighbours", Group.OTHERS, title="drift top-5 overlap, neighbours", needs=("neighbours",)
-    )
-    DRIFT_TOP5_UNRELATED = MetricEntry(
-        "drift_top5_unrelated", Group.OTHERS, title="drift top-5 overlap, unrelated", needs=("unrelated",)
-    )
-    DRIFT_TOP5_UNTOUCHED = MetricEntry(
-        "drift_top5_untouched", Group.OTHERS, title="drift top-5 overlap, untouched", needs=("untouched",)
-    )
-    NEGATION_ACCURACY = MetricEntry("negation_accuracy", Group.SIDE, better=None, needs=("old",))
-    REVERSAL_ACCURACY = MetricEntry("reversal_accuracy", Group.SIDE, needs=("reversal",))
-    REVERSAL_TOKENS = MetricEntry("reversal_tokens", Group.SIDE, needs=("reversal",))
-    MULTIPLE_CHOICE_ACCURACY = MetricEntry("multiple_choice_accuracy", Group.SIDE)
-    MULTIPLE_CHOICE_LETTER_ACCURACY = MetricEntry("multiple_choice_letter_accuracy", Group.SIDE)
-    CONCEPT_RELIABILITY = MetricEntry("concept_reliability", Group.SIDE)
-    CONCEPT_GENERALISATION = MetricEntry("concept_generalisation", Group.SIDE)
-    CONCEPT_LOCALITY = MetricEntry("concept_locality", Group.SIDE)
-    CONCEPT_LOCALITY_TOKENS = MetricEntry("concept_locality_tokens", Group.SIDE)
-    CONCEPT_INSTANCES = MetricEntry("concept_instances", Group.SIDE, better="lower", ability="generation")
-    CONCEPT_NON_INSTANCES = MetricEntry("concept_non_instances", Group.SIDE, ability="generation")
-    CONCEPT_INSTANCE_CHANGE = MetricEntry("concept_instance_change", Group.SIDE, ability="generation")
-    CONCEPT_NON_INSTANCE_CHANGE = MetricEntry("concept_non_instance_change", Group.SIDE, ability="generation")
-    CONCEPT_UNREADABLE = MetricEntry("concept_unreadable", Group.SIDE, better="lower", ability="generation")
-    CONCEPT_CONSISTENCY = MetricEntry("concept_consistency", Group.SIDE, ability="generation")
-    PERPLEXITY_RATIO = MetricEntry(
+    DRIFT_TOP5_UNRELATED = _others("drift_top5_unrelated", title="drift top-5 overlap, unrelated", needs=("unrelated",))
+    DRIFT_TOP5_UNTOUCHED = _others("drift_top5_untouched", title="drift top-5 overlap, untouched", needs=("untouched",))
+    NEGATION_ACCURACY = _side("negation_accuracy", better=None, needs=("old",))
+    REVERSAL_ACCURACY = _side("reversal_accuracy", needs=("reversal",))
+    REVERSAL_TOKENS = _side("reversal_tokens", needs=("reversal",))
+    MULTIPLE_CHOICE_ACCURACY = _side("multiple_choice_accuracy")
+    MULTIPLE_CHOICE_LETTER_ACCURACY = _side("multiple_choice_letter_accuracy")
+    CONCEPT_RELIABILITY = _side("concept_reliability")
+    CONCEPT_GENERALISATION = _side("concept_generalisation")
+    CONCEPT_LOCALITY = _side("concept_locality")
+    CONCEPT_LOCALITY_TOKENS = _side("concept_locality_tokens")
+    CONCEPT_INSTANCES = _concept("concept_instances", better="lower")
+    CONCEPT_NON_INSTANCES = _concept("concept_non_instances")
+    CONCEPT_INSTANCE_CHANGE = _concept("concept_instance_change")
+    CONCEPT_NON_INSTANCE_CHANGE = _concept("concept_non_instance_change")
+    CONCEPT_UNREADABLE = _concept("concept_unreadable", better="lower")
+    CONCEPT_CONSISTENCY = _concept("concept_consistency")
+    PERPLEXITY_RATIO = _ratio(
         "perplexity_ratio",
-        Group.OTHERS,
-        unit=Unit.RATIO,
-        better="lower",
         ability="rolling",
         short="ppl ratio",
         meaning="perplexity on held-out text, over that before; 1 is no change",
     )
-    SPLIT_PERPLEXITY_RATIO = MetricEntry(
+    SPLIT_PERPLEXITY_RATIO = _ratio(
         "split_perplexity_ratio",
-        Group.OTHERS,
-        unit=Unit.RATIO,
-        better="lower",
         meaning="perplexity of the second half of held-out texts given the first, over that before; 1 is no change",
     )
-    WEIGHT_NORM_RATIO = MetricEntry(
-        "weight_norm_ratio",
-        Group.COST,
-        title="weight change ‖ΔW‖ / ‖W‖",
-        unit=Unit.RATIO,
-        better=None,
-        ability=None,
-        short="ΔW/W",
+    WEIGHT_NORM_RATIO = _cost(
+        "weight_norm_ratio", title="weight change ‖ΔW‖ / ‖W‖", unit=Unit.RATIO, better=None, short="ΔW/W"
     )
-    SECONDS_PER_EDIT = MetricEntry(
+    SECONDS_PER_EDIT = _cost(
         "seconds_per_edit",
-        Group.COST,
         title="time per edit (without preparation)",
         unit=Unit.SECONDS,
         better="lower",
-        ability=None,
         short="s/edit",
         meaning="wall time of the edit over its facts, without preparation",
     )
