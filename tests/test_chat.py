@@ -15,7 +15,7 @@ from errata.editing.search_prompts import SearchPrompts
 from errata.editors.locate_then_edit import Editor
 from errata.errors import InputError
 from errata.evaluation.chat import CONTROLS_ASKED, chat_questions, evaluate_chat
-from errata.evaluation.outcomes import outcome_of
+from errata.evaluation.outcomes import compare_records
 from errata.facts.fact import Fact, Question
 from errata.facts.files import read_facts, write_facts
 from errata.models.generation import continue_texts
@@ -143,7 +143,7 @@ def test_an_outcome_tells_what_is_said_in_chat() -> None:
         record("free_efficacy_contained", "Rome is in", 1.0, "Spain, of course"),
         record("untouched_accuracy", "2 + 2 is", 0.0, "Spain"),
     ]
-    outcome = outcome_of([Fact("a", "Rome", "{} is in", "Spain")], before, after)
+    outcome = compare_records([Fact("a", "Rome", "{} is in", "Spain")], before, after)
     (reply,) = outcome.chat
     assert (reply.fact, reply.own, reply.took, reply.before, reply.said) == ("a", True, True, False, "Spain, of course")
     assert outcome.counts()["untouched:chat"].lost == 1

@@ -127,9 +127,9 @@ def test_a_silent_endpoint_is_left_after_the_timeout() -> None:
 @pytest.mark.parametrize(
     ("step", "reason"),
     [
-        (Step(body=b"<html>busy</html>"), "is no JSON"),
-        (Step(body=b"[" * 100_000), "is no JSON"),
-        (Step(body=b"\xff\xfe"), "is no JSON"),
+        (Step(body=b"<html>busy</html>"), "is not JSON"),
+        (Step(body=b"[" * 100_000), "is not JSON"),
+        (Step(body=b"\xff\xfe"), "is not JSON"),
         (Step(body=b"{}"), "no text at choices"),
         (Step(body=b'{"choices": []}'), "no text at choices"),
         (Step(body=b'{"choices": [{"message": {"content": null}}]}'), "no text at choices"),

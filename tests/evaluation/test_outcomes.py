@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from errata.evaluation.outcomes import no_room, outcome_of, unable_to_show
+from errata.evaluation.outcomes import compare_records, no_room, unable_to_show
 from errata.facts.fact import Fact
 from errata.results.metrics import Metric
 from errata.results.records import Record
@@ -25,7 +25,7 @@ AFTER = [
 
 
 def test_each_fact_took_or_not_with_the_wordings_that_failed() -> None:
-    outcome = outcome_of(FACTS, None, AFTER)
+    outcome = compare_records(FACTS, None, AFTER)
     assert [fact.status for fact in outcome.facts] == ["partly", "failed", "took"]
     assert [[(w.prompt, w.own, w.said) for w in fact.failed] for fact in outcome.facts] == [
         [("Where is Rome? In", False, "Italy")],
@@ -40,9 +40,9 @@ def test_a_mean_that_stays_hides_nothing() -> None:
     """One answer is lost and one is gained: the accuracy is what it was."""
     before = [Record("a", Metric.UNTOUCHED_ACCURACY, f"q{i}", float(i == 0), "x" if i == 0 else "y") for i in range(3)]
     after = [Record("a", Metric.UNTOUCHED_ACCURACY, f"q{i}", float(i == 1), "x" if i == 1 else "y") for i in range(3)]
-    count = outcome_of([], before, after).counts()["untouched"]
+    count = compare_records([], before, after).counts()["untouched"]
     assert (count.asked, count.known, count.lost, count.gained, count.changed) == (3, 1, 1, 1, 2)
-    record = outcome_of([], before, after).to_record()
+    record = compare_records([], before, after).to_record()
     assert record["controls"] == {"untouched": {"asked": 3, "known": 1, "lost": 1, "gained": 1, "changed": 2}}
     assert [(q["before"], q["now"], q["changed"]) for q in record["control_questions"]] == [
         ("x", "y", True), ("y", "x", True), ("y", "y", False),

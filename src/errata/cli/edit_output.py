@@ -15,7 +15,7 @@ from errata.benchmark.sequence import EvaluationResult, EvaluationSet, recorded_
 from errata.cli.model_options import PATCH_SUFFIX, is_lab, patch_name, show_absent
 from errata.cli.terminal import console, counted, echo, progress, warn, write_json
 from errata.errors import FaultsError, InputError, InterruptedRunError
-from errata.evaluation.outcomes import Change, FactOutcome, Outcome, Reply, absent_changes, outcome_of
+from errata.evaluation.outcomes import Change, FactOutcome, Outcome, Reply, absent_changes, compare_records
 from errata.evaluation.recall import absent
 from errata.facts.conflicts import OnConflict, conflicts, without
 from errata.facts.fact import Fact, FactSet
@@ -290,7 +290,7 @@ def _outcome(
     ratio = None
     if before is not None and before.perplexity is not None and after.perplexity is not None:
         ratio = after.perplexity.value / before.perplexity.value
-    return outcome_of(
+    return compare_records(
         list(examination.facts),
         None if before is None else before.records,
         after.records,

@@ -30,7 +30,7 @@ from errata.cli.model_options import (
 from errata.cli.terminal import JsonOption, console, echo, progress, warn, write_json
 from errata.errors import Fault, collect_errors
 from errata.evaluation.chat import chat_questions
-from errata.evaluation.outcomes import NOT_COMPARED, absent_changes, outcome_of
+from errata.evaluation.outcomes import NOT_COMPARED, absent_changes, compare_records
 from errata.evaluation.recall import absent
 from errata.facts.fact import Fact
 from errata.facts.files import read_facts
@@ -113,7 +113,7 @@ def evaluate(
                 ratio = after.perplexity.value / before.perplexity.value
     rows = to_long(model, summaries)
     earlier = None if before is None else before.records
-    outcome = outcome_of(list(fact_set), earlier, after.records, perplexity_ratio=ratio)
+    outcome = compare_records(list(fact_set), earlier, after.records, perplexity_ratio=ratio)
     missing = {str(metric): why for metric, why in absent(fact_set, examination.untouched).items()}
     missing |= absent_changes(earlier, missing)
     about = {

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on the model in memory, and the local task files that it reads."""
+"""lm-evaluation-harness on a loaded model, and the local task files that it reads."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _SKIPPED_FOLDERS = frozenset({"__pycache__", ".ipynb_checkpoints"})
 
 @dataclass(frozen=True, slots=True)
 class LocalTasks:
-    """What was found.
+    """Local tasks found in files and directories.
 
     Attributes:
         folders: where the harness has to look.
-        names: groups that belong to no other group, and tasks that belong to none, in the order of the files.
+        names: top-level groups and ungrouped tasks, in the order of the files.
     """
 
     folders: tuple[Path, ...]
@@ -47,11 +47,11 @@ class LocalTasks:
 
 
 class FunctionName(str):
-    """What a file names by ``!function``: ``MODULE.NAME`` of a Python file beside it."""
+    """The target of a ``!function`` tag: ``MODULE.NAME`` of a Python file beside the task file."""
 
 
 class TaskLoader(yaml.SafeLoader):
-    """Knows ``!function``, and leaves it a text: ``FunctionName``."""
+    """Knows ``!function`` and loads it as text: ``FunctionName``."""
 
 
 def _function_name(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> object:
@@ -71,47 +71,32 @@ def local_tasks(entries: Sequence[str]) -> LocalTasks:
     faults: list[Fault] = []
     folders: dict[Path, None] = {}
     names: dict[str, None] = {}
-    inner: set[str] = set()
+    grouped: set[str] = set()
     for entry in entries:
         path = Path(entry)
-        files = yaml_files(path)
         if not path.exists():
-            faults.append(
-                Fault(
-                    entry,
-                    "there is no such file or directory",
-                    "Give a YAML file or a directory",
-                    code="FILE_NOT_FOUND",
-                )
-            )
+            what, remedy = "there is no such file or directory", "Give a YAML file or a directory"
+            faults.append(Fault(entry, what, remedy, code="FILE_NOT_FOUND"))
             continue
         folders.setdefault((path if path.is_dir() else path.parent).resolve())
         found, before = 0, len(faults)
-        for file in files:
-            config = _read(file, faults)
-            if config is None:
-                continue
+        for file in yaml_files(path):
+            config = _merged(file, faults)
             name = config.get("group") or config.get("task")
-            if not isinstance(name, str):  # what other files include
+            if not isinstance(name, str):  # included by other files, not a task itself
                 continue
             found += 1
             names.setdefault(name)
             if "group" in config:
-                inner |= members(config.get("task"))
+                grouped |= members(config.get("task"))
             else:
                 faults += _network_faults(config, file)
         if not found and len(faults) == before:
-            faults.append(
-                Fault(
-                    entry,
-                    "no YAML file there defines a task",
-                    "Write 'task: NAME' into one (*.yaml)",
-                    code="TASK_FILE_INVALID",
-                )
-            )
+            what, remedy = "no YAML file there defines a task", "Write 'task: NAME' into one (*.yaml)"
+            faults.append(Fault(entry, what, remedy, code="TASK_FILE_INVALID"))
     if faults:
         raise FaultsError("the local tasks", faults)
-    return LocalTasks(tuple(folders), tuple(name for name in names if name not in inner))
+    return LocalTasks(tuple(folders), tuple(name for name in names if name not in grouped))
 
 
 def yaml_files(path: Path) -> list[Path]:
@@ -121,38 +106,35 @@ def yaml_files(path: Path) -> list[Path]:
     return [path] if path.is_file() else []
 
 
-def _read(file: Path, faults: list[Fault], included: tuple[Path, ...] = ()) -> dict[str, Any] | None:
-    """A file's settings, those of the files it includes below them; None if there is a fault, which is noted."""
+def _load(file: Path, faults: list[Fault]) -> Any:
+    """The content of a task file; None, and a fault, if it cannot be read."""
     try:
-        config = yaml.load(file.read_text(encoding="utf-8"), Loader=TaskLoader)
+        return yaml.load(file.read_text(encoding="utf-8"), Loader=TaskLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         faults.append(Fault(str(file), f"it cannot be read as YAML: {error}", "Correct the file", code="YAML_INVALID"))
         return None
+
+
+def _merged(file: Path, faults: list[Fault], including: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's settings over those of the files that it includes; empty if there is a fault."""
+    before = len(faults)
+    config = _load(file, faults)
     if not isinstance(config, dict):
-        faults.append(
-            Fault(
-                str(file), "it holds no mapping", "Write 'task: NAME' and the task's settings", code="TASK_FILE_INVALID"
-            )
-        )
-        return None
+        if len(faults) == before:
+            what, remedy = "it holds no mapping", "Write 'task: NAME' and the task's settings"
+            faults.append(Fault(str(file), what, remedy, code="TASK_FILE_INVALID"))
+        return {}
     merged: dict[str, Any] = {}
-    wanted = config.pop("include", ())
-    for name in wanted if isinstance(wanted, list) else [wanted] if wanted else []:
-        place = (file.parent / str(name)).resolve()
-        if place in (*included, file.resolve()):
-            faults.append(
-                Fault(
-                    str(file),
-                    f"it includes {name!r}, which includes it",
-                    "Remove the circular include",
-                    code="TASK_FILE_INVALID",
-                )
-            )
-            return None
-        below = _read(place, faults, (*included, file.resolve()))
-        if below is None:
-            return None
-        merged |= below
+    names = config.pop("include", None) or ()
+    for name in names if isinstance(names, list | tuple) else (names,):
+        included = (file.parent / str(name)).resolve()
+        if included in (*including, file.resolve()):
+            what, remedy = f"it includes {name!r}, which includes it", "Remove the circular include"
+            faults.append(Fault(str(file), what, remedy, code="TASK_FILE_INVALID"))
+        else:
+            merged |= _merged(included, faults, (*including, file.resolve()))
+        if len(faults) > before:
+            return {}
     return merged | config
 
 
@@ -169,7 +151,7 @@ def members(entries: object) -> set[str]:
 
 
 def _network_faults(config: Mapping[str, Any], file: Path) -> list[Fault]:
-    """What of a task's data is not on this machine. Data that a function or class makes are its own business."""
+    """The data of a task that are not on this machine. Data from a custom function or class are not checked."""
     if "custom_dataset" in config or "class" in config:
         return []
     source = config.get("dataset_path")
@@ -177,17 +159,10 @@ def _network_faults(config: Mapping[str, Any], file: Path) -> list[Fault]:
     if not isinstance(source, str):
         return [Fault(str(file), "'dataset_path' is missing", remedy, code="TASK_DATA_REMOTE")]
     if source not in LOCAL_BUILDERS and not Path(source).exists():
-        return [
-            Fault(
-                str(file),
-                f"its data {source!r} are neither a file nor a directory here",
-                remedy,
-                code="TASK_DATA_REMOTE",
-            )
-        ]
-    kwargs = config.get("dataset_kwargs")
-    far = [text for text in texts_in(kwargs) if "://" in text]
-    return [Fault(str(file), f"its data file {text!r} lies elsewhere", remedy, code="TASK_DATA_REMOTE") for text in far]
+        what = f"its data {source!r} are neither a file nor a directory here"
+        return [Fault(str(file), what, remedy, code="TASK_DATA_REMOTE")]
+    remote = [text for text in texts_in(config.get("dataset_kwargs")) if "://" in text]
+    return [Fault(str(file), f"its data file {text!r} is remote", remedy, code="TASK_DATA_REMOTE") for text in remote]
 
 
 def texts_in(value: object) -> list[str]:
@@ -221,10 +196,8 @@ def _add(file: Path, found: dict[Path, None], faults: list[Fault]) -> None:
     if file in found:
         return
     found[file] = None
-    try:
-        config = _config(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        faults.append(Fault(str(file), f"it cannot be read as YAML: {error}", "Correct the file", code="YAML_INVALID"))
+    config = _load(file, faults)
+    if not isinstance(config, dict):
         return
     if any(isinstance(text, FunctionName) for text in texts_in(config)):  # which may import what is beside it
         found |= dict.fromkeys(sorted(file.parent.glob("*.py")))
@@ -234,36 +207,17 @@ def _add(file: Path, found: dict[Path, None], faults: list[Fault]) -> None:
         for text in _data(part):
             files = _matching(Path(text))
             if not files:
-                faults.append(
-                    Fault(
-                        str(file),
-                        f"its data file {text!r} is not there",
-                        "Put it there, or name another",
-                        code="TASK_DATA_MISSING",
-                    )
-                )
+                what = f"its data file {text!r} is not there"
+                faults.append(Fault(str(file), what, "Put it there, or name another", code="TASK_DATA_MISSING"))
             for path in files:
-                below = sorted(path.rglob("*")) if path.is_dir() else [path]
-                found |= dict.fromkeys(entry.resolve() for entry in below if entry.is_file())
+                inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+                found |= dict.fromkeys(entry.resolve() for entry in inside if entry.is_file())
     if "group" in config:
-        wanted = members(config.get("task"))
+        names = members(config.get("task"))
         for other in yaml_files(file.parent):
-            if _name(other) in wanted:
+            beside = _load(other, [])  # what cannot be read defines nothing that the group could name
+            if isinstance(beside, dict) and (beside.get("group") or beside.get("task")) in names:
                 _add(other.resolve(), found, faults)
-
-
-def _config(file: Path) -> Mapping[str, Any]:
-    config = yaml.load(file.read_text(encoding="utf-8"), Loader=TaskLoader)
-    return config if isinstance(config, dict) else {}
-
-
-def _name(file: Path) -> object:
-    """What a file beside a group defines; one that cannot be read defines nothing that the group could name."""
-    try:
-        config = _config(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return config.get("group") or config.get("task")
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -276,7 +230,7 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _data(config: Mapping[str, Any]) -> list[str]:
-    """Absolute paths, which may hold wildcards; relative ones count from where errata is started."""
+    """Absolute paths, which may hold wildcards; relative ones start in the working directory."""
     kwargs = config.get("dataset_kwargs")
     kwargs = kwargs if isinstance(kwargs, Mapping) else {}
     folder = kwargs.get("data_dir")
@@ -291,7 +245,7 @@ def _data(config: Mapping[str, Any]) -> list[str]:
 
 
 def _matching(path: Path) -> list[Path]:
-    """What an absolute path means: what is there, or what its wildcards match."""
+    """The file or directory at an absolute path, or those that its wildcards match."""
     return [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
 
 
@@ -381,17 +335,13 @@ def harness_model(model: Answerer, *, batch_size: int = 8, report: Report = sile
         def _continued(contexts: list[str], settings: dict[str, Any]) -> list[str]:
             options = normalize_gen_kwargs(settings)
             if options["do_sample"]:
-                raise InputError(
-                    "a task samples its answers (do_sample), and errata generates greedily only",
-                    remedy="Set 'do_sample: false' in a copy of the task",
-                    code="TASK_SAMPLES",
-                )
+                what = "a task samples its answers (do_sample), and errata generates greedily only"
+                raise InputError(what, remedy="Set 'do_sample: false' in a copy of the task", code="TASK_SAMPLES")
             new_tokens, until = options["max_gen_toks"], [text for text in options["until"] if text]
             if new_tokens >= model.context_length:
+                what = f"a task generates {new_tokens} tokens, but {model.name!r} takes {model.context_length} in all"
                 raise InputError(
-                    f"a task generates {new_tokens} tokens, but {model.name!r} takes {model.context_length} in all",
-                    remedy="Set a smaller 'max_gen_toks' in a copy of the task",
-                    code="TEXT_TOO_LONG",
+                    what, remedy="Set a smaller 'max_gen_toks' in a copy of the task", code="TEXT_TOO_LONG"
                 )
             prompts = [_end_of(tokenizer, context, model.context_length - new_tokens) for context in contexts]
             texts = model.continue_texts(
@@ -452,7 +402,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
 
 
 def paths_in(tasks: Sequence[str]) -> list[str]:
-    """Those of the tasks that are files or directories, and no names."""
+    """The tasks given as paths."""
     return [entry for entry in tasks if _is_path(entry)]
 
 
@@ -498,23 +448,17 @@ def run_tasks(
                 fewshot_random_seed=FEW_SHOT_SEED,
             )
         except (OSError, ValueError, KeyError) as error:
-            given = ", ".join(str(entry) for entry in texts) or "the probes"
-            raise InputError(
-                f"lm-evaluation-harness cannot run {given}: {error}",
-                remedy="Check the tasks' names, files and data; data of the hub have to be there, or be downloadable",
-                code="HARNESS_FAILED",
-            ) from error
+            what = f"lm-evaluation-harness cannot run {', '.join(texts) or 'the probes'}: {error}"
+            remedy = "Check the tasks' names, files and data; data of the hub must be there, or downloadable"
+            raise InputError(what, remedy=remedy, code="HARNESS_FAILED") from error
     if found is None:  # only on other than the first of several processes
-        raise InputError(
-            "the harness ran in one of several processes",
-            remedy="Run errata in a single process",
-            code="HARNESS_SEVERAL_PROCESSES",
-        )
+        what, remedy = "the harness ran in one of several processes", "Run errata in a single process"
+        raise InputError(what, remedy=remedy, code="HARNESS_SEVERAL_PROCESSES")
     return dict(found)
 
 
 def _chosen(tasks: Sequence[str]) -> tuple[Any, list[str]]:
-    """The harness's index, and the names in it that are meant."""
+    """The harness's index, and the names of the selected tasks."""
     from lm_eval.tasks import TaskManager
 
     local = local_tasks(paths_in(tasks))
@@ -540,23 +484,22 @@ def _known(manager: Any, names: Sequence[str]) -> list[str]:
         if not matches:
             unknown.append(name)
     if unknown:
-        raise InputError(
-            f"lm-evaluation-harness has no task {', '.join(map(repr, unknown))}",
-            remedy="See its list of tasks (lm-eval ls tasks), or give a file or directory of your own",
-            code="TASK_UNKNOWN",
-        )
+        what = f"lm-evaluation-harness has no task {', '.join(map(repr, unknown))}"
+        remedy = "See its list of tasks (lm-eval ls tasks), or give your own file or directory"
+        raise InputError(what, remedy=remedy, code="TASK_UNKNOWN")
     return list(found)
 
 
 def _loadable(manager: Any, local: LocalTasks) -> list[str]:
-    """The names of the local tasks; all of them are in the index, or a file is one that the harness does not take."""
+    """The names of the local tasks.
+
+    Raises:
+        InputError: if one is not in the index, since the harness cannot load its file.
+    """
     missing = [name for name in local.names if name not in manager.all_tasks]
     if missing:
-        raise InputError(
-            f"lm-evaluation-harness does not take the local task {', '.join(map(repr, missing))}",
-            remedy="Give its file the suffix .yaml, and a name of its own",
-            code="TASK_NOT_LOADED",
-        )
+        what = f"lm-evaluation-harness cannot load the local task {', '.join(map(repr, missing))}"
+        raise InputError(what, remedy="Give its file the suffix .yaml, and a unique name", code="TASK_NOT_LOADED")
     return list(local.names)
 
 
@@ -579,7 +522,7 @@ def preserved_random_state() -> Iterator[None]:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """The hub's clients try no network in the block; both read their switch at each request."""
+    """Keep the hub's clients off the network in the block; both read their switch at each request."""
     import datasets.config
     import huggingface_hub.constants
 

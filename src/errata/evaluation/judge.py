@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
 from typing import Any, Final, Protocol, runtime_checkable
 from urllib.error import HTTPError, URLError
@@ -44,7 +45,7 @@ _VERDICTS: Final = {"correct": True, "incorrect": False}
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a judge is shown: the bare question, the answers that are right, and the answer given."""
+    """What a judge grades: the bare question, the correct answers, and the answer given."""
 
     question: str
     accepted: tuple[str, ...]
@@ -53,11 +54,11 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of a case.
+    """The result of grading a case.
 
     Attributes:
-        correct: None if there was no verdict, which makes the answer neither right nor wrong.
-        reason: why not, or why a verdict was given without asking; else empty.
+        correct: None without a verdict; the answer then counts neither as right nor as wrong.
+        reason: why there is no verdict, or why one was given without a request; else empty.
     """
 
     correct: bool | None
@@ -66,7 +67,7 @@ class Verdict:
 
 @runtime_checkable
 class Judge(Protocol):
-    """Whoever says whether free answers are right."""
+    """Decides whether free answers are right."""
 
     def judge(self, cases: Sequence[Case]) -> list[Verdict]:
         """A verdict for each case, in their order; what fails is a verdict without ``correct``, not an exception."""
@@ -93,8 +94,8 @@ _LARGEST_REPLY: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """One attempt: a reply, or why there is none, whether it is worth another attempt, and the wait it asks for."""
+class Attempt:
+    """One attempt: a reply, or the reason for its absence, whether to retry, and after how many seconds at least."""
 
     reply: str | None
     reason: str = ""
@@ -103,18 +104,18 @@ class Outcome:
     refused: bool = False
 
 
-def http_outcome(status: int, headers: Message) -> Outcome:
-    """What an answer without a reply says: whether to ask again, when, and whether to ask at all."""
+def failed_attempt(status: int, headers: Message) -> Attempt:
+    """The attempt of a response with an error status: whether and when to retry, or to stop."""
     if 300 <= status < 400:
-        return Outcome(None, f"HTTP {status}: a redirect, which is not followed, lest the key go astray", refused=True)
+        return Attempt(None, f"HTTP {status}: a redirect, which is not followed, to protect the key", refused=True)
     again = status == 429 or status >= 500
     asked = headers.get("Retry-After", "")
     wait = float(asked) if asked.isdecimal() else 0.0
-    return Outcome(None, f"HTTP {status}", again=again, wait=wait, refused=status in (401, 403, 404))
+    return Attempt(None, f"HTTP {status}", again=again, wait=wait, refused=status in (401, 403, 404))
 
 
 def has_length(response: HTTPResponse) -> bool:
-    """Whether the endpoint says where its reply ends; else the end of the connection is it, as when it breaks off."""
+    """Whether the response has a length; without one, a broken connection looks like the end of the reply."""
     return response.chunked or response.headers.get("Content-Length") is not None
 
 
@@ -137,23 +138,23 @@ def read_body(response: HTTPResponse) -> bytes:
     return b"".join(parts)
 
 
-def outcome_of(data: bytes, *, whole: bool = True) -> Outcome:
-    """What a body says. One that is malformed is described, not quoted: only of a reply is it known how to read it.
+def parse_reply(data: bytes, *, whole: bool = True) -> Attempt:
+    """The reply in a body. A malformed body is described, not quoted.
 
     Args:
-        whole: whether nothing of it can be missing; if something can, one that is no JSON is worth another attempt.
+        whole: whether the body is complete; if that is unknown, one that is not JSON is worth another attempt.
     """
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
-        return Outcome(None, f"its answer, of {len(data)} bytes, is no JSON", again=not whole)
+        return Attempt(None, f"its answer, of {len(data)} bytes, is not JSON", again=not whole)
     try:
         content = found["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
         content = None
     if not isinstance(content, str):
-        return Outcome(None, "its answer holds no text at choices[0].message.content")
-    return Outcome(content)
+        return Attempt(None, "its answer holds no text at choices[0].message.content")
+    return Attempt(content)
 
 
 class Deadline:
@@ -194,7 +195,7 @@ class Deadline:
         return connection
 
     def end(self) -> None:
-        """Whoever reads from a connection now finds its end."""
+        """Shut down all connections, which ends reads from them."""
         with self._lock:
             for connection in self._sockets:
                 with suppress(OSError):
@@ -209,8 +210,8 @@ class Deadline:
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[Deadline]:
-    """Within the block, requests through ``opener`` end after so many seconds. What they raise then is any error of the
-    network: ask ``over`` for the reason."""
+    """Within the block, requests through ``opener`` end after so many seconds, with any error of the network; ``over``
+    says whether the deadline was the reason."""
     made = Deadline(seconds)
     timer = threading.Timer(seconds, made.end)
     timer.daemon = True
@@ -228,10 +229,7 @@ class _Http(HTTPHandler):
         self._deadline = deadline
 
     def http_open(self, req: Request) -> HTTPResponse:
-        def connection(host: str, **settings: Any) -> HTTPConnection:
-            return _watched(HTTPConnection(host, **settings), self._deadline)
-
-        return self.do_open(connection, req)
+        return self.do_open(partial(_watched, HTTPConnection, self._deadline), req)
 
 
 class _Https(HTTPSHandler):
@@ -240,13 +238,11 @@ class _Https(HTTPSHandler):
         self._deadline = deadline
 
     def https_open(self, req: Request) -> HTTPResponse:
-        def connection(host: str, **settings: Any) -> HTTPConnection:
-            return _watched(HTTPSConnection(host, **settings), self._deadline)
-
-        return self.do_open(connection, req)
+        return self.do_open(partial(_watched, HTTPSConnection, self._deadline), req)
 
 
-def _watched(connection: HTTPConnection, deadline: Deadline) -> HTTPConnection:
+def _watched(kind: type[HTTPConnection], deadline: Deadline, host: str, **settings: Any) -> HTTPConnection:
+    connection = kind(host, **settings)
     connection._create_connection = deadline.connect  # type: ignore[attr-defined]  # its one hook for sockets
     return connection
 
@@ -264,9 +260,9 @@ _SHOWN: Final = 80  # characters of a reply that an explanation quotes
 
 
 class JudgeSettings(BaseModel):
-    """Which judge, and how patiently it is asked. Holds no secret: it may be written to a results file."""
+    """The judge, its limits and retries. Holds no secret: it may be written to a results file."""
 
-    # What is refused may be a secret in the wrong place.
+    # A rejected value may be a secret in the wrong place.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     base_url: str = Field(description="of the endpoint; requests go to {base_url}/chat/completions")
@@ -277,7 +273,7 @@ class JudgeSettings(BaseModel):
     backoff: float = Field(1.0, ge=0, allow_inf_nan=False, description="seconds before the first retry; then doubled")
     longest_backoff: float = Field(30.0, ge=0, allow_inf_nan=False, description="seconds before a retry at most")
     workers: int = Field(8, ge=1, le=64, description="requests under way at the same time")
-    give_up_after: int = Field(8, ge=1, description="cases failed in a row, retries and all, after which none is asked")
+    give_up_after: int = Field(8, ge=1, description="stop after this many consecutive failed cases")
     max_tokens: int | None = Field(None, ge=1, description="of a reply; left to the endpoint by default")
 
     @field_validator("key_variable")
@@ -300,15 +296,14 @@ class JudgeSettings(BaseModel):
 
 
 class HttpJudge:
-    """Asks about each distinct case once, several at a time; see ``Judge``.
+    """Requests a verdict on each distinct case once, several at a time; see ``Judge``.
 
     A case without a verdict after all attempts gets ``Verdict(None, reason)``. When the endpoint refuses the key, the
-    model or the address, or fails ``give_up_after`` cases in a row, the rest is not asked, and marked as such.
+    model or the address, or fails ``give_up_after`` cases in a row, the rest is not requested, and marked as such.
 
     Args:
-        environment: where the key is; the process's own by default.
-        sleep: how to wait, in seconds.
-        report: progress callback.
+        environment: of the key; the process's own by default.
+        sleep: waits, in seconds.
     """
 
     def __init__(
@@ -331,23 +326,21 @@ class HttpJudge:
 
     @property
     def gave_up(self) -> str:
-        """Why the last call of ``judge`` left cases unasked, or might have; empty if it went on to the end."""
+        """Why the last call of ``judge`` ended early; empty if all cases were tried."""
         return self._gave_up
 
     def check(self) -> None:
-        """Ask one easy case, before a long run.
+        """Request the verdict on an easy case, before a long run.
 
         Raises:
-            InputError: if no verdict comes back.
+            InputError: if there is none.
         """
         case = Case("The capital of France is", ("Paris",), "Paris")
         verdict = self.judge([case])[0]
         if verdict.correct is None:
-            raise InputError(
-                f"the judge {self.settings.model!r} at {self.settings.base_url} does not answer: {verdict.reason}",
-                remedy="Check the address, the model and the key's environment variable",
-                code="JUDGE_UNREACHABLE",
-            )
+            what = f"the judge {self.settings.model!r} at {self.settings.base_url} does not answer: {verdict.reason}"
+            remedy = "Check the address, the model and the key's environment variable"
+            raise InputError(what, remedy=remedy, code="JUDGE_UNREACHABLE")
 
     def judge(self, cases: Sequence[Case]) -> list[Verdict]:
         """A verdict for each case, in their order.
@@ -358,46 +351,46 @@ class HttpJudge:
         self._key()
         distinct = list(dict.fromkeys(cases))
         state = _State()
-        settled = 0
+        graded = 0
         lock = threading.Lock()
 
-        def settle(case: Case) -> Verdict:
-            nonlocal settled
-            verdict = self._settle(case, state)
+        def grade(case: Case) -> Verdict:
+            nonlocal graded
+            verdict = self._grade(case, state)
             with lock:
-                settled += 1
-                self._report("judging", settled, len(distinct))
+                graded += 1
+                self._report("judging", graded, len(distinct))
             return verdict
 
         with ThreadPoolExecutor(self.settings.workers) as pool:
             try:
-                verdicts = dict(zip(distinct, pool.map(settle, distinct), strict=True))
+                verdicts = dict(zip(distinct, pool.map(grade, distinct), strict=True))
             except BaseException:
                 state.over = "interrupted"  # what is under way makes no further attempts
                 raise
         self._gave_up = state.over
         return [verdicts[case] for case in cases]
 
-    def _settle(self, case: Case, state: _State) -> Verdict:
+    def _grade(self, case: Case, state: _State) -> Verdict:
         if state.over:
             return Verdict(None, f"not asked, since the judge failed before: {state.over}")
         pause = self.settings.backoff
-        outcome = self._attempt(case)
+        attempt = self._attempt(case)
         for _ in range(self.settings.retries):
-            if not outcome.again or state.over:
+            if not attempt.again or state.over:
                 break
-            self._sleep(min(max(pause, outcome.wait), self.settings.longest_backoff))
+            self._sleep(min(max(pause, attempt.wait), self.settings.longest_backoff))
             pause *= 2
-            outcome = self._attempt(case)
-        state.note(outcome, self.settings.give_up_after)
-        if outcome.reply is None:
-            return Verdict(None, outcome.reason)
-        correct = read_verdict(outcome.reply)
+            attempt = self._attempt(case)
+        state.note(attempt, self.settings.give_up_after)
+        if attempt.reply is None:
+            return Verdict(None, attempt.reason)
+        correct = read_verdict(attempt.reply)
         if correct is None:
-            return Verdict(None, f"its reply is neither CORRECT nor INCORRECT: {self._told(outcome.reply)}")
+            return Verdict(None, f"its reply is neither CORRECT nor INCORRECT: {self._quoted(attempt.reply)}")
         return Verdict(correct)
 
-    def _attempt(self, case: Case) -> Outcome:
+    def _attempt(self, case: Case) -> Attempt:
         key = self._key()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         body: dict[str, Any] = {"model": self.settings.model, "messages": messages_for(case), "temperature": 0}
@@ -413,17 +406,17 @@ class HttpJudge:
                     answer, whole = read_body(response), has_length(response)
                     if until.over and not whole:  # the deadline cut it off
                         raise TimeoutError
-                    return outcome_of(answer, whole=whole)
+                    return parse_reply(answer, whole=whole)
             except HTTPError as error:
                 # Its body is not shown: it may contain anything, even the key.
                 error.close()
-                return http_outcome(error.code, error.headers)
+                return failed_attempt(error.code, error.headers)
             except (HTTPException, OSError) as error:
                 if until.over or isinstance(error, TimeoutError):
-                    return Outcome(None, f"no reply within {self.settings.timeout:g} s", again=True)
+                    return Attempt(None, f"no reply within {self.settings.timeout:g} s", again=True)
                 if isinstance(error, URLError):
-                    return Outcome(None, f"no connection: {type(error.reason).__name__}", again=True)
-                return Outcome(None, f"the connection broke: {type(error).__name__}", again=True)
+                    return Attempt(None, f"no connection: {type(error.reason).__name__}", again=True)
+                return Attempt(None, f"the connection broke: {type(error).__name__}", again=True)
 
     def _key(self) -> str | None:
         name = self.settings.key_variable
@@ -431,41 +424,35 @@ class HttpJudge:
             return None
         if name not in self._environment:
             # The name is not printed: it may be the key, given by mistake.
-            raise InputError(
-                "the environment variable that should hold the judge's key is not set",
-                remedy="Give the name of the variable, not the key, and set it",
-                code="JUDGE_KEY_MISSING",
-            )
+            what = "the environment variable that should hold the judge's key is not set"
+            remedy = "Give the name of the variable, not the key, and set it"
+            raise InputError(what, remedy=remedy, code="JUDGE_KEY_MISSING")
         key = self._environment[name].strip()
         if not key:
-            raise InputError(
-                f"the environment variable {name} holds no key for the judge", remedy="Set it", code="JUDGE_KEY_MISSING"
-            )
+            what = f"the environment variable {name} holds no key for the judge"
+            raise InputError(what, remedy="Set it", code="JUDGE_KEY_MISSING")
         if not (key.isascii() and key.isprintable()) or " " in key:
-            raise InputError(
-                f"the key in the environment variable {name} has characters that no key has",
-                remedy="Set it",
-                code="JUDGE_KEY_INVALID",
-            )
+            what = f"the key in the environment variable {name} has characters that no key has"
+            raise InputError(what, remedy="Set it", code="JUDGE_KEY_INVALID")
         return key
 
-    def _told(self, text: str) -> str:
-        """A reply as an explanation may quote it."""
+    def _quoted(self, text: str) -> str:
+        """A reply as messages quote it: short, and without the key."""
         key = self._key()
         text = text if key is None else text.replace(key, "***")
         return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
 
 
 class _State:
-    """What the threads of one call know of the endpoint."""
+    """The endpoint's state, shared by the threads of one call."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failures = 0
         self.over = ""
 
-    def note(self, outcome: Outcome, give_up_after: int) -> None:
+    def note(self, attempt: Attempt, give_up_after: int) -> None:
         with self._lock:
-            self._failures = 0 if outcome.reply is not None else self._failures + 1
-            if outcome.refused or self._failures >= give_up_after:
-                self.over = self.over or outcome.reason
+            self._failures = 0 if attempt.reply is not None else self._failures + 1
+            if attempt.refused or self._failures >= give_up_after:
+                self.over = self.over or attempt.reason

@@ -1,4 +1,4 @@
-"""The outcome of an edit, fact by fact and question by question, which means over all of them do not show.
+"""The outcome of an edit, fact by fact and question by question, which averages do not show.
 
 A question that the unedited model does not answer correctly cannot be damaged, so accuracy is also computed over those
 that it does answer. And a mean can hide changes: answers that are lost and answers that are gained cancel out, and an
@@ -35,7 +35,7 @@ class Change:
 
     @property
     def variant(self) -> str:
-        """How it was asked: ``:chat``, or "" in plain text."""
+        """``:chat`` in the chat template, "" in plain text."""
         return "".join(self.now.metric.partition(":")[1:])
 
     @property
@@ -55,12 +55,12 @@ class Change:
 
     @property
     def changed(self) -> bool:
-        """Whether the model says something else, right or wrong."""
+        """Whether the answer is a different one, right or wrong."""
         return self.before.said != self.now.said or self.lost or self.gained
 
 
 def changes(before: Sequence[Record], now: Sequence[Record]) -> list[Change]:
-    """The control questions that were asked both times. Where a fact asks the same prompt more than once (with
+    """The control questions with answers before and now. Where a fact has the same prompt more than once (with
     different answers), the first is compared with the first, and so on.
 
     Args:
@@ -105,7 +105,7 @@ def absent_changes(before: Sequence[Record] | None, absent: Mapping[str, str]) -
     """The metrics of ``change_records`` that cannot be computed, with the reason.
 
     Args:
-        before: of the unedited model; None where it was not asked.
+        before: of the unedited model; None if there are none.
         absent: the accuracies that cannot be computed, with their reasons, which are then the reasons here too.
     """
     missing: dict[str, str] = {}
@@ -128,7 +128,7 @@ def derived(accuracy: str) -> tuple[Metric, ...]:
 Status = Literal["took", "partly", "failed"]
 
 FLOOR, CEILING = 0.1, 0.9
-"""A share that starts below the one has no room to fall, and above the other no room to rise."""
+"""Shares below FLOOR cannot fall further; shares above CEILING cannot rise further."""
 _FIELDS = {kind: Metric(accuracy).entry.needs[0] for accuracy, kind in CONTROLS.items()}
 """Kind of control question -> the field of facts that holds such questions."""
 FEW = 5
@@ -137,12 +137,12 @@ FEW = 5
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """One way to ask for a fact.
+    """A prompt for a fact, and the answer.
 
     Attributes:
-        own: whether it is the prompt that was edited, and not a paraphrase.
-        took: whether every token of the target is the likeliest.
-        said: what was the likeliest in the place of the target.
+        own: whether it is the edited prompt, not a paraphrase.
+        took: whether every token of the target is the most likely one.
+        said: the text of the most likely tokens in the place of the target.
     """
 
     prompt: str
@@ -153,7 +153,7 @@ class Wording:
 
 @dataclass(frozen=True, slots=True)
 class FactOutcome:
-    """What became of one fact."""
+    """The outcome for one fact."""
 
     id: str
     target: str
@@ -161,24 +161,24 @@ class FactOutcome:
 
     @property
     def status(self) -> Status:
-        """``took`` if the model says the target after every wording, ``failed`` if after none."""
+        """``took`` if the model answers the target to every wording, ``failed`` if to none."""
         took = [wording.took for wording in self.wordings]
         return "took" if all(took) else "partly" if any(took) else "failed"
 
     @property
     def failed(self) -> list[Wording]:
-        """The wordings after which the model says something else."""
+        """The wordings to which the model answers something else."""
         return [wording for wording in self.wordings if not wording.took]
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model replies in chat to a prompt of an edited fact.
+    """A reply in chat to a prompt of an edited fact.
 
     Attributes:
-        own: whether it is the prompt that was edited, and not a paraphrase.
-        took: whether the reply holds the target.
-        before: whether that of the unedited model did; None where it was not asked.
+        own: whether it is the edited prompt, not a paraphrase.
+        took: whether the reply contains the target.
+        before: whether that of the unedited model did; None if there is none.
     """
 
     fact: str
@@ -189,9 +189,12 @@ class Reply:
     before: bool | None
 
 
+_COUNTED = ("known", "lost", "gained", "changed")
+
+
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many control questions of one kind there are, and what became of their answers."""
+    """Numbers of control questions of one kind: all, known before the edit, and with changed answers."""
 
     asked: int
     known: int
@@ -201,27 +204,21 @@ class Count:
 
     @classmethod
     def of(cls, found: Sequence[Change]) -> Count:
-        return cls(
-            len(found),
-            sum(change.known for change in found),
-            sum(change.lost for change in found),
-            sum(change.gained for change in found),
-            sum(change.changed for change in found),
-        )
+        return cls(len(found), *(sum(getattr(change, name) for change in found) for name in _COUNTED))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an edit did.
+    """The effects of an edit.
 
     Attributes:
-        facts: in the order of the edit; only those that were asked.
-        controls: the control questions that both models were asked; none where there is no unedited model.
-        weight_change: layer -> ‖ΔW‖ / ‖W‖; empty where that is not known.
+        facts: in the order of the edit; only those with answers.
+        controls: the control questions with answers of both models; none without an unedited model.
+        weight_change: layer -> ‖ΔW‖ / ‖W‖; empty if unknown.
         perplexity_ratio: None without prose or without an unedited model.
         unable: metric -> why it can show nothing.
-        chat: of every edited fact that was asked in the chat template, and every paraphrase.
-        automatic: (id of a fact, field) of control questions that errata drew by itself.
+        chat: replies to prompts of edited facts, and to paraphrases.
+        automatic: (id of a fact, field) of control questions that errata generated.
     """
 
     facts: tuple[FactOutcome, ...]
@@ -233,7 +230,7 @@ class Outcome:
     automatic: Collection[tuple[str, str]] = ()
 
     def counts(self) -> dict[str, Count]:
-        """By kind, in the order of ``CONTROLS``, of kinds that were asked; then those in chat (``untouched:chat``)."""
+        """By kind, in the order of ``CONTROLS``, of kinds with questions; then those in chat (``untouched:chat``)."""
         by_kind = {
             f"{kind}{variant}": [each for each in self.controls if (each.kind, each.variant) == (kind, variant)]
             for variant in ("", VARIANT)
@@ -242,14 +239,9 @@ class Outcome:
         return {kind: Count.of(found) for kind, found in by_kind.items() if found}
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """A mapping for JSON."""
         facts = [
-            {
-                "id": fact.id,
-                "target": fact.target,
-                "status": fact.status,
-                "wordings": [asdict(w) for w in fact.wordings],
-            }
+            {"id": fact.id, "target": fact.target, "status": fact.status, "wordings": list(map(asdict, fact.wordings))}
             for fact in self.facts
         ]
         questions = [
@@ -276,7 +268,7 @@ class Outcome:
         }
 
 
-def outcome_of(
+def compare_records(
     facts: Sequence[Fact],
     before: Sequence[Record] | None,
     after: Sequence[Record],
@@ -285,10 +277,10 @@ def outcome_of(
     perplexity_ratio: float | None = None,
     automatic: Collection[tuple[str, str]] = (),
 ) -> Outcome:
-    """Compare what the unedited and the edited model said.
+    """Compare the answers of the unedited and the edited model.
 
     Args:
-        before: of the unedited model; None where it was not asked.
+        before: of the unedited model; None if there are none.
         after: of the edited model, of all facts, at the end.
         automatic: see ``Outcome``.
     """
@@ -325,7 +317,7 @@ def _replies(before: Sequence[Record] | None, after: Sequence[Record]) -> tuple[
 
 
 def unable_to_show(before: Sequence[Record]) -> dict[str, str]:
-    """The metrics that can show nothing, because of where they stood before the edit, with the reason."""
+    """The metrics that can show nothing because of their values before the edit, with the reason."""
     values: dict[str, list[float]] = defaultdict(list)
     for record in before:
         values[record.metric].append(record.value)
@@ -343,7 +335,7 @@ def unable_to_show(before: Sequence[Record]) -> dict[str, str]:
 
 
 def no_room(metric: str, before: float) -> str | None:
-    """Why a share that was so large before the edit cannot show what the edit did; None if it can.
+    """Why a share cannot show the effect of an edit, because of its value before; None if it can.
 
     Args:
         before: from 0 to 1.

@@ -1,16 +1,16 @@
 """The six zero-shot probes that papers on editing report: SST-2, MRPC, CoLA, RTE, MMLU and NLI, 100 questions each.
 
-Prompts, the order in which an answer is searched for its words, the split (the first ten records are kept for
-demonstrations, the next ones are asked) and the two readings are those of the code that gave the published numbers
+Prompts, the order in which an answer is searched for its words, the split (the first ten records are reserved for
+demonstrations, the next ones are used) and the two readings are those of the code that gave the published numbers
 (jianghoucheng/AlphaEdit, ``glue_eval/*_eval.py``; Gupta et al. 2024, "Model Editing at Scale leads to Gradual and
 Catastrophic Forgetting", https://arxiv.org/abs/2401.07453), exactly where a number depends on it: no space after
 "Review :", one after CoLA's "Answer:".
 
-- *generated*: five greedy tokens, read as a label; what cannot be read is wrong (label -1);
+- *generated*: five greedy tokens, parsed as a label; an answer that cannot be parsed is wrong (label -1);
 - *likelihood*: the label whose word, after one space, has the larger mean log-probability over its tokens.
 
 Oddities are reproduced, so that the numbers compare: an MMLU answer counts only with a line's end right after its
-letter; of two equally likely words the second wins, of MMLU's none; and RTE's labels are *turned round*: GLUE has 0 for
+letter; of two equally likely words the second wins, of MMLU's none; and RTE's labels are *inverted*: GLUE has 0 for
 entailment, the prompt's "True" stands for 1. RTE is therefore reported a second time with GLUE's labels (``_glue``).
 """
 
@@ -30,12 +30,13 @@ from errata.models.prompts import encode
 from errata.results.records import weighted_f1
 from errata.utils.files import file_text, reason_of
 from errata.utils.progress import Report, silent
+from errata.utils.text import listed
 
 PROBE_GROUP: Final = "probes"
 WEIGHTED_F1: Final = "weighted_f1"
 LIKELIHOOD: Final = "_likelihood"
 NEW_TOKENS: Final = 5
-KEPT_FOR_DEMONSTRATIONS: Final = 10
+RESERVED_FOR_DEMONSTRATIONS: Final = 10
 UNPARSABLE: Final = -1
 
 Item = Mapping[str, Any]
@@ -50,22 +51,22 @@ class Probe:
         fields: of a record, with their types.
         prompt: the record's prompt.
         marker: the answer follows the last occurrence of this text.
-        needles: (what an answer is searched for, in small letters, and the label it means), first found first.
+        label_texts: (text to search for in an answer, in lower case; its label), in the order of the search.
         words: for each label the word whose likelihood represents it; the last one wins if all others are less likely.
         label: the record's label.
-        strict: whether equally likely words are no answer.
-        turned: whether the data set's own labels are the other way round.
+        ties_are_invalid: whether equally likely words are no answer.
+        labels_inverted: whether the data set's own labels are the other way round.
     """
 
     name: str
     fields: Mapping[str, type]
     prompt: Callable[[Item], str]
     marker: str
-    needles: tuple[tuple[str, int], ...]
+    label_texts: tuple[tuple[str, int], ...]
     words: Mapping[int, str]
     label: Callable[[Item], int] = lambda item: int(item["label"])
-    strict: bool = False
-    turned: bool = False
+    ties_are_invalid: bool = False
+    labels_inverted: bool = False
 
     @property
     def task(self) -> str:
@@ -81,13 +82,13 @@ class Probe:
     def read(self, text: str) -> int:
         """The label that a generated text means; -1 if none."""
         answer = text.split(self.marker)[-1].lower()
-        return next((label for needle, label in self.needles if needle in answer), UNPARSABLE)
+        return next((label for part, label in self.label_texts if part in answer), UNPARSABLE)
 
     def likeliest(self, log_probabilities: Sequence[float]) -> int:
         """The label whose word is the likeliest, of log-probabilities in the order of ``words``."""
         best = max(log_probabilities)
         found = [label for label, value in zip(self.words, log_probabilities, strict=True) if value == best]
-        return UNPARSABLE if self.strict and len(found) > 1 else found[-1]
+        return UNPARSABLE if self.ties_are_invalid and len(found) > 1 else found[-1]
 
     def values(self, item: Item, answered: int, *, suffix: str = "") -> dict[str, Any]:
         """What one answer gives for each metric."""
@@ -98,7 +99,7 @@ class Probe:
         }
         if not suffix:
             found["unparsable"] = float(answered == UNPARSABLE)
-        if self.turned:
+        if self.labels_inverted:
             found[f"{WEIGHTED_F1}{suffix}_glue"] = (1 - right, answered)
         return found
 
@@ -145,7 +146,7 @@ PROBES: Final = (
         "answer:",
         (("false", 0), ("true", 1)),
         _TRUE_FALSE,
-        turned=True,
+        labels_inverted=True,
     ),
     Probe(
         "mmlu",
@@ -155,7 +156,7 @@ PROBES: Final = (
         (("a\n", 0), ("b\n", 1), ("c\n", 2), ("d\n", 3)),
         {0: "A", 1: "B", 2: "C", 3: "D"},
         label=lambda item: int(item["answer"]),
-        strict=True,
+        ties_are_invalid=True,
     ),
     Probe(
         "nli",
@@ -182,39 +183,22 @@ def read_probes(folder: Path, items: int) -> dict[str, list[Item]]:
         try:
             records = json.loads(file_text(path))
         except (OSError, ValueError, RecursionError) as error:
-            faults.append(
-                Fault(
-                    str(path),
-                    f"it cannot be read as JSON: {reason_of(error)}",
-                    "Give a directory of the six files",
-                    code="JSON_INVALID",
-                )
-            )
+            what, remedy = f"it cannot be read as JSON: {reason_of(error)}", "Give a directory of the six files"
+            faults.append(Fault(str(path), what, remedy, code="JSON_INVALID"))
             continue
-        least = KEPT_FOR_DEMONSTRATIONS + items
+        least = RESERVED_FOR_DEMONSTRATIONS + items
         if not isinstance(records, list) or len(records) < least:
-            faults.append(
-                Fault(
-                    str(path),
-                    f"it is not a list of at least {least} records",
-                    "Use fewer items, or correct the file",
-                    code="PROBES_TOO_FEW",
-                )
-            )
+            what, remedy = f"it is not a list of at least {least} records", "Use fewer items, or correct the file"
+            faults.append(Fault(str(path), what, remedy, code="PROBES_TOO_FEW"))
             continue
-        chosen = records[KEPT_FOR_DEMONSTRATIONS:least]
-        wrong = [index for index, record in enumerate(chosen, KEPT_FOR_DEMONSTRATIONS) if not _is_item(probe, record)]
+        chosen = records[RESERVED_FOR_DEMONSTRATIONS:least]
+        wrong = [
+            index for index, record in enumerate(chosen, RESERVED_FOR_DEMONSTRATIONS) if not _is_item(probe, record)
+        ]
         if wrong:
-            named = ", ".join(map(str, wrong[:5])) + (" …" if len(wrong) > 5 else "")
-            needed = ", ".join(f"{name} ({kind.__name__})" for name, kind in probe.fields.items())
-            faults.append(
-                Fault(
-                    f"{path}, records {named}",
-                    "a field is missing or wrong",
-                    f"They need {needed}",
-                    code="PROBES_INVALID_RECORD",
-                )
-            )
+            place, needed = f"{path}, records {listed(wrong)}", [f"{n} ({k.__name__})" for n, k in probe.fields.items()]
+            what, remedy = "a field is missing or wrong", f"They need {', '.join(needed)}"
+            faults.append(Fault(place, what, remedy, code="PROBES_INVALID_RECORD"))
         found[probe.name] = chosen
     if faults:
         raise FaultsError("the probes", faults)
@@ -275,17 +259,14 @@ def _task(probe: Probe, items: Sequence[Item]) -> Any:
 
 
 def check_probe_lengths(model: Answerer, items: Mapping[str, Sequence[Item]]) -> None:
-    """Raises InputError if a prompt with its answer is longer than the model takes: nothing is cut off in silence."""
+    """Raises InputError if a prompt with its answer is longer than the model takes: nothing is truncated silently."""
     for probe in PROBES:
         rows = encode(model.tokenizer, [joined(*pair) for item in items[probe.name] for pair in probe.pairs(item)])
         longest = max(len(row.ids) for row in rows) + NEW_TOKENS
         if longest > model.context_length:
-            raise InputError(
-                f"the probe {probe.name!r} has questions of {longest} tokens, but {model.name!r} takes"
-                f" {model.context_length}",
-                remedy="Leave the probes out for this model",
-                code="PROMPT_TOO_LONG",
-            )
+            count = f"{longest} tokens, but {model.name!r} takes {model.context_length}"
+            what = f"the probe {probe.name!r} has questions of {count}"
+            raise InputError(what, remedy="Leave the probes out for this model", code="PROMPT_TOO_LONG")
 
 
 def add_likelihoods(

@@ -37,14 +37,14 @@ from errata.models.prompts import encode
 from errata.results.metrics import Metric
 from errata.results.records import Record
 from errata.statistics.corpus import open_corpus
-from errata.utils.files import cache_directory, file_text, is_file, reason_of, write_text
+from errata.utils.files import cache_directory, is_file, read_json, read_text, reason_of, write_json
 from errata.utils.locks import in_turn
 from errata.utils.optional import require
 from errata.utils.progress import Report, silent
 
 
 class TextSettings(BaseModel):
-    """How texts are written; the defaults are those of ROME's and MEMIT's evaluation."""
+    """How texts are generated; the defaults are those of ROME's and MEMIT's evaluation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -81,8 +81,7 @@ def write_texts(
     """One text for each generation prompt of the facts. An end-of-text token is left out and ends none, as in MEMIT.
 
     Args:
-        token_budget: most padded tokens that are kept at once; the texts do not depend on it.
-        report: progress callback.
+        token_budget: see ``Answerer.continue_texts``; the texts do not depend on it.
 
     Raises:
         InputError: if the model takes fewer tokens than a text has.
@@ -166,14 +165,7 @@ def read_references(path: Path) -> References:
         InputError: if the file cannot be read, or there is none in it.
         FaultsError: with all errors in the file.
     """
-    try:
-        lines = file_text(path).split("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the references {path} cannot be read: {reason_of(error)}",
-            remedy="Give a file of UTF-8",
-            code="FILE_UNREADABLE",
-        ) from error
+    lines = read_text(path, f"the references {path}", remedy="Give a file of UTF-8", code="FILE_UNREADABLE").split("\n")
     found: dict[tuple[str, str], list[str]] = {}
     faults: list[Fault] = []
     for number, line in enumerate(lines, start=1):
@@ -183,9 +175,8 @@ def read_references(path: Path) -> References:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            faults.append(
-                Fault(place, f"invalid JSON: {error}", "Write one JSON object on each line", code="JSON_INVALID")
-            )
+            what, remedy = f"invalid JSON: {reason_of(error)}", "Write one JSON object on each line"
+            faults.append(Fault(place, what, remedy, code="JSON_INVALID"))
             continue
         wrong = _reference_faults(entry, place)
         faults += wrong
@@ -199,31 +190,17 @@ def read_references(path: Path) -> References:
 
 
 def _reference_faults(entry: object, place: str) -> list[Fault]:
+    known = ", ".join(_FIELDS)
     if not isinstance(entry, dict):
-        return [
-            Fault(
-                place, "the line is no JSON object", f"Write an object with {', '.join(_FIELDS)}", code="JSON_INVALID"
-            )
-        ]
-    unknown = [str(name) for name in entry if name not in _FIELDS]
+        return [Fault(place, "the line is not a JSON object", f"Write an object with {known}", code="JSON_INVALID")]
     faults = [
-        Fault(
-            place, f"the field {name!r} is unknown", f"Leave only {', '.join(_FIELDS)}", code="REFERENCES_UNKNOWN_FIELD"
-        )
-        for name in unknown
+        Fault(place, f"the field {name!r} is unknown", f"Leave only {known}", code="REFERENCES_UNKNOWN_FIELD")
+        for name in entry
+        if name not in _FIELDS
     ]
-    for name in _FIELDS:
-        value = entry.get(name)
-        if not isinstance(value, str) or not value.strip():
-            faults.append(
-                Fault(
-                    place,
-                    f"'{name}' is missing, empty or not text",
-                    "Write it in double quotes",
-                    code="REFERENCES_MISSING_FIELD",
-                )
-            )
-    return faults
+    missing = [name for name in _FIELDS if not isinstance(entry.get(name), str) or not entry[name].strip()]
+    remedy, code = "Write it in double quotes", "REFERENCES_MISSING_FIELD"
+    return faults + [Fault(place, f"'{name}' is missing, empty or not text", remedy, code=code) for name in missing]
 
 
 _FORMAT = "errata-tfidf-1"
@@ -254,13 +231,11 @@ class TermWeights:
     def __post_init__(self) -> None:
         if self.idf.shape != (len(self.words),) or len(set(self.words)) != len(self.words) or not self.words:
             what = f"{len(self.words)} words ({len(set(self.words))} distinct) came with weights {self.idf.shape}"
-            raise InputError(
-                what, remedy="Give one weight for each word of the vocabulary", code="TERM_WEIGHTS_INVALID"
-            )
+            remedy = "Give one weight for each word of the vocabulary"
+            raise InputError(what, remedy=remedy, code="TERM_WEIGHTS_INVALID")
         if not bool(np.isfinite(self.idf).all() and (self.idf > 0).all()):
-            raise InputError(
-                "a word's weight is not a positive number", remedy="Fit the weights again", code="TERM_WEIGHTS_INVALID"
-            )
+            what = "a word's weight is not a positive number"
+            raise InputError(what, remedy="Fit the weights again", code="TERM_WEIGHTS_INVALID")
 
     @classmethod
     def fit(cls, documents: Iterable[str]) -> TermWeights:
@@ -277,17 +252,16 @@ class TermWeights:
         try:
             vectoriser.fit(documents)
         except ValueError as error:
-            raise InputError(
-                f"the corpus for TF-IDF cannot be used: {error}", remedy="Give more text", code="CORPUS_TOO_SMALL"
-            ) from error
+            what = f"the corpus for TF-IDF cannot be used: {error}"
+            raise InputError(what, remedy="Give more text", code="CORPUS_TOO_SMALL") from error
         return cls(tuple(vectoriser.get_feature_names_out().tolist()), np.asarray(vectoriser.idf_, dtype=np.float64))
 
     @classmethod
     def read(cls, path: Path) -> TermWeights:
-        """Read what ``write`` wrote.
+        """Read a file that ``write`` wrote.
 
         Raises:
-            InputError: if the file is not that.
+            InputError: if it has another form.
         """
         whole = _json(path)
         if (
@@ -296,11 +270,8 @@ class TermWeights:
             or not _is_list_of(whole.get("words"), str)
             or not _is_list_of(whole.get("idf"), int | float)
         ):
-            raise InputError(
-                f"{path} is not of the format {_FORMAT!r}",
-                remedy="Give a file that errata wrote",
-                code="FILE_WRONG_FORMAT",
-            )
+            what = f"{path} is not of the format {_FORMAT!r}"
+            raise InputError(what, remedy="Give a file that errata wrote", code="FILE_WRONG_FORMAT")
         return cls(tuple(whole["words"]), np.array(whole["idf"], dtype=np.float64))
 
     @classmethod
@@ -308,30 +279,23 @@ class TermWeights:
         """Read the two files that are published with ROME: a JSON object word -> index, and a NumPy array (.npy).
 
         Raises:
-            InputError: if one of them is not that, or they do not fit together.
+            InputError: if one of them has another form, or they do not fit together.
         """
         index = _json(vocabulary)
-        remedy = "Give the vocabulary as JSON (word -> index) and the weights as .npy"
+        remedy, code = "Give the vocabulary as JSON (word -> index) and the weights as .npy", "TERM_WEIGHTS_INVALID"
         if not isinstance(index, dict) or sorted(index.values(), key=repr) != sorted(range(len(index)), key=repr):
-            raise InputError(
-                f"{vocabulary} does not number its words from 0", remedy=remedy, code="TERM_WEIGHTS_INVALID"
-            )
+            raise InputError(f"{vocabulary} does not number its words from 0", remedy=remedy, code=code)
         try:
             weights = np.load(idf, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(
-                f"{idf} cannot be read as an array: {error}", remedy=remedy, code="TERM_WEIGHTS_INVALID"
-            ) from error
+            raise InputError(f"{idf} cannot be read as an array: {error}", remedy=remedy, code=code) from error
         if not isinstance(weights, np.ndarray) or weights.dtype.kind != "f":
-            raise InputError(
-                f"{idf} holds no array of floating-point numbers", remedy=remedy, code="TERM_WEIGHTS_INVALID"
-            )
+            raise InputError(f"{idf} holds no array of floating-point numbers", remedy=remedy, code=code)
         return cls(tuple(sorted(index, key=lambda word: index[word])), weights.astype(np.float64).reshape(-1))
 
     def write(self, path: Path) -> None:
-        """Write them as JSON, whole or not at all."""
-        whole = {"format": _FORMAT, "words": list(self.words), "idf": self.idf.tolist()}
-        write_text(path, json.dumps(whole, ensure_ascii=False) + "\n")
+        """Write them as JSON, completely or not at all."""
+        write_json(path, {"format": _FORMAT, "words": list(self.words), "idf": self.idf.tolist()})
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(texts, words) term frequency times IDF, each of length 1, or 0 if it has no word of the vocabulary."""
@@ -348,10 +312,10 @@ class TermWeights:
 
 
 def corpus_weights(corpus: str, *, cache: Path | None = None) -> TermWeights:
-    """The weights of a corpus (see ``open_corpus``), fitted once and kept: of Wikipedia that takes minutes.
+    """The weights of a corpus (see ``open_corpus``), fitted once and cached: of Wikipedia that takes minutes.
 
     Args:
-        cache: where they are kept; by default in the user's cache directory.
+        cache: directory; by default in the user's cache.
 
     Raises:
         InputError: if the corpus cannot be read, or has no word.
@@ -369,16 +333,12 @@ def corpus_weights(corpus: str, *, cache: Path | None = None) -> TermWeights:
         try:
             weights.write(path)
         except OutputError as error:  # not fatal: only the next run has to compute them again
-            _logger.warning("the weights of words cannot be kept: %s", error)
+            _logger.warning("the weights of words cannot be cached: %s", error)
         return weights
 
 
 def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        what = f"{path} cannot be read as JSON: {reason_of(error)}"
-        raise InputError(what, remedy="Give a file that is whole", code="TERM_WEIGHTS_INVALID") from error
+    return read_json(path, path, remedy="Give a complete file of JSON", code="TERM_WEIGHTS_INVALID")
 
 
 def _is_list_of(value: object, kind: Any) -> bool:
@@ -403,17 +363,15 @@ def evaluate_consistency(
     found: list[Record] = []
     faults: list[Fault] = []
     for fact in facts:
-        wanted = references_of(fact, references)
-        if fact.id not in written or not wanted:
+        expected = references_of(fact, references)
+        if fact.id not in written or not expected:
             continue
         said = " ".join(text.text for text in written[fact.id])
-        ours, theirs = weights.vectors([said, " ".join(wanted)])
+        ours, theirs = weights.vectors([said, " ".join(expected)])
         if not theirs.any():
             place = f"relation {fact.relation!r}, target {fact.target!r}"
-            what = "no word of the vocabulary is in these texts"
-            faults.append(
-                Fault(place, what, "Fit the weights on a corpus of such texts", code="REFERENCES_WITHOUT_KNOWN_WORDS")
-            )
+            what, remedy = "no word of the vocabulary is in these texts", "Fit the weights on a corpus of such texts"
+            faults.append(Fault(place, what, remedy, code="REFERENCES_WITHOUT_KNOWN_WORDS"))
         found.append(Record(fact.id, Metric.CONSISTENCY, written[fact.id][0].prompt, 100 * float(ours @ theirs), said))
     if faults:
         raise FaultsError("the references", list(dict.fromkeys(faults)))
