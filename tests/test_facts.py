@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from errata.errors import Fault, FaultsError, InputError
-from errata.facts.fact import MOST_FAULTS, Fact, FactSet, Question, fact_of
+from errata.facts.fact import MOST_FAULTS, Fact, FactSet, Question
 from errata.facts.files import escaped, facts_from_records, read_facts, write_facts
 from errata.facts.tokens import token_faults
 
@@ -424,7 +424,7 @@ def test_stored_records_and_digests_are_those_of_earlier_versions() -> None:
     assert facts[0].to_record() == {"id": "a", **GOOD, "truth": "English"}
     # What a version that only knew "truth" computed for the same fact.
     assert facts.digest() == "80804e9289b8d221bf7ba255cfdd84c9dabd0d944259f93dff0b4b91f0229534"
-    assert fact_of(facts[0].to_record()) == facts[0]
+    assert Fact(**facts[0].to_record()) == facts[0]
 
 
 def test_what_only_a_tokenizer_can_tell(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from errata.errors import InputError
 from errata.evaluation.recall import Untouched
 from errata.facts.concept import Concept
-from errata.facts.fact import Fact, FactSet, Question, fact_of
+from errata.facts.fact import Fact, FactSet, Question
 from errata.utils.files import reason_of, write_text
 from errata.utils.locks import in_turn
 
@@ -76,7 +76,7 @@ def read_data(path: Path) -> BenchmarkData:
             raise ValueError("its checksum does not match")
         record = json.loads(content)
         return BenchmarkData(
-            FactSet(tuple(fact_of(entry) for entry in record["facts"]), record["source"]),
+            FactSet(tuple(Fact(**entry) for entry in record["facts"]), record["source"]),
             tuple((cluster, Question(**question)) for cluster, question in record["untouched"]),
             tuple(record["prose"]),
             tuple(record["notes"]),

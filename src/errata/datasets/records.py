@@ -15,7 +15,6 @@ from errata.facts.fact import (
     FactSet,
     Question,
     as_questions,
-    fact_of,
     kind_of,
     limited,
     placed_in_clear_text,
@@ -316,7 +315,7 @@ def _duplicate_ids(draft: Draft, ids: dict[str, str], place: str) -> list[Fault]
 
 def _unit(draft: Draft, place: str) -> Unit:
     concept = None if draft.concept is None else Concept.of(draft.concept)
-    return Unit(place, tuple(map(fact_of, draft.facts)), as_questions(draft.together), concept, draft.text)
+    return Unit(place, tuple(Fact(**fact) for fact in draft.facts), as_questions(draft.together), concept, draft.text)
 
 
 def _text_of(path: Path) -> str:

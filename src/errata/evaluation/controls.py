@@ -1,7 +1,7 @@
-"""Control questions for a user who has none: what the unedited model says about other subjects, and otherwise about the
-same subjects. Its own answers are the ones that should stay.
+"""Control questions for a user who has none: about other subjects, and about the same subjects. The answers that should
+stay are the unedited model's.
 
-An answer need not be true. It is what the model says before the edit, so a change of it is a side effect of the edit.
+An answer need not be true. It is the model's answer before the edit, so a change of it is a side effect of the edit.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _with_controls(fact: Fact, controls: Sequence[Fact]) -> Fact:
 
 PER_FACT = 3  # questions of each kind about one fact
 ANSWER_TOKENS = 4
-DRAWN: Final = ("own", "neighbours")  # the fields of facts whose questions are drawn here
+GENERATED_FIELDS: Final = ("own", "neighbours")  # of facts
 _PUNCTUATION: Final = re.compile(r"[,.;:!?()\"。，、；：！？]")
 KIND_PROMPT = "{} is a"  # the continuation distinguishes kinds of subjects
 OWN_PROMPTS = (
@@ -110,7 +110,7 @@ class Controls:
 
     Attributes:
         facts: those given, with ``own`` questions and ``neighbours`` where they had none.
-        automatic: (id of a fact, field) of each list of questions that was drawn here and not given by the user.
+        automatic: (id of a fact, field) of each list of questions that was generated.
     """
 
     facts: FactSet
@@ -118,9 +118,9 @@ class Controls:
 
     @property
     def count(self) -> int:
-        """How many questions were drawn here."""
+        """The number of generated questions."""
         return sum(
-            len(getattr(fact, field)) for fact in self.facts for field in DRAWN
+            len(getattr(fact, field)) for fact in self.facts for field in GENERATED_FIELDS
             if (fact.id, field) in self.automatic
         )  # fmt: skip
 
@@ -128,9 +128,9 @@ class Controls:
 def with_automatic_controls(
     model: LanguageModel, facts: FactSet, *, per_fact: int = PER_FACT, report: Report = silent
 ) -> Controls:
-    """Draw control questions for facts that have none of a kind, and answer them by the model as it is now.
+    """Generate control questions for facts that have none of a kind, with the model's present answers.
 
-    Two kinds are drawn, each only where the user gave nothing of that kind:
+    Two kinds are generated, each only for facts without questions of that kind:
 
     - ``neighbours``: the fact's own prompt about other subjects, where it has no ``neighbours`` and no ``unrelated``
       questions. They are of the same relation, so they measure specificity; their answers are the model's, and need
@@ -218,7 +218,7 @@ def _divergence(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 
 
 def _answers(model: LanguageModel, prompts: Sequence[str], report: Report) -> dict[str, str]:
-    """What the model says to each prompt, where that can be asked again and found right."""
+    """The model's answer to each prompt, if scoring the answer confirms it."""
     on_rows = counter(report, "control questions", len(prompts))
     said = continue_texts(model, prompts, new_tokens=ANSWER_TOKENS + 1, on_rows=on_rows)
     candidates = {prompt: first_phrase(text) for prompt, text in zip(prompts, said, strict=True)}

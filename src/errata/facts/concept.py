@@ -75,9 +75,7 @@ class Concept:
         """
         if faults := concept_faults(record, "the record"):
             raise FaultsError("a concept's record", faults)
-        lists = {name: tuple(record.get(name) or ()) for name in _LISTS}
-        questions = as_questions(record.get("unrelated") or ())
-        return cls(**{"definition": None, **record, **lists, "unrelated": questions})
+        return cls(**{"definition": None, **record})
 
     def to_record(self) -> dict[str, object]:
         """The concept as a JSON record, for ``of``."""

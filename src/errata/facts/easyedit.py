@@ -35,7 +35,7 @@ from typing import Any, Final
 from errata.errors import Fault
 from errata.facts.fact import ALIASES, FIELDS, QUESTION_LISTS, REQUIRED_FIELDS, shown
 from errata.facts.joining import holds_name
-from errata.utils.text import similar
+from errata.utils.text import counted, similar
 
 # Names of each field; a dot leads into an object. The first one present is used.
 _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -120,15 +120,15 @@ class Conversions:
         found: list[str] = []
         if self.records:
             found.append(
-                f"{_counted(self.records, 'record')} read in the format of EasyEdit, KnowEdit, zsRE or CounterFact"
+                f"{counted(self.records, 'record')} read in the format of EasyEdit, KnowEdit, zsRE or CounterFact"
             )
         if self.two_targets:
             found.append(
-                f"{_counted(self.two_targets, 'record')} with both 'alt' and 'answers': the target is 'alt', as in "
+                f"{counted(self.two_targets, 'record')} with both 'alt' and 'answers': the target is 'alt', as in "
                 "EasyEdit (for the true answers: errata data check zsre-answers FILE --out FACTS.jsonl)"
             )
         if self.unanswered:
-            found.append(f"{_counted(self.unanswered, 'question')} without an answer skipped")
+            found.append(f"{counted(self.unanswered, 'question')} without an answer skipped")
         if self.unused:
             names = list(self.unused)
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
@@ -370,7 +370,3 @@ class _Conversion:
             elif valid:
                 self.converted.unanswered += 1
         return pairs
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

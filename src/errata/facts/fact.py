@@ -8,10 +8,10 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, overload
+from typing import Final, overload
 
 from errata.errors import Fault, FaultsError, InputError
-from errata.facts.joining import begins_a_word, word_places
+from errata.facts.joining import begins_a_word, occurrences, word_places
 from errata.utils.text import did_you_mean
 
 PLACEHOLDER: Final = "{}"
@@ -255,15 +255,6 @@ def as_questions(entries: Sequence[Question | Mapping[str, str]]) -> tuple[Quest
     return tuple(entry if isinstance(entry, Question) else Question(**entry) for entry in entries)
 
 
-def fact_of(record: Mapping[str, Any]) -> Fact:
-    """The fact of a record.
-
-    Raises:
-        FaultsError: if ``record_faults`` finds any.
-    """
-    return Fact(**record)
-
-
 def same_statement(fact: Fact) -> tuple[str, str]:
     """Subject and prompt in Unicode's normal form C: equal for facts that make a statement in the same words."""
     return _nfc(fact.subject), _nfc(fact.prompt)
@@ -304,7 +295,7 @@ def clashes(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
 
 
 def record_faults(record: object, place: str, *, required: Collection[str] = REQUIRED_FIELDS) -> list[Fault]:
-    """All rules that a record of the fields of a ``Fact`` violates; if there are none, ``fact_of`` succeeds.
+    """All rules that a record of the fields of a ``Fact`` violates; if there are none, ``Fact(**record)`` succeeds.
 
     Args:
         record: field -> value; lists may be lists or tuples, their questions mappings or ``Question``. None is absent.
@@ -361,7 +352,7 @@ def placed_in_clear_text(prompt: str, subject: str) -> str | None:
     (It may end inside one: many languages inflect names.) If it occurs several times, exactly one occurrence has to be
     a whole word (or words), like the ``i`` of `"i want it"`.
     """
-    starts = _starts(prompt, subject)
+    starts = occurrences(prompt, subject)
     if len(starts) > 1:
         starts = word_places(prompt, subject)
     starts = [start for start in starts if begins_a_word(prompt, start)]
@@ -397,10 +388,6 @@ def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _starts(text: str, part: str) -> list[int]:
-    return [found.start() for found in re.finditer(f"(?={re.escape(part)})", text)] if part else []
-
-
 def _position_faults(prompt: str, subject: object, place: str) -> list[Fault]:
     """Why the subject's position in a prompt is ambiguous, if it is."""
     remedy, code = "Write {} once, in the place of the subject", "FACT_SUBJECT_POSITION"
@@ -410,7 +397,7 @@ def _position_faults(prompt: str, subject: object, place: str) -> list[Fault]:
         return [Fault(place, "'prompt' has no {}", remedy, code=code)]
     if placed(prompt, subject) is not None:
         return []
-    count = len(_starts(prompt, subject))
+    count = len(occurrences(prompt, subject))
     times = {0: "does not occur in it", 1: "occurs only inside a word"}.get(count, f"occurs {count} times")
     return [Fault(place, f"'prompt' has no {{}}, and the subject {shown(subject)} {times}", remedy, code=code)]
 

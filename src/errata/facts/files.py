@@ -26,7 +26,6 @@ from errata.facts.fact import (
     Fact,
     FactSet,
     clashes,
-    fact_of,
     limited,
     record_faults,
     same_statement,
@@ -187,7 +186,7 @@ def _fact_set(
         faults.append(Fault(source, "there are no facts in it", "Give at least one fact", code="FACTS_EMPTY"))
 
     taken = {record["id"] for _, _, record in records if record.get("id") is not None}
-    facts = [fact_of({**record, "id": record.get("id") or _free_id(number, taken)}) for number, _, record in records]
+    facts = [Fact(**{**record, "id": record.get("id") or _free_id(number, taken)}) for number, _, record in records]
     places = [place for _, place, _ in records]
     if last_wins:
         indices = sorted({same_statement(fact): index for index, fact in enumerate(facts)}.values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Final
 
 # Chinese and Japanese have no spaces, neither between words nor around numbers and foreign words. Hangul is not
@@ -64,12 +65,16 @@ def is_word_boundary(text: str, place: int) -> bool:
 
     In scripts without spaces between words every character may begin a word, unless it is a combining mark.
     """
+    return _is_boundary(text, place, lambda before, after: before.isspace() or after.isspace())
+
+
+def _is_boundary(text: str, place: int, separates: Callable[[str, str], bool]) -> bool:
     if place in (0, len(text)):
         return True
     before, after = text[place - 1], text[place]
     if unicodedata.category(after)[0] == "M":
         return False
-    return before.isspace() or after.isspace() or sets_no_spaces(before) or sets_no_spaces(after)
+    return separates(before, after) or sets_no_spaces(before) or sets_no_spaces(after)
 
 
 def word_places(text: str, name: str) -> list[int]:
@@ -80,9 +85,13 @@ def word_places(text: str, name: str) -> list[int]:
     Returns:
         The indices in ``text``, ascending. The match is exact, including case.
     """
-    found = re.finditer(f"(?={re.escape(name)})", text) if name else ()
-    starts = (match.start() for match in found)
+    starts = occurrences(text, name)
     return [start for start in starts if begins_a_word(text, start) and _ends_a_word(text, start + len(name))]
+
+
+def occurrences(text: str, part: str) -> list[int]:
+    """Where a text contains another one, overlaps included; nowhere if that is empty."""
+    return [found.start() for found in re.finditer(f"(?={re.escape(part)})", text)] if part else []
 
 
 def holds_name(text: str, name: str) -> bool:
@@ -92,12 +101,7 @@ def holds_name(text: str, name: str) -> bool:
 
 def begins_a_word(text: str, place: int) -> bool:
     """Whether ``text[place]`` is not in the middle of a word."""
-    if place in (0, len(text)):
-        return True
-    before, after = text[place - 1], text[place]
-    if unicodedata.category(after)[0] == "M":
-        return False
-    return not (_in_words(before) and _in_words(after)) or sets_no_spaces(before) or sets_no_spaces(after)
+    return _is_boundary(text, place, lambda before, after: not (_in_words(before) and _in_words(after)))
 
 
 def _in_words(sign: str) -> bool:

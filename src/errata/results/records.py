@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from errata.errors import InputError
 from errata.results.metrics import SUCCESSES, Metric, in_order
-from errata.utils.files import reason_of, write_text
+from errata.utils.files import read_json, write_json
 
 _DRAWS_AT_ONCE = 1 << 22
 
@@ -57,14 +56,14 @@ MOMENTS: tuple[When, ...] = get_args(When)
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one prompt gave for one metric.
+    """The value of one metric for one prompt.
 
     Attributes:
         fact: id of the fact (for untouched questions: of their subject); prompts of one fact are one cluster.
         metric: one of ``Metric``, a variant of one such as ``free_efficacy_exact:chat``, or ``ability:TASK:METRIC``.
         prompt: the whole prompt.
         value: 0 or 1 for successes and accuracies.
-        said: what the model held likeliest in the place of the answer.
+        said: the model's most likely text in the place of the answer.
     """
 
     fact: str
@@ -207,20 +206,20 @@ def to_long(method: str, summaries: Sequence[Summary]) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a results file holds: rows, and whatever belongs to them (command, recipe, versions, absent metrics)."""
+    """The content of a results file: rows, and their metadata (command, recipe, versions, absent metrics)."""
 
     rows: tuple[Row, ...]
     about: Mapping[str, Any]
 
 
 def write_results(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
-    """Write a results file, whole or not at all.
+    """Write a results file, completely or not at all.
 
     Raises:
-        ValueError: if a number is not finite, for which JSON has no word.
+        ValueError: if a number is not finite, which JSON cannot express.
     """
     whole = {"format": FORMAT, "rows": list(rows), "about": dict(about)}
-    write_text(path, json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    write_json(path, whole, indent=1, allow_nan=False)
 
 
 def read_results(path: Path) -> Results:
@@ -230,12 +229,7 @@ def read_results(path: Path) -> Results:
         InputError: if it cannot be read or is not one.
     """
     remedy = "Give a results file that errata wrote"
-    try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} cannot be read as JSON: {reason_of(error)}", remedy=remedy, code="JSON_INVALID"
-        ) from error
+    whole = read_json(path, path, remedy=remedy, code="JSON_INVALID")
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
         raise InputError(f"{path} is not of the format {FORMAT!r}", remedy=remedy, code="FILE_WRONG_FORMAT")
     rows, about = whole.get("rows"), whole.get("about")
@@ -243,16 +237,13 @@ def read_results(path: Path) -> Results:
         raise InputError(f"{path} lacks 'rows' (a list) or 'about' (an object)", remedy=remedy, code="RESULTS_DAMAGED")
     for index, row in enumerate(rows):
         if not is_row(row):
-            raise InputError(
-                f"{path}, rows[{index}], is not one of {', '.join(Row.__annotations__)} with a known 'when'",
-                remedy=remedy,
-                code="RESULTS_DAMAGED",
-            )
+            what = f"{path}, rows[{index}], is not one of {', '.join(Row.__annotations__)} with a known 'when'"
+            raise InputError(what, remedy=remedy, code="RESULTS_DAMAGED")
     return Results(tuple(rows), about)
 
 
 def is_row(row: object) -> bool:
-    """Whether something that was read is a row of the long form."""
+    """Whether a value is a row of the long form."""
 
     def number(value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -269,14 +260,13 @@ def is_row(row: object) -> bool:
     )
 
 
-Cell = tuple[int, int]
+LabelPair = tuple[int, int]
+"""(right label, answered label)."""
 
 
-def weighted_f1(labels: Sequence[Cell]) -> float:
-    """Weighted F1 of (right label, answered label) pairs, by scikit-learn. An answer that is no label is wrong.
-
-    Such an answer is given as a label that is never right (-1): it takes from the recall of the right one, and its own
-    F1 has no weight.
+def weighted_f1(labels: Sequence[LabelPair]) -> float:
+    """Weighted F1, by scikit-learn. An answer that is no label counts as -1, which is never right: it lowers the recall
+    of the right label, and its own F1 has no weight.
     """
     from sklearn.metrics import f1_score
 
@@ -284,7 +274,7 @@ def weighted_f1(labels: Sequence[Cell]) -> float:
     return float(f1_score(right, answered, average="weighted", zero_division=0))
 
 
-def confusion_cells(labels: Sequence[Cell]) -> tuple[NDArray[np.float64], list[Cell]]:
+def confusion_cells(labels: Sequence[LabelPair]) -> tuple[NDArray[np.float64], list[LabelPair]]:
     """(cells, samples) 1 where a sample falls into a cell of the confusion matrix; and the cells that occur."""
     places = sorted(set(labels))
     cells = np.zeros((len(places), len(labels)))
@@ -293,7 +283,7 @@ def confusion_cells(labels: Sequence[Cell]) -> tuple[NDArray[np.float64], list[C
     return cells, places
 
 
-def weighted_f1_of_sums(sums: NDArray[np.float64], places: Sequence[Cell]) -> NDArray[np.float64]:
+def weighted_f1_of_sums(sums: NDArray[np.float64], places: Sequence[LabelPair]) -> NDArray[np.float64]:
     """(draws, cells) counts of the confusion matrix's cells -> (draws,) weighted F1 of each draw."""
     right, answered = (np.array(side) for side in zip(*places, strict=True))
     weighted = np.zeros(len(sums))
