@@ -214,15 +214,10 @@ class Statement:
 
 @dataclass(frozen=True)
 class World:
-    """People and their facts.
-
-    Attributes:
-        seed: the random seed of the people.
-        people: full name -> relation -> object.
-    """
+    """People and their facts."""
 
     seed: int
-    people: Mapping[str, Mapping[str, str]]
+    people: Mapping[str, Mapping[str, str]]  # full name -> relation -> object
 
     @classmethod
     def generate(cls, people: int = 1000, seed: int = 0) -> World:

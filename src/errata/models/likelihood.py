@@ -31,29 +31,19 @@ class NextToken:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """The probabilities of a row's wanted tokens, in their order.
+    """The probabilities of a row's wanted tokens, in their order."""
 
-    Attributes:
-        log_probabilities: natural logarithms; not finite if the model's logits are not.
-        likeliest: the argmax token at each position.
-    """
-
-    log_probabilities: tuple[float, ...]
-    likeliest: tuple[int, ...]
+    log_probabilities: tuple[float, ...]  # natural logarithms; not finite if the model's logits are not
+    likeliest: tuple[int, ...]  # the argmax token at each position
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringPlan:
-    """The rows to read for some pairs.
+    """The rows to read for some pairs."""
 
-    Attributes:
-        rows: token ids; none is a prefix of another one.
-        wanted: for each row, the target tokens of all pairs that it serves.
-        places: for each pair its row, and (start, stop) of its tokens among the wanted ones of that row.
-    """
-
-    rows: list[tuple[int, ...]]
-    wanted: list[list[NextToken]]
+    rows: list[tuple[int, ...]]  # token ids; none is a prefix of another one
+    wanted: list[list[NextToken]]  # for each row, the target tokens of all pairs that it serves
+    # for each pair its row, and (start, stop) of its tokens among the wanted ones of that row
     places: list[tuple[int, int, int]]
 
 

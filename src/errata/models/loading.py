@@ -32,24 +32,15 @@ from errata.utils.text import similar
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A model without its weights: configuration and tokenizer, which are quick to read.
-
-    Attributes:
-        name: as the user gave it.
-        tokenizer: its fast tokenizer.
-        context_length: the most tokens that it takes.
-        layers: the number of blocks.
-        config: its configuration.
-        trust_remote_code: whether code that comes with it may run.
-        unembedded: tokens, by id, that the tokenizer knows and the model has no embedding for.
-    """
+    """A model without its weights: configuration and tokenizer, which are quick to read."""
 
     name: str
     tokenizer: PreTrainedTokenizerBase
-    context_length: int
-    layers: int
+    context_length: int  # the most tokens that it takes
+    layers: int  # the number of blocks
     config: PreTrainedConfig
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # whether code that comes with it may run
+    # tokens, by id, that the tokenizer knows and the model has no embedding for
     unembedded: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod

@@ -26,19 +26,12 @@ Pair: TypeAlias = tuple[str, str] | tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class TargetScore:
-    """The likelihood of a target after a prompt.
+    """The likelihood of a target after a prompt."""
 
-    Attributes:
-        log_probability: mean over the target's tokens, each given the prompt and the target's tokens before it.
-        share: the fraction of the target's tokens that are the argmax at their positions.
-        likeliest: the argmax tokens at these positions.
-        said: their text.
-    """
-
-    log_probability: float
-    share: float
-    likeliest: tuple[int, ...]
-    said: str
+    log_probability: float  # mean over the target's tokens, each given the prompt and the target's tokens before it
+    share: float  # the fraction of the target's tokens that are the argmax at their positions
+    likeliest: tuple[int, ...]  # the argmax tokens at these positions
+    said: str  # their text
 
     @property
     def correct(self) -> bool:
@@ -48,15 +41,11 @@ class TargetScore:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A text as token ids with their character offsets.
+    """A text as token ids with their character offsets."""
 
-    Attributes:
-        ids: token ids, including a leading BOS if the tokenizer adds one, without trailing special tokens.
-        offsets: (start, end) character offsets; (0, 0) for special tokens.
-    """
-
+    # token ids, including a leading BOS if the tokenizer adds one, without trailing special tokens
     ids: tuple[int, ...]
-    offsets: tuple[tuple[int, int], ...]
+    offsets: tuple[tuple[int, int], ...]  # (start, end) character offsets; (0, 0) for special tokens
 
     def tokens_of(self, start: int, end: int) -> range:
         """The tokens of ``text[start:end]``: from the first to the last token with a character of it; may be empty.
@@ -181,15 +170,10 @@ def subject_token(encoded: Encoded, start: int, end: int, fact: Fact) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A prompt and its target as one row of tokens.
+    """A prompt and its target as one row of tokens."""
 
-    Attributes:
-        encoded: the tokens of the prompt, then of the joiner and the target.
-        target_start: index of the first target token.
-    """
-
-    encoded: Encoded
-    target_start: int
+    encoded: Encoded  # the tokens of the prompt, then of the joiner and the target
+    target_start: int  # index of the first target token
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -250,19 +234,12 @@ def _after_prompt(whole: Encoded, alone: Encoded, prompt: str) -> Encoded | None
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
-    """Rows of tokens padded to equal length.
+    """Rows of tokens padded to equal length."""
 
-    Attributes:
-        input_ids: (rows, length) int64.
-        attention_mask: (rows, length) int64, 1 at tokens and 0 at padding.
-        position_ids: (rows, length) int64, 0 for a row's first token, never negative.
-        left: whether the padding is before the tokens.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor
-    left: bool
+    input_ids: Tensor  # (rows, length) int64
+    attention_mask: Tensor  # (rows, length) int64, 1 at tokens and 0 at padding
+    position_ids: Tensor  # (rows, length) int64, 0 for a row's first token, never negative
+    left: bool  # whether the padding is before the tokens
 
     @property
     def last(self) -> Tensor:

@@ -38,18 +38,12 @@ _Read: TypeAlias = Callable[[Mapping[Site, list[int]]], Mapping[tuple[Site, int]
 
 @dataclass(frozen=True, slots=True)
 class ReplayRow:
-    """One text in which a vector is injected.
+    """One text in which a vector is injected."""
 
-    Attributes:
-        ids: all tokens that the model reads.
-        injection: index of the token at which the vector is added (the subject's last).
-        wanted: indices of the tokens whose next-token logits are wanted, none before ``injection``.
-        stem: the number of first tokens shared with other rows, which are run once for all of them (saves time only).
-    """
-
-    ids: tuple[int, ...]
-    injection: int
-    wanted: tuple[int, ...]
+    ids: tuple[int, ...]  # all tokens that the model reads
+    injection: int  # index of the token at which the vector is added (the subject's last)
+    wanted: tuple[int, ...]  # indices of the tokens whose next-token logits are wanted, none before ``injection``
+    # the number of first tokens shared with other rows, which are run once for all of them (saves time only)
     stem: int = 0
 
 
@@ -252,13 +246,10 @@ class Injection(ABC):
 
     There are two kinds: after the block (at its output, or at W's output if only a norm follows), so that the block
     need not run again; and inside the block, at the outputs of attention and of W, so that it must.
-
-    Attributes:
-        origin: (rows, width) the activations at the injected token without an injection; side by side for two sites.
-        inside: whether the block runs again, at all positions.
     """
 
-    inside: ClassVar[bool]
+    inside: ClassVar[bool]  # whether the block runs again, at all positions
+    # (rows, width) the activations at the injected token without an injection; side by side for two sites
     origin: Float[Tensor, "rows width"]
     _hidden: Tensor | None
 

@@ -55,17 +55,11 @@ _WITH_AUTO_MAP = (_CONFIG, "tokenizer_config.json")  # `auto_map` names a class 
 
 @dataclass(frozen=True, slots=True)
 class BaseFiles:
-    """The files that a model was loaded from.
+    """The files that a model was loaded from."""
 
-    Attributes:
-        directory: a local directory; for a model of the hub its snapshot in the cache.
-        shards: names of its safetensors files; none where the weights are in another format.
-        index: whether an index file maps tensors to shards.
-    """
-
-    directory: Path
-    shards: tuple[str, ...]
-    index: bool
+    directory: Path  # a local directory; for a model of the hub its snapshot in the cache
+    shards: tuple[str, ...]  # names of its safetensors files; none where the weights are in another format
+    index: bool  # whether an index file maps tensors to shards
 
     @classmethod
     def of(cls, directory: Path) -> BaseFiles:
@@ -107,14 +101,11 @@ class BaseFiles:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Notes on what ``write_edited`` did beyond copying.
+    """Notes on what ``write_edited`` did beyond copying."""
 
-    Attributes:
-        converted: (stored, written) dtypes where the base was loaded in another dtype than its own; else None.
-        linked: files that are links to somewhere outside the base's directory, and were copied from there.
-    """
-
+    # (stored, written) dtypes where the base was loaded in another dtype than its own; else None
     converted: tuple[str, str] | None = None
+    # files that are links to somewhere outside the base's directory, and were copied from there
     linked: tuple[str, ...] = ()
 
 

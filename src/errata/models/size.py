@@ -21,31 +21,18 @@ _CGROUP: Final = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Shapes of a decoder with equal blocks: enough to estimate the cost of work with it.
-
-    Attributes:
-        blocks: the number of blocks.
-        width: of the residual stream; the number of W's rows.
-        mlp_width: the number of W's columns.
-        vocabulary: rows of the head.
-        parameters: of the whole model, tied ones once.
-        block_products: multiplications per token in one block: entries of its weight matrices.
-        mlp_products: those of the MLP, where it is a module; else 0.
-        head_products: entries of the head.
-        query_width: number of attention heads times their width.
-        key_width: the same for the heads of keys and values.
-    """
+    """Shapes of a decoder with equal blocks: enough to estimate the cost of work with it."""
 
     blocks: int
-    width: int
-    mlp_width: int
-    vocabulary: int
-    parameters: int
-    block_products: int
-    mlp_products: int
-    head_products: int
-    query_width: int
-    key_width: int
+    width: int  # of the residual stream; the number of W's rows
+    mlp_width: int  # the number of W's columns
+    vocabulary: int  # rows of the head
+    parameters: int  # of the whole model, tied ones once
+    block_products: int  # multiplications per token in one block: entries of its weight matrices
+    mlp_products: int  # those of the MLP, where it is a module; else 0
+    head_products: int  # entries of the head
+    query_width: int  # number of attention heads times their width
+    key_width: int  # the same for the heads of keys and values
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelSize:

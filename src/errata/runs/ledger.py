@@ -24,35 +24,22 @@ START = "0" * 64  # the checksum before the first line
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line.
+    """One line."""
 
-    Attributes:
-        kind: of event, such as ``batch``.
-        time: when it was written, in UTC, ISO 8601.
-        fields: the others, by name.
-        checksum: SHA-256 of the checksum before and of this line.
-    """
-
-    kind: str
-    time: str
+    kind: str  # of event, such as ``batch``
+    time: str  # when it was written, in UTC, ISO 8601
     fields: Mapping[str, Any]
-    checksum: str
+    checksum: str  # SHA-256 of the checksum before and of this line
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The content of a file.
-
-    Attributes:
-        entries: its lines, in order.
-        valid_bytes: the size of these lines.
-        truncated: whether an incomplete line follows them, which a crash has left.
-    """
+    """The content of a file."""
 
     path: Path
     entries: tuple[Entry, ...]
-    valid_bytes: int
-    truncated: bool
+    valid_bytes: int  # the size of these lines
+    truncated: bool  # whether an incomplete line follows them, which a crash has left
 
     def of(self, kind: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.kind == kind]

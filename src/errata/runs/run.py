@@ -67,36 +67,25 @@ _LINE: TypeAdapter[_BatchLine | _MeasurementLine] = TypeAdapter(
 
 
 class Manifest(BaseModel):
-    """The description of a run, which never changes.
-
-    Attributes:
-        model: as the user named it.
-        fingerprint: SHA-256 of its weights before the run, in ``dtype``.
-        lab: whether the model is the embedded one or made from it.
-        facts_source: the file of the facts, with the SHA-256 of its bytes.
-        corpus: SHA-256 of the text for key statistics; empty if none is read.
-        seed: of the bootstrap.
-        threads: of torch; with another number the last bits may differ.
-        digests: copy -> SHA-256.
-    """
+    """The description of a run, which never changes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["errata-run-1"] = "errata-run-1"
     created: str
-    model: str
-    fingerprint: str
+    model: str  # as the user named it
+    fingerprint: str  # SHA-256 of its weights before the run, in ``dtype``
     dtype: DtypeName
-    lab: bool
+    lab: bool  # whether the model is the embedded one or made from it
     method: str
     batch_size: int = Field(ge=1)
-    facts_source: str
+    facts_source: str  # the file of the facts, with the SHA-256 of its bytes
     facts_source_sha256: str
-    corpus: str
-    seed: int = Field(ge=0)
-    threads: int
+    corpus: str  # SHA-256 of the text for key statistics; empty if none is read
+    seed: int = Field(ge=0)  # of the bootstrap
+    threads: int  # of torch; with another number the last bits may differ
     versions: dict[str, str]
-    digests: dict[Literal["facts.jsonl", "recipe.yaml", "examination.json"], str]
+    digests: dict[Literal["facts.jsonl", "recipe.yaml", "examination.json"], str]  # copy -> SHA-256
 
     @field_validator("digests")
     @classmethod
@@ -194,30 +183,22 @@ COPIES = ("facts.jsonl", "recipe.yaml", "examination.json")
 
 @dataclass(frozen=True, slots=True)
 class SavedBatch:
-    """A batch read back from disk.
-
-    Attributes:
-        answers: the model's answers right after it, as JSON; None if it was not evaluated.
-    """
+    """A batch read back from disk."""
 
     record: BatchRecord
     patch: Patch
-    answers: Any
+    answers: Any  # the model's answers right after it, as JSON; None if it was not evaluated
 
 
 @dataclass(slots=True)
 class RunDirectory:
-    """An open run; ``ledger`` grows as the run proceeds.
-
-    Attributes:
-        examination: the evaluation questions, as JSON; None if nothing is measured.
-    """
+    """An open run; ``ledger`` grows as the run proceeds."""
 
     path: Path
     manifest: Manifest
     recipe: Recipe
     facts: FactSet
-    examination: Mapping[str, Any] | None
+    examination: Mapping[str, Any] | None  # the evaluation questions, as JSON; None if nothing is measured
     ledger: Ledger
 
     @property

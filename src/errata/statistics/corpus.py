@@ -17,17 +17,11 @@ from errata.utils.files import open_file, reason_of
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Documents with an identity.
+    """Documents with an identity."""
 
-    Attributes:
-        name: its name in the recipe.
-        digest: SHA-256 of the text.
-        documents: starts reading from the beginning.
-    """
-
-    name: str
-    digest: str
-    documents: Callable[[], Iterator[str]]
+    name: str  # its name in the recipe
+    digest: str  # SHA-256 of the text
+    documents: Callable[[], Iterator[str]]  # starts reading from the beginning
 
 
 def open_corpus(name: str) -> Corpus:

@@ -16,15 +16,10 @@ from errata.statistics.settings import StatisticsSettings, corpus_too_short
 
 @dataclass(slots=True)
 class SecondMoment:
-    """An uncentred second moment.
+    """An uncentred second moment."""
 
-    Attributes:
-        total: (d, d) float64, Σ k kᵀ.
-        count: the number of keys that were added.
-    """
-
-    total: Float[Tensor, "d d"]
-    count: int = 0
+    total: Float[Tensor, "d d"]  # float64, Σ k kᵀ
+    count: int = 0  # the number of keys that were added
 
     @classmethod
     def zeros(cls, width: int) -> SecondMoment:

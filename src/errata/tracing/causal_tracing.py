@@ -77,19 +77,12 @@ class Position(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TracedPrompt:
-    """A fact's prompt as tokens.
+    """A fact's prompt as tokens."""
 
-    Attributes:
-        fact: the fact's id.
-        ids: the prompt's tokens.
-        subject: indices of the subject's tokens among them, ascending.
-        answer: the first token of the true answer.
-    """
-
-    fact: str
+    fact: str  # the fact's id
     ids: tuple[int, ...]
-    subject: tuple[int, ...]
-    answer: int
+    subject: tuple[int, ...]  # indices of the subject's tokens among them, ascending
+    answer: int  # the first token of the true answer
 
     def tokens_at(self, position: Position) -> tuple[int, ...]:
         """Indices of the tokens at a position; may be empty.
@@ -138,17 +131,11 @@ def window_around(layer: int, size: int, layers: int) -> range:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows that are run together.
+    """Rows that are run together."""
 
-    Attributes:
-        inputs: the model's arguments; each (rows, length).
-        last: index of each row's last token.
-        answers: the token whose probability after it is wanted.
-    """
-
-    inputs: Mapping[str, Int[Tensor, "rows length"]]
-    last: Int[Tensor, "rows"]
-    answers: Int[Tensor, "rows"]
+    inputs: Mapping[str, Int[Tensor, "rows length"]]  # the model's arguments; each (rows, length)
+    last: Int[Tensor, "rows"]  # index of each row's last token
+    answers: Int[Tensor, "rows"]  # the token whose probability after it is wanted
 
     @classmethod
     def of(cls, prompts: Sequence[TracedPrompt], device: torch.device) -> _Rows:
@@ -162,25 +149,16 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class TokenGroup:
-    """The tokens of a batch at one position, as flat indices: row · length + index.
+    """The tokens of a batch at one position, as flat indices: row · length + index."""
 
-    Attributes:
-        facts: the batch's prompts that have such tokens.
-        rows: their rows of the corrupted run.
-        source: the tokens in the clean run, repeated for each noise sample.
-        target: the same tokens in ``rows``.
-        onward: in ``rows``, the tokens from the first restored one on, without padding: the only ones that change.
-        before: in ``rows``, all others.
-        last: in ``rows``, the last token of each.
-    """
-
-    facts: list[int]
-    rows: Int[Tensor, "rows"]
-    source: Int[Tensor, "tokens"]
-    target: Int[Tensor, "tokens"]
+    facts: list[int]  # the batch's prompts that have such tokens
+    rows: Int[Tensor, "rows"]  # their rows of the corrupted run
+    source: Int[Tensor, "tokens"]  # the tokens in the clean run, repeated for each noise sample
+    target: Int[Tensor, "tokens"]  # the same tokens in ``rows``
+    # in ``rows``, the tokens from the first restored one on, without padding: the only ones that change
     onward: Int[Tensor, "onward"]
-    before: Int[Tensor, "before"]
-    last: Int[Tensor, "rows"]
+    before: Int[Tensor, "before"]  # in ``rows``, all others
+    last: Int[Tensor, "rows"]  # in ``rows``, the last token of each
 
 
 class TracingBatch:
@@ -339,19 +317,14 @@ def _hook(change: _Change) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
 
 @dataclass(frozen=True, slots=True)
 class KnownFacts:
-    """The facts to trace, with their prompts, and the counts of the selection.
-
-    Attributes:
-        queried: the number of facts tested.
-        known: the number that the model answered with their old answer, token by token.
-        untraceable: the number of known ones excluded because their prompt ends with the subject: there the same
-            token looks up the fact and predicts the answer, so restoring its last block restores everything.
-    """
+    """The facts to trace, with their prompts, and the counts of the selection."""
 
     facts: tuple[Fact, ...]
     prompts: tuple[TracedPrompt, ...]
     queried: int
-    known: int
+    known: int  # the number that the model answered with their old answer, token by token
+    # the number of known ones excluded because their prompt ends with the subject: there the same token looks up the
+    # fact and predicts the answer, so restoring its last block restores everything
     untraceable: int
 
 
@@ -391,20 +364,14 @@ def choose_facts(
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Probabilities of the answers' first tokens, means over the noise samples.
+    """Probabilities of the answers' first tokens, means over the noise samples."""
 
-    Attributes:
-        clean: (facts,) without noise.
-        corrupted: (facts,) with noise on the subject.
-        restored: (component, position) -> (facts, layers) with the same noise and clean activations restored; NaN for a
-            fact without such a token.
-        sigma: standard deviation of the embedding entries of the subjects' tokens, the unit of the noise.
-    """
-
-    clean: Array
-    corrupted: Array
+    clean: Array  # (facts,) without noise
+    corrupted: Array  # (facts,) with noise on the subject
+    # (component, position) -> (facts, layers) with the same noise and clean activations restored; NaN for a fact
+    # without such a token
     restored: Mapping[tuple[Component, Position], Array]
-    sigma: float
+    sigma: float  # standard deviation of the embedding entries of the subjects' tokens, the unit of the noise
 
     def effects(self, component: Component, position: Position) -> Array:
         """(facts that have such a token, layers): indirect effects, P(restored) − P(corrupted)."""
@@ -487,23 +454,14 @@ def _check_finite(prompts: Sequence[TracedPrompt], *probabilities: Array) -> Non
 
 @dataclass(frozen=True, slots=True)
 class TracingSettings:
-    """Settings of causal tracing.
+    """Settings of causal tracing."""
 
-    Attributes:
-        count: the most facts to trace.
-        samples: noise samples per fact.
-        window: blocks whose MLP, or attention, outputs are restored together.
-        noise: in standard deviations of the embedding entries of the subjects' tokens.
-        seed: random seed for the noise, the order of facts, and the bootstrap.
-        positions: the restored tokens; the subject's last selects the layers.
-    """
-
-    count: int = 100
-    samples: int = 10
-    window: int = 2
-    noise: float = 3.0
-    seed: int = 0
-    positions: tuple[Position, ...] = tuple(Position)
+    count: int = 100  # the most facts to trace
+    samples: int = 10  # noise samples per fact
+    window: int = 2  # blocks whose MLP, or attention, outputs are restored together
+    noise: float = 3.0  # in standard deviations of the embedding entries of the subjects' tokens
+    seed: int = 0  # random seed for the noise, the order of facts, and the bootstrap
+    positions: tuple[Position, ...] = tuple(Position)  # the restored tokens; the subject's last selects the layers
 
     def __post_init__(self) -> None:
         if Position.SUBJECT_LAST not in self.positions:
@@ -579,17 +537,12 @@ def propose_layers(block: Sequence[float], mlp: Sequence[float]) -> tuple[int, .
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """The result of causal tracing.
-
-    Attributes:
-        layers: the number of blocks.
-        seconds: the duration of the tracing.
-    """
+    """The result of causal tracing."""
 
     settings: TracingSettings
     chosen: KnownFacts
     traced: Trace
-    layers: int
+    layers: int  # the number of blocks
     seconds: float
 
     def curve(self, component: Component) -> list[float]:

@@ -57,45 +57,27 @@ _SPREAD = 0.01  # of C's mean eigenvalue, added to its diagonal: a short text le
 
 @dataclass(frozen=True, slots=True)
 class ScanSettings:
-    """Settings of a scan.
+    """Settings of a scan."""
 
-    Attributes:
-        count: the most facts to use.
-        every: distance between the layers that are scanned first; by default an eighth of the depth.
-        steps: evaluations of the loss in each search.
-        rate: the learning rate in units of ‖h⁰‖ / √d.
-        ridge: λ in units of W's columns.
-        tokens: of text for the key statistics; fewer if the text is shorter.
-        corpus: the text.
-        seed: random seed for contexts and the choice of facts.
-    """
-
-    count: int = 24
-    every: int | None = None
-    steps: int = 8
-    rate: float = 0.3
-    ridge: float = 1.0
-    tokens: int = 8_000
+    count: int = 24  # the most facts to use
+    every: int | None = None  # distance between the layers that are scanned first; by default an eighth of the depth
+    steps: int = 8  # evaluations of the loss in each search
+    rate: float = 0.3  # the learning rate in units of ‖h⁰‖ / √d
+    ridge: float = 1.0  # λ in units of W's columns
+    tokens: int = 8_000  # of text for the key statistics; fewer if the text is shorter
     corpus: str = BUILTIN
-    seed: int = 0
+    seed: int = 0  # random seed for contexts and the choice of facts
 
 
 @dataclass(frozen=True, slots=True)
 class LayerScore:
-    """The result of editing one layer alone; all numbers are between 0 and 1.
-
-    Attributes:
-        layer: the block.
-        efficacy: mean probability of the new answers after the facts' own prompts.
-        generalisation: the same in other wordings, or, for facts without any, in contexts that no search has seen.
-        damage: the share of their probability that the control questions' answers lost; None without any.
-        accuracy: the share of facts whose new answer is predicted, in their own prompts and in other wordings.
-    """
+    """The result of editing one layer alone; all numbers are between 0 and 1."""
 
     layer: int
-    efficacy: float
-    generalisation: float
-    damage: float | None
+    efficacy: float  # mean probability of the new answers after the facts' own prompts
+    generalisation: float  # the same in other wordings, or, for facts without any, in contexts that no search has seen
+    damage: float | None  # the share of their probability that the control questions' answers lost; None without any
+    # the share of facts whose new answer is predicted, in their own prompts and in other wordings
     accuracy: tuple[float, float]
 
     @property
@@ -108,17 +90,11 @@ class LayerScore:
 
 @dataclass(frozen=True, slots=True)
 class LayerChoice:
-    """The critical layers, ascending, by ``RULE``.
-
-    Attributes:
-        layers: the choice.
-        best: the scanned layer with the best score.
-        last_good: the last of the good layers around it.
-    """
+    """The critical layers, ascending, by ``RULE``."""
 
     layers: tuple[int, ...]
-    best: int
-    last_good: int
+    best: int  # the scanned layer with the best score
+    last_good: int  # the last of the good layers around it
 
 
 def window_size(depth: int) -> int:
@@ -196,23 +172,14 @@ def _step_work(facts: int, depth: int, layer: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LayerScan:
-    """A finished scan.
-
-    Attributes:
-        scores: of the scanned layers, ascending.
-        depth: the number of blocks.
-        facts: the number of facts written at each layer.
-        controls: the number of control questions.
-        paraphrased: whether generalisation was measured in the facts' other wordings.
-        seconds: the duration.
-    """
+    """A finished scan."""
 
     settings: ScanSettings
-    scores: tuple[LayerScore, ...]
-    depth: int
-    facts: int
-    controls: int
-    paraphrased: bool
+    scores: tuple[LayerScore, ...]  # of the scanned layers, ascending
+    depth: int  # the number of blocks
+    facts: int  # the number of facts written at each layer
+    controls: int  # the number of control questions
+    paraphrased: bool  # whether generalisation was measured in the facts' other wordings
     seconds: float
 
     def choose(self) -> LayerChoice:

@@ -10,13 +10,9 @@ from typing import Any
 
 
 class _Sink(io.FileIO):
-    """A file that drops everything written to it after its first failure.
+    """A file that drops everything written to it after its first failure."""
 
-    Attributes:
-        failure: the first one.
-    """
-
-    failure: OSError | None = None
+    failure: OSError | None = None  # the first one
 
     def write(self, data: Any, /) -> int:
         if self.failure is None:

@@ -24,14 +24,10 @@ KeyPath: TypeAlias = tuple[Any, ...]  # keys and list indices that lead to a val
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """A parsed YAML text.
-
-    Attributes:
-        data: its value.
-        lines: the line of each key and list entry, from 1. What an alias (``*name``) repeats has only its first line.
-    """
+    """A parsed YAML text."""
 
     data: Any
+    # the line of each key and list entry, from 1. What an alias (``*name``) repeats has only its first line.
     lines: Mapping[KeyPath, int]
 
 
