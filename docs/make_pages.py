@@ -44,11 +44,22 @@ def error_rows(source: Path = SOURCE) -> dict[str, tuple[set[str], str]]:
                 for code in _class_codes(node):
                     rows.setdefault(code, (set(), _sentence(ast.get_docstring(node) or "")))[0].add(node.name)
     for tree in trees.values():
+        assigned: dict[str, ast.expr] = {}  # the last value of each variable, as in ``what = "…"``
         for node in _walk(tree):
+            if isinstance(node, ast.Assign):
+                target, value = node.targets[0], node.value
+                both = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)  # ``what, remedy = "…", "…"``
+                pairs = zip(target.elts, value.elts, strict=False) if both else [(target, value)]
+                assigned |= {name.id: given for name, given in pairs if isinstance(name, ast.Name)}
+            elif isinstance(node, ast.FunctionDef):
+                assigned = {}
             if isinstance(node, ast.Call) and (code := _code_of(node)):
                 kind = _name_of(node.func)
                 arguments = node.args[_MESSAGE_POSITION.get(kind, 0) :]
-                message = _text(arguments[0]) if arguments else ""
+                first_argument = arguments[0] if arguments else ast.Constant("")
+                if isinstance(first_argument, ast.Name):
+                    first_argument = assigned.get(first_argument.id, first_argument)
+                message = _text(first_argument)
                 classes, first = rows.get(code, (set(), ""))
                 rows[code] = (classes | {kind}, first or message)
     return rows

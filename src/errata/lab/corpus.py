@@ -13,15 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from errata.lab.world import (
-    CITY_COUNTRY,
-    COMPANY_CITY,
-    CONSEQUENCE_WORDINGS,
-    INSTRUMENTS,
-    LANGUAGES,
-    SPORTS,
-    World,
-)
+from errata.lab.world import CITY_COUNTRY, COMPANY_CITY, CONSEQUENCE_WORDINGS, INSTRUMENTS, LANGUAGES, SPORTS, World
 
 SCENES_PER_PERSON = 0.22  # per epoch: about a sixth of all tokens are prose
 HELD_OUT_SEED = 20_000_001  # training epochs use seed * 1_000_000 + epoch, far below

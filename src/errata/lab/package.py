@@ -31,11 +31,8 @@ def lab_directory() -> Path:
     """
     directory = Path(str(resources.files("errata"))) / "lab" / "weights"
     if not (directory / "model.safetensors").is_file():
-        raise InputError(
-            "the embedded model is not part of this installation",
-            remedy="Train it: errata lab train --out DIR",
-            code="LAB_MISSING",
-        )
+        what = "the embedded model is not part of this installation"
+        raise InputError(what, remedy="Train it: errata lab train --out DIR", code="LAB_MISSING")
     return directory
 
 

@@ -143,7 +143,7 @@ _WRAPPED_TYPES = MappingProxyType(
             # Without the mapping transformers 5 finds none of the weights and leaves random ones in their place.
             "Load the text part (gemma3_text), save it and edit that: transformers.Gemma3ForCausalLM.from_pretrained("
             "PATH, key_mapping={'^language_model.model': 'model'})",
-        ),
+        )
     }
 )
 # The names of the number of experts in mixture-of-experts configurations.
@@ -187,24 +187,16 @@ def check_config(config: PreTrainedConfig, *, quantised: bool = False) -> None:
     """
     name = f"{config.model_type!r} model"
     if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"this {name} has an encoder and a decoder",
-            remedy="Use a decoder-only causal language model",
-            code="MODEL_ENCODER_DECODER",
-        )
+        what = f"this {name} has an encoder and a decoder"
+        remedy = "Use a decoder-only causal language model"
+        raise UnsupportedModelError(what, remedy=remedy, code="MODEL_ENCODER_DECODER")
     if getattr(config, "quantization_config", None) is not None or quantised:
-        raise UnsupportedModelError(
-            f"the weights of this {name} are quantised, so an update cannot be added to them",
-            remedy=_DEQUANTISE,
-            code="MODEL_QUANTISED",
-        )
+        what = f"the weights of this {name} are quantised, so an update cannot be added to them"
+        raise UnsupportedModelError(what, remedy=_DEQUANTISE, code="MODEL_QUANTISED")
     counts = [getattr(config, count, None) for count in _EXPERT_COUNTS]
     if any(isinstance(count, int) and count > 1 for count in counts):
-        raise UnsupportedModelError(
-            f"this {name} is a mixture of experts, whose blocks have one down-projection per expert",
-            remedy="Use a dense model",
-            code="MODEL_MIXTURE_OF_EXPERTS",
-        )
+        what = f"this {name} is a mixture of experts, whose blocks have one down-projection per expert"
+        raise UnsupportedModelError(what, remedy="Use a dense model", code="MODEL_MIXTURE_OF_EXPERTS")
     if config.model_type in _WRAPPED_TYPES:
         problem, remedy = _WRAPPED_TYPES[config.model_type]
         raise UnsupportedModelError(problem, remedy=remedy, code="MODEL_MULTIMODAL")
@@ -224,11 +216,8 @@ def check_config(config: PreTrainedConfig, *, quantised: bool = False) -> None:
             code="MODEL_POST_NORM",
         )
     if getattr(config, "use_bidirectional_attention", False):
-        raise UnsupportedModelError(
-            f"this {name} attends to later tokens (use_bidirectional_attention)",
-            remedy="Use a causal language model",
-            code="MODEL_BIDIRECTIONAL",
-        )
+        what = f"this {name} attends to later tokens (use_bidirectional_attention)"
+        raise UnsupportedModelError(what, remedy="Use a causal language model", code="MODEL_BIDIRECTIONAL")
 
 
 def check_plain(module: nn.Module) -> None:
@@ -243,11 +232,8 @@ def check_plain(module: nn.Module) -> None:
     if weight.dtype not in _WEIGHT_DTYPES or type(weight) is not Tensor:
         kind = "" if type(weight) is Tensor else f"{type(weight).__module__}.{type(weight).__qualname__} of "
         names = ", ".join(dtype_name(dtype) for dtype in _WEIGHT_DTYPES)
-        raise UnsupportedModelError(
-            f"the weight of the down-projection is a {kind}{weight.dtype}, expected a plain tensor of one of {names}",
-            remedy=_DEQUANTISE,
-            code="MODEL_QUANTISED",
-        )
+        what = f"the weight of the down-projection is a {kind}{weight.dtype}, expected a plain tensor of one of {names}"
+        raise UnsupportedModelError(what, remedy=_DEQUANTISE, code="MODEL_QUANTISED")
 
 
 def is_transposed(module: nn.Module) -> bool:

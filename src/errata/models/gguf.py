@@ -73,11 +73,8 @@ def gguf_in(directory: Path) -> Path | None:
         return None
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise InputError(
-            f"{directory} holds {len(found)} GGUF files: {names}",
-            remedy="Choose one with --gguf NAME",
-            code="GGUF_AMBIGUOUS",
-        )
+        what = f"{directory} holds {len(found)} GGUF files: {names}"
+        raise InputError(what, remedy="Choose one with --gguf NAME", code="GGUF_AMBIGUOUS")
     return found[0]
 
 

@@ -42,11 +42,8 @@ def check_repository(name: str) -> None:
             f"{name!r} cannot be a name on the hub: {error}", remedy="Give OWNER/NAME", code="HUB_NAME_INVALID"
         ) from error
     if not _NAME.fullmatch(name):
-        raise InputError(
-            f"{name!r} is not of the form OWNER/NAME",
-            remedy="Give owner and name with one slash between",
-            code="HUB_NAME_INVALID",
-        )
+        what = f"{name!r} is not of the form OWNER/NAME"
+        raise InputError(what, remedy="Give owner and name with one slash between", code="HUB_NAME_INVALID")
 
 
 def check_reachable(name: str) -> None:
@@ -95,11 +92,9 @@ def upload(directory: Path, repository: str, *, private: bool, message: str) -> 
         api.create_repo(repository, private=private, exist_ok=True)
         info = api.model_info(repository)
         if private and not info.private:
-            raise InputError(
-                f"{repository} exists and is public; nothing was uploaded",
-                remedy="Make it private on the hub, give another name, or add --public",
-                code="HUB_REPOSITORY_PUBLIC",
-            )
+            what = f"{repository} exists and is public; nothing was uploaded"
+            remedy = "Make it private on the hub, give another name, or add --public"
+            raise InputError(what, remedy=remedy, code="HUB_REPOSITORY_PUBLIC")
         api.upload_folder(repo_id=repository, folder_path=directory, commit_message=message)
     ours = {file.relative_to(directory).as_posix() for file in directory.rglob("*")}
     before = [file.rfilename for file in info.siblings or []]

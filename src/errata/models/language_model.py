@@ -15,13 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.errors import InputError, NonFiniteError
 from errata.models.families import Architecture, architecture_of, check_config, down_projection_weight
@@ -154,11 +148,9 @@ class LanguageModel:
             InputError: if the model was not loaded from files, or these have changed since.
         """
         if self.files is None:
-            raise InputError(
-                f"{self.name!r} was not loaded from files, so it cannot be saved as an edited copy of them",
-                remedy="Load it with LanguageModel.load, or save its patch instead",
-                code="MODEL_WITHOUT_FILES",
-            )
+            what = f"{self.name!r} was not loaded from files, so it cannot be saved as an edited copy of them"
+            remedy = "Load it with LanguageModel.load, or save its patch instead"
+            raise InputError(what, remedy=remedy, code="MODEL_WITHOUT_FILES")
         return write_edited(self.model, self.files, self.architecture, self.edits, directory)
 
     def _check_unexpected(self, names: Iterable[str]) -> None:

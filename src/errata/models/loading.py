@@ -87,11 +87,8 @@ class Outline:
 def check_layers_exist(layers: Sequence[int], count: int, name: str) -> None:
     """Raises InputError if a layer does not exist in a model of ``count`` blocks."""
     if bad := [layer for layer in layers if not 0 <= layer < count]:
-        raise InputError(
-            f"layers {bad} do not exist in {name!r}, which has {count} blocks",
-            remedy=f"Give layers from 0 to {count - 1}",
-            code="LAYER_UNKNOWN",
-        )
+        what = f"layers {bad} do not exist in {name!r}, which has {count} blocks"
+        raise InputError(what, remedy=f"Give layers from 0 to {count - 1}", code="LAYER_UNKNOWN")
 
 
 def context_length_of(config: PreTrainedConfig) -> int:

@@ -73,11 +73,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Enc
         InputError: if the tokenizer has no offsets ("slow" tokenizers).
     """
     if not tokenizer.is_fast:
-        raise InputError(
-            f"the tokenizer {type(tokenizer).__name__} gives no character offsets",
-            remedy="Use the model's fast tokenizer (use_fast=True)",
-            code="TOKENIZER_SLOW",
-        )
+        what = f"the tokenizer {type(tokenizer).__name__} gives no character offsets"
+        raise InputError(what, remedy="Use the model's fast tokenizer (use_fast=True)", code="TOKENIZER_SLOW")
     if not texts:
         return []
     encoded = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True)
@@ -113,20 +110,16 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
         InputError: if there is no chat template, or it rejects a single user message.
     """
     if not tokenizer.chat_template:
-        raise InputError(
-            "the model's tokenizer has no chat template",
-            remedy="Use plain text, or a model that was trained for chat",
-            code="CHAT_TEMPLATE_MISSING",
-        )
+        what = "the model's tokenizer has no chat template"
+        remedy = "Use plain text, or a model that was trained for chat"
+        raise InputError(what, remedy=remedy, code="CHAT_TEMPLATE_MISSING")
     messages = [{"role": "user", "content": message}]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except (TemplateError, ValueError) as error:
-        raise InputError(
-            f"the model's chat template cannot be used: {error}",
-            remedy="Use plain text, or correct the template",
-            code="CHAT_TEMPLATE_UNUSABLE",
-        ) from error
+        what = f"the model's chat template cannot be used: {error}"
+        remedy = "Use plain text, or correct the template"
+        raise InputError(what, remedy=remedy, code="CHAT_TEMPLATE_UNUSABLE") from error
 
 
 def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -155,11 +148,9 @@ def subject_tokens(encoded: Encoded, start: int, end: int, fact: Fact) -> range:
     """
     tokens = encoded.tokens_of(start, end)
     if not tokens:
-        raise InputError(
-            f"the subject {fact.subject!r} of fact {fact.id!r} has no token",
-            remedy="Give a subject in characters that the model's tokenizer knows",
-            code="SUBJECT_WITHOUT_TOKEN",
-        )
+        what = f"the subject {fact.subject!r} of fact {fact.id!r} has no token"
+        remedy = "Give a subject in characters that the model's tokenizer knows"
+        raise InputError(what, remedy=remedy, code="SUBJECT_WITHOUT_TOKEN")
     return tokens
 
 
@@ -209,11 +200,9 @@ def complete(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[
             line, after = encode(tokenizer, ["\n", "\n" + text[len(pair[0]) :]])
             target = _after_prompt(after, line, "\n")
         if target is None or not target.ids:
-            raise InputError(
-                f"the target {pair[1]!r} has no token after the prompt {pair[0]!r}",
-                remedy="Give a target in characters that the model's tokenizer knows",
-                code="TARGET_WITHOUT_TOKEN",
-            )
+            what = f"the target {pair[1]!r} has no token after the prompt {pair[0]!r}"
+            remedy = "Give a target in characters that the model's tokenizer knows"
+            raise InputError(what, remedy=remedy, code="TARGET_WITHOUT_TOKEN")
         offsets = tuple((len(pair[0]) + start, len(pair[0]) + end) for start, end in target.offsets)
         result.append(Completion(Encoded(prompt.ids + target.ids, prompt.offsets + offsets), len(prompt.ids)))
     return result
@@ -318,10 +307,7 @@ def guard_embedding(embedding: nn.Module, name: str, beyond: Mapping[int, str]) 
     def check(_: nn.Module, args: tuple[Any, ...]) -> None:
         if args and beyond and int(args[0].max()) >= min(beyond):
             token = beyond.get(int(args[0].max()), "?")
-            raise InputError(
-                f"{name!r} has no embedding for the token {token!r}",
-                remedy="Remove it from all texts",
-                code="TOKEN_WITHOUT_EMBEDDING",
-            )
+            what = f"{name!r} has no embedding for the token {token!r}"
+            raise InputError(what, remedy="Remove it from all texts", code="TOKEN_WITHOUT_EMBEDDING")
 
     embedding.register_forward_pre_hook(check)

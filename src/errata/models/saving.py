@@ -199,11 +199,8 @@ def _edited_tensors(
         if is_transposed(model.get_submodule(f"{architecture.blocks}.{layer}.{architecture.down_projection}")):
             before, now = before.T, now.T
         if not torch.equal(stored.to(before.dtype), before.cpu()):
-            raise InputError(
-                f"{name!r} in {base.directory} has changed since the model was loaded",
-                remedy="Restore the files and edit again",
-                code="MODEL_FILES_CHANGED",
-            )
+            what = f"{name!r} in {base.directory} has changed since the model was loaded"
+            raise InputError(what, remedy="Restore the files and edit again", code="MODEL_FILES_CHANGED")
         exact = torch.promote_types(stored.dtype, now.dtype) == stored.dtype
         value = now.detach().cpu().to(stored.dtype if exact else now.dtype)
         found[shards[name], name] = (stored.dtype, value.contiguous())
@@ -218,11 +215,9 @@ def _stored_name(architecture: Architecture, layer: int, names: list[str], direc
     end = f"{architecture.blocks.rpartition('.')[2]}.{layer}.{architecture.down_projection}.weight"
     matching = [name for name in names if name == end or name.endswith(f".{end}")]
     if len(matching) != 1:
-        raise InputError(
-            f"{len(matching)} tensors in {directory} could be {whole!r}, expected one",
-            remedy="Save the base with transformers' save_pretrained first, and edit that",
-            code="MODEL_TENSOR_AMBIGUOUS",
-        )
+        what = f"{len(matching)} tensors in {directory} could be {whole!r}, expected one"
+        remedy = "Save the base with transformers' save_pretrained first, and edit that"
+        raise InputError(what, remedy=remedy, code="MODEL_TENSOR_AMBIGUOUS")
     return matching[0]
 
 

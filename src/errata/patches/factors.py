@@ -102,11 +102,9 @@ def exact_rank(terms: Sequence[Term]) -> int:
     shapes = {term.shape for term in terms}
     if len(shapes) > 1:
         shown = " and ".join(f"{rows} × {columns}" for rows, columns in sorted(shapes))
-        raise InputError(
-            f"the patches change matrices of {shown} in layer {layer}: they are for different models",
-            remedy="Give patches that were made one after another on one model",
-            code="PATCH_SHAPE_MISMATCH",
-        )
+        what = f"the patches change matrices of {shown} in layer {layer}: they are for different models"
+        remedy = "Give patches that were made one after another on one model"
+        raise InputError(what, remedy=remedy, code="PATCH_SHAPE_MISMATCH")
     if not all(term.is_finite for term in terms):
         what = f"the change of layer {layer} contains values that are not finite"
         raise InputError(what, remedy="Make the patch again", code="PATCH_NOT_FINITE")

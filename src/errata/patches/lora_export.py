@@ -192,11 +192,8 @@ class Adapter:
 def _check_stack(patches: Sequence[Patch]) -> None:
     """The checks that need no weights: there is a change, and no two patches were made for the same weights."""
     if not any(patch.terms for patch in patches):
-        raise InputError(
-            "the patches change no weight" if patches else "there is no patch",
-            remedy="Give a patch that contains a change",
-            code="PATCH_EMPTY",
-        )
+        what = "the patches change no weight" if patches else "there is no patch"
+        raise InputError(what, remedy="Give a patch that contains a change", code="PATCH_EMPTY")
     made_for: dict[str, int] = {}
     for number, patch in enumerate(patches, start=1):
         if not patch.terms:
@@ -226,11 +223,9 @@ def _check_rank(rank: int | None, exact: int, sparse: Sequence[int]) -> None:
         raise InputError(f"the rank {rank} is not positive", remedy="Give 1 or more", code="LORA_RANK_INVALID")
     # Without a rank the adapter is exact, except for sparse changes, for which the full rank must be given.
     if rank > exact or (rank == exact and not sparse):
-        raise InputError(
-            f"rank {rank} approximates nothing: at rank {exact} the adapter is exact",
-            remedy=f"Give {exact} or less" if sparse else f"Leave the rank (--rank) out, or give less than {exact}",
-            code="LORA_RANK_INVALID",
-        )
+        what = f"rank {rank} approximates nothing: at rank {exact} the adapter is exact"
+        remedy = f"Give {exact} or less" if sparse else f"Leave the rank (--rank) out, or give less than {exact}"
+        raise InputError(what, remedy=remedy, code="LORA_RANK_INVALID")
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,12 +135,11 @@ class Patch:
         model.check_layers(self.layers)
         for term in self.terms:
             if (shape := tuple(model.weight(term.layer).shape)) != (own := term.shape):
-                raise InputError(
+                what = (
                     f"this patch changes a {own[0]} × {own[1]} matrix at layer {term.layer}, but that of "
-                    f"{model.name!r} is {shape[0]} × {shape[1]}",
-                    remedy="Give the model that it was made for",
-                    code="PATCH_SHAPE_MISMATCH",
+                    f"{model.name!r} is {shape[0]} × {shape[1]}"
                 )
+                raise InputError(what, remedy="Give the model that it was made for", code="PATCH_SHAPE_MISMATCH")
         with model.edits.transaction():
             model.edits.add(self.terms)
             for layer in self.layers:  # finite factors may have a product, or a sum with W, that is not
@@ -180,11 +179,9 @@ class Patch:
             with model.edits.transaction():
                 model.edits.remove(self.terms)
         except ValueError as error:
-            raise InputError(
-                f"this patch is not applied to {model.name!r} in this process",
-                remedy="Undo on the LanguageModel that it was applied to, or load the base again",
-                code="PATCH_NOT_APPLIED",
-            ) from error
+            what = f"this patch is not applied to {model.name!r} in this process"
+            remedy = "Undo on the LanguageModel that it was applied to, or load the base again"
+            raise InputError(what, remedy=remedy, code="PATCH_NOT_APPLIED") from error
 
     def save(self, path: str | Path) -> None:
         """Write factors and record to one safetensors file, completely or not at all."""
@@ -301,11 +298,9 @@ def read_patch(path: Path) -> PatchFile:
         fields: dict[str, Any] = {name: getattr(record, name) for name in _STORED_AS_IS}
         patch = Patch(terms=terms, facts=facts, **fields)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not a readable patch: {reason_of(error)}",
-            remedy="Give a complete file written by `errata edit`",
-            code="PATCH_UNREADABLE",
-        ) from error
+        what = f"{path} is not a readable patch: {reason_of(error)}"
+        remedy = "Give a complete file written by `errata edit`"
+        raise InputError(what, remedy=remedy, code="PATCH_UNREADABLE") from error
     return PatchFile(patch, keys)
 
 

@@ -63,11 +63,9 @@ class Stack:
     def __post_init__(self) -> None:
         names = [stacked.name for stacked in self.patches]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(
-                f"the stack has more than one patch called {', '.join(map(repr, twice))}",
-                remedy="Give each its own name, which `errata revert` needs",
-                code="PATCH_NAME_TWICE",
-            )
+            what = f"the stack has more than one patch called {', '.join(map(repr, twice))}"
+            remedy = "Give each its own name, which `errata revert` needs"
+            raise InputError(what, remedy=remedy, code="PATCH_NAME_TWICE")
 
     @property
     def facts(self) -> list[tuple[str, Fact]]:
@@ -100,11 +98,9 @@ class Stack:
         """Raises InputError if there is no patch with one of the names."""
         known = [stacked.name for stacked in self.patches]
         if unknown := [name for name in names if name not in known]:
-            raise InputError(
-                f"there is no patch {', '.join(map(repr, unknown))}",
-                remedy=f"There are: {', '.join(known)}" if known else "There are no patches",
-                code="PATCH_UNKNOWN",
-            )
+            what = f"there is no patch {', '.join(map(repr, unknown))}"
+            remedy = f"There are: {', '.join(known)}" if known else "There are no patches"
+            raise InputError(what, remedy=remedy, code="PATCH_UNKNOWN")
 
     def put_into(self, model: LanguageModel) -> None:
         """Apply all patches to their base, in order.
@@ -113,12 +109,11 @@ class Stack:
             InputError: if ``model`` is not the base that they were made for; it is then unchanged.
         """
         if (found := model.fingerprint()) != self.fingerprint:
-            raise InputError(
+            what = (
                 f"these patches were made for {self.base!r} in {self.dtype} ({self.fingerprint[:12]}…), but the model "
-                f"has other weights ({found[:12]}…, in {supported_dtype_name(model.dtype)})",
-                remedy=f"Give {self.base!r} as it was, in {self.dtype}",
-                code="STACK_OTHER_BASE",
+                f"has other weights ({found[:12]}…, in {supported_dtype_name(model.dtype)})"
             )
+            raise InputError(what, remedy=f"Give {self.base!r} as it was, in {self.dtype}", code="STACK_OTHER_BASE")
         with model.edits.transaction():
             for stacked in self.patches:
                 stacked.patch.apply(model, force=True)  # the base was checked, and each patch when it was added
@@ -178,11 +173,8 @@ def read_stack(directory: Path) -> Stack:
     for entry in record.patches:
         path = directory / entry.file
         if not _is_inside(path, directory):
-            raise InputError(
-                f"{directory / FILE} names a file outside of {directory}: {entry.file!r}",
-                remedy=_REMEDY,
-                code="STACK_DAMAGED",
-            )
+            what = f"{directory / FILE} names a file outside of {directory}: {entry.file!r}"
+            raise InputError(what, remedy=_REMEDY, code="STACK_DAMAGED")
         if not is_file(path):
             raise InputError(f"the patch {path} is missing", remedy=_REMEDY, code="STACK_DAMAGED")
         if file_digest(path) != entry.sha256:

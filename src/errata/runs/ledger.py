@@ -87,9 +87,7 @@ def read_ledger(path: Path) -> Ledger:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(
-            f"cannot read the ledger {path}: {reason_of(error)}",
-            remedy="Restore the file",
-            code="LEDGER_UNREADABLE",
+            f"cannot read the ledger {path}: {reason_of(error)}", remedy="Restore the file", code="LEDGER_UNREADABLE"
         ) from error
     entries: list[Entry] = []
     valid = 0
@@ -100,11 +98,9 @@ def read_ledger(path: Path) -> Ledger:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             if number == len(lines) - 1 and not lines[-1]:
                 break  # blocks of a file may reach the disk in any order: the line feed did before the line
-            raise InputError(
-                f"{path}:{number} was changed or damaged ({reason_of(error)})",
-                remedy="Restore the file; the lines before it are intact",
-                code="LEDGER_DAMAGED",
-            ) from error
+            what = f"{path}:{number} was changed or damaged ({reason_of(error)})"
+            remedy = "Restore the file; the lines before it are intact"
+            raise InputError(what, remedy=remedy, code="LEDGER_DAMAGED") from error
         entries.append(entry)
         valid += len(line) + 1
     return Ledger(path, tuple(entries), valid, truncated=valid < len(data))

@@ -87,10 +87,7 @@ def stack_of_run(name: str, *, device: str | torch.device | None = None, trust_r
     """The stack of a run's base, with the whole run as one patch on top."""
     run = open_run(Path(name))
     base = load_model(
-        run.manifest.model,
-        dtype=getattr(torch, run.manifest.dtype),
-        device=device,
-        trust_remote_code=trust_remote_code,
+        run.manifest.model, dtype=getattr(torch, run.manifest.dtype), device=device, trust_remote_code=trust_remote_code
     )
     under = stack_under(base, run.manifest.model, run.manifest.fingerprint)
     return under.with_patch(Path(name).name, patch_of_run(base, run))
@@ -119,8 +116,6 @@ def patches_of(name: str) -> list[tuple[str, Patch]]:
     if is_run(name):
         return [(f"batch {batch.record.index + 1}", batch.patch) for batch in open_run(path).saved_batches()]
     check_exists(name)
-    raise InputError(
-        f"there are no patches in {name!r}",
-        remedy="Give a patch (.safetensors), or a directory created by `errata edit`, `apply` or `merge`",
-        code="PATCHES_MISSING",
-    )
+    what = f"there are no patches in {name!r}"
+    remedy = "Give a patch (.safetensors), or a directory created by `errata edit`, `apply` or `merge`"
+    raise InputError(what, remedy=remedy, code="PATCHES_MISSING")

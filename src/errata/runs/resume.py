@@ -37,20 +37,15 @@ def editor_of(
             code="RUN_OTHER_WEIGHTS",
         )
     if corpus_digest(run) != run.manifest.corpus:
-        raise InputError(
-            f"the corpus {run.recipe.statistics.corpus} has changed since the run {run.path} began",
-            remedy="Restore the file",
-            code="CORPUS_CHANGED",
-        )
+        what = f"the corpus {run.recipe.statistics.corpus} has changed since the run {run.path} began"
+        raise InputError(what, remedy="Restore the file", code="CORPUS_CHANGED")
     saved = run.saved_batches()
     editor = Editor(model, run.recipe, cache=cache, report=report)
     editor.prepare()
     if saved and (prefixes := saved[-1].patch.prefixes) != editor.prefixes:
-        raise InputError(
-            f"the contexts generated here differ from those of the run {run.path}: {editor.prefixes} for {prefixes}",
-            remedy="Resume with the same machine, versions and number of threads",
-            code="RUN_OTHER_CONTEXTS",
-        )
+        what = f"the contexts generated here differ from those of the run {run.path}: {editor.prefixes} for {prefixes}"
+        remedy = "Resume with the same machine, versions and number of threads"
+        raise InputError(what, remedy=remedy, code="RUN_OTHER_CONTEXTS")
     editor.restore([batch.record for batch in saved])
     notes = []
     if saved and run.ledger.of("batch")[-1].fields["weights"] != edited_weights(editor):

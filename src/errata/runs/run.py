@@ -144,11 +144,9 @@ def read_manifest(path: Path) -> Manifest:
         manifest = Manifest.model_validate(whole)
         expected = manifest.checksum()
     except (OSError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not the record of a run: {reason_of(error)}",
-            remedy="Give a directory created by `errata edit --run`",
-            code="RUN_UNREADABLE",
-        ) from error
+        what = f"{path} is not the record of a run: {reason_of(error)}"
+        remedy = "Give a directory created by `errata edit --run`"
+        raise InputError(what, remedy=remedy, code="RUN_UNREADABLE") from error
     if checksum != expected:
         raise InputError(f"{path} was changed since the run began", remedy=REMEDY, code="RUN_FILE_CHANGED")
     return manifest
@@ -327,17 +325,11 @@ class RunDirectory:
                 file.write(f"process {os.getpid()}")
                 file.flush()
             except BlockingIOError as error:
-                raise InputError(
-                    f"another process ({error.strerror}) works on the run {self.path}",
-                    remedy="Wait until it ends, or end it",
-                    code="RUN_LOCKED",
-                ) from error
+                what = f"another process ({error.strerror}) works on the run {self.path}"
+                raise InputError(what, remedy="Wait until it ends, or end it", code="RUN_LOCKED") from error
             except OSError as error:
-                raise InputError(
-                    f"the run {self.path} cannot be written: {error}",
-                    remedy="Make the directory writable",
-                    code="OUTPUT_NOT_WRITABLE",
-                ) from error
+                what = f"the run {self.path} cannot be written: {error}"
+                raise InputError(what, remedy="Make the directory writable", code="OUTPUT_NOT_WRITABLE") from error
             # Another process may have continued the run since it was opened.
             self.ledger = open_run(self.path).ledger
             yield

@@ -104,11 +104,7 @@ def moments_for(
 
 
 def _look(
-    found: dict[int, SecondMoment],
-    keys: Mapping[int, MomentKey],
-    places: Sequence[Path],
-    *,
-    but: Collection[Path] = (),
+    found: dict[int, SecondMoment], keys: Mapping[int, MomentKey], places: Sequence[Path], *, but: Collection[Path] = ()
 ) -> set[Path]:
     """Read what is missing from the first place that has it; returns the files that cannot be used."""
     unusable = set()

@@ -111,11 +111,8 @@ def prompts_of(model: LanguageModel, facts: Sequence[Fact]) -> list[TracedPrompt
     pairs = [fact.pair(fact.old) for fact in facts if fact.old is not None]
     if len(pairs) < len(facts):
         lacking = next(fact.id for fact in facts if fact.old is None)
-        raise InputError(
-            f"fact {lacking!r} has no 'old' answer, and only facts that the model knows can be traced",
-            remedy="Give every fact its true answer",
-            code="FACT_WITHOUT_OLD",
-        )
+        what = f"fact {lacking!r} has no 'old' answer, and only facts that the model knows can be traced"
+        raise InputError(what, remedy="Give every fact its true answer", code="FACT_WITHOUT_OLD")
     prompts = []
     for fact, completion in zip(facts, complete(model.tokenizer, pairs), strict=True):
         prompt = completion.prompt
@@ -353,11 +350,9 @@ def choose_facts(
         report("known facts", min(len(chosen), count), count)
     if not chosen:
         reason = f" ({known} are known, but their prompts end with the subject)" if known else ""
-        raise ErrataError(
-            f"of {queried} facts the model knows none that can be traced{reason}",
-            remedy="Give facts whose 'old' is this model's answer, with words between subject and answer",
-            code="FACTS_UNKNOWN",
-        )
+        what = f"of {queried} facts the model knows none that can be traced{reason}"
+        remedy = "Give facts whose 'old' is this model's answer, with words between subject and answer"
+        raise ErrataError(what, remedy=remedy, code="FACTS_UNKNOWN")
     found, found_prompts = zip(*chosen[:count], strict=True)
     return KnownFacts(found, found_prompts, queried, known, untraceable)
 
@@ -445,11 +440,9 @@ def _noise(
 def _check_finite(prompts: Sequence[TracedPrompt], *probabilities: Array) -> None:
     finite = np.all(np.isfinite(np.stack(probabilities)), axis=0)
     if bad := [prompt.fact for prompt, fine in zip(prompts, finite, strict=True) if not fine]:
-        raise ErrataError(
-            f"the probability of the answer is not finite for {listed([*map(repr, bad)])} with noise on the subject",
-            remedy="Use --dtype float32 or bfloat16, whose range is wider than float16's",
-            code="NOT_FINITE",
-        )
+        what = f"the probability of the answer is not finite for {listed([*map(repr, bad)])} with noise on the subject"
+        remedy = "Use --dtype float32 or bfloat16, whose range is wider than float16's"
+        raise ErrataError(what, remedy=remedy, code="NOT_FINITE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,11 +469,8 @@ def default_window(layers: int) -> int:
 def check_window(window: int, layers: int) -> None:
     """Raises InputError if a window is larger than the model."""
     if not 1 <= window <= layers:
-        raise InputError(
-            f"a window of {window} blocks does not fit a model of {layers}",
-            remedy=f"Give 1 to {layers} blocks",
-            code="WINDOW_TOO_LARGE",
-        )
+        what = f"a window of {window} blocks does not fit a model of {layers}"
+        raise InputError(what, remedy=f"Give 1 to {layers} blocks", code="WINDOW_TOO_LARGE")
 
 
 class Estimate(TypedDict):
