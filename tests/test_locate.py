@@ -177,7 +177,7 @@ def made_up(block: list[float], facts: list[Fact]) -> Location:
 
 def test_cells_are_in_long_form_and_facts_without_such_tokens_are_left_out(facts: list[Fact]) -> None:
     found = made_up([0.5, 0.25, 0.0], facts)
-    cells = {(cell["part"], cell["position"], cell["layer"]): cell for cell in found.cells()}
+    cells = {(cell["part"], cell["position"], cell["layer"]): cell for cell in found.effects()}
     assert {position for _, position, _ in cells} == {"subject_last", "subject_middle"}
     middle = cells["mlp", "subject_middle", 2]
     assert (middle["mean"], middle["low"], middle["n"], middle["window"]) == (0.25, None, 1, (1, 2))

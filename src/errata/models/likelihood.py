@@ -102,28 +102,28 @@ def plan_of(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Scorin
             raise InputError(what, remedy="Give a longer prompt", code="PROMPT_EMPTY")
     # Nothing is predicted after a target's last token, so it is not read: two one-token targets of a prompt share a
     # row. In a causal model a row also serves all of its prefixes.
-    rows, hosts = _without_prefixes([completion.ids[:-1] for completion in completions])
+    rows, places = _without_prefixes([completion.ids[:-1] for completion in completions])
     plan = ScoringPlan(rows, [[] for _ in rows], [])
-    for completion, host in zip(completions, hosts, strict=True):
-        wanted = plan.wanted[host]
+    for completion, row in zip(completions, places, strict=True):
+        wanted = plan.wanted[row]
         start = len(wanted)
         wanted.extend(
             NextToken(index - 1, completion.ids[index]) for index in range(completion.target_start, len(completion.ids))
         )
-        plan.places.append((host, start, len(wanted)))
+        plan.places.append((row, start, len(wanted)))
     return plan
 
 
 def _without_prefixes(rows: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
     """The rows that are no prefix of another row; and for each given row the index of one that begins with it."""
-    whole: list[tuple[int, ...]] = []
-    host: dict[tuple[int, ...], int] = {}
-    # In sorted order the rows that begin with a row directly follow it, so backwards the last whole row decides.
+    longest: list[tuple[int, ...]] = []
+    place: dict[tuple[int, ...], int] = {}
+    # In sorted order the rows that begin with a row directly follow it, so backwards the last kept row decides.
     for row in sorted(set(rows), reverse=True):
-        if not whole or whole[-1][: len(row)] != row:
-            whole.append(row)
-        host[row] = len(whole) - 1
-    return whole, [host[row] for row in rows]
+        if not longest or longest[-1][: len(row)] != row:
+            longest.append(row)
+        place[row] = len(longest) - 1
+    return longest, [place[row] for row in rows]
 
 
 def predict(

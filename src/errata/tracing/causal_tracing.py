@@ -550,7 +550,7 @@ class Location:
         found = estimates(columns, seed=self.settings.seed)
         return dict(zip(("clean", "corrupted", "total_effect"), found, strict=True))
 
-    def cells(self) -> list[EffectEstimate]:
+    def effects(self) -> list[EffectEstimate]:
         """Every average indirect effect in long form, without positions that no fact has."""
         found: list[EffectEstimate] = []
         for component in Component:
@@ -586,7 +586,7 @@ class Location:
         found = zip(self.chosen.facts, self.traced.clean, self.traced.corrupted, strict=True)
         return {
             "format": FORMAT,
-            "rows": self.cells(),
+            "rows": self.effects(),
             "proposal": proposed | {"rule": RULE},
             "about": {
                 "model": model.name,
