@@ -174,7 +174,7 @@ def test_every_kind_of_control_question_counts(
     model = tiny_language_model("llama")
     with monkeypatch.context() as patched:  # as of a model that knows all of them
         patched.setattr(
-            known_facts, "score", lambda model, pairs, **options: [SimpleNamespace(correct=True)] * len(pairs)
+            type(model), "score", lambda model, pairs, **options: [SimpleNamespace(correct=True)] * len(pairs)
         )
         facts = known_facts.facts_to_scan(model, 8)
     asked = {record.metric for record in evaluate_facts(model, facts)}

@@ -34,7 +34,7 @@ def concept_of(fields: Fields) -> Draft:
     prompt = fields.prompt_around(fields.text("prompt"), name)
     key = "instance_prompt"
     instance_prompts = fields.texts(key) if fields.has_list(key) else (fields.text(key),)
-    unrelated = ({"prompt": fields.text("locality_prompt"), "answer": fields.text("locality_answer")},)
+    unrelated = (fields.question("locality_prompt", "locality_answer"),)
     paraphrases = (fields.text("phrase_prompt"),)
     present = fields.text_or_none("definition")
     fact = {

@@ -31,14 +31,13 @@ def fact_of_case(fields: Fields) -> Draft:
     """Map a record."""
     subject = fields.text("subject")
     prompt = fields.prompt_around(fields.text("prompt"), subject)
-    locality = {"prompt": fields.text("locality_prompt"), "answer": fields.text("locality_ground_truth")}
     fact = {
         "id": fields.name("case_id"),
         "subject": subject,
         "prompt": prompt,
         "target": fields.text("target_new"),
         "old": fields.text("ground_truth"),
-        "neighbours": (locality,),
+        "neighbours": (fields.question("locality_prompt", "locality_ground_truth"),),
         "generation": (fields.text("rephrase_prompt"),),
     }
     return one_fact(fact)

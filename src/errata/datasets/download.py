@@ -197,12 +197,11 @@ class _Transfer:
         if not size and self._expected.size != 0:
             self._forget()
             raise self._invalid("an empty file")
-        digest = file_digest(self._partial)
         wrong = ""
         if self._expected.size is not None and size != self._expected.size:
             wrong = f"{size} bytes instead of {self._expected.size}"
-        elif self._expected.sha256 is not None and digest != self._expected.sha256:
-            wrong = f"SHA-256 {digest} instead of {self._expected.sha256}"
+        elif (known := self._expected.sha256) is not None and (digest := file_digest(self._partial)) != known:
+            wrong = f"SHA-256 {digest} instead of {known}"
         if wrong:
             self._forget()
             what = f"{self._url} is not the file that errata knows: {wrong}"

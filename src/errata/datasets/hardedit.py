@@ -29,8 +29,7 @@ def fact_of_case(fields: Fields) -> Draft:
         "old": fields.text_or_none("ground_truth"),
     }
     if fields.has("locality_prompt"):
-        question = {"prompt": fields.text("locality_prompt"), "answer": fields.text("locality_ground_truth")}
-        fact["unrelated"] = (question,)
+        fact["unrelated"] = (fields.question("locality_prompt", "locality_ground_truth"),)
     return one_fact(fact)
 
 

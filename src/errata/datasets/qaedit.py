@@ -35,10 +35,7 @@ def fact_of_question(fields: Fields) -> Draft:
         "prompt": prompt,
         "target": fields.text("target"),
         "paraphrases": (fields.text("rephrase"),),
-        "unrelated": tuple(
-            {"prompt": question.text("loc"), "answer": question.text("loc_ans")}
-            for question in fields.parts("locality")
-        ),
+        "unrelated": tuple(part.question("loc", "loc_ans") for part in fields.parts("locality")),
     }
     return one_fact(fact)
 

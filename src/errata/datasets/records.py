@@ -158,6 +158,10 @@ class Fields:
         """The same; an absent list counts as empty."""
         return self.texts(key) if self.has(key) else ()
 
+    def question(self, prompt: str, answer: str) -> dict[str, str]:
+        """The texts of two fields as a question."""
+        return {"prompt": self.text(prompt), "answer": self.text(answer)}
+
     def part(self, key: str) -> Fields:
         """An object inside."""
         value = self._value(key)

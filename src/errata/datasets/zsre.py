@@ -59,8 +59,7 @@ def fact_by_alternative(fields: Fields) -> Draft:
     target = fields.text("alt")
     portability: tuple[Mapping[str, str], ...] = ()
     if fields.has("portability"):
-        question = fields.part("portability")
-        portability = ({"prompt": question.text("New Question"), "answer": question.text("New Answer")},)
+        portability = (fields.part("portability").question("New Question", "New Answer"),)
     truth = next((answer for answer in answers if answer != target), None)
     return one_fact(fact | {"target": target, "old": truth, "portability": portability})
 

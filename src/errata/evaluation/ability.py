@@ -1,7 +1,7 @@
-"""General ability: what EleutherAI's lm-evaluation-harness measures on the model in memory, as errata's records.
+"""General ability: runs EleutherAI's lm-evaluation-harness on a model and converts its results to records.
 
-A task's number is the harness's own. Samples are kept, so that intervals can be bootstrapped over them: a record for
-each sample where the number is a mean over samples, and a resampled weighted F1 for the papers' probes.
+A task's number is the harness's own. Samples are stored for bootstrap intervals: a record for each sample where the
+number is a mean over samples, and a resampled weighted F1 for the papers' probes.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Sample:
 
     Attributes:
         id: its index in the task's data.
-        prompt: what the model was given.
-        said: what it answered: the text, or the log-likelihood of each option.
-        values: its part in each metric that is a number for each sample.
-        labels: for each weighted F1 (right label, label that was answered).
+        prompt: the model's input.
+        said: the model's answer: the text, or the log-likelihood of each option.
+        values: its value of each metric that is a number per sample.
+        labels: for each weighted F1 (right label, answered label).
     """
 
     id: str
@@ -71,8 +71,8 @@ class TaskMetric:
 
     Attributes:
         value: over all samples, as the task defines it.
-        stderr: standard error of the mean (n - 1 in the variance); None where the number is no mean over samples.
-        n: samples.
+        stderr: standard error of the mean (n - 1 in the variance); None where the number is not a mean over samples.
+        n: number of samples.
     """
 
     value: float
@@ -82,10 +82,10 @@ class TaskMetric:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What a task gave.
+    """Results of one task.
 
     Attributes:
-        group: ``probes`` for the papers' probes, else the empty text.
+        group: ``probes`` for the papers' probes, else empty.
         metrics: name -> number. A filter of the harness other than its default follows the name and a comma.
         samples: in the order of the task's data; empty for a group of the harness, whose numbers are its tasks' means.
     """
@@ -110,7 +110,7 @@ class Ability:
     def records(self) -> list[Record]:
         """A record per sample and metric, ``ability:TASK:METRIC``, ``fact`` being ``TASK/ID`` of the sample.
 
-        Metrics that are no means over samples (F1, perplexities) have none: their mean would be another number.
+        Metrics that are not means over samples (F1, perplexities) have none: their mean would be another number.
         """
         return [
             Record(f"{task}/{sample.id}", f"{PREFIX}{task}:{name}", sample.prompt, sample.values[name], sample.said)
@@ -121,7 +121,7 @@ class Ability:
         ]
 
     def labels(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """For each weighted F1, by its full name: sample -> (right label, label that was answered)."""
+        """For each weighted F1, by its full name: sample -> (right label, answered label)."""
         return {
             f"{PREFIX}{task}:{name}": {f"{task}/{sample.id}": sample.labels[name] for sample in result.samples}
             for task, result in self.tasks.items()
@@ -130,8 +130,8 @@ class Ability:
         }
 
     def values(self) -> dict[str, tuple[float, int]]:
-        """The other numbers, by their full names: (value as the harness reports it, samples). They are no means over
-        samples that are there (F1, perplexities, numbers of groups), so nothing can be drawn from them."""
+        """The other numbers, by their full names: (value as the harness reports it, samples). They are not means over
+        stored samples (F1, perplexities, numbers of groups), so they cannot be bootstrapped."""
         others = {record.metric for record in self.records()} | self.labels().keys()
         return {
             full: (metric.value, metric.n)
@@ -141,20 +141,15 @@ class Ability:
         }
 
     def summaries(self, when: When, *, seed: int = 0, resamples: int = 1000) -> list[Summary]:
-        """Every number with its 95 % interval by bootstrap over samples; without one where there is none."""
-        labels = self.labels()
-        of_means = {entry.metric: entry for entry in summarise(self.records(), when, seed=seed, resamples=resamples)}
+        """Every number with its 95 % interval by bootstrap over samples, if it has one."""
+        drawn = {entry.metric: entry for entry in summarise(self.records(), when, seed=seed, resamples=resamples)}
+        for full, samples in self.labels().items():
+            drawn[full] = summarise_labels(full, when, [samples], seed=seed, resamples=resamples)
         found = []
         for task, result in self.tasks.items():
             for name, metric in result.metrics.items():
                 full = f"{PREFIX}{task}:{name}"
-                low: float | None = None
-                high: float | None = None
-                if full in of_means:
-                    low, high = of_means[full].low, of_means[full].high
-                elif full in labels:
-                    of_labels = summarise_labels(full, when, [labels[full]], seed=seed, resamples=resamples)
-                    low, high = of_labels.low, of_labels.high
+                low, high = (drawn[full].low, drawn[full].high) if full in drawn else (None, None)
                 found.append(Summary(full, when, metric.value, low, high, metric.n, metric.n))
         return found
 
@@ -167,12 +162,12 @@ def summarise_others(
     *,
     seed: int = 0,
 ) -> list[Summary]:
-    """What is no mean over samples, of several runs together; see ``Ability.labels`` and ``Ability.values``.
+    """Numbers that are not means over samples, of several runs together.
 
     Args:
-        labels: of each run.
-        values: of each run.
-        known: metrics that some runs have samples of, so that they are summarised by these.
+        labels: of each run, see ``Ability.labels``.
+        values: of each run, see ``Ability.values``.
+        known: metrics that some runs have samples of, and that are summarised by them.
     """
     found = [
         summarise_labels(metric, when, [run[metric] for run in labels if metric in run], seed=seed)
@@ -195,10 +190,10 @@ def summarise_labels(
     resamples: int = 1000,
 ) -> Summary:
     """Weighted F1 of the answers of one or several runs together, with a 95 % interval by bootstrap over samples: a
-    sample is drawn with what all runs answered.
+    sample is drawn with the answers of all runs.
 
     Args:
-        runs: for each run sample -> (right label, label that was answered).
+        runs: for each run sample -> (right label, answered label).
     """
     names = list(dict.fromkeys(name for run in runs for name in run))
     cells, places = confusion_cells([label for run in runs for label in run.values()])
@@ -213,7 +208,7 @@ def summarise_labels(
 
 
 def summarise_values(metric: str, when: When, runs: Sequence[tuple[float, int]]) -> Summary:
-    """A number that is no mean over samples (see ``Ability.values``): of several runs their mean, without an interval.
+    """A number that is not a mean over samples (see ``Ability.values``): the mean of several runs, without an interval.
 
     Args:
         runs: for each run (value, samples).
@@ -225,15 +220,15 @@ def summarise_values(metric: str, when: When, runs: Sequence[tuple[float, int]])
 
 @dataclass(frozen=True, slots=True)
 class AbilitySettings:
-    """What is measured, and how.
+    """Settings of the measurement.
 
     Attributes:
         tasks: names of the harness's tasks or groups, whose data it downloads, and local YAML files or directories of
-            them. With local ones only, no network is tried.
-        probes: directory of the papers' six probes (``sst2.json`` …); None leaves them out.
-        probe_items: questions of each probe.
-        limit: at most so many questions of each task (not of probes); None is all.
-        few_shot: demonstrations; None is what each task says.
+            them. If all tasks are local, the network is not used.
+        probes: directory of the papers' six probes (``sst2.json`` …); None: no probes.
+        probe_items: number of questions of each probe.
+        limit: most questions of each task (not of probes); None: all.
+        few_shot: number of demonstrations; None: the task's default.
         batch_size: rows of a forward pass where all are as long as the longest; the results do not depend on it.
     """
 
@@ -248,20 +243,14 @@ class AbilitySettings:
         for name, least in (("probe_items", 1), ("limit", 1), ("few_shot", 0), ("batch_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise InputError(
-                    f"{name} must be at least {least}, got {value}",
-                    remedy="Give a larger number",
-                    code="SETTING_INVALID",
-                )
+                what = f"{name} must be at least {least}, got {value}"
+                raise InputError(what, remedy="Give a larger number", code="SETTING_INVALID")
         if not self.tasks and self.probes is None:
-            raise InputError(
-                "neither tasks nor probes were given",
-                remedy="Name tasks, or the directory of the probes",
-                code="ABILITY_NOTHING_TO_RUN",
-            )
+            what, remedy = "neither tasks nor probes were given", "Name tasks, or the directory of the probes"
+            raise InputError(what, remedy=remedy, code="ABILITY_NOTHING_TO_RUN")
 
     def to_record(self) -> dict[str, object]:
-        """The settings as a results file holds them."""
+        """The settings for results files."""
         return asdict(self) | {"probes": None if self.probes is None else str(self.probes), "tasks": list(self.tasks)}
 
 
@@ -320,7 +309,7 @@ def measure_ability(
 
 
 def _results(raw: Mapping[str, Any], *, group: str) -> dict[str, TaskResult]:
-    """The harness's ``results`` and ``samples`` as ours; also of its groups, which have no samples."""
+    """The harness's ``results`` and ``samples``, converted; also those of its groups, which have no samples."""
     found: dict[str, TaskResult] = {}
     for task, numbers in raw["results"].items():
         logged = raw["samples"].get(task, [])
@@ -338,12 +327,9 @@ def _results(raw: Mapping[str, Any], *, group: str) -> dict[str, TaskResult]:
 
 
 def _members(raw: Mapping[str, Any], group: str) -> list[str]:
-    """The tasks of a group of the harness, those of groups in it included."""
-    found: list[str] = []
-    for name in raw.get("group_subtasks", {}).get(group, ()):
-        below = _members(raw, name)
-        found += below or [name]
-    return found
+    """The tasks of a group of the harness, those of its subgroups included."""
+    names = raw.get("group_subtasks", {}).get(group, ())
+    return [task for name in names for task in _members(raw, name) or [name]]
 
 
 def _stderr(values: Sequence[object], value: float) -> float | None:
@@ -359,22 +345,16 @@ def _stderr(values: Sequence[object], value: float) -> float | None:
 def _samples(logged: Sequence[Mapping[str, Any]]) -> tuple[Sample, ...]:
     """One for each question; the values of several filters have several names."""
     found: dict[str, Sample] = {}
+    columns: dict[str, tuple[dict[str, float], dict[str, tuple[int, int]]]] = {}
     for entry in logged:
-        values: dict[str, float] = {}
-        labels: dict[str, tuple[int, int]] = {}
-        for name in entry["metrics"]:
-            value, shown = entry[name], name if entry["filter"] == "none" else f"{name},{entry['filter']}"
+        name = str(entry["doc_id"])
+        values, labels = columns.setdefault(name, ({}, {}))
+        said = "; ".join(str(answer) for answers in entry["resps"] for answer in answers)
+        found.setdefault(name, Sample(name, str(entry["arguments"][0][0]), said, values, labels))
+        for metric in entry["metrics"]:
+            value, shown = entry[metric], metric if entry["filter"] == "none" else f"{metric},{entry['filter']}"
             if isinstance(value, int | float | np.number | np.bool_):
                 values[shown] = float(value)
-            elif name.startswith(WEIGHTED_F1):
+            elif metric.startswith(WEIGHTED_F1):
                 labels[shown] = (int(value[0]), int(value[1]))
-        name = str(entry["doc_id"])
-        said = "; ".join(str(answer) for answers in entry["resps"] for answer in answers)
-        new = Sample(name, str(entry["arguments"][0][0]), said, values, labels)
-        old = found.get(name)
-        found[name] = (
-            new
-            if old is None
-            else Sample(name, old.prompt, old.said, {**old.values, **values}, {**old.labels, **labels})
-        )
     return tuple(found.values())

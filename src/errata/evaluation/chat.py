@@ -21,7 +21,7 @@ from errata.utils.progress import Report, silent
 
 VARIANT: Final = ":chat"
 CONTROLS_ASKED: Final = 40
-"""So many control questions are asked in chat where no more is wanted: replies take many times longer than scores."""
+"""Default number of control questions in chat: replies take many times longer than scores."""
 _REPLIES: Final = FreeSettings(new_tokens=32)
 _OF_FACTS: Final = (Metric.SPECIFICITY_ACCURACY, Metric.SAME_SUBJECT_ACCURACY, Metric.UNRELATED_ACCURACY)
 
@@ -86,7 +86,7 @@ def _of_fact(fact: Fact, prompt: str, metric: Metric) -> ChatQuestion:
 
 
 def _controls(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]]) -> Iterator[ChatQuestion]:
-    """Round after round one question of each fact and kind, and of those about other subjects."""
+    """Control questions, round-robin over facts and kinds, with those about other subjects."""
     lists = [
         [
             ChatQuestion(fact.id, f"{metric}{VARIANT}", question.prompt, (question.answer,))

@@ -61,7 +61,7 @@ class ConceptSettings:
     batch_size: int = 64
 
     def to_record(self) -> dict[str, object]:
-        """The settings as a results file holds them."""
+        """The settings for results files."""
         return asdict(self)
 
 

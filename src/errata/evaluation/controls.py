@@ -16,13 +16,10 @@ from typing import Final
 
 import torch
 
+from errata.editors.contract import Answerer
 from errata.facts.fact import Fact, FactSet, Question
 from errata.facts.joining import holds_name
-from errata.models.generation import continue_texts
-from errata.models.language_model import LanguageModel
-from errata.models.likelihood import next_token_log_probabilities, score
-from errata.models.prompts import encode
-from errata.utils.progress import Report, counter, silent
+from errata.utils.progress import Report, silent
 from errata.utils.yaml import parse_yaml
 
 NEIGHBOURS = 2  # control questions of each fact: the same prompt about other subjects
@@ -53,7 +50,7 @@ def known_facts() -> tuple[Fact, ...]:
     return tuple(found)
 
 
-def facts_to_scan(model: LanguageModel, count: int, *, seed: int = 0, report: Report = silent) -> tuple[Fact, ...]:
+def facts_to_scan(model: Answerer, count: int, *, seed: int = 0, report: Report = silent) -> tuple[Fact, ...]:
     """Facts to edit in a scan, with questions about other subjects that should stay as they are.
 
     Of the facts that the model answers correctly about half are edited and the others are the control questions; where
@@ -63,7 +60,7 @@ def facts_to_scan(model: LanguageModel, count: int, *, seed: int = 0, report: Re
         count: facts at most.
     """
     facts = known_facts()
-    scores = score(model, [(fact.text, fact.old or "") for fact in facts], report=report)
+    scores = model.score([(fact.text, fact.old or "") for fact in facts], report=report)
     order = random.Random(f"scan {seed}").sample(range(len(facts)), len(facts))
     known = [facts[index] for index in order if scores[index].correct]
     unknown = [facts[index] for index in order if not scores[index].correct]
@@ -126,7 +123,7 @@ class Controls:
 
 
 def with_automatic_controls(
-    model: LanguageModel, facts: FactSet, *, per_fact: int = PER_FACT, report: Report = silent
+    model: Answerer, facts: FactSet, *, per_fact: int = PER_FACT, report: Report = silent
 ) -> Controls:
     """Generate control questions for facts that have none of a kind, with the model's present answers.
 
@@ -187,17 +184,15 @@ def with_automatic_controls(
     return Controls(FactSet(tuple(found), facts.source, facts.places), frozenset(drawn))
 
 
-def _nearest_subjects(
-    model: LanguageModel, facts: Sequence[Fact], edited: Sequence[str], count: int
-) -> list[list[str]]:
+def _nearest_subjects(model: Answerer, facts: Sequence[Fact], edited: Sequence[str], count: int) -> list[list[str]]:
     """For each fact the shipped subjects that the model takes for most alike, by the divergence between its
     distributions of the next word after ``KIND_PROMPT``.
     """
     taken = {subject.casefold() for subject in edited}
     others = list(dict.fromkeys(fact.subject for fact in known_facts() if fact.subject.casefold() not in taken))
     subjects = [*(fact.subject for fact in facts), *others]
-    rows = [row.ids for row in encode(model.tokenizer, [KIND_PROMPT.replace("{}", subject) for subject in subjects])]
-    chances = next_token_log_probabilities(model, rows).exp()
+    prompts = [KIND_PROMPT.replace("{}", subject) for subject in subjects]
+    chances = model.next_token_log_probabilities(prompts).exp()
     own, rest = chances[: len(facts)], chances[len(facts) :]
     found = []
     for one in own:
@@ -217,13 +212,16 @@ def _divergence(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return entropy(middle) - (entropy(one) + entropy(others)) / 2
 
 
-def _answers(model: LanguageModel, prompts: Sequence[str], report: Report) -> dict[str, str]:
+def _answers(model: Answerer, prompts: Sequence[str], report: Report) -> dict[str, str]:
     """The model's answer to each prompt, if scoring the answer confirms it."""
-    on_rows = counter(report, "control questions", len(prompts))
-    said = continue_texts(model, prompts, new_tokens=ANSWER_TOKENS + 1, on_rows=on_rows)
+
+    def generating(_: str, done: int, total: int) -> None:
+        report("control questions", done, total)
+
+    said = model.continue_texts(prompts, new_tokens=ANSWER_TOKENS + 1, report=generating)
     candidates = {prompt: first_phrase(text) for prompt, text in zip(prompts, said, strict=True)}
     pairs = [(prompt, answer) for prompt, answer in candidates.items() if answer and "\x00" not in answer]
-    return {pair[0]: pair[1] for pair, found in zip(pairs, score(model, pairs), strict=True) if found.correct}
+    return {pair[0]: pair[1] for pair, found in zip(pairs, model.score(pairs), strict=True) if found.correct}
 
 
 def first_phrase(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Free-running recall, "in the wild": the model answers by itself, no token of the right answer being in its input."""
+"""Free-running recall, "in the wild": the model generates its answer; no token of the correct answer is given."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class Context:
     template: str | None
 
     def missing(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """Why this context cannot be had of a tokenizer; None if it can."""
+        """The reason why the tokenizer does not support this context; None if it does."""
         if self.template is None and not tokenizer.chat_template:
             return "the tokenizer has no chat template"
         return None
@@ -202,7 +202,7 @@ class Context:
         return chat_text(tokenizer, question)
 
     def may_be_of(self, text: str, question: str) -> bool:
-        """Whether a whole text can be that of a question, by text alone; a chat template may trim it."""
+        """Whether a whole text may contain a question, by text alone; a chat template may trim it."""
         if self.template is not None:
             before, after = self.template.split(_PLACE)
             return text == before + question + after
@@ -220,7 +220,7 @@ CONTEXTS: Final[dict[str, Context]] = {
 
 
 class FreeSettings(BaseModel):
-    """How free-running answers are had and judged. The defaults are ours; ``WILD`` is the paper's way."""
+    """How answers are generated and judged. The defaults are errata's; ``WILD`` is the paper's evaluation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -257,10 +257,10 @@ Where our default (``FreeSettings()``) deviates from it:
   a judge, only an exact match counts;
 - a fact's aliases are right too; there only the target is;
 - exact match, containment and the judge are reported side by side; there the judge replaces exact match;
-- an answer that says the right one several times is shown to the judge as it is; there it is wrong (a list of several
-  answers is wrong in both, to an exact match by itself, and to the judge by its instructions).
+- an answer that repeats the right one is graded by the judge; there it is wrong (a list of several answers is wrong in
+  both: it is no exact match, and the judge's instructions reject it).
 
-Both ask the bare question, the instruction and the model's own template, and report each by itself.
+Both use the bare question, the instruction and the model's own template, and report each separately.
 """
 
 
@@ -286,7 +286,7 @@ class FreeQuestion:
 
 
 def free_questions(facts: Sequence[Fact], *, aliases: bool = True) -> list[FreeQuestion]:
-    """The edited prompts, the paraphrases, and the questions one hop on (whose answers have no aliases)."""
+    """The edited prompts, the paraphrases, and the multi-hop questions (whose answers have no aliases)."""
     found: list[FreeQuestion] = []
     for fact in facts:
         accepted = (fact.target, *(fact.aliases if aliases else ()))
@@ -297,7 +297,7 @@ def free_questions(facts: Sequence[Fact], *, aliases: bool = True) -> list[FreeQ
 
 
 def expected_answer(asked: Sequence[FreeQuestion], metric: str, prompt: str) -> str | None:
-    """What a record of ``evaluate_free`` asked for, of which ``prompt`` is the whole text and not the question alone.
+    """The right answer to the question of a record of ``evaluate_free``; ``prompt`` is the question in its context.
 
     Args:
         asked: the questions of the record's fact.
@@ -335,8 +335,7 @@ def answer_freely(
 
     Args:
         names: what each prompt is called in an error; itself by default.
-        token_budget: most padded tokens that are kept at once; the answers do not depend on it.
-        report: progress callback.
+        token_budget: see ``Answerer.continue_texts``; the answers do not depend on it.
 
     Raises:
         InputError: if a prompt with its answer is longer than the model takes.

@@ -51,11 +51,11 @@ _NEGATED: Final = re.compile(r"\b(not|never)\b|n['’]t\b", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class SideTestSettings:
-    """How the side tests are asked.
+    """Settings of the side tests.
 
     Attributes:
-        options: most options of a multiple choice, target and old answer among them.
-        seed: of the options' choice and order; the caller makes the ``random.Random`` of it.
+        options: most options of a multiple choice, target and old answer included.
+        seed: of the options' choice and order; the caller creates the ``random.Random``.
     """
 
     options: int = 4
@@ -63,14 +63,11 @@ class SideTestSettings:
 
     def __post_init__(self) -> None:
         if not 2 <= self.options <= len(ascii_uppercase):
-            raise InputError(
-                f"a multiple choice cannot have {self.options} options",
-                remedy="Give a number from 2 to 26",
-                code="SETTING_INVALID",
-            )
+            what = f"a multiple choice cannot have {self.options} options"
+            raise InputError(what, remedy="Give a number from 2 to 26", code="SETTING_INVALID")
 
     def to_record(self) -> dict[str, object]:
-        """The settings as a results file holds them."""
+        """The settings for results files."""
         return {"options": self.options, "seed": self.seed, "negation": NEGATION}
 
 
@@ -89,13 +86,13 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class SideTest:
-    """What is asked about one fact; made once, and asked before and after the edits.
+    """The questions about one fact; made once, for the model before and after the edits.
 
     Attributes:
         fact: the fact's id.
         prompt: its whole prompt.
-        target: what it should say.
-        truth: the old answer.
+        target: the answer that it should have.
+        truth: the old answer, if it is another one.
         joiner: text between one of these prompts and its target, if the fact gives it.
         negated: the negated prompt; None if it cannot be negated, or there is no old answer to compare with.
         reversal: questions for the subject.
@@ -117,7 +114,7 @@ class SideTest:
 
     @property
     def lettered(self) -> str | None:
-        """The multiple choice as a text that a letter should follow; None if there is none."""
+        """The prompt of the multiple choice, which a letter should follow; None if there is none."""
         if self.choice is None:
             return None
         lines = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, self.choice.options, strict=False)]
@@ -125,7 +122,7 @@ class SideTest:
 
 
 def negated_prompt(fact: Fact) -> str | None:
-    """The fact's prompt after "It is not true that "; None if that is no sentence. See the module's docstring."""
+    """The fact's prompt after "It is not true that "; None if that is not a sentence. See the module's docstring."""
     if fact.text.endswith("?") or _NEGATED.search(fact.prompt):
         return None
     text, (start, _) = fact.text, fact.subject_span
@@ -139,7 +136,7 @@ def negated_prompt(fact: Fact) -> str | None:
 def side_tests(
     facts: Sequence[Fact], generator: random.Random, *, settings: SideTestSettings | None = None
 ) -> list[SideTest]:
-    """What is asked about each fact; a fact without the fields for a test is not asked it (``absent_side_tests``).
+    """The side tests of each fact; tests whose fields a fact lacks are left out (``absent_side_tests``).
 
     The options of a multiple choice are the fact's target, its old answer, and targets and old answers of the other
     facts of the same ``relation``; none that only differ in case or that are aliases of the target. The same generator
@@ -169,8 +166,8 @@ def evaluate_side_tests(
 
     - ``negation_accuracy``: 1 unless the target's mean log-probability is above the old answer's after the negated
       prompt;
-    - ``reversal_accuracy``, ``reversal_tokens``: whether all tokens of the subject, and what share of them, are what
-      the model would say after a question for it;
+    - ``reversal_accuracy``, ``reversal_tokens``: whether all tokens of the subject, and which share of them, are the
+      most likely ones after a question for it;
     - ``multiple_choice_accuracy``: 1 if the target's mean log-probability after the fact's prompt is above that of
       every other option; ``multiple_choice_letter_accuracy``: the same of its letter after the lettered options.
 
@@ -184,7 +181,7 @@ def evaluate_side_tests(
 
 
 def absent_side_tests(facts: Sequence[Fact]) -> dict[Metric, str]:
-    """The side tests that cannot be made, with the reason. What only some facts lack is asked of the others."""
+    """The side tests that no fact has the fields for, with the reason."""
     missing = absent_fields(SIDE_METRICS, facts)
     if not facts:
         return missing
@@ -199,7 +196,7 @@ def absent_side_tests(facts: Sequence[Fact]) -> dict[Metric, str]:
 
 
 def _pools(facts: Sequence[Fact]) -> dict[str, list[str]]:
-    """For each relation the texts that its facts end with, each once, in the order of the facts."""
+    """For each relation the answers of its facts, each once, in the order of the facts."""
     pools: dict[str, dict[str, None]] = {}
     for fact in facts:
         if fact.relation is not None:
