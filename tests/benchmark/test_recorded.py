@@ -390,7 +390,7 @@ REFUSED: dict[Callable[[Path], None], str] = {
     _missing_recipe: r"recipe\.yaml is missing",
     _changed_examination: r"examination\.json was changed or damaged",
     _changed_manifest: r"run\.json was changed since the run began",
-    _missing_manifest: r"run\.json is not the record of a run: it cannot be found",
+    _missing_manifest: r"cannot read .*run\.json: it cannot be found",
     _missing_ledger: r"cannot read the ledger .*ledger\.jsonl: it cannot be found",
     _changed_line: r"ledger\.jsonl:2 was changed or damaged",
     # The third patch has no line because of the crash; that the second has none either shows that lines were lost.

@@ -33,7 +33,7 @@ from errata.facts.files import read_facts, write_facts
 from errata.models.loading import lasting_name
 from errata.patches.patch import DtypeName, Patch, read_patch, write_patch
 from errata.runs.ledger import Entry, Ledger, new_ledger, read_ledger
-from errata.utils.files import file_digest, is_file, leftovers, new_directory, reason_of, remove, write_text
+from errata.utils.files import file_digest, is_file, leftovers, new_directory, reading, reason_of, remove, write_text
 from errata.utils.locks import check_no_links, locked, open_in_place
 from errata.utils.provenance import now, software_versions
 from errata.utils.yaml import parse_yaml
@@ -138,15 +138,11 @@ def _line_fault(entry: Entry) -> str | None:
 
 def read_manifest(path: Path) -> Manifest:
     """Raises InputError if there is none, or it was changed."""
-    try:
+    with reading(path, remedy="Give a directory created by `errata edit --run`", code="RUN_UNREADABLE"):
         whole = json.loads(path.read_text(encoding="utf-8"))
         checksum = whole.pop("checksum")
         manifest = Manifest.model_validate(whole)
         expected = manifest.checksum()
-    except (OSError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        what = f"{path} is not the record of a run: {reason_of(error)}"
-        remedy = "Give a directory created by `errata edit --run`"
-        raise InputError(what, remedy=remedy, code="RUN_UNREADABLE") from error
     if checksum != expected:
         raise InputError(f"{path} was changed since the run began", remedy=REMEDY, code="RUN_FILE_CHANGED")
     return manifest
@@ -168,12 +164,8 @@ def verified_json(path: Path, digest: str) -> Any:
 
 def read_recipe_copy(path: Path) -> Recipe:
     """A complete recipe written by ``Recipe.to_yaml``; unlike in a recipe file, its corpus path is absolute."""
-    try:
+    with reading(path, remedy=REMEDY, code="RUN_FILE_CHANGED"):
         return Recipe.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)).data)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a recipe: {reason_of(error)}", remedy=REMEDY, code="RUN_FILE_CHANGED"
-        ) from error
 
 
 COPIES = ("facts.jsonl", "recipe.yaml", "examination.json")
