@@ -51,12 +51,15 @@ def test_wrong_inputs_are_told_together_and_leave_nothing(tmp_path: Path, capsys
         assert part in said, part
     for wrong, told in (
         (["analyse", "contributions"], "there is no study 'contributions'"),
+        (["analyse", ","], "STUDY_UNKNOWN"),
         ([*SMALL, "--facts", "lab,lab"], "names 2 data sets"),
-        (["analyse", "contribution", "--count", "6000"], "count must be between 1 and 5600"),
+        (["analyse", "contribution", "--count", "6000"], "count must be between 1 and 5600"),  # it has no --edits
         ([*SMALL, "--layers", "3,9"], "9"),
     ):
         assert run([*wrong, "--out", str(out)]) == 2, wrong
-        assert told in flat(capsys.readouterr().err), wrong
+        said = flat(capsys.readouterr().err)
+        assert told in said, wrong
+        assert "--edits" not in said
     assert not out.exists()
 
 

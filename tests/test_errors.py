@@ -35,8 +35,12 @@ def test_several_errors_are_reported_together() -> None:
     assert [fault.code for fault in error.value.faults] == ["A_MISSING", "INPUT", "INPUT", "INPUT"]
     assert error.value.code == "SEVERAL"
     assert str(error.value).splitlines()[1:] == [
-        "  no a. Give a", "  b:1: wrong. Fix it", "  b:2: wrong too. Fix it", "  no c.",
+        "  [A_MISSING] no a. Give a", "  [INPUT] b:1: wrong. Fix it", "  [INPUT] b:2: wrong too. Fix it",
+        "  [INPUT] no c.",
     ]  # fmt: skip
+    with pytest.raises(FaultsError) as error:
+        raise FaultsError("b", [Fault(f"b:{line}", "wrong", "", code="WRONG") for line in (1, 2)])
+    assert str(error.value).splitlines() == ["b has 2 faults:", "  b:1: wrong", "  b:2: wrong."]
 
 
 def test_other_errors_are_not_collected() -> None:

@@ -18,7 +18,8 @@ from errata.facts.files import write_facts
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel
-from errata.report.layers import check_drawing, draw_heat_map, text_heat_map, tracing_table
+from errata.report.figures import check_drawing
+from errata.report.layers import draw_heat_map, text_heat_map, tracing_table
 from errata.tracing.causal_tracing import EffectEstimate, Location
 
 from tests.support.tiny_models import tiny_model
@@ -246,6 +247,12 @@ def test_the_table_marks_the_critical_layers() -> None:
     lines = StringIO()
     Console(file=lines, width=80).print(tracing_table(widest, [1, 2]))
     assert lines.getvalue().count("-0.111 [-0.222,-0.333]") == 9  # no cell is broken
+
+
+def test_a_dollar_in_a_title_is_not_mathematics(tmp_path: Path) -> None:
+    path = tmp_path / "map.svg"
+    draw_heat_map(cells(8), [path], title="./m$_$")  # as mathematics, this cannot be parsed
+    assert path.is_file()
 
 
 def test_pictures_are_the_same_every_time(tmp_path: Path) -> None:

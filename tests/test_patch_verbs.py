@@ -416,6 +416,21 @@ def test_what_is_not_what_the_run_began_with_is_refused(
     assert "error[FILE_NOT_FOUND]" in said(capsys)[1]
 
 
+def test_a_run_of_the_last_of_duplicate_facts_is_resumed_with_its_file(
+    small_run: Callable[..., int], made: Path, tmp_path: Path
+) -> None:
+    first, *others = read_facts(made / "first.jsonl")
+    facts = [json.dumps(fact.to_record()) for fact in (replace(first, id="earlier", target="Welsh"), first, *others)]
+    file, path = tmp_path / "facts.jsonl", tmp_path / "run"
+    file.write_text("\n".join(facts) + "\n", encoding="utf-8")
+    given = ["-f", str(file), "--last-wins"]
+    assert run(["edit", *given, "--run", str(path), "--no-evaluate"]) == 0
+    assert run(["edit", *given, "--resume", str(path)]) == 0
+    assert run(["edit", "-f", str(file), "--resume", str(path)]) == 0
+    assert run(["edit", "--last-wins", "--resume", str(path)]) == 2
+    assert run(["edit", "-f", str(made / "second.jsonl"), "--last-wins", "--resume", str(path)]) == 2
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_far_it_is_and_how_it_goes_on(
     small_run: Callable[..., int],

@@ -47,8 +47,16 @@ def test_without_minutes_only_the_configuration_is_read(tmp_path: Path) -> None:
     model.config.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     out = tmp_path / "auto.yaml"
-    assert run(["recipe", "auto", "--model", str(tmp_path / "model"), "--minutes", "0", "--out", str(out)]) == 0
+    arguments = ["recipe", "auto", "--model", str(tmp_path / "model"), "--minutes", "0", "--out", str(out)]
+    assert run([*arguments, "--json", str(tmp_path / "auto.json")]) == 0
     recipe = read_recipe(out, "memit")
+    found = json.loads((tmp_path / "auto.json").read_text(encoding="utf-8"))
+    assert tuple(found["layers"]) == recipe.layers
+    # Default settings never replace those of a search.
+    out.write_text("searched", encoding="utf-8")
+    append_to_journal(tmp_path / "auto.yaml.tries.jsonl", "key", Try("solver", {}, "λ = 1", 0.5, 1.0))
+    assert run(arguments) == 2
+    assert out.read_text(encoding="utf-8") == "searched"
     assert recipe.solver.ridge == model.transformer.h[0].mlp.c_proj.weight.shape[0]  # type: ignore[union-attr]
     assert recipe.source.startswith("automatic: errata recipe auto --minutes 0")
 

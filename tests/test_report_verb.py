@@ -91,12 +91,12 @@ def test_failed_and_unfinished_cells_are_told(directory: Path, capfd: pytest.Cap
     assert run(["report", str(directory)]) == 0
     said = capfd.readouterr().err
     assert "1 of 4 runs of the grid failed" in said
-    assert "1 of 4 runs of the grid are unfinished" in said
+    assert "1 of 4 runs of the grid is unfinished" in said
     for name in ("report.html", "report.md"):
         text = (directory / name).read_text(encoding="utf-8")
         assert "it broke" in text
         assert "stopped before batch 7" in text
-        assert "not done" in text.lower()
+        assert "not finished" in text.lower()
 
 
 def _rows(change: Callable[[list[dict[str, object]]], object]) -> Callable[[Path], None]:
@@ -143,10 +143,10 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (_cut("summary.json"), "cannot be read as JSON"),
     (_cut("records.parquet"), "cannot be read as Parquet"),
     (_rows(lambda rows: rows.append({"method": 1})), "is not one of"),
-    (_rows(lambda rows: rows.append(rows[0])), "it is of the same as rows"),
-    (_about(cells=[{"id": "x"}]), "'about', cannot be used: cells.0.model"),
-    (_about(command=None), "'about', cannot be used: command"),
-    (_about(notes=["\ud800"]), "not Unicode"),
+    (_rows(lambda rows: rows.append(rows[0])), "duplicates rows"),
+    (_about(cells=[{"id": "x"}]), "invalid 'about' in"),
+    (_about(command=None), "summary.json: command: input"),
+    (_about(notes=["\ud800"]), "not valid Unicode"),
 ]
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from errata.cli.main import run
+from errata.cli.model_options import is_lab, read_questions, text_lines
 from errata.lab.training import TrainingSettings, train
 from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
 
+from tests.support.errors import raises_code
 from tests.support.tiny_models import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,6 +207,24 @@ def test_facts_are_checked_against_a_hub_model_once_it_is_available(
         model = [] if "--against" in command else ["--model", "someone/some-model"]
         assert run([*command, *model, "--facts", str(facts)]) == 2
         assert "tokens, but the model" in said(capsys)
+
+
+def test_only_line_ends_end_a_question(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    record = {"prompt": "one\u2028two\x85three is", "answer": "four"}
+    path.write_text(json.dumps(record, ensure_ascii=False) + "\r\n\n" + json.dumps(record) + "\r", encoding="utf-8")
+    questions = read_questions(path)
+    assert questions is not None
+    assert [(name, question.prompt) for name, question in questions] == [
+        ("questions.jsonl:1", record["prompt"]), ("questions.jsonl:3", record["prompt"]),
+    ]  # fmt: skip
+    assert text_lines(path, path, remedy="")[1] == ""
+    path.write_text('{"prompt": ' + 100_000 * "[", encoding="utf-8")
+    with raises_code("QUESTION_INVALID"):
+        read_questions(path)
+    (tmp_path / "errata.json").write_text(100_000 * "[", encoding="utf-8")
+    with raises_code("RECORD_INVALID"):
+        is_lab(str(tmp_path))
 
 
 def test_invalid_lists_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,18 +84,19 @@ class FaultsError(InputError):
         shown: number of faults that the message lists; all if None. ``faults`` always holds all of them.
         remedy: what to do about all of them.
 
-    The code is the faults' common code, or ``SEVERAL`` if their codes differ.
+    The code is the common code of the faults. If they differ, it is ``SEVERAL`` and the message shows each code.
     """
 
     def __init__(self, subject: str, faults: Sequence[Fault], *, shown: int | None = None, remedy: str = "") -> None:
         self.faults = tuple(faults)
         self.subject = subject
         count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
-        lines = [f"  {fault}" for fault in self.faults[:shown]]
-        if left := len(self.faults) - len(lines):
-            lines.append(f"  … and {left:,} more")
         codes = {fault.code for fault in self.faults}
         code = codes.pop() if len(codes) == 1 else "SEVERAL"
+        listed = self.faults[:shown]
+        lines = [f"  [{fault.code}] {fault}" if code == "SEVERAL" else f"  {fault}" for fault in listed]
+        if left := len(self.faults) - len(lines):
+            lines.append(f"  … and {left:,} more")
         super().__init__("\n".join([f"{subject} has {count}:", *lines]), code=code)
         if remedy:
             self.remedy = remedy
@@ -122,11 +123,14 @@ class ErrorCollector:
         if len(errors) == 1:
             raise errors[0]
         if errors:
-            raise FaultsError(subject, [fault for error in errors for fault in _faults_of(error)])
+            raise FaultsError(subject, [fault for error in errors for fault in faults_of(error)])
 
 
-def _faults_of(error: InputError) -> Sequence[Fault]:
-    return error.faults if isinstance(error, FaultsError) else (Fault("", error.what, error.remedy, code=error.code),)
+def faults_of(error: InputError, where: str = "") -> Sequence[Fault]:
+    """The faults of an error; ``where`` is the place of one that names none."""
+    if isinstance(error, FaultsError):
+        return error.faults
+    return (Fault(where, error.what, error.remedy, code=error.code),)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 
 from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, grid_of, placed, read_grid, sound_part, variants
 from errata.benchmark.measurements import check_measurements
-from errata.cli.bench_plan import plan_of
+from errata.cli.bench_plan import absolute_corpus, plan_of
 from errata.editing.recipe import shipped_recipe
 from errata.errors import FaultsError, InputError
 
@@ -200,3 +200,9 @@ def test_wrong_settings_of_a_measurement_are_told_before_any_work(
 def test_settings_of_what_is_not_measured_are_refused() -> None:
     with pytest.raises(FaultsError, match="not made"):
         check_measurements(["drift"], {"free": {"wild": True}})
+
+
+def test_names_of_corpora_are_not_paths() -> None:
+    assert [absolute_corpus(name) for name in ("lab", "builtin", "text.txt")] == [
+        "lab", "builtin", str(Path("text.txt").absolute()),
+    ]  # fmt: skip

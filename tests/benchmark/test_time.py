@@ -36,17 +36,21 @@ def test_a_report_of_an_unfinished_benchmark_shows_what_is_finished_and_says_so(
 ) -> None:
     out = tmp_path / "out"
     campaign = half_done(bench, out)
+    assert run(["bench", "--out", str(out), "--dry-run", "--json", str(tmp_path / "plan.json")]) == 0
+    planned = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["cells"]
+    assert [cell["label"] for cell in planned] == ["memit+blue"]
+    capsys.readouterr()
     assert run(["report", str(out), "--format", "md,html,csv"]) == 0
-    assert "1 of 2 runs of the grid are unfinished" in " ".join(capsys.readouterr().err.split())
+    assert "1 of 2 runs of the grid is unfinished" in " ".join(capsys.readouterr().err.split())
     assert {row["method"] for row in read_results(out / "summary.json").rows} == {"memit"}
     for name in ("report.md", "report.html"):
         text = (out / name).read_text(encoding="utf-8").lower()
-        assert "not done" in text
+        assert "not finished" in text
         assert campaign.cells[1].name in text
     # The results that it has put together do not outlive further work.
     work(campaign, campaign.pending(), Inline(), jobs=1, report=silent, told=lambda text: None)
     assert run(["report", str(out), "--format", "csv"]) == 0
-    assert "not done" not in capsys.readouterr().err
+    assert "unfinished" not in capsys.readouterr().err
     assert {row["method"] for row in read_results(out / "summary.json").rows} == {"memit", "memit+blue"}
 
 

@@ -147,7 +147,7 @@ def test_a_file_without_a_data_set_gets_a_suggestion(tmp_path: Path, capsys: pyt
     assert run(["data", "check", "some/where"]) == 2
     assert "errata data check NAME some/where" in capsys.readouterr().err
     assert run(["data", "check", str(tmp_path / "none.json")]) == 2
-    assert "cannot read" in capsys.readouterr().err
+    assert "FILE_NOT_FOUND" in capsys.readouterr().err
 
 
 def test_a_file_of_easyedit_is_checked_by_its_path_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,6 +240,18 @@ def test_check_of_texts_and_concepts(
 ) -> None:
     assert run(["data", "check", name, str(written(tmp_path / "f.json", record))]) == 0
     assert words in capsys.readouterr().out
+
+
+def test_check_of_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "check.json"
+    missing = str(tmp_path / "missing.json")
+    for arguments in ([missing], ["counterfact", missing]):
+        for more in ([], ["--json", str(report)]):
+            assert run(["data", "check", *arguments, *more]) == 2
+            assert "error[FILE_NOT_FOUND]" in capsys.readouterr().err
+        assert [fault["code"] for fault in json.loads(report.read_text(encoding="utf-8"))["faults"]] == [
+            "FILE_NOT_FOUND"
+        ]
 
 
 def test_check_selects_by_count_and_seed(tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ HOSTILE = (
 WHEN = "2026-01-02T03:04:05+00:00"
 
 
+def test_a_fact_that_is_edited_again_with_the_same_target_is_not_replaced() -> None:
+    fact, other = (Fact(name, "A", f"{{}} {name}", "B") for name in ("one", "two"))
+    card = made(stack_of(patch_of([fact, other]), patch_of([replace(other, target="C"), replace(fact, id="again")])))
+    assert card.count("(replaced by b)") == 1
+    assert "2 that a later patch edited again are only in the patches" in card
+
+
 def patch_of(
     facts: Sequence[Fact], *, base: str = "owner/base", corpus: str = "corpus.txt", method: str = "memit"
 ) -> Patch:
@@ -152,7 +159,7 @@ def test_hostile_facts_are_shown_and_do_nothing() -> None:
             "a",
             "2026-01-02 03:04 UTC",
         ]
-    assert html_of(tokens) == ["<details>", "<summary>The recipe of a</summary>", "</details>"]
+    assert html_of(tokens) == ["<details>", "<summary>Recipe of a</summary>", "</details>"]
 
 
 def html_of(tokens: Sequence[Token]) -> list[str]:
@@ -177,10 +184,10 @@ def test_names_of_patches_models_methods_and_metrics_do_nothing_either(words: st
     assert [token.content for token in tokens if token.type == "fence" and token.info == "yaml"] == [
         recipe.with_corpus("corpus.txt").to_yaml()
     ]
-    assert html_of(tokens) == ["<details>", f"<summary>The recipe of {text(words)}</summary>", "</details>"]
+    assert html_of(tokens) == ["<details>", f"<summary>Recipe of {text(words)}</summary>", "</details>"]
     heads = [tokens[index + 1].content for index, token in enumerate(tokens) if token.type == "heading_open"]
     assert heads[1:] == [
-        "What was changed", "Side effects", "How", "Load it", "Undo it", "Base", "Limits",
+        "What was changed", "Side effects", "Method", "Usage", "Undo", "Base", "Limits",
     ]  # fmt: skip
     assert [len(table) for table in tables_of(tokens)] == [2, 3, 2]
     spoken = [child.type for token in tokens for child in (token.children or [])]
@@ -212,19 +219,19 @@ def test_long_values_and_long_ledgers_are_cut_and_say_so() -> None:
     whole = made(stack_of(patch_of(many)))
     ledger = tables_of(tokens_of(front_and_body(whole)[1]))[0]
     assert len(ledger) == 1 + FACTS_SHOWN
-    assert f"These are the first {FACTS_SHOWN} of 1000." in whole
+    assert f"The first {FACTS_SHOWN} of 1000 facts." in whole
     assert "[facts.jsonl](facts.jsonl)" in whole
     assert len(whole) < 20_000
 
 
-def test_a_fact_that_was_told_again_names_the_patch_that_did() -> None:
+def test_a_replaced_fact_names_the_patch_that_replaced_it() -> None:
     stack = stack_of(patch_of([one_fact()]), patch_of([one_fact(target="Rome", truth="Lisbon")]))
     cells = tables_of(tokens_of(front_and_body(made(stack))[1]))[0]
     assert [line[2:5] for line in cells[1:]] == [
-        ["unknown", "Lisbon (edited again by b)", "a"],
+        ["unknown", "Lisbon (replaced by b)", "a"],
         ["Lisbon", "Rome", "b"],
     ]
-    assert "1 that a later patch edited again is in the patches alone" in made(stack)
+    assert "1 that a later patch edited again is only in the patches" in made(stack)
 
 
 def test_without_measurements_the_card_says_so_plainly() -> None:
@@ -247,9 +254,9 @@ def test_measurements_stand_in_a_table_with_what_could_not_be_measured() -> None
     assert "Nothing was measured" not in whole
     assert "*Before* is the base owner/base." in whole
     assert "- *generalisation accuracy*: no fact has 'paraphrases'" in whole
-    assert "**Nothing was written for 1 of them** (one)" in whole
+    assert "**Not edited: 1 fact** (one)" in whole
     after = replace(measured, rows=tuple(one for one in rows if one["when"] == "after"), before="")
-    assert "these numbers show no change" in made(stack_of(patch_of([one_fact()])), after)
+    assert "these numbers do not show what changed" in made(stack_of(patch_of([one_fact()])), after)
     with raises_code("RESULTS_SEVERAL_METHODS", InputError):
         made(stack_of(patch_of([one_fact()])), replace(measured, rows=(*rows, row("score", "after", 1, "other"))))
 

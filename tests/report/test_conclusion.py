@@ -27,7 +27,7 @@ def rows(n: int = 400, memit: float = 0.6, blue: float = 0.9) -> list[Row]:
 def test_how_much_was_learnt_and_kept_and_who_is_ahead() -> None:
     text = conclusion(rows())
     assert "60.0 to 90.0 % (least by memit)" in text
-    assert "score memit+blue is ahead" in text
+    assert "score, memit+blue is better" in text
     assert "of specificity questions" in text
     assert "Warning" not in text
     assert "only" not in text
@@ -35,7 +35,7 @@ def test_how_much_was_learnt_and_kept_and_who_is_ahead() -> None:
 
 def test_nobody_is_ahead_within_the_intervals() -> None:
     text = conclusion(rows(n=20, memit=0.75, blue=0.8))
-    assert "no method is ahead" in text
+    assert "no method is better" in text
     assert "only 20 facts" in text
 
 

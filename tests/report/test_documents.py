@@ -167,15 +167,15 @@ def test_all_commands_the_grid_and_all_versions_are_told(tmp_path: Path) -> None
     for command in commands:
         assert f"```bash\n{command}\n```" in written
         assert f">{command}</pre>" in page
-        assert f"% Made by: {command}\n" in latex
+        assert f"% Created by: {command}\n" in latex
         assert written.count(f"\n{command}\n") == page.count(f">{command}</pre>") == 1
     for told in ("errata 0.1.0, torch 2.12.0", "errata 0.1.0, torch 2.13.0"):
-        assert f"- With {told}\n" in written
+        assert f"- Versions: {told}\n" in written
         assert f"<dd><bdi>{told}</bdi></dd>" in page
-    assert f"### The grid\n\n```yaml\n{as_yaml(run.about.grid)}```" in written
+    assert f"### Grid\n\n```yaml\n{as_yaml(run.about.grid)}```" in written
 
     for each in (written, page):
-        assert "editing and asking of all runs, added up" in each
+        assert "total over all runs" in each
 
     older = {"versions": {"torch": ["2.12.0", "2.13.0"]}}
     run = read_bench_run(write_run(tmp_path / "older", MadeUp(seeds=1, facts=20, batch=10, about=older)))
@@ -202,8 +202,8 @@ def test_methods_of_which_not_all_seeds_are_done_say_so(tmp_path: Path) -> None:
     assert page.count('<span class="n">seeds 2 of 3</span>') == tables + page.count('class="chart gap"')
     assert page.count('<span class="n">seeds 3 of 3</span>') == 0
     for each in (written, page):
-        assert "Begun" in each
-        assert "wall time of each run&#39;s last sitting" in each or "wall time of each run's last sitting" in each
+        assert "Started" in each
+        assert "total wall time of the last editing session" in each
 
 
 def test_methods_that_stopped_early_say_so_and_are_never_best(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_methods_that_stopped_early_say_so_and_are_never_best(tmp_path: Path) ->
     assert page.count('<span class="n">2 of 3 stopped early</span>') == page.count("<bdi>memit+<wbr>blue</bdi></span>")
     for each in (written, page):
         assert "stopped before batch 2, with 1 fact edited" in each
-        assert "of which a run stopped early takes no part" in each
+        assert "with a run that stopped early is not compared" in each
 
 
 def unescaped(latex: str) -> str:
@@ -261,7 +261,7 @@ def test_latex_tables_are_whole(run: BenchRun) -> None:
     whole = report_latex(replace(run, about=run.about.model_copy(update={"command": "one\ntwo\\input{x}\u2028three"})))
     lines = whole.splitlines()
     assert all(line.startswith("%") for line in lines[:3])
-    assert lines[1] == "% Made by: one two\\input{x} three"
+    assert lines[1] == "% Created by: one two\\input{x} three"
     assert not [line for line in lines if line.startswith(("two", "three"))]
     bodies = re.findall(r"\\begin\{tabular\}\{(l?r*)\}\n(.*?)\n\\end\{tabular\}\}", whole, re.S)
     assert len(bodies) == whole.count(r"\begin{table}") == whole.count(r"\end{table}") == 2 * 8

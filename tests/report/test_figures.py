@@ -13,7 +13,7 @@ from lxml import etree
 
 from errata.analysis.findings import Figure, Findings, Panel, Series
 from errata.errors import MissingExtraError
-from errata.report.figures import DARK, LIGHT, SCHEMES, Scheme, composed, draw, places_of, style_at, told_number
+from errata.report.figures import DARK, LIGHT, SCHEMES, Scheme, composed, draw, format_number, style_at, style_indices
 
 from tests.support.studies import KINDS, cloud, lines, mixed
 
@@ -86,7 +86,7 @@ def test_words_are_there_large_enough_and_beside_each_other(figure: Figure) -> N
         texts = [text for text in canvas.findobj(matplotlib.text.Text) if text.get_text() and text.get_visible()]
         assert min(text.get_fontsize() for text in texts) * min(1, 7 / canvas.get_figwidth()) >= 7
         legend = [text.get_text() for part in canvas.subfigs for each in part.legends for text in each.get_texts()]
-        assert sorted(legend) == sorted(places_of([figure]))
+        assert sorted(legend) == sorted(style_indices([figure]))
         # Ticks beyond the axes' limits are there for matplotlib, and are not drawn.
         inside = [text for text in texts if not _of_hidden_tick(canvas, text)]
         boxes = [text.get_window_extent() for text in inside]
@@ -174,13 +174,13 @@ def test_a_level_goes_across_the_panel() -> None:
         assert level.get_marker() == "None"
         assert [tick.get_text() for tick in axis.get_xticklabels()] == ["0", "1", "2"]
     with composed(one_panel(Series("unedited", (), (-0.75,)), log_y=True), LIGHT) as canvas:
-        assert "1 of its values" in canvas.axes[0].get_title()
+        assert "1 value not above 0" in canvas.axes[0].get_title()
 
 
 def test_what_a_logarithmic_axis_cannot_show_is_told() -> None:
     figure = one_panel(Series("a", (1, 2, 3), (0.1, 0.0, -1.0), (-0.1, 0.0, -2.0), (0.3, 0.0, 0.0)), log_y=True)
     with composed(figure, LIGHT) as canvas:
-        assert "2 of its values" in canvas.axes[0].get_title()
+        assert "2 values not above 0" in canvas.axes[0].get_title()
         assert list(canvas.axes[0].lines[0].get_ydata()) == [0.1]
     with composed(one_panel(Series("a", (), ())), LIGHT) as canvas:
         assert [text.get_text() for text in canvas.axes[0].texts] == ["no values"]
@@ -244,7 +244,7 @@ def test_of_many_points_there_is_one_picture_inside_the_svg() -> None:
      (0.1 + 0.2, "0.3")],
 )  # fmt: skip
 def test_numbers_at_axes(value: float, told: str) -> None:
-    assert told_number(value) == told
+    assert format_number(value) == told
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +254,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_places_are_those_of_the_first_appearance() -> None:
-    assert list(places_of([lines(), mixed()]))[:4] == [*KINDS, "memit"]
+    assert list(style_indices([lines(), mixed()]))[:4] == [*KINDS, "memit"]
 
 
 def labelled(name: str, *labels: str) -> Figure:
@@ -270,7 +270,7 @@ def test_a_label_has_one_place_in_all_studies_and_figures_share_none() -> None:
         [labelled("fifth", "unedited", "computed")],
         [labelled("sixth", "memit", "memit+blue"), labelled("seventh", "W", "memit+blue", "memit")],
     ]
-    places = places_of(*studies)
+    places = style_indices(*studies)
     assert [places[kind] for kind in KINDS] == [0, 1, 2]
     for study in studies:
         for figure in study:

@@ -96,9 +96,9 @@ def test_what_has_no_room_is_told(tmp_path: Path) -> None:
     assert answers.entries_left_out == answers.entries - 80
     assert answers.prompts_left_out == 80 - 30
     shown = " ".join(html.document_fromstring(page_of(directory, entries=80, prompts=30)).text_content().split())
-    assert "This page shows 80 of 440 entries, the first of each run; 360 are left out." in shown
-    assert "50 further prompts of the entries shown are left out." in shown
-    assert "left out" not in html.document_fromstring(page_of(directory)).xpath("//main")[0].text_content()
+    assert "This page shows 80 of 440 entries, the first of each run; 360 are omitted." in shown
+    assert "50 further prompts of the entries shown are omitted." in shown
+    assert "omitted" not in html.document_fromstring(page_of(directory)).xpath("//main")[0].text_content()
 
 
 def test_an_entry_has_the_three_moments_and_the_other_prompts(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_headings_name_no_path_of_this_machine(tmp_path: Path) -> None:
     assert "small" in heads[0]
     assert "small" in heads[1]
     assert "new answer" in tree.xpath("//p[@class='lead']")[0].text_content()
-    assert "/home" not in report_markdown(read_bench_run(directory)).partition("## How to repeat")[0]
+    assert "/home" not in report_markdown(read_bench_run(directory)).partition("## Reproduce")[0]
 
 
 def test_a_curve_ends_where_a_run_drops_out_of_it() -> None:

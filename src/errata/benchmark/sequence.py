@@ -13,6 +13,7 @@ import torch
 from errata.editing.batch import BatchRecord
 from errata.editing.preparation import Prepared
 from errata.editing.recipe import Recipe
+from errata.editors.contract import Answerer
 from errata.editors.locate_then_edit import Editor
 from errata.errors import ErrataError
 from errata.evaluation.chat import ChatQuestion, evaluate_chat
@@ -80,13 +81,21 @@ class SequenceResult:
 
 
 def measure(
-    model: LanguageModel, examination: EvaluationSet, *, report: Report = silent, what: str = "evaluating"
+    model: Answerer, examination: EvaluationSet, *, report: Report = silent, what: str = "evaluating"
 ) -> EvaluationResult:
-    """Evaluate the model in its present state."""
+    """Evaluate the model in its present state.
+
+    An answerer without likelihoods has no records; chat and perplexity are measured on language models only.
+    """
 
     def asking(_: str, done: int, total: int) -> None:
         report(what, done, total)
 
+    if not isinstance(model, LanguageModel):
+        if "likelihood" not in model.abilities:
+            return EvaluationResult([], None)
+        records = evaluate_facts(model, examination.facts, untouched=examination.untouched, report=asking)
+        return EvaluationResult(records, None)
     with model.blaming_no_edit():
         records = evaluate_facts(model, examination.facts, untouched=examination.untouched, report=asking)
         if examination.chat:

@@ -31,10 +31,15 @@ from errata.cli.bench_plan import (
     whole_set,
 )
 from errata.cli.model_options import (
+    CorpusOption,
     DeviceOption,
+    DryRunOption,
     DtypeOption,
+    LayersOption,
     ModelOption,
+    ProseOption,
     TrustOption,
+    UntouchedOption,
     check_facts,
     is_lab,
     outline_of,
@@ -42,14 +47,15 @@ from errata.cli.model_options import (
 )
 from errata.cli.recipe_options import read_recipe_for, show_notes
 from errata.cli.report import write_studies
-from errata.cli.terminal import JsonOption, console, counted, echo, progress, write_json
+from errata.cli.terminal import JsonOption, console, echo, progress, write_json
 from errata.editing.methods import method_named
 from errata.editing.recipe import Recipe
-from errata.errors import Fault, FaultsError, InputError, InterruptedRunError, collect_errors
+from errata.errors import Fault, FaultsError, InputError, InterruptedRunError, collect_errors, faults_of
 from errata.models.loading import Outline
 from errata.report.figures import check_drawing
 from errata.runs.loading import load_model
 from errata.utils.files import check_new, is_file
+from errata.utils.text import counted
 
 HELP = (
     "Run studies that test each step of the argument for boundary-layer updates.\n\n"
@@ -105,20 +111,14 @@ def analyse(
         typer.Option(help=f"single-layer: comma-separated further measurements: {', '.join(OPTIONAL_MEASUREMENTS)}."),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe; default: the one shipped for the model.")] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Critical layers, such as 4,5,6; overrides the recipe's layers.")
-    ] = None,
-    corpus: Annotated[str | None, typer.Option(help="Text for key statistics; default: from the recipe.")] = None,
-    untouched: Annotated[
-        Path | None, typer.Option(help="JSONL of {prompt, answer} about subjects that are not edited.")
-    ] = None,
-    prose: Annotated[
-        str | None, typer.Option(help="Texts for perplexity: me-ppl=FILE, or a file with one text per line.")
-    ] = None,
+    layers: LayersOption = None,
+    corpus: CorpusOption = None,
+    untouched: UntouchedOption = None,
+    prose: ProseOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     trust_remote_code: TrustOption = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate all inputs and show the plan.")] = False,
+    dry_run: DryRunOption = False,
     json: JsonOption = None,
 ) -> None:
     """Run studies that test each step of the argument for boundary-layer updates."""
@@ -134,8 +134,8 @@ def analyse(
     }
     plans: list[Planned] = []
     outline: Outline | None = None
-    numbers: Recipe | None = None
-    whole: WholeSet | None = None
+    base_recipe: Recipe | None = None
+    data_set: WholeSet | None = None
     entry = DataEntry(name="lab")
     with collect_errors("the input") as part:
         with part:
@@ -146,10 +146,10 @@ def analyse(
             where = placement(device, dtype)
             outline = outline_of(model, trust_remote_code=trust_remote_code)
         with part:
-            numbers = read_recipe_for(model, method, recipe, corpus=corpus, layers=layers)
+            base_recipe = read_recipe_for(model, method, recipe, corpus=corpus, layers=layers)
         with part:
             entry = entry_of_facts(facts, untouched, model)
-            whole = whole_set(entry)
+            data_set = whole_set(entry)
         with part:
             texts = None if prose is None else prose_of(prose)
         for plan in plans:
@@ -162,18 +162,18 @@ def analyse(
             with part:
                 if not is_file(out / plan.study.name / STUDY):
                     check_new(out / plan.study.name)
-    if outline is None or numbers is None:
+    if outline is None or base_recipe is None:
         raise AssertionError("an unreadable input was not reported")
-    outline.check_layers(numbers.layers)
+    outline.check_layers(base_recipe.layers)
     with collect_errors("the input") as part:
         for plan in plans:
             with part:
-                plan.study.check(numbers, plan.settings)
+                plan.study.check(base_recipe, plan.settings)
                 for seed in plan.settings.seeds:
                     needed = plan.study.needs(plan.settings)
-                    plan.materials[seed] = material_of(model, entry, whole, texts, needed, seed)
+                    plan.materials[seed] = material_of(model, entry, data_set, texts, needed, seed)
                     check_facts(plan.materials[seed].facts, outline)
-    show_notes(numbers, model)
+    show_notes(base_recipe, model)
     for plan in plans:
         echo(f"{plan.description()}; {out / plan.study.name}: {_state(out / plan.study.name)}")
     if dry_run:
@@ -182,16 +182,16 @@ def analyse(
                 width = (where["dtype"] or outline.dtype).itemsize
                 first = next(iter(plan.materials.values())).facts.facts
                 echo(f"\n{plan.study.name}, estimated cost:")
-                echo(plan.study.cost(outline, numbers, plan.settings, first, width))
+                echo(plan.study.cost(outline, base_recipe, plan.settings, first, width))
         echo("Dry run: no weights were loaded and nothing was written.")
-        write_json(json, {"studies": [plan.record(numbers) for plan in plans]})
+        write_json(json, {"studies": [plan.record(base_recipe) for plan in plans]})
         return
     results: dict[str, StudyResult] = {}
     command = "errata " + shlex.join(sys.argv[1:])
     with progress(speed_window=900.0) as report:
         loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
         for plan in plans:
-            recipe_of_study = numbers.model_copy(update={"batch_size": plan.settings.batch_size})
+            recipe_of_study = base_recipe.model_copy(update={"batch_size": plan.settings.batch_size})
             context = StudyContext(loaded, recipe_of_study, plan.settings, plan.materials, plan.recipes, report=report)
             try:
                 results[plan.study.name] = run_study(plan.study, context, out / plan.study.name, command=command)
@@ -267,11 +267,14 @@ def planned(names: str, given: Mapping[str, Any]) -> list[Planned]:
     """Plan the named studies; raises FaultsError for unknown studies, inapplicable options and invalid values."""
     faults: list[Fault] = []
     studies: list[Study] = []
-    for name in list(STUDIES) if names == ALL else names_in(names):
+    chosen = list(STUDIES) if names == ALL else names_in(names)
+    if not chosen:
+        faults.append(Fault("STUDY", "no study is named", f"Known: {', '.join(STUDIES)}, {ALL}", code="STUDY_UNKNOWN"))
+    for name in chosen:
         try:
             studies.append(study_named(name))
         except InputError as error:
-            faults.append(Fault("STUDY", error.what, error.remedy, code=error.code))
+            faults += faults_of(error, "STUDY")
     used = {"seeds", *(name for study in studies for name in study.uses)}
     for name in given:
         if studies and name not in used:
@@ -283,7 +286,7 @@ def planned(names: str, given: Mapping[str, Any]) -> list[Planned]:
         try:
             values["seeds"] = seeds_named(given["seeds"])
         except InputError as error:
-            faults.append(Fault("--seeds", error.what, error.remedy, code=error.code))
+            faults += faults_of(error, "--seeds")
             del values["seeds"]
     plans = []
     for study in studies:
@@ -303,7 +306,7 @@ def planned(names: str, given: Mapping[str, Any]) -> list[Planned]:
         try:
             method_named(name)
         except InputError as error:
-            faults.append(Fault("--methods", error.what, error.remedy, code=error.code))
+            faults += faults_of(error, "--methods")
     if faults:
         raise FaultsError("the command line", faults)
     return plans

@@ -10,8 +10,17 @@ import torch
 import typer
 
 from errata.cli.edit_output import save_full
-from errata.cli.model_options import DeviceOption, DtypeOption, Placement, TrustOption, outline_of, placement
-from errata.cli.terminal import JsonOption, counted, echo, warn, write_json
+from errata.cli.model_options import (
+    DeviceOption,
+    DtypeOption,
+    OutOption,
+    Placement,
+    TrustOption,
+    error_context,
+    outline_of,
+    placement,
+)
+from errata.cli.terminal import JsonOption, echo, warn, write_json
 from errata.errors import InputError, collect_errors
 from errata.facts.conflicts import conflicts
 from errata.models.language_model import LanguageModel
@@ -19,6 +28,7 @@ from errata.patches.patch import Patch
 from errata.patches.stack import Stack, write_stack
 from errata.runs.loading import load_model, stack_under
 from errata.utils.files import check_new, new_directory
+from errata.utils.text import counted
 
 APPLY_EXAMPLE = "Example: errata apply first.safetensors second.safetensors --model lab --out stack"
 MERGE_EXAMPLE = "Example: errata merge --model stack --out full"
@@ -31,7 +41,6 @@ BaseOption = Annotated[
         help="Model, stack or run to apply the patches to; default: the model that the first patch was made for.",
     ),
 ]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="New directory for the result.")]
 ForceOption = Annotated[
     bool,
     typer.Option("--force", help="Apply patches to weights they were not made for; the effects may differ."),
@@ -111,15 +120,10 @@ def _base(
         )
     name, patch = patches[0]
     dtype = where["dtype"] or getattr(torch, patch.dtype)
-    try:
+    remedy = "Use --model to give the current location of the base model"
+    with error_context(after=f" ({name} was made for this model)", remedy=remedy):
         outline_of(patch.base, trust_remote_code=trust_remote_code)
         loaded = load_model(patch.base, dtype=dtype, device=where["device"], trust_remote_code=trust_remote_code)
-    except InputError as error:
-        raise InputError(
-            f"{error.what} ({name} was made for this model)",
-            remedy=f"{error.remedy}. Use --model to give the current location of the base model",
-            code=error.code,
-        ) from error
     return patch.base, loaded
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -18,15 +18,15 @@ from errata.cli.model_options import (
     check_chat,
     outline_of,
     placement,
+    text_lines,
 )
 from errata.cli.terminal import JsonOption, console, write_json
+from errata.editors.contract import Answerer
 from errata.errors import Fault, FaultsError, InputError
-from errata.models.generation import generate
 from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
 from errata.models.prompts import chat_text, encode, pad
 from errata.runs.loading import load_model
-from errata.utils.files import file_text
 
 EXAMPLE = '''Example: errata ask --model edited --against lab "The mother tongue of Ada Meyer is"
 
@@ -77,11 +77,7 @@ def ask(
     for name, texts in zip(names, read, strict=True):
         loaded = load_model(name, **where, trust_remote_code=trust_remote_code)
         with loaded.blaming_no_edit():
-            said = generate(loaded, texts, new_tokens=new_tokens)
-        answers += [
-            {"model": name, "prompt": prompt, "continuation": found, "next": _next_tokens(loaded, text)}
-            for prompt, text, found in zip(stripped, texts, said, strict=True)
-        ]
+            answers += answers_of(loaded, stripped, texts, new_tokens)
     for index, prompt in enumerate(stripped):
         table = Table(title=None, show_header=True, title_justify="left")
         table.add_column("model", no_wrap=True)
@@ -95,9 +91,30 @@ def ask(
     write_json(json, {"answers": answers, "chat": chat})
 
 
+def answers_of(
+    answerer: Answerer, prompts: Sequence[str], texts: Sequence[str], new_tokens: int
+) -> list[dict[str, Any]]:
+    """A record for each prompt: its greedy continuation, and the most likely next tokens of a plain language model.
+
+    Args:
+        texts: the model inputs, i.e. the prompts after the chat template.
+    """
+    continued = answerer.continue_texts(texts, new_tokens=new_tokens)
+    model = answerer if isinstance(answerer, LanguageModel) else None
+    return [
+        {
+            "model": answerer.name,
+            "prompt": prompt,
+            "continuation": continuation,
+            "next": [] if model is None else _next_tokens(model, text),
+        }
+        for prompt, text, continuation in zip(prompts, texts, continued, strict=True)
+    ]
+
+
 def _lines(path: Path) -> list[str]:
     """The non-blank lines of a file."""
-    found = [line for line in file_text(path).splitlines() if line.strip()]
+    found = [line for line in text_lines(path, path, remedy="Give a UTF-8 file") if line.strip()]
     if not found:
         raise InputError(f"{path} contains no prompt", remedy="Write one prompt per line", code="PROMPT_MISSING")
     return found
@@ -123,10 +140,9 @@ def _faults(model: Outline, prompts: Sequence[str], texts: Sequence[str], tokens
 
 
 def _next_tokens(model: LanguageModel, prompt: str, count: int = 5) -> list[tuple[str, float]]:
-    rows = [row.ids for row in encode(model.tokenizer, [prompt])]
+    batch = pad([row.ids for row in encode(model.tokenizer, [prompt])], left=False, device=model.device)
     with torch.no_grad():
-        inputs = pad(rows, left=False, device=model.device).inputs()
-        logits = model.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+        logits = model.logits_at(batch.inputs(), torch.zeros_like(batch.last), batch.last)[0].float()
     values, ids = logits.softmax(-1).topk(count)
     return [
         (str(model.tokenizer.decode([token])), value)

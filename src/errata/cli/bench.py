@@ -16,27 +16,35 @@ from errata.benchmark.grid import Grid, check_trusted, grid_of, read_grid, sound
 from errata.benchmark.workers import Processes, RayCluster, check_ray, work
 from errata.cli.bench_plan import (
     Plan,
-    corpus_place,
+    absolute,
+    absolute_corpus,
+    absolute_prose,
     entries_of,
-    file_place,
     judge_of,
     list_cells,
     measures_of,
     names_in,
-    place,
     plan_of,
     seeds_named,
     show_plan,
     show_results,
-    task_place,
     time_left,
     time_needed,
 )
-from errata.cli.model_options import TrustOption
-from errata.cli.terminal import JsonOption, counted, echo, progress, warn, write_json
+from errata.cli.model_options import (
+    CorpusOption,
+    DeviceOption,
+    DryRunOption,
+    DtypeOption,
+    ProseOption,
+    TrustOption,
+    UntouchedOption,
+)
+from errata.cli.terminal import JsonOption, echo, progress, warn, write_json
 from errata.errors import ErrataError, Fault, FaultsError, InputError, InterruptedRunError, collect_errors
 from errata.results.records import read_results
 from errata.utils.files import check_new
+from errata.utils.text import counted
 
 HELP = (
     "Run a benchmark: edit facts in sequential batches with several methods and measure them.\n\n"
@@ -118,23 +126,19 @@ def bench(
         str | None, typer.Option(help="ability: comma-separated tasks of lm-evaluation-harness, or YAML files.")
     ] = None,
     probes: Annotated[Path | None, typer.Option(help="ability: directory with the six probes of the papers.")] = None,
-    prose: Annotated[
-        str | None, typer.Option(help="Texts for perplexity: me-ppl=FILE, or a file with one text per line.")
-    ] = None,
+    prose: ProseOption = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe for all models; default: the shipped ones.")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Text for key statistics; default: from the recipe.")] = None,
-    untouched: Annotated[
-        Path | None, typer.Option(help="JSONL of {prompt, answer} about subjects that are not edited.")
-    ] = None,
+    corpus: CorpusOption = None,
+    untouched: UntouchedOption = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of cells to run in parallel.")] = 1,
     ray: Annotated[
         str | None,
         typer.Option(help="Run on a Ray cluster: its address, or 'local'; OUT must be on a shared file system."),
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed cells again.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda …; default: a GPU if available.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate all inputs and list the cells.")] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    dry_run: DryRunOption = False,
     trust_remote_code: TrustOption = False,
     json: JsonOption = None,
 ) -> None:
@@ -144,7 +148,7 @@ def bench(
     chosen: dict[str, Any] = {}  # only valid entries
     campaign: Campaign | None = None
     dropped = names_in(without)
-    whole: Grid | None = None
+    full_grid: Grid | None = None
     plan: Plan | None = None
     with collect_errors("the input") as part:
         with part:
@@ -160,26 +164,36 @@ def bench(
             grid_file = {} if grid is None else dict(read_grid(grid))
             chosen["grid_file"] = True
         of_models: dict[str, Any] = {
-            "recipe": place(recipe), "corpus": corpus_place(corpus), "device": device, "dtype": dtype,
-        }  # fmt: skip
-        goes_on = grid is None and model is None and (out / "grid.json").is_file()
-        if trust_remote_code and not goes_on:
+            "recipe": recipe and absolute(recipe),
+            "corpus": corpus and absolute_corpus(corpus),
+            "device": device,
+            "dtype": dtype,
+        }
+        of_data = {"untouched": untouched and absolute(untouched)}
+        resuming = grid is None and model is None and (out / "grid.json").is_file()
+        if trust_remote_code and not resuming:
             of_models["trust_remote_code"] = True
         options: dict[str, Any] = {
             "models": entries_of(model, grid_file.get("models", [{"name": "lab"}]), of_models),
-            "data": entries_of(data, grid_file.get("data", [{"name": "lab"}]), {"untouched": place(untouched)}),
+            "data": entries_of(data, grid_file.get("data", [{"name": "lab"}]), of_data),
             "methods": None if methods is None else names_in(methods),
             "edits": edits,
             "batch_size": batch_size,
             "eval_every": eval_every,
             "sample": sample,
             "seeds": chosen.get("seeds"),
-            "prose": None if prose is None else file_place(prose),
+            "prose": prose and absolute_prose(prose),
             "measures": measures_of(
                 names_in(measure),
                 free={"wild": wild or None, "judge": chosen.get("judge")},
-                texts={"references": place(references), "corpus": place(reference_corpus)},
-                ability={"tasks": [task_place(name) for name in names_in(general)] or None, "probes": place(probes)},
+                texts={
+                    "references": references and absolute(references),
+                    "corpus": reference_corpus and absolute(reference_corpus),
+                },
+                ability={
+                    "tasks": [absolute(name) if Path(name).exists() else name for name in names_in(general)] or None,
+                    "probes": probes and absolute(probes),
+                },
             ),
         }
         given = {name: value for name, value in options.items() if value is not None}
@@ -189,15 +203,15 @@ def bench(
             campaign = open_campaign(out)
         elif "grid_file" in chosen:
             with part:
-                whole = _whole_grid(grid, grid_file, given)
+                full_grid = _whole_grid(grid, grid_file, given)
             with part:
                 if not (out / "grid.json").is_file():
                     check_new(out)
             with part:
-                sound = whole or sound_part(grid_file | given)
-                if sound is not None and not dry_run:
-                    check_trusted(sound.models, trust_remote_code=trust_remote_code)
-                plan = None if sound is None else plan_of(sound, trust_remote_code=trust_remote_code)
+                valid_part = full_grid or sound_part(grid_file | given)
+                if valid_part is not None and not dry_run:
+                    check_trusted(valid_part.models, trust_remote_code=trust_remote_code)
+                plan = None if valid_part is None else plan_of(valid_part, trust_remote_code=trust_remote_code)
             if dropped and not (out / "grid.json").is_file():
                 with part:
                     raise InputError(
@@ -211,21 +225,22 @@ def bench(
             pending = campaign.pending(retry=retry)
             remaining = f"{counted(len(pending), 'cell')} of {len(campaign.cells)} remaining."
             echo(f"{remaining} {time_left(campaign, pending)}".rstrip())
+            write_json(json, {"cells": [campaign.spec(cell).model_dump(mode="json") for cell in pending]})
             return
     else:
-        if whole is None or plan is None:
+        if full_grid is None or plan is None:
             raise AssertionError("an incomplete grid was not reported")
-        show_plan(whole, plan)
+        show_plan(full_grid, plan)
         if dry_run:
-            list_cells(whole, plan)
+            list_cells(full_grid, plan)
             echo(time_needed(plan))
             echo("Dry run: no weights were loaded and nothing was written.")
             write_json(json, {"cells": [spec.model_dump(mode="json") for spec in plan.specs]})
             return
-        campaign = begin(out, whole, plan.specs, plan.undefined, plan.write_materials, command)
+        campaign = begin(out, full_grid, plan.specs, plan.undefined, plan.write_materials, command)
     check_trusted(campaign.grid.models, trust_remote_code=trust_remote_code)
     with campaign.locked():
-        campaign = campaign.measuring(None if whole is None else whole.measures, dropped, command)
+        campaign = campaign.measuring(None if full_grid is None else full_grid.measures, dropped, command)
         try:
             _run_cells(campaign, jobs=jobs, ray=ray, retry=retry, trust_remote_code=trust_remote_code)
         except KeyboardInterrupt as error:

@@ -22,14 +22,16 @@ from errata.benchmark.measurements import check_measurements, measurements_of
 from errata.cli.model_options import (
     PROSE,
     check_facts,
+    error_context,
     is_lab,
     outline_of,
     placement,
     read_questions,
     shipped_sentences,
+    text_lines,
 )
 from errata.cli.recipe_options import read_recipe_for
-from errata.cli.terminal import console, counted, echo, warn
+from errata.cli.terminal import console, echo, warn
 from errata.datasets.reading import Records, read_dataset, read_records
 from errata.datasets.records import Loaded
 from errata.datasets.registry import DATASETS, is_own_file
@@ -43,7 +45,8 @@ from errata.report.bench_run import by_cause
 from errata.report.page import duration
 from errata.report.tables import comparison_tables
 from errata.results.records import read_results
-from errata.utils.files import file_text, reason_of
+from errata.statistics.settings import NAMED_CORPORA
+from errata.utils.text import counted
 
 
 def entries_of(text: str | None, grid_file: Any, shared: Mapping[str, Any]) -> list[Any] | None:
@@ -58,28 +61,30 @@ def entries_of(text: str | None, grid_file: Any, shared: Mapping[str, Any]) -> l
     return [{**entry, **shared} if isinstance(entry, dict) else entry for entry in entries]
 
 
+def absolute(path: Path | str) -> str:
+    """The absolute path, so that the benchmark can be resumed from another directory."""
+    return str(Path(path).absolute())
+
+
 def named_entry(text: str) -> dict[str, Any]:
-    """Parse ``NAME``, ``NAME=FILE`` or the user's own file; paths become absolute, as runs may resume elsewhere."""
+    """Parse ``NAME``, ``NAME=FILE`` or the user's own file."""
     name, separator, path = text.partition("=")
     if separator:
-        return {"name": name, "path": str(Path(path).absolute())}
-    return {"name": str(Path(name).absolute()) if is_own_file(name) else name}
+        return {"name": name, "path": absolute(path)}
+    return {"name": absolute(name) if is_own_file(name) else name}
 
 
-def file_place(text: str) -> str:
+def absolute_prose(text: str) -> str:
+    """``NAME``, or ``NAME=FILE`` or ``FILE`` with an absolute path."""
     name, separator, path = text.partition("=")
     if separator:
-        return f"{name}={Path(path).absolute()}"
-    return name if name in DATASETS else str(Path(name).absolute())
+        return f"{name}={absolute(path)}"
+    return name if name in DATASETS else absolute(name)
 
 
-def task_place(name: str) -> str:
-    """The name of a task, or the absolute path of its file."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
-
-
-def corpus_place(name: str | None) -> str | None:
-    return name if name in (None, "lab") else str(Path(str(name)).absolute())
+def absolute_corpus(name: str) -> str:
+    """The name of a corpus of errata, or the absolute path of a file."""
+    return name if name in NAMED_CORPORA else absolute(name)
 
 
 def measures_of(parts: list[str], **options: dict[str, Any]) -> dict[str, Any] | None:
@@ -122,11 +127,6 @@ def seeds_named(text: str | None) -> int | list[int] | None:
     if found == [0] and "," not in text:
         raise InputError("--seeds 0 asks for zero seeds", remedy="Use '0,' for seed 0", code="SEEDS_INVALID")
     return found[0] if len(found) == 1 and "," not in text else found
-
-
-def place(path: Path | None) -> str | None:
-    """The absolute path, so that the benchmark can be resumed from another directory."""
-    return None if path is None else str(path.absolute())
 
 
 LAB = "lab"
@@ -179,11 +179,7 @@ def prose_of(name: str) -> tuple[str, ...]:
             remedy="Give me-ppl, or a file with one text per line",
             code="DATASET_WITHOUT_TEXTS",
         )
-    try:
-        lines = file_text(Path(name)).splitlines()
-    except (OSError, ValueError) as error:
-        what = f"cannot read --prose {name}: {reason_of(error)}"
-        raise InputError(what, remedy="Give a file with one text per line", code="FILE_UNREADABLE") from error
+    lines = text_lines(Path(name), f"--prose {name}", remedy="Give a file with one text per line")
     if texts := tuple(line for line in lines if line.strip()):
         return texts
     raise InputError(f"--prose {name} is empty", remedy="Give a file with one text per line", code="FILE_EMPTY")
@@ -214,7 +210,7 @@ def material_of(
     try:
         made = FactSet(tuple(lab_facts(world, edits, seed=seed, spare=SPARED)), "the lab's world")
     except ValueError as error:
-        raise InputError(f"--edits: {error}", remedy="Lower --edits", code="TOO_FEW_FACTS") from error
+        raise InputError(f"too many facts for the lab: {error}", remedy="Use fewer", code="TOO_FEW_FACTS") from error
     subjects = [fact.subject for fact in made]
     asked = untouched_questions(world, subjects, UNTOUCHED, seed=seed) if given is None else given
     return BenchmarkData(made, tuple(asked), prose)
@@ -287,10 +283,8 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
         reasons = [Fault(entry.label, entry.reason, "", code="COMBINATION_INVALID") for entry in plan.undefined]
         raise FaultsError("the grid, whose combinations are all invalid,", reasons)
     for (name, label), recipe in list(recipes.items()):
-        try:
+        with error_context(f"{label}: "):
             outlines[name].check_layers(recipe.layers)
-        except InputError as error:
-            raise InputError(f"{label}: {error.what}", remedy=error.remedy, code=error.code) from error
     chosen = {
         (model.name, entry, seed): material_of(model.name, entry, sets[entry], prose, grid.edits, seed)
         for model in grid.models

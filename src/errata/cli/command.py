@@ -126,12 +126,17 @@ def check_inputs(params: Mapping[str, Any], labels: Mapping[str, str]) -> None:
                         method_named(method)
             for path in _inputs(name, value):
                 with part:
-                    if not is_there(path):
-                        raise InputError(
-                            f"{labels.get(name, name)}: no file or directory {str(path)!r}",
-                            remedy="Check the name; relative paths start at the working directory",
-                            code="FILE_NOT_FOUND",
-                        )
+                    check_input(path, labels.get(name, name))
+
+
+def check_input(path: Path, label: str) -> None:
+    """Raises InputError if nothing exists at ``path``; ``label`` is the name of the parameter on the command line."""
+    if not is_there(path):
+        raise InputError(
+            f"{label}: no file or directory {str(path)!r}",
+            remedy="Check the name; relative paths start at the working directory",
+            code="FILE_NOT_FOUND",
+        )
 
 
 def _inputs(name: str, value: Any) -> Iterator[Path]:

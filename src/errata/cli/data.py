@@ -9,33 +9,31 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
-from errata.cli.terminal import JsonOption, console, counted, echo, progress, write_json
+from errata.cli.command import check_input
+from errata.cli.terminal import JsonOption, console, echo, plain_table, progress, write_json
 from errata.datasets.data_set import DataSet, Source
 from errata.datasets.download import Expected, fetch
 from errata.datasets.reading import likely_datasets, read_dataset
 from errata.datasets.records import Loaded
 from errata.datasets.registry import DATASETS, dataset_named, is_own_file, local_path, looks_like_a_file
-from errata.errors import ErrataError, Fault, FaultsError, InputError
+from errata.errors import ErrataError, FaultsError, InputError, faults_of
 from errata.facts.files import has_formulas, read_facts, write_facts
 from errata.utils.files import check_file, file_digest, is_file
+from errata.utils.text import counted
 
 app = typer.Typer(help="Data sets of knowledge editing: list, download, or check them.", no_args_is_help=True)
 
 FAULTS_SHOWN = 20  # errors in a published file are usually of one kind
-NameArgument = Annotated[str, typer.Argument(help="Name from `errata data list`.")]
 
 
 @app.command("list", epilog="Example: errata data list")
 def list_datasets(json: JsonOption = None) -> None:
     """List the supported data sets with their fields, licences, and whether they are available locally."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("name", "records", "verified", "local"):  # fits into 80 characters; details follow below
-        table.add_column(head, justify="right" if head == "records" else "left", no_wrap=True)
+    # Fits into 80 characters; details follow below.
+    table = plain_table("name", "records", "verified", "local", right=["records"], no_wrap=True)
     for row in DATASETS.values():
         records = row.sources[0].records if row.sources else None
         shown = "–" if records is None else f"{records:,}"
@@ -118,16 +116,17 @@ def check(
         _check_facts_file(out)
     where = name if file is None else str(file)
     try:
+        if file is not None or is_own_file(name):
+            check_input(Path(where), "NAME" if file is None else "FILE")
         loaded = read_dataset(name, file, count=count, seed=seed, skip_faulty=skip_faulty)
-    except FaultsError as error:
-        write_json(json, {"name": name, "file": where, "valid": False, "faults": [asdict(one) for one in error.faults]})
-        shortened = len(error.faults) > FAULTS_SHOWN
-        given = ("jsonl", Path(name)) if file is None and is_own_file(name) else (name, file)
-        remedy = _suggestion(*given) or ("--json FILE saves all of them" if shortened and json is None else "")
-        raise FaultsError(error.subject, error.faults, shown=FAULTS_SHOWN, remedy=remedy) from error
     except InputError as error:
-        faults = [asdict(Fault(where, error.what, error.remedy, code=error.code))]
+        faults = [asdict(fault) for fault in faults_of(error, where)]
         write_json(json, {"name": name, "file": where, "valid": False, "faults": faults})
+        if isinstance(error, FaultsError):
+            shortened = len(error.faults) > FAULTS_SHOWN
+            given = ("jsonl", Path(name)) if file is None and is_own_file(name) else (name, file)
+            remedy = _suggestion(*given) or ("--json FILE saves all of them" if shortened and json is None else "")
+            raise FaultsError(error.subject, error.faults, shown=FAULTS_SHOWN, remedy=remedy) from error
         if file is None and looks_like_a_file(name) and (suggestion := _suggestion(None, Path(name))):
             raise InputError(error.what, remedy=suggestion, code=error.code) from error
         raise

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from errata.benchmark.recipe_search import automatic_file, layers_by_depth, unsearched_recipe
 from errata.benchmark.sequence import EvaluationSet, measure, run_sequence
-from errata.cli.model_options import DeviceOption, outline_of, placement, read_questions
+from errata.cli.model_options import DeviceOption, outline_of, placement, read_questions, seed_option
 from errata.cli.terminal import JsonOption, PlainConsole, console, echo, progress, write_json
 from errata.editing.methods import BOUNDARY_SUFFIX, method_named
 from errata.editing.recipe import Recipe, parse_recipe, shipped_recipe
@@ -62,12 +62,7 @@ def demo(
     facts: Annotated[int | None, typer.Option(min=1, help="Number of facts to edit (lab only); default: 100.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Facts solved jointly (lab only); default: 25.")] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=2**63 - 1,
-            help="Random seed of the facts (lab only); default: 0. The recipe was tuned on seeds 900 to 902.",
-        ),
+        int | None, seed_option("of the facts (lab only); default: 0. The recipe was tuned on seeds 900 to 902.")
     ] = None,
     svg: Annotated[Path | None, typer.Option(help="Also save the table as an SVG image.")] = None,
     device: DeviceOption = "cpu",
@@ -113,17 +108,17 @@ def demo(
         )
     loaded = LanguageModel.load("lab", device=placement(device, None)["device"])
     edits = lab_facts(world, facts, seed=seed)
-    examination = EvaluationSet(
+    evaluation_set = EvaluationSet(
         FactSet(tuple(edits), "the lab's world"),
         untouched_questions(world, [fact.subject for fact in edits], 300, seed=seed),
         held_out_prose(60),
     )
     rows: list[Row] = []
     with progress() as report:
-        before = measure(loaded, examination, report=report, what="measuring before")
+        before = measure(loaded, evaluation_set, report=report, what="measuring before")
         for index, recipe in enumerate(recipes):
             report("methods", index, len(recipes))
-            result = run_sequence(loaded, recipe, examination, before, report=report, seed=seed)
+            result = run_sequence(loaded, recipe, evaluation_set, before, report=report, seed=seed)
             result.patch.undo(loaded)
             rows += result.rows
         report("methods", len(recipes), len(recipes))

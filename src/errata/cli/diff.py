@@ -9,12 +9,10 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from errata.cli.model_options import TrustOption, note_unfinished
-from errata.cli.terminal import JsonOption, console, counted, echo, write_json
+from errata.cli.terminal import JsonOption, console, echo, plain_table, write_json
 from errata.errors import InputError
 from errata.facts.conflicts import statement
 from errata.facts.fact import Fact
@@ -25,6 +23,7 @@ from errata.patches.stack import has_stack
 from errata.runs.loading import check_exists, load_model, patches_of
 from errata.runs.run import is_run
 from errata.utils.files import is_file
+from errata.utils.text import counted
 
 EXAMPLE = "Example: errata diff first.safetensors second.safetensors"
 app = typer.Typer()
@@ -62,7 +61,10 @@ def _edits(first: str, second: str) -> dict[str, Any]:
     facts: list[dict[str, Fact]] = []
     for name in (first, second):
         patches = [patch for _, patch in patches_of(name)]
-        changes.append([term for patch in patches for term in patch.terms])
+        by_layer: dict[int, list[Term]] = {}
+        for term in (term for patch in patches for term in patch.terms):
+            by_layer.setdefault(term.layer, []).append(term)
+        changes.append(by_layer)
         facts.append({statement(fact): fact for patch in patches for fact in patch.facts})
     apart = [key for key in facts[0] if key in facts[1] and facts[0][key].target != facts[1][key].target]
     only = [[fact for key, fact in ours.items() if key not in theirs] for ours, theirs in (facts, reversed(facts))]
@@ -76,10 +78,10 @@ def _edits(first: str, second: str) -> dict[str, Any]:
             echo(f"  {fact.id}: {joined(*fact.pair(fact.target))}")
         if len(entries) > 10:
             echo(f"  … and {len(entries) - 10} more")
-    layers = [_layer(layer, *(_of(change, layer) for change in changes)) for layer in _layers(changes)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("layer", "norm of first", "norm of second", "norm of difference", "cosine"):
-        table.add_column(head, justify="right")
+    edited = sorted({layer for change in changes for layer in change})
+    layers = [_layer(layer, *(change.get(layer, []) for change in changes)) for layer in edited]
+    heads = ("layer", "norm of first", "norm of second", "norm of difference", "cosine")
+    table = plain_table(*heads, right=heads)
     for entry in layers:
         table.add_row(
             str(entry["layer"]), *(_number(entry[key]) for key in ("first", "second", "difference", "cosine"))
@@ -89,19 +91,11 @@ def _edits(first: str, second: str) -> dict[str, Any]:
         "facts": {
             "in_both": both,
             "apart": [[facts[0][key].to_record(), facts[1][key].to_record()] for key in apart],
-            **{f"only_in_{place}": [fact.to_record() for fact in entries] for place, entries in zip(
-                ("first", "second"), only, strict=True)},
+            "only_in_first": [fact.to_record() for fact in only[0]],
+            "only_in_second": [fact.to_record() for fact in only[1]],
         },
         "layers": layers,
-    }  # fmt: skip
-
-
-def _layers(changes: Sequence[Sequence[Term]]) -> list[int]:
-    return sorted({term.layer for terms in changes for term in terms})
-
-
-def _of(terms: Sequence[Term], layer: int) -> list[Term]:
-    return [term for term in terms if term.layer == layer]
+    }
 
 
 def _layer(layer: int, first: Sequence[Term], second: Sequence[Term]) -> dict[str, Any]:
@@ -140,9 +134,8 @@ def _weights(first: str, second: str, *, trust_remote_code: bool) -> dict[str, A
         if one[key].dtype != other[key].dtype or bool(change.any()):
             size, moved = float(one[key].double().norm()), float(change.norm())
             rows.append({"parameter": key, "change": moved, "relative": moved / size if size else None})
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head, side in (("parameter", "left"), ("norm of the change", "right"), ("relative", "right")):
-        table.add_column(head, justify="right" if side == "right" else "left", overflow="fold")
+    numbers = ("norm of the change", "relative")
+    table = plain_table("parameter", *numbers, right=numbers, fold=True)
     for row in rows:
         table.add_row(Text(str(row["parameter"])), _number(row["change"]), _number(row["relative"]))
     echo(f"{len(rows)} of {len(one)} parameters differ")

@@ -13,23 +13,29 @@ import typer
 from errata.benchmark.sequence import evaluation_set_record, measure, run_sequence
 from errata.cli.edit_output import check_output, finish, finish_run, resolve_conflicts
 from errata.cli.model_options import (
+    CorpusOption,
     DeviceOption,
+    DryRunOption,
     DtypeOption,
+    LastWinsOption,
+    LayersOption,
     Placement,
     TrustOption,
+    UntouchedOption,
     check_chat,
     check_facts,
-    examination_for,
+    evaluation_set_for,
     has_chat,
     is_lab,
     outline_here,
     outline_of,
     placement,
     read_questions,
+    seed_option,
     token_check,
 )
 from errata.cli.recipe_options import automatic_recipe, comes_with_recipe, layers_of, read_recipe_for, show_notes
-from errata.cli.terminal import JsonOption, console, counted, progress, warn, write_json
+from errata.cli.terminal import JsonOption, console, progress, warn, write_json
 from errata.editing.contexts import ContextSettings
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import SCHEDULES
@@ -45,6 +51,7 @@ from errata.runs.loading import load_model
 from errata.runs.run import RunDirectory, create_run, open_run
 from errata.statistics.corpus import open_corpus
 from errata.utils.files import check_new, file_digest, is_file
+from errata.utils.text import counted
 
 EXAMPLE = """Example: errata edit --model lab --facts examples/facts.jsonl --method memit+blue --out edited
 
@@ -100,12 +107,7 @@ def edit(
         int | None, typer.Option(min=1, help="Facts solved jointly; default: from the recipe.")
     ] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=2**63 - 1,
-            help="Random seed for contexts, question sampling and bootstrap; default: from the recipe, or 0.",
-        ),
+        int | None, seed_option("for contexts, question sampling and bootstrap; default: from the recipe, or 0.")
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -114,16 +116,11 @@ def edit(
             "errata selects layers by trial edits and uses settings relative to the scale of the model."
         ),
     ] = None,
-    corpus: Annotated[
-        str | None,
-        typer.Option(help="Text for key statistics, with blank lines between documents; default: from the recipe."),
-    ] = None,
+    corpus: CorpusOption = None,
     schedule: Annotated[
         str | None, typer.Option(help="even, sqrt, boundary, own, single or replay; overrides the method's schedule.")
     ] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Critical layers, such as 4,5,6; overrides the recipe's layers.")
-    ] = None,
+    layers: LayersOption = None,
     shaping: Annotated[
         str | None,
         typer.Option(help="rect, prune, norm_cap (comma-separated), or none; overrides the method's shaping."),
@@ -134,13 +131,8 @@ def edit(
             "--as-published", help="Reproduce known bugs of the reference code that published results depend on."
         ),
     ] = False,
-    last_wins: Annotated[
-        bool, typer.Option("--last-wins", help="If facts share subject and prompt, use only the last of them.")
-    ] = False,
-    untouched: Annotated[
-        Path | None,
-        typer.Option(help="JSONL of {prompt, answer} about other subjects; default for lab: sampled from its world."),
-    ] = None,
+    last_wins: LastWinsOption = False,
+    untouched: UntouchedOption = None,
     controls: Annotated[
         bool,
         typer.Option(
@@ -151,9 +143,7 @@ def edit(
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure the model before and after.")
     ] = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Validate all inputs and show the plan without loading weights.")
-    ] = False,
+    dry_run: DryRunOption = False,
     chat: Annotated[
         bool,
         typer.Option(
@@ -175,7 +165,8 @@ def edit(
         shaping=shaping, as_published=as_published, chat=chat,
     )  # fmt: skip
     if resume is not None:
-        new_only = {"--run": run, "--on-conflict": on_conflict, "--untouched": untouched, "--last-wins": last_wins}
+        new_only: dict[str, object] = {"--run": run, "--on-conflict": on_conflict, "--untouched": untouched}
+        new_only |= {"--last-wins": last_wins and facts is None}
         new_only |= {"--dry-run": dry_run, "--no-evaluate": not evaluate, "--no-controls": not controls}
         choices = {
             "--method": method, "--batch-size": batch_size, "--seed": seed, "--schedule": schedule, "--layers": layers,
@@ -201,7 +192,7 @@ def edit(
     automatic = recipe is None and not comes_with_recipe(model)
     if automatic and outline is None:  # automatic settings depend on the model's shape
         outline = outline_of(model, trust_remote_code=trust_remote_code)
-    lead = 0
+    prefix_tokens = 0
     with collect_errors("the input") as part:
         with part:
             _check_outputs(out, run, dry_run=dry_run)
@@ -209,10 +200,10 @@ def edit(
             where = placement(device, dtype)
         with part:
             default = automatic_recipe(model, method, outline) if automatic and outline is not None else None
-            numbers = recipe_for(model, method, default=default)
-            lead = _lead_of(numbers.contexts)
+            resolved_recipe = recipe_for(model, method, default=default)
+            prefix_tokens = _prefix_tokens(resolved_recipe.contexts)
             if outline is not None:
-                outline.check_layers(numbers.layers)
+                outline.check_layers(resolved_recipe.layers)
         with part:
             if facts is None:
                 raise InputError(
@@ -220,7 +211,7 @@ def edit(
                     remedy="Give a file of facts, such as examples/facts.jsonl",
                     code="OPTION_MISSING",
                 )
-            fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, lead=lead))
+            fact_set = read_facts(facts, last_wins=last_wins, check=token_check(outline, prefix_tokens=prefix_tokens))
             for note in fact_set.notes:
                 warn(f"note: {note}")
             fact_set = resolve_conflicts(fact_set, model, on_conflict or OnConflict.REFUSE)
@@ -232,40 +223,40 @@ def edit(
         outline = outline_of(model, trust_remote_code=trust_remote_code)
         with collect_errors("the input") as part:
             with part:
-                outline.check_layers(numbers.layers)
+                outline.check_layers(resolved_recipe.layers)
             with part:
-                check_facts(fact_set, outline, lead=lead)
-    chat = numbers.contexts.chat
+                check_facts(fact_set, outline, prefix_tokens=prefix_tokens)
+    chat = resolved_recipe.contexts.chat
     if chat:
         check_chat(outline)
     if not automatic:
-        show_notes(numbers, model)
-    seed = numbers.contexts.seed
+        show_notes(resolved_recipe, model)
+    seed = resolved_recipe.contexts.seed
     if dry_run:
         if automatic and layers is None:
             warn(
                 "note: the layers shown are chosen by depth; without --dry-run they are chosen by trial edits "
                 "on the model"
             )
-        _show_plan(fact_set, numbers, model, json)
+        _show_plan(fact_set, resolved_recipe, model, json)
         return
     loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
     generated = Controls(fact_set, frozenset())
     with progress() as report, loaded.blaming_no_edit():
         if automatic and layers is None:
             chosen, why = layers_of(loaded, report=report)
-            numbers = recipe_for(model, method, default=automatic_recipe(model, method, outline, chosen, why))
+            resolved_recipe = recipe_for(model, method, default=automatic_recipe(model, method, outline, chosen, why))
         if automatic:
-            _show_automatic(numbers)
+            _show_automatic(resolved_recipe)
         if controls and evaluate and not lab:
             generated = with_automatic_controls(loaded, fact_set, report=report)
             fact_set = generated.facts
             _show_controls(generated)
-    examination = examination_for(fact_set, lab=lab, untouched=questions, seed=seed)
-    examination = replace(examination, automatic=generated.automatic)
+    evaluation_set = evaluation_set_for(fact_set, lab=lab, untouched=questions, seed=seed)
+    evaluation_set = replace(evaluation_set, automatic=generated.automatic)
     if chat or has_chat(outline):
-        in_chat = chat_questions(fact_set, examination.untouched, everything=chat)
-        examination = replace(examination, chat=in_chat)
+        in_chat = chat_questions(fact_set, evaluation_set.untouched, everything=chat)
+        evaluation_set = replace(evaluation_set, chat=in_chat)
     if run is not None:
         fingerprint = loaded.fingerprint()
         created = create_run(
@@ -274,25 +265,25 @@ def edit(
             fingerprint=fingerprint,
             dtype=supported_dtype_name(loaded.dtype),
             lab=lab,
-            recipe=numbers,
+            recipe=resolved_recipe,
             facts=fact_set,
-            corpus=open_corpus(numbers.statistics.corpus).digest if numbers.needs_statistics else "",
+            corpus=open_corpus(resolved_recipe.statistics.corpus).digest if resolved_recipe.needs_statistics else "",
             seed=seed,
-            examination=evaluation_set_record(examination) if evaluate else None,
+            examination=evaluation_set_record(evaluation_set) if evaluate else None,
         )
         finish_run(created, loaded, model, out, json)
         return
     with progress() as report:
         if evaluate:
-            before = measure(loaded, examination, report=report, what="measuring before")
-            result = run_sequence(loaded, numbers, examination, before, report=report, seed=seed)
+            before = measure(loaded, evaluation_set, report=report, what="measuring before")
+            result = run_sequence(loaded, resolved_recipe, evaluation_set, before, report=report, seed=seed)
             rows, patch, left_alone = result.rows, result.patch, result.left_alone
             measured = before, result.after
         else:
-            editor = Editor(loaded, numbers, report=report)
+            editor = Editor(loaded, resolved_recipe, report=report)
             rows, patch, measured = [], editor.apply(fact_set), None
             left_alone = [fact for record in editor.records for fact in record.unwritten]
-    finish(loaded, model, patch, rows, left_alone, examination, seed, out, json, measured)
+    finish(loaded, model, patch, rows, left_alone, evaluation_set, seed, out, json, measured)
 
 
 def _show_automatic(recipe: Recipe) -> None:
@@ -327,7 +318,7 @@ def _check_outputs(out: Path | None, run: Path | None, *, dry_run: bool) -> None
         check_new(run)
 
 
-def _lead_of(contexts: ContextSettings) -> int:
+def _prefix_tokens(contexts: ContextSettings) -> int:
     """The largest number of tokens that an edit puts before a prompt; each context ends in ". "."""
     return max(contexts.tokens) + 2 if contexts.openers and contexts.per_opener else 0
 
@@ -385,7 +376,8 @@ def resume_run(
     faults = [
         Fault(option, "cannot be combined with --resume", "Remove it", code="OPTION_CONFLICT") for option in new_only
     ]
-    if facts is not None and not _same_facts(read_facts(facts), run.facts):
+    # The run may have been started with --last-wins, which has no effect on files without duplicates.
+    if facts is not None and not _same_facts(read_facts(facts, last_wins=True), run.facts):
         what = f"the facts in {facts} differ from those of the run"
         faults.append(Fault("--facts", what, "Remove it, or start a new run", code="RUN_MISMATCH"))
     base = model or run.manifest.model

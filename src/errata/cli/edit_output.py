@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from errata.benchmark.sequence import EvaluationResult, EvaluationSet, recorded_evaluation_set, run_recorded
 from errata.cli.model_options import PATCH_SUFFIX, is_lab, patch_name, show_absent
-from errata.cli.terminal import console, counted, echo, progress, warn, write_json
+from errata.cli.terminal import console, echo, progress, warn, write_json
 from errata.errors import FaultsError, InputError, InterruptedRunError
 from errata.evaluation.outcomes import Change, FactOutcome, Outcome, Reply, absent_changes, compare_records
 from errata.evaluation.recall import absent
@@ -27,7 +26,9 @@ from errata.report.tables import before_after_table
 from errata.results.records import FORMAT, Row
 from errata.runs.loading import patches_of, stack_under
 from errata.runs.run import RunDirectory, is_run
+from errata.utils import files
 from errata.utils.files import check_new, check_new_file, new_directory, write_text
+from errata.utils.text import counted, listed
 
 
 def check_output(out: Path) -> None:
@@ -49,7 +50,7 @@ def write_edit(out: Path, model: LanguageModel, stack: Stack, patch: Patch, reco
         return
     with new_directory(out) as partial:
         save_full(model, stack, partial)
-        write_text(partial / "errata.json", json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+        files.write_json(partial / "errata.json", record, indent=2)
         write_text(partial / "recipe.yaml", patch.recipe.to_yaml())
 
 
@@ -67,7 +68,7 @@ def save_full(model: LanguageModel, stack: Stack, directory: Path) -> None:
         warn(f"note: copied files that are symbolic links in the base model: {', '.join(written.linked)}")
 
 
-def record_of(rows: Sequence[Row], patch: Patch, examination: EvaluationSet, seed: int) -> dict[str, Any]:
+def record_of(rows: Sequence[Row], patch: Patch, evaluation_set: EvaluationSet, seed: int) -> dict[str, Any]:
     """Results in the format of ``read_results``, with everything needed to reproduce them."""
     about = {
         "base": patch.base,
@@ -78,7 +79,7 @@ def record_of(rows: Sequence[Row], patch: Patch, examination: EvaluationSet, see
         "prefixes": list(patch.prefixes),
         "fingerprint": patch.fingerprint,
         "versions": dict(patch.versions),
-        "absent": absent(examination.facts, examination.untouched) if rows else {},
+        "absent": absent(evaluation_set.facts, evaluation_set.untouched) if rows else {},
         "facts": [fact.to_record() for fact in patch.facts],
     }
     return {"format": FORMAT, "rows": list(rows), "about": about}
@@ -209,10 +210,10 @@ def finish_run(run: RunDirectory, model: LanguageModel, name: str, out: Path | N
             result = run_recorded(model, run, report=report)
         for note in result.notes:
             warn(f"note: {note}")
-        examination = recorded_evaluation_set(run) or EvaluationSet(run.facts)
+        evaluation_set = recorded_evaluation_set(run) or EvaluationSet(run.facts)
         seed = run.manifest.seed
         measured = None if result.before is None or result.after is None else (result.before, result.after)
-        finish(model, name, result.patch, result.rows, result.left_alone, examination, seed, out, json, measured)
+        finish(model, name, result.patch, result.rows, result.left_alone, evaluation_set, seed, out, json, measured)
     except KeyboardInterrupt as error:
         options = {"--out": out, "--json": json}
         again = " ".join(f"{option} {path}" for option, path in options.items() if path is not None)
@@ -229,7 +230,7 @@ def finish(
     patch: Patch,
     rows: Sequence[Row],
     left_alone: Sequence[Fact],
-    examination: EvaluationSet,
+    evaluation_set: EvaluationSet,
     seed: int,
     out: Path | None,
     json: Path | None,
@@ -243,10 +244,10 @@ def finish(
         out: a patch file or a new directory; None writes nothing.
         measured: the measurements before and after the edit.
     """
-    facts = examination.facts
-    record = record_of(rows, patch, examination, seed)
+    facts = evaluation_set.facts
+    record = record_of(rows, patch, evaluation_set, seed)
     record["about"]["left_alone"] = [fact.id for fact in left_alone]
-    outcome = _outcome(model, patch, examination, measured)
+    outcome = _outcome(model, patch, evaluation_set, measured)
     advised = advice(outcome, patch.recipe.method) if measured else None
     record["outcome"] = outcome.to_record() | {"advice": advised}
     if measured is not None:
@@ -283,7 +284,7 @@ def finish(
 def _outcome(
     model: LanguageModel,
     patch: Patch,
-    examination: EvaluationSet,
+    evaluation_set: EvaluationSet,
     measured: tuple[EvaluationResult, EvaluationResult] | None,
 ) -> Outcome:
     before, after = measured or (None, EvaluationResult([], None))
@@ -291,17 +292,17 @@ def _outcome(
     if before is not None and before.perplexity is not None and after.perplexity is not None:
         ratio = after.perplexity.value / before.perplexity.value
     return compare_records(
-        list(examination.facts),
+        list(evaluation_set.facts),
         None if before is None else before.records,
         after.records,
         weight_change=patch.relative_norms(model),
         perplexity_ratio=ratio,
-        automatic=examination.automatic,
+        automatic=evaluation_set.automatic,
     )
 
 
 def _warn_of_left_alone(facts: Sequence[Fact], count: int) -> None:
-    names = ", ".join(repr(fact.id) for fact in facts[:5]) + (", …" if len(facts) > 5 else "")
+    names = listed([repr(fact.id) for fact in facts])
     warn(
         f"warning: {len(facts)} of {counted(count, 'fact')} were not edited ({names}): their distance to the target is "
         "outside the range of rounds.least and rounds.most in the recipe.",
@@ -331,7 +332,7 @@ def resolve_conflicts(facts: FactSet, model: str, on_conflict: OnConflict) -> Fa
         if replaces
         else ("is skipped in favour of" if one else "are skipped in favour of")
     )
-    names = ", ".join(repr(conflict.fact.id) for conflict in clashing[:5]) + (", …" if len(clashing) > 5 else "")
+    names = listed([repr(conflict.fact.id) for conflict in clashing])
     conflicting = counted(len(clashing), "contradicting fact")
     warn(f"note: {conflicting} ({names}) {action} earlier edits of {model} (--on-conflict {on_conflict})")
     if replaces:

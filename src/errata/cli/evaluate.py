@@ -14,16 +14,19 @@ from errata.cli.edit_output import show_chat, show_controls, show_facts, show_un
 from errata.cli.model_options import (
     DeviceOption,
     DtypeOption,
+    LastWinsOption,
     ModelOption,
     TrustOption,
+    UntouchedOption,
     check_chat,
     check_facts,
-    examination_for,
+    evaluation_set_for,
     is_lab,
     outline_here,
     outline_of,
     placement,
     read_questions,
+    seed_option,
     show_absent,
     token_check,
 )
@@ -49,16 +52,9 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="Baseline model to compare with, usually the unedited one.")
     ] = None,
-    untouched: Annotated[
-        Path | None,
-        typer.Option(help="JSONL of {prompt, answer} about other subjects; default for lab: sampled from its world."),
-    ] = None,
-    last_wins: Annotated[
-        bool, typer.Option("--last-wins", help="If facts share subject and prompt, use only the last of them.")
-    ] = False,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Random seed for question sampling and bootstrap.")
-    ] = 0,
+    untouched: UntouchedOption = None,
+    last_wins: LastWinsOption = False,
+    seed: Annotated[int, seed_option("for question sampling and bootstrap.")] = 0,
     chat: Annotated[
         bool, typer.Option("--chat", help="Also evaluate everything as messages in the model's chat template.")
     ] = False,
@@ -89,15 +85,15 @@ def evaluate(
     for name in (name for name, outline in outlines.items() if outline is None):
         outlines[name] = found = outline_of(name, trust_remote_code=trust_remote_code)
         check_facts(fact_set, found)
-    examination = examination_for(fact_set, lab=lab, untouched=questions, seed=seed)
+    evaluation_set = evaluation_set_for(fact_set, lab=lab, untouched=questions, seed=seed)
     if chat:
         for outline in outlines.values():
             check_chat(outline)
-        in_chat = chat_questions(fact_set, examination.untouched, everything=True)
-        examination = replace(examination, chat=in_chat)
+        in_chat = chat_questions(fact_set, evaluation_set.untouched, everything=True)
+        evaluation_set = replace(evaluation_set, chat=in_chat)
     with progress() as report:
         loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
-        after = measure(loaded, examination, report=report, what="measuring")
+        after = measure(loaded, evaluation_set, report=report, what="measuring")
         summaries = summarise(after.records, "after", seed=seed)
         fingerprint, against_fingerprint = loaded.fingerprint(), None
         before, ratio = None, None
@@ -105,7 +101,7 @@ def evaluate(
             del loaded
             base = load_model(against, **where, trust_remote_code=trust_remote_code)
             against_fingerprint = base.fingerprint()
-            before = measure(base, examination, report=report, what="measuring the baseline")
+            before = measure(base, evaluation_set, report=report, what="measuring the baseline")
             summaries = compared(before.records, before.records, "before", seed=seed)
             summaries += compared(before.records, after.records, "after", seed=seed)
             if before.perplexity is not None and after.perplexity is not None:
@@ -114,7 +110,7 @@ def evaluate(
     rows = to_long(model, summaries)
     earlier = None if before is None else before.records
     outcome = compare_records(list(fact_set), earlier, after.records, perplexity_ratio=ratio)
-    missing = {str(metric): why for metric, why in absent(fact_set, examination.untouched).items()}
+    missing = {str(metric): why for metric, why in absent(fact_set, evaluation_set.untouched).items()}
     missing |= absent_changes(earlier, missing)
     about = {
         "model": model,
@@ -143,7 +139,7 @@ def evaluate(
     if before is None:
         echo("Give the unedited model as --against to see which answers changed.")
     if after.perplexity is not None:
-        echo(f"Perplexity on {len(examination.prose)} texts: {after.perplexity.value:.3f}")
+        echo(f"Perplexity on {len(evaluation_set.prose)} texts: {after.perplexity.value:.3f}")
     show_facts(outcome.facts)
     show_chat(outcome.chat, outcome.facts)
     show_controls(outcome)

@@ -10,8 +10,16 @@ import torch
 import typer
 from rich.table import Table
 
-from errata.cli.model_options import DeviceOption, DtypeOption, TrustOption, outline_of, placement
-from errata.cli.terminal import JsonOption, console, counted, echo, progress, warn, write_json
+from errata.cli.model_options import (
+    DeviceOption,
+    DtypeOption,
+    TrustOption,
+    error_context,
+    finished_run,
+    outline_of,
+    placement,
+)
+from errata.cli.terminal import JsonOption, console, echo, progress, warn, write_json
 from errata.errors import InputError
 from errata.models.loading import Outline, gguf_of, source_of
 from errata.models.small_models import is_small_model
@@ -19,8 +27,9 @@ from errata.patches.lora_export import WEIGHTS, Adapter, AnswerComparison, compa
 from errata.patches.patch import Patch
 from errata.patches.stack import has_stack, is_stack, read_stack
 from errata.runs.loading import load_model, patches_of, stack_of_run
-from errata.runs.run import is_run, open_run
+from errata.runs.run import is_run
 from errata.utils.files import check_new
+from errata.utils.text import counted
 
 EXAMPLE = "Example: errata export edited.safetensors --lora adapter --rank 8"
 
@@ -115,13 +124,7 @@ def _patches(name: str, *, trust_remote_code: bool) -> list[Patch]:
     """
     if not is_run(name):
         return [patch for _, patch in patches_of(name)]
-    run = open_run(Path(name))
-    if run.batches_done < run.batches:
-        raise InputError(
-            f"the run {name} is unfinished: {run.batches_done} of {run.batches} batches are done",
-            remedy=f"Finish it first: errata edit --resume {name}",
-            code="RUN_UNFINISHED",
-        )
+    finished_run(name)
     return [stack_of_run(name, trust_remote_code=trust_remote_code).patches[-1].patch]
 
 
@@ -140,16 +143,10 @@ def _check_base(base: str, patches: Sequence[str]) -> None:
 
 
 def _outline(base: str, model: str | None, patch: str, trust_remote_code: bool) -> Outline:
-    try:
+    if model is not None:
         return outline_of(base, trust_remote_code=trust_remote_code)
-    except InputError as error:
-        if model is not None:
-            raise
-        raise InputError(
-            f"{error.what} (the base model of {patch})",
-            remedy=f"{error.remedy}. Use --model to give its current location",
-            code=error.code,
-        ) from error
+    with error_context(after=f" (the base model of {patch})", remedy="Use --model to give its current location"):
+        return outline_of(base, trust_remote_code=trust_remote_code)
 
 
 def _table(adapter: Adapter, modules: Sequence[str]) -> Table:
@@ -193,7 +190,7 @@ def _show(answers: Sequence[AnswerComparison]) -> None:
     lost = record["lost"]
     echo(
         f"The exact patch recalls {record['said_by_patch']} of {record['facts']} facts, this adapter "
-        f"{record['said_by_adapter']}; {len(lost) or 'no'} facts lost{':' if lost else '.'}"
+        f"{record['said_by_adapter']}; {counted(len(lost), 'fact') if lost else 'no facts'} lost{':' if lost else '.'}"
     )
     for entry in lost[:_SHOWN]:
         line = f"  {entry['id']}: {entry['prompt']} → {entry['target']} (model says {entry['said']!r})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,34 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.cli.model_options import DeviceOption, DtypeOption, TrustOption, note_unfinished, placement
-from errata.cli.terminal import JsonOption, console, counted, echo, progress, write_json
+from errata.cli.terminal import JsonOption, console, echo, progress, write_json
 from errata.errors import InputError
-from errata.facts.conflicts import statement
-from errata.facts.fact import Fact
-from errata.models.likelihood import score
-from errata.models.prompts import TargetScore
+from errata.patches.patch import Patch
 from errata.patches.stack import has_stack
+from errata.report.ledger import EditedFact, Recall, edited_facts, recalled
 from errata.runs.loading import check_exists, load_model, patches_of
 from errata.runs.run import is_run
 from errata.utils.files import is_file
-from errata.utils.text import similar
+from errata.utils.text import counted, similar
 
 EXAMPLE = 'Example: errata history stack --subject "Milan Lang"'
-
-
-@dataclass(frozen=True, slots=True)
-class EditedFact:
-    """One fact of one edit.
-
-    Attributes:
-        replaced_by: the later patch that gave the same prompt a different target.
-    """
-
-    patch: str
-    time: str
-    method: str
-    fact: Fact
-    replaced_by: str | None
 
 
 app = typer.Typer()
@@ -59,26 +41,28 @@ def history(
     """List the edits of a model: when, by which patch, and whether each is still recalled."""
     note_unfinished(model)
     where = placement(device, dtype)
-    facts = _of_subject(_edited_facts(model), model, subject)
+    patches = _patches(model)
+    facts = _of_subject(edited_facts(patches.items()), model, subject)
     if ask and is_file(Path(model)):
         raise InputError(
             f"{model} is a patch, not a model",
             remedy="Add --no-ask, or apply it to its base model with `errata apply`",
             code="MODEL_IS_A_PATCH",
         )
-    answers: list[TargetScore] | None = None
+    answers: list[Recall] | None = None
     if ask:
         with progress() as report:
             loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
-            answers = score(loaded, [entry.fact.pair(entry.fact.target) for entry in facts], report=report)
+            answers = recalled(loaded, [entry.fact for entry in facts], report=report)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     rows = []
     for index, entry in enumerate(facts):
-        now = "–" if answers is None else "as edited" if answers[index].correct else answers[index].said
+        now = "–" if answers is None else "as edited" if answers[index].correct else answers[index].answer
         replaced = f" (replaced by {entry.replaced_by})" if entry.replaced_by else ""
+        patch = patches[entry.edit]
         row = (
-            entry.time.removesuffix("+00:00").replace("T", " "),
-            f"{entry.patch}, {entry.method}",
+            patch.created.removesuffix("+00:00").replace("T", " "),
+            f"{entry.edit}, {patch.recipe.method}",
             entry.fact.id,
             entry.fact.text,
             f"{entry.fact.target}{replaced}",
@@ -94,16 +78,16 @@ def history(
         table.add_row(*(Text(text) for text in row))
     console().print(table)
     if answers is not None:
-        current = [answer.correct for entry, answer in zip(facts, answers, strict=True) if entry.replaced_by is None]
+        current = [answer.correct for entry, answer in zip(facts, answers, strict=True) if not entry.replaced_by]
         echo(f"{sum(current)} of {counted(len(current), 'current fact')} still recalled.")
     record = [
         {
-            "patch": entry.patch,
-            "time": entry.time,
-            "method": entry.method,
+            "patch": entry.edit,
+            "time": patches[entry.edit].created,
+            "method": patches[entry.edit].recipe.method,
             "fact": entry.fact.to_record(),
-            "replaced_by": entry.replaced_by,
-            "said": None if answers is None else answers[index].said,
+            "replaced_by": entry.replaced_by or None,
+            "said": None if answers is None else answers[index].answer,
             "still_said": None if answers is None else answers[index].correct,
         }
         for index, entry in enumerate(facts)
@@ -120,7 +104,12 @@ def word_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
     return [min(width, limit) for width in longest]
 
 
-def _edited_facts(model: str) -> list[EditedFact]:
+def _patches(model: str) -> dict[str, Patch]:
+    """Name -> patch of a model, oldest first; names are unique.
+
+    Raises:
+        InputError: if it has no record of edits.
+    """
     if not (is_file(Path(model)) or has_stack(model) or is_run(model)):
         check_exists(model)
         raise InputError(
@@ -128,18 +117,7 @@ def _edited_facts(model: str) -> list[EditedFact]:
             remedy="Give the output of `errata edit`, `apply` or `merge`, or a run",
             code="NO_PATCHES",
         )
-    entries = [(name, patch, fact) for name, patch in patches_of(model) for fact in patch.facts]
-    last = {statement(fact): (name, fact.target) for name, _, fact in entries}
-    return [
-        EditedFact(
-            name,
-            patch.created,
-            patch.recipe.method,
-            fact,
-            None if (name, fact.target) == last[statement(fact)] else last[statement(fact)][0],
-        )
-        for name, patch, fact in entries
-    ]
+    return dict(patches_of(model))
 
 
 def _of_subject(facts: Sequence[EditedFact], model: str, subject: str | None) -> list[EditedFact]:

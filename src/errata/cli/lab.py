@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from errata.cli.model_options import seed_option
 from errata.cli.terminal import JsonOption, console, echo, progress, write_json
 from errata.editing.recipe import shipped_recipe
 from errata.errors import InputError
@@ -22,7 +23,8 @@ from errata.models.language_model import LanguageModel
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments
 from errata.statistics.store import moment_keys, write_moment
-from errata.utils.files import check_new, new_directory, write_text
+from errata.utils import files
+from errata.utils.files import check_new, check_new_file, new_directory
 from errata.utils.locks import open_in_place
 from errata.utils.progress import counter
 
@@ -46,7 +48,7 @@ def save(
 def facts(
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL or CSV file to write.")],
     count: Annotated[int, typer.Option(min=1, help="Number of facts.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed of the sample.")] = 0,
+    seed: Annotated[int, seed_option("of the sample.")] = 0,
     json: JsonOption = None,
 ) -> None:
     """Sample counterfactual edits from the lab's world."""
@@ -57,8 +59,7 @@ def facts(
             remedy="Lower --count",
             code="TOO_FEW_FACTS",
         )
-    if out.exists():
-        raise InputError(f"{out} exists already", remedy="Give another name, or remove it first", code="OUTPUT_EXISTS")
+    check_new_file(out)
     write_facts(lab_facts(world, count, seed=seed), out)
     echo(f"Wrote {count} facts to {out}")
     write_json(json, {"facts": count, "out": str(out)})
@@ -70,23 +71,17 @@ def recall(
     json: JsonOption = None,
 ) -> None:
     """Measure the share of the world's facts that the model recalls, by relation and wording."""
-    from errata.models.likelihood import score
-
     world = lab_world()
     asked = every_fact(world)
     loaded = LanguageModel.load(model)
     with progress() as report:
-        scores = score(loaded, [question.pair for _, question in asked], report=report)
+        scores = loaded.score([question.pair for _, question in asked], report=report)
     wordings = len(asked) // (len(world.people) * len(world.relations))
     shares: dict[str, list[float]] = {}
-    for relation_index, relation in enumerate(world.relations):
-        start = relation_index * wordings
-        stride = len(world.relations) * wordings
-        shares[relation] = [
-            sum(scores[person * stride + start + wording].correct for person in range(len(world.people)))
-            / len(world.people)
-            for wording in range(wordings)
-        ]
+    stride = len(world.relations) * wordings  # prompts of a person
+    for index, relation in enumerate(world.relations):
+        columns = (scores[index * wordings + wording :: stride] for wording in range(wordings))
+        shares[relation] = [sum(score.correct for score in column) / len(world.people) for column in columns]
     for relation, values in shares.items():
         console().print(f"{relation:<12} " + "  ".join(f"{value:6.1%}" for value in values), highlight=False)
     total = sum(item.correct for item in scores) / len(scores)
@@ -139,7 +134,7 @@ def train_lab(
     people: Annotated[
         int | None, typer.Option(min=1, help="People in the world; default: as for the shipped model.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed of the world and the training.")] = 0,
+    seed: Annotated[int, seed_option("of the world and the training.")] = 0,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Use torch.compile, which needs a C++ compiler.")
     ] = True,
@@ -173,6 +168,6 @@ def train_lab(
     with new_directory(out) as partial:
         write_lab(partial, model, tokenizer, world)
         record = {"settings": asdict(settings), "log": [entries[epoch] for epoch in sorted(entries)]}
-        write_text(partial / "training.json", json_module.dumps(record, indent=1) + "\n")
+        files.write_json(partial / "training.json", record, indent=1)
     echo(f"Wrote {out}; last loss {entries[max(entries)]['loss']:.3f}")
     write_json(json, {"directory": str(out), **record})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,18 +18,19 @@ from errata.cli.model_options import (
     outline_here,
     outline_of,
     placement,
+    seed_option,
     token_check,
 )
 from errata.cli.recipe_options import corpus_of
-from errata.cli.terminal import JsonOption, console, counted, echo, progress, warn, write_json
+from errata.cli.terminal import JsonOption, console, echo, progress, warn, write_json
 from errata.errors import ErrataError, Fault, InputError, collect_errors
 from errata.evaluation.controls import facts_to_scan
 from errata.facts.fact import Fact, FactSet
 from errata.facts.files import read_facts
 from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
+from errata.report.figures import check_drawing
 from errata.report.layers import (
-    check_drawing,
     draw_heat_map,
     draw_scan,
     scan_markdown,
@@ -51,10 +51,11 @@ from errata.tracing.causal_tracing import (
 )
 from errata.tracing.layer_scan import ENOUGH_FACTS as ENOUGH_TO_SCAN
 from errata.tracing.layer_scan import RULE, LayerScan, ScanSettings, scan_layers
+from errata.utils import files
 from errata.utils.files import check_new, new_directory, write_text
 from errata.utils.progress import Report
 from errata.utils.provenance import software_versions
-from errata.utils.text import dtype_name
+from errata.utils.text import counted, dtype_name
 
 EXAMPLE = """Example: errata locate --model lab --out layers
 
@@ -103,9 +104,7 @@ def locate_layers(
         bool,
         typer.Option("--positions/--no-positions", help="Tracing: also restore other tokens, for the heat map."),
     ] = True,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Random seed for contexts, noise, choice of facts and bootstrap.")
-    ] = 0,
+    seed: Annotated[int, seed_option("for contexts, noise, choice of facts and bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="New directory for results and figures.")] = None,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
@@ -281,20 +280,16 @@ def _write(out: Path, model: str, record: dict[str, Any], scanned: LayerScan | N
     with new_directory(out) as partial:
         if scanned is not None:
             layers = record["layers"] or []
-            _write_json(partial / "layers.json", record["scan"] | {"about": record["about"]})
+            files.write_json(partial / "layers.json", record["scan"] | {"about": record["about"]}, indent=2)
             write_text(partial / "layers.md", scan_markdown(scanned, layers))
             pictures = [partial / f"layers{suffix}" for suffix in (".png", ".svg")]
             draw_scan(scanned, pictures, title=f"{model}: {scanned.facts} facts", chosen=layers)
         if traced is not None:
-            _write_json(partial / "tracing.json", record["tracing"])
+            files.write_json(partial / "tracing.json", record["tracing"], indent=2)
             pictures = [partial / f"heatmap{suffix}" for suffix in (".png", ".svg")]
             title = f"{model}: {len(traced.chosen.facts)} facts, {_noise(traced.settings)}"
             critical = record["tracing"]["proposal"]["layers"] or []
             draw_heat_map(record["tracing"]["rows"], pictures, title=title, critical=critical)
-
-
-def _write_json(path: Path, record: Any) -> None:
-    write_text(path, json_module.dumps(record, ensure_ascii=False, indent=2) + "\n")
 
 
 def _noise(settings: TracingSettings) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -25,8 +27,8 @@ from errata.models.prompts import chat_frame
 from errata.patches.stack import has_stack, is_stack, stack_base
 from errata.results.metrics import CONTROLS, entry_of
 from errata.runs.loading import base_of
-from errata.runs.run import is_run, open_run
-from errata.utils.files import file_text, is_file, reason_of
+from errata.runs.run import RunDirectory, is_run, open_run
+from errata.utils.files import is_file, read_text, reason_of
 
 ModelOption = Annotated[
     str,
@@ -45,6 +47,36 @@ DtypeOption = Annotated[
         help="float32, bfloat16 or float16; default: as stored (lab: float32). An edited model is saved in this dtype."
     ),
 ]
+
+UntouchedOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSONL of {prompt, answer} about subjects that are not edited; default for lab: sampled from its world."
+    ),
+]
+ProseOption = Annotated[
+    str | None, typer.Option(help="Texts for perplexity: me-ppl=FILE, or a file with one text per line.")
+]
+LayersOption = Annotated[
+    str | None, typer.Option(help="Critical layers, such as 4,5,6; overrides the recipe's layers.")
+]
+CorpusOption = Annotated[
+    str | None,
+    typer.Option(help="Text for key statistics, with blank lines between documents; default: from the recipe."),
+]
+LastWinsOption = Annotated[
+    bool, typer.Option("--last-wins", help="If facts share subject and prompt, use only the last of them.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Validate all inputs and show the plan without loading weights.")
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="New directory for the result.")]
+
+
+def seed_option(purpose: str) -> Any:
+    """A random seed that every generator accepts."""
+    return typer.Option(min=0, max=2**63 - 1, help=f"Random seed {purpose}")
+
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -114,6 +146,33 @@ def note_unfinished(name: str) -> None:
             )
 
 
+def finished_run(name: str) -> RunDirectory:
+    """A run all of whose batches are done; raises InputError for an unfinished one."""
+    run = open_run(Path(name))
+    if run.batches_done < run.batches:
+        raise InputError(
+            f"the run {name} is unfinished: {run.batches_done} of {run.batches} batches are done",
+            remedy=f"Finish it first: errata edit --resume {name}",
+            code="RUN_UNFINISHED",
+        )
+    return run
+
+
+@contextmanager
+def error_context(before: str = "", after: str = "", remedy: str = "") -> Iterator[None]:
+    """Add context to the InputErrors of a block.
+
+    Args:
+        before, after: text around the message.
+        remedy: a further sentence of the remedy.
+    """
+    try:
+        yield
+    except InputError as error:
+        remedies = ". ".join(part for part in (error.remedy, remedy) if part)
+        raise InputError(f"{before}{error.what}{after}", remedy=remedies, code=error.code) from error
+
+
 def outline_here(name: str, *, trust_remote_code: bool) -> Outline | None:
     """The outline of a local model; None for a model on the hub, which is contacted only after all other checks."""
     return None if is_hub_name(base_of(name)) else outline_of(name, trust_remote_code=trust_remote_code)
@@ -122,11 +181,11 @@ def outline_here(name: str, *, trust_remote_code: bool) -> Outline | None:
 PATCH_SUFFIX = ".safetensors"
 
 
-def token_check(model: Outline | None, *, lead: int = 0) -> Check:
+def token_check(model: Outline | None, *, prefix_tokens: int = 0) -> Check:
     """A check for subjects without tokens and prompts that are too long; without a model it accepts everything.
 
     Args:
-        lead: the number of tokens that an edit puts before a prompt.
+        prefix_tokens: the number of tokens that an edit puts before a prompt.
     """
 
     if model is None:
@@ -141,7 +200,7 @@ def token_check(model: Outline | None, *, lead: int = 0) -> Check:
 
     def check(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
         limit = model.context_length - 1  # one for BOS
-        faults = token_faults(facts, places, count_tokens=count_tokens, limit=limit, lead=lead)
+        faults = token_faults(facts, places, count_tokens=count_tokens, limit=limit, lead=prefix_tokens)
         if model.unembedded:
             faults += unembedded_faults(facts, places, unembedded_in=unembedded_in)
         return faults
@@ -149,21 +208,17 @@ def token_check(model: Outline | None, *, lead: int = 0) -> Check:
     return check
 
 
-def check_facts(facts: FactSet, model: Outline, *, lead: int = 0) -> None:
+def check_facts(facts: FactSet, model: Outline, *, prefix_tokens: int = 0) -> None:
     """Apply ``token_check`` to facts that were read before the outline was available; raises FaultsError."""
-    if faults := token_check(model, lead=lead)(facts.facts, facts.places):
+    if faults := token_check(model, prefix_tokens=prefix_tokens)(facts.facts, facts.places):
         raise FaultsError(facts.source, faults)
 
 
 def check_chat(model: Outline | None) -> None:
     """Raises InputError unless the model has a usable chat template."""
     if model is not None:
-        try:
+        with error_context(f"--chat with {model.name!r}: "):
             chat_frame(model.tokenizer)
-        except InputError as error:
-            raise InputError(
-                f"--chat with {model.name!r}: {error.what}", remedy=error.remedy, code=error.code
-            ) from error
 
 
 def has_chat(model: Outline) -> bool:
@@ -190,7 +245,7 @@ def is_lab(name: str) -> bool:
     if name != "lab" and is_file(path):
         try:
             return bool(json.loads(path.read_text(encoding="utf-8"))["about"]["lab"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{path} is not a valid record of an edit: {reason_of(error)}",
                 remedy="Remove this file, or edit the model again",
@@ -237,7 +292,7 @@ PROSE = 60  # default number of texts for perplexity
 _SOURCE = {str(metric): accuracy for accuracy in CONTROLS for metric in derived(accuracy)}
 
 
-def examination_for(
+def evaluation_set_for(
     facts: FactSet, *, lab: bool, untouched: Sequence[tuple[str, Question]] | None, seed: int
 ) -> EvaluationSet:
     """The facts, questions about subjects that no fact edits, and texts for perplexity.
@@ -280,6 +335,16 @@ def shipped_sentences() -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
+def text_lines(path: Path, subject: object, *, remedy: str) -> list[str]:
+    """The lines of a UTF-8 file. Only LF, CR LF and CR end a line: texts may contain other separators, such as U+2028.
+
+    Raises:
+        InputError: as ``read_text``, with its arguments.
+    """
+    text = read_text(path, subject, remedy=remedy, code="FILE_UNREADABLE")
+    return [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]
+
+
 def read_questions(path: Path | None) -> list[tuple[str, Question]] | None:
     """Read questions from JSONL of {"prompt", "answer"}, each its own bootstrap cluster; None without a path.
 
@@ -289,12 +354,7 @@ def read_questions(path: Path | None) -> list[tuple[str, Question]] | None:
     """
     if path is None:
         return None
-    try:
-        lines = file_text(path).splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read {path}: {reason_of(error)}", remedy="Give a UTF-8 JSONL file", code="FILE_UNREADABLE"
-        ) from error
+    lines = text_lines(path, path, remedy="Give a UTF-8 JSONL file")
     questions: list[tuple[str, Question]] = []
     faults: list[Fault] = []
     for number, line in enumerate(lines, start=1):
@@ -304,7 +364,7 @@ def read_questions(path: Path | None) -> list[tuple[str, Question]] | None:
             record = json.loads(line)
             question = Question(record["prompt"], record["answer"], record.get("joiner"))
             questions.append((f"{path.name}:{number}", question))
-        except (ValueError, TypeError, KeyError, InputError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError, InputError) as error:
             what, remedy = f"not a question ({error})", 'Write {"prompt": …, "answer": …}'
             faults.append(Fault(f"{path}:{number}", what, remedy, code="QUESTION_INVALID"))
     if not questions and not faults:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
-from errata.cli.terminal import JsonOption, console, echo, error_console, warn, write_json
+from errata.cli.terminal import JsonOption, console, echo, error_console, plain_table, warn, write_json
 from errata.errors import ErrataError
 from errata.models.small_models import (
     SMALL_MODELS,
@@ -40,9 +38,7 @@ class From(StrEnum):
 @app.command("list", epilog="Example: errata models list")
 def list_models(json: JsonOption = None) -> None:
     """List the small models that errata can download: size, licence, and whether they are available locally."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("name", "download", "licence", "local"):
-        table.add_column(head, justify="right" if head == "download" else "left", no_wrap=True)
+    table = plain_table("name", "download", "licence", "local", right=["download"], no_wrap=True)
     for model in SMALL_MODELS.values():
         here = "no" if model.here is None else "yes" if model.here == model.gguf else "yes (original)"
         table.add_row(model.name, f"{model.size / 1e6:.0f} MB", model.licence, here)

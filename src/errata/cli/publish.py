@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from errata.benchmark.sequence import recorded_rows
-from errata.cli.model_options import PATCH_SUFFIX
-from errata.cli.terminal import JsonOption, counted, echo, warn, write_json
+from errata.cli.model_options import PATCH_SUFFIX, OutOption, finished_run
+from errata.cli.terminal import JsonOption, echo, warn, write_json
 from errata.errors import ErrataError, InputError
 from errata.facts.fact import Fact, FactSet
 from errata.facts.files import write_facts
@@ -23,11 +23,13 @@ from errata.models.hub import address, check_login, check_repository, upload
 from errata.models.loading import lasting_name
 from errata.patches.patch import Patch
 from errata.patches.stack import FILE, Stack, has_stack, is_stack, read_stack, write_stack
-from errata.report.card import Measured, hub_name, is_local, ledger_of, model_card, shown_base
+from errata.report.card import Measured, hub_name, is_local, model_card, shown_base
+from errata.report.ledger import edited_facts
 from errata.results.records import Results, Row, read_results
 from errata.runs.loading import check_exists, load_model, stack_of_run, stack_under
 from errata.runs.run import is_run, open_run
 from errata.utils.files import check_new, new_directory, write_text
+from errata.utils.text import counted, listed
 
 CARD, FACTS = "README.md", "facts.jsonl"
 SAVE_EXAMPLE = "Example: errata save edited --out published"
@@ -48,7 +50,7 @@ app = typer.Typer()
 @app.command("save", epilog=SAVE_EXAMPLE)
 def save(
     model: ModelArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="New directory for the result.")],
+    out: OutOption,
     results: ResultsOption = None,
     base: BaseOption = None,
     card_only: Annotated[bool, typer.Option("--card-only", help=f"Write {CARD} and {FACTS} only.")] = False,
@@ -191,7 +193,7 @@ def measured_of(name: str, stack: Stack, results: Path | None) -> Measured:
         return _of_edit(stack, found.rows, _texts(found.about["left_alone"]), _absent(found))
     if "against_fingerprint" in found.about:
         return _of_evaluation(stack, found, path)
-    raise InputError(f"{path} does not identify the weights it belongs to", remedy=_MEASURE, code="RESULTS_MISMATCH")
+    raise _mismatch(path, "do not identify the weights they belong to")
 
 
 def _of_patch(stack: Stack) -> Measured:
@@ -218,16 +220,17 @@ def _check_edit(stack: Stack, found: Results, path: Path) -> None:
         and about.get("recipe") == patch.recipe.model_dump(mode="json")
     ]
     if not made:
-        what = f"the results in {path} belong to another edit (different facts, recipe or weights)"
-        raise InputError(what, remedy=_MEASURE, code="RESULTS_MISMATCH")
+        raise _mismatch(path, "belong to another edit (different facts, recipe or weights)")
     edit, *later = stack.patches[made[-1] :]
     if later:
         names = ", ".join(repr(stacked.name) for stacked in later)
-        what = f"the results in {path} belong to {edit.name!r}, but {names} was applied later"
-        raise InputError(what, remedy=_MEASURE, code="RESULTS_MISMATCH")
+        raise _mismatch(path, f"belong to {edit.name!r}, but {names} was applied later")
     if edit.missing or edit.forced:
-        what = f"the results in {path} were measured with {edit.name!r} applied to different weights"
-        raise InputError(what, remedy=_MEASURE, code="RESULTS_MISMATCH")
+        raise _mismatch(path, f"were measured with {edit.name!r} applied to different weights")
+
+
+def _mismatch(path: Path, what: str) -> InputError:
+    return InputError(f"the results in {path} {what}", remedy=_MEASURE, code="RESULTS_MISMATCH")
 
 
 def _of_evaluation(stack: Stack, found: Results, path: Path) -> Measured:
@@ -235,18 +238,12 @@ def _of_evaluation(stack: Stack, found: Results, path: Path) -> Measured:
     about = found.about
     states = [stack.fingerprint, *(stacked.patch.fingerprint for stacked in stack.patches[1:])]
     if about.get("fingerprint") in states:
-        raise InputError(
-            f"the results in {path} belong to the model before its last edit", remedy=_MEASURE, code="RESULTS_MISMATCH"
-        )
+        raise _mismatch(path, "belong to the model before its last edit")
     before = ""
     if (against := about["against_fingerprint"]) is not None:
         if against not in states:
-            raise InputError(
-                f"the baseline {about.get('against')!r} of the results in {path} is not the base model "
-                f"{stack.base!r} in {stack.dtype}",
-                remedy=_MEASURE,
-                code="RESULTS_MISMATCH",
-            )
+            against_name = about.get("against")
+            raise _mismatch(path, f"have the baseline {against_name!r}, not the base {stack.base!r} in {stack.dtype}")
         before = _state(stack, states.index(against))
     model = str(about.get("model"))
     by = f"errata evaluate on {Path(model).name if is_local(model) else model}"
@@ -363,7 +360,7 @@ def files_of(directory: Path) -> list[tuple[str, int]]:
 def size_text(count: int) -> str:
     """``1.2 MB``."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
+        if round(count / size, 1) >= 1 and count >= 1e3:
             return f"{count / size:.1f} {unit}"
     return f"{count} bytes"
 
@@ -377,7 +374,7 @@ def _check_contents(directory: Path) -> None:
         if not any(part.startswith(".") for part in path.relative_to(directory).parts)
     ]
     if outside := [path for path in visible if path.is_symlink() and not path.resolve().is_relative_to(root)]:
-        named = ", ".join(f"{path} -> {path.resolve()}" for path in outside[:5]) + (", …" if len(outside) > 5 else "")
+        named = listed([f"{path} -> {path.resolve()}" for path in outside])
         raise InputError(
             f"{counted(len(outside), 'link')} in {directory} point to files outside of it, which would be published: "
             f"{named}",
@@ -395,13 +392,7 @@ def _stack_of(model: str) -> Stack:
     if has_stack(model):
         return read_stack(path)
     if is_run(model):
-        run = open_run(path)
-        if run.batches_done < run.batches:
-            raise InputError(
-                f"the run {model} is unfinished: {run.batches_done} of {run.batches} batches are done",
-                remedy=f"Finish it first: errata edit --resume {model}",
-                code="RUN_UNFINISHED",
-            )
+        finished_run(model)
         return stack_of_run(model)
     check_exists(model)
     raise InputError(
@@ -434,9 +425,9 @@ def _current_facts(stack: Stack) -> FactSet:
     """The current facts, with unique ids: the last one of all facts about the same thing."""
     facts: list[Fact] = []
     taken: set[str] = set()
-    for entry in ledger_of(stack):
-        if not entry.again_by:
-            fact = replace(entry.fact, id=_unique(entry.fact.id, entry.patch, taken))
+    for entry in edited_facts((stacked.name, stacked.patch) for stacked in stack.patches):
+        if entry.latest:
+            fact = replace(entry.fact, id=_unique(entry.fact.id, entry.edit, taken))
             taken.add(fact.id)
             facts.append(fact)
     return FactSet(tuple(facts), "the current facts")

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from errata.benchmark.recipe_search import (
@@ -30,22 +28,24 @@ from errata.cli.model_options import (
     DtypeOption,
     ModelOption,
     TrustOption,
+    UntouchedOption,
     check_facts,
-    examination_for,
+    evaluation_set_for,
     is_lab,
     outline_here,
     outline_of,
     placement,
     read_questions,
     recipe_name,
+    seed_option,
     token_check,
 )
 from errata.cli.recipe_options import corpus_of, layers_named
-from errata.cli.terminal import JsonOption, console, counted, echo, error_console, progress, warn, write_json
+from errata.cli.terminal import JsonOption, console, echo, error_console, plain_table, progress, warn, write_json
 from errata.editing.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.editing.recipe import Recipe, check_recipe, shipped_recipe
 from errata.editing.recipe_files import shipped_file, shipped_names
-from errata.errors import Fault, FaultsError, InputError, collect_errors
+from errata.errors import InputError, collect_errors, faults_of
 from errata.evaluation.controls import facts_to_scan, known_facts, with_automatic_controls
 from errata.facts.fact import FactSet
 from errata.facts.files import read_facts
@@ -56,8 +56,9 @@ from errata.models.loading import Outline
 from errata.runs.loading import load_model
 from errata.statistics.settings import BUILTIN
 from errata.tracing.layer_scan import ScanSettings
-from errata.utils.files import check_file, write_text
+from errata.utils.files import check_file, check_new_file, write_text
 from errata.utils.progress import Report
+from errata.utils.text import counted
 
 app = typer.Typer(
     help="Recipes (the hyperparameters of an edit): list, show, check, or search for one.", no_args_is_help=True
@@ -108,9 +109,7 @@ def show(
     recipes = [shipped_recipe(name, entry) for entry in file.names]
     out = console()
     out.print(f"{file.source}: settings for {file.data['model']}", markup=False, highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("method", "layers", "lr", "steps", "KL", "decay", "clamp", "solver"):
-        table.add_column(head, overflow="fold")
+    table = plain_table("method", "layers", "lr", "steps", "KL", "decay", "clamp", "solver", fold=True)
     for recipe in recipes:
         target = recipe.target
         values = (target.learning_rate, target.steps, target.kl_factor, target.weight_decay, target.clamp)
@@ -140,12 +139,8 @@ def check(
     """Validate a recipe file, for one method or all of its methods; exits with status 2 if it is invalid."""
     try:
         methods = check_recipe(file, method)
-    except FaultsError as error:
-        faults = [asdict(fault) for fault in error.faults]
-        write_json(json, {"file": str(file), "valid": False, "faults": faults})
-        raise
     except InputError as error:
-        faults = [asdict(Fault(str(file), error.what, error.remedy, code=error.code))]
+        faults = [asdict(fault) for fault in faults_of(error, str(file))]
         write_json(json, {"file": str(file), "valid": False, "faults": faults})
         raise
     console().print(f"{file} is valid for {_listed(methods)}.", markup=False, highlight=False, soft_wrap=True)
@@ -202,7 +197,7 @@ AUTO_EXAMPLE = "Example: errata recipe auto --model lab --methods memit --out au
 LAB_SEED = 950  # seed of the lab's held-out facts; not used by any report
 FACTS = 100  # held-out facts of the lab
 ENOUGH_FACTS = 20  # with fewer facts, a single fact decides between two settings
-LEAD = 12  # tokens that the contexts of a search put before a prompt
+PREFIX_TOKENS = 12  # tokens that the contexts of a search put before a prompt
 
 
 @app.command("auto", epilog=AUTO_EXAMPLE)
@@ -237,13 +232,8 @@ def auto(
             "settings without a search. Default: no limit.",
         ),
     ] = None,
-    untouched: Annotated[
-        Path | None,
-        typer.Option(help="JSONL of {prompt, answer} about other subjects; default for lab: sampled from its world."),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Random seed for contexts, choice of facts and question sampling.")
-    ] = 0,
+    untouched: UntouchedOption = None,
+    seed: Annotated[int, seed_option("for contexts, choice of facts and question sampling.")] = 0,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -264,7 +254,7 @@ def auto(
         with part:
             rows = _rows(methods)
         with part:
-            _check_out(out, journal)
+            _check_out(out, journal, search=search)
         with part:
             chosen = None if layers is None else tuple(sorted(set(layers_named(layers))))
             if outline is not None:
@@ -272,7 +262,9 @@ def auto(
         with part:
             text = corpus_of(corpus, default="lab" if lab else BUILTIN)
         with part:
-            given = None if facts is None else read_facts(facts, check=token_check(outline, lead=LEAD))
+            given = (
+                None if facts is None else read_facts(facts, check=token_check(outline, prefix_tokens=PREFIX_TOKENS))
+            )
         with part:
             questions = read_questions(untouched)
     if outline is None:
@@ -282,9 +274,10 @@ def auto(
                 outline.check_layers(chosen or ())
             with part:
                 if given is not None:
-                    check_facts(given, outline, lead=LEAD)
+                    check_facts(given, outline, prefix_tokens=PREFIX_TOKENS)
     if not search:
-        _write_unsearched(model, rows, outline, chosen, text, tokens, out)
+        layers_used, why = _write_unsearched(model, rows, outline, chosen, text, tokens, out)
+        write_json(json, {"out": str(out), "layers": list(layers_used), "why": why, "reasons": {}})
         return
     loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
     reasons: dict[str, Any] = {}
@@ -297,28 +290,28 @@ def auto(
         else:
             why = "given with --layers"
         _show_plan(rows, held_out, chosen, minutes, time.monotonic() - started)
-        examination = examination_for(held_out, lab=lab, untouched=questions, seed=seed)
+        evaluation_set = evaluation_set_for(held_out, lab=lab, untouched=questions, seed=seed)
         if (
             not lab
-            and not examination.untouched
+            and not evaluation_set.untouched
             and not any(fact.neighbours or fact.own or fact.unrelated for fact in held_out)
         ):
-            examination = replace(examination, facts=_with_controls(loaded, held_out, report=report))
-        examination = replace(examination, prose=())  # trials are not scored by perplexity
+            evaluation_set = replace(evaluation_set, facts=_with_controls(loaded, held_out, report=report))
+        evaluation_set = replace(evaluation_set, prose=())  # trials are not scored by perplexity
         found = {}
         for number, row in enumerate(rows):
             left = math.inf if minutes is None else 60 * minutes - (time.monotonic() - started)
             statistics = {"corpus": text, "tokens": tokens, "length": min(1024, loaded.context_length)}
             base = starting_recipe(model, row, chosen, outline.size.mlp_width, statistics, batch_size=25)
             found[row.name] = RecipeSearch(
-                loaded, base, chosen, examination, journal, seconds=left / (len(rows) - number), report=report
+                loaded, base, chosen, evaluation_set, journal, seconds=left / (len(rows) - number), report=report
             ).run()
             reasons[row.name] = dict(found[row.name].reasons)
     write_text(out, automatic_file(model, chosen, why, found))
     echo(f"layers {list(chosen)}: {why}")
     for name, each in reasons.items():
-        for number_name, reason in each.items():
-            echo(f"{name}, {number_name.replace('_', ' ')}: {reason}")
+        for setting, reason in each.items():
+            echo(f"{name}, {setting.replace('_', ' ')}: {reason}")
     incomplete = [name for name, end in found.items() if not end.complete]
     if incomplete:
         console().print(
@@ -379,10 +372,12 @@ def _note_saved_trials(journal: Path) -> Iterator[None]:
         raise
 
 
-def _check_out(out: Path, journal: Path) -> None:
-    if out.exists() and not journal.exists():
-        raise InputError(f"{out} exists already", remedy="Give another name, or remove it first", code="OUTPUT_EXISTS")
-    check_file(out)
+def _check_out(out: Path, journal: Path, *, search: bool) -> None:
+    """Raises InputError if the recipe cannot be written; only a search may replace the recipe of its earlier trials."""
+    if search and journal.exists():
+        check_file(out)
+    else:
+        check_new_file(out)
     read_journal(journal)  # report a corrupt journal before the work starts
 
 
@@ -394,14 +389,15 @@ def _write_unsearched(
     corpus: str,
     tokens: int,
     out: Path,
-) -> None:
-    """Write default settings, using only the model's configuration."""
+) -> tuple[tuple[int, ...], str]:
+    """Write default settings, using only the model's configuration; returns the layers and the reason for them."""
     why = "given with --layers" if layers is not None else "by depth, in proportion to Llama 3; untested on this model"
     layers = layers_by_depth(outline.layers) if layers is None else layers
     statistics = {"corpus": corpus, "tokens": tokens, "length": min(1024, outline.context_length)}
     found = {row.name: unsearched_recipe(model, row, layers, outline.size.mlp_width, statistics) for row in rows}
     write_text(out, automatic_file(model, layers, why, found))
     echo(f"Wrote {out} with default settings (no search).")
+    return layers, why
 
 
 def _rows(methods: str) -> list[Method]:

@@ -26,7 +26,7 @@ from errata.statistics.corpus import open_corpus
 from errata.statistics.settings import BUILTIN, NAMED_CORPORA
 from errata.statistics.store import check_corpus
 from errata.tracing.layer_scan import FORMAT, RULE, ScanSettings, scan_layers, scan_work
-from errata.utils.files import cache_directory, write_text
+from errata.utils.files import cache_directory, write_json
 from errata.utils.progress import Report
 from errata.utils.text import did_you_mean
 
@@ -312,6 +312,6 @@ def _read(path: Path, fingerprint: str) -> dict[str, Any] | None:
 def _cache(path: Path, record: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        write_json(path, record, indent=1)
     except (OSError, OutputError) as error:  # the edit continues without the cache
         _logger.warning("the layers cannot be cached in %s (%s)", path.parent, error)

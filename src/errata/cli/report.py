@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -12,7 +12,7 @@ import typer
 from errata.analysis.studies import ROWS, STUDY, StudyResult
 from errata.benchmark.campaign import open_campaign
 from errata.benchmark.collect import collect
-from errata.cli.terminal import counted, echo, warn
+from errata.cli.terminal import echo, warn
 from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.report.analysis import FIGURES, analysis_markdown, analysis_page, figure_files
 from errata.report.answers import Answers, read_answers
@@ -23,6 +23,7 @@ from errata.report.page import report_page
 from errata.report.studies import ShownStudy, Studies, is_of_studies, read_studies, shown
 from errata.utils.files import check_file, is_file, is_there, write_bytes, write_text
 from errata.utils.locks import check_no_links
+from errata.utils.text import counted
 
 EXAMPLE = "Example: errata report runs/x --format html"
 STEM: Final = "report"
@@ -123,7 +124,7 @@ def _report_studies(run: Path, out: Path | None, formats: str | None, analysis: 
             found = read_studies(run)
     unfinished = list(map(str, found.unfinished.values()))
     write_studies(list(found.finished.values()), targets, unfinished, list(found.finished))
-    _warn_of(unfinished)
+    _warn_unfinished(unfinished)
 
 
 def write_studies(
@@ -143,11 +144,12 @@ def write_studies(
         MissingExtraError: if figures cannot be drawn here.
     """
     studies = shown(results, _tables(places, targets))
-    makers: dict[str, Callable[[], str]] = {
-        "html": lambda: analysis_page(studies, unfinished),
-        "md": lambda: f"{analysis_markdown(studies, unfinished)}\n{_MARK}\n",
-    }
-    _write({target: makers[kind]() for kind, target in targets.items()}, targets, studies)
+    texts: dict[str, str] = {}
+    if "html" in targets:
+        texts["html"] = analysis_page(studies, unfinished)
+    if "md" in targets:
+        texts["md"] = f"{analysis_markdown(studies, unfinished)}\n{_MARK}\n"
+    _write(texts, targets, studies)
 
 
 def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis: Sequence[Path]) -> None:
@@ -174,18 +176,20 @@ def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis
     studies = shown(added.finished.values(), _tables(list(added.finished), targets))
     unfinished = list(map(str, added.unfinished.values()))
     answers = read_answers(found.records) if "html" in targets else None
-    makers: dict[str, Callable[[], str]] = {
-        "html": lambda: report_page(found, _given(answers), studies, unfinished),
-        "md": lambda: f"{report_markdown(found, studies, unfinished)}\n{_MARK}\n",
-        "csv": lambda: report_csv(found),
-        "tex": lambda: report_latex(found),
-    }
-    _write({target: makers[kind]() for kind, target in targets.items()}, targets, studies)
-    _warn(found, answers)
-    _warn_of(unfinished)
+    texts: dict[str, str] = {}
+    if answers is not None:
+        texts["html"] = report_page(found, answers, studies, unfinished)
+    if "md" in targets:
+        texts["md"] = f"{report_markdown(found, studies, unfinished)}\n{_MARK}\n"
+    if "csv" in targets:
+        texts["csv"] = report_csv(found)
+    if "tex" in targets:
+        texts["tex"] = report_latex(found)
+    _write(texts, targets, studies)
+    _warn(found, answers, unfinished)
 
 
-def _write(texts: Mapping[Path, str], targets: Mapping[str, Path], studies: Sequence[ShownStudy]) -> None:
+def _write(texts: Mapping[str, str], targets: Mapping[str, Path], studies: Sequence[ShownStudy]) -> None:
     """Write a complete report; figures first, so that no document refers to missing ones."""
     pictures = figure_files(studies) if "md" in targets else {}
     if pictures and (targets["md"].parent / FIGURES).is_symlink():
@@ -196,10 +200,10 @@ def _write(texts: Mapping[Path, str], targets: Mapping[str, Path], studies: Sequ
         )
     for name, data in pictures.items():
         write_bytes(targets["md"].parent / name, data)
-    for target, text in texts.items():
-        write_text(target, text)
+    for kind, target in targets.items():
+        write_text(target, texts[kind])
     figures = f", and {counted(len(pictures), 'picture')} in {targets['md'].parent / FIGURES}" if pictures else ""
-    echo(f"Wrote {', '.join(map(str, texts))}{figures}.")
+    echo(f"Wrote {', '.join(map(str, targets.values()))}{figures}.")
 
 
 def _targets(run: Path, out: Path | None, formats: str | None, usual: Sequence[str] = FORMATS) -> dict[str, Path]:
@@ -264,33 +268,27 @@ def _is_report(path: Path) -> bool:
     return not data or marks[path.suffix.lower()]
 
 
-def _given(answers: Answers | None) -> Answers:
-    if answers is None:
-        raise TypeError("the page needs the answers")
-    return answers
-
-
 def _tables(places: Sequence[Path], targets: Mapping[str, Path]) -> list[str]:
     """The paths of the studies' tables, relative to the report."""
     start = next(iter(targets.values())).parent.resolve()
     return [Path(os.path.relpath(place.resolve() / ROWS, start)).as_posix() for place in places]
 
 
-def _warn_of(unfinished: Sequence[str]) -> None:
-    for each in unfinished:
-        warn(f"warning: omitted, {each}")
+def _warn_unfinished(studies: Sequence[str]) -> None:
+    for study in studies:
+        warn(f"warning: omitted, {study}")
 
 
-def _warn(run: BenchRun, answers: Answers | None) -> None:
+def _warn(run: BenchRun, answers: Answers | None, unfinished: Sequence[str]) -> None:
     cells = run.about.cells
-    bad = sum(cell.status == "failed" for cell in cells)
-    if bad:
+    if bad := len(run.about.failed):
         warn(f"warning: {bad} of {counted(len(cells), 'run')} of the grid failed; see the report for reasons")
-    waiting = sum(cell.status == "not done" for cell in cells)
-    if waiting:
-        warn(f"warning: {waiting} of {counted(len(cells), 'run')} of the grid are unfinished")
+    if waiting := len(run.about.unfinished):
+        verb = "is" if waiting == 1 else "are"
+        warn(f"warning: {waiting} of {counted(len(cells), 'run')} of the grid {verb} unfinished")
     if answers is not None and answers.entries_left_out:
         warn(
             f"note: the page omits the answers of {answers.entries_left_out} of {answers.entries} facts to "
             f"limit its size"
         )
+    _warn_unfinished(unfinished)

@@ -8,10 +8,10 @@ from typing import Annotated
 import torch
 import typer
 
-from errata.cli.apply import OutOption, stack_record
+from errata.cli.apply import stack_record
 from errata.cli.edit_output import save_full
-from errata.cli.model_options import DeviceOption, TrustOption, note_unfinished, placement
-from errata.cli.terminal import JsonOption, counted, echo, progress, warn, write_json
+from errata.cli.model_options import DeviceOption, OutOption, TrustOption, error_context, note_unfinished, placement
+from errata.cli.terminal import JsonOption, echo, progress, warn, write_json
 from errata.editors.rebuild import named_facts, rebuild
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
@@ -19,6 +19,7 @@ from errata.patches.stack import Stack, has_stack, is_stack, read_stack, solved_
 from errata.runs.loading import check_exists, load_model, stack_of_run
 from errata.runs.run import is_run
 from errata.utils.files import check_new, new_directory
+from errata.utils.text import counted
 
 REVERT_EXAMPLE = "Example: errata revert stack --patch first --out without-first"
 REBUILD_EXAMPLE = "Example: errata rebuild stack --without first/lab-42-3 --out rebuilt"
@@ -140,19 +141,9 @@ def _stack_of(model: str) -> Stack:
 
 
 def _base(stack: Stack, base: str | None, device: torch.device | None, *, trust_remote_code: bool) -> LanguageModel:
-    try:
-        return load_model(
-            base or stack.base,
-            dtype=getattr(torch, stack.dtype),
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
-    except InputError as error:
-        raise InputError(
-            f"the base model {base or stack.base!r} is needed, but {error.what}",
-            remedy="Give its location with --base",
-            code=error.code,
-        ) from error
+    name, dtype = base or stack.base, getattr(torch, stack.dtype)
+    with error_context(f"the base model {name!r} is needed, but ", remedy="Give its location with --base"):
+        return load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
 def _check_same(rebuilt: LanguageModel, name: str, *, force: bool, trust_remote_code: bool) -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from errata.cli.terminal import JsonOption, console, counted, echo, write_json
+from errata.cli.terminal import JsonOption, console, echo, plain_table, write_json
 from errata.facts.fact import Fact
 from errata.models.weights import LowRankTerm
 from errata.patches.patch import Patch
 from errata.patches.stack import has_stack, read_stack
 from errata.runs.loading import patches_of
 from errata.runs.run import is_run, open_run
+from errata.utils.text import counted
 
 EXAMPLE = "Example: errata show edited.safetensors"
 SHOWN = 20  # facts per patch without --all
@@ -77,9 +77,7 @@ def patch_record(title: str, patch: Patch) -> dict[str, Any]:
 
 def facts_table(facts: Sequence[Fact], most: int | None) -> Table:
     """A table of the first ``most`` facts."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("fact", "prompt", "target", "before"):
-        table.add_column(head, overflow="fold")
+    table = plain_table("fact", "prompt", "target", "before", fold=True)
     for fact in facts[:most]:
         table.add_row(*(Text(text) for text in (fact.id, fact.text, fact.target, fact.old or "–")))
     return table

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
@@ -22,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from errata.errors import InputError
@@ -127,10 +129,19 @@ def warn(text: str, *, style: str | None = None) -> None:
     error_console().print(text, style=style, highlight=False)
 
 
-def counted(count: int, what: str) -> str:
-    """``1 patch``, ``2 patches``."""
-    plural = "es" if what.endswith("ch") else "s"
-    return f"{count} {what}{'' if count == 1 else plural}"
+def plain_table(*heads: str, right: Collection[str] = (), fold: bool = False, no_wrap: bool = False) -> Table:
+    """A table with a line below its heads only.
+
+    Args:
+        right: heads of right-aligned columns.
+        fold: break long words instead of truncating them.
+        no_wrap: never break cells.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in heads:
+        justify: Literal["left", "right"] = "right" if head in right else "left"
+        table.add_column(head, justify=justify, overflow="fold" if fold else "ellipsis", no_wrap=no_wrap)
+    return table
 
 
 FORMAT = "errata-output-1"

@@ -7,16 +7,16 @@ from html import escape
 from typing import Final
 
 from errata.report.figures import DARK
-from errata.report.markdown import Markdown, fenced, moment, text, visible
+from errata.report.markdown import Markdown, fenced, markdown_table, moment, text, visible
 from errata.report.page import as_yaml, duration, environment, script_of, style
-from errata.report.studies import LONG, ShownFigure, ShownStudy, told_value, verdicts
+from errata.report.studies import ShownFigure, ShownStudy, format_value, verdicts
 
 
 def analysis_page(studies: Sequence[ShownStudy], unfinished: Sequence[str] = ()) -> str:
     """The whole page as HTML; the studies in their order.
 
     Args:
-        unfinished: what to say of each study that is left out.
+        unfinished: a message for each omitted study.
     """
     script, script_hash = script_of("tables.js")
     return (
@@ -36,7 +36,7 @@ def analysis_page(studies: Sequence[ShownStudy], unfinished: Sequence[str] = ())
 
 
 def heading(studies: Sequence[ShownStudy]) -> str:
-    """The one study's title, or what several are of."""
+    """The title of the study, or a summary of several."""
     if len(studies) == 1:
         return studies[0].about.title
     models = ", ".join(dict.fromkeys(study.about.model for study in studies if study.about.model))
@@ -44,41 +44,41 @@ def heading(studies: Sequence[ShownStudy]) -> str:
 
 
 def lead(studies: Sequence[ShownStudy]) -> str:
-    """What became of all claims."""
+    """Verdict counts of all claims."""
     return verdicts(claim for study in studies for claim in study.findings.claims)
 
 
 FIGURES: Final = "figures"
-_MOST: Final = 200  # rows of a study; a document of more can hardly be read
+_MOST: Final = 200  # rows of a study; longer tables can hardly be read
 _SENTENCES: Final = 4000  # characters
 
 
 def analysis_markdown(studies: Sequence[ShownStudy], unfinished: Sequence[str] = ()) -> Markdown:
-    """A document of its own.
+    """Studies as one Markdown document.
 
     Args:
-        unfinished: what to say of each study that is left out.
+        unfinished: a message for each omitted study.
     """
     blocks = [f"# {text(heading(studies))}"]
     if len(studies) > 1:
         seconds = sum(study.about.seconds for study in studies)
-        blocks.append(f"{text(lead(studies))}. Took {duration(seconds)}.")
+        blocks.append(f"{text(lead(studies))}. Total time: {duration(seconds)}.")
     blocks += left_out(unfinished)
     return Markdown("\n\n".join([*blocks, *(section_markdown(study, 2) for study in studies)]) + "\n")
 
 
 def left_out(unfinished: Sequence[str]) -> list[Markdown]:
-    """A line on each study that is not finished."""
-    return [Markdown(f"**Left out:** {text(each, _SENTENCES)}.") for each in unfinished]
+    """A line for each study that is not finished."""
+    return [Markdown(f"**Omitted:** {text(each, _SENTENCES)}.") for each in unfinished]
 
 
 def section_markdown(study: ShownStudy, level: int) -> Markdown:
-    """One study, under a heading of a level (1 is the highest)."""
+    """One study under a heading of the given level (1 is the highest)."""
     return Markdown("\n\n".join(_blocks(study, "#" * level)))
 
 
 def figure_files(studies: Sequence[ShownStudy]) -> Mapping[str, bytes]:
-    """All pictures that the Markdown links to, and each as PNG too: path beside the document -> bytes."""
+    """All figures that the Markdown links to, also as PNG: path relative to the document -> bytes."""
     return {
         f"{FIGURES}/{figure.name}{suffix}.{kind}": data
         for study in studies
@@ -94,9 +94,9 @@ def _blocks(study: ShownStudy, mark: str) -> Iterator[str]:
     yield text(about.shows, _SENTENCES)
     yield f"**Units:** {text(about.units, _SENTENCES)}"
     yield f"**Source:** {text(about.source, _SENTENCES)}"
-    made = f" Made {moment(about.created)}." if about.created else ""
-    with_ = ", ".join(part for part in (about.model, about.device, about.dtype) if part)
-    yield f"Took {duration(about.seconds)}{f' with {text(with_)}' if with_ else ''}.{made}"
+    made = f" Created {moment(about.created)}." if about.created else ""
+    environment_ = ", ".join(part for part in (about.model, about.device, about.dtype) if part)
+    yield f"Time: {duration(about.seconds)}{f', {text(environment_)}' if environment_ else ''}.{made}"
     if found.claims:
         yield f"{mark}# Claims"
         yield f"{text(verdicts(found.claims))}."
@@ -104,7 +104,7 @@ def _blocks(study: ShownStudy, mark: str) -> Iterator[str]:
             [text(each.text, _SENTENCES), f"**{each.verdict}**", text(each.evidence, _SENTENCES)]
             for each in found.claims
         ]
-        yield _table(["claim", "verdict", "evidence"], lines)
+        yield markdown_table(["claim", "verdict", "evidence"], lines)
     if study.figures:
         yield f"{mark}# Figures"
         for figure in study.figures:
@@ -115,11 +115,11 @@ def _blocks(study: ShownStudy, mark: str) -> Iterator[str]:
         yield from _rows(study)
     if study.undefined:
         yield f"{mark}# Undefined"
-        yield _table(
-            ["combination", "why"],
+        yield markdown_table(
+            ["combination", "reason"],
             [[text(names, _SENTENCES), text(reason, _SENTENCES)] for names, reason in study.undefined],
         )
-    yield f"{mark}# How to repeat it"
+    yield f"{mark}# Reproduce"
     yield fenced(about.command, "bash")
     if about.versions:
         yield text(", ".join(f"{name} {version}" for name, version in about.versions.items()), 2000)
@@ -130,8 +130,8 @@ def _blocks(study: ShownStudy, mark: str) -> Iterator[str]:
 
 
 def picture(figure: ShownFigure, folder: str = FIGURES) -> str:
-    """A figure of ``figure_files``, light or dark as the reader's page is."""
-    # Raw HTML, in which Markdown's own marks are none.
+    """A figure of ``figure_files``, light or dark as the page that shows it."""
+    # Raw HTML, in which Markdown is not interpreted.
     place, dark = f"{folder}/{figure.name}", DARK.suffix
     return "\n".join(
         (
@@ -145,19 +145,14 @@ def picture(figure: ShownFigure, folder: str = FIGURES) -> str:
 def _rows(study: ShownStudy) -> Iterator[str]:
     columns, lines = study.columns, study.lines
     heads = [text(column.name) for column in columns]
-    table = _table(heads, [[text(told_value(value)) for value in line] for line in lines[:_MOST]],
+    rows = markdown_table(heads, [[text(format_value(value)) for value in line] for line in lines[:_MOST]],
                    ["---:" if column.numeric else "---" for column in columns])  # fmt: skip
-    if len(lines) > LONG:
+    if study.long:
         yield f"<details><summary>{len(lines):,} rows</summary>"
-    yield table
+    yield rows
     if len(lines) > _MOST:
         yield f"The first {_MOST}; all {len(lines):,} are in {text(study.table, _SENTENCES)}."
-    if len(lines) > LONG:
+    if study.long:
         yield "</details>"
     if len(lines) <= _MOST:
         yield f"All digits are in {text(study.table, _SENTENCES)}."
-
-
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], rules: Sequence[str] = ()) -> str:
-    whole = [heads, rules or ["---"] * len(heads), *lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in whole)

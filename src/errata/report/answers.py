@@ -1,7 +1,7 @@
-"""The browsable list of a run's facts: what the model said before, right after and at the end.
+"""The searchable list of a benchmark's facts, with the model's answers before, right after and after the run.
 
-From the records it keeps one entry for each cell of the grid and each fact, with the prompts that belong to it, as
-short as can be: each text is in a list once and is named by its index.
+There is one entry for each cell of the grid and each fact, with all of its prompts; each text is stored once and
+referenced by index.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from errata.results.metrics import entry_of
 from errata.utils.optional import require
 
 ENTRIES_EMBEDDED: Final = 20_000
-PROMPTS_EMBEDDED: Final = 60_000  # beside the entries' own; a page of some ten megabytes still opens at once
+PROMPTS_EMBEDDED: Final = 60_000  # in addition to the entries' own prompts; keeps the page near 10 MB
 COLUMNS: Final = (
     "cell", "model", "data", "method", "seed", "when", "edits", "fact", "metric", "prompt", "expected", "value", "said",
 )  # fmt: skip
 OUTCOMES: Final = (
     "taken", "not taken", "forgotten", "taken later", "kept", "lost", "never known", "gained", "not known",
 )  # fmt: skip
-# What says whether an edited fact was taken, the best witness first.
+# The metrics that decide whether an edited fact was taken, the most direct one first.
 _EDITED: Final = (
     "efficacy_accuracy", "free_efficacy_contained", "free_efficacy_exact", "efficacy_tokens", "efficacy_success",
 )  # fmt: skip
 _UNTOUCHED: Final = ("untouched_accuracy", "unrelated_accuracy")
 _MOMENTS: Final = ("before", "right_after", "after")
-_REMEDY: Final = "Run the benchmark again in this directory, which writes it anew from the cells that are done"
+_REMEDY: Final = "Run the benchmark again in this directory, which rewrites it from the finished cells"
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the page embeds.
+    """The data that the page embeds.
 
     Attributes:
-        payload: for JSON. ``strings``; ``cells``: [method, seed, model, data] each as places in ``strings``;
+        payload: for JSON. ``strings``; ``cells``: [method, seed, model, data] each as indices into ``strings``;
             ``entries``: [cell, fact, metric, prompt, expected, outcome, three moments, other prompts], where a moment
             is [said, value] or null, and another prompt [metric, prompt, expected, three moments]. Metrics are
             given by their headings.
-        entries: how many of the run's there are.
-        entries_left_out: that the page has no room for.
-        prompts_left_out: of entries that are embedded.
+        entries: entries in the run.
+        entries_left_out: entries omitted from the page.
+        prompts_left_out: further prompts of embedded entries that are omitted.
     """
 
     payload: dict[str, Any]
@@ -54,8 +54,8 @@ class Answers:
 
 
 @dataclass(slots=True)
-class _Asked:
-    """A prompt of one metric, and what was said at each moment."""
+class _AskedPrompt:
+    """A prompt of one metric, with the answer and value at each moment."""
 
     metric: str
     prompt: str
@@ -66,28 +66,28 @@ class _Asked:
 def read_answers(path: Path, *, entries: int = ENTRIES_EMBEDDED, prompts: int = PROMPTS_EMBEDDED) -> Answers:
     """Read ``records.parquet`` for the page.
 
-    Where not all has room, each cell of the grid keeps the same number of facts, its first.
+    If there are too many facts, each cell keeps its first n facts.
 
     Raises:
         InputError: if it cannot be read, or lacks a column.
         MissingExtraError: without pyarrow.
     """
-    cells: dict[tuple[str, str, int, str, str], dict[str, dict[tuple[str, str], _Asked]]] = {}
+    cells: dict[tuple[str, str, int, str, str], dict[str, dict[tuple[str, str], _AskedPrompt]]] = {}
     for cell, model, data, method, seed, when, _, fact, metric, prompt, expected, value, said in _lines(path):
         if when in _MOMENTS:
             of_cell = cells.setdefault((cell, method, seed, model, data), {})
-            asked = of_cell.setdefault(fact, {}).setdefault((metric, prompt), _Asked(metric, prompt, expected))
+            asked = of_cell.setdefault(fact, {}).setdefault((metric, prompt), _AskedPrompt(metric, prompt, expected))
             asked.moments[when] = (said or "", value)
     total = sum(map(len, cells.values()))
     kept = {key: list(facts.values()) for key, facts in cells.items()}
-    share = _share([len(facts) for facts in kept.values()], entries)
-    texts = _Texts()
+    shown_facts = _facts_per_cell([len(facts) for facts in kept.values()], entries)
+    texts = _StringTable()
     embedded: list[list[Any]] = []
     left_out, room = 0, prompts
     for number, (key, facts) in enumerate(kept.items()):
         names = list(cells[key])
-        for name, of_fact in zip(names[:share], facts[:share], strict=True):
-            main, others = _main(list(of_fact.values()))
+        for name, of_fact in zip(names[:shown_facts], facts[:shown_facts], strict=True):
+            main, others = _main_prompt(list(of_fact.values()))
             shown = others[:room]
             room -= len(shown)
             left_out += len(others) - len(shown)
@@ -103,7 +103,7 @@ def read_answers(path: Path, *, entries: int = ENTRIES_EMBEDDED, prompts: int = 
     return Answers(payload, total, total - len(embedded), left_out)
 
 
-class _Texts:
+class _StringTable:
     """Texts by their index in a list without duplicates."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class _Texts:
         return self._places[text]
 
 
-def _entry(texts: _Texts, cell: int, fact: str, main: _Asked, others: Sequence[_Asked]) -> list[Any]:
+def _entry(texts: _StringTable, cell: int, fact: str, main: _AskedPrompt, others: Sequence[_AskedPrompt]) -> list[Any]:
     return [
         cell,
         texts.place(fact),
@@ -136,7 +136,7 @@ def _entry(texts: _Texts, cell: int, fact: str, main: _Asked, others: Sequence[_
     ]
 
 
-def _moments(texts: _Texts, asked: _Asked) -> list[Any]:
+def _moments(texts: _StringTable, asked: _AskedPrompt) -> list[Any]:
     return [
         [texts.place(asked.moments[when][0]), _finite(asked.moments[when][1])] if when in asked.moments else None
         for when in _MOMENTS
@@ -144,13 +144,14 @@ def _moments(texts: _Texts, asked: _Asked) -> list[Any]:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no word for what is not finite."""
+    """None for NaN and infinity, which JSON cannot represent."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def outcome(metric: str, values: dict[str, float | None]) -> str:
-    """What became of a fact, in one of ``OUTCOMES``: of an edited one whether it was taken and still is, of another
-    whether it is still known. Only a value of 1 is a yes.
+    """One of ``OUTCOMES``: for an edited fact whether it was taken and kept, for others whether they are still known.
+
+    Only the value 1 counts as correct.
     """
     known = {when: value == 1 for when, value in values.items() if value is not None}
     if "after" not in known:
@@ -165,8 +166,8 @@ def outcome(metric: str, values: dict[str, float | None]) -> str:
     return names.get((taken, known["after"]), "taken later")
 
 
-def _main(asked: Sequence[_Asked]) -> tuple[_Asked, list[_Asked]]:
-    """The prompt that an entry is about, and the others without what says the same twice: success beside accuracy."""
+def _main_prompt(asked: Sequence[_AskedPrompt]) -> tuple[_AskedPrompt, list[_AskedPrompt]]:
+    """The main prompt of an entry, and its other prompts without duplicates (success next to accuracy)."""
     ranks = {metric: rank for rank, metric in enumerate((*_EDITED, *_UNTOUCHED))}
     main = min(asked, key=lambda one: ranks.get(one.metric, len(ranks)))
     present = {(one.metric, one.prompt) for one in asked}
@@ -179,8 +180,8 @@ def _main(asked: Sequence[_Asked]) -> tuple[_Asked, list[_Asked]]:
     return main, others
 
 
-def _share(sizes: Sequence[int], most: int) -> int:
-    """How many facts of each cell fit, if each may have as many as the next."""
+def _facts_per_cell(sizes: Sequence[int], most: int) -> int:
+    """The largest number of facts per cell, equal for all cells, with which at most ``most`` facts are shown."""
     low, high = 0, max(sizes, default=0)
     while low < high:
         middle = (low + high + 1) // 2
@@ -216,7 +217,7 @@ def _lines(path: Path) -> Iterator[tuple[Any, ...]]:
             wrong = [name for name in COLUMNS if not tests.get(name, is_text)(file.schema_arrow.field(name).type)]
             if wrong:
                 raise InputError(
-                    f"{path} has other types than expected in the columns {', '.join(wrong)}",
+                    f"{path} has columns of unexpected types: {', '.join(wrong)}",
                     remedy=_REMEDY,
                     code="RECORDS_WRONG_TYPE",
                 )

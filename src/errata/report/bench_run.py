@@ -13,17 +13,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from errata.errors import Fault, FaultsError, InputError
 from errata.results.records import Row, read_results
 from errata.utils.files import reason_of
+from errata.utils.text import counted
 
 
 class CellRecord(BaseModel):
     """One cell of the grid: a model, a data set, a method and a seed.
 
     Attributes:
-        seconds: wall time; None where it is not known.
+        seconds: wall time; None if unknown.
         failure: why it failed; None if it did not.
-        edits: facts that are in the model at the end; None where it is not known.
-        collapsed_at: the batch, from 1, before which the run was stopped because perplexity was over its limit behind
-            it; None if it never was.
+        edits: facts in the model at the end; None if unknown.
+        collapsed_at: the batch, from 1, before which the run was stopped because perplexity exceeded the limit after
+            it; None if it never did.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,9 +40,15 @@ class CellRecord(BaseModel):
     edits: int | None = None
     collapsed_at: int | None = None
 
+    @property
+    def stop(self) -> str:
+        """Where a collapsed cell was stopped, and how many facts were edited."""
+        edited = "" if self.edits is None else f", with {counted(self.edits, 'fact')} edited"
+        return f"stopped before batch {self.collapsed_at}{edited}"
+
 
 class AbsentRecord(BaseModel):
-    """What could not be measured somewhere.
+    """Metrics that could not be measured on a data set.
 
     Attributes:
         model: None in older results, where ``data`` is a data set of any model, or ``MODEL | DATA``.
@@ -56,12 +63,12 @@ class AbsentRecord(BaseModel):
 
 
 class About(BaseModel):
-    """The metadata beside the rows of ``summary.json``.
+    """The metadata in ``summary.json``.
 
     Attributes:
-        command: the command that made the run; the same command resumes it.
-        commands: it, and those that measured more later, in order; empty in older results.
-        versions: of the software, once for each set of versions that cells were worked on with.
+        command: the command that started the run; the same command resumes it.
+        commands: it, and later ones that added measurements, in order; empty in older results.
+        versions: each set of software versions that cells were run with.
         absent: the metrics that could not be measured, with the reason.
     """
 
@@ -90,8 +97,44 @@ class About(BaseModel):
         return [{"model": None, "data": name, "metrics": metrics} for name, metrics in value.items()]
 
     @property
+    def failed(self) -> list[CellRecord]:
+        """Cells without results."""
+        return [cell for cell in self.cells if cell.status == "failed"]
+
+    @property
+    def causes(self) -> dict[str, list[str]]:
+        """Cause of failure -> the failed cells."""
+        return by_cause((cell.id, cell.failure or "no reason given") for cell in self.failed)
+
+    @property
+    def collapsed(self) -> list[CellRecord]:
+        """Cells that were stopped because perplexity exceeded its limit."""
+        return [cell for cell in self.cells if cell.collapsed_at is not None]
+
+    @property
+    def unfinished(self) -> list[CellRecord]:
+        """Cells that were not finished when the results were written."""
+        return [cell for cell in self.cells if cell.status == "not done"]
+
+    @property
+    def seconds(self) -> float:
+        """The sum of the cells' wall times; see ``seconds_note``."""
+        return sum((cell.seconds or 0.0 for cell in self.cells), 0.0)
+
+    @property
+    def seconds_note(self) -> str:
+        """What ``seconds`` includes.
+
+        Older results name only one command: their times lack earlier, interrupted sessions of a cell, and later ones
+        that only added measurements.
+        """
+        if not self.commands:
+            return "total wall time of the last editing session of each run"
+        return "total over all runs, without loading, preparation and evaluation of the unedited model"
+
+    @property
     def all_commands(self) -> list[str]:
-        """Each command once, the one that began it first."""
+        """Each command once, the one that started the run first."""
         return list(dict.fromkeys((self.command, *self.commands)))
 
     @property
@@ -101,10 +144,10 @@ class About(BaseModel):
 
 
 def by_cause(failures: Iterable[tuple[str, str | None]]) -> dict[str, list[str]]:
-    """Cause -> the cells that failed by it, so that each cause is said once.
+    """Cause -> the cells that failed for it, so that each cause is reported once.
 
     Args:
-        failures: (a cell's id, why it failed); those without a cause are left out.
+        failures: (a cell's id, why it failed); those without a cause are omitted.
     """
     found: dict[str, list[str]] = {}
     for cell, cause in failures:
@@ -120,13 +163,14 @@ def _joined(version: object) -> str:
 SUMMARY: Final = "summary.json"
 RECORDS: Final = "records.parquet"
 GRID: Final = "grid.json"
-_REMEDY: Final = "Give the directory of a finished `errata bench`, as that has written it"
+_REMEDY: Final = "Give the unmodified directory of a finished `errata bench`"
 
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """Metrics of a model and a data set that could not be measured for the same reason; the model is empty where the
-    results do not name it.
+    """Metrics of a model and a data set that could not be measured for the same reason.
+
+    The model is empty if the results do not name it.
     """
 
     model: str
@@ -137,7 +181,7 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """The rows of one model on one data set; names are empty where the rows name none."""
+    """The rows of one model on one data set; names are empty if the rows have none."""
 
     model: str
     data: str
@@ -145,23 +189,23 @@ class Section:
 
     @property
     def title(self) -> str:
-        """Model and data as headings call them: of a path, only its last part."""
+        """Model and data for headings; of a path, only its last part."""
         names = ((self.model, "unknown model"), (self.data, "unknown data"))
         return ", ".join(shown_name(name) or missing for name, missing in names)
 
 
 def shown_name(name: str) -> str:
-    """A model's name on the hub as it is; of a path of this machine, its last part."""
+    """The name of a model; of a local path, its last part."""
     return Path(name).name or name if Path(name).is_absolute() or name.startswith((".", "~")) else name
 
 
 @dataclass(frozen=True, slots=True)
 class BenchRun:
-    """A benchmark's run as it is read.
+    """The results of a benchmark.
 
     Attributes:
-        name: what its directory is called.
-        records: its file with one row per prompt.
+        name: of its directory.
+        records: the file with one row per prompt.
     """
 
     name: str
@@ -174,9 +218,22 @@ class BenchRun:
         """The methods' names, in the order in which they first appear."""
         return list(dict.fromkeys(row["method"] for row in self.rows))
 
+    @property
+    def headline(self) -> str:
+        """A summary in one line: ``4 methods on lab with counterfact; 3 seeds; 1,000 edits``."""
+        cells = self.about.cells
+        models = ", ".join(dict.fromkeys(shown_name(cell.model) for cell in cells if cell.model))
+        data = ", ".join(dict.fromkeys(shown_name(cell.data) for cell in cells))
+        methods, seeds = counted(len(self.methods), "method"), counted(len({cell.seed for cell in cells}), "seed")
+        parts = [f"{methods} on {models} with {data}", seeds] if cells else [methods]
+        if edits := sorted({row["edits"] for row in self.rows if row["when"] == "after" and "edits" in row}):
+            parts.append(f"{edits[0]:,} edits" if len(edits) == 1 else f"{edits[0]:,}–{edits[-1]:,} edits")
+        return "; ".join(parts)
+
     def absent(self) -> list[Absent]:
-        """What was not measured, the metrics with the same reason together; of a section only what it has no row of,
-        as a metric that one method or seed lacks can have been measured for another.
+        """Metrics that were not measured, grouped by reason.
+
+        A metric that one method or seed lacks may have been measured for another; it is not absent then.
         """
         found = []
         for record in self.about.absent:
@@ -189,7 +246,7 @@ class BenchRun:
         return found
 
     def _sections_of(self, record: AbsentRecord) -> list[Section]:
-        """The sections that it is about; one without rows where no row is of it."""
+        """The sections that a record refers to; a section without rows if none has any."""
         if record.model is not None:
             of = [each for each in self.sections() if (each.model, each.data) == (record.model, record.data)]
         else:
@@ -197,8 +254,10 @@ class BenchRun:
         return of or [Section(record.model or "", record.data, ())]
 
     def signs(self, section: Section) -> dict[str, str]:
-        """Method -> what its line has to say of its runs: ``seeds 2 of 3`` where not all are done (its numbers are of
-        those alone), ``1 of 3 stopped early`` where perplexity went over its limit in some.
+        """Method -> notes shown next to its name.
+
+        ``seeds 2 of 3``: not all runs are done, and the numbers are of those that are. ``1 of 3 stopped early``:
+        perplexity exceeded its limit in some runs.
         """
         found = {}
         for method, cells in self._cells(section).items():
@@ -211,7 +270,7 @@ class BenchRun:
         return found
 
     def stopped(self, section: Section) -> set[str]:
-        """Methods of which at least one run was stopped before all its facts were edited."""
+        """Methods with at least one run that stopped before all facts were edited."""
         return {
             method
             for method, cells in self._cells(section).items()
@@ -237,21 +296,21 @@ def read_bench_run(directory: Path) -> BenchRun:
     """Read a run's results; the records are not opened.
 
     Raises:
-        InputError: if this is no directory of a benchmark, its run is not finished, or its results are damaged.
-        FaultsError: if several rows are of the same thing.
+        InputError: if this is not a benchmark directory, the benchmark is not finished, or its results are damaged.
+        FaultsError: if rows are duplicates.
     """
     if not directory.is_dir():
-        raise InputError(f"there is no directory {str(directory)!r}", remedy=_REMEDY, code="DIRECTORY_NOT_FOUND")
+        raise InputError(f"no directory {str(directory)!r}", remedy=_REMEDY, code="DIRECTORY_NOT_FOUND")
     summary = directory / SUMMARY
     if not summary.exists():
         if (directory / GRID).exists():
             raise InputError(
-                f"the run in {directory} is not finished: it has {GRID}, and no {SUMMARY} yet",
-                remedy=f"Resume it with `errata bench --out {directory}`, then ask for the report",
+                f"the benchmark in {directory} is not finished: it has {GRID}, but no {SUMMARY}",
+                remedy=f"Resume it with `errata bench --out {directory}`, then create the report",
                 code="RUN_NOT_FINISHED",
             )
         raise InputError(
-            f"{directory} is no run of a benchmark: it has neither {SUMMARY} nor {GRID}",
+            f"{directory} is not a benchmark directory: it has neither {SUMMARY} nor {GRID}",
             remedy=_REMEDY,
             code="RUN_NOT_A_BENCHMARK",
         )
@@ -260,29 +319,29 @@ def read_bench_run(directory: Path) -> BenchRun:
         about = About.model_validate(results.about)
     except ValidationError as error:
         raise InputError(
-            f"{summary}, 'about', cannot be used: {reason_of(error)}", remedy=_REMEDY, code="RESULTS_DAMAGED"
+            f"invalid 'about' in {summary}: {reason_of(error)}", remedy=_REMEDY, code="RESULTS_DAMAGED"
         ) from error
     if not results.rows and not about.cells:
         raise InputError(f"{summary} has neither rows nor cells", remedy=_REMEDY, code="RESULTS_EMPTY")
     try:
-        json.dumps([results.rows, results.about], ensure_ascii=False).encode()  # JSON's \\ud800 is no text in a file
+        json.dumps([results.rows, results.about], ensure_ascii=False).encode()  # JSON's \\ud800 cannot be encoded
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{summary} has text that is not Unicode: {error}", remedy=_REMEDY, code="RESULTS_DAMAGED"
+            f"{summary} contains text that is not valid Unicode: {error}", remedy=_REMEDY, code="RESULTS_DAMAGED"
         ) from error
     _check_once(summary, results.rows)
     return BenchRun(directory.resolve().name, directory / RECORDS, results.rows, about)
 
 
 def _check_once(summary: Path, rows: tuple[Row, ...]) -> None:
-    """No table could show two values of the same thing, and to choose one would be a guess."""
+    """Raises FaultsError for duplicate rows: a table cannot show two values of one cell."""
     first: dict[tuple[object, ...], int] = {}
     faults = []
     for index, row in enumerate(rows):
         edits = row.get("edits") if row["when"] == "during" else None
         key = (row.get("model"), row.get("data"), row["method"], row["metric"], row["when"], edits)
         if key in first:
-            what = f"it is of the same as rows[{first[key]}]: {row['method']!r}, {row['metric']!r}, {row['when']!r}"
+            what = f"duplicates rows[{first[key]}]: {row['method']!r}, {row['metric']!r}, {row['when']!r}"
             faults.append(
                 Fault(
                     f"rows[{index}]", what, "Give each variant of a method its own name", code="RESULTS_DUPLICATE_ROW"

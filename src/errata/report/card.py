@@ -1,6 +1,6 @@
-"""The model card of an edited model: what was changed and how, what that did to everything else, and the way back.
+"""The model card of an edited model: its facts, their measured effects, the method, and how to undo the edit.
 
-It is the README.md that a model has on the Hugging Face hub. The hub reads the YAML on top: ``base_model_relation`` is
+It is the README.md of a model on the Hugging Face hub, which reads the YAML at the top: ``base_model_relation`` is
 one of adapter, finetune, merge and quantized (huggingface.co/docs/hub/model-cards).
 """
 
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.facts.conflicts import statement
-from errata.facts.fact import Fact
 from errata.models.small_models import is_small_model
-from errata.patches.stack import Stack, Stacked
+from errata.patches.stack import Stack
+from errata.report.ledger import EditedFact, edited_facts
 from errata.report.markdown import Markdown, fenced, moment, text
 from errata.report.tables import before_after_markdown
 from errata.results.metrics import Metric, entry_of, in_order
 from errata.results.records import Row
+from errata.utils.text import counted
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -32,14 +32,14 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?(?:/[A-Za-z0-9](?:[\
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What is known of an edit beside its weights.
+    """The measured results of an edit.
 
     Attributes:
-        rows: the long form of one method; none where nothing was measured.
+        rows: the long form of one method; empty if nothing was measured.
         by: the command that measured.
-        before: what the column "before" is of; empty where there is none.
+        before: the model measured before; empty if there is none.
         absent: metrics that could not be measured, with the reason.
-        left_alone: ids of facts that nothing was written for.
+        left_alone: ids of facts that were not edited.
     """
 
     rows: tuple[Row, ...] = ()
@@ -49,44 +49,18 @@ class Measured:
     left_alone: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A line of the ledger.
-
-    Attributes:
-        patch: what brought the fact.
-        added: when that was put on.
-        again_by: the last later patch with the same subject and prompt; empty if there is none.
-    """
-
-    fact: Fact
-    patch: str
-    added: str
-    again_by: str
-
-
-def ledger_of(stack: Stack) -> list[Entry]:
-    """Every fact that was ever written, oldest first."""
-    last = {statement(fact): patch for patch, fact in stack.facts}
-    return [
-        Entry(fact, stacked.name, stacked.added, "" if (later := last[statement(fact)]) == stacked.name else later)
-        for stacked in stack.patches
-        for fact in stacked.patch.facts
-    ]
-
-
 def model_card(
     stack: Stack, measured: Measured, *, name: str, with_weights: bool, repository: str | None = None
 ) -> Markdown:
     """The card as Markdown.
 
     Args:
-        stack: all that is in the model; at least one patch with at least one fact.
-        name: what the model is called, for its title.
-        with_weights: whether the whole model lies beside the card, or the patches alone.
-        repository: its name on the hub, where it has one.
+        stack: all patches of the model; at least one patch with at least one fact.
+        name: of the model, for the title.
+        with_weights: whether the full model is published with the card, or only the patches.
+        repository: its name on the hub, if any.
     """
-    entries = ledger_of(stack)
+    entries = edited_facts((stacked.name, stacked.patch) for stacked in stack.patches)
     recipes: dict[str, list[str]] = {}
     for stacked in stack.patches:
         recipe = stacked.patch.recipe.with_corpus(Path(stacked.patch.recipe.statistics.corpus).name)  # no paths
@@ -103,8 +77,8 @@ def model_card(
             repository=repository,
             entries=entries[:FACTS_SHOWN],
             facts=len(entries),
-            replaced=sum(bool(entry.again_by) for entry in entries),
-            patches=[_patch_line(stacked) for stacked in stack.patches],
+            added={stacked.name: stacked.added for stacked in stack.patches},
+            earlier=sum(not entry.latest for entry in entries),
             recipes=[(", ".join(names), recipe) for recipe, names in recipes.items()],
             measured=measured,
             table=_table(measured.rows) if measured.rows else Markdown(),
@@ -121,31 +95,31 @@ def model_card(
 
 
 def hub_name(base: str) -> str | None:
-    """A base's name on the hub; None of ``lab``, of errata's small models, and of what is on this machine only."""
+    """The name of a base model on the hub; None for ``lab``, errata's small models, and local models."""
     return base if base != "lab" and not is_small_model(base) and not is_local(base) else None
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's or file's name means something on this machine only."""
+    """Whether the name of a model or file is a local path."""
     return name != "lab" and not is_small_model(name) and (_HUB_NAME.fullmatch(name) is None or Path(name).exists())
 
 
 def shown_base(base: str) -> str:
-    """A base for readers elsewhere, without the path of a directory that they do not have."""
+    """The base model for readers on other machines, without the path of a local directory."""
     if base == "lab":
-        return "lab (the model that is embedded in errata)"
+        return "lab (the model embedded in errata)"
     if is_small_model(base):
         return f"{base} (`errata models get {base}`)"
     return f"{Path(base).name} (a local directory, not on the hub by this name)" if is_local(base) else base
 
 
 def _meta(stack: Stack, with_weights: bool) -> Markdown:
-    """The YAML on top: each value as JSON, which is YAML and keeps to one line whatever it holds."""
+    """The YAML at the top; values are JSON, which is valid YAML on one line."""
     methods = dict.fromkeys(stacked.patch.recipe.method for stacked in stack.patches)
     about: dict[str, Any] = {}
     if base := hub_name(stack.base):
         about = {"base_model": base, "base_model_relation": "finetune" if with_weights else "adapter"}
-    # The hub offers code for a library by its name; patches alone are nothing that transformers could load.
+    # The hub shows example code for this library; transformers cannot load patches.
     about["library_name"] = "transformers" if with_weights else "errata"
     if with_weights:
         about["pipeline_tag"] = "text-generation"
@@ -153,42 +127,22 @@ def _meta(stack: Stack, with_weights: bool) -> Markdown:
     return Markdown("\n".join(f"{key}: {json.dumps(value)}" for key, value in about.items()))
 
 
-def _patch_line(stacked: Stacked) -> dict[str, Any]:
-    patch = stacked.patch
-    return {
-        "name": stacked.name,
-        "facts": len(patch.facts),
-        "method": patch.recipe.method,
-        "layers": ", ".join(map(str, patch.layers)) or "none",
-        "batch_size": patch.recipe.batch_size,
-        "seed": patch.seed,
-        "created": patch.created,
-        "versions": ", ".join(f"{name} {version}" for name, version in patch.versions.items()),
-        "forced": stacked.forced,
-        "missing": ", ".join(stacked.missing),
-    }
-
-
 def _table(rows: Sequence[Row]) -> Markdown:
-    """Names are from a file that anybody may have written; of a model's path, readers elsewhere need the end."""
+    """The results as a table; names come from an untrusted file, and of paths only the last part is shown."""
     known = set(Metric)
-    shown = [
-        Row(
-            method=text(Path(row["method"]).name),
-            metric=row["metric"] if row["metric"] in known else text(row["metric"]),
-            when=row["when"],
-            mean=row["mean"],
-            low=row["low"],
-            high=row["high"],
-            n=row["n"],
-        )
+    shown: list[Row] = [
+        {
+            **row,
+            "method": text(Path(row["method"]).name),
+            "metric": row["metric"] if row["metric"] in known else text(row["metric"]),
+        }
         for row in rows
     ]
     return Markdown(before_after_markdown(shown))
 
 
-def _use(stack: Stack, entries: Sequence[Entry], with_weights: bool, repository: str | None) -> list[Markdown]:
-    """Blocks of code that load the model, one after another."""
+def _use(stack: Stack, entries: Sequence[EditedFact], with_weights: bool, repository: str | None) -> list[Markdown]:
+    """Code blocks that load the model."""
     asked = next((entry.fact.text for entry in entries if entry.fact.text.isprintable()), "A prompt")
     place = _place(repository)
     lines = [f"hf download {repository} --local-dir {place}"] if repository else []
@@ -206,22 +160,22 @@ def _use(stack: Stack, entries: Sequence[Entry], with_weights: bool, repository:
     return [*blocks, fenced(code, "python")]
 
 
-def _undo(stack: Stack, entries: Sequence[Entry], repository: str | None) -> Markdown:
-    """Commands that take out a patch, and a fact."""
+def _undo(stack: Stack, entries: Sequence[EditedFact], repository: str | None) -> Markdown:
+    """Commands that remove a patch and a fact."""
     place = _place(repository)
-    # What cannot be seen is not for copying into a shell.
-    names = [(entry.patch, f"{entry.patch}/{entry.fact.id}") for entry in reversed(entries)]
+    # Names with invisible characters are not for copying into a shell.
+    names = [(entry.edit, f"{entry.edit}/{entry.fact.id}") for entry in reversed(entries)]
     patch, fact = map(shlex.quote, next((pair for pair in names if pair[1].isprintable()), ("PATCH", "PATCH/ID")))
     base = " --base BASE" if is_local(stack.base) else ""
     return fenced(
         f"errata revert {place} --patch {patch}{base} --out without-a-patch\n"
-        f"errata rebuild {place} --without {fact}{base} --out without-a-fact  # solves again what stood on it",
+        f"errata rebuild {place} --without {fact}{base} --out without-a-fact  # solves later patches again",
         "bash",
     )
 
 
 def _place(repository: str | None) -> str:
-    """What the folder is called where a reader has it."""
+    """The name of the model's directory on the reader's machine."""
     return repository.rpartition("/")[2] if repository else "DIRECTORY"
 
 
@@ -230,19 +184,19 @@ def _template() -> Template:
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=False,  # Markdown is not HTML: every value goes through a filter of ours, or there is no card
+        autoescape=False,  # Markdown is not HTML: every value must pass through a filter, otherwise rendering fails
         finalize=_checked,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"text": text, "moment": moment, "fenced": fenced}
+    environment.filters |= {"text": text, "moment": moment, "fenced": fenced, "counted": counted}
     return environment.get_template("card.md.j2")
 
 
 def _checked(value: object) -> object:
-    """Lets only through what a filter has made safe."""
+    """Refuses values that did not pass through a filter."""
     if not isinstance(value, Markdown):
-        raise TypeError(f"a value is put into the card without a filter: {value!r}")
+        raise TypeError(f"a value was put into the card without a filter: {value!r}")
     return value

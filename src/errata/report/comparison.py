@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,9 +13,9 @@ from errata.results.records import Row, When
 BEFORE: Final = "before editing"
 _MOMENTS: Final[tuple[tuple[When, str], ...]] = (("right_after", "right after"), ("after", "after"))
 BEST_NOTE: Final = (
-    "A value is marked as best only where its 95 % interval is separate from those of all others in its column; where "
-    "intervals overlap, or one is not known, none is. A method of which a run stopped early takes no part: fewer facts "
-    "are in it than in the others."
+    "A value is marked as best only if its 95 % interval is separate from those of all others in its column; if "
+    "intervals overlap, or one is unknown, none is marked. A method with a run that stopped early is not compared, "
+    "because fewer facts were edited."
 )
 
 
@@ -29,19 +29,17 @@ class Interval:
 
 
 def separate_best(values: Sequence[Interval | None], better: Better | None) -> int | None:
-    """The index of the value that is better than all others beyond doubt; None if there is none.
-
-    That is: its interval and that of each other have no point in common, and it is on the better side.
+    """The index of the value whose interval is separate from and better than all others; None if there is none.
 
     Args:
-        values: one for each method; None for a method that was not measured, which takes no part.
-        better: None where neither way is: nothing is best then.
+        values: one for each method; None for a method that was not measured, which is not compared.
+        better: None if neither direction is better; nothing is best then.
     """
     present = [(index, value) for index, value in enumerate(values) if value is not None]
     if better is None or len(present) < 2:
         return None
     sign = 1 if better == "higher" else -1
-    spans: list[tuple[float, float, int]] = []  # the worse end, the better end, whose
+    spans: list[tuple[float, float, int]] = []  # the worse end, the better end, index
     for index, value in present:
         if value.low is None or value.high is None:
             return None
@@ -53,11 +51,11 @@ def separate_best(values: Sequence[Interval | None], better: Better | None) -> i
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """One moment of one metric.
+class MetricColumn:
+    """One metric at one moment.
 
     Attributes:
-        n: what the means are over, such as ``200``, or ``180–200`` where methods differ.
+        n: the number that means are over, such as ``200``, or ``180–200`` if methods differ.
     """
 
     entry: MetricEntry
@@ -67,8 +65,8 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """A value as it is shown; ``row`` is None where nothing was measured."""
+class TableCell:
+    """A displayed value; ``row`` is None if nothing was measured."""
 
     row: Row | None = None
     value: str = "–"
@@ -78,11 +76,11 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TableLine:
     """A method's name and its cells, one for each column."""
 
     name: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,25 +88,23 @@ class Comparison:
     """The table of one group of metrics.
 
     Attributes:
-        unedited: lines of the unedited model, on top of the methods: one where all methods have the same, else one
-            for each. Their cells are one for each entry, not for each column.
+        unedited: lines of the unedited model, above the methods: one if it is the same for all methods, else one per
+            method. They have one cell per metric, not per column.
     """
 
     group: Group
     metrics: tuple[tuple[MetricEntry, int], ...]
-    columns: tuple[Column, ...]
-    unedited: tuple[Line, ...]
-    lines: tuple[Line, ...]
+    columns: tuple[MetricColumn, ...]
+    unedited: tuple[TableLine, ...]
+    lines: tuple[TableLine, ...]
 
 
 def comparisons(rows: Sequence[Row], stopped: Collection[str] = (), *, most: int | None = None) -> list[Comparison]:
-    """The tables of one model and one data set: right after each fact's own batch, where that is not the same as at the
-    end, beside after the whole run.
+    """The tables of one model and one data set: after the whole run, and right after each fact's batch if that differs.
 
     Args:
-        stopped: methods of which a run stopped early. Their values are shown, and neither are best nor keep others
-            from it.
-        most: columns of one table; a group of metrics that has more is shown in several tables. None: any number.
+        stopped: methods with a run that stopped early; their values are shown, but not compared.
+        most: columns of one table; larger groups of metrics are split into several tables. None: no limit.
     """
     found: dict[tuple[str, str, When], Row] = {
         (row["method"], row["metric"], row["when"]): row for row in rows if row["when"] != "during"
@@ -124,8 +120,9 @@ def comparisons(rows: Sequence[Row], stopped: Collection[str] = (), *, most: int
 
 
 def _differs(key: tuple[str, str, When], found: Mapping[tuple[str, str, When], Row]) -> bool:
-    """Whether any method's value of a metric is not the same right after its batch and at the end: with one batch none
-    is, and one column has both.
+    """Whether any method's value of a metric differs between right after its batch and the end.
+
+    With a single batch none does, and one column shows both.
     """
     right_after = {method: row for (method, metric, when), row in found.items() if (metric, when) == key[1:]}
     after = {method: found.get((method, key[1], "after")) for method in right_after}
@@ -139,7 +136,7 @@ def _differs(key: tuple[str, str, When], found: Mapping[tuple[str, str, When], R
 def _parts(
     metrics: Sequence[MetricEntry], found: Mapping[tuple[str, str, When], Row], most: int | None
 ) -> list[list[MetricEntry]]:
-    """A group's metrics, as many together as have room, and as even as can be."""
+    """A group's metrics, split into parts of similar size with at most ``most`` columns."""
     columns = {
         entry.name: len({when for _, metric, when in found if metric == entry.name and when != "before"})
         for entry in metrics
@@ -166,7 +163,7 @@ def _comparison(
     columns, blocks = [], []
     for entry in metrics:
         shown = [
-            Column(entry, when, moment, _n([row["n"] for row in values if row]))
+            MetricColumn(entry, when, moment, count_range(row["n"] for row in values if row))
             for when, moment in _MOMENTS
             if any(values := [found.get((method, entry.name, when)) for method in methods])
         ]
@@ -186,15 +183,17 @@ def _comparison(
                 for index, row in enumerate(of_column)
             ]
         )
-    lines = tuple(Line(method, tuple(column[index] for column in by_column)) for index, method in enumerate(methods))
-    # A method that has no value of this group has no line in it.
+    lines = tuple(
+        TableLine(method, tuple(column[index] for column in by_column)) for index, method in enumerate(methods)
+    )
+    # Methods without any value in this group are omitted.
     lines = tuple(line for line in lines if any(cell.row for cell in line.cells))
     return Comparison(group, tuple(blocks), tuple(columns), _unedited(metrics, methods, found), lines)
 
 
 def _unedited(
     metrics: Sequence[MetricEntry], methods: Sequence[str], found: dict[tuple[str, str, When], Row]
-) -> tuple[Line, ...]:
+) -> tuple[TableLine, ...]:
     lines = [
         (method, tuple(_cell(found.get((method, entry.name, "before")), entry) for entry in metrics))
         for method in methods
@@ -202,17 +201,19 @@ def _unedited(
     lines = [(method, cells) for method, cells in lines if any(cell.row for cell in cells)]
     values = {tuple((cell.value, cell.interval) for cell in cells) for _, cells in lines}
     if len(values) == 1:
-        return (Line(BEFORE, lines[0][1]),)
-    return tuple(Line(f"{BEFORE}: {method}", cells) for method, cells in lines)
+        return (TableLine(BEFORE, lines[0][1]),)
+    return tuple(TableLine(f"{BEFORE}: {method}", cells) for method, cells in lines)
 
 
-def _cell(row: Row | None, entry: MetricEntry, *, best: bool = False, counted: bool = False) -> Cell:
+def _cell(row: Row | None, entry: MetricEntry, *, best: bool = False, counted: bool = False) -> TableCell:
     if row is None:
-        return Cell()
+        return TableCell()
     interval = entry.interval(row["low"], row["high"])
-    return Cell(row, entry.number(row["mean"]), interval, f"n = {row['n']}" if counted else "", best)
+    return TableCell(row, entry.number(row["mean"]), interval, f"n = {row['n']}" if counted else "", best)
 
 
-def _n(counts: Sequence[int]) -> str:
-    smallest, largest = min(counts), max(counts)
+def count_range(counts: Iterable[int]) -> str:
+    """``200``, or ``180–200`` if counts differ."""
+    distinct = sorted(set(counts))
+    smallest, largest = distinct[0], distinct[-1]
     return str(smallest) if smallest == largest else f"{smallest}–{largest}"

@@ -1,4 +1,4 @@
-"""Conclusions in words, by rules from the measurements: advice after an edit, and a paragraph on a benchmark.
+"""Sentences derived from measurements by rules: advice after an edit, and a paragraph on a benchmark.
 
 Nothing is called better unless the intervals are separate.
 """
@@ -16,27 +16,27 @@ from errata.results.records import Row
 NOTABLE, LARGE = 0.1, 0.3
 """Of ‖ΔW‖ / ‖W‖ of a layer. On SmolLM2-135M, edits that left control questions alone changed layers by 0.02 to 0.11.
 Those that cost perplexity (1.45 times) and ten points of specificity changed them by 0.7 to 0.9, and one that broke the
-model by 1.3. So a tenth is worth a note; 0.3 is well above the first and well below the second, and is worth a warning.
-It is no verdict: the small model `lab` takes changes of 2 with hardly a loss."""
+model by 1.3. So 0.1 triggers a note; 0.3, well above the first range and well below the second, triggers a warning.
+It is not a verdict: the small model `lab` tolerates changes of 2 with hardly any loss."""
 MUCH_PERPLEXITY: Final = 1.2
 MUCH_LOST: Final = 0.1
 MOST_LOST: Final = 0.5
-FEWEST: Final = 2  # of few questions, a single answer is already a large share
-MUCH_CHANGED: Final = 0.25  # right or wrong: a model that answers otherwise has learnt something that nobody asked for
+FEWEST: Final = 2  # among few questions, a single answer is already a large share
+MUCH_CHANGED: Final = 0.25  # correct or not: such a model has changed more than was requested
 _GENTLEST: Final = "alphaedit"
-"""The row that lost fewest of the other answers on both real models (docs/real_models.md, The four rows)."""
+"""The method that lost fewest other answers on both real models (docs/real_models.md, The four rows)."""
 _RECIPE: Final = "in a recipe (`errata recipe show`, or `errata recipe auto --minutes 0`, writes one)"
 _LOWER_RATE: Final = f"lower target.learning_rate {_RECIPE}"
 _CONTROLS: Final = "add --untouched with questions that the model knows"
 
 
 def damage(outcome: Outcome) -> list[str]:
-    """The measured signs that an edit changed more than its facts, in words; none where there is none."""
+    """The measured signs that an edit changed more than its facts, in words; may be empty."""
     found = []
     for kind, count in outcome.counts().items():
         kind, _, chat = kind.partition(":")
         name = kind.replace("_", " ") + (" (chat)" if chat else "")
-        # Of fewer than FEW questions a tenth says little, but most of them lost is damage.
+        # With fewer than FEW questions, a tenth means little, but the loss of most is damage.
         share = MUCH_LOST if count.known >= FEW else MOST_LOST
         if count.lost >= FEWEST and count.lost > share * count.known:
             found.append(f"{count.lost} of {count.known} {name} answers were lost")
@@ -51,12 +51,12 @@ def advice(outcome: Outcome, method: str) -> str:
     """What to do next, in one sentence.
 
     Args:
-        method: that edited, such as ``alphaedit+blue``.
+        method: the editing method, such as ``alphaedit+blue``.
     """
     own = [wording for fact in outcome.facts for wording in fact.wordings if wording.own]
     others = [wording for fact in outcome.facts for wording in fact.wordings if not wording.own]
     missed = sum(not wording.took for wording in own)
-    # A smaller rate helps any method; another method is named only where it was measured to lose less.
+    # A lower rate helps every method; another method is suggested only if it was measured to lose less.
     gentler = _LOWER_RATE if method.startswith(_GENTLEST) else f"try --method {_GENTLEST}, or {_LOWER_RATE}"
     stronger = f"raise target.learning_rate or target.steps {_RECIPE}, or choose other layers (errata locate)"
     if signs := damage(outcome):
@@ -71,29 +71,29 @@ def advice(outcome: Outcome, method: str) -> str:
             f"The facts took, but the change is {100 * largest:.0f} % of a layer's weights, which can do damage that "
             f"these questions do not show: {gentler}."
         )
-    # Not those in chat, which are the same questions once more.
+    # Without those in chat, which repeat the same questions.
     if sum(count.known for kind, count in outcome.counts().items() if ":" not in kind) < FEW:
         return f"The facts took, but fewer than {FEW} control questions can show damage: {_CONTROLS}."
-    deaf = sum(not wording.took for wording in others)
-    if 2 * deaf > len(others):
+    failed = sum(not wording.took for wording in others)
+    if 2 * failed > len(others):
         return (
-            f"The facts took and little else changed, but {deaf} of {len(others)} paraphrases do not give the new "
+            f"The facts took and little else changed, but {failed} of {len(others)} paraphrases do not give the new "
             f"answer: raise target.steps {_RECIPE}, or edit these wordings too."
         )
     return "This looks fine: the facts took, and little else changed."
 
 
-_SMALL: Final = 50  # facts; an interval of a share over fewer is wider than 25 points
+_SMALL: Final = 50  # facts; with fewer, intervals of shares are wider than 25 points
 
 _By = Mapping[tuple[str, str], Row]
 """(metric, method) -> row."""
 
 
 def conclusion(rows: Sequence[Row], stopped: Collection[str] = ()) -> str:
-    """A paragraph on one model and one data set; empty where nothing was measured after the run.
+    """A paragraph on one model and one data set; empty if nothing was measured after the run.
 
     Args:
-        stopped: methods of which a run stopped early; they are not compared.
+        stopped: methods with a run that stopped early; they are not compared.
     """
     methods = list(dict.fromkeys(row["method"] for row in rows))
     after: _By = {(row["metric"], row["method"]): row for row in rows if row["when"] == "after"}
@@ -104,7 +104,7 @@ def conclusion(rows: Sequence[Row], stopped: Collection[str] = ()) -> str:
         *_ahead(after, compared),
         *_kept(after, methods),
         *_harm(after, methods),
-        *([f"{_joined(sorted(stopped))} stopped early, because perplexity went over its limit."] if stopped else []),
+        *([f"{_joined(sorted(stopped))} stopped early because perplexity exceeded its limit."] if stopped else []),
         *_unable(before, {metric for metric, _ in after}),
         *_few(after),
     ]
@@ -112,7 +112,7 @@ def conclusion(rows: Sequence[Row], stopped: Collection[str] = ()) -> str:
 
 
 def unable(rows: Sequence[Row]) -> dict[str, str]:
-    """Metric -> why it can show nothing: it started at its floor or ceiling."""
+    """Metric -> why it cannot show an effect: it was already at its floor or ceiling before editing."""
     found = {}
     for row in rows:
         if row["when"] == "before" and (reason := no_room(row["metric"], row["mean"])):
@@ -126,11 +126,11 @@ def _edited(after: _By, methods: Sequence[str]) -> list[str]:
         return []
     rephrased = _range(after, Metric.GENERALISATION_ACCURACY, methods)
     others = f", and to {rephrased} of their paraphrases" if rephrased else ""
-    return [f"After the whole run the model gives the new answer to {own} of the edited prompts{others}."]
+    return [f"After the whole run, the model gives the new answer to {own} of the edited prompts{others}."]
 
 
 def _ahead(after: _By, methods: Sequence[str]) -> list[str]:
-    """Which method is ahead in the first of a few overall metrics that was measured."""
+    """Which method is best in the first overall metric that was measured."""
     if len(methods) < 2:
         return []
     for metric in (Metric.SCORE, Metric.EFFICACY_ACCURACY):
@@ -142,8 +142,8 @@ def _ahead(after: _By, methods: Sequence[str]) -> list[str]:
         )
         name = entry_of(metric).heading
         if best is None:
-            return [f"In {name} no method is ahead of all others beyond the 95 % intervals."]
-        return [f"In {name} {methods[best]} is ahead of all others beyond the 95 % intervals."]
+            return [f"In {name}, no method is better than all others with separate 95 % intervals."]
+        return [f"In {name}, {methods[best]} is better than all others, with separate 95 % intervals."]
     return []
 
 
@@ -155,7 +155,7 @@ def _kept(after: _By, methods: Sequence[str]) -> list[str]:
             parts.append(f"{found} of {kind.replace('_', ' ')} questions")
     if not parts:
         return []
-    return [f"Of the control answers that were correct before editing it still gives {_joined(parts)}."]
+    return [f"Of the control answers that were correct before editing, it still gives {_joined(parts)}."]
 
 
 def _harm(after: _By, methods: Sequence[str]) -> list[str]:
@@ -182,14 +182,15 @@ def _unable(before: Mapping[str, float], measured: Collection[str]) -> list[str]
     ]
     if not found:
         return []
-    return [f"No effect can be seen, because of where it began, in {_joined(found)}."]
+    return [f"No effect can be seen in {_joined(found)}, because of the value before editing."]
 
 
 def _few(after: _By) -> list[str]:
     counts = [row["n"] for (metric, _), row in after.items() if metric == Metric.EFFICACY_ACCURACY]
     if not counts or min(counts) >= _SMALL:
         return []
-    return [f"These are only {min(counts)} facts: differences within the intervals mean nothing."]
+    facts = "is only 1 fact" if min(counts) == 1 else f"are only {min(counts)} facts"
+    return [f"There {facts}: differences within the intervals mean nothing."]
 
 
 def _range(after: _By, metric: str, methods: Sequence[str], least: str = "least by") -> str | None:

@@ -1,7 +1,7 @@
 """Curves over the number of edits: a small chart for each metric, with a line for each method.
 
-The SVG is written here because it takes its colours from the page (light, dark, print). A method's colour, dash and
-marker are the same in all charts; any one of the three tells methods apart.
+The SVG is written here because it takes its colours from the page (light, dark, print). A method's colour, dash
+and marker are the same in all charts; each of the three distinguishes methods.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from markupsafe import Markup
 
 from errata.results.metrics import Group, MetricEntry, Unit, entries_by_group
 from errata.results.records import Row
+from errata.utils.text import counted
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """From values to the drawing's units, with the values that have ticks."""
+    """Maps values to units of the drawing, with tick values."""
 
     low: float
     high: float
@@ -46,7 +47,7 @@ class Scale:
         return cls(10.0**first, 10.0**last, start, end, ticks, logarithmic=True)
 
     def at(self, value: float) -> float:
-        """Where a value lies; what is outside lies on the edge."""
+        """The position of a value; values outside are placed on the edge."""
         clipped = min(max(value, self.low), self.high)
         if self.logarithmic:
             share = math.log(clipped / self.low) / math.log(self.high / self.low)
@@ -61,19 +62,19 @@ def _step(span: float) -> float:
     return next(power * part for part in (0.2, 0.5, 1.0, 2.0) if span / (power * part) <= 6)
 
 
-COLOURS: Final = 8  # how many the page's style sheet has
+COLOURS: Final = 8  # in the page's style sheet
 _DASHES: Final = ("", "6 3", "2 2.5", "8 3 2 3", "12 3", "4 2 1 2")
 _MARKERS: Final = ("circle", "square", "triangle", "diamond", "cross", "inverted")
-# Of the drawing, in its own units; the page scales it.
+# Of the drawing, in its units; the page scales it.
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340.0, 220.0, 46.0, 10.0, 12.0, 38.0
-_SIGN: Final = 6.2  # how wide a digit of a tick's label is at most, in the page's type of 10.5
-_TITLE: Final = 18.0  # what the vertical axis's own label takes, with the gap after it
-_SHOWN_MARKERS: Final = 12  # of a line; more would hide it
+_CHARACTER: Final = 6.2  # maximum width of a digit of a tick label, in the page's font of 10.5
+_TITLE: Final = 18.0  # width of the vertical axis label with its gap
+_SHOWN_MARKERS: Final = 12  # per line; more would hide it
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A value after so many edits; ``low`` and ``high`` are None without an interval."""
+    """A value after a number of edits; ``low`` and ``high`` are None without an interval."""
 
     edits: int
     mean: float
@@ -83,7 +84,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A method's line; ``style`` is its place among all methods."""
+    """A method's line; ``style`` is its index among all methods."""
 
     method: str
     style: int
@@ -100,25 +101,23 @@ class Chart:
 
     @property
     def unit(self) -> str:
-        """What the vertical axis is in."""
+        """The unit of the vertical axis."""
         named = {Unit.PERCENT: "%", Unit.RATIO: "ratio to the unedited model", Unit.SECONDS: "seconds"}
         return "‖ΔW‖ / ‖W‖" if self.entry.name == "weight_norm_ratio" else named.get(self.entry.unit, "")
 
 
 def charts(rows: Sequence[Row], methods: Sequence[str]) -> list[Chart]:
-    """A chart for each metric that was looked at during the run. A curve ends where a run drops out of it: means over
-    those that are left would be of other runs, and seem to recover.
+    """A chart for each metric that was measured during the run.
 
-    What edits should leave alone begins at 0 edits with the unedited model, where that was asked as many questions as
-    the first check (a sample beside all would be a step that no edit made); of the edited facts, the line from there
-    to the first check would hide all that follows.
-
-    A single check is one dot and shows nothing: there the line is from before editing to the end of the run, and where
-    neither was measured there is no chart. What was lost, gained and changed is in tables only.
+    A curve ends where one of its runs stopped: means over the remaining runs could seem to recover. Curves of control
+    questions start at 0 edits with the unedited model if it was asked the same number of questions as at the first
+    check; otherwise the sampling would look like an effect of editing. Curves of edited facts do not, since the rise to
+    the first check would hide the rest. With a single check, the line goes from before editing to the end of the run;
+    if these were not measured, there is no chart. Lost, gained and changed answers are in tables only.
 
     Args:
         rows: of one model and one data set.
-        methods: of the whole page, in whose order styles are given.
+        methods: of the whole page, in the order of styles.
     """
     during = [row for row in rows if row["when"] == "during" and "edits" in row]
     drawn = []
@@ -145,7 +144,7 @@ def charts(rows: Sequence[Row], methods: Sequence[str]) -> list[Chart]:
 
 
 def _points(before: Sequence[Row], checks: Sequence[Row]) -> tuple[Point, ...]:
-    """The unedited model, where it can be compared, and the checks up to where a run drops out."""
+    """The unedited model, if it can be compared, and the checks until a run stops."""
     ordered = sorted(checks, key=lambda row: row["edits"])
     first = ordered[0]
     start = [_point(row, 0) for row in before if row["n"] == first["n"] and first["edits"] > 0]
@@ -154,7 +153,7 @@ def _points(before: Sequence[Row], checks: Sequence[Row]) -> tuple[Point, ...]:
 
 
 def _ends(name: str, before: Sequence[Row], after: Sequence[Row]) -> tuple[Point, ...]:
-    """Before editing and after the whole run, both of all that was asked."""
+    """Before editing and after the whole run."""
     start = [Point(0, 0.0, None, None)] if name == "weight_norm_ratio" else [_point(row, 0) for row in before]
     return (*start, *(_point(row, row["edits"]) for row in after if row.get("edits", 0) > 0))
 
@@ -164,10 +163,10 @@ def _point(row: Row, edits: int) -> Point:
 
 
 def chart_svg(chart: Chart) -> Markup:
-    """The chart as an SVG element for the page, whose style sheet has its classes ``s0`` … ``s7``."""
+    """The chart as an SVG element; its classes ``s0`` … ``s7`` are in the page's style sheet."""
     up = _vertical(chart)
     labels = [_tick(tick, chart) for tick in up.ticks]
-    left = max(_LEFT, _TITLE + _SIGN * max(map(len, labels)) + 6)
+    left = max(_LEFT, _TITLE + _CHARACTER * max(map(len, labels)) + 6)
     most = max(point.edits for curve in chart.curves for point in curve.points)
     across = Scale.linear(0.0, float(most), left, _right())
     parts = [_grid(across, up, labels, chart)]
@@ -175,7 +174,7 @@ def chart_svg(chart: Chart) -> Markup:
         parts.append(_curve(curve, across, up, chart.entry))
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}, {}: {} over the number of edits">{}</svg>'
-    ).format(_WIDTH, _HEIGHT, chart.title, chart.unit, _count(len(chart.curves)), Markup("").join(parts))
+    ).format(_WIDTH, _HEIGHT, chart.title, chart.unit, counted(len(chart.curves), "method"), Markup("").join(parts))
 
 
 def swatch_svg(style: int) -> Markup:
@@ -187,7 +186,7 @@ def swatch_svg(style: int) -> Markup:
 
 
 def marker_svg(style: int, x: float, y: float, size: float = 3.4, title: str = "") -> Markup:
-    """A method's marker around a point; ``title`` shows under the mouse."""
+    """A method's marker at a point, with ``title`` as its tooltip."""
     kind = _MARKERS[(style + style // len(_MARKERS)) % len(_MARKERS)]
     shapes = {
         "square": f"M{x - size:.1f} {y - size:.1f}h{2 * size:.1f}v{2 * size:.1f}h{-2 * size:.1f}z",
@@ -209,7 +208,7 @@ def _right() -> float:
 
 
 def _vertical(chart: Chart) -> Scale:
-    """Shares from 0 to 100 %; what can collapse by orders of magnitude on a logarithmic scale once it does."""
+    """From 0 to 100 % for shares; logarithmic if values span more than a factor of 20."""
     values = [
         value
         for curve in chart.curves
@@ -280,7 +279,3 @@ def _label(method: str, point: Point, entry: MetricEntry) -> str:
     interval = entry.interval(point.low, point.high)
     value = f"{entry.number(point.mean)}{entry.unit_text}"
     return f"{method}, {point.edits} edits: {value}{' ' if interval else ''}{interval}"
-
-
-def _count(methods: int) -> str:
-    return "1 method" if methods == 1 else f"{methods} methods"

@@ -10,21 +10,11 @@ from typing import Final
 
 from errata.facts.files import escaped
 from errata.report.analysis import left_out, section_markdown
-from errata.report.bench_run import BenchRun, by_cause, shown_name
-from errata.report.comparison import BEST_NOTE, Cell, Column, Comparison, comparisons
+from errata.report.bench_run import BenchRun, shown_name
+from errata.report.comparison import BEST_NOTE, Comparison, MetricColumn, TableCell, comparisons
 from errata.report.conclusions import conclusion
-from errata.report.markdown import Markdown, code, fenced, moment, text
-from errata.report.page import (
-    as_yaml,
-    collapsed,
-    duration,
-    failed,
-    headline,
-    seconds_note,
-    stopping,
-    total_seconds,
-    unfinished,
-)
+from errata.report.markdown import Markdown, code, fenced, markdown_table, moment, text
+from errata.report.page import as_yaml, duration
 from errata.report.studies import ShownStudy
 from errata.results.records import Row
 
@@ -34,30 +24,29 @@ CSV_COLUMNS: Final = (
 
 
 def report_markdown(run: BenchRun, analysis: Sequence[ShownStudy] = (), waiting: Sequence[str] = ()) -> Markdown:
-    """The tables with their intervals, what failed, what is absent, how to repeat it; then studies, if there are.
+    """Tables with intervals, failed cells, absent metrics, how to reproduce the run; then studies, if any.
 
     Args:
-        waiting: what to say of each study that is left out.
+        waiting: a message for each omitted study.
     """
     about = run.about
-    blocks = [f"# {text(headline(run))}"]
+    blocks = [f"# {text(run.headline)}"]
     sections = run.sections()
     for section in sections:
         if found := conclusion(section.rows, run.stopped(section)):
             lead = f"**{text(section.title)}**: " if len(sections) > 1 else ""
             blocks.append(lead + text(found, 5000))
-    begun = moment(about.created) if about.created else "at an unknown time"
-    taken = f"{duration(total_seconds(about.cells))} ({seconds_note(about)})"
-    blocks.append(f"Begun {begun}, in the folder {text(run.name)}. Time: {taken}.")
-    causes = by_cause((cell.id, cell.failure or "no reason given") for cell in failed(about.cells))
-    alarms = [f"- **Failed:** {', '.join(map(code, cells))}: {text(cause)}" for cause, cells in causes.items()]
-    alarms += [f"- **Collapsed:** {code(cell.id)}: {stopping(cell)}" for cell in collapsed(about.cells)]
-    alarms += [f"- **Not done:** {code(cell.id)}" for cell in unfinished(about.cells)]
+    started = moment(about.created) if about.created else "at an unknown time"
+    taken = f"{duration(about.seconds)} ({about.seconds_note})"
+    blocks.append(f"Started {started}, in the directory {text(run.name)}. Time: {taken}.")
+    alarms = [f"- **Failed:** {', '.join(map(code, cells))}: {text(cause)}" for cause, cells in about.causes.items()]
+    alarms += [f"- **Collapsed:** {code(cell.id)}: {cell.stop}" for cell in about.collapsed]
+    alarms += [f"- **Not finished:** {code(cell.id)}" for cell in about.unfinished]
     blocks += ["\n".join(alarms)] if alarms else []
     for section in sections:
         blocks.append(f"## {text(section.title)}")
-        for table in comparisons(section.rows, run.stopped(section)):
-            blocks += [f"### {table.group}", _table(table, run.signs(section))]
+        for comparison in comparisons(section.rows, run.stopped(section)):
+            blocks += [f"### {comparison.group}", _table(comparison, run.signs(section))]
     blocks.append(f"Mean [95 % interval] over n. **Bold**: {BEST_NOTE[0].lower()}{BEST_NOTE[1:]}")
     absent = [
         f"- {', '.join(code(shown_name(name)) for name in (entry.model, entry.data) if name)}: "
@@ -66,46 +55,46 @@ def report_markdown(run: BenchRun, analysis: Sequence[ShownStudy] = (), waiting:
     ]
     blocks += ["## Not measured", "\n".join(absent)] if absent else []
     blocks += ["## Notes", "\n".join(f"- {text(note)}" for note in about.notes)] if about.notes else []
-    blocks += ["## How to repeat it", *(fenced(command, "bash") for command in about.all_commands)]
+    blocks += ["## Reproduce", *(fenced(command, "bash") for command in about.all_commands)]
     if about.versions:
-        blocks.append("\n".join(f"- With {text(each, 2000)}" for each in about.all_versions))
+        blocks.append("\n".join(f"- Versions: {text(each, 2000)}" for each in about.all_versions))
     if about.grid:
-        blocks += ["### The grid", fenced(as_yaml(about.grid), "yaml")]
+        blocks += ["### Grid", fenced(as_yaml(about.grid), "yaml")]
     for name, recipe in about.recipes.items():
         blocks += [f"### Recipe of {code(name)}", fenced(as_yaml(recipe), "yaml")]
     blocks += [*left_out(waiting), *(section_markdown(study, 2) for study in analysis)]
     return Markdown("\n\n".join(blocks) + "\n")
 
 
-def _table(table: Comparison, signs: Mapping[str, str]) -> str:
-    moments = {column.when for column in table.columns}
+def _table(comparison: Comparison, signs: Mapping[str, str]) -> str:
+    moments = {column.when for column in comparison.columns}
     heads = [
         f"{text(column.entry.heading)}{f', {column.entry.unit_text}' if column.entry.unit_text else ''}"
         f"{f', {column.moment}' if len(moments) > 1 else ''} (n={column.n})"
-        for column in table.columns
+        for column in comparison.columns
     ]
-    lines = [["method", *heads], ["---", *("---:" for _ in heads)]]
-    for line in table.unedited:
+    lines = []
+    for line in comparison.unedited:
         # The unedited model's value is in the last column of each metric.
         cells: list[str] = []
-        for (_, span), cell in zip(table.metrics, line.cells, strict=True):
+        for (_, span), cell in zip(comparison.metrics, line.cells, strict=True):
             cells += [*([""] * (span - 1)), _cell(cell)]
         lines.append([f"*{text(line.name)}*", *cells])
-    for line in table.lines:
-        sign = signs.get(line.name)
-        lines.append([code(line.name) + (f" ({sign})" if sign else ""), *map(_cell, line.cells)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    for line in comparison.lines:
+        note = signs.get(line.name)
+        lines.append([code(line.name) + (f" ({note})" if note else ""), *map(_cell, line.cells)])
+    return markdown_table(["method", *heads], lines, ["---", *("---:" for _ in heads)])
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TableCell) -> str:
     value = f"**{cell.value}**" if cell.best else cell.value
     return " ".join(part for part in (value, cell.interval, f"({cell.n})" if cell.n else "") if part)
 
 
 def report_csv(run: BenchRun) -> str:
-    """The long form: a line for each row, with ``best`` 1 where the tables mark it; shares are from 0 to 1.
+    """The long form: one line per row, with ``best`` 1 where the tables mark it; shares are from 0 to 1.
 
-    Names that begin like a formula have a ``'`` before them; see ``facts_formats.escaped``.
+    Names that start like a formula are prefixed with ``'``; see ``errata.facts.files.escaped``.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -136,7 +125,7 @@ def _csv_line(row: Row, best: bool) -> list[object]:
     ]
 
 
-# In text; outside of it (names of files, say) nothing of ours is ever written.
+# For text only; nothing is written elsewhere, such as in file names.
 _SIGNS: Final = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -148,7 +137,7 @@ _INVISIBLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u2
 
 
 def latex_text(value: object) -> str:
-    """A value as LaTeX's text on one line: every sign that LaTeX knows is escaped, invisible ones are blanks."""
+    """A value as LaTeX text on one line: special characters are escaped, invisible ones become spaces."""
     visible = _INVISIBLE.sub(" ", str(value))
     following = [*visible[1:], ""]
     return "".join(
@@ -162,8 +151,7 @@ LATEX_START: Final = r"% Needs \usepackage{booktabs,graphicx}."
 
 def report_latex(run: BenchRun) -> str:
     """A ``table`` for each group of metrics of each model and data set."""
-    # A comment ends with its line.
-    commands = [f"% Made by: {_INVISIBLE.sub(' ', command)}" for command in run.about.all_commands]
+    commands = [f"% Created by: {_INVISIBLE.sub(' ', command)}" for command in run.about.all_commands]
     lines = [LATEX_START, *commands, f"% {BEST_NOTE}"]
     for section in run.sections():
         for table in comparisons(section.rows, run.stopped(section)):
@@ -211,8 +199,8 @@ def _latex_table(table: Comparison, named: str, signs: Mapping[str, str]) -> lis
     ]
 
 
-def _head(column: Column) -> str:
-    """On two lines that are as short as can be: numbers are narrower than names."""
+def _head(column: MetricColumn) -> str:
+    """On two lines of similar length, since numbers are narrower than names."""
     entry = column.entry
     words = f"{entry.heading} ({entry.unit_text})".split() if entry.unit_text else entry.heading.split()
     if len(words) == 1:
@@ -222,8 +210,8 @@ def _head(column: Column) -> str:
     return f"\\begin{{tabular}}[b]{{@{{}}r@{{}}}}{latex_text(first)}\\\\{latex_text(second)}\\end{{tabular}}"
 
 
-def _lines(name: str, cells: list[Cell], note: str | None = None) -> list[str]:
-    """Means, and below them their intervals where there are any: beside them, tables would be twice as wide."""
+def _lines(name: str, cells: list[TableCell], note: str | None = None) -> list[str]:
+    """Means, with intervals below them; next to them, tables would be twice as wide."""
     head = latex_text(name if note is None else f"{name} ({note})")
     means = " & ".join([head, *map(_mean, cells)])
     if not any(map(_interval, cells)):
@@ -231,13 +219,13 @@ def _lines(name: str, cells: list[Cell], note: str | None = None) -> list[str]:
     return [means + r" \\[-3pt]", " & ".join(["", *map(_interval, cells)]) + r" \\[2pt]"]
 
 
-def _mean(cell: Cell) -> str:
+def _mean(cell: TableCell) -> str:
     if cell.row is None:
         return "--"
     number = cell.value.replace("-", "$-$")
     return f"\\textbf{{{number}}}" if cell.best else number
 
 
-def _interval(cell: Cell) -> str:
-    # A bracket after a line's end would be read as that line's option.
+def _interval(cell: TableCell) -> str:
+    # After a line end, LaTeX would read a bracket as an option.
     return f"{{\\scriptsize {{{cell.interval.replace('-', '$-$')}}}}}" if cell.row is not None and cell.interval else ""

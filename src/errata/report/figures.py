@@ -1,7 +1,7 @@
-"""A study's figures as pictures: SVG and PNG, in dark ink on a light ground and the other way round.
+"""The figures of a study as SVG and PNG, each in a light and a dark colour scheme.
 
-They are made for a print width of seven inches, at which no text is smaller than 7 pt. The same findings give the
-same bytes. matplotlib is imported here and in ``panels`` only, without pyplot: nothing of it lasts beyond a call.
+They are made for a print width of seven inches, at which no text is smaller than 7 pt. Equal findings give equal bytes.
+matplotlib is used without pyplot, so that no global state remains.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from markupsafe import escape
 from errata.analysis.findings import Figure, Label, Panel, Series
 from errata.report.markdown import visible
 from errata.utils.optional import require
+from errata.utils.text import counted
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """Ink on a ground.
+    """A colour scheme.
 
     Attributes:
-        suffix: of the names of its files.
-        soft: of what is less important than the ink's words.
-        rule: of the grid.
+        suffix: of file names.
+        ground: the background.
+        ink: of text.
+        soft: of axes and less important text.
+        rule: of grid lines.
         colours: of series; the first ones differ most.
     """
 
@@ -52,7 +55,7 @@ DARK: Final = Scheme(
 )  # fmt: skip
 SCHEMES: Final = (LIGHT, DARK)
 
-_CLEAR: Final = 5  # places whose colours nobody takes for each other at a glance
+_CLEAR: Final = 5  # colours that are easily distinguished
 _MARKERS: Final = ("o", "s", "^", "D", "v", "X", "P", "p", "*")
 _DASHES: Final[tuple[Any, ...]] = (
     "-",
@@ -61,12 +64,12 @@ _DASHES: Final[tuple[Any, ...]] = (
     (0, (7, 2, 1.5, 2)),
     (0, (3, 1.2, 1, 1.2, 1, 1.2)),
 )
-_HATCHES: Final = ("", "////", "---", "\\\\\\\\", "xxxx")  # dots would be a quarter of a megabyte in an SVG
+_HATCHES: Final = ("", "////", "---", "\\\\\\\\", "xxxx")  # dots would add a quarter of a megabyte to an SVG
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """Of one series; ``dash`` and ``hatch`` as matplotlib has them."""
+    """The style of a series; ``dash`` and ``hatch`` as in matplotlib."""
 
     colour: str
     marker: str
@@ -75,7 +78,7 @@ class Style:
 
 
 def style_at(place: int, scheme: Scheme) -> Style:
-    """The style of the label at a place; the four repeat after different numbers of places."""
+    """The style with an index; colours, markers, dashes and hatches repeat after different numbers of indices."""
     colours = scheme.colours
     return Style(
         colours[place % len(colours)],
@@ -85,27 +88,29 @@ def style_at(place: int, scheme: Scheme) -> Style:
     )
 
 
-def places_of(*studies: Iterable[Figure]) -> dict[str, int]:
-    """Of each label its place, one for all figures that are given: what is called the same looks the same.
+def style_indices(*studies: Iterable[Figure]) -> dict[str, int]:
+    """The style index of each label, common to all figures, so that equal labels look the same.
 
-    Labels of one figure never share a place. Those of one study do only where they are more than have clearly different
-    colours; those that are in no study together begin from the first colour again.
+    Labels of one figure never share an index. Labels of one study do only if there are more than clearly different
+    colours; labels that share no study start from the first colour again.
 
     Args:
-        studies: the figures of each.
+        studies: the figures of each study.
     """
-    beside: dict[str, set[str]] = {}
-    near: dict[str, set[str]] = {}
+    same_figure: dict[str, set[str]] = {}
+    same_study: dict[str, set[str]] = {}
     for figures in studies:
         of_figures = [_labels(figure) for figure in figures]
         of_study = {label for labels in of_figures for label in labels}
         for labels in of_figures:
             for label in labels:
-                beside.setdefault(label, set()).update(labels)
-                near.setdefault(label, set()).update(of_study)
+                same_figure.setdefault(label, set()).update(labels)
+                same_study.setdefault(label, set()).update(of_study)
     places: dict[str, int] = {}
-    for label in beside:
-        in_study, in_figure = ({places[other] for other in group[label] if other in places} for group in (near, beside))
+    for label in same_figure:
+        in_study, in_figure = (
+            {places[other] for other in group[label] if other in places} for group in (same_study, same_figure)
+        )
         free = (place for place in range(_CLEAR) if place not in in_study)
         places[label] = next(free, next(place for place in count() if place not in in_figure))
     return places
@@ -117,12 +122,12 @@ def _labels(figure: Figure) -> list[str]:
 
 TEXT_SIZE: Final = 7.5
 _TITLE_SIZE: Final = 8.0
-# Inches: a character of the text, on average; a row of panels; what of a panel's width is not its axes.
+# Inches: average width of a character; height of a row of panels; width of a panel outside its axes.
 CHARACTER: Final = 0.062
 ROW: Final = 2.35
 _MARGIN: Final = 0.65
-_FEW: Final = 12  # points of a line: each with its marker and its interval; of more, every so many, and a band
-_MANY: Final = 1000  # points of a panel that are kept as a picture inside the SVG
+_FEW: Final = 12  # points of a line with markers and intervals; longer lines have fewer markers and a band
+_MANY: Final = 1000  # points; panels with more are rasterised in the SVG
 _CUT: Final = 26  # characters of a tick's label
 _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -130,13 +135,13 @@ _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸
 def draw_panel(axis: Any, panel: Panel, scheme: Scheme, places: Mapping[str, int], *, width: float) -> None:
     """Draw a panel on matplotlib's axes.
 
-    What a logarithmic axis has no place for is left out, and the panel says how many values that are.
+    Values that are not positive are omitted from logarithmic axes, and the panel shows their number.
 
     Args:
-        places: label -> place of its style.
+        places: label -> style index.
         width: of the panel with its labels, in inches.
     """
-    across = _Across(panel)
+    across = _Positions(panel)
     hidden = sum(_draw_series(axis, panel, number, across, scheme, places) for number in range(len(panel.series)))
     if not any(len(series.x) or is_level(series, panel) for series in panel.series):
         axis.text(0.5, 0.5, "no values", transform=axis.transAxes, ha="center", va="center", color=scheme.soft)
@@ -149,7 +154,7 @@ def draw_panel(axis: Any, panel: Panel, scheme: Scheme, places: Mapping[str, int
     if low < 0 < high and panel.kind != "points":
         axis.axhline(0, color=scheme.soft, linewidth=0.7, zorder=1)
     title = _wrapped(panel.title, width - 0.3, 1.08)
-    note = f"\n({hidden} of its values, not above 0, have no place here)" if hidden else ""
+    note = f"\n({counted(hidden, 'value')} not above 0 omitted)" if hidden else ""
     axis.set_title(title + note, fontsize=_TITLE_SIZE)
     axis.set_xlabel(_wrapped(panel.x_label + (", log scale" if panel.log_x else ""), width - 0.5))
     axis.set_ylabel(_wrapped(panel.y_label + (", log scale" if panel.log_y else ""), ROW - 0.55))
@@ -160,8 +165,8 @@ def is_level(series: Series, panel: Panel) -> bool:
     return panel.kind == "lines" and not len(series.x) and len(series.y) == 1
 
 
-class _Across:
-    """Where a series' x lie: numbers where they are, everything else side by side in the order of appearance."""
+class _Positions:
+    """Horizontal positions of x values: numbers at their value, others side by side in order of appearance."""
 
     def __init__(self, panel: Panel) -> None:
         self.values: list[Label] = list(dict.fromkeys(x for series in panel.series for x in series.x))
@@ -174,7 +179,7 @@ class _Across:
         return float(self._place[value]) if self.named else float(value)
 
     def step(self) -> float:
-        """The distance between neighbours; 0 where that is too small for anything beside them."""
+        """The distance between neighbours; 0 if it is too small to shift points."""
         places = sorted(map(self.at, self.values))
         return min((after - before for before, after in pairwise(places)), default=0.0) if len(places) <= _FEW else 0.0
 
@@ -184,9 +189,9 @@ def _from_middle(number: int, panel: Panel) -> float:
 
 
 def _draw_series(
-    axis: Any, panel: Panel, number: int, across: _Across, scheme: Scheme, places: Mapping[str, int]
+    axis: Any, panel: Panel, number: int, across: _Positions, scheme: Scheme, places: Mapping[str, int]
 ) -> int:
-    """Draws one series; gives how many of its values have no place on the axes."""
+    """Draw one series; returns the number of omitted values."""
     series = panel.series[number]
     style = style_at(places[visible(series.label)], scheme)
     if is_level(series, panel):
@@ -217,10 +222,10 @@ def _draw_series(
         share = 0.8 / len(panel.series)
         xs = [x + share * _from_middle(number, panel) for x in xs]
         axis.bar(xs, ys, share, color=style.colour, edgecolor=scheme.ground, hatch=style.hatch, linewidth=0.6)
-        _whiskers(axis, xs, shown, panel, scheme.ground, thicker=2)  # so that the ink is seen on any bar
+        _whiskers(axis, xs, shown, panel, scheme.ground, thicker=2)  # so that it is visible on any bar
         _whiskers(axis, xs, shown, panel, scheme.ink)
     else:
-        if not panel.log_x or across.named:  # a little beside each other, where intervals or lines would hide the last
+        if not panel.log_x or across.named:  # shifted slightly, so that intervals and lines do not hide each other
             xs = [x + across.step() * 0.04 * _from_middle(number, panel) for x in xs]
         _draw_line(axis, xs, ys, shown, panel, style)
     return len(whole) - len(shown)
@@ -254,7 +259,7 @@ def _whiskers(
     *,
     thicker: int = 0,
 ) -> None:
-    """Intervals, drawn from end to end as given: a mean need not lie between the ends."""
+    """Intervals, drawn from end to end: a mean need not lie between the ends."""
     known = [
         (x, _above(low, panel, mean), high)
         for x, (_, mean, low, high) in zip(xs, shown, strict=True)
@@ -268,15 +273,15 @@ def _whiskers(
 
 
 def _above(low: float, panel: Panel, value: float) -> float:
-    """An interval's lower end; on a logarithmic axis one below 0 extends to the axis's end."""
+    """The lower end of an interval; on a logarithmic axis, one below 0 extends to the end of the axis."""
     return low if low > 0 or not panel.log_y else value / 100
 
 
-def _scale(axis: Any, panel: Panel, across: _Across, width: float) -> None:
-    """Axes, logarithmic where asked for, with as many ticks as have room in ``width`` inches."""
+def _scale(axis: Any, panel: Panel, across: _Positions, width: float) -> None:
+    """Set scales, and as many ticks as fit into ``width`` inches."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-    number = FuncFormatter(lambda value, _: told_number(value))
+    number = FuncFormatter(lambda value, _: format_number(value))
     for which, logarithmic in ((axis.xaxis, panel.log_x and not across.named), (axis.yaxis, panel.log_y)):
         if logarithmic:
             which._set_axes_scale("log")
@@ -287,7 +292,7 @@ def _scale(axis: Any, panel: Panel, across: _Across, width: float) -> None:
             which.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=3))
         which.set_major_formatter(number)
     if across.named:
-        _name_ticks(axis, [told_label(value) for value in across.values], width - _MARGIN)
+        _name_ticks(axis, [format_label(value) for value in across.values], width - _MARGIN)
     elif (
         panel.kind == "lines"
         and across.values
@@ -300,19 +305,19 @@ def _scale(axis: Any, panel: Panel, across: _Across, width: float) -> None:
 
 
 def _have_room(values: Sequence[float], panel: Panel, width: float) -> bool:
-    """Whether each value of a line may have its own tick."""
+    """Whether each value of a line can have a tick."""
     if not 0 < len(values) <= _FEW or (panel.log_x and min(values) <= 0):
         return False
     places = sorted(log10(value) if panel.log_x else value for value in values)
     span = 1.1 * (places[-1] - places[0])
-    needed = (2 + max(len(told_number(value)) for value in values)) * CHARACTER
+    needed = (2 + max(len(format_number(value)) for value in values)) * CHARACTER
     return all((after - before) / span * width > needed for before, after in pairwise(places))
 
 
 def slant_of(panel: Panel, width: float) -> float:
-    """How much higher a panel of a width must be for the names under it, in inches."""
-    across = _Across(panel)
-    names = [told_label(value) for value in across.values]
+    """The additional height in inches of a panel with slanted tick labels."""
+    across = _Positions(panel)
+    names = [format_label(value) for value in across.values]
     return 0.64 * CHARACTER * max(map(len, names)) if across.named and _slanted(names, width - _MARGIN) else 0.0
 
 
@@ -323,19 +328,19 @@ def _slanted(names: Sequence[str], width: float) -> bool:
 def _name_ticks(axis: Any, names: Sequence[str], width: float) -> None:
     room = width / max(1, len(names))
     slanted = _slanted(names, width)
-    every = max(1, -int(-0.13 // room)) if slanted else 1  # of very many, not all can be named
+    every = max(1, -int(-0.13 // room)) if slanted else 1  # not all of very many can be labelled
     slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
     axis.set_xticks(range(0, len(names), every), list(names[::every]), **slant)
     axis.set_xlim(-0.6, len(names) - 0.4)
 
 
-def told_label(value: Label) -> str:
-    """A label at an axis: short, on one line."""
-    return visible(value, _CUT) if isinstance(value, str) else told_number(value)
+def format_label(value: Label) -> str:
+    """A tick label: short, on one line."""
+    return visible(value, _CUT) if isinstance(value, str) else format_number(value)
 
 
-def told_number(value: int | float) -> str:
-    """``0.25``, ``12,500`` or ``2×10⁻⁵``; with the minus of print."""
+def format_number(value: int | float) -> str:
+    """``0.25``, ``12,500`` or ``2×10⁻⁵``, with a typographic minus."""
     if value == 0 or not isfinite(value):
         return f"{value:g}"
     if 1e-3 <= abs(value) < 1e6:
@@ -356,14 +361,14 @@ _WIDTH, _WIDTH_OF_ONE, _LEGEND_ROW = 7.0, 4.8, 0.17
 _PER_ROW: Final = 3
 _DPI: Final = 200
 _NO_METADATA: Final = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-# What refers to a part of an SVG by its id, and the id itself.
+# Ids in an SVG, and references to them.
 _IDS: Final = re.compile(r'(\sid="|href="#|url\(#)')
 _SETTINGS: Final[Mapping[str, Any]] = {
     "font.size": TEXT_SIZE,
-    "font.family": "DejaVu Sans",  # matplotlib brings it along: the same letters everywhere
+    "font.family": "DejaVu Sans",  # shipped with matplotlib, so the same everywhere
     "svg.hashsalt": "errata",
     "svg.fonttype": "path",
-    "text.parse_math": False,  # a $ in somebody's label is a $
+    "text.parse_math": False,  # a $ in a label is not mathematics
     "axes.unicode_minus": True,
     "hatch.linewidth": 0.5,
 }
@@ -371,11 +376,11 @@ _SETTINGS: Final[Mapping[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure in one scheme.
+    """A figure in one colour scheme.
 
     Attributes:
-        svg: one element ``<svg>``, for a file of its own or for the middle of a page: its ids begin with the name that
-            was asked for, it has no style sheet, no script, and nothing of it lies elsewhere.
+        svg: an ``<svg>`` element for a file or a page; its ids start with the given name, and it has no style sheet,
+            script or external reference.
     """
 
     svg: str
@@ -384,15 +389,15 @@ class Picture:
 
 def check_drawing() -> None:
     """Raises MissingExtraError if figures cannot be drawn here."""
-    require("a study's figures", "plots", "matplotlib")
+    require("drawing figures", "plots", "matplotlib")
 
 
 def draw(figure: Figure, scheme: Scheme, *, name: str, places: Mapping[str, int] | None = None) -> Picture:
     """Draw a figure, its panels in rows of at most three, with one legend for all.
 
     Args:
-        name: what the SVG's ids begin with, as one page may hold many; letters, digits and ``-``.
-        places: label -> place of its style, where several figures share them; see ``places_of``.
+        name: prefix of the SVG's ids, unique in a page; letters, digits and ``-``.
+        places: label -> style index, if several figures share them; see ``style_indices``.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -406,43 +411,38 @@ def draw(figure: Figure, scheme: Scheme, *, name: str, places: Mapping[str, int]
 
 @contextmanager
 def composed(figure: Figure, scheme: Scheme, places: Mapping[str, int] | None = None) -> Iterator[Any]:
-    """A figure as matplotlib's, to be saved inside the block, where the settings hold that it is made with; see
-    ``draw``.
-    """
+    """A figure of matplotlib, to be saved inside the block, in which its settings apply; see ``draw``."""
     check_drawing()
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    known = places_of([figure]) if places is None else places
+    known = style_indices([figure]) if places is None else places
     rows = _rows(figure.panels)
     width = _WIDTH_OF_ONE if len(figure.panels) <= 1 else _WIDTH
     heights = [ROW + max((slant_of(panel, width / len(row)) for panel in row), default=0.0) for row in rows]
-    labels = sorted(places_of([figure]), key=known.__getitem__)
+    labels = sorted(style_indices([figure]), key=known.__getitem__)
     per_line = min(len(labels), max(1, int(width / (0.55 + CHARACTER * max(map(len, labels), default=1)))))
     legend = 0.06 + _LEGEND_ROW * ceil(len(labels) / max(1, per_line))
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user has set for pictures of their own
-        settings: Any = {**_SETTINGS, **_inks(scheme)}
+        matplotlib.rcdefaults()  # ignore settings of the user
+        settings: Any = {**_SETTINGS, **_colour_settings(scheme)}
         matplotlib.rcParams.update(settings)
         canvas = Canvas(figsize=(width, sum(heights) + legend), layout="constrained", dpi=_DPI)
         parts = canvas.subfigures(len(rows) + 1, 1, height_ratios=[*heights, legend], squeeze=False)[:, 0]
-        for part, row in zip(parts, rows, strict=False):  # each row by itself: columns have no use for each other
+        for part, row in zip(parts, rows, strict=False):  # rows are laid out separately: their columns need not align
             axes = part.subplots(1, len(row), squeeze=False)[0]
             for axis, panel in zip(axes, row, strict=True):
                 draw_panel(axis, panel, scheme, known, width=width / len(row))
         if figure.shared_axes:
-            _share(canvas.axes)
+            _use_common_limits(canvas.axes)
         if labels:
-            handles = [
-                _key(label, known[label], scheme, _kinds(figure, label), level=_only_levels(figure, label))
-                for label in labels
-            ]
+            handles = [_legend_handle(figure, label, known[label], scheme) for label in labels]
             parts[-1].legend(handles=handles, loc="center", frameon=False, ncols=per_line, handlelength=3)
         yield canvas
 
 
-def _share(axes: Sequence[Any]) -> None:
-    """All panels as far as the farthest of them."""
+def _use_common_limits(axes: Sequence[Any]) -> None:
+    """Give all panels the same limits."""
     for limits, limit in (("get_xlim", "set_xlim"), ("get_ylim", "set_ylim")):
         ends = [getattr(axis, limits)() for axis in axes]
         for axis in axes:
@@ -450,13 +450,13 @@ def _share(axes: Sequence[Any]) -> None:
 
 
 def _rows(panels: Sequence[Panel]) -> list[Sequence[Panel]]:
-    """As few rows as there can be with at most three panels each, as even as can be; the first ones are longer."""
+    """As few rows as possible with at most three panels each, of similar length."""
     rows = max(1, ceil(len(panels) / _PER_ROW))
     ends = [ceil(len(panels) * row / rows) for row in range(rows + 1)]
     return [panels[start:end] for start, end in pairwise(ends) if end > start]
 
 
-def _inks(scheme: Scheme) -> dict[str, Any]:
+def _colour_settings(scheme: Scheme) -> dict[str, Any]:
     ink = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
     soft = ("axes.edgecolor", "xtick.color", "ytick.color")
     ground = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "savefig.edgecolor")
@@ -468,22 +468,14 @@ def _inks(scheme: Scheme) -> dict[str, Any]:
     )
 
 
-def _kinds(figure: Figure, label: str) -> set[str]:
-    return {panel.kind for panel in figure.panels for each in panel.series if visible(each.label) == label}
-
-
-def _only_levels(figure: Figure, label: str) -> bool:
-    """Whether a label is of lines across panels and of nothing else."""
-    return all(
-        is_level(each, panel) for panel in figure.panels for each in panel.series if visible(each.label) == label
-    )
-
-
-def _key(label: str, place: int, scheme: Scheme, kinds: set[str], *, level: bool) -> Any:
-    """The legend's entry of a series: as it looks in the panels that have it."""
+def _legend_handle(figure: Figure, label: str, place: int, scheme: Scheme) -> Any:
+    """The legend entry of a series, as it looks in the panels."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    found = [(each, panel) for panel in figure.panels for each in panel.series if visible(each.label) == label]
+    kinds = {panel.kind for _, panel in found}
+    level = all(is_level(each, panel) for each, panel in found)
     style = style_at(place, scheme)
     if kinds == {"bars"}:
         return Patch(facecolor=style.colour, edgecolor=scheme.ground, hatch=style.hatch, label=label)
@@ -493,9 +485,11 @@ def _key(label: str, place: int, scheme: Scheme, kinds: set[str], *, level: bool
 
 
 def _element(whole: str, name: str, figure: Figure) -> str:
-    """The SVG as an element that can share a page with others."""
-    inner = re.sub(r"<!--.*?-->\s*", "", whole[whole.index("<svg") :], flags=re.DOTALL)  # every text, once more
-    inner = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>\s*", "", inner, flags=re.DOTALL)  # would be the page's
+    """The SVG as an element that can be put into a page with others."""
+    inner = re.sub(r"<!--.*?-->\s*", "", whole[whole.index("<svg") :], flags=re.DOTALL)  # copies of all texts
+    inner = re.sub(
+        r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>\s*", "", inner, flags=re.DOTALL
+    )  # would apply to the page
     inner = _IDS.sub(lambda found: f"{found[0]}{name}-", inner)
     says = escape(visible(figure.caption or figure.name, 2000))
     root = f'<svg role="img" aria-label="{says}" stroke-linejoin="round" stroke-linecap="butt"'

@@ -1,4 +1,4 @@
-"""Teacher-forced metrics beside their free-running counterparts, and the gap between them."""
+"""Teacher-forced metrics next to their free-running counterparts, and the gap between them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 
 from markupsafe import Markup
 
-from errata.report.comparison import Cell
+from errata.report.comparison import TableCell
 from errata.report.curves import COLOURS, marker_svg
 from errata.results.metrics import entry_of
 from errata.results.records import Row
 
-# What is asked, the teacher-forced metric, and the free-running ones, the one for the chart first.
+# Question, teacher-forced metrics, and free-running ones, the one for the chart first.
 _PAIRS: Final = (
     *(
         (
@@ -32,18 +32,18 @@ _LEFT, _RIGHT, _ROW, _TOP, _BOTTOM, _WIDTH = 12.0, 12.0, 22.0, 8.0, 34.0, 340.0
 
 @dataclass(frozen=True, slots=True)
 class GapLine:
-    """A method: forced, the free-running ones, and the difference of the first two in percentage points."""
+    """One method: teacher-forced and free-running values, and the difference of the first two in percentage points."""
 
     method: str
     style: int
-    forced: Cell
-    free: tuple[Cell, ...]
+    forced: TableCell
+    free: tuple[TableCell, ...]
     gap: str
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """One question, asked both ways, after the whole run."""
+    """One kind of question, measured both ways after the whole run."""
 
     title: str
     forced: str
@@ -52,10 +52,10 @@ class Gap:
 
 
 def gaps(rows: Sequence[Row], methods: Sequence[str]) -> list[Gap]:
-    """A table for each question that was asked in both ways of one model on one data set.
+    """A table for each kind of question that was measured both ways, for one model and data set.
 
     Args:
-        methods: of the whole page, in whose order styles are given.
+        methods: of the whole page, in the order of styles.
     """
     after = {(row["method"], row["metric"]): row for row in rows if row["when"] == "after"}
     measured = {metric for _, metric in after}
@@ -81,11 +81,11 @@ def _line(method: str, style: int, forced: Row | None, free: Sequence[Row | None
     return GapLine(method, style, _cell(forced), tuple(map(_cell, free)), gap.replace("-", "−"))
 
 
-def _cell(row: Row | None) -> Cell:
+def _cell(row: Row | None) -> TableCell:
     if row is None:
-        return Cell()
+        return TableCell()
     entry = entry_of(row["metric"])
-    return Cell(row, entry.number(row["mean"]), entry.interval(row["low"], row["high"]), f"n = {row['n']}")
+    return TableCell(row, entry.number(row["mean"]), entry.interval(row["low"], row["high"]), f"n = {row['n']}")
 
 
 def gap_svg(gap: Gap) -> Markup:

@@ -1,4 +1,4 @@
-"""A scan of layers for people: a table for terminals and documents, and the curve as a figure."""
+"""Layer scans and causal tracing as tables for terminals and documents, and as figures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from errata.report.figures import check_drawing
 from errata.report.tables import MISSING
 from errata.tracing.causal_tracing import Component, EffectEstimate, Position
 from errata.tracing.layer_scan import LayerScan, LayerScore
-from errata.utils.optional import require
 
 PART_TITLES: Final[Mapping[str, str]] = MappingProxyType(
     {Component.BLOCK: "hidden state", Component.MLP: "MLP outputs", Component.ATTENTION: "attention outputs"}
@@ -34,7 +34,7 @@ _BARS = "·▁▂▃▄▅▆▇█"
 
 
 def tracing_table(cells: Sequence[EffectEstimate], critical: Collection[int] = ()) -> Table:
-    """Layers as lines, parts as columns: average indirect effects at the subject's last token with 95 % intervals.
+    """Average indirect effects at the last subject token by layer and part, with 95 % intervals.
 
     Args:
         critical: layers to mark.
@@ -44,13 +44,13 @@ def tracing_table(cells: Sequence[EffectEstimate], critical: Collection[int] = (
     blocks = window_size(cells)
     table = Table(
         caption=f"Average indirect effect on the probability of the answer's first token [95 % interval over {facts} "
-        "facts], restored at the subject's last token: the hidden state after the layer; MLP and attention outputs "
+        "facts], restored at the last subject token: the hidden state after the layer; MLP and attention outputs "
         f"in {blocks} block{'s' if blocks > 1 else ''} around it",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        padding=0,  # the box has a blank between columns already, and so 80 characters suffice
+        padding=0,  # the box has a space between columns already, so 80 characters suffice
     )
     table.add_column("layer", justify="right")
     for title in PART_TITLES.values():
@@ -64,15 +64,15 @@ def tracing_table(cells: Sequence[EffectEstimate], critical: Collection[int] = (
 
 
 def window_size(cells: Sequence[EffectEstimate]) -> int:
-    """How many blocks were restored together; the model's ends cut the windows there."""
+    """The number of blocks restored together; smaller at both ends of the model."""
     return max(last - first + 1 for first, last in (cell["window"] for cell in cells))
 
 
 def text_heat_map(cells: Sequence[EffectEstimate], *, width: int = 120) -> str:
-    """For each part a line of bars for each kind of token, a bar for each layer; full ones are the part's largest.
+    """For each part, one line per kind of token with one bar per layer; full bars are the largest of the part.
 
     Args:
-        width: of the lines, in characters; where there is room a bar takes two.
+        width: of the lines, in characters; if there is room, bars are two characters wide.
     """
     found = {(cell["part"], cell["position"], cell["layer"]): cell["mean"] for cell in cells}
     layers = 1 + max(layer for _, _, layer in found)
@@ -96,30 +96,29 @@ def _entry(cell: EffectEstimate) -> str:
 
 
 def _bar(mean: float, largest: float) -> str:
-    """In eighths of the largest; a dot where there is less than a sixteenth, or a negative effect."""
+    """In eighths of the largest; a dot for less than a sixteenth, and for negative effects."""
     return _BARS[round(8 * max(0.0, mean) / largest)] if largest > 0 else _BARS[0]
 
 
-# One hue a part, as in the paper; each grows darker evenly, so that it can be read in grey.
+# One hue per part, as in the paper; each darkens evenly, so that it can be read in greyscale.
 _COLOURS = {Component.BLOCK: "Purples", Component.MLP: "Greens", Component.ATTENTION: "Reds"}
-# Inches: a printed page's text; heads, ticks and bars; one kind of token; the legend.
+# Inches: text width of a page; headings, ticks and bars; one kind of token; the legend.
 _WIDTH, _MARGIN, _ROW, _LEGEND = 7.2, 1.6, 0.18, 0.22
 
 
-def check_drawing() -> None:
-    """Raises MissingExtraError if heat maps cannot be drawn here."""
-    require("the heat map", "plots", "matplotlib")
+# A $ in a model's name is not mathematics. The salt makes the names inside an SVG, and so the file, reproducible.
+_STYLE: Final[Any] = {"font.size": 8, "text.parse_math": False, "svg.hashsalt": "errata"}
 
 
 def draw_heat_map(
     cells: Sequence[EffectEstimate], paths: Sequence[Path], *, title: str = "", critical: Collection[int] = ()
 ) -> None:
-    """Draw average indirect effects, and write the picture once for each path, in the format of its suffix.
+    """Draw average indirect effects, and write the figure to each path, in the format of its suffix.
 
-    A part has its own scale from 0 to its largest effect; negative effects are white, what no fact has is hatched.
+    Each part has its own scale from 0 to its largest effect; negative effects are white, missing ones are hatched.
 
     Args:
-        critical: neighbouring layers to frame at the subject's last token; a legend says what the frame is.
+        critical: neighbouring layers to frame at the last subject token, with a legend.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -130,8 +129,8 @@ def draw_heat_map(
 
     positions = list(POSITION_TITLES) if len({cell["position"] for cell in cells}) > 1 else [Position.SUBJECT_LAST]
     layers = 1 + max(cell["layer"] for cell in cells)
-    # The hash salt makes the names inside an SVG, and with them the file, the same every time.
-    with matplotlib.rc_context({"font.size": 8, "svg.hashsalt": "errata", "hatch.linewidth": 0.4}):
+
+    with matplotlib.rc_context({**_STYLE, "hatch.linewidth": 0.4}):
         height = _MARGIN + _ROW * len(positions) + (_LEGEND if critical else 0)
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         panels = figure.subplots(1, len(PART_TITLES), sharey=True, squeeze=False)[0]
@@ -150,12 +149,16 @@ def draw_heat_map(
             named = f"layer {first}" if first == last else f"layers {first} to {last}"
             frame = _frame((0.0, 0.0), 1, label=f"proposed critical {named}, at the last subject token")
             figure.legend(handles=[frame], loc="outside lower center", frameon=False, fontsize=7)
-        for path in paths:
-            figure.savefig(path, dpi=300, metadata={"Date": None} if path.suffix == ".svg" else None)
+        _save(figure, paths, dpi=300)
+
+
+def _save(figure: Any, paths: Sequence[Path], *, dpi: int) -> None:
+    for path in paths:  # without the time, so that the same figure is the same file
+        figure.savefig(path, dpi=dpi, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _values(cells: Sequence[EffectEstimate], part: str, positions: Sequence[str], layers: int) -> Any:
-    """(positions, layers) effects; NaN where no fact has such a token."""
+    """(positions, layers) effects; NaN if no fact has such a token."""
     values = np.full((len(positions), layers), np.nan)
     for cell in cells:
         if cell["part"] == part and cell["position"] in positions:
@@ -183,25 +186,25 @@ def _draw_panel(figure: Any, panel: Any, values: Any, colours: str) -> None:
     bar.ax.tick_params(labelsize=7, length=2)
 
 
-_COLUMNS = ("layer", "score", "efficacy", "generalisation", "damage", "says it", "reworded")
+_COLUMNS = ("layer", "score", "efficacy", "generalisation", "damage", "accuracy", "paraphrased")
 
 
 def scan_table(scan: LayerScan, chosen: Collection[int] = ()) -> Table:
-    """One line for each scanned layer.
+    """A table with one line per scanned layer.
 
     Args:
         chosen: layers to mark.
     """
-    wordings = "in other wordings" if scan.paraphrased else "in contexts that the search has not seen"
+    wordings = "in paraphrases" if scan.paraphrased else "in contexts that the target search did not use"
     asked = (
-        f"; damage: the share that answers to {scan.controls} control questions lost"
+        f"; damage: decrease of the share of correct answers to {scan.controls} control questions"
         if scan.controls
         else "; no control questions were asked"
     )
     table = Table(
-        caption=f"{scan.facts} facts written into one layer alone. Efficacy: the probability of the new answers in the "
-        f"facts' own prompts; generalisation: {wordings}{asked}. The last two columns: how many facts in a hundred the "
-        "model says as they were written.",
+        caption=f"{scan.facts} facts edited into a single layer. Efficacy: probability of the new answers after the "
+        f"edited prompts; generalisation: {wordings}{asked}. The last two columns: accuracy in % on the prompts of "
+        "efficacy and of generalisation.",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -217,7 +220,7 @@ def scan_table(scan: LayerScan, chosen: Collection[int] = ()) -> Table:
 
 
 def scan_markdown(scan: LayerScan, chosen: Collection[int] = ()) -> str:
-    """The same as a table for documents; chosen layers are bold."""
+    """The same table for documents; chosen layers are bold."""
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---:|" * len(_COLUMNS)]
     for row in scan.scores:
         name = f"**{row.layer}**" if row.layer in chosen else str(row.layer)
@@ -232,7 +235,7 @@ def _numbers(row: LayerScore) -> list[str]:
 
 
 def draw_scan(scan: LayerScan, paths: Sequence[Path], *, title: str = "", chosen: Collection[int] = ()) -> None:
-    """Draw score, efficacy, generalisation and damage over the layers, the chosen ones shaded; one file for each path.
+    """Draw score, efficacy, generalisation and damage over the layers, the chosen ones shaded, and write each path.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -242,8 +245,8 @@ def draw_scan(scan: LayerScan, paths: Sequence[Path], *, title: str = "", chosen
     from matplotlib.figure import Figure
 
     layers = [row.layer for row in scan.scores]
-    # The salt makes the names inside an SVG, and with them the file, the same every time.
-    with matplotlib.rc_context({"font.size": 8, "svg.hashsalt": "errata"}):
+
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 3.0), layout="constrained")
         axes: Any = figure.subplots()
         if chosen:
@@ -261,12 +264,10 @@ def draw_scan(scan: LayerScan, paths: Sequence[Path], *, title: str = "", chosen
         for name, (values, style) in curves.items():
             axes.plot(layers, values, label=name, markersize=3.5, **style)
         axes.set_xlim(-0.5, scan.depth - 0.5)
-        axes.set_xlabel("layer that is edited alone")
+        axes.set_xlabel("edited layer")
         axes.set_ylabel("probability")
         axes.set_title(title)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.legend(frameon=False, loc="upper right", fontsize=7)
-        for path in paths:
-            metadata = {"Date": None} if path.suffix == ".svg" else {}
-            figure.savefig(path, dpi=150, metadata=metadata)
+        _save(figure, paths, dpi=150)

@@ -1,48 +1,49 @@
-"""Other people's words in Markdown: shown as they are, never read as Markdown, HTML, mathematics or a link."""
+"""Escapes untrusted text for Markdown, so that it is never read as Markdown, HTML, mathematics or a link."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from string import punctuation
 from typing import Final
 
-SHOWN: Final = 240  # characters of one value; what is longer is cut
-# What may appear unescaped within a line, though not at its beginning. Other punctuation has a meaning somewhere: |,
-# backticks, <, $ of mathematics, : of emoji and links, @ of names. Round brackets mean something after a square one
-# alone, and those are marks.
+SHOWN: Final = 240  # characters of one value; longer ones are cut
+# Punctuation that is harmless within a line, though not at its start. Other punctuation may have a meaning: |,
+# backticks, <, $ of mathematics, : of emoji and links, @ of names. Parentheses have one only after square brackets,
+# which are escaped.
 _HARMLESS: Final = frozenset("-+,.;'\"/%?=()")
 _MARKS: Final = frozenset(punctuation) - _HARMLESS - {"_", ":"}
-# Within a word _ is no emphasis, and before a blank : is neither a link's nor an emoji's.
+# _ within a word is not emphasis, and : before a space starts neither a link nor an emoji.
 _MARK: Final = re.compile(rf"[{re.escape(''.join(sorted(_MARKS)))}]|(?<![^\W_])_|_(?![^\W_])|:(?! )")
 _NAME: Final = re.compile(r"(?! )[-A-Za-z0-9_ +,.;:/%=\[\]()#@!?*~]+(?<! )")
-# What breaks a line or turns the direction of writing around, so that a reader sees another text than there is.
+# Characters that break lines or change the direction of writing, so that a reader would see a different text.
 _INVISIBLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _MOMENT: Final = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d)?\+00:00", re.ASCII)
 
 
 class Markdown(str):
-    """Text that is Markdown already, and may be put into a document as it is."""
+    """Markdown that can be inserted into a document unchanged."""
 
     __slots__ = ()
 
 
 def text(value: object, shown: int = SHOWN) -> Markdown:
-    """A value on one line, with every mark as an entity; a line's end is ↵, an invisible sign its code.
+    """A value on one line, with all markup as entities; line ends are shown as ↵, invisible characters by their code.
 
-    It may appear anywhere but at the beginning of a line or of an item of a list.
+    It may appear anywhere except at the start of a line or list item.
     """
     return Markdown(_MARK.sub(lambda found: f"&#{ord(found.group())};", visible(value, shown)))
 
 
 def visible(value: object, shown: int = SHOWN) -> str:
-    """A value on one line, with nothing in it that is not seen: a line's end is ↵, an invisible sign its code."""
+    """A value on one line without invisible characters: line ends are shown as ↵, others by their code."""
     whole = str(value)
     cut = whole if len(whole) <= shown else whole[: shown - 1] + "…"
     return _INVISIBLE.sub(_name, cut.replace("\r\n", "↵").replace("\n", "↵"))
 
 
 def code(value: object) -> Markdown:
-    """A name as code, where it reads best; one that has a sign which code, or a table around it, cannot hold as text.
+    """A name as code, or as text if it has characters that code in a table cannot hold.
 
     It may appear where ``text`` may.
     """
@@ -56,8 +57,18 @@ def moment(value: str) -> Markdown:
     return Markdown(f"{found[1]} {found[2]} UTC") if found else text(value)
 
 
+def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], rules: Sequence[str] = ()) -> str:
+    """A table of Markdown.
+
+    Args:
+        rules: the alignment of each column, ``---`` or ``---:``; by default all are left-aligned.
+    """
+    whole = [heads, rules or ["---"] * len(heads), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in whole)
+
+
 def fenced(value: object, language: str = "") -> Markdown:
-    """A block of code, with a fence that is longer than any that the value has."""
+    """A code block whose fence is longer than any in the value."""
     whole = str(value).strip("\n")
     longest = max([2, *(len(run) for run in re.findall("`+", whole))])
     fence = "`" * (longest + 1)

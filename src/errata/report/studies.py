@@ -1,4 +1,4 @@
-"""Studies as reports show them: checked, each with a name that no other has, its figures drawn, its rows as a table."""
+"""Studies prepared for reports: validated, with unique names, drawn figures, and rows as a table."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from errata.analysis.findings import Claim, Figure, Finding, Findings, Label, Panel, Series, Verdict
 from errata.analysis.studies import RESULT, ROWS, STUDIES, STUDY, StudyResult, read_result
-from errata.errors import Fault, FaultsError, InputError
-from errata.report.figures import DARK, LIGHT, Picture, draw, is_level, places_of
+from errata.errors import Fault, FaultsError, InputError, collect_errors
+from errata.report.figures import DARK, LIGHT, Picture, draw, is_level, style_indices
 from errata.utils.files import is_file, reason_of
 
-LONG: Final = 20  # rows; a table of more is folded away
+LONG: Final = 20  # rows; longer tables are collapsed
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
-_REMEDY: Final = f"Remove its result.json, and make it again from what is kept; {ROWS} has its rows"
+_REMEDY: Final = f"Remove its result.json, and compute it again from the saved steps; {ROWS} has its rows"
 
 
 class StudyAbout(BaseModel):
     """A study's settings and provenance.
 
     Attributes:
-        identity: all that decides what a study finds: model, recipe, settings, materials.
-        seconds: of all pieces of its work together.
+        identity: everything that determines the findings: model, recipe, settings, data.
+        seconds: total time of all steps.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,8 +51,8 @@ class StudyAbout(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """Of the table of rows; ``numeric`` columns sort by value, all others as text."""
+class RowColumn:
+    """A column of the table of rows; ``numeric`` ones sort by value, others as text."""
 
     name: str
     numeric: bool
@@ -60,7 +60,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class ShownFigure:
-    """A figure, drawn; ``name`` is that of its files, and of no other figure's."""
+    """A drawn figure; ``name`` is the unique name of its files."""
 
     name: str
     figure: Figure
@@ -74,11 +74,11 @@ class ShownFigure:
 
 @dataclass(frozen=True, slots=True)
 class ShownStudy:
-    """A study, ready to be shown.
+    """A study prepared for a report.
 
     Attributes:
-        name: that of no other one in the same report.
-        table: where its rows are as CSV, from the report on.
+        name: unique in the report.
+        table: path of its rows as CSV, relative to the report.
     """
 
     name: str
@@ -88,29 +88,30 @@ class ShownStudy:
     table: str = ROWS
 
     @property
-    def columns(self) -> list[Column]:
-        """Of the rows: what they are, what they are of, the numbers."""
+    def columns(self) -> list[RowColumn]:
+        """The columns of the table of rows: quantity, conditions, numbers, unit."""
         names = dict.fromkeys(name for row in self.findings.rows for name in row.where)
         of = [
-            Column(name, not any(isinstance(row.where.get(name), str) for row in self.findings.rows)) for name in names
+            RowColumn(name, not any(isinstance(row.where.get(name), str) for row in self.findings.rows))
+            for name in names
         ]
-        numbers = [Column(name, True) for name in ("mean", "low", "high", "n")]
-        return [Column("quantity", False), *of, *numbers, Column("unit", False)]
+        numbers = [RowColumn(name, True) for name in ("mean", "low", "high", "n")]
+        return [RowColumn("quantity", False), *of, *numbers, RowColumn("unit", False)]
 
     @property
     def lines(self) -> list[list[Label | None]]:
-        """The rows, as ``columns`` has them; None for what a row is not of."""
+        """The cells of each row, by ``columns``; None for conditions that a row does not have."""
         names = [column.name for column in self.columns[1:-5]]
         return [[row.quantity, *map(row.where.get, names), *_numbers(row), row.unit] for row in self.findings.rows]
 
     @property
-    def long(self) -> int:
-        """Rows of a table above which it is folded away."""
-        return LONG
+    def long(self) -> bool:
+        """Whether the table of rows is collapsed."""
+        return len(self.findings.rows) > LONG
 
     @property
     def undefined(self) -> list[tuple[str, str]]:
-        """Combinations and why they mean nothing; those of the same reason together."""
+        """Invalid combinations, grouped by reason: (names, reason)."""
         by_reason: dict[str, list[str]] = {}
         for name, reason in self.findings.undefined.items():
             by_reason.setdefault(reason, []).append(name)
@@ -118,7 +119,7 @@ class ShownStudy:
 
     @property
     def parts(self) -> list[tuple[str, object]]:
-        """What decides what a study finds, by parts with names; without what is empty or not used."""
+        """Named parts of the identity of a study, without empty and unused ones."""
         identity = self.about.identity
         settings = identity.get("settings")
         study = STUDIES.get(str(identity.get("study")))
@@ -135,14 +136,14 @@ def _numbers(row: Finding) -> tuple[Label | None, ...]:
 
 
 def shown(results: Iterable[StudyResult], tables: Sequence[str] = ()) -> list[ShownStudy]:
-    """Check studies, and draw their figures: what is called the same looks the same in all of them.
+    """Validate studies and draw their figures; equal names have the same colour and marker in all of them.
 
     Args:
-        tables: of each study where its rows are as CSV, from the report on; by default only the file's name is shown.
+        tables: for each study the path of its rows as CSV, relative to the report; by default only the file name.
 
     Raises:
         MissingExtraError: if a study has figures and matplotlib is not installed.
-        FaultsError: if results are damaged; names all of them.
+        FaultsError: for all damaged results.
     """
     checked, faults = [], []
     for place, result in enumerate(results):
@@ -158,7 +159,7 @@ def shown(results: Iterable[StudyResult], tables: Sequence[str] = ()) -> list[Sh
     names = _distinct([str(about.identity.get("study", "study")) for about, _ in checked])
     files = iter(_file_names([(name, each.name) for name, (_, found) in zip(names, checked, strict=True)
                               for each in found.figures]))  # fmt: skip
-    places = places_of(*(found.figures for _, found in checked))
+    places = style_indices(*(found.figures for _, found in checked))
     return [
         ShownStudy(name, about, found, tuple(_drawn(found.figures, files, places)), table)
         for name, (about, found), table in zip(names, checked, tables or [ROWS] * len(names), strict=True)
@@ -181,20 +182,20 @@ def verdicts(claims: Iterable[Claim]) -> str:
     return f"{total} claim{'' if total == 1 else 's'}" + (f": {', '.join(parts)}" if parts else "")
 
 
-def told_value(value: Label | None) -> str:
-    """A value of a table: numbers with four digits."""
+def format_value(value: Label | None) -> str:
+    """A value of a table; numbers have four significant digits."""
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _checked(result: StudyResult) -> tuple[StudyAbout, Findings]:
-    """Raises InputError if anything is not as the classes say."""
+    """Raises InputError if results do not match the classes."""
     try:
         about = StudyAbout.model_validate(result.about)
         found = TypeAdapter(Findings).validate_python(result.findings.to_record())
         json.dumps([result.about, found.to_record()], ensure_ascii=False, allow_nan=False).encode()
     except ValidationError as error:
         raise InputError(reason_of(error), code="STUDY_DAMAGED") from error
-    except (TypeError, ValueError) as error:  # what JSON has no words for; \ud800 is no text in a file
+    except (TypeError, ValueError) as error:  # values that JSON or UTF-8 cannot represent
         raise InputError(f"it has unreadable content: {reason_of(error)}", code="STUDY_DAMAGED") from error
     for figure in found.figures:
         for panel in figure.panels:
@@ -205,19 +206,19 @@ def _checked(result: StudyResult) -> tuple[StudyAbout, Findings]:
 
 
 def _fault_of(series: Series, panel: Panel) -> str:
-    """Why a series cannot be drawn; nothing if it can."""
+    """Why a series cannot be drawn; empty if it can."""
     if is_level(series, panel) and not series.low and not series.high:
         return ""
     across = len(series.x)
     if {len(series.y), len(series.low) or across, len(series.high) or across} != {across}:
-        return "it has not as many y, or ends of intervals, as x"
+        return "the numbers of x, y and interval ends differ"
     if panel.kind == "points" and any(isinstance(x, str) for x in series.x):
-        return "points have numbers as x"
+        return "points need numeric x values"
     return ""
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The same names; of those that are given more than once the later ones with a number."""
+    """The same names, made unique by numbers."""
     found: list[str] = []
     for name in map(_file_name, names):
         number = 1
@@ -228,43 +229,43 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def _file_names(figures: Sequence[tuple[str, str]]) -> list[str]:
-    """Of (study, figure) each: the figure's own name; after the study's where several figures have that name."""
+    """For each (study, figure) the name of the figure, prefixed by that of the study if several figures share it."""
     often = Counter(_file_name(figure) for _, figure in figures)
     return _distinct([figure if often[_file_name(figure)] == 1 else f"{study}-{figure}" for study, figure in figures])
 
 
 def _file_name(name: str) -> str:
-    """A name for a file and for an id: letters, digits and ``-``, whatever was given."""
+    """A name for files and ids, with letters, digits and ``-`` only."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name)[:80].strip("-").lower() or "figure"
 
 
-_FOLDER_REMEDY: Final = "Give the directory of an `errata analyse`, or a folder with such directories"
+_FOLDER_REMEDY: Final = "Give a directory written by `errata analyse`, or a directory of such directories"
 
 
 def is_of_studies(directory: Path) -> bool:
-    """Whether a directory is a study, or a folder with studies directly in it; finished or not."""
+    """Whether a directory is a study or directly contains studies, finished or not."""
     return bool(_studies(directory))
 
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A study without findings yet; ``command`` resumes it, empty where that cannot be read."""
+    """A study without findings; ``command`` resumes it, and is empty if it cannot be read."""
 
     place: Path
     command: str
 
     def __str__(self) -> str:
-        how = f"; go on with it, with the same --out: {self.command}" if self.command else ""
+        how = f"; resume it, with the same --out: {self.command}" if self.command else ""
         return f"the study in {self.place} is not finished{how}"
 
 
 @dataclass(frozen=True, slots=True)
 class Studies:
-    """What lies in some directories, each study once.
+    """The studies in some directories, each once.
 
     Attributes:
-        finished: directory, resolved -> what was found.
-        unfinished: those that have to be left out, likewise.
+        finished: resolved directory -> result.
+        unfinished: resolved directory -> study without result.
     """
 
     finished: Mapping[Path, StudyResult] = field(default_factory=dict)
@@ -275,18 +276,18 @@ class Studies:
 
 
 def read_studies(directory: Path) -> Studies:
-    """Read a study, or all studies that lie directly in a folder, in the order of their argument.
+    """Read a study, or all studies directly in a directory, in the order of the argument.
 
     Raises:
-        InputError: if there is none, if none is finished, or if one is damaged.
-        FaultsError: if there are several reasons; names all of them.
+        InputError: if there is none, none is finished, or one is damaged.
+        FaultsError: if there are several such errors.
     """
     if not directory.is_dir():
-        raise InputError(f"there is no directory {str(directory)!r}", remedy=_FOLDER_REMEDY, code="DIRECTORY_NOT_FOUND")
+        raise InputError(f"no directory {str(directory)!r}", remedy=_FOLDER_REMEDY, code="DIRECTORY_NOT_FOUND")
     places = _studies(directory)
     if not places:
         raise InputError(
-            f"{directory} is no study, nor a folder of studies: neither it nor a directory in it has {STUDY}",
+            f"{directory} is neither a study nor a directory of studies: there is no {STUDY} in it or one level below",
             remedy=_FOLDER_REMEDY,
             code="STUDY_NOT_FOUND",
         )
@@ -294,22 +295,26 @@ def read_studies(directory: Path) -> Studies:
     unfinished = {
         place.resolve(): Unfinished(place, _command(place)) for place in places if not is_file(place / RESULT)
     }
-    errors = []
-    for place in places:
-        if place.resolve() not in unfinished:
-            try:
-                found[place.resolve()] = read_result(place)
-            except InputError as error:
-                command = _command(place)
-                remedy = f"Remove {RESULT}, and make it again from what is kept: {command}" if command else error.remedy
-                errors.append(InputError(error.what, remedy=remedy, code=error.code))
-    if not found and not errors:
-        errors = [_not_finished(one) for one in unfinished.values()]
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise FaultsError(str(directory), [Fault("", error.what, error.remedy, code=error.code) for error in errors])
+    with collect_errors(str(directory)) as part:
+        for place in places:
+            if place.resolve() not in unfinished:
+                with part:
+                    found[place.resolve()] = _read_result(place)
+    with collect_errors(str(directory)) as part:
+        for study in unfinished.values() if not found else ():
+            with part:
+                raise InputError(str(study), remedy="Create the report when it is finished", code="STUDY_NOT_FINISHED")
     return Studies(found, unfinished)
+
+
+def _read_result(place: Path) -> StudyResult:
+    """The result of a study; errors name the command that computes it again."""
+    try:
+        return read_result(place)
+    except InputError as error:
+        command = _command(place)
+        remedy = f"Remove {RESULT}, and compute it again from its steps: {command}" if command else error.remedy
+        raise InputError(error.what, remedy=remedy, code=error.code) from error
 
 
 def _studies(directory: Path) -> Sequence[Path]:
@@ -321,22 +326,12 @@ def _studies(directory: Path) -> Sequence[Path]:
 
 
 def _is_study(place: Path) -> bool:
-    # What a benchmark keeps of a cell is called result.json too, and is of another format.
+    # Cells of a benchmark also have a result.json, of another format.
     return is_file(place / STUDY)
 
 
-def _not_finished(study: Unfinished) -> InputError:
-    remedy = "Go on with it by the command that began it, with the same --out, then ask for the report"
-    told = f": {study.command}" if study.command else ""
-    return InputError(
-        f"the study in {study.place} is not finished: it has no {RESULT} yet",
-        remedy=f"{remedy}{told}",
-        code="STUDY_NOT_FINISHED",
-    )
-
-
 def _command(place: Path) -> str:
-    """What began a study; nothing where that cannot be read, as it is a hint and no result."""
+    """The command that started a study; empty if it cannot be read, since it is only a hint."""
     try:
         return str(json.loads((place / STUDY).read_text(encoding="utf-8"))["command"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -12,17 +12,18 @@ from rich.text import Text
 
 from errata.errors import InputError
 from errata.evaluation.outcomes import no_room
+from errata.report.comparison import BEFORE, count_range
+from errata.report.markdown import markdown_table
 from errata.results.metrics import Group, Metric, Unit, entry_of, in_order
 from errata.results.records import Row, When
 
 Part = Literal["edited", "others"]
 _PARTS: tuple[Part, ...] = get_args(Part)
 MISSING = "–"
-UNEDITED = "before editing"
 RIGHT_AFTER = "  right after"
-_GAP = 2  # blanks between columns, where there is room for so many
+_GAP = 2  # spaces between columns, if there is room
 
-# The metrics of each part; their short headings' words are on separate lines in a narrow table.
+# The metrics of each part; in a narrow table, the words of their short headings are on separate lines.
 _COLUMNS: Mapping[Part, tuple[Metric, ...]] = {
     part: tuple(
         metric
@@ -43,7 +44,7 @@ _TITLES: Mapping[Part, str] = {"edited": "The edited facts", "others": "Everythi
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class _TextLine:
     """One line of a table: its name, its cells, and whether it is dimmed."""
 
     name: str
@@ -57,22 +58,23 @@ class _Grid:
 
     corner: str
     heads: tuple[tuple[str, str], ...]
-    lines: tuple[_Line, ...]
+    lines: tuple[_TextLine, ...]
     note: str
 
 
 def comparison_tables(
     rows: Sequence[Row], *, right_after: bool = True, title: str | None = None, width: int = 120
 ) -> list[Table]:
-    """Methods as lines, metrics as columns, in two tables: the edited facts, and everything else. The unedited model is
-    on top, each method after its whole run follows, and, dimmed below it, right after each fact's own batch unless that
-    is the same (as of one batch). Columns and tables without any value are left out.
+    """Methods as lines and metrics as columns, in two tables: the edited facts, and everything else.
+
+    The unedited model is on top, followed by each method after its whole run and, dimmed below it, right after each
+    fact's own batch unless that is the same (as with a single batch). Columns and tables without values are omitted.
 
     Args:
         rows: the long form, of any number of methods.
         right_after: show the lines of that moment.
-        title: before each table's own.
-        width: characters of the console that it is for; in a narrow one intervals are below their means.
+        title: prefix of the titles.
+        width: of the console in characters; in a narrow one, intervals are below their means.
 
     Raises:
         InputError: if there are no rows to show.
@@ -82,7 +84,7 @@ def comparison_tables(
 
 
 def markdown_tables(rows: Sequence[Row], *, right_after: bool = True) -> str:
-    """The same as ``comparison_tables`` in Markdown, the note of each below it."""
+    """The same as ``comparison_tables`` in Markdown, with the notes below the tables."""
     return "\n".join(map(_in_markdown, _comparisons(rows, right_after).values()))
 
 
@@ -95,10 +97,11 @@ def before_after_table(
     marked: Collection[str] = (),
 ) -> Table:
     """All metrics of a single method as lines; before, right after (unless that is the same) and after as columns.
-    What was lost, gained and changed is left out: it is listed question by question.
+
+    Lost, gained and changed answers are omitted, since they are listed question by question.
 
     Args:
-        now: what the one column is called where nothing was measured before.
+        now: heading of the only column if nothing was measured before.
         marked: metrics whose names get an asterisk.
 
     Raises:
@@ -108,7 +111,7 @@ def before_after_table(
 
 
 def before_after_markdown(rows: Sequence[Row]) -> str:
-    """The same as ``before_after_table`` in Markdown, its note below it."""
+    """The same as ``before_after_table`` in Markdown, with the note below."""
     return _in_markdown(_before_after(rows, "now", ()))
 
 
@@ -117,7 +120,7 @@ def _comparisons(rows: Sequence[Row], right_after: bool) -> dict[Part, _Grid]:
     chosen = {part: [metric for metric in columns if metric in present] for part, columns in _COLUMNS.items()}
     if not any(chosen.values()):
         raise InputError(
-            "there is no result to show in a table", remedy="Give rows of at least one metric", code="RESULTS_EMPTY"
+            "there are no results for a table", remedy="Give rows of at least one metric", code="RESULTS_EMPTY"
         )
     return {part: _comparison(rows, part, metrics, right_after) for part, metrics in chosen.items() if metrics}
 
@@ -131,22 +134,22 @@ def _comparison(rows: Sequence[Row], part: Part, metrics: Sequence[str], right_a
 
     nothing = (MISSING,) * len(metrics)
     unedited = list(dict.fromkeys(line for method in methods if (line := cells(method, "before")) != nothing))
-    # One model, one set of facts: one line on top for all. Otherwise every method has its own.
+    # Usually one line for all methods; otherwise each has its own.
     common = len(unedited) == 1
-    lines = [_Line(UNEDITED, unedited[0])] if common else []
+    lines = [_TextLine(BEFORE, unedited[0])] if common else []
     for method in methods:
         entries = [(method, cells(method, "after"), False)]
         if right_after and _differs_right_after([row for row in rows if row["method"] == method]):
             entries.append((RIGHT_AFTER, cells(method, "right_after"), True))
         if not common:
-            entries.append((f"  {UNEDITED}", cells(method, "before"), True))
-        lines += [_Line(*entry) for entry in entries if entry[1] != nothing]
+            entries.append((f"  {BEFORE}", cells(method, "before"), True))
+        lines += [_TextLine(*entry) for entry in entries if entry[1] != nothing]
     before = {row["metric"]: row["mean"] for row in rows if row["when"] == "before"}
     unable = {metric for metric in metrics if metric in before and no_room(metric, before[metric])}
     heads = tuple(
         (
             entry_of(metric).short + (" *" if metric in unable else ""),
-            _n(row["n"] for row in rows if row["metric"] == metric),
+            count_range(row["n"] for row in rows if row["metric"] == metric),
         )
         for metric in metrics
     )
@@ -154,12 +157,12 @@ def _comparison(rows: Sequence[Row], part: Part, metrics: Sequence[str], right_a
     if Metric.SECONDS_PER_EDIT in metrics:
         note += "; s/edit: without preparation (key statistics, contexts)"
     if unable:
-        note += "; *: has no room to move from where it was before editing, and can show nothing"
+        note += "; *: was at its floor or ceiling before the edit, so it cannot show an effect"
     return _Grid("method", heads, tuple(lines), note)
 
 
 def _differs_right_after(rows: Sequence[Row]) -> bool:
-    """Whether anything of one method is not the same right after each fact's batch and at the end."""
+    """Whether any value of one method differs between right after each fact's batch and the end."""
     after = {row["metric"]: row for row in rows if row["when"] == "after"}
     return any(
         row["metric"] not in after or {**row, "when": "after"} != after[row["metric"]]
@@ -172,8 +175,8 @@ def _before_after(rows: Sequence[Row], now: str, marked: Collection[str]) -> _Gr
     methods = list(dict.fromkeys(row["method"] for row in rows))
     if len(methods) != 1:
         raise InputError(
-            f"this table is of one method, the rows are of {len(methods)}: {', '.join(methods) or 'none'}",
-            remedy="Give the rows of one method, or compare them side by side",
+            f"the table needs the rows of one method, got {len(methods)}: {', '.join(methods) or 'none'}",
+            remedy="Give the rows of one method, or use comparison_tables",
             code="RESULTS_SEVERAL_METHODS",
         )
     found = {(row["metric"], row["when"]): row for row in rows}
@@ -186,14 +189,14 @@ def _before_after(rows: Sequence[Row], now: str, marked: Collection[str]) -> _Gr
         for when, head in moments
         if any(row["when"] == when for row in rows) and (when != "right_after" or _differs_right_after(rows))
     ]
-    # Changed answers are listed question by question, or in a table of their own.
+    # Changed answers are listed question by question, or in a separate table.
     metrics = [name for name in in_order({row["metric"] for row in rows}) if entry_of(name).group is not Group.CHANGES]
     lines = tuple(
-        _Line(
+        _TextLine(
             entry_of(metric).heading + (" *" if metric in marked else ""),
             (
                 *(_cell(found.get((metric, when))) for when, _ in shown),
-                _n(row["n"] for row in rows if row["metric"] == metric),
+                count_range(row["n"] for row in rows if row["metric"] == metric),
             ),
         )
         for metric in metrics
@@ -209,7 +212,7 @@ def _before_after(rows: Sequence[Row], now: str, marked: Collection[str]) -> _Gr
 
 
 def _cell(row: Row | None) -> str:
-    """``95.0 [91,98]``: without a space in the brackets, for a narrow table breaks cells at their space."""
+    """``95.0 [91,98]``, without a space in the brackets, since narrow tables break cells at spaces."""
     if row is None:
         return MISSING
     mean, low, high = row["mean"], row["low"], row["high"]
@@ -230,25 +233,20 @@ def _cell(row: Row | None) -> str:
 
 
 def _plain(value: float) -> str:
-    """A number with three digits that count, such as 0.0123, 4.56 or 612."""
+    """A number with three significant digits, such as 0.0123, 4.56 or 612."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _n(counts: Iterable[int]) -> str:
-    distinct = sorted(set(counts))
-    return str(distinct[0]) if len(distinct) == 1 else f"{distinct[0]}–{distinct[-1]}"
-
-
 def _drawn(grid: _Grid, title: str | None, width: int) -> Table:
-    """Side by side where mean and interval have room, else the interval below the mean, and if need be closer.
+    """Mean and interval side by side if there is room, otherwise below each other, if necessary with smaller gaps.
 
-    Where even that does not fit, a method's options are below its name, and then an interval's ends are on two lines.
+    If even that does not fit, a method's options are below its name, and then interval ends are on two lines.
     """
-    beside = _width(grid, _GAP, stacked=False) <= width
+    side_by_side = _width(grid, _GAP, stacked=False) <= width
     for narrower in (_named_below, _ends_below):
-        if not beside and _width(grid, 1, stacked=True) > width:
+        if not side_by_side and _width(grid, 1, stacked=True) > width:
             grid = replace(grid, lines=tuple(map(narrower, grid.lines)))
-    gap = _GAP if beside or _width(grid, _GAP, stacked=True) <= width else 1
+    gap = _GAP if side_by_side or _width(grid, _GAP, stacked=True) <= width else 1
     table = Table(
         title=title,
         title_justify="left",
@@ -258,35 +256,35 @@ def _drawn(grid: _Grid, title: str | None, width: int) -> Table:
         show_edge=False,
         pad_edge=False,
         collapse_padding=True,
-        padding=(0, gap - 1),  # the box has a blank between columns already
+        padding=(0, gap - 1),  # the box has a space between columns already
     )
     table.add_column(Text(grid.corner), no_wrap=True, vertical="top")
     for head, count in grid.heads:
-        label = Text(head if beside else head.replace(" ", "\n"))
+        label = Text(head if side_by_side else head.replace(" ", "\n"))
         if count:
             label.append(f"\nn={count}", style="dim")
         table.add_column(label, justify="right", vertical="top", overflow="fold")
     for line in grid.lines:
         # Text, not markup: an interval's brackets must not be read as a style.
-        cells = [Text(cell if beside else cell.replace(" ", "\n")) for cell in line.cells]
+        cells = [Text(cell if side_by_side else cell.replace(" ", "\n")) for cell in line.cells]
         table.add_row(Text(line.name), *cells, style="dim" if line.dim else None)
     return table
 
 
-def _named_below(line: _Line) -> _Line:
-    """``memit [layers=0/2, schedule=even]`` on a line for each of its parts."""
+def _named_below(line: _TextLine) -> _TextLine:
+    """``memit [layers=0/2, schedule=even]`` with one line for each part."""
     method, _, choices = line.name.partition(" [")
     parts = [method, *(f"  {choice}" for choice in choices.removesuffix("]").split(", ") if choice)]
     return replace(line, name="\n".join(parts))
 
 
-def _ends_below(line: _Line) -> _Line:
-    """``0.95 [0.91,0.98]`` with blanks at all places where it is broken."""
+def _ends_below(line: _TextLine) -> _TextLine:
+    """``0.95 [0.91,0.98]`` with spaces where it can be broken."""
     return replace(line, cells=tuple(cell.replace(",", ", ") for cell in line.cells))
 
 
 def _width(grid: _Grid, gap: int, *, stacked: bool) -> int:
-    """Characters that a grid takes, with whole cells or with cells broken at their spaces."""
+    """The width of a grid in characters, with whole cells or with cells broken at spaces."""
     total = max(len(part) for name in [grid.corner, *(line.name for line in grid.lines)] for part in name.split("\n"))
     for column, (head, count) in enumerate(grid.heads):
         texts = [head, f"n={count}" if count else "", *(line.cells[column] for line in grid.lines)]
@@ -295,12 +293,7 @@ def _width(grid: _Grid, gap: int, *, stacked: bool) -> int:
 
 
 def _in_markdown(grid: _Grid) -> str:
-    heads = [f"{head} (n={count})" if count else head for head, count in grid.heads]
-    lines = [
-        [grid.corner, *heads],
-        ["---", *("---:" for _ in heads)],
-        *([line.name.replace("  ", "&nbsp;&nbsp;"), *line.cells] for line in grid.lines),
-    ]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |" for cells in lines) + (
-        f"\n\n{grid.note}\n"
-    )
+    heads = [grid.corner, *(f"{head} (n={count})" if count else head for head, count in grid.heads)]
+    lines = [[line.name.replace("  ", "&nbsp;&nbsp;"), *line.cells] for line in grid.lines]
+    heads, *lines = [[cell.replace("|", "&#124;") for cell in cells] for cells in (heads, *lines)]
+    return f"{markdown_table(heads, lines, ['---', *('---:' for _ in grid.heads)])}\n\n{grid.note}\n"

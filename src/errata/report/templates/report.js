@@ -5,7 +5,7 @@
   // The list of facts: one page of it is in the document at a time.
   const { strings, cells, outcomes, entries } = JSON.parse(document.getElementById("data").textContent);
   const text = (place) => (place < 0 ? "" : strings[place]);
-  const HEADS = ["before", "right after", "at the end"];
+  const HEADS = ["before", "right after", "after"];
   const KINDS = { "taken": "good", "kept": "good", "taken later": "good", "gained": "good", "not taken": "bad", "lost": "bad", "forgotten": "doubt" };
   const words = document.getElementById("words"), method = document.getElementById("method");
   const outcome = document.getElementById("outcome"), body = document.querySelector("#list tbody");
@@ -29,7 +29,7 @@
     text(cell[0]), manySeeds ? `seed ${cell[1]}` : "", manyModels ? text(cell[2]) : "", manyData ? text(cell[3]) : "",
   ].filter(Boolean).join(" · ");
 
-  // A text may be long; what is searched is made once, when it is first asked for.
+  // Texts may be long; they are converted to lower case once, at the first search.
   let lower = null;
   const matches = (entry, wanted) => {
     const has = (place) => place >= 0 && lower[place].includes(wanted);
@@ -37,7 +37,7 @@
       entry[7].some((other) => has(other[1]) || has(other[2]));
   };
 
-  const told = (moment, head) => {
+  const answer = (moment, head) => {
     const cell = make("td");
     cell.dataset.head = head;
     if (!moment) {
@@ -49,16 +49,16 @@
     if (value === 1 || value === 0) {
       const mark = make("span", value === 1 ? "✓ " : "✗ ", value === 1 ? "yes" : "no");
       mark.setAttribute("role", "img");
-      mark.setAttribute("aria-label", value === 1 ? "as asked: " : "not as asked: ");
+      mark.setAttribute("aria-label", value === 1 ? "as expected: " : "not as expected: ");
       cell.append(mark);
     }
     cell.append(said);
     if (value !== null && value !== 1 && value !== 0) cell.append(make("span", String(Number(value.toPrecision(3))), "from"));
     return cell;
   };
-  const asked = (place) => {
+  const expectedCell = (place) => {
     const cell = make("td");
-    cell.dataset.head = "asked for";
+    cell.dataset.head = "expected";
     cell.append(make("bdi", text(place) || "–"));
     return cell;
   };
@@ -71,7 +71,7 @@
     const from = make("span", undefined, "from");
     from.append(make("bdi", text(fact)), " · ", make("bdi", cellName(cells[cell])));
     head.append(from);
-    row.append(head, asked(expected), ...moments.map((moment, index) => told(moment, HEADS[index])));
+    row.append(head, expectedCell(expected), ...moments.map((moment, index) => answer(moment, HEADS[index])));
     const end = make("td");
     end.dataset.head = "outcome";
     end.append(make("span", outcomes[result], `badge ${KINDS[outcomes[result]] || ""}`));
@@ -96,7 +96,7 @@
     const row = make("tr", undefined, "other"), head = make("th");
     head.scope = "row";
     head.append(make("bdi", text(prompt), "prompt"), make("span", text(metric), "from"));
-    row.append(head, asked(expected), ...moments.map((moment, index) => told(moment, HEADS[index])), make("td"));
+    row.append(head, expectedCell(expected), ...moments.map((moment, index) => answer(moment, HEADS[index])), make("td"));
     return row;
   };
 
