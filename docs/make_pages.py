@@ -23,8 +23,8 @@ _ERRORS_HEAD = """# Error codes
 
 Every error that errata raises is a subclass of `errata.ErrataError`. It says what was wrong and what to do, and carries
 a stable `code`, which the command line prints in brackets: `error[FACT_MISSING_FIELD]: …`. Messages may be reworded
-between versions; codes are not. An error that reports several faults has their common code, or `SEVERAL`;
-each fault in `error.faults` has its own.
+between versions; codes are not. An error that reports several faults has their common code, or `SEVERAL` if
+they differ; then the message shows the code of each fault (in Python: `error.faults`).
 
 The exit status of the command line depends on the class: 2 for `InputError` and its subclasses, 130 for
 `InterruptedRunError`, 1 otherwise. *Example* is the first message in the source with this code; `…` stands for a value.
