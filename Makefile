@@ -4,17 +4,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+CHECKED ?= shapes
 # Always the environment's own interpreter by path, so that another activated environment has no effect.
 VENV_PYTHON = $(VENV)/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-real test real-model lint types format docs pages benchmark install install-test check-install constraints dev clean
+.PHONY: help demo demo-real test test-fast real-model lint types format docs pages benchmark install install-test check-install constraints dev clean
 
 help:
 	@echo "make demo       edit facts into the embedded model with four methods and show what changed (installs first)"
 	@echo "make demo-real  correct ten facts in SmolLM2-135M, a real model, and revert the edit (downloads 100 MB once)"
 	@echo "make test       all tests                       ARGS='-k targets' goes to pytest, WORKERS=2 processes"
+	@echo "make test-fast  the quick ones among them (tests/fast.txt), in less than a minute"
 	@echo "make lint       ruff (rules, format), import contracts   make format fixes what it can"
 	@echo "make types      mypy, strict"
 	@echo "make docs       the documentation as a site in site/, links checked; make pages rewrites its generated parts"
@@ -32,9 +34,16 @@ demo-real: $(VENV)/.gguf
 	$(VENV)/bin/errata models get smollm2-135m-instruct
 	$(VENV)/bin/errata demo --model smollm2-135m-instruct --out runs/demo-real
 
-# One thread a worker: the workers share the cores already.
+# One thread a worker: the workers share the cores already. The many processes of the tests find compiled modules.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile
+
+# The tests check annotations at each call (tests/conftest.py): CHECKED=all those of every module, CHECKED=none none.
 test: $(VENV)/.test real-model
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	ERRATA_CHECKED=$(CHECKED) $(PYTEST) $(ARGS)
+
+# For every save: no annotation is checked, and hypothesis tries few examples.
+test-fast: $(VENV)/.test
+	ERRATA_CHECKED=none ERRATA_FUZZ_DIVISOR=20 $(PYTEST) -m "not slow and not real" $(ARGS) @tests/fast.txt
 
 # Needed by the tests marked `real`, which are skipped otherwise. ERRATA_SMOLLM2 may name a directory that contains it.
 real-model: $(VENV)/.test

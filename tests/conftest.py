@@ -1,8 +1,10 @@
-"""What all tests share. ``errata`` is not imported here: pytest checks its annotations only if it is imported later."""
+"""What all tests share. No module of ``errata`` is imported at the top: its annotations would not be checked."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 # Before anything imports transformers or tokenizers: no test may wait for a network, and workers fork.
@@ -11,11 +13,34 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+from tests.support.fuzzing import examples
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+
+def modules_with_shapes() -> list[str]:
+    """The modules of errata that annotate the shapes of arrays."""
+    (package,) = find_spec("errata").submodule_search_locations  # type: ignore[union-attr, misc]
+    files = [path for path in Path(package).rglob("*.py") if "from jaxtyping import" in path.read_text("utf-8")]
+    parts = [path.relative_to(Path(package).parent).with_suffix("").parts for path in files]
+    return [".".join(names).removesuffix(".__init__") for names in parts]
+
+
+# Annotations are checked at each call while tests run: `shapes` those of modules with shapes, which mypy cannot check;
+# `all` (slower) those of every module. Two spellings of the checker, because jaxtyping caches what it has compiled by
+# the spelling, also of modules that it leaves alone.
+CHECKED: dict[str, tuple[Callable[[], list[str]], str]] = {
+    "none": (list, "beartype.beartype"),
+    "shapes": (modules_with_shapes, "beartype.beartype(conf=beartype.BeartypeConf())"),
+    "all": (lambda: ["errata"], "beartype.beartype"),
+}
+modules, checker = CHECKED[os.environ.get("ERRATA_CHECKED", "shapes")]
+install_import_hook(modules(), checker)
+
 # The first call into torch is slow and would trip the deadline; a failure seen in CI must be seen at home.
-settings.register_profile("errata", deadline=None, derandomize=True, database=None)
+settings.register_profile("errata", deadline=None, derandomize=True, database=None, max_examples=examples(100))
 settings.load_profile("errata")
 
 

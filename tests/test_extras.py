@@ -1,4 +1,4 @@
-"""Optional packages: one way to look for them, and the extra that is named has them."""
+"""Optional packages: one way to look for them, and the extra that is named has them; the list of fast tests."""
 
 from __future__ import annotations
 
@@ -50,3 +50,13 @@ def test_what_is_missing_is_told() -> None:
     require("this test", "test", "pytest", "errata")
     with pytest.raises(MissingExtraError, match=r"this test.*errata\[plots\]"):
         require("this test", "plots", "errata", "no_such_package")
+
+
+def test_the_fast_tier_names_tests_that_exist() -> None:
+    """`make test-fast` runs what tests/fast.txt lists; pytest itself refuses names that a file does not have."""
+    lines = (ROOT / "tests" / "fast.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == sorted(set(lines))
+    assert len(lines) > 40
+    missing = [line for line in lines if not (ROOT / line.partition("::")[0]).exists()]
+    assert not missing
+    assert "@tests/fast.txt" in (ROOT / "Makefile").read_text(encoding="utf-8")

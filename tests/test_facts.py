@@ -20,8 +20,10 @@ from errata.facts.fact import MOST_FAULTS, Fact, FactSet, Question
 from errata.facts.files import escaped, facts_from_records, read_facts, write_facts
 from errata.facts.tokens import token_faults
 
+from tests.support.fuzzing import examples
+
 GOOD: Mapping[str, object] = {"subject": "Ada Lovelace", "prompt": "The mother tongue of {} is", "target": "French"}
-SHARED_DIRECTORY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHARED_DIRECTORY = settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def jsonl(directory: Path, *lines: object) -> Path:

@@ -39,6 +39,7 @@ from errata.runs.resume import patch_of_run
 from errata.runs.run import Manifest, open_run
 
 from tests.support.editing import FACTS, tiny_language_model
+from tests.support.fuzzing import examples
 from tests.support.runs import Runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +49,7 @@ RECIPE = (ROOT / "examples" / "recipe.yaml").read_text(encoding="utf-8").replace
 def cases(count: int) -> settings:
     # The folder is shared by a test's cases: each writes its file anew.
     return settings(
-        max_examples=count,
+        max_examples=examples(count),
         suppress_health_check=[
             HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large,
             HealthCheck.large_base_example, HealthCheck.filter_too_much,

@@ -18,8 +18,10 @@ import errata.runs.ledger
 from errata.errors import InputError
 from errata.runs.ledger import START, Entry, Ledger, new_ledger, read_ledger
 
+from tests.support.fuzzing import examples
+
 # The folder is shared by a test's examples: each writes its file anew.
-SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(300))
 
 
 def written(path: Path, lines: int = 5) -> Ledger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def make_editor(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Edito
 
 @dataclass
 class Written:
-    """methods.md, section 1, as it stands there; only the search of targets and C are shared with the package."""
+    """The editing loop as published, written out; only the target search and C are shared with the package."""
 
     model: LanguageModel
     recipe: Recipe
@@ -59,12 +60,18 @@ class Written:
     site: Site
     cache: Path | None
     history: dict[int, Tensor] = field(default_factory=dict)
+    # Text -> every site's states, until a weight changes.
+    passes: dict[tuple[int, ...], Any] = field(default_factory=dict)
 
-    # What is read -----------------------------------------------------------------------------------------------
+    # Reading ----------------------------------------------------------------------------------------------------
 
     def over_contexts(self, fact: Fact, what: tuple[Site, int], average: str) -> Tensor:
         def of(prefix: str) -> Tensor:
-            return read_whole(self.model, subject_ids(self.model, fact, prefix))[what][-1].double()
+            ids = tuple(subject_ids(self.model, fact, prefix))
+            if ids not in self.passes:
+                self.passes[ids] = read_whole(self.model, list(ids))
+            state: Tensor = self.passes[ids][what][-1]
+            return state.double()
 
         bare = of("")
         if average == "bare":
@@ -80,7 +87,7 @@ class Written:
     def states(self, facts: Sequence[Fact], layer: int, average: str = "bare") -> Tensor:
         return torch.stack([self.over_contexts(fact, (self.site, layer), average) for fact in facts], dim=1)
 
-    # What is written --------------------------------------------------------------------------------------------
+    # Writing ----------------------------------------------------------------------------------------------------
 
     def weight(self, layer: int) -> Tensor:
         module = self.model.down_projection(layer)
@@ -89,6 +96,7 @@ class Written:
 
     def set(self, layer: int, weight: Tensor) -> None:
         module: nn.Module = self.model.down_projection(layer)
+        self.passes.clear()
         with torch.no_grad():
             module.get_parameter("weight").copy_(weight.T if isinstance(module, Conv1D) else weight)
 
@@ -191,7 +199,10 @@ def changes_of(method: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("family", "method"),
     [
-        *((family, method) for family in ("gpt2", "llama") for method in ALL),
+        *(("llama", method) for method in ALL),
+        # The orientation of W and the norms concern every row alike: each solver, schedule and shaping once.
+        *(("gpt2", method) for method in ("memit+blue", "alphaedit", "alphaedit+blue", "rome", "pmet", "emmet+blue")),
+        *(("gpt2", method) for method in ("nse", "rect", "prune", "memit_seq+blue")),
         *(("gemma3_text", method) for method in ("memit", "memit_seq+blue", "alphaedit+blue")),
     ],
 )
@@ -466,6 +477,7 @@ def test_replay_residuals_are_undivided_and_see_the_earlier_writes(
     (record,) = editor.records
     first, second = record.terms
     fresh.edits.add([first])
+    plain.passes.clear()
     moved = plain.states([fact], 3, editor.recipe.contexts.states)
     assert float((moved - averaged).norm()) > 1e-3
     residual = bare + record.targets[3].delta - moved
@@ -636,17 +648,33 @@ PLACES_OF_FAILURE = [
 ]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(make_editor: Callable[..., Editor]) -> Callable[[str], dict[str, Tensor]]:
+    """The weights after two batches that nothing disturbs, by method."""
+
+    @cache
+    def bits_of(method: str) -> dict[str, Tensor]:
+        model = tiny_language_model("llama")
+        editor = make_editor(model, method)
+        editor.apply(FACTS[:2])
+        editor.apply(FACTS[2:])
+        return parameter_bits(model)
+
+    return bits_of
+
+
 @pytest.mark.parametrize(("method", "owner", "name", "nth", "afterwards"), PLACES_OF_FAILURE)
-@pytest.mark.parametrize("error", [RuntimeError("injected"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_anywhere_leaves_everything_as_it_was(
     make_editor: Callable[..., Editor],
+    undisturbed: Callable[[str], dict[str, Tensor]],
     monkeypatch: pytest.MonkeyPatch,
     method: str,
     owner: type,
     name: str,
     nth: int,
     afterwards: bool,
-    error: BaseException,
+    error: type[BaseException],
 ) -> None:
     model = tiny_language_model("llama")
     editor = make_editor(model, method)
@@ -660,21 +688,17 @@ def test_a_failure_anywhere_leaves_everything_as_it_was(
             return original(*arguments, **options)
         if afterwards:
             original(*arguments, **options)
-        raise error
+        raise error("injected")
 
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, failing)
-        with pytest.raises(type(error)):
+        with pytest.raises(error):
             editor.apply(FACTS[2:], on_batch=lambda record: None)
         assert len(calls) >= nth
     assert_same_bits(parameter_bits(model), before)
     assert editor._run is run
     assert len(editor.records) == 1
     assert [id(term) for term in model.edits.terms] == [id(term) for term in terms]
-    # And what follows is what would have followed.
+    # The next batch then equals that of an undisturbed run.
     editor.apply(FACTS[2:])
-    untouched = tiny_language_model("llama")
-    other = make_editor(untouched, method)
-    other.apply(FACTS[:2])
-    other.apply(FACTS[2:])
-    assert_same_bits(parameter_bits(model), parameter_bits(untouched))
+    assert_same_bits(parameter_bits(model), undisturbed(method))

@@ -39,6 +39,7 @@ from tests.reference import solvers
 from tests.reference.keys import key
 from tests.reference.weight_shift import residual, weight_shift
 from tests.support.editing import assert_same_bits, parameter_bits, tiny_language_model, tiny_recipe, write_corpus
+from tests.support.fuzzing import examples
 from tests.support.study_context import done, tiny_context
 
 PLAN = {"count": 2, "batch_size": 2, "sizes": (1, 2), "earlier": (0, 1, 2)}
@@ -116,7 +117,7 @@ def test_the_study_is_what_dense_updates_give(tmp_path: Path, family: str, metho
 
 
 @pytest.mark.parametrize("kind", sorted(set(SOLVERS) - {"rank_one"}))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(
     seed=st.integers(0, 10**6),
     count=st.integers(1, 9),

@@ -35,24 +35,20 @@ def _exact_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     compute_attention_exactly(monkeypatch)
 
 
-@pytest.mark.parametrize("prefixes", [(), PREFIXES], ids=["bare", "prefixes"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_keys_equal_those_of_whole_forward_passes(family: str, prefixes: tuple[str, ...]) -> None:
+def test_keys_and_states_equal_those_of_whole_forward_passes(family: str, subtests: pytest.Subtests) -> None:
     model = loaded(family)
     for layer in (0, BLOCKS - 1):
-        expected = torch.stack([key(model, fact, prefixes, layer) for fact in FACTS], dim=1)
-        ours = mean_keys(model, FACTS, prefixes, layer)
-        assert ours.dtype == torch.float64
-        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("site", [Site.BLOCK, Site.MLP])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_states_equal_those_of_whole_forward_passes(family: str, site: Site) -> None:
-    model = loaded(family)
-    for layer in (0, BLOCKS - 1):
-        expected = torch.stack([state(model, fact, layer, site) for fact in FACTS], dim=1)
-        torch.testing.assert_close(current_states(model, FACTS, layer, site), expected, rtol=1e-9, atol=1e-9)
+        for prefixes in ((), PREFIXES):
+            with subtests.test(f"keys of layer {layer}, {len(prefixes)} prefixes"):
+                expected = torch.stack([key(model, fact, prefixes, layer) for fact in FACTS], dim=1)
+                ours = mean_keys(model, FACTS, prefixes, layer)
+                assert ours.dtype == torch.float64
+                torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+        for site in (Site.BLOCK, Site.MLP):
+            with subtests.test(f"states of layer {layer}, {site}"):
+                states = torch.stack([state(model, fact, layer, site) for fact in FACTS], dim=1)
+                torch.testing.assert_close(current_states(model, FACTS, layer, site), states, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral"])
