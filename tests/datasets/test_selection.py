@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errata.datasets.reading import read_dataset, select
-from errata.datasets.records import Unit
+from errata.datasets.records import RecordContents
 from errata.errors import InputError
 from errata.facts.fact import Fact, Question, clashes
 
@@ -18,12 +18,12 @@ from tests.datasets import records
 from tests.datasets.records import mquake, written
 
 
-def unit(number: int, *said: tuple[str, str]) -> Unit:
+def unit(number: int, *said: tuple[str, str]) -> RecordContents:
     facts = tuple(
         Fact(id=f"{number}.{place}", subject=subject, prompt="{} is", target=target)
         for place, (subject, target) in enumerate(said)
     )
-    return Unit(f"record {number}", facts, (Question(f"question {number}", "answer"),))
+    return RecordContents(f"record {number}", facts, (Question(f"question {number}", "answer"),))
 
 
 UNITS = [unit(number, (f"subject {number}", "x")) for number in range(30)]
@@ -101,7 +101,7 @@ def test_texts_are_selected_like_facts(tmp_path: Path) -> None:
     assert error.value.code == "DATASET_COUNT"
 
 
-def slow_select(units: list[Unit], seed: int | None) -> list[str]:
+def slow_select(units: list[RecordContents], seed: int | None) -> list[str]:
     """The ids of the selected facts, computed in the obvious way."""
     order = list(units)
     if seed is not None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from errata.errors import FaultsError, InputError, MissingExtraError
 from errata.evaluation.ability import (
-    Ability,
+    AbilityResults,
     AbilitySettings,
     Sample,
     TaskMetric,
@@ -592,7 +592,7 @@ def test_a_weighted_f1_has_an_interval_and_no_records() -> None:
     value = weighted_f1([sample.labels["weighted_f1"] for sample in samples])
     accuracy = TaskMetric(2 / 3, 0.06, 60)
     metrics = {"weighted_f1": TaskMetric(value, None, 60), "accuracy": accuracy}
-    ability = Ability({"probe_x": TaskResult("probes", metrics, samples)})
+    ability = AbilityResults({"probe_x": TaskResult("probes", metrics, samples)})
     assert {record.metric for record in ability.records()} == {"ability:probe_x:accuracy"}
     first, second = ability.summaries("before", seed=1)
     assert (first.metric, first.mean, first.n) == ("ability:probe_x:weighted_f1", value, 60)

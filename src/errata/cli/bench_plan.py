@@ -32,7 +32,7 @@ from errata.cli.model_options import (
 )
 from errata.cli.recipe_options import read_recipe_for
 from errata.cli.terminal import console, echo, warn
-from errata.datasets.reading import Records, read_dataset, read_records
+from errata.datasets.reading import DatasetRecords, open_dataset, read_dataset
 from errata.datasets.records import Loaded
 from errata.datasets.registry import DATASETS, is_own_file
 from errata.editing.recipe import Recipe
@@ -139,7 +139,7 @@ class WholeSet:
     """A data set, read once: all of its facts, and the records to sample from."""
 
     loaded: Loaded
-    records: Records
+    records: DatasetRecords
 
 
 def whole_set(entry: DataEntry) -> WholeSet | None:
@@ -151,7 +151,7 @@ def whole_set(entry: DataEntry) -> WholeSet | None:
     if entry.name == LAB:
         return None
     try:
-        records = read_records(entry.name, entry.path)
+        records = open_dataset(entry.name, entry.path)
         loaded = records.select()
     except FaultsError as error:
         if len(error.faults) <= FAULTS_SHOWN:

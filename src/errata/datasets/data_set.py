@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from errata.datasets.records import Contents, OfRecord, Unit, read_records
+from errata.datasets.records import Contents, OfRecord, RecordContents, parse_records
 from errata.errors import InputError
 
 # (path, skip_faulty) -> contents
 Reader: TypeAlias = Callable[[Path, bool], Contents]
 # (count, seed) -> units
-Maker: TypeAlias = Callable[[int | None, int | None], tuple[Unit, ...]]
+Maker: TypeAlias = Callable[[int | None, int | None], tuple[RecordContents, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,6 @@ def json_list(of_record: OfRecord, *, key: str | None = None) -> Reader:
     """The reader of a JSON list of records; ``key`` is the field that names a record in messages."""
 
     def read(path: Path, skip_faulty: bool) -> Contents:
-        return read_records(path, of_record, key=key, skip_faulty=skip_faulty)
+        return parse_records(path, of_record, key=key, skip_faulty=skip_faulty)
 
     return read

@@ -111,7 +111,7 @@ class _Transfer:
         self._mark.unlink(missing_ok=True)
 
     def _attempt(self, start: int) -> int | None:
-        """One connection; returns the size of the whole file, if the server says it."""
+        """One connection; returns the size of the whole file, if the server reports it."""
         with self._network_errors():
             request = urllib.request.Request(self._url, headers={"User-Agent": "errata", "Accept-Encoding": "identity"})
             mark = (
@@ -153,7 +153,7 @@ class _Transfer:
         return total
 
     def _total(self, done: int, length: str | None) -> int | None:
-        """The size of the whole file, if the server says it."""
+        """The size of the whole file, if the server reports it."""
         if length is None:
             return None
         if not (length.isascii() and length.isdigit() and len(length) < 20):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from errata.datasets.data_set import DataSet
-from errata.datasets.records import Contents, Unit
+from errata.datasets.records import Contents, RecordContents
 from errata.facts.fact import FIELDS, REQUIRED_FIELDS
 from errata.facts.files import read_facts
 
@@ -20,7 +20,7 @@ from errata.facts.files import read_facts
 def read_own(path: Path, skip_faulty: bool) -> Contents:
     """A file of facts; ``skip_faulty`` does not apply, since the user can correct the file."""
     facts = read_facts(path)
-    units = tuple(Unit(place, (fact,)) for fact, place in zip(facts, facts.places, strict=True))
+    units = tuple(RecordContents(place, (fact,)) for fact, place in zip(facts, facts.places, strict=True))
     return Contents(units, facts.notes)
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Final
 
 from errata.datasets.data_set import DataSet
-from errata.datasets.records import Unit
+from errata.datasets.records import RecordContents
 from errata.errors import InputError
 
 _COUNT: Final = 100
 
 
-def lab_units(count: int | None, seed: int | None) -> tuple[Unit, ...]:
+def lab_units(count: int | None, seed: int | None) -> tuple[RecordContents, ...]:
     """Counterfactual edits; by default 100, with seed 0.
 
     Raises:
@@ -31,7 +31,7 @@ def lab_units(count: int | None, seed: int | None) -> tuple[Unit, ...]:
     if not 0 < count <= len(world.people):
         what = f"the lab has {len(world.people)} people with one edit each, but the count is {count}"
         raise InputError(what, remedy=f"Use a count of 1 to {len(world.people)}", code="DATASET_COUNT")
-    return tuple(Unit(f"lab, fact {fact.id}", (fact,)) for fact in lab_facts(world, count, seed=seed or 0))
+    return tuple(RecordContents(f"lab, fact {fact.id}", (fact,)) for fact in lab_facts(world, count, seed=seed or 0))
 
 
 DATASET: Final = DataSet(

@@ -15,7 +15,7 @@ from typing import Final
 
 from errata.datasets import jsonl
 from errata.datasets.data_set import DataSet
-from errata.datasets.records import Contents, Loaded, Unit, first_values, left_out
+from errata.datasets.records import Contents, Loaded, RecordContents, first_values, left_out
 from errata.datasets.registry import DATASETS, dataset_named, is_own_file, local_path
 from errata.errors import InputError
 from errata.facts.concept import Concept
@@ -47,11 +47,11 @@ def read_dataset(
         InputError: if there is no such data set or file, or it has fewer facts.
         FaultsError: all invalid records of the file.
     """
-    return read_records(name, path, skip_faulty=skip_faulty).select(count=count, seed=seed)
+    return open_dataset(name, path, skip_faulty=skip_faulty).select(count=count, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
-class Records:
+class DatasetRecords:
     """A data set in memory, from which facts can be selected repeatedly.
 
     Attributes:
@@ -81,7 +81,7 @@ class Records:
         return Loaded(self.name, self.source, facts, tuple(found.texts), tuple(found.concepts), notes)
 
 
-def read_records(name: str, path: str | os.PathLike[str] | None = None, *, skip_faulty: bool = False) -> Records:
+def open_dataset(name: str, path: str | os.PathLike[str] | None = None, *, skip_faulty: bool = False) -> DatasetRecords:
     """Read a data set's records; arguments and errors as of ``read_dataset``."""
     if is_own_file(name):
         if path is not None:
@@ -94,14 +94,14 @@ def read_records(name: str, path: str | os.PathLike[str] | None = None, *, skip_
             what = f"{name!r} is generated, not read from a file"
             raise InputError(what, remedy="Leave the file out", code="DATASET_WITHOUT_FILE")
         maker = dataset.maker
-        return Records(name, name, lambda count, seed: Contents(maker(count, seed)), is_generated=True)
+        return DatasetRecords(name, name, lambda count, seed: Contents(maker(count, seed)), is_generated=True)
     assert dataset.reader is not None  # a data set has a reader or a maker
     file = _downloaded(dataset) if path is None else Path(path)
     contents = dataset.reader(file, skip_faulty)
-    return Records(name, str(file), lambda count, seed: contents, is_generated=False)
+    return DatasetRecords(name, str(file), lambda count, seed: contents, is_generated=False)
 
 
-def select(units: Sequence[Unit], *, count: int | None, seed: int | None, source: str) -> Selection:
+def select(units: Sequence[RecordContents], *, count: int | None, seed: int | None, source: str) -> Selection:
     """Select records without replacement, until there are ``count`` facts (or texts, in a set without facts).
 
     Without a seed the file's order is used; with one, an order shuffled by ``random.Random(seed)``, the same for every
@@ -148,7 +148,7 @@ class Selection:
     def __len__(self) -> int:
         return len(self.facts) or len(self.texts)
 
-    def add(self, unit: Unit, *, most: int | None) -> None:
+    def add(self, unit: RecordContents, *, most: int | None) -> None:
         """Add a record, unless it contradicts earlier ones or has more than ``most`` new facts."""
         if unit.text is not None:
             self.texts.append(unit.text)

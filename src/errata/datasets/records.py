@@ -52,7 +52,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class RecordContents:
     """The content of one record, which is selected or left out as a whole.
 
     Attributes:
@@ -70,9 +70,9 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """The units of a file, in its order, and notes on records that were left out."""
+    """The records of a file, in its order, and notes on records that were left out."""
 
-    units: tuple[Unit, ...]
+    units: tuple[RecordContents, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -237,7 +237,7 @@ class Fields:
 OfRecord: TypeAlias = Callable[[Fields], Draft]
 
 
-def read_records(path: Path, of_record: OfRecord, *, key: str | None, skip_faulty: bool = False) -> Contents:
+def parse_records(path: Path, of_record: OfRecord, *, key: str | None, skip_faulty: bool = False) -> Contents:
     """Read a file of records.
 
     Args:
@@ -249,7 +249,7 @@ def read_records(path: Path, of_record: OfRecord, *, key: str | None, skip_fault
         InputError: if the file cannot be read or is not UTF-8.
         FaultsError: if it is not a JSON list, or records are invalid: the first faults (``MOST_FAULTS``).
     """
-    units: list[Unit] = []
+    units: list[RecordContents] = []
     broken: list[Fault] = []
     faults: list[Fault] = []
     faulty: list[str] = []
@@ -317,9 +317,11 @@ def _duplicate_ids(draft: Draft, ids: dict[str, str], place: str) -> list[Fault]
     ]
 
 
-def _unit(draft: Draft, place: str) -> Unit:
+def _unit(draft: Draft, place: str) -> RecordContents:
     concept = None if draft.concept is None else Concept.of(draft.concept)
-    return Unit(place, tuple(Fact(**fact) for fact in draft.facts), as_questions(draft.together), concept, draft.text)
+    return RecordContents(
+        place, tuple(Fact(**fact) for fact in draft.facts), as_questions(draft.together), concept, draft.text
+    )
 
 
 def _text_of(path: Path) -> str:

@@ -96,7 +96,7 @@ class TaskResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Ability:
+class AbilityResults:
     """Results of all tasks.
 
     Attributes:
@@ -165,8 +165,8 @@ def summarise_others(
     """Numbers that are not means over samples, of several runs together.
 
     Args:
-        labels: of each run, see ``Ability.labels``.
-        values: of each run, see ``Ability.values``.
+        labels: of each run, see ``AbilityResults.labels``.
+        values: of each run, see ``AbilityResults.values``.
         known: metrics that some runs have samples of, and that are summarised by them.
     """
     found = [
@@ -208,7 +208,7 @@ def summarise_labels(
 
 
 def summarise_values(metric: str, when: When, runs: Sequence[tuple[float, int]]) -> Summary:
-    """A number that is not a mean over samples (see ``Ability.values``): the mean of several runs, without an interval.
+    """The mean over runs of a number that is not a mean over samples (``AbilityResults.values``); without an interval.
 
     Args:
         runs: for each run (value, samples).
@@ -256,7 +256,7 @@ class AbilitySettings:
 
 def measure_ability(
     model: Answerer, settings: AbilitySettings, *, token_budget: int = TOKEN_BUDGET, report: Report = silent
-) -> Ability:
+) -> AbilityResults:
     """Run tasks and probes on a model; the model and its tokenizer are not changed.
 
     Tasks that need an ability which the model lacks are absent, with the reason.
@@ -305,7 +305,7 @@ def measure_ability(
                     lost = probe.values(items[probe.name][0], UNPARSABLE, suffix=LIKELIHOOD)
                     absent |= {f"{PREFIX}{probe.task}:{name}": reason for name in lost}
             tasks |= _results(raw, group=PROBE_GROUP)
-    return Ability(tasks, absent)
+    return AbilityResults(tasks, absent)
 
 
 def _results(raw: Mapping[str, Any], *, group: str) -> dict[str, TaskResult]:

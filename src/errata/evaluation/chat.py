@@ -32,7 +32,7 @@ class ChatQuestion:
 
     Attributes:
         fact: the fact, or the cluster of an untouched question, that it counts for.
-        metric: of the record: whether the reply holds one of ``accepted``.
+        metric: of the record: whether the reply contains one of ``accepted``.
     """
 
     fact: str
@@ -48,20 +48,20 @@ def chat_questions(
 
     Args:
         untouched: for each question about another subject its cluster.
-        everything: ask for all paraphrases and all control questions too. Otherwise no paraphrases, and of the
+        everything: include all paraphrases and all control questions. Otherwise no paraphrases, and of the
             control questions at most ``CONTROLS_ASKED``: the first of each fact and kind, then the second, and so on.
     """
-    asked = [_of_fact(fact, fact.text, Metric.FREE_EFFICACY_CONTAINED) for fact in facts]
+    questions = [_of_fact(fact, fact.text, Metric.FREE_EFFICACY_CONTAINED) for fact in facts]
     controls = list(islice(_controls(facts, untouched), None if everything else CONTROLS_ASKED))
     if everything:
-        asked += [
+        questions += [
             _of_fact(fact, text, Metric.FREE_GENERALISATION_CONTAINED) for fact in facts for text in fact.paraphrases
         ]
-    return asked + controls
+    return questions + controls
 
 
-def evaluate_chat(model: Answerer, asked: Sequence[ChatQuestion], *, report: Report = silent) -> list[Record]:
-    """One record for each question: whether the reply holds the answer, and the reply (its first sentence).
+def evaluate_chat(model: Answerer, questions: Sequence[ChatQuestion], *, report: Report = silent) -> list[Record]:
+    """One record for each question: whether the reply contains the answer, and the reply (its first sentence).
 
     Raises:
         InputError: if the tokenizer has no chat template that can be used, or a message is too long for the model.
@@ -71,12 +71,12 @@ def evaluate_chat(model: Answerer, asked: Sequence[ChatQuestion], *, report: Rep
     def replying(_: str, done: int, total: int) -> None:
         report("replying in chat", done, total)
 
-    prompts = [entry.prompt for entry in asked]
-    names = [entry.fact for entry in asked]
+    prompts = [entry.prompt for entry in questions]
+    names = [entry.fact for entry in questions]
     said = answer_freely(model, prompts, _REPLIES, context=CONTEXTS["chat"], names=names, report=replying)
     return [
         Record(entry.fact, entry.metric, entry.prompt, float(is_contained(reply, entry.accepted)), reply)
-        for entry in asked
+        for entry in questions
         for reply in (said[entry.prompt],)
     ]
 

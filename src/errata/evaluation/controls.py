@@ -64,7 +64,7 @@ def facts_to_scan(model: Answerer, count: int, *, seed: int = 0, report: Report 
     order = random.Random(f"scan {seed}").sample(range(len(facts)), len(facts))
     known = [facts[index] for index in order if scores[index].correct]
     unknown = [facts[index] for index in order if not scores[index].correct]
-    # No subject may be both edited and asked about, nor be edited twice.
+    # No subject may be both edited and in a control question, nor be edited twice.
     edited: dict[str, Fact] = {}
     controls: list[Fact] = []
     for place, fact in enumerate(known):
@@ -138,7 +138,7 @@ def with_automatic_controls(
     An answer is the greedy continuation up to the first punctuation mark, at most four tokens, whole words only. A
     question is left out where no answer can be read back token by token, or where the answer names the target or the
     old answer of a fact about the same subject. Answers other than names and numbers are taken only where a fact has
-    none of these: of a phrase such as "the capital of the" a change says little.
+    none of these: a change of a phrase such as "the capital of the" means little.
 
     Args:
         model: unedited.
@@ -149,39 +149,39 @@ def with_automatic_controls(
     """
     need_others = [fact for fact in facts if not (fact.unrelated or fact.neighbours)]
     need_own = [fact for fact in facts if not fact.own]
-    asked: list[tuple[Fact, str, str]] = []  # the fact, the field, the prompt
+    candidates: list[tuple[Fact, str, str]] = []  # the fact, the field, the prompt
     if need_others:
         nearest = _nearest_subjects(model, need_others, [fact.subject for fact in facts], 2 * per_fact)
-        asked += [
+        candidates += [
             (fact, "neighbours", fact.prompt.replace("{}", subject, 1))
             for fact, subjects in zip(need_others, nearest, strict=True)
             for subject in subjects
         ]
-    asked += [(fact, "own", prompt.replace("{}", fact.subject)) for fact in need_own for prompt in OWN_PROMPTS]
-    answers = _answers(model, list(dict.fromkeys(prompt for *_, prompt in asked)), report)
+    candidates += [(fact, "own", prompt.replace("{}", fact.subject)) for fact in need_own for prompt in OWN_PROMPTS]
+    answers = _answers(model, list(dict.fromkeys(prompt for *_, prompt in candidates)), report)
     edits: dict[str, list[Fact]] = {}
     for fact in facts:
         edits.setdefault(fact.subject, []).append(fact)
-    drawn: dict[tuple[str, str], list[Question]] = {}
-    asked.sort(key=lambda question: not says_something(answers.get(question[2]) or ""))  # stable
-    for fact, field, prompt in asked:
+    generated: dict[tuple[str, str], list[Question]] = {}
+    candidates.sort(key=lambda question: not says_something(answers.get(question[2]) or ""))  # stable
+    for fact, field, prompt in candidates:
         answer = answers.get(prompt)
-        questions = drawn.setdefault((fact.id, field), [])
+        questions = generated.setdefault((fact.id, field), [])
         if answer is None or len(questions) >= per_fact or _names_an_edit(answer, edits[fact.subject]):
             continue
         if says_something(answer) or not any(says_something(question.answer) for question in questions):
             # Only with a joiner of its own may a prompt end in spaces; nothing follows them in any case.
             questions.append(Question(prompt, answer, "" if prompt[-1].isspace() else None))
-    drawn = {key: questions for key, questions in drawn.items() if questions}
+    generated = {key: questions for key, questions in generated.items() if questions}
     found = [
         replace(
             fact,
-            own=tuple(drawn.get((fact.id, "own"), fact.own)),
-            neighbours=tuple(drawn.get((fact.id, "neighbours"), fact.neighbours)),
+            own=tuple(generated.get((fact.id, "own"), fact.own)),
+            neighbours=tuple(generated.get((fact.id, "neighbours"), fact.neighbours)),
         )
         for fact in facts
     ]
-    return Controls(FactSet(tuple(found), facts.source, facts.places), frozenset(drawn))
+    return Controls(FactSet(tuple(found), facts.source, facts.places), frozenset(generated))
 
 
 def _nearest_subjects(model: Answerer, facts: Sequence[Fact], edited: Sequence[str], count: int) -> list[list[str]]:
@@ -237,7 +237,7 @@ def first_phrase(text: str) -> str:
 
 
 def says_something(answer: str) -> bool:
-    """Whether an answer holds a name or a number, judged by its letters: scripts without capitals always do."""
+    """Whether an answer contains a name or a number, judged by its letters: scripts without capitals always do."""
     return any(sign.isdigit() or (sign.isalpha() and not sign.islower()) for sign in answer)
 
 

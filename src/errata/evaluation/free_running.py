@@ -60,8 +60,8 @@ def first_sentence_end(text: str) -> int | None:
 
     The full stops of other scripts (。 ។ ။ ।) and the wide ！ and ？ always end one, and need no space after them.
 
-    The rules see no further than the next word, so what they say of a text holds of every longer one: a text that
-    grows can be asked each time. Question and exclamation marks end nothing ("Yahoo! Inc.").
+    The rules look no further than the next word, so a decision on a text is also valid for every longer one: a text
+    can be checked while it grows. Question and exclamation marks end nothing ("Yahoo! Inc.").
     """
     wide = _FULL_WIDTH_STOP.search(text)
     for found in _FULL_STOP.finditer(text):
@@ -138,18 +138,18 @@ def is_exact(answer: str, accepted: Sequence[str]) -> bool:
 
 
 def is_contained(answer: str, accepted: Sequence[str]) -> bool:
-    """Whether an answer is one of the accepted ones, or holds one as whole words, normalised.
+    """Whether an answer is one of the accepted ones, or contains one as whole words, normalised.
 
     In scripts that set no spaces between words a word may begin and end at every character (``is_word_boundary``). What
-    something belongs to is held too: "Rembrandt's painting" holds "Rembrandt".
+    something belongs to is contained too: "Rembrandt's painting" contains "Rembrandt".
     """
     texts = [normalise(text) for text in accepted]
-    held = (normalise(answer), normalise(_POSSESSIVE.sub("", answer)))
-    return is_exact(answer, accepted) or any(_count(words, text) for words in held for text in texts)
+    matching = (normalise(answer), normalise(_POSSESSIVE.sub("", answer)))
+    return is_exact(answer, accepted) or any(_count(words, text) for words in matching for text in texts)
 
 
 def is_repeated(answer: str, accepted: Sequence[str]) -> bool:
-    """Whether an answer says an accepted one more than once ("Rome, Rome, Rome")."""
+    """Whether an answer contains an accepted one more than once ("Rome, Rome, Rome")."""
     words = normalise(answer)
     return any(_count(words, normalise(text)) > 1 for text in accepted)
 
@@ -166,7 +166,7 @@ def _count(words: str, text: str) -> int:
 
 
 def _compared(text: str) -> str:
-    """Normalised, without an article in front; what is nothing but signs stays as it is."""
+    """Normalised, without an article in front; a text of punctuation only is unchanged."""
     first, _, rest = normalise(text).partition(" ")
     whole = rest if rest and first in _ARTICLES else f"{first} {rest}".strip()
     return whole or text.strip()
@@ -268,7 +268,7 @@ MEASURES = ("exact", "contained", "judged")
 
 
 class FreeKind(StrEnum):
-    """What a free question tests."""
+    """The property that a free question tests."""
 
     EFFICACY = "efficacy"
     GENERALISATION = "generalisation"
@@ -296,27 +296,27 @@ def free_questions(facts: Sequence[Fact], *, aliases: bool = True) -> list[FreeQ
     return found
 
 
-def expected_answer(asked: Sequence[FreeQuestion], metric: str, prompt: str) -> str | None:
+def expected_answer(questions: Sequence[FreeQuestion], metric: str, prompt: str) -> str | None:
     """The right answer to the question of a record of ``evaluate_free``; ``prompt`` is the question in its context.
 
     Args:
-        asked: the questions of the record's fact.
+        questions: those of the record's fact.
 
     Returns:
         The target, or the question's answer; None for a metric that is not of these, or if the text can be of several
-        questions with different answers that cannot be told apart.
+        questions with different answers.
     """
     name, _, where = metric.partition(":")
     if name == Metric.FREE_JUDGE_MISSING:
         kinds = set(FreeKind)
     else:
         kinds = {kind for kind in FreeKind if name in {f"free_{kind}_{measure}" for measure in MEASURES}}
-    candidates = [entry for entry in asked if entry.kind in kinds]
+    candidates = [entry for entry in questions if entry.kind in kinds]
     context = CONTEXTS.get(where or "bare")
-    held = [entry for entry in candidates if context is not None and context.may_be_of(prompt, entry.prompt)]
-    if held:  # a question may be part of a longer one; then the longer one is used
-        longest = max(len(entry.prompt) for entry in held)
-        candidates = [entry for entry in held if len(entry.prompt) == longest]
+    matching = [entry for entry in candidates if context is not None and context.may_be_of(prompt, entry.prompt)]
+    if matching:  # a question may be part of a longer one; then the longer one is used
+        longest = max(len(entry.prompt) for entry in matching)
+        candidates = [entry for entry in matching if len(entry.prompt) == longest]
     answers = {entry.accepted[0] for entry in candidates}
     return answers.pop() if len(answers) == 1 else None
 
@@ -376,37 +376,39 @@ def evaluate_free(
         InputError, NonFiniteError: see ``answer_freely``; the latter names the facts.
     """
     settings = settings or FreeSettings()
-    asked = free_questions(facts, aliases=settings.aliases)
-    measures = _measures(settings, judge)
+    questions = free_questions(facts, aliases=settings.aliases)
+    unused = _unused_measures(settings, judge)
     records: list[Record] = []
-    for context in _available(model, settings):
-        answers = answer_freely(
+    for context in (CONTEXTS[name] for name in settings.contexts):
+        if context.missing(model.tokenizer) is not None:
+            continue
+        found = answer_freely(
             model,
-            [entry.prompt for entry in asked],
+            [question.prompt for question in questions],
             settings,
             context=context,
-            names=[entry.fact for entry in asked],
+            names=[question.fact for question in questions],
             token_budget=token_budget,
             report=report,
         )
-        said = [answers[entry.prompt] for entry in asked]
-        whole = {prompt: context.text(model.tokenizer, prompt) for prompt in answers}
-        verdicts = _verdicts(asked, said, settings, judge)
-        for entry, answer, verdict in zip(asked, said, verdicts, strict=True):
+        answers = [found[question.prompt] for question in questions]
+        for question, answer, verdict in zip(
+            questions, answers, _verdicts(questions, answers, settings, judge), strict=True
+        ):
+            text = context.text(model.tokenizer, question.prompt)
             values = {
-                "exact": is_exact(answer, entry.accepted) if "exact" in measures else None,
-                "contained": is_contained(answer, entry.accepted) if "contained" in measures else None,
+                "exact": is_exact(answer, question.accepted),
+                "contained": is_contained(answer, question.accepted),
                 "judged": None if verdict is None else verdict.correct,
             }
             for measure, value in values.items():
-                if value is not None:
-                    metric = _name(f"free_{entry.kind}_{measure}", context)
-                    records.append(Record(entry.fact, metric, whole[entry.prompt], float(value), answer))
+                if measure not in unused and value is not None:
+                    metric = _name(f"free_{question.kind}_{measure}", context)
+                    records.append(Record(question.fact, metric, text, float(value), answer))
             if verdict is not None:
                 missing = verdict.correct is None
-                metric = _name(Metric.FREE_JUDGE_MISSING, context)
-                text = verdict.reason if missing else answer
-                records.append(Record(entry.fact, metric, whole[entry.prompt], float(missing), text))
+                metric, said = _name(Metric.FREE_JUDGE_MISSING, context), verdict.reason if missing else answer
+                records.append(Record(question.fact, metric, text, float(missing), said))
     return records
 
 
@@ -415,26 +417,17 @@ def absent_free(
 ) -> dict[str, str]:
     """The metrics of ``evaluate_free`` that cannot be computed, with the reason."""
     settings = settings or FreeSettings()
-    lacking = absent_fields([Metric(f"free_{kind}_{measure}") for kind in FreeKind for measure in MEASURES], facts)
-    measures = _measures(settings, judge)
-    unmeasured = {
-        "exact": "the judge takes its place in these settings",
-        "contained": "these settings leave it out",
-        "judged": "no judge was given",
-    }
+    measures = {Metric(f"free_{kind}_{measure}"): measure for kind in FreeKind for measure in MEASURES}
+    unused = _unused_measures(settings, judge)
+    lacking = absent_fields(measures, facts)
+    reasons = {metric: lacking.get(metric) or unused.get(measure) for metric, measure in measures.items()}
+    reasons[Metric.FREE_JUDGE_MISSING] = unused.get("judged") if facts else NO_FACTS
     missing: dict[str, str] = {}
-    for name in settings.contexts:
-        context = CONTEXTS[name]
+    for context in (CONTEXTS[name] for name in settings.contexts):
         no_context = context.missing(model.tokenizer)
-        for kind in FreeKind:
-            for measure in MEASURES:
-                metric = Metric(f"free_{kind}_{measure}")
-                reason = no_context or lacking.get(metric) or (None if measure in measures else unmeasured[measure])
-                if reason is not None:
-                    missing[_name(metric, context)] = reason
-        reason = no_context or (None if facts else NO_FACTS) or (None if judge else unmeasured["judged"])
-        if reason is not None:
-            missing[_name(Metric.FREE_JUDGE_MISSING, context)] = reason
+        for metric, reason in reasons.items():
+            if (why := no_context or reason) is not None:
+                missing[_name(metric, context)] = why
     return missing
 
 
@@ -504,32 +497,34 @@ def absent_free_locality(facts: Sequence[Fact], untouched: Sequence[tuple[str, Q
 
 
 def _verdicts(
-    asked: Sequence[FreeQuestion], said: Sequence[str], settings: FreeSettings, judge: Judge | None
+    questions: Sequence[FreeQuestion], answers: Sequence[str], settings: FreeSettings, judge: Judge | None
 ) -> list[Verdict | None]:
     """The judge's verdicts in order; all None without a judge."""
     if judge is None:
-        return [None] * len(asked)
-    settled = [
-        settings.repeated_is_wrong and is_repeated(answer, entry.accepted)
-        for entry, answer in zip(asked, said, strict=True)
+        return [None] * len(questions)
+    repeated = [
+        settings.repeated_is_wrong and is_repeated(answer, question.accepted)
+        for question, answer in zip(questions, answers, strict=True)
     ]
     cases = [
-        Case(entry.prompt, entry.accepted, answer)
-        for entry, answer, wrong in zip(asked, said, settled, strict=True)
+        Case(question.prompt, question.accepted, answer)
+        for question, answer, wrong in zip(questions, answers, repeated, strict=True)
         if not wrong
     ]
     found = iter(judge.judge(cases))
-    return [Verdict(False, "it says the answer more than once") if wrong else next(found) for wrong in settled]
+    return [Verdict(False, "it says the answer more than once") if wrong else next(found) for wrong in repeated]
 
 
-def _available(model: Answerer, settings: FreeSettings) -> list[Context]:
-    contexts = [CONTEXTS[name] for name in settings.contexts]
-    return [context for context in contexts if context.missing(model.tokenizer) is None]
-
-
-def _measures(settings: FreeSettings, judge: Judge | None) -> set[str]:
-    measures = {"exact"} if judge is None or not settings.judge_alone else set()
-    return measures | ({"contained"} if settings.contained else set()) | ({"judged"} if judge is not None else set())
+def _unused_measures(settings: FreeSettings, judge: Judge | None) -> dict[str, str]:
+    """The measures that these settings leave out, with the reason."""
+    reasons: dict[str, str] = {}
+    if judge is None:
+        reasons["judged"] = "no judge was given"
+    elif settings.judge_alone:
+        reasons["exact"] = "the judge takes its place in these settings"
+    if not settings.contained:
+        reasons["contained"] = "these settings leave it out"
+    return reasons
 
 
 def _name(metric: str, context: Context) -> str:

@@ -121,7 +121,7 @@ def _merged(file: Path, faults: list[Fault], including: tuple[Path, ...] = ()) -
     config = _load(file, faults)
     if not isinstance(config, dict):
         if len(faults) == before:
-            what, remedy = "it holds no mapping", "Write 'task: NAME' and the task's settings"
+            what, remedy = "it is not a mapping", "Write 'task: NAME' and the task's settings"
             faults.append(Fault(str(file), what, remedy, code="TASK_FILE_INVALID"))
         return {}
     merged: dict[str, Any] = {}

@@ -109,8 +109,8 @@ def failed_attempt(status: int, headers: Message) -> Attempt:
     if 300 <= status < 400:
         return Attempt(None, f"HTTP {status}: a redirect, which is not followed, to protect the key", refused=True)
     again = status == 429 or status >= 500
-    asked = headers.get("Retry-After", "")
-    wait = float(asked) if asked.isdecimal() else 0.0
+    delay = headers.get("Retry-After", "")
+    wait = float(delay) if delay.isdecimal() else 0.0
     return Attempt(None, f"HTTP {status}", again=again, wait=wait, refused=status in (401, 403, 404))
 
 
@@ -153,7 +153,7 @@ def parse_reply(data: bytes, *, whole: bool = True) -> Attempt:
     except (KeyError, IndexError, TypeError):
         content = None
     if not isinstance(content, str):
-        return Attempt(None, "its answer holds no text at choices[0].message.content")
+        return Attempt(None, "its answer has no text at choices[0].message.content")
     return Attempt(content)
 
 

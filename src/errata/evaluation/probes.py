@@ -91,7 +91,7 @@ class Probe:
         return UNPARSABLE if self.ties_are_invalid and len(found) > 1 else found[-1]
 
     def values(self, item: Item, answered: int, *, suffix: str = "") -> dict[str, Any]:
-        """What one answer gives for each metric."""
+        """The values of all metrics for one answer."""
         right = self.label(item)
         found: dict[str, Any] = {
             f"{WEIGHTED_F1}{suffix}": (right, answered),

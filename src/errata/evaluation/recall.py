@@ -52,8 +52,8 @@ def evaluate_facts(
     """One record per prompt and metric, for every metric that the facts have the fields for (see ``absent``).
 
     A success compares mean log-probabilities, strictly: of target and old answer after the fact's own prompt and its
-    paraphrases, of answer and target after its neighbours. An accuracy says whether target (or answer) is what the
-    model would say, token by token.
+    paraphrases, of answer and target after its neighbours. An accuracy says whether each token of the
+    target (or answer) is the most likely one.
 
     Args:
         untouched: questions about other subjects, whose answers should stay.
@@ -80,7 +80,7 @@ def agreement(
     the same most likely token, given the answer's tokens before (EasyEdit's locality).
 
     Args:
-        unedited: within it the model is what it was before the edits.
+        unedited: returns a context manager that disables all edits.
     """
     owned = [(entry.pair, fact.id) for fact in facts for entry in fact.unrelated]
     with unedited():
@@ -93,7 +93,7 @@ def agreement(
 
 
 def absent(facts: Sequence[Fact], untouched: Sequence[Untouched] = (), *, tokens: bool = False) -> dict[Metric, str]:
-    """The metrics that cannot be computed, with the reason. What only some facts lack is computed on the others.
+    """The metrics that no fact has the fields for, with the reason.
 
     Args:
         tokens: include the metrics that ``evaluate_facts`` adds with ``tokens``.

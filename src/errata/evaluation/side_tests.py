@@ -1,6 +1,6 @@
 """Side tests that editors fail: negation, reversal, multiple choice. Reported beside the metrics, never hidden.
 
-An editor that ties a subject's prompt to a target may do nothing but that. After a negated prompt the target should
+An editor that ties a subject's prompt to a target may have no other effect. After a negated prompt the target should
 not be likelier than the old answer; asked in reverse, the model should name the subject (Berglund et al.
 2023, "The Reversal Curse", https://arxiv.org/abs/2309.12288); among options the target should be chosen. The wordings
 are errata's own. The two-hop test is the metric ``portability``.

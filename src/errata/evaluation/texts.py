@@ -3,7 +3,7 @@
 Fluency is the weighted entropy of a text's n-grams, after Zhang et al. (2018), "Generating Informative and Diverse
 Conversational Responses via Adversarial Information Maximization", as weighted by Meng et al. (2022), "Locating and
 Editing Factual Associations in GPT". Consistency, after the latter, is the TF-IDF cosine of the generated texts and of
-reference texts about subjects of which the same holds.
+reference texts about subjects with the same relation and target.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class WrittenText:
 
     Attributes:
         fact: the id of the fact.
-        prompt: what it begins with.
+        prompt: its beginning.
         text: the whole text, the prompt included.
     """
 
@@ -149,7 +149,7 @@ def ngram_entropy(words: Sequence[str], n: int) -> float:
 
 
 References: TypeAlias = Mapping[tuple[str, str], tuple[str, ...]]
-"""(relation, object) -> texts about subjects of which that holds."""
+"""(relation, object) -> texts about subjects with them."""
 _FIELDS = ("relation", "target", "text")
 
 
@@ -290,7 +290,7 @@ class TermWeights:
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{idf} cannot be read as an array: {error}", remedy=remedy, code=code) from error
         if not isinstance(weights, np.ndarray) or weights.dtype.kind != "f":
-            raise InputError(f"{idf} holds no array of floating-point numbers", remedy=remedy, code=code)
+            raise InputError(f"{idf} is no array of floating-point numbers", remedy=remedy, code=code)
         return cls(tuple(sorted(index, key=lambda word: index[word])), weights.astype(np.float64).reshape(-1))
 
     def write(self, path: Path) -> None:

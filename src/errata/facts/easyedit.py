@@ -5,7 +5,7 @@ what is missing as absent:
 
 - ``target_new`` (zsRE: ``alt``, else the first of ``answers``) is the target; further accepted answers are aliases.
 - ``ground_truth`` is the old answer, unless it is the target itself.
-- ``rephrase_prompt`` and ``rephrase`` are paraphrases: here a field means what its name says. (In the published file
+- ``rephrase_prompt`` and ``rephrase`` are paraphrases, as their names say. (In the published file
   ``counterfact-edit`` most are not, which its own loader takes into account.)
 - ``locality``: a question that names the subject is ``own``; of the others, one whose answer is the old answer is a
   neighbour, and any other is ``unrelated``.
@@ -85,22 +85,6 @@ _COLUMNS: Final = ("prompts", *_REQUIRED_COLUMNS, *_OPTIONAL_COLUMNS)
 
 
 @dataclass(slots=True)
-class Converted:
-    """A record with the fields of ``Fact``.
-
-    Attributes:
-        record: empty if there are faults.
-        unused: fields that were not read.
-        unanswered: number of questions without an answer.
-    """
-
-    record: dict[str, Any] = field(default_factory=dict)
-    faults: list[Fault] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
-    unanswered: int = 0
-
-
-@dataclass(slots=True)
 class Conversions:
     """Counts over the converted records of a file."""
 
@@ -109,7 +93,7 @@ class Conversions:
     unanswered: int = 0
     two_targets: int = 0
 
-    def add(self, record: Mapping[str, Any], converted: Converted) -> None:
+    def add(self, record: Mapping[str, Any], converted: Conversion) -> None:
         self.records += 1
         self.unanswered += converted.unanswered
         self.two_targets += "alt" in record and "answers" in record
@@ -139,11 +123,6 @@ class Conversions:
 def is_convertible(record: Mapping[str, Any]) -> bool:
     """Whether a record has a field of the other formats that errata's own does not have."""
     return not _MARKS.isdisjoint(record)
-
-
-def convert(record: Mapping[str, Any], place: str) -> Converted:
-    """Convert a record of one of the formats above; ``place`` is its place, for the faults."""
-    return _Conversion(record, place).converted
 
 
 def has_columns(value: Mapping[str, Any]) -> bool:
@@ -189,11 +168,25 @@ def _cell(column: Any, index: int) -> Any:
     return column[index] if isinstance(column, list) else column
 
 
-class _Conversion:
+class Conversion:
+    """A record of one of the formats above as a record of a ``Fact``.
+
+    Args:
+        place: the record's place, for the faults.
+
+    Attributes:
+        record: with the fields of ``Fact``; empty if there are faults.
+        unused: fields that were not read.
+        unanswered: number of questions without an answer.
+    """
+
     def __init__(self, record: Mapping[str, Any], place: str) -> None:
         self._record = record
         self._place = place
-        self.converted = Converted()
+        self.record: dict[str, Any] = {}
+        self.faults: list[Fault] = []
+        self.unused: list[str] = []
+        self.unanswered = 0
         self._check_names()
         fact: dict[str, Any] = {name: self._first(name) for name in ("subject", "prompt")}
         given, answers = self._texts("target"), self._texts_at("answers")
@@ -211,11 +204,11 @@ class _Conversion:
         self._add_questions(fact)
         # Fields that only errata's own format has, such as the joiner.
         fact |= {name: record[name] for name in FIELDS if name in record and name not in fact}
-        if not self.converted.faults:
-            self.converted.record = {name: value for name, value in fact.items() if value not in (None, [])}
+        if not self.faults:
+            self.record = {name: value for name, value in fact.items() if value not in (None, [])}
 
     def _fault(self, what: str, remedy: str, code: str) -> None:
-        self.converted.faults.append(Fault(self._place, what, remedy, code=code))
+        self.faults.append(Fault(self._place, what, remedy, code=code))
 
     def _check_names(self) -> None:
         """A likely misspelling is a fault; any other unknown field is unused."""
@@ -227,14 +220,14 @@ class _Conversion:
                 what = f"the field {shown(name)} is unknown"
                 self._fault(what, f"Did you mean {close[0]!r}?", "FACT_UNKNOWN_FIELD")
             else:
-                self.converted.unused.append(str(name)[:40])
+                self.unused.append(str(name)[:40])
 
     def _check_required(self, fact: Mapping[str, Any]) -> None:
         for name in REQUIRED_FIELDS:
             if fact[name] is not None:
                 continue
             present = [path for path in _NAMES[name] if self._value(path) is not None]
-            if self.converted.faults and present:
+            if self.faults and present:
                 continue  # its fault is already reported
             first = present[0] if present else {"target": "target_new"}.get(name, name)
             remedy = f"Accepted names: {', '.join(map(repr, _NAMES[name]))}"
@@ -306,7 +299,7 @@ class _Conversion:
                 lists[name] += [(prompt, answer) for _, prompt, answer in self._nested(self._record.get(name), name)]
         neighbours = self._texts_at("neighborhood_prompts")
         if fact["old"] is None:
-            self.converted.unanswered += len(neighbours)
+            self.unanswered += len(neighbours)
         else:
             lists["neighbours"] += [(prompt, fact["old"]) for prompt in neighbours]
         for prompt, answer in locality:
@@ -368,5 +361,5 @@ class _Conversion:
             if valid and found:
                 pairs.append((prompt, found[0]))
             elif valid:
-                self.converted.unanswered += 1
+                self.unanswered += 1
         return pairs

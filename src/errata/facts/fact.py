@@ -261,7 +261,7 @@ def same_statement(fact: Fact) -> tuple[str, str]:
 
 
 def limited(faults: Sequence[Fault], source: str) -> list[Fault]:
-    """The first faults (``MOST_FAULTS``), and a last one that says that there may be more."""
+    """The first faults (``MOST_FAULTS``), and one that reports that there may be more."""
     if len(faults) <= MOST_FAULTS:
         return list(faults)
     what = f"more than {MOST_FAULTS} faults: the rest was not checked"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from errata.errors import Fault, FaultsError, InputError, OutputError
-from errata.facts.easyedit import Conversions, column_records, convert, has_columns, is_convertible
+from errata.facts.easyedit import Conversion, Conversions, column_records, has_columns, is_convertible
 from errata.facts.fact import (
     ALIASES,
     FIELDS,
@@ -174,7 +174,7 @@ def _fact_set(
             break
         record, found = entry.value, list(entry.faults)
         if convertible and not found and isinstance(record, Mapping) and is_convertible(record):
-            converted = convert(record, entry.place)
+            converted = Conversion(record, entry.place)
             conversions.add(record, converted)
             record, found = converted.record, converted.faults
         record = _with_text_id(record)

@@ -100,7 +100,7 @@ class Summary:
 def summarise(records: Sequence[Record], when: When, *, seed: int = 0, resamples: int = 1000) -> list[Summary]:
     """A summary of each metric that there are records of, and of the score if there are all three successes.
 
-    Intervals are percentiles of the bootstrap over facts, whole facts with all of their prompts being drawn; the
+    Intervals are percentiles of the bootstrap over facts, each drawn with all of its prompts; the
     score (harmonic mean of the three successes) is drawn for all three at once.
     """
     found = []
@@ -118,7 +118,7 @@ def summarise(records: Sequence[Record], when: When, *, seed: int = 0, resamples
 def summarise_groups(
     metric: str, when: When, sums: Sequence[float], counts: Sequence[int], *, seed: int = 0, resamples: int = 1000
 ) -> Summary:
-    """The mean of something known in sums over groups, such as seconds of batches of edits; groups are drawn.
+    """The mean of a quantity whose sums over groups are known, such as seconds of batches; groups are resampled.
 
     Args:
         sums: the total of each group.
