@@ -28,6 +28,7 @@ from errata.results.records import Record, Row, Summary, When, summarise, summar
 from errata.runs.resume import edited_weights, editor_of
 from errata.runs.run import RunDirectory
 from errata.utils.progress import Report, silent
+from errata.utils.tensors import to_float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +179,8 @@ def weight_norm_ratio(editor: Editor) -> float:
     terms = editor.patch().terms
     change = total = 0.0
     for layer in dict.fromkeys(term.layer for term in terms):
-        before = editor.model.edits.weight_without(layer, terms).double()
-        change += float((editor.model.weight(layer).double() - before).square().sum())
+        before = to_float64(editor.model.edits.weight_without(layer, terms))
+        change += float((to_float64(editor.model.weight(layer)) - before).square().sum())
         total += float(before.square().sum())
     return (change / total) ** 0.5 if total else 0.0
 

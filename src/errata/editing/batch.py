@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.editing.keys import SubjectTexts
-from errata.editing.preparation import EditContext, solve_device
+from errata.editing.preparation import EditContext
 from errata.editing.shaping import BatchShaper
 from errata.editing.solvers.base import LayerSolver
 from errata.editing.target_search import LayerTarget, Targets, layer_targets, read_states
@@ -101,10 +101,8 @@ def write_group(
 
 
 def read_keys(context: EditContext, texts: SubjectTexts, layers: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
-    """Layer -> averaged and bare keys on the current weights, (d_in, facts) float64 each, on the solvers' device."""
-    device = solve_device(context.model)
-    found = texts.read(Site.KEY, layers, context.recipe.contexts.keys)
-    return {layer: (mean.to(device), bare.to(device)) for layer, (mean, bare) in found.items()}
+    """Layer -> averaged and bare keys on the current weights, (d_in, facts) float64 each, on ``solve_device``."""
+    return texts.read(Site.KEY, layers, context.recipe.contexts.keys)
 
 
 def check_logits(context: EditContext, facts: Sequence[Fact]) -> None:
@@ -142,11 +140,9 @@ def _solve(
     keys, bare = read_keys(context, texts, [layer])[layer]
     check_columns("key", keys, facts, layer)
     check_columns("residual", residuals, facts, layer)
-    change = solvers[layer].solve(
-        keys, residuals.to(keys.device), bare if context.recipe.solver.uses_bare_keys else None
-    )
+    change = solvers[layer].solve(keys, residuals, bare if context.recipe.solver.uses_bare_keys else None)
     dtype = model.edits.sum_dtype
-    left, right = change.left.to(model.device, dtype), change.right.to(model.device, dtype)
+    left, right = (factor.to(dtype).to(model.device) for factor in (change.left, change.right))
     check_columns("update", left, facts, layer)
     check_columns("update", right.T, facts, layer)
     return LowRankTerm(layer, left, right)

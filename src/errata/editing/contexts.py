@@ -145,13 +145,19 @@ def neutral_leads(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> 
     return [NEUTRAL if first else "" for first in begin_texts(tokenizer, facts)]
 
 
-def subject_rows(model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]) -> list[tuple[int, ...]]:
+def subject_rows(
+    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], leads: Sequence[str] | None = None
+) -> list[tuple[int, ...]]:
     """Token ids up to the subject's last token, facts outermost, for each of ``prefixes``.
+
+    Args:
+        leads: the facts' ``neutral_leads``, where they are known.
 
     Raises:
         InputError: naming the fact, if its subject has no token.
     """
-    leads = neutral_leads(model.tokenizer, facts) if "" in prefixes else [""] * len(facts)
+    if leads is None:
+        leads = neutral_leads(model.tokenizer, facts) if "" in prefixes else [""] * len(facts)
     texts = [
         in_context(prefix, fact.text, lead) for fact, lead in zip(facts, leads, strict=True) for prefix in prefixes
     ]

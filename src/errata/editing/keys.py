@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.editing.contexts import Average, subject_rows
+from errata.editing.contexts import Average, neutral_leads, subject_rows
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
+from errata.utils.tensors import to_float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,23 +19,26 @@ class SubjectTexts:
     """The prompts of a batch up to the subject's last token, in every context, tokenised once.
 
     Attributes:
+        leads: for each fact the text before its bare prompt; see ``neutral_leads``.
         rows: for each fact the token ids of its bare prompt, then of its prompt in each context.
     """
 
     model: LanguageModel
     facts: Sequence[Fact]
+    leads: Sequence[str]
     rows: Sequence[Sequence[tuple[int, ...]]]
 
     @classmethod
     def tokenise(cls, model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str] = ()) -> SubjectTexts:
         """Raises InputError, naming the fact, if its subject has no token."""
-        contexts = ["", *prefixes]
-        flat, count = subject_rows(model, facts, contexts), len(contexts)
-        return cls(model, facts, [flat[start : start + count] for start in range(0, len(flat), count)])
+        contexts, leads = ["", *prefixes], neutral_leads(model.tokenizer, facts)
+        flat, count = subject_rows(model, facts, contexts, leads), len(contexts)
+        return cls(model, facts, leads, [flat[start : start + count] for start in range(0, len(flat), count)])
 
     def of(self, indices: Sequence[int]) -> SubjectTexts:
         """Some of the facts."""
-        return SubjectTexts(self.model, [self.facts[i] for i in indices], [self.rows[i] for i in indices])
+        facts, leads = [self.facts[i] for i in indices], [self.leads[i] for i in indices]
+        return SubjectTexts(self.model, facts, leads, [self.rows[i] for i in indices])
 
     def read(
         self, site: Site, layers: Sequence[int], average: Average = "bare"
@@ -49,14 +53,14 @@ class SubjectTexts:
                 over all texts, ``bare`` v(bare). Without contexts all three are v(bare).
 
         Returns:
-            layer -> (averaged, of the bare prompts), each (d, facts) in float64.
+            layer -> (averaged, of the bare prompts), each (d, facts) in float64 on ``solve_device``.
         """
         rows = [texts[:1] if average == "bare" else texts for texts in self.rows]
         count = len(rows[0])
         captured = self.model.capture_last([row for texts in rows for row in texts], {site: list(layers)})
         found = {}
         for layer in layers:
-            per_fact = captured[site, layer].double().view(len(rows), count, -1)
+            per_fact = to_float64(captured[site, layer]).view(len(rows), count, -1)
             bare = per_fact[:, 0].T.contiguous()
             if count == 1:
                 mean = bare

@@ -16,6 +16,7 @@ from errata.editing.solvers.base import LayerSolver
 from errata.models.language_model import LanguageModel, Site
 from errata.statistics.store import moments_for, packaged_moments
 from errata.utils.progress import Report, counter, silent
+from errata.utils.tensors import float64_device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,8 +86,8 @@ def target_site(model: LanguageModel, site: str) -> Site:
 
 
 def solve_device(model: LanguageModel) -> torch.device:
-    """Where a model's keys are solved: in float64, which Apple's GPUs do not have."""
-    return torch.device("cpu") if model.device.type == "mps" else model.device
+    """Where a model's keys are solved, in float64."""
+    return float64_device(model.device)
 
 
 def _means(

@@ -15,7 +15,7 @@ from pydantic import Field, StrictBool, StrictFloat
 from torch import Tensor
 
 from errata.utils.settings import Settings, by_kind
-from errata.utils.tensors import svd_of_product
+from errata.utils.tensors import svd_of_product, to_float64
 
 
 class TargetShaper(Settings, ABC):
@@ -98,11 +98,12 @@ class Prune(RunShaper):
         self, left: Float[Tensor, "d_out n"], right: Float[Tensor, "n d_in"], weight: Float[Tensor, "d_out d_in"]
     ) -> tuple[Float[Tensor, "d_out r"], Float[Tensor, "r d_in"]]:
         # σ_max from the smaller of WWᵀ and WᵀW: ten times faster than singular values.
-        wide = weight.double() if weight.shape[0] <= weight.shape[1] else weight.double().T
+        wide = to_float64(weight)
+        wide = wide if wide.shape[0] <= wide.shape[1] else wide.T
         largest = torch.linalg.eigvalsh(wide @ wide.T)[-1].clamp_min(0).sqrt()
         u, values, vh = svd_of_product(left, right)
         reduced = torch.where(values > largest, (values / largest).log() + largest, values)
-        new_left, new_right = (u * reduced).to(left), vh.to(right)
+        new_left, new_right = (factor.to(left.dtype).to(left.device) for factor in (u * reduced, vh))
         if self.on_top:
             return torch.cat([left, new_left], dim=1), torch.cat([right, new_right], dim=0)
         return new_left, new_right

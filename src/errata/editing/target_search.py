@@ -20,6 +20,7 @@ from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.replay import Replay, ReplayRow
 from errata.models.weights import Term
+from errata.utils.tensors import to_float64
 
 ROWS_AT_ONCE = 1024  # facts × contexts that are replayed together
 
@@ -72,7 +73,7 @@ def layer_targets(
     original = context.recipe.target.weights == "original"
     with context.model.edits.without(written) if original else nullcontext():
         search = _search(context, texts.facts, layer)
-        target, delta = _shaped_target(context, texts, layer, search, search.delta.double(), written)
+        target, delta = _shaped_target(context, texts, layer, search, to_float64(search.delta), written)
     targets = {layer: target}
     followers = [other.target_layer for other in context.steps if other.follows == layer]
     if followers:
@@ -108,9 +109,10 @@ def replayed_deltas(
     rows = [ReplayRow(ids, len(ids) - 1, (len(ids) - 1,)) for ids in bare]
     replay = Replay(model, rows, source, (site,))
     # Both in the same way, so that the states of an unchanged fact are equal.
-    moved = replay.states(delta.T, site, layers)
-    still = replay.states(torch.zeros_like(delta.T), site, layers)
-    return {layer: (moved[layer].double() - still[layer].double()).T for layer in layers}
+    injected = delta.T.to(model.dtype).to(model.device)
+    moved = replay.states(injected, site, layers)
+    still = replay.states(torch.zeros_like(injected), site, layers)
+    return {layer: (to_float64(moved[layer]) - to_float64(still[layer])).T for layer in layers}
 
 
 def find_targets(
@@ -174,8 +176,9 @@ def _shaped_target(
             with context.model.edits.without(written):
                 unedited = texts.read(context.site, [layer])[layer][0]
             delta = shaper.target(bare, delta, float(unedited.norm(dim=0).mean()))
-    if not torch.equal(delta, search.delta.double()):
-        search = replace(search, z=(bare + delta).to(search.z), delta=delta.to(search.delta))
+    if not torch.equal(delta, to_float64(search.delta)):
+        dtype, device = search.z.dtype, search.z.device
+        search = replace(search, z=(bare + delta).to(dtype).to(device), delta=delta.to(dtype).to(device))
     if not averaged:
         return LayerTarget(search, delta, states), delta
     # A fact that the model already knows (δ = 0) changes nothing, though its averaged state is not its bare one.

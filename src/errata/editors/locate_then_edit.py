@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from errata.editing.batch import BatchRecord, WrittenGroup, check_logits, read_keys, write_group
-from errata.editing.contexts import begin_texts
 from errata.editing.keys import SubjectTexts
 from errata.editing.preparation import EditContext, Prepared, prepare, solve_device
 from errata.editing.recipe import Recipe
@@ -163,11 +162,11 @@ class Editor:
                 remedy="Make a new Editor",
                 code="EDITOR_STALE",
             )
-        self._warn_of_first_tokens(facts)
         started = time.perf_counter()
         with self._all_or_nothing():
             self._hide_shaped()
             texts = SubjectTexts.tokenise(self.model, facts, self.prefixes)
+            self._warn_of_first_tokens(texts)
             size = self.recipe.solver.facts_at_once or len(facts)
             groups: list[WrittenGroup] = []
             unwritten: list[Fact] = []
@@ -229,15 +228,14 @@ class Editor:
             versions=software_versions(),
         )
 
-    def _warn_of_first_tokens(self, facts: Sequence[Fact]) -> None:
-        first = begin_texts(self.model.tokenizer, facts)
-        if ids := [fact.id for fact, begins in zip(facts, first, strict=True) if begins]:
+    def _warn_of_first_tokens(self, texts: SubjectTexts) -> None:
+        if ids := [fact.id for fact, lead in zip(texts.facts, texts.leads, strict=True) if lead]:
             _logger.warning(
                 "The subject is the very first token of the prompt in %d of %d facts (%s). %r has no BOS token, so "
                 "it cannot distinguish subjects there. The facts are written for prompts with text before the subject; "
                 "a prompt that starts with the subject may still get the old answer.",
                 len(ids),
-                len(facts),
+                len(texts.facts),
                 ", ".join(ids[:5]) + (", …" if len(ids) > 5 else ""),
                 self.model.name,
             )

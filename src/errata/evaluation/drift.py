@@ -19,6 +19,7 @@ from errata.models.language_model import TOKEN_BUDGET
 from errata.results.metrics import Metric, metrics_of
 from errata.results.records import Record
 from errata.utils.progress import Report, silent
+from errata.utils.tensors import to_float64
 
 
 class LocalityKind(StrEnum):
@@ -128,7 +129,7 @@ def absent_drift(facts: Sequence[Fact], untouched: Sequence[tuple[str, Question]
 
 def kl_divergence(before: Tensor, after: Tensor) -> float:
     """KL(P_before ‖ P_after) in nats, of (vocabulary,) natural logarithms of probabilities."""
-    before, after = before.double(), after.double()
+    before, after = to_float64(before), to_float64(after)
     # What is impossible before adds nothing, also where it is impossible after.
     total = float(torch.where(before == -math.inf, 0.0, before.exp() * (before - after)).sum())
     return max(total, 0.0) if math.isfinite(total) else total  # rounding may leave it just below 0

@@ -49,7 +49,9 @@ class LowRankTerm:
 
     def add_to(self, total: Float[Tensor, "d_out d_in"]) -> None:
         """Add the change to ``total``, in place and in its dtype."""
-        total.addmm_(self.left.to(total), self.right.to(total))
+        # The device first: another device may lack the dtype of the total.
+        left, right = (factor.to(total.device).to(total.dtype) for factor in (self.left, self.right))
+        total.addmm_(left, right)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +73,7 @@ class SparseTerm:
 
     def add_to(self, total: Float[Tensor, "d_out d_in"]) -> None:
         """Add the change to ``total``, in place and in its dtype."""
-        total[self.mask.to(total.device)] += self.values.to(total)
+        total[self.mask.to(total.device)] += self.values.to(total.device).to(total.dtype)
 
 
 Term: TypeAlias = LowRankTerm | SparseTerm

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from errata.errors import InputError
 from errata.models.weights import LowRankTerm, Term
-from errata.utils.tensors import svd_of_product
+from errata.utils.tensors import svd_of_product, to_float64
 
 
 def dense(terms: Sequence[Term]) -> Float[Tensor, "d_out d_in"]:
@@ -27,8 +27,8 @@ def stacked(terms: Sequence[Term]) -> tuple[Float[Tensor, "d_out n"], Float[Tens
     factors = [term for term in terms if isinstance(term, LowRankTerm)]
     if len(factors) < len(terms):
         return None
-    left = torch.cat([term.left.double().cpu() for term in factors], dim=1)
-    right = torch.cat([term.right.double().cpu() for term in factors], dim=0)
+    left = torch.cat([to_float64(term.left).cpu() for term in factors], dim=1)
+    right = torch.cat([to_float64(term.right).cpu() for term in factors], dim=0)
     return left, right
 
 
@@ -154,7 +154,7 @@ def balanced(
     MEMIT's residuals are a thousand times as long as its solved keys, and servers load adapters in half precision,
     which has a small range. The scales are powers of two, so no bit of the product changes.
     """
-    lengths, widths = left.double().norm(dim=0), right.double().norm(dim=1)
+    lengths, widths = to_float64(left).norm(dim=0), to_float64(right).norm(dim=1)
     both = (lengths > 0) & (widths > 0)
     halves = torch.where(both, (widths / lengths).log2() / 2, 0.0).round()
     scale = torch.exp2(halves).to(left)

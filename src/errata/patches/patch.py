@@ -25,7 +25,7 @@ from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.patches.factors import norm, rank
 from errata.results.records import is_row
 from errata.utils.files import new_file, open_file, reason_of
-from errata.utils.tensors import tensor_bytes
+from errata.utils.tensors import tensor_bytes, to_float64
 from errata.utils.text import dtype_name
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]  # dtypes that models can be edited in
@@ -109,7 +109,7 @@ class Patch:
         """
         changes = self.norms()
         return {
-            layer: change / float(model.edits.weight_without(layer, self.terms).double().norm())
+            layer: change / float(to_float64(model.edits.weight_without(layer, self.terms)).norm())
             for layer, change in changes.items()
         }
 

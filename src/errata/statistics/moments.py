@@ -12,6 +12,7 @@ from torch import Tensor
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import encode, length_batches, pad
 from errata.statistics.settings import StatisticsSettings, corpus_too_short
+from errata.utils.tensors import float64_device, to_float64
 
 
 @dataclass(slots=True)
@@ -27,7 +28,7 @@ class SecondMoment:
 
     def add(self, keys: Float[Tensor, "n d"]) -> None:
         """Add keys, one per row; the product is computed in float64."""
-        wide = keys.to(self.total)
+        wide = to_float64(keys).to(self.total.device)
         self.total.addmm_(wide.T, wide)
         self.count += len(keys)
 
@@ -68,7 +69,8 @@ def key_moments(
     special = set(model.tokenizer.all_special_ids)
     width = model.weight(layers[0]).shape[1]
     moments = {
-        layer: SecondMoment(torch.zeros(width, width, dtype=torch.float64, device=model.device)) for layer in layers
+        layer: SecondMoment(torch.zeros(width, width, dtype=torch.float64, device=float64_device(model.device)))
+        for layer in layers
     }
     missing = settings.amount
     rows: list[tuple[int, ...]] = []

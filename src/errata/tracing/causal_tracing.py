@@ -301,7 +301,7 @@ def _probabilities(
         for module, change in changes:
             stack.callback(module.register_forward_hook(_hook(change)).remove)
         logits = model.logits_at(rows.inputs, index, rows.last)
-    found: Array = at_least_float32(logits).softmax(-1)[index, rows.answers].double().cpu().numpy()
+    found: Array = at_least_float32(logits).softmax(-1)[index, rows.answers].cpu().double().numpy()
     return found
 
 

@@ -36,6 +36,7 @@ from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments
 from errata.statistics.settings import BUILTIN, StatisticsSettings
 from errata.utils.progress import Report, silent
+from errata.utils.tensors import to_float64
 
 ENOUGH_FACTS = 10  # with fewer, the scores say little
 GOOD = 2 / 3  # of the best score: the threshold for a good layer
@@ -330,9 +331,9 @@ class _Scan:
         )
         device = solve_device(self.model)
         solver = LeastSquares(ridge=float(self.settings.ridge * moment.shape[0]), history=False)
-        change = solver.prepare(moment.to(device)).solve(keys.to(device), targets.delta.double().to(device))
+        change = solver.prepare(moment.to(device)).solve(keys, to_float64(targets.delta))
         edits = self.model.edits
-        left, right = (factor.to(self.model.device, edits.sum_dtype) for factor in (change.left, change.right))
+        left, right = (factor.to(edits.sum_dtype).to(self.model.device) for factor in (change.left, change.right))
         savepoint = edits.savepoint([layer])
         edits.add([LowRankTerm(layer, left, right)])
         try:

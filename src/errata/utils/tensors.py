@@ -1,4 +1,4 @@
-"""Helpers for tensors: their bytes, and the singular values of products."""
+"""Helpers for tensors: float64, their bytes, and the singular values of products."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """The device for float64: the same one, except for Apple's GPUs (mps), which have no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def to_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64 on ``float64_device``; moved first, since the conversion would fail on mps."""
+    return tensor.to(float64_device(tensor.device)).double()
+
+
 def svd_of_product(
     left: Float[Tensor, "d_out n"], right: Float[Tensor, "n d_in"]
 ) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, "k"], Float[Tensor, "k d_in"]]:
@@ -16,8 +26,8 @@ def svd_of_product(
 
     The singular values of L·R are those of the small matrix between the orthogonal factors of L and Rᵀ.
     """
-    outer, upper = torch.linalg.qr(left.double())
-    inner, lower = torch.linalg.qr(right.double().T)
+    outer, upper = torch.linalg.qr(to_float64(left))
+    inner, lower = torch.linalg.qr(to_float64(right).T)
     u, values, vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
     return outer @ u, values, vh @ inner.T
 
