@@ -61,7 +61,11 @@ def test_solver(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.recipe.solver.ridge == 10  # type: ignore[union-attr]
     assert not found.recipe.needs_statistics
     assert found.reasons["solver"] == "λ = 10, not searched"
-    assert [words for _, words in recipe_search.solver_tries(found.recipe, 64)] == ["λ = 10", "λ = 1", "λ = 0.1"]
+    assert [one.description for one in recipe_search.solver_candidates(found.recipe.solver, 64)] == [
+        "λ = 10",
+        "λ = 1",
+        "λ = 0.1",
+    ]
 
 
 def test_editor(page: dict[str, Any], tmp_path: Path) -> None:

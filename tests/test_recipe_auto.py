@@ -113,10 +113,10 @@ def test_facts_without_control_questions_get_drawn_ones(tmp_path: Path, monkeypa
     arguments = ["recipe", "auto", "--model", str(tmp_path / "model"), "--layers", "1,2", "--methods", "memit"]
     arguments += ["--facts", str(tmp_path / "facts.jsonl"), "--out", str(tmp_path / "auto.yaml")]
     assert run(arguments) == 130
-    assert any(fact.own or fact.neighbours for fact in seen[0].examination.facts)
+    assert any(fact.own or fact.neighbours for fact in seen[0].evaluation_set.facts)
     (tmp_path / "own.jsonl").write_text('{"prompt": "The river is", "answer": "long"}', encoding="utf-8")
     assert run([*arguments, "--untouched", str(tmp_path / "own.jsonl")]) == 130
-    assert not any(fact.own or fact.neighbours for fact in seen[1].examination.facts)
+    assert not any(fact.own or fact.neighbours for fact in seen[1].evaluation_set.facts)
 
 
 def small_scan(model: LanguageModel, *args: object, **kwargs: object) -> LayerScan:

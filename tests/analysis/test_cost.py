@@ -10,13 +10,21 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from errata.analysis.cost import Machine, SearchRows, search_flops, search_memory, weight_shift_cost
+from errata.analysis.cost import (
+    Machine,
+    SearchRow,
+    SearchRows,
+    buckets_of,
+    search_flops,
+    search_memory,
+    weight_shift_cost,
+)
 from errata.analysis.study import AnalysisSettings
 from errata.editing.contexts import generate_prefixes
 from errata.editing.preparation import prepare
 from errata.editing.recipe import shipped_recipe
 from errata.editing.search_prompts import SearchPrompts
-from errata.editing.target_search import find_targets
+from errata.editing.target_search import ROWS_AT_ONCE, find_targets
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel, Site
@@ -27,6 +35,29 @@ from errata.statistics.moments import key_moments
 from tests.support.editing import FACTS, corpus_texts, tiny_language_model, tiny_recipe, write_corpus
 
 MACHINE = Machine(flops=1e12, double_flops=1e11)
+
+
+def typical_rows(
+    facts: int, *, contexts: int, context: int, before: int, replayed: int, wanted: int, about: int
+) -> SearchRows:
+    """The rows of facts that are all alike.
+
+    Args:
+        contexts: the bare prompt included.
+        context: tokens of a prefix.
+        before: tokens of a prompt before the subject's last, none of them shared.
+        replayed: tokens from there to the last but one of the target.
+        wanted: tokens of the target.
+        about: tokens of ``{subject} is a`` before the subject's last.
+    """
+    size = max(1, ROWS_AT_ONCE // (contexts + 1))
+    row = [
+        SearchRow(before + (context if kind else 0), replayed, wanted, context if kind else 0, kind)
+        for kind in range(contexts)
+    ]
+    row.append(SearchRow(about, 1, 1, 0, contexts))
+    counts = [min(size, facts - start) for start in range(0, facts, size)]
+    return SearchRows(facts, tuple(buckets_of(row * count) for count in counts))
 
 
 def counted(model: LanguageModel) -> FlopCounterMode:
@@ -95,7 +126,7 @@ def test_statistics_and_factors_are_as_large_as_real_ones(tmp_path: Path) -> Non
     corpus = write_corpus(tmp_path / "corpus.txt")
     size, rows = (
         ModelSize.of(model.model),
-        SearchRows.typical(2, contexts=3, context=6, before=3, replayed=4, wanted=2, about=2),
+        typical_rows(2, contexts=3, context=6, before=3, replayed=4, wanted=2, about=2),
     )
     for method in ("memit", "alphaedit", "memit_seq"):
         recipe = tiny_recipe(corpus, method, solver={"threshold": 1e9} if method == "alphaedit" else {})
@@ -113,7 +144,7 @@ def test_operations_of_the_statistics_are_those_that_are_counted(tmp_path: Path)
     model = tiny_language_model("llama")
     texts = [" ".join(corpus_texts()[start : start + 8]) for start in range(0, 200, 8)]
     recipe = tiny_recipe(write_corpus(tmp_path / "corpus.txt", texts), statistics={"tokens": 640, "length": 64})
-    rows = SearchRows.typical(2, contexts=3, context=6, before=3, replayed=4, wanted=2, about=2)
+    rows = typical_rows(2, contexts=3, context=6, before=3, replayed=4, wanted=2, about=2)
     size = ModelSize.of(model.model)
     cost = weight_shift_cost(size, recipe, AnalysisSettings(count=2, sizes=(1,)), rows, rows, width=4)
     with counted(model) as counter:
@@ -154,7 +185,7 @@ def test_what_a_search_keeps_for_its_gradient(tmp_path: Path) -> None:
 
 def test_a_study_of_llama_3_8b_is_calculated_from_numbers_alone() -> None:
     recipe = shipped_recipe("meta-llama-3-8b", "memit")
-    rows = SearchRows.typical(100, contexts=6, context=10, before=6, replayed=5, wanted=2, about=3)
+    rows = typical_rows(100, contexts=6, context=10, before=6, replayed=5, wanted=2, about=3)
     settings = AnalysisSettings(count=100, batch_size=100)
     cost = weight_shift_cost(llama_3_8b(), recipe, settings, rows, rows, width=2, tokens=70_000_000)
     assert cost.peak == max(cost.statistics, cost.preparing, cost.searching)
@@ -176,6 +207,6 @@ def test_a_study_of_llama_3_8b_is_calculated_from_numbers_alone() -> None:
 
 def test_many_facts_are_searched_in_turn() -> None:
     numbers = {"contexts": 6, "context": 10, "before": 6, "replayed": 5, "wanted": 2, "about": 3}
-    size, some, many = llama_3_8b(), SearchRows.typical(146, **numbers), SearchRows.typical(292, **numbers)
+    size, some, many = llama_3_8b(), typical_rows(146, **numbers), typical_rows(292, **numbers)
     assert search_memory(size, many, 4, 2) == search_memory(size, some, 4, 2)
     assert search_flops(size, many, 4, 25) == pytest.approx(2 * search_flops(size, some, 4, 25))

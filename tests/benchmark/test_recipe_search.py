@@ -81,14 +81,14 @@ def test_a_search_ends_with_a_recipe_whose_numbers_have_reasons(make_search: Cal
     assert found.complete
     assert set(found.reasons) == {"learning_rate", "solver", "clamp"}
     for number in found.reasons:
-        tries = [tried for tried in found.tries if tried.number == number]
+        tries = [tried for tried in found.tries if tried.parameter == number]
         most = max(tried.score for tried in tries)
         enough = most - recipe_search.ENOUGH[number]
         best = next(tried for tried in tries if tried.score >= enough)  # what changes least
-        assert found.reasons[number].startswith(best.told)
+        assert found.reasons[number].startswith(best.description)
         assert laid_over(found.recipe, best.value) == found.recipe  # it is in the recipe
     columns = model.weight(1).shape[1]
-    ridges = [tried.value["solver"]["ridge"] for tried in found.tries if tried.number == "solver"]
+    ridges = [tried.value["solver"]["ridge"] for tried in found.tries if tried.parameter == "solver"]
     assert ridges == [ridge * columns for ridge in RIDGES]
     assert all(math.isfinite(tried.score) for tried in found.tries)
 
@@ -131,7 +131,7 @@ def test_when_time_is_up_the_best_so_far_is_taken(
     monkeypatch.setattr(RecipeSearch, "_out_of_time", lambda self: next(left, True))
     found = search.run()
     assert not found.complete
-    assert [tried.number for tried in found.tries] == ["learning_rate"] * 10 + ["solver"] * 2
+    assert [tried.parameter for tried in found.tries] == ["learning_rate"] * 10 + ["solver"] * 2
     assert found.reasons["clamp"] == "not searched: no time was left"
 
 
@@ -216,7 +216,7 @@ def test_every_row_has_a_start(row: Any) -> None:
     base = starting_recipe("m", row, (2, 3), 100, statistics, batch_size=5)
     assert base.method == row.name
     assert base.layers == ((3,) if row.schedule == "single" else (2, 3))
-    assert list(recipe_numbers.solver_tries(base, 100))
+    assert recipe_numbers.solver_candidates(base.solver, 100)
 
 
 def test_the_start_of_every_solver_takes_about_as_much_of_an_edit() -> None:
@@ -332,7 +332,7 @@ def test_tries_share_what_only_their_solver_decides_and_score_the_same(
     with monkeypatch.context() as patched:
         patched.setattr(recipe_search, "prepare", counted)
         shared = make_search(tiny_language_model("llama"), "alphaedit").run()
-    assert len(made) < len({tried.told for tried in shared.tries}) / 2
+    assert len(made) < len({tried.description for tried in shared.tries}) / 2
     assert all(one != other for one, other in pairwise(made))
     shared_scores = [tried.score for tried in shared.tries]
     search = make_search(tiny_language_model("llama"), "alphaedit")

@@ -14,23 +14,23 @@ from errata.editing.contexts import ContextSettings, in_context, neutral_leads
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import SCHEDULES
 from errata.editing.search_prompts import KL_PROMPT
+from errata.editing.target_search import ROWS_AT_ONCE
 from errata.facts.fact import Fact
 from errata.models.loading import Outline
 from errata.models.prompts import complete, encode, subject_token
 from errata.models.replay import length_cuts
 from errata.models.size import ModelSize
 
-ROWS_AT_ONCE = 1024  # as ``find_targets`` does by default
-_LEAD = 1  # what joins a prefix and a prompt: "." mostly, for the space goes with the next word
+_LEAD = 1  # tokens that join a prefix and a prompt: "." mostly, for the space belongs to the next word
 
 
 @dataclass(frozen=True, slots=True)
 class SearchRow:
-    """One text: the numbers of tokens before the injection, replayed from there on, and with logits read.
+    """One text: token counts before the injection, replayed, and with logits read.
 
     Attributes:
-        stem: how many of those before are the same for all rows of its kind.
-        kind: the number of its context; the KL prompt's comes after them.
+        stem: tokens before the injection that are the same for all rows of its kind.
+        kind: the number of its context; the KL prompt's number comes last.
     """
 
     before: int
@@ -42,13 +42,13 @@ class SearchRow:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Rows that are replayed together, as long as the longest of them.
+    """Rows that are replayed together, padded to the longest of them.
 
     Attributes:
-        slots: tokens before the injection; those of the longest row.
-        replayed: from there on.
+        slots: tokens of the longest row before the injection.
+        replayed: tokens from there on.
         wanted: logits that are read, of all rows together.
-        stems: tokens of the stems, each once, padded.
+        stems: tokens of the stems, each stem once, padded.
         tail: tokens of a row between its stem and the injection.
     """
 
@@ -76,8 +76,8 @@ class SearchRows:
     """All rows of a search.
 
     Attributes:
-        facts: how many they are of.
-        searched_together: the buckets of the facts that are searched at once, group after group.
+        facts: number of facts.
+        searched_together: the buckets of the facts that are searched together, group after group.
     """
 
     facts: int
@@ -91,10 +91,10 @@ class SearchRows:
         contexts: ContextSettings,
         prefixes: Sequence[str] = (),
     ) -> SearchRows:
-        """Of facts.
+        """The rows of facts.
 
         Args:
-            prefixes: the contexts; without any, as before they have been generated, their lengths are the recipe's.
+            prefixes: the contexts; if they have not been generated yet, their lengths are the recipe's.
 
         Raises:
             InputError: if a target or a subject has no token.
@@ -110,12 +110,12 @@ class SearchRows:
             about = question.ids[: subject_token(question, len(lead), len(lead) + len(fact.subject), fact)]
             replayed = len(completion.ids) - 1 - subject
             before = completion.ids[:subject]
-            # Nothing is before a subject that begins its text, but for the lead, which prefixes do not have.
+            # Before a subject that begins its text there is only the lead, which texts with a prefix do not have.
             texts.append((before, () if lead else before, replayed, len(completion.target_ids), about))
         lengths = [tokens + _LEAD for tokens in contexts.tokens for _ in contexts.openers * contexts.per_opener]
         if prefixes:
-            bare, *behind = encode(tokenizer, [in_context(prefix, facts[0].text)[0] for prefix in ("", *prefixes)])
-            lengths = [len(text.ids) - len(bare.ids) for text in behind]
+            bare, *in_contexts = encode(tokenizer, [in_context(prefix, facts[0].text)[0] for prefix in ("", *prefixes)])
+            lengths = [len(text.ids) - len(bare.ids) for text in in_contexts]
         leads = [0, *lengths] if contexts.targets == "all" else [0]
         size = max(1, ROWS_AT_ONCE // (len(leads) + 1))
         groups = []
@@ -129,35 +129,12 @@ class SearchRows:
                 for kind, more in enumerate(leads[1:], start=1):
                     rows.append(SearchRow(len(before) + more, replayed, wanted, stem + more, kind))
                 rows.append(SearchRow(len(asking), 1, 1, about_stem, len(leads)))
-            groups.append(_buckets(rows))
+            groups.append(buckets_of(rows))
         return cls(len(facts), tuple(groups))
-
-    @classmethod
-    def typical(
-        cls, facts: int, *, contexts: int, context: int, before: int, replayed: int, wanted: int, about: int
-    ) -> SearchRows:
-        """Of facts that are all alike, where there is no tokenizer to ask.
-
-        Args:
-            contexts: the bare prompt included.
-            context: tokens of a prefix.
-            before: tokens of a prompt before the subject's last, none of them shared.
-            replayed: tokens from there to the last but one of the target.
-            wanted: tokens of the target.
-            about: tokens of ``{subject} is a`` before the subject's last.
-        """
-        size = max(1, ROWS_AT_ONCE // (contexts + 1))
-        row = [
-            SearchRow(before + (context if kind else 0), replayed, wanted, context if kind else 0, kind)
-            for kind in range(contexts)
-        ]
-        row.append(SearchRow(about, 1, 1, 0, contexts))
-        counts = [min(size, facts - start) for start in range(0, facts, size)]
-        return cls(facts, tuple(_buckets(row * count) for count in counts))
 
     @property
     def largest(self) -> tuple[Bucket, ...]:
-        """The buckets that are searched together and hold the most."""
+        """The group with the most rows."""
         return max(self.searched_together, key=lambda group: sum(bucket.rows for bucket in group))
 
     @property
@@ -165,14 +142,15 @@ class SearchRows:
         return [bucket for group in self.searched_together for bucket in group]
 
 
-def _buckets(rows: Sequence[SearchRow]) -> tuple[Bucket, ...]:
+def buckets_of(rows: Sequence[SearchRow]) -> tuple[Bucket, ...]:
+    """The buckets in which rows are replayed together."""
     ordered = sorted(rows, key=lambda row: row.replayed)
     cuts = [0, *length_cuts([row.replayed for row in ordered]), len(ordered)]
     return tuple(Bucket.of(ordered[start:stop]) for start, stop in pairwise(cuts))
 
 
 def _shared(texts: Sequence[Sequence[int]]) -> int:
-    """How many of their first tokens all of them share."""
+    """The length of their common prefix."""
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False)))
 
 
@@ -180,16 +158,16 @@ def read_flops(size: ModelSize, tokens: int, blocks: int, seen: int) -> int:
     """A forward pass of some blocks.
 
     Args:
-        seen: the number of tokens that one attends to, hidden ones in its batch included.
+        seen: tokens that one attends to, masked ones included.
     """
     return tokens * blocks * (2 * size.block_products + 4 * size.query_width * seen)
 
 
 def search_flops(size: ModelSize, rows: SearchRows, layer: int, steps: int) -> int:
-    """All of a search at one layer in which no fact is done early: ``steps`` losses, one gradient less.
+    """A whole search at one layer in which no fact finishes early: ``steps`` losses, one gradient less.
 
-    Gradients are taken of activations and not of weights, so that going back costs as many products as going forward
-    (twice as many in attention, both factors of which depend on what is injected).
+    Gradients are taken with respect to activations and not weights, so that the backward pass costs as many products as
+    the forward pass (twice as many in attention, both factors of which depend on the injected vectors).
     """
     return sum(_bucket_flops(size, bucket, layer, steps) for bucket in rows.buckets)
 
@@ -211,12 +189,12 @@ def _bucket_flops(size: ModelSize, bucket: Bucket, layer: int, steps: int) -> in
 
 @dataclass(frozen=True, slots=True)
 class SearchMemory:
-    """What a search holds at once, in bytes.
+    """Peak memory of a search, in bytes.
 
     Attributes:
         cache: keys and values of the tokens before the injections, in all blocks.
-        activations: what the replayed blocks keep for the gradient.
-        logits: those wanted, their logarithms of probabilities, and the gradients of both.
+        activations: those of the replayed blocks that the gradient needs.
+        logits: those that are read, their log-probabilities, and the gradients of both.
     """
 
     cache: int
@@ -229,9 +207,9 @@ class SearchMemory:
 
 
 def search_memory(size: ModelSize, rows: SearchRows, layer: int, width: int) -> SearchMemory:
-    """Of the facts that are searched at once.
+    """The memory of the largest group of facts that are searched together.
 
-    A block keeps, for each token: the inputs of two norms in float32, queries and what attention returns, three vectors
+    A block keeps, for each token: the inputs of two norms in float32, queries and attention's output, three vectors
     of a gated MLP (in the last block only where logits are wanted), and keys and values of all tokens seen, repeated
     for each head. (GPT-2's kind of MLP keeps up to nine vectors.)
 
@@ -258,7 +236,7 @@ DOCUMENT_TOKENS: Final = 700  # of a Wikipedia article on average: some 3,000 ch
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Operations a second that are really reached: in the model's dtype, and in float64."""
+    """Achieved operations per second: in the model's dtype, and in float64."""
 
     flops: float
     double_flops: float
@@ -278,13 +256,13 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """By calculation.
+    """Calculated cost of a study.
 
     Attributes:
-        memory: what lies on the device -> bytes; not all of it at the same time.
-        statistics: bytes at once while the key statistics are read, ``preparing`` while they are factorised,
+        memory: use of device memory -> bytes; not all of it at the same time.
+        statistics: peak bytes while the key statistics are read, ``preparing`` while they are factorised,
             ``searching`` while targets are searched, which is nearly all of the time.
-        host: bytes beside it in the machine's own memory, while statistics are handed over.
+        host: bytes of host memory, while statistics are transferred.
         stages: the work.
         assumptions: what was assumed.
     """
@@ -299,7 +277,7 @@ class Cost:
 
     @property
     def peak(self) -> float:
-        """Bytes on the device that are needed at least."""
+        """Peak bytes on the device."""
         return max(self.statistics, self.preparing, self.searching)
 
     def seconds(self, machine: Machine) -> float:
@@ -311,13 +289,13 @@ class Cost:
         lines += [f"  {name:<58}{_gib(size):>10.2f}" for name, size in self.memory.items()]
         phases = {"statistics are read": self.statistics, "they are factorised": self.preparing}
         phases |= {"targets are searched": self.searching}
-        lines += [f"  at once, while {name:<43}{_gib(size):>10.2f}" for name, size in phases.items()]
+        lines += [f"  peak while {name:<47}{_gib(size):>10.2f}" for name, size in phases.items()]
         lines.append(f"memory of the host, GiB{_gib(self.host):>47.2f}")
         lines.append(f"work{'operations':>42}{'in float64':>14}{'hours':>10}")
         for stage in (*self.stages, self._whole):
             hours = stage.seconds(machine) / 3600
             lines.append(f"  {stage.name:<32}{stage.flops:>12.3g}{stage.double_flops:>14.3g}{hours:>10.3f}")
-        lines.append(f"assumed: {machine.flops:.3g} operations a second, {machine.double_flops:.3g} in float64")
+        lines.append(f"assumed: {machine.flops:.3g} operations per second, {machine.double_flops:.3g} in float64")
         return "\n".join([*lines, *(f"assumed: {text}" for text in self.assumptions)])
 
     @property
@@ -334,7 +312,7 @@ def cost_text(outline: Outline, recipe: Recipe, settings: AnalysisSettings, fact
     """``weight_shift_cost`` as a table, for these facts on ``LARGE_GPU``.
 
     Args:
-        facts: those that are looked at, then those of the earlier batches.
+        facts: the probe facts, then those of the earlier batches.
         width: bytes of a number in the model's dtype.
     """
     probe, earlier = facts[: settings.count], facts[settings.count :] or facts[:1]
@@ -352,11 +330,11 @@ def weight_shift_cost(
     width: int,
     tokens: int | None = None,
 ) -> Cost:
-    """What a study takes on one GPU. The study's ``check`` must have let recipe and settings pass.
+    """Cost of the study on one GPU, for a recipe and settings that passed its check.
 
     Args:
-        probe: the rows of the facts that are looked at.
-        batch: those of an earlier batch.
+        probe: the rows of the probe facts.
+        batch: the rows of an earlier batch.
         width: bytes of a number in the model's dtype.
         tokens: that the key statistics are read over; by default the recipe's, or its documents of
             ``DOCUMENT_TOKENS`` each.
@@ -373,14 +351,14 @@ def weight_shift_cost(
     search = max((search_memory(size, rows, layers[0], width) for rows in (probe, batch)), key=lambda one: one.total)
     steps_of_run = SCHEDULES[recipe.schedule](layers)
     written = {step.layer for step in steps_of_run} if max(checkpoints) else set()
-    # W₀ and the sum of changes of each written layer; and twice what a failure goes back to: of the run, of a batch.
+    # W₀ and the sum of changes of each written layer; and copies of both to roll back to, of the run and of a batch.
     copies = float(3 * len(written) * size.width * size.mlp_width * (width + max(width, 4)))
     memory = {
         "weights": weights,
         f"key statistics C of {len(layers)} layers, float64": moments,
-        f"what the solver keeps of {len(layers)} layers, float64": factors,
+        f"state of the solver for {len(layers)} layers, float64": factors,
         f"originals and sums of {len(written)} edited layers, and copies of them": copies,
-        f"search, layer {layers[0]}: keys and values of what stands before": float(search.cache),
+        f"search, layer {layers[0]}: keys and values before the injection": float(search.cache),
         f"search, layer {layers[0]}: activations kept for the gradient": float(search.activations),
         f"search, layer {layers[0]}: logits and their gradients": float(search.logits),
     }
@@ -401,7 +379,7 @@ def weight_shift_cost(
     )
     per_probe = sum(search_flops(size, probe, layer, steps) for layer in layers)
     per_batch = sum(search_flops(size, batch, layer, steps) for layer in searched)
-    # Every layer of a batch reads keys and states anew; the probe's keys are read once.
+    # Every layer of a batch reads keys and states again; the keys of the probe facts are read once.
     per_batch += 3 * len(layers) * read_flops(size, batch_reading, last + 1, seen)
     per_probe += read_flops(size, reading, last + 1, seen)
     stages = (
@@ -413,13 +391,13 @@ def weight_shift_cost(
     )
     assumptions = (
         f"{read:,} tokens of text for the key statistics, {document} a document",
-        f"{settings.count} facts looked at after each of {checkpoints} batches of {settings.batch_size}, "
+        f"{settings.count} probe facts after each of {checkpoints} batches of {settings.batch_size}, "
         f"{seeds} seed{'s' if seeds > 1 else ''}; targets at layers {list(layers)}, in earlier batches at {searched}",
-        f"{steps} steps each: no fact is done early, no run is stopped and taken up again",
-        "matrix products alone, at the speed named; one GPU; loading, tokenising and generating contexts take no time",
-        "the search keeps what a gated MLP keeps; what passes without gradients hold for a moment (1 GiB or so), and "
-        "what the allocator keeps in reserve, is not counted",
-        "key statistics that a cache holds already cost nothing",
+        f"{steps} steps each: no fact finishes early, no run is interrupted and resumed",
+        "matrix products only, at these speeds; one GPU; loading, tokenising and generating contexts take no time",
+        "the search keeps the activations of a gated MLP; the temporary memory of passes without gradients (about "
+        "1 GiB) and the allocator's reserve are not counted",
+        "cached key statistics cost nothing",
         *filter(None, [recipe.target.not_in_cost]),
     )
     return Cost(

@@ -34,7 +34,7 @@ from errata.editing.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.editing.preparation import Prepared, prepare
 from errata.editing.recipe import Recipe
 from errata.editing.solvers import SOLVERS
-from errata.editing.solvers.base import Candidate
+from errata.editing.solvers.base import Candidate, Solver
 from errata.errors import ErrataError, InputError
 from errata.models.language_model import LanguageModel
 from errata.results.metrics import CONTROLS, Metric
@@ -50,20 +50,21 @@ STEPS = 25
 STARTING_RATE = 0.1
 
 
-def rate_try(rate: float) -> tuple[dict[str, Any], str]:
-    """A learning rate as a change of a recipe, and its description."""
-    return {"target": {"learning_rate": rate, "relative_rate": True}}, f"{rate:g} · ‖h‖/√d"
+def rate_candidate(rate: float) -> Candidate:
+    """A learning rate, as a change of a recipe."""
+    return Candidate({"target": {"learning_rate": rate, "relative_rate": True}}, f"{rate:g} · ‖h‖/√d")
 
 
-def clamp_try(clamp: float) -> tuple[dict[str, Any], str]:
-    """The same for a clamp."""
-    return {"target": {"clamp": clamp}}, f"{clamp:g} · ‖h‖"
+def clamp_candidate(clamp: float) -> Candidate:
+    """A clamp, as a change of a recipe."""
+    return Candidate({"target": {"clamp": clamp}}, f"{clamp:g} · ‖h‖")
 
 
-def solver_tries(recipe: Recipe, columns: int) -> list[tuple[dict[str, Any], str]]:
-    """The same for the values to try for a recipe's solver."""
-    candidates = recipe.solver.candidates(columns)
-    return [({"solver": dict(one.values)} if one.values else {}, one.description) for one in candidates]
+def solver_candidates(solver: Solver, columns: int) -> list[Candidate]:
+    """The values to try for a recipe's solver, as changes of the recipe."""
+    return [
+        replace(one, values={"solver": dict(one.values)} if one.values else {}) for one in solver.candidates(columns)
+    ]
 
 
 def starting_recipe(
@@ -121,16 +122,16 @@ class Try:
     """One evaluated setting.
 
     Attributes:
-        number: the parameter: ``learning_rate``, ``solver`` or ``clamp``.
+        parameter: ``learning_rate``, ``solver`` or ``clamp``.
         value: as a change of a recipe.
-        told: its description.
+        description: of the value.
         score: larger is better; minus infinity if the edit failed.
         seconds: wall time.
     """
 
-    number: str
+    parameter: str
     value: Mapping[str, Any]
-    told: str
+    description: str
     score: float
     seconds: float
 
@@ -169,9 +170,9 @@ def append_to_journal(path: Path, key: str, tried: Try) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     entry = {
         "key": key,
-        "number": tried.number,
+        "number": tried.parameter,
         "value": tried.value,
-        "told": tried.told,
+        "told": tried.description,
         "score": None if math.isinf(tried.score) else tried.score,
         "seconds": tried.seconds,
     }
@@ -216,7 +217,7 @@ class RecipeSearch:
         model: is edited and restored.
         base: everything that is not searched: statistics, contexts, layers.
         layers: all critical layers, for the boundary schedule of methods that write one.
-        examination: held-out facts and questions, different from those of later reports.
+        evaluation_set: held-out facts and questions, different from those of later reports.
         journal: file of tries.
         seconds: no further try starts after this time.
         batch_size: of the tries.
@@ -225,7 +226,7 @@ class RecipeSearch:
     model: LanguageModel
     base: Recipe
     layers: tuple[int, ...]
-    examination: EvaluationSet
+    evaluation_set: EvaluationSet
     journal: Path
     seconds: float = math.inf
     batch_size: int = 25
@@ -235,10 +236,10 @@ class RecipeSearch:
     _done: dict[str, Try] = field(default_factory=dict)
     _prepared: tuple[str, Prepared] | None = None
     _complete: bool = True
-    _left: int = 0
+    _planned: int = 0
     _ended: int = 0
     _started: float = 0.0
-    _about: str = ""
+    _identity: str = ""
 
     def run(self) -> SearchResult:
         """Search the learning rate, then the solver's parameters, then the clamp.
@@ -249,34 +250,35 @@ class RecipeSearch:
         """
         self._started = time.perf_counter()
         self._done = read_journal(self.journal)
-        self._about = self._identity()
-        before = measure(self.model, self.examination, report=self.report, what="evaluating before")
+        self._identity = self._digest()
+        before = measure(self.model, self.evaluation_set, report=self.report, what="evaluating before")
         recipe, reasons = self.base, {}
         columns = self.model.weight(recipe.layers[0]).shape[1]
         stages = (
-            ("learning_rate", [rate_try(rate) for rate in LEARNING_RATES]),
-            ("solver", solver_tries(recipe, columns)),
-            ("clamp", [clamp_try(clamp) for clamp in CLAMPS]),
+            ("learning_rate", [rate_candidate(rate) for rate in LEARNING_RATES]),
+            ("solver", solver_candidates(recipe.solver, columns)),
+            ("clamp", [clamp_candidate(clamp) for clamp in CLAMPS]),
         )
-        self._left = sum(len(values) for _, values in stages) + MIDDLES
-        for number, values in stages:
-            results = self._stage(number, values, recipe, before)
-            if number == "learning_rate":
-                results += self._stage(number, middles(results), recipe, before)
+        self._planned = sum(len(candidates) for _, candidates in stages) + MIDDLES
+        for parameter, candidates in stages:
+            results = self._stage(parameter, candidates, recipe, before)
+            if parameter == "learning_rate":
+                results += self._stage(parameter, middles(results), recipe, before)
             self._tries += results
             most = max((tried.score for tried in results), default=-math.inf)
             if most > -math.inf:
                 default = next((tried for tried in results if laid_over(recipe, tried.value) == recipe), None)
-                tried_values = ", ".join(tried.told for tried in results)
+                tried_values = ", ".join(tried.description for tried in results)
                 if default is not None and default.score >= most - BEATEN_BY:
                     best, rule = default, f"the default, which nothing beats by more than {BEATEN_BY:g}"
                 else:
-                    best = next(tried for tried in results if tried.score >= most - ENOUGH[number])
-                    rule = f"the first within {ENOUGH[number]:g} of the best" if ENOUGH[number] else "the best"
+                    best = next(tried for tried in results if tried.score >= most - ENOUGH[parameter])
+                    enough = ENOUGH[parameter]
+                    rule = f"the first within {enough:g} of the best" if enough else "the best"
                 recipe = laid_over(recipe, best.value)
-                reasons[number] = f"{best.told}: {rule} of {tried_values}"
+                reasons[parameter] = f"{best.description}: {rule} of {tried_values}"
             else:
-                reasons[number] = "not searched: no time was left" if not results else "every try failed"
+                reasons[parameter] = "not searched: no time was left" if not results else "every try failed"
         if not self._tries:
             raise ErrataError(
                 "no try finished in time",
@@ -292,27 +294,30 @@ class RecipeSearch:
         return SearchResult(recipe, reasons, tuple(self._tries), self._complete)
 
     def _stage(
-        self, number: str, values: Sequence[tuple[Mapping[str, Any], str]], recipe: Recipe, before: EvaluationResult
+        self, parameter: str, candidates: Sequence[Candidate], recipe: Recipe, before: EvaluationResult
     ) -> list[Try]:
         """Try the values of one parameter, while there is time."""
         results: list[Try] = []
         # The default first: everything else is compared with it, even if time is short.
-        for value, told in sorted(values, key=lambda entry: laid_over(recipe, entry[0]) != recipe):
+        for candidate in sorted(candidates, key=lambda one: laid_over(recipe, one.values) != recipe):
             if self._out_of_time():
                 self._complete = False
                 break
-            key = _key(laid_over(recipe, value), self._about)
-            tried = self._done.get(key) or self._try(number, value, told, laid_over(recipe, value), before)
+            changed = laid_over(recipe, candidate.values)
+            key = _key(changed, self._identity)
+            tried = self._done.get(key) or self._try(parameter, candidate, changed, before)
             if key not in self._done:
                 append_to_journal(self.journal, key, tried)
                 self._done[key] = tried
-            # The same setting may have been tried as another number's.
-            results.append(replace(tried, number=number, value=value, told=told))
+            # The same setting may have been tried for another parameter.
+            results.append(
+                replace(tried, parameter=parameter, value=candidate.values, description=candidate.description)
+            )
             self._ended += 1
-            self.report("tries", self._ended, max(self._left, self._ended))
+            self.report("tries", self._ended, max(self._planned, self._ended))
         return results
 
-    def _try(self, number: str, value: Mapping[str, Any], told: str, recipe: Recipe, before: EvaluationResult) -> Try:
+    def _try(self, parameter: str, candidate: Candidate, recipe: Recipe, before: EvaluationResult) -> Try:
         started = time.perf_counter()
         try:
             found = self._edit_score(recipe, before)
@@ -320,7 +325,7 @@ class RecipeSearch:
             raise
         except ErrataError:
             found = -math.inf  # a value with which editing fails is a result
-        return Try(number, value, told, found, time.perf_counter() - started)
+        return Try(parameter, candidate.values, candidate.description, found, time.perf_counter() - started)
 
     def _edit_score(self, recipe: Recipe, before: EvaluationResult) -> float:
         """The mean of the accuracies, over the method with and without ``+blue``."""
@@ -330,7 +335,7 @@ class RecipeSearch:
             result = run_sequence(
                 self.model,
                 tried,
-                self.examination,
+                self.evaluation_set,
                 before,
                 cache=self.cache,
                 report=self.report,
@@ -354,14 +359,14 @@ class RecipeSearch:
             self._prepared = (depends_on, prepared)
         return self._prepared[1]
 
-    def _identity(self) -> str:
+    def _digest(self) -> str:
         """Digest of what a score depends on besides the recipe: weights, corpus, facts, questions, sizes."""
         corpus = self.base.statistics.corpus
         record = [
             self.model.fingerprint(),
             open_corpus(corpus).digest if self.base.needs_statistics else "",
-            [fact.to_record() for fact in self.examination.facts],
-            [(name, question.to_record()) for name, question in self.examination.untouched],
+            [fact.to_record() for fact in self.evaluation_set.facts],
+            [(name, question.to_record()) for name, question in self.evaluation_set.untouched],
             self.batch_size,
             self.layers,
             SCORED,
@@ -377,7 +382,7 @@ def tries_at_most(row: Method) -> int:
     return len(LEARNING_RATES) + MIDDLES + len(SOLVERS[row.solver["kind"]].candidates(1)) + len(CLAMPS)
 
 
-def middles(results: Sequence[Try]) -> list[tuple[dict[str, Any], str]]:
+def middles(results: Sequence[Try]) -> list[Candidate]:
     """The geometric means of the best learning rate and its neighbours, since the list is coarse."""
     tried = {one.value["target"]["learning_rate"]: one.score for one in results}
     if not tried or max(tried.values()) == -math.inf:
@@ -385,12 +390,12 @@ def middles(results: Sequence[Try]) -> list[tuple[dict[str, Any], str]]:
     best = max(tried, key=lambda rate: tried[rate])
     below = max((rate for rate in tried if rate < best), default=None)
     above = min((rate for rate in tried if rate > best), default=None)
-    return [rate_try(round(math.sqrt(best * other), 4)) for other in (below, above) if other is not None]
+    return [rate_candidate(round(math.sqrt(best * other), 4)) for other in (below, above) if other is not None]
 
 
-def _key(recipe: Recipe, about: str) -> str:
+def _key(recipe: Recipe, identity: str) -> str:
     """Digest of everything that a score depends on."""
-    record = [recipe.model_dump(mode="json"), about]
+    record = [recipe.model_dump(mode="json"), identity]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -418,7 +423,7 @@ def unsearched_recipe(
 
 def unsearched_reasons(recipe: Recipe) -> dict[str, str]:
     """field -> reason for its value, for parameters that no search varies."""
-    reasons = {name: f"{value}; not searched" for name, value in recipe.solver.unsearched.items()}
+    reasons = {name: f"{reason}; not searched" for name, reason in recipe.solver.unsearched.items()}
     if recipe.rounds is not None:
         reasons["rounds"] = f"{recipe.rounds.count}, each for all facts; not searched"
     return reasons
@@ -450,9 +455,10 @@ def automatic_file(model: str, layers: Sequence[int], why: str, found: Mapping[s
     common = next(iter(found.values())).recipe.model_dump(mode="json", exclude_defaults=True)
     lines = [f"layers: {why}"]
     for name, end in found.items():
-        told = dict(end.reasons) | unsearched_reasons(end.recipe)
-        lines += [f"{name}, {number.replace('_', ' ')}: {reason}" for number, reason in told.items()]
-        lines += [] if end.complete or not end.tries else [f"{name}: time was up before all was tried"]
+        reasons = dict(end.reasons) | unsearched_reasons(end.recipe)
+        lines += [f"{name}, {parameter.replace('_', ' ')}: {reason}" for parameter, reason in reasons.items()]
+        if end.tries and not end.complete:
+            lines.append(f"{name}: the time limit was reached before all values were tried")
     body: dict[str, Any] = {
         "model": model,
         "source": f"automatic: {SEARCHED if any(end.tries for end in found.values()) else UNSEARCHED}",

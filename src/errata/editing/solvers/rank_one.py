@@ -57,8 +57,9 @@ class RankOne(Solver):
     def unsearched(self) -> Mapping[str, str]:
         if not self.least_agreement:
             return {}
-        most = f"{1 / float(f'{self.least_agreement:g}'):g}"
-        return {"least_agreement": f"{self.least_agreement:g}, so that no fact is written more than {most} times over"}
+        share = f"{self.least_agreement:g}"
+        most = f"{1 / float(share):g}"
+        return {"least_agreement": f"{share}, so that no update is more than {most} times the intended one"}
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> RankOneLayer:
         factor = cholesky(moment, "the second moment of the keys") if self.moment == "measured" else None
