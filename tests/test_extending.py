@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -26,20 +24,22 @@ from errata.errors import FaultsError
 from errata.utils.settings import by_kind
 
 from tests.support.editing import FACTS, tiny_language_model
-
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+from tests.support.extending import BLOCK, PAGE, extending_page
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[dict[str, Any]]:
-    """The names that the blocks define, executed in order as one module."""
-    module = ModuleType("extending_page")
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    for block in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
+def page() -> dict[str, Any]:
+    return extending_page()
+
+
+def test_files_of_the_page_work_alone() -> None:
+    """A block that begins with a docstring is a whole file."""
+    files = [block for block in BLOCK.findall(PAGE.read_text(encoding="utf-8")) if block.startswith('"""')]
+    assert len(files) == 4
+    for block in files:
+        module = ModuleType("one_file_of_the_page")
+        sys.modules[module.__name__] = module
         exec(compile(block, str(PAGE), "exec"), vars(module))
-    yield vars(module)
-    del sys.modules[module.__name__]
 
 
 def test_solver(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

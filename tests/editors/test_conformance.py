@@ -18,6 +18,7 @@ from errata.utils.progress import silent
 
 from tests.support.editing import FACTS, tiny_language_model, tiny_recipe, write_corpus
 from tests.support.editors import VIEWS, MemoryEdit, MemoryEditor
+from tests.support.extending import extending_page
 
 FIRST, SECOND = FACTS[:2], FACTS[2:4]
 CONTROLS = ("The river runs through the", "Big Ben was moved to", "I think that")
@@ -36,18 +37,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("editors")
 
 
-# name in the registry -> what its settings are to be
+# Name in the registry -> the methods to test; (None,) for an editor without a recipe.
 SETTINGS = {LOCATE_THEN_EDIT: ("memit", "alphaedit+blue")}
-CASES = [(name, chosen) for name in EDITORS for chosen in SETTINGS[name]]
+CASES = [(name, method) for name in EDITORS for method in SETTINGS[name]]
+FROM_THE_PAGE = "docs/extending.md"
 
 
-@pytest.fixture(params=[*CASES, *VIEWS], ids=str)
+@pytest.fixture(params=[*CASES, *VIEWS, FROM_THE_PAGE], ids=str)
 def case(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     if request.param in VIEWS:
         return Case(lambda: MemoryEditor(tiny_language_model("llama"), request.param), MemoryEdit.load)
+    if request.param == FROM_THE_PAGE:
+        page = extending_page()
+        return Case(lambda: page["ContextEditor"](tiny_language_model("llama")), page["ContextEdit"].load)
     name, method = request.param
     monkeypatch.setenv("ERRATA_CACHE", str(folder / "cache"))
-    settings = tiny_recipe(write_corpus(folder / "corpus.txt"), method).model_dump(mode="json")
+    recipe = method and tiny_recipe(write_corpus(folder / "corpus.txt"), method)
+    settings = recipe.model_dump(mode="json") if recipe else {}
     kind = editor_named(name)
     return Case(lambda: kind.make(tiny_language_model("llama"), settings, silent), kind.load)
 

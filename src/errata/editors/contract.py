@@ -108,7 +108,7 @@ class Edit(Protocol):
 
     @property
     def stored_bytes(self) -> int:
-        """Size of its tensors in a file."""
+        """Size in a file: of its tensors, or of its facts where it has none."""
         ...
 
     def save(self, path: Path) -> None:

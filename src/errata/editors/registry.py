@@ -1,4 +1,4 @@
-"""The editors by name, for cells of the benchmark and the command line."""
+"""The editors by name, for cells of the benchmark."""
 
 from __future__ import annotations
 
