@@ -34,8 +34,9 @@ demo-real: $(VENV)/.gguf
 	$(VENV)/bin/errata models get smollm2-135m-instruct
 	$(VENV)/bin/errata demo --model smollm2-135m-instruct --out runs/demo-real
 
-# One thread a worker: the workers share the cores already. The many processes of the tests find compiled modules.
-PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile
+# One thread a worker: the workers share the cores already. Bytecode is written for the many processes of the tests; files
+# are taken in the order of tests/conftest.py, longest first.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The tests check annotations at each call (tests/conftest.py): CHECKED=all those of every module, CHECKED=none none.
 test: $(VENV)/.test real-model

@@ -16,6 +16,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 from tests.support.fuzzing import examples
+from tests.support.longest import LONGEST
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -42,6 +43,12 @@ install_import_hook(modules(), checker)
 # The first call into torch is slow and would trip the deadline; a failure seen in CI must be seen at home.
 settings.register_profile("errata", deadline=None, derandomize=True, database=None, max_examples=examples(100))
 settings.load_profile("errata")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    place = {REPOSITORY / "tests" / name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""SIGKILL at five random moments of a run of 20 batches, as benchmarks/crash.py does it with thirty on the lab."""
+"""SIGKILL at three random moments of a run of 20 batches; benchmarks/crash.py does it thirty times, on the lab.
+
+Three find a race less often than thirty; tests/benchmark/test_recorded.py stops a run at every place that it writes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import pytest
 from benchmarks.crash import Job, Undisturbed, draw_moments, left_by_crash, trial, undisturbed
 from tests.support.editing import tiny_language_model, tiny_recipe, write_corpus
 
-KILLS = 5
+KILLS = 3
 BATCHES = 20
 PEOPLE = ("Danielle Darrieux", "Thomas Stieltjes", "Leonard Bernstein", "Kenji Watanabe", "Big Ben")
 WORDS = (("{} was born in", "Rome"), ("{} works for", "Toyota"), ("{} speaks", "Dutch"), ("{} plays the", "violin"))
@@ -57,12 +60,12 @@ def test_an_undisturbed_run_has_all_results_and_leaves_nothing_over(job: Job, ca
 
 @pytest.mark.parametrize("number", range(KILLS))
 def test_killed_at_any_moment_it_ends_in_the_same_bits(job: Job, calm: Undisturbed, number: int) -> None:
-    """Every third one is killed a second time while it goes on."""
+    """The first is killed a second time, after it was resumed."""
     moments = draw_moments(random.Random(number), number, calm.seconds)
     found = trial(job, f"killed-{number}", calm, moments)
     assert found.different == []
     assert list(found.kept) == sorted(found.kept)
-    # It was killed in the batch that was drawn, and not before all of it, or at its end.
+    # It was killed in the chosen batch or later, when that had ended sooner.
     for kept, moment in zip(found.kept, moments, strict=True):
         assert calm.place(moment)[0] <= kept <= BATCHES
     job.remove(f"killed-{number}")

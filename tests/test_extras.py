@@ -13,6 +13,8 @@ import pytest
 from errata.errors import MissingExtraError
 from errata.utils.optional import require
 
+from tests.support.longest import LONGEST
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -52,11 +54,15 @@ def test_what_is_missing_is_told() -> None:
         require("this test", "plots", "errata", "no_such_package")
 
 
+def path_of(line: str) -> Path:
+    return ROOT / line.partition("::")[0]
+
+
 def test_the_fast_tier_names_tests_that_exist() -> None:
     """`make test-fast` runs what tests/fast.txt lists; pytest itself refuses names that a file does not have."""
     lines = (ROOT / "tests" / "fast.txt").read_text(encoding="utf-8").splitlines()
     assert lines == sorted(set(lines))
     assert len(lines) > 40
-    missing = [line for line in lines if not (ROOT / line.partition("::")[0]).exists()]
+    missing = [line for line in [*lines, *(f"tests/{name}" for name in LONGEST)] if not path_of(line).exists()]
     assert not missing
     assert "@tests/fast.txt" in (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -268,7 +268,7 @@ def test_history_tells_what_was_changed_and_whether_it_is_still_said(
 def test_conflicts_with_earlier_edits(
     made: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, choice: str | None
 ) -> None:
-    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ERRATA_CACHE", str(made / "cache"))
     old = read_facts(made / "first.jsonl")[0]
     new = tmp_path / "new.jsonl"
     lines = [

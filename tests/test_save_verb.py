@@ -363,12 +363,14 @@ def test_without_a_token_it_is_shown_what_would_go_and_nothing_is_sent(
     assert hub.calls == []
 
 
+PUSH = ["push", "stack", "--to", "owner/name", "--yes"]
+
+
 def pushed(address: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """``errata push`` in a process of its own: the hub's library reads where the hub is when it is imported."""
     settings = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, "PYTHONPATH": str(SOURCE)}
-    arguments = ["push", "stack", "--to", "owner/name", "--yes"]
     return subprocess.run(
-        [sys.executable, "-m", "errata", *arguments],
+        [sys.executable, "-m", "errata", *PUSH],
         env={**os.environ, **settings, **environment},
         capture_output=True,
         text=True,
@@ -390,33 +392,45 @@ def test_the_library_of_the_hub_sends_it_as_it_is_meant(made: Path) -> None:
     assert TOKEN.encode() not in sent
 
 
-@pytest.mark.parametrize(("status", "code", "words"), [
-    (403, 2, "The token may not write there"), (400, 1, "answered 400"),
-])  # fmt: skip
-def test_what_the_hub_refuses_is_one_clear_error(made: Path, status: int, code: int, words: str) -> None:
-    with hub_server() as server:
-        server.status = status
-        done = pushed(server.address)
-    error = " ".join(done.stderr.split())
-    assert done.returncode == code, error
-    assert words in error
-    assert "Traceback" not in error
-    assert TOKEN not in error + done.stdout
-    assert server.files == {}
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's library in this process, allowed to open connections and logged in."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
-def test_without_a_network_or_a_login_it_says_so(made: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("online")
+def test_what_the_hub_refuses_is_one_clear_error(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for status, code, words in ((403, 2, "The token may not write there"), (400, 1, "answered 400")):
+        with hub_server() as server:
+            server.status = status
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
+            assert run(PUSH) == code
+        out, err = capsys.readouterr()
+        assert words in " ".join(err.split())
+        assert "Traceback" not in err
+        assert TOKEN not in err + out
+        assert server.files == {}
+
+
+@pytest.mark.usefixtures("online")
+def test_without_a_network_or_a_login_it_says_so(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with hub_server() as server:
         closed = server.address
-    for environment, code, words in (
-        ({}, 1, "the hub cannot be reached"),
-        ({"HF_HUB_OFFLINE": "1"}, 2, "HF_HUB_OFFLINE is set"),
-        ({"HF_TOKEN": "", "HF_HOME": str(tmp_path)}, 2, "you are not logged in"),
-    ):
-        done = pushed(closed, **environment)
-        assert done.returncode == code, done.stderr
-        assert words in " ".join(done.stderr.split())
-        assert "Traceback" not in done.stderr
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", closed)
+    assert run(PUSH) == 1
+    assert "the hub cannot be reached" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert run(PUSH) == 2
+    assert "HF_HUB_OFFLINE is set" in " ".join(capsys.readouterr().err.split())
+    done = pushed(closed, HF_TOKEN="", HF_HOME=str(tmp_path))
+    assert done.returncode == 2, done.stderr
+    assert "you are not logged in" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("verb", [["save", "--out", "published"], ["push", "--to", "someone/model", "--yes"]])
