@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errata.editing.schedules import SCHEDULES, Step, boundary, even, single, sqrt
+from errata.editing.schedules import SCHEDULES, ScheduleName, Step, boundary, even, replay, single, sqrt
 
 layer_lists = st.lists(st.integers(0, 90), min_size=1, max_size=12, unique=True).map(sorted)
 
@@ -24,6 +25,16 @@ def test_sqrt_divides_by_the_root() -> None:
 def test_boundary_writes_the_ends_each_with_its_own_target() -> None:
     assert boundary([3, 4, 9]) == [Step(3, 3, 1.0), Step(9, 9, 1.0)]
     assert boundary([5]) == [Step(5, 5, 1.0)]
+
+
+def test_recipes_may_name_every_schedule() -> None:
+    assert get_args(ScheduleName) == tuple(SCHEDULES)
+
+
+def test_replay_takes_several_layers() -> None:
+    assert replay([3, 9]) == [Step(3, 3, 1.0), Step(9, 9, 1.0, follows=3)]
+    with pytest.raises(ValueError, match="got one layer"):
+        replay([3])
 
 
 def test_single_takes_one_layer_only() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from typing import Final
 
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +13,7 @@ from errata.analysis.study import AnalysisSettings
 from errata.editing.contexts import ContextSettings, in_context, neutral_leads
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import SCHEDULES
-from errata.editing.search_prompts import KL_PROMPT
+from errata.editing.search_prompts import KL_PROMPT, common_prefix
 from errata.editing.target_search import ROWS_AT_ONCE
 from errata.facts.fact import Fact
 from errata.models.loading import Outline
@@ -100,14 +100,14 @@ class SearchRows:
             InputError: if a target or a subject has no token.
         """
         neutral = neutral_leads(tokenizer, facts)
-        led = list(zip(facts, neutral, strict=True))
-        completions = complete(tokenizer, [fact.pair(fact.target, lead + fact.text) for fact, lead in led])
-        asked = encode(tokenizer, [lead + KL_PROMPT.replace("{}", fact.subject, 1) for fact, lead in led])
+        with_leads = list(zip(facts, neutral, strict=True))
+        completions = complete(tokenizer, [fact.pair(fact.target, lead + fact.text) for fact, lead in with_leads])
+        kl_prompts = encode(tokenizer, [lead + KL_PROMPT.replace("{}", fact.subject, 1) for fact, lead in with_leads])
         texts = []
-        for fact, lead, completion, question in zip(facts, neutral, completions, asked, strict=True):
+        for fact, lead, completion, kl_prompt in zip(facts, neutral, completions, kl_prompts, strict=True):
             start, end = (place + len(lead) for place in fact.subject_span)
             subject = subject_token(completion.encoded, start, end, fact)
-            about = question.ids[: subject_token(question, len(lead), len(lead) + len(fact.subject), fact)]
+            about = kl_prompt.ids[: subject_token(kl_prompt, len(lead), len(lead) + len(fact.subject), fact)]
             replayed = len(completion.ids) - 1 - subject
             before = completion.ids[:subject]
             # Before a subject that begins its text there is only the lead, which texts with a prefix do not have.
@@ -121,8 +121,8 @@ class SearchRows:
         groups = []
         for start in range(0, len(texts), size):
             chosen = texts[start : start + size]
-            bare_stem, stem = _shared([text[0] for text in chosen]), _shared([text[1] for text in chosen])
-            about_stem = _shared([text[4] for text in chosen])
+            bare_stem, stem = common_prefix([text[0] for text in chosen]), common_prefix([text[1] for text in chosen])
+            about_stem = common_prefix([text[4] for text in chosen])
             rows = []
             for alone, before, replayed, wanted, asking in chosen:
                 rows.append(SearchRow(len(alone), replayed, wanted, bare_stem, 0))
@@ -149,11 +149,6 @@ def buckets_of(rows: Sequence[SearchRow]) -> tuple[Bucket, ...]:
     return tuple(Bucket.of(ordered[start:stop]) for start, stop in pairwise(cuts))
 
 
-def _shared(texts: Sequence[Sequence[int]]) -> int:
-    """The length of their common prefix."""
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False)))
-
-
 def read_flops(size: ModelSize, tokens: int, blocks: int, seen: int) -> int:
     """A forward pass of some blocks.
 
@@ -173,7 +168,7 @@ def search_flops(size: ModelSize, rows: SearchRows, layer: int, steps: int) -> i
 
 
 def _bucket_flops(size: ModelSize, bucket: Bucket, layer: int, steps: int) -> int:
-    # Once: stems and each row's tokens after them, through all blocks but the last MLP; what is replayed, to the layer.
+    # Once: stems and each row's tokens after them, through all blocks but the last MLP; replayed tokens, to the layer.
     own, stem_slots = bucket.rows * bucket.tail, bucket.slots - bucket.tail
     once = read_flops(size, own, size.blocks, bucket.slots) + read_flops(size, bucket.stems, size.blocks, stem_slots)
     once -= 2 * size.mlp_products * (own + bucket.stems)
@@ -264,7 +259,7 @@ class Cost:
             ``searching`` while targets are searched, which is nearly all of the time.
         host: bytes of host memory, while statistics are transferred.
         stages: the work.
-        assumptions: what was assumed.
+        assumptions: of the calculation.
     """
 
     memory: Mapping[str, float]
@@ -284,7 +279,7 @@ class Cost:
         return sum(stage.seconds(machine) for stage in self.stages)
 
     def table(self, machine: Machine) -> str:
-        """As text: memory in GiB, operations, hours, and what was assumed."""
+        """As text: memory in GiB, operations, hours, and the assumptions."""
         lines = ["memory on the device, GiB"]
         lines += [f"  {name:<58}{_gib(size):>10.2f}" for name, size in self.memory.items()]
         phases = {"statistics are read": self.statistics, "they are factorised": self.preparing}

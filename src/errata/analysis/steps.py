@@ -15,6 +15,7 @@ from errata.editing.batch import BatchRecord
 from errata.editing.methods import BOUNDARY_PAPER
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import SCHEDULES, Step
+from errata.editing.shaping import TargetShaper
 from errata.editing.target_search import Targets
 from errata.editors.locate_then_edit import Editor
 from errata.errors import InputError, collect_errors
@@ -231,9 +232,9 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
                     code="STUDY_NEEDS_LAYERS",
                 )
         with part:
-            if any(entry.kind == "norm_cap" for entry in recipe.shaping):
+            if shapers := [shaper.kind for shaper in recipe.shaping if isinstance(shaper, TargetShaper)]:
                 raise InputError(
-                    "'norm_cap' changes the result of a search, which this study measures",
+                    f"{shapers[0]!r} changes the result of a search, which this study measures",
                     remedy="Leave it out of shaping",
                     code="STUDY_RECIPE_UNSUITABLE",
                 )

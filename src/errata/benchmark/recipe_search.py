@@ -179,8 +179,8 @@ def append_to_journal(path: Path, key: str, tried: Try) -> None:
     text = json.dumps(entry, ensure_ascii=False) + "\n"
     with open_in_place(path, "ab+") as file:
         file.seek(0)
-        kept, line_end, _ = file.read().rpartition(b"\n")
-        file.truncate(len(kept + line_end))
+        complete, line_end, _ = file.read().rpartition(b"\n")
+        file.truncate(len(complete + line_end))
         file.write(text.encode())
 
 
@@ -360,7 +360,7 @@ class RecipeSearch:
         return self._prepared[1]
 
     def _digest(self) -> str:
-        """Digest of what a score depends on besides the recipe: weights, corpus, facts, questions, sizes."""
+        """Digest of everything but the recipe that a score depends on: weights, corpus, facts, questions, sizes."""
         corpus = self.base.statistics.corpus
         record = [
             self.model.fingerprint(),

@@ -45,8 +45,8 @@ class SubjectTexts:
     ) -> dict[int, tuple[Float[Tensor, "d u"], Float[Tensor, "d u"]]]:
         """Vectors at a site of several layers on the current weights, from one forward pass.
 
-        Keys and states are read in passes of their own unless both need the same texts: other texts in a batch change
-        the last bits.
+        Keys and states have passes of their own: keys are read in all contexts and states in bare prompts (except for
+        ``r_rome``), and other texts in a batch would change the last bits.
 
         Args:
             average: ``halves`` is ½ v(bare) + ½ mean over the contexts (methods.md, section 1, Keys), ``mean`` the mean

@@ -1,7 +1,7 @@
 """One row per published method: its paper and its five choices (where, target, schedule, solver, shaping).
 
-``+blue`` after a method's name replaces its schedule by ``boundary``. A row holds what makes
-the method what it is; the numbers that depend on the model are in recipes.
+``+blue`` after a method's name replaces its schedule by ``boundary``. A row has the choices
+that define the method; the settings that depend on the model are in recipes.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Method:
     """A row. Mappings are sections of a recipe, with the fields that belong to the method.
 
     Attributes:
-        name: what ``--method`` takes.
-        title: one line for people.
+        name: the value of ``--method``.
+        title: its description in one line.
         paper: where it was published.
         site: ``block`` or ``mlp``: where the target vector lives. Families with a norm after the MLP always use
             ``mlp`` (methods.md, section 1).
@@ -50,11 +50,11 @@ class Method:
         solver: how keys and residuals become a weight change.
         target: how the target is found.
         contexts: in which contexts keys, targets and states are taken.
-        shaping: what is done beside solving.
+        shaping: of targets, of each batch's change, or of the run's.
         rounds: several passes over a batch.
         deviations: where this differs from the paper or its published code, and why.
         boundary_deviations: the same, of ``+blue`` only.
-        with_boundary: what ``+blue`` changes beside the schedule.
+        with_boundary: the changes that ``+blue`` makes besides the schedule.
     """
 
     name: str

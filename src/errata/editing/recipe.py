@@ -1,7 +1,7 @@
 """Recipe: every number and choice of an edit, frozen, validated, from and to YAML.
 
-A recipe file belongs to one model and holds what is common to all methods at the top level, and what a method changes
-under ``methods``: first the row's own entry, then the one with ``+blue`` (``recipe_files``); never module paths.
+A recipe file belongs to one model. Settings common to all methods are at its top level; under ``methods`` are those of
+single methods, where an entry for ``+blue`` changes the entry of its base (``recipe_files``).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RoundSettings(Settings):
 class Recipe(Settings):
     """Everything that decides an edit, given model, facts and batch size."""
 
-    model: str = Field(description="the model that the numbers are for")
+    model: str = Field(description="the model that the settings are for")
     method: str = Field(description="a row of `errata methods`, with or without +blue")
     layers: tuple[StrictInt, ...] = Field(min_length=1, description="critical layers, ascending, counted from 0")
     site: Literal["block", "mlp"] = Field(description="where targets live")
@@ -56,13 +56,13 @@ class Recipe(Settings):
     target: AnyTarget
     contexts: ContextSettings = ContextSettings()
     solver: AnySolver
-    shaping: tuple[AnyShaper, ...] = Field((), description="what is done beside solving")
+    shaping: tuple[AnyShaper, ...] = Field((), description="shaping of targets, of each batch's change or of the run's")
     rounds: RoundSettings | None = Field(
         None, description="number of passes over a batch; by default one pass with all facts"
     )
     statistics: StatisticsSettings
     batch_size: StrictInt = Field(25, ge=1, description="facts that are solved together")
-    source: str = Field("", description="where the numbers are from")
+    source: str = Field("", description="where the settings are from")
 
     @field_validator("layers")
     @classmethod
@@ -79,12 +79,12 @@ class Recipe(Settings):
 
     @property
     def is_automatic(self) -> bool:
-        """Whether no person has published or measured the numbers."""
+        """Whether the settings were neither published nor measured by anyone."""
         return self.source.startswith("automatic")
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether the solver looks at the key statistics at all."""
+        """Whether the solver uses key statistics."""
         return self.solver.needs_moment
 
     def with_corpus(self, corpus: str | Path) -> Recipe:
@@ -96,7 +96,7 @@ class Recipe(Settings):
         """The recipe with other values of some fields.
 
         Raises:
-            FaultsError: if it then does not hold, each fault with its reason.
+            FaultsError: if it is then invalid, each fault with its reason.
         """
         source = {"source": f"{self.source}; changed: {', '.join(choices)}"} if self.source else {}
         try:
@@ -106,10 +106,10 @@ class Recipe(Settings):
             raise FaultsError(f"{self.method} with {', '.join(choices)} of your choice", faults) from error
 
     def as_published(self) -> Recipe:
-        """The recipe with the faults of published code that published numbers depend on; see ``published_faults``.
+        """The recipe with known bugs of published code that published numbers depend on; see ``published_faults``.
 
         Raises:
-            InputError: if nothing that it does depends on one.
+            InputError: if there is none for this recipe.
         """
         data = self.model_dump()
         faulty = Recipe.model_validate(merge(data, published_faults(data)))
@@ -164,7 +164,7 @@ def shipped_recipe(model: str, method: str, *, as_published: bool = False) -> Re
     Found by the last part of the model's name, in lower case, or by another name that the file lists under ``also``.
 
     Raises:
-        InputError: if there is none, or nobody published the method's numbers for this model; says what there is.
+        InputError: if there is none, or nobody published the method's settings for this model; lists those available.
     """
     return _recipe_from(shipped_for(model, method), method, as_published=as_published)
 
@@ -224,7 +224,7 @@ def fault_at(source: str, item: Any) -> tuple[KeyPath, Fault]:
 
 
 def _contradictions(recipe: Recipe) -> Iterator[str]:
-    """Combinations of choices that mean nothing, each with its reason."""
+    """Invalid combinations of choices, each with its reason."""
     try:
         SCHEDULES[recipe.schedule](recipe.layers)
     except ValueError as error:
@@ -246,13 +246,13 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
 
 
 def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]:
-    """Check a file for one method, or for every one that it holds numbers for.
+    """Check a file for one method, or for all methods that it has settings for.
 
     Returns:
-        The methods that it was checked for; it holds for all of them.
+        The methods that it was checked for; it is valid for all of them.
 
     Raises:
-        InputError: if it cannot be read as YAML, there is no such method, or it names none and none was given.
+        InputError: if it cannot be read as YAML, there is no such method, or it names no method and none was given.
         FaultsError: every wrong, missing or contradictory key.
     """
     file = read_file(path)

@@ -16,7 +16,7 @@ from typing import Final, Literal, TypeAlias
 class Step:
     """Write ``layer`` with ``share`` · (z − h), z and h being at ``target_layer``.
 
-    A target is found when a step first needs it, on the weights as they are then, and kept for the batch.
+    A target is found when a step first needs it, on the weights as they are then, and used for the whole batch.
 
     Attributes:
         follows: the layer whose searched target is injected to read this one's off a forward pass; None: this one is

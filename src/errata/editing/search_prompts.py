@@ -38,7 +38,7 @@ class InjectedAnswers:
 
 
 class SearchPrompts:
-    """All prompts of several facts. Whatever does not depend on the injected vectors is computed once.
+    """All prompts of several facts. Everything that does not depend on the injected vectors is computed once.
 
     Args:
         sites: where vectors enter; see ``errata.models.replay``.
@@ -53,7 +53,7 @@ class SearchPrompts:
     ) -> None:
         self.dtype = torch.promote_types(model.dtype, torch.float32)
         rows = _rows(model, facts, ["", *prefixes])
-        # Ascending in what is replayed of them; stable, so the rows of one kind stay in the facts' order.
+        # Ascending in the number of replayed tokens; the sort is stable, so rows of one kind stay in the facts' order.
         rows.sort(key=lambda row: len(row.replay.ids) - row.replay.injection)
         device = model.device
         self._replay = BucketedReplay(model, [row.replay for row in rows], layer, sites)
@@ -134,13 +134,13 @@ class _Row:
 
 
 def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[_Row]:
-    led = list(zip(facts, neutral_leads(model.tokenizer, facts), strict=True))
-    pairs = [target_in(context, fact, lead) for fact, lead in led for context in contexts]
+    with_leads = list(zip(facts, neutral_leads(model.tokenizer, facts), strict=True))
+    pairs = [target_in(context, fact, lead) for fact, lead in with_leads for context in contexts]
     completions = iter(complete(model.tokenizer, pairs))
-    kl_prompts = [lead + KL_PROMPT.replace("{}", fact.subject, 1) for fact, lead in led]
+    kl_prompts = [lead + KL_PROMPT.replace("{}", fact.subject, 1) for fact, lead in with_leads]
     kl_encoded = iter(encode(model.tokenizer, kl_prompts))
     rows: list[_Row] = []
-    for index, (fact, lead) in enumerate(led):
+    for index, (fact, lead) in enumerate(with_leads):
         start, end = fact.subject_span
         for context in contexts:
             before = in_context(context, fact.text, lead)[1]
@@ -167,11 +167,13 @@ def _with_stems(rows: Sequence[_Row], kinds: int) -> list[_Row]:
 
     Tokens are compared, since a tokenizer may join the end of a context with the text after it.
     """
-    stems = [_shared([row.replay.ids[: row.replay.injection] for row in rows[kind::kinds]]) for kind in range(kinds)]
+    stems = [
+        common_prefix([row.replay.ids[: row.replay.injection] for row in rows[kind::kinds]]) for kind in range(kinds)
+    ]
     return [replace(row, replay=replace(row.replay, stem=stems[index % kinds])) for index, row in enumerate(rows)]
 
 
-def _shared(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     """The length of the common prefix of all sequences."""
     columns = zip(*sequences, strict=False)
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))

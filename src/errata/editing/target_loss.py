@@ -29,7 +29,7 @@ class SearchSettings(Settings, ABC):
     steps: StrictInt = Field(ge=1, description="evaluations of the loss; there is one update less")
     kl_factor: NotNegative = Field(0.0625, description="weight of the KL term on '{subject} is a'")
     weight_decay: NotNegative = Field(0.5, description="weight of ‖δ‖ / ‖h⁰‖²")
-    clamp: Positive = Field(0.75, description="‖δ‖ is kept within clamp · ‖h⁰‖")
+    clamp: Positive = Field(0.75, description="‖δ‖ is at most clamp · ‖h⁰‖")
     stop_loss: NotNegative = Field(0.05, description="a fact whose whole loss is below this is done")
     weights: Literal["current", "original"] = Field(
         "current", description="on which weights: as they are now, or as they were before the run"

@@ -138,7 +138,7 @@ def find_targets(
         NonFiniteError: naming facts and layer, if a loss or a gradient is NaN or infinite.
     """
     size = max(1, row_budget // (len(prefixes) + 2))
-    return joined(
+    return join_targets(
         [
             _find(model, facts[start : start + size], prefixes, layer, site, settings, on_step)
             for start in range(0, len(facts), size)
@@ -146,7 +146,7 @@ def find_targets(
     )
 
 
-def joined(parts: Sequence[Targets]) -> Targets:
+def join_targets(parts: Sequence[Targets]) -> Targets:
     """The targets of several groups of facts as those of one."""
     names = [field.name for field in fields(Targets)]  # the facts are the last dimension of each
     return Targets(**{name: torch.cat([getattr(part, name) for part in parts], dim=-1) for name in names})

@@ -1,7 +1,7 @@
 """The contract between editors and everything that measures them.
 
-An ``Answerer`` can be queried, a ``KnowledgeEditor`` edits, an ``Edit`` is what is saved. ``LanguageModel`` is an
-``Answerer`` and ``Patch`` an ``Edit``; evaluation and benchmarks need nothing else of a method.
+An ``Answerer`` can be queried, a ``KnowledgeEditor`` edits, an ``Edit`` is its result, which can be saved.
+``LanguageModel`` is an ``Answerer`` and ``Patch`` an ``Edit``; evaluation and benchmarks need nothing else of a method.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Answerer(Protocol):
 
     Attributes:
         name: for messages and records.
-        abilities: what it can do. A metric that needs another ability is reported as absent, with the reason.
+        abilities: the queries that it supports. A metric that needs another one is reported as absent, with the reason.
         tokenizer: for chat templates, and to count and decode tokens.
         context_length: the most tokens of a prompt and its continuation together.
     """

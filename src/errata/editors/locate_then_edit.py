@@ -20,7 +20,7 @@ from errata.editing.recipe import Recipe
 from errata.editing.schedules import SCHEDULES, Step
 from errata.editing.shaping import RunShaper
 from errata.editing.solvers.base import LayerSolver
-from errata.editing.target_search import joined
+from errata.editing.target_search import join_targets
 from errata.editors.contract import Edit, OnBatch, Undo
 from errata.errors import InputError
 from errata.facts.fact import Fact, FactSet
@@ -108,25 +108,24 @@ class Editor:
         self._run = _Run({layer: self.prepared.solvers[layer] for layer in layers})
 
     def apply(self, facts: Sequence[Fact], *, on_batch: Callable[[BatchRecord], None] | None = None) -> Patch:
-        """Edit all facts, in batches of ``recipe.batch_size``: either all of it is in, or nothing.
+        """Edit all facts, in batches of ``recipe.batch_size``: all of them or none.
 
-        Where the recipe shapes whole runs (``prune``), the shaped copy is what is in the model afterwards, and while
-        ``on_batch`` is called; later batches continue from the unshaped run. The patch is then that of the whole run,
-        and takes the place of what earlier calls returned.
+        Where the recipe shapes whole runs (``prune``), the model has the shaped copy afterwards and while ``on_batch``
+        is called; later batches continue from the unshaped run. The patch is then that of the whole run and replaces
+        the patches that earlier calls returned.
 
         Args:
             on_batch: called after every batch, with the batch in the model.
 
         Raises:
-            FaultsError: if two facts have one id, or say the same or different things of one subject and prompt.
-            EditError, InputError: the model is bit for bit what it was.
+            FaultsError: if two facts have one id, or the same subject and prompt.
+            EditError, InputError: the model is then bit for bit as it was.
         """
         facts = FactSet(tuple(facts), source="the facts to edit")
         unprepared = not self._run.solvers
         self.prepare()
         first = len(self.records)
-        # A later patch goes on top of earlier ones: it is for the weights as they are now. One that stands for the
-        # whole run is for those before it.
+        # A patch of later batches is for the weights as they are now, a patch of the whole run for those before it.
         whole = unprepared or bool(self.run_shapers)
         fingerprint = self.fingerprint if whole else self.model.fingerprint()
         with self._all_or_nothing():
@@ -147,7 +146,7 @@ class Editor:
                 has failed. Without it, call ``show`` before the model is used.
 
         Raises:
-            InputError: if there are no facts, or what this editor wrote before is no longer in the model.
+            InputError: if there are no facts, or this editor's earlier changes are no longer in the model.
             FaultsError: if two facts have one id, or say the same or different things of one subject and prompt.
         """
         if not facts:
@@ -184,7 +183,9 @@ class Editor:
                 solvers |= {layer: solvers[layer].remember(found) for layer, found in keys.items()}
             terms = tuple(term for group in groups for term in group.terms)
             self._run = _Run(solvers, (*self._run.terms, *terms))
-            targets = {layer: joined([group.targets[layer].search for group in groups]) for layer in groups[0].targets}
+            targets = {
+                layer: join_targets([group.targets[layer].search for group in groups]) for layer in groups[0].targets
+            }
             seconds = time.perf_counter() - started
             record = BatchRecord(len(self.records), tuple(facts), terms, targets, seconds, tuple(unwritten), keys)
             self.records.append(replace(record, keys={}))
@@ -242,7 +243,7 @@ class Editor:
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """Whatever leaves this block early leaves the model, the run and the records as they were before it."""
+        """If an exception leaves this block, the model, the run and the records are as they were before it."""
         run, count = self._run, len(self.records)
         try:
             with self.model.edits.transaction():
@@ -262,7 +263,7 @@ class Editor:
         self._run = replace(self._run, shaped=shaped)
 
     def _hide_shaped(self) -> None:
-        """Take the shaped copy out again, and put in what the batches added."""
+        """Replace the shaped copy by the changes that the batches made."""
         if self._run.shaped is not None:
             self.model.edits.remove(self._run.shaped)
             self.model.edits.add(self._run.terms)

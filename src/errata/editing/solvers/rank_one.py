@@ -30,7 +30,9 @@ class RankOne(Solver):
 
     kind: Literal["rank_one"] = "rank_one"
     denominator: Literal["bare", "averaged"] = Field(description="which key is k")
-    moment: Literal["measured", "identity"] = Field("measured", description="what C is")
+    moment: Literal["measured", "identity"] = Field(
+        "measured", description="C: the measured key statistics, or the identity matrix"
+    )
     least_agreement: StrictFloat = Field(
         0.0, ge=0, le=1, description="facts whose bare and averaged key agree less have the averaged one as k"
     )
