@@ -182,12 +182,7 @@ def summarise_others(
 
 
 def summarise_labels(
-    metric: str,
-    when: When,
-    runs: Sequence[Mapping[str, tuple[int, int]]],
-    *,
-    seed: int = 0,
-    resamples: int = 1000,
+    metric: str, when: When, runs: Sequence[Mapping[str, tuple[int, int]]], *, seed: int = 0, resamples: int = 1000
 ) -> Summary:
     """Weighted F1 of the answers of one or several runs together, with a 95 % interval by bootstrap over samples: a
     sample is drawn with the answers of all runs.
