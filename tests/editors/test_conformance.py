@@ -73,6 +73,7 @@ def answers(editor: KnowledgeEditor) -> list[Any]:
     said: list[Any] = list(view.continue_texts(prompts, new_tokens=4))
     if "likelihood" in view.abilities:
         said += view.score([fact.pair(fact.target) for fact in FACTS[:4]])
+        said += view.next_token_log_probabilities(prompts).tolist()
     return said
 
 
@@ -194,6 +195,23 @@ def test_scores_do_not_depend_on_batches_and_padding(case: Case) -> None:
         for found, expected in zip(others, whole, strict=True):
             assert found.log_probability == pytest.approx(expected.log_probability, abs=1e-4)
             assert found.likeliest == expected.likeliest
+
+
+def test_the_next_token_is_that_of_scores_and_texts(case: Case) -> None:
+    editor = case.make()
+    editor.apply(FIRST)
+    view = editor.view()
+    prompts = [FACTS[0].text, *CONTROLS]
+    if "likelihood" not in view.abilities:
+        with pytest.raises(InputError):
+            view.next_token_log_probabilities(prompts)
+        return
+    found = view.next_token_log_probabilities(prompts)
+    assert found.exp().sum(1).tolist() == pytest.approx([1.0] * len(prompts), abs=1e-4)
+    alone = [view.next_token_log_probabilities([prompt])[0] for prompt in prompts]
+    for row, other, score in zip(found, alone, view.score([(prompt, "river") for prompt in prompts]), strict=True):
+        assert row.tolist() == pytest.approx(other.tolist(), abs=1e-4)
+        assert int(row.argmax()) == score.likeliest[0]
 
 
 def test_joiner_is_for_pairs_without_one() -> None:

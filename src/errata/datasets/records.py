@@ -23,6 +23,7 @@ from errata.facts.fact import (
 )
 from errata.utils.files import file_text
 from errata.utils.json_lists import list_values
+from errata.utils.text import listed
 
 AMBIGUOUS: Final = "the subject occurs in the prompt more than once, or only inside a word; its position is ambiguous"
 _DAMAGED: Final = "The file may be truncated or damaged: get it again (`errata data get NAME --again`)"
@@ -303,9 +304,8 @@ def first_values(path: Path) -> Iterator[object]:
 
 def left_out(why: str, places: Sequence[str]) -> str:
     """The note on records that a rule left out."""
-    names = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
     count = "1 record was" if len(places) == 1 else f"{len(places)} records were"
-    return f"{count} left out: {why} ({names})"
+    return f"{count} left out: {why} ({listed(places, 3)})"
 
 
 def _duplicate_ids(draft: Draft, ids: dict[str, str], place: str) -> list[Fault]:

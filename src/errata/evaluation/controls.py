@@ -28,7 +28,7 @@ NEIGHBOURS = 2  # control questions of each fact: the same prompt about other su
 @cache
 def known_facts() -> tuple[Fact, ...]:
     """The facts shipped with errata; ``old`` is the right answer and ``target`` another answer of the same relation."""
-    text = (resources.files("errata") / "known_facts.yaml").read_text(encoding="utf-8")
+    text = (resources.files("errata") / "evaluation" / "known_facts.yaml").read_text(encoding="utf-8")
     found: list[Fact] = []
     for group in parse_yaml(text, "known_facts.yaml").data:
         pairs = list(group["facts"].items())

@@ -452,22 +452,15 @@ def evaluate_free_locality(
     """
     locality = locality_prompts(facts, untouched)
     if lacking := [entry.prompt for entry in locality if entry.prompt not in before]:
-        raise InputError(
-            f"there is no answer from before for {len(lacking)} prompts, such as {lacking[0]!r}",
-            remedy="Ask the unedited model the same prompts first",
-            code="ANSWERS_BEFORE_MISSING",
-        )
+        what = f"there is no answer from before for {len(lacking)} prompts, such as {lacking[0]!r}"
+        remedy = "Ask the unedited model the same prompts first"
+        raise InputError(what, remedy=remedy, code="ANSWERS_BEFORE_MISSING")
     after = locality_answers(model, facts, settings, untouched=untouched, token_budget=token_budget, report=report)
-    return [
-        Record(
-            entry.fact,
-            Metric(f"free_locality_{entry.kind}"),
-            entry.prompt,
-            float(after[entry.prompt] == before[entry.prompt]),
-            after[entry.prompt],
-        )
-        for entry in locality
-    ]
+    records = []
+    for entry in locality:
+        metric, answer = Metric(f"free_locality_{entry.kind}"), after[entry.prompt]
+        records.append(Record(entry.fact, metric, entry.prompt, float(answer == before[entry.prompt]), answer))
+    return records
 
 
 def locality_answers(

@@ -57,7 +57,6 @@ def perplexity(
     Args:
         token_budget: most padded tokens of one forward pass; the result does not depend on it.
         max_length: tokens of a text, BOS included; the rest is left out. At most the model's own length.
-        report: progress callback.
 
     Raises:
         InputError: if there is no token to predict.
@@ -67,18 +66,16 @@ def perplexity(
     rows = [row.ids[:length] for row in encode(model.tokenizer, texts)]
     expected = [[NextToken(index, token) for index, token in enumerate(row[1:])] for row in rows]
     if not any(expected):
-        raise InputError(
-            "the texts for the perplexity have no token to predict", remedy="Give longer texts", code="TEXTS_TOO_SHORT"
-        )
+        what = "the texts for the perplexity have no token to predict"
+        raise InputError(what, remedy="Give longer texts", code="TEXTS_TOO_SHORT")
     # Texts of fewer than two tokens have no prediction; the model cannot read an empty row.
     longer = [index for index, entries in enumerate(expected) if entries]
-    readable = len(longer)
     predictions = predict(
         model,
         [rows[index][:-1] for index in longer],
         [expected[index] for index in longer],
         token_budget=token_budget,
-        on_rows=counter(report, "perplexity", readable),
+        on_rows=counter(report, "perplexity", len(longer)),
     )
     sums = [0.0] * len(rows)
     for index, found in zip(longer, predictions, strict=True):
@@ -123,11 +120,8 @@ def split_perplexity(
     """
     chosen = [index for index, pair in enumerate(halves) if pair is not None]
     if not chosen:
-        raise InputError(
-            "the texts for the split perplexity have fewer than two tokens",
-            remedy="Give longer texts",
-            code="TEXTS_TOO_SHORT",
-        )
+        what = "the texts for the split perplexity have fewer than two tokens"
+        raise InputError(what, remedy="Give longer texts", code="TEXTS_TOO_SHORT")
     pairs = [pair for pair in halves if pair is not None]
     scores = answerer.score(pairs, joiner="", token_budget=token_budget, report=report)
     sums, counts = [0.0] * len(halves), [0] * len(halves)
