@@ -1,8 +1,8 @@
-"""docs/boundary.md, "What boundary updates do, and why": every number of it, and every picture, by one command.
+"""Every number and picture of docs/boundary.md, "What boundary updates do, and why", by one command.
 
-``python benchmarks/boundary_page.py`` makes all studies of `errata analyse` on the embedded model, each with its
-defaults, and ``weight-shift`` once more with history (what was done before is not done again), and fills the template
-beside this file with what they found.
+``python benchmarks/boundary_page.py`` runs all studies of `errata analyse` on the embedded model, each with its
+defaults, and ``weight-shift`` once more with history (finished studies are not repeated), and fills the template beside
+this file with the findings.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ TEMPLATE = Path(__file__).with_name("boundary_page.md.j2")
 FOLDER = "boundary"
 
 
-class Findings:
-    """What the template may ask for; whatever is not there once, and once only, is an error."""
+class PageValues:
+    """Values for the template; one that does not exist exactly once is an error."""
 
     def __init__(self, results: Mapping[str, StudyResult], studies: Sequence[ShownStudy]) -> None:
         self.results = results
@@ -66,14 +66,14 @@ class Findings:
         return f"{100 * row.mean:.1f} {unit}{interval}"
 
     def figure(self, name: str) -> str:
-        """A picture, light or dark as the reader's page is, with its caption."""
+        """A picture, light or dark as the reader's page, with its caption."""
         figure = self._figures[name]
         self.drawn.add(name)
         return f"{picture(figure, f'{FOLDER}/{FIGURES}')}\n\n*{figure.figure.caption}*"
 
     def claims(self, study: str) -> str:
         """All claims of a study as a table."""
-        # Unescaped, so that the page's source is legible too: these are the studies' own words, about the lab's names.
+        # Unescaped, so that the page's source is readable too: the studies wrote these texts, about the lab's names.
         lines = [f"| {one.text} | **{one.verdict}** | {one.evidence} |" for one in self._claims(study)]
         return "\n".join(["| claim | verdict | measured |", "| --- | --- | --- |", *lines])
 
@@ -82,7 +82,7 @@ class Findings:
         return verdicts([claim for study in self.results for claim in self._claims(study)])
 
     def minutes(self, study: str | None = None) -> str:
-        """What a study, or all of them, took."""
+        """Duration of a study, or of all of them."""
         chosen = list(STUDIES) if study is None else [study]
         return f"{sum(self.results[name].about['seconds'] for name in chosen) / 60:.0f}"
 
@@ -102,11 +102,11 @@ def main() -> None:
     results = {name: read_result(folder / name) for name in STUDIES}
     studies = shown(results.values())
     results["weight-shift, memit_seq"] = read_result(with_history / "weight-shift")
-    findings = Findings(results, studies)
+    values = PageValues(results, studies)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(found=findings)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(found=values)
     for name, data in figure_files(studies).items():
-        if name.endswith(".svg") and Path(name).stem.removesuffix("-dark") in findings.drawn:
+        if name.endswith(".svg") and Path(name).stem.removesuffix("-dark") in values.drawn:
             write_bytes(DOCS / FOLDER / name, data)
     write_text(DOCS / f"{FOLDER}.md", page.rstrip() + "\n")
 

@@ -1,14 +1,14 @@
-"""Runs that are killed at random moments and gone on with, against one that nobody disturbs: the same bits, or not.
+"""Compare runs that are killed at random moments and resumed with an undisturbed one, bit for bit.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/crash.py --kills 30 --json docs/crash.json
 
-Each trial is a process of its own, ``errata edit … --run RUN``, which SIGKILL ends at a moment drawn uniformly from the
-editing part of the undisturbed run (from the directory's appearance to the last batch's line), and ``errata edit
---resume RUN`` in another one, which in every third trial is killed once more. Compared are the bytes of the edited
-model's weights, the tensors of every batch's patch, the weights behind every batch and every answer.
+In each trial one process, ``errata edit … --run RUN``, is ended by SIGKILL at a moment drawn uniformly from the editing
+part of the undisturbed run (from the creation of the directory to the last batch's line in the ledger); a second one,
+``errata edit --resume RUN``, is killed again in every third trial. The script compares the bytes of the edited model's
+weights, the tensors of every batch's patch, the digest of the weights after every batch, and all answers.
 
-A moment counts from the batch it falls into (so many lines in the ledger, then so many seconds, but not longer than to
-the next line), so that a machine whose speed changes moves no kill to another batch.
+A moment is given as a number of ledger lines and the seconds after the last of them, at most until the next line, so
+that a change of the machine's speed does not move a kill to another batch.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from common import markdown_table, write_json
 from safetensors.torch import load_file
 
 from errata.facts.files import write_facts
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.runs.ledger import read_ledger
-from errata.utils.files import write_text
 from errata.utils.provenance import software_versions
 
-AGAIN = 3  # of so many trials one is killed a second time
+AGAIN = 3  # every third trial is killed a second time
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Job:
 
     Attributes:
         arguments: of ``errata edit``, without --run, --resume and --out.
-        folder: where runs, outputs and what the processes say are kept.
+        folder: for runs, outputs and logs.
         cache: of key statistics; the user's if None.
     """
 
@@ -57,7 +57,7 @@ class Job:
     cache: Path | None = None
 
     def start(self, name: str, *, resume: bool = False) -> subprocess.Popen[bytes]:
-        """A process that begins the run ``name``, or goes on with it."""
+        """A process that starts or resumes the run ``name``."""
         directory = self.run(name)
         how = ["--resume", str(directory)] if resume else [*self.arguments, "--run", str(directory)]
         out = ["--out", str(self.folder / f"{name}-out"), "--json", str(self.folder / f"{name}.json")]
@@ -69,10 +69,10 @@ class Job:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
     def finish(self, process: subprocess.Popen[bytes], name: str) -> None:
-        """Wait for the end, which must be a good one."""
+        """Wait for the process, which must succeed."""
         if process.wait() != 0:
-            said = (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
-            raise RuntimeError(f"`errata edit` ended with {process.returncode} and said:\n{said[-3000:]}")
+            log = (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+            raise RuntimeError(f"`errata edit` ended with {process.returncode} and wrote:\n{log[-3000:]}")
 
     def run(self, name: str) -> Path:
         return self.folder / name
@@ -90,10 +90,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Undisturbed:
-    """A run that nobody killed.
+    """A run that was not killed.
 
     Attributes:
-        ends: seconds from the directory's appearance to each batch's line.
+        ends: seconds from the creation of the directory to each batch's line.
         results: see ``results_of``.
     """
 
@@ -117,9 +117,9 @@ class Trial:
 
     Attributes:
         moments: of the kills, in seconds of the undisturbed run's editing part.
-        kept: batches that had a line in the ledger after each kill.
-        found: what else was found after each: parts of lines and files, patches without a line.
-        different: the results that are not those of the undisturbed run.
+        kept: batches with a line in the ledger after each kill.
+        found: anything else that each kill left: parts of lines and files, patches without a line.
+        different: the results that differ from the undisturbed run's.
     """
 
     moments: Sequence[float]
@@ -142,32 +142,32 @@ def undisturbed(job: Job, name: str = "undisturbed") -> Undisturbed:
     return Undisturbed(ends, results_of(job, name))
 
 
-def trial(job: Job, name: str, calm: Undisturbed, moments: Sequence[float]) -> Trial:
-    """A run that is killed at each of the moments, in turn, and then gone on with to its end."""
+def trial(job: Job, name: str, reference: Undisturbed, moments: Sequence[float]) -> Trial:
+    """A run that is killed at each of the moments, and then resumed to its end."""
     kept: list[int] = []
     found: list[list[str]] = []
     for number, moment in enumerate(moments):
         process = job.start(name, resume=number > 0)
-        if not _kill(process, job.run(name), *calm.place(moment)):
-            job.finish(process, name)  # raises if it was no good end
+        if not _kill(process, job.run(name), *reference.place(moment)):
+            job.finish(process, name)  # raises if it failed
         kept.append(_lines(job.run(name)))
         found.append(left_by_crash(job.run(name)))
-        job.remove_output(name)  # that of a process that was killed, or ended, behind the last batch
+        job.remove_output(name)  # of a process that was killed, or ended, after the last batch
     process = job.start(name, resume=True)
     job.finish(process, name)
     results = results_of(job, name)
-    names = sorted({*results, *calm.results})
-    return Trial(moments, kept, found, [key for key in names if results.get(key) != calm.results.get(key)])
+    names = sorted({*results, *reference.results})
+    return Trial(moments, kept, found, [key for key in names if results.get(key) != reference.results.get(key)])
 
 
 def draw_moments(generator: random.Random, number: int, seconds: float) -> list[float]:
-    """When trial ``number`` is killed: uniformly in the editing part, and then, at times, in what is left of it."""
+    """When trial ``number`` is killed: uniformly in the editing part; a second time in the rest of it."""
     first = generator.uniform(0, seconds)
     return [first, generator.uniform(first, seconds)] if number % AGAIN == AGAIN - 1 else [first]
 
 
 def left_by_crash(run: Path) -> list[str]:
-    """What of a run's directory is no whole line, no whole file, or a patch that no line speaks of."""
+    """Incomplete lines and files of a run's directory, and patches without a line in the ledger."""
     ledger = read_ledger(run / "ledger.jsonl")
     batches = len(ledger.of("batch"))
     found = ["part of a line"] if ledger.truncated else []
@@ -178,7 +178,7 @@ def left_by_crash(run: Path) -> list[str]:
 
 
 def results_of(job: Job, name: str) -> dict[str, str]:
-    """SHA-256 of all that must not depend on when, or how often, a run was interrupted."""
+    """SHA-256 of everything that must not depend on when, or how often, a run was interrupted."""
     run, out = job.run(name), job.folder / f"{name}-out"
     digests = {
         f"weights {file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
@@ -193,26 +193,26 @@ def results_of(job: Job, name: str) -> dict[str, str]:
     for entry in read_ledger(run / "ledger.jsonl").of("batch"):
         digests[f"weights after batch {entry.fields['index'] + 1}"] = str(entry.fields["weights"])
     for file in sorted(run.rglob("*.json")):
-        if file.name != "run.json":  # which says when the run began
+        if file.name != "run.json":  # which contains the start time
             digests[f"answers {file.relative_to(run)}"] = hashlib.sha256(file.read_bytes()).hexdigest()
     rows = json.loads((job.folder / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-    told = json.dumps([row for row in rows if row["metric"] != "seconds_per_edit"])
-    return {**digests, "table": hashlib.sha256(told.encode()).hexdigest()}
+    table = json.dumps([row for row in rows if row["metric"] != "seconds_per_edit"])
+    return {**digests, "table": hashlib.sha256(table.encode()).hexdigest()}
 
 
 def table_of(trials: Sequence[Trial], seconds: float) -> str:
-    lines = ["| killed at (s) | batches kept | found | the rest |", "|---:|---:|---|---|"]
+    lines = []
     for entry in trials:
         moments = ", then ".join(f"{moment:.2f}" for moment in entry.moments)
         kept = ", then ".join(map(str, entry.kept))
         found = "; ".join(", ".join(part) or "nothing" for part in entry.found)
         verdict = "identical" if not entry.different else f"DIFFERENT: {', '.join(entry.different[:5])}"
-        lines.append(f"| {moments} of {seconds:.2f} | {kept} | {found} | {verdict} |")
-    return "\n".join(lines)
+        lines.append([f"{moments} of {seconds:.2f}", kept, found, verdict])
+    return markdown_table(["killed at (s)", "batches kept", "found", "the rest"], lines, "rrll")
 
 
 def _lines(run: Path) -> int:
-    """How many batches have a whole line; also while a process writes there."""
+    """The number of batches with a complete line; also while a process writes there."""
     try:
         data = (run / "ledger.jsonl").read_bytes()
     except FileNotFoundError:
@@ -221,7 +221,11 @@ def _lines(run: Path) -> int:
 
 
 def _kill(process: subprocess.Popen[bytes], run: Path, batches: int, seconds: float) -> bool:
-    """End the process so long after so many batches are kept, or with the next one's line; false if it ended itself."""
+    """Kill the process some seconds after a number of batches, at the latest with the next batch's line.
+
+    Returns:
+        False if it ended before.
+    """
     while process.poll() is None and not ((run / "run.json").is_file() and _lines(run) >= batches):
         time.sleep(0.001)
     deadline = time.perf_counter() + seconds
@@ -232,7 +236,7 @@ def _kill(process: subprocess.Popen[bytes], run: Path, batches: int, seconds: fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Kill runs at random moments, go on with them, compare.")
+    parser = argparse.ArgumentParser(description="Kill runs at random moments, resume them, compare.")
     parser.add_argument("--kills", type=int, default=30, help="trials without evaluation")
     parser.add_argument("--evaluated", type=int, default=0, help="further trials of a run that measures")
     parser.add_argument("--method", default="alphaedit+blue")
@@ -262,24 +266,23 @@ def main() -> None:
             if count == 0:
                 continue
             job = Job([*plain, mode], Path(folder))
-            calm = undisturbed(job)
+            reference = undisturbed(job)
             trials = []
             for number in range(count):
-                trials.append(trial(job, "killed", calm, draw_moments(generator, number, calm.seconds)))
+                trials.append(trial(job, "killed", reference, draw_moments(generator, number, reference.seconds)))
                 job.remove("killed")
                 print(f"{mode}: {number + 1} of {count}", file=sys.stderr, flush=True)
             job.remove("undisturbed")
             failed += sum(bool(entry.different) for entry in trials)
-            print(f"\n`{mode}`, {len(calm.ends)} batches of {options.batch_size}, "
-                  f"{len(calm.results)} results compared, {record['threads']} threads\n")  # fmt: skip
-            print(table_of(trials, calm.seconds), flush=True)
+            print(f"\n`{mode}`, {len(reference.ends)} batches of {options.batch_size}, "
+                  f"{len(reference.results)} results compared, {record['threads']} threads\n")  # fmt: skip
+            print(table_of(trials, reference.seconds), flush=True)
             record[mode.removeprefix("--")] = {
-                "seconds": calm.seconds,
-                "compared": sorted(calm.results),
+                "seconds": reference.seconds,
+                "compared": sorted(reference.results),
                 "trials": [asdict(entry) for entry in trials],
             }
-    if options.json is not None:
-        write_text(options.json, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    write_json(options.json, record)
     sys.exit(failed > 0)
 
 

@@ -1,8 +1,8 @@
-"""How fast the embedded model is evaluated: in batches, against one record and against one fact at a time.
+"""Speed of evaluating the embedded model: in batches, compared with one record and with one fact at a time.
 
-All run in this one process with the same threads on the same facts, by the same functions: for one record (a prompt) at
-a time each batch has one row, for one fact at a time there is a call for each fact, whose prompts are a batch. All have
-the cache of keys and values. What comes out has to be the same; the script stops if it is not.
+All three run in this process with the same threads on the same facts, by the same functions, and with a KV cache: one
+record (prompt) at a time means batches of one row, one fact at a time means one call per fact, whose prompts form a
+batch. The results must be identical; otherwise the script stops.
 
     python benchmarks/evaluation.py --facts 100
 """
@@ -33,7 +33,7 @@ Evaluation = Callable[[Sequence[Fact], int | None], list[Record]]
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationResult:
+class Timing:
     """Seconds for all facts; the fastest of the repetitions."""
 
     what: str
@@ -61,15 +61,15 @@ def fastest(work: Callable[[], list[Record]], repeats: int, clock: Clock) -> tup
     return records, min(seconds)
 
 
-def measure(what: str, evaluation: Evaluation, facts: Sequence[Fact], repeats: int, clock: Clock) -> EvaluationResult:
-    evaluation(facts[:2], None)  # what only first calls do
+def measure(what: str, evaluation: Evaluation, facts: Sequence[Fact], repeats: int, clock: Clock) -> Timing:
+    evaluation(facts[:2], None)  # warm-up
     records, batched = fastest(lambda: evaluation(facts, None), repeats, clock)
     alone, one_fact = fastest(lambda: [record for fact in facts for record in evaluation([fact], None)], repeats, clock)
     single, one_record = fastest(lambda: evaluation(facts, 1), repeats, clock)
     for other in (alone, single):
         if sorted(map(str, other)) != sorted(map(str, records)):
-            raise SystemExit(f"{what}: batches change what comes out")
-    return EvaluationResult(what, len(records), batched, one_fact, one_record)
+            raise SystemExit(f"{what}: batches change the results")
+    return Timing(what, len(records), batched, one_fact, one_record)
 
 
 def evaluations(model: LanguageModel) -> dict[str, Evaluation]:
@@ -87,12 +87,12 @@ def evaluations(model: LanguageModel) -> dict[str, Evaluation]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--facts", type=int, default=100, help="how many (100)")
+    parser.add_argument("--facts", type=int, default=100, help="number of facts (100)")
     parser.add_argument("--threads", type=int, default=2, help="threads (2)")
-    parser.add_argument("--repeats", type=int, default=2, help="times each is measured; the fastest counts (2)")
-    parser.add_argument("--cpu-time", action="store_true", help="of this process, not of the clock: for a busy machine")
-    parser.add_argument("--seed", type=int, default=0, help="of the facts (0)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements there as well")
+    parser.add_argument("--repeats", type=int, default=2, help="repetitions; the fastest counts (2)")
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time of this process: for a busy machine")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the facts (0)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to this file")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     model = LanguageModel.load("lab", dtype=torch.float32, device="cpu")

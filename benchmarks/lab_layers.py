@@ -3,9 +3,9 @@
     python benchmarks/lab_layers.py --facts 200 --edits 25 --out docs/lab_layers.json
 
 Tracing (Meng et al., 2022, "Locating and Editing Factual Associations in GPT", section 2): Gaussian noise on the
-subject's embeddings spoils the answer; then what one place held in the clean run is put back at the subject's last
-token, and the probability of the answer's first token that this brings back is that place's indirect effect.
-Editing: one layer alone is written with MEMIT's recipe, and taken back again. Writes the JSON, prints Markdown tables.
+subject's embeddings corrupts the answer; then the state of one place in the clean run is restored at the subject's last
+token, and the resulting increase of the probability of the answer's first token is the place's indirect effect.
+Editing: a single layer is edited with MEMIT's recipe, and the edit removed. Writes JSON, prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import markdown_table
 
 from errata.editing.recipe import shipped_recipe
 from errata.editors.locate_then_edit import Editor
@@ -40,7 +41,7 @@ from errata.utils.files import write_text
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import software_versions
 
-SEED = 900  # for tuning: no report draws its facts with it
+SEED = 900  # for tuning: no report uses it
 NOISE = 3.0  # in standard deviations of the embedding entries of the subjects' tokens
 METRICS = {
     Metric.EFFICACY_ACCURACY: "efficacy",
@@ -51,7 +52,7 @@ METRICS = {
 
 
 def known_facts(model: LanguageModel, world: World, *, seed: int) -> list[Fact]:
-    """One fact a person, of a random relation in a random wording, where the model's likeliest answer is the truth."""
+    """One fact per person, of a random relation in a random wording, that the model answers correctly."""
     facts = lab_facts(world, len(world.people), seed=seed)
     scores = score(model, [(fact.text, fact.old or "") for fact in facts])
     return [fact for fact, found in zip(facts, scores, strict=True) if found.correct]
@@ -105,7 +106,7 @@ def measure_tracing(
 
 
 def measure_editing(model: LanguageModel, world: World, count: int, *, report: Report = silent) -> dict[str, Any]:
-    """Accuracies after MEMIT wrote ``count`` facts into one layer alone, for each layer; the model is left as it was.
+    """Accuracies after MEMIT edited ``count`` facts into a single layer, for each layer; the model is restored.
 
     Raises:
         EditError: if a layer cannot be edited.
@@ -130,7 +131,7 @@ def measure_editing(model: LanguageModel, world: World, count: int, *, report: R
         patch.undo(model)
     report("layers edited", len(layers), len(layers))
     if model.fingerprint() != fingerprint:
-        raise ErrataError("undoing the edits did not bring the model's weights back", remedy="Report this as a bug")
+        raise ErrataError("undoing the edits did not restore the model's weights", remedy="Report this as a bug")
     return {
         "facts": count,
         "seed": SEED,
@@ -175,12 +176,8 @@ def markdown(tracing: Mapping[str, Any], editing: Mapping[str, Any]) -> str:
         + [(str(entry["layer"]), entry) for entry in editing["layers"]]
     ]
     edit_note = f"Accuracy in % after {editing['facts']} facts in this layer alone [95 % interval over facts]."
-    return f"{_table(heads, lines)}\n\n{note}\n\n{_table(('layer', *METRICS.values()), edits)}\n\n{edit_note}"
-
-
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *lines))
+    edit_table = markdown_table(("layer", *METRICS.values()), edits)
+    return f"{markdown_table(heads, lines)}\n\n{note}\n\n{edit_table}\n\n{edit_note}"
 
 
 def _cell(entry: Mapping[str, float | None] | None, scale: float, digits: int) -> str:
@@ -190,7 +187,7 @@ def _cell(entry: Mapping[str, float | None] | None, scale: float, digits: int) -
     return f"{mean:.{digits}f}" + ("" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
 
 
-def _tell(what: str, done: int, total: int) -> None:
+def _report(what: str, done: int, total: int) -> None:
     print(f"{what}: {done} of {total}", file=sys.stderr)
 
 
@@ -202,7 +199,7 @@ def _positive(text: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Which layers of the embedded model hold its facts.")
-    parser.add_argument("--facts", type=_positive, default=200, help="facts to trace (at most one a person)")
+    parser.add_argument("--facts", type=_positive, default=200, help="facts to trace (at most one per person)")
     parser.add_argument("--edits", type=_positive, default=25, help="facts to edit into each layer")
     parser.add_argument("--samples", type=_positive, default=10, help="draws of noise per fact")
     # About 20 % of eight blocks.
@@ -212,8 +209,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args()
     model, world = LanguageModel.load("lab"), lab_world()
-    tracing = measure_tracing(model, world, options.facts, samples=options.samples, window=options.window, report=_tell)
-    editing = measure_editing(model, world, options.edits, report=_tell)
+    tracing = measure_tracing(
+        model, world, options.facts, samples=options.samples, window=options.window, report=_report
+    )
+    editing = measure_editing(model, world, options.edits, report=_report)
     record = {
         "model": {"name": "lab", "fingerprint": model.fingerprint(), "layers": len(model.blocks)},
         "versions": software_versions(),

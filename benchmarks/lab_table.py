@@ -1,7 +1,7 @@
-"""The table of the README: methods on the embedded model, several seeds pooled, facts that no recipe was tuned on.
+"""The table of docs/rows.md: methods on the embedded model, pooled over seeds, on facts that no recipe was tuned on.
 
 ``python benchmarks/lab_table.py --every-row --json docs/lab_rows.json`` prints it as Markdown. Intervals are over
-all facts of all seeds; each seed draws its own facts, its own prefixes and its own questions about other people.
+the facts of all seeds, and over texts; each seed has its own facts, prefixes and questions about other people.
 ``--every-row`` takes every row of `errata methods` with even spreading, its own schedule and the boundary's.
 """
 
@@ -11,32 +11,36 @@ import argparse
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from errata.benchmark.sequence import EvaluationResult, EvaluationSet, measure, perplexity_summaries, run_sequence
+from common import lab_evaluation_set
+
+from errata.benchmark.sequence import EvaluationResult, measure, perplexity_summaries, run_sequence, seconds_summaries
 from errata.editing.methods import BOUNDARY_SUFFIX, METHODS
 from errata.editing.recipe import Recipe, shipped_recipe
-from errata.evaluation.perplexity import Perplexity
-from errata.lab.corpus import held_out_prose
-from errata.lab.package import lab_world
-from errata.lab.tasks import lab_facts, untouched_questions
+from errata.evaluation.perplexity import pooled
 from errata.models.language_model import LanguageModel
 from errata.report.tables import markdown_tables
-from errata.results.metrics import Metric
-from errata.results.records import Record, Row, summarise, summarise_groups, to_long, write_results
+from errata.results.records import Row, summarise, to_long, write_results
 from errata.utils.provenance import software_versions
 
 
-def pooled(parts: list[EvaluationResult]) -> tuple[list[Record], Perplexity]:
-    """All records, and all texts, of several measurements."""
-    texts = [part.perplexity for part in parts if part.perplexity is not None]
-    return (
-        [record for part in parts for record in part.records],
-        Perplexity(
-            tuple(value for text in texts for value in text.log_likelihoods),
-            tuple(count for text in texts for count in text.counts),
-        ),
-    )
+def pooled_rows(
+    method: str,
+    before: Sequence[EvaluationResult],
+    after: Sequence[EvaluationResult],
+    batches: Sequence[tuple[float, int]],
+) -> list[Row]:
+    """The long form of a method's runs, one per seed. A text is one cluster, however many seeds read it.
+
+    Args:
+        batches: (seconds, facts) of each.
+    """
+    first, last = ([record for run in runs for record in run.records] for runs in (before, after))
+    texts = (pooled([run.perplexity for run in runs]) for runs in (before, after))
+    summaries = summarise(first, "before") + summarise(last, "after")
+    return to_long(method, summaries + perplexity_summaries(*texts) + seconds_summaries(batches))
 
 
 def recipe_of(text: str) -> Recipe:
@@ -71,35 +75,24 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     started = time.perf_counter()
-    model, world, methods = LanguageModel.load("lab"), lab_world(), arguments.methods.split(",")
-    if arguments.every_row:
-        methods = every_row()
+    model = LanguageModel.load("lab")
+    methods = every_row() if arguments.every_row else arguments.methods.split(",")
     before: list[EvaluationResult] = []
     after: dict[str, list[EvaluationResult]] = defaultdict(list)
-    seconds: dict[str, list[float]] = defaultdict(list)
+    batches: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for seed in arguments.seeds:
-        facts = lab_facts(world, arguments.facts, seed=seed)
-        questions = untouched_questions(world, [fact.subject for fact in facts], 300, seed=seed)
-        examination = EvaluationSet(facts, questions, held_out_prose(60))
-        before.append(measure(model, examination))
+        evaluation_set = lab_evaluation_set(arguments.facts, seed)
+        before.append(measure(model, evaluation_set))
         for method in methods:
             recipe = recipe_of(method)
             contexts = recipe.contexts.model_copy(update={"seed": seed})
             recipe = recipe.model_copy(update={"batch_size": arguments.batch_size, "contexts": contexts})
-            result = run_sequence(model, recipe, examination, before[-1], seed=seed)
+            result = run_sequence(model, recipe, evaluation_set, before[-1], seed=seed)
             result.patch.undo(model)
             after[method].append(result.after)
-            seconds[method] += [batch.seconds for batch in result.batches]
+            batches[method] += [(batch.seconds, len(batch.facts)) for batch in result.batches]
             print(f"seed {seed}, {method}: {time.perf_counter() - started:.0f} s", flush=True)
-    rows: list[Row] = []
-    records_before, perplexity_before = pooled(before)
-    for method in methods:
-        records, perplexity = pooled(after[method])
-        summaries = summarise(records_before, "before") + summarise(records, "after")
-        summaries += perplexity_summaries(perplexity_before, perplexity)
-        sizes = [arguments.batch_size] * len(seconds[method])
-        summaries.append(summarise_groups(Metric.SECONDS_PER_EDIT, "after", seconds[method], sizes))
-        rows += to_long(method, summaries)
+    rows = [row for method in methods for row in pooled_rows(method, before, after[method], batches[method])]
     print(markdown_tables(rows))
     if arguments.json is not None:
         about = {

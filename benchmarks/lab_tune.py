@@ -1,24 +1,21 @@
-"""Try recipes for the embedded model on facts that are kept for tuning, one line a try.
+"""Try recipes for the embedded model on facts reserved for tuning, one line per try.
 
-The seeds from 900 on are for tuning; the demo and the tables use seeds from 0 on. A try is a method and overrides in
+Seeds from 900 on are for tuning; the demo and the tables use seeds from 0 on. A try is a method with overrides in
 YAML's flow style: ``python benchmarks/lab_tune.py "memit+blue {layers: [1, 4], solver: {ridge: 10}}" ...``
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import yaml
+from common import lab_evaluation_set, write_json
 
-from errata.benchmark.sequence import EvaluationSet, measure, run_sequence
+from errata.benchmark.sequence import measure, run_sequence
 from errata.editing.recipe import Recipe, shipped_recipe
-from errata.lab.corpus import held_out_prose
-from errata.lab.package import lab_world
-from errata.lab.tasks import lab_facts, untouched_questions
 from errata.models.language_model import LanguageModel
 
 SHOWN = (
@@ -28,7 +25,7 @@ SHOWN = (
 
 
 def overridden(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    """The recipe with some of its fields, or fields of its sections, replaced; validated anew."""
+    """The recipe with some of its fields, or fields of its sections, replaced and validated."""
     data = recipe.model_dump()
     for key, value in changes.items():
         data[key] = {**data[key], **value} if isinstance(value, dict) else value
@@ -43,25 +40,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[900])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    model, world = LanguageModel.load("lab"), lab_world()
-    lines = []
+    model, lines = LanguageModel.load("lab"), []
     for seed in arguments.seeds:
-        facts = lab_facts(world, arguments.facts, seed=seed)
-        questions = untouched_questions(world, [fact.subject for fact in facts], 300, seed=seed)
-        examination = EvaluationSet(facts, questions, held_out_prose(60))
-        before = measure(model, examination)
+        evaluation_set = lab_evaluation_set(arguments.facts, seed)
+        before = measure(model, evaluation_set)
         for text in arguments.tries:
             method, _, changes = text.partition(" ")
             recipe = overridden(shipped_recipe("lab", method), yaml.safe_load(changes) or {})
             recipe = recipe.model_copy(update={"batch_size": arguments.batch_size})
             started = time.perf_counter()
-            result = run_sequence(model, recipe, examination, before, seed=seed)
+            result = run_sequence(model, recipe, evaluation_set, before, seed=seed)
             result.patch.undo(model)
             after = {row["metric"]: row["mean"] for row in result.rows if row["when"] == "after"}
             print(f"{seed} {text}", {name[:9]: round(after[name], 3) for name in SHOWN}, flush=True)
             lines.append({"seed": seed, "try": text, "after": after, "seconds": time.perf_counter() - started})
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.json, lines)
 
 
 if __name__ == "__main__":

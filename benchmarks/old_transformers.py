@@ -1,15 +1,15 @@
-"""Does an edited model mean the same to transformers 4.57 as its base does?
+"""Check that transformers 4.57 reads an edited model as it reads its base.
 
-transformers 5 writes configurations and tokenizers that version 4 misreads without a word: RoPE falls back to a base of
-10000, and the tokenizer's class is unknown. So what errata saves keeps the base's files. This script makes bases with
-transformers 4.57 in an environment of its own, edits them with errata in this one (a small change of two layers, put in
-by `errata merge`, then published by `errata save`), and reads both with 4.57 again:
+transformers 5 writes configurations and tokenizers that version 4 silently misreads: RoPE falls back to a base of
+10000, and the tokenizer's class is unknown. errata therefore keeps the base's files. This script creates bases with
+transformers 4.57 in a separate environment, edits them with errata in this one (a small change of two layers, applied
+by `errata merge`, then written by `errata save`), and reads both with 4.57 again:
 
     python benchmarks/old_transformers.py --environment /tmp/transformers-4 [--smollm2 DIRECTORY]
 
-It fails if a tensor that was not edited differs, if the tokenizer, the configuration or the generation settings do, if
-the logits with the two layers put back are not the base's, or if the perplexity is off by more than the edit explains.
-"As transformers 5 saves it" shows what happens otherwise.
+It fails if an unedited tensor, the tokenizer, the configuration or the generation settings differ, if the logits with
+the two layers restored are not the base's, or if the perplexity differs by more than the edit explains. "By
+transformers 5" shows the result without these precautions.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def read(directory: Path, base: Path) -> dict[str, Any]:
 
 
 def edit(base: Path, work: Path) -> None:
-    """`errata merge` and `errata save` of a small change; beside them what transformers 5 would save."""
+    """`errata merge` and `errata save` of a small change, and the same saved by transformers 5."""
     import torch
 
     from errata.cli.main import run
@@ -212,11 +212,11 @@ def main() -> int:
                     and abs(ratio - 1) < 0.02
                 )
                 failures += not good and name != "by transformers 5"
-                told = ", ".join(f"{what} {found[what]}" for what in ("tokenizer", "config", "generation", "dtype"))
+                details = ", ".join(f"{what} {found[what]}" for what in ("tokenizer", "config", "generation", "dtype"))
                 print(
                     f"{base.name:13} {name:18} perplexity {found['perplexity']:.3f} ({ratio:.3f} of the base's), "
                     f"{len(found['changed'])} tensors changed, logits without them equal: {found['same logits']}, "
-                    f"{told}"
+                    f"{details}"
                 )
     print("failed" if failures else "passed")
     return int(failures > 0)

@@ -3,18 +3,18 @@
     python benchmarks/real_tuning.py split --counterfact counterfact_300.json --out DIR
     python benchmarks/real_table.py --facts DIR/tables.json --known known_1000.json --prose ME-PPL_50.json --out OUT
 
-Each seed draws 200 of the 240 records that no recipe was tuned on, edits them with each method and asks everything
-after the whole run. Recipes come in three sets: ``shipped``; ``low-rate``, the shipped ones with a fifth of the
-learning rate; ``automatic``, what ``errata recipe auto --minutes 0`` writes. That one takes layers by depth;
-``--layers MODEL=0,1,2,3`` gives it others, such as those that ``errata locate`` proposes and ``errata edit`` without a
-recipe takes. Every run is kept in a file of its own under OUT, so the same command resumes; ``--jobs 6`` shares the
-runs among processes, for instance on one GPU. ``--collect`` only reads the files. File names do not hold the layers:
-give each choice of layers its own OUT.
+Each seed draws 200 of the 240 records that no recipe was tuned on, edits them with each method and evaluates the model
+after the whole run. There are three sets of recipes: ``shipped``; ``low-rate``, the shipped ones with a fifth of the
+learning rate; ``automatic``, those of ``errata recipe auto --minutes 0``, whose layers follow from the model's depth.
+``--layers MODEL=0,1,2,3`` sets other layers for ``automatic``, such as those that ``errata locate`` proposes and
+``errata edit`` without a recipe uses. Every run is stored in its own file under OUT, so the same command resumes;
+``--jobs 6`` distributes the runs among processes, for instance on one GPU. ``--collect`` only reads the files. File
+names do not contain the layers: use one OUT for each choice of layers.
 
-Printed are two Markdown tables for each model and set, pooled over seeds (intervals are over facts); whether each
-method was safe there; and for each method the automatic recipe minus the shipped one, on the same facts. A method was
-not safe at a seed where the collapse alarm goes off: the perplexity ends above ``--alarm`` times the unedited one, a
-number is not finite, or the edit was refused.
+Prints two Markdown tables for each model and set, pooled over seeds (intervals are over facts); whether each method was
+safe; and for each method the automatic recipe minus the shipped one, on the same facts. A method was not safe at a seed
+if the collapse alarm was raised: perplexity ends above ``--alarm`` times the unedited model's, a number is not finite,
+or the edit failed.
 """
 
 from __future__ import annotations
@@ -22,40 +22,30 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
-import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import LastPrepared, automatic_recipe, markdown_table, points, run_parts
 
-from errata.benchmark.recipe_search import automatic_file, layers_by_depth, unsearched_recipe
-from errata.benchmark.sequence import (
-    EvaluationResult,
-    EvaluationSet,
-    compared,
-    measure,
-    perplexity_summaries,
-    run_sequence,
-    weight_norm_summary,
-)
+from errata.benchmark.data import others_untouched
+from errata.benchmark.recipe_search import layers_by_depth
+from errata.benchmark.sequence import EvaluationResult, EvaluationSet, measure, rows_of, run_sequence
 from errata.datasets.reading import read_dataset
-from errata.editing.methods import BOUNDARY_SUFFIX, METHODS, method_named
-from errata.editing.preparation import Prepared, prepare
-from errata.editing.recipe import Recipe, parse_recipe, read_recipe, shipped_recipe
+from errata.editing.methods import BOUNDARY_SUFFIX, METHODS
+from errata.editing.recipe import Recipe, read_recipe, shipped_recipe
 from errata.errors import EditError, ErrataError
-from errata.evaluation.perplexity import Perplexity, pooled
-from errata.facts.fact import Question
+from errata.evaluation.perplexity import Perplexity
 from errata.models.language_model import LanguageModel
 from errata.report.tables import markdown_tables
 from errata.results.metrics import Metric
-from errata.results.records import Record, Row, summarise_groups, to_long, write_results
+from errata.results.records import Record, Row, paired_difference, write_results
 from errata.runs.loading import load_model
 from errata.statistics.settings import BUILTIN
 from errata.utils.files import write_text
@@ -64,7 +54,6 @@ from errata.utils.provenance import software_versions
 SETS = ("shipped", "low-rate", "automatic")
 FOUR = ("memit", "memit+blue", "alphaedit", "alphaedit+blue")
 LOW_RATE = 0.2  # of the shipped learning rate
-UNTOUCHED = 300
 TOKENS = 50_000  # of text for key statistics of the automatic recipes, as `errata recipe auto` takes
 PAIRED = (
     Metric.EFFICACY_SUCCESS, Metric.EFFICACY_ACCURACY, Metric.GENERALISATION_SUCCESS, Metric.GENERALISATION_ACCURACY,
@@ -74,7 +63,7 @@ PAIRED = (
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: what is edited into which model, how."""
+    """One run: model, facts of a seed, set of recipes, method."""
 
     model: str
     seed: int
@@ -86,7 +75,7 @@ class Run:
 
 
 def runs_of(options: argparse.Namespace) -> list[list[Run]]:
-    """All runs; those of a model and a seed together, because they share the unedited model's answers."""
+    """All runs, grouped by model and seed, which share the measurements of the unedited model."""
     methods = FOUR if options.methods == "four" else options.methods.split(",")
     if options.methods == "all":
         methods = [name for row in METHODS for name in (row.name, f"{row.name}{BOUNDARY_SUFFIX}")]
@@ -98,13 +87,11 @@ def runs_of(options: argparse.Namespace) -> list[list[Run]]:
     ]
 
 
-def examination_of(options: argparse.Namespace, seed: int) -> EvaluationSet:
+def evaluation_set_of(options: argparse.Namespace, seed: int) -> EvaluationSet:
     """A seed's facts, questions about other subjects, and prose."""
     facts = read_dataset("counterfact", options.facts, count=options.count, seed=seed).facts
-    subjects = {fact.subject for fact in facts}
-    known = [fact for fact in read_dataset("known", options.known).facts if fact.subject not in subjects and fact.old]
-    chosen = random.Random(f"untouched {seed}").sample(known, min(UNTOUCHED, len(known)))
-    untouched = [(fact.subject, Question(fact.text, fact.old or "")) for fact in chosen]
+    known = [fact for fact in read_dataset("known", options.known).facts if fact.old]
+    untouched = others_untouched(known, facts, seed=seed)
     return EvaluationSet(facts.facts, untouched, read_dataset("me-ppl", options.prose).texts)
 
 
@@ -114,7 +101,7 @@ def recipe_files(pairs: tuple[str, ...]) -> dict[str, Path]:
 
 
 def layers_given(pairs: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """What ``--layers`` says: model's name -> layers, ascending.
+    """The value of ``--layers``: model's name -> layers, ascending.
 
     Raises:
         ValueError: naming the pair that is not MODEL=0,1,2.
@@ -130,17 +117,13 @@ def layers_given(pairs: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def automatic_recipe(method: str, name: str, layers: Sequence[int], columns: int, length: int) -> Recipe:
-    """What ``errata recipe auto --minutes 0`` writes for a method.
+def statistics_for(length: int) -> dict[str, Any]:
+    """Key statistics of automatic recipes.
 
     Args:
-        columns: how many W has.
-        length: the model's longest text, in tokens.
+        length: of the model's longest text, in tokens.
     """
-    plain = method.removesuffix(BOUNDARY_SUFFIX)
-    statistics = {"corpus": BUILTIN, "tokens": TOKENS, "length": min(1024, length)}
-    found = unsearched_recipe(name, method_named(plain), layers, columns, statistics)
-    return parse_recipe(automatic_file(name, layers, "", {plain: found}), method, source="automatic")
+    return {"corpus": BUILTIN, "tokens": TOKENS, "length": min(1024, length)}
 
 
 def recipe_of(run: Run, model: LanguageModel, options: argparse.Namespace) -> Recipe:
@@ -148,7 +131,7 @@ def recipe_of(run: Run, model: LanguageModel, options: argparse.Namespace) -> Re
         layers = layers_given(options.layers).get(Path(run.model).name) or layers_by_depth(len(model.blocks))
         model.check_layers(layers)
         columns = model.weight(layers[0]).shape[1]
-        recipe = automatic_recipe(run.method, model.name, layers, columns, model.context_length)
+        recipe = automatic_recipe(run.method, model.name, layers, columns, statistics_for(model.context_length))
     elif path := recipe_files(tuple(options.recipe)).get(Path(run.model).name):
         recipe = read_recipe(path, run.method)
     else:
@@ -163,28 +146,29 @@ def recipe_of(run: Run, model: LanguageModel, options: argparse.Namespace) -> Re
 
 
 def work(options: argparse.Namespace) -> None:
-    """Make the runs of one part that are not there yet."""
+    """Do the runs of one part that are not stored yet."""
     for runs in runs_of(options)[options.part :: options.jobs]:
         left = [run for run in runs if not run.path(options.out).exists()]
         if not left:
             continue
         model = load_model(left[0].model, device=torch.device(options.device))
-        examination = examination_of(options, left[0].seed)
-        before = measure(model, examination)
-        kept: dict[str, Prepared] = {}
+        evaluation_set = evaluation_set_of(options, left[0].seed)
+        before = measure(model, evaluation_set)
+        prepared = LastPrepared(model)
         for run in left:
             started = time.perf_counter()
             piece: dict[str, Any] = {**asdict(run), "before": _record(before)}
             try:
                 recipe = recipe_of(run, model, options)
                 piece["recipe"] = recipe.model_dump(mode="json")
-                shared = json.dumps([recipe.solver.model_dump(), recipe.contexts.model_dump(), recipe.layers])
-                kept = kept if shared in kept else {shared: prepare(model, recipe, recipe.layers)}
-                result = run_sequence(model, recipe, examination, before, seed=run.seed, prepared=kept[shared])
-                norms = result.patch.relative_norms(model)
+                shared = prepared.of(recipe)
+                result = run_sequence(model, recipe, evaluation_set, before, seed=run.seed, prepared=shared)
+                try:
+                    norms = result.patch.relative_norms(model)
+                finally:
+                    result.patch.undo(model)
                 piece["weight_change"] = {str(layer): norm for layer, norm in norms.items()}
                 piece["left_alone"] = len(result.left_alone)
-                result.patch.undo(model)
                 piece["after"] = _record(result.after)
                 piece["batches"] = [[batch.seconds, len(batch.facts)] for batch in result.batches]
             except ErrataError as error:
@@ -203,8 +187,8 @@ def _record(measured: EvaluationResult) -> dict[str, Any]:
     }
 
 
-def _measurement(piece: dict[str, Any], seed: int) -> EvaluationResult:
-    """As it was written; facts of different seeds are one cluster where they are the same fact."""
+def _measurement(piece: dict[str, Any]) -> EvaluationResult:
+    """The inverse of ``_record``."""
     records = [Record(*values) for values in piece["records"]]
     texts = piece["perplexity"]
     perplexity = None if texts is None else Perplexity(tuple(texts[0]), tuple(texts[1]))
@@ -219,7 +203,7 @@ def finished(options: argparse.Namespace) -> Iterator[tuple[Run, dict[str, Any]]
 
 
 def collect(options: argparse.Namespace) -> None:
-    """Print the tables of what is there."""
+    """Print the tables of the stored runs."""
     pieces: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     every: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     failed = []
@@ -257,19 +241,8 @@ def collect(options: argparse.Namespace) -> None:
 
 def _rows(method: str, pieces: Sequence[dict[str, Any]]) -> list[Row]:
     """The long form of a method's runs, pooled over seeds."""
-    before = [_measurement(piece["before"], piece["seed"]) for piece in pieces]
-    after = [_measurement(piece["after"], piece["seed"]) for piece in pieces]
-    first = [record for one in before for record in one.records]
-    summaries = compared(first, first, "before")
-    summaries += compared(first, [record for one in after for record in one.records], "after")
-    texts = pooled([one.perplexity for one in before]), pooled([one.perplexity for one in after])
-    if texts[0] is not None and texts[1] is not None:
-        summaries += perplexity_summaries(texts[0], texts[1])
-    norms = [one.weight_norm_ratio for one in after if one.weight_norm_ratio is not None]
-    summaries.append(weight_norm_summary(norms, "after"))
-    seconds = [batch for piece in pieces for batch in piece["batches"]]
-    times = summarise_groups(Metric.SECONDS_PER_EDIT, "after", [s for s, _ in seconds], [n for _, n in seconds])
-    return to_long(method, [*summaries, times])
+    before, after = ([_measurement(piece[when]) for piece in pieces] for when in ("before", "after"))
+    return rows_of(method, before, (), after, [batch for piece in pieces for batch in piece["batches"]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,13 +250,13 @@ class Safety:
     """Whether a method's runs left a working model.
 
     Attributes:
-        layers: those of its recipes; more than one choice where runs of several are in OUT.
-        perplexity_ratio: to the unedited model, the worst seed's; None where no run got so far, or it is not finite.
-        weight_change: the largest ‖ΔW‖/‖W‖ of a written layer at any seed; None as above, and where only
-            ``weight_change_pooled`` was kept.
+        layers: those of its recipes; several if OUT holds runs with different ones.
+        perplexity_ratio: to the unedited model, the worst seed's; None if no run was measured, or it is not finite.
+        weight_change: the largest ‖ΔW‖/‖W‖ of a written layer at any seed; None as above, and if only
+            ``weight_change_pooled`` was stored.
         weight_change_pooled: the largest of any seed over all written layers together, as one vector.
-        left_alone: facts for which nothing was written, of all seeds; None where that was not kept.
-        alarms: seeds at which the collapse alarm went off.
+        left_alone: facts for which nothing was written, of all seeds; None if that was not stored.
+        alarms: seeds at which the collapse alarm was raised.
         failed: seeds at which nothing could be measured for another reason.
     """
 
@@ -298,10 +271,10 @@ class Safety:
 
 
 def safety_of(method: str, pieces: Sequence[dict[str, Any]], limit: float) -> Safety:
-    """What a method's runs, of several seeds, say about safety.
+    """Safety of a method's runs, of several seeds.
 
     Args:
-        limit: the perplexity ratio above which the alarm goes off.
+        limit: the perplexity ratio above which the alarm is raised.
     """
     ratios: list[float] = []
     changes: list[float] = []
@@ -314,7 +287,7 @@ def safety_of(method: str, pieces: Sequence[dict[str, Any]], limit: float) -> Sa
         if "failed" in piece:
             (alarms if piece.get("edit_failed", False) else failed).append(seed)
             continue
-        before, after = _measurement(piece["before"], seed), _measurement(piece["after"], seed)
+        before, after = _measurement(piece["before"]), _measurement(piece["after"])
         numbers = list(piece.get("weight_change", {}).values())
         changes += numbers
         if after.weight_norm_ratio is not None:
@@ -343,15 +316,14 @@ def safety_of(method: str, pieces: Sequence[dict[str, Any]], limit: float) -> Sa
 
 
 def _largest(values: Sequence[float]) -> float | None:
-    """None for no values, and where one is not finite: JSON has no word for that."""
+    """None for no values, and if one is not finite, which JSON cannot represent."""
     return max(values) if values and all(map(math.isfinite, values)) else None
 
 
 def _print_safety(rows: Sequence[Safety]) -> None:
-    """One line a method; the worst seed's numbers."""
+    """One line per method; the worst seed's numbers."""
     print("Is it safe? The worst seed's numbers; left alone: facts for which nothing was written, all seeds.\n")
-    print("| method | layers | perplexity ratio | largest ‖ΔW‖/‖W‖ | left alone | alarm |")
-    print("|---|---|---:|---:|---:|---|")
+    lines = []
     for row in rows:
         layers = " or ".join(",".join(map(str, layers)) for layers in row.layers) or "–"
         ratio = "–" if row.perplexity_ratio is None else f"{row.perplexity_ratio:.2f}"
@@ -363,11 +335,13 @@ def _print_safety(rows: Sequence[Safety]) -> None:
         left = "–" if row.left_alone is None else str(row.left_alone)
         notes = [f"**yes**, seed {', '.join(map(str, row.alarms))}"] if row.alarms else []
         notes += [f"not measured, seed {', '.join(map(str, row.failed))}"] if row.failed else []
-        print(f"| {row.method} | {layers} | {ratio} | {change} | {left} | {'; '.join(notes) or 'no'} |")
+        lines.append([row.method, layers, ratio, change, left, "; ".join(notes) or "no"])
+    head = ["method", "layers", "perplexity ratio", "largest ‖ΔW‖/‖W‖", "left alone", "alarm"]
+    print(markdown_table(head, lines, "llrrrl"))
 
 
-def check_kept_layers(options: argparse.Namespace) -> None:
-    """Refuse to add runs to an OUT whose automatic recipes wrote other layers than ``--layers`` says.
+def check_stored_layers(options: argparse.Namespace) -> None:
+    """Refuse to add runs to an OUT whose automatic recipes have other layers than those of ``--layers``.
 
     Raises:
         ValueError: naming such a file.
@@ -377,8 +351,8 @@ def check_kept_layers(options: argparse.Namespace) -> None:
         layers = given.get(Path(run.model).name)
         if run.set != "automatic" or layers is None or "recipe" not in piece:
             continue
-        # Which of the layers a method writes depends on no number of the model.
-        expected = automatic_recipe(run.method, run.model, layers, columns=1, length=1).layers
+        # The layers that a method writes do not depend on the model's size.
+        expected = automatic_recipe(run.method, run.model, layers, 1, statistics_for(1)).layers
         if list(expected) != piece["recipe"]["layers"]:
             raise ValueError(
                 f"{run.path(options.out)} was made with layers {piece['recipe']['layers']}, but --layers asks for "
@@ -388,56 +362,62 @@ def check_kept_layers(options: argparse.Namespace) -> None:
 
 def _print_paired(shipped: dict[str, list[dict[str, Any]]], automatic: dict[str, list[dict[str, Any]]]) -> None:
     """Differences in points with 95 % intervals over facts, of the seeds that both have."""
-    print(f"| method | {' | '.join(metric.replace('_', ' ') for metric in PAIRED)} |")
-    print(f"|---|{'---:|' * len(PAIRED)}")
+    lines = []
     for method in shipped:
         both = {piece["seed"]: piece for piece in shipped[method]}
-        values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        ones: list[Record] = []
+        others: list[Record] = []
         for piece in automatic.get(method, []):
-            if (other := both.get(piece["seed"])) is None:
-                continue
-            known = {tuple(r[:3]) for r in piece["before"]["records"] if r[3] == 1}
-            for one, two in zip(piece["after"]["records"], other["after"]["records"], strict=True):
-                names = [one[1]] + ([f"{one[1]}_known"] if tuple(one[:3]) in known else [])
-                for metric in names:
-                    values[metric][one[0]].append(one[3] - two[3])
-        cells = []
-        for metric in PAIRED:
-            facts = values[metric].values()
-            if not facts:
-                cells.append("–")
-                continue
-            found = summarise_groups(metric, "after", [sum(v) for v in facts], [len(v) for v in facts])
-            low, high = 100 * (found.low or 0), 100 * (found.high or 0)
-            cells.append(f"{100 * found.mean:+.1f} [{low:+.1f}, {high:+.1f}]")
-        print(f"| {method} | {' | '.join(cells)} |")
+            if (other := both.get(piece["seed"])) is not None:
+                known = {tuple(values[:3]) for values in piece["before"]["records"] if values[3] == 1}
+                ones += _with_known(piece, known)
+                others += _with_known(other, known)
+        found = [
+            paired_difference(
+                metric, *([record for record in run if record.metric == metric] for run in (ones, others))
+            )
+            for metric in PAIRED
+        ]
+        lines.append([method, *("–" if row is None else points(row.mean, row.low, row.high) for row in found)])
+    print(markdown_table(["method", *(metric.replace("_", " ") for metric in PAIRED)], lines))
+
+
+def _with_known(piece: dict[str, Any], known: set[tuple[str, ...]]) -> list[Record]:
+    """Records after a run, and again as ``METRIC_known`` those of ``known`` (fact, metric, prompt)."""
+    records = _measurement(piece["after"]).records
+    again = [
+        replace(record, metric=f"{record.metric}_known")
+        for record in records
+        if (record.fact, record.metric, record.prompt) in known
+    ]
+    return [*records, *again]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["smollm2-135m-instruct", "gemma-3-270m"])
-    parser.add_argument("--methods", default="four", help="four, all, or names by commas")
+    parser.add_argument("--methods", default="four", help="four, all, or comma-separated names")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     for name in ("--facts", "--known", "--prose", "--out"):
         parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--recipe", nargs="*", default=[], metavar="MODEL=FILE", help="in place of the shipped one")
+    parser.add_argument("--recipe", nargs="*", default=[], metavar="MODEL=FILE", help="replaces the shipped one")
     parser.add_argument(
         "--layers",
         nargs="+",
         action="extend",
         default=[],
         metavar="MODEL=0,1,2",
-        help="critical layers of the automatic set, in place of those by depth; MODEL is a directory's or model's name",
+        help="critical layers of the automatic set; default: by depth; MODEL is a directory's or model's name",
     )
-    parser.add_argument("--corpus", type=Path, help="text for key statistics, in place of the recipes'")
+    parser.add_argument("--corpus", type=Path, help="text for key statistics; default: the recipes'")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--alarm", type=float, default=1.5, help="perplexity ratio above which a method is not safe")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--collect", action="store_true", help="only print what is there")
+    parser.add_argument("--collect", action="store_true", help="only print the tables of stored runs")
     options = parser.parse_args()
     try:
         unknown = set(layers_given(options.layers)) - {Path(model).name for model in options.models}
@@ -446,18 +426,14 @@ def main() -> None:
         if options.layers and "automatic" not in options.sets:
             raise ValueError("--layers is for the set 'automatic', which --sets does not hold")
         if options.part is None:
-            check_kept_layers(options)
+            check_stored_layers(options)
     except ValueError as error:
         parser.error(str(error))
     if options.part is not None:
         work(options)
         return
     if not options.collect:
-        command = [sys.executable, *sys.argv]
-        parts = [subprocess.Popen([*command, "--part", str(part)]) for part in range(options.jobs)]
-        statuses = [part.wait() for part in parts]
-        if any(statuses):
-            sys.exit("a part failed; the same command resumes")
+        run_parts(options.jobs)
     collect(options)
 
 

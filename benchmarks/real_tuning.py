@@ -4,10 +4,9 @@
 for tuning (``tuning.json``) and the rest for tables (``tables.json``), by a fixed seed.
 
 ``python benchmarks/real_tuning.py try PLAN.yaml --model DIR --facts tuning.json --corpus TEXT
---prose ME-PPL_50.json --out tries.jsonl`` edits the tuning facts, in two batches one after the other, with every
-setting of a plan and appends a JSON line for each: what was set, every metric after both batches, the size of the
-change. Settings that the file holds already are skipped. ``--jobs 8`` shares them among processes, for instance on one
-GPU.
+--prose ME-PPL_50.json --out tries.jsonl`` edits the tuning facts, in two consecutive batches, with every setting of a
+plan and appends one JSON line for each: the setting, every metric after both batches, the size of the change. Settings
+that are in the file already are skipped. ``--jobs 8`` distributes them among processes, for instance on one GPU.
 
 ``python benchmarks/real_tuning.py best tries.jsonl`` prints each method's settings, the best first, by the mean of six
 shares: success for efficacy, generalisation and specificity, accuracy for efficacy and generalisation, and accuracy on
@@ -23,7 +22,6 @@ import argparse
 import itertools
 import json
 import random
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -33,13 +31,13 @@ from typing import Any
 
 import torch
 import yaml
+from common import LastPrepared, run_parts
 
 from errata.benchmark.grid import Variant
 from errata.benchmark.recipe_search import starting_recipe
 from errata.benchmark.sequence import EvaluationSet, measure, run_sequence
 from errata.datasets.reading import read_dataset
 from errata.editing.methods import method_named
-from errata.editing.preparation import Prepared, prepare
 from errata.editing.recipe import Recipe
 from errata.errors import ErrataError
 from errata.models.language_model import LanguageModel
@@ -83,12 +81,12 @@ class Trial:
         self.model = LanguageModel.load(str(arguments.model), device=torch.device(arguments.device))
         facts = read_dataset("counterfact", arguments.facts).facts.facts[: arguments.count]
         prose = read_dataset("me-ppl", arguments.prose).texts
-        self.examination = EvaluationSet(facts, (), prose)
-        self.before = measure(self.model, self.examination)
+        self.evaluation_set = EvaluationSet(facts, (), prose)
+        self.before = measure(self.model, self.evaluation_set)
         corpus = str(arguments.corpus.resolve())
         self.statistics = {"corpus": corpus, "tokens": arguments.tokens, "length": arguments.length}
         self.batch = arguments.batch
-        self.prepared: dict[str, Prepared] = {}
+        self.prepared = LastPrepared(self.model)
 
     def recipe(self, variant: Variant) -> Recipe:
         row = method_named(variant.method)
@@ -97,31 +95,27 @@ class Trial:
         base = starting_recipe("model", row, layers, columns, self.statistics, batch_size=self.batch)
         return variant.applied(base)
 
-    def prepare(self, recipe: Recipe) -> Prepared:
-        depends_on = json.dumps([recipe.solver.model_dump(), recipe.contexts.model_dump(), recipe.layers])
-        if depends_on not in self.prepared:
-            self.prepared = {depends_on: prepare(self.model, recipe, recipe.layers)}
-        return self.prepared[depends_on]
-
     def run(self, variant: Variant) -> dict[str, Any]:
-        """Try one setting; the model is then what it was."""
+        """Try one setting; the model is restored."""
         started = time.perf_counter()
         line: dict[str, Any] = {"key": key_of(variant), "method": variant.method, "choices": dict(variant.choices)}
         try:
             recipe = self.recipe(variant)
-            prepared = self.prepare(recipe)
-            result = run_sequence(self.model, recipe, self.examination, self.before, prepared=prepared)
+            prepared = self.prepared.of(recipe)
+            result = run_sequence(self.model, recipe, self.evaluation_set, self.before, prepared=prepared)
+            try:
+                line["weight_change"] = result.patch.relative_norms(self.model)
+            finally:
+                result.patch.undo(self.model)
         except ErrataError as error:
             return line | {"error": error.what, "seconds": time.perf_counter() - started}
-        line["weight_change"] = result.patch.relative_norms(self.model)
-        result.patch.undo(self.model)
         line["before"] = {row["metric"]: row["mean"] for row in result.rows if row["when"] == "before"}
         line["after"] = {row["metric"]: row["mean"] for row in result.rows if row["when"] == "after"}
         return line | {"edit_seconds": sum(b.seconds for b in result.batches), "seconds": time.perf_counter() - started}
 
 
 def merit(line: Mapping[str, Any]) -> float:
-    """What settings are ranked by; see the module's first lines."""
+    """Settings are ranked by it; see the module's docstring."""
     if "after" not in line:
         return float("-inf")
     shares = [line["after"][name] for name in SHARES]
@@ -130,7 +124,17 @@ def merit(line: Mapping[str, Any]) -> float:
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """The complete lines of a file of tries; the last one is incomplete if its process was killed."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def drop_incomplete_line(path: Path) -> None:
+    """Remove what a killed process left at the end of a file of tries; call it while no other process writes there."""
+    data = path.read_bytes() if path.exists() else b""
+    if data and not data.endswith(b"\n"):
+        print(f"{path}: removed an incomplete last line", file=sys.stderr)
+        path.write_bytes(data[: data.rfind(b"\n") + 1])
 
 
 def work(arguments: argparse.Namespace) -> None:
@@ -143,17 +147,8 @@ def work(arguments: argparse.Namespace) -> None:
     print(f"part {arguments.part}: {len(variants)} settings", flush=True)
     for variant in variants:
         line = json.dumps(trial.run(variant), ensure_ascii=False, allow_nan=True) + "\n"
-        with arguments.out.open("a", encoding="utf-8") as file:  # one write a line, so that processes do not mix
+        with arguments.out.open("a", encoding="utf-8") as file:  # one write per line, so that processes do not mix
             file.write(line)
-
-
-def share_out(arguments: argparse.Namespace) -> None:
-    """Run ``--jobs`` processes of this script, each with its part of the settings."""
-    command = [sys.executable, *sys.argv]
-    parts = [subprocess.Popen([*command, "--part", str(part)]) for part in range(arguments.jobs)]
-    statuses = [part.wait() for part in parts]
-    if any(statuses):
-        sys.exit("a part failed; the same command resumes")
 
 
 def show_best(path: Path, most: int) -> None:
@@ -186,8 +181,8 @@ def main() -> None:
     for name in ("--model", "--facts", "--corpus", "--prose", "--out"):
         attempt.add_argument(name, type=Path, required=True)
     attempt.add_argument("--tokens", type=int, default=50_000)
-    attempt.add_argument("--length", type=int, default=512, help="tokens of a document that are read")
-    attempt.add_argument("--count", type=int, default=TUNING, help="how many of the facts")
+    attempt.add_argument("--length", type=int, default=512, help="tokens of a document to read")
+    attempt.add_argument("--count", type=int, default=TUNING, help="number of facts")
     attempt.add_argument("--batch", type=int, default=BATCH)
     attempt.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     attempt.add_argument("--jobs", type=int, default=1)
@@ -200,11 +195,15 @@ def main() -> None:
         split(arguments.counterfact, arguments.out)
     elif arguments.command == "best":
         show_best(arguments.tries, arguments.most)
-    elif arguments.part is None and arguments.jobs > 1:
-        share_out(arguments)
-    else:
-        arguments.part = arguments.part or 0
+    elif arguments.part is not None:
         work(arguments)
+    else:
+        drop_incomplete_line(arguments.out)
+        if arguments.jobs > 1:
+            run_parts(arguments.jobs)
+        else:
+            arguments.part = 0
+            work(arguments)
 
 
 if __name__ == "__main__":

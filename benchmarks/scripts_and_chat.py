@@ -1,18 +1,18 @@
-"""Does an edited model say the new answer by itself? Facts in scripts without spaces, and facts in a chat.
+"""Free-running answers of an edited model: facts in scripts without spaces, and facts in a chat.
 
     python benchmarks/scripts_and_chat.py scripts MODEL --corpus text.txt --json scripts.jsonl
     python benchmarks/scripts_and_chat.py chat MODEL --corpus text.txt --json chat.jsonl
 
 ``scripts`` edits one fact each in Chinese, Japanese and Thai, and one whose prompt ends in a newline. ``chat`` edits
-facts together, once in plain text alone and once in the model's chat template too (``contexts.chat``), and asks in the
-template: the edited prompts, other wordings, and control questions. One JSON line is printed for each edit:
+facts together, once in plain text only and once in the model's chat template as well (``contexts.chat``), and queries
+the model in the template: the edited prompts, other wordings, and control questions. Prints one JSON line per edit:
 
-- ``efficacy``: in how many facts every token of the target is the likeliest, in per cent;
-- ``says``: for each fact what the model continues the prompt with, greedily, and whether that begins with the target;
-- ``controls``: how many control questions are right before and after the edit;
-- ``own_answer``: before the edit, whether what the model says by itself counts as right (it always must).
+- ``efficacy``: per cent of facts for which every token of the target is the most likely one;
+- ``says``: for each fact the greedy continuation of the prompt, and whether it begins with the target;
+- ``controls``: number of control questions answered correctly before and after the edit;
+- ``own_answer``: before the edit, whether the model's own free-running answer counts as correct (it always must).
 
-The numbers are those of ``errata recipe auto --minutes 0``. A run takes 2 to 4 minutes on one core.
+The recipe is that of ``errata recipe auto --minutes 0``. A run takes 2 to 4 minutes on one core.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from errata.benchmark.recipe_search import automatic_file, layers_by_depth, unsearched_recipe
-from errata.editing.methods import method_named
-from errata.editing.recipe import Recipe, parse_recipe
+from common import automatic_recipe
+
+from errata.benchmark.recipe_search import layers_by_depth
+from errata.editing.recipe import Recipe
 from errata.editors.locate_then_edit import Editor
 from errata.evaluation.chat import chat_questions, evaluate_chat
 from errata.facts.fact import Fact, Question
@@ -119,11 +120,10 @@ OTHERS = (
 
 
 def recipe_of(model: LanguageModel, corpus: str, tokens: int) -> Recipe:
-    """The numbers of ``errata recipe auto --minutes 0`` for memit."""
+    """The recipe of ``errata recipe auto --minutes 0`` for memit."""
     layers = layers_by_depth(len(model.blocks))
     statistics = {"corpus": corpus, "tokens": tokens, "length": min(512, model.context_length)}
-    default = unsearched_recipe(model.name, method_named("memit"), layers, model.weight(layers[0]).shape[1], statistics)
-    return parse_recipe(automatic_file(model.name, layers, "", {"memit": default}), "memit", source="defaults")
+    return automatic_recipe("memit", model.name, layers, model.weight(layers[0]).shape[1], statistics)
 
 
 def scripts(model: LanguageModel, recipe: Recipe) -> list[dict[str, Any]]:
@@ -131,19 +131,20 @@ def scripts(model: LanguageModel, recipe: Recipe) -> list[dict[str, Any]]:
     for fact in SCRIPTS:
         asked = [fact.text, *(question.prompt for question in fact.unrelated)]
         said = continue_texts(model, asked, new_tokens=6)
-        # Its first word or clause: where a text is cut at random, a tokenizer would not cut it.
+        # The first word or clause: a tokenizer would not cut a text at a random place.
         own = [(prompt, re.split(r"[，、。.,\s]", text.strip())[0]) for prompt, text in zip(asked, said, strict=True)]
-        own_right = [entry.correct for entry in score(model, [pair for pair in own if pair[1]])]
+        answers = [pair for pair in own if pair[1]]
+        own_right = correct(model, answers)
         controls = [question.pair for question in fact.unrelated]
-        before = sum(entry.correct for entry in score(model, controls))
+        before = correct(model, controls)
         patch = Editor(model, recipe).apply([fact])
         found.append(
             {
                 "what": fact.id,
-                "efficacy": 100 * sum(entry.correct for entry in score(model, [fact.pair(fact.target)])),
+                "efficacy": 100 * correct(model, [fact.pair(fact.target)]),
                 "says": [says(model, fact.text, fact.target)],
                 "controls": {"asked": len(controls), "before": before, "after": correct(model, controls)},
-                "own_answer": {"right": sum(own_right), "of": len(own_right), "said": [text for _, text in own]},
+                "own_answer": {"right": own_right, "of": len(answers), "said": [text for _, text in own]},
             }
         )
         patch.undo(model)
@@ -165,7 +166,7 @@ def chat(model: LanguageModel, recipe: Recipe) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{"what": "unedited", **replies(before, before)}]
     for name, in_template in (("plain", False), ("plain and template", True)):
         contexts = recipe.contexts.model_copy(update={"chat": in_template})
-        patch = Editor(model, replace_contexts(recipe, contexts)).apply(CHAT)
+        patch = Editor(model, recipe.model_copy(update={"contexts": contexts})).apply(CHAT)
         pairs = [fact.pair(fact.target) for fact in CHAT]
         found.append(
             {
@@ -180,12 +181,8 @@ def chat(model: LanguageModel, recipe: Recipe) -> list[dict[str, Any]]:
     return found
 
 
-def replace_contexts(recipe: Recipe, contexts: Any) -> Recipe:
-    return recipe.model_copy(update={"contexts": contexts})
-
-
 def replies(before: list[Any], now: list[Any]) -> dict[str, Any]:
-    """By metric how many replies hold the answer, and every reply."""
+    """By metric the number of replies that contain the answer, and every reply."""
     counts: dict[str, dict[str, int]] = {}
     for then, record in zip(before, now, strict=True):
         count = counts.setdefault(record.metric, {"asked": 0, "before": 0, "after": 0})
@@ -200,7 +197,7 @@ def main() -> None:
     parser.add_argument("what", choices=("scripts", "chat"))
     parser.add_argument("model")
     parser.add_argument("--corpus", required=True)
-    parser.add_argument("--tokens", type=int, default=20_000, help="read of the corpus")
+    parser.add_argument("--tokens", type=int, default=20_000, help="tokens of the corpus to read")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = load_model(options.model)

@@ -5,11 +5,11 @@
 
 ``keys`` reads the keys of a few subjects that are the only token of a text, and prints their cosines with the keys of
 other first tokens: the least, the mean and the largest, and the mean with a line break before the subject (with
-``--also TEXT``, with that before it too). The last column says how long these keys are beside those of tokens inside
-a text (root mean squares).
+``--also TEXT``, also with that text before it). The last column is the ratio of the length of these keys to that of
+tokens inside a text (root mean squares).
 
-``spectra`` prints the eigenvalues of C = E[k kᵀ] over a text: the median and the largest in units of the mean, and what
-two thresholds of a null space leave; ρ is an L2 of 10 in units of the energy below the absolute threshold (see
+``spectra`` prints the eigenvalues of C = E[k kᵀ] over a text: the median and the largest in units of the mean, and the
+null space that two thresholds leave; ρ is an L2 of 10 in units of the energy below the absolute threshold (see
 docs/methods.md, section 3). A second table leaves out the first token of every document.
 
 MODEL is a directory, or any name that ``errata --model`` takes. The text is ``builtin`` (comes with errata), ``lab``,
@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from common import markdown_table
 from jaxtyping import Float
 from torch import Tensor
 
@@ -38,7 +39,7 @@ SUBJECTS = ("France", "Japan", "Canada", "Apple")
 OTHERS = ("The", "Water", "London", "In", "He", "Music", "When", "Science")
 THRESHOLD = 0.02  # of eigenvalues, as published for AlphaEdit
 L2 = 10.0  # as published for AlphaEdit
-SHARE = 0.3  # of the mean eigenvalue: what automatic recipes once took as their threshold
+SHARE = 0.3  # of the mean eigenvalue: a former threshold of automatic recipes
 TOKEN_BUDGET = 4096
 
 
@@ -78,7 +79,7 @@ def moments_of(
             break
     if missing > 0:
         raise InputError(
-            f"the text {text!r} holds {tokens - missing} tokens, but {tokens} were asked for",
+            f"the text {text!r} holds {tokens - missing} tokens, not {tokens}",
             remedy="Give a longer text, or fewer --tokens",
         )
     width = model.weight(layers[0]).shape[1]
@@ -135,23 +136,25 @@ def show_keys(model: LanguageModel, options: argparse.Namespace) -> None:
     leads = [NEUTRAL, *options.also]
     led = [keys_of_last(model, [f"{lead}{word}" for word in options.subjects], layers) for lead in leads]
     ordinary = moments_of(model, layers, options.text, tokens=options.tokens, length=options.length)
-    names = " | ".join(f"mean, after {lead!r}" for lead in leads)
-    print(f"| layer | least | mean | largest | {names} | length beside keys inside a text |")
-    print(f"|---|---|---|---|{'---|' * len(leads)}---|")
+    means_after = [f"mean, after {lead!r}" for lead in leads]
+    head = ["layer", "least", "mean", "largest", *means_after, "length relative to keys inside a text"]
+    rows = []
     for layer in layers:
         found = cosines(bare[layer], others[layer])
         means = [float(cosines(keys[layer], others[layer]).mean()) for keys in led]
         cells = [float(found.min()), float(found.mean()), float(found.max()), *means]
         size = bare[layer].square().sum(1).mean().sqrt() / ordinary[layer].inside.mean.trace().sqrt()
-        print(f"| {layer} | {' | '.join(map(shown, cells))} | {float(size):.1f} |")
+        rows.append([layer, *map(shown, cells), f"{float(size):.1f}"])
+    print(markdown_table(head, rows, "l" * len(head)))
 
 
-def spectrum_line(layer: int, moment: SecondMoment) -> str:
-    """A layer's line of ``spectra``; shares in per cent."""
+def spectrum_row(layer: int, moment: SecondMoment) -> list[str]:
+    """A layer's row of ``spectra``; shares in per cent."""
     values = torch.linalg.eigvalsh(moment.mean).clamp_min(0)
     mean, trace = float(values.mean()), float(values.sum())
     low, null = values[values < SHARE * mean], values[values < THRESHOLD]
-    cells = [
+    return [
+        str(layer),
         f"{mean:.4f}",
         f"{float(values.median()) / mean:.2f}",
         f"{float(values[-1]) / mean:,.0f}",
@@ -161,7 +164,6 @@ def spectrum_line(layer: int, moment: SecondMoment) -> str:
         f"{100 * len(null) / len(values):.0f} %",
         f"{L2 / float(null.sum()):.2f}" if float(null.sum()) > 0 else "–",
     ]
-    return f"| {layer} | {' | '.join(cells)} |"
 
 
 def show_spectra(model: LanguageModel, options: argparse.Namespace) -> None:
@@ -171,16 +173,21 @@ def show_spectra(model: LanguageModel, options: argparse.Namespace) -> None:
         "All": {layer: moments.whole for layer, moments in found.items()},
         "Without first": {layer: moments.inside for layer, moments in found.items()},
     }
+    head = [
+        "layer",
+        "mean eigenvalue",
+        "median / mean",
+        "largest / mean",
+        "largest's share of the trace",
+        f"directions below {SHARE} means",
+        "… and their share of the trace",
+        f"directions below {THRESHOLD}",
+        f"L2 {L2:g} is ρ =",
+    ]
     for name, table in tables.items():
         print(f"\n{name} tokens: {next(iter(table.values())).count:,}\n")
-        print(
-            "| layer | mean eigenvalue | median / mean | largest / mean | largest's share of the trace "
-            f"| directions below {SHARE} means | … and their share of the trace "
-            f"| directions below {THRESHOLD} | L2 {L2:g} is ρ = |"
-        )
-        print(f"|---|{'---|' * 8}")
-        for layer, moment in table.items():
-            print(spectrum_line(layer, moment))
+        rows = [spectrum_row(layer, moment) for layer, moment in table.items()]
+        print(markdown_table(head, rows, "l" * len(head)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -190,15 +197,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keys.add_argument("--subjects", nargs="+", default=SUBJECTS, help="words of one token")
     keys.add_argument("--others", nargs="+", default=OTHERS, help="words of one token")
     keys.add_argument(
-        "--also", nargs="+", default=[], metavar="TEXT", help="put before the subjects, besides a line break"
+        "--also", nargs="+", default=[], metavar="TEXT", help="text before the subjects, besides a line break"
     )
     spectra = commands.add_parser("spectra", help="spectra of the keys' second moment")
     for command, show in ((keys, show_keys), (spectra, show_spectra)):
         command.add_argument("model")
         command.add_argument("--layers", type=int, nargs="+", required=True)
         command.add_argument("--text", default="builtin", help="builtin, lab, or a text file")
-        command.add_argument("--tokens", type=int, default=12_000, help="how many of its tokens")
-        command.add_argument("--length", type=int, default=1024, help="tokens of a document that are read")
+        command.add_argument("--tokens", type=int, default=12_000, help="number of its tokens")
+        command.add_argument("--length", type=int, default=1024, help="tokens of a document to read")
         command.add_argument("--device")
         command.set_defaults(show=show)
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
-"""How fast targets are found: all facts together with replay, against one fact at a time with whole sequences.
+"""Speed of the target search: all facts together with replay, compared with one fact at a time on whole sequences.
 
-Both run in this one process with the same threads, in float32, on the same facts, contexts and settings. The reference
-(tests/reference/target.py) is no straw man: it runs one fact with all its contexts in one forward pass, with the
-weights frozen. It may search fewer facts; its time is then scaled by the number of losses evaluated.
+Both run in this process with the same threads, in float32, on the same facts, contexts and settings. The reference
+(tests/reference/target.py) is a fair one: it runs one fact with all its contexts in one forward pass, with frozen
+weights. It may search fewer facts; its time is then scaled by the number of losses evaluated.
 
     python benchmarks/targets.py                      the embedded model, at its first and last critical layer
     python benchmarks/targets.py --model gpt2-small   a randomly initialised GPT-2 small, at block 4
@@ -22,7 +22,7 @@ from typing import TypeVar
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-# tests/reference is no part of the installed package.
+# tests/reference is not part of the installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from errata.editing.contexts import generate_prefixes
@@ -40,15 +40,15 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationResult:
+class SearchTiming:
     """One row of the table.
 
     Attributes:
-        leaving: whether facts that have converged leave the batch, and the reference stops there too.
+        leaving: whether converged facts leave the batch, and the reference stops there too.
         seconds: for all facts together.
-        evaluations: losses evaluated in them, over all facts.
+        evaluations: losses evaluated in that time, over all facts.
         reference_seconds: as measured, for the reference's facts only.
-        reference_evaluations: losses evaluated in them.
+        reference_evaluations: losses evaluated in that time.
         mean_loss: the last loss, over the reference's facts.
         reference_mean_loss: the same by the reference.
     """
@@ -65,7 +65,7 @@ class EvaluationResult:
 
     @property
     def scaled_reference_seconds(self) -> float:
-        """What the reference would take for as many evaluations as ours made."""
+        """The reference's time for as many evaluations as ours made."""
         return self.reference_seconds * self.evaluations / self.reference_evaluations
 
     @property
@@ -75,12 +75,12 @@ class EvaluationResult:
 
 @dataclass(frozen=True, slots=True)
 class TokenLengths:
-    """Mean tokens of a row (a fact in one context, the target included; KL prompts are rows too).
+    """Mean tokens of a row (a fact in one context, with the target; KL prompts are rows too).
 
     Attributes:
         before: tokens before the subject's last token, which are run once.
         behind: tokens from it on, which are replayed.
-        target: target tokens, in the rows that have some.
+        target: target tokens, over rows that have any.
     """
 
     before: float
@@ -121,9 +121,9 @@ def measure(
     settings: TargetSettings,
     *,
     leaving: bool,
-) -> EvaluationResult:
+) -> SearchTiming:
     if not leaving:
-        settings = settings.model_copy(update={"stop_loss": 0.0})  # which no loss is under: all steps for all facts
+        settings = settings.model_copy(update={"stop_loss": 0.0})  # no loss is below it: all steps for all facts
     some = facts[:reference_facts]
 
     def ours(facts: Sequence[Fact], settings: TargetSettings) -> Targets:
@@ -133,11 +133,11 @@ def measure(
         return [search(model, fact, prefixes, layer, Site.BLOCK, settings) for fact in facts]
 
     two_steps = settings.model_copy(update={"steps": 2})
-    ours(facts[:2], two_steps)  # what only first calls do, for both
+    ours(facts[:2], two_steps)  # warm-up, for both
     reference(facts[:2], two_steps)
     found, seconds = timed(lambda: ours(facts, settings))
     plain, reference_seconds = timed(lambda: reference(some, settings))
-    return EvaluationResult(
+    return SearchTiming(
         model=model.name,
         layer=layer,
         leaving=leaving,
@@ -150,8 +150,8 @@ def measure(
     )
 
 
-def table(measurements: Sequence[EvaluationResult]) -> str:
-    """One line a measurement; seconds of the reference are scaled to all evaluations."""
+def table(measurements: Sequence[SearchTiming]) -> str:
+    """One line per measurement; seconds of the reference are scaled to all evaluations."""
     lines = [
         f"{'model':<12}{'layer':>6}{'leaving':>9}{'evaluations':>13}{'ours (s)':>10}{'reference (s)':>15}{'ratio':>8}"
         f"{'mean loss':>12}{'reference':>11}"
@@ -168,14 +168,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["lab", "gpt2-small"], default="lab")
     parser.add_argument(
-        "--layer", type=int, action="append", help="may be given several times; lab: first and last, gpt2-small: 4"
+        "--layer", type=int, action="append", help="repeatable; default for lab: first and last, for gpt2-small: 4"
     )
-    parser.add_argument("--facts", type=int, default=100, help="facts that we search (100)")
-    parser.add_argument("--reference-facts", type=int, default=10, help="facts that the reference searches (10)")
-    parser.add_argument("--steps", type=int, help="evaluations of the loss at most (the lab recipe's)")
+    parser.add_argument("--facts", type=int, default=100, help="facts of our search (100)")
+    parser.add_argument("--reference-facts", type=int, default=10, help="facts of the reference (10)")
+    parser.add_argument("--steps", type=int, help="most evaluations of the loss (the lab recipe's)")
     parser.add_argument("--threads", type=int, default=2, help="threads of both (2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the facts (0)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements there as well")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the facts (0)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to this file")
     options = parser.parse_args(argv)
     if not 0 < options.reference_facts <= options.facts:
         parser.error("--reference-facts must be between 1 and --facts")

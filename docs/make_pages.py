@@ -19,6 +19,11 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "errata"
 _MESSAGE_POSITION = {"Fault": 1}  # after the place
+# Functions that raise an error with the code that they get -> its class and message.
+_RAISING = {
+    **dict.fromkeys(("read_json", "read_text", "reading"), ("InputError", "cannot read …: …")),
+    "mismatches": ("Fault", "… was started with …, got …"),
+}
 _ERRORS_HEAD = """# Error codes
 
 Every error that errata raises is a subclass of `errata.ErrataError`. It says what was wrong and what to do, and carries
@@ -59,7 +64,7 @@ def error_rows(source: Path = SOURCE) -> dict[str, tuple[set[str], str]]:
                 first_argument = arguments[0] if arguments else ast.Constant("")
                 if isinstance(first_argument, ast.Name):
                     first_argument = assigned.get(first_argument.id, first_argument)
-                message = _text(first_argument)
+                kind, message = _RAISING.get(kind, (kind, _text(first_argument)))
                 classes, first = rows.get(code, (set(), ""))
                 rows[code] = (classes | {kind}, first or message)
     return rows

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from errata.errors import NonFiniteError
+from errata.errors import ErrataError, NonFiniteError
+from errata.patches.patch import Patch
 
 from benchmarks import real_table
 from tests.support.editing import corpus_texts, tiny_language_model, write_corpus
@@ -158,6 +159,37 @@ def test_an_edit_that_blows_up_sets_off_the_alarm(
     assert "seed 0" in line_of("memit", capsys.readouterr().out)[-1]
     results = json.loads(Path("out/table.json").read_text(encoding="utf-8"))
     assert results["about"]["safety"]["rows"][0]["alarms"] == [0]
+
+
+def test_a_failed_measurement_leaves_no_edit_behind(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprints = []
+
+    def run_sequence(model: Any, *arguments: Any, **named: Any) -> Any:
+        fingerprints.append(model.fingerprint())
+        return original(model, *arguments, **named)
+
+    def fail(*arguments: Any) -> None:
+        raise ErrataError("the norm is not finite", remedy="")
+
+    original = real_table.run_sequence
+    monkeypatch.setattr(real_table, "run_sequence", run_sequence)
+    monkeypatch.setattr(Patch, "relative_norms", fail)
+    script("--methods", "memit,memit+blue", "--layers", "small=1,2", "--part", "0")
+    assert kept("memit")["failed"] == "the norm is not finite"
+    assert len(fingerprints) == 2
+    assert len(set(fingerprints)) == 1
+
+
+def test_differences_of_two_sets_are_paired_over_facts(capsys: pytest.CaptureFixture[str]) -> None:
+    def piece(values: dict[str, float], metric: str = "efficacy_accuracy") -> dict[str, Any]:
+        records = [[fact, metric, "prompt", value, "said"] for fact, value in values.items()]
+        measured = {"records": records, "perplexity": None, "weight_norm_ratio": None}
+        return {"seed": 0, "before": measured, "after": measured}
+
+    real_table._print_paired({"memit": [piece({"a": 0, "b": 0})]}, {"memit": [piece({"a": 1, "b": 1})]})
+    assert "| memit | – | +100.0 [+100.0, +100.0] | – |" in capsys.readouterr().out
+    real_table._print_paired({"memit": [piece({"a": 0})]}, {"memit": [piece({"a": 1})]})
+    assert "| memit | – | +100.0 | – |" in capsys.readouterr().out
 
 
 def test_the_alarm_takes_the_worst_seed_and_numbers_that_are_not_finite() -> None:

@@ -7,6 +7,7 @@ import pytest
 from errata.results.metrics import Metric
 from errata.results.records import Record
 
+from benchmarks.common import points
 from benchmarks.recipe_auto import compared
 
 
@@ -30,3 +31,10 @@ def test_differences_are_means_over_prompts_and_kinds_that_nobody_asked_have_no_
 def test_runs_of_other_prompts_are_not_compared() -> None:
     with pytest.raises(ValueError, match="prompts"):
         compared(records([[1, 1], [0]]), records([[1], [1, 0]]))
+
+
+def test_a_difference_of_one_fact_has_no_interval() -> None:
+    (row,) = compared(records([[0]]), records([[1]]))
+    assert (row["difference"], row["low"], row["high"]) == (1, None, None)
+    assert points(row["difference"], row["low"], row["high"]) == "+100.0"
+    assert points(0.015, 0.002, 0.029) == "+1.5 [+0.2, +2.9]"

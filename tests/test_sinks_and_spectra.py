@@ -11,7 +11,7 @@ from errata.errors import InputError
 from errata.models.language_model import Site
 from errata.statistics.moments import SecondMoment
 
-from benchmarks.sinks_and_spectra import main, moments_of, spectrum_line
+from benchmarks.sinks_and_spectra import main, moments_of, spectrum_row
 from tests.support.editing import read_whole, tiny_language_model, write_corpus
 
 LAYERS = (1, 2)
@@ -45,7 +45,7 @@ def test_moments_are_those_of_a_plain_pass_and_first_tokens_apart(tmp_path: Path
 def test_a_known_spectrum_is_told() -> None:
     values = torch.tensor([0.01, 0.01, 0.03, 0.07, 0.5, 0.5, 0.88, 8.0], dtype=torch.float64)  # their mean is 1.25
     basis = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
-    cells = table(spectrum_line(3, SecondMoment(10 * basis @ values.diag() @ basis.T, count=10)))[0]
+    cells = spectrum_row(3, SecondMoment(10 * basis @ values.diag() @ basis.T, count=10))
     assert cells == ["3", "1.2500", "0.06", "6", "80 %", "50 %", "1.2 %", "25 %", "500.00"]
 
 

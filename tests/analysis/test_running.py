@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from errata.analysis.findings import Findings, mean_row, verdict_on, with_n
 from errata.analysis.studies import STUDIES, csv_of, read_result, run_study, study_named
@@ -80,6 +81,26 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
     (tmp_path / "out" / "pieces" / "bb.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"bb\.json"):
         run_study(counting([]), context, tmp_path / "out", command="")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("pieces/bb.json", "{}"), ("study.json", '{"format": "errata-analysis-1"}')]
+)
+def test_files_without_their_fields_are_damaged(tmp_path: Path, name: str, content: str) -> None:
+    context = tiny_context(tmp_path)
+    done(counting([]), context, tmp_path / "out")
+    (tmp_path / "out" / name).write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        run_study(counting([]), context, tmp_path / "out", command="")
+    assert caught.value.code == "STUDY_FILE_DAMAGED"
+
+
+def test_seeds_are_distinct_numbers_within_limits() -> None:
+    """A seed that counts twice would narrow intervals."""
+    assert AnalysisSettings(seeds=3).seeds == (0, 1, 2)  # type: ignore[arg-type]
+    for seeds in ((0, 0), (-1,), (2**63,), 10**12, 0, -1, ()):
+        with pytest.raises(ValidationError):
+            AnalysisSettings.model_validate({"seeds": seeds})
 
 
 def test_rows_as_a_table(tmp_path: Path) -> None:

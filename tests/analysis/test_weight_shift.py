@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from errata.statistics.moments import key_moments
 from tests.reference import solvers
 from tests.reference.keys import key
 from tests.reference.weight_shift import residual, weight_shift
+from tests.support.bench import ASKED
 from tests.support.editing import assert_same_bits, parameter_bits, tiny_language_model, tiny_recipe, write_corpus
 from tests.support.fuzzing import examples
 from tests.support.study_context import done, tiny_context
@@ -141,14 +143,14 @@ def test_shift_and_bounds_are_in_order_for_every_solver(
         torch.testing.assert_close(residuals @ q, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
     found = shift_norms(computed, last, behind, q)
     shift = computed @ q - last @ q / (behind + 1)
-    assert found.shift.frobenius == pytest.approx(float(torch.linalg.norm(shift)), rel=1e-9)
-    assert found.shift.spectral == pytest.approx(float(torch.linalg.norm(shift, 2)), rel=1e-9)
-    assert found.solution.spectral == pytest.approx(float(torch.linalg.norm(q, 2)), rel=1e-9)
+    assert found["shift"]["Frobenius"] == pytest.approx(float(torch.linalg.norm(shift)), rel=1e-9)
+    assert found["shift"]["spectral"] == pytest.approx(float(torch.linalg.norm(shift, 2)), rel=1e-9)
+    assert found["solution"]["spectral"] == pytest.approx(float(torch.linalg.norm(q, 2)), rel=1e-9)
     for of_residuals, of_q in READINGS.values():
-        gap, whole = (part.to_record()[of_residuals] for part in (found.gap, found.last))
-        size = found.solution.to_record()[of_q]
+        gap, whole = (found[part][of_residuals] for part in ("gap", "last"))
+        size = found["solution"][of_q]
         stated, tighter = (rule(gap, whole, size, behind) for rule in (bound, tighter_bound))
-        assert found.shift.to_record()[of_residuals] <= tighter * (1 + 1e-9)
+        assert found["shift"][of_residuals] <= tighter * (1 + 1e-9)
         assert tighter <= stated
         assert behind > 0 or tighter == stated
 
@@ -157,9 +159,11 @@ def test_the_tighter_bound_is_reached() -> None:
     """By one fact whose computed residual points against the last one's: nothing smaller bounds all cases."""
     last, q = torch.tensor([[3.0], [0.0]]).double(), torch.tensor([[2.0, 0.0, 0.0]]).double()
     found = shift_norms(2 * last, last, 3, q)
-    assert found.shift.frobenius == pytest.approx((6 - 3 / 4) * 2)
-    assert tighter_bound(found.gap.frobenius, found.last.frobenius, 2.0, 3) == pytest.approx((3 + 9 / 4) * 2)
-    assert bound(found.gap.frobenius, found.last.frobenius, 2.0, 3) == pytest.approx((3 + 9) * 2)
+    assert found["shift"]["Frobenius"] == pytest.approx((6 - 3 / 4) * 2)
+    assert tighter_bound(found["gap"]["Frobenius"], found["last"]["Frobenius"], 2.0, 3) == pytest.approx(
+        (3 + 9 / 4) * 2
+    )
+    assert bound(found["gap"]["Frobenius"], found["last"]["Frobenius"], 2.0, 3) == pytest.approx((3 + 9) * 2)
 
 
 def test_a_study_goes_on_with_the_earlier_batches_written_again(tmp_path: Path) -> None:
@@ -229,6 +233,27 @@ def test_claims_are_decided_by_their_rows(tmp_path: Path) -> None:
         for panel in figure.panels:
             assert all(len(series.x) >= 2 for series in panel.series)
             assert not (panel.log_y and any(y <= 0 for series in panel.series for y in series.y))
+
+
+def test_groups_that_hold_no_smaller_one_are_left_out(tmp_path: Path) -> None:
+    """Of groups of three, none lies within facts 4 to 7: the second group of four cannot be compared with its parts."""
+    plan = {"count": 8, "batch_size": 2, "sizes": (3, 4), "earlier": (0,)}
+    facts = [
+        *ASKED[:4],
+        *(replace(fact, id=f"{fact.id}-again", prompt=f"I think that {fact.prompt}") for fact in ASKED[:4]),
+    ]
+    result = done(WEIGHT_SHIFT, tiny_context(tmp_path, facts=facts, **plan), tmp_path / "out")
+    (row,) = [
+        row
+        for row in result.findings.rows
+        if row.quantity == "shift, growth with batch size"
+        and row.where["layer"] == 1
+        and row.where["norm"] == "Frobenius"
+    ]
+    assert row.n == 1
+    shifts = json.loads((tmp_path / "out" / "pieces" / "seed-0-after-0.json").read_text(encoding="utf-8"))
+    small, large = (shifts["kept"]["sizes"][size]["1"]["shift"]["Frobenius"] for size in ("3", "4"))
+    assert row.mean == pytest.approx(large[0] / small[0] - 1)
 
 
 def test_pictures_are_of_the_size_at_which_norms_differ(tmp_path: Path) -> None:

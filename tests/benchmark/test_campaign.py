@@ -30,6 +30,7 @@ from errata.evaluation.perplexity import perplexity
 from errata.evaluation.recall import evaluate_facts
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
+from errata.report.bench_run import read_bench_run
 from errata.results.records import Record, Row, read_results
 from errata.runs.run import Manifest
 from errata.utils.progress import Report, silent
@@ -243,7 +244,7 @@ def test_cells_that_are_killed_do_not_count_as_done(bench: TinyBench, tmp_path: 
             shown.append((done, total))
 
     with pytest.raises(Stop):
-        work(campaign, campaign.cells, runner, jobs=2, report=report, told=told)
+        work(campaign, campaign.cells, runner, jobs=2, report=report, on_end=told)
     assert shown == [(0, 2000), (450, 2000), (1450, 2000)]
 
 
@@ -320,6 +321,66 @@ def test_garbage_as_the_record_of_a_cell_is_an_input_error(content: str, bench: 
             read(campaign.cells[0])
 
 
+def test_a_damaged_specification_costs_one_cell(bench: TinyBench, tmp_path: Path) -> None:
+    """Of a finished benchmark, and of one whose other cells are still to be edited."""
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0, 1, 2), edits=2))
+    first, second, third = campaign.cells
+    with pytest.raises(Stop):
+        finish(campaign, Inline(before_cell=lambda cell: _interrupt_unless(cell, first)))
+    (second / "cell.json").write_text('{"format": ', encoding="utf-8")
+    lines = finish(campaign)
+    assert [second.name in line for line in lines] == [True, False]
+    assert "cell.json" in lines[0]
+    assert "2 facts in" in lines[1]
+    (third / "cell.json").write_text("{}", encoding="utf-8")
+    summary, _ = collect(campaign)
+    cells = read_results(summary).about["cells"]
+    assert [cell["status"] for cell in cells] == ["done", "failed", "failed"]
+    assert all("cell.json" in cell["failure"] for cell in cells[1:])
+    assert [cell["seed"] for cell in cells] == [0, None, None]
+    assert rows_in(summary)["memit", "efficacy_accuracy", "after", 2]["n"] == 2
+    assert [cell.status for cell in read_bench_run(campaign.directory).about.cells] == ["done", "failed", "failed"]
+
+
+def _interrupt_unless(cell: Path, first: Path) -> None:
+    if cell != first:
+        raise Stop
+
+
+def test_a_damaged_record_of_a_failure_stops_nothing(bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=2))
+    broken = campaign.cells[0]
+    (broken / "failure.json").write_text("{", encoding="utf-8")
+    assert campaign.pending() == [campaign.cells[1]]
+    finish(campaign)
+    cells = read_results(collect(campaign)[0]).about["cells"]
+    assert [cell["status"] for cell in cells] == ["failed", "done"]
+    assert "failure.json" in cells[0]["failure"]
+    finish(campaign, retry=True)
+    assert [cell["status"] for cell in read_results(collect(campaign)[0]).about["cells"]] == ["done", "done"]
+
+
+def test_a_new_attempt_removes_traces_of_the_failed_one(bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2))
+    (cell,) = campaign.cells
+    for name in ("failure.json", "traceback.txt", "errors.txt"):
+        (cell / name).write_text('{"what": "no luck"}', encoding="utf-8")
+    finish(campaign, retry=True)
+    assert campaign.is_done(cell)
+    assert not {"failure.json", "traceback.txt", "errors.txt"} & {path.name for path in cell.iterdir()}
+
+
+def test_a_result_of_other_content_costs_one_cell(bench: TinyBench, tmp_path: Path) -> None:
+    campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=2))
+    finish(campaign)
+    path = campaign.cells[0] / "after" / "perplexity.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**record, "kept": {}}), encoding="utf-8")
+    cells = read_results(collect(campaign)[0]).about["cells"]
+    assert [cell["status"] for cell in cells] == ["failed", "done"]
+    assert "perplexity" in cells[0]["failure"]
+
+
 def test_a_collapse_is_kept_so_that_going_on_does_not_try_the_batch_again(
     bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,7 +446,7 @@ def test_files_that_measurements_read_must_stay_what_they_were(bench: TinyBench,
     with pytest.raises(FaultsError, match=r"references.jsonl: changed since"):
         campaign.check_inputs()
     references.unlink()
-    with pytest.raises(FaultsError, match="cannot be read"):
+    with pytest.raises(FaultsError, match="cannot read"):
         campaign.check_inputs()
     record = (tmp_path / "out" / "grid.json").read_bytes()
     with campaign.locked():
@@ -553,9 +614,9 @@ def _break(monkeypatch: pytest.MonkeyPatch, name: str, seed: int | None = None) 
         def ask(inputs: MeasurementInputs) -> MeasurementResult:
             if seed in (None, inputs.seed):
                 raise InputError("no such task", remedy="Name another")
-            return part.ask(inputs)
+            return part.run(inputs)
 
-        return replace(part, ask=ask)
+        return replace(part, run=ask)
 
     parts = tuple(with_fault(part) if part.name == name else part for part in measurements.OPTIONAL)
     monkeypatch.setattr(measurements, "OPTIONAL", parts)

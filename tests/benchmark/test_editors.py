@@ -10,19 +10,23 @@ from typing import Any
 
 import pytest
 
-from errata.benchmark.cell import open_cell, work_on
+from errata.benchmark.campaign import Campaign
+from errata.benchmark.cell import EditorRun, open_cell
 from errata.benchmark.cell_files import CellSpec
 from errata.benchmark.collect import collect
 from errata.benchmark.data import BenchmarkData
 from errata.benchmark.grid import Measures
+from errata.benchmark.workers import progress_of
+from errata.editors.contract import OnBatch
 from errata.editors.registry import EditorKind
-from errata.errors import InputError
+from errata.errors import EditError, InputError, NonFiniteError
 from errata.facts.concept import Concept
 from errata.facts.fact import Fact, Question
+from errata.results.records import read_results
 from errata.utils.progress import silent
 
 from tests.support.bench import ASKED, TinyBench
-from tests.support.editing import tiny_recipe
+from tests.support.editing import tiny_language_model, tiny_recipe
 from tests.support.editors import VIEWS, MemoryEdit, MemoryEditor
 
 EDITORS = {
@@ -73,9 +77,9 @@ def test_a_cell_of_any_editor(tmp_path: Path, kind: str, monkeypatch: pytest.Mon
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):  # before the third batch
-        work_on(cell, stop, editors=EDITORS)
+        open_cell(cell, stop, editors=EDITORS).work()
     assert len(list((cell / "edits").glob("*.edit"))) == 2
-    work_on(cell, silent, editors=EDITORS)
+    open_cell(cell, silent, editors=EDITORS).work()
     assert len(list((cell / "edits").glob("*.edit"))) == 3
     assert campaign.is_done(cell)
     collect(campaign)
@@ -101,6 +105,78 @@ def test_a_cell_of_any_editor(tmp_path: Path, kind: str, monkeypatch: pytest.Mon
     assert "perplexity_ratio" not in after
     assert "perplexity_ratio" in absent["metrics"]
     assert "weight_norm_ratio" not in after
+
+
+def cell_of(bench: TinyBench, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Campaign, Path]:
+    """A benchmark of one cell, of the editor ``prompt``: three batches of two facts."""
+    grid = bench.grid(["memit"], seeds=(0,))
+    (spec,) = bench.specs(grid)
+    shared = {name: value for name, value in spec.model_dump(mode="json").items() if name != "recipe"}
+    other = {**shared, "label": "prompt", "editor": "prompt", "settings": {"batch_size": 2}}
+    monkeypatch.setattr(TinyBench, "specs", lambda self, grid: [CellSpec.model_validate(other)])
+    campaign = bench.begin(out, grid)
+    return campaign, campaign.cells[0]
+
+
+class Overflowing(MemoryEditor):
+    """Its second edit is not finite."""
+
+    def apply(self, facts: Sequence[Fact], *, on_batch: OnBatch | None = None) -> MemoryEdit:
+        if self.facts:
+            raise NonFiniteError("the memory", facts=(), layer=None)
+        return super().apply(facts, on_batch=on_batch)
+
+
+def test_an_edit_that_is_not_finite_is_a_collapse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign, cell = cell_of(TinyBench.of(tmp_path), tmp_path / "out", monkeypatch)
+    kind = EditorKind(lambda model, settings, report: Overflowing(model, "prompt"), MemoryEdit.load)
+    open_cell(cell, silent, editors={"prompt": kind}).work()
+    assert json.loads((cell / "collapse.json").read_text(encoding="utf-8")) == {"batch": 2, "ratio": None}
+    (entry,) = read_results(collect(campaign)[0]).about["cells"]
+    assert (entry["status"], entry["edits"], entry["collapsed_at"]) == ("done", 2, 2)
+
+
+def test_a_failed_removal_restores_what_was_removed(tmp_path: Path) -> None:
+    model = tiny_language_model("gpt2")
+
+    class Stuck(MemoryEditor):
+        """Cannot remove its first edit."""
+
+        def remove(self, edit: MemoryEdit) -> None:
+            if edit.facts == tuple(ASKED[:1]):
+                raise EditError("it is stuck", remedy="")
+            super().remove(edit)
+
+    editor = Stuck(model, "prompt")
+    run = EditorRun(model, EDITORS["prompt"], editor, tmp_path, tuple(ASKED[:2]), 1, silent, "")
+    run._edits.extend(editor.apply([fact]) for fact in ASKED[:2])
+    with pytest.raises(EditError), run.unedited():
+        pass
+    assert editor.facts == tuple(ASKED[:2])
+
+
+def test_a_damaged_batch_costs_one_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign, cell = cell_of(TinyBench.of(tmp_path), tmp_path / "out", monkeypatch)
+    open_cell(cell, silent, editors=EDITORS).work()
+    path = cell / "edits" / "0002.json"
+    batch = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**batch, "said": {}}), encoding="utf-8")
+    (entry,) = read_results(collect(campaign)[0]).about["cells"]
+    assert entry["status"] == "failed"
+    assert "0002.json" in entry["failure"]
+
+
+def test_progress_of_any_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, cell = cell_of(TinyBench.of(tmp_path), tmp_path / "out", monkeypatch)
+    assert progress_of(cell) == (0, 6)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "facts edited" and done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_cell(cell, stop, editors=EDITORS).work()
+    assert progress_of(cell) == (4, 6)
 
 
 def test_recorded_specifications_keep_their_form(tmp_path: Path) -> None:

@@ -50,6 +50,21 @@ def test_names_and_numbers_stand_for_what_they_mean(tmp_path: Path) -> None:
     assert (grid.batch_size, grid.collapse) == (100, 1.5)
 
 
+def test_paths_may_contain_equals_signs(tmp_path: Path) -> None:
+    """Only ``NAME=FILE`` of a known data set is split."""
+    folder = tmp_path / "runs" / "lr=0.1"
+    folder.mkdir(parents=True)
+    (folder / "facts.jsonl").touch()
+    data = {"data": ["runs/lr=0.1/facts.jsonl", "jsonl=runs/lr=0.1/facts.jsonl"], "prose": "runs/lr=0.1/prose.txt"}
+    found = placed({"models": ["runs/lr=0.1", "a=b"], **data}, tmp_path)
+    grid = grid_of({**found, "methods": ["memit"], "edits": 1}, "grid.yaml")
+    assert grid.models == (ModelEntry(name=str(folder)), ModelEntry(name="a=b"))
+    assert grid_of({"models": "a=b", "methods": ["memit"], "edits": 1}, "grid.yaml").models[0].name == "a=b"
+    path = str(folder / "facts.jsonl")
+    assert grid.data == (DataEntry(name=path), DataEntry(name="jsonl", path=path))
+    assert grid.prose == str(folder / "prose.txt")
+
+
 def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "grid.yaml"
     lines = ["methods: [memit, memitt]", "edits: 0", "seeds: [1, 1]", "batchsize: 3", "collapse: 0.5"]
@@ -58,16 +73,17 @@ def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(FaultsError) as caught:
         grid_of(read_grid(path), "grid.yaml", text=text)
     told = [str(fault) for fault in caught.value.faults]
-    assert len(told) == 5
+    assert len(told) == 6
     for expected in (
         "grid.yaml: edits (line 2): input should be greater than or equal to 1, got 0",
+        "grid.yaml: seeds (line 3): duplicate",
         "grid.yaml: batchsize (line 4): unknown key. Known: models, data",
         "grid.yaml: collapse (line 5): input should be greater than 1, got 0.5",
         "grid.yaml: models.0.name (line 7): field required",
         "memitt",
     ):
         assert any(expected in line for line in told), expected
-    with pytest.raises(FaultsError, match="seeds has duplicates"):
+    with pytest.raises(FaultsError, match="duplicate seeds"):
         grid_of({"methods": ["memit"], "edits": 1, "seeds": [1, 1]}, "grid.yaml")
 
 
@@ -81,7 +97,7 @@ def test_what_is_right_of_a_grid_stays_when_something_is_wrong() -> None:
     part = sound_part({"methods": ["mmit"], "seeds": "x"})
     assert part is not None
     assert (part.methods, part.seeds) == ((), (0, 1, 2))
-    assert sound_part({**whole, "seeds": [1, 1]}) is None
+    assert sound_part({**whole, "vary": {"layers": []}}) is None
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "methods: [", "\x00"])

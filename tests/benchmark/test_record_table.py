@@ -59,7 +59,7 @@ def test_what_was_asked_for_stands_beside_each_free_answer(campaign: Campaign, t
 def test_the_edits_of_a_run_that_stopped_early_are_those_in_the_model(campaign: Campaign, tmp_path: Path) -> None:
     (directory,) = campaign.cells
     cell = read_finished(campaign, directory)
-    stopped = replace(cell, result={**cell.result, "edits": 1, "collapsed_at": 2})
+    stopped = replace(cell, result=replace(cell.result, edits=1, collapsed_at=2))
     for each, edits in ((cell, 2), (stopped, 1)):
         lines = lines_of(each, tmp_path / f"{edits}.parquet")
         assert {line["edits"] for line in lines if line["when"] == "after"} == {edits}

@@ -27,7 +27,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyBench:
 
 def half_done(bench: TinyBench, out: Path) -> Campaign:
     campaign = bench.begin(out, bench.grid(["memit", "memit+blue"], seeds=(0,), edits=2))
-    work(campaign, campaign.cells[:1], Inline(), jobs=1, report=silent, told=lambda text: None)
+    work(campaign, campaign.cells[:1], Inline(), jobs=1, report=silent, on_end=lambda text: None)
     return campaign
 
 
@@ -48,7 +48,7 @@ def test_a_report_of_an_unfinished_benchmark_shows_what_is_finished_and_says_so(
         assert "not finished" in text
         assert campaign.cells[1].name in text
     # The results that it has put together do not outlive further work.
-    work(campaign, campaign.pending(), Inline(), jobs=1, report=silent, told=lambda text: None)
+    work(campaign, campaign.pending(), Inline(), jobs=1, report=silent, on_end=lambda text: None)
     assert run(["report", str(out), "--format", "csv"]) == 0
     assert "unfinished" not in capsys.readouterr().err
     assert {row["method"] for row in read_results(out / "summary.json").rows} == {"memit", "memit+blue"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.benchmark.campaign import Campaign, begin
-from errata.benchmark.cell import work_on
+from errata.benchmark.cell import open_cell
 from errata.benchmark.cell_files import CellSpec
 from errata.benchmark.data import BenchmarkData, data_name, write_data
 from errata.benchmark.grid import DataEntry, Grid, ModelEntry
@@ -57,7 +57,7 @@ class Inline:
 
         try:
             self.before_cell(cell)
-            work_on(cell, listen)
+            open_cell(cell, listen).work()
         except ErrataError as error:
             write_text(cell / "failure.json", json.dumps({"what": str(error)}))
             return 1
@@ -129,5 +129,5 @@ class TinyBench:
 def finish(campaign: Campaign, runner: Inline | None = None, *, retry: bool = False) -> list[str]:
     """Work on all that is left; what was told of each cell."""
     told: list[str] = []
-    work(campaign, campaign.pending(retry=retry), runner or Inline(), jobs=1, report=silent, told=told.append)
+    work(campaign, campaign.pending(retry=retry), runner or Inline(), jobs=1, report=silent, on_end=told.append)
     return told

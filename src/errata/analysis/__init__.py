@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Final
 
 STUDY_TITLES: Final[Mapping[str, str]] = {
-    "contribution": "What one layer's residual contributes",
-    "alignment": "How far spread residuals are from computed ones",
-    "single-layer": "One layer written alone",
-    "steps": "How much is left to do once earlier layers are written",
-    "weight-shift": "How far the spread residual leads an update astray",
-    "hidden-shift": "How far a run moves what it was not to touch",
-    "spectrum": "How large the change of a run is, and in how many directions",
-    "factorial": "What the boundary gain is made of",
+    "contribution": "Contribution of one layer's residual",
+    "alignment": "Distance of spread from computed residuals",
+    "single-layer": "Editing a single layer",
+    "steps": "Remaining optimisation after earlier layers are written",
+    "weight-shift": "Error of an update made with a spread residual",
+    "hidden-shift": "Change of hidden states of unrelated prompts",
+    "spectrum": "Size and rank of a run's weight change",
+    "factorial": "Decomposition of the boundary gain",
 }

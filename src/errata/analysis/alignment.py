@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,9 +29,9 @@ from errata.analysis.findings import (
     Panel,
     PlanePoint,
     Series,
+    Sign,
     line_of,
     mean_row,
-    verdict_on,
     with_n,
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
@@ -119,13 +119,13 @@ def _directions(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
     claims = []
     for layer in layers[:-1]:
         values = measured.values[_COSINE, "", layer]
-        turned = measured.row("one minus cosine", "1", {"layer": layer}, _mapped(lambda cosine: 1 - cosine, values))
+        turned = measured.row("one minus cosine", "1", {"layer": layer}, _one_minus(values))
         if turned is not None:
             claims.append(
-                Claim(
+                Claim.on(
+                    turned,
                     f"At layer {layer}, before the last one, spread and computed residual point in different "
                     "directions: their cosine is below 1.",
-                    verdict_on(turned, claimed="positive"),
                     f"1 − cosine {with_n(turned)}; cosine with other facts' computed residuals, "
                     + measured.by_layer("cosine with other facts", "", [layer]),
                 )
@@ -140,7 +140,7 @@ def _slopes(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
     if len(earlier) < 2:
         measured.undefined["slopes over the distance from the last layer"] = "they need three critical layers"
         return []
-    asked: tuple[tuple[str, str, Literal["positive", "negative"], str], ...] = (
+    tested: tuple[tuple[str, str, Sign, str], ...] = (
         (_COSINE, "", "negative", "The cosine of spread and computed residual falls"),
         (_FAR, "spread", "positive", "The distance of spread and computed residual, in norms of the latter, grows"),
         (
@@ -150,7 +150,7 @@ def _slopes(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
             "The distance of √-spread and computed residual, in norms of the latter, grows",
         ),
     )
-    for quantity, residual, claimed, text in asked:
+    for quantity, residual, claimed, text in tested:
         values = [measured.values[quantity, residual, layer] for layer in earlier]
         where = {"residual": residual} if residual else {}
         slope = measured.row(
@@ -158,11 +158,12 @@ def _slopes(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
         )
         if slope is not None:
             claims.append(
-                Claim(
+                Claim.on(
+                    slope,
                     f"{text} with the number of critical layers to the last one.",
-                    verdict_on(slope, claimed=claimed),
                     f"slope {with_n(slope)} per layer, of a line through each fact's values before the last layer; "
                     + measured.by_layer(quantity, residual, earlier),
+                    claimed=claimed,
                 )
             )
     return claims
@@ -190,25 +191,25 @@ def _lengths(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
     where = {"layer": first}
     (longer,) = [row for row in measured.lines("norm, spread minus computed") if row.where == where]
     claims = [
-        Claim(
+        Claim.on(
+            longer,
             f"At layer {first}, the first one, the spread residual is shorter than the computed one.",
-            verdict_on(longer, claimed="negative"),
             f"‖spread‖ − ‖computed‖ {with_n(longer)} (paired over facts); in means of ‖h⁰‖: spread, "
             + "; computed, ".join(
                 measured.by_layer("norm, relative", kind, [first]) for kind in ("spread", "computed")
             ),
+            claimed="negative",
         )
     ]
     values = measured.values[_FAR, "spread", first]
     gained = measured.row(
-        "what the spread residual spares of the distance from nothing", "‖computed‖", where,
-        _mapped(lambda far: 1 - far, values),
-    )  # fmt: skip
+        "what the spread residual spares of the distance from nothing", "‖computed‖", where, _one_minus(values)
+    )
     if gained is not None:
         claims.append(
-            Claim(
+            Claim.on(
+                gained,
                 f"At layer {first}, the first one, the spread residual is nearer to the computed one than no residual.",
-                verdict_on(gained, claimed="positive"),
                 f"1 − ‖spread − computed‖ / ‖computed‖ {with_n(gained)}; the best of all shares of δ_L would leave a "
                 f"distance of {measured.by_layer(_BEST, '', [first])}",
             )
@@ -216,8 +217,8 @@ def _lengths(measured: _Measured, layers: Sequence[int]) -> list[Claim]:
     return claims
 
 
-def _mapped(change: Any, values: Sequence[float | None]) -> list[float | None]:
-    return [None if value is None else change(value) for value in values]
+def _one_minus(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else 1 - value for value in values]
 
 
 def _by_layer(measured: _Measured) -> Figure:
@@ -225,15 +226,8 @@ def _by_layer(measured: _Measured) -> Figure:
         rows = measured.lines(quantity, residual)
         return [line_of(rows, label, "layer")] if rows else []
 
-    cosines = [
-        *line(_COSINE, "", "same fact"),
-        *line("cosine with other facts", "", "other facts"),
-    ]
-    distances = [
-        *line(_FAR, "spread", "spread"),
-        *line(_FAR, "sqrt-spread", "sqrt-spread"),
-        *line(_BEST, "", "best share"),
-    ]
+    cosines = [*line(_COSINE, "", "same fact"), *line("cosine with other facts", "", "other facts")]
+    distances = [series for kind in SPREADS for series in line(_FAR, kind, kind)] + line(_BEST, "", "best share")
     norms = [series for kind in ("spread", "sqrt-spread", "computed") for series in line("norm, relative", kind, kind)]
     return Figure(
         "alignment",

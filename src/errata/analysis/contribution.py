@@ -18,7 +18,6 @@ from errata.analysis.findings import (
     Panel,
     line_of,
     mean_row,
-    verdict_on,
     with_n,
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
@@ -89,10 +88,10 @@ def _findings(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> Fi
         for layer in layers[:-1]
     }
     claims = [
-        Claim(
+        Claim.on(
+            difference,
             f"At layer {layer}, before the last one, the computed residual makes the target likelier than the spread "
             "one does.",
-            verdict_on(difference, claimed="positive"),
             f"difference of the contributions {with_n(difference)} (paired over facts)",
         )
         for layer, difference in differences.items()
@@ -107,9 +106,9 @@ def _findings(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> Fi
             [a - b for a, b in zip(_gains(runs, last, "spread"), _gains(runs, layers[0], "spread"), strict=True)],
         )
         claims.append(
-            Claim(
+            Claim.on(
+                shares,
                 "The spread residual contributes less the further a layer is from the last one.",
-                verdict_on(shares, claimed="positive"),
                 ", ".join(f"layer {layer}: {with_n(spread[layer])}" for layer in layers)
                 + f"; last minus first {with_n(shares)}",
             )

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import combinations, product
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from errata.analysis.common import temporarily_edited as edited
+from errata.analysis.common import temporarily_edited
 from errata.analysis.findings import (
     RESAMPLES,
     Claim,
@@ -28,13 +28,12 @@ from errata.analysis.findings import (
     Findings,
     Label,
     Panel,
-    Series,
+    Sign,
     series_of,
-    verdict_on,
     with_n,
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
-from errata.benchmark.sequence import EvaluationResult, EvaluationSet, measure
+from errata.benchmark.sequence import EvaluationSet, measure
 from errata.editing.batch import BatchRecord
 from errata.editing.contexts import generate_prefixes
 from errata.editing.preparation import Prepared
@@ -110,7 +109,6 @@ def analysis_of_variance(
     factors = [name for name in varied if name != block]
     names = {f"C({name})": name for name in varied}
     names |= {f"C({one}):C({other})": joined(one, other) for one, other in combinations(factors, 2)}
-    import numpy as np
     import pandas as pd
     from statsmodels.formula.api import ols
     from statsmodels.stats.anova import anova_lm
@@ -303,12 +301,9 @@ def interaction_figure(rows: Sequence[Finding], responses: Sequence[str]) -> Fig
         if found:
             split = {layers: [row for row in found if _levels(row)[1] == layers] for layers in ("both", "all")}
             series = [
-                Series(
-                    {"both": "both ends", "all": "all layers"}[layers],
-                    [_levels(row)[0] for row in chosen],
-                    [row.mean for row in chosen],
-                    [row.low for row in chosen],
-                    [row.high for row in chosen],
+                replace(
+                    series_of(chosen, {"both": "both ends", "all": "all layers"}[layers], "level"),
+                    x=[_levels(row)[0] for row in chosen],
                 )
                 for layers, chosen in split.items()
             ]
@@ -328,16 +323,7 @@ def decomposition_figure(rows: Sequence[Finding], responses: Sequence[str]) -> F
     for name, title in ACCURACIES.items():
         found = {row.where["part"]: row for row in rows if _is(row, "boundary gain", name)}
         if found and name in responses:
-            chosen = [found[part] for part in parts]
-            series.append(
-                Series(
-                    title,
-                    parts,
-                    [row.mean for row in chosen],
-                    [row.low for row in chosen],
-                    [row.high for row in chosen],
-                )
-            )
+            series.append(series_of([found[part] for part in parts], title, "part"))
     panel = Panel(
         "From (spread, all layers) to (computed, both ends)", "part of the change", "change (share)", series, "bars"
     )
@@ -505,13 +491,13 @@ def _claims(responses: Mapping[str, Response]) -> list[Claim]:
     computed, spread, root, replay = (
         efficacy.mean_of(source=source, layers="both") for source in ("computed", "spread", "sqrt-spread", "replay")
     )
-    said: list[tuple[str, Weights, Literal["positive", "negative"]]] = [
+    tested: list[tuple[str, Weights, Sign]] = [
         ("The computed residual recalls more than the spread one, at both ends.", computed - spread, "positive"),
         ("The √-spread residual recalls more than the spread one, at both ends.", root - spread, "positive"),
         ("The √-spread residual recalls less than the computed one, at both ends.", root - computed, "negative"),
         ("Replay from the first end recalls less than a search at each end.", replay - computed, "negative"),
     ]
-    claims = [_claim(efficacy, text, weights, claimed) for text, weights, claimed in said]
+    claims = [_claim(efficacy, text, weights, claimed) for text, weights, claimed in tested]
     sets = {name: efficacy.mean_of(source="computed", layers=name) for name in efficacy.levels("layers")}
     for single in ("first", "last"):
         text = f"Of the two ends the {single} layer alone is not enough: both recall more, all with computed residuals."
@@ -542,7 +528,7 @@ def _claims_of_gain(responses: Mapping[str, Response]) -> list[Claim]:
                 "From (spread, all layers) to (computed, both ends), the source of the residual brings more of the "
                 f"gain in {what} than the choice of layers."
             )
-            claims.append(Claim(text, verdict_on(more, claimed="positive"), evidence))
+            claims.append(Claim.on(more, text, evidence))
             text = f"Writing the two ends instead of all layers raises {what}, at the same residuals."
             claims.append(_claim(response, text, gain["layers"]))
     for name, what in ((_SPECIFICITY, "neighbours' answers"), (_UNTOUCHED, "answers about other subjects")):
@@ -559,12 +545,10 @@ def _claims_of_gain(responses: Mapping[str, Response]) -> list[Claim]:
     return claims
 
 
-def _claim(
-    response: Response, text: str, weights: Weights, claimed: Literal["positive", "negative"] = "positive"
-) -> Claim:
+def _claim(response: Response, text: str, weights: Weights, claimed: Sign = "positive") -> Claim:
     row = response.row("difference", {}, weights)
     evidence = f"difference of {response.name} {with_n(row)} (means of cells, paired over facts)"
-    return Claim(text, verdict_on(row, claimed=claimed), evidence)
+    return Claim.on(row, text, evidence, claimed=claimed)
 
 
 # The residual's source -> the schedule that gives it to all layers of a recipe.
@@ -644,7 +628,7 @@ def name_of(cell: Levels, seed: int) -> str:
 
 @dataclass(slots=True)
 class _Shared:
-    """What cells share, computed once per process.
+    """Values shared by cells, computed once per process.
 
     Attributes:
         prefixes: seed -> contexts, generated on the unedited model.
@@ -668,8 +652,7 @@ class _Shared:
     def measure(self, cell: Levels, seed: int) -> TaskRecord:
         """A run, and the measurements after it."""
         context = self.context
-        material = context.materials[seed]
-        facts = material.facts.facts
+        facts = context.materials[seed].facts.facts
         recipe = recipe_of(context.recipe_for(seed), context.settings, cell)
         editor = Editor(
             context.model, recipe, cache=context.cache, report=context.report, prepared=self.prepared(cell, seed)
@@ -679,30 +662,27 @@ class _Shared:
         known = []
         if cell["history"] == "off" and self.first is not None and self.first[0] == with_history:
             known = [replace(self.first[1], keys={})]
-        with edited(editor, facts, known) as made:
-            found = measure(
-                context.model, EvaluationSet(facts, material.untouched, material.prose), report=context.report
-            )
+        with temporarily_edited(editor, facts, known) as made:
+            found = self._measure_present_state(seed)
         self.first = (with_history, made[0]) if cell["history"] == "on" else None
-        return {"cell": dict(cell), "seed": str(seed), **_kept(found)}
+        return {"cell": dict(cell), "seed": str(seed), **found}
 
     def measure_before(self, seed: int) -> TaskRecord:
-        context = self.context
-        material = context.materials[seed]
-        asked = EvaluationSet(material.facts.facts, material.untouched, material.prose)
-        found = measure(context.model, asked, report=context.report)
-        designs = designs_of(context.recipe, context.settings)
-        return {"designs": designs, "layers": list(context.layers), "seed": str(seed), **_kept(found)}
+        designs = designs_of(self.context.recipe, self.context.settings)
+        found = self._measure_present_state(seed)
+        return {"designs": designs, "layers": list(self.context.layers), "seed": str(seed), **found}
 
-
-def _kept(found: EvaluationResult) -> dict[str, Any]:
-    """metric -> cluster (fact, subject) -> [sum, number of prompts]; and the perplexity."""
-    sums: dict[str, dict[str, list[float]]] = {}
-    for record in found.records:
-        entry = sums.setdefault(str(record.metric), {}).setdefault(record.fact, [0.0, 0])
-        entry[0] += record.value
-        entry[1] += 1
-    return {"sums": sums, "perplexity": None if found.perplexity is None else asdict(found.perplexity)}
+    def _measure_present_state(self, seed: int) -> dict[str, Any]:
+        """metric -> cluster (fact, subject) -> [sum, number of prompts]; and the perplexity."""
+        data = self.context.materials[seed]
+        evaluation_set = EvaluationSet(data.facts.facts, data.untouched, data.prose)
+        found = measure(self.context.model, evaluation_set, report=self.context.report)
+        sums: dict[str, dict[str, list[float]]] = {}
+        for record in found.records:
+            entry = sums.setdefault(str(record.metric), {}).setdefault(record.fact, [0.0, 0])
+            entry[0] += record.value
+            entry[1] += 1
+        return {"sums": sums, "perplexity": None if found.perplexity is None else asdict(found.perplexity)}
 
 
 def _tasks(context: StudyContext) -> list[StudyTask]:
@@ -722,8 +702,6 @@ def check_factorial(recipe: Recipe, settings: AnalysisSettings) -> None:
     if settings.count <= settings.batch_size:
         what = f"{settings.count} facts fit in one batch of {settings.batch_size}; history needs several batches"
         faults.append(Fault("count", what, "Use more facts or smaller batches", code="STUDY_TOO_FEW_FACTS"))
-    if len(set(settings.seeds)) < len(settings.seeds):
-        faults.append(Fault("seeds", "duplicate seed", "Name each seed once", code="STUDY_SETTING_INVALID"))
     ridges = [f"{ridge:g}" for ridge in settings.ridges]
     if not ridges or len(set(ridges)) < len(ridges) or any(not ridge > 0 for ridge in settings.ridges):
         what = f"expected different positive factors, got {list(settings.ridges)}"

@@ -12,6 +12,7 @@ from errata.results.records import interval_of, resampled_sums
 
 Label = str | int | float
 Verdict = Literal["holds", "does not hold", "undecided"]
+Sign = Literal["positive", "negative"]
 RESAMPLES = 1000
 ENOUGH: Final = 5  # with fewer values the interval's ends are close to their minimum and maximum
 VERDICT_RULE: Final = (
@@ -67,6 +68,11 @@ class Claim:
     text: str
     verdict: Verdict
     evidence: str
+
+    @classmethod
+    def on(cls, difference: Finding, text: str, evidence: str, *, claimed: Sign = "positive") -> Claim:
+        """A claim about the sign of a difference."""
+        return cls(text, verdict_on(difference, claimed=claimed), evidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +197,7 @@ def with_n(row: Finding, digits: int = 3) -> str:
     return f"{with_interval(row, digits)}, n = {row.n}"
 
 
-def verdict_on(difference: Finding, *, claimed: Literal["positive", "negative"]) -> Verdict:
+def verdict_on(difference: Finding, *, claimed: Sign) -> Verdict:
     """``VERDICT_RULE`` for the claimed sign of a difference."""
     low, high = difference.low, difference.high
     if low is None or high is None or difference.n < ENOUGH:

@@ -35,7 +35,6 @@ from errata.analysis.findings import (
     Series,
     line_of,
     mean_row,
-    verdict_on,
     with_n,
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
@@ -229,7 +228,7 @@ def _claims(saved: Mapping[str, TaskRecord], boundary: str, spread: str) -> list
                 f"facts said {with_n(_said(runs, method))}"
             )
         text = f"At {place} ({layer}), boundary updates ({boundary}) move untouched prompts less than spreading does."
-        found.append((Claim(text, verdict_on(difference, claimed="negative"), "; ".join(evidence)), difference))
+        found.append((Claim.on(difference, text, "; ".join(evidence), claimed="negative"), difference))
     return found
 
 
@@ -351,7 +350,8 @@ def _measure(context: StudyContext, seed: int, method: str) -> TaskRecord:
         kind: _compare([cluster for cluster, _ in prompts[kind]], before, after, place)
         for kind, place in places.items()
     }
-    pictures = {str(layer): _picture(before[layer], after[layer], places) for layer in _drawn(about, len(before))}
+    layers = dict.fromkeys((about["critical"][-1], len(before) - 1))  # the last critical one and the last block
+    pictures = {str(layer): _picture(before[layer], after[layer], places) for layer in layers}
     return {**about, "blocks": len(before), "said": said, "kinds": kinds, "pictures": pictures}
 
 
@@ -363,11 +363,6 @@ def _compare(clusters: Sequence[str], before: Sequence[Tensor], after: Sequence[
         saved[COSINE].append(cosines(x, y).tolist())
         saved[CKA].append(cka_interval(x, y, clusters))
     return saved
-
-
-def _drawn(about: TaskRecord, blocks: int) -> list[int]:
-    """The layers of the pictures: the last critical one and the last block."""
-    return list(dict.fromkeys((about["critical"][-1], blocks - 1)))
 
 
 def _picture(before: Tensor, after: Tensor, places: Mapping[str, slice]) -> TaskRecord | None:

@@ -8,24 +8,28 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-import numpy as np
-
-from errata.analysis.common import COMPUTED, SPREADS
-from errata.analysis.common import temporarily_edited as edited
+from errata.analysis.common import COMPUTED, SPREADS, temporarily_edited
 from errata.analysis.findings import (
     RESAMPLES,
     Claim,
     Figure,
     Finding,
     Findings,
+    Label,
     Panel,
     Series,
+    Sign,
     line_of,
-    verdict_on,
     with_n,
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
-from errata.benchmark.measurements import MeasurementInputs, State, check_measurements, measurements_of
+from errata.benchmark.measurements import (
+    MeasurementInputs,
+    MeasurementResult,
+    State,
+    check_measurements,
+    measurements_of,
+)
 from errata.editing.methods import BOUNDARY_PAPER
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import Step
@@ -33,7 +37,7 @@ from errata.editors.locate_then_edit import Editor
 from errata.evaluation.ability import summarise_others
 from errata.evaluation.perplexity import Perplexity, perplexity_ratio, pooled
 from errata.results.metrics import ACCURACIES, Unit, entry_of
-from errata.results.records import Record, Summary, When, interval_of, resampled_sums, summarise
+from errata.results.records import Record, Summary, When, paired_difference, summarise
 
 UNDIVIDED: Final = "undivided"
 
@@ -59,10 +63,16 @@ def findings_of(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> 
     claims: list[Claim] = []
     for layer in layers[:-1]:
         for metric, name in ACCURACIES.items():
+            computed = _records(after[layer, COMPUTED], metric)
+            found_by = {other: _records(after[layer, other], metric) for other in (*SPREADS, UNDIVIDED)}
             differences = [
-                difference_row(metric, {"layer": layer, "residual": f"{COMPUTED} minus {other}"}, one, two)
-                for other in (*SPREADS, UNDIVIDED)
-                if (one := _records(after[layer, COMPUTED], metric)) and (two := _records(after[layer, other], metric))
+                row
+                for other, records in found_by.items()
+                if (
+                    row := difference_row(
+                        metric, {"layer": layer, "residual": f"{COMPUTED} minus {other}"}, computed, records
+                    )
+                )
             ]
             rows += differences
             claims += _claims(layer, name, differences)
@@ -75,30 +85,22 @@ def findings_of(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> 
     return Findings(rows, claims, [_figure(rows)], undefined=absent)
 
 
-def difference_row(metric: str, where: Mapping[str, Any], ones: Sequence[Record], others: Sequence[Record]) -> Finding:
-    """Difference of a metric's means over records of the same prompts, with a bootstrap interval over facts.
-
-    Raises:
-        ValueError: if they are not of the same prompts.
-    """
-    if [(one.fact, one.prompt) for one in ones] != [(other.fact, other.prompt) for other in others]:
-        raise ValueError(f"the two runs have different prompts for {metric!r}")
-    places = {fact: place for place, fact in enumerate(dict.fromkeys(one.fact for one in ones))}
-    sums = np.zeros((2, len(places)))
-    for one, other in zip(ones, others, strict=True):
-        sums[:, places[one.fact]] += (one.value - other.value, 1)
-    drawn = resampled_sums(sums, seed=0, resamples=RESAMPLES)
-    low, high = interval_of(drawn[:, 0] / drawn[:, 1], len(places))
-    mean = float(sums[0].sum() / sums[1].sum())
-    return Finding(f"{metric}, difference", "share", dict(where), mean, low, high, len(places))
+def difference_row(
+    metric: str, where: Mapping[str, Label], ones: Sequence[Record], others: Sequence[Record]
+) -> Finding | None:
+    """See ``paired_difference``."""
+    found = paired_difference(metric, ones, others, resamples=RESAMPLES)
+    if found is None:
+        return None
+    return Finding(f"{metric}, difference", "share", dict(where), found.mean, found.low, found.high, found.n)
 
 
 def _claims(layer: int, name: str, differences: Sequence[Finding]) -> list[Claim]:
     """Claims about a layer before the last one."""
     by = {str(row.where["residual"]): row for row in differences}
-    said: list[tuple[str, str]] = []
+    texts: list[tuple[str, str]] = []
     if name == "efficacy":
-        said = [
+        texts = [
             ("spread", f"At layer {layer} alone, the computed residual gives higher efficacy than the spread one."),
             (
                 UNDIVIDED,
@@ -107,13 +109,14 @@ def _claims(layer: int, name: str, differences: Sequence[Finding]) -> list[Claim
             ),
         ]
     elif name in ("specificity", "untouched"):
-        said = [("spread", f"At layer {layer} alone, the computed residual costs {name} beside the spread one.")]
+        texts = [("spread", f"At layer {layer} alone, the computed residual costs {name} beside the spread one.")]
     found = []
-    for other, text in said:
+    for other, text in texts:
         row = by.get(f"{COMPUTED} minus {other}")
         if row is not None:
-            verdict = verdict_on(row, claimed="positive" if name == "efficacy" else "negative")
-            found.append(Claim(text, verdict, f"difference {with_n(row)} (accuracy, paired over facts)"))
+            claimed: Sign = "positive" if name == "efficacy" else "negative"
+            evidence = f"difference {with_n(row)} (accuracy, paired over facts)"
+            found.append(Claim.on(row, text, evidence, claimed=claimed))
     return found
 
 
@@ -135,8 +138,8 @@ def _figure(rows: Sequence[Finding]) -> Figure:
         "single-layer",
         "Accuracy of an edit that writes one layer alone, by layer and residual: the last layer's residual divided by "
         "the number of critical layers left (spread) or by its root (√-spread), undivided, and the residual computed "
-        "at the layer; with 95 % intervals over facts. At the last layer all are the same run as computed. Across: the "
-        "unedited model.",
+        "at the layer; with 95 % intervals over facts. At the last layer all are the same run as computed. "
+        "Horizontal line: the unedited model.",
         panels,
     )
 
@@ -154,12 +157,8 @@ def _records(results: Sequence[TaskRecord], metric: str | None = None) -> list[R
 def _summaries(when: When, results: Sequence[TaskRecord], before: Sequence[TaskRecord]) -> list[Summary]:
     """All metrics of one run, over all seeds."""
     found = summarise(_records(results), when)
-    saved = [answer["kept"] for record in results for answer in record["answers"].values()]
-    labels = [
-        {metric: {item: tuple(pair) for item, pair in run.items()} for metric, run in each.get("labels", {}).items()}
-        for each in saved
-    ]
-    values = [{metric: tuple(pair) for metric, pair in each.get("values", {}).items()} for each in saved]
+    made = [MeasurementResult([], answer["kept"]) for record in results for answer in record["answers"].values()]
+    labels, values = [result.labels for result in made], [result.values for result in made]
     found += summarise_others(when, labels, values, {summary.metric for summary in found})
     earlier, now = _perplexity(before), _perplexity(results)
     if earlier is not None and now is not None:
@@ -168,9 +167,7 @@ def _summaries(when: When, results: Sequence[TaskRecord], before: Sequence[TaskR
 
 
 def _perplexity(results: Sequence[TaskRecord]) -> Perplexity | None:
-    saved = [record["answers"]["perplexity"]["kept"]["perplexity"] for record in results]
-    parts = [entry and Perplexity(tuple(entry["log_likelihoods"]), tuple(entry["counts"])) for entry in saved]
-    return pooled(parts)
+    return pooled([Perplexity.of(record["answers"]["perplexity"]["kept"]["perplexity"]) for record in results])
 
 
 def _row(summary: Summary, where: Mapping[str, Any]) -> Finding:
@@ -222,7 +219,7 @@ class _Questions:
         def unedited() -> AbstractContextManager[None]:
             return context.model.edits.without(editor.patch().terms)
 
-        with edited(editor, context.materials[seed].facts.facts):
+        with temporarily_edited(editor, context.materials[seed].facts.facts):
             return {"layer": layer, "residual": kind, **self._ask(seed, "after", unedited)}
 
     def _ask(self, seed: int, state: State, unedited: Callable[[], AbstractContextManager[None]]) -> TaskRecord:
@@ -231,9 +228,15 @@ class _Questions:
             before = None if state == "before" else self.known[seed]["answers"][measurement.name]["kept"]
             options = measures.options.get(measurement.name, {})
             inputs = MeasurementInputs(
-                self.context.model, self.context.materials[seed], options, seed, before, unedited, self.context.report
+                model=self.context.model,
+                data=self.context.materials[seed],
+                options=options,
+                seed=seed,
+                before=before,
+                unedited=unedited,
+                report=self.context.report,
             )
-            answers[measurement.name] = measurement.ask(inputs).to_record()
+            answers[measurement.name] = measurement.run(inputs).to_record()
         return {"seed": seed, "answers": answers}
 
 

@@ -22,10 +22,8 @@ from errata.analysis.findings import (
     Label,
     Panel,
     Series,
-    Verdict,
     line_of,
     mean_row,
-    verdict_on,
     with_n,
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
@@ -164,7 +162,7 @@ def _grows(runs: Mapping[str, TaskRecord], method: str) -> Claim:
         f"Frobenius norm over all layers {ends}; a further batch adds {with_n(step)} (mean over {step.n} further "
         f"batches; {sum(value > 0 for value in added)} of them add)"
     )
-    return Claim(text, verdict_on(step, claimed="positive"), evidence)
+    return Claim.on(step, text, evidence)
 
 
 def _changes_less(runs: Mapping[str, TaskRecord], boundary: str, spread: str) -> list[tuple[Claim, Finding]]:
@@ -184,12 +182,11 @@ def _changes_less(runs: Mapping[str, TaskRecord], boundary: str, spread: str) ->
             f"Frobenius norm {quantity}, boundary updates minus spreading", "weight", where, [a - b for a, b in pairs]
         )
         one, other = (sum(values) / len(values) for values in zip(*pairs, strict=True))
-        verdict: Verdict = verdict_on(difference, claimed="negative")
         evidence = (
             f"Frobenius norm over all layers: {boundary} {one:.3g}, {spread} {other:.3g}, difference "
             f"{with_n(difference)} (paired over {difference.n} {over})"
         )
-        found.append((Claim(text.format(boundary), verdict, evidence), difference))
+        found.append((Claim.on(difference, text.format(boundary), evidence, claimed="negative"), difference))
     return found
 
 
@@ -215,7 +212,7 @@ def _is_of_lower_rank(runs: Mapping[str, TaskRecord], method: str, weights: Mapp
         f"{each}; difference {with_n(difference)} (over {difference.n} layers; a change in factors has at most one "
         f"direction a fact and pass, here {facts} facts)"
     )
-    return Claim(text, verdict_on(difference, claimed="negative"), evidence)
+    return Claim.on(difference, text, evidence, claimed="negative")
 
 
 def _spectra(runs: Sequence[TaskRecord], weights: Mapping[str, Sequence[float]]) -> Figure:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from errata.analysis.common import search_at
-from errata.analysis.findings import Claim, Figure, Finding, Findings, Panel, line_of, mean_row, verdict_on, with_n
+from errata.analysis.findings import Claim, Figure, Finding, Findings, Panel, line_of, mean_row, with_n
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
 from errata.editing.batch import BatchRecord
 from errata.editing.methods import BOUNDARY_PAPER
@@ -76,9 +76,9 @@ class _Searches:
     def claim(self, text: str, quantity: str, weights: str, than: str, layer: int) -> Claim:
         """The claim that a quantity is smaller with ``weights`` than with ``than``."""
         difference = self.less(quantity, weights, than, layer)
-        return Claim(
+        return Claim.on(
+            difference,
             text,
-            verdict_on(difference, claimed="positive"),
             f"{quantity}: {than} {with_n(self.row(quantity, than, layer))}, {weights} "
             f"{with_n(self.row(quantity, weights, layer))}; {than} minus {weights} {with_n(difference)} "
             "(paired over facts)",
@@ -123,11 +123,10 @@ def _needless(searches: _Searches, first: int, last: int) -> Claim:
     quantity = "facts that need no change"
     known = searches.values[quantity, "boundary", last]
     more = searches.less(quantity, UNEDITED, "boundary", last)
-    verdict = verdict_on(more, claimed="positive")
-    return Claim(
-        f"At layer {last}, part of the facts needs no change any more once layer {first} is written with its own "
-        "residual: more of them than on unedited weights are done at δ = 0.",
-        verdict,
+    return Claim.on(
+        more,
+        f"At layer {last}, some facts no longer need a change once layer {first} is written with its own residual: "
+        "more of them than on unedited weights are done at δ = 0.",
         f"share of facts: unedited {with_n(searches.row(quantity, UNEDITED, last))}, boundary "
         f"{with_n(searches.row(quantity, 'boundary', last))} ({int(sum(known))} of {len(known)} facts); boundary minus "
         f"unedited {with_n(more)} (paired over facts); with all layers before it written, each with its own residual, "

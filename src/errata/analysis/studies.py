@@ -12,7 +12,8 @@ import csv
 import io
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from errata.analysis.spectrum import SPECTRUM
 from errata.analysis.steps import STEPS
 from errata.analysis.study import Study, StudyContext, TaskRecord
 from errata.analysis.weight_shift import WEIGHT_SHIFT
+from errata.benchmark.campaign import mismatches
 from errata.benchmark.data import data_name
-from errata.errors import Fault, FaultsError, InputError
+from errata.errors import FaultsError, InputError
 from errata.facts.files import escaped
-from errata.utils.files import is_file, new_directory, reason_of, write_text
+from errata.utils.files import is_file, new_directory, reading, write_text
 from errata.utils.locks import check_no_links, exclusive
 from errata.utils.provenance import now, software_versions
 from errata.utils.text import dtype_name
@@ -92,8 +94,10 @@ def run_study(study: Study, context: StudyContext, out: Path, *, command: str) -
             write_text(
                 partial / STUDY, json.dumps({**record, "identity": identity}, ensure_ascii=False, indent=1) + "\n"
             )
-    record = _read(out / STUDY)
-    _check_same(record["identity"], identity, out)
+    with _reading(out / STUDY):
+        record = _read(out / STUDY)
+        started_with = record["identity"]
+    _check_same(started_with, identity, out)
     check_no_links(out)
     with exclusive(out / "lock", f"the study {out}"):
         tasks = study.tasks(context)
@@ -107,9 +111,10 @@ def run_study(study: Study, context: StudyContext, out: Path, *, command: str) -
                 found = task.work()
                 text = json.dumps({"kept": found, "seconds": time.perf_counter() - started}, allow_nan=False)
                 write_text(path, text + "\n")
-            saved = _read(path)
-            results[task.name] = saved["kept"]
-            seconds += saved["seconds"]
+            with _reading(path):
+                saved = _read(path)
+                results[task.name] = saved["kept"]
+                seconds += saved["seconds"]
         context.report(study.name, len(tasks), len(tasks))
         findings = study.findings(context.settings, results)
         about = {
@@ -132,11 +137,9 @@ def run_study(study: Study, context: StudyContext, out: Path, *, command: str) -
 def read_result(directory: Path) -> StudyResult:
     """Raises InputError if there is no finished study."""
     path = directory / RESULT
-    whole = _read(path)
-    try:
+    with _reading(path):
+        whole = _read(path)
         return StudyResult(Findings.of(whole["findings"]), whole["about"])
-    except (KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
 
 
 def csv_of(findings: Findings) -> str:
@@ -152,41 +155,23 @@ def csv_of(findings: Findings) -> str:
     return text.getvalue()
 
 
+def _reading(path: Path) -> AbstractContextManager[None]:
+    remedy = "Remove it, then run the same command again" if path.name != STUDY else "Start over with another --out"
+    return reading(path, remedy=remedy, code="STUDY_FILE_DAMAGED")
+
+
 def _read(path: Path) -> Any:
-    try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-        if path.name in (STUDY, RESULT) and whole["format"] != FORMAT:
-            raise ValueError(f"its format is {whole['format']!r}, expected {FORMAT!r}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(path, error) from error
+    """The content of a file; call it within ``_reading``."""
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    if path.name in (STUDY, RESULT) and whole["format"] != FORMAT:
+        raise ValueError(f"its format is {whole['format']!r}, expected {FORMAT!r}")
     return whole
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
-    remedy = "Remove it, then run the same command again" if path.name != STUDY else "Start over with another --out"
-    return InputError(f"cannot read {path}: {reason_of(error)}", remedy=remedy, code="STUDY_FILE_DAMAGED")
-
-
-def _check_same(there: Mapping[str, Any], given: Mapping[str, Any], out: Path) -> None:
-    faults = [
-        Fault(name, f"{out} was started with {_short(old)}, got {_short(new)}", "", code="STUDY_MISMATCH")
-        for name, old, new in _differences(there, given)
-    ]
+def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> None:
+    faults = mismatches(out, old, new, code="STUDY_MISMATCH")
     if any(fault.where.startswith("settings") for fault in faults):  # other settings select other facts
         faults = [fault for fault in faults if not fault.where.startswith("materials")]
     if faults:
         remedy = "Use another --out, or the original inputs"
         raise FaultsError(f"the study in {out}", faults, remedy=remedy)
-
-
-def _differences(there: Any, given: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, old, new) of each difference."""
-    if isinstance(there, dict) and isinstance(given, dict):
-        for key in dict.fromkeys((*there, *given)):
-            yield from _differences(there.get(key), given.get(key), f"{name}.{key}" if name else str(key))
-    elif there != given:
-        yield name, there, given
-
-
-def _short(value: Any) -> str:
-    return "nothing" if value is None else f"{value!r:.80}"

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from errata.analysis import STUDY_TITLES
 from errata.analysis.findings import Findings
 from errata.benchmark.data import BenchmarkData
-from errata.benchmark.grid import Measures
+from errata.benchmark.grid import Measures, Seeds
 from errata.editing.contexts import generate_prefixes
 from errata.editing.preparation import Prepared, prepare, target_site
 from errata.editing.recipe import Recipe
@@ -41,17 +41,12 @@ class AnalysisSettings(Settings):
     batch_size: int = Field(25, ge=1, description="facts solved together")
     sizes: tuple[_Count, ...] = Field((1, 10, 100), description="weight-shift: batch sizes to compare")
     earlier: tuple[_Number, ...] = Field((0, 1, 2, 4, 8), description="weight-shift: numbers of earlier batches")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="seeds of facts, contexts and everything random")
+    seeds: Seeds = Field((0,), min_length=1, description="random seeds: of facts, contexts and everything else")
     ridges: tuple[_Factor, ...] = Field((1.0, 4.0), description="factorial: factors of the recipe's λ or L2")
     methods: tuple[str, ...] = Field(
         ("memit", "memit+blue"), min_length=1, description="hidden-shift, spectrum: methods to run"
     )
     measures: Measures = Measures()
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _number_to_range(cls, value: Any) -> Any:
-        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 @dataclass(slots=True)

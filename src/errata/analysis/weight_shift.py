@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
@@ -32,7 +32,6 @@ from errata.analysis.findings import (
     Series,
     line_of,
     mean_row,
-    verdict_on,
     with_n,
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
@@ -66,39 +65,13 @@ READINGS: Final[Mapping[str, tuple[str, str]]] = {
 Number = TypeVar("Number", float, NDArray[np.float64])
 
 
-@dataclass(frozen=True, slots=True)
-class Norms:
-    """Of one matrix."""
-
-    frobenius: float
-    spectral: float
-
-    @classmethod
-    def of(cls, matrix: Float[Tensor, "rows columns"]) -> Norms:
-        values = torch.linalg.svdvals(matrix)
-        return cls(float(values.norm()), float(values.max()))
-
-    def to_record(self) -> dict[str, float]:
-        return {FROBENIUS: self.frobenius, SPECTRAL: self.spectral}
+Norms: TypeAlias = dict[str, float]
+"""Frobenius and spectral norm of a matrix."""
 
 
-@dataclass(frozen=True, slots=True)
-class ShiftNorms:
-    """Norms for a group of facts at one layer.
-
-    Attributes:
-        shift: of ΔW_computed − ΔW_spread.
-        computed: of ΔW_computed.
-        gap: of R* − R_L.
-        last: of R_L.
-        solution: of Q.
-    """
-
-    shift: Norms
-    computed: Norms
-    gap: Norms
-    last: Norms
-    solution: Norms
+def norms_of(matrix: Float[Tensor, "rows columns"]) -> Norms:
+    values = torch.linalg.svdvals(matrix)
+    return {FROBENIUS: float(values.norm()), SPECTRAL: float(values.max())}
 
 
 def solution(state: LayerSolver, keys: Float[Tensor, "d_in u"]) -> Float[Tensor, "u d_in"]:
@@ -109,35 +82,39 @@ def solution(state: LayerSolver, keys: Float[Tensor, "d_in u"]) -> Float[Tensor,
 
 
 def shift_norms(
-    computed: Float[Tensor, "d_out u"], last: Float[Tensor, "d_out u"], behind: int, q: Float[Tensor, "u d_in"]
-) -> ShiftNorms:
-    """The norms of one group at one layer; nothing of size d_out × d_in is formed.
+    computed: Float[Tensor, "d_out u"], last: Float[Tensor, "d_out u"], later: int, q: Float[Tensor, "u d_in"]
+) -> dict[str, Norms]:
+    """The norms of one group of facts at one layer; nothing of size d_out × d_in is formed.
 
     Args:
         computed: R*, found at the layer.
         last: R_L, found at the last critical layer.
-        behind: n, the number of critical layers after this one.
+        later: n, the number of critical layers after this one.
         q: Q of the layer.
+
+    Returns:
+        The norms of ``shift``: ΔW_computed − ΔW_spread, ``computed``: ΔW_computed, ``gap``: R* − R_L, ``last``: R_L,
+        and ``solution``: Q.
     """
     # Qᵀ = V T with orthonormal columns in V, so that ‖A Q‖ = ‖A Tᵀ Vᵀ‖ = ‖A Tᵀ‖ in both norms.
     folded = torch.linalg.qr(q.T, mode="r").R.T  # Tᵀ, (u, min(u, d_in))
-    return ShiftNorms(
-        shift=Norms.of((computed - last / (behind + 1)) @ folded),
-        computed=Norms.of(computed @ folded),
-        gap=Norms.of(computed - last),
-        last=Norms.of(last),
-        solution=Norms.of(folded),
-    )
+    return {
+        "shift": norms_of((computed - last / (later + 1)) @ folded),
+        "computed": norms_of(computed @ folded),
+        "gap": norms_of(computed - last),
+        "last": norms_of(last),
+        "solution": norms_of(folded),
+    }
 
 
-def bound(gap: Number, last: Number, q: Number, behind: int) -> Number:
+def bound(gap: Number, last: Number, q: Number, later: int) -> Number:
     """The paper's: (‖R* − R_L‖ + n ‖R_L‖) ‖Q‖."""
-    return (gap + behind * last) * q
+    return (gap + later * last) * q
 
 
-def tighter_bound(gap: Number, last: Number, q: Number, behind: int) -> Number:
-    """What the triangle inequality gives: (‖R* − R_L‖ + n / (n + 1) · ‖R_L‖) ‖Q‖."""
-    return (gap + behind / (behind + 1) * last) * q
+def tighter_bound(gap: Number, last: Number, q: Number, later: int) -> Number:
+    """That of the triangle inequality: (‖R* − R_L‖ + n / (n + 1) · ‖R_L‖) ‖Q‖."""
+    return (gap + later / (later + 1) * last) * q
 
 
 @dataclass(slots=True)
@@ -259,7 +236,7 @@ class Table:
         layers = [int(layer) for layer in found[0, earlier[0]][str(sizes[0])]]
         return cls(layers, sizes, earlier, len(settings.seeds), found)
 
-    def behind(self, layer: int) -> int:
+    def later(self, layer: int) -> int:
         """n: the number of critical layers after this one."""
         return len(self.layers) - 1 - list(self.layers).index(layer)
 
@@ -275,7 +252,7 @@ class Table:
     def bound(self, rule: Callable[..., Numbers], reading: str, case: Condition) -> Numbers:
         of_residuals, of_q = READINGS[reading]
         gap, last = self.part("gap", of_residuals, case), self.part("last", of_residuals, case)
-        return rule(gap, last, self.part("solution", of_q, case), self.behind(case.layer))
+        return rule(gap, last, self.part("solution", of_q, case), self.later(case.layer))
 
     def tightness(self, rule: Callable[..., Numbers], reading: str, case: Condition) -> Numbers:
         """Shift / bound; NaN where both are 0."""
@@ -308,29 +285,19 @@ class Quantity:
     of: Callable[[Table, str, Condition], Numbers]
 
 
-def _part(part: str, table: Table, norm: str, case: Condition) -> Numbers:
-    return table.part(part, norm, case)
-
-
-def _bound(rule: Callable[..., Numbers], table: Table, reading: str, case: Condition) -> Numbers:
-    return table.bound(rule, reading, case)
-
-
-def _tightness(rule: Callable[..., Numbers], table: Table, reading: str, case: Condition) -> Numbers:
-    return table.tightness(rule, reading, case)
-
-
 QUANTITIES: Final[Mapping[str, Quantity]] = {
-    "shift": Quantity("weight", NORMS, partial(_part, "shift")),
-    "bound": Quantity("weight", tuple(READINGS), partial(_bound, bound)),
-    "tighter bound": Quantity("weight", tuple(READINGS), partial(_bound, tighter_bound)),
-    "tightness": Quantity("1", tuple(READINGS), partial(_tightness, bound)),
-    "tightness of the tighter bound": Quantity("1", tuple(READINGS), partial(_tightness, tighter_bound)),
+    "shift": Quantity("weight", NORMS, lambda table, *where: table.part("shift", *where)),
+    "bound": Quantity("weight", tuple(READINGS), lambda table, *where: table.bound(bound, *where)),
+    "tighter bound": Quantity("weight", tuple(READINGS), lambda table, *where: table.bound(tighter_bound, *where)),
+    "tightness": Quantity("1", tuple(READINGS), lambda table, *where: table.tightness(bound, *where)),
+    "tightness of the tighter bound": Quantity(
+        "1", tuple(READINGS), lambda table, *where: table.tightness(tighter_bound, *where)
+    ),
     "relative shift": Quantity("1", NORMS, Table.relative_shift),
-    "computed update": Quantity("weight", NORMS, partial(_part, "computed")),
-    "residual gap": Quantity("hidden state", NORMS, partial(_part, "gap")),
-    "last residual": Quantity("hidden state", NORMS, partial(_part, "last")),
-    "Q": Quantity("1/key", NORMS, partial(_part, "solution")),
+    "computed update": Quantity("weight", NORMS, lambda table, *where: table.part("computed", *where)),
+    "residual gap": Quantity("hidden state", NORMS, lambda table, *where: table.part("gap", *where)),
+    "last residual": Quantity("hidden state", NORMS, lambda table, *where: table.part("last", *where)),
+    "Q": Quantity("1/key", NORMS, lambda table, *where: table.part("solution", *where)),
 }
 """``residual gap`` is ‖R* − R_L‖, ``last residual`` ‖R_L‖, ``relative shift`` shift / ‖ΔW_computed‖."""
 
@@ -365,132 +332,137 @@ def inside(small: Numbers, large_groups: int, small_size: int, large_size: int) 
     return found
 
 
-ENOUGH_GROUPS = ENOUGH
 _ROUNDING = 1e-9  # relative rounding error of norms of float64 products
 _GROWING = ("shift", "relative shift", "residual gap", "last residual", "Q", "bound", "tighter bound")
 
 
 @dataclass(frozen=True, slots=True)
 class Growths:
-    """How the shift grows; see ``growths_of``.
+    """How the shift grows over distance, batch size and earlier batches, paired over groups of facts.
+
+    Over distance it is the slope over the layers before the last (where the shift is always 0), in units of the mean;
+    over batch size and earlier batches the difference of the most to the least, in units of the mean at the least, at
+    each layer before the last and, as ``all``, on average over them.
 
     Attributes:
-        size: the batch size that distance and earlier batches are compared at: the largest with ``ENOUGH_GROUPS``
-            groups, else that with the most.
-        small, large: the sizes that are compared: the least, and the largest with ``ENOUGH_GROUPS`` groups if that is
+        size: the batch size that distance and earlier batches are compared at: the largest with ``ENOUGH`` groups,
+            else that with the most.
+        small, large: the sizes that are compared: the least, and the largest with ``ENOUGH`` groups if that is
             another, else the largest.
-        earlier: the numbers of earlier batches.
-        first: the first critical layer.
+        undefined: what could not be computed -> why.
     """
 
+    table: Table
     size: int
     small: int
     large: int
-    earlier: Sequence[int]
-    first: int
     rows: list[Finding] = field(default_factory=list)
+    undefined: dict[str, str] = field(default_factory=dict)
 
-    def of(self, quantity: str, **where: Label) -> Finding | None:
+    @classmethod
+    def of(cls, table: Table) -> Growths:
+        enough = [size for size in table.sizes if table.groups(size) >= ENOUGH]
+        size = max(enough) if enough else max(table.sizes, key=table.groups)
+        larger = [found for found in enough if found > table.sizes[0]]
+        growths = cls(table, size, table.sizes[0], max(larger) if larger else table.sizes[-1])
+        growths._with_distance()
+        growths._with_size()
+        growths._with_earlier()
+        where: dict[str, Label] = {"layer": growths.first, "size": size, "earlier": growths.start, "norm": FROBENIUS}
+        shares = table.share_of_factor(FROBENIUS, Condition(growths.first, size, growths.start))
+        growths._add("share of the factor in the looseness", where, shares)
+        return growths
+
+    @property
+    def first(self) -> int:
+        """The first critical layer."""
+        return self.table.layers[0]
+
+    @property
+    def start(self) -> int:
+        """The least number of earlier batches."""
+        return self.table.earlier[0]
+
+    def row(self, quantity: str, **where: Label) -> Finding | None:
         """The one row of these labels, or None where it is undefined."""
         found = [row for row in self.rows if row.quantity == quantity and row.where == where]
         return found[0] if found else None
 
+    def _with_distance(self) -> None:
+        table, layers = self.table, self.table.layers[:-1]
+        if len(layers) < 2:
+            self.undefined["growth with distance"] = "there is one layer before the last critical one"
+            return
+        for name in ("shift", "relative shift", "tightness", "tightness of the tighter bound"):
+            quantity = QUANTITIES[name]
+            for norm in quantity.norms:
+                values = [quantity.of(table, norm, Condition(layer, self.size, self.start)) for layer in layers]
+                where: dict[str, Label] = {"size": self.size, "earlier": self.start, "norm": norm}
+                found = slope(values, [table.later(layer) for layer in layers])
+                self._add(f"{name}, growth with distance", where, found)
 
-def growths_of(table: Table, undefined: dict[str, str]) -> Growths:
-    """Rows of how the shift grows over distance, batch size and earlier batches, paired over groups of facts.
+    def _with_size(self) -> None:
+        table, small, large = self.table, self.small, self.large
+        if small == large:
+            self.undefined["growth with batch size"] = "there is one batch size"
+            return
+        by_norm: dict[tuple[str, str], list[Numbers]] = {}
+        for layer in table.layers[:-1]:
+            for norm in QUANTITIES["shift"].norms:
+                ones = table.part("shift", norm, Condition(layer, small, self.start))
+                whole = table.part("shift", norm, Condition(layer, large, self.start))
+                within = inside(ones, whole.shape[1], small, large)
+                whole = whole[:, [part.shape[1] > 0 for part in within]]
+                within = [part for part in within if part.shape[1] > 0]
+                if not within:
+                    reason = f"no group of {large} facts contains a whole group of {small}"
+                    self.undefined["growth with batch size"] = reason
+                    return
+                means = np.stack([part.mean(axis=1) for part in within], axis=1)
+                compared_with = {"shift, growth with batch size": means}
+                if norm == FROBENIUS and large % small == 0:
+                    # The batch's shift if the updates of its parts were orthogonal.
+                    roots = np.stack([np.sqrt((part**2).sum(axis=1)) for part in within], axis=1)
+                    compared_with["shift of a batch against its parts' root sum of squares"] = roots
+                for name, before in compared_with.items():
+                    found = growth(before, whole)
+                    by_norm.setdefault((name, norm), []).append(found)
+                    self._add(name, {"layer": layer, "size": large, "earlier": self.start, "norm": norm}, found)
+        for (name, norm), layers in by_norm.items():
+            where: dict[str, Label] = {"layer": "all", "size": large, "earlier": self.start, "norm": norm}
+            self._add(name, where, np.mean(layers, axis=0))
 
-    Over distance it is the slope over the layers before the last (where the shift is 0 whatever is done), in units of
-    the mean; over batch size and earlier batches the difference of the most to the least, in units of the mean at the
-    least, at each layer before the last and, as ``all``, on average over them.
-    """
-    enough = [size for size in table.sizes if table.groups(size) >= ENOUGH_GROUPS]
-    size = max(enough) if enough else max(table.sizes, key=table.groups)
-    larger = [found for found in enough if found > table.sizes[0]]
-    large = max(larger) if larger else table.sizes[-1]
-    growths = Growths(size, table.sizes[0], large, table.earlier, table.layers[0])
-    before_last = table.layers[:-1]
-    if len(before_last) < 2:
-        undefined["growth with distance"] = "there is one layer before the last critical one"
-    else:
-        _with_distance(table, growths, undefined)
-    if growths.small == growths.large:
-        undefined["growth with batch size"] = "there is one batch size"
-    else:
-        _with_size(table, growths, undefined)
-    if len(table.earlier) < 2:
-        undefined["growth with earlier batches"] = "there is one number of earlier batches"
-    else:
-        _with_earlier(table, growths, undefined)
-    shares = table.share_of_factor(FROBENIUS, Condition(growths.first, size, table.earlier[0]))
-    where: dict[str, Label] = {"layer": growths.first, "size": size, "earlier": table.earlier[0], "norm": FROBENIUS}
-    _add(growths, undefined, "share of the factor in the looseness", where, shares)
-    return growths
+    def _with_earlier(self) -> None:
+        table, last = self.table, self.table.earlier[-1]
+        if len(table.earlier) < 2:
+            self.undefined["growth with earlier batches"] = "there is one number of earlier batches"
+            return
+        for name in _GROWING:
+            quantity = QUANTITIES[name]
+            for norm in quantity.norms:
+                where: dict[str, Label] = {"size": self.size, "earlier": last, "norm": norm}
+                over_layers = []
+                for layer in table.layers[:-1]:
+                    before, after = (
+                        quantity.of(table, norm, Condition(layer, self.size, number)) for number in (self.start, last)
+                    )
+                    over_layers.append(growth(before, after))
+                    self._add(f"{name}, growth with earlier batches", {"layer": layer, **where}, over_layers[-1])
+                whole = np.mean(over_layers, axis=0)
+                self._add(f"{name}, growth with earlier batches", {"layer": "all", **where}, whole)
 
-
-def _with_distance(table: Table, growths: Growths, undefined: dict[str, str]) -> None:
-    layers = table.layers[:-1]
-    for name in ("shift", "relative shift", "tightness", "tightness of the tighter bound"):
-        quantity = QUANTITIES[name]
-        for norm in quantity.norms:
-            values = [quantity.of(table, norm, Condition(layer, growths.size, table.earlier[0])) for layer in layers]
-            where: dict[str, Label] = {"size": growths.size, "earlier": table.earlier[0], "norm": norm}
-            found = slope(values, [table.behind(layer) for layer in layers])
-            _add(growths, undefined, f"{name}, growth with distance", where, found)
-
-
-def _with_size(table: Table, growths: Growths, undefined: dict[str, str]) -> None:
-    start, small, large = table.earlier[0], growths.small, growths.large
-    by_norm: dict[tuple[str, str], list[Numbers]] = {}
-    for layer in table.layers[:-1]:
-        for norm in QUANTITIES["shift"].norms:
-            ones = table.part("shift", norm, Condition(layer, small, start))
-            whole = table.part("shift", norm, Condition(layer, large, start))
-            within = inside(ones, whole.shape[1], small, large)
-            means = np.stack([part.mean(axis=1) for part in within], axis=1)
-            roots = np.stack([np.sqrt((part**2).sum(axis=1)) for part in within], axis=1)
-            compared_with = {"shift, growth with batch size": means}
-            if norm == FROBENIUS and large % small == 0:
-                # The batch's shift if the updates of its parts were orthogonal.
-                compared_with["shift of a batch against its parts' root sum of squares"] = roots
-            for name, before in compared_with.items():
-                found = growth(before, whole)
-                by_norm.setdefault((name, norm), []).append(found)
-                where: dict[str, Label] = {"layer": layer, "size": large, "earlier": start, "norm": norm}
-                _add(growths, undefined, name, where, found)
-    for (name, norm), layers in by_norm.items():
-        where = {"layer": "all", "size": large, "earlier": start, "norm": norm}
-        _add(growths, undefined, name, where, np.mean(layers, axis=0))
-
-
-def _with_earlier(table: Table, growths: Growths, undefined: dict[str, str]) -> None:
-    first, last = table.earlier[0], table.earlier[-1]
-    for name in _GROWING:
-        quantity = QUANTITIES[name]
-        for norm in quantity.norms:
-            over_layers = []
-            for layer in table.layers[:-1]:
-                before, after = (
-                    quantity.of(table, norm, Condition(layer, growths.size, number)) for number in (first, last)
-                )
-                found = growth(before, after)
-                over_layers.append(found)
-                where: dict[str, Label] = {"layer": layer, "size": growths.size, "earlier": last, "norm": norm}
-                _add(growths, undefined, f"{name}, growth with earlier batches", where, found)
-            where = {"layer": "all", "size": growths.size, "earlier": last, "norm": norm}
-            _add(growths, undefined, f"{name}, growth with earlier batches", where, np.mean(over_layers, axis=0))
+    def _add(self, quantity: str, where: Mapping[str, Label], values: Numbers) -> None:
+        known = values[np.isfinite(values)]
+        if len(known):
+            self.rows.append(mean_row(quantity, "1", where, known.tolist()))
+        else:
+            places = ", ".join(f"{name} {value}" for name, value in where.items())
+            self.undefined[f"{quantity}: {places}"] = "the residuals are 0: the model knows all of the facts"
 
 
-def _add(growths: Growths, undefined: dict[str, str], quantity: str, where: dict[str, Label], values: Numbers) -> None:
-    known = values[np.isfinite(values)]
-    if len(known):
-        growths.rows.append(mean_row(quantity, "1", where, known.tolist()))
-    else:
-        places = ", ".join(f"{name} {value}" for name, value in where.items())
-        undefined[f"{quantity}: {places}"] = "the residuals are 0: the model knows all of the facts"
-
-
-def claims_of(table: Table, growths: Growths) -> list[Claim]:
+def claims_of(growths: Growths) -> list[Claim]:
     """The paper's claims and ours; those without data are left out (and listed as undefined)."""
+    table = growths.table
     start, last = table.earlier[0], table.earlier[-1]
     at_start: dict[str, Label] = {"size": growths.size, "earlier": start, "norm": FROBENIUS}
     by_size: dict[str, Label] = {"layer": "all", "size": growths.large, "earlier": start, "norm": FROBENIUS}
@@ -501,72 +473,73 @@ def claims_of(table: Table, growths: Growths) -> list[Claim]:
     tested: list[tuple[str, Finding | None, str]] = [
         (
             "The shift of the weights grows with the distance from the last critical layer.",
-            growths.of("shift, growth with distance", **at_start),
-            f"{slopes}; {_by_layer(table, growths)}",
+            growths.row("shift, growth with distance", **at_start),
+            f"{slopes}; {_by_layer(growths)}",
         ),
         (
             "Relative to the update itself, the shift grows with the distance from the last critical layer.",
-            growths.of("relative shift, growth with distance", **at_start),
+            growths.row("relative shift, growth with distance", **at_start),
             slopes,
         ),
         (
             "The shift of the weights grows with the batch size.",
-            growths.of("shift, growth with batch size", **by_size),
+            growths.row("shift, growth with batch size", **by_size),
             f"growth {size_text}",
         ),
         (
-            "It grows by more than the number of facts brings: the shift of a batch is larger than the root sum of "
+            "The growth exceeds what the number of facts explains: the shift of a batch is larger than the root sum of "
             "squares of those of its parts.",
-            growths.of("shift of a batch against its parts' root sum of squares", **by_size),
+            growths.row("shift of a batch against its parts' root sum of squares", **by_size),
             f"excess over it, {size_text}",
         ),
         (
             "The shift of the weights grows with the number of earlier batches.",
-            growths.of("shift, growth with earlier batches", **at_end),
+            growths.row("shift, growth with earlier batches", **at_end),
             f"growth {earlier_text}; "
             + "; ".join(
                 f"{name} {with_n(row)}"
                 for name in ("residual gap", "last residual", "Q", "bound")
-                if (row := growths.of(f"{name}, growth with earlier batches", **at_end))
+                if (row := growths.row(f"{name}, growth with earlier batches", **at_end))
             ),
         ),
         (
             "Relative to the update itself, the shift grows with the number of earlier batches.",
-            growths.of("relative shift, growth with earlier batches", **at_end),
+            growths.row("relative shift, growth with earlier batches", **at_end),
             f"growth {earlier_text}",
         ),
     ]
     claims = [
-        Claim(text, verdict_on(row, claimed="positive"), f"{with_n(row)}: {what} (Frobenius norm, paired over groups)")
+        Claim.on(row, text, f"{with_n(row)}: {what} (Frobenius norm, paired over groups)")
         for text, row, what in tested
         if row is not None
     ]
-    looser = growths.of("tightness, growth with distance", **at_start)
+    looser = growths.row("tightness, growth with distance", **at_start)
     if looser is not None:
-        tighter = growths.of("tightness of the tighter bound, growth with distance", **at_start)
+        tighter = growths.row("tightness of the tighter bound, growth with distance", **at_start)
         claims.append(
-            Claim(
-                "The theory's bound gets looser with the distance from the last critical layer.",
-                verdict_on(looser, claimed="negative"),
+            Claim.on(
+                looser,
+                "The theory's bound becomes looser with the distance from the last critical layer.",
                 f"{with_n(looser)}: {slopes} of shift / bound (all norms Frobenius, paired over groups)"
                 + (f"; of the tighter bound {with_n(tighter)}" if tighter else ""),
+                claimed="negative",
             )
         )
-    return [*claims, *_on_looseness(table, growths), _on_validity(table)]
+    return [*claims, *_on_looseness(growths), _on_validity(table)]
 
 
-def _by_layer(table: Table, growths: Growths) -> str:
+def _by_layer(growths: Growths) -> str:
     """Shift and ‖Q‖ by layer; ‖Q‖ varies between layers independently of the residuals."""
-    told_of = []
+    table, shown = growths.table, []
     for layer in table.layers[:-1]:
-        case = Condition(layer, growths.size, table.earlier[0])
+        case = Condition(layer, growths.size, growths.start)
         shift, q = (float(np.mean(table.part(part, FROBENIUS, case))) for part in ("shift", "solution"))
-        told_of.append(f"layer {layer}: shift {shift:.3g}, ‖Q‖ {q:.3g}")
-    return ", ".join(told_of)
+        shown.append(f"layer {layer}: shift {shift:.3g}, ‖Q‖ {q:.3g}")
+    return ", ".join(shown)
 
 
-def _on_looseness(table: Table, growths: Growths) -> list[Claim]:
-    case = Condition(growths.first, growths.size, table.earlier[0])
+def _on_looseness(growths: Growths) -> list[Claim]:
+    table, case = growths.table, Condition(growths.first, growths.size, growths.start)
     shares = table.share_of_factor(FROBENIUS, case)
     known = shares[np.isfinite(shares)]
     if not len(known):
@@ -578,10 +551,10 @@ def _on_looseness(table: Table, growths: Growths) -> list[Claim]:
         stated, tighter = (table.tightness(rule, reading, case) for rule in (bound, tighter_bound))
         both.append(f"{reading}: {np.nanmean(stated):.3g} and {np.nanmean(tighter):.3g}")
     return [
-        Claim(
+        Claim.on(
+            excess,
             f"At layer {growths.first}, the farthest from the last, the theory's bound is loose mostly because of its "
             "factor L − l.",
-            verdict_on(excess, claimed="positive"),
             f"of log(bound / shift), the share that goes with (L − l) / (L − l + 1) in the factor's place is "
             f"{with_n(share)} (all norms Frobenius; claimed: above 0.5); shift / bound and shift / tighter bound are, "
             f"in the norms {'; '.join(both)}",
@@ -623,8 +596,9 @@ def weight_shift_findings(settings: AnalysisSettings, saved: Mapping[str, TaskRe
     table = Table.of(settings, saved, piece_name)
     undefined: dict[str, str] = {}
     rows = _rows(table, undefined)
-    growths = growths_of(table, undefined)
-    return Findings([*rows, *growths.rows], claims_of(table, growths), _figures(rows, table, growths), (), undefined)
+    growths = Growths.of(table)
+    undefined |= growths.undefined
+    return Findings([*rows, *growths.rows], claims_of(growths), _figures(rows, growths), (), undefined)
 
 
 def _rows(table: Table, undefined: dict[str, str]) -> list[Finding]:
@@ -637,14 +611,14 @@ def _rows(table: Table, undefined: dict[str, str]) -> list[Finding]:
                         found = quantity.of(table, norm, Condition(layer, size, earlier)).ravel()
                         where: dict[str, Label] = {
                             "layer": layer,
-                            "distance": table.behind(layer),
+                            "distance": table.later(layer),
                             "size": size,
                             "earlier": earlier,
                             "norm": norm,
                         }
                         if len(known := found[np.isfinite(found)]):
                             rows.append(mean_row(name, quantity.unit, where, known.tolist()))
-                        elif table.behind(layer) == 0:
+                        elif table.later(layer) == 0:
                             undefined[f"{name} at layer {layer}"] = (
                                 "it is the last critical layer, where both updates are one and the bound is 0"
                             )
@@ -655,78 +629,67 @@ def _rows(table: Table, undefined: dict[str, str]) -> list[Finding]:
     return rows
 
 
-def _figures(rows: list[Finding], table: Table, growths: Growths) -> list[Figure]:
+def _figures(rows: list[Finding], growths: Growths) -> list[Figure]:
     """At ``growths.large``, as with one fact a batch all matrices are of rank 1 and all norms the same."""
-    first, size, start = growths.first, growths.large, growths.earlier[0]
+    table, first, size, start = growths.table, growths.first, growths.large, growths.start
     groups = table.groups(size)
-    large = f"{_counted(size, 'fact')} a batch"
     means = f"mean over {_counted(groups, 'group')}" + (" with 95 % intervals" if groups > 1 else "")
-    if groups >= ENOUGH_GROUPS:
-        large += f" (the largest size with {ENOUGH_GROUPS} groups)" if len(table.sizes) > 1 else ""
-    else:
-        large += f" (no size above {table.sizes[0]} has {ENOUGH_GROUPS} groups)" if len(table.sizes) > 1 else ""
+    large = f"{_counted(size, 'fact')} a batch"
+    if len(table.sizes) > 1:
+        enough = groups >= ENOUGH
+        large += f" ({'the largest size with' if enough else f'no size above {table.sizes[0]} has'} {ENOUGH} groups)"
     large += ", where all norms coincide" if size == 1 else ""
-    left = f"{_AXES['distance']} ({table.behind(first)}: layer {first}, 0: layer {table.layers[-1]})"
+    earlier = _counted(start, "earlier batch")
+    left = f"critical layers left to the last ({table.later(first)}: layer {first}, 0: layer {table.layers[-1]})"
+    at_start: dict[str, Label] = {"size": size, "earlier": start}
+    titles = {"tightness": "Bound of the theory", "tightness of the tighter bound": "Tighter bound"}
     return [
         Figure(
             "weight-shift-distance",
             "Shift of the weights by spreading the residual, with its bounds, over the number of critical layers from "
-            f"the one that is written to the last; {large}; {_counted(start, 'earlier batch')}; {means}.",
-            [_panel(rows, reading, "distance", {"size": size, "earlier": start}, left) for reading in READINGS],
+            f"the one that is written to the last; {large}; {earlier}; {means}.",
+            _panels(rows, "distance", at_start, left),
         ),
         Figure(
             "weight-shift-size",
             f"Shift of the weights at layer {first}, with its bounds, over the batch size (both axes logarithmic); "
-            f"{_counted(start, 'earlier batch')}; mean over groups with 95 % intervals, none where there is one group.",
-            [
-                _panel(rows, reading, "size", {"layer": first, "earlier": start}, _AXES["size"], log=True)
-                for reading in READINGS
-            ],
+            f"{earlier}; mean over groups with 95 % intervals, none where there is one group.",
+            _panels(rows, "size", {"layer": first, "earlier": start}, "facts a batch", log=True),
         ),
         Figure(
             "weight-shift-earlier",
             f"Shift of the weights at layer {first}, with its bounds, over the number of batches written before; "
             f"{large}; {means}.",
-            [
-                _panel(rows, reading, "earlier", {"layer": first, "size": size}, _AXES["earlier"])
-                for reading in READINGS
-            ],
+            _panels(rows, "earlier", {"layer": first, "size": size}, "earlier batches"),
         ),
         Figure(
             "weight-shift-tightness",
             "How tight the bounds are: shift / bound, by the number of critical layers left to the last and by the "
-            f"norm of the bound; {large}; {_counted(start, 'earlier batch')}; {means}.",
+            f"norm of the bound; {large}; {earlier}; {means}.",
             [
                 Panel(
                     title,
                     left,
                     "shift / bound (1 is tight)",
-                    [
-                        _line(rows, name, reading, reading, "distance", {"size": size, "earlier": start})
-                        for reading in READINGS
-                    ],
+                    [_line(rows, name, reading, reading, "distance", at_start) for reading in READINGS],
                 )
-                for name, title in (
-                    ("tightness", "Bound of the theory"),
-                    ("tightness of the tighter bound", "Tighter bound"),
-                )
+                for name, title in titles.items()
             ],
         ),
     ]
 
 
-_AXES = {"distance": "critical layers left to the last", "size": "facts a batch", "earlier": "earlier batches"}
-
-
-def _panel(
-    rows: list[Finding], reading: str, x: str, where: Mapping[str, Label], x_label: str, *, log: bool = False
-) -> Panel:
-    of_shift = READINGS[reading][0]
-    series = [
-        _line(rows, name, of_shift if name == "shift" else reading, label, x, where) for name, label in _LINES.items()
-    ]
-    label = f"norm of the update's shift, {of_shift} (unit of W)"
-    return Panel(f"Norms: {reading}", x_label, label, series, log_x=log, log_y=log)
+def _panels(rows: list[Finding], x: str, where: Mapping[str, Label], x_label: str, *, log: bool = False) -> list[Panel]:
+    """The shift and its bounds, in each of ``READINGS``."""
+    panels = []
+    for reading, (of_shift, _) in READINGS.items():
+        series = [
+            _line(rows, name, of_shift if name == "shift" else reading, label, x, where)
+            for name, label in _LINES.items()
+        ]
+        label = f"norm of the update's shift, {of_shift} (unit of W)"
+        panels.append(Panel(f"Norms: {reading}", x_label, label, series, log_x=log, log_y=log))
+    return panels
 
 
 def _line(rows: list[Finding], quantity: str, norm: str, label: str, x: str, where: Mapping[str, Label]) -> Series:
@@ -758,9 +721,8 @@ def residuals_now(
     found = {}
     for layer in context.layers:
         target = layer_targets(edit, texts, Step(layer, layer, 1.0), written)[layer]
-        moved = recipe.target.weights == "original"
         found[layer] = target.delta
-        if moved:
+        if recipe.target.weights == "original":
             found[layer] = target.delta + (target.states - read_states(edit, texts, layer))
         check_columns("residual", found[layer], facts, layer)
     return found
@@ -768,28 +730,30 @@ def residuals_now(
 
 def group_norms(
     residuals: Mapping[int, Tensor], keys: Mapping[int, Tensor], states: Mapping[int, LayerSolver], size: int
-) -> dict[int, list[ShiftNorms]]:
+) -> dict[int, list[dict[str, Norms]]]:
     """Layer -> the norms of each group of ``size`` facts, in order; an incomplete last group is left out."""
     layers = list(residuals)
     last = residuals[layers[-1]]
-    found: dict[int, list[ShiftNorms]] = {layer: [] for layer in layers}
+    found: dict[int, list[dict[str, Norms]]] = {layer: [] for layer in layers}
     for index, layer in enumerate(layers):
         for start in range(0, last.shape[1] // size * size, size):
             chosen = slice(start, start + size)
             q = solution(states[layer], keys[layer][:, chosen])
-            behind = len(layers) - 1 - index
-            found[layer].append(shift_norms(residuals[layer][:, chosen], last[:, chosen], behind, q))
+            later = len(layers) - 1 - index
+            found[layer].append(shift_norms(residuals[layer][:, chosen], last[:, chosen], later, q))
     return found
 
 
 def _measure(context: StudyContext, run: EarlierBatches, probe: Sequence[Fact], earlier: int) -> TaskRecord:
     model, recipe, device = context.model, run.recipe, solve_device(context.model)
     with run.written(earlier) as states:
-        residuals = residuals_now(context, recipe, probe, run.prefixes, run.terms)
+        residuals = {
+            layer: found.to(device)
+            for layer, found in residuals_now(context, recipe, probe, run.prefixes, run.terms).items()
+        }
         texts = SubjectTexts.tokenise(model, probe, run.prefixes)
         read = texts.read(Site.KEY, context.layers, recipe.contexts.keys)
         keys = {layer: mean.to(device) for layer, (mean, _) in read.items()}
-        residuals = {layer: found.to(device) for layer, found in residuals.items()}
         saved = {}
         for number, size in enumerate(sorted(set(context.settings.sizes))):
             context.report("groups", number, len(context.settings.sizes))
@@ -798,10 +762,9 @@ def _measure(context: StudyContext, run: EarlierBatches, probe: Sequence[Fact], 
     return {"sizes": saved}
 
 
-def _as_lists(norms: Sequence[ShiftNorms]) -> dict[str, dict[str, list[float]]]:
+def _as_lists(groups: Sequence[Mapping[str, Norms]]) -> dict[str, dict[str, list[float]]]:
     """Quantity -> norm -> one number per group."""
-    records = {part.name: [getattr(group, part.name).to_record() for group in norms] for part in fields(ShiftNorms)}
-    return {name: {norm: [one[norm] for one in found] for norm in found[0]} for name, found in records.items()}
+    return {name: {norm: [group[name][norm] for group in groups] for norm in NORMS} for name in groups[0]}
 
 
 def _tasks(context: StudyContext) -> list[StudyTask]:

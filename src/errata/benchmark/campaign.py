@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from errata.benchmark.cell_files import CellSpec, is_done, is_edited, read_spec
-from errata.benchmark.data import damaged, read_json
+from errata.benchmark.data import read_json, reading_result
 from errata.benchmark.grid import Grid, Measures
 from errata.benchmark.measurements import check_measurements, input_digests
 from errata.errors import Fault, FaultsError, InputError
-from errata.utils.files import new_directory, reason_of, write_text
+from errata.utils.files import is_there, new_directory, reading, write_text
 from errata.utils.locks import check_no_links, exclusive
 from errata.utils.provenance import now, software_versions
 
@@ -45,15 +45,13 @@ class Campaign:
     Attributes:
         record: content of ``grid.json``.
         cells: the cells' directories, in order.
+        grid: validated from ``record``.
     """
 
     directory: Path
     record: Mapping[str, Any]
     cells: tuple[Path, ...]
-
-    @property
-    def grid(self) -> Grid:
-        return Grid.model_validate(self.record["grid"])
+    grid: Grid
 
     def spec(self, cell: Path) -> CellSpec:
         return read_spec(cell)
@@ -83,22 +81,22 @@ class Campaign:
         check_measurements(measures.parts, measures.options)
         self._check_digests(input_digests(measures.parts, measures.options))
 
-    def _check_digests(self, now_there: Mapping[str, Mapping[str, str]]) -> None:
+    def _check_digests(self, present: Mapping[str, Mapping[str, str]]) -> None:
         """Raises FaultsError if the files of measurements made before have changed."""
         faults: dict[str, Fault] = {}
-        for name, digests in now_there.items():
+        for name, digests in present.items():
             known = self.record["inputs"].get(name, digests)
             for path in {**known, **digests}:
                 if path not in known:
-                    faults[path] = Fault(
-                        path, "added since the benchmark started", "Remove it", code="BENCH_INPUT_CHANGED"
-                    )
+                    change, remedy = "added", "Remove it"
                 elif path not in digests:
-                    what = "removed since the benchmark started"
-                    faults[path] = Fault(path, what, "Restore it", code="BENCH_INPUT_CHANGED")
+                    change, remedy = "removed", "Restore it"
                 elif known[path] != digests[path]:
-                    what, remedy = "changed since the benchmark started", "Restore it, or use a file of another name"
-                    faults[path] = Fault(path, what, remedy, code="BENCH_INPUT_CHANGED")
+                    change, remedy = "changed", "Restore it, or use a file of another name"
+                else:
+                    continue
+                what = f"{change} since the benchmark started"
+                faults[path] = Fault(path, what, remedy, code="BENCH_INPUT_CHANGED")
         if faults:
             raise FaultsError(f"the benchmark {self.directory}", list(faults.values()))
 
@@ -111,13 +109,14 @@ class Campaign:
         Raises:
             InputError: if one of those is not among the present ones.
         """
-        there, given = self.grid.measures, more or Measures()
-        if unknown := [name for name in without if name not in there.parts]:
-            made = f"Optional ones: {', '.join(there.parts)}" if there.parts else "It has no optional measurements"
+        present, more = self.grid.measures, more or Measures()
+        if unknown := [name for name in without if name not in present.parts]:
+            names = ", ".join(present.parts)
+            remedy = f"Optional ones: {names}" if names else "It has no optional measurements"
             what = f"{self.directory} has no measurement {unknown[0]!r}"
-            raise InputError(what, remedy=made, code="MEASUREMENT_UNKNOWN")
-        parts = tuple(name for name in dict.fromkeys((*there.parts, *given.parts)) if name not in without)
-        options = {name: value for name, value in {**there.options, **given.options}.items() if name not in without}
+            raise InputError(what, remedy=remedy, code="MEASUREMENT_UNKNOWN")
+        parts = tuple(name for name in dict.fromkeys((*present.parts, *more.parts)) if name not in without)
+        options = {name: value for name, value in {**present.options, **more.options}.items() if name not in without}
         return Measures(parts=parts, options=options)
 
     def measuring(self, more: Measures | None, without: Sequence[str], command: str) -> Campaign:
@@ -140,10 +139,10 @@ class Campaign:
             "grid": {**found.record["grid"], "measures": measures.model_dump(mode="json")},
             "inputs": {**digests, **found.record["inputs"]},
         }
-        write_text(self.directory / "grid.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        _write_record(self.directory, record)
         for cell in found.cells:
             if is_edited(cell, measures):
-                (cell / "failure.json").unlink(missing_ok=True)
+                forget_failure(cell)
         return open_campaign(self.directory)
 
     def is_edited(self, cell: Path) -> bool:
@@ -156,14 +155,21 @@ class Campaign:
 
 
 def failure_of(cell: Path) -> str | None:
-    """Why a cell failed; None if it did not."""
+    """Why a cell failed; None if it did not. A damaged record of a failure is one, too."""
     path = cell / "failure.json"
     if not path.is_file():
         return None
     try:
-        return str(read_json(path)["what"])
-    except (KeyError, TypeError) as error:
-        raise damaged(path, error) from error
+        with reading_result(path):
+            return str(read_json(path)["what"])
+    except InputError as error:
+        return str(error)
+
+
+def forget_failure(cell: Path) -> None:
+    """Remove what a failed attempt left, before the next one."""
+    for name in ("failure.json", "traceback.txt", "errors.txt"):
+        (cell / name).unlink(missing_ok=True)
 
 
 def begin(
@@ -185,10 +191,11 @@ def begin(
     """
     if (directory / "grid.json").is_file():
         found = open_campaign(directory)
-        given = grid.model_dump(mode="json")
-        _check_same(found.record["grid"], given, directory)
-        keys = [spec.key for spec in specs]
-        if keys != found.record["cells"]:
+        old, new = found.record["grid"], grid.model_dump(mode="json")
+        if faults := mismatches(directory, {**old, "measures": {}}, {**new, "measures": {}}, code="BENCH_MISMATCH"):
+            remedy = "Use another --out, or the original grid"
+            raise FaultsError(f"the benchmark {directory}", faults, remedy=remedy)
+        if [spec.key for spec in specs] != found.record["cells"]:
             raise InputError(
                 f"the facts or a recipe changed since {directory} was started",
                 remedy="Use another --out, or resume with `errata bench --out` alone, which rereads nothing",
@@ -211,46 +218,51 @@ def begin(
             "undefined": [{"label": entry.label, "reason": entry.reason} for entry in undefined],
             "versions": software_versions(),
         }
-        write_text(partial / "grid.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        _write_record(partial, record)
     return open_campaign(directory)
+
+
+def _write_record(directory: Path, record: Mapping[str, Any]) -> None:
+    write_text(directory / "grid.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
 def open_campaign(directory: Path) -> Campaign:
     """Raises InputError if there is no campaign, or ``grid.json`` is damaged."""
     path = directory / "grid.json"
-    try:
+    if not is_there(path):
+        what, remedy = f"{directory} is not a benchmark: it has no grid.json", "Give a directory of errata bench"
+        raise InputError(what, remedy=remedy, code="BENCH_MISSING")
+    with reading(path, remedy="Restore it, or start over", code="BENCH_DAMAGED"):
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise ValueError(f"its format is {record['format']!r}, expected {FORMAT!r}")
         cells = tuple(directory / "cells" / str(key) for key in record["cells"])
-        Grid.model_validate(record["grid"])
+        grid = Grid.model_validate(record["grid"])
         if not record["commands"] or not all(isinstance(command, str) for command in record["commands"]):
             raise ValueError("it has no commands")
         for digests in record["inputs"].values():
             dict(digests)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, FileNotFoundError):
-            what, remedy = f"{directory} is not a benchmark: it has no grid.json", "Give a directory of errata bench"
-            raise InputError(what, remedy=remedy, code="BENCH_MISSING") from error
-        what, remedy = f"{path} is damaged: {reason_of(error)}", "Restore it, or start over"
-        raise InputError(what, remedy=remedy, code="BENCH_DAMAGED") from error
     if lost := [cell.name for cell in cells if not (cell / "cell.json").is_file()]:
         what = f"{directory} lacks the cells {', '.join(lost)}"
         raise InputError(what, remedy="Restore them, or start over", code="BENCH_DAMAGED")
-    return Campaign(directory, record, cells)
+    return Campaign(directory, record, cells, grid)
 
 
-def _check_same(there: Mapping[str, Any], given: Mapping[str, Any], directory: Path) -> None:
-    names = [name for name in given if name != "measures"]
-    faults = [
-        Fault(
-            name,
-            f"{directory} was started with {there.get(name)!r:.200}",
-            f"Got {given[name]!r:.200}",
-            code="BENCH_MISMATCH",
-        )
-        for name in names
-        if there.get(name) != given[name]
-    ]
-    if faults:
-        raise FaultsError(f"the benchmark {directory}", faults)
+def mismatches(directory: Path, old: Any, new: Any, *, code: str, name: str = "") -> list[Fault]:
+    """Each difference between two JSON objects: the inputs that a directory was started with, and the present ones.
+
+    Args:
+        name: dotted place in them.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            fault
+            for key in dict.fromkeys((*old, *new))
+            for fault in mismatches(
+                directory, old.get(key), new.get(key), code=code, name=f"{name}.{key}" if name else str(key)
+            )
+        ]
+    if old == new:
+        return []
+    was, now_is = ("nothing" if value is None else f"{value!r:.200}" for value in (old, new))
+    return [Fault(name, f"{directory} was started with {was}, got {now_is}", "", code=code)]

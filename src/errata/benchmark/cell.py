@@ -38,15 +38,14 @@ from errata.benchmark.cell_files import (
     CellResult,
     CellSpec,
     add_notes,
-    answer_path,
     before_path,
     note_before,
-    read_answer,
+    read_measurement,
     read_spec,
-    result_of,
+    result_path,
     saved_edits,
 )
-from errata.benchmark.data import BenchmarkData, damaged, pin, read_data, read_json
+from errata.benchmark.data import BenchmarkData, pin, read_data, read_json, reading_result
 from errata.benchmark.grid import Measures, check_trusted
 from errata.benchmark.measurements import (
     PERPLEXITY,
@@ -76,7 +75,7 @@ from errata.runs.loading import load_model
 from errata.runs.resume import editor_of
 from errata.runs.run import RunDirectory, create_run, is_run, open_run, verified_json
 from errata.statistics.corpus import open_corpus
-from errata.utils.files import write_text
+from errata.utils.files import reading, write_text
 from errata.utils.locks import exclusive, in_turn, open_in_place
 from errata.utils.progress import Report
 from errata.utils.provenance import now, software_versions
@@ -110,7 +109,7 @@ class Backend(Protocol):
         ...
 
     def unedited(self) -> AbstractContextManager[None]:
-        """Within it the edits are removed."""
+        """Within it the edits are removed; afterwards, and if one cannot be removed, they are in place."""
         ...
 
     def edit(self, check: Check) -> None:
@@ -167,7 +166,7 @@ class RecordedRun:
         def measure(record: BatchRecord) -> dict[str, Any]:
             return check.after(record.index, record.facts, weight_norm_ratio(self.editor))
 
-        edit_batches(self.editor, self.run, measure, report=self.report, go_on="errata bench --retry")
+        edit_batches(self.editor, self.run, measure, report=self.report, resume_command="errata bench --retry")
 
     def totals(self) -> tuple[float, int]:
         seconds = sum(record.seconds for record in self.editor.records)
@@ -244,7 +243,7 @@ class EditorRun:
             file.write(f"{now()} {text}\n")
 
     def start(self) -> tuple[list[str], list[str]]:
-        for batch in saved_edits(self.folder):
+        for batch in saved_edits(self.folder).values():
             edit = self.kind.load(self.folder / batch["edit"])
             self.editor.restore(edit)
             self._edits.append(edit)
@@ -253,12 +252,14 @@ class EditorRun:
     @contextmanager
     def unedited(self) -> Iterator[None]:
         edits, self._edits = self._edits, []  # a nested block has nothing left to remove
-        for edit in reversed(edits):
-            self.editor.remove(edit)
+        removed: list[Edit] = []
         try:
+            for edit in reversed(edits):
+                self.editor.remove(edit)
+                removed.append(edit)
             yield
         finally:
-            for edit in edits:
+            for edit in reversed(removed):
                 self.editor.restore(edit)
             self._edits = edits
 
@@ -283,7 +284,7 @@ class EditorRun:
         self.report("facts edited", len(self.facts), len(self.facts))
 
     def totals(self) -> tuple[float, int]:
-        saved = saved_edits(self.folder)
+        saved = saved_edits(self.folder).values()
         seconds = sum(batch["seconds"] + batch["said"]["seconds"] for batch in saved)
         return seconds, sum(len(batch["facts"]) for batch in saved)
 
@@ -318,7 +319,9 @@ class Cell:
                 backend.log(note)
             for measurement in REQUIRED:
                 self._measure_before(measurement)
-            if result_of(self.directory) is None:
+            if (self.directory / "result.json").is_file():
+                CellResult.read(self.directory)  # a damaged one is reported before more is measured
+            else:
                 collapse = self._edit()
                 at, ratio = (None, None) if collapse is None else (collapse.batch, collapse.ratio)
                 result = CellResult(*backend.totals(), at, ratio)
@@ -352,13 +355,13 @@ class Cell:
         note_before(self.directory, path)
 
     def _measure_after(self, measurement: Measurement) -> None:
-        self._measure("after", measurement, answer_path(self.directory / "after", measurement, self.spec.measures))
+        self._measure("after", measurement, result_path(self.directory / "after", measurement, self.spec.measures))
 
     def _measure(self, state: State, measurement: Measurement, path: Path) -> None:
         """Make a measurement, unless its file exists."""
         if path.exists():
             return
-        earlier = None if state == "before" else read_answer(self.before(measurement))
+        earlier = None if state == "before" else read_measurement(self.before(measurement))
         answerer = self.model if earlier is None else self.backend.answerer
 
         def report(what: str, done: int, total: int) -> None:
@@ -375,9 +378,17 @@ class Cell:
             before = None if earlier is None else earlier.kept
             view = None if answerer is self.model else answerer
             inputs = MeasurementInputs(
-                self.model, self.data, options, self.spec.seed, before, self.backend.unedited, report, path, view
+                model=self.model,
+                data=self.data,
+                options=options,
+                seed=self.spec.seed,
+                before=before,
+                unedited=self.backend.unedited,
+                report=report,
+                partial_path=path,
+                view=view,
             )
-            result = measurement.ask(inputs)
+            result = measurement.run(inputs)
         result = replace(result, seconds=time.perf_counter() - started)
         write_text(path, json.dumps(result.to_record(), ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -385,17 +396,15 @@ class Cell:
         """Edit the remaining batches; returns the reason if the run ended early."""
         path = self.directory / "collapse.json"
         if path.is_file():
-            try:
+            with reading_result(path):
                 return CollapseError(**read_json(path))
-            except TypeError as error:
-                raise damaged(path, error) from error
         batches = -(-len(self.data.facts) // self.spec.batch_size)
         try:
             self.backend.edit(Check(self.spec, self.data, self.backend, batches, self.before(PERPLEXITY)))
         except CollapseError as error:
             collapse = error
         except ErrataError as error:
-            if not isinstance(error.__cause__, NonFiniteError):
+            if not isinstance(error, NonFiniteError) and not isinstance(error.__cause__, NonFiniteError):
                 raise
             collapse = CollapseError(self.backend.batches_done + 1, None)  # NaN in the model or in the edit
         else:
@@ -421,10 +430,9 @@ def open_cell(
     """
     spec = read_spec(directory)
     bench = directory.parent.parent
-    try:
-        measures = Measures.model_validate(read_json(bench / "grid.json")["grid"]["measures"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(bench / "grid.json", error) from error
+    with reading(bench / "grid.json", remedy="Restore it, or start over", code="BENCH_DAMAGED"):
+        grid = json.loads((bench / "grid.json").read_text(encoding="utf-8"))["grid"]
+        measures = Measures.model_validate(grid["measures"])
     spec = spec.model_copy(update={"measures": measures})  # measurements may be added later
     kind = editor_named(spec.editor, editors)
     data = read_data(bench / "material" / spec.material)
@@ -476,21 +484,6 @@ def _recorded_run(
             examination=None,
         )
     return RecordedRun(model, run, report)
-
-
-def work_on(
-    directory: Path,
-    report: Report,
-    *,
-    trust_remote_code: bool = False,
-    editors: Mapping[str, EditorKind] = EDITORS,
-) -> None:
-    """Do the remaining work of a cell.
-
-    Raises:
-        ErrataError: if it failed; finished work is saved.
-    """
-    open_cell(directory, report, trust_remote_code=trust_remote_code, editors=editors).work()
 
 
 class CollapseError(RunStoppedError):
@@ -561,12 +554,13 @@ class Check:
         prose, answerer = self.data.prose, self.backend.answerer
         if not prose or not isinstance(answerer, LanguageModel):
             return None, None
-        kept = read_answer(self.prose_answer).kept["perplexity"]
+        before = read_measurement(self.prose_answer).perplexity
+        assert before is not None, "the unedited model was measured on the same prose"
         try:
             now = perplexity(answerer, prose)
         except NonFiniteError as error:
             raise CollapseError(number, None) from error
-        return now, now.value / Perplexity(tuple(kept["log_likelihoods"]), tuple(kept["counts"])).value
+        return now, now.value / before.value
 
 
 def _efficacy_only(answerer: Answerer, facts: tuple[Fact, ...], which: Literal["first", "last"]) -> list[Record]:
@@ -595,7 +589,7 @@ def main() -> int:
         print(PROGRESS + json.dumps([what, done, total]), flush=True)
 
     try:
-        work_on(directory, report, trust_remote_code="--trust-remote-code" in sys.argv[2:])
+        open_cell(directory, report, trust_remote_code="--trust-remote-code" in sys.argv[2:]).work()
     except KeyboardInterrupt:
         return 130
     except Exception as error:

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 
-from errata.benchmark.data import BenchmarkData, damaged, read_json
+from errata.benchmark.data import REMEDY, BenchmarkData, read_json, reading_result
 from errata.benchmark.grid import DataEntry, Measures, ModelEntry
 from errata.benchmark.measurements import REQUIRED, Measurement, MeasurementResult, measurements_of
 from errata.editing.recipe import Recipe
 from errata.editors.registry import LOCATE_THEN_EDIT
 from errata.errors import InputError
-from errata.utils.files import write_text
+from errata.utils.files import reading, write_text
 
 _BEFORE = "before.json"
 
@@ -108,20 +108,12 @@ class CellResult:
     collapsed_at: int | None
     ratio: float | None
 
-
-def result_of(directory: Path) -> CellResult | None:
-    """The result of a cell; None before editing has finished.
-
-    Raises:
-        InputError: if the file is damaged.
-    """
-    path = directory / "result.json"
-    if not path.is_file():
-        return None
-    try:
-        return CellResult(**read_json(path))
-    except TypeError as error:
-        raise damaged(path, error) from error
+    @classmethod
+    def read(cls, cell: Path) -> CellResult:
+        """Raises InputError if the cell has no result, or a damaged one."""
+        path = cell / "result.json"
+        with reading_result(path):
+            return cls(**read_json(path))
 
 
 def read_spec(cell: Path) -> CellSpec:
@@ -131,13 +123,11 @@ def read_spec(cell: Path) -> CellSpec:
         InputError: if it is missing or damaged.
     """
     path = cell / "cell.json"
-    try:
+    with reading(path, remedy=REMEDY, code="CELL_FILE_DAMAGED"):
         return CellSpec.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, error) from error
 
 
-def answer_path(folder: Path, measurement: Measurement, measures: Measures) -> Path:
+def result_path(folder: Path, measurement: Measurement, measures: Measures) -> Path:
     """File of a measurement's result; other options, other file."""
     return folder / f"{_name(measurement, measures)}.json"
 
@@ -152,7 +142,7 @@ def before_path(bench: Path, fingerprint: str, measurement: Measurement, spec: C
     known = {"material": spec.material, "seed": spec.seed, "prose": data.prose}
     words = json.dumps([fingerprint, *([name, known[name]] for name in sorted(measurement.depends))])
     digest = hashlib.sha256(words.encode()).hexdigest()[:16]
-    return answer_path(bench / "before" / digest, measurement, spec.measures)
+    return result_path(bench / "before" / digest, measurement, spec.measures)
 
 
 def note_before(cell: Path, path: Path) -> None:
@@ -169,10 +159,8 @@ def before_of(cell: Path, measurement: Measurement, measures: Measures) -> Path:
     Raises:
         InputError: if there is none.
     """
-    try:
+    with reading_result(cell / _BEFORE):
         return noted_before(cell)[_name(measurement, measures)]
-    except KeyError as error:
-        raise damaged(cell / _BEFORE, error) from error
 
 
 def noted_before(cell: Path) -> dict[str, Path]:
@@ -181,24 +169,22 @@ def noted_before(cell: Path) -> dict[str, Path]:
     Raises:
         InputError: if the record is missing or damaged.
     """
-    noted = read_json(cell / _BEFORE)
-    try:
+    with reading_result(cell / _BEFORE):
+        noted = read_json(cell / _BEFORE)
         return {str(name): cell.parent.parent / "before" / str(place) for name, place in noted.items()}
-    except AttributeError as error:
-        raise damaged(cell / _BEFORE, error) from error
 
 
 def is_edited(cell: Path, measures: Measures) -> bool:
     """Whether editing and the required measurements are done."""
-    return (cell / "result.json").is_file() and {*REQUIRED} <= {*answered(cell, measures)}
+    return (cell / "result.json").is_file() and {*REQUIRED} <= {*measurements_made(cell, measures)}
 
 
 def is_done(cell: Path, measures: Measures) -> bool:
     """Whether editing and all measurements are done."""
-    return (cell / "result.json").is_file() and answered(cell, measures) == measurements_of(measures.parts)
+    return (cell / "result.json").is_file() and measurements_made(cell, measures) == measurements_of(measures.parts)
 
 
-def answered(cell: Path, measures: Measures) -> list[Measurement]:
+def measurements_made(cell: Path, measures: Measures) -> list[Measurement]:
     """The measurements with results for both the unedited and the edited model."""
     noted = _noted_or_nothing(cell)
     return [
@@ -206,17 +192,14 @@ def answered(cell: Path, measures: Measures) -> list[Measurement]:
         for measurement in measurements_of(measures.parts)
         if (before := noted.get(_name(measurement, measures))) is not None
         and before.is_file()
-        and answer_path(cell / "after", measurement, measures).is_file()
+        and result_path(cell / "after", measurement, measures).is_file()
     ]
 
 
-def read_answer(path: Path) -> MeasurementResult:
+def read_measurement(path: Path) -> MeasurementResult:
     """Raises InputError if it is missing or damaged."""
-    record = read_json(path)
-    try:
-        return MeasurementResult.of(record)
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, error) from error
+    with reading_result(path):
+        return MeasurementResult.of(read_json(path))
 
 
 def _noted_or_nothing(cell: Path) -> dict[str, Path]:
@@ -228,7 +211,7 @@ def _noted_or_nothing(cell: Path) -> dict[str, Path]:
 
 
 def _name(measurement: Measurement, measures: Measures) -> str:
-    return measurement.answer_name(measures.options.get(measurement.name, {}))
+    return measurement.result_name(measures.options.get(measurement.name, {}))
 
 
 _NOTES = "notes.json"
@@ -250,25 +233,27 @@ def notes_of(cell: Path) -> tuple[str, ...]:
     path = cell / _NOTES
     if not path.is_file():
         return ()
-    notes = read_json(path)
-    if not isinstance(notes, list):
-        raise damaged(path, TypeError("expected a list"))
-    return tuple(map(str, notes))
+    with reading_result(path):
+        notes = read_json(path)
+        if not isinstance(notes, list):
+            raise TypeError("expected a list")
+        return tuple(map(str, notes))
 
 
-# ----------------------------------------------------------------------------------------------------
+_CHECK_FIELDS = {"records", "perplexity", "weight_norm_ratio", "check", "seconds"}
 
 
-def saved_edits(folder: Path) -> list[Mapping[str, Any]]:
-    """The saved batches of an editor other than locate-then-edit, in order.
+def saved_edits(folder: Path) -> dict[Path, Mapping[str, Any]]:
+    """File -> content of the saved batches of an editor other than locate-then-edit, in order.
 
     Raises:
         InputError: if a file is damaged.
     """
-    found: list[Mapping[str, Any]] = []
+    found: dict[Path, Mapping[str, Any]] = {}
     for path in sorted(folder.glob("[0-9]*.json")):
-        batch = read_json(path)
-        if not isinstance(batch, dict) or not {"edit", "facts", "seconds", "said"} <= batch.keys():
-            raise damaged(path, TypeError("fields are missing"))
-        found.append(batch)
+        with reading_result(path):
+            batch = read_json(path)
+            if not {"edit", "facts", "seconds"} <= batch.keys() or not batch["said"].keys() >= _CHECK_FIELDS:
+                raise TypeError("fields are missing")
+        found[path] = batch
     return found

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from errata.benchmark.campaign import Campaign, failure_of
 from errata.benchmark.cell_files import (
+    CellResult,
     CellSpec,
-    answer_path,
-    answered,
     before_of,
+    measurements_made,
     notes_of,
-    read_answer,
-    result_of,
+    read_measurement,
+    result_path,
     saved_edits,
 )
-from errata.benchmark.data import BenchmarkData, damaged, read_data, read_json
-from errata.benchmark.measurements import REQUIRED, MeasurementResult
-from errata.benchmark.sequence import weight_norm_summary
+from errata.benchmark.data import BenchmarkData, read_data, read_json, reading_result
+from errata.benchmark.measurements import PERPLEXITY, REQUIRED, Measurement, MeasurementResult
+from errata.benchmark.sequence import perplexity_summaries, seconds_summaries, weight_norm_summaries
 from errata.editors.registry import LOCATE_THEN_EDIT
 from errata.errors import InputError
 from errata.evaluation.ability import summarise_others
@@ -29,8 +30,7 @@ from errata.evaluation.free_running import FreeQuestion, expected_answer, free_q
 from errata.evaluation.outcomes import absent_changes, change_records
 from errata.evaluation.perplexity import Perplexity, perplexity_ratio, pooled
 from errata.facts.fact import QUESTION_LISTS, Question
-from errata.results.metrics import Metric
-from errata.results.records import Record, Row, Summary, When, summarise, summarise_groups, to_long, write_results
+from errata.results.records import Record, Row, Summary, When, summarise, to_long, write_results
 from errata.runs.run import open_run, verified_json
 from errata.utils.files import new_file
 from errata.utils.optional import require
@@ -69,12 +69,15 @@ class FinishedCell:
     directory: Path
     spec: CellSpec
     data: BenchmarkData
-    result: Mapping[str, Any]
+    result: CellResult
     before: Mapping[str, MeasurementResult]
     after: Mapping[str, MeasurementResult]
     batches: Sequence[MeasuredBatch]
     notes: tuple[str, ...]
     versions: Mapping[str, str]
+
+    def measured(self, when: Literal["before", "after"]) -> Mapping[str, MeasurementResult]:
+        return self.before if when == "before" else self.after
 
     def records(self, when: When) -> list[Record]:
         """All records of a moment."""
@@ -82,29 +85,22 @@ class FinishedCell:
             return [record for batch in self.batches for record in batch.records]
         if when == "during":
             return [record for batch in self.batches for record in batch.check or ()]
-        parts = self.before if when == "before" else self.after
-        return [record for measurement in parts.values() for record in measurement.records]
+        return [record for measurement in self.measured(when).values() for record in measurement.records]
 
-    def labels(self, when: When) -> dict[str, dict[str, tuple[int, int]]]:
-        """Metric of weighted F1 -> sample -> (right label, predicted label)."""
-        parts = self.before if when == "before" else self.after
-        return {
-            metric: {sample: (right, answered) for sample, (right, answered) in labels.items()}
-            for measurement in parts.values()
-            for metric, labels in measurement.kept.get("labels", {}).items()
-        }
+    def with_changes(self, records: Sequence[Record]) -> list[Record]:
+        """The records, and changes of control answers from the unedited model's."""
+        return [*records, *change_records(self.records("before"), records)]
 
-    def values(self, when: When) -> dict[str, tuple[float, int]]:
-        """Metric that is not a mean over samples -> (value, samples)."""
-        parts = self.before if when == "before" else self.after
-        return {
-            metric: (float(value), int(count))
-            for measurement in parts.values()
-            for metric, (value, count) in measurement.kept.get("values", {}).items()
-        }
+    def labels(self, when: Literal["before", "after"]) -> dict[str, dict[str, tuple[int, int]]]:
+        """See ``MeasurementResult.labels``."""
+        return {name: labels for result in self.measured(when).values() for name, labels in result.labels.items()}
 
-    def perplexity(self, when: When) -> Perplexity | None:
-        return _perplexity((self.before if when == "before" else self.after)["perplexity"].kept["perplexity"])
+    def values(self, when: Literal["before", "after"]) -> dict[str, tuple[float, int]]:
+        """See ``MeasurementResult.values``."""
+        return {name: value for result in self.measured(when).values() for name, value in result.values.items()}
+
+    def perplexity(self, when: Literal["before", "after"]) -> Perplexity | None:
+        return self.measured(when)["perplexity"].perplexity
 
 
 def read_finished(campaign: Campaign, cell: Path) -> FinishedCell:
@@ -115,61 +111,61 @@ def read_finished(campaign: Campaign, cell: Path) -> FinishedCell:
     """
     spec = campaign.spec(cell)
     measures = campaign.grid.measures
-    parts = [*REQUIRED, *(measurement for measurement in answered(cell, measures) if measurement not in REQUIRED)]
+    made = [*REQUIRED, *(each for each in measurements_made(cell, measures) if each not in REQUIRED)]
     batches, versions = _batches(cell, spec)
     return FinishedCell(
         cell,
         spec,
         read_data(campaign.directory / "material" / spec.material),
-        _result(cell),
-        {measurement.name: read_answer(before_of(cell, measurement, measures)) for measurement in parts},
-        {measurement.name: read_answer(answer_path(cell / "after", measurement, measures)) for measurement in parts},
+        CellResult.read(cell),
+        {each.name: _measurement(before_of(cell, each, measures), each) for each in made},
+        {each.name: _measurement(result_path(cell / "after", each, measures), each) for each in made},
         batches,
         notes_of(cell),
         versions,
     )
 
 
+def _measurement(path: Path, measurement: Measurement) -> MeasurementResult:
+    """``read_measurement``, which also checks what summaries will read of it: they are of several cells."""
+    found = read_measurement(path)
+    with reading_result(path):
+        for name in ("labels", "values", *(["perplexity"] if measurement is PERPLEXITY else [])):
+            getattr(found, name)
+    return found
+
+
 def _batches(cell: Path, spec: CellSpec) -> tuple[list[MeasuredBatch], Mapping[str, str]]:
     """The saved batches, and the software versions when editing started."""
-    saved: list[tuple[int, float, Mapping[str, Any]]] = []  # facts, seconds, measurements
+    saved: list[tuple[Path, int, float, Mapping[str, Any]]] = []  # file, facts, seconds, measurements
     if spec.editor == LOCATE_THEN_EDIT:
         run = open_run(cell / "run")
         versions: Mapping[str, str] = run.manifest.versions
         for entry in run.ledger.of("batch"):
             about = entry.fields
-            said = verified_json(run.batch_path(about["index"]).with_suffix(".json"), about["said"])
-            saved.append((len(about["facts"]), float(about["seconds"]), said))
+            path = run.batch_path(about["index"]).with_suffix(".json")
+            saved.append((path, len(about["facts"]), float(about["seconds"]), verified_json(path, about["said"])))
     else:
         versions = read_json(cell / "edits" / "versions.json")
-        saved = [(len(one["facts"]), float(one["seconds"]), one["said"]) for one in saved_edits(cell / "edits")]
+        for path, batch in saved_edits(cell / "edits").items():
+            saved.append((path, len(batch["facts"]), float(batch["seconds"]), batch["said"]))
     batches: list[MeasuredBatch] = []
     edits = 0
-    for size, seconds, said in saved:
+    for path, size, seconds, measured in saved:
         edits += size
-        batches.append(
-            MeasuredBatch(
-                edits,
-                size,
-                seconds,
-                [Record(**record) for record in said["records"]],
-                None if said["check"] is None else [Record(**record) for record in said["check"]],
-                _perplexity(said["perplexity"]),
-                said["weight_norm_ratio"],
+        with reading_result(path):
+            batches.append(
+                MeasuredBatch(
+                    edits,
+                    size,
+                    seconds,
+                    [Record(**record) for record in measured["records"]],
+                    None if measured["check"] is None else [Record(**record) for record in measured["check"]],
+                    Perplexity.of(measured["perplexity"]),
+                    measured["weight_norm_ratio"],
+                )
             )
-        )
     return batches, versions
-
-
-def _result(cell: Path) -> Mapping[str, Any]:
-    found = result_of(cell)
-    if found is None:
-        raise damaged(cell / "result.json", FileNotFoundError("it is missing"))
-    return asdict(found)
-
-
-def _perplexity(saved: Mapping[str, Any] | None) -> Perplexity | None:
-    return None if saved is None else Perplexity(tuple(saved["log_likelihoods"]), tuple(saved["counts"]))
 
 
 _Item = TypeVar("_Item")
@@ -189,7 +185,7 @@ class CellSummary:
     """
 
     spec: CellSpec
-    result: Mapping[str, Any]
+    result: CellResult
     seconds: float
     parts: tuple[str, ...]
     absent: Mapping[str, str]
@@ -201,7 +197,7 @@ class CellSummary:
     def of(cls, cell: FinishedCell) -> CellSummary:
         absent = {metric: why for answer in cell.after.values() for metric, why in answer.absent.items()}
         absent |= absent_changes(cell.records("before"), absent)
-        seconds = cell.result["seconds"] + sum(answer.seconds for answer in cell.after.values())
+        seconds = cell.result.seconds + sum(answer.seconds for answer in cell.after.values())
         return cls(
             cell.spec,
             cell.result,
@@ -212,6 +208,10 @@ class CellSummary:
             cell.notes,
             cell.versions,
         )
+
+
+UNKNOWN = "unknown"
+"""Model, data and method of a cell whose specification cannot be read."""
 
 
 def about_of(
@@ -225,22 +225,25 @@ def about_of(
     """
     cells = []
     for directory in campaign.cells:
-        spec = campaign.spec(directory)
         ended = done.get(directory)
         failure = damaged.get(directory) or (None if campaign.is_done(directory) else failure_of(directory))
+        try:
+            spec: CellSpec | None = ended.spec if ended else campaign.spec(directory)
+        except InputError as error:
+            spec, failure = None, str(error)
         cells.append(
             {
                 "id": directory.name,
-                "model": spec.model.name,
-                "data": spec.data.label,
-                "method": spec.label,
-                "seed": spec.seed,
+                "model": spec.model.name if spec else UNKNOWN,
+                "data": spec.data.label if spec else UNKNOWN,
+                "method": spec.label if spec else UNKNOWN,
+                "seed": spec.seed if spec else None,
                 "status": "done" if ended else "failed" if failure else "not done",
                 "failure": failure,
                 "seconds": ended.seconds if ended else None,
-                "edits": ended.result["edits"] if ended else None,
-                "collapsed_at": ended.result["collapsed_at"] if ended else None,
-                "ratio": ended.result["ratio"] if ended else None,
+                "edits": ended.result.edits if ended else None,
+                "collapsed_at": ended.result.collapsed_at if ended else None,
+                "ratio": ended.result.ratio if ended else None,
                 "notes": list(ended.notes) if ended else [],
             }
         )
@@ -348,30 +351,25 @@ def records_file(path: Path) -> Iterator[Callable[[FinishedCell], None]]:
         def write(cell: FinishedCell) -> None:
             columns: dict[str, list[Any]] = {name: [] for name in schema.names}
             expected = expected_answers(cell.data)
-            freely = _by_fact(free_questions(cell.data.facts))
+            free: dict[str, list[FreeQuestion]] = defaultdict(list)
+            for question in free_questions(cell.data.facts):
+                free[question.fact].append(question)
             spec = cell.spec
             common = (cell.directory.name, spec.model.name, spec.data.label, spec.label, spec.seed)
             for when, edits, record in _all_records(cell):
                 answer = expected.get((record.fact, record.prompt))
                 if record.metric.startswith("free_"):  # the prompt of a free question is the whole input
-                    answer = expected_answer(freely.get(record.fact, []), record.metric, record.prompt) or answer
-                asked = (record.fact, str(record.metric), record.prompt, answer, record.value, record.said)
-                for name, value in zip(schema.names, (*common, when, edits, *asked), strict=True):
+                    answer = expected_answer(free[record.fact], record.metric, record.prompt) or answer
+                prompt = (record.fact, str(record.metric), record.prompt, answer, record.value, record.said)
+                for name, value in zip(schema.names, (*common, when, edits, *prompt), strict=True):
                     columns[name].append(value)
             writer.write_table(arrow.table(columns, schema=schema))
 
         yield write
 
 
-def _by_fact(asked: Sequence[FreeQuestion]) -> dict[str, list[FreeQuestion]]:
-    found: dict[str, list[FreeQuestion]] = {}
-    for entry in asked:
-        found.setdefault(entry.fact, []).append(entry)
-    return found
-
-
 def _all_records(cell: FinishedCell) -> Iterator[tuple[When, int, Record]]:
-    total = int(cell.result["edits"])  # fewer than requested if the run stopped early
+    total = cell.result.edits  # fewer than requested if the run stopped early
     yield from (("before", 0, record) for record in cell.records("before"))
     for batch in cell.batches:
         yield from (("right_after", batch.edits, record) for record in batch.records)
@@ -407,7 +405,7 @@ def collect(campaign: Campaign, *, seed: int = 0) -> tuple[Path, Path]:
     ended: dict[Path, CellSummary] = {}
     damaged: dict[Path, str] = {}
     with records_file(records) as write:
-        for directories in _groups(campaign):  # one group at a time is in memory
+        for directories in _groups(campaign, damaged):  # one group at a time is in memory
             cells = []
             for directory in directories:
                 try:
@@ -429,70 +427,61 @@ def rows_of(cells: Sequence[FinishedCell], *, seed: int = 0) -> list[Row]:
     before editing those to be edited.
     """
     spec = cells[0].spec
-    asked = max(len(cell.data.facts) for cell in cells)
-    there = round(sum(int(cell.result["edits"]) for cell in cells) / len(cells))
+    to_edit = max(len(cell.data.facts) for cell in cells)
+    edited = round(sum(cell.result.edits for cell in cells) / len(cells))
     summaries: list[Summary] = []
     moments: tuple[When, ...] = ("before", "right_after", "after")
     for when in moments:
-        summaries += summarise([record for cell in cells for record in _compared(cell, when)], when, seed=seed)
+        records = [record for cell in cells for record in cell.with_changes(cell.records(when))]
+        summaries += summarise(records, when, seed=seed)
     ends: tuple[Literal["before", "after"], ...] = ("before", "after")
     for end in ends:
         known = {summary.metric for summary in summaries if summary.when == end}
         labels, values = [cell.labels(end) for cell in cells], [cell.values(end) for cell in cells]
         summaries += summarise_others(end, labels, values, known, seed=seed)
-    before = pooled([cell.perplexity("before") for cell in cells])
-    after = pooled([cell.perplexity("after") for cell in cells])
-    if before is not None and after is not None:
-        summaries.append(perplexity_ratio(before, before, "before", seed=seed))
-        summaries.append(perplexity_ratio(before, after, "after", seed=seed))
-    seconds = [batch.seconds for cell in cells for batch in cell.batches]
-    if seconds:
-        sizes = [batch.size for cell in cells for batch in cell.batches]
-        summaries.append(summarise_groups(Metric.SECONDS_PER_EDIT, "after", seconds, sizes, seed=seed))
-    ends_of_runs = [cell.batches[-1].weight_norm_ratio for cell in cells if cell.batches]
-    norms = [norm for norm in ends_of_runs if norm is not None]
-    if norms:
-        summaries.append(weight_norm_summary(norms, "after", seed=seed))
+    before, after = (pooled([cell.perplexity(end) for cell in cells]) for end in ends)
+    summaries += perplexity_summaries(before, after, seed=seed)
+    summaries += seconds_summaries([(batch.seconds, batch.size) for cell in cells for batch in cell.batches], seed=seed)
+    norms = [cell.batches[-1].weight_norm_ratio for cell in cells if cell.batches]
+    summaries += weight_norm_summaries(norms, "after", seed=seed)
     model, data = spec.model.name, spec.data.label
     rows = []
     for row, summary in zip(to_long(spec.label, summaries), summaries, strict=True):
-        edits = asked if summary.when == "before" else there
+        edits = to_edit if summary.when == "before" else edited
         rows.append(Row(**{**row, "model": model, "data": data, "edits": edits}))
-    for edits, seeds, summary in _on_the_way(cells, seed):
+    for edits, seeds, summary in _during(cells, seed):
         (row,) = to_long(spec.label, [summary])
         rows.append(Row(**{**row, "model": model, "data": data, "edits": edits, "seeds": seeds}))
     return rows
 
 
-def _compared(cell: FinishedCell, when: When) -> list[Record]:
-    """Records of a cell, with changes of control answers from the unedited model's."""
-    now = cell.records(when)
-    return [*now, *change_records(cell.records("before"), now)]
-
-
-def _on_the_way(cells: Sequence[FinishedCell], seed: int) -> Iterator[tuple[int, int, Summary]]:
+def _during(cells: Sequence[FinishedCell], seed: int) -> Iterator[tuple[int, int, Summary]]:
     """(edits, runs, summary) of each check, and of perplexity and weight norm after each batch."""
     for edits in sorted({batch.edits for cell in cells for batch in cell.batches}):
-        there = [(cell, batch) for cell in cells for batch in cell.batches if batch.edits == edits]
-        checks = [(cell, batch.check) for cell, batch in there if batch.check is not None]
-        records = [
-            record for cell, check in checks for record in (*check, *change_records(cell.records("before"), check))
-        ]
-        found = summarise(records, "during", seed=seed)
+        batches = [(cell, batch) for cell in cells for batch in cell.batches if batch.edits == edits]
+        checks = [cell.with_changes(batch.check) for cell, batch in batches if batch.check is not None]
+        found = summarise([record for check in checks for record in check], "during", seed=seed)
         yield from ((edits, len(checks), summary) for summary in found)
-        before = pooled([cell.perplexity("before") for cell, _ in there])
-        now = pooled([batch.perplexity for _, batch in there])
+        before = pooled([cell.perplexity("before") for cell, _ in batches])
+        now = pooled([batch.perplexity for _, batch in batches])
         if before is not None and now is not None:
-            yield edits, len(there), perplexity_ratio(before, now, "during", seed=seed)
-        norms = [batch.weight_norm_ratio for _, batch in there if batch.weight_norm_ratio is not None]
-        if norms:
-            yield edits, len(there), weight_norm_summary(norms, "during", seed=seed)
+            yield edits, len(batches), perplexity_ratio(before, now, "during", seed=seed)
+        norms = [batch.weight_norm_ratio for _, batch in batches]
+        yield from ((edits, len(batches), norm) for norm in weight_norm_summaries(norms, "during", seed=seed))
 
 
-def _groups(campaign: Campaign) -> list[list[Path]]:
-    """Edited cells, grouped with those that differ only in seed."""
+def _groups(campaign: Campaign, damaged: dict[Path, str]) -> list[list[Path]]:
+    """Edited cells, grouped with those that differ only in seed.
+
+    Args:
+        damaged: gets those whose specification cannot be read, with the reason.
+    """
     groups: dict[tuple[str, str, str], list[Path]] = {}
     for cell in filter(campaign.is_edited, campaign.cells):
-        spec = campaign.spec(cell)
+        try:
+            spec = campaign.spec(cell)
+        except InputError as error:
+            damaged[cell] = str(error)
+            continue
         groups.setdefault((spec.model.name, spec.data.label, spec.label), []).append(cell)
     return list(groups.values())

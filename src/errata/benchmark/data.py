@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +15,11 @@ from errata.errors import InputError
 from errata.evaluation.recall import Untouched
 from errata.facts.concept import Concept
 from errata.facts.fact import Fact, FactSet, Question
-from errata.utils.files import reason_of, write_text
+from errata.utils.files import reading, write_text
 from errata.utils.locks import in_turn
 
 UNTOUCHED = 300
+REMEDY = "Restore it, or start over with another --out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +51,26 @@ class BenchmarkData:
         }
 
 
-def data_text(data: BenchmarkData) -> str:
-    """As JSON; equal for equal data."""
+def _text_of(data: BenchmarkData) -> str:
     return json.dumps(data.to_record(), ensure_ascii=False, indent=1) + "\n"
 
 
 def data_name(data: BenchmarkData) -> str:
-    """The name of its file, by its digest."""
-    return f"{hashlib.sha256(data_text(data).encode()).hexdigest()[:16]}.json"
+    """The name of its file, by the digest of its content."""
+    return f"{hashlib.sha256(_text_of(data).encode()).hexdigest()[:16]}.json"
 
 
 def write_data(data: BenchmarkData, folder: Path) -> Path:
     """Write it under its name, unless the file exists."""
     path = folder / data_name(data)
     if not path.exists():
-        write_text(path, data_text(data))
+        write_text(path, _text_of(data))
     return path
 
 
 def read_data(path: Path) -> BenchmarkData:
     """Raises InputError if it is not what ``write_data`` wrote."""
-    remedy = "Restore the file, or start over with another --out"
-    try:
+    with reading(path, remedy=REMEDY, code="BENCH_DATA_DAMAGED"):
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest()[:16] != path.stem:
             raise ValueError("its checksum does not match")
@@ -82,8 +82,6 @@ def read_data(path: Path) -> BenchmarkData:
             tuple(record["notes"]),
             tuple(Concept.of(entry) for entry in record["concepts"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"cannot read {path}: {error}", remedy=remedy, code="BENCH_DATA_DAMAGED") from error
 
 
 def others_untouched(facts: Sequence[Fact], edited: FactSet, *, seed: int) -> tuple[Untouched, ...]:
@@ -96,8 +94,6 @@ def others_untouched(facts: Sequence[Fact], edited: FactSet, *, seed: int) -> tu
 
 Kind = Literal["weights", "text"]
 _CALLED: dict[Kind, str] = {"weights": "the model", "text": "the text for key statistics"}
-
-_REMEDY = "Restore it, or start over with another --out"
 
 
 def pin(bench: Path, kind: Kind, name: str, digest: str) -> None:
@@ -115,33 +111,23 @@ def pin(bench: Path, kind: Kind, name: str, digest: str) -> None:
     with in_turn(path.with_suffix(".lock"), f"the benchmark {bench}"):
         if not path.exists():
             write_text(path, json.dumps({"name": name, "digest": digest}, ensure_ascii=False) + "\n")
-    try:
+    with reading(path, remedy=REMEDY, code="BENCH_DATA_DAMAGED"):
         known = str(json.loads(path.read_text(encoding="utf-8"))["digest"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"cannot read {path}: {reason_of(error)}", remedy=_REMEDY, code="BENCH_DATA_DAMAGED"
-        ) from error
     if known != digest:
         raise InputError(
             f"{_CALLED[kind]} {name!r} ({kind} {digest[:12]}…) differs from the one that other cells of {bench} used "
             f"({known[:12]}…)",
-            remedy=_REMEDY,
+            remedy=REMEDY,
             code="BENCH_INPUT_CHANGED",
         )
 
 
+def reading_result(path: Path) -> AbstractContextManager[None]:
+    """``utils.files.reading`` for a file that ``errata bench`` recreates."""
+    return reading(path, remedy="Remove it and resume: errata bench recreates it", code="CELL_FILE_DAMAGED")
+
+
 def read_json(path: Path) -> Any:
-    """Raises InputError if the file is missing or damaged."""
-    try:
+    """Raises InputError if the file, one that ``errata bench`` recreates, is missing or damaged."""
+    with reading_result(path):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, error) from error
-
-
-def damaged(path: Path, error: Exception) -> InputError:
-    """The error for an unreadable file of a cell."""
-    return InputError(
-        f"cannot read {path}: {reason_of(error)}",
-        remedy="Remove it and resume: errata bench recreates it",
-        code="CELL_FILE_DAMAGED",
-    )

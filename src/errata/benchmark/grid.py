@@ -11,9 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from errata.datasets.registry import DATASETS, is_own_file
+from errata.datasets.registry import DATASETS, is_own_file, split_file
 from errata.editing.methods import method_named
 from errata.editing.recipe import Recipe
 from errata.errors import Fault, FaultsError, InputError
@@ -24,12 +35,17 @@ from errata.utils.yaml import line_of, parse_yaml
 _Place = Callable[[str], str]
 
 
-def entry_of(value: Any) -> Any:
+def data_entry(value: Any) -> Any:
     """Expand ``NAME`` or ``NAME=FILE``."""
     if not isinstance(value, str):
         return value
-    name, separator, path = value.partition("=")
-    return {"name": name, "path": path} if separator else {"name": name}
+    name, path = split_file(value)
+    return {"name": name} if path is None else {"name": name, "path": path}
+
+
+def model_entry(value: Any) -> Any:
+    """Expand a bare name."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 def placed(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -44,17 +60,17 @@ def placed(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     def prose(text: str) -> str:
         name, separator, path = text.partition("=")
-        if separator:
+        if separator and name in DATASETS:
             return f"{name}={place(path)}"
-        return name if name in DATASETS else place(name)
+        return text if text in DATASETS else place(text)
 
     def own_file(text: str) -> str:
         return place(text) if is_own_file(text) else text
 
     found = dict(data)
     _change(found, "prose", prose)
-    _each_entry(found, "models", {"recipe": place, "corpus": place_if_there, "name": place_if_there})
-    _each_entry(found, "data", {"path": place, "untouched": place, "name": own_file})
+    _each_entry(found, "models", model_entry, {"recipe": place, "corpus": place_if_there, "name": place_if_there})
+    _each_entry(found, "data", data_entry, {"path": place, "untouched": place, "name": own_file})
     measures = found.get("measures")
     options = measures.get("options") if isinstance(measures, dict) else None
     if isinstance(measures, dict) and isinstance(options, dict):
@@ -65,7 +81,7 @@ def placed(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
-def _each_entry(data: dict[str, Any], key: str, changes: Mapping[str, _Place]) -> None:
+def _each_entry(data: dict[str, Any], key: str, entry_of: Callable[[Any], Any], changes: Mapping[str, _Place]) -> None:
     if key in data:
         entries = data[key] if isinstance(data[key], list) else [data[key]]
         data[key] = [_with(entry_of(entry), changes) for entry in entries]
@@ -90,6 +106,28 @@ def _change(data: dict[str, Any], key: str, change: _Place) -> None:
 
 
 MOST_SEEDS: Final = 10_000
+
+
+def _count_to_seeds(value: Any) -> Any:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value > MOST_SEEDS:
+        raise ValueError(f"a single number is a count, at most {MOST_SEEDS}; write one seed as [{value}]")
+    return tuple(range(value))
+
+
+def _without_duplicates(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):  # a run that counts twice would narrow the intervals
+        raise ValueError("duplicate seeds")
+    return seeds
+
+
+Seeds = Annotated[
+    tuple[Annotated[StrictInt, Field(ge=0, lt=2**63)], ...],
+    BeforeValidator(_count_to_seeds),
+    AfterValidator(_without_duplicates),
+]
+"""Different seeds; a single number n is 0 to n − 1."""
 
 
 class ModelEntry(Settings):
@@ -125,9 +163,9 @@ def check_trusted(models: Iterable[ModelEntry], *, trust_remote_code: bool) -> N
 class DataEntry(Settings):
     """A data set of the grid; in YAML also ``NAME`` or ``NAME=FILE``."""
 
-    name: str = Field(description="a data set of `errata data list`, or a .jsonl or .csv file of one's own")
+    name: str = Field(description="a data set of `errata data list`, or your own .jsonl or .csv file")
     path: str | None = Field(None, description="its file; default: where `errata data get` put it")
-    untouched: str | None = Field(None, description="JSONL of {prompt, answer} about subjects that nobody edits")
+    untouched: str | None = Field(None, description="JSONL of {prompt, answer} about subjects that are not edited")
 
     @property
     def label(self) -> str:
@@ -153,31 +191,21 @@ class Grid(Settings):
     vary: Mapping[str, tuple[Any, ...]] = Field(
         default_factory=dict, description="recipe fields, such as solver.history, each with the values that it takes"
     )
-    seeds: tuple[Annotated[StrictInt, Field(ge=0, lt=2**63)], ...] = Field(
-        (0, 1, 2), min_length=1, description="of the facts, the contexts and all else"
-    )
-    edits: StrictInt = Field(ge=1, description="facts of a run")
+    seeds: Seeds = Field((0, 1, 2), min_length=1, description="random seeds: of facts, contexts and everything else")
+    edits: StrictInt = Field(ge=1, description="number of facts per run")
     batch_size: StrictInt = Field(100, ge=1, description="facts that are solved together")
     eval_every: StrictInt = Field(5, ge=0, description="batches between two checks during a run; 0 for none")
-    sample: StrictInt = Field(200, ge=1, description="facts and untouched questions that a check asks")
+    sample: StrictInt = Field(200, ge=1, description="facts and control questions per check")
     collapse: StrictFloat | None = Field(1.5, gt=1, description="perplexity over the unedited model's that stops a run")
     prose: str | None = Field(None, description="texts for perplexity: me-ppl=FILE, or a file with a text a line")
     measures: Measures = Measures()
 
     @field_validator("models", "data", mode="before")
     @classmethod
-    def _names_are_entries(cls, value: Any) -> Any:
+    def _names_are_entries(cls, value: Any, info: ValidationInfo) -> Any:
         entries = value if isinstance(value, list | tuple) else [value]
+        entry_of = model_entry if info.field_name == "models" else data_entry
         return tuple(entry_of(entry) for entry in entries)
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _a_number_is_so_many(cls, value: Any) -> Any:
-        if not isinstance(value, int) or isinstance(value, bool):
-            return value
-        if value > MOST_SEEDS:
-            raise ValueError(f"a single number is a count, at most {MOST_SEEDS}; write one seed as [{value}]")
-        return tuple(range(value))
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> Grid:
@@ -185,7 +213,6 @@ class Grid(Settings):
             "models": [entry.name for entry in self.models],
             "data": [entry.label for entry in self.data],
             "methods": list(self.methods),
-            "seeds": list(self.seeds),
             **{f"vary.{name}": list(values) for name, values in self.vary.items()},
         }
         for name, values in named.items():

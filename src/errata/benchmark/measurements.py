@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from errata.benchmark.data import BenchmarkData, damaged
+from errata.benchmark.data import BenchmarkData, reading_result
 from errata.editors.contract import Answerer
 from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.ability import AbilitySettings, measure_ability
@@ -79,7 +79,7 @@ class MeasurementInputs:
         before: ``kept`` of the unedited model's result; None while that is measured.
         unedited: context manager within which the model is unedited.
         view: the edited model, of editors that leave the weights alone.
-        aside: path whose stem partial results may use; None: none are stored.
+        partial_path: path whose stem partial results may use; None: none are stored.
     """
 
     model: LanguageModel
@@ -89,7 +89,7 @@ class MeasurementInputs:
     before: Mapping[str, Any] | None
     unedited: Callable[[], AbstractContextManager[None]]
     report: Report
-    aside: Path | None = None
+    partial_path: Path | None = None
     view: Answerer | None = None
 
     @property
@@ -111,7 +111,7 @@ class MeasurementResult:
 
     records: Sequence[Record]
     kept: Mapping[str, Any] = field(default_factory=dict)
-    absent: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, str] | Mapping[Metric, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     def to_record(self) -> dict[str, Any]:
@@ -122,6 +122,24 @@ class MeasurementResult:
             "absent": absent,
             "seconds": self.seconds,
         }
+
+    @property
+    def perplexity(self) -> Perplexity | None:
+        """Of the measurements that have one; None without prose."""
+        return Perplexity.of(self.kept["perplexity"])
+
+    @property
+    def labels(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Metric of weighted F1 -> sample -> (right label, predicted label)."""
+        return {
+            metric: {sample: (right, predicted) for sample, (right, predicted) in labels.items()}
+            for metric, labels in self.kept.get("labels", {}).items()
+        }
+
+    @property
+    def values(self) -> dict[str, tuple[float, int]]:
+        """Metric that is not a mean over samples -> (value, samples)."""
+        return {metric: (float(value), int(count)) for metric, (value, count) in self.kept.get("values", {}).items()}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> MeasurementResult:
@@ -146,7 +164,7 @@ def _no_files(options: Mapping[str, Any]) -> Sequence[Path]:
     return ()
 
 
-def _something(data: BenchmarkData) -> str | None:
+def _possible(data: BenchmarkData) -> str | None:
     """For measurements that are always possible, or find out only when they are made."""
     return None
 
@@ -157,30 +175,30 @@ class Measurement:
 
     Attributes:
         name: as in ``--measure``.
-        what: one line of help.
-        ask: makes it.
+        help: one line.
+        run: makes it.
         check: raises InputError, before any work, for unusable settings or missing packages.
         files: files that it reads, by its settings.
         depends: what the unedited model's result depends on, beside the model; cells with the same share it.
         metrics: its metrics, whose entries say what the edited model must be able to do; none for ``ability``, whose
             tasks decide.
-        nothing: why it is impossible with given data; None if it is possible, or if that is known only later.
+        impossible: why it is impossible with given data; None if it is possible, or if that is known only later.
     """
 
     name: str
-    what: str
-    ask: Callable[[MeasurementInputs], MeasurementResult]
+    help: str
+    run: Callable[[MeasurementInputs], MeasurementResult]
     check: Callable[[Mapping[str, Any]], None] = _nothing_to_check
     files: Callable[[Mapping[str, Any]], Sequence[Path]] = _no_files
     depends: frozenset[Dependency] = frozenset({"material", "seed"})
-    nothing: Callable[[BenchmarkData], str | None] = _something
+    impossible: Callable[[BenchmarkData], str | None] = _possible
     metrics: tuple[Metric, ...] = ()
 
     def absent(self, answerer: Answerer, method: str) -> Mapping[Metric, str]:
         """The metrics that a model edited by ``method`` lacks an ability for, with the reason."""
         return absent_abilities(self.metrics, answerer.abilities, method)
 
-    def answer_name(self, options: Mapping[str, Any]) -> str:
+    def result_name(self, options: Mapping[str, Any]) -> str:
         """Name of its result; other settings, other name."""
         if not options:
             return self.name
@@ -188,31 +206,11 @@ class Measurement:
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def no_texts(data: BenchmarkData) -> str | None:
-    """Why no text can be generated; then there is no consistency either."""
-    return absent_fluency(data.facts).get(Metric.FLUENCY)
-
-
-def no_drift(data: BenchmarkData) -> str | None:
-    """Why there is no control prompt."""
-    return _if_all(metrics_of("drift_"), absent_drift(data.facts, data.untouched))
-
-
-def no_side_tests(data: BenchmarkData) -> str | None:
-    """Why there is no side test."""
-    return _if_all(SIDE_METRICS, absent_side_tests(data.facts))
-
-
-def no_concepts(data: BenchmarkData) -> str | None:
-    """Why there is no concept."""
-    return _if_all(metrics_of("concept_"), absent_concepts(data.concepts))
-
-
-def _if_all(names: Sequence[Metric], reasons: Mapping[Metric, str]) -> str | None:
-    """The reasons, if all names have one."""
-    if any(name not in reasons for name in names):
+def _all_absent(metrics: Sequence[Metric], reasons: Mapping[Metric, str]) -> str | None:
+    """The reasons, if all metrics have one."""
+    if any(metric not in reasons for metric in metrics):
         return None
-    return "; ".join(dict.fromkeys(reasons[name] for name in names))
+    return "; ".join(dict.fromkeys(reasons[metric] for metric in metrics))
 
 
 _AT_ONCE: Final = 200  # cases between two writes of the file
@@ -259,46 +257,56 @@ class CachedJudge:
     def _read(self) -> dict[Case, bool | None]:
         if not self._path.is_file():
             return {}
-        try:
+        with reading_result(self._path):
             entries = json.loads(self._path.read_text(encoding="utf-8"))
             return {
                 Case(entry["question"], tuple(entry["accepted"]), entry["answer"]): bool(entry["correct"])
                 for entry in entries
             }
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise damaged(self._path, error) from error
 
 
-_Settings = TypeVar("_Settings", bound=BaseModel)
+_Settings = TypeVar("_Settings")
 
 
-def ask_recall(inputs: MeasurementInputs) -> MeasurementResult:
+def _settings(kind: type[_Settings], options: Mapping[str, Any]) -> _Settings:
+    """The validated settings of a measurement, of a pydantic model or a dataclass.
+
+    Raises:
+        InputError: if they are invalid.
+    """
+    if not issubclass(kind, BaseModel):
+        known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
+        if unknown := [name for name in options if name not in known]:
+            what = f"it has no setting {unknown[0]!r}"
+            raise InputError(what, remedy=f"Known: {', '.join(known)}", code="MEASUREMENT_SETTING_UNKNOWN")
+    try:
+        return TypeAdapter(kind).validate_python(dict(options))
+    except ValidationError as error:
+        what = f"invalid settings: {reason_of(error)}"
+        raise InputError(what, remedy="See docs/bench.md", code="MEASUREMENT_SETTING_INVALID") from error
+
+
+def run_recall(inputs: MeasurementInputs) -> MeasurementResult:
     facts, untouched = inputs.data.facts, inputs.data.untouched
     records = evaluate_facts(inputs.answerer, facts, untouched=untouched, tokens=True, report=inputs.report)
     if inputs.before is not None:
         records += agreement(inputs.answerer, facts, inputs.unedited)
-    reasons = {str(metric): reason for metric, reason in absent(facts, untouched, tokens=True).items()}
-    return MeasurementResult(records, absent=reasons)
+    return MeasurementResult(records, absent=absent(facts, untouched, tokens=True))
 
 
-def ask_perplexity(inputs: MeasurementInputs) -> MeasurementResult:
+def run_perplexity(inputs: MeasurementInputs) -> MeasurementResult:
     prose = inputs.data.prose
     found = perplexity(inputs.model, prose, report=inputs.report) if prose else None
     return MeasurementResult([], {"perplexity": None if found is None else asdict(found)})
 
 
-def ask_split_perplexity(inputs: MeasurementInputs) -> MeasurementResult:
+def run_split_perplexity(inputs: MeasurementInputs) -> MeasurementResult:
     halves = split_texts(inputs.model.tokenizer, inputs.data.prose, max_length=inputs.model.context_length)
     now = split_perplexity(inputs.answerer, halves, report=inputs.report)
-    saved = (inputs.before or {}).get("perplexity")
-    before = now if saved is None else Perplexity(tuple(saved["log_likelihoods"]), tuple(saved["counts"]))
-    ratio = perplexity_ratio(before, now, "after" if saved else "before", metric=Metric.SPLIT_PERPLEXITY_RATIO)
+    before = Perplexity.of((inputs.before or {}).get("perplexity"))
+    when: State = "before" if before is None else "after"
+    ratio = perplexity_ratio(before or now, now, when, metric=Metric.SPLIT_PERPLEXITY_RATIO)
     return MeasurementResult([], {"perplexity": asdict(now), "values": {str(ratio.metric): [ratio.mean, ratio.n]}})
-
-
-def no_prose(data: BenchmarkData) -> str | None:
-    """Why there is no prose to measure perplexity on."""
-    return None if any(data.prose) else "there is no prose"
 
 
 class FreeOptions(BaseModel):
@@ -315,14 +323,14 @@ class FreeOptions(BaseModel):
         return WILD if self.wild else self.settings or FreeSettings()
 
 
-def ask_free(inputs: MeasurementInputs) -> MeasurementResult:
+def run_free(inputs: MeasurementInputs) -> MeasurementResult:
     options = _settings(FreeOptions, inputs.options)
     model, data, report = inputs.answerer, inputs.data, inputs.report
     judge: HttpJudge | CachedJudge | None = None
     if options.judge is not None:
         judge = HttpJudge(options.judge, report=report)
-        if inputs.aside is not None:
-            judge = CachedJudge(judge, inputs.aside.with_suffix(".verdicts.json"))
+        if inputs.partial_path is not None:
+            judge = CachedJudge(judge, inputs.partial_path.with_suffix(".verdicts.json"))
     records = evaluate_free(model, data.facts, options.chosen, judge=judge, report=report)
     missing: dict[str, str] = dict(absent_free(model, data.facts, options.chosen, judge=judge))
     missing |= {str(metric): why for metric, why in absent_free_locality(data.facts, data.untouched).items()}
@@ -379,7 +387,7 @@ class TextOptions(BaseModel):
             )
 
 
-def ask_texts(inputs: MeasurementInputs) -> MeasurementResult:
+def run_texts(inputs: MeasurementInputs) -> MeasurementResult:
     options = _settings(TextOptions, inputs.options)
     writing = options.writing.model_copy(update={"seed": options.writing.seed + inputs.seed})
     facts = inputs.data.facts
@@ -389,7 +397,7 @@ def ask_texts(inputs: MeasurementInputs) -> MeasurementResult:
     records = evaluate_fluency(texts)
     if references is not None and not absent_consistency(facts, references):
         records += evaluate_consistency(texts, facts, references, options.weights())
-    return MeasurementResult(records, absent={str(metric): why for metric, why in missing.items()})
+    return MeasurementResult(records, absent=missing)
 
 
 def check_texts(options: Mapping[str, Any]) -> None:
@@ -407,30 +415,29 @@ def files_of_texts(options: Mapping[str, Any]) -> list[Path]:
     return [path for path in found if path is not None]
 
 
-def ask_drift(inputs: MeasurementInputs) -> MeasurementResult:
+def run_drift(inputs: MeasurementInputs) -> MeasurementResult:
     data = inputs.data
-    missing = {str(metric): why for metric, why in absent_drift(data.facts, data.untouched).items()}
     records = evaluate_drift(
         inputs.answerer, data.facts, inputs.unedited, untouched=data.untouched, report=inputs.report
     )
-    return MeasurementResult(records, absent=missing)
+    return MeasurementResult(records, absent=absent_drift(data.facts, data.untouched))
 
 
-def ask_side(inputs: MeasurementInputs) -> MeasurementResult:
-    settings = _dataclass(SideTestSettings, inputs.options)
+def run_side(inputs: MeasurementInputs) -> MeasurementResult:
+    settings = _settings(SideTestSettings, inputs.options)
     facts = inputs.data.facts
     generator = random.Random(f"side tests {settings.seed} {inputs.seed}")
     tests = side_tests(facts, generator, settings=settings)
     records = evaluate_side_tests(inputs.answerer, tests, report=inputs.report)
-    return MeasurementResult(records, absent={str(metric): why for metric, why in absent_side_tests(facts).items()})
+    return MeasurementResult(records, absent=absent_side_tests(facts))
 
 
 def check_side(options: Mapping[str, Any]) -> None:
-    _dataclass(SideTestSettings, options)
+    _settings(SideTestSettings, options)
 
 
-def ask_ability(inputs: MeasurementInputs) -> MeasurementResult:
-    found = measure_ability(inputs.answerer, _dataclass(AbilitySettings, inputs.options), report=inputs.report)
+def run_ability(inputs: MeasurementInputs) -> MeasurementResult:
+    found = measure_ability(inputs.answerer, _settings(AbilitySettings, inputs.options), report=inputs.report)
     values = {metric: list(value) for metric, value in found.values().items() if math.isfinite(value[0])}
     infinite = dict.fromkeys(found.values().keys() - values.keys(), "lm-evaluation-harness gives no finite number")
     absent = {**found.absent, **infinite}
@@ -439,7 +446,7 @@ def ask_ability(inputs: MeasurementInputs) -> MeasurementResult:
 
 def check_ability(options: Mapping[str, Any]) -> None:
     check_harness()
-    chosen = _dataclass(AbilitySettings, options)
+    chosen = _settings(AbilitySettings, options)
     with collect_errors("general ability") as part:
         with part:
             check_tasks(chosen.tasks)
@@ -449,27 +456,26 @@ def check_ability(options: Mapping[str, Any]) -> None:
 
 
 def files_of_ability(options: Mapping[str, Any]) -> list[Path]:
-    chosen = _dataclass(AbilitySettings, options)
+    chosen = _settings(AbilitySettings, options)
     probes = [] if chosen.probes is None else [chosen.probes / f"{probe.name}.json" for probe in PROBES]
     return [*task_files(paths_in(chosen.tasks)), *probes]
 
 
-def ask_concepts(inputs: MeasurementInputs) -> MeasurementResult:
-    settings = _dataclass(ConceptSettings, inputs.options)
+def run_concepts(inputs: MeasurementInputs) -> MeasurementResult:
+    settings = _settings(ConceptSettings, inputs.options)
     concepts = inputs.data.concepts
     reading = read_concepts(inputs.answerer, concepts, settings=settings, report=inputs.report)
     if inputs.before is None:
         records = concept_records(concepts, reading, settings=settings) if concepts else []
         return MeasurementResult(records, {"reading": _reading_as_json(reading)})
     before = _reading_from_json(inputs.before["reading"])
-    missing = {str(metric): why for metric, why in absent_concepts(concepts, model=inputs.answerer).items()}
     records = concept_records(concepts, reading, before=before, settings=settings) if concepts else []
-    return MeasurementResult(records, absent=missing)
+    return MeasurementResult(records, absent=absent_concepts(concepts, model=inputs.answerer))
 
 
 def check_concepts(options: Mapping[str, Any]) -> None:
     check_consistency()
-    _dataclass(ConceptSettings, options)
+    _settings(ConceptSettings, options)
 
 
 def _reading_as_json(reading: ConceptReading) -> dict[str, Any]:
@@ -485,37 +491,10 @@ def _reading_from_json(saved: Mapping[str, Any]) -> ConceptReading:
     return ConceptReading(scores, dict(saved["answers"]), dict(saved["definitions"]))
 
 
-def _settings(kind: type[_Settings], options: Mapping[str, Any]) -> _Settings:
-    try:
-        return kind.model_validate(dict(options))
-    except ValidationError as error:
-        raise _invalid(error) from error
-
-
-def _invalid(error: ValidationError) -> InputError:
-    return InputError(
-        f"invalid settings: {reason_of(error)}", remedy="See docs/bench.md", code="MEASUREMENT_SETTING_INVALID"
-    )
-
-
-_Data = TypeVar("_Data")
-
-
-def _dataclass(kind: type[_Data], options: Mapping[str, Any]) -> _Data:
-    known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
-    if unknown := [name for name in options if name not in known]:
-        what = f"it has no setting {unknown[0]!r}"
-        raise InputError(what, remedy=f"Known: {', '.join(known)}", code="MEASUREMENT_SETTING_UNKNOWN")
-    try:
-        return TypeAdapter(kind).validate_python(dict(options))
-    except ValidationError as error:
-        raise _invalid(error) from error
-
-
 PERPLEXITY = Measurement(
     "perplexity",
     "on prose, as a ratio to the unedited model's",
-    ask_perplexity,
+    run_perplexity,
     depends=frozenset({"prose"}),
     metrics=(Metric.PERPLEXITY_RATIO,),
 )
@@ -523,7 +502,7 @@ REQUIRED = (
     Measurement(
         "recall",
         "efficacy, generalisation, specificity, portability …, teacher-forced",
-        ask_recall,
+        run_recall,
         depends=frozenset({"material"}),
         metrics=RECALL_METRICS,
     ),
@@ -533,47 +512,48 @@ OPTIONAL = (
     Measurement(
         "split_perplexity",
         "perplexity of the second half of prose given the first, as a ratio to the unedited model's",
-        ask_split_perplexity,
+        run_split_perplexity,
         depends=frozenset({"prose"}),
-        nothing=no_prose,
+        impossible=lambda data: None if any(data.prose) else "there is no prose",
         metrics=(Metric.SPLIT_PERPLEXITY_RATIO,),
     ),
     Measurement(
         "free",
-        "what the model says by itself, and whether other answers stayed",
-        ask_free,
+        "free-running answers, and whether other answers are unchanged",
+        run_free,
         check_free,
         depends=frozenset({"material"}),
         metrics=metrics_of("free_"),
     ),
     Measurement(
         "texts",
-        "fluency and consistency of texts that it writes",
-        ask_texts,
+        "fluency and consistency of generated texts",
+        run_texts,
         check_texts,
         files_of_texts,
-        nothing=no_texts,
+        # Without fluency there is no consistency either.
+        impossible=lambda data: absent_fluency(data.facts).get(Metric.FLUENCY),
         metrics=(Metric.FLUENCY, Metric.CONSISTENCY),
     ),
     Measurement(
         "drift",
-        "KL divergence and top-5 overlap of the next token, where nothing should change",
-        ask_drift,
-        nothing=no_drift,
+        "KL divergence and top-5 overlap of the next token on control prompts",
+        run_drift,
+        impossible=lambda data: _all_absent(metrics_of("drift_"), absent_drift(data.facts, data.untouched)),
         metrics=metrics_of("drift_"),
     ),
     Measurement(
         "side",
         "negation, reversal, multiple choice",
-        ask_side,
+        run_side,
         check_side,
-        nothing=no_side_tests,
+        impossible=lambda data: _all_absent(SIDE_METRICS, absent_side_tests(data.facts)),
         metrics=SIDE_METRICS,
     ),
     Measurement(
         "ability",
         "tasks of lm-evaluation-harness, and the papers' six probes",
-        ask_ability,
+        run_ability,
         check_ability,
         files_of_ability,
         depends=frozenset(),
@@ -581,10 +561,10 @@ OPTIONAL = (
     Measurement(
         "concepts",
         "definitions and instances of edited concepts",
-        ask_concepts,
+        run_concepts,
         check_concepts,
         depends=frozenset({"material"}),
-        nothing=no_concepts,
+        impossible=lambda data: _all_absent(metrics_of("concept_"), absent_concepts(data.concepts)),
         metrics=metrics_of("concept_"),
     ),
 )
@@ -644,7 +624,7 @@ def input_digests(names: Iterable[str], options: Mapping[str, Any]) -> dict[str,
         given = options.get(measurement.name, {})
         for file in measurement.files(given):
             try:
-                digests.setdefault(measurement.answer_name(given), {})[str(file)] = file_digest(file)
+                digests.setdefault(measurement.result_name(given), {})[str(file)] = file_digest(file)
             except OSError as error:
                 faults.append(Fault(str(file), f"{measurement.name} cannot read it: {reason_of(error)}", "Restore it"))
     if faults:

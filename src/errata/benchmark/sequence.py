@@ -18,7 +18,7 @@ from errata.editors.locate_then_edit import Editor
 from errata.errors import ErrataError
 from errata.evaluation.chat import ChatQuestion, evaluate_chat
 from errata.evaluation.outcomes import change_records
-from errata.evaluation.perplexity import Perplexity, perplexity, perplexity_ratio
+from errata.evaluation.perplexity import Perplexity, perplexity, perplexity_ratio, pooled
 from errata.evaluation.recall import evaluate_facts
 from errata.facts.fact import Fact, Question
 from errata.models.language_model import LanguageModel
@@ -82,33 +82,33 @@ class SequenceResult:
 
 
 def measure(
-    model: Answerer, examination: EvaluationSet, *, report: Report = silent, what: str = "evaluating"
+    model: Answerer, evaluation_set: EvaluationSet, *, report: Report = silent, what: str = "evaluating"
 ) -> EvaluationResult:
     """Evaluate the model in its present state.
 
     An answerer without likelihoods has no records; chat and perplexity are measured on language models only.
     """
 
-    def asking(_: str, done: int, total: int) -> None:
+    def listen(_: str, done: int, total: int) -> None:
         report(what, done, total)
 
     if not isinstance(model, LanguageModel):
         if "likelihood" not in model.abilities:
             return EvaluationResult([], None)
-        records = evaluate_facts(model, examination.facts, untouched=examination.untouched, report=asking)
+        records = evaluate_facts(model, evaluation_set.facts, untouched=evaluation_set.untouched, report=listen)
         return EvaluationResult(records, None)
     with model.blaming_no_edit():
-        records = evaluate_facts(model, examination.facts, untouched=examination.untouched, report=asking)
-        if examination.chat:
-            records += evaluate_chat(model, examination.chat, report=report)
-        prose = perplexity(model, examination.prose, report=report) if examination.prose else None
+        records = evaluate_facts(model, evaluation_set.facts, untouched=evaluation_set.untouched, report=listen)
+        if evaluation_set.chat:
+            records += evaluate_chat(model, evaluation_set.chat, report=report)
+        prose = perplexity(model, evaluation_set.prose, report=report) if evaluation_set.prose else None
     return EvaluationResult(records, prose)
 
 
 def run_sequence(
     model: LanguageModel,
     recipe: Recipe,
-    examination: EvaluationSet,
+    evaluation_set: EvaluationSet,
     before: EvaluationResult,
     *,
     cache: Path | None = None,
@@ -116,7 +116,7 @@ def run_sequence(
     seed: int = 0,
     prepared: Prepared | None = None,
 ) -> SequenceResult:
-    """Edit ``examination.facts`` in batches of ``recipe.batch_size`` and measure.
+    """Edit ``evaluation_set.facts`` in batches of ``recipe.batch_size`` and measure.
 
     Args:
         before: result of ``measure`` on the unedited model.
@@ -134,38 +134,46 @@ def run_sequence(
         nonlocal facts_done
         right_after.extend(evaluate_facts(model, batch.facts))
         facts_done += len(batch.facts)
-        report("facts edited", facts_done, len(examination.facts))
+        report("facts edited", facts_done, len(evaluation_set.facts))
 
-    report("facts edited", 0, len(examination.facts))
-    patch = editor.apply(examination.facts, on_batch=on_batch)
+    report("facts edited", 0, len(evaluation_set.facts))
+    patch = editor.apply(evaluation_set.facts, on_batch=on_batch)
     try:
-        after = replace(measure(model, examination, report=report), weight_norm_ratio=weight_norm_ratio(editor))
+        after = replace(measure(model, evaluation_set, report=report), weight_norm_ratio=weight_norm_ratio(editor))
     except BaseException:
         patch.undo(model)
         raise
-    rows = rows_of(recipe.method, before, right_after, after, editor.records, seed)
+    rows = rows_of(recipe.method, [before], right_after, [after], _timings(editor.records), seed=seed)
     return SequenceResult(recipe.method, rows, patch, list(editor.records), after)
 
 
 def rows_of(
     method: str,
-    before: EvaluationResult,
+    before: Sequence[EvaluationResult],
     right_after: Sequence[Record],
-    after: EvaluationResult,
-    batches: Sequence[BatchRecord],
-    seed: int,
+    after: Sequence[EvaluationResult],
+    batches: Sequence[tuple[float, int]],
+    *,
+    seed: int = 0,
 ) -> list[Row]:
-    """The long form of a run: each metric before it, right after each fact's own batch, and after it."""
+    """The long form of runs: each metric before them, right after each fact's own batch, and after them.
+
+    Args:
+        before, after: one per run. Records of the same fact, and the same texts, are one cluster.
+        batches: (seconds, facts) of each batch.
+        seed: of the bootstrap.
+    """
+    first = [record for run in before for record in run.records]
     summaries = (
-        compared(before.records, before.records, "before", seed=seed)
-        + compared(before.records, right_after, "right_after", seed=seed)
-        + compared(before.records, after.records, "after", seed=seed)
+        compared(first, first, "before", seed=seed)
+        + compared(first, right_after, "right_after", seed=seed)
+        + compared(first, [record for run in after for record in run.records], "after", seed=seed)
+        + perplexity_summaries(
+            pooled([run.perplexity for run in before]), pooled([run.perplexity for run in after]), seed=seed
+        )
+        + weight_norm_summaries([run.weight_norm_ratio for run in after], "after", seed=seed)
+        + seconds_summaries(batches, seed=seed)
     )
-    if before.perplexity is not None and after.perplexity is not None:
-        summaries += perplexity_summaries(before.perplexity, after.perplexity, seed=seed)
-    if after.weight_norm_ratio is not None:
-        summaries.append(weight_norm_summary([after.weight_norm_ratio], "after", seed=seed))
-    summaries.append(_seconds_per_edit(batches, seed))
     return to_long(method, summaries)
 
 
@@ -185,23 +193,36 @@ def weight_norm_ratio(editor: Editor) -> float:
     return (change / total) ** 0.5 if total else 0.0
 
 
-def weight_norm_summary(ratios: Sequence[float], when: When, *, seed: int = 0) -> Summary:
-    """The mean weight norm ratio of some runs."""
-    return summarise_groups(Metric.WEIGHT_NORM_RATIO, when, ratios, [1] * len(ratios), seed=seed)
+def weight_norm_summaries(ratios: Sequence[float | None], when: When, *, seed: int = 0) -> list[Summary]:
+    """The mean weight norm ratio of some runs; nothing if none is known."""
+    known = [ratio for ratio in ratios if ratio is not None]
+    return [summarise_groups(Metric.WEIGHT_NORM_RATIO, when, known, [1] * len(known), seed=seed)] if known else []
 
 
-def perplexity_summaries(before: Perplexity, after: Perplexity, *, seed: int = 0) -> list[Summary]:
-    """Perplexity ratios before and after."""
+def perplexity_summaries(before: Perplexity | None, after: Perplexity | None, *, seed: int = 0) -> list[Summary]:
+    """Perplexity ratios before and after; nothing if one is unknown."""
+    if before is None or after is None:
+        return []
     return [
         perplexity_ratio(before, before, "before", seed=seed),
         perplexity_ratio(before, after, "after", seed=seed),
     ]
 
 
-def _seconds_per_edit(batches: Sequence[BatchRecord], seed: int) -> Summary:
-    """Wall time of editing per fact, without evaluation and preparation; the interval is over batches."""
-    seconds, facts = [batch.seconds for batch in batches], [len(batch.facts) for batch in batches]
-    return summarise_groups(Metric.SECONDS_PER_EDIT, "after", seconds, facts, seed=seed)
+def seconds_summaries(batches: Sequence[tuple[float, int]], *, seed: int = 0) -> list[Summary]:
+    """Wall time of editing per fact, without evaluation and preparation; the interval is over batches.
+
+    Args:
+        batches: (seconds, facts) of each.
+    """
+    if not batches:
+        return []
+    seconds, facts = zip(*batches, strict=True)
+    return [summarise_groups(Metric.SECONDS_PER_EDIT, "after", seconds, facts, seed=seed)]
+
+
+def _timings(batches: Sequence[BatchRecord]) -> list[tuple[float, int]]:
+    return [(batch.seconds, len(batch.facts)) for batch in batches]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,14 +263,14 @@ def run_recorded(
             notes += run.discard_unfinished_batch()
             for text in (f"resuming after batch {run.batches_done}" if run.batches_done else "starting", *notes):
                 run.log(text)
-        examination = recorded_evaluation_set(run)
-        before = None if examination is None else _measured(editor, run, examination, "before", report)
+        evaluation_set = recorded_evaluation_set(run)
+        before = None if evaluation_set is None else _measured(editor, run, evaluation_set, "before", report)
 
-        def say(record: BatchRecord) -> Any:
+        def measure_batch(record: BatchRecord) -> Any:
             return [asdict(entry) for entry in evaluate_facts(model, record.facts)]
 
-        edit_batches(editor, run, None if examination is None else say, report=report)
-        after = None if examination is None else _measured(editor, run, examination, "after", report)
+        edit_batches(editor, run, None if evaluation_set is None else measure_batch, report=report)
+        after = None if evaluation_set is None else _measured(editor, run, evaluation_set, "after", report)
         with _errors_with_state(run, "writing the log"):
             run.log("done")
         rows = [] if before is None or after is None else _rows(run, before, after)
@@ -264,13 +285,13 @@ def recorded_rows(run: RunDirectory) -> list[Row]:
     return [] if before is None or after is None else _rows(run, _measurement(before), _measurement(after))
 
 
-def evaluation_set_record(examination: EvaluationSet) -> dict[str, Any]:
+def evaluation_set_record(evaluation_set: EvaluationSet) -> dict[str, Any]:
     """The evaluation set without the facts, as JSON."""
     return {
-        "untouched": [[cluster, question.to_record()] for cluster, question in examination.untouched],
-        "prose": list(examination.prose),
-        "chat": [asdict(question) for question in examination.chat],
-        "automatic": [list(entry) for entry in sorted(examination.automatic)],
+        "untouched": [[cluster, question.to_record()] for cluster, question in evaluation_set.untouched],
+        "prose": list(evaluation_set.prose),
+        "chat": [asdict(question) for question in evaluation_set.chat],
+        "automatic": [list(entry) for entry in sorted(evaluation_set.automatic)],
     }
 
 
@@ -294,16 +315,16 @@ class RunStoppedError(ErrataError):
 def edit_batches(
     editor: Editor,
     run: RunDirectory,
-    say: Callable[[BatchRecord], Any] | None,
+    measure_batch: Callable[[BatchRecord], Any] | None,
     *,
     report: Report = silent,
-    go_on: str | None = None,
+    resume_command: str | None = None,
 ) -> None:
     """Edit the remaining batches of a run, saving each before the next one starts.
 
     Args:
-        say: measurements right after a batch, as JSON.
-        go_on: command that resumes the run, for error messages; by default `errata edit --resume`.
+        measure_batch: makes the measurements right after a batch, as JSON.
+        resume_command: command that resumes the run, for error messages; by default `errata edit --resume`.
 
     Raises:
         ErrataError: if a batch failed, or was rejected (``RunStoppedError``); the model and the run are then as they
@@ -314,27 +335,27 @@ def edit_batches(
         facts = run.facts.facts[index * size : (index + 1) * size]
         report("facts edited", index * size, total)
 
-        def keep(record: BatchRecord) -> None:
-            said = None if say is None else say(record)
+        def save(record: BatchRecord) -> None:
+            measured = None if measure_batch is None else measure_batch(record)
             added = replace(editor.patch(), terms=record.terms, facts=record.facts)
-            run.add_batch(record, added, said, edited_weights(editor))
+            run.add_batch(record, added, measured, edited_weights(editor))
 
-        with _errors_with_state(run, f"batch {index + 1}", go_on):
-            editor.apply_batch(facts, on_batch=keep)
+        with _errors_with_state(run, f"batch {index + 1}", resume_command):
+            editor.apply_batch(facts, on_batch=save)
         with _errors_with_state(run, "writing the log"):
             run.log(f"batch {index + 1} of {run.batches}: {len(facts)} facts")
         report("facts edited", min((index + 1) * size, total), total)
 
 
 def _measured(
-    editor: Editor, run: RunDirectory, examination: EvaluationSet, when: Literal["before", "after"], report: Report
+    editor: Editor, run: RunDirectory, evaluation_set: EvaluationSet, when: Literal["before", "after"], report: Report
 ) -> EvaluationResult:
     """The run's saved measurement, or a new one."""
     saved: Mapping[str, Any] | None = run.measurement(when)
     if saved is None:
         with _errors_with_state(run, f"evaluating {when} the edits"):
             what = "evaluating before" if when == "before" else "evaluating"
-            found = measure(editor.model, examination, report=report, what=what)
+            found = measure(editor.model, evaluation_set, report=report, what=what)
             if when == "after":
                 found = replace(found, weight_norm_ratio=weight_norm_ratio(editor))
             run.add_measurement(
@@ -350,21 +371,20 @@ def _measured(
 
 
 def _measurement(saved: Mapping[str, Any]) -> EvaluationResult:
-    prose = saved["perplexity"]
-    perplexity = None if prose is None else Perplexity(tuple(prose["log_likelihoods"]), tuple(prose["counts"]))
+    records = [Record(**entry) for entry in saved["records"]]
     # Earlier versions did not save the weight norm ratio.
-    return EvaluationResult([Record(**entry) for entry in saved["records"]], perplexity, saved.get("weight_norm_ratio"))
+    return EvaluationResult(records, Perplexity.of(saved["perplexity"]), saved.get("weight_norm_ratio"))
 
 
 def _rows(run: RunDirectory, before: EvaluationResult, after: EvaluationResult) -> list[Row]:
     batches = run.saved_batches()
-    said = [Record(**entry) for batch in batches for entry in batch.answers]
-    records = [batch.record for batch in batches]
-    return rows_of(run.recipe.method, before, said, after, records, run.manifest.seed)
+    right_after = [Record(**entry) for batch in batches for entry in batch.answers]
+    timings = _timings([batch.record for batch in batches])
+    return rows_of(run.recipe.method, [before], right_after, [after], timings, seed=run.manifest.seed)
 
 
 @contextmanager
-def _errors_with_state(run: RunDirectory, what: str, go_on: str | None = None) -> Iterator[None]:
+def _errors_with_state(run: RunDirectory, what: str, resume_command: str | None = None) -> Iterator[None]:
     """Errors name the state that the model and the run are left in."""
     try:
         yield
@@ -376,7 +396,7 @@ def _errors_with_state(run: RunDirectory, what: str, go_on: str | None = None) -
         reason = error.what if isinstance(error, ErrataError) else f"{type(error).__name__}: {error}"
         state = f"the model and {run.path} are as they were after batch {run.batches_done} of {run.batches}"
         _log_if_possible(run, f"{what} failed: {reason}")
-        remedy = f"Fix the cause, then: {go_on or f'errata edit --resume {run.path}'}"
+        remedy = f"Fix the cause, then: {resume_command or f'errata edit --resume {run.path}'}"
         code = error.code if isinstance(error, ErrataError) else "RUN_FAILED"
         raise ErrataError(f"{what} failed: {reason}; {state}", remedy=remedy, code=code) from error
 

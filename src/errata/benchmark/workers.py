@@ -1,4 +1,4 @@
-"""The processes that work on a grid's cells, so many at a time."""
+"""The processes that work on a grid's cells, a limited number at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from errata.benchmark.campaign import Campaign, failure_of
+from errata.benchmark.campaign import Campaign, failure_of, forget_failure
+from errata.benchmark.cell_files import CellResult, saved_edits
 from errata.benchmark.data import read_json
 from errata.errors import InputError
 from errata.utils.files import write_text
@@ -38,13 +39,19 @@ class Runner(Protocol):
 
 
 def work(
-    campaign: Campaign, cells: Sequence[Path], runner: Runner, *, jobs: int, report: Report, told: Callable[[str], None]
+    campaign: Campaign,
+    cells: Sequence[Path],
+    runner: Runner,
+    *,
+    jobs: int,
+    report: Report,
+    on_end: Callable[[str], None],
 ) -> None:
     """Run cells, ``jobs`` at a time; a failed cell is reported and the rest continue.
 
     Args:
         report: progress callback, for facts edited and the current step of each cell.
-        told: gets a line for each cell that has ended.
+        on_end: called with one line for each cell that has ended.
     """
     facts = campaign.grid.edits
     done = dict.fromkeys(campaign.cells, 0.0)
@@ -53,14 +60,14 @@ def work(
     def overall() -> None:
         report("all cells", round(1000 * sum(done.values())), 1000 * len(done))
 
-    def one(cell: Path) -> int:
+    def run(cell: Path) -> int:
         def listen(what: str, count: int, total: int) -> None:
             if what == "facts edited":
                 done[cell] = 0.9 * count / max(1, facts)  # the rest is measuring
                 overall()
             report(what if jobs == 1 else f"{cell.name[:20]}: {what}", count, total)
 
-        (cell / "failure.json").unlink(missing_ok=True)
+        forget_failure(cell)
         status = runner.run(cell, listen)
         if status == 0 or failure_of(cell) is not None:  # a stopped cell must not look finished
             done[cell] = 1.0
@@ -76,11 +83,11 @@ def work(
             while waiting or running:
                 while waiting and len(running) < jobs:
                     cell = waiting.popleft()
-                    running[pool.submit(one, cell)] = cell
+                    running[pool.submit(run, cell)] = cell
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
                     cell = running.pop(future)
-                    told(_ended(campaign, cell, future.result(), causes))
+                    on_end(_outcome(campaign, cell, future.result(), causes))
         except BaseException:
             waiting.clear()
             runner.stop()  # the pool waits for what is running
@@ -143,22 +150,25 @@ def note_failure(cell: Path, status: int) -> None:
         write_text(cell / "failure.json", json.dumps({"what": what}) + "\n")
 
 
-def _ended(campaign: Campaign, cell: Path, status: int, causes: dict[str, str]) -> str:
-    """What became of a cell; a cause of failure that was told before is told by the cell that failed by it first.
+def _outcome(campaign: Campaign, cell: Path, status: int, causes: dict[str, str]) -> str:
+    """The outcome of a cell in one line. A cause seen before is replaced by the name of the first cell that failed
+    with it.
 
     Args:
         causes: cause -> that cell's name; a new one is added.
     """
-    spec = campaign.spec(cell)
-    name = spec.called
+    try:
+        name = campaign.spec(cell).called
+    except InputError:  # this cell fails for it; the others continue
+        name = cell.name
     if status != 0:
         cause = failure_of(cell) or "interrupted"
         first = causes.setdefault(cause, name)
         return f"{name}: failed: {cause if first == name else f'for the same reason as {first}'}"
-    result = read_json(cell / "result.json")
-    stopped = f", stopped before batch {result['collapsed_at']}" if result["collapsed_at"] else ""
+    result = CellResult.read(cell)
+    stopped = f", stopped before batch {result.collapsed_at}" if result.collapsed_at else ""
     measured = f"; measured: {', '.join(campaign.grid.measures.parts)}" if campaign.grid.measures.parts else ""
-    return f"{name}: {result['edits']} facts in {result['seconds']:.0f} s{stopped}{measured}"
+    return f"{name}: {result.edits} facts in {result.seconds:.0f} s{stopped}{measured}"
 
 
 _SECONDS_BETWEEN = 0.5
@@ -206,14 +216,10 @@ class RayCluster:
                 where: dict[str, Any] = {"num_cpus": cpus} if address == "local" else {"address": address}
                 ray.init(**where, log_to_driver=False, include_dashboard=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"there is no Ray cluster at {address!r}: {error}",
-                remedy="Start one with `ray start --head`",
-                code="RAY_UNREACHABLE",
-            ) from error
+            raise _unreachable(address, error) from error
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
-        remote = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)(_work_there)
+        remote = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)(_run_remotely)
         return cls(gpus or max(1, int(resources.get("CPU", 1))), ray, remote.remote, trust_remote_code)
 
     def run(self, cell: Path, report: Report) -> int:
@@ -224,7 +230,7 @@ class RayCluster:
             if self._stopped:  # meanwhile
                 self._ray.cancel(task, force=True)
             while not self._ray.wait([task], timeout=_SECONDS_BETWEEN)[0]:
-                report("facts edited", *_progress_of(cell))
+                report("facts edited", *progress_of(cell))
             status = int(self._ray.get(task))
         except self._ray.exceptions.RayError as error:
             status = 1
@@ -254,23 +260,27 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT).close()
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"there is no Ray cluster at {address!r}: {error}",
-            remedy="Start one with `ray start --head`",
-            code="RAY_UNREACHABLE",
-        ) from error
+        raise _unreachable(address, error) from error
 
 
-def _work_there(cell: str, trust_remote_code: bool) -> int:
+def _unreachable(address: str, error: Exception) -> InputError:
+    what = f"there is no Ray cluster at {address!r}: {error}"
+    return InputError(what, remedy="Start one with `ray start --head`", code="RAY_UNREACHABLE")
+
+
+def _run_remotely(cell: str, trust_remote_code: bool) -> int:
     """On a worker of the cluster."""
     return Processes(trust_remote_code).run(Path(cell), silent)
 
 
-def _progress_of(cell: Path) -> tuple[int, int]:
-    """(facts edited, facts) from the cell's ledger, whose last line may be incomplete."""
-    run = cell / "run"
-    if not (run / "ledger.jsonl").is_file():
-        return 0, 1
-    lines = (run / "ledger.jsonl").read_bytes().split(b"\n")[:-1]
-    edited = sum(len(entry["facts"]) for entry in map(json.loads, lines) if entry.get("kind") == "batch")
-    return edited, (run / "facts.jsonl").read_bytes().count(b"\n")
+def progress_of(cell: Path) -> tuple[int, int]:
+    """(facts edited, facts) from the cell's saved batches; the last line of a ledger may be incomplete."""
+    ledger = cell / "run" / "ledger.jsonl"
+    if ledger.is_file():
+        lines = map(json.loads, ledger.read_bytes().split(b"\n")[:-1])
+        batches = [entry for entry in lines if entry.get("kind") == "batch"]
+    else:
+        batches = list(saved_edits(cell / "edits").values())
+    return sum(len(batch["facts"]) for batch in batches), int(
+        read_json(cell.parent.parent / "grid.json")["grid"]["edits"]
+    )

@@ -276,7 +276,7 @@ def _run_cells(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool, t
     else:
         runner = Processes(trust_remote_code=trust_remote_code)
     with progress(speed_window=900.0) as report:
-        work(campaign, pending, runner, jobs=jobs, report=report, told=warn)
+        work(campaign, pending, runner, jobs=jobs, report=report, on_end=warn)
 
 
 def _whole_grid(path: Path | None, grid_file: dict[str, Any], given: dict[str, Any]) -> Grid:

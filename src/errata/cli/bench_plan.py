@@ -34,7 +34,7 @@ from errata.cli.recipe_options import read_recipe_for
 from errata.cli.terminal import console, echo, warn
 from errata.datasets.reading import DatasetRecords, open_dataset, read_dataset
 from errata.datasets.records import Loaded
-from errata.datasets.registry import DATASETS, is_own_file
+from errata.datasets.registry import DATASETS, is_own_file, split_file
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import SCHEDULES
 from errata.errors import Fault, FaultsError, InputError, collect_errors
@@ -68,8 +68,8 @@ def absolute(path: Path | str) -> str:
 
 def named_entry(text: str) -> dict[str, Any]:
     """Parse ``NAME``, ``NAME=FILE`` or the user's own file."""
-    name, separator, path = text.partition("=")
-    if separator:
+    name, path = split_file(text)
+    if path is not None:
         return {"name": name, "path": absolute(path)}
     return {"name": absolute(name) if is_own_file(name) else name}
 
@@ -77,9 +77,9 @@ def named_entry(text: str) -> dict[str, Any]:
 def absolute_prose(text: str) -> str:
     """``NAME``, or ``NAME=FILE`` or ``FILE`` with an absolute path."""
     name, separator, path = text.partition("=")
-    if separator:
+    if separator and name in DATASETS:
         return f"{name}={absolute(path)}"
-    return name if name in DATASETS else absolute(name)
+    return text if text in DATASETS else absolute(text)
 
 
 def absolute_corpus(name: str) -> str:
@@ -303,7 +303,7 @@ def unasked(grid: Grid, plan: Plan) -> list[tuple[str, str, str]]:
     for part in measurements_of(grid.measures.parts):
         for label in dict.fromkeys(spec.data.label for spec in plan.specs):
             names = dict.fromkeys(spec.material for spec in plan.specs if spec.data.label == label)
-            reasons = [part.nothing(plan.materials[name]) for name in names]
+            reasons = [part.impossible(plan.materials[name]) for name in names]
             if reasons[0] is not None and None not in reasons:
                 found.append((part.name, label, reasons[0]))
     return found

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand
 
-from errata.datasets.registry import is_own_file
+from errata.datasets.registry import is_own_file, split_file
 from errata.editing.methods import method_named
 from errata.errors import InputError, collect_errors
 from errata.statistics.settings import NAMED_CORPORA
@@ -146,9 +146,9 @@ def _inputs(name: str, value: Any) -> Iterator[Path]:
             yield one
         elif isinstance(one, str) and name in _DATA:
             for entry in filter(None, map(str.strip, one.split(","))):
-                dataset, separator, path = entry.partition("=")
-                if separator or is_own_file(dataset):
-                    yield Path(path if separator else dataset)
+                dataset, path = split_file(entry)
+                if path is not None or is_own_file(dataset):
+                    yield Path(dataset if path is None else path)
         elif isinstance(one, str) and name == "corpus" and one not in NAMED_CORPORA:
             yield Path(one)
 

@@ -73,6 +73,12 @@ def looks_like_a_file(name: str) -> bool:
     return name not in DATASETS and (bool(Path(name).suffix) or os.sep in name or "/" in name or is_file(Path(name)))
 
 
+def split_file(text: str) -> tuple[str, str | None]:
+    """``NAME=FILE`` as (name, file); anything else, such as the path ``runs/lr=0.1/facts.jsonl``, as (text, None)."""
+    name, separator, path = text.partition("=")
+    return (name, path) if separator and Path(name).name == name else (text, None)
+
+
 def is_own_file(name: str) -> bool:
     """Whether a name of a data set is the path of the user's own file."""
     return name not in DATASETS and Path(name).suffix.lower() in _OWN_SUFFIXES

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,11 @@ class Perplexity:
 
     log_likelihoods: tuple[float, ...]
     counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any] | None) -> Perplexity | None:
+        """The inverse of ``asdict``; None for None."""
+        return None if record is None else cls(tuple(record["log_likelihoods"]), tuple(record["counts"]))
 
     @property
     def tokens(self) -> int:

@@ -33,7 +33,7 @@ class CellRecord(BaseModel):
     model: str
     data: str
     method: str
-    seed: int
+    seed: int | None
     status: Literal["done", "failed", "not done"]
     seconds: float | None = None
     failure: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
@@ -132,6 +132,27 @@ def summarise_groups(
     clusters = np.array([sums, counts], dtype=float)
     summary = _summary(metric, when, clusters, sum(counts), seed, resamples)
     return Summary(metric, when, summary.mean, summary.low, summary.high, sum(counts), sum(counts))
+
+
+def paired_difference(
+    metric: str, ones: Sequence[Record], others: Sequence[Record], *, seed: int = 0, resamples: int = 1000
+) -> Summary | None:
+    """The mean of ones − others, with its interval over facts; None without records.
+
+    Args:
+        ones, others: a metric's records of the same prompts, in the same order.
+
+    Raises:
+        ValueError: if they are not of the same prompts.
+    """
+    if [(one.fact, one.prompt) for one in ones] != [(other.fact, other.prompt) for other in others]:
+        raise ValueError(f"the two runs have different prompts for {metric!r}")
+    if not ones:
+        return None
+    differences = [
+        replace(one, metric=metric, value=one.value - other.value) for one, other in zip(ones, others, strict=True)
+    ]
+    return _summary(metric, "after", _clusters(differences, [metric]), len(differences), seed, resamples)
 
 
 def _clusters(records: Sequence[Record], metrics: Sequence[str]) -> NDArray[np.float64]:
