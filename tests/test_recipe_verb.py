@@ -251,7 +251,7 @@ def test_a_published_recipe_asks_for_a_corpus_and_takes_it(
     arguments = ["edit", "--facts", str(FACTS), "--model", str(plain_gpt2_xl), "--method", "memit+blue", "--dry-run"]
     assert run(arguments) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "'wikipedia.txt' cannot be read" in said
+    assert "cannot read the corpus 'wikipedia.txt'" in said
     assert "--corpus FILE" in said
     assert "Traceback" not in said
     corpus = write_corpus(tmp_path / "small.txt")

@@ -143,17 +143,9 @@ class Replay:
         return {layer: read[site, layer][:, 0] for layer in layers}
 
     def _last_mlp_on_wanted_positions(self) -> AbstractContextManager[None]:
-        """Nothing above the last block reads other positions, and an MLP works on each position independently."""
+        """Nothing above the last block reads other positions."""
         mlp = self.model.mlp(len(self.model.blocks) - 1)
-        forward = mlp.forward
-        row, column = self.wanted_row, self._wanted_column
-
-        def on_wanted(hidden: Tensor) -> Tensor:
-            result = torch.zeros_like(hidden)
-            result[row, column] = forward(hidden[row, column].unsqueeze(0))[0]
-            return result
-
-        return forward_replaced(mlp, on_wanted)
+        return mlp_at(mlp, self.wanted_row * self._suffix_ids.shape[1] + self._wanted_column)
 
     def _read(self, wanted: Mapping[Site, list[int]]) -> Mapping[tuple[Site, int], Tensor]:
         with self.model.capture(wanted) as read, torch.no_grad():
@@ -358,6 +350,23 @@ def _adding(delta: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         return torch.cat([first, rows[:, 1:]], dim=1).view_as(output)
 
     return add
+
+
+def mlp_at(mlp: nn.Module, tokens: Int[Tensor, "tokens"]) -> AbstractContextManager[None]:
+    """While the context is open, an MLP computes these tokens only and returns 0 for all others.
+
+    It works on each token independently.
+
+    Args:
+        tokens: flat indices into the batch, row · length + column.
+    """
+    forward = mlp.forward
+
+    def at_tokens(hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return torch.zeros_like(flat).index_copy(0, tokens, forward(flat[tokens].unsqueeze(0))[0]).view_as(hidden)
+
+    return forward_replaced(mlp, at_tokens)
 
 
 def prefix_cache(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias, TypedDict
@@ -34,7 +34,7 @@ from errata.facts.fact import Fact
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.models.likelihood import at_least_float32, score
 from errata.models.prompts import complete, length_batches, pad, subject_tokens
-from errata.models.replay import forward_replaced, skip_below
+from errata.models.replay import mlp_at, skip_below
 from errata.results.records import interval_of, resampled_sums
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import software_versions
@@ -237,7 +237,7 @@ class TracingBatch:
                 # tokens its outputs are those of the corrupted run; after the last block only the last token is read.
                 for layer in range(start, end):
                     needed = tokens.last if layer == end - 1 else tokens.onward
-                    stack.enter_context(_mlp_at(model.mlp(layer), needed))
+                    stack.enter_context(mlp_at(model.mlp(layer), needed))
                     if layer < end - 1 and len(tokens.before):
                         known = self._hidden[layer][tokens.rows].flatten(0, 1)[tokens.before]
                         changes.append((model.blocks[layer], _writing(tokens.before, known)))
@@ -259,17 +259,6 @@ def _module(model: LanguageModel, component: Component, layer: int) -> nn.Module
 def _writing(tokens: Int[Tensor, "tokens"], values: Float[Tensor, "tokens d"]) -> _Change:
     """Writes values at tokens of an output (rows, length, d), or (rows · length, d) as in OPT."""
     return lambda output: output.reshape(-1, output.shape[-1]).index_copy(0, tokens, values).view_as(output)
-
-
-def _mlp_at(mlp: nn.Module, tokens: Int[Tensor, "tokens"]) -> AbstractContextManager[None]:
-    """While the context is open, an MLP computes these tokens only and returns 0 for all others."""
-    forward = mlp.forward
-
-    def at_tokens(hidden: Tensor) -> Tensor:
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        return torch.zeros_like(flat).index_copy(0, tokens, forward(flat[tokens].unsqueeze(0))[0]).view_as(hidden)
-
-    return forward_replaced(mlp, at_tokens)
 
 
 def _record(found: dict[tuple[Component, int], Tensor], key: tuple[Component, int]) -> _Change:
