@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from errata.analysis.single_layer import KINDS, SINGLE_LAYER, difference_row, runs_of, step_of
+from errata.analysis.single_layer import KINDS, SINGLE_LAYER, difference_row, single_layer_runs, step_of
 from errata.editing.schedules import Step
 from errata.errors import FaultsError
 from errata.evaluation.perplexity import perplexity
@@ -34,7 +34,7 @@ PLANS = {
 def test_the_steps_are_those_of_the_schedules() -> None:
     for (layer, kind), step in PLANS.items():
         assert step_of(kind, layer, (1, 2, 3)) == step
-    assert len(runs_of((1, 2, 3))) == 2 * len(KINDS) + 1
+    assert len(single_layer_runs((1, 2, 3))) == 2 * len(KINDS) + 1
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, grid_of, placed, read_grid, sound_part, variants
+from errata.benchmark.grid import (
+    DataEntry,
+    Grid,
+    ModelEntry,
+    Variant,
+    grid_of,
+    with_absolute_paths,
+    read_grid,
+    valid_part,
+    variants,
+)
 from errata.benchmark.measurements import check_measurements
 from errata.cli.bench_plan import absolute_corpus, plan_of
 from errata.editing.recipe import shipped_recipe
@@ -36,7 +46,7 @@ def test_names_and_numbers_stand_for_what_they_mean(tmp_path: Path) -> None:
     }
     for name in ("mine", "text.txt", "own.yaml"):
         (tmp_path / name).mkdir()
-    found = placed(whole, tmp_path)
+    found = with_absolute_paths(whole, tmp_path)
     assert [model["name"] for model in found["models"]] == [str(tmp_path / "mine"), "lab", "org/name"]
     assert found["models"][0]["corpus"] == str(tmp_path / "text.txt")
     assert found["models"][0]["recipe"] == str(tmp_path / "numbers.yaml")
@@ -56,7 +66,7 @@ def test_paths_may_contain_equals_signs(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "facts.jsonl").touch()
     data = {"data": ["runs/lr=0.1/facts.jsonl", "jsonl=runs/lr=0.1/facts.jsonl"], "prose": "runs/lr=0.1/prose.txt"}
-    found = placed({"models": ["runs/lr=0.1", "a=b"], **data}, tmp_path)
+    found = with_absolute_paths({"models": ["runs/lr=0.1", "a=b"], **data}, tmp_path)
     grid = grid_of({**found, "methods": ["memit"], "edits": 1}, "grid.yaml")
     assert grid.models == (ModelEntry(name=str(folder)), ModelEntry(name="a=b"))
     assert grid_of({"models": "a=b", "methods": ["memit"], "edits": 1}, "grid.yaml").models[0].name == "a=b"
@@ -89,15 +99,15 @@ def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
 
 def test_what_is_right_of_a_grid_stays_when_something_is_wrong() -> None:
     whole = {"models": ["lab"], "data": ["lab", "zsre-alt"], "methods": ["memit"], "edits": 7, "seeds": 2}
-    assert sound_part(whole) == grid_of(whole, "grid.yaml")
-    part = sound_part({**whole, "methods": ["memit", "mmit"], "edits": "many", "batchsize": 3, "models": [{"no": 1}]})
+    assert valid_part(whole) == grid_of(whole, "grid.yaml")
+    part = valid_part({**whole, "methods": ["memit", "mmit"], "edits": "many", "batchsize": 3, "models": [{"no": 1}]})
     assert part is not None
     assert (part.models, part.methods, part.edits, part.seeds) == ((), ("memit",), 1, (0, 1))
     assert [entry.name for entry in part.data] == ["lab", "zsre-alt"]
-    part = sound_part({"methods": ["mmit"], "seeds": "x"})
+    part = valid_part({"methods": ["mmit"], "seeds": "x"})
     assert part is not None
     assert (part.methods, part.seeds) == ((), (0, 1, 2))
-    assert sound_part({**whole, "vary": {"layers": []}}) is None
+    assert valid_part({**whole, "vary": {"layers": []}}) is None
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "methods: [", "\x00"])

@@ -78,6 +78,8 @@ def test_the_time_left_is_that_of_the_finished_cells(
     assert "1 cell of 2 remaining" in said
     assert "about 2 h 00 min" in said
     assert time_left(open_campaign(tmp_path / "out"), campaign.cells) != ""
+    result.write_text("{", encoding="utf-8")
+    assert time_left(campaign, campaign.pending()) == ""
 
 
 def test_operations_grow_with_what_is_searched(bench: TinyBench) -> None:

@@ -185,7 +185,7 @@ def step_of(kind: str, layer: int, layers: Sequence[int]) -> Step:
     return Step(layer, layers[-1], 1.0 if kind == UNDIVIDED else SPREADS[kind](left))
 
 
-def runs_of(layers: Sequence[int]) -> list[tuple[int, str]]:
+def single_layer_runs(layers: Sequence[int]) -> list[tuple[int, str]]:
     """(layer, residual); at the last layer all residuals are equal, and it is written once."""
     return [(layer, kind) for layer in layers[:-1] for kind in KINDS] + [(layers[-1], COMPUTED)]
 
@@ -245,7 +245,7 @@ def _tasks(context: StudyContext) -> list[StudyTask]:
     found = []
     for seed in context.settings.seeds:
         found.append(StudyTask(f"seed-{seed}-before", partial(questions.before, seed)))
-        for layer, kind in runs_of(context.layers):
+        for layer, kind in single_layer_runs(context.layers):
             found.append(StudyTask(f"seed-{seed}-layer-{layer}-{kind}", partial(questions.after, seed, layer, kind)))
     return found
 

@@ -177,7 +177,7 @@ class CellSummary:
 
     Attributes:
         seconds: of editing and all measurements, resumed parts included.
-        parts: the measurements made.
+        measurements: names of those made.
         absent: metric -> why it is missing.
         data_notes: about its facts and questions.
         notes: about resumed runs.
@@ -187,7 +187,7 @@ class CellSummary:
     spec: CellSpec
     result: CellResult
     seconds: float
-    parts: tuple[str, ...]
+    measurements: tuple[str, ...]
     absent: Mapping[str, str]
     data_notes: tuple[str, ...]
     notes: tuple[str, ...]
@@ -269,13 +269,13 @@ def _absent(campaign: Campaign, rows: Sequence[Row], done: Mapping[Path, CellSum
         reasons = found.setdefault((cell.spec.model.name, cell.spec.data.label), {})
         reasons |= {metric: why for metric, why in cell.absent.items() if metric not in reasons}
         for measurement in campaign.grid.measures.parts:
-            if measurement not in cell.parts:
+            if measurement not in cell.measurements:
                 reasons.setdefault(measurement, _why_not(directory))
     for (model, data), reasons in found.items():
-        of_this = [row for row in rows if (row.get("model"), row.get("data")) == (model, data)]
-        there = {row["metric"] for row in of_this if row["when"] != "before"}
-        there |= {measurement for cell in _of(done, model, data) for measurement in cell.parts}
-        for metric in there & reasons.keys():
+        chosen = [row for row in rows if (row.get("model"), row.get("data")) == (model, data)]
+        present = {row["metric"] for row in chosen if row["when"] != "before"}
+        present |= {measurement for cell in _of(done, model, data) for measurement in cell.measurements}
+        for metric in present & reasons.keys():
             del reasons[metric]
     return [{"model": model, "data": data, "metrics": reasons} for (model, data), reasons in found.items() if reasons]
 
@@ -288,9 +288,11 @@ def _notes(campaign: Campaign, done: Mapping[Path, CellSummary]) -> list[str]:
         notes.append(f"{'; '.join(runs)}: {text}")
     for directory, cell in done.items():
         spec = cell.spec
-        others = {measurement for other in _of(done, spec.model.name, spec.data.label) for measurement in other.parts}
+        others = {
+            measurement for other in _of(done, spec.model.name, spec.data.label) for measurement in other.measurements
+        }
         for measurement in campaign.grid.measures.parts:
-            if measurement not in cell.parts and measurement in others:
+            if measurement not in cell.measurements and measurement in others:
                 notes.append(f"{spec.called}: {measurement} is not measured: {_why_not(directory)}")
     return _distinct(notes)
 
@@ -412,7 +414,7 @@ def collect(campaign: Campaign, *, seed: int = 0) -> tuple[Path, Path]:
                     cells.append(read_finished(campaign, directory))
                 except InputError as error:
                     damaged[directory] = str(error)
-            rows += rows_of(cells, seed=seed) if cells else []
+            rows += pooled_rows(cells, seed=seed) if cells else []
             for cell in cells:
                 write(cell)
                 ended[cell.directory] = CellSummary.of(cell)
@@ -420,7 +422,7 @@ def collect(campaign: Campaign, *, seed: int = 0) -> tuple[Path, Path]:
     return summary, records
 
 
-def rows_of(cells: Sequence[FinishedCell], *, seed: int = 0) -> list[Row]:
+def pooled_rows(cells: Sequence[FinishedCell], *, seed: int = 0) -> list[Row]:
     """The long form of cells that differ only in seed; a fact (or text) of several seeds is one cluster.
 
     ``edits`` is the number of facts in the model: at a check those so far, at the end the rounded mean over runs,

@@ -48,7 +48,7 @@ def model_entry(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-def placed(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def with_absolute_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The data of a grid file, unvalidated, with absolute paths; values of other types are left as they are."""
 
     def place(text: str) -> str:
@@ -298,7 +298,7 @@ def read_grid(path: Path) -> Mapping[str, Any]:
     data = parse_yaml(text, str(path)).data
     if not isinstance(data, dict):
         raise InputError(f"{path} is not a mapping", remedy="See examples/grid.yaml", code="GRID_UNREADABLE")
-    return placed(data, path.absolute().parent)
+    return with_absolute_paths(data, path.absolute().parent)
 
 
 def grid_of(data: Mapping[str, Any], source: str, *, text: str = "") -> Grid:
@@ -346,7 +346,7 @@ _STAND_INS: Final[Mapping[str, Any]] = {"methods": ["-"], "edits": 1}
 _LISTS: Final[tuple[str, ...]] = ("models", "data", "methods")
 
 
-def sound_part(data: Mapping[str, Any]) -> Grid | None:
+def valid_part(data: Mapping[str, Any]) -> Grid | None:
     """The grid without its invalid keys: invalid lists become empty, other keys get their defaults.
 
     Only for checking the rest, never to be run. None if nothing is certain.

@@ -12,7 +12,7 @@ import typer
 from errata.benchmark import OPTIONAL_MEASUREMENTS
 from errata.benchmark.campaign import Campaign, begin, open_campaign
 from errata.benchmark.collect import check_table, collect
-from errata.benchmark.grid import Grid, check_trusted, grid_of, read_grid, sound_part
+from errata.benchmark.grid import Grid, check_trusted, grid_of, read_grid, valid_part
 from errata.benchmark.workers import Processes, RayCluster, check_ray, work
 from errata.cli.bench_plan import (
     Plan,
@@ -208,10 +208,10 @@ def bench(
                 if not (out / "grid.json").is_file():
                     check_new(out)
             with part:
-                valid_part = full_grid or sound_part(grid_file | given)
-                if valid_part is not None and not dry_run:
-                    check_trusted(valid_part.models, trust_remote_code=trust_remote_code)
-                plan = None if valid_part is None else plan_of(valid_part, trust_remote_code=trust_remote_code)
+                checkable = full_grid or valid_part(grid_file | given)
+                if checkable is not None and not dry_run:
+                    check_trusted(checkable.models, trust_remote_code=trust_remote_code)
+                plan = None if checkable is None else plan_of(checkable, trust_remote_code=trust_remote_code)
             if dropped and not (out / "grid.json").is_file():
                 with part:
                     raise InputError(

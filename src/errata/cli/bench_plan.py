@@ -6,6 +6,7 @@ import shlex
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -359,11 +360,13 @@ _ROWS, _SECONDS = 256, 0.2  # rows of the timed matrix product, and duration of 
 
 
 def time_left(campaign: Campaign, pending: Sequence[Path]) -> str:
-    """Remaining time, extrapolated from finished cells; empty if there are none."""
-    done = [cell for cell in campaign.cells if campaign.is_done(cell)]
-    if not done or not pending:
+    """Remaining time, extrapolated from finished cells with readable results; empty if there are none."""
+    seconds = []
+    for cell in filter(campaign.is_done, campaign.cells):
+        with suppress(InputError):
+            seconds.append(CellSummary.of(read_finished(campaign, cell)).seconds)
+    if not seconds or not pending:
         return ""
-    seconds = [CellSummary.of(read_finished(campaign, cell)).seconds for cell in done]
     each = sum(seconds) / len(seconds)
     return (
         f"Finished cells took {duration(each)} on average: about {duration(each * len(pending))} left, one "
