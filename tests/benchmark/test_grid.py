@@ -12,10 +12,10 @@ from errata.benchmark.grid import (
     ModelEntry,
     Variant,
     grid_of,
-    with_absolute_paths,
     read_grid,
     valid_part,
     variants,
+    with_absolute_paths,
 )
 from errata.benchmark.measurements import check_measurements
 from errata.cli.bench_plan import absolute_corpus, plan_of
