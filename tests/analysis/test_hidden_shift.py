@@ -130,7 +130,7 @@ def test_what_fails_with_a_run_in_the_model_leaves_nothing_of_it(
     def fail(*args: Any) -> Any:
         raise NonFiniteError("score", facts=["tower"], layer=None)
 
-    monkeypatch.setattr(hidden_shift, "facts_said", fail)
+    monkeypatch.setattr(hidden_shift, "facts_recalled", fail)
     with pytest.raises(NonFiniteError):
         done(HIDDEN_SHIFT, context, tmp_path / "out")
     assert_same_bits(parameter_bits(context.model), bits)

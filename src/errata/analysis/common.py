@@ -148,7 +148,7 @@ def about_run(context: StudyContext, seed: int, method: str) -> dict[str, Any]:
     return {"seed": seed, "method": method, "schedule": recipe.schedule, "critical": list(recipe.layers)}
 
 
-def facts_said(context: StudyContext, facts: Sequence[Fact]) -> list[int]:
+def facts_recalled(context: StudyContext, facts: Sequence[Fact]) -> list[int]:
     """1 for each fact whose target tokens are all the most likely ones, else 0."""
     return [int(found.correct) for found in score(context.model, [fact.pair(fact.target) for fact in facts])]
 

@@ -17,7 +17,7 @@ from errata.analysis.common import (
     boundary_pairs,
     check_plane,
     edited,
-    facts_said,
+    facts_recalled,
     fit_plane,
     of_method,
     run_name,
@@ -153,7 +153,7 @@ def findings_of(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> 
     undefined: dict[str, str] = {}
     for method in methods:
         runs = of_method(saved, method)
-        rows.append(_said(runs, method))
+        rows.append(_recalled(runs, method))
         for kind in KINDS:
             blocks = next(iter(runs.values()))["blocks"]
             if not _by_cluster(runs, kind, DISTANCE, 0):
@@ -181,9 +181,9 @@ def findings_of(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> 
     return Findings(rows, claims, [*_curves(rows, methods), *_pictures(first)], _points(first), undefined)
 
 
-def _said(runs: Mapping[int, TaskRecord], method: str) -> Finding:
-    said = [value for run in runs.values() for value in run["said"]]
-    return mean_row("facts said after the run", "share", {"method": method}, said)
+def _recalled(runs: Mapping[int, TaskRecord], method: str) -> Finding:
+    recalled = [value for run in runs.values() for value in run["said"]]
+    return mean_row("facts said after the run", "share", {"method": method}, recalled)
 
 
 def _alignments(run: TaskRecord, kind: str, where: Mapping[str, Label], undefined: dict[str, str]) -> list[Finding]:
@@ -225,7 +225,7 @@ def _claims(saved: Mapping[str, TaskRecord], boundary: str, spread: str) -> list
             moved = mean_row(DISTANCE, "1", {}, _means(_by_cluster(runs, "edited", DISTANCE, layer)))
             evidence.append(
                 f"{method}: {with_n(untouched)}, the edited prompts {with_n(moved)}, "
-                f"facts said {with_n(_said(runs, method))}"
+                f"facts said {with_n(_recalled(runs, method))}"
             )
         text = f"At {place} ({layer}), boundary updates ({boundary}) move untouched prompts less than spreading does."
         found.append((Claim.on(difference, text, "; ".join(evidence), claimed="negative"), difference))
@@ -299,14 +299,14 @@ def _pictures(runs: Sequence[TaskRecord]) -> list[Figure]:
     return [Figure("hidden-shift-plane", caption, panels)] if panels else []
 
 
-def prompts_of(material: BenchmarkData) -> dict[str, list[tuple[str, str]]]:
+def prompts_of(data: BenchmarkData) -> dict[str, list[tuple[str, str]]]:
     """Kind -> (cluster, prompt), without duplicates; the cluster is the edited subject, or that of an untouched
     question.
     """
-    facts = material.facts
+    facts = data.facts
     found = {
-        UNTOUCHED: [(cluster, asked.prompt) for cluster, asked in material.untouched],
-        "neighbours": [(fact.subject, asked.prompt) for fact in facts for asked in fact.neighbours],
+        UNTOUCHED: [(cluster, question.prompt) for cluster, question in data.untouched],
+        "neighbours": [(fact.subject, question.prompt) for fact in facts for question in fact.neighbours],
         "edited": [(fact.subject, fact.text) for fact in facts],
     }
     return {kind: list(dict.fromkeys(found[kind])) for kind in KINDS}
@@ -340,7 +340,7 @@ def _measure(context: StudyContext, seed: int, method: str) -> TaskRecord:
     before = states_of(context.model, everything)
     with edited(context, seed, method):
         after = states_of(context.model, everything)
-        said = facts_said(context, context.materials[seed].facts)
+        recalled = facts_recalled(context, context.materials[seed].facts)
     places: dict[str, slice] = {}
     for kind, found in prompts.items():
         start = sum(place.stop - place.start for place in places.values())
@@ -352,7 +352,7 @@ def _measure(context: StudyContext, seed: int, method: str) -> TaskRecord:
     }
     layers = dict.fromkeys((about["critical"][-1], len(before) - 1))  # the last critical one and the last block
     pictures = {str(layer): _picture(before[layer], after[layer], places) for layer in layers}
-    return {**about, "blocks": len(before), "said": said, "kinds": kinds, "pictures": pictures}
+    return {**about, "blocks": len(before), "said": recalled, "kinds": kinds, "pictures": pictures}
 
 
 def _compare(clusters: Sequence[str], before: Sequence[Tensor], after: Sequence[Tensor], place: slice) -> TaskRecord:

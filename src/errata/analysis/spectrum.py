@@ -252,7 +252,7 @@ def _norm_figure(growth: Sequence[Finding], methods: Sequence[str], kind: str) -
 
 
 def _of_weights(context: StudyContext, layers: Sequence[int]) -> TaskRecord:
-    """The singular values of W of each layer, on the device where is solved."""
+    """The singular values of W of each layer, on the device that solves."""
     device = solve_device(context.model)
     return {
         "spectra": {

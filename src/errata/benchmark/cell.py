@@ -271,10 +271,10 @@ class EditorRun:
             edit = self.editor.apply(facts)
             seconds = time.perf_counter() - started
             try:
-                said = check.after(index, facts, None)
+                measured = check.after(index, facts, None)
                 name = f"{index + 1:04d}.edit"
                 edit.save(self.folder / name)
-                batch = {"edit": name, "facts": [fact.id for fact in facts], "seconds": seconds, "said": said}
+                batch = {"edit": name, "facts": [fact.id for fact in facts], "seconds": seconds, "said": measured}
                 write_text((self.folder / name).with_suffix(".json"), json.dumps(batch, ensure_ascii=False) + "\n")
             except BaseException:
                 self.editor.remove(edit)
@@ -375,7 +375,7 @@ class Cell:
             result = MeasurementResult([], {"perplexity": None}, reasons)
         else:
             options = self.spec.measures.options.get(measurement.name, {})
-            before = None if earlier is None else earlier.kept
+            before = None if earlier is None else earlier.extra
             view = None if answerer is self.model else answerer
             inputs = MeasurementInputs(
                 model=self.model,

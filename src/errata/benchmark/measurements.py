@@ -76,7 +76,7 @@ class MeasurementInputs:
         model: before or after the run.
         options: settings of the measurement.
         seed: of random choices.
-        before: ``kept`` of the unedited model's result; None while that is measured.
+        before: ``extra`` of the unedited model's result; None while that is measured.
         unedited: context manager within which the model is unedited.
         view: the edited model, of editors that leave the weights alone.
         partial_path: path whose stem partial results may use; None: none are stored.
@@ -104,13 +104,13 @@ class MeasurementResult:
 
     Attributes:
         records: one per prompt.
-        kept: further values, as JSON, for the measurement of the edited model and for summaries.
+        extra: further values, as JSON, for the measurement of the edited model and for summaries.
         absent: metric -> why it is missing.
         seconds: wall time.
     """
 
     records: Sequence[Record]
-    kept: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
     absent: Mapping[str, str] | Mapping[Metric, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -118,7 +118,7 @@ class MeasurementResult:
         absent = {str(metric): reason for metric, reason in self.absent.items()}
         return {
             "records": [asdict(record) for record in self.records],
-            "kept": dict(self.kept),
+            "kept": dict(self.extra),
             "absent": absent,
             "seconds": self.seconds,
         }
@@ -126,20 +126,20 @@ class MeasurementResult:
     @property
     def perplexity(self) -> Perplexity | None:
         """Of the measurements that have one; None without prose."""
-        return Perplexity.of(self.kept["perplexity"])
+        return Perplexity.of(self.extra["perplexity"])
 
     @property
     def labels(self) -> dict[str, dict[str, tuple[int, int]]]:
         """Metric of weighted F1 -> sample -> (right label, predicted label)."""
         return {
             metric: {sample: (right, predicted) for sample, (right, predicted) in labels.items()}
-            for metric, labels in self.kept.get("labels", {}).items()
+            for metric, labels in self.extra.get("labels", {}).items()
         }
 
     @property
     def values(self) -> dict[str, tuple[float, int]]:
         """Metric that is not a mean over samples -> (value, samples)."""
-        return {metric: (float(value), int(count)) for metric, (value, count) in self.kept.get("values", {}).items()}
+        return {metric: (float(value), int(count)) for metric, (value, count) in self.extra.get("values", {}).items()}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> MeasurementResult:
