@@ -129,10 +129,12 @@ def recipe_of(model: LanguageModel, corpus: str, tokens: int) -> Recipe:
 def scripts(model: LanguageModel, recipe: Recipe) -> list[dict[str, Any]]:
     found = []
     for fact in SCRIPTS:
-        asked = [fact.text, *(question.prompt for question in fact.unrelated)]
-        said = continue_texts(model, asked, new_tokens=6)
+        prompts = [fact.text, *(question.prompt for question in fact.unrelated)]
+        texts = continue_texts(model, prompts, new_tokens=6)
         # The first word or clause: a tokenizer would not cut a text at a random place.
-        own = [(prompt, re.split(r"[，、。.,\s]", text.strip())[0]) for prompt, text in zip(asked, said, strict=True)]
+        own = [
+            (prompt, re.split(r"[，、。.,\s]", text.strip())[0]) for prompt, text in zip(prompts, texts, strict=True)
+        ]
         answers = [pair for pair in own if pair[1]]
         own_right = correct(model, answers)
         controls = [question.pair for question in fact.unrelated]
@@ -161,8 +163,8 @@ def says(model: LanguageModel, prompt: str, target: str) -> dict[str, Any]:
 
 
 def chat(model: LanguageModel, recipe: Recipe) -> list[dict[str, Any]]:
-    asked = chat_questions(CHAT, OTHERS, everything=True)
-    before = evaluate_chat(model, asked)
+    questions = chat_questions(CHAT, OTHERS, everything=True)
+    before = evaluate_chat(model, questions)
     found: list[dict[str, Any]] = [{"what": "unedited", **replies(before, before)}]
     for name, in_template in (("plain", False), ("plain and template", True)):
         contexts = recipe.contexts.model_copy(update={"chat": in_template})
@@ -173,7 +175,7 @@ def chat(model: LanguageModel, recipe: Recipe) -> list[dict[str, Any]]:
                 "what": name,
                 "efficacy": 100 * correct(model, pairs) / len(pairs),
                 "says": [{"fact": fact.id, **says(model, fact.text, fact.target)} for fact in CHAT],
-                **replies(before, evaluate_chat(model, asked)),
+                **replies(before, evaluate_chat(model, questions)),
                 "weight_change": max(patch.relative_norms(model).values()),
             }
         )

@@ -109,7 +109,9 @@ def _claims(layer: int, name: str, differences: Sequence[Finding]) -> list[Claim
             ),
         ]
     elif name in ("specificity", "untouched"):
-        texts = [("spread", f"At layer {layer} alone, the computed residual costs {name} beside the spread one.")]
+        texts = [
+            ("spread", f"At layer {layer} alone, the computed residual costs {name} compared with the spread one.")
+        ]
     found = []
     for other, text in texts:
         row = by.get(f"{COMPUTED} minus {other}")

@@ -305,7 +305,7 @@ SPECTRUM = Study(
     "and the growth of the norms with the batches. A Frobenius norm over all layers is the root of the sum "
     "of the layers' squares.",
     units="Norms are in units of the weights; ratios, ranks and shares have no unit.",
-    source="ours, beside the norms that papers on sequential editing report; effective rank: Roy & "
+    source="ours, in addition to the norms that papers on sequential editing report; effective rank: Roy & "
     "Vetterli 2007, The Effective Rank: A Measure of Effective Dimensionality (EUSIPCO)",
     uses=("count", "batch_size", "methods"),
     tasks=_tasks,

@@ -122,7 +122,7 @@ class Study:
         shows: description of the quantities.
         units: of the quantities.
         source: of the question.
-        uses: names of the settings that it reads, beside the seeds.
+        uses: names of the settings that it reads, besides the seeds.
         tasks: the work, in order.
         findings: computed from task name -> result.
         check: raises InputError, before any work, for recipes and settings that do not fit.

@@ -200,7 +200,7 @@ NORMS: Final = (FROBENIUS, SPECTRAL)
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """The condition that a number was measured under, beside its norm."""
+    """The condition that a number was measured under, besides its norm."""
 
     layer: int
     size: int

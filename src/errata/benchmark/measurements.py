@@ -179,7 +179,7 @@ class Measurement:
         run: makes it.
         check: raises InputError, before any work, for unusable settings or missing packages.
         files: files that it reads, by its settings.
-        depends: what the unedited model's result depends on, beside the model; cells with the same share it.
+        depends: what the unedited model's result depends on, besides the model; cells with the same share it.
         metrics: its metrics, whose entries say what the edited model must be able to do; none for ``ability``, whose
             tasks decide.
         impossible: why it is impossible with given data; None if it is possible, or if that is known only later.
