@@ -203,6 +203,17 @@ def marker_svg(style: int, x: float, y: float, size: float = 3.4, title: str = "
     return Markup('<path class="marker" d="{}">{}</path>').format(shapes[kind], inner)
 
 
+def line_svg(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+    """A line; ``kind`` is its class in the page's style sheet."""
+    line = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
+    return line.format(kind, x1, y1, x2, y2)
+
+
+def text_svg(x: float, y: float, text: object, anchor: str = "middle") -> Markup:
+    """A text; ``anchor`` is the part of it at ``x``."""
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
+
+
 def _right() -> float:
     return _WIDTH - _RIGHT
 
@@ -233,18 +244,12 @@ def _grid(across: Scale, up: Scale, labels: Sequence[str], chart: Chart) -> Mark
     left = across.start
     for tick, text in zip(up.ticks, labels, strict=True):
         y = up.at(tick)
-        parts.append(
-            Markup('<line class="grid" x1="{:.1f}" y1="{:.1f}" x2="{}" y2="{:.1f}"/>').format(left, y, _right(), y)
-        )
-        parts.append(Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(left - 6, y + 3.5, text))
+        parts += [line_svg("grid", left, y, _right(), y), text_svg(left - 6, y + 3.5, text, anchor="end")]
     for tick in across.ticks:
         if tick == int(tick):
             x, y = across.at(tick), _HEIGHT - _BOTTOM
-            parts.append(Markup('<line class="tick" x1="{:.1f}" y1="{}" x2="{:.1f}" y2="{}"/>').format(x, y, x, y + 4))
-            label = Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{:g}</text>')
-            parts.append(label.format(x, y + 15, tick) if tick < 1e6 else label.format(x, y + 15, int(tick)))
-    centre = (left + _right()) / 2
-    parts.append(Markup('<text x="{:.1f}" y="{}" text-anchor="middle">facts edited</text>').format(centre, _HEIGHT - 6))
+            parts += [line_svg("tick", x, y, x, y + 4), text_svg(x, y + 15, f"{tick:g}")]
+    parts.append(text_svg((left + _right()) / 2, _HEIGHT - 6, "facts edited"))
     unit = chart.unit + (", log scale" if up.logarithmic else "")
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     parts.append(

@@ -9,7 +9,7 @@ from typing import Final
 from markupsafe import Markup
 
 from errata.report.comparison import TableCell
-from errata.report.curves import COLOURS, marker_svg
+from errata.report.curves import COLOURS, line_svg, marker_svg, text_svg
 from errata.results.metrics import entry_of
 from errata.results.records import Row
 
@@ -95,11 +95,9 @@ def gap_svg(gap: Gap) -> Markup:
     parts = []
     for tick in (0, 25, 50, 75, 100):
         x = _across(tick / 100)
-        parts.append(Markup('<line class="grid" x1="{0:.1f}" y1="{1}" x2="{0:.1f}" y2="{2}"/>').format(x, _TOP, bottom))
-        parts.append(Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(x, bottom + 14, tick))
-    parts.append(Markup('<text x="{}" y="{}" text-anchor="middle">%</text>').format(_WIDTH / 2, height - 6))
-    for index, line in enumerate(gap.lines):
-        parts.append(_dumbbell(line, _TOP + _ROW * (index + 0.5)))
+        parts += [line_svg("grid", x, _TOP, x, bottom), text_svg(x, bottom + 14, tick)]
+    parts.append(text_svg(_WIDTH / 2, height - 6, "%"))
+    parts += [_dumbbell(line, _TOP + _ROW * (index + 0.5)) for index, line in enumerate(gap.lines)]
     return Markup(
         '<svg class="chart gap" viewBox="0 0 {} {}" role="img" aria-label="{}, teacher-forced (hollow) and '
         'free-running (filled), in percent">{}</svg>'
@@ -110,8 +108,7 @@ def _dumbbell(line: GapLine, y: float) -> Markup:
     forced, free = line.forced.row, line.free[0].row
     parts = []
     if forced is not None and free is not None:
-        bar = Markup('<line class="bar" x1="{:.1f}" y1="{}" x2="{:.1f}" y2="{}"/>')
-        parts.append(bar.format(_across(forced["mean"]), y, _across(free["mean"]), y))
+        parts.append(line_svg("bar", _across(forced["mean"]), y, _across(free["mean"]), y))
     if forced is not None:
         title = f"{line.method}, teacher-forced: {line.forced.value} %"
         parts.append(
