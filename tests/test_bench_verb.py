@@ -67,7 +67,7 @@ def test_wrong_inputs_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = tmp_path / "out"
     for arguments, told in (
         ([], "missing --methods and --edits"),
-        (["--methods", "memit", "--edits", "6000"], "--edits: count must be between 1 and 5600"),
+        (["--methods", "memit", "--edits", "6000"], "count must be between 1 and 5600"),
         (["--methods", "memit", "--edits", "3", "--data", "jsonl=none.jsonl"], "none.jsonl"),
         (["--methods", "memit", "--edits", "3", "--seeds", "x"], "--seeds"),
         (["--methods", "memit", "--edits", "3", "--collapse", "often"], "collapse"),
