@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from rich import box
 from rich.table import Table
@@ -196,9 +196,6 @@ def _short(text: str) -> str:
     return line if len(line) <= _LONGEST else "…" + line[1 - _LONGEST :]
 
 
-_ENDS: Final = ("before", "after")
-
-
 def finish_run(run: RunDirectory, model: LanguageModel, name: str, out: Path | None, json: Path | None) -> None:
     """Execute the remaining batches of a run, then continue as ``finish``.
 
@@ -247,7 +244,8 @@ def finish(
     facts = evaluation_set.facts
     record = record_of(rows, patch, evaluation_set, seed)
     record["about"]["left_alone"] = [fact.id for fact in left_alone]
-    outcome = _outcome(model, patch, evaluation_set, measured)
+    before, after = measured or (None, EvaluationResult([], None))
+    outcome = outcome_between(evaluation_set, before, after, patch.relative_norms(model))
     advised = advice(outcome, patch.recipe.method) if measured else None
     record["outcome"] = outcome.to_record() | {"advice": advised}
     if measured is not None:
@@ -259,10 +257,7 @@ def finish(
         stack = stack_under(model, name, patch.fingerprint).with_patch(patch_name(out), patch)
         write_edit(out, model, stack, patch, record)
     if measured is not None:
-        records = {
-            when: [asdict(entry) for entry in found.records] for when, found in zip(_ENDS, measured, strict=True)
-        }
-        record = record | {"records": records}
+        record = record | {"records": records_of(*measured)}
     write_json(json, record)
     if rows:
         console().print(before_after_table(rows, width=console().width, marked=outcome.unable))
@@ -281,13 +276,13 @@ def finish(
         echo(advised)
 
 
-def _outcome(
-    model: LanguageModel,
-    patch: Patch,
+def outcome_between(
     evaluation_set: EvaluationSet,
-    measured: tuple[EvaluationResult, EvaluationResult] | None,
+    before: EvaluationResult | None,
+    after: EvaluationResult,
+    weight_change: Mapping[int, float] | None = None,
 ) -> Outcome:
-    before, after = measured or (None, EvaluationResult([], None))
+    """What changed between two measurements; without ``before``, only what is recalled."""
     ratio = None
     if before is not None and before.perplexity is not None and after.perplexity is not None:
         ratio = after.perplexity.value / before.perplexity.value
@@ -295,10 +290,16 @@ def _outcome(
         list(evaluation_set.facts),
         None if before is None else before.records,
         after.records,
-        weight_change=patch.relative_norms(model),
+        weight_change=weight_change,
         perplexity_ratio=ratio,
         automatic=evaluation_set.automatic,
     )
+
+
+def records_of(before: EvaluationResult | None, after: EvaluationResult) -> dict[str, list[dict[str, Any]]]:
+    """The JSON records of one or two measurements, one for each prompt."""
+    found = {"before": before, "after": after}
+    return {when: [asdict(entry) for entry in one.records] for when, one in found.items() if one is not None}
 
 
 def _warn_of_left_alone(facts: Sequence[Fact], count: int) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from errata.benchmark.sequence import compared, measure, perplexity_summaries
-from errata.cli.edit_output import show_chat, show_controls, show_facts, show_unable
+from errata.cli.edit_output import outcome_between, records_of, show_chat, show_controls, show_facts, show_unable
 from errata.cli.model_options import (
     DeviceOption,
     DtypeOption,
@@ -33,7 +33,7 @@ from errata.cli.model_options import (
 from errata.cli.terminal import JsonOption, console, echo, progress, warn, write_json
 from errata.errors import Fault, collect_errors
 from errata.evaluation.chat import chat_questions
-from errata.evaluation.outcomes import NOT_COMPARED, absent_changes, compare_records
+from errata.evaluation.outcomes import NOT_COMPARED, absent_changes
 from errata.evaluation.recall import absent
 from errata.facts.fact import Fact
 from errata.facts.files import read_facts
@@ -96,7 +96,7 @@ def evaluate(
         after = measure(loaded, evaluation_set, report=report, what="measuring")
         summaries = summarise(after.records, "after", seed=seed)
         fingerprint, against_fingerprint = loaded.fingerprint(), None
-        before, ratio = None, None
+        before = None
         if against is not None:
             del loaded
             base = load_model(against, **where, trust_remote_code=trust_remote_code)
@@ -106,10 +106,9 @@ def evaluate(
             summaries += compared(before.records, after.records, "after", seed=seed)
             if before.perplexity is not None and after.perplexity is not None:
                 summaries += perplexity_summaries(before.perplexity, after.perplexity, seed=seed)
-                ratio = after.perplexity.value / before.perplexity.value
     rows = to_long(model, summaries)
     earlier = None if before is None else before.records
-    outcome = compare_records(list(fact_set), earlier, after.records, perplexity_ratio=ratio)
+    outcome = outcome_between(evaluation_set, before, after)
     missing = {str(metric): why for metric, why in absent(fact_set, evaluation_set.untouched).items()}
     missing |= absent_changes(earlier, missing)
     about = {
@@ -120,7 +119,6 @@ def evaluate(
         "perplexity": None if after.perplexity is None else after.perplexity.value,
         "absent": missing,
     }
-    records = {"before": before, "after": after}
     write_json(
         json,
         {
@@ -128,9 +126,7 @@ def evaluate(
             "rows": rows,
             "about": about,
             "outcome": outcome.to_record(),
-            "records": {
-                when: [asdict(entry) for entry in found.records] for when, found in records.items() if found is not None
-            },
+            "records": records_of(before, after),
         },
     )
     console().print(before_after_table(rows, width=console().width, marked=outcome.unable))
