@@ -21,6 +21,8 @@ def test_replaced_means_another_target() -> None:
         ("again", MemoryEdit((replace(one, id="again"),), "")),
         ("changed", MemoryEdit((replace(other, target="Elsewhere"),), "")),
     ]
+    twice = edited_facts([("a", edits[0][1]), ("b", edits[0][1])])
+    assert [entry.latest for entry in twice] == [False, False, True, True]
     found = [(entry.edit, entry.fact.id, entry.replaced_by, entry.latest) for entry in edited_facts(edits)]
     assert found == [
         ("first", one.id, "", False),

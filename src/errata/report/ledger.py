@@ -38,11 +38,12 @@ def edited_facts(edits: Iterable[tuple[str, Edit]]) -> list[EditedFact]:
         edits: (name, edit), oldest first.
     """
     entries = [(name, fact) for name, edit in edits for fact in edit.facts]
-    last = {statement(fact): (name, fact) for name, fact in entries}
+    last = {statement(fact): index for index, (_, fact) in enumerate(entries)}
     found = []
-    for name, fact in entries:
-        final_name, final = last[statement(fact)]
-        found.append(EditedFact(name, fact, final_name if final.target != fact.target else "", final is fact))
+    for index, (name, fact) in enumerate(entries):
+        final = last[statement(fact)]
+        final_name, final_fact = entries[final]
+        found.append(EditedFact(name, fact, final_name if final_fact.target != fact.target else "", final == index))
     return found
 
 
