@@ -169,7 +169,7 @@ def test_results_of_another_model_are_refused(made: Path, tmp_path: Path, capsys
         error = " ".join(capsys.readouterr().err.split())
         if words is None:
             assert status == 0
-            assert "these numbers show no change" in text_of(tmp_path / "out")
+            assert "these numbers do not show what changed" in text_of(tmp_path / "out")
             shutil.rmtree(tmp_path / "out")
             continue
         assert status == 2, (model, results)
