@@ -140,7 +140,7 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
         "contains neither a benchmark",
     ),
     (_remove("records.parquet"), "cannot be read as Parquet"),
-    (_cut("summary.json"), "cannot be read as JSON"),
+    (_cut("summary.json"), "it is not JSON"),
     (_cut("records.parquet"), "cannot be read as Parquet"),
     (_rows(lambda rows: rows.append({"method": 1})), "is not one of"),
     (_rows(lambda rows: rows.append(rows[0])), "duplicates rows"),

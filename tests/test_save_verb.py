@@ -157,7 +157,7 @@ FOREIGN: list[tuple[str, str, dict[str, Any], str | None]] = [
     ("stack", "evaluation.json", {"against": None, "against_fingerprint": None}, None),
     ("stack", "of-the-base.json", {}, "[RESULTS_MISMATCH]"),
     ("on.safetensors", "evaluation.json", {}, "[RESULTS_MISMATCH]"),  # with the first patch only
-    ("full", "facts.jsonl", {}, "cannot be read as JSON"),
+    ("full", "facts.jsonl", {}, "it is not JSON"),
     ("full", "missing.json", {}, "no file or directory"),
 ]
 
