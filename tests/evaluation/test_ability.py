@@ -178,7 +178,7 @@ def test_the_harness_gets_the_texts_that_its_own_class_generates(family: str) ->
         harness_model(model).generate_until([sampling])
 
 
-def test_what_is_too_long_is_cut_at_its_beginning() -> None:
+def test_what_is_too_long_is_cut_at_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval.api.instance import Instance
 
     model = tiny_language_model("gpt2", n_positions=12)
@@ -188,6 +188,14 @@ def test_what_is_too_long_is_cut_at_its_beginning() -> None:
     ((value, greedily),) = harness_model(model).loglikelihood(pairs)
     assert (value, greedily) == (pytest.approx(expected[0][0], abs=1e-4), expected[0][1])
     texts = [Instance("generate_until", {}, (long, {"until": [], "max_gen_toks": 5, "do_sample": False}), 0)]
+    for family in ("llama", "gemma3_text", "opt"):  # their tokenizers begin a text with BOS, or with a space
+        other = tiny_language_model(family)
+        monkeypatch.setattr(type(other), "context_length", 20)
+        ((value, _),) = harness_model(other).loglikelihood(pairs)
+        assert math.isfinite(value)
+        assert value != score(other, [("is", " Rome in Italy", "")])[0].log_probability, "more is left of the prompt"
+        assert len(harness_model(other).generate_until(texts)) == 1
+    monkeypatch.undo()
     assert harness_model(model).generate_until(texts) == harness_twin(model).generate_until(texts, disable_tqdm=True)
 
 

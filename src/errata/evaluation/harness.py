@@ -20,10 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from errata.editors.contract import Answerer
 from errata.errors import Fault, FaultsError, InputError
 from errata.evaluation.absence import LACKING
-from errata.facts.joining import joined
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import NextToken, predict
-from errata.models.prompts import Pair, encode
+from errata.models.prompts import Completion, Pair, complete, encode
 from errata.results.metrics import Ability
 from errata.utils.optional import require
 from errata.utils.progress import Report, silent
@@ -285,9 +284,11 @@ def harness_model(model: Answerer, *, batch_size: int = 8, report: Report = sile
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
             _check_ability(model, "likelihood")
             pairs: list[Pair] = [self._pair(*request.args) for request in requests]
-            lengths = [len(row.ids) for row in encode(tokenizer, [joined(*pair) for pair in pairs])]
+            completions = complete(tokenizer, pairs)
+            pairs = [_cut(model, pair, whole) for pair, whole in zip(pairs, completions, strict=True)]
             report("ability", 0, len(pairs))
-            scores = model.score(pairs, token_budget=budget(lengths))
+            longest = min(max((len(whole.ids) for whole in completions), default=1), model.context_length)
+            scores = model.score(pairs, token_budget=batch_size * longest)
             report("ability", len(pairs), len(pairs))
             return [(score.log_probability * len(score.likeliest), score.correct) for score in scores]
 
@@ -358,11 +359,6 @@ def harness_model(model: Answerer, *, batch_size: int = 8, report: Report = sile
             continuation = context[len(prompt) :] + continuation
             if not prompt and not encode(tokenizer, [""])[0].ids:  # no BOS of the tokenizer's own
                 prompt = str(tokenizer.decode([begin]))
-            (whole,) = encode(tokenizer, [prompt + continuation])
-            too_many = len(whole.ids) - 1 - model.context_length  # the last token is not read
-            if too_many > 0:
-                (alone,) = encode(tokenizer, [prompt])
-                prompt = _end_of(tokenizer, prompt, max(len(alone.ids) - too_many, 2))
             return (prompt, continuation, "")
 
     return AnswererLM()
@@ -377,6 +373,20 @@ def _lacks(model: Answerer, ability: Ability) -> InputError:
     return InputError(
         f"{model.name} {LACKING[ability]}", remedy="Leave out the tasks that need it", code="ABILITY_MISSING"
     )
+
+
+def _cut(model: Answerer, pair: Pair, whole: Completion) -> Pair:
+    """The pair with as much of the prompt's end as the model takes.
+
+    Args:
+        whole: its tokens.
+    """
+    room, prompt = whole.target_start, pair[0]
+    while (excess := len(whole.ids) - 1 - model.context_length) > 0 and room > 1:  # the last token is not read
+        room = max(min(room, whole.target_start) - excess, 1)
+        prompt = _end_of(model.tokenizer, prompt, room)
+        (whole,) = complete(model.tokenizer, [(prompt, *pair[1:])])
+    return (prompt, *pair[1:])
 
 
 def _end_of(tokenizer: PreTrainedTokenizerBase, text: str, room: int) -> str:
