@@ -23,6 +23,40 @@ _MESSAGE_POSITION = {"Fault": 1}  # after the place
 _RAISING = {
     **dict.fromkeys(("read_json", "read_text", "reading"), ("InputError", "cannot read …: …")),
     "mismatches": ("Fault", "… was started with …, got …"),
+    "kind": ("OutputError", "… cannot be written: …"),
+    "__init__": ("CollapseError", "perplexity is … after batch …"),
+}
+# Codes that the source does not name beside an error, and those whose messages are values only -> class and message.
+_BY_HAND = {
+    "ABILITY_MISSING": ("InputError", "… generates texts but gives no likelihoods"),
+    "COMBINATION_INVALID": ("Fault", "critical layers of lab lack a recipe for …"),
+    "CSV_INVALID": ("Fault", "is not valid CSV: …"),
+    "DATASET_UNRESOLVED_IDS": ("Fault", "the names of … are missing"),
+    "FACT_NESTED_TOO_DEEPLY": ("Fault", "'…' is nested too deeply"),
+    "FACT_SUBJECT_POSITION": ("Fault", "the prompt does not contain the subject exactly once"),
+    "FORMAT_UNSUPPORTED": ("Fault", "… is not a format for studies"),
+    "GGUF_UNSUPPORTED": ("InputError", "… is one part of a model that is split over several files"),
+    "GRID_INVALID": ("Fault", "methods: is empty"),
+    "LAYERS_INVALID": ("Fault", "'…' is not a list of integers"),
+    "MODEL_IS_FILE": ("InputError", "… is a file, expected a directory"),
+    "MODEL_MULTIMODAL": ("UnsupportedModelError", "this is a vision-language model"),
+    "OPTION_INVALID": ("InputError", "… must be at least …, got …"),
+    "OS_ERROR": ("OSError", "an error of the operating system, such as no permission"),
+    "OUT_OF_MEMORY": ("MemoryError, OutOfMemoryError", "out of memory: …"),
+    "PATCH_EMPTY": ("InputError", "the patches change no weight"),
+    "PROMPT_EMPTY": ("InputError", "the prompt is empty"),
+    "RECIPE_CONTRADICTION": ("Fault", "two settings of the recipe exclude each other"),
+    "RECIPE_KEY_MISSING": ("Fault", "missing key"),
+    "RECIPE_KEY_UNKNOWN": ("Fault", "unknown key"),
+    "RECIPE_VALUE_INVALID": ("Fault", "expected a positive number"),
+    "REFERENCES_MISSING_FIELD": ("Fault", "'text' is missing"),
+    "RUN_FAILED": ("any other", "an unexpected error stopped a run"),
+    "SEVERAL": ("FaultsError", "several faults with different codes"),
+    "SHAPING_INVALID": ("Fault", "'…' has an empty entry"),
+    "STUDY_DAMAGED": ("InputError", "it has unreadable content: …"),
+    "STUDY_NOT_FINISHED": ("InputError", "… is not finished"),
+    "STUDY_RECIPE_UNSUITABLE": ("InputError", "… changes the result of a search, which this study measures"),
+    "TRAINING_SETTINGS_INVALID": ("InputError", "… was started with other settings"),
 }
 _ERRORS_HEAD = """# Error codes
 
@@ -32,7 +66,7 @@ between versions; codes are not. An error that reports several faults has their 
 they differ; then the message shows the code of each fault (in Python: `error.faults`).
 
 The exit status of the command line depends on the class: 2 for `InputError` and its subclasses, 130 for
-`InterruptedRunError`, 1 otherwise. *Example* is the first message in the source with this code; `…` stands for a value.
+`InterruptedRunError`, 1 otherwise. *Example* is one message with this code; `…` stands for a value.
 
 | code | class | example |
 |---|---|---|
@@ -66,8 +100,12 @@ def error_rows(source: Path = SOURCE) -> dict[str, tuple[set[str], str]]:
                     first_argument = assigned.get(first_argument.id, first_argument)
                 kind, message = _RAISING.get(kind, (kind, _text(first_argument)))
                 classes, first = rows.get(code, (set(), ""))
-                rows[code] = (classes | {kind}, first or message)
+                rows[code] = (classes | {kind}, first if _has_words(first) else message)
     return rows
+
+
+def _has_words(message: str) -> bool:
+    return bool(re.search("[a-z]{2,}", message))
 
 
 def _walk(tree: ast.AST) -> Iterator[ast.AST]:
@@ -117,10 +155,11 @@ def _cell(text: str) -> str:
 
 
 def errors_page() -> str:
-    rows = sorted(error_rows().items())
+    rows = error_rows()
+    rows |= {code: (rows[code][0] if code in rows else {kind}, text) for code, (kind, text) in _BY_HAND.items()}
     lines = [
         f"| `{code}` | {', '.join(f'`{name}`' for name in sorted(classes))} | {_cell(message)} |"
-        for code, (classes, message) in rows
+        for code, (classes, message) in sorted(rows.items())
     ]
     return _ERRORS_HEAD + "\n".join(lines) + "\n"
 
