@@ -184,6 +184,8 @@ def commands_page() -> str:
 def _command(command: Any, title: str) -> Iterator[str]:
     level = "##" if title.count(" ") == 1 else "###"
     yield from ("", f"{level} {title}", "", *_help(command.help or ""))
+    if examples := re.findall(r"^Example: (.*)$", _plain(command.epilog or ""), re.MULTILINE):
+        yield from ("", "```console", *(f"$ {example}" for example in examples), "```")
     if hasattr(command, "list_commands"):
         for name in command.list_commands(None):
             yield from _command(command.get_command(None, name), f"{title} {name}")
