@@ -323,16 +323,22 @@ def clean_bits(make_editor: Callable[..., Editor]) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize(
-    ("batch", "error"), [(0, InjectedError()), (1, KeyboardInterrupt()), (2, InjectedError()), (2, KeyboardInterrupt())]
-)
-@pytest.mark.parametrize("stage", [*STAGES, "on_batch"])
+    ("stage", "batch", "error"),
+    [
+        *((stage, 0, InjectedError) for stage in (*STAGES, "on_batch")),
+        *((stage, 2, KeyboardInterrupt) for stage in (*STAGES, "on_batch")),
+        # The other pairs, where a batch begins, in its middle and at its end.
+        *((stage, batch, error) for stage in (next(iter(STAGES)), "second solve", "on_batch")
+          for batch, error in ((1, KeyboardInterrupt), (2, InjectedError))),
+    ],
+)  # fmt: skip
 def test_a_failure_at_any_stage_leaves_everything_as_it_was(
     make_editor: Callable[..., Editor],
     clean_bits: list[dict[str, Tensor]],
     monkeypatch: pytest.MonkeyPatch,
     stage: str,
     batch: int,
-    error: BaseException,
+    error: type[BaseException],
 ) -> None:
     """Batch 0 fails on a model never edited, 1 as the first and 2 as the second batch of a later run."""
     editor = transaction_editor(make_editor)
@@ -347,16 +353,16 @@ def test_a_failure_at_any_stage_leaves_everything_as_it_was(
 
             def report(record: BatchRecord) -> None:
                 if record.index == batch:
-                    raise error
+                    raise error("injected")
 
             happened: Callable[[], bool] = lambda: True  # noqa: E731
         else:
-            happened = fail_once(patched, stage, error, lambda: len(editor.records) == batch)
-        with pytest.raises(type(error)):
+            happened = fail_once(patched, stage, error("injected"), lambda: len(editor.records) == batch)
+        with pytest.raises(error):
             editor.apply(FACTS[already:3], on_batch=report)
         assert happened()
     before.assert_unchanged(editor)
-    # Nor is anything left that could be felt later: what follows equals a run that was never disturbed, and undoes.
+    # Later edits equal those of an undisturbed run, and can be undone.
     patch = editor.apply(FACTS[already:3])
     assert_same_bits(parameter_bits(editor.model), clean_bits[3])
     patch.undo(editor.model)

@@ -27,6 +27,8 @@ from errata.patches.patch import Patch
 from errata.patches.stack import read_stack
 from errata.runs.loading import load_model
 
+from tests.support.quick import quick_recipe
+
 FACTS = Path(__file__).resolve().parents[1] / "examples" / "facts.jsonl"
 Capture = pytest.CaptureFixture[str]
 
@@ -278,6 +280,7 @@ def test_conflicts_with_earlier_edits(
     new.write_text("\n".join(json.dumps(line) for line in lines) + "\n", encoding="utf-8")
     out = tmp_path / "new.safetensors"
     arguments = ["edit", "-f", str(new), "--model", str(made / "two"), "--no-evaluate", "--out", str(out)]
+    arguments += ["--recipe", quick_recipe(tmp_path)]
     status = run([*arguments, *([] if choice is None else ["--on-conflict", choice])])
     err = said(capsys)[1]
     if choice is None:
@@ -349,7 +352,8 @@ def small_run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.setenv("ERRATA_CACHE", str(made / "cache"))
 
     def start(*more: str) -> int:
-        return run(["edit", "-f", str(made / "first.jsonl"), "--batch-size", "1", *more])
+        recipe = ["--recipe", quick_recipe(tmp_path)]
+        return run(["edit", "-f", str(made / "first.jsonl"), *recipe, "--batch-size", "1", *more])
 
     return start
 
@@ -411,7 +415,7 @@ def test_what_is_not_what_the_run_began_with_is_refused(
     assert "--layers: 0,1, but the run uses 0,1,2" in err
     assert "3 faults" in err
     same_again = ["-f", str(made / "first.jsonl"), "--method", "memit+blue", "--batch-size", "1", "--model", "lab"]
-    assert run([*arguments, *same_again]) == 0
+    assert run([*arguments, *same_again, "--recipe", quick_recipe(tmp_path)]) == 0
     assert run(["edit", "--resume", str(tmp_path / "nothing")]) == 2
     assert "error[FILE_NOT_FOUND]" in said(capsys)[1]
 

@@ -23,6 +23,7 @@ from errata.patches.stack import FILE, has_stack, is_stack, read_stack
 from errata.runs.loading import load_model
 
 from tests.support.hub_server import hub_server
+from tests.support.quick import quick_recipe
 
 FACTS = Path(__file__).resolve().parents[1] / "examples" / "facts.jsonl"
 SOURCE = Path(errata.__file__).resolve().parents[1]
@@ -39,14 +40,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERRATA_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        edit = ["edit", "--facts", "facts.jsonl", "--method", "memit"]
+        recipe = ["--recipe", quick_recipe(folder)]
+        edit = ["edit", "--facts", "facts.jsonl", "--method", "memit", *recipe]
         one = ["--batch-size", "1"]
         assert run([*edit, "--out", "full", "--run", "run", *one, "--json", "edit.json"]) == 0
         assert run([*edit, "--out", "patch.safetensors", "--no-evaluate"]) == 0
         assert run(["apply", "patch.safetensors", "--out", "stack"]) == 0
-        assert (
-            run(["edit", "--facts", "more.jsonl", "--model", "stack", "--out", "on.safetensors", "--no-evaluate"]) == 0
-        )
+        on_top = ["edit", "--facts", "more.jsonl", "--model", "stack", *recipe]
+        assert run([*on_top, "--out", "on.safetensors", "--no-evaluate"]) == 0
         evaluate = ["evaluate", "--facts", "facts.jsonl", "--model"]
         assert run([*evaluate, "stack", "--against", "lab", "--json", "evaluation.json"]) == 0
         assert run([*evaluate, "lab", "--json", "of-the-base.json"]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from errata.benchmark import recipe_search as recipe_numbers
 from errata.benchmark import sequence as sequential
 from errata.benchmark.recipe_search import (
     RecipeSearch,
+    SearchResult,
     Try,
     append_to_journal,
     automatic_file,
@@ -49,35 +51,46 @@ from tests.support.editing import (
 )
 
 
+def search_of(
+    folder: Path,
+    journal: Path,
+    model: LanguageModel,
+    method: str = "memit",
+    examination: EvaluationSet | None = None,
+    **options: Any,
+) -> RecipeSearch:
+    """A search of few, short tries; ``folder`` holds the corpus and the cache of key statistics."""
+    statistics = {"corpus": str(folder / "corpus.txt"), "tokens": 600, "length": 64}
+    base = starting_recipe("tiny", method_named(method), (1, 2, 3), 64, statistics, batch_size=2)
+    base = laid_over(base, {"target": {"steps": 3}, "contexts": {"openers": ("The",), "tokens": (5,)}})
+    facts = examination or EvaluationSet(FACTS[:4])
+    return RecipeSearch(model, base, (1, 2, 3), facts, journal, cache=folder / "cache", batch_size=2, **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    write_corpus(folder / "corpus.txt")
+    return folder
+
+
 @pytest.fixture
-def make_search(tmp_path: Path) -> Callable[..., RecipeSearch]:
-    corpus = write_corpus(tmp_path / "corpus.txt")
-
-    def make(
-        model: LanguageModel, method: str = "memit", examination: EvaluationSet | None = None, **options: Any
-    ) -> RecipeSearch:
-        statistics = {"corpus": str(corpus), "tokens": 600, "length": 64}
-        base = starting_recipe("tiny", method_named(method), (1, 2, 3), 64, statistics, batch_size=2)
-        base = laid_over(base, {"target": {"steps": 3}, "contexts": {"openers": ("The",), "tokens": (5,)}})
-        return RecipeSearch(
-            model,
-            base,
-            (1, 2, 3),
-            examination or EvaluationSet(FACTS[:4]),
-            tmp_path / "tries.jsonl",
-            cache=tmp_path / "cache",
-            batch_size=2,
-            **options,
-        )
-
-    return make
+def make_search(folder: Path, tmp_path: Path) -> Callable[..., RecipeSearch]:
+    return partial(search_of, folder, tmp_path / "tries.jsonl")
 
 
-def test_a_search_ends_with_a_recipe_whose_numbers_have_reasons(make_search: Callable[..., RecipeSearch]) -> None:
-    model = tiny_language_model("llama")
+@pytest.fixture(scope="module")
+def searched(folder: Path) -> tuple[SearchResult, list[str]]:
+    """A complete search of MEMIT's numbers, and the lines of its journal."""
+    journal, model = folder / "complete.jsonl", tiny_language_model("llama")
     before = parameter_bits(model)
-    found = make_search(model).run()
+    found = search_of(folder, journal, model).run()
     assert_same_bits(parameter_bits(model), before)
+    return found, journal.read_text(encoding="utf-8").splitlines(keepends=True)
+
+
+def test_a_search_ends_with_a_recipe_whose_numbers_have_reasons(searched: tuple[SearchResult, list[str]]) -> None:
+    found, _ = searched
     assert found.complete
     assert set(found.reasons) == {"learning_rate", "solver", "clamp"}
     for number in found.reasons:
@@ -87,22 +100,22 @@ def test_a_search_ends_with_a_recipe_whose_numbers_have_reasons(make_search: Cal
         best = next(tried for tried in tries if tried.score >= enough)  # what changes least
         assert found.reasons[number].startswith(best.description)
         assert laid_over(found.recipe, best.value) == found.recipe  # it is in the recipe
-    columns = model.weight(1).shape[1]
+    columns = tiny_language_model("llama").weight(1).shape[1]
     ridges = [tried.value["solver"]["ridge"] for tried in found.tries if tried.parameter == "solver"]
     assert ridges == [ridge * columns for ridge in RIDGES]
     assert all(math.isfinite(tried.score) for tried in found.tries)
 
 
-def test_a_search_goes_on_where_it_was_stopped(
-    make_search: Callable[..., RecipeSearch], monkeypatch: pytest.MonkeyPatch
+def test_a_stopped_search_is_resumed(
+    make_search: Callable[..., RecipeSearch],
+    searched: tuple[SearchResult, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = tiny_language_model("llama")
-    whole = make_search(model)
-    expected = whole.run()
-    lines = whole.journal.read_text(encoding="utf-8").splitlines(keepends=True)
+    expected, lines = searched
+    search = make_search(tiny_language_model("llama"))
     assert len(lines) == len({json.loads(line)["key"] for line in lines})
     # Stopped while it wrote the eighth try.
-    whole.journal.write_text("".join(lines[:7]) + lines[7][:20], encoding="utf-8")
+    search.journal.write_text("".join(lines[:7]) + lines[7][:20], encoding="utf-8")
     tried: list[Recipe] = []
     original = RecipeSearch._edit_score
 
@@ -111,11 +124,11 @@ def test_a_search_goes_on_where_it_was_stopped(
         return original(self, recipe, before)
 
     monkeypatch.setattr(RecipeSearch, "_edit_score", counted)
-    found = make_search(tiny_language_model("llama")).run()
+    found = search.run()
     assert found.recipe == expected.recipe
     assert [one.score for one in found.tries] == [one.score for one in expected.tries]
     assert len(tried) == len(lines) - 7
-    assert len(read_journal(whole.journal)) == len(lines)
+    assert len(read_journal(search.journal)) == len(lines)
 
 
 def test_when_time_is_up_the_best_so_far_is_taken(
@@ -245,9 +258,9 @@ def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_file_says_how_each_number_was_found_and_holds_for_the_method_with_and_without_blue(
-    make_search: Callable[..., RecipeSearch], tmp_path: Path
+    make_search: Callable[..., RecipeSearch], searched: tuple[SearchResult, list[str]]
 ) -> None:
-    found = {name: make_search(tiny_language_model("llama"), name).run() for name in ("memit", "emmet")}
+    found = {"memit": searched[0], "emmet": make_search(tiny_language_model("llama"), "emmet").run()}
     text = automatic_file("tiny", (1, 2, 3), "as traced", found)
     assert "# layers: as traced" in text
     for name, end in found.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,14 +237,19 @@ def test_what_another_process_did_meanwhile_is_not_done_again(
 # What a crash leaves, and what no crash does --------------------------------------------------------------------------
 
 
-@pytest.fixture
-def stopped(runs: Runs, tmp_path: Path) -> Path:
-    """A run with two whole batches, stopped while the third one's patch was there and its line was not."""
-    path = tmp_path / "run"
+@pytest.fixture(scope="module")
+def stopped_once(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stopped") / "run"
     runs.begin(path)
     with failing(errata.runs.run, "write_patch", Stop(), call=3, afterwards=True), pytest.raises(Stop):
         runs.go_on(path)
     return path
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """A run with two complete batches, stopped after the third one's patch was written and before its line was."""
+    return Path(shutil.copytree(stopped_once, tmp_path / "run"))
 
 
 def _torn_line(path: Path) -> None:
