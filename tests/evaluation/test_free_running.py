@@ -238,11 +238,11 @@ def test_what_a_template_has_changed_is_told_where_only_one_answer_is_left() -> 
 
 
 @pytest.mark.parametrize("settings", [FreeSettings(new_tokens=2), WILD.model_copy(update={"new_tokens": 2})])
-@pytest.mark.parametrize("judge", [None, Answering({FACT.text: True})])
+@pytest.mark.parametrize("judged", [False, True])
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("fields", [(), ("paraphrases",), ("portability", "paraphrases")])
 def test_present_or_absent_with_a_reason_never_both(
-    settings: FreeSettings, judge: Answering | None, chat: bool, fields: tuple[str, ...]
+    settings: FreeSettings, judged: bool, chat: bool, fields: tuple[str, ...]
 ) -> None:
     model = tiny_language_model("gpt2")
     if chat:
@@ -254,8 +254,7 @@ def test_present_or_absent_with_a_reason_never_both(
         if metric.startswith("free_") and "locality" not in metric
         for context in ("", ":instruction", ":chat")
     }
-    if judge is not None:
-        judge.rule = {entry.prompt: True for entry in free_questions(facts)}
+    judge = Answering({entry.prompt: True for entry in free_questions(facts)}) if judged else None
     present = {str(record.metric) for record in evaluate_free(model, facts, settings, judge=judge)}
     missing = absent_free(model, facts, settings, judge=judge)
     assert present.isdisjoint(missing)
