@@ -38,11 +38,8 @@ BLOCK = 2
 TOKENS = 9  # longer than the windows
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> tuple[str, PreTrainedModel, Architecture]:
-    """A family's name, its tiny float64 model and its row; tests leave the model as it is."""
-    model, _ = tiny_model(request.param, dtype=torch.float64)
-    return request.param, model, architecture_of(model)
+# Its name, a tiny float64 model of it, and its row of the table.
+Family = tuple[str, PreTrainedModel, Architecture]
 
 
 def random_ids(model: PreTrainedModel, *, tokens: int = TOKENS) -> Tensor:
@@ -105,7 +102,7 @@ def test_every_row_has_a_tiny_model_and_no_family_has_two_rows() -> None:
     assert {tiny_model(name)[0].config.model_type for name in FAMILIES} == set(types)
 
 
-def test_paths_lead_to_the_parts(family: tuple[str, PreTrainedModel, Architecture]) -> None:
+def paths_lead_to_the_parts(family: Family) -> None:
     _, model, row = family
     assert row.model_type == model.config.model_type
     blocks = model.get_submodule(row.blocks)
@@ -120,7 +117,7 @@ def test_paths_lead_to_the_parts(family: tuple[str, PreTrainedModel, Architectur
         assert all(isinstance(block.get_submodule(path), nn.Module) for path in paths if path is not None)
 
 
-def test_weight_is_d_out_by_d_in_and_a_view(family: tuple[str, PreTrainedModel, Architecture]) -> None:
+def weight_is_d_out_by_d_in_and_a_view(family: Family) -> None:
     name, model, row = family
     for block in model.get_submodule(row.blocks):
         module = block.get_submodule(row.down_projection)
@@ -152,7 +149,7 @@ def test_writing_into_the_weight_writes_the_model() -> None:
         torch.testing.assert_close(outputs["w"][-1] - output, r, rtol=1e-4, atol=1e-5)
 
 
-def test_adding_to_the_weights_output_moves_the_block(family: tuple[str, PreTrainedModel, Architecture]) -> None:
+def adding_to_the_weights_output_moves_the_block(family: Family) -> None:
     _, model, row = family
     ids = random_ids(model)
     block = model.get_submodule(row.blocks)[BLOCK]
@@ -177,7 +174,7 @@ def test_adding_to_the_weights_output_moves_the_block(family: tuple[str, PreTrai
     torch.testing.assert_close(at_mlp["block"], after["block"], rtol=0, atol=1e-12)
 
 
-def test_attention_output_is_the_only_way_between_tokens(family: tuple[str, PreTrainedModel, Architecture]) -> None:
+def attention_output_is_the_only_way_between_tokens(family: Family) -> None:
     _, model, row = family
     ids = random_ids(model)
     other = ids.clone()
@@ -189,7 +186,7 @@ def test_attention_output_is_the_only_way_between_tokens(family: tuple[str, PreT
         torch.testing.assert_close(logits_of(model, ids)[:, -1], logits_of(model, other)[:, -1], rtol=0, atol=1e-12)
 
 
-def test_final_norm_and_head_come_after_the_last_block(family: tuple[str, PreTrainedModel, Architecture]) -> None:
+def final_norm_and_head_come_after_the_last_block(family: Family) -> None:
     name, model, row = family
     assert row.final_norm is not None
     parts = {
@@ -207,7 +204,7 @@ def test_final_norm_and_head_come_after_the_last_block(family: tuple[str, PreTra
     torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_what_a_block_returns(family: tuple[str, PreTrainedModel, Architecture]) -> None:
+def what_a_block_returns(family: Family) -> None:
     _, model, row = family
     kinds: list[bool] = []
     block = model.get_submodule(row.blocks)[BLOCK]
@@ -217,7 +214,7 @@ def test_what_a_block_returns(family: tuple[str, PreTrainedModel, Architecture])
     assert kinds == [row.block_returns_tuple]
 
 
-def test_tiny_models_do_not_hide_mistakes(family: tuple[str, PreTrainedModel, Architecture]) -> None:
+def tiny_models_do_not_hide_mistakes(family: Family) -> None:
     _, model, _ = family
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
@@ -225,6 +222,25 @@ def test_tiny_models_do_not_hide_mistakes(family: tuple[str, PreTrainedModel, Ar
         else:
             assert parameter.std() > 0.05, name
             assert parameter.abs().min() > 0, name
+
+
+CHECKS = (
+    paths_lead_to_the_parts,
+    weight_is_d_out_by_d_in_and_a_view,
+    adding_to_the_weights_output_moves_the_block,
+    attention_output_is_the_only_way_between_tokens,
+    final_norm_and_head_come_after_the_last_block,
+    what_a_block_returns,
+    tiny_models_do_not_hide_mistakes,
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_row_of_a_family_describes_its_models(name: str, subtests: pytest.Subtests) -> None:
+    model, _ = tiny_model(name, dtype=torch.float64)
+    for check in CHECKS:  # none of them changes the model
+        with subtests.test(check.__name__):
+            check((name, model, architecture_of(model)))
 
 
 def test_tiny_models_repeat_and_leave_the_global_generator_alone() -> None:
@@ -238,16 +254,16 @@ def test_tiny_models_repeat_and_leave_the_global_generator_alone() -> None:
     assert not torch.equal(logits_of(first, ids), logits_of(other, ids))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_tiny_tokenizers_are_of_different_kinds(name: str) -> None:
-    model, tokenizer = tiny_model(name)
+def test_tiny_tokenizers_are_of_different_kinds() -> None:
     text = 'Danielle Darrieux, "שלום" 🦊 {x}\n speaks French'
-    encoded = tokenizer(text)
-    assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == text
-    assert model.config.vocab_size == len(tokenizer)
-    has_bos = model.config.model_type in {"llama", "gemma2", "gemma3_text", "phi3", "opt"}
-    assert (encoded["input_ids"][0] == tokenizer.bos_token_id) == has_bos
-    assert ("token_type_ids" in encoded) == (model.config.model_type == "gpt2")
+    for name in FAMILIES:
+        model, tokenizer = tiny_model(name)
+        encoded = tokenizer(text)
+        assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == text
+        assert model.config.vocab_size == len(tokenizer)
+        has_bos = model.config.model_type in {"llama", "gemma2", "gemma3_text", "phi3", "opt"}
+        assert (encoded["input_ids"][0] == tokenizer.bos_token_id) == has_bos
+        assert ("token_type_ids" in encoded) == (model.config.model_type == "gpt2")
 
 
 def test_token_type_ids_change_gpt2() -> None:
