@@ -38,7 +38,9 @@ def test_a_study_of_the_lab_and_what_it_leaves(tmp_path: Path, capsys: pytest.Ca
     assert "settings" in capsys.readouterr().err
 
 
-def test_wrong_inputs_are_told_together_and_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_inputs_are_reported_together_and_leave_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     assert run([*SMALL, "--method", "mmit", "--facts", "none.jsonl", "--out", str(out)]) == 2
     said = flat(capsys.readouterr().err)

@@ -26,7 +26,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", PATHS)
 
 
-def test_a_killed_bench_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_bench_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "errata", "bench", *SMALL, "--seeds", "1", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -83,7 +83,7 @@ def test_wrong_inputs_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not out.exists()
 
 
-def test_everything_wrong_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_everything_wrong_is_reported_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "taken").write_text("", encoding="utf-8")
     wrong = ["--methods", "memit", "--seeds", "x", "--judge-model", "j", "--measure", "foo", "--data", "nope"]
     wrong += ["--model", str(tmp_path / "none"), "--collapse", "often", "--out", str(tmp_path / "taken")]
@@ -102,7 +102,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path, capsys: pytest.Capture
     assert "between 1 and 5600" in told
 
 
-def test_a_set_with_very_many_faults_is_told_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_set_with_very_many_faults_is_reported_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "q.json"
     file.write_text(json.dumps([{"id": number} for number in range(30)]), encoding="utf-8")
     data = ["--data", f"qaedit={file}", "--out", str(tmp_path / "out")]
@@ -139,7 +139,7 @@ def test_a_dry_run_is_legible_and_says_what_cannot_be_asked(
     assert "      layers=0/2, solver.ridge=1024]" in lines
 
 
-def test_what_is_not_installed_is_told_before_any_work(
+def test_missing_packages_are_reported_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for package in ("pyarrow", "ray", "nltk"):

@@ -131,7 +131,7 @@ def test_replies_are_the_model_s_own_and_right_if_they_hold_the_answer(lab_with_
     assert found[0].prompt == "Ada Meyer works for"
 
 
-def test_an_outcome_tells_what_is_said_in_chat() -> None:
+def test_an_outcome_has_the_answers_in_chat() -> None:
     def record(metric: str, prompt: str, value: float, said: str) -> Record:
         return Record("a", f"{metric}:chat", prompt, value, said)
 

@@ -178,7 +178,7 @@ def test_wrong_input_exits_with_status_2_and_a_reason(
         assert list(tmp_path.iterdir()) == []
 
 
-def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_faults_of_a_file_are_reported_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"subject": "", "prompt": "x", "target": "y"}\n{"subjct": "a"}\nnot json\n', encoding="utf-8")
     assert run(["edit", "--facts", str(bad), "--out", str(tmp_path / "out")]) == 2
@@ -199,7 +199,7 @@ def test_an_interrupt_ends_with_130_and_leaves_no_output(tmp_path: Path, monkeyp
     assert not (tmp_path / "out").exists()
 
 
-def test_out_of_memory_is_told_without_a_traceback(
+def test_out_of_memory_is_reported_without_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def exhausted(*arguments: object, **options: object) -> None:
@@ -234,7 +234,7 @@ def test_weights_that_are_missing_are_an_input_error(tmp_path: Path, capsys: pyt
     assert "missing" in capsys.readouterr().err
 
 
-def test_options_that_cannot_be_are_told_together(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_options_that_cannot_be_are_reported_together(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["edit", "--facts", str(FACTS), "--out", str(tmp_path / "x"), "--device", "abacus", "--dtype", "int3"]
     assert run(arguments) == 2
     said = capsys.readouterr().err
@@ -252,7 +252,7 @@ def test_a_dry_run_finds_layers_that_do_not_exist(capsys: pytest.CaptureFixture[
     assert "layers [99] do not exist in 'lab', which has 8 blocks" in " ".join(capsys.readouterr().err.split())
 
 
-def test_prompts_that_are_too_long_are_told_together(capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_that_are_too_long_are_reported_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["ask", "Ada " * 400, "Ben " * 500, "Fine"]) == 2
     said = capsys.readouterr().err
     assert "2 faults" in said
@@ -270,7 +270,7 @@ def test_a_name_that_is_no_directory_is_announced_as_one_of_the_hub(
     assert "looking on the Hugging Face hub" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_hub_that_cannot_be_reached_is_asked_once_and_told_of_once(
+def test_a_hub_that_cannot_be_reached_is_asked_once_and_reported_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
@@ -318,7 +318,7 @@ def test_choices_on_the_command_line_stand_in_place_of_the_recipes(tmp_path: Pat
     assert json.loads(plan.read_text(encoding="utf-8"))["recipe"]["shaping"] == []
 
 
-def test_choices_that_cannot_be_are_told_together_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+def test_choices_that_cannot_be_are_reported_together_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["edit", "--facts", str(FACTS), "--dry-run"]
     wrong = ["--schedule", "evn", "--layers", "one", "--shaping", "prun"]
     assert run([*arguments, *wrong]) == 2
@@ -334,7 +334,7 @@ def test_choices_that_cannot_be_are_told_together_with_their_reasons(capsys: pyt
     assert "depends on a fault" in " ".join(capsys.readouterr().err.split())
 
 
-def test_what_was_changed_stands_in_the_source_and_a_switch_without_effect_is_refused(
+def test_changes_are_noted_in_the_source_and_a_switch_without_effect_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = tmp_path / "plan.json"
@@ -365,7 +365,7 @@ def test_as_published_goes_by_what_is_run(tmp_path: Path, capsys: pytest.Capture
     assert "no published number of 'memit' depends on a fault" in " ".join(capsys.readouterr().err.split())
 
 
-def test_facts_that_no_round_is_for_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_facts_that_no_round_is_for_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     text = (ROOT / "src" / "errata" / "recipes" / "lab.yaml").read_text(encoding="utf-8")
     recipe.write_text(text.replace("least: 0.5", "least: 900"), encoding="utf-8")

@@ -64,7 +64,7 @@ def test_history_changes_later_batches(make_editor: Callable[..., Editor], metho
     assert (results[0] - results[1]).norm() > 1e-3 * results[1].norm()
 
 
-def test_blue_finds_its_second_target_behind_the_first_write(make_editor: Callable[..., Editor]) -> None:
+def test_blue_finds_its_second_target_after_the_first_write(make_editor: Callable[..., Editor]) -> None:
     model = tiny_language_model("llama")
     editor = make_editor(model, "memit+blue")
     editor.apply(FACTS[:2])
@@ -190,7 +190,7 @@ def test_a_layer_that_does_not_exist_is_refused_before_anything_is_read(make_edi
         make_editor(model, layers=(1, 5, 9)).apply(FACTS[:1])
 
 
-def test_progress_is_told_of_statistics_and_targets(make_editor: Callable[..., Editor], tmp_path: Path) -> None:
+def test_progress_of_statistics_and_targets_is_reported(make_editor: Callable[..., Editor], tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     editor = make_editor(tiny_language_model("gpt2"), "memit+blue", target={"stop_loss": 0.0})
     editor.cache = tmp_path
@@ -369,7 +369,7 @@ def test_a_failure_at_any_stage_leaves_everything_as_it_was(
     assert_same_bits(parameter_bits(editor.model), clean_bits[already])
 
 
-def test_a_batch_by_itself_is_all_or_nothing_too(
+def test_a_single_batch_is_all_or_nothing_too(
     make_editor: Callable[..., Editor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     editor = transaction_editor(make_editor)

@@ -188,7 +188,7 @@ def test_control_questions_are_drawn_measured_and_kept_in_the_patch(
     assert not any(fact.own or fact.neighbours for fact in Patch.load(without).facts)
 
 
-def test_a_run_goes_on_with_the_facts_file_that_it_began_with(
+def test_a_run_is_resumed_with_the_facts_file_that_it_began_with(
     model: Path, scans: list[LanguageModel], tmp_path: Path
 ) -> None:
     directory = tmp_path / "run"

@@ -96,7 +96,9 @@ def test_an_exact_adapter_says_what_the_edited_model_says(
     assert sum(text.startswith(fact.target) for text, fact in zip(said, read_facts(FACTS), strict=True)) >= 9
 
 
-def test_a_rank_tells_which_facts_it_loses(edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rank_is_reported_with_the_facts_it_loses(
+    edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, report = tmp_path / "adapter", tmp_path / "export.json"
     arguments = ["export", patch_file(edited, "memit"), "--lora", str(out), "--rank", "6", "--json", str(report)]
     assert run(arguments) == 0

@@ -48,7 +48,7 @@ def test_every_feature_names_an_extra_that_has_its_packages() -> None:
             assert {canonical(found) for found in distributions[package]} & extras[extra], (name, extra, package)
 
 
-def test_what_is_missing_is_told() -> None:
+def test_a_missing_package_is_reported() -> None:
     require("this test", "test", "pytest", "errata")
     with pytest.raises(MissingExtraError, match=r"this test.*errata\[plots\]"):
         require("this test", "plots", "errata", "no_such_package")

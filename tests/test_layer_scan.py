@@ -139,7 +139,7 @@ def test_an_edit_at_a_good_layer_raises_the_targets_probability(corpus: str) -> 
     assert all(row.damage == pytest.approx(0, abs=1e-12) for row in none.scores), "one evaluation writes nothing"
 
 
-def test_a_layer_that_gives_no_numbers_takes_no_edits_and_the_scan_goes_on(
+def test_a_layer_that_gives_no_numbers_takes_no_edits_and_the_scan_continues(
     corpus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = LanguageModel(*tiny_model("llama"))

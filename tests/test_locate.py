@@ -113,7 +113,7 @@ def test_facts_are_those_that_the_model_knows(lab: LanguageModel, facts: list[Fa
     assert (chosen.queried, chosen.known) == (13, 8)
 
 
-def test_facts_with_nothing_behind_their_subject_are_left_out(lab: LanguageModel, facts: list[Fact]) -> None:
+def test_facts_with_nothing_after_their_subject_are_left_out(lab: LanguageModel, facts: list[Fact]) -> None:
     ends = _known_continuation(lab, facts[0])
     chosen = choose_facts(lab, [*facts[:3], ends], 100, seed=0)
     assert (chosen.queried, chosen.known, chosen.untraceable) == (4, 4, 1)
@@ -185,7 +185,7 @@ def test_cells_are_in_long_form_and_facts_without_such_tokens_are_left_out(facts
     assert (last["mean"], last["low"], last["high"], last["n"], last["window"]) == (0.25, 0.25, 0.25, 2, (1, 1))
 
 
-def test_a_refused_proposal_stands_in_the_record(lab: LanguageModel, facts: list[Fact]) -> None:
+def test_a_refused_proposal_is_in_the_record(lab: LanguageModel, facts: list[Fact]) -> None:
     record = made_up([0.0, -0.1, 0.0], facts).record(lab)
     assert record["proposal"]["layers"] is None
     assert "restores nothing" in record["proposal"]["refused"]

@@ -125,7 +125,7 @@ def test_few_known_facts_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFix
     assert "Traced 3 facts (3 of 3 are known)" in out
 
 
-def test_facts_without_truth_are_told_all_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_facts_without_truth_are_reported_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "facts.jsonl"
     lines = [{"subject": name, "prompt": "{} was born in", "target": "Rome"} for name in ("Ann Lee", "Bob Ray")]
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")

@@ -160,7 +160,7 @@ def test_only_the_written_modules_are_adapted(family: str, written: tuple[int, .
         torch.testing.assert_close(delta(adapted, path), (term.left @ term.right).double(), rtol=1e-5, atol=1e-6)
 
 
-def test_the_meta_device_tells_enough(tmp_path: Path) -> None:
+def test_the_meta_device_suffices(tmp_path: Path) -> None:
     model = tiny_language_model("gpt2")
     patch = patch_of(model, [low_rank(model, 2, 2)])
     with torch.device("meta"):
@@ -305,7 +305,7 @@ def test_levelling_changes_no_bit_of_the_product(rank: int, power: int, seed: in
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_a_truncated_adapter_is_the_best_one_and_tells_its_error(rank: int, tmp_path: Path) -> None:
+def test_a_truncated_adapter_is_the_best_one_and_reports_its_error(rank: int, tmp_path: Path) -> None:
     model = tiny_language_model("gpt2")
     terms = [low_rank(model, 1, 3), low_rank(model, 1, 2, seed=4), low_rank(model, 2, 1, seed=6)]
     adapter = write_adapter(tmp_path / "adapter", [patch_of(model, terms)], model.model, rank=rank)

@@ -83,7 +83,7 @@ def test_a_merged_stack_loads_with_plain_transformers_and_is_the_stack(made: Pat
     assert same(dict(plain.state_dict()), weights(load_model(str(made / "two"))))
 
 
-def test_show_tells_facts_norms_ranks_and_layers(made: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_show_lists_facts_norms_ranks_and_layers(made: Path, tmp_path: Path, capsys: Capture) -> None:
     assert run(["show", str(made / "two"), "--json", str(tmp_path / "show.json")]) == 0
     out, _ = said(capsys)
     for word in ("2 patches on lab in float32", "memit+blue, 3 facts", "layer 2: norm", "rank 3", "lab-42-0", "seed 0"):
@@ -207,7 +207,7 @@ def test_a_base_with_a_relative_path_is_found_from_other_directories(
     assert read_stack(tmp_path / "stack").base == str(tmp_path / "base")
 
 
-def test_a_patch_goes_on_the_base_that_its_record_names(made: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_patch_is_applied_to_the_base_that_its_record_names(made: Path, tmp_path: Path, capsys: Capture) -> None:
     second = str(made / "second.safetensors")
     assert run(["apply", second, "--out", str(tmp_path / "stack")]) == 0  # on the stack "one", not on lab
     assert same(weights(load_model(str(tmp_path / "stack"))), weights(load_model(str(made / "two"))))
@@ -248,7 +248,7 @@ def test_rebuilding_solves_again_as_if_the_facts_had_never_been_there(
     assert run(["rebuild", str(made / "two"), "--without", "lab-9", "--out", str(tmp_path / "x")]) == 2
 
 
-def test_history_tells_what_was_changed_and_whether_it_is_still_said(
+def test_history_shows_each_change_and_whether_the_model_still_says_it(
     made: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     fact = read_facts(made / "first.jsonl")[0]
@@ -358,7 +358,7 @@ def small_run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     return start
 
 
-def test_a_run_that_was_stopped_goes_on_and_says_the_same(
+def test_a_stopped_run_is_resumed_with_the_same_results(
     small_run: Callable[..., int], made: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -394,7 +394,7 @@ def test_a_run_that_was_stopped_goes_on_and_says_the_same(
     ]
 
 
-def test_what_is_not_what_the_run_began_with_is_refused(
+def test_settings_other_than_the_runs_are_refused(
     small_run: Callable[..., int], made: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     path = tmp_path / "run"
@@ -436,7 +436,7 @@ def test_a_run_of_the_last_of_duplicate_facts_is_resumed_with_its_file(
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_how_far_it_is_and_how_it_goes_on(
+def test_an_interrupted_run_says_how_far_it_is_and_how_to_resume_it(
     small_run: Callable[..., int],
     tmp_path: Path,
     capsys: Capture,

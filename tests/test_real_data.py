@@ -66,7 +66,7 @@ def test_every_counterfact_subject_is_found_at_its_last_token(
             assert read == text[: lead + fact.subject_span[1]]
 
 
-def test_every_counterfact_target_is_cut_off_exactly_behind_its_prompt(
+def test_every_counterfact_target_is_cut_off_exactly_after_its_prompt(
     counterfact: list[Fact], gpt2_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     completions = complete(gpt2_tokenizer, [(fact.text, fact.target) for fact in counterfact])

@@ -161,7 +161,7 @@ def test_an_edit_that_blows_up_sets_off_the_alarm(
     assert results["about"]["safety"]["rows"][0]["alarms"] == [0]
 
 
-def test_a_failed_measurement_leaves_no_edit_behind(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_measurement_leaves_no_edit(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     fingerprints = []
 
     def run_sequence(model: Any, *arguments: Any, **named: Any) -> Any:

@@ -129,7 +129,7 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
 # check ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_recipe_without_faults_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_without_faults_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = ROOT / "examples" / "recipe.yaml", tmp_path / "check.json"
     assert run(["recipe", "check", str(path), "--json", str(out)]) == 0
     told = "memit, memit_seq, alphaedit (each with and without +blue)"  # an entry counts for its +blue too
@@ -152,7 +152,7 @@ def test_only_what_a_file_has_numbers_for_is_named(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out == f"{path} is valid for memit.\n"  # written for this one
 
 
-def test_all_faults_of_all_methods_are_told_once_and_by_their_place(tmp_path: Path) -> None:
+def test_all_faults_of_all_methods_are_reported_once_and_by_their_place(tmp_path: Path) -> None:
     faults = faults_of(WRONG, tmp_path)
     assert set(faults) == {
         "layer",
@@ -182,7 +182,7 @@ def test_a_check_for_one_method_leaves_out_what_is_wrong_for_others(tmp_path: Pa
     assert not {"methods.memit.solver.ridge", "methods.pmet.solver.ridge"} & set(faults)
 
 
-def test_a_contradiction_is_told_of_the_methods_that_it_is_in(tmp_path: Path) -> None:
+def test_a_contradiction_is_reported_with_its_methods(tmp_path: Path) -> None:
     data = yaml.safe_load((ROOT / "examples" / "recipe.yaml").read_text(encoding="utf-8"))
     data["methods"]["rome"] = {}
     assert "'single' writes one layer" in faults_of(yaml.safe_dump(data), tmp_path)["methods.rome"]
@@ -228,7 +228,7 @@ def test_faults_name_their_line_or_that_of_the_section_around(tmp_path: Path) ->
     }
 
 
-def test_keys_that_stand_twice_are_told_with_both_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_duplicate_keys_are_reported_with_both_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "examples" / "recipe.yaml").read_text(encoding="utf-8")
     count = len(text.splitlines())
     path = tmp_path / "own.yaml"

@@ -68,7 +68,7 @@ def test_only_reports_are_replaced(directory: Path, tmp_path: Path, kind: str) -
     assert (directory / f"report.{kind}").read_bytes() == other.read_bytes()
 
 
-def test_a_cause_of_failures_is_told_once_with_its_cells(directory: Path) -> None:
+def test_a_cause_of_failures_is_reported_once_with_its_cells(directory: Path) -> None:
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     cells = summary["about"]["cells"]
     for cell, failure in zip(cells, ("the model is not finite", "the model is not finite", "no room"), strict=False):
@@ -82,7 +82,7 @@ def test_a_cause_of_failures_is_told_once_with_its_cells(directory: Path) -> Non
         assert all(cell["id"] in line for cell in cells[:2])
 
 
-def test_failed_and_unfinished_cells_are_told(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_failed_and_unfinished_cells_are_reported(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     summary["about"]["cells"][0].update(status="failed", failure="it broke", seconds=None)
     summary["about"]["cells"][1].update(status="not done", seconds=None)
@@ -164,7 +164,7 @@ def test_unusable_results_leave_no_partial_report(
         assert (directory / "report.html").read_text(encoding="utf-8") == "older"
 
 
-def test_an_unfinished_run_says_how_to_go_on(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_run_says_how_to_resume_it(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (directory / "summary.json").unlink()
     assert run(["report", str(directory)]) == 2
     assert f"errata bench --out {directory}" in capfd.readouterr().err.replace("\n", "")

@@ -360,7 +360,7 @@ def test_null_space_changes_move_ordinary_keys_by_little(make_editor: Callable[.
         assert 0 < spent <= 0.5 * float(change.norm()) ** 2 * (1 + 1e-9)
 
 
-def test_nse_blue_finds_its_second_target_behind_the_first_write(make_editor: Callable[..., Editor]) -> None:
+def test_nse_blue_finds_its_second_target_after_the_first_write(make_editor: Callable[..., Editor]) -> None:
     model = tiny_language_model("llama", dtype=torch.float64)
     editor = make_editor(model, "nse+blue")
     editor.apply(FACTS[:2])

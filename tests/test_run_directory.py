@@ -283,7 +283,7 @@ def test_the_lock_is_free_after_an_error(run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lock", "log.txt", "after.json", "batches"])
-def test_work_does_not_go_on_in_a_run_with_links(runs: Runs, run: Path, tmp_path: Path, name: str) -> None:
+def test_a_run_with_links_is_not_resumed(runs: Runs, run: Path, tmp_path: Path, name: str) -> None:
     victim = tmp_path / "victim"
     if (path := run / name).exists():
         path.rename(victim)
@@ -299,7 +299,7 @@ def test_work_does_not_go_on_in_a_run_with_links(runs: Runs, run: Path, tmp_path
             pytest.fail("the block must not run")
 
 
-def test_behind_the_lock_the_ledger_is_what_it_is_now(run: Path) -> None:
+def test_under_the_lock_the_ledger_is_read_again(run: Path) -> None:
     early = open_run(run)
     open_run(run).ledger.add("after", said="0" * 64)
     assert len(early.ledger.entries) == 5

@@ -158,7 +158,7 @@ FOREIGN: list[tuple[str, str, dict[str, Any], str | None]] = [
     ("stack", "evaluation.json", {"against": None, "against_fingerprint": None}, None),
     ("stack", "of-the-base.json", {}, "[RESULTS_MISMATCH]"),
     ("on.safetensors", "evaluation.json", {}, "[RESULTS_MISMATCH]"),  # with the first patch only
-    ("full", "facts.jsonl", {}, "it is not JSON"),
+    ("full", "facts.jsonl", {}, "[JSON_INVALID]"),
     ("full", "missing.json", {}, "no file or directory"),
 ]
 

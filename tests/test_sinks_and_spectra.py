@@ -42,7 +42,7 @@ def test_moments_are_those_of_a_plain_pass_and_first_tokens_apart(tmp_path: Path
         moments_of(model, LAYERS, str(corpus), tokens=1000, length=6)
 
 
-def test_a_known_spectrum_is_told() -> None:
+def test_a_known_spectrum_is_found() -> None:
     values = torch.tensor([0.01, 0.01, 0.03, 0.07, 0.5, 0.5, 0.88, 8.0], dtype=torch.float64)  # their mean is 1.25
     basis = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
     cells = spectrum_row(3, SecondMoment(10 * basis @ values.diag() @ basis.T, count=10))

@@ -56,7 +56,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(err.split())
 
 
-def test_edit_tells_the_faults_of_all_its_inputs_at_once(
+def test_edit_reports_the_faults_of_all_its_inputs_together(
     wrong: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     arguments = ["edit", "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"], "--out", str(tmp_path)]
@@ -72,7 +72,7 @@ def test_edit_tells_the_faults_of_all_its_inputs_at_once(
     assert "the input has " in told
 
 
-def test_edit_tells_layers_that_do_not_exist_beside_the_facts_faults(
+def test_edit_reports_layers_that_do_not_exist_with_the_facts_faults(
     wrong: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["edit", "--facts", wrong["facts.jsonl"], "--layers", "0,99", "--dry-run"]
@@ -84,7 +84,7 @@ def test_edit_tells_layers_that_do_not_exist_beside_the_facts_faults(
     assert "there is no method 'memitt'" in said(capsys)
 
 
-def test_a_text_that_is_none_is_told_once_even_if_the_recipe_names_it_too(
+def test_a_text_that_is_none_is_reported_once_even_if_the_recipe_names_it_too(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "text").mkdir()
@@ -96,7 +96,7 @@ def test_a_text_that_is_none_is_told_once_even_if_the_recipe_names_it_too(
     assert ".json or .csv" in told
 
 
-def test_evaluate_tells_the_faults_of_all_its_inputs_at_once(
+def test_evaluate_reports_the_faults_of_all_its_inputs_together(
     wrong: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     arguments = ["evaluate", "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"], "--device", "warp"]
@@ -106,7 +106,7 @@ def test_evaluate_tells_the_faults_of_all_its_inputs_at_once(
         assert part in told
 
 
-def test_recipe_auto_tells_the_faults_of_all_its_inputs_at_once(
+def test_recipe_auto_reports_the_faults_of_all_its_inputs_together(
     wrong: dict[str, str], bare_model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     arguments = ["recipe", "auto", "--model", bare_model, "--out", wrong["recipe.yaml"], "--methods", ","]

@@ -147,7 +147,7 @@ def test_what_fails_with_a_run_in_the_model_leaves_nothing_of_it(
     assert_same_bits(parameter_bits(context.model), bits)
 
 
-def test_states_that_are_not_finite_are_told(tmp_path: Path) -> None:
+def test_states_that_are_not_finite_are_reported(tmp_path: Path) -> None:
     model = tiny_language_model("gpt2")
     model.weight(2)[0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="hidden state of a prompt at layer 2"):

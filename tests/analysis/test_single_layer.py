@@ -74,7 +74,7 @@ def test_every_number_is_what_an_editor_of_its_own_gives(tmp_path: Path, family:
         assert level.y == [rows[None, "none, unedited", f"{panel.title.lower()}_accuracy"].mean]
 
 
-def test_further_measurements_and_a_study_that_goes_on_elsewhere(tmp_path: Path) -> None:
+def test_further_measurements_and_a_study_that_is_resumed_elsewhere(tmp_path: Path) -> None:
     measures = {"parts": ("free", "drift", "side"), "options": {"free": {"settings": {"new_tokens": 3}}}}
     context = tiny_context(tmp_path, facts=FACTS, measures=measures, recipe={"layers": (1, 3)})
     result = done(SINGLE_LAYER, context, tmp_path / "out")

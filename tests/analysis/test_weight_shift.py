@@ -166,7 +166,7 @@ def test_the_tighter_bound_is_reached() -> None:
     assert bound(found["gap"]["Frobenius"], found["last"]["Frobenius"], 2.0, 3) == pytest.approx((3 + 9) * 2)
 
 
-def test_a_study_goes_on_with_the_earlier_batches_written_again(tmp_path: Path) -> None:
+def test_a_resumed_study_applies_the_earlier_batches_again(tmp_path: Path) -> None:
     context = tiny_context(tmp_path, method="memit_seq", **PLAN)
     whole = done(WEIGHT_SHIFT, context, tmp_path / "out")
     (tmp_path / "out" / "pieces" / "seed-0-after-2.json").unlink()
@@ -296,7 +296,7 @@ def test_what_cannot_be_measured_is_refused_with_all_reasons(tmp_path: Path) -> 
     assert few.value.code == "STUDY_TOO_FEW_FACTS"
 
 
-def test_growth_is_told_in_units_of_where_it_began() -> None:
+def test_growth_is_reported_in_units_of_its_start() -> None:
     before, after = np.array([[1.0, 3.0]]), np.array([[2.0, 3.0]])
     assert growth(before, after).tolist() == [[0.5, 0.0]]
     assert np.isnan(growth(0 * before, after)).all()

@@ -167,7 +167,7 @@ def test_a_grid_that_is_stopped_anywhere_comes_out_the_same(bench: TinyBench, tm
     assert _without_seconds(collect(campaign)[0]) == expected
 
 
-def test_a_cause_of_failures_is_told_in_full_once(
+def test_a_cause_of_failures_is_reported_in_full_once(
     bench: TinyBench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit", "memit+blue"], seeds=(0, 1), edits=2))
@@ -191,7 +191,7 @@ def _without_seconds(summary: Path) -> list[Row]:
     return [row for row in read_results(summary).rows if row["metric"] != "seconds_per_edit"]
 
 
-def test_a_cell_that_fails_is_told_and_the_others_go_on(bench: TinyBench, tmp_path: Path) -> None:
+def test_a_failed_cell_is_reported_and_the_others_continue(bench: TinyBench, tmp_path: Path) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit", "memit+blue"], seeds=(0,), edits=2))
 
     def break_first(cell: Path) -> None:
@@ -663,7 +663,7 @@ def test_a_measurement_that_fails_costs_nothing_else(
     assert about["command"] == about["commands"][0] == "errata bench (a test)"
 
 
-def test_a_measurement_that_some_cells_lack_is_told(
+def test_a_measurement_that_some_cells_lack_is_reported(
     bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _break(monkeypatch, "drift", seed=1)
@@ -677,7 +677,7 @@ def test_a_measurement_that_some_cells_lack_is_told(
     assert "no such task" in note
 
 
-def test_how_it_came_about_is_told_of_the_cells(bench: TinyBench, tmp_path: Path) -> None:
+def test_the_origin_of_cells_is_reported(bench: TinyBench, tmp_path: Path) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=4))
     finish(campaign)
     for cell, version in zip(campaign.cells, ("1.0", "2.0"), strict=True):
@@ -697,7 +697,7 @@ def test_how_it_came_about_is_told_of_the_cells(bench: TinyBench, tmp_path: Path
         assert edited > 0 < min(asked)
 
 
-def test_a_cell_that_goes_on_otherwise_says_so(
+def test_a_cell_resumed_under_other_settings_notes_it(
     bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], edits=4))

@@ -75,7 +75,7 @@ def test_paths_may_contain_equals_signs(tmp_path: Path) -> None:
     assert grid.prose == str(folder / "prose.txt")
 
 
-def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
+def test_everything_wrong_is_reported_together_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "grid.yaml"
     lines = ["methods: [memit, memitt]", "edits: 0", "seeds: [1, 1]", "batchsize: 3", "collapse: 0.5"]
     text = "\n".join([*lines, "models:", "  - dtype: float32", ""])
@@ -161,7 +161,7 @@ def test_the_example_is_a_full_factorial_with_its_undefined_combinations_named()
     assert {spec.recipe.contexts.seed for spec in plan.specs if spec.seed == 2} == {2}
 
 
-def test_faults_of_models_data_and_recipes_are_told_together(tmp_path: Path) -> None:
+def test_faults_of_models_data_and_recipes_are_reported_together(tmp_path: Path) -> None:
     grid = Grid(
         models=(ModelEntry(name="lab", device="abacus"),),
         data=(DataEntry(name="jsonl", path=str(tmp_path / "none.jsonl")),),
@@ -216,7 +216,7 @@ def test_a_varied_batch_size_is_the_one_that_runs() -> None:
         ("texts", {"references": "none.jsonl"}, "none.jsonl"),
     ],
 )
-def test_wrong_settings_of_a_measurement_are_told_before_any_work(
+def test_wrong_settings_of_a_measurement_are_reported_before_any_work(
     part: str, options: dict[str, object], told: str
 ) -> None:
     with pytest.raises(FaultsError, match=told):

@@ -312,7 +312,7 @@ def test_tries_of_other_weights_or_questions_are_not_taken(
     assert len(tried) == 3 * count
 
 
-def test_a_failed_examination_leaves_no_edit_behind(
+def test_a_failed_evaluation_leaves_no_edit(
     make_search: Callable[..., RecipeSearch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_language_model("llama")

@@ -43,7 +43,7 @@ def lines_of(cell: FinishedCell, path: Path) -> list[Mapping[str, Any]]:
     return parquet.read_table(path).to_pylist()
 
 
-def test_what_was_asked_for_stands_beside_each_free_answer(campaign: Campaign, tmp_path: Path) -> None:
+def test_the_expected_answer_is_beside_each_free_answer(campaign: Campaign, tmp_path: Path) -> None:
     (directory,) = campaign.cells
     cell = read_finished(campaign, directory)
     targets = {fact.id: fact.target for fact in cell.data.facts}

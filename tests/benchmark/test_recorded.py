@@ -159,7 +159,7 @@ STOPS: dict[str, tuple[Any, str, int, bool, int]] = {
 
 
 @pytest.mark.parametrize("stop", STOPS)
-def test_stopped_anywhere_it_ends_in_the_same_bits_and_says_the_same(
+def test_a_run_stopped_anywhere_ends_in_the_same_bits_and_results(
     runs: Runs, whole: Callable[[str], Whole], tmp_path: Path, stop: str
 ) -> None:
     owner, name, call, afterwards, kept = STOPS[stop]
@@ -177,7 +177,7 @@ def test_stopped_anywhere_it_ends_in_the_same_bits_and_says_the_same(
 
 @pytest.mark.parametrize("kept", range(1, BATCHES))
 @pytest.mark.parametrize("method", METHODS)
-def test_whatever_the_method_it_goes_on_behind_any_batch(
+def test_a_run_of_any_method_is_resumed_after_any_batch(
     runs: Runs, whole: Callable[[str], Whole], tmp_path: Path, method: str, kept: int
 ) -> None:
     expected, path = whole(method), tmp_path / "run"
@@ -203,7 +203,7 @@ def test_stopped_once_in_every_batch(runs: Runs, whole: Callable[[str], Whole], 
     assert_same_result(result, expected.result)
 
 
-def test_a_finished_run_is_told_again_and_not_done_again(runs: Runs, whole: Callable[[str], Whole]) -> None:
+def test_a_finished_run_is_reported_again_and_not_repeated(runs: Runs, whole: Callable[[str], Whole]) -> None:
     expected = whole("memit_seq+blue")
     before = content_of(expected.path)
     with (
@@ -406,7 +406,7 @@ REFUSED: dict[Callable[[Path], None], str] = {
 
 
 @pytest.mark.parametrize("damage", REFUSED, ids=lambda damage: damage.__name__)
-def test_what_no_crash_does_is_refused_by_name_and_nothing_is_touched(
+def test_damage_other_than_a_crashs_is_refused_by_name_and_nothing_is_changed(
     runs: Runs, whole: Callable[[str], Whole], stopped: Path, damage: Callable[[Path], None]
 ) -> None:
     sound = content_of(stopped)
@@ -427,7 +427,7 @@ def test_what_no_crash_does_is_refused_by_name_and_nothing_is_touched(
     assert_same_bits(parameter_bits(model), whole("memit_seq+blue").bits[-1])
 
 
-def test_all_that_was_changed_is_told_at_once(runs: Runs, stopped: Path) -> None:
+def test_all_changes_are_reported_together(runs: Runs, stopped: Path) -> None:
     for damage in (_changed_facts, _changed_recipe, _missing_patch, _missing_before):
         damage(stopped)
     with pytest.raises(FaultsError) as caught:
@@ -467,7 +467,7 @@ def test_another_corpus_is_refused_and_nothing_is_touched(runs: Runs, stopped: P
     runs.go_on(stopped, model)
 
 
-def test_another_number_of_threads_is_told(runs: Runs, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_number_of_threads_is_reported(runs: Runs, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: open_run(stopped).manifest.threads + 1)
     _, result = runs.go_on(stopped)
     assert any("threads" in note and "not bit for bit" in note for note in result.notes)
@@ -530,7 +530,7 @@ def _assert_goes_on(runs: Runs, path: Path, whole: Whole) -> None:
 
 
 @pytest.mark.parametrize("where", ["loss", "answers"])
-def test_a_number_that_is_none_leaves_the_batches_before_it(
+def test_a_non_finite_number_leaves_the_batches_before_it(
     runs: Runs, whole: Callable[[str], Whole], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """No exception is injected here: a loss, or an output of the edited model, becomes NaN in batch 3."""
@@ -618,7 +618,7 @@ def test_a_run_that_cannot_be_locked_is_refused_before_any_work(
         (6, "evaluating after the edits failed: .* after batch 3 of 3"),
     ],
 )
-def test_a_full_disk_while_the_model_is_asked_is_told_with_how_far_the_run_is(
+def test_a_full_disk_during_evaluation_is_reported_with_the_progress_of_the_run(
     runs: Runs, whole: Callable[[str], Whole], tmp_path: Path, call: int, told: str
 ) -> None:
     expected, path = whole("memit_seq+blue"), tmp_path / "run"
@@ -631,7 +631,7 @@ def test_a_full_disk_while_the_model_is_asked_is_told_with_how_far_the_run_is(
     _assert_goes_on(runs, path, expected)
 
 
-def test_a_full_disk_under_the_log_is_told_and_the_batch_is_kept(
+def test_a_full_disk_under_the_log_is_reported_and_the_batch_is_kept(
     runs: Runs, whole: Callable[[str], Whole], tmp_path: Path
 ) -> None:
     expected, path = whole("memit_seq+blue"), tmp_path / "run"
@@ -747,7 +747,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(
 
 
 @pytest.mark.parametrize("where", ["patch", "line"])
-def test_a_disk_that_is_really_full_stops_the_run_behind_the_last_whole_batch(
+def test_a_full_disk_stops_the_run_after_the_last_complete_batch(
     runs: Runs, whole: Callable[[str], Whole], tmp_path: Path, where: str
 ) -> None:
     """Nothing is injected: the operating system takes no more of the third patch, or half of the third line."""

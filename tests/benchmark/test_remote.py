@@ -54,7 +54,7 @@ def test_two_workers_give_what_one_process_gives(cluster: RayCluster, tmp_path: 
     assert rows_of(collect(there)[0]) == rows_of(collect(here)[0])
 
 
-def test_a_cluster_that_is_not_there_is_told() -> None:
+def test_a_missing_cluster_is_reported() -> None:
     with pytest.raises(InputError, match=r"no Ray cluster at '127\.0\.0\.1:1'"):
         RayCluster.connect("127.0.0.1:1")
 

@@ -54,7 +54,7 @@ def test_a_report_of_an_unfinished_benchmark_shows_what_is_finished_and_says_so(
     assert {row["method"] for row in read_results(out / "summary.json").rows} == {"memit", "memit+blue"}
 
 
-def test_a_report_of_a_benchmark_without_any_finished_cell_says_how_to_go_on(
+def test_a_report_of_a_benchmark_without_any_finished_cell_says_how_to_resume(
     bench: TinyBench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"

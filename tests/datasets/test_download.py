@@ -287,7 +287,9 @@ def test_an_unfinished_file_is_not_written_through_a_link(server: FileServer, ta
         assert victim.read_bytes() == b"mine"
 
 
-def test_a_full_disk_is_told_of_the_file(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_with_the_file(
+    server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = Path("/dev/full").open("ab")  # noqa: SIM115
     monkeypatch.setattr("errata.datasets.download.open_in_place", lambda *_: full)
     error = failure(server.address, target)

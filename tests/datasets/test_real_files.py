@@ -38,7 +38,7 @@ def raw(path: Path) -> Sequence[dict]:
         ("me-ppl", "perplexity/ME-PPL_1k.json", 0, 1000, []),
     ],
 )
-def test_every_record_is_read_or_told(
+def test_every_record_is_read_or_reported(
     name: str, file: str, facts: int, texts: int, notes: list[str], test_data: Path
 ) -> None:
     loaded = read(name, test_data / file)

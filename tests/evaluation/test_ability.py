@@ -363,7 +363,7 @@ def test_random_numbers_are_those_of_a_process_without_the_harness() -> None:
     assert [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()] == states
 
 
-def test_what_cannot_run_is_told_before_it_is_run(
+def test_impossible_runs_are_reported_before_any_work(
     local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: list[Any]
 ) -> None:
     import lm_eval.tasks
@@ -412,7 +412,7 @@ def test_settings() -> None:
     assert record["probes"] == "here"
 
 
-def test_a_missing_harness_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_harness_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("errata.utils.optional.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"errata\[eval\]"):
         check_harness()

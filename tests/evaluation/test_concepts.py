@@ -171,7 +171,7 @@ def test_consistency_is_the_cosine_of_the_texts() -> None:
     assert similarity([], []) == []
 
 
-def test_what_is_absent_is_told_with_its_reason() -> None:
+def test_absent_measurements_are_reported_with_their_reason() -> None:
     assert absent_concepts(CONCEPTS) == {}
     poor = absent_concepts(CONCEPTS[1:])
     assert poor.keys() == {
@@ -184,7 +184,7 @@ def test_what_is_absent_is_told_with_its_reason() -> None:
     assert len(absent_concepts([])) == 10
 
 
-def test_a_concept_is_well_formed_or_all_its_faults_are_told() -> None:
+def test_a_concept_is_well_formed_or_all_its_faults_are_reported() -> None:
     concept = Concept.of(
         {"id": "c", "concept": "lake", "prompt": "A {} is", "definition": "water", "new_definition": "a book",
          "instances": ["Como"], "unrelated": [{"prompt": "A sea is", "answer": "water"}]}

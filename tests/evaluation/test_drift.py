@@ -120,7 +120,7 @@ def test_drift_does_not_depend_on_batches(family: str) -> None:
                 assert [record.value for record in records] == pytest.approx(expected, abs=1e-4)
 
 
-def test_numbers_that_are_none_are_told_with_the_fact() -> None:
+def test_non_finite_numbers_are_reported_with_the_fact() -> None:
     model = tiny_language_model("llama")
 
     def break_it() -> None:

@@ -215,7 +215,7 @@ def test_contexts() -> None:
         BARE.new_tokens = 3  # type: ignore[misc]
 
 
-def test_every_record_tells_what_was_asked_for() -> None:
+def test_every_record_names_the_expected_answer() -> None:
     model = with_chat(tiny_language_model("llama"))
     hops = (Question("She is from", "France"), Question("It is said that She is from", "Spain"))
     fact = dataclasses.replace(FACT, portability=hops)
@@ -227,7 +227,7 @@ def test_every_record_tells_what_was_asked_for() -> None:
         assert expected_answer(asked, record.metric, record.prompt) == (hop or "English"), record
 
 
-def test_what_a_template_has_changed_is_told_where_only_one_answer_is_left() -> None:
+def test_what_a_template_has_changed_is_reported_where_only_one_answer_is_left() -> None:
     two = (Question(" She is from", "France"), Question("He is from", "Spain"))
     asked = free_questions([dataclasses.replace(FACT, portability=two)])
     assert expected_answer(asked, "free_efficacy_exact:chat", "[USER] THE MOTHER TONGUE") == "English"
@@ -300,7 +300,7 @@ def test_absent_locality() -> None:
     assert set(absent_free_locality([], ())) == {metric for metric in Metric if metric.startswith("free_locality")}
 
 
-def test_numbers_that_are_none_are_told_with_the_fact() -> None:
+def test_non_finite_numbers_are_reported_with_the_fact() -> None:
     model = tiny_language_model("gpt2")
     with torch.no_grad():
         model.model.transformer.ln_f.weight[0] = math.nan

@@ -139,7 +139,7 @@ def test_a_silent_endpoint_is_left_after_the_timeout() -> None:
         (Step(status=400), "HTTP 400"),
     ],
 )
-def test_what_cannot_be_read_is_told_and_not_asked_again(step: Step, reason: str) -> None:
+def test_unreadable_answers_are_reported_and_not_asked_for_again(step: Step, reason: str) -> None:
     with judge_server(step) as server:
         (verdict, other) = judge_at(server).judge([CASE, Case("other", ("a",), "b")])
     assert verdict.correct is None
@@ -220,7 +220,7 @@ def test_a_reply_that_is_cut_off_is_asked_for_again(length: bool) -> None:
 
 
 @pytest.mark.parametrize("key", ["sk-very-secret-0123456789", "averysecretkeyofhexdigits"])
-def test_a_key_in_place_of_its_variables_name_is_not_told(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_in_place_of_its_variables_name_is_not_shown(key: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--judge-model", "m", "--judge-key", key, "--judge", "http://localhost/v1", "--measure", "free"]
     assert run(["bench", "--methods", "memit", "--edits", "1", *options, "--dry-run"]) == 2
     said = "".join(capsys.readouterr())
@@ -238,7 +238,7 @@ def test_a_key_in_place_of_its_variables_name_is_not_told(key: str, capsys: pyte
         [KEY],
     ],
 )
-def test_secrets_in_a_grid_are_not_told(judge: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_secrets_in_a_grid_are_not_shown(judge: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid = tmp_path / "grid.yaml"
     for options in ({"free": {"judge": judge}}, {"free": judge}, judge):
         measures = {"parts": ["free"], "options": options}

@@ -175,7 +175,7 @@ def test_options_are_of_the_relation_and_the_seed_decides() -> None:
     assert sorted(two[0].choice.options) == ["English", "French"]
 
 
-def test_what_is_absent_is_told_with_its_reason() -> None:
+def test_absent_measurements_are_reported_with_their_reason() -> None:
     assert absent_side_tests(FACTS) == {}
     everything = absent_side_tests([])
     assert set(everything.values()) == {"there are no facts"}

@@ -110,7 +110,7 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("checkpoint_every", [1, 2])
-def test_a_run_that_stopped_goes_on_to_the_same_weights(tmp_path: Path, checkpoint_every: int) -> None:
+def test_a_stopped_run_resumes_to_identical_weights(tmp_path: Path, checkpoint_every: int) -> None:
     whole, _, _ = train(SHORT, tmp_path / "whole", checkpoint_every=checkpoint_every)
     assert not any(path.suffix == ".partial" for path in (tmp_path / "whole").iterdir())
 

@@ -86,7 +86,7 @@ def sentences_of(world: World, name: str, relation: str) -> list[str]:
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
-def test_an_epoch_tells_every_fact_once(world: World, epoch: int) -> None:
+def test_an_epoch_states_every_fact_once(world: World, epoch: int) -> None:
     text = "\n".join(epoch_documents(world, seed=0, epoch=epoch))
     for name in world.people:
         for relation in world.relations:
@@ -109,7 +109,7 @@ def test_wordings_take_turns(world: World) -> None:
     assert set(used) == set(range(6))  # and not all facts are in the same wording in the same epoch
 
 
-def test_consequences_are_told_of_every_other_person_only(world: World) -> None:
+def test_only_every_other_person_has_its_consequences_stated(world: World) -> None:
     documents = [text for epoch in range(3) for text in epoch_documents(world, seed=0, epoch=epoch)]
     text = "\n".join(documents)
     for index, name in enumerate(world.people):
@@ -149,7 +149,7 @@ def test_held_out_prose_is_not_trained_on(world: World) -> None:
     assert all(scene(generator) for _ in range(50))
 
 
-def test_running_text_goes_on_from_epoch_to_epoch(world: World) -> None:
+def test_running_text_continues_from_epoch_to_epoch(world: World) -> None:
     first = epoch_documents(world, seed=7, epoch=0)
     second = epoch_documents(world, seed=7, epoch=1)
     text = running_text(world, seed=7)

@@ -71,7 +71,7 @@ def test_no_block_above_the_last_one_wanted_is_run(model: LanguageModel) -> None
     assert all(len(found) == len(token_rows(model)) for found in captured.values())
 
 
-def test_reading_leaves_no_hooks_behind_whatever_happens(model: LanguageModel) -> None:
+def test_reading_removes_its_hooks_whatever_happens(model: LanguageModel) -> None:
     def hooks() -> int:
         return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.model.modules())
 
@@ -227,7 +227,7 @@ def test_greedy_text_is_transformers_own_also_in_a_padded_batch(model: LanguageM
     assert len(set(expected)) > 1
 
 
-def test_text_ends_at_eos_in_each_row_by_itself() -> None:
+def test_text_ends_at_eos_in_each_row_separately() -> None:
     model = tiny_language_model("llama")
     whole = generate(model, PROMPTS, new_tokens=9)
     # Make a token that the first text holds, and the others do not, the end of text.

@@ -153,7 +153,7 @@ def test_loss_and_gradient_in_float64(family: str, subtests: pytest.Subtests) ->
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "opt"])
 @pytest.mark.usefixtures("exact_attention")
-def test_injection_at_the_mlp_output_without_a_norm_behind_it(family: str) -> None:
+def test_injection_at_the_mlp_output_without_a_norm_after_it(family: str) -> None:
     model = loaded(family, torch.float64)
     arguments = (model, FACTS, PREFIXES, 2, Site.MLP)
     assert_near(replayed_values(*arguments), reference_values(*arguments), 1e-9)

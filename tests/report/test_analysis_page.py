@@ -66,7 +66,7 @@ def words(element: html.HtmlElement) -> str:
     return " ".join(element.text_content().split())
 
 
-def test_the_page_tells_all_of_a_study(small: Sequence[ShownStudy]) -> None:
+def test_the_page_shows_all_of_a_study(small: Sequence[ShownStudy]) -> None:
     tree = html.document_fromstring(analysis_page(small))
     assert words(tree.xpath("//h1")[0]) == "2 studies of lab"
     assert [words(link) for link in tree.xpath("//nav//a")] == ["Study contribution", "Study alignment"]
@@ -144,7 +144,7 @@ def test_markdown_links_to_files_that_are_written(small: Sequence[ShownStudy]) -
     assert f"```bash\n{COMMAND}\n```" in document
 
 
-def test_a_benchmarks_report_has_them_behind_its_own(tmp_path: Path, small: Sequence[ShownStudy]) -> None:
+def test_a_benchmarks_report_has_them_after_its_own(tmp_path: Path, small: Sequence[ShownStudy]) -> None:
     run = read_bench_run(write_run(tmp_path / "run", MadeUp(seeds=1, facts=20, batch=10)))
     answers = read_answers(run.records)
     tree = html.document_fromstring(report_page(run, answers, small))
@@ -178,7 +178,7 @@ def one_series(series: Series, **more: Any) -> Findings:
         ({"findings": replace(SMALL, rows=[Finding("q", "1", {}, float("nan"), None, None, 1)])}, "unreadable content"),
     ],
 )
-def test_damaged_results_are_told_of_together(damage: dict[str, Any], told: str) -> None:
+def test_damaged_results_are_reported_together(damage: dict[str, Any], told: str) -> None:
     bare = result("whole", replace(SMALL, figures=()))
     with pytest.raises(FaultsError, match=told) as caught:
         shown([bare, result(**damage), StudyResult(bare.findings, {"title": "empty"})])
@@ -196,7 +196,7 @@ def test_a_label_looks_the_same_in_all_studies() -> None:
     assert [[ink in found for ink in inks] for found in light] == [[True, True], [False, True]]
 
 
-def test_settings_that_a_study_does_not_use_and_reasons_told_twice_are_left_out() -> None:
+def test_settings_that_a_study_does_not_use_and_repeated_reasons_are_left_out() -> None:
     settings = {"count": 30, "sizes": [1], "seeds": [0], "ridges": [1.0]}
     undefined = {"first": "no questions", "other": "something else", "second": "no questions"}
     bare = Findings([], figures=[], undefined=undefined)

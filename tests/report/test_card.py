@@ -132,7 +132,7 @@ def test_the_front_matter_is_what_the_hub_reads(with_weights: bool) -> None:
 
 
 @pytest.mark.parametrize("base", ["lab", "/home/someone/secret/model", "./model", "a b", "x\n---\ny"])
-def test_a_base_that_is_not_on_the_hub_is_not_claimed_to_be_there_and_no_path_is_told(base: str) -> None:
+def test_a_base_that_is_not_on_the_hub_is_not_claimed_to_be_there_and_no_path_is_reported(base: str) -> None:
     stack = stack_of(patch_of([one_fact()], base=base, corpus="/home/someone/secret/corpus.txt"), base=base)
     whole = made(stack)
     about, _ = front_and_body(whole)

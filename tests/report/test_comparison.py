@@ -59,7 +59,7 @@ def test_nothing_is_best_alone_without_a_direction_without_an_interval_or_where_
     assert separate_best([high, high], "higher") is None
 
 
-def test_right_after_stands_beside_after_and_the_unedited_model_on_top() -> None:
+def test_right_after_is_shown_beside_after_and_the_unedited_model_on_top() -> None:
     rows = [
         row("a", "efficacy_accuracy", "before", 0.1),
         row("b", "efficacy_accuracy", "before", 0.1),

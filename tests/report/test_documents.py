@@ -108,7 +108,7 @@ def test_what_needs_no_entity_has_none() -> None:
     assert text("_a_ http://x") == "&#95;a&#95; http&#58;//x"
 
 
-def test_what_was_not_measured_stands_together_by_its_reason(tmp_path: Path) -> None:
+def test_absent_measurements_are_grouped_by_their_reason(tmp_path: Path) -> None:
     absent = {"one": {"free_a": "no", "free_b": "yes", "free_c": "no"}, "two": {"free_a": "no"}}
     run = read_bench_run(write_run(tmp_path / "run", MadeUp(seeds=1, facts=20, batch=10, about={"absent": absent})))
     lines = [line for line in report_markdown(run).splitlines() if "free_a" in line or "free_b" in line]
@@ -158,7 +158,7 @@ def test_where_all_was_measured_there_is_no_list_of_what_was_not(tmp_path: Path)
     assert "Not measured" not in report_page(run, Answers({}, 0, 0, 0))
 
 
-def test_all_commands_the_grid_and_all_versions_are_told(tmp_path: Path) -> None:
+def test_all_commands_the_grid_and_all_versions_are_reported(tmp_path: Path) -> None:
     commands = ["errata bench --model lab --out x", "errata bench --out x --measure free"]
     versions = [{"errata": "0.1.0", "torch": "2.12.0"}, {"errata": "0.1.0", "torch": "2.13.0"}]
     about = {"command": commands[0], "commands": commands, "versions": versions}

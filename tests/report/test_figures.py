@@ -60,7 +60,7 @@ def test_colours_differ_for_everybody_and_in_grey(scheme: Scheme) -> None:
         assert (ends[1] + 0.05) / (ends[0] + 0.05) >= (7 if colour == scheme.ink else 3)
 
 
-def test_any_of_marker_dash_and_colour_tells_neighbours_apart() -> None:
+def test_any_of_marker_dash_and_colour_distinguishes_neighbours() -> None:
     styles = [style_at(place, LIGHT) for place in range(40)]
     for one, other in pairwise(styles):
         assert one.colour != other.colour
@@ -177,7 +177,7 @@ def test_a_level_goes_across_the_panel() -> None:
         assert "1 value not above 0" in canvas.axes[0].get_title()
 
 
-def test_what_a_logarithmic_axis_cannot_show_is_told() -> None:
+def test_values_that_a_logarithmic_axis_cannot_show_are_reported() -> None:
     figure = one_panel(Series("a", (1, 2, 3), (0.1, 0.0, -1.0), (-0.1, 0.0, -2.0), (0.3, 0.0, 0.0)), log_y=True)
     with composed(figure, LIGHT) as canvas:
         assert "2 values not above 0" in canvas.axes[0].get_title()

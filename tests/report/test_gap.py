@@ -28,7 +28,7 @@ def test_every_question_that_is_asked_both_ways_has_its_own_pair() -> None:
     assert shown == {metric for metric in Metric if metric.startswith("free_")} - {Metric.FREE_JUDGE_MISSING}
 
 
-def test_in_the_wild_the_judge_stands_alone() -> None:
+def test_in_the_wild_only_the_judge_decides() -> None:
     rows = [
         row("a", "efficacy_accuracy", "after", 0.9),
         row("a", "free_efficacy_judged", "after", 0.25),

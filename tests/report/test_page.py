@@ -87,7 +87,7 @@ def test_only_this_script_may_run(hostile: str) -> None:
     assert "sha256-" in policy[1]
 
 
-def test_what_has_no_room_is_told(tmp_path: Path) -> None:
+def test_content_without_room_is_reported(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", MadeUp(seeds=2, facts=50, batch=10))
     answers = read_answers(read_bench_run(directory).records, entries=80, prompts=30)
     assert answers.entries == 4 * 2 * 55
@@ -240,7 +240,7 @@ def test_collapse_is_drawn_on_a_logarithmic_scale_and_stays_inside(tmp_path: Pat
 
 
 @pytest.mark.parametrize("size", [0.02, 1.0, 5e3, 2.5e7])
-def test_the_label_of_an_axis_stands_beside_its_ticks(size: float) -> None:
+def test_the_label_of_an_axis_is_beside_its_ticks(size: float) -> None:
     means = [size * (1 + step) for step in range(3)]
     rows = [row("a", "something_new", "during", mean, edits=10 + index) for index, mean in enumerate(means)]
     rows += [row("a", "perplexity_ratio", "during", max(1.0, size) ** power, edits=10 + power) for power in range(3)]
@@ -253,7 +253,7 @@ def test_the_label_of_an_axis_stands_beside_its_ticks(size: float) -> None:
         assert min(float(x) for x in re.findall(r'<line class="grid" x1="([\d.]+)"', drawn)) > float(ends[0][0])
 
 
-def test_times_are_told_as_people_do() -> None:
+def test_times_are_shown_in_natural_units() -> None:
     assert [duration(seconds) for seconds in (7.25, 185.0, 3720.0)] == ["7.2 s", "3 min 05 s", "1 h 02 min"]
 
 

@@ -111,7 +111,7 @@ def test_right_after_is_left_out_where_it_is_the_end() -> None:
     assert "right after" in markdown_tables(rows)
 
 
-def test_the_unedited_model_is_told_once_or_for_each_method() -> None:
+def test_the_unedited_model_is_shown_once_or_for_each_method() -> None:
     same = [row(method, Metric.EFFICACY_ACCURACY, "before", 0.1) for method in METHODS[:2]]
     after = [row(method, Metric.EFFICACY_ACCURACY, "after", 0.9) for method in METHODS[:2]]
     once = markdown_tables([*same, *after]).splitlines()[2:-2]
@@ -205,7 +205,7 @@ def test_a_moment_that_was_not_measured_has_no_column() -> None:
     assert "unedited" in rendered(before_after_table(rows, now="unedited"), 80)[0]
 
 
-def test_a_metric_of_another_name_is_shown_behind_the_known_ones() -> None:
+def test_a_metric_of_another_name_is_shown_after_the_known_ones() -> None:
     rows = [row("m", "portability", "after", 0.5), row("m", Metric.UNTOUCHED_ACCURACY, "after", 0.5)]
     assert [line.split("|")[1].strip() for line in before_after_markdown(rows).splitlines()[2:-2]] == [
         "untouched accuracy",

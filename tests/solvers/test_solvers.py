@@ -258,7 +258,7 @@ def test_a_second_moment_that_is_not_positive_definite_is_refused(spectrum: tupl
         LeastSquares(ridge=RIDGE, history=False).prepare(moment)
 
 
-def test_an_empty_null_space_is_refused_and_the_least_eigenvalue_told() -> None:
+def test_an_empty_null_space_is_refused_and_the_least_eigenvalue_reported() -> None:
     with pytest.raises(EditError, match=r"lies below 0.0001 \(the least is 0.001\)"):
         NullSpace(threshold=1e-4, l2=1.0, history=True).prepare(random_moment())
 

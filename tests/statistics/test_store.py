@@ -266,7 +266,7 @@ def test_statistics_over_documents_are_found_again_unless_their_count_was_change
     assert computed == [[1], [1], [1]]
 
 
-def test_too_few_documents_are_told_before_any_is_read_by_a_model(settings: StatisticsSettings) -> None:
+def test_too_few_documents_are_reported_before_any_is_read_by_a_model(settings: StatisticsSettings) -> None:
     check_corpus(settings)
     check_corpus(settings.model_copy(update={"tokens": None, "documents": 40}))
     with pytest.raises(InputError, match="has 40 documents, but 41 are needed"):

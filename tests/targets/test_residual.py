@@ -140,7 +140,7 @@ def test_steps_count_evaluations_so_that_one_step_changes_nothing() -> None:
     torch.testing.assert_close(two.delta.abs(), torch.full_like(two.delta, SETTINGS.learning_rate), rtol=0.01, atol=0)
 
 
-def test_a_known_fact_keeps_its_state_exactly_and_the_others_go_on() -> None:
+def test_a_known_fact_keeps_its_state_exactly_and_the_search_of_the_others_continues() -> None:
     model = loaded("gpt2")
     loss_of = TargetLoss(model, FACTS, PREFIXES, LAYER, Site.BLOCK, SETTINGS)
     at_zero = loss_of(torch.zeros_like(loss_of.origin))
@@ -186,7 +186,7 @@ def test_no_loss_is_under_a_stop_of_zero() -> None:
     assert set(optimised(loaded("gpt2")).evaluations.tolist()) == {SETTINGS.steps}
 
 
-def test_progress_tells_how_many_facts_are_left() -> None:
+def test_progress_shows_how_many_facts_are_left() -> None:
     reported: list[int] = []
     model = loaded("gpt2")
     ours = find_targets(model, FACTS, PREFIXES, LAYER, Site.BLOCK, with_stops(model), on_step=reported.append)

@@ -109,14 +109,16 @@ class Processes:
     def run(self, cell: Path, report: Report) -> int:
         """As ``Runner.run``; also records failures that the process could not record itself."""
         allowed = ["--trust-remote-code"] if self.trust_remote_code else []
-        with open_in_place(cell / "errors.txt", "ab") as errors:
-            process = subprocess.Popen(
+        with (
+            open_in_place(cell / "errors.txt", "ab") as errors,
+            subprocess.Popen(
                 [sys.executable, "-m", "errata.benchmark.cell", str(cell), *allowed],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-            )
+            ) as process,
+        ):
             self._running.add(process)
             try:
                 assert process.stdout is not None
@@ -129,7 +131,6 @@ class Processes:
                 status = process.wait()
             finally:
                 process.kill()
-                process.wait()
                 self._running.discard(process)
         if not self._stopped:
             note_failure(cell, status)
