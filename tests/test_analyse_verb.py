@@ -21,7 +21,7 @@ def test_a_study_of_the_lab_and_what_it_leaves(tmp_path: Path, capsys: pytest.Ca
     out, machine = tmp_path / "out", tmp_path / "all.json"
     assert run([*SMALL, "--out", str(out), "--json", str(machine)]) == 0
     said = flat(capsys.readouterr().out)
-    assert "contribution: what one layer's residual contributes (seeds 0, count 4)" in said
+    assert "contribution of one layer's residual (seeds 0, count 4)" in said
     assert "undecided" in said  # of four facts nothing is decided
     result = read_result(out / "contribution")
     assert {row.where["layer"] for row in result.findings.rows if "residual" in row.where} == {0, 1, 2}
