@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import runtime_checkable
 
 # Before anything imports transformers or tokenizers: no test may wait for a network, and workers fork.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from pydantic import ValidationInfo
 
 from tests.support.fuzzing import examples
 from tests.support.longest import LONGEST
@@ -37,6 +39,7 @@ CHECKED: dict[str, tuple[Callable[[], list[str]], str]] = {
     "shapes": (modules_with_shapes, "beartype.beartype(conf=beartype.BeartypeConf())"),
     "all": (lambda: ["errata"], "beartype.beartype"),
 }
+runtime_checkable(ValidationInfo)  # a protocol of pydantic's that validators name; beartype must be able to check it
 modules, checker = CHECKED[os.environ.get("ERRATA_CHECKED", "shapes")]
 install_import_hook(modules(), checker)
 
