@@ -14,7 +14,7 @@ STUDY_TITLES: Final[Mapping[str, str]] = {
     "single-layer": "Editing a single layer",
     "steps": "Remaining optimisation after earlier layers are written",
     "weight-shift": "Error of an update made with a spread residual",
-    "hidden-shift": "Change of hidden states of unrelated prompts",
+    "hidden-shift": "Change of hidden states after a run",
     "spectrum": "Size and rank of a run's weight change",
     "factorial": "Decomposition of the boundary gain",
 }

@@ -337,7 +337,7 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
     check_plane()
     if len(recipe.layers) < 2:
         raise InputError(
-            f"with one critical layer ({recipe.layers[0]}) no residual is spread, so that there is nothing to compare",
+            f"with one critical layer ({recipe.layers[0]}) no residual is spread, so there is nothing to compare",
             remedy="Use a recipe with two layers or more",
             code="STUDY_NEEDS_LAYERS",
         )

@@ -711,7 +711,7 @@ def check_factorial(recipe: Recipe, settings: AnalysisSettings) -> None:
         remedy = "Use another recipe, such as that of memit"
         faults.append(Fault("recipe", what, remedy, code="STUDY_SOLVER_UNSUITABLE"))
     elif len(recipe.layers) < 2:
-        what = "it has one critical layer, so that no residual is spread and there are no two ends"
+        what = "it has one critical layer, expected at least two"
         faults.append(Fault("recipe", what, "Use a recipe with several layers", code="STUDY_NEEDS_LAYERS"))
     else:
         reasons: dict[str, None] = {}

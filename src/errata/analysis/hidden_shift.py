@@ -183,7 +183,7 @@ def findings_of(settings: AnalysisSettings, saved: Mapping[str, TaskRecord]) -> 
 
 def _recalled(runs: Mapping[int, TaskRecord], method: str) -> Finding:
     recalled = [value for run in runs.values() for value in run["said"]]
-    return mean_row("facts said after the run", "share", {"method": method}, recalled)
+    return mean_row("facts recalled after the run", "share", {"method": method}, recalled)
 
 
 def _alignments(run: TaskRecord, kind: str, where: Mapping[str, Label], undefined: dict[str, str]) -> list[Finding]:
@@ -225,7 +225,7 @@ def _claims(saved: Mapping[str, TaskRecord], boundary: str, spread: str) -> list
             moved = mean_row(DISTANCE, "1", {}, _means(_by_cluster(runs, "edited", DISTANCE, layer)))
             evidence.append(
                 f"{method}: {with_n(untouched)}, the edited prompts {with_n(moved)}, "
-                f"facts said {with_n(_recalled(runs, method))}"
+                f"facts recalled {with_n(_recalled(runs, method))}"
             )
         text = f"At {place} ({layer}), boundary updates ({boundary}) move untouched prompts less than spreading does."
         found.append((Claim.on(difference, text, "; ".join(evidence), claimed="negative"), difference))
@@ -390,10 +390,10 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 HIDDEN_SHIFT = Study(
     name="hidden-shift",
     shows="The hidden state at the last token of a prompt, at every block's output, before (h) and after (h′) a "
-    "run of edits: its relative distance ‖h′ − h‖ / ‖h‖ and cosine, the linear centred kernel alignment "
-    "between the states of all prompts before and after, and both in the plane of the first two principal "
-    "components of the untouched prompts. The prompts are about other subjects (untouched), neighbours, and "
-    "the edited facts.",
+    "run of edits. Measured are its relative distance ‖h′ − h‖ / ‖h‖ and cosine, and the linear centred kernel "
+    "alignment between the states of all prompts before and after. Both states are also shown in the plane of the "
+    "first two principal components of the untouched prompts. The prompts are about other subjects (untouched), "
+    "neighbours, and the edited facts.",
     units="Distances are shares of ‖h‖. Cosines and alignments have no unit; an alignment of 1 means equal up to "
     "rotation and a common scale, and with fewer prompts than dimensions it is higher than with many "
     "prompts.",

@@ -299,8 +299,8 @@ def _tasks(context: StudyContext) -> list[StudyTask]:
 
 SPECTRUM = Study(
     name="spectrum",
-    shows="The singular values of the total change ΔW of a run, per layer, compared with those of the weight W: "
-    "Frobenius and spectral norms and their ratios, the stable rank ‖·‖_F² / ‖·‖₂², the effective rank (the "
+    shows="The singular values of the total change ΔW of a run, per layer, compared with those of the weight W. Shown "
+    "are Frobenius and spectral norms and their ratios, the stable rank ‖·‖_F² / ‖·‖₂², the effective rank (the "
     "exponential of the entropy of σ / Σσ), the share of ‖ΔW‖_F² in the 1, 10 and 100 largest directions, "
     "and the growth of the norms with the batches. A Frobenius norm over all layers is the root of the sum "
     "of the layers' squares.",

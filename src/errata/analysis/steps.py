@@ -226,7 +226,7 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
         with part:
             if len(recipe.layers) < 2:
                 raise InputError(
-                    f"with one critical layer ({recipe.layers[0]}) none is written before another",
+                    f"with one critical layer ({recipe.layers[0]}) there is no earlier layer to write",
                     remedy="Use a recipe with two layers or more",
                     code="STUDY_NEEDS_LAYERS",
                 )
@@ -243,9 +243,9 @@ STEPS = Study(
     name="steps",
     shows="The target search at each critical layer: how many evaluations of the loss a fact needs, which facts "
     "converge within the recipe's steps, which need no change at all, the initial (δ = 0) and final loss, "
-    "and the norm of δ. Measured on unedited weights; with the schedules 'boundary' and 'own', on the "
-    "weights at the time of the search, when earlier layers of the same batch were written with their own "
-    "residuals; and, for 'even', in a new search at the last layer after the earlier layers received their "
+    "and the norm of δ. All are measured on unedited weights. With the schedules 'boundary' and 'own' they are also "
+    "measured on the weights at the time of the search, when earlier layers of the same batch have been written with "
+    "their own residuals; with 'even', in a new search at the last layer, after the earlier layers have received their "
     "shares of its first residual. Every batch is written into the unedited model.",
     units="Evaluations of the loss; facts that do not converge count with the recipe's number of steps. Shares of "
     "facts. Losses in nats (the mean over contexts and target tokens of −log P, plus the recipe's KL and "

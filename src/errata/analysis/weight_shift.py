@@ -832,13 +832,13 @@ def _check(recipe: Recipe, settings: AnalysisSettings) -> None:
 WEIGHT_SHIFT = Study(
     name="weight-shift",
     shows="The distance between the update of a layer with the spread residual and the update with the residual "
-    "computed there, ‖ΔW_computed − ΔW_spread‖, compared with the theoretical bound, with the bound that "
+    "computed there, ‖ΔW_computed − ΔW_spread‖. It is compared with the theoretical bound, with the bound that "
     "the triangle inequality gives, and with each of their factors. It depends on the number of critical "
     "layers after the layer, the batch size and the number of batches written before. Both updates of a "
-    "layer are for the same facts, keys and weights, those before the batch: ΔW_computed = R* Q, ΔW_spread "
-    "= R_L / (n + 1) · Q, where R* is computed at the layer, R_L at the last layer, n is the number of "
-    "critical layers after it (L − l in the formulas), and Q = Kᵀ (C₀ + M + K Kᵀ)⁻¹, or the corresponding "
-    "matrix of the method's solver, with M if the method uses history. (An edit would read the residual and "
+    "layer are for the same facts, keys and weights, those before the batch: ΔW_computed = R* Q and ΔW_spread "
+    "= R_L / (n + 1) · Q. R* is computed at the layer, R_L at the last layer, and n is the number of critical "
+    "layers after it (L − l in the formulas). Q is Kᵀ (C₀ + M + K Kᵀ)⁻¹, or the corresponding matrix of the "
+    "method's solver, with M if the method uses history. (An edit would read the residual and "
     "the keys again after each layer's write.) The residual is spread evenly, whatever the method's "
     "schedule. The facts examined are the same for all sizes and all numbers of earlier batches: "
     "consecutive groups, without a smaller remainder. Earlier batches consist of other facts, batch_size "

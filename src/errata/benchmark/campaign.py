@@ -198,7 +198,7 @@ def begin(
         if [spec.key for spec in specs] != found.record["cells"]:
             raise InputError(
                 f"the facts or a recipe changed since {directory} was started",
-                remedy="Use another --out, or resume with `errata bench --out` alone, which rereads nothing",
+                remedy="Use another --out, or resume with `errata bench --out` alone, which uses the saved facts",
                 code="BENCH_MISMATCH",
             )
         return found

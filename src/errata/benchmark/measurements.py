@@ -247,7 +247,7 @@ class CachedJudge:
                 settings = self._judge.settings
                 left = sum(case not in known for case in missing)
                 raise ErrataError(
-                    f"the judge {settings.model!r} at {settings.base_url} gave up: {self._judge.gave_up}; "
+                    f"the judge {settings.model!r} at {settings.base_url} stopped answering: {self._judge.gave_up}; "
                     f"{left} of {len(set(cases))} answers have no verdict",
                     remedy="Later, run errata bench --retry, which requests only the missing verdicts",
                     code="JUDGE_GAVE_UP",

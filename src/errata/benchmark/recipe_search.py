@@ -158,7 +158,7 @@ def read_journal(path: Path) -> dict[str, Try]:
             if number == len(lines):  # no line feed: interrupted while writing
                 break
             raise InputError(
-                f"{path}:{number} is not a try of a recipe search: {error}",
+                f"{path}:{number} is not a trial of a recipe search: {error}",
                 remedy="Remove the line, or the whole file",
                 code="SEARCH_JOURNAL_DAMAGED",
             ) from error
@@ -246,7 +246,7 @@ class RecipeSearch:
 
         Raises:
             InputError: if the journal cannot be read.
-            ErrataError: if no try finished in time, or all failed.
+            ErrataError: if no trial finished in time, or all failed.
         """
         self._started = time.perf_counter()
         self._done = read_journal(self.journal)
@@ -278,10 +278,10 @@ class RecipeSearch:
                 recipe = laid_over(recipe, best.value)
                 reasons[parameter] = f"{best.description}: {rule} of {tried_values}"
             else:
-                reasons[parameter] = "not searched: no time was left" if not results else "every try failed"
+                reasons[parameter] = "not searched: no time was left" if not results else "every trial failed"
         if not self._tries:
             raise ErrataError(
-                "no try finished in time",
+                "no trial finished in time",
                 remedy="Run the same command with more --minutes",
                 code="SEARCH_OUT_OF_TIME",
             )

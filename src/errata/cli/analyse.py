@@ -1,4 +1,4 @@
-"""``errata analyse``: run studies of boundary-layer updates."""
+"""``errata analyse``: run studies of boundary updates."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ from errata.utils.files import check_new, is_file
 from errata.utils.text import counted
 
 HELP = (
-    "Run studies that test each step of the argument for boundary-layer updates.\n\n"
+    "Run studies that test each step of the argument for boundary updates.\n\n"
     + "\n\n".join(f"[bold]{name}[/]  {title}." for name, title in STUDY_TITLES.items())
     + "\n\nEach study is saved step by step in its own directory OUT/STUDY; running the same command again resumes an "
     "interrupted study. The results are result.json, rows.csv, figures and a report. docs/analysis.md describes each "
@@ -96,7 +96,7 @@ def analyse(
         str | None,
         typer.Option(
             help="Number of seeds (3 means 0, 1 and 2) or a comma-separated list; they "
-            "control facts, contexts and all else."
+            "determine facts, contexts and all other random choices."
         ),
     ] = None,
     sizes: Annotated[str | None, typer.Option(help="weight-shift: comma-separated batch sizes.")] = None,
@@ -121,7 +121,7 @@ def analyse(
     dry_run: DryRunOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Run studies that test each step of the argument for boundary-layer updates."""
+    """Run studies that test each step of the argument for boundary updates."""
     given = {
         "count": count,
         "batch_size": batch_size,

@@ -106,7 +106,7 @@ def bench(
     ] = None,
     without: Annotated[
         str | None,
-        typer.Option(help="Comma-separated further measurements to drop from an existing benchmark."),
+        typer.Option(help="Comma-separated optional measurements to drop from an existing benchmark."),
     ] = None,
     wild: Annotated[bool, typer.Option("--wild", help="free: follow Yang et al. (2025) exactly.")] = False,
     judge: Annotated[

@@ -126,7 +126,7 @@ def seeds_named(text: str | None) -> int | list[int] | None:
             code="SEEDS_INVALID",
         ) from error
     if found == [0] and "," not in text:
-        raise InputError("--seeds 0 asks for zero seeds", remedy="Use '0,' for seed 0", code="SEEDS_INVALID")
+        raise InputError("--seeds 0 means zero seeds", remedy="Use '0,' for seed 0", code="SEEDS_INVALID")
     return found[0] if len(found) == 1 and "," not in text else found
 
 
@@ -211,7 +211,9 @@ def material_of(
     try:
         made = FactSet(tuple(lab_facts(world, edits, seed=seed, spare=SPARED)), "the lab's world")
     except ValueError as error:
-        raise InputError(f"too many facts for the lab: {error}", remedy="Use fewer", code="TOO_FEW_FACTS") from error
+        raise InputError(
+            f"too many facts for the lab: {error}", remedy="Lower --edits", code="TOO_FEW_FACTS"
+        ) from error
     subjects = [fact.subject for fact in made]
     asked = untouched_questions(world, subjects, UNTOUCHED, seed=seed) if given is None else given
     return BenchmarkData(made, tuple(asked), prose)

@@ -60,7 +60,7 @@ class Command(TyperCommand):
         out, run = ctx.params.get("out"), ctx.params.get("run")
         if isinstance(out, Path) and isinstance(run, Path) and _relation(run, out) in ("is", "is inside"):
             raise InputError(
-                f"--run {run} {_relation(run, out)} --out {out}, and both must be new directories",
+                f"--run {run} {_relation(run, out)} --out {out}, but they must be two separate new directories",
                 remedy="Give them different names",
                 code="OUTPUT_CONFLICT",
             )

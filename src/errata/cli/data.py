@@ -51,7 +51,7 @@ def list_datasets(json: JsonOption = None) -> None:
 def get(
     dataset: Annotated[str, typer.Argument(metavar="NAME", help="Name from `errata data list`.")],
     which: Annotated[
-        str | None, typer.Option("--file", help="Which of its files; default: the first one listed.")
+        str | None, typer.Option("--file", help="File of the data set; default: the first one listed.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Save to DIR/NAME instead of the user's cache.")

@@ -68,7 +68,7 @@ def demo(
     device: DeviceOption = "cpu",
     json: JsonOption = None,
 ) -> None:
-    """Edit facts with and without boundary-layer updates, and show the effect.
+    """Edit facts with and without boundary updates, and show the effect.
 
     Uses the embedded model by default. With --model, corrects ten real facts in a pretrained model, shows its answers
     before and after, and undoes the edit.

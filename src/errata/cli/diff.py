@@ -32,7 +32,7 @@ app = typer.Typer()
 @app.command("diff", epilog=EXAMPLE)
 def diff(
     first: Annotated[str, typer.Argument(help="A patch, a stack, an edited model, a run, or any model.")],
-    second: Annotated[str, typer.Argument(help="The one to compare it with.")],
+    second: Annotated[str, typer.Argument(help="The patch, stack, model or run to compare FIRST with.")],
     trust_remote_code: TrustOption = False,
     json: JsonOption = None,
 ) -> None:
@@ -116,7 +116,7 @@ def _weights(first: str, second: str, *, trust_remote_code: bool) -> dict[str, A
     for name in (first, second):
         if is_file(Path(name)):
             raise InputError(
-                f"{name} is a patch, but the other is a plain model",
+                f"{name} is a patch and cannot be compared with a plain model",
                 remedy="Give two edits or two models",
                 code="NOT_COMPARABLE",
             )

@@ -54,7 +54,8 @@ def export(
         str | None, typer.Option("--model", "-m", help="Base model; default: as recorded in the first patch.")
     ] = None,
     ask: Annotated[
-        bool, typer.Option("--ask/--no-ask", help="Load the base model and report the facts lost by the rank limit.")
+        bool,
+        typer.Option("--ask/--no-ask", help="Load the base model and report facts lost by the rank limit."),
     ] = True,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
@@ -193,7 +194,7 @@ def _show(answers: Sequence[AnswerComparison]) -> None:
         f"{record['said_by_adapter']}; {counted(len(lost), 'fact') if lost else 'no facts'} lost{':' if lost else '.'}"
     )
     for entry in lost[:_SHOWN]:
-        line = f"  {entry['id']}: {entry['prompt']} → {entry['target']} (model says {entry['said']!r})"
+        line = f"  {entry['id']}: {entry['prompt']} → {entry['target']} (the adapter gives {entry['said']!r})"
         console().print(line, highlight=False, soft_wrap=True)
     if len(lost) > _SHOWN:
         echo(f"  … and {len(lost) - _SHOWN} more, see errata.json")

@@ -74,7 +74,7 @@ def locate_layers(
             "--facts",
             "-f",
             help="Facts for trial edits: JSONL or CSV, different from those you will edit; default: well-known facts "
-            "shipped with errata, for lab facts of its world. Tracing needs the 'old' answer of every fact.",
+            "shipped with errata, for lab, facts of its world. Tracing needs the 'old' answer of every fact.",
         ),
     ] = None,
     scan: Annotated[

@@ -56,8 +56,8 @@ COMMANDS: Final[Mapping[str, Verb]] = {
         "doctor", "Show versions, devices, which model sizes fit in memory, and the state of the embedded model."
     ),
     "bench": Verb("bench", "Run a benchmark: edit facts in sequential batches with several methods and measure them."),
-    "analyse": Verb("analyse", "Run studies that test each step of the argument for boundary-layer updates."),
-    "demo": Verb("demo", "Edit facts with and without boundary-layer updates, and show the effect."),
+    "analyse": Verb("analyse", "Run studies that test each step of the argument for boundary updates."),
+    "demo": Verb("demo", "Edit facts with and without boundary updates, and show the effect."),
     "recipe": Verb("recipe", "Recipes (the hyperparameters of an edit): list, show, check, or search for one."),
     "models": Verb("models", "Small pretrained models to try errata on: list, download, or locate them."),
     "data": Verb("data", "Data sets of knowledge editing: list, download, or check them."),

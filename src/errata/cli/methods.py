@@ -20,7 +20,7 @@ app = typer.Typer()
 def methods(json: JsonOption = None) -> None:
     """List the editing methods, their papers, and any differences from them.
 
-    Every method accepts the suffix +blue (boundary-layer updates).
+    Every method accepts the suffix +blue (boundary updates).
     """
     counts = Counter(deviation for row in METHODS for deviation in row.deviations)
     common = [deviation for deviation, count in counts.items() if count > len(METHODS) / 2]

@@ -43,9 +43,7 @@ TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow co
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; default: a GPU if available.")]
 DtypeOption = Annotated[
     str | None,
-    typer.Option(
-        help="float32, bfloat16 or float16; default: as stored (lab: float32). An edited model is saved in this dtype."
-    ),
+    typer.Option(help="float32, bfloat16 or float16, for editing and saving; default: as stored (lab: float32)."),
 ]
 
 UntouchedOption = Annotated[

@@ -223,7 +223,7 @@ def auto(
         str | None,
         typer.Option(help="Text for key statistics; default: the text shipped with errata, or the lab's own."),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Number of tokens to read from it.")] = 50_000,
+    tokens: Annotated[int, typer.Option(min=1, help="Number of tokens to read from the --corpus text.")] = 50_000,
     minutes: Annotated[
         float | None,
         typer.Option(

@@ -37,7 +37,7 @@ def revert(
     every: Annotated[bool, typer.Option("--all", help="Remove all patches.")] = False,
     base: BaseOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also if a full model contains other changes, which are then lost.")
+        bool, typer.Option("--force", help="Revert even if a full model contains other changes; they are lost.")
     ] = False,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,

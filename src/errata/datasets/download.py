@@ -168,7 +168,7 @@ class _Transfer:
             raise self._invalid(f"more than the {self._largest} bytes {limit}")
 
     def _invalid(self, what: str) -> ErrataError:
-        remedy = f"Run the command again; if the error persists, it is the server's{self._where}"
+        remedy = f"Run the command again; if the error persists, the server is at fault{self._where}"
         return ErrataError(f"{self._url} returned {what}", remedy=remedy, code="DOWNLOAD_INVALID")
 
     @contextmanager
@@ -204,7 +204,7 @@ class _Transfer:
             wrong = f"SHA-256 {digest} instead of {known}"
         if wrong:
             self._forget()
-            what = f"{self._url} is not the file that errata knows: {wrong}"
+            what = f"{self._url} is not the expected file: {wrong}"
             remedy = f"Run the command again; if the error persists, the file has changed{self._where}"
             raise ErrataError(what, remedy=remedy, code="DOWNLOAD_CHECKSUM")
 

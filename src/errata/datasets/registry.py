@@ -57,7 +57,7 @@ def dataset_named(name: str) -> DataSet:
     if (found := DATASETS.get(name)) is not None:
         return found
     if looks_like_a_file(name):
-        what = f"there is no data set {name!r}; a file needs the name of the data set whose format it has"
+        what = f"there is no data set {name!r}; for a file, also name the data set whose format it has"
         both = f"Give both: errata data check NAME {name} (elsewhere NAME={name})"
         remedy = f"{both}, where NAME is one of {', '.join(DATASETS)}"
         raise InputError(what, remedy=remedy, code="DATASET_UNKNOWN")

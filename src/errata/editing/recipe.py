@@ -115,7 +115,8 @@ class Recipe(Settings):
         faulty = Recipe.model_validate(merge(data, published_faults(data)))
         if faulty == self:
             raise InputError(
-                f"no published number of {self.method!r} depends on a fault of published code",
+                f"--as-published has no effect: no published result of {self.method!r} depends on a bug of its "
+                "reference code",
                 remedy="Leave out --as-published",
                 code="NOTHING_AS_PUBLISHED",
             )
@@ -154,7 +155,9 @@ def corpus_path(name: str, folder: Path) -> Path:
         return (folder / Path(name).expanduser()).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a user that does not exist, a NUL, a name that is too long
         raise InputError(
-            f"{name[:200]!r} is no path of a corpus: {error}", remedy="Give a text file", code="CORPUS_PATH_INVALID"
+            f"{name[:200]!r} is not a valid path of a corpus: {error}",
+            remedy="Give a text file",
+            code="CORPUS_PATH_INVALID",
         ) from error
 
 
@@ -261,7 +264,7 @@ def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]
     names = file.covered if method is None else (method,)
     if not names:
         raise InputError(
-            f"{path} names no method to check it for", remedy="Name one with --method", code="RECIPE_WITHOUT_METHOD"
+            f"{path} does not name a method", remedy="Name one with --method", code="RECIPE_WITHOUT_METHOD"
         )
     known = [name for name in names if name in METHOD_NAMES]
     faults = [*file.faults(), *_method_faults(file, known)]

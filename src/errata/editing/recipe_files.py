@@ -104,7 +104,7 @@ class RecipeFile:
             # It holds one solver, one schedule and one history: under another name they would be taken for that one's.
             raise InputError(
                 f"{self.source} was written for {self.data['method']!r}, not for {method!r}",
-                remedy=f"Take --method {self.data['method']}, or a recipe with an entry per method",
+                remedy=f"Use --method {self.data['method']}, or a recipe with an entry per method",
                 code="RECIPE_OF_OTHER_METHOD",
             )
         merged: dict[Any, Any] = row.choices()
@@ -132,13 +132,13 @@ class RecipeFile:
                 fault(path, error.what, error.remedy, error.code)
         for name, entry in self.entries.items():
             if entry is not None and not isinstance(entry, Mapping):
-                fault(("methods", name), "is no mapping", "Write 'memit: {solver: {...}}'", "RECIPE_NOT_MAPPING")
+                fault(("methods", name), "is not a mapping", "Write 'memit: {solver: {...}}'", "RECIPE_NOT_MAPPING")
         also = self.data.get("also")
         if also is not None and not (isinstance(also, list) and all(isinstance(name, str) for name in also)):
-            fault(("also",), "is no list of models' names", f"Got {also!r:.200}", "RECIPE_VALUE_INVALID")
+            fault(("also",), "is not a list of model names", f"Got {also!r:.200}", "RECIPE_VALUE_INVALID")
         shape = self.data.get("shape")
         if shape is not None and not (isinstance(shape, dict) and shape):
-            fault(("shape",), "is no mapping", "Write '{num_hidden_layers: 30, …}'", "RECIPE_NOT_MAPPING")
+            fault(("shape",), "is not a mapping", "Write '{num_hidden_layers: 30, …}'", "RECIPE_NOT_MAPPING")
         return found
 
 
@@ -169,13 +169,15 @@ def parse_file(text: str, source: str) -> RecipeFile:
     data = marked.data
     if not isinstance(data, dict):
         raise InputError(
-            f"{source} holds no mapping",
+            f"{source} is not a mapping",
             remedy="A recipe is a YAML mapping; see examples/recipe.yaml",
             code="RECIPE_NOT_MAPPING",
         )
     if not isinstance(data.get("methods") or {}, dict):
         where = f"methods in {source} (line {line_of(marked.lines, ('methods',))})"
-        raise InputError(f"{where} is no mapping", remedy="Write 'methods: {memit: {...}}'", code="RECIPE_NOT_MAPPING")
+        raise InputError(
+            f"{where} is not a mapping", remedy="Write 'methods: {memit: {...}}'", code="RECIPE_NOT_MAPPING"
+        )
     return RecipeFile(source, data, marked.lines)
 
 
@@ -217,7 +219,7 @@ def shipped_file(model: str) -> RecipeFile:
             return file
     hint = did_you_mean(wanted, [*names, *(other for file in files for other in file.also)])
     raise InputError(
-        f"no recipe comes with errata for {model!r} (there is: {', '.join(names)})",
+        f"errata ships no recipe for {model!r} (available: {', '.join(names)})",
         remedy=f"{hint}`errata recipe auto --model {model} --minutes 0 --out recipe.yaml` writes one in seconds, for "
         "--recipe recipe.yaml; `errata edit` without --recipe chooses layers and settings automatically",
         code="RECIPE_MISSING",
@@ -250,8 +252,9 @@ def shipped_for(model: str, method: str) -> RecipeFile:
     others = [name for name in shipped_names() if method in _shipped(name).names]
     elsewhere = f"; for {method!r} there are numbers of {', '.join(others)} (`errata recipe show`)" if others else ""
     raise InputError(
-        f"errata knows no published numbers of {method!r} for {model!r}; {file.source} has {', '.join(file.names)}",
-        remedy=f"Take one of these, or give your own settings with --recipe FILE.yaml{elsewhere}",
+        f"errata has no published settings of {method!r} for {model!r}; {file.source} has {', '.join(file.names)}",
+        remedy="Use one of these methods, let `errata recipe auto` find settings, or give your own with --recipe "
+        f"FILE.yaml{elsewhere}",
         code="RECIPE_MISSING",
     )
 

@@ -148,7 +148,7 @@ def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) 
             if len(completion.ids) > model.context_length:
                 raise InputError(
                     f"fact {fact.id!r} has {len(completion.ids)} tokens after the prefix {context!r}; {model.name!r} "
-                    f"takes {model.context_length}",
+                    f"accepts {model.context_length}",
                     remedy="Shorten the prompt, or lower contexts.tokens in the recipe",
                     code="TEXT_TOO_LONG",
                 )

@@ -157,7 +157,7 @@ class Editor:
         assert context is not None
         if not self.model.edits.holds(self._run.terms if self._run.shaped is None else self._run.shaped):
             raise InputError(
-                "an earlier edit of this editor has been removed from the model, but its keys are in the history",
+                "an edit by this Editor was removed from the model, but its keys are still in the history",
                 remedy="Make a new Editor",
                 code="EDITOR_STALE",
             )
@@ -201,7 +201,11 @@ class Editor:
             InputError: if this editor has edited before.
         """
         if self.records:
-            raise InputError("this editor has edited already", remedy="Restore into a new Editor", code="EDITOR_USED")
+            raise InputError(
+                "this Editor has already applied an edit",
+                remedy="Create a new Editor and restore into it",
+                code="EDITOR_USED",
+            )
         self.prepare()
         device = solve_device(self.model)
         with self._all_or_nothing():

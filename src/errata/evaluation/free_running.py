@@ -235,9 +235,7 @@ class FreeSettings(BaseModel):
     aliases: StrictBool = Field(True, description="a fact's aliases are right too")
     contained: StrictBool = Field(True, description="also record whether an answer contains the correct one")
     judge_alone: StrictBool = Field(False, description="a judge, if there is one, takes the place of the exact match")
-    repeated_is_wrong: StrictBool = Field(
-        False, description="an answer that says the right one twice is wrong to the judge"
-    )
+    repeated_is_wrong: StrictBool = Field(False, description="an answer that repeats the correct one counts as wrong")
 
     @field_validator("contexts")
     @classmethod
@@ -452,7 +450,7 @@ def evaluate_free_locality(
     """
     locality = locality_prompts(facts, untouched)
     if lacking := [entry.prompt for entry in locality if entry.prompt not in before]:
-        what = f"there is no answer from before for {len(lacking)} prompts, such as {lacking[0]!r}"
+        what = f"the unedited model's answers to {len(lacking)} prompts are missing, such as to {lacking[0]!r}"
         remedy = "Ask the unedited model the same prompts first"
         raise InputError(what, remedy=remedy, code="ANSWERS_BEFORE_MISSING")
     after = locality_answers(model, facts, settings, untouched=untouched, token_budget=token_budget, report=report)
@@ -505,7 +503,9 @@ def _verdicts(
         if not wrong
     ]
     found = iter(judge.judge(cases))
-    return [Verdict(False, "it says the answer more than once") if wrong else next(found) for wrong in repeated]
+    return [
+        Verdict(False, "it contains the correct answer more than once") if wrong else next(found) for wrong in repeated
+    ]
 
 
 def _unused_measures(settings: FreeSettings, judge: Judge | None) -> dict[str, str]:

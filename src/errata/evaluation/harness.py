@@ -206,8 +206,8 @@ def _add(file: Path, found: dict[Path, None], faults: list[Fault]) -> None:
         for text in _data(part):
             files = _matching(Path(text))
             if not files:
-                what = f"its data file {text!r} is not there"
-                faults.append(Fault(str(file), what, "Put it there, or name another", code="TASK_DATA_MISSING"))
+                what = f"its data file {text!r} does not exist"
+                faults.append(Fault(str(file), what, "Create it, or name another file", code="TASK_DATA_MISSING"))
             for path in files:
                 inside = sorted(path.rglob("*")) if path.is_dir() else [path]
                 found |= dict.fromkeys(entry.resolve() for entry in inside if entry.is_file())
@@ -336,11 +336,11 @@ def harness_model(model: Answerer, *, batch_size: int = 8, report: Report = sile
         def _continued(contexts: list[str], settings: dict[str, Any]) -> list[str]:
             options = normalize_gen_kwargs(settings)
             if options["do_sample"]:
-                what = "a task samples its answers (do_sample), and errata generates greedily only"
+                what = "a task samples its answers (do_sample), but errata supports only greedy generation"
                 raise InputError(what, remedy="Set 'do_sample: false' in a copy of the task", code="TASK_SAMPLES")
             new_tokens, until = options["max_gen_toks"], [text for text in options["until"] if text]
             if new_tokens >= model.context_length:
-                what = f"a task generates {new_tokens} tokens, but {model.name!r} takes {model.context_length} in all"
+                what = f"a task generates {new_tokens} tokens, but {model.name!r} accepts {model.context_length} in all"
                 raise InputError(
                     what, remedy="Set a smaller 'max_gen_toks' in a copy of the task", code="TEXT_TOO_LONG"
                 )
@@ -459,7 +459,7 @@ def run_tasks(
             )
         except (OSError, ValueError, KeyError) as error:
             what = f"lm-evaluation-harness cannot run {', '.join(texts) or 'the probes'}: {error}"
-            remedy = "Check the tasks' names, files and data; data of the hub must be there, or downloadable"
+            remedy = "Check the tasks' names, files and data; data from the hub must be cached or downloadable"
             raise InputError(what, remedy=remedy, code="HARNESS_FAILED") from error
     if found is None:  # only on other than the first of several processes
         what, remedy = "the harness ran in one of several processes", "Run errata in a single process"

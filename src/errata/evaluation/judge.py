@@ -373,7 +373,7 @@ class HttpJudge:
 
     def _grade(self, case: Case, state: _State) -> Verdict:
         if state.over:
-            return Verdict(None, f"not asked, since the judge failed before: {state.over}")
+            return Verdict(None, f"not requested, because the judge failed earlier: {state.over}")
         pause = self.settings.backoff
         attempt = self._attempt(case)
         for _ in range(self.settings.retries):
@@ -429,11 +429,11 @@ class HttpJudge:
             raise InputError(what, remedy=remedy, code="JUDGE_KEY_MISSING")
         key = self._environment[name].strip()
         if not key:
-            what = f"the environment variable {name} holds no key for the judge"
-            raise InputError(what, remedy="Set it", code="JUDGE_KEY_MISSING")
+            what = f"the environment variable {name} is empty, expected the judge's API key"
+            raise InputError(what, remedy="Set it to the judge's API key", code="JUDGE_KEY_MISSING")
         if not (key.isascii() and key.isprintable()) or " " in key:
-            what = f"the key in the environment variable {name} has characters that no key has"
-            raise InputError(what, remedy="Set it", code="JUDGE_KEY_INVALID")
+            what = f"the key in the environment variable {name} contains spaces, control or non-ASCII characters"
+            raise InputError(what, remedy="Set it to the judge's API key", code="JUDGE_KEY_INVALID")
         return key
 
     def _quoted(self, text: str) -> str:

@@ -197,7 +197,7 @@ def read_probes(folder: Path, items: int) -> dict[str, list[Item]]:
         ]
         if wrong:
             place, needed = f"{path}, records {listed(wrong)}", [f"{n} ({k.__name__})" for n, k in probe.fields.items()]
-            what, remedy = "a field is missing or wrong", f"They need {', '.join(needed)}"
+            what, remedy = "a field is missing or wrong", f"Every record needs {', '.join(needed)}"
             faults.append(Fault(place, what, remedy, code="PROBES_INVALID_RECORD"))
         found[probe.name] = chosen
     if faults:
@@ -264,7 +264,7 @@ def check_probe_lengths(model: Answerer, items: Mapping[str, Sequence[Item]]) ->
         rows = encode(model.tokenizer, [joined(*pair) for item in items[probe.name] for pair in probe.pairs(item)])
         longest = max(len(row.ids) for row in rows) + NEW_TOKENS
         if longest > model.context_length:
-            count = f"{longest} tokens, but {model.name!r} takes {model.context_length}"
+            count = f"{longest} tokens, but {model.name!r} accepts {model.context_length}"
             what = f"the probe {probe.name!r} has questions of {count}"
             raise InputError(what, remedy="Leave the probes out for this model", code="PROMPT_TOO_LONG")
 

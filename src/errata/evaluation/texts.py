@@ -165,7 +165,8 @@ def read_references(path: Path) -> References:
         InputError: if the file cannot be read, or there is none in it.
         FaultsError: with all errors in the file.
     """
-    lines = read_text(path, f"the references {path}", remedy="Give a file of UTF-8", code="FILE_UNREADABLE").split("\n")
+    text = read_text(path, f"the references {path}", remedy="Give a UTF-8 text file", code="FILE_UNREADABLE")
+    lines = text.split("\n")
     found: dict[tuple[str, str], list[str]] = {}
     faults: list[Fault] = []
     for number, line in enumerate(lines, start=1):
@@ -194,7 +195,7 @@ def _reference_faults(entry: object, place: str) -> list[Fault]:
     if not isinstance(entry, dict):
         return [Fault(place, "the line is not a JSON object", f"Write an object with {known}", code="JSON_INVALID")]
     faults = [
-        Fault(place, f"the field {name!r} is unknown", f"Leave only {known}", code="REFERENCES_UNKNOWN_FIELD")
+        Fault(place, f"the field {name!r} is unknown", f"Use only {known}", code="REFERENCES_UNKNOWN_FIELD")
         for name in entry
         if name not in _FIELDS
     ]
@@ -230,7 +231,8 @@ class TermWeights:
 
     def __post_init__(self) -> None:
         if self.idf.shape != (len(self.words),) or len(set(self.words)) != len(self.words) or not self.words:
-            what = f"{len(self.words)} words ({len(set(self.words))} distinct) came with weights {self.idf.shape}"
+            words = f"{len(self.words)} words ({len(set(self.words))} distinct)"
+            what = f"{words} do not fit weights of shape {self.idf.shape}"
             remedy = "Give one weight for each word of the vocabulary"
             raise InputError(what, remedy=remedy, code="TERM_WEIGHTS_INVALID")
         if not bool(np.isfinite(self.idf).all() and (self.idf > 0).all()):
@@ -290,7 +292,7 @@ class TermWeights:
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{idf} cannot be read as an array: {error}", remedy=remedy, code=code) from error
         if not isinstance(weights, np.ndarray) or weights.dtype.kind != "f":
-            raise InputError(f"{idf} is no array of floating-point numbers", remedy=remedy, code=code)
+            raise InputError(f"{idf} is not an array of floating-point numbers", remedy=remedy, code=code)
         return cls(tuple(sorted(index, key=lambda word: index[word])), weights.astype(np.float64).reshape(-1))
 
     def write(self, path: Path) -> None:
@@ -338,7 +340,7 @@ def corpus_weights(corpus: str, *, cache: Path | None = None) -> TermWeights:
 
 
 def _json(path: Path) -> Any:
-    return read_json(path, path, remedy="Give a complete file of JSON", code="TERM_WEIGHTS_INVALID")
+    return read_json(path, path, remedy="Give a complete JSON file", code="TERM_WEIGHTS_INVALID")
 
 
 def _is_list_of(value: object, kind: Any) -> bool:

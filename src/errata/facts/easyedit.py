@@ -135,7 +135,7 @@ def column_records(value: Mapping[str, Any], place: str) -> tuple[list[dict[str,
     """(records, None) of an object of parallel lists, or ([], fault). Other fields go into every record."""
     columns = {name: value[name] for name in _COLUMNS if value.get(name) is not None}
     if absent := [name for name in _REQUIRED_COLUMNS if name not in columns]:
-        what = f"'prompts' comes without {' and '.join(map(repr, absent))}"
+        what = f"'prompts' is given without {' and '.join(map(repr, absent))}"
         return [], Fault(place, what, "Add it, with one entry for each prompt", code="FACT_MISSING_FIELD")
     lengths = dict(_lengths(columns, ""))
     count = lengths["prompts"]
@@ -254,7 +254,7 @@ class Conversion:
         for path, other in zip(paths[1:], texts[1:], strict=True):
             if name in REQUIRED_FIELDS and other and texts[0] and other[0] != texts[0][0]:
                 what = f"'{paths[0]}' {shown(texts[0][0])} and '{path}' {shown(other[0])} differ"
-                self._fault(what, f"Leave one of them, as the {name}", "FACT_DUPLICATE_FIELD")
+                self._fault(what, f"Keep only one of them, as the {name}", "FACT_DUPLICATE_FIELD")
         return texts[0] if texts else []
 
     def _texts_at(self, path: str) -> list[str]:

@@ -214,7 +214,7 @@ class FactSet(Sequence[Fact]):
         object.__setattr__(self, "facts", tuple(self.facts))
         places = tuple(self.places) or tuple(f"{self.source}, fact {fact.id!r}" for fact in self.facts)
         if len(places) != len(self.facts):
-            what = f"{len(self.facts)} facts came with {len(places)} places"
+            what = f"{len(self.facts)} facts have {len(places)} places, expected one each"
             raise InputError(what, remedy="Give one place per fact", code="FACT_PLACES_MISMATCH")
         object.__setattr__(self, "places", places)
         if faults := clashes(self.facts, places):

@@ -265,8 +265,8 @@ def _one_object(data: bytes) -> dict[str, Any] | None:
 def _whole_entry(value: dict[str, Any], source: str) -> _Entry:
     lists = [name for name, entry in value.items() if isinstance(entry, list) and entry and isinstance(entry[0], dict)]
     if REQUIRED_FIELDS[0] not in value and lists:
-        what = f"the file is one object, with lists of records as {', '.join(map(repr, lists[:3]))}"
-        fault = Fault(source, what, "Write one of these lists alone into the file", code="FACTS_NESTED_LIST")
+        what = f"expected a list of records, got one object with lists under {', '.join(map(repr, lists[:3]))}"
+        fault = Fault(source, what, "Save one of these lists as the whole file", code="FACTS_NESTED_LIST")
         return _Entry(source, faults=(fault,))
     return _Entry(source, value)
 

@@ -38,7 +38,9 @@ def token_faults(
             most = limit - (lead if prompt_name == "prompt" else 0)
             if (length := count_tokens(joined(prompt, answer, joiner))) > most:
                 context = f" after the {lead} of an edit's contexts" if most < limit else ""
-                what = f"'{prompt_name}' with '{answer_name}' has {length} tokens, but the model takes {most}{context}"
+                what = (
+                    f"'{prompt_name}' with '{answer_name}' has {length} tokens, but the model accepts {most}{context}"
+                )
                 faults.append(Fault(place, what, "Shorten it, or leave it out", code="FACT_TOO_LONG"))
     return list(dict.fromkeys(faults))  # a target follows every paraphrase, and is reported once
 

@@ -93,7 +93,7 @@ def check_is_model(path: Path) -> None:
             problem = "a file of weights, not a model"
             remedy = "Give the directory that holds it with its config.json and tokenizer"
     elif path.suffix == SUFFIX:
-        problem = "named like a GGUF file, but it is none"
+        problem = "named like a GGUF file but is not one"
         remedy = "It may be damaged; download the file again"
     else:
         problem, remedy = "a file, not a model", "Give a GGUF file or a model's directory"

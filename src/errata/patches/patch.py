@@ -206,7 +206,7 @@ def supported_dtype_name(dtype: torch.dtype) -> DtypeName:
     names: dict[str, DtypeName] = {f"torch.{name}": name for name in get_args(DtypeName)}
     if str(dtype) not in names:
         remedy = f"Use one of {', '.join(names.values())}"
-        raise InputError(f"no model can be edited in {dtype}", remedy=remedy, code="DTYPE_UNSUPPORTED")
+        raise InputError(f"models cannot be edited in {dtype}", remedy=remedy, code="DTYPE_UNSUPPORTED")
     return names[str(dtype)]
 
 

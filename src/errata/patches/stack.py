@@ -99,7 +99,7 @@ class Stack:
         known = [stacked.name for stacked in self.patches]
         if unknown := [name for name in names if name not in known]:
             what = f"there is no patch {', '.join(map(repr, unknown))}"
-            remedy = f"There are: {', '.join(known)}" if known else "There are no patches"
+            remedy = f"Available: {', '.join(known)}" if known else "There are no patches"
             raise InputError(what, remedy=remedy, code="PATCH_UNKNOWN")
 
     def put_into(self, model: LanguageModel) -> None:

@@ -22,9 +22,9 @@ COLUMNS: Final = (
     "cell", "model", "data", "method", "seed", "when", "edits", "fact", "metric", "prompt", "expected", "value", "said",
 )  # fmt: skip
 OUTCOMES: Final = (
-    "taken", "not taken", "forgotten", "taken later", "kept", "lost", "never known", "gained", "not known",
+    "recalled", "not recalled", "forgotten", "recalled later", "kept", "lost", "never known", "gained", "not known",
 )  # fmt: skip
-# The metrics that decide whether an edited fact was taken, the most direct one first.
+# The metrics that decide whether an edited fact is recalled, the most direct one first.
 _EDITED: Final = (
     "efficacy_accuracy", "free_efficacy_contained", "free_efficacy_exact", "efficacy_tokens", "efficacy_success",
 )  # fmt: skip
@@ -149,7 +149,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def outcome(metric: str, values: dict[str, float | None]) -> str:
-    """One of ``OUTCOMES``: for an edited fact whether it was taken and kept, for others whether they are still known.
+    """One of ``OUTCOMES``: for an edited fact whether it is recalled, for others whether they are still known.
 
     Only the value 1 counts as correct.
     """
@@ -161,9 +161,9 @@ def outcome(metric: str, values: dict[str, float | None]) -> str:
         return names[known["before"], known["after"]] if "before" in known else "not known"
     if metric not in _EDITED:
         return "not known"
-    taken = known.get("right_after", known["after"])
-    names = {(True, True): "taken", (True, False): "forgotten", (False, False): "not taken"}
-    return names.get((taken, known["after"]), "taken later")
+    at_first = known.get("right_after", known["after"])
+    names = {(True, True): "recalled", (True, False): "forgotten", (False, False): "not recalled"}
+    return names.get((at_first, known["after"]), "recalled later")
 
 
 def _main_prompt(asked: Sequence[_AskedPrompt]) -> tuple[_AskedPrompt, list[_AskedPrompt]]:

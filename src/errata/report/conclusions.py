@@ -62,25 +62,25 @@ def advice(outcome: Outcome, method: str) -> str:
     if signs := damage(outcome):
         return f"The damage is large ({'; '.join(signs)}): {gentler}."
     if own and missed == len(own):
-        return f"None of the facts took: {stronger}."
+        return f"None of the facts is recalled: {stronger}."
     if missed:
-        return f"{missed} of {len(own)} facts did not take: {stronger}."
+        return f"{missed} of {len(own)} facts are not recalled: {stronger}."
     largest = max(outcome.weight_change.values(), default=0.0)
     if largest > LARGE:
         return (
-            f"The facts took, but the change is {100 * largest:.0f} % of a layer's weights, which can do damage that "
-            f"these questions do not show: {gentler}."
+            f"The facts are recalled, but the change is {100 * largest:.0f} % of a layer's weights, which can do damage "
+            f"that these questions do not show: {gentler}."
         )
     # Without those in chat, which repeat the same questions.
     if sum(count.known for kind, count in outcome.counts().items() if ":" not in kind) < FEW:
-        return f"The facts took, but fewer than {FEW} control questions can show damage: {_CONTROLS}."
+        return f"The facts are recalled, but fewer than {FEW} control questions can show damage: {_CONTROLS}."
     failed = sum(not wording.took for wording in others)
     if 2 * failed > len(others):
         return (
-            f"The facts took and little else changed, but {failed} of {len(others)} paraphrases do not give the new "
-            f"answer: raise target.steps {_RECIPE}, or edit these wordings too."
+            f"The facts are recalled and little else changed, but {failed} of {len(others)} paraphrases do not give the "
+            f"new answer: raise target.steps {_RECIPE}, or edit these wordings too."
         )
-    return "This looks fine: the facts took, and little else changed."
+    return "This looks fine: the facts are recalled, and little else changed."
 
 
 _SMALL: Final = 50  # facts; with fewer, intervals of shares are wider than 25 points
@@ -150,7 +150,7 @@ def _ahead(after: _By, methods: Sequence[str]) -> list[str]:
 def _kept(after: _By, methods: Sequence[str]) -> list[str]:
     parts = []
     for accuracy, kind in CONTROLS.items():
-        found = _range(after, f"{accuracy}_known", methods, least="most harm by")
+        found = _range(after, f"{accuracy}_known", methods, least="most damage by")
         if found is not None:
             parts.append(f"{found} of {kind.replace('_', ' ')} questions")
     if not parts:
@@ -190,7 +190,7 @@ def _few(after: _By) -> list[str]:
     if not counts or min(counts) >= _SMALL:
         return []
     facts = "is only 1 fact" if min(counts) == 1 else f"are only {min(counts)} facts"
-    return [f"There {facts}: differences within the intervals mean nothing."]
+    return [f"There {facts}: differences within the intervals are not meaningful."]
 
 
 def _range(after: _By, metric: str, methods: Sequence[str], least: str = "least by") -> str | None:

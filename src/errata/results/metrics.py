@@ -126,7 +126,7 @@ class Metric(StrEnum):
         meaning="the edited prompt: the new answer is likelier than the old one",
     )
     EFFICACY_ACCURACY = _edited(
-        "efficacy_accuracy", short="eff. acc.", meaning="the edited prompt: the new answer is what the model says"
+        "efficacy_accuracy", short="eff. acc.", meaning="the edited prompt: the model gives the new answer"
     )
     EFFICACY_TOKENS = _edited("efficacy_tokens")
     EFFICACY_ACCURACY_FIRST = _edited("efficacy_accuracy_first", title="efficacy of the first batch")
@@ -141,7 +141,7 @@ class Metric(StrEnum):
         "generalisation_accuracy",
         needs=("paraphrases",),
         short="gen. acc.",
-        meaning="paraphrases of it: the new answer is what the model says",
+        meaning="its paraphrases: the model gives the new answer",
     )
     GENERALISATION_TOKENS = _edited("generalisation_tokens", needs=("paraphrases",))
     SPECIFICITY_SUCCESS = _others(
@@ -157,7 +157,7 @@ class Metric(StrEnum):
         "specificity_accuracy",
         needs=("neighbours",),
         short="spec. all",
-        meaning="other subjects in the same relation: their answer is what the model says",
+        meaning="other subjects with the same relation: the model gives their answer",
     )
     SPECIFICITY_LOST = _changed("specificity_lost", needs=("neighbours",))
     SPECIFICITY_GAINED = _changed("specificity_gained", better=None, needs=("neighbours",))
@@ -172,7 +172,7 @@ class Metric(StrEnum):
         "same_subject_accuracy",
         needs=("own",),
         short="same subj. all",
-        meaning="other facts of the edited subjects: the model still says them",
+        meaning="other facts about the edited subjects: the model gives the correct answer",
     )
     SAME_SUBJECT_LOST = _changed("same_subject_lost", needs=("own",))
     SAME_SUBJECT_GAINED = _changed("same_subject_gained", better=None, needs=("own",))
@@ -193,7 +193,7 @@ class Metric(StrEnum):
         "untouched_accuracy",
         needs=("untouched",),
         short="untouched all",
-        meaning="facts of subjects that were not edited: the model still says them",
+        meaning="facts about subjects that were not edited: the model gives the correct answer",
     )
     UNTOUCHED_LOST = _changed("untouched_lost", needs=("untouched",))
     UNTOUCHED_GAINED = _changed("untouched_gained", better=None, needs=("untouched",))
@@ -246,11 +246,12 @@ class Metric(StrEnum):
         "perplexity_ratio",
         ability="rolling",
         short="ppl ratio",
-        meaning="perplexity on held-out text, over that before; 1 is no change",
+        meaning="perplexity on held-out text, as a ratio to the unedited model's; 1 means no change",
     )
     SPLIT_PERPLEXITY_RATIO = _ratio(
         "split_perplexity_ratio",
-        meaning="perplexity of the second half of held-out texts given the first, over that before; 1 is no change",
+        meaning="perplexity of the second half of held-out texts given the first, as a ratio to the unedited model's; 1 "
+        "means no change",
     )
     WEIGHT_NORM_RATIO = _cost(
         "weight_norm_ratio", title="weight change ‖ΔW‖ / ‖W‖", unit=Unit.RATIO, better=None, short="ΔW/W"
@@ -261,7 +262,7 @@ class Metric(StrEnum):
         unit=Unit.SECONDS,
         better="lower",
         short="s/edit",
-        meaning="wall time of the edit over its facts, without preparation",
+        meaning="wall time of the edit per fact, without preparation",
     )
 
 

@@ -8,7 +8,7 @@ batches/0001.safetensors   the patch of the first batch, with the keys whose val
 batches/0001.json          the model's answers right after it
 before.json, after.json    its answers before the first batch and after the last
 log.txt                    a log with times, for people
-lock                       locked while a process works on the run
+lock                       locked while a process is working on the run
 """
 
 from __future__ import annotations
@@ -317,8 +317,8 @@ class RunDirectory:
                 file.write(f"process {os.getpid()}")
                 file.flush()
             except BlockingIOError as error:
-                what = f"another process ({error.strerror}) works on the run {self.path}"
-                raise InputError(what, remedy="Wait until it ends, or end it", code="RUN_LOCKED") from error
+                what = f"another process ({error.strerror}) is working on the run {self.path}"
+                raise InputError(what, remedy="Wait until it finishes, or stop it", code="RUN_LOCKED") from error
             except OSError as error:
                 what = f"the run {self.path} cannot be written: {error}"
                 raise InputError(what, remedy="Make the directory writable", code="OUTPUT_NOT_WRITABLE") from error

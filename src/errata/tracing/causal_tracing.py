@@ -339,7 +339,7 @@ def choose_facts(
         report("known facts", min(len(chosen), count), count)
     if not chosen:
         reason = f" ({known} are known, but their prompts end with the subject)" if known else ""
-        what = f"of {queried} facts the model knows none that can be traced{reason}"
+        what = f"none of the {queried} facts is both known to the model and traceable{reason}"
         remedy = "Give facts whose 'old' is this model's answer, with words between subject and answer"
         raise ErrataError(what, remedy=remedy, code="FACTS_UNKNOWN")
     found, found_prompts = zip(*chosen[:count], strict=True)
@@ -504,7 +504,7 @@ def propose_layers(block: Sequence[float], mlp: Sequence[float]) -> tuple[int, .
     for name, curve in (("block", block), ("MLP", mlp)):
         if not all(np.isfinite(curve)) or max(curve) <= 0:
             raise ErrataError(
-                f"no layers can be proposed: restoring {name} outputs at the subject's last token restores nothing of "
+                f"no layers can be proposed: restoring {name} outputs at the subject's last token does not restore "
                 f"the answer (largest average indirect effect {max(curve):.3g})",
                 remedy="Trace more facts, or other ones; or choose layers by a scan (--scan)",
                 code="NO_LAYERS_FOUND",

@@ -328,7 +328,7 @@ def cache_directory(name: str) -> Path:
     try:
         return Path.home() / ".cache" / "errata" / name
     except RuntimeError as error:
-        what = "there is no home directory, and so no cache"
+        what = "no place for the cache: there is no home directory"
         raise InputError(what, remedy="Set ERRATA_CACHE to a directory", code="CACHE_UNKNOWN") from error
 
 
@@ -386,7 +386,9 @@ def _write_errors(target: Path, kind: type[ErrataError] = OutputError) -> Iterat
         what = f"{target} cannot be written: {reason}"
         if full:
             raise OutputError(what, remedy="Free disk space, or use another disk", code="DISK_FULL") from error
-        raise kind(what, remedy="Use a place that you may write to", code="OUTPUT_NOT_WRITABLE") from error
+        raise kind(
+            what, remedy="Use a location for which you have write permission", code="OUTPUT_NOT_WRITABLE"
+        ) from error
 
 
 def _write_reason(error: OSError | SafetensorError | OutputError) -> tuple[str, bool]:

@@ -12,7 +12,7 @@ from typing import IO, Any, Final
 
 from errata.errors import InputError
 
-_REMEDY: Final = "Remove it, if you know where it comes from"
+_REMEDY: Final = "Remove it if it is not needed, or use another directory"
 _logger = logging.getLogger(__name__)
 
 
@@ -82,8 +82,8 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         try:
             stack.enter_context(locked(path))
         except BlockingIOError as error:
-            message = f"another process works on {what}"
-            raise InputError(message, remedy="Wait until it ends, or end it", code="LOCKED") from error
+            message = f"another process is working on {what}"
+            raise InputError(message, remedy="Wait until it finishes, or stop it", code="LOCKED") from error
         yield
 
 

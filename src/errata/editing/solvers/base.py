@@ -175,8 +175,7 @@ def cholesky(matrix: Float[Tensor, "n n"], what: str) -> Float[Tensor, "n n"]:
     if int(info) != 0 or not bool(torch.isfinite(factor).all()):
         raise EditError(
             f"{what} is not positive definite ({matrix.shape[0]} × {matrix.shape[0]})",
-            remedy="Take the key statistics over more text, so that every direction of the keys occurs, or raise the "
-            "ridge",
+            remedy="Compute the key statistics from more text, so that they cover all directions, or raise the ridge",
             code="MATRIX_NOT_POSITIVE_DEFINITE",
         )
     return factor

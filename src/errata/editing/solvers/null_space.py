@@ -71,7 +71,7 @@ class NullSpace(Solver):
             count = round(self.threshold * len(values))
             if not 0 < count <= len(values):
                 raise EditError(
-                    f"{self.threshold:g} of {len(values)} directions is no null space",
+                    f"solver.threshold = {self.threshold:g} does not select a null space from {len(values)} directions",
                     remedy="Set solver.threshold in the recipe to a share between 0 and 1, such as 0.8",
                     code="NULL_SPACE_EMPTY",
                 )

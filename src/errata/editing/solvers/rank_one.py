@@ -99,8 +99,8 @@ class RankOneLayer:
             other, scale = keys, own
         if not bool(scale.abs() > 1e-12 * other.norm() * direction.norm()):
             raise EditError(
-                f"the fact's key gives no direction to write in (kᵀC⁻¹k̄ = {float(scale):.3g})",
-                remedy="Take a method that averages its keys in all places (r_rome), or another layer",
+                f"the fact's key does not define a direction to write in (kᵀC⁻¹k̄ = {float(scale):.3g})",
+                remedy="Use r_rome, which averages the key in all places, or another layer",
                 code="KEY_WITHOUT_DIRECTION",
             )
         return LowRank(residuals, direction.T / scale)

@@ -6,7 +6,7 @@
   const { strings, cells, outcomes, entries } = JSON.parse(document.getElementById("data").textContent);
   const text = (place) => (place < 0 ? "" : strings[place]);
   const HEADS = ["before", "right after", "after"];
-  const KINDS = { "taken": "good", "kept": "good", "taken later": "good", "gained": "good", "not taken": "bad", "lost": "bad", "forgotten": "doubt" };
+  const KINDS = { "recalled": "good", "kept": "good", "recalled later": "good", "gained": "good", "not recalled": "bad", "lost": "bad", "forgotten": "doubt" };
   const words = document.getElementById("words"), method = document.getElementById("method");
   const outcome = document.getElementById("outcome"), body = document.querySelector("#list tbody");
   const previous = document.getElementById("previous"), next = document.getElementById("next");
