@@ -137,7 +137,7 @@ def test_reverting_is_exact_and_says_what_stood_on_top(made: Path, tmp_path: Pat
     assert same(weights(load_model(str(tmp_path / "base"))), weights(LanguageModel.load("lab")))
     assert not read_stack(tmp_path / "base").patches
     assert run(["revert", str(made / kind), "--patch", "nobody", "--out", str(tmp_path / "x")]) == 2
-    assert "There are: first, second" in said(capsys)[1]
+    assert "Available: first, second" in said(capsys)[1]
 
 
 def test_a_merged_model_with_other_changes_is_not_reverted_unless_forced(

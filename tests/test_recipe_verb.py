@@ -108,8 +108,8 @@ def test_show_takes_every_file(model: str, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["show", "--model", "unheard-of"], "no recipe comes with errata for 'unheard-of'"),
-        (["show", "--model", "gpt2-xl", "--method", "nse+blue"], "errata knows no published numbers of 'nse+blue'"),
+        (["show", "--model", "unheard-of"], "errata ships no recipe for 'unheard-of'"),
+        (["show", "--model", "gpt2-xl", "--method", "nse+blue"], "errata knows no published settings of 'nse+blue'"),
         (["show", "--method", "memitt"], "Did you mean 'memit'?"),
         (["check", "nothing.yaml"], "[FILE_NOT_FOUND]"),
         (["check", str(ROOT / "examples" / "recipe.yaml"), "--method", "memitt"], "Did you mean 'memit'?"),
@@ -173,7 +173,7 @@ def test_all_faults_of_all_methods_are_reported_once_and_by_their_place(tmp_path
     assert "Did you mean 'memit'?" in faults["methods.memmit"]
     assert "Got -1" in faults["methods.memit.solver.ridge"]
     assert "Add this key" in faults["methods.pmet.solver.ridge"]
-    assert "is no mapping" in faults["methods.emmet"]
+    assert "is not a mapping" in faults["methods.emmet"]
 
 
 def test_a_check_for_one_method_leaves_out_what_is_wrong_for_others(tmp_path: Path) -> None:
@@ -193,10 +193,10 @@ def test_a_contradiction_is_reported_with_its_methods(tmp_path: Path) -> None:
 
 INVALID: list[tuple[str, str | None, str]] = [
     ("model: m\n", None, "names no method"),
-    ("- 1\n", None, "holds no mapping"),
+    ("- 1\n", None, "is not a mapping"),
     ("method: memitt\n", "method", "Did you mean 'memit'?"),
     ("metods: {memit: {}}\nmethods: {memit: {}}\n", "metods", "Did you mean 'methods'?"),
-    ("also: 3\nmethods: {memit: {}}\n", "also", "is no list of models' names"),
+    ("also: 3\nmethods: {memit: {}}\n", "also", "is not a list of model names"),
     ("shaping: [{kind: rect, share: 2}]\nmethods: {memit: {}}\n", "shaping.0.share", "Got 2"),
 ]
 

@@ -261,7 +261,7 @@ def holder(run: Path) -> Iterator[int]:
 
 def test_two_processes_cannot_work_on_one_run(run: Path, holder: int, finished: dict[str, bytes]) -> None:
     with (
-        pytest.raises(InputError, match=rf"another process \(process {holder}\) works on the run"),
+        pytest.raises(InputError, match=rf"another process \(process {holder}\) is working on the run"),
         open_run(run).locked(),
     ):
         pytest.fail("it was let in")

@@ -209,7 +209,7 @@ def test_a_claim_is_decided_by_differences_paired_over_subjects(ours: Sequence[f
     )
     assert difference.mean == pytest.approx(((ours[0] + ours[1]) / 2 + ours[2]) / 2 - 0.5)
     assert difference.n == 2
-    assert row(findings, "facts said after the run", method="memit").mean == 0.5
+    assert row(findings, "facts recalled after the run", method="memit").mean == 0.5
 
 
 def test_seeds_are_taken_together_and_what_is_not_there_is_undefined() -> None:

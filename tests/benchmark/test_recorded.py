@@ -736,7 +736,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(
     assert first.stdout.readline() == "in a batch\n"
     model = tiny_language_model("gpt2")
     before, files = parameter_bits(model), content_of(path)
-    with pytest.raises(InputError, match=rf"another process \(process {first.pid}\) works on the run {path}"):
+    with pytest.raises(InputError, match=rf"another process \(process {first.pid}\) is working on the run {path}"):
         runs.go_on(path, model)
     assert_same_bits(parameter_bits(model), before)
     assert content_of(path) == files

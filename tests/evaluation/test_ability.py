@@ -376,7 +376,7 @@ def test_impossible_runs_are_reported_before_any_work(
     with raises_code("FILE_NOT_FOUND", InputError):
         check_tasks(["./not-there.yaml"])
     (local.parent / "data.json").unlink()
-    with pytest.raises(FaultsError, match=r"its data file '.*data\.json' is not there"):
+    with pytest.raises(FaultsError, match=r"its data file '.*data\.json' does not exist"):
         check_tasks([str(local)])
 
 

@@ -160,7 +160,7 @@ def test_a_refusal_is_not_repeated_for_every_case(status: int) -> None:
         judge = judge_at(server)
         first, *others = judge.judge([Case(str(index), ("a",), "b") for index in range(5)])
         assert first == Verdict(None, f"HTTP {status}")
-        assert {other.reason for other in others} == {f"not asked, since the judge failed before: HTTP {status}"}
+        assert {other.reason for other in others} == {f"not requested, because the judge failed earlier: HTTP {status}"}
         assert len(server.requests) == 1
         with pytest.raises(InputError, match=f"'grader' at .* does not answer: HTTP {status}") as caught:
             judge.check()

@@ -187,7 +187,7 @@ def test_names_of_patches_models_methods_and_metrics_do_nothing_either(words: st
     assert html_of(tokens) == ["<details>", f"<summary>Recipe of {text(words)}</summary>", "</details>"]
     heads = [tokens[index + 1].content for index, token in enumerate(tokens) if token.type == "heading_open"]
     assert heads[1:] == [
-        "What was changed", "Side effects", "Method", "Usage", "Undo", "Base", "Limits",
+        "Edited facts", "Side effects", "Method", "Usage", "Undo", "Base", "Limits",
     ]  # fmt: skip
     assert [len(table) for table in tables_of(tokens)] == [2, 3, 2]
     spoken = [child.type for token in tokens for child in (token.children or [])]

@@ -138,13 +138,13 @@ def test_an_entry_has_the_three_moments_and_the_other_prompts(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("metric", "before", "right_after", "after", "told"),
     [
-        ("efficacy_accuracy", 0, 1, 1, "taken"),
+        ("efficacy_accuracy", 0, 1, 1, "recalled"),
         ("efficacy_accuracy", 0, 1, 0, "forgotten"),
-        ("efficacy_accuracy", 0, 0, 0, "not taken"),
-        ("efficacy_accuracy", 0, 0, 1, "taken later"),
-        ("efficacy_accuracy", 0, None, 1, "taken"),
+        ("efficacy_accuracy", 0, 0, 0, "not recalled"),
+        ("efficacy_accuracy", 0, 0, 1, "recalled later"),
+        ("efficacy_accuracy", 0, None, 1, "recalled"),
         ("efficacy_accuracy", 0, 1, None, "not known"),
-        ("efficacy_tokens", 0, 0.5, 0.5, "not taken"),
+        ("efficacy_tokens", 0, 0.5, 0.5, "not recalled"),
         ("untouched_accuracy", 1, None, 1, "kept"),
         ("untouched_accuracy", 1, None, 0, "lost"),
         ("untouched_accuracy", 0, None, 0, "never known"),

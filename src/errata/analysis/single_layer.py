@@ -110,7 +110,7 @@ def _claims(layer: int, name: str, differences: Sequence[Finding]) -> list[Claim
         ]
     elif name in ("specificity", "untouched"):
         texts = [
-            ("spread", f"At layer {layer} alone, the computed residual lowers {name} compared with the spread one.")
+            ("spread", f"At layer {layer} alone, the computed residual costs {name} compared with the spread one.")
         ]
     found = []
     for other, text in texts:

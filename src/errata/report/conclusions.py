@@ -68,8 +68,8 @@ def advice(outcome: Outcome, method: str) -> str:
     largest = max(outcome.weight_change.values(), default=0.0)
     if largest > LARGE:
         return (
-            f"The facts are recalled, but the change is {100 * largest:.0f} % of a layer's weights, which can do damage "
-            f"that these questions do not show: {gentler}."
+            f"The facts are recalled, but the change is {100 * largest:.0f} % of a layer's weights, which can do "
+            f"damage that these questions do not show: {gentler}."
         )
     # Without those in chat, which repeat the same questions.
     if sum(count.known for kind, count in outcome.counts().items() if ":" not in kind) < FEW:
@@ -77,8 +77,8 @@ def advice(outcome: Outcome, method: str) -> str:
     failed = sum(not wording.took for wording in others)
     if 2 * failed > len(others):
         return (
-            f"The facts are recalled and little else changed, but {failed} of {len(others)} paraphrases do not give the "
-            f"new answer: raise target.steps {_RECIPE}, or edit these wordings too."
+            f"The facts are recalled and little else changed, but {failed} of {len(others)} paraphrases do not give "
+            f"the new answer: raise target.steps {_RECIPE}, or edit these wordings too."
         )
     return "This looks fine: the facts are recalled, and little else changed."
 

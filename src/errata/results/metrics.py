@@ -250,8 +250,8 @@ class Metric(StrEnum):
     )
     SPLIT_PERPLEXITY_RATIO = _ratio(
         "split_perplexity_ratio",
-        meaning="perplexity of the second half of held-out texts given the first, as a ratio to the unedited model's; 1 "
-        "means no change",
+        meaning="perplexity of the second half of held-out texts given the first, as a ratio to the unedited model's; "
+        "1 means no change",
     )
     WEIGHT_NORM_RATIO = _cost(
         "weight_norm_ratio", title="weight change ‖ΔW‖ / ‖W‖", unit=Unit.RATIO, better=None, short="ΔW/W"
