@@ -396,7 +396,7 @@ def test_as_published_depends_on_schedule_and_shaping_not_on_the_method() -> Non
         target = chosen.target.model_copy(update={"weights": "original"})
         shaping = (chosen.shaping[0], Prune(kind="prune", on_top=True))
         assert chosen.as_published() == chosen.model_copy(update={"target": target, "shaping": shaping})
-        with pytest.raises(InputError, match="depends on a fault"):
+        with pytest.raises(InputError, match="--as-published has no effect"):
             chosen.with_choices({"schedule": "even", "shaping": []}).as_published()
 
 

@@ -109,7 +109,7 @@ def test_show_takes_every_file(model: str, capsys: pytest.CaptureFixture[str]) -
     ("arguments", "words"),
     [
         (["show", "--model", "unheard-of"], "errata ships no recipe for 'unheard-of'"),
-        (["show", "--model", "gpt2-xl", "--method", "nse+blue"], "errata knows no published settings of 'nse+blue'"),
+        (["show", "--model", "gpt2-xl", "--method", "nse+blue"], "errata has no published settings of 'nse+blue'"),
         (["show", "--method", "memitt"], "Did you mean 'memit'?"),
         (["check", "nothing.yaml"], "[FILE_NOT_FOUND]"),
         (["check", str(ROOT / "examples" / "recipe.yaml"), "--method", "memitt"], "Did you mean 'memit'?"),
@@ -192,7 +192,7 @@ def test_a_contradiction_is_reported_with_its_methods(tmp_path: Path) -> None:
 
 
 INVALID: list[tuple[str, str | None, str]] = [
-    ("model: m\n", None, "names no method"),
+    ("model: m\n", None, "does not name a method"),
     ("- 1\n", None, "is not a mapping"),
     ("method: memitt\n", "method", "Did you mean 'memit'?"),
     ("metods: {memit: {}}\nmethods: {memit: {}}\n", "metods", "Did you mean 'methods'?"),

@@ -561,7 +561,7 @@ def test_files_of_probes_are_checked_all_at_once(tmp_path: Path) -> None:
 
 def test_nothing_is_cut_off_in_silence(tmp_path: Path) -> None:
     folder = write_probes(tmp_path / "probes", 11)
-    with pytest.raises(InputError, match=r"the probe 'sst2' has questions of \d+ tokens, but 'gpt2' takes 20"):
+    with pytest.raises(InputError, match=r"the probe 'sst2' has questions of \d+ tokens, but 'gpt2' accepts 20"):
         measure_ability(tiny_language_model("gpt2", n_positions=20), AbilitySettings(probes=folder, probe_items=1))
 
 
