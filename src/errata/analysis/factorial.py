@@ -153,7 +153,7 @@ class Response:
         cells: in the order of the numbers.
         unit: of the response.
         found: (cells,).
-        drawn: (samples, cells) the same with resampled facts, the same facts in all cells.
+        resampled: (samples, cells) the same with resampled facts, the same facts in all cells.
         clusters: number of facts (subjects, texts).
     """
 
@@ -161,12 +161,12 @@ class Response:
     unit: str
     cells: Sequence[Levels]
     found: NDArray[np.float64]
-    drawn: NDArray[np.float64]
+    resampled: NDArray[np.float64]
     clusters: int
 
     def row(self, quantity: str, where: Mapping[str, Label], weights: Weights) -> Finding:
         """A contrast with its interval."""
-        low, high = interval_of(self.drawn @ weights, self.clusters)
+        low, high = interval_of(self.resampled @ weights, self.clusters)
         labels = {"response": self.name, **where}
         return Finding(quantity, self.unit, labels, float(self.found @ weights), low, high, self.clusters)
 
@@ -184,7 +184,7 @@ class Response:
     def of(self, cells: Sequence[Levels]) -> Response:
         """The same for some of the cells."""
         places = [self.cells.index(cell) for cell in cells]
-        return Response(self.name, self.unit, cells, self.found[places], self.drawn[:, places], self.clusters)
+        return Response(self.name, self.unit, cells, self.found[places], self.resampled[:, places], self.clusters)
 
 
 def response_of(
@@ -212,9 +212,14 @@ def response_of(
                 raise ValueError(f"the cells have different prompts for {name!r}")
             values[index, mean, [places[cluster] for cluster in part]] = [value for value, _ in part.values()]
     stacked = np.concatenate([values.reshape(len(cells) * means, -1), counts])
-    drawn = resampled_sums(stacked, seed=seed, resamples=RESAMPLES)
+    resampled = resampled_sums(stacked, seed=seed, resamples=RESAMPLES)
     return Response(
-        name, unit, cells, _combined(stacked.sum(1)[None], len(cells))[0], _combined(drawn, len(cells)), len(clusters)
+        name,
+        unit,
+        cells,
+        _combined(stacked.sum(1)[None], len(cells))[0],
+        _combined(resampled, len(cells)),
+        len(clusters),
     )
 
 

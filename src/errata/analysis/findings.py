@@ -163,8 +163,8 @@ def mean_row(
     if not len(values):
         raise ValueError(f"there are no values of {quantity!r} at {dict(where)}")
     found = np.asarray(values, dtype=np.float64)
-    drawn = resampled_sums(found[None], seed=seed, resamples=RESAMPLES)[:, 0] / len(found)
-    low, high = interval_of(drawn, len(found))
+    resampled = resampled_sums(found[None], seed=seed, resamples=RESAMPLES)[:, 0] / len(found)
+    low, high = interval_of(resampled, len(found))
     return Finding(quantity, unit, dict(where), float(found.mean()), low, high, len(found))
 
 

@@ -118,8 +118,8 @@ def cka_interval(
         return whole, None, None
     times = resampled_sums(np.eye(len(names)), seed=seed, resamples=RESAMPLES)  # (draws, clusters)
     place = {name: index for index, name in enumerate(names)}
-    drawn = linear_cka(first, second, torch.from_numpy(times)[:, [place[name] for name in clusters]]).numpy()
-    low, high = interval_of(whole + drawn - np.nanmean(drawn), len(names))
+    resampled = linear_cka(first, second, torch.from_numpy(times)[:, [place[name] for name in clusters]]).numpy()
+    low, high = interval_of(whole + resampled - np.nanmean(resampled), len(names))
     return whole, None if low is None else max(low, 0.0), None if high is None else min(high, 1.0)
 
 

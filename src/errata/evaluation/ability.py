@@ -142,14 +142,14 @@ class AbilityResults:
 
     def summaries(self, when: When, *, seed: int = 0, resamples: int = 1000) -> list[Summary]:
         """Every number with its 95 % interval by bootstrap over samples, if it has one."""
-        drawn = {entry.metric: entry for entry in summarise(self.records(), when, seed=seed, resamples=resamples)}
+        resampled = {entry.metric: entry for entry in summarise(self.records(), when, seed=seed, resamples=resamples)}
         for full, samples in self.labels().items():
-            drawn[full] = summarise_labels(full, when, [samples], seed=seed, resamples=resamples)
+            resampled[full] = summarise_labels(full, when, [samples], seed=seed, resamples=resamples)
         found = []
         for task, result in self.tasks.items():
             for name, metric in result.metrics.items():
                 full = f"{PREFIX}{task}:{name}"
-                low, high = (drawn[full].low, drawn[full].high) if full in drawn else (None, None)
+                low, high = (resampled[full].low, resampled[full].high) if full in resampled else (None, None)
                 found.append(Summary(full, when, metric.value, low, high, metric.n, metric.n))
         return found
 
@@ -196,8 +196,8 @@ def summarise_labels(
     column_of = {name: column for column, name in enumerate(names)}
     owners = [column_of[name] for run in runs for name in run]
     np.add.at(clusters.T, owners, cells.T)
-    drawn = resampled_sums(clusters, seed=seed, resamples=resamples)
-    low, high = interval_of(weighted_f1_of_sums(drawn, places), len(names))
+    resampled = resampled_sums(clusters, seed=seed, resamples=resamples)
+    low, high = interval_of(weighted_f1_of_sums(resampled, places), len(names))
     value = weighted_f1([label for run in runs for label in run.values()])
     return Summary(metric, when, value, low, high, len(names), len(owners))
 

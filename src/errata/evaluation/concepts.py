@@ -8,10 +8,10 @@ tokens of a generated definition are.
 - *reliability*, *generalisation*: share of the new definition's tokens that are the likeliest, after the prompt and
   after its paraphrases;
 - *locality*: share of the tokens of other concepts' definitions for which edited and unedited model have the same most
-  likely token; beside it the share that is right, which needs no unedited model;
+  likely token; next to it the share that is correct, which needs no unedited model;
 - *instances*: share of questions "Whether {instance} belongs to category {concept}?" that are answered yes, for
   instances of the old definition (should fall) and for non-instances, which are instances of the new one (should rise);
-  both with an answer that is neither yes nor no counted as no, and how many those are beside it;
+  both with an answer that is neither yes nor no counted as no, and next to it their number;
 - *instance change*: the answer before less the answer after. Here, as in the authors' script, an answer that is neither
   yes nor no counts as yes. For non-instances it is the answer after less the answer before, and what is neither yes nor
   no counts as no: an answer that cannot be read is never a change for the better;

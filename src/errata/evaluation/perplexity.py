@@ -163,9 +163,9 @@ def perplexity_ratio(
     counts = np.array(now.counts, dtype=float)
     losses = np.array(before.log_likelihoods) - np.array(now.log_likelihoods)  # log of the ratio, times tokens
     clusters = np.stack([losses, counts])[:, counts > 0]
-    drawn = resampled_sums(clusters, seed=seed, resamples=resamples)
+    resampled = resampled_sums(clusters, seed=seed, resamples=resamples)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        low, high = interval_of(np.exp(drawn[:, 0] / drawn[:, 1]), clusters.shape[1])
+        low, high = interval_of(np.exp(resampled[:, 0] / resampled[:, 1]), clusters.shape[1])
     texts = clusters.shape[1]
     return Summary(metric, when, now.value / before.value, low, high, texts, texts)
 

@@ -58,7 +58,7 @@ class SolverCost:
 
     Attributes:
         held: d_in × d_in float64 matrices held for each layer.
-        temporary: the same, needed while a layer is prepared beside C of every layer.
+        temporary: the same, needed while a layer is prepared, in addition to C of every layer.
         prepare: operations of preparing a layer, in d_in³; a Cholesky factor takes a third.
         products: multiplications by a held matrix in each direction, of d_in² operations a column.
         history_solved: whether the keys of earlier batches are solved again with each batch.
