@@ -57,7 +57,7 @@ def test_a_killed_bench_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture
     record = (out / "grid.json").read_bytes()
     with open_campaign(out).locked():
         assert run(["bench", *SMALL, "--seeds", "1", "--measure", "drift", "--out", str(out)]) == 2
-    assert "another process works" in capsys.readouterr().err
+    assert "[LOCKED]" in capsys.readouterr().err
     assert run(["bench", "--without", "drift", "--out", str(out)]) == 2
     assert "no measurement 'drift'" in capsys.readouterr().err
     assert (out / "grid.json").read_bytes() == record

@@ -331,7 +331,7 @@ def test_choices_that_cannot_be_are_reported_together_with_their_reasons(capsys:
     assert run([*arguments, "--method", "memit", "--schedule", "single"]) == 2
     assert "'single' writes one layer" in " ".join(capsys.readouterr().err.split())
     assert run([*arguments, "--method", "memit", "--as-published"]) == 2
-    assert "depends on a fault" in " ".join(capsys.readouterr().err.split())
+    assert "[NOTHING_AS_PUBLISHED]" in " ".join(capsys.readouterr().err.split())
 
 
 def test_changes_are_noted_in_the_source_and_a_switch_without_effect_is_refused(

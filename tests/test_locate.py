@@ -188,5 +188,5 @@ def test_cells_are_in_long_form_and_facts_without_such_tokens_are_left_out(facts
 def test_a_refused_proposal_is_in_the_record(lab: LanguageModel, facts: list[Fact]) -> None:
     record = made_up([0.0, -0.1, 0.0], facts).record(lab)
     assert record["proposal"]["layers"] is None
-    assert "restores nothing" in record["proposal"]["refused"]
+    assert "does not restore the answer" in record["proposal"]["refused"]
     assert len(record["rows"]) == 18

@@ -138,7 +138,7 @@ def test_facts_without_truth_are_reported_together(tmp_path: Path, capsys: pytes
 def test_facts_that_nobody_knows_end_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = facts_file(tmp_path / "facts.jsonl", [Fact("x", "Zyx Qwv", "{} was born in", "Rome", old="Oslo")])
     assert run([*TRACE, "--facts", str(path)]) == 1
-    assert "of 1 facts the model knows none" in flat(capsys)[1]
+    assert "[FACTS_UNKNOWN]" in flat(capsys)[1]
 
 
 def test_other_models_need_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

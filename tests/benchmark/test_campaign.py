@@ -562,7 +562,7 @@ def test_all_cells_begin_with_the_same_weights_and_the_same_text(
 
 def test_nobody_else_works_in_a_benchmark_meanwhile(bench: TinyBench, tmp_path: Path) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit"], seeds=(0,), edits=2))
-    with campaign.locked(), pytest.raises(InputError, match="another process works"), campaign.locked():
+    with campaign.locked(), pytest.raises(InputError, match="another process is working"), campaign.locked():
         pass
     with campaign.locked():
         pass

@@ -149,7 +149,7 @@ def test_when_time_is_up_the_best_so_far_is_taken(
 
 
 def test_without_any_time_there_is_no_recipe(make_search: Callable[..., RecipeSearch]) -> None:
-    with pytest.raises(ErrataError, match="no try finished"):
+    with pytest.raises(ErrataError, match="no trial finished"):
         make_search(tiny_language_model("llama"), seconds=-1.0).run()
 
 
@@ -253,7 +253,7 @@ def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tries.jsonl"
     append_to_journal(path, "a", Try("clamp", {}, "1", 0.5, 1.0))
     path.write_text("nonsense\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
-    with pytest.raises(InputError, match=r"tries.jsonl:1 is not a try"):
+    with pytest.raises(InputError, match=r"tries.jsonl:1 is not a trial"):
         read_journal(path)
 
 

@@ -36,7 +36,7 @@ def test_an_outage_is_a_failure_and_what_was_judged_is_not_asked_again(tmp_path:
     path = tmp_path / "verdicts.json"
     down = Step(status=503)
     with judge_server(Step(reply="CORRECT"), Step(reply="INCORRECT"), down, down) as server:
-        with pytest.raises(ErrataError, match=r"gave up: HTTP 503; 4 of 6 answers have no verdict"):
+        with pytest.raises(ErrataError, match=r"stopped answering: HTTP 503; 4 of 6 answers have no verdict"):
             kept(server, path).judge(CASES)
         assert len(server.requests) == 4
         found = kept(server, path).judge([*CASES, CASES[1]])
@@ -87,7 +87,7 @@ def test_a_cell_whose_judge_failed_can_be_tried_again(tmp_path: Path, monkeypatc
         server.steps = [Step(reply="CORRECT"), *[Step(status=503)] * 2]
         (told,) = finish(campaign)
         assert "measurement 'free'" in told
-        assert "gave up: HTTP 503" in told
+        assert "stopped answering: HTTP 503" in told
         assert judged(campaign) == set()
         finish(campaign, retry=True)
         assert judged(campaign) == {"before", "after"}

@@ -140,7 +140,7 @@ def test_locality_by_hand() -> None:
         ("f", "free_locality_unrelated", "????", 0.0, ""),
         ("u", "free_locality_untouched", "? Rome", 1.0, ""),
     ]
-    with pytest.raises(InputError, match="for 1 prompts, such as '\\?\\?\\?\\?'"):
+    with pytest.raises(InputError, match=r"to 1 prompts are missing, such as to '\?\?\?\?'"):
         evaluate_free_locality(model, [fact], {"???": "", "? Rome": ""})
 
 

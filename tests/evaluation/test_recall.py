@@ -98,9 +98,9 @@ def test_the_head_runs_on_target_positions_only_and_equal_places_once() -> None:
 def test_refusals() -> None:
     model, tokenizer = tiny_model("gpt2")
     lm = LanguageModel(model, tokenizer)
-    with pytest.raises(InputError, match="nothing before"):
+    with pytest.raises(InputError, match="no token before"):
         score(lm, [("", "Paris")])
-    with pytest.raises(InputError, match="tokens, but 'model' takes 256"):
+    with pytest.raises(InputError, match="tokens, but 'model' accepts 256"):
         score(lm, [("Paris " * 300 + "is", "Rome")])
     assert score(lm, []) == []
 
