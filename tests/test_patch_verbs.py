@@ -313,7 +313,7 @@ def test_missing_models_are_reported_as_such(made: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(made)
     for command in ("show", "diff first.safetensors", "history", "revert --out x", "save --out x"):
         assert run([*command.split(), "nothere"]) == 2
-        assert "'nothere' cannot be found" in said(capsys)[1]
+        assert "no file or directory 'nothere'" in said(capsys)[1]
 
 
 def test_a_patch_that_does_not_fit_is_named_with_what_is_in_the_model(

@@ -18,7 +18,7 @@ import errata.editing.solvers
 import errata.editing.target_loss
 from errata.cli.model_options import recipe_name
 from errata.editing.methods import METHODS, method_named
-from errata.editing.recipe import Recipe, parse_recipe, read_recipe, shipped_recipe
+from errata.editing.recipe import Recipe, check_recipe, parse_recipe, read_recipe, shipped_recipe
 from errata.editing.recipe_files import shipped_file, shipped_names
 from errata.editing.schedules import SCHEDULES
 from errata.editing.shaping import Prune
@@ -370,6 +370,22 @@ def test_combinations_without_a_meaning_are_refused_with_the_reason(subtests: py
             data[name] = {**data[name], **value} if isinstance(value, dict) and data[name] else value
         with subtests.test(f"{method} {changes}"), pytest.raises(ValidationError, match=reason):
             Recipe.model_validate(data)
+
+
+def test_keys_are_checked_although_the_method_is_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("method: memitt\nlayers: [4, x]\ntarget: {learning_rat: 1.0}\n", encoding="utf-8")
+    with pytest.raises(FaultsError) as caught:
+        check_recipe(path)
+    assert sorted((fault.line, fault.code) for fault in caught.value.faults) == [
+        (1, "METHOD_UNKNOWN"),
+        (2, "RECIPE_VALUE_INVALID"),
+        (3, "RECIPE_KEY_UNKNOWN"),
+    ]
+    with pytest.raises(InputError) as error:
+        read_recipe(path, "memit")
+    assert error.value.code == "METHOD_UNKNOWN"
+    assert "Did you mean 'memit'" in error.value.remedy
 
 
 def test_another_kind_takes_nothing_from_the_rows_own() -> None:

@@ -356,7 +356,7 @@ def test_without_a_token_it_is_shown_what_would_go_and_nothing_is_sent(
 ) -> None:
     monkeypatch.setattr("errata.models.hub.get_token", lambda: None)
     assert run(["push", "missing", "--to", "owner/name", "--yes"]) == 2
-    assert "'missing' cannot be found" in " ".join(capsys.readouterr().err.split())
+    assert "no file or directory 'missing'" in " ".join(capsys.readouterr().err.split())
     assert run(["push", "stack", "--to", "owner/name", "--yes"]) == 2
     output = capsys.readouterr()
     assert "  errata-stack.json  " in output.out

@@ -23,6 +23,7 @@ from errata.patches.patch import Patch, PatchResults
 from errata.patches.stack import Stack, has_stack, write_stack
 from errata.report.conclusions import LARGE, NOTABLE, advice
 from errata.report.tables import before_after_table
+from errata.results.metrics import entry_of
 from errata.results.records import FORMAT, Row
 from errata.runs.loading import patches_of, stack_under
 from errata.runs.run import RunDirectory, is_run
@@ -147,7 +148,7 @@ def show_unable(outcome: Outcome, metrics: Iterable[str]) -> None:
     shown = set(metrics)
     for metric, why in outcome.unable.items():
         if metric in shown:
-            echo(f"* {metric.replace('_', ' ')} carries little or no information: {why}.")
+            echo(f"* {entry_of(metric).heading} carries little or no information: {why}.")
 
 
 def show_weight_change(outcome: Outcome) -> None:

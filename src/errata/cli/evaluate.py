@@ -35,7 +35,7 @@ from errata.errors import Fault, collect_errors
 from errata.evaluation.chat import chat_questions
 from errata.evaluation.outcomes import NOT_COMPARED, absent_changes
 from errata.evaluation.recall import absent
-from errata.facts.fact import Fact
+from errata.facts.fact import QUESTION_LISTS, Fact
 from errata.facts.files import read_facts
 from errata.report.tables import before_after_table
 from errata.results.records import FORMAT, summarise, to_long
@@ -132,6 +132,11 @@ def evaluate(
     console().print(before_after_table(rows, width=console().width, marked=outcome.unable))
     show_unable(outcome, (row["metric"] for row in rows))
     show_absent({metric: why for metric, why in missing.items() if why != NOT_COMPARED})
+    if questions is None and not lab and not any(getattr(fact, name) for fact in fact_set for name in QUESTION_LISTS):
+        echo(
+            "The facts have no control questions, so changes of other answers are not measured. `errata edit` "
+            "generates some; --untouched FILE adds your own."
+        )
     if before is None:
         echo("Give the unedited model as --against to see which answers changed.")
     if after.perplexity is not None:

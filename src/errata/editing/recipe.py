@@ -267,10 +267,18 @@ def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]
             f"{path} does not name a method", remedy="Name one with --method", code="RECIPE_WITHOUT_METHOD"
         )
     known = [name for name in names if name in METHOD_NAMES]
-    faults = [*file.faults(), *_method_faults(file, known)]
+    faults = [*file.faults(), *(_method_faults(file, known) if known else _faults_of_any_method(file))]
     if faults:
         raise FaultsError(f"the recipe {path}", faults)
     return names
+
+
+def _faults_of_any_method(file: RecipeFile) -> Iterator[Fault]:
+    """The faults of the keys of a file whose methods are all unknown: which keys are missing depends on the method."""
+    keys = replace(file, data={key: value for key, value in file.data.items() if key not in ("method", "methods")})
+    for path, fault in _validated(keys, METHOD_NAMES[0])[1]:
+        if path and fault.code != _MISSING:
+            yield replace(fault, line=line_of(file.lines, path))
 
 
 def _method_faults(file: RecipeFile, names: Sequence[str]) -> Iterator[Fault]:

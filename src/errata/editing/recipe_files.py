@@ -97,10 +97,11 @@ class RecipeFile:
         """The keys of the recipe for a method, unchecked: the row's choices and the file's layers over them.
 
         Raises:
-            InputError: if there is no such method, or the file was written for another one.
+            InputError: if there is no such method, in the file or here, or the file was written for another one.
         """
         row = method_named(method)
         if self.data.get("method", method) != method:
+            method_named(str(self.data["method"]))
             # It holds one solver, one schedule and one history: under another name they would be taken for that one's.
             raise InputError(
                 f"{self.source} was written for {self.data['method']!r}, not for {method!r}",

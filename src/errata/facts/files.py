@@ -429,6 +429,9 @@ def _csv_text(facts: FactSet) -> str:
 
 def _format_of(path: Path) -> tuple[Callable[[bytes, str], _Entries], Callable[[FactSet], str]]:
     """(reader, writer) of a path's format."""
+    if path.is_dir():
+        remedy = "Give a file that ends in .jsonl, .json or .csv"
+        raise InputError(f"{path} is a directory, expected a file of facts", remedy=remedy, code="FACTS_UNKNOWN_FORMAT")
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".json"):
         return _json_entries, _jsonl_text

@@ -87,7 +87,8 @@ class Outline:
 def check_layers_exist(layers: Sequence[int], count: int, name: str) -> None:
     """Raises InputError if a layer does not exist in a model of ``count`` blocks."""
     if bad := [layer for layer in layers if not 0 <= layer < count]:
-        what = f"layers {bad} do not exist in {name!r}, which has {count} blocks"
+        layers_given = "layer" if len(bad) == 1 else "layers"
+        what = f"there is no {layers_given} {', '.join(map(str, bad))} in {name!r}, which has {count} blocks"
         raise InputError(what, remedy=f"Give layers from 0 to {count - 1}", code="LAYER_UNKNOWN")
 
 

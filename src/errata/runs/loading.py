@@ -96,8 +96,9 @@ def stack_of_run(name: str, *, device: str | torch.device | None = None, trust_r
 def check_exists(name: str) -> None:
     """Raises InputError if the path of an edited model does not exist; models on the hub cannot be edited ones."""
     if name != "lab" and not is_there(Path(name)):
-        remedy = "Check the name: there is no such file or directory"
-        raise InputError(f"{name!r} cannot be found", remedy=remedy, code="FILE_MISSING")
+        what = f"there is no file or directory {name!r}"
+        remedy = "Give an edited model, a patch or a run; models by name, such as those of the hub, have no edits"
+        raise InputError(what, remedy=remedy, code="FILE_MISSING")
 
 
 def patches_of(name: str) -> list[tuple[str, Patch]]:

@@ -138,7 +138,11 @@ def check_new(target: Path) -> None:
     _check_name(target)
     if target.suffix.lower() in _FILE_SUFFIXES and not target.is_dir():
         what = f"{target} would be a directory, but ends in {target.suffix} like a file"
-        raise InputError(what, remedy="Use a directory's name", code="OUTPUT_NOT_A_DIRECTORY")
+        raise InputError(
+            what,
+            remedy="Give the name of a directory, or of a patch, NAME.safetensors, where a command writes one",
+            code="OUTPUT_NOT_A_DIRECTORY",
+        )
     if target.is_dir() and not any(target.iterdir()):
         _check_replaceable(target)
         _check_parent(target)
