@@ -86,7 +86,7 @@ def test_intervals_are_as_wide_as_the_standard_error_of_paired_differences_says(
     row = found.row("difference", {}, weights)
     assert row.low is not None
     assert row.high is not None
-    spread = float(np.std(found.drawn @ weights))
+    spread = float(np.std(found.resampled @ weights))
     assert row.high - row.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
     # the standard error of a mean of paired differences: 0.2 · √(1/4 + 1/4) over the root of the facts
     assert spread == pytest.approx(0.2 * 0.5**0.5 / len(FACTS) ** 0.5, rel=0.35)
@@ -104,10 +104,10 @@ def test_a_score_is_the_harmonic_mean_drawn_for_all_three_at_once() -> None:
     assert value_of(parts) == pytest.approx(found.found[0])
     assert found.clusters == 2
     drawn = {harmonic_mean([0.5, 0.75, 0.25]), 0.0}  # both facts, or the second twice (it was never recalled)
-    assert {round(float(value), 9) for value in found.drawn[:, 0] if np.isfinite(value)} == {
+    assert {round(float(value), 9) for value in found.resampled[:, 0] if np.isfinite(value)} == {
         round(value, 9) for value in drawn
     }
-    assert np.isnan(found.drawn[:, 0]).any()  # the first twice: no neighbour was asked
+    assert np.isnan(found.resampled[:, 0]).any()  # the first twice: no neighbour was asked
 
 
 def test_cells_that_were_asked_other_things_are_not_compared() -> None:

@@ -43,9 +43,7 @@ TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow co
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; default: a GPU if available.")]
 DtypeOption = Annotated[
     str | None,
-    typer.Option(
-        help="float32, bfloat16, float16 or float64; default: as stored (lab: float32)."
-    ),
+    typer.Option(help="float32, bfloat16, float16 or float64; default: as stored (lab: float32)."),
 ]
 
 UntouchedOption = Annotated[
