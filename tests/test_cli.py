@@ -249,7 +249,7 @@ def test_a_dry_run_finds_layers_that_do_not_exist(capsys: pytest.CaptureFixture[
     text = (ROOT / "src" / "errata" / "recipes" / "lab.yaml").read_text(encoding="utf-8")
     recipe.write_text(re.sub(r"^layers: .*$", "layers: [0, 99]", text, count=1, flags=re.MULTILINE), encoding="utf-8")
     assert run(["edit", "--facts", str(FACTS), "--recipe", str(recipe), "--dry-run"]) == 2
-    assert "there is no layer 99 in 'lab', which has 8 blocks" in " ".join(capsys.readouterr().err.split())
+    assert "layer 99 does not exist in 'lab', which has 8 blocks" in " ".join(capsys.readouterr().err.split())
 
 
 def test_prompts_that_are_too_long_are_reported_together(capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,7 +186,7 @@ def test_facts_that_clash_are_refused_as_on_the_command_line(
 
 def test_a_layer_that_does_not_exist_is_refused_before_anything_is_read(make_editor: Callable[..., Editor]) -> None:
     model = tiny_language_model("gpt2")
-    with pytest.raises(InputError, match=r"\[5, 9\].*5 blocks"):
+    with pytest.raises(InputError, match=r"layers 5, 9.*5 blocks"):
         make_editor(model, layers=(1, 5, 9)).apply(FACTS[:1])
 
 

@@ -78,7 +78,7 @@ def test_edit_reports_layers_that_do_not_exist_with_the_facts_faults(
     arguments = ["edit", "--facts", wrong["facts.jsonl"], "--layers", "0,99", "--dry-run"]
     assert run([*arguments, "--method", "memit"]) == 2
     told = said(capsys)
-    assert "there is no layer 99" in told
+    assert "layer 99 does not exist" in told
     assert "facts.jsonl:2" in told
     assert run([*arguments, "--method", "memitt"]) == 2
     assert "there is no method 'memitt'" in said(capsys)
@@ -116,7 +116,7 @@ def test_recipe_auto_reports_the_faults_of_all_its_inputs_together(
     for part in (
         "recipe.yaml exists already", "--methods is empty", "facts.jsonl:1", "others.jsonl:1",
         "cannot read the corpus",
-        "there is no layer 77", "'warp'",
+        "layer 77 does not exist", "'warp'",
     ):  # fmt: skip
         assert part in told
 

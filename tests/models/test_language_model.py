@@ -136,7 +136,7 @@ def test_parameters_are_frozen_and_dropout_is_off() -> None:
 def test_layers_that_do_not_exist_are_refused() -> None:
     model = tiny_language_model("gpt2")
     model.check_layers(range(BLOCKS))
-    with raises_code("LAYER_UNKNOWN", InputError, "[-1, 7]"):
+    with raises_code("LAYER_UNKNOWN", InputError, "layers -1, 7"):
         model.check_layers([-1, 2, 7])
 
 

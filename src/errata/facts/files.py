@@ -429,13 +429,13 @@ def _csv_text(facts: FactSet) -> str:
 
 def _format_of(path: Path) -> tuple[Callable[[bytes, str], _Entries], Callable[[FactSet], str]]:
     """(reader, writer) of a path's format."""
-    if path.is_dir():
-        remedy = "Give a file that ends in .jsonl, .json or .csv"
-        raise InputError(f"{path} is a directory, expected a file of facts", remedy=remedy, code="FACTS_UNKNOWN_FORMAT")
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".json"):
         return _json_entries, _jsonl_text
     if suffix == ".csv":
         return _csv_entries, _csv_text
+    if path.is_dir():
+        remedy = "Give a file that ends in .jsonl, .json or .csv"
+        raise InputError(f"{path} is a directory, expected a file of facts", remedy=remedy, code="FACTS_UNKNOWN_FORMAT")
     what = f"a file of facts ends in .jsonl, .json or .csv, not {path.suffix!r}: {str(path)!r}"
     raise InputError(what, remedy="Rename or convert the file", code="FACTS_UNKNOWN_FORMAT")

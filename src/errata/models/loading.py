@@ -87,8 +87,9 @@ class Outline:
 def check_layers_exist(layers: Sequence[int], count: int, name: str) -> None:
     """Raises InputError if a layer does not exist in a model of ``count`` blocks."""
     if bad := [layer for layer in layers if not 0 <= layer < count]:
-        layers_given = "layer" if len(bad) == 1 else "layers"
-        what = f"there is no {layers_given} {', '.join(map(str, bad))} in {name!r}, which has {count} blocks"
+        numbers = ", ".join(map(str, bad))
+        missing = f"layer {numbers} does" if len(bad) == 1 else f"layers {numbers} do"
+        what = f"{missing} not exist in {name!r}, which has {count} blocks"
         raise InputError(what, remedy=f"Give layers from 0 to {count - 1}", code="LAYER_UNKNOWN")
 
 

@@ -25,7 +25,7 @@ FEWEST: Final = 2  # among few questions, a single answer is already a large sha
 MUCH_CHANGED: Final = 0.25  # correct or not: such a model has changed more than was requested
 _GENTLEST: Final = "alphaedit"
 """It lost fewer other answers than `memit` on both real models (docs/real_models.md, The four methods)."""
-_RECIPE: Final = "in a recipe (`errata recipe show --model MODEL --method METHOD > own.yaml` writes one)"
+_RECIPE: Final = "in a recipe (`errata recipe auto --minutes 0 --out own.yaml` writes one)"
 _LOWER_RATE: Final = f"lower target.learning_rate {_RECIPE}"
 _CONTROLS: Final = "add --untouched with questions that the model knows"
 
