@@ -66,7 +66,7 @@ between versions; codes are not. An error that reports several faults has their 
 they differ; then the message shows the code of each fault (in Python: `error.faults`).
 
 The exit status of the command line depends on the class: 2 for `InputError` and its subclasses, 130 for
-`InterruptedRunError`, 1 otherwise. *Example* is one message with this code; `…` stands for a value.
+`InterruptedRunError`, 1 otherwise. *Example* is one message with this code; values are replaced by `…`.
 
 | code | class | example |
 |---|---|---|

@@ -137,11 +137,11 @@ class Files(dict[str, bytes]):
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """Where a case happens.
+class Sandbox:
+    """The directory and the model of a fuzzing case, and the invariants.
 
     Attributes:
-        folder: what it reads; it writes there what the case is, before the case begins.
+        folder: its files.
         model: never changed.
         fingerprint: of the model.
     """
@@ -151,7 +151,7 @@ class Room:
     fingerprint: str
 
     def holds(self, call: Callable[[], Any], *, uses_model: bool = False) -> None:
-        """Do it: it ends well, or in one of errata's errors that can be printed; no file is new or another one."""
+        """Call it: it succeeds or raises one of errata's errors, with a printable message, and changes no file."""
         before = self._content()
         said = "nothing"
         try:
@@ -207,9 +207,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     model = tiny_language_model("gpt2")
-    return Room(tmp_path_factory.mktemp("room"), model, model.fingerprint())
+    return Sandbox(tmp_path_factory.mktemp("sandbox"), model, model.fingerprint())
 
 
 # Facts ----------------------------------------------------------------------------------------------------------------
@@ -248,18 +248,18 @@ def csv_files(draw: st.DrawFn) -> bytes:
 @pytest.mark.parametrize(("name", "files"), [("facts.jsonl", jsonl_files()), ("facts.csv", csv_files())])
 @cases(300)
 @given(data=st.data())
-def test_files_of_facts(room: Room, name: str, files: st.SearchStrategy[bytes], data: st.DataObject) -> None:
-    path = room.folder / name
+def test_files_of_facts(sandbox: Sandbox, name: str, files: st.SearchStrategy[bytes], data: st.DataObject) -> None:
+    path = sandbox.folder / name
     path.write_bytes(data.draw(files))
 
     def count(text: str) -> int:
-        return len(room.model.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(sandbox.model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def check(facts: Any, where: Any) -> Any:
         return token_faults(facts, where, count_tokens=count, limit=60)
 
     last_wins = data.draw(st.booleans())
-    room.holds(lambda: read_facts(path, last_wins=last_wins, check=check))
+    sandbox.holds(lambda: read_facts(path, last_wins=last_wins, check=check))
 
 
 TEXTS = st.text(max_size=8) | st.sampled_from(
@@ -273,19 +273,19 @@ TEXTS = st.text(max_size=8) | st.sampled_from(
     method=st.sampled_from(["memit", "rome"]),
 )
 def test_odd_facts_are_edited_or_refused(
-    room: Room, runs: Runs, texts: list[tuple[str, str, str, str]], method: str
+    sandbox: Sandbox, runs: Runs, texts: list[tuple[str, str, str, str]], method: str
 ) -> None:
     """What is well-formed is edited for real, and undone."""
 
     def edit() -> None:
         records = [
-            {"subject": subject, "prompt": f"{before}{{}}{behind}", "target": target}
-            for subject, before, behind, target in texts
+            {"subject": subject, "prompt": f"{before}{{}}{after}", "target": target}
+            for subject, before, after, target in texts
         ]
         facts = facts_from_records(records)
-        Editor(room.model, runs.recipe(method), cache=runs.cache).apply(facts).undo(room.model)
+        Editor(sandbox.model, runs.recipe(method), cache=runs.cache).apply(facts).undo(sandbox.model)
 
-    room.holds(edit, uses_model=True)
+    sandbox.holds(edit, uses_model=True)
 
 
 # Recipes --------------------------------------------------------------------------------------------------------------
@@ -327,11 +327,11 @@ def recipe_files(draw: st.DrawFn) -> bytes:
 
 @cases(600)
 @given(content=recipe_files(), method=st.sampled_from(["memit", "memit+blue", "alphaedit", "prune", "no-such"]))
-def test_recipes(room: Room, content: bytes, method: str) -> None:
-    path = room.folder / "recipe.yaml"
+def test_recipes(sandbox: Sandbox, content: bytes, method: str) -> None:
+    path = sandbox.folder / "recipe.yaml"
     path.write_bytes(content)
-    room.holds(lambda: read_recipe(path, method))
-    room.holds(lambda: check_recipe(path))
+    sandbox.holds(lambda: read_recipe(path, method))
+    sandbox.holds(lambda: check_recipe(path))
 
 
 # Patches --------------------------------------------------------------------------------------------------------------
@@ -405,10 +405,10 @@ KINDS = st.sampled_from(["memit", "rect", "prune", "batch"])
 
 @cases(150)
 @given(data=st.data(), kind=KINDS)
-def test_patches_with_other_bytes(room: Room, patches: Files, data: st.DataObject, kind: str) -> None:
-    path = room.folder / "edit.safetensors"
+def test_patches_with_other_bytes(sandbox: Sandbox, patches: Files, data: st.DataObject, kind: str) -> None:
+    path = sandbox.folder / "edit.safetensors"
     path.write_bytes(damaged(data.draw, patches[kind]))
-    room.holds(lambda: use(path, room.model), uses_model=True)
+    sandbox.holds(lambda: use(path, sandbox.model), uses_model=True)
 
 
 NUMBERS = st.sampled_from(
@@ -427,9 +427,9 @@ DTYPES = st.sampled_from(["F32", "F64", "F16", "BF16", "I64", "I32", "U8", "BOOL
 
 @cases(300)
 @given(data=st.data(), kind=KINDS)
-def test_patches_whose_checksum_fits(room: Room, patches: Files, data: st.DataObject, kind: str) -> None:
+def test_patches_whose_checksum_fits(sandbox: Sandbox, patches: Files, data: st.DataObject, kind: str) -> None:
     """The header's record and shapes, and the numbers themselves, changed by somebody who knows the checksum."""
-    path = room.folder / "edit.safetensors"
+    path = sandbox.folder / "edit.safetensors"
     file = copy.deepcopy(Safetensors.of(patches[kind]))
     content = bytearray(file.content)
     metadata = file.header["__metadata__"]
@@ -461,7 +461,7 @@ def test_patches_whose_checksum_fits(room: Room, patches: Files, data: st.DataOb
             content[at : at + 4] = data.draw(NUMBERS)
     path.write_bytes(Safetensors(file.header, bytes(content)).to_bytes())
     with_fitting_checksum(path)
-    room.holds(lambda: use(path, room.model), uses_model=True)
+    sandbox.holds(lambda: use(path, sandbox.model), uses_model=True)
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------
@@ -528,8 +528,8 @@ class Undone(ErrataError):
 @pytest.mark.parametrize("name", ["ledger.jsonl", "run.json"])
 @cases(150)
 @given(data=st.data())
-def test_runs(room: Room, runs: Runs, run_files: Files, name: str, data: st.DataObject) -> None:
-    path = write_run(room.folder, run_files)
+def test_runs(sandbox: Sandbox, runs: Runs, run_files: Files, name: str, data: st.DataObject) -> None:
+    path = write_run(sandbox.folder, run_files)
     content = run_files[name]
     if data.draw(st.integers(0, 2)) == 0:
         content = damaged(data.draw, content)
@@ -538,16 +538,16 @@ def test_runs(room: Room, runs: Runs, run_files: Files, name: str, data: st.Data
     else:
         content = fitting_ledger(mutated(data.draw, [json.loads(line) for line in content.splitlines()]))
     (path / name).write_bytes(content)
-    room.holds(lambda: read_everything(path, room.model, runs.cache), uses_model=True)
+    sandbox.holds(lambda: read_everything(path, sandbox.model, runs.cache), uses_model=True)
 
 
 # Stacks ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def stack(room: Room, runs: Runs, patches: Files) -> Files:
+def stack(sandbox: Sandbox, runs: Runs, patches: Files) -> Files:
     """The files of a stack of two patches."""
-    made = new_stack(room.model, room.fingerprint)
+    made = new_stack(sandbox.model, sandbox.fingerprint)
     for method in ("memit", "rect"):
         made = made.with_patch(method, Patch.load(runs.folder / f"{method}.safetensors"), forced=method == "rect")
     path = runs.folder / "stack"
@@ -572,8 +572,10 @@ def write_stack_files(folder: Path, files: Files, data: st.DataObject, base: str
 
 @cases(200)
 @given(data=st.data())
-def test_stacks(room: Room, stack: Files, data: st.DataObject) -> None:
-    path = write_stack_files(room.folder, stack, data, data.draw(st.sampled_from(["gpt2", str(room.folder / "stack")])))
+def test_stacks(sandbox: Sandbox, stack: Files, data: st.DataObject) -> None:
+    path = write_stack_files(
+        sandbox.folder, stack, data, data.draw(st.sampled_from(["gpt2", str(sandbox.folder / "stack")]))
+    )
 
     def read() -> None:
         for call in (stack_base, lambda name: base_of(str(name)), lambda name: patches_of(str(name))):
@@ -581,15 +583,15 @@ def test_stacks(room: Room, stack: Files, data: st.DataObject) -> None:
                 call(path)
             except ErrataError as error:
                 str(error).encode()
-        with room.model.edits.transaction():
-            read_stack(path).put_into(room.model)
+        with sandbox.model.edits.transaction():
+            read_stack(path).put_into(sandbox.model)
             raise Undone
 
-    room.holds(read, uses_model=True)
+    sandbox.holds(read, uses_model=True)
 
 
 def test_what_is_unharmed_is_taken_on_the_same_ways(
-    room: Room, runs: Runs, patches: Files, run_files: Files, stack: Files
+    sandbox: Sandbox, runs: Runs, patches: Files, run_files: Files, stack: Files
 ) -> None:
     """Else a reader that refuses everything would pass all of this."""
     for name, content in (
@@ -598,31 +600,32 @@ def test_what_is_unharmed_is_taken_on_the_same_ways(
         ("recipe.yaml", RECIPE.encode()),
         *((f"{kind}.safetensors", content) for kind, content in patches.items()),
     ):
-        (room.folder / name).write_bytes(content)
-    assert len(read_facts(room.folder / "facts.jsonl")) == len(read_facts(room.folder / "facts.csv")) == 2
-    assert check_recipe(room.folder / "recipe.yaml") == (
+        (sandbox.folder / name).write_bytes(content)
+    assert len(read_facts(sandbox.folder / "facts.jsonl")) == len(read_facts(sandbox.folder / "facts.csv")) == 2
+    assert check_recipe(sandbox.folder / "recipe.yaml") == (
         "memit", "memit+blue", "memit_seq", "memit_seq+blue", "alphaedit", "alphaedit+blue",
     )  # fmt: skip
-    assert read_recipe(room.folder / "recipe.yaml", "memit+blue").batch_size == 25
+    assert read_recipe(sandbox.folder / "recipe.yaml", "memit+blue").batch_size == 25
     for kind, content in patches.items():
-        with_fitting_checksum(room.folder / f"{kind}.safetensors")
+        with_fitting_checksum(sandbox.folder / f"{kind}.safetensors")
         assert (
-            Safetensors.of(content).header == Safetensors.of((room.folder / f"{kind}.safetensors").read_bytes()).header
+            Safetensors.of(content).header
+            == Safetensors.of((sandbox.folder / f"{kind}.safetensors").read_bytes()).header
         )
-        use(room.folder / f"{kind}.safetensors", room.model)
-    path = write_run(room.folder, run_files)
+        use(sandbox.folder / f"{kind}.safetensors", sandbox.model)
+    path = write_run(sandbox.folder, run_files)
     for name in ("ledger.jsonl", "run.json"):
         lines = [json.loads(line) for line in run_files["ledger.jsonl"].splitlines()]
         made = fitting_ledger(lines) if name == "ledger.jsonl" else fitting_manifest(json.loads(run_files[name]))
         (path / name).write_bytes(made)
     with pytest.raises(Undone):
-        read_everything(path, room.model, runs.cache)
-    (room.folder / "stack" / "patches").mkdir(parents=True, exist_ok=True)
+        read_everything(path, sandbox.model, runs.cache)
+    (sandbox.folder / "stack" / "patches").mkdir(parents=True, exist_ok=True)
     for name, content in stack.items():
-        (room.folder / "stack" / name).write_bytes(content)
-    read_stack(room.folder / "stack").put_into(room.model)
-    room.model.edits.remove(list(room.model.edits.terms))
-    assert room.model.fingerprint() == room.fingerprint
+        (sandbox.folder / "stack" / name).write_bytes(content)
+    read_stack(sandbox.folder / "stack").put_into(sandbox.model)
+    sandbox.model.edits.remove(list(sandbox.model.edits.terms))
+    assert sandbox.model.fingerprint() == sandbox.fingerprint
 
 
 # Through the command line ---------------------------------------------------------------------------------------------
@@ -634,7 +637,7 @@ Verb = Literal["facts", "recipe", "patch", "run", "stack"]
 @cases(36)
 @given(data=st.data())
 def test_the_command_line(
-    room: Room,
+    sandbox: Sandbox,
     runs: Runs,
     base: Path,
     patches: Files,
@@ -644,7 +647,7 @@ def test_the_command_line(
     data: st.DataObject,
 ) -> None:
     """Inputs are wrong in one place, and so never lead to an edit; --dry-run makes sure of it."""
-    folder, out = room.folder, room.folder / "out"
+    folder, out = sandbox.folder, sandbox.folder / "out"
     facts, recipe = folder / "good.jsonl", folder / "good.yaml"
     facts.write_text("\n".join(json.dumps(record) for record in RECORDS), encoding="utf-8")
     recipe.write_text(runs.recipe("memit").to_yaml(), encoding="utf-8")
@@ -652,27 +655,27 @@ def test_the_command_line(
     if verb == "facts":
         name = data.draw(st.sampled_from(["facts.jsonl", "facts.csv"]))
         (folder / name).write_bytes(data.draw(jsonl_files() if name.endswith("jsonl") else csv_files()))
-        room.cli(*edit, "--facts", folder / name, "--recipe", recipe)
+        sandbox.cli(*edit, "--facts", folder / name, "--recipe", recipe)
     elif verb == "recipe":
         (folder / "recipe.yaml").write_bytes(data.draw(recipe_files()))
-        room.cli(*edit, "--facts", facts, "--recipe", folder / "recipe.yaml")
-        room.cli("recipe", "check", folder / "recipe.yaml")
+        sandbox.cli(*edit, "--facts", facts, "--recipe", folder / "recipe.yaml")
+        sandbox.cli("recipe", "check", folder / "recipe.yaml")
     elif verb == "patch":
         path = folder / "edit.safetensors"
         path.write_bytes(damaged(data.draw, patches[data.draw(KINDS)]))
-        room.cli("show", path)
-        room.cli("apply", path, "--model", base, "--out", out)
+        sandbox.cli("show", path)
+        sandbox.cli("apply", path, "--model", base, "--out", out)
     elif verb == "run":
         path = write_run(folder, run_files)
         name = data.draw(st.sampled_from(["ledger.jsonl", "run.json", "recipe.yaml", "facts.jsonl"]))
         (path / name).write_bytes(damaged(data.draw, run_files[name])[:-1])
-        room.cli("show", path)
+        sandbox.cli("show", path)
         try:
             open_run(path)  # a torn last line, or a space more, is gone on with
         except ErrataError:
-            room.cli("edit", "--resume", path, "--model", base, "--out", out)
+            sandbox.cli("edit", "--resume", path, "--model", base, "--out", out)
     else:
         path = write_stack_files(folder, stack, data, str(base))
-        room.cli("show", path)
-        room.cli("ask", "--model", path, "Big Ben stands in")
-        room.cli("history", path, "--no-ask")
+        sandbox.cli("show", path)
+        sandbox.cli("ask", "--model", path, "Big Ben stands in")
+        sandbox.cli("history", path, "--no-ask")

@@ -95,11 +95,11 @@ def history(
     write_json(json, {"model": model, "history": record})
 
 
-def word_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """The width of each column's longest word, so that lines break between words; reduced to fit into ``room``."""
+def word_widths(columns: Sequence[Sequence[str]], total: int) -> list[int]:
+    """The width of each column's longest word, so that lines break between words; limited to a sum of ``total``."""
     longest = [max(len(word) for text in column for word in text.split() or [""]) for column in columns]
     limit = max(longest)
-    while limit > 1 and sum(min(width, limit) for width in longest) > room:
+    while limit > 1 and sum(min(width, limit) for width in longest) > total:
         limit -= 1
     return [min(width, limit) for width in longest]
 

@@ -94,7 +94,7 @@ class SearchLoss(ABC, Generic[_Settings]):
     the rules of its search.
 
     Args:
-        sites: where the vectors are injected.
+        site: where the written vector is injected.
 
     Attributes:
         dtype: of losses and deltas.
@@ -108,15 +108,20 @@ class SearchLoss(ABC, Generic[_Settings]):
         facts: Sequence[Fact],
         prefixes: Sequence[str],
         layer: int,
-        sites: Sequence[Site],
+        site: Site,
         settings: _Settings,
     ) -> None:
-        self._prompts = SearchPrompts(model, facts, prefixes, layer, sites)
+        self._prompts = SearchPrompts(model, facts, prefixes, layer, self.sites(site))
         self._settings = settings
         self.dtype = self._prompts.dtype
         self._start()
         self.zero = torch.zeros_like(self.origin, requires_grad=True)
         self.at_zero = self(self.zero)
+
+    @classmethod
+    def sites(cls, site: Site) -> tuple[Site, ...]:
+        """Where vectors are injected, in the order of their parts; ``site`` is the written one."""
+        return (site,)
 
     @property
     def origin(self) -> Float[Tensor, "u width"]:
@@ -154,17 +159,6 @@ class SearchLoss(ABC, Generic[_Settings]):
 
 class TargetLoss(SearchLoss[TargetSettings]):
     """ROME's and MEMIT's loss as a function of one delta a fact (methods.md, section 1)."""
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        facts: Sequence[Fact],
-        prefixes: Sequence[str],
-        layer: int,
-        site: Site,
-        settings: TargetSettings,
-    ) -> None:
-        super().__init__(model, facts, prefixes, layer, (site,), settings)
 
     def _start(self) -> None:
         self._origin_norm = self.origin.norm(dim=1)
@@ -212,16 +206,9 @@ class JointLoss(SearchLoss[JointTargetSettings]):
     weight. The fact is done when in addition the KL divergence is small.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        facts: Sequence[Fact],
-        prefixes: Sequence[str],
-        layer: int,
-        site: Site,
-        settings: JointTargetSettings,
-    ) -> None:
-        super().__init__(model, facts, prefixes, layer, (Site.ATTENTION, site), settings)
+    @classmethod
+    def sites(cls, site: Site) -> tuple[Site, ...]:
+        return (Site.ATTENTION, site)
 
     def _start(self) -> None:
         self._likelihood_weight = torch.ones_like(self.origin[:, 0])

@@ -381,18 +381,18 @@ def _cut(model: Answerer, pair: Pair, whole: Completion) -> Pair:
     Args:
         whole: its tokens.
     """
-    room, prompt = whole.target_start, pair[0]
-    while (excess := len(whole.ids) - 1 - model.context_length) > 0 and room > 1:  # the last token is not read
-        room = max(min(room, whole.target_start) - excess, 1)
-        prompt = _end_of(model.tokenizer, prompt, room)
+    limit, prompt = whole.target_start, pair[0]
+    while (excess := len(whole.ids) - 1 - model.context_length) > 0 and limit > 1:  # the last token is not read
+        limit = max(min(limit, whole.target_start) - excess, 1)
+        prompt = _end_of(model.tokenizer, prompt, limit)
         (whole,) = complete(model.tokenizer, [(prompt, *pair[1:])])
     return (prompt, *pair[1:])
 
 
-def _end_of(tokenizer: PreTrainedTokenizerBase, text: str, room: int) -> str:
-    """The end of a text that has at most ``room`` tokens, BOS included; at least one token."""
+def _end_of(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> str:
+    """The end of a text that has at most ``limit`` tokens, BOS included; at least one token."""
     (row,) = encode(tokenizer, [text])
-    while (excess := len(row.ids) - room) > 0 and len(row.ids) > 1:
+    while (excess := len(row.ids) - limit) > 0 and len(row.ids) > 1:
         special = sum(offsets == (0, 0) for offsets in row.offsets[:1])
         first = min(excess + special, len(row.ids) - 1)
         shorter = text[row.offsets[first][0] :]

@@ -83,13 +83,13 @@ def read_answers(path: Path, *, entries: int = ENTRIES_EMBEDDED, prompts: int = 
     shown_facts = _facts_per_cell([len(facts) for facts in kept.values()], entries)
     texts = _StringTable()
     embedded: list[list[Any]] = []
-    left_out, room = 0, prompts
+    left_out, prompts_left = 0, prompts
     for number, (key, facts) in enumerate(kept.items()):
         names = list(cells[key])
         for name, of_fact in zip(names[:shown_facts], facts[:shown_facts], strict=True):
             main, others = _main_prompt(list(of_fact.values()))
-            shown = others[:room]
-            room -= len(shown)
+            shown = others[:prompts_left]
+            prompts_left -= len(shown)
             left_out += len(others) - len(shown)
             embedded.append(_entry(texts, number, name, main, shown))
     payload = {

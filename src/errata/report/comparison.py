@@ -144,10 +144,10 @@ def _parts(
     total = sum(columns.values())
     if most is None or total <= most:
         return [list(metrics)] if metrics else []
-    room = math.ceil(total / math.ceil(total / most))
+    target = math.ceil(total / math.ceil(total / most))
     parts: list[list[MetricEntry]] = [[]]
     for entry in metrics:
-        if parts[-1] and sum(columns[each.name] for each in parts[-1]) + columns[entry.name] > min(room + 1, most):
+        if parts[-1] and sum(columns[each.name] for each in parts[-1]) + columns[entry.name] > min(target + 1, most):
             parts.append([])
         parts[-1].append(entry)
     return parts

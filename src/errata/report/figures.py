@@ -326,9 +326,9 @@ def _slanted(names: Sequence[str], width: float) -> bool:
 
 
 def _name_ticks(axis: Any, names: Sequence[str], width: float) -> None:
-    room = width / max(1, len(names))
+    spacing = width / max(1, len(names))
     slanted = _slanted(names, width)
-    every = max(1, -int(-0.13 // room)) if slanted else 1  # not all of very many can be labelled
+    every = max(1, -int(-0.13 // spacing)) if slanted else 1  # not all of very many can be labelled
     slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
     axis.set_xticks(range(0, len(names), every), list(names[::every]), **slant)
     axis.set_xlim(-0.6, len(names) - 0.4)
@@ -352,8 +352,8 @@ def format_number(value: int | float) -> str:
 
 
 def _wrapped(text: str, inches: float, size: float = 1.0) -> str:
-    room = max(12, int(inches / (CHARACTER * size)))
-    return "\n".join(textwrap.wrap(visible(text, 300), room))
+    characters = max(12, int(inches / (CHARACTER * size)))
+    return "\n".join(textwrap.wrap(visible(text, 300), characters))
 
 
 # Inches.

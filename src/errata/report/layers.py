@@ -72,7 +72,7 @@ def text_heat_map(cells: Sequence[EffectEstimate], *, width: int = 120) -> str:
     """For each part, one line per kind of token with one bar per layer; full bars are the largest of the part.
 
     Args:
-        width: of the lines, in characters; if there is room, bars are two characters wide.
+        width: of the lines, in characters; bars are two characters wide if they fit.
     """
     found = {(cell["part"], cell["position"], cell["layer"]): cell["mean"] for cell in cells}
     layers = 1 + max(layer for _, _, layer in found)

@@ -21,7 +21,7 @@ Part = Literal["edited", "others"]
 _PARTS: tuple[Part, ...] = get_args(Part)
 MISSING = "–"
 RIGHT_AFTER = "  right after"
-_GAP = 2  # spaces between columns, if there is room
+_GAP = 2  # spaces between columns, if they fit
 
 # The metrics of each part; in a narrow table, the words of their short headings are on separate lines.
 _COLUMNS: Mapping[Part, tuple[Metric, ...]] = {
@@ -238,7 +238,7 @@ def _plain(value: float) -> str:
 
 
 def _drawn(grid: _Grid, title: str | None, width: int) -> Table:
-    """Mean and interval side by side if there is room, otherwise below each other, if necessary with smaller gaps.
+    """Mean and interval side by side if they fit, otherwise below each other, if necessary with smaller gaps.
 
     If even that does not fit, a method's options are below its name, and then interval ends are on two lines.
     """
