@@ -157,7 +157,7 @@ def test_missing_packages_are_reported_before_any_work(
 def test_a_process_that_is_killed_is_a_failed_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     options = ["--seeds", "1", "--methods", "memit", "--out", str(out)]
-    command = [sys.executable, "-m", "errata", "bench", *SMALL, *options]
+    command = [sys.executable, "-m", "errata", "bench", *SMALL, "--edits", "16", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 300
     while not [*out.glob("cells/*/run/batches/*.safetensors")] and time.monotonic() < deadline:

@@ -307,7 +307,7 @@ def test_unsupported_models_are_refused_before_any_work(tmp_path: Path, capsys: 
         assert len(said.strip().splitlines()) == 1
 
 
-def test_choices_on_the_command_line_stand_in_place_of_the_recipes(tmp_path: Path) -> None:
+def test_choices_on_the_command_line_override_the_recipes(tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     arguments = ["edit", "--facts", str(FACTS), "--dry-run", "--json", str(plan), "--method", "memit"]
     assert run([*arguments, "--schedule", "replay", "--layers", "1,3", "--shaping", "norm_cap,rect"]) == 0

@@ -65,7 +65,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bits(job: Job, calm: Undisturb
     found = trial(job, f"killed-{number}", calm, moments)
     assert found.different == []
     assert list(found.kept) == sorted(found.kept)
-    # It was killed in the chosen batch or later, when that had ended sooner.
+    # The kill came in the chosen batch, or later if that batch had already ended.
     for kept, moment in zip(found.kept, moments, strict=True):
         assert calm.place(moment)[0] <= kept <= BATCHES
     job.remove(f"killed-{number}")

@@ -207,7 +207,7 @@ def test_a_users_rephrase_prompt_is_a_paraphrase(tmp_path: Path) -> None:
     assert (fact.paraphrases, fact.generation, fact.id) == (("What Oria Bell speaks is",), (), "3")
 
 
-def test_errata_own_fields_may_stand_beside(tmp_path: Path) -> None:
+def test_fields_of_errata_are_accepted_too(tmp_path: Path) -> None:
     fact = one(tmp_path, aliases=["Cymraeg"], neighbours=[{"prompt": "p", "answer": "a"}], old="Basque", joiner="")
     assert fact.joiner == ""
     assert (fact.aliases, fact.neighbours, fact.old) == (("Cymraeg",), (Question("p", "a"),), "Basque")

@@ -61,6 +61,33 @@ def test_the_cpu_takes_the_place_of_a_device_without_float64() -> None:
     assert torch.equal(to_float64(values), values.double())
 
 
+class Copies(TorchDispatchMode):
+    """Records the device and the dtype of each copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[str, torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            self.made.append((found.device.type, found.dtype))
+        return found
+
+
+def test_tensors_are_moved_before_they_are_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("errata.utils.tensors.float64_device", lambda device: torch.device("meta"))
+    in_order = [("meta", torch.float32), ("meta", torch.float64)]
+    with Copies() as copies:
+        to_float64(torch.zeros(2, dtype=torch.float32))
+    assert copies.made == in_order
+    term = LowRankTerm(0, torch.zeros(3, 1), torch.zeros(1, 2))
+    with Copies() as copies:
+        term.add_to(torch.zeros(3, 2, dtype=torch.float64, device="meta"))
+    assert sorted(copies.made, key=str) == sorted([*in_order, *in_order], key=str)
+    assert copies.made[0] == in_order[0]
+
+
 @pytest.mark.parametrize(
     ("method", "changes"),
     [

@@ -172,10 +172,10 @@ class Sandbox:
             if path.is_file()
         }
 
-    def cli(self, *arguments: str | Path) -> None:
-        """The command line itself: an exit status that means something, no traceback, nothing written.
+    def cli(self, *arguments: str | Path) -> int:
+        """Run the command line; returns its documented exit status. It prints no traceback and changes no file.
 
-        What was done to a file may not matter to it (a space more in a header); then the output is there, whole.
+        Damage may be harmless (an extra space in a header); then the output is complete.
         """
         out_directory = self.folder / "out"
         before = self._content()
@@ -189,6 +189,7 @@ class Sandbox:
             read_stack(out_directory)
             shutil.rmtree(out_directory)
         assert self._content() == before
+        return status
 
 
 @pytest.fixture(scope="module")
@@ -393,7 +394,8 @@ def use(path: Path, model: LanguageModel) -> None:
     for force in (False, True):
         try:
             patch.apply(model, force=force)
-        except ErrataError:
+        except ErrataError as error:
+            str(error).encode()
             continue
         finite = all(bool(parameter.isfinite().all()) for parameter in model.model.parameters())
         patch.undo(model)
@@ -590,10 +592,15 @@ def test_stacks(sandbox: Sandbox, stack: Files, data: st.DataObject) -> None:
     sandbox.holds(read, uses_model=True)
 
 
-def test_what_is_unharmed_is_taken_on_the_same_ways(
+def test_intact_inputs_are_accepted(
     sandbox: Sandbox, runs: Runs, patches: Files, run_files: Files, stack: Files
 ) -> None:
-    """Else a reader that refuses everything would pass all of this."""
+    """Otherwise a reader or an editor that refuses everything would pass."""
+    for method in ("memit", "rome"):
+        patch = Editor(sandbox.model, runs.recipe(method), cache=runs.cache).apply(facts_from_records(RECORDS))
+        assert sandbox.model.fingerprint() != sandbox.fingerprint
+        patch.undo(sandbox.model)
+        assert sandbox.model.fingerprint() == sandbox.fingerprint
     for name, content in (
         ("facts.jsonl", "\n".join(json.dumps(record) for record in RECORDS).encode()),
         ("facts.csv", TABLE),
@@ -671,7 +678,7 @@ def test_the_command_line(
         (path / name).write_bytes(damaged(data.draw, run_files[name])[:-1])
         sandbox.cli("show", path)
         try:
-            open_run(path)  # a torn last line, or a space more, is gone on with
+            open_run(path)  # a truncated last line or an extra space does not prevent resuming
         except ErrataError:
             sandbox.cli("edit", "--resume", path, "--model", base, "--out", out)
     else:
@@ -679,3 +686,23 @@ def test_the_command_line(
         sandbox.cli("show", path)
         sandbox.cli("ask", "--model", path, "Big Ben stands in")
         sandbox.cli("history", path, "--no-ask")
+
+
+def test_intact_inputs_pass_the_command_line(
+    sandbox: Sandbox, runs: Runs, base: Path, patches: Files, run_files: Files, stack: Files
+) -> None:
+    """Otherwise a command line that refuses everything would pass."""
+    folder, out = sandbox.folder, sandbox.folder / "out"
+    (folder / "facts.jsonl").write_text("\n".join(json.dumps(record) for record in RECORDS), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(runs.recipe("memit").to_yaml(), encoding="utf-8")
+    (folder / "edit.safetensors").write_bytes(patches["memit"])
+    run_path = write_run(folder, run_files)
+    for arguments in (
+        ["edit", "--model", base, "--method", "memit", "--dry-run", "--facts", folder / "facts.jsonl", "--recipe",
+         folder / "recipe.yaml"],
+        ["recipe", "check", folder / "recipe.yaml"],
+        ["show", folder / "edit.safetensors"],
+        ["apply", folder / "edit.safetensors", "--model", base, "--out", out],
+        ["show", run_path],
+    ):  # fmt: skip
+        assert sandbox.cli(*arguments) == 0, arguments

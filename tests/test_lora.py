@@ -324,7 +324,7 @@ def test_a_truncated_adapter_is_the_best_one_and_reports_its_error(rank: int, tm
 def test_rect_is_refused_without_a_rank_and_approximated_with_one(tmp_path: Path) -> None:
     model = tiny_language_model("gpt2")
     patch = patch_of(model, [sparse(model, 1), low_rank(model, 1, 2), low_rank(model, 3, 2)])
-    with pytest.raises(InputError, match=r"layers 1 are sparse \(rect\).*rank 32.*Give a rank"):
+    with pytest.raises(InputError, match=r"of layer 1 are sparse \(rect\).*rank 32.*Give a rank"):
         write_adapter(tmp_path / "adapter", [patch], model.model)
     assert list(tmp_path.iterdir()) == []
     adapter = write_adapter(tmp_path / "eight", [patch], model.model, rank=8)

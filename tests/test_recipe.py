@@ -194,6 +194,7 @@ def test_all_faults_are_reported_together() -> None:
 
 
 WRONG_VALUES: list[tuple[str, Any]] = [
+    ("contexts/chat", "no"),
     ("target/learning_rate", float("nan")),
     ("target/learning_rate", float("inf")),
     ("target/learning_rate", 0),
@@ -294,9 +295,10 @@ def test_text_that_is_no_recipe_is_refused(tmp_path: Path, subtests: pytest.Subt
     }.items():
         path = tmp_path / "recipe.yaml"
         path.write_text(text, encoding="utf-8")
-        with subtests.test(text), pytest.raises(InputError, match=what) as caught:
-            read_recipe(path, "memit")
-        assert "recipe.yaml" in str(caught.value)
+        with subtests.test(repr(text)):
+            with pytest.raises(InputError, match=what) as caught:
+                read_recipe(path, "memit")
+            assert "recipe.yaml" in str(caught.value)
 
 
 def test_keys_that_are_no_words_are_refused() -> None:
@@ -351,13 +353,12 @@ def test_a_corpus_counts_from_the_recipes_file(tmp_path: Path) -> None:
 WITHOUT_MEANING: list[tuple[str, dict[str, Any], str]] = [
     ("memit", {"schedule": "single"}, "'single' writes one layer"),
     ("memit", {"schedule": "replay", "layers": [2]}, "carries the first layer's target to later ones"),
-    ("memit", {"schedule": "replay", "target": {"weights": "original"}}, "reads later targets off the current"),
+    ("memit", {"schedule": "replay", "target": {"weights": "original"}}, "derives later targets from the current"),
     ("pmet", {"site": "block"}, "searched at the MLP's output"),
     ("memit", {"shaping": [{"kind": "norm_cap"}, {"kind": "norm_cap"}]}, "duplicate shaping"),
-    ("memit", {"shaping": [{"kind": "rect"}, {"kind": "prune"}]}, "take one of them"),
+    ("memit", {"shaping": [{"kind": "rect"}, {"kind": "prune"}]}, "use only one of them"),
     ("rome+blue", {"rounds": {"count": 2, "least": 0, "most": 9}}, "one after another"),
     ("nse", {"rounds": {"count": 2, "least": 5.0, "most": 1.0}}, "must be larger"),
-    ("memit", {"contexts": {"chat": "no"}}, "chat"),
     ("alphaedit", {"solver": {"shares": True}}, "are two units"),
     ("alphaedit", {"solver": {"shares": True, "relative": False, "threshold": 1.5}}, "at most 1"),
 ]
@@ -372,9 +373,17 @@ def test_combinations_without_a_meaning_are_refused_with_the_reason(subtests: py
             Recipe.model_validate(data)
 
 
+def test_a_key_that_is_named_like_a_kind_is_reported_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("target: {memit: 1}\n", encoding="utf-8")
+    with pytest.raises(FaultsError) as caught:
+        check_recipe(path, "memit")
+    assert any(fault.where.endswith("target.memit") for fault in caught.value.faults)
+
+
 def test_keys_are_checked_although_the_method_is_unknown(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
-    path.write_text("method: memitt\nlayers: [4, x]\ntarget: {learning_rat: 1.0}\n", encoding="utf-8")
+    path.write_text("method: memitt\nlayers: [4, x]\nbatch_siz: 3\n", encoding="utf-8")
     with pytest.raises(FaultsError) as caught:
         check_recipe(path)
     assert sorted((fault.line, fault.code) for fault in caught.value.faults) == [
@@ -382,6 +391,12 @@ def test_keys_are_checked_although_the_method_is_unknown(tmp_path: Path) -> None
         (2, "RECIPE_VALUE_INVALID"),
         (3, "RECIPE_KEY_UNKNOWN"),
     ]
+    # The keys of a solver depend on the method, so those of an unknown one are not judged.
+    path.write_text("method: alphaedti\nsolver: {threshold: 0.02, l2: 10.0}\n", encoding="utf-8")
+    with pytest.raises(FaultsError) as caught:
+        check_recipe(path)
+    assert [fault.code for fault in caught.value.faults] == ["METHOD_UNKNOWN"]
+    path.write_text("method: memitt\n", encoding="utf-8")
     with pytest.raises(InputError) as error:
         read_recipe(path, "memit")
     assert error.value.code == "METHOD_UNKNOWN"

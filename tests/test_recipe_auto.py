@@ -42,7 +42,7 @@ def test_a_short_search_on_the_lab_writes_a_recipe_that_edit_takes(
     assert out.read_text(encoding="utf-8") == first
 
 
-def test_without_minutes_only_the_configuration_is_read(tmp_path: Path) -> None:
+def test_without_minutes_only_the_configuration_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = tiny_model("gpt2")
     model.config.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -50,15 +50,16 @@ def test_without_minutes_only_the_configuration_is_read(tmp_path: Path) -> None:
     arguments = ["recipe", "auto", "--model", str(tmp_path / "model"), "--minutes", "0", "--out", str(out)]
     assert run([*arguments, "--json", str(tmp_path / "auto.json")]) == 0
     recipe = read_recipe(out, "memit")
+    assert recipe.solver.ridge == model.transformer.h[0].mlp.c_proj.weight.shape[0]  # type: ignore[union-attr]
+    assert recipe.source.startswith("automatic: errata recipe auto --minutes 0")
     found = json.loads((tmp_path / "auto.json").read_text(encoding="utf-8"))
     assert tuple(found["layers"]) == recipe.layers
     # Default settings never replace those of a search.
     out.write_text("searched", encoding="utf-8")
     append_to_journal(tmp_path / "auto.yaml.tries.jsonl", "key", Try("solver", {}, "λ = 1", 0.5, 1.0))
     assert run(arguments) == 2
+    assert "[OUTPUT_EXISTS]" in capsys.readouterr().err
     assert out.read_text(encoding="utf-8") == "searched"
-    assert recipe.solver.ridge == model.transformer.h[0].mlp.c_proj.weight.shape[0]  # type: ignore[union-attr]
-    assert recipe.source.startswith("automatic: errata recipe auto --minutes 0")
 
 
 def test_without_a_search_the_text_is_the_built_in_one_and_never_the_labs(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_show_takes_every_file(model: str, capsys: pytest.CaptureFixture[str]) -
         (["check", str(ROOT / "examples" / "recipe.yaml"), "--method", "memitt"], "Did you mean 'memit'?"),
     ],
 )
-def test_what_there_is_not_is_said(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_things_are_reported(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recipe", *arguments]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
 

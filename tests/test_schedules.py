@@ -33,7 +33,7 @@ def test_recipes_may_name_every_schedule() -> None:
 
 def test_replay_takes_several_layers() -> None:
     assert replay([3, 9]) == [Step(3, 3, 1.0), Step(9, 9, 1.0, follows=3)]
-    with pytest.raises(ValueError, match="got one layer"):
+    with pytest.raises(ValueError, match="needs several layers"):
         replay([3])
 
 

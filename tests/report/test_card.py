@@ -240,7 +240,7 @@ def test_without_measurements_the_card_says_so_plainly() -> None:
     assert "efficacy" not in whole
 
 
-def test_measurements_stand_in_a_table_with_what_could_not_be_measured() -> None:
+def test_measurements_are_in_a_table_with_what_could_not_be_measured() -> None:
     rows = tuple(
         row(metric, when, mean)
         for metric in (Metric.EFFICACY_ACCURACY, Metric.UNTOUCHED_ACCURACY)

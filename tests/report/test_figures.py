@@ -216,7 +216,7 @@ def test_hostile_labels_are_only_drawn() -> None:
     )
 
 
-def test_an_svg_may_stand_beside_others_in_a_page() -> None:
+def test_several_svgs_fit_in_one_page_in_a_page() -> None:
     drawn = draw(mixed(), LIGHT, name="first").svg
     assert drawn.startswith("<svg ")
     ids = re.findall(r'\sid="([^"]*)"', drawn)

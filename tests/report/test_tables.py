@@ -75,7 +75,7 @@ def test_nothing_is_lost_or_broken_at_usual_widths(width: int) -> None:
     assert words.count("1.03") == 2, "alphaedit+blue's ratio and seconds"
 
 
-def test_successes_stand_beside_accuracies_with_the_score() -> None:
+def test_successes_are_shown_beside_accuracies_with_the_score() -> None:
     rows = [entry for entry in full_rows() if entry["method"] == "memit"]
     for entry in rows:
         if entry["metric"] == Metric.SCORE and entry["when"] == "after":

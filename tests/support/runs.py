@@ -1,4 +1,4 @@
-"""What tests of runs on disk share: small runs of tiny models, begun and gone on with as separate processes would."""
+"""What tests of runs on disk share: small runs of tiny models, started and resumed as separate processes would."""
 
 from __future__ import annotations
 

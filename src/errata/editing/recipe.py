@@ -205,7 +205,9 @@ _SECTIONS: Mapping[str, type[Settings]] = {
 
 def fault_at(source: str, item: Any) -> tuple[KeyPath, Fault]:
     """The path in a recipe of one of pydantic's errors, and the error in our words."""
-    path = tuple(part for index, part in enumerate(item["loc"]) if index == 0 or part not in _KINDS)
+    # pydantic adds the kind of a section at a fixed place.
+    tag = {"solver": 1, "target": 1, "shaping": 2}.get(item["loc"][0]) if item["loc"] else None
+    path = tuple(part for index, part in enumerate(item["loc"]) if index != tag)
     where = place_of(source, path)
     got = f"Got {item.get('input')!r:.200}"
     match item["type"]:
@@ -233,7 +235,10 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
     if recipe.schedule == "replay" and recipe.target.weights == "original":
-        yield "the schedule 'replay' reads later targets off the current weights, so its first one is found on them too"
+        yield (
+            "the schedule 'replay' derives later targets from the current weights, so its first target must be "
+            "searched on them too"
+        )
     yield from recipe.target.contradictions(recipe.site)
     kinds = [shaper.kind for shaper in recipe.shaping]
     if len(set(kinds)) < len(kinds):
@@ -243,7 +248,7 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
     if masking and dense:
         yield (
             f"{masking[0]!r} makes each batch's change sparse and {dense[0]!r} the whole run's change dense again: "
-            "take one of them"
+            "use only one of them"
         )
     yield from recipe.solver.contradictions(rounds=recipe.rounds is not None)
 
@@ -274,10 +279,17 @@ def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]
 
 
 def _faults_of_any_method(file: RecipeFile) -> Iterator[Fault]:
-    """The faults of the keys of a file whose methods are all unknown: which keys are missing depends on the method."""
+    """The faults of the keys of a file whose methods are all unknown.
+
+    Left out is what depends on the method: missing keys, and the keys of a solver or target without a kind.
+    """
     keys = replace(file, data={key: value for key, value in file.data.items() if key not in ("method", "methods")})
     for path, fault in _validated(keys, METHOD_NAMES[0])[1]:
-        if path and fault.code != _MISSING:
+        section = keys.data.get(path[0]) if path else None
+        of_the_method = (
+            path[:1] in (("solver",), ("target",)) and isinstance(section, Mapping) and "kind" not in section
+        )
+        if path and fault.code != _MISSING and not of_the_method:
             yield replace(fault, line=line_of(file.lines, path))
 
 

@@ -69,7 +69,8 @@ def replay(layers: Sequence[int]) -> list[Step]:
     first, *later = layers
     if not later:
         raise ValueError(
-            "the schedule 'replay' carries the first layer's target to later ones, got one layer; take 'single'"
+            "the schedule 'replay' carries the first layer's target to later ones, so it needs several layers; use "
+            "'single' for one"
         )
     return [Step(first, first, 1.0), *(Step(layer, layer, 1.0, follows=first) for layer in later)]
 

@@ -26,7 +26,7 @@ class SearchSettings(Settings, ABC):
 
     learning_rate: Positive = Field(description="Adam's step")
     relative_rate: StrictBool = Field(False, description="the learning rate is in units of ‖h⁰‖ / √d, for each fact")
-    steps: StrictInt = Field(ge=1, description="evaluations of the loss; there is one update less")
+    steps: StrictInt = Field(ge=1, description="evaluations of the loss, one more than the updates")
     kl_factor: NotNegative = Field(0.0625, description="weight of the KL term on '{subject} is a'")
     weight_decay: NotNegative = Field(0.5, description="weight of ‖δ‖ / ‖h⁰‖²")
     clamp: Positive = Field(0.75, description="‖δ‖ is at most clamp · ‖h⁰‖")
@@ -67,7 +67,9 @@ class JointTargetSettings(SearchSettings):
 
     kind: Literal["joint"] = "joint"
     eased_likelihood: NotNegative = Field(0.1, description="weight of the likelihood while the target is the argmax")
-    stop_divergence: NotNegative = Field(0.01, description="a fact that holds with less KL than this is done")
+    stop_divergence: NotNegative = Field(
+        0.01, description="a fact whose target is the argmax everywhere is done once its KL is below this"
+    )
 
     def loss(
         self, model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, site: Site

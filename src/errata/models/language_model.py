@@ -371,7 +371,9 @@ class LanguageModel:
                 self.run_captured(batch.inputs())
             for key, values in captured.items():
                 vectors = values[torch.arange(len(indices), device=self.device), batch.last]
-                found.setdefault(key, vectors.new_empty(len(rows), vectors.shape[1]))[indices] = vectors
+                if key not in found:
+                    found[key] = vectors.new_empty(len(rows), vectors.shape[1])
+                found[key][indices] = vectors
         return {(site, layer): found[site, layer] for site, layers in wanted.items() for layer in layers}
 
     @contextmanager

@@ -209,10 +209,10 @@ def _check_stack(patches: Sequence[Patch]) -> None:
 
 
 def _check_rank(rank: int | None, exact: int, sparse: Sequence[int]) -> None:
-    layers = ", ".join(map(str, sparse))
+    layers = f"layer{'s' * (len(sparse) > 1)} {', '.join(map(str, sparse))}"
     if rank is None and sparse:
         raise InputError(
-            f"the changes of layers {layers} are sparse (rect) and not of low rank: an exact adapter would have rank "
+            f"the changes of {layers} are sparse (rect) and not of low rank: an exact adapter would have rank "
             f"{exact}, that of the whole matrix",
             remedy="Give a rank (--rank R) for the best approximation of that rank; its error is shown",
             code="LORA_RANK_TOO_HIGH",
@@ -223,7 +223,7 @@ def _check_rank(rank: int | None, exact: int, sparse: Sequence[int]) -> None:
         raise InputError(f"the rank {rank} is not positive", remedy="Give 1 or more", code="LORA_RANK_INVALID")
     # Without a rank the adapter is exact, except for sparse changes, for which the full rank must be given.
     if rank > exact or (rank == exact and not sparse):
-        what = f"rank {rank} is higher than needed: at rank {exact} the adapter is exact"
+        what = f"rank {rank} is not an approximation: at rank {exact} the adapter is exact"
         remedy = f"Give {exact} or less" if sparse else f"Leave the rank (--rank) out, or give less than {exact}"
         raise InputError(what, remedy=remedy, code="LORA_RANK_INVALID")
 

@@ -91,7 +91,7 @@ class Manifest(BaseModel):
     @classmethod
     def _check_complete(cls, digests: dict[str, str]) -> dict[str, str]:
         if missing := {"facts.jsonl", "recipe.yaml"} - digests.keys():
-            raise ValueError(f"there is none of {', '.join(sorted(missing))}")
+            raise ValueError(f"digests are missing for {', '.join(sorted(missing))}")
         return digests
 
     def checksum(self) -> str:

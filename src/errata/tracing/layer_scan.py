@@ -116,7 +116,7 @@ def choose_layers(scores: Mapping[int, float], depth: int) -> LayerChoice:
     layers = sorted(scores)
     if not layers or not all(math.isfinite(scores[layer]) for layer in layers) or max(scores.values()) <= 0:
         shown = ", ".join(f"{layer}: {scores[layer]:.3g}" for layer in layers)
-        what = f"no layers can be chosen: no scanned layer accepted the facts (scores {shown})"
+        what = f"no layers can be chosen: the facts could not be written at any scanned layer (scores {shown})"
         remedy = "Give other facts, or choose layers yourself with --layers"
         raise ErrataError(what, remedy=remedy, code="NO_LAYERS_FOUND")
     best = max(layers, key=lambda layer: scores[layer])  # the first of equal ones
