@@ -16,7 +16,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from errata.analysis.alignment import quantities
+from errata.analysis.common import LayerTargets, fit_plane
+from errata.analysis.hidden_shift import linear_cka
+from errata.analysis.steps import summary
 from errata.benchmark.sequence import weight_norm_ratio
+from errata.editing.target_search import Targets
 from errata.editors.locate_then_edit import Editor
 from errata.models.weights import LowRankTerm, SparseTerm
 from errata.utils.tensors import float64_device, to_float64
@@ -106,3 +111,19 @@ def test_an_edit_needs_no_float64_on_the_models_device(tmp_path: Path, method: s
         patch = editor.apply(FACTS[:4])
         assert weight_norm_ratio(editor) > 0
         assert all(norm > 0 for norm in patch.relative_norms(model).values())
+
+
+def test_studies_need_no_float64_on_the_models_device() -> None:
+    def targets() -> Targets:
+        losses, evaluations = torch.rand(5), torch.ones(5, dtype=torch.long)
+        return Targets(torch.rand(8, 5) + 1, torch.rand(8, 5), losses, evaluations, losses, losses > 0.5)
+
+    found = LayerTargets((1, 2), {1: targets(), 2: targets()})
+    states = torch.rand(6, 8)
+    with TwoDevices():
+        assert len(summary(found.found[1])["norm"]) == 5
+        assert len({name for name, *_ in quantities(found, 1)}) > 5
+        assert float(linear_cka(states, states)) == pytest.approx(1)
+        plane = fit_plane(states)
+        assert plane is not None
+        assert len(plane.points(states)) == 6

@@ -40,6 +40,7 @@ from errata.editing.methods import BOUNDARY_PAPER
 from errata.editing.recipe import Recipe
 from errata.errors import InputError
 from errata.facts.fact import Fact
+from errata.utils.tensors import to_float64
 
 _COSINE, _FAR, _BEST = "cosine", "distance, relative", "distance at the best share, relative"
 
@@ -280,7 +281,7 @@ def quantities(targets: LayerTargets, layer: int) -> Iterator[tuple[str, str, st
     residuals = {kind: targets.residual(kind, layer) for kind in KINDS}
     norms = {kind: residual.norm(dim=0) for kind, residual in residuals.items()}
     found = targets.found[layer]
-    states = (found.z.double() - found.delta.double()).norm(dim=0)
+    states = (to_float64(found.z) - to_float64(found.delta)).norm(dim=0)
     yield "norm of the state", "units of h", "", _values(states)
     for kind in KINDS:
         yield "norm", "units of h", kind, _values(norms[kind])

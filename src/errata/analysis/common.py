@@ -25,6 +25,7 @@ from errata.models.likelihood import score
 from errata.models.weights import Term
 from errata.patches.patch import Patch
 from errata.utils.optional import require
+from errata.utils.tensors import to_float64
 
 # Residual -> the layer's share of the last layer's residual, by the number of critical layers left.
 SPREADS: Final[Mapping[str, Callable[[int], float]]] = {
@@ -51,9 +52,9 @@ class LayerTargets:
         root, ``computed`` the layer's own δ (methods.md, section 1, Schedules).
         """
         if kind == COMPUTED:
-            return self.found[layer].delta.double()
+            return to_float64(self.found[layer].delta)
         left = len(self.layers) - list(self.layers).index(layer)
-        return SPREADS[kind](left) * self.found[self.layers[-1]].delta.double()
+        return SPREADS[kind](left) * to_float64(self.found[self.layers[-1]].delta)
 
 
 def search_targets(context: StudyContext, facts: Sequence[Fact], prefixes: Sequence[str]) -> LayerTargets:
@@ -224,7 +225,7 @@ class Plane:
 
     def points(self, vectors: Float[Tensor, "n d"]) -> list[tuple[float, float]]:
         """Coordinates of vectors in the plane, in the unit of their entries; the mean is the origin."""
-        return [(x, y) for x, y in ((vectors.double() - self.mean) @ self.axes.T).tolist()]
+        return [(x, y) for x, y in ((to_float64(vectors) - self.mean) @ self.axes.T).tolist()]
 
 
 def fit_plane(vectors: Float[Tensor, "n d"]) -> Plane | None:
@@ -236,7 +237,7 @@ def fit_plane(vectors: Float[Tensor, "n d"]) -> Plane | None:
     check_plane()
     from sklearn.decomposition import PCA
 
-    found = vectors.double()
+    found = to_float64(vectors)
     # The computed mean of equal vectors may differ from them in the last bits; such a spread counts as none.
     if (
         len(found) < 3

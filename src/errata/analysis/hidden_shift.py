@@ -45,6 +45,7 @@ from errata.errors import InputError, NonFiniteError
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import encode
 from errata.results.records import interval_of, resampled_sums
+from errata.utils.tensors import to_float64
 
 # Squared norms below this share of the uncentred ones are rounding errors of float64.
 _NOTHING = 1e-12
@@ -71,7 +72,8 @@ def linear_cka(
     Args:
         times: weight of each row, for each of several bootstrap samples; by default 1.
     """
-    x, y = first.double() - first.double().mean(0), second.double() - second.double().mean(0)
+    x, y = to_float64(first), to_float64(second)
+    x, y = x - x.mean(0), y - y.mean(0)
     counts = torch.ones(1, len(x), dtype=torch.float64) if times is None else times
     one, other = x @ x.T, y @ y.T
     both, _ = _alignment(one, other, counts)
@@ -358,7 +360,7 @@ def _measure(context: StudyContext, seed: int, method: str) -> TaskRecord:
 def _compare(clusters: Sequence[str], before: Sequence[Tensor], after: Sequence[Tensor], place: slice) -> TaskRecord:
     saved: dict[str, Any] = {"clusters": list(clusters), DISTANCE: [], COSINE: [], CKA: []}
     for old, new in zip(before, after, strict=True):
-        x, y = old[place].double(), new[place].double()
+        x, y = to_float64(old[place]), to_float64(new[place])
         saved[DISTANCE].append(relative_distances(x, y).tolist())
         saved[COSINE].append(cosines(x, y).tolist())
         saved[CKA].append(cka_interval(x, y, clusters))

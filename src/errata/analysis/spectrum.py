@@ -27,9 +27,9 @@ from errata.analysis.findings import (
     with_n,
 )
 from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTask, TaskRecord
-from errata.editing.preparation import solve_device
 from errata.models.weights import Term
 from errata.patches.factors import norm, singular_values
+from errata.utils.tensors import to_float64
 
 WEIGHTS: Final = "weights"
 """The task that computes the spectra of the unedited weights."""
@@ -253,11 +253,9 @@ def _norm_figure(growth: Sequence[Finding], methods: Sequence[str], kind: str) -
 
 def _of_weights(context: StudyContext, layers: Sequence[int]) -> TaskRecord:
     """The singular values of W of each layer, on the device that solves."""
-    device = solve_device(context.model)
     return {
         "spectra": {
-            str(layer): torch.linalg.svdvals(context.model.weight(layer).to(device, torch.float64)).tolist()
-            for layer in layers
+            str(layer): torch.linalg.svdvals(to_float64(context.model.weight(layer))).tolist() for layer in layers
         }
     }
 

@@ -20,6 +20,7 @@ from errata.editing.target_search import Targets
 from errata.editors.locate_then_edit import Editor
 from errata.errors import InputError, collect_errors
 from errata.facts.fact import Fact
+from errata.utils.tensors import to_float64
 
 UNEDITED: Final = "unedited"
 EVEN: Final = "even"
@@ -163,14 +164,14 @@ def summary(targets: Targets) -> dict[str, list[Any]]:
 
     ``known``: done at δ = 0 (the first loss is below the stopping loss); ``converged``: done within the given steps.
     """
-    state = (targets.z.double() - targets.delta.double()).norm(dim=0)
+    state = (to_float64(targets.z) - to_float64(targets.delta)).norm(dim=0)
     return {
         "evaluations": targets.evaluations.tolist(),
         "converged": targets.done.tolist(),
         "known": (targets.done & (targets.evaluations == 1)).tolist(),
         "first loss": targets.first_loss.tolist(),
         "final loss": targets.loss.tolist(),
-        "norm": (targets.delta.double().norm(dim=0) / state).tolist(),
+        "norm": (to_float64(targets.delta).norm(dim=0) / state).tolist(),
     }
 
 

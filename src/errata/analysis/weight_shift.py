@@ -38,7 +38,7 @@ from errata.analysis.study import AnalysisSettings, Study, StudyContext, StudyTa
 from errata.editing.batch import check_columns
 from errata.editing.keys import SubjectTexts
 from errata.editing.methods import BOUNDARY_PAPER
-from errata.editing.preparation import EditContext, solve_device
+from errata.editing.preparation import EditContext
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import Step
 from errata.editing.shaping import BatchShaper
@@ -49,6 +49,7 @@ from errata.errors import Fault, FaultsError, InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import Site
 from errata.models.weights import Term
+from errata.utils.tensors import float64_device
 
 FROBENIUS: Final = "Frobenius"
 SPECTRAL: Final = "spectral"
@@ -185,7 +186,7 @@ class EarlierBatches:
         model, layers = self.context.model, [layer for layer in self._states if layer not in record.keys]
         keys = dict(record.keys)
         if layers:
-            device = solve_device(model)
+            device = float64_device(model.device)
             texts = SubjectTexts.tokenise(model, facts, editor.prefixes)
             others = texts.read(Site.KEY, layers, self.recipe.contexts.keys)
             keys |= {layer: mean.to(device) for layer, (mean, _) in others.items()}
@@ -745,7 +746,7 @@ def group_norms(
 
 
 def _measure(context: StudyContext, run: EarlierBatches, probe: Sequence[Fact], earlier: int) -> TaskRecord:
-    model, recipe, device = context.model, run.recipe, solve_device(context.model)
+    model, recipe, device = context.model, run.recipe, float64_device(context.model.device)
     with run.written(earlier) as states:
         residuals = {
             layer: found.to(device)

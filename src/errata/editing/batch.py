@@ -101,7 +101,7 @@ def write_group(
 
 
 def read_keys(context: EditContext, texts: SubjectTexts, layers: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
-    """Layer -> averaged and bare keys on the current weights, (d_in, facts) float64 each, on ``solve_device``."""
+    """Layer -> averaged and bare keys on the current weights, (d_in, facts) float64 each, on ``float64_device``."""
     return texts.read(Site.KEY, layers, context.recipe.contexts.keys)
 
 

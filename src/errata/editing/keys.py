@@ -53,7 +53,7 @@ class SubjectTexts:
                 over all texts, ``bare`` v(bare). Without contexts all three are v(bare).
 
         Returns:
-            layer -> (averaged, of the bare prompts), each (d, facts) in float64 on ``solve_device``.
+            layer -> (averaged, of the bare prompts), each (d, facts) in float64 on ``float64_device``.
         """
         rows = [texts[:1] if average == "bare" else texts for texts in self.rows]
         count = len(rows[0])

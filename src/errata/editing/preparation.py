@@ -85,16 +85,11 @@ def target_site(model: LanguageModel, site: str) -> Site:
     return Site.MLP if model.architecture.norm_after_mlp else Site(site)
 
 
-def solve_device(model: LanguageModel) -> torch.device:
-    """Where a model's keys are solved, in float64."""
-    return float64_device(model.device)
-
-
 def _means(
     model: LanguageModel, recipe: Recipe, layers: Sequence[int], cache: Path | None, report: Report
 ) -> dict[int, Tensor]:
     """C of each layer, on the device of the solver; the identity where the solver does not use it."""
-    device = solve_device(model)
+    device = float64_device(model.device)
     if not recipe.needs_statistics:
         widths = {layer: model.weight(layer).shape[1] for layer in layers}
         return {layer: torch.eye(width, dtype=torch.float64, device=device) for layer, width in widths.items()}

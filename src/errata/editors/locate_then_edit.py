@@ -15,7 +15,7 @@ from torch import Tensor
 
 from errata.editing.batch import BatchRecord, WrittenGroup, check_logits, read_keys, write_group
 from errata.editing.keys import SubjectTexts
-from errata.editing.preparation import EditContext, Prepared, prepare, solve_device
+from errata.editing.preparation import EditContext, Prepared, prepare
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import SCHEDULES, Step
 from errata.editing.shaping import RunShaper
@@ -30,6 +30,7 @@ from errata.models.weights import EditedWeights, LowRankTerm, Term
 from errata.patches.patch import Patch, supported_dtype_name
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import now, software_versions
+from errata.utils.tensors import float64_device
 
 _logger = logging.getLogger(__name__)
 
@@ -207,7 +208,7 @@ class Editor:
                 code="EDITOR_USED",
             )
         self.prepare()
-        device = solve_device(self.model)
+        device = float64_device(self.model.device)
         with self._all_or_nothing():
             for batch in batches:
                 states = dict(self._run.solvers)

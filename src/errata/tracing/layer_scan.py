@@ -22,7 +22,7 @@ import torch
 
 from errata.editing.contexts import ContextSettings, generate_prefixes, target_in
 from errata.editing.keys import SubjectTexts
-from errata.editing.preparation import solve_device, target_site
+from errata.editing.preparation import target_site
 from errata.editing.solvers.least_squares import LeastSquares
 from errata.editing.target_loss import TargetSettings
 from errata.editing.target_search import find_targets
@@ -329,9 +329,8 @@ class _Scan:
             self._target,
             on_step=lambda _: self._advance(self._done + 1),
         )
-        device = solve_device(self.model)
         solver = LeastSquares(ridge=float(self.settings.ridge * moment.shape[0]), history=False)
-        change = solver.prepare(moment.to(device)).solve(keys, to_float64(targets.delta))
+        change = solver.prepare(moment).solve(keys, to_float64(targets.delta))
         edits = self.model.edits
         left, right = (factor.to(edits.sum_dtype).to(self.model.device) for factor in (change.left, change.right))
         savepoint = edits.savepoint([layer])
