@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from errata.analysis.study import AnalysisSettings
 from errata.editing.contexts import ContextSettings, in_context, neutral_leads
 from errata.editing.recipe import Recipe
-from errata.editing.schedules import SCHEDULES
 from errata.editing.search_prompts import KL_PROMPT, common_prefix
 from errata.editing.target_search import ROWS_AT_ONCE
 from errata.facts.fact import Fact
@@ -344,8 +343,7 @@ def weight_shift_cost(
     weights, moments = float(size.parameters * width), len(layers) * square
     factors = solver.held * len(layers) * square
     search = max((search_memory(size, rows, layers[0], width) for rows in (probe, batch)), key=lambda one: one.total)
-    steps_of_run = SCHEDULES[recipe.schedule](layers)
-    written = {step.layer for step in steps_of_run} if max(checkpoints) else set()
+    written = {step.layer for step in recipe.steps} if max(checkpoints) else set()
     # W₀ and the sum of changes of each written layer; and copies of both to roll back to, of the run and of a batch.
     copies = float(3 * len(written) * size.width * size.mlp_width * (width + max(width, 4)))
     memory = {
@@ -358,7 +356,7 @@ def weight_shift_cost(
         f"search, layer {layers[0]}: logits and their gradients": float(search.logits),
     }
     steps = recipe.target.steps
-    targets = [step.target_layer for step in steps_of_run if step.follows is None]
+    targets = [step.target_layer for step in recipe.steps if step.follows is None]
     searched = list(dict.fromkeys(targets))
     reading = sum(bucket.rows * (bucket.slots + 1) for bucket in probe.buckets)
     batch_reading = sum(bucket.rows * (bucket.slots + 1) for bucket in batch.buckets)

@@ -37,7 +37,6 @@ from errata.datasets.reading import DatasetRecords, open_dataset, read_dataset
 from errata.datasets.records import Loaded
 from errata.datasets.registry import DATASETS, is_own_file, split_file
 from errata.editing.recipe import Recipe
-from errata.editing.schedules import SCHEDULES
 from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.facts.fact import FactSet
 from errata.models.loading import Outline
@@ -400,7 +399,7 @@ def search_operations(plan: Plan) -> dict[str, float]:
         outline, recipe = plan.outlines[spec.model.name], spec.recipe
         facts = plan.materials[spec.material].facts.facts
         rows = SearchRows.of(outline.tokenizer, facts[:_SAMPLE], recipe.contexts)
-        layers = {step.target_layer for step in SCHEDULES[recipe.schedule](recipe.layers) if step.follows is None}
+        layers = {step.target_layer for step in recipe.steps if step.follows is None}
         flops = sum(search_flops(outline.size, rows, layer, recipe.target.steps) for layer in layers)
         found[spec.model.name] = found.get(spec.model.name, 0.0) + flops * len(facts) / len(facts[:_SAMPLE])
     return found

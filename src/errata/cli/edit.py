@@ -38,7 +38,6 @@ from errata.cli.recipe_options import automatic_recipe, comes_with_recipe, layer
 from errata.cli.terminal import JsonOption, console, progress, warn, write_json
 from errata.editing.contexts import ContextSettings
 from errata.editing.recipe import Recipe
-from errata.editing.schedules import SCHEDULES
 from errata.editors.locate_then_edit import Editor
 from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.chat import chat_questions
@@ -324,21 +323,20 @@ def _prefix_tokens(contexts: ContextSettings) -> int:
 
 
 def _show_plan(facts: FactSet, recipe: Recipe, model: str, json: Path | None) -> None:
-    steps = SCHEDULES[recipe.schedule](recipe.layers)
     batches = -(-len(facts) // recipe.batch_size)
     plan = {
         "model": model,
         "method": recipe.method,
         "facts": len(facts),
         "batches": batches,
-        "steps": [{"layer": s.layer, "target_layer": s.target_layer, "share": s.share} for s in steps],
+        "steps": [{"layer": s.layer, "target_layer": s.target_layer, "share": s.share} for s in recipe.steps],
         "recipe": recipe.model_dump(mode="json"),
     }
     console().print(
         f"Editing {counted(len(facts), 'fact')} into {model} with {recipe.method}, in "
         f"{counted(batches, 'batch')} of at most {recipe.batch_size}:"
     )
-    for step in steps:
+    for step in recipe.steps:
         share = "all" if step.share == 1 else f"a share of {step.share:.3g}"
         console().print(f"  update layer {step.layer} with {share} of the residual at layer {step.target_layer}")
     console().print(recipe.to_yaml(), markup=False, highlight=False)

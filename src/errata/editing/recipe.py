@@ -17,7 +17,7 @@ from pydantic import Field, StrictInt, ValidationError, ValidationInfo, field_va
 from errata.editing.contexts import ContextSettings
 from errata.editing.methods import BOUNDARY_SUFFIX, METHOD_NAMES, method_named, published_faults
 from errata.editing.recipe_files import RecipeFile, merge, parse_file, place_of, read_file, shipped_for
-from errata.editing.schedules import SCHEDULES, ScheduleName
+from errata.editing.schedules import SCHEDULES, ScheduleName, Step
 from errata.editing.shaping import SHAPERS, AnyShaper, BatchShaper, RunShaper
 from errata.editing.solvers import SOLVERS, AnySolver
 from errata.editing.target_loss import TARGETS, AnyTarget
@@ -86,6 +86,11 @@ class Recipe(Settings):
     def needs_statistics(self) -> bool:
         """Whether the solver uses key statistics."""
         return self.solver.needs_moment
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Those of the schedule for the recipe's layers."""
+        return tuple(SCHEDULES[self.schedule](self.layers))
 
     def with_corpus(self, corpus: str | Path) -> Recipe:
         """The recipe with another text to take key statistics over."""
@@ -230,14 +235,15 @@ def fault_at(source: str, item: Any) -> tuple[KeyPath, Fault]:
 
 def _contradictions(recipe: Recipe) -> Iterator[str]:
     """Invalid combinations of choices, each with its reason."""
+    steps: Sequence[Step] = ()
     try:
-        SCHEDULES[recipe.schedule](recipe.layers)
+        steps = recipe.steps
     except ValueError as error:
         yield str(error)
-    if recipe.schedule == "replay" and recipe.target.weights == "original":
+    if any(step.follows is not None for step in steps) and recipe.target.weights == "original":
         yield (
-            "the schedule 'replay' derives later targets from the current weights, so its first target must be "
-            "searched on them too"
+            f"the schedule {recipe.schedule!r} derives later targets from the current weights, so its first target "
+            "must be searched on them too"
         )
     yield from recipe.target.contradictions(recipe.site)
     kinds = [shaper.kind for shaper in recipe.shaping]

@@ -17,7 +17,7 @@ from errata.editing.batch import BatchRecord, WrittenGroup, check_logits, read_k
 from errata.editing.keys import SubjectTexts
 from errata.editing.preparation import EditContext, Prepared, prepare
 from errata.editing.recipe import Recipe
-from errata.editing.schedules import SCHEDULES, Step
+from errata.editing.schedules import Step
 from errata.editing.shaping import RunShaper
 from errata.editing.solvers.base import LayerSolver
 from errata.editing.target_search import join_targets
@@ -77,8 +77,8 @@ class Editor:
     _context: EditContext | None = None
 
     @property
-    def steps(self) -> list[Step]:
-        return SCHEDULES[self.recipe.schedule](self.recipe.layers) if self.plan is None else list(self.plan)
+    def steps(self) -> tuple[Step, ...]:
+        return self.recipe.steps if self.plan is None else tuple(self.plan)
 
     @property
     def run_shapers(self) -> list[RunShaper]:
