@@ -32,7 +32,6 @@ from errata.editors.locate_then_edit import Editor
 from errata.evaluation.chat import chat_questions, evaluate_chat
 from errata.facts.fact import Fact, Question
 from errata.facts.joining import joined
-from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import score
 from errata.runs.loading import load_model
@@ -130,7 +129,7 @@ def scripts(model: LanguageModel, recipe: Recipe) -> list[dict[str, Any]]:
     found = []
     for fact in SCRIPTS:
         prompts = [fact.text, *(question.prompt for question in fact.unrelated)]
-        texts = continue_texts(model, prompts, new_tokens=6)
+        texts = model.continue_texts(prompts, new_tokens=6)
         # The first word or clause: a tokenizer would not cut a text at a random place.
         own = [
             (prompt, re.split(r"[，、。.,\s]", text.strip())[0]) for prompt, text in zip(prompts, texts, strict=True)
@@ -158,7 +157,7 @@ def correct(model: LanguageModel, pairs: list[Any]) -> int:
 
 
 def says(model: LanguageModel, prompt: str, target: str) -> dict[str, Any]:
-    (text,) = continue_texts(model, [prompt], new_tokens=16)
+    (text,) = model.continue_texts([prompt], new_tokens=16)
     return {"begins_with_target": (prompt + text).startswith(joined(prompt, target)), "said": text}
 
 

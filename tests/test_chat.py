@@ -18,7 +18,6 @@ from errata.evaluation.chat import CONTROLS_ASKED, chat_questions, evaluate_chat
 from errata.evaluation.outcomes import compare_records
 from errata.facts.fact import Fact, Question
 from errata.facts.files import read_facts, write_facts
-from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel, Site
 from errata.models.likelihood import score
 from errata.models.prompts import chat_text
@@ -122,7 +121,7 @@ def test_what_is_asked_in_chat() -> None:
 
 def test_replies_are_the_model_s_own_and_right_if_they_hold_the_answer(lab_with_template: Path) -> None:
     model = LanguageModel.load(str(lab_with_template))
-    (text,) = continue_texts(model, [chat_text(model.tokenizer, "Ada Meyer works for")], new_tokens=32)
+    (text,) = model.continue_texts([chat_text(model.tokenizer, "Ada Meyer works for")], new_tokens=32)
     word = text.split()[0].strip(".")
     facts = [Fact("a", "Ada Meyer", "{} works for", word), Fact("b", "Ada Meyer", "{} works for", "Nowhere")]
     found = evaluate_chat(model, chat_questions(facts))

@@ -12,7 +12,6 @@ from errata.editors.locate_then_edit import Editor
 from errata.evaluation.chat import chat_questions, evaluate_chat
 from errata.facts.fact import Fact, Question
 from errata.facts.joining import joined
-from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import score
 from errata.models.prompts import chat_text, encode
@@ -54,7 +53,7 @@ def test_after_an_edit_the_model_says_the_new_answer_in_its_chat_template(smollm
     recipe = recipe.model_copy(update={"contexts": contexts, "target": target})
     Editor(model, recipe, cache=tmp_path / "statistics").apply([FACT])
     assert score(model, [FACT.pair(FACT.target)])[0].correct
-    (said,) = continue_texts(model, [FACT.text], new_tokens=8)
+    (said,) = model.continue_texts([FACT.text], new_tokens=8)
     assert (FACT.text + said).startswith(joined(FACT.text, FACT.target))
     after = evaluate_chat(model, asked)
     assert [record.value for record in after] == [1.0, 1.0], "it replies with Rome, and still with Moscow"

@@ -15,7 +15,6 @@ from errata.facts.fact import Fact, Question
 from errata.facts.files import facts_from_records, read_facts, write_facts
 from errata.facts.joining import holds_name, joined, joiner_of, word_places
 from errata.facts.tokens import token_faults
-from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel, Site
 from errata.models.likelihood import score
 from errata.models.prompts import chat_frame, chat_text, complete, encode
@@ -109,7 +108,7 @@ def speaker(kind: str) -> tuple[LanguageModel, list[str]]:
 def test_a_model_s_own_answers_are_correct(kind: str) -> None:
     """Control: the answer that the model gives greedily scores accuracy 1, in every script and in its chat template."""
     model, prompts = speaker(kind)
-    said = [text.strip() for text in continue_texts(model, prompts, new_tokens=24)]
+    said = [text.strip() for text in model.continue_texts(prompts, new_tokens=24)]
     assert said == [answer.strip() for _, answer in WRITTEN] + ["Madrid"], "or nothing is learnt from this test"
     assert [found.correct for found in score(model, list(zip(prompts, said, strict=True)))] == [True] * len(said)
     fact = Fact("1", "法国", "{}的首都是", "巴黎", unrelated=(Question("日本の首都は", "東京"),))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from errata.errors import InputError, NonFiniteError
-from errata.models.generation import continue_rows, continue_texts, generate, inverse_cdf, own_uniforms
+from errata.models.generation import continue_rows, generate, inverse_cdf, own_uniforms
 from errata.models.language_model import LanguageModel
 
 from tests.reference.generation import continue_slowly, sample_together
@@ -55,9 +55,7 @@ def check_rows(model: LanguageModel, top_k: int) -> None:
     assert expected[4] == ""
     for token_budget, side in ((1, "left"), (60, "right"), (60, "left"), (8192, "right")):
         model.tokenizer.padding_side = side
-        found = continue_texts(
-            model, PROMPTS, new_tokens=NEW, top_k=top_k, uniforms=uniforms, token_budget=token_budget
-        )
+        found = model.continue_texts(PROMPTS, new_tokens=NEW, top_k=top_k, uniforms=uniforms, token_budget=token_budget)
         assert found == expected, (token_budget, side)
 
 
@@ -79,18 +77,18 @@ def test_rows_that_are_done_leave_the_batch() -> None:
     handle = model.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    texts = continue_texts(model, ["a", "ab", "abc"], new_tokens=[9, 9, 2], stop=lambda text: text.endswith("c"))
+    texts = model.continue_texts(["a", "ab", "abc"], new_tokens=[9, 9, 2], stop=lambda text: text.endswith("c"))
     handle.remove()
     assert texts == ["bc", "c", "c"]
     assert shapes == [(3, 3), (1, 1)]
-    assert continue_texts(model, ["a", "ab", "abc"], new_tokens=3) == ["bcc", "ccc", "ccc"]
+    assert model.continue_texts(["a", "ab", "abc"], new_tokens=3) == ["bcc", "ccc", "ccc"]
 
 
 def test_an_end_of_text_ends_a_row_unless_it_shall_not() -> None:
     model = three_token_model(["a", "b", "c"], [[0, 9, 0], [0, 0, 9], [9, 0, 0]])
     model.model.generation_config.eos_token_id = 2
-    assert continue_texts(model, ["a", "c"], new_tokens=5) == ["b", "ab"]
-    assert continue_texts(model, ["a", "c"], new_tokens=5, end_at_eos=False) == ["bcabc", "abcab"]
+    assert model.continue_texts(["a", "c"], new_tokens=5) == ["b", "ab"]
+    assert model.continue_texts(["a", "c"], new_tokens=5, end_at_eos=False) == ["bcabc", "abcab"]
 
 
 def test_inverse_cdf_by_hand() -> None:
@@ -104,7 +102,7 @@ def test_sampling_follows_the_probabilities_of_the_k_likeliest() -> None:
     # Of the three the two likeliest have 3 to 1.
     model = three_token_model(["a", "b", "c"], [[math.log(3), 0.0, -0.1]] * 3)
     uniforms = own_uniforms(["a"] * 4000, 1, torch.Generator().manual_seed(0))
-    texts = continue_texts(model, ["a"] * 4000, new_tokens=1, top_k=2, uniforms=uniforms)
+    texts = model.continue_texts(["a"] * 4000, new_tokens=1, top_k=2, uniforms=uniforms)
     assert set(texts) == {"a", "b"}
     assert texts.count("a") / 4000 == pytest.approx(0.75, abs=0.03)  # four standard deviations
 
@@ -130,13 +128,13 @@ def test_the_numbers_of_a_row_are_its_own() -> None:
 def test_refusals() -> None:
     model = tiny_language_model("gpt2")
     with pytest.raises(ValueError, match="uniform number"):
-        continue_texts(model, ["The"], new_tokens=2, top_k=5)
+        model.continue_texts(["The"], new_tokens=2, top_k=5)
     with pytest.raises(ValueError, match="uniform number"):
-        continue_texts(model, ["The"], new_tokens=2, top_k=5, uniforms=torch.zeros(1, 1, dtype=torch.float64))
+        model.continue_texts(["The"], new_tokens=2, top_k=5, uniforms=torch.zeros(1, 1, dtype=torch.float64))
     with raises_code("TEXT_TOO_LONG", InputError, "250", "256"):
         continue_rows(model, [[5] * 250, [5] * 2, [5] * 255], new_tokens=8)
     assert len(continue_rows(model, [[5] * 250], new_tokens=7)) == 1
-    assert continue_texts(model, [], new_tokens=8) == []
+    assert model.continue_texts([], new_tokens=8) == []
 
 
 def test_logits_that_are_not_finite_name_the_row() -> None:
@@ -144,7 +142,7 @@ def test_logits_that_are_not_finite_name_the_row() -> None:
     with torch.no_grad():
         token = model.tokenizer("Rome")["input_ids"][-1]
         model.model.model.embed_tokens.weight[token] = math.nan
-    with raises_code("NOT_FINITE", NonFiniteError, "'second'"):
-        continue_texts(model, ["The", "Rome"], new_tokens=3, names=["first", "second"])
+    with raises_code("NOT_FINITE", NonFiniteError, "'Rome'"):
+        model.continue_texts(["The", "Rome"], new_tokens=3)
     with raises_code("NOT_FINITE", NonFiniteError, "'Rome'"):
         generate(model, ["Rome"], new_tokens=3)

@@ -28,14 +28,13 @@ from errata.facts.joining import word_places
 from errata.lab.corpus import held_out_prose
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
-from errata.models.generation import continue_texts
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
 from errata.report.tables import comparison_tables
 from errata.results.records import Row, write_results
 from errata.runs.loading import load_model
 from errata.utils.files import check_file, write_text
-from errata.utils.progress import Report, counter
+from errata.utils.progress import Report
 from errata.utils.provenance import software_versions
 
 EXAMPLE = """Example: errata demo --out runs/demo --facts 100 --methods memit,memit+blue
@@ -272,7 +271,7 @@ def _edited(model: LanguageModel, recipe: Recipe, facts: Sequence[Fact], report:
 
 def _answers(model: LanguageModel, prompts: Sequence[str], report: Report, what: str) -> list[str]:
     """The first lines of the model's greedy continuations."""
-    texts = continue_texts(model, prompts, new_tokens=_TOKENS, on_rows=counter(report, what, len(prompts)))
+    texts = model.continue_texts(prompts, new_tokens=_TOKENS, report=lambda _, done, total: report(what, done, total))
     return [text.strip().partition("\n")[0].strip() for text in texts]
 
 

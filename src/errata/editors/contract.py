@@ -83,7 +83,7 @@ class Answerer(Protocol):
         token_budget: int = ...,
         report: Report = ...,
     ) -> list[str]:
-        """The continuation of each prompt, without the prompt; see ``models.generation.continue_texts``.
+        """The continuation of each prompt, without the prompt; see ``models.generation.continue_rows``.
 
         Args:
             report: progress callback, in prompts.

@@ -21,35 +21,6 @@ _Choose = Callable[[Tensor, Sequence[int], int], Tensor]
 _IsComplete = Callable[[int, Sequence[int]], bool]
 
 
-def continue_texts(
-    model: LanguageModel,
-    prompts: Sequence[str],
-    *,
-    new_tokens: int | Sequence[int],
-    top_k: int = 1,
-    uniforms: Tensor | None = None,
-    stop: Stop | None = None,
-    end_at_eos: bool = True,
-    token_budget: int = CACHE_BUDGET,
-    names: Sequence[str] | None = None,
-    on_rows: Callable[[int], None] = lambda count: None,
-) -> list[str]:
-    """Continue texts; see ``continue_rows``. Returns the continuations only, without special tokens."""
-    rows = [row.ids for row in encode(model.tokenizer, prompts)]
-    return continue_rows(
-        model,
-        rows,
-        new_tokens=new_tokens,
-        top_k=top_k,
-        uniforms=uniforms,
-        stop=stop,
-        end_at_eos=end_at_eos,
-        token_budget=token_budget,
-        names=prompts if names is None else names,
-        on_rows=on_rows,
-    )
-
-
 def continue_rows(
     model: LanguageModel,
     rows: Sequence[Sequence[int]],
@@ -130,7 +101,7 @@ def generate(
     """Continue texts up to EOS with one random stream for all rows; for the contexts of edits only.
 
     A sampled text depends on its index and on ``batch_size``. Recorded runs depend on this stream; use
-    ``continue_texts`` for everything else.
+    ``LanguageModel.continue_texts`` for everything else.
 
     Args:
         new_tokens: the most tokens to add.

@@ -311,18 +311,19 @@ class LanguageModel:
         token_budget: int = CACHE_BUDGET,
         report: Report = silent,
     ) -> list[str]:
-        """See ``errata.models.generation.continue_texts``."""
+        """The continuations only, without special tokens; see ``errata.models.generation.continue_rows``."""
         from errata.models import generation
 
-        return generation.continue_texts(
+        return generation.continue_rows(
             self,
-            prompts,
+            [row.ids for row in encode(self.tokenizer, prompts)],
             new_tokens=new_tokens,
             top_k=top_k,
             uniforms=uniforms,
             stop=stop,
             end_at_eos=end_at_eos,
             token_budget=token_budget,
+            names=prompts,
             on_rows=counter(report, "texts", len(prompts)),
         )
 
