@@ -232,3 +232,17 @@ def test_names_of_corpora_are_not_paths() -> None:
     assert [absolute_corpus(name) for name in ("lab", "builtin", "text.txt")] == [
         "lab", "builtin", str(Path("text.txt").absolute()),
     ]  # fmt: skip
+
+
+def test_directories_named_like_something_in_errata_or_the_harness_do_not_replace_it(tmp_path: Path) -> None:
+    for name in ("lab", "builtin", "piqa"):
+        (tmp_path / name).mkdir()
+    options = {"ability": {"tasks": ["piqa"]}}
+    found = with_absolute_paths({"models": ["lab"], "measures": {"parts": [], "options": options}}, tmp_path)
+    assert found["models"] == [{"name": "lab"}]
+    assert found["measures"]["options"] == options
+    found = with_absolute_paths({"models": [{"name": "lab", "corpus": "builtin"}]}, tmp_path)
+    assert found["models"] == [{"name": "lab", "corpus": "builtin"}]
+    (tmp_path / "piqa" / "own.yaml").write_text("task: own\n", encoding="utf-8")
+    found = with_absolute_paths({"measures": {"parts": [], "options": options}}, tmp_path)
+    assert found["measures"]["options"] == {"ability": {"tasks": [str(tmp_path / "piqa")]}}

@@ -28,11 +28,13 @@ from errata.datasets.registry import DATASETS, is_own_file, split_file
 from errata.editing.methods import method_named
 from errata.editing.recipe import Recipe
 from errata.errors import Fault, FaultsError, InputError
+from errata.evaluation.harness import paths_in, yaml_files
+from errata.statistics.settings import NAMED_CORPORA
 from errata.utils.files import file_text, is_private, reason_of
 from errata.utils.settings import Settings
 from errata.utils.yaml import line_of, parse_yaml
 
-_Place = Callable[[str], str]
+Placement = Callable[[str], str]
 
 
 def data_entry(value: Any) -> Any:
@@ -48,6 +50,28 @@ def model_entry(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def placed_prose(text: str, place: Placement) -> str:
+    """``NAME``, or ``NAME=FILE`` or ``FILE`` with its path changed."""
+    name, separator, path = text.partition("=")
+    if separator and name in DATASETS:
+        return f"{name}={place(path)}"
+    return text if text in DATASETS else place(text)
+
+
+def placed_data(entry: Any, place: Placement) -> Any:
+    """An entry of a data set with its paths changed."""
+    return _with(entry, {"path": place, "name": lambda name: place(name) if is_own_file(name) else name})
+
+
+def placed_task(text: str, folder: Path, place: Placement) -> str:
+    """A task of the harness, or a file or directory of local ones in ``folder``, with its path changed.
+
+    A directory without task files does not hide the task of the same name.
+    """
+    path = folder / Path(text).expanduser()
+    return place(text) if path.exists() and (paths_in([text]) or yaml_files(path)) else text
+
+
 def with_absolute_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The data of a grid file, unvalidated, with absolute paths; values of other types are left as they are."""
 
@@ -55,39 +79,37 @@ def with_absolute_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]
         return str((folder / Path(text).expanduser()).resolve())
 
     def place_if_there(text: str) -> str:
-        """For values that may also be a name, of the hub, the harness or the lab."""
+        """For values that may also be a name, of the hub or the harness."""
         return place(text) if (folder / Path(text).expanduser()).exists() else text
 
-    def prose(text: str) -> str:
-        name, separator, path = text.partition("=")
-        if separator and name in DATASETS:
-            return f"{name}={place(path)}"
-        return text if text in DATASETS else place(text)
-
-    def own_file(text: str) -> str:
-        return place(text) if is_own_file(text) else text
-
+    # A directory that happens to have the name of something in errata does not replace it.
+    changes = {
+        "recipe": place,
+        "corpus": lambda name: name if name in NAMED_CORPORA else place_if_there(name),
+        "name": lambda name: name if name == "lab" else place_if_there(name),
+    }
     found = dict(data)
-    _change(found, "prose", prose)
-    _each_entry(found, "models", model_entry, {"recipe": place, "corpus": place_if_there, "name": place_if_there})
-    _each_entry(found, "data", data_entry, {"path": place, "untouched": place, "name": own_file})
+    _change(found, "prose", lambda text: placed_prose(text, place))
+    _each_entry(found, "models", lambda value: _with(model_entry(value), changes))
+    _each_entry(found, "data", lambda value: placed_data(_with(data_entry(value), {"untouched": place}), place))
     measures = found.get("measures")
     options = measures.get("options") if isinstance(measures, dict) else None
     if isinstance(measures, dict) and isinstance(options, dict):
         texts = dict.fromkeys(("references", "corpus", "vocabulary", "idf"), place)
-        own: dict[str, Mapping[str, _Place]] = {"texts": texts, "ability": {"probes": place, "tasks": place_if_there}}
+        ability = {"probes": place, "tasks": lambda task: placed_task(task, folder, place)}
+        own: dict[str, Mapping[str, Placement]] = {"texts": texts, "ability": ability}
         changed = {part: _with(given, own.get(part, {})) for part, given in options.items()}
         found["measures"] = {**measures, "options": changed}
     return found
 
 
-def _each_entry(data: dict[str, Any], key: str, entry_of: Callable[[Any], Any], changes: Mapping[str, _Place]) -> None:
+def _each_entry(data: dict[str, Any], key: str, entry_of: Callable[[Any], Any]) -> None:
     if key in data:
         entries = data[key] if isinstance(data[key], list) else [data[key]]
-        data[key] = [_with(entry_of(entry), changes) for entry in entries]
+        data[key] = [entry_of(entry) for entry in entries]
 
 
-def _with(entry: Any, changes: Mapping[str, _Place]) -> Any:
+def _with(entry: Any, changes: Mapping[str, Placement]) -> Any:
     if not isinstance(entry, dict):
         return entry
     entry = dict(entry)
@@ -96,7 +118,7 @@ def _with(entry: Any, changes: Mapping[str, _Place]) -> Any:
     return entry
 
 
-def _change(data: dict[str, Any], key: str, change: _Place) -> None:
+def _change(data: dict[str, Any], key: str, change: Placement) -> None:
     """Apply to a string, or to the strings of a list."""
     value = data.get(key)
     if isinstance(value, str):

@@ -25,6 +25,7 @@ from errata.cli.bench_plan import (
     entries_of,
     material_of,
     measures_of,
+    named_data,
     names_in,
     prose_of,
     seeds_named,
@@ -325,7 +326,7 @@ def entry_of_facts(facts: str | None, untouched: Path | None, model: str) -> Dat
             code="OPTION_MISSING",
         )
     shared = {"untouched": None if untouched is None else str(untouched.absolute())}
-    found = entries_of(facts or "lab", [], shared) or []
+    found = entries_of(facts or "lab", named_data, [], shared) or []
     if len(found) != 1:
         raise InputError(f"--facts {facts!r} names {len(found)} data sets", remedy="Give one", code="OPTION_INVALID")
     return DataEntry.model_validate(found[0])

@@ -12,17 +12,26 @@ import typer
 from errata.benchmark import OPTIONAL_MEASUREMENTS
 from errata.benchmark.campaign import Campaign, begin, open_campaign
 from errata.benchmark.collect import check_table, collect
-from errata.benchmark.grid import Grid, check_trusted, grid_of, read_grid, valid_part
+from errata.benchmark.grid import (
+    Grid,
+    check_trusted,
+    grid_of,
+    model_entry,
+    placed_prose,
+    placed_task,
+    read_grid,
+    valid_part,
+)
 from errata.benchmark.workers import Processes, RayCluster, check_ray, work
 from errata.cli.bench_plan import (
     Plan,
     absolute,
     absolute_corpus,
-    absolute_prose,
     entries_of,
     judge_of,
     list_cells,
     measures_of,
+    named_data,
     names_in,
     plan_of,
     seeds_named,
@@ -174,15 +183,20 @@ def bench(
         if trust_remote_code and not resuming:
             of_models["trust_remote_code"] = True
         options: dict[str, Any] = {
-            "models": entries_of(model, grid_file.get("models", [{"name": "lab"}]), of_models),
-            "data": entries_of(data, grid_file.get("data", [{"name": "lab"}]), of_data),
+            "models": entries_of(model, model_entry, grid_file.get("models", [{"name": "lab"}]), of_models),
+            "data": entries_of(
+                data,
+                named_data,
+                grid_file.get("data", [{"name": "lab"}]),
+                of_data,
+            ),
             "methods": None if methods is None else names_in(methods),
             "edits": edits,
             "batch_size": batch_size,
             "eval_every": eval_every,
             "sample": sample,
             "seeds": chosen.get("seeds"),
-            "prose": prose and absolute_prose(prose),
+            "prose": prose and placed_prose(prose, absolute),
             "measures": measures_of(
                 names_in(measure),
                 free={"wild": wild or None, "judge": chosen.get("judge")},
@@ -191,7 +205,7 @@ def bench(
                     "corpus": reference_corpus and absolute(reference_corpus),
                 },
                 ability={
-                    "tasks": [absolute(name) if Path(name).exists() else name for name in names_in(general)] or None,
+                    "tasks": [placed_task(name, Path.cwd(), absolute) for name in names_in(general)] or None,
                     "probes": probes and absolute(probes),
                 },
             ),

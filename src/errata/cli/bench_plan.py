@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from errata.benchmark.campaign import Campaign, Undefined
 from errata.benchmark.cell_files import CellSpec
 from errata.benchmark.collect import CellSummary, read_finished
 from errata.benchmark.data import UNTOUCHED, BenchmarkData, data_name, others_untouched, write_data
-from errata.benchmark.grid import DataEntry, Grid, Variant, variants
+from errata.benchmark.grid import DataEntry, Grid, Variant, data_entry, placed_data, variants
 from errata.benchmark.measurements import check_measurements, measurements_of
 from errata.cli.model_options import (
     PROSE,
@@ -35,7 +35,7 @@ from errata.cli.recipe_options import read_recipe_for
 from errata.cli.terminal import console, echo, warn
 from errata.datasets.reading import DatasetRecords, open_dataset, read_dataset
 from errata.datasets.records import Loaded
-from errata.datasets.registry import DATASETS, is_own_file, split_file
+from errata.datasets.registry import DATASETS
 from errata.editing.recipe import Recipe
 from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.facts.fact import FactSet
@@ -49,11 +49,13 @@ from errata.statistics.settings import NAMED_CORPORA
 from errata.utils.text import counted
 
 
-def entries_of(text: str | None, grid_file: Any, shared: Mapping[str, Any]) -> list[Any] | None:
+def entries_of(
+    text: str | None, entry_of: Callable[[str], Any], grid_file: Any, shared: Mapping[str, Any]
+) -> list[Any] | None:
     """The named entries, else those of the grid file, each with the shared options; None without names and options."""
     shared = {name: value for name, value in shared.items() if value is not None}
     if text is not None:
-        entries: list[Any] = [named_entry(name) for name in names_in(text)]
+        entries: list[Any] = [entry_of(name) for name in names_in(text)]
     elif shared:
         entries = list(grid_file) if isinstance(grid_file, list) else [grid_file]
     else:
@@ -66,20 +68,9 @@ def absolute(path: Path | str) -> str:
     return str(Path(path).absolute())
 
 
-def named_entry(text: str) -> dict[str, Any]:
-    """Parse ``NAME``, ``NAME=FILE`` or the user's own file."""
-    name, path = split_file(text)
-    if path is not None:
-        return {"name": name, "path": absolute(path)}
-    return {"name": absolute(name) if is_own_file(name) else name}
-
-
-def absolute_prose(text: str) -> str:
-    """``NAME``, or ``NAME=FILE`` or ``FILE`` with an absolute path."""
-    name, separator, path = text.partition("=")
-    if separator and name in DATASETS:
-        return f"{name}={absolute(path)}"
-    return text if text in DATASETS else absolute(text)
+def named_data(text: str) -> Any:
+    """Expand ``NAME``, ``NAME=FILE`` or the user's own file, with an absolute path."""
+    return placed_data(data_entry(text), absolute)
 
 
 def absolute_corpus(name: str) -> str:

@@ -360,7 +360,7 @@ def files_of(directory: Path) -> list[tuple[str, int]]:
 def size_text(count: int) -> str:
     """``1.2 MB``."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if round(count / size, 1) >= 1 and count >= 1e3:
+        if count >= 0.99995 * size:
             return f"{count / size:.1f} {unit}"
     return f"{count} bytes"
 

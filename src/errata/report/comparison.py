@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from errata.results.metrics import Better, Group, MetricEntry, entries_by_group
+from errata.results.metrics import Better, Group, MetricEntry, entries_by_group, entry_of
 from errata.results.records import Row, When
 
 BEFORE: Final = "before editing"
@@ -178,10 +178,7 @@ def _comparison(
         ]
         best = separate_best(intervals, column.entry.better)
         by_column.append(
-            [
-                _cell(row, column.entry, best=index == best, counted="–" in column.n)
-                for index, row in enumerate(of_column)
-            ]
+            [table_cell(row, best=index == best, with_n="–" in column.n) for index, row in enumerate(of_column)]
         )
     lines = tuple(
         TableLine(method, tuple(column[index] for column in by_column)) for index, method in enumerate(methods)
@@ -195,7 +192,7 @@ def _unedited(
     metrics: Sequence[MetricEntry], methods: Sequence[str], found: dict[tuple[str, str, When], Row]
 ) -> tuple[TableLine, ...]:
     lines = [
-        (method, tuple(_cell(found.get((method, entry.name, "before")), entry) for entry in metrics))
+        (method, tuple(table_cell(found.get((method, entry.name, "before"))) for entry in metrics))
         for method in methods
     ]
     lines = [(method, cells) for method, cells in lines if any(cell.row for cell in cells)]
@@ -205,11 +202,12 @@ def _unedited(
     return tuple(TableLine(f"{BEFORE}: {method}", cells) for method, cells in lines)
 
 
-def _cell(row: Row | None, entry: MetricEntry, *, best: bool = False, counted: bool = False) -> TableCell:
+def table_cell(row: Row | None, *, best: bool = False, with_n: bool = False) -> TableCell:
     if row is None:
         return TableCell()
+    entry = entry_of(row["metric"])
     interval = entry.interval(row["low"], row["high"])
-    return TableCell(row, entry.number(row["mean"]), interval, f"n = {row['n']}" if counted else "", best)
+    return TableCell(row, entry.number(row["mean"]), interval, f"n = {row['n']}" if with_n else "", best)
 
 
 def count_range(counts: Iterable[int]) -> str:

@@ -12,6 +12,7 @@ from errata.evaluation.outcomes import FEW, Outcome, no_room
 from errata.report.comparison import Interval, separate_best
 from errata.results.metrics import CONTROLS, Metric, entry_of
 from errata.results.records import Row
+from errata.utils.text import counted
 
 NOTABLE, LARGE = 0.1, 0.3
 """Of ‖ΔW‖ / ‖W‖ of a layer. On SmolLM2-135M, edits that left control questions alone changed layers by 0.02 to 0.11.
@@ -189,8 +190,8 @@ def _few(after: _By) -> list[str]:
     counts = [row["n"] for (metric, _), row in after.items() if metric == Metric.EFFICACY_ACCURACY]
     if not counts or min(counts) >= _SMALL:
         return []
-    facts = "is only 1 fact" if min(counts) == 1 else f"are only {min(counts)} facts"
-    return [f"There {facts}: differences within the intervals are not meaningful."]
+    facts = counted(min(counts), "fact")
+    return [f"With only {facts}, intervals are wide: differences within them are not meaningful."]
 
 
 def _range(after: _By, metric: str, methods: Sequence[str], least: str = "least by") -> str | None:

@@ -248,7 +248,7 @@ def _grid(across: Scale, up: Scale, labels: Sequence[str], chart: Chart) -> Mark
     for tick in across.ticks:
         if tick == int(tick):
             x, y = across.at(tick), _HEIGHT - _BOTTOM
-            parts += [line_svg("tick", x, y, x, y + 4), text_svg(x, y + 15, f"{tick:g}")]
+            parts += [line_svg("tick", x, y, x, y + 4), text_svg(x, y + 15, f"{int(tick)}")]
     parts.append(text_svg((left + _right()) / 2, _HEIGHT - 6, "facts edited"))
     unit = chart.unit + (", log scale" if up.logarithmic else "")
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2

@@ -8,7 +8,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from errata.report.comparison import TableCell
+from errata.report.comparison import TableCell, table_cell
 from errata.report.curves import COLOURS, line_svg, marker_svg, text_svg
 from errata.results.metrics import entry_of
 from errata.results.records import Row
@@ -78,14 +78,8 @@ def gaps(rows: Sequence[Row], methods: Sequence[str]) -> list[Gap]:
 def _line(method: str, style: int, forced: Row | None, free: Sequence[Row | None]) -> GapLine:
     first = free[0]
     gap = "–" if forced is None or first is None else f"{100 * (first['mean'] - forced['mean']):+.1f}"
-    return GapLine(method, style, _cell(forced), tuple(map(_cell, free)), gap.replace("-", "−"))
-
-
-def _cell(row: Row | None) -> TableCell:
-    if row is None:
-        return TableCell()
-    entry = entry_of(row["metric"])
-    return TableCell(row, entry.number(row["mean"]), entry.interval(row["low"], row["high"]), f"n = {row['n']}")
+    cells = tuple(table_cell(row, with_n=True) for row in free)
+    return GapLine(method, style, table_cell(forced, with_n=True), cells, gap.replace("-", "−"))
 
 
 def gap_svg(gap: Gap) -> Markup:
