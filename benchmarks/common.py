@@ -19,7 +19,7 @@ from errata.lab.corpus import held_out_prose
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
 from errata.models.language_model import LanguageModel
-from errata.utils.files import write_text
+from errata.utils import files
 
 
 def lab_evaluation_set(count: int, seed: int, *, texts: int = 60) -> EvaluationSet:
@@ -89,4 +89,4 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]], align:
 def write_json(path: Path | None, content: object) -> None:
     """Write a file of JSON; nothing without a path."""
     if path is not None:
-        write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        files.write_json(path, content, indent=1)

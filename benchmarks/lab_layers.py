@@ -11,7 +11,6 @@ Editing: a single layer is edited with MEMIT's recipe, and the edit removed. Wri
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -37,7 +36,7 @@ from errata.results.metrics import Metric
 from errata.results.records import Summary, When, summarise
 from errata.statistics.store import moments_for, packaged_moments
 from errata.tracing.causal_tracing import Component, Position, estimates, prompts_of, trace, window_around
-from errata.utils.files import write_text
+from errata.utils.files import write_json
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import software_versions
 
@@ -219,7 +218,7 @@ def main() -> None:
         "tracing": tracing,
         "editing": editing,
     }
-    write_text(options.out, json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    write_json(options.out, record, indent=1, allow_nan=False)
     print(markdown(tracing, editing))
 
 

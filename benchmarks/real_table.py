@@ -48,7 +48,7 @@ from errata.results.metrics import Metric
 from errata.results.records import Record, Row, paired_difference, write_results
 from errata.runs.loading import load_model
 from errata.statistics.settings import BUILTIN
-from errata.utils.files import write_text
+from errata.utils.files import write_json
 from errata.utils.provenance import software_versions
 
 SETS = ("shipped", "low-rate", "automatic")
@@ -174,7 +174,7 @@ def work(options: argparse.Namespace) -> None:
             except ErrataError as error:
                 piece["failed"] = error.what
                 piece["edit_failed"] = isinstance(error, EditError)
-            write_text(run.path(options.out), json.dumps(piece, ensure_ascii=False) + "\n")
+            write_json(run.path(options.out), piece)
             print(f"{run}: {time.perf_counter() - started:.0f} s", flush=True)
 
 

@@ -33,7 +33,7 @@ from errata.benchmark.campaign import mismatches
 from errata.benchmark.data import data_name
 from errata.errors import FaultsError, InputError
 from errata.facts.files import escaped
-from errata.utils.files import is_file, new_directory, reading, write_text
+from errata.utils.files import is_file, new_directory, reading, write_json, write_text
 from errata.utils.locks import check_no_links, exclusive
 from errata.utils.provenance import now, software_versions
 from errata.utils.text import dtype_name
@@ -91,9 +91,7 @@ def run_study(study: Study, context: StudyContext, out: Path, *, command: str) -
         with new_directory(out) as partial:
             (partial / "pieces").mkdir()
             record = {"format": FORMAT, "created": now(), "command": command, "versions": software_versions()}
-            write_text(
-                partial / STUDY, json.dumps({**record, "identity": identity}, ensure_ascii=False, indent=1) + "\n"
-            )
+            write_json(partial / STUDY, {**record, "identity": identity}, indent=1)
     with _reading(out / STUDY):
         record = _read(out / STUDY)
         started_with = record["identity"]
@@ -130,7 +128,7 @@ def run_study(study: Study, context: StudyContext, out: Path, *, command: str) -
         result = StudyResult(findings, about)
         write_text(out / ROWS, csv_of(findings))
         whole = {"format": FORMAT, **result.to_record()}
-        write_text(out / RESULT, json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+        write_json(out / RESULT, whole, indent=1, allow_nan=False)
     return result
 
 

@@ -23,7 +23,7 @@ from errata.benchmark.data import read_json, reading_result
 from errata.benchmark.grid import Grid, Measures
 from errata.benchmark.measurements import check_measurements, input_digests
 from errata.errors import Fault, FaultsError, InputError
-from errata.utils.files import is_there, new_directory, reading, write_text
+from errata.utils.files import is_there, new_directory, reading, write_json, write_text
 from errata.utils.locks import check_no_links, exclusive
 from errata.utils.provenance import now, software_versions
 
@@ -223,7 +223,7 @@ def begin(
 
 
 def _write_record(directory: Path, record: Mapping[str, Any]) -> None:
-    write_text(directory / "grid.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    write_json(directory / "grid.json", record, indent=1)
 
 
 def open_campaign(directory: Path) -> Campaign:

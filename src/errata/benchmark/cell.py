@@ -75,7 +75,7 @@ from errata.runs.loading import load_model
 from errata.runs.resume import editor_of
 from errata.runs.run import RunDirectory, create_run, is_run, open_run, verified_json
 from errata.statistics.corpus import open_corpus
-from errata.utils.files import reading, write_text
+from errata.utils.files import reading, write_json, write_text
 from errata.utils.locks import exclusive, in_turn, open_in_place
 from errata.utils.progress import Report
 from errata.utils.provenance import now, software_versions
@@ -275,7 +275,7 @@ class EditorRun:
                 name = f"{index + 1:04d}.edit"
                 edit.save(self.folder / name)
                 batch = {"edit": name, "facts": [fact.id for fact in facts], "seconds": seconds, "said": measured}
-                write_text((self.folder / name).with_suffix(".json"), json.dumps(batch, ensure_ascii=False) + "\n")
+                write_json((self.folder / name).with_suffix(".json"), batch)
             except BaseException:
                 self.editor.remove(edit)
                 raise
@@ -325,7 +325,7 @@ class Cell:
                 collapse = self._edit()
                 at, ratio = (None, None) if collapse is None else (collapse.batch, collapse.ratio)
                 result = CellResult(*backend.totals(), at, ratio)
-                write_text(self.directory / "result.json", json.dumps(asdict(result)) + "\n")
+                write_json(self.directory / "result.json", asdict(result))
             for measurement in REQUIRED:
                 self._measure_after(measurement)
             for measurement in measurements_of(self.spec.measures.parts)[len(REQUIRED) :]:
@@ -390,7 +390,7 @@ class Cell:
             )
             result = measurement.run(inputs)
         result = replace(result, seconds=time.perf_counter() - started)
-        write_text(path, json.dumps(result.to_record(), ensure_ascii=False, allow_nan=False) + "\n")
+        write_json(path, result.to_record(), allow_nan=False)
 
     def _edit(self) -> CollapseError | None:
         """Edit the remaining batches; returns the reason if the run ended early."""
@@ -410,7 +410,7 @@ class Cell:
         else:
             return None
         # Written before any measurement, so that a resumed cell does not try the batch again.
-        write_text(path, json.dumps({"batch": collapse.batch, "ratio": collapse.ratio}) + "\n")
+        write_json(path, {"batch": collapse.batch, "ratio": collapse.ratio})
         self.backend.log(collapse.what)
         return collapse
 
@@ -451,7 +451,7 @@ def open_cell(
         fingerprint = model.fingerprint()
         pin(bench, "weights", entry.name, fingerprint)
         if not (folder / "versions.json").is_file():
-            write_text(folder / "versions.json", json.dumps(software_versions()) + "\n")
+            write_json(folder / "versions.json", software_versions())
         editor = kind.make(model, spec.settings, report)
         backend = EditorRun(model, kind, editor, folder, data.facts.facts, spec.batch_size, report, fingerprint)
     return Cell(directory, spec, data, model, backend, report)
@@ -594,7 +594,7 @@ def main() -> int:
         return 130
     except Exception as error:
         what = str(error) if isinstance(error, ErrataError) else f"{type(error).__name__}: {error}"
-        write_text(directory / "failure.json", json.dumps({"what": what}, ensure_ascii=False) + "\n")
+        write_json(directory / "failure.json", {"what": what})
         write_text(directory / "traceback.txt", traceback.format_exc())
         return 1
     return 0

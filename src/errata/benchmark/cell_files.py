@@ -20,7 +20,7 @@ from errata.benchmark.measurements import REQUIRED, Measurement, MeasurementResu
 from errata.editing.recipe import Recipe
 from errata.editors.registry import LOCATE_THEN_EDIT
 from errata.errors import InputError
-from errata.utils.files import reading, write_text
+from errata.utils.files import reading, write_json
 
 _BEFORE = "before.json"
 
@@ -150,7 +150,7 @@ def note_before(cell: Path, path: Path) -> None:
     known = _noted_or_nothing(cell)
     if known.get(path.stem) != path:
         places = {name: f"{file.parent.name}/{file.name}" for name, file in {**known, path.stem: path}.items()}
-        write_text(cell / _BEFORE, json.dumps(places, indent=1) + "\n")
+        write_json(cell / _BEFORE, places, indent=1)
 
 
 def before_of(cell: Path, measurement: Measurement, measures: Measures) -> Path:
@@ -225,7 +225,7 @@ def add_notes(cell: Path, notes: Sequence[str]) -> None:
     """
     known = notes_of(cell)
     if new := [note for note in dict.fromkeys(notes) if note not in known]:
-        write_text(cell / _NOTES, json.dumps([*known, *new], ensure_ascii=False) + "\n")
+        write_json(cell / _NOTES, [*known, *new])
 
 
 def notes_of(cell: Path) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from errata.errors import InputError
 from errata.evaluation.recall import Untouched
 from errata.facts.concept import Concept
 from errata.facts.fact import Fact, FactSet, Question
-from errata.utils.files import reading, write_text
+from errata.utils.files import reading, write_json, write_text
 from errata.utils.locks import in_turn
 
 UNTOUCHED = 300
@@ -110,7 +110,7 @@ def pin(bench: Path, kind: Kind, name: str, digest: str) -> None:
     path = bench / "pinned" / f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
     with in_turn(path.with_suffix(".lock"), f"the benchmark {bench}"):
         if not path.exists():
-            write_text(path, json.dumps({"name": name, "digest": digest}, ensure_ascii=False) + "\n")
+            write_json(path, {"name": name, "digest": digest})
     with reading(path, remedy=REMEDY, code="BENCH_DATA_DAMAGED"):
         known = str(json.loads(path.read_text(encoding="utf-8"))["digest"])
     if known != digest:

@@ -61,7 +61,7 @@ from errata.models.prompts import Pair, TargetScore
 from errata.results.metrics import Metric, metrics_of
 from errata.results.records import Record
 from errata.statistics.corpus import open_corpus
-from errata.utils.files import file_digest, reason_of, write_text
+from errata.utils.files import file_digest, reason_of, write_json
 from errata.utils.progress import Report
 
 State = Literal["before", "after"]
@@ -242,7 +242,7 @@ class CachedJudge:
             found |= zip(some, self._judge.judge(some), strict=True)
             known |= {case: found[case].correct for case in some if found[case].correct is not None}
             entries = [{**asdict(case), "correct": correct} for case, correct in known.items()]
-            write_text(self._path, json.dumps(entries, ensure_ascii=False) + "\n")
+            write_json(self._path, entries)
             if self._judge.gave_up:
                 settings = self._judge.settings
                 left = sum(case not in known for case in missing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -27,7 +26,8 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.errors import InputError
-from errata.utils.files import check_file, is_file, write_text
+from errata.utils import files
+from errata.utils.files import check_file, is_file
 from errata.utils.progress import Report
 from errata.utils.text import visible
 
@@ -185,4 +185,4 @@ def write_json(path: Path | None, value: Mapping[str, Any]) -> None:
     """
     if path is not None:
         whole = {"format": value.get("format", FORMAT), **value}
-        write_text(path, json.dumps(whole, ensure_ascii=False, indent=2) + "\n")
+        files.write_json(path, whole, indent=2)

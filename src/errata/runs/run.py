@@ -33,7 +33,17 @@ from errata.facts.files import read_facts, write_facts
 from errata.models.loading import lasting_name
 from errata.patches.patch import DtypeName, Patch, read_patch, write_patch
 from errata.runs.ledger import Entry, Ledger, new_ledger, read_ledger
-from errata.utils.files import file_digest, is_file, leftovers, new_directory, reading, reason_of, remove, write_text
+from errata.utils.files import (
+    file_digest,
+    is_file,
+    leftovers,
+    new_directory,
+    reading,
+    reason_of,
+    remove,
+    write_json,
+    write_text,
+)
 from errata.utils.locks import check_no_links, locked, open_in_place
 from errata.utils.provenance import now, software_versions
 from errata.utils.yaml import parse_yaml
@@ -234,7 +244,7 @@ class RunDirectory:
         write_patch(patch, path, keys=record.keys)
         digests = {"patch": file_digest(path)}
         if answers is not None:
-            write_text(path.with_suffix(".json"), json.dumps(answers, ensure_ascii=False) + "\n")
+            write_json(path.with_suffix(".json"), answers)
             digests["said"] = file_digest(path.with_suffix(".json"))
         self.ledger = self.ledger.add(
             "batch",
@@ -248,7 +258,7 @@ class RunDirectory:
 
     def add_measurement(self, when: Literal["before", "after"], answers: Any) -> None:
         path = self.path / f"{when}.json"
-        write_text(path, json.dumps(answers, ensure_ascii=False) + "\n")
+        write_json(path, answers)
         self.ledger = self.ledger.add(when, said=file_digest(path))
 
     def measurement(self, when: Literal["before", "after"]) -> Any | None:
@@ -385,7 +395,7 @@ def create_run(
         write_facts(facts, partial / "facts.jsonl")
         write_text(partial / "recipe.yaml", recipe.to_yaml())
         if examination is not None:
-            write_text(partial / "examination.json", json.dumps(examination, ensure_ascii=False) + "\n")
+            write_json(partial / "examination.json", examination)
         (partial / "batches").mkdir()
         new_ledger(partial / "ledger.jsonl")
         manifest = Manifest(
@@ -405,5 +415,5 @@ def create_run(
             digests={name: file_digest(partial / name) for name in COPIES if (partial / name).is_file()},
         )
         whole = {**manifest.model_dump(), "checksum": manifest.checksum()}
-        write_text(partial / "run.json", json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
+        write_json(partial / "run.json", whole, indent=1)
     return open_run(path)
