@@ -30,7 +30,7 @@ from errata.editing.recipe import Recipe
 from errata.errors import Fault, FaultsError, InputError
 from errata.evaluation.harness import paths_in, yaml_files
 from errata.statistics.settings import NAMED_CORPORA
-from errata.utils.files import file_text, is_private, reason_of
+from errata.utils.files import is_private, read_text
 from errata.utils.settings import Settings
 from errata.utils.yaml import line_of, parse_yaml
 
@@ -309,14 +309,7 @@ def read_grid(path: Path) -> Mapping[str, Any]:
     Raises:
         InputError, FaultsError: if it is not YAML, or not a mapping.
     """
-    try:
-        text = file_text(path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read {path}: {reason_of(error)}",
-            remedy="Give a YAML file; see examples/grid.yaml",
-            code="GRID_UNREADABLE",
-        ) from error
+    text = read_text(path, path, remedy="Give a YAML file; see examples/grid.yaml", code="GRID_UNREADABLE")
     data = parse_yaml(text, str(path)).data
     if not isinstance(data, dict):
         raise InputError(f"{path} is not a mapping", remedy="See examples/grid.yaml", code="GRID_UNREADABLE")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.errors import InputError
-from errata.utils.files import reason_of
+from errata.utils.files import reading, reason_of
 from errata.utils.locks import open_in_place
 from errata.utils.provenance import now
 
@@ -83,12 +83,8 @@ def read_ledger(path: Path) -> Ledger:
     Raises:
         InputError: if the file cannot be read, or another line is damaged.
     """
-    try:
+    with reading(f"the ledger {path}", remedy="Restore the file", code="LEDGER_UNREADABLE"):
         data = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot read the ledger {path}: {reason_of(error)}", remedy="Restore the file", code="LEDGER_UNREADABLE"
-        ) from error
     entries: list[Entry] = []
     valid = 0
     lines = data.split(b"\n")  # of a complete file the last one is empty

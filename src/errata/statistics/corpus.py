@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from errata.errors import InputError
 from errata.lab.package import lab_corpus_digest, lab_documents
 from errata.statistics.settings import BUILTIN
-from errata.utils.files import open_file, reason_of
+from errata.utils.files import open_file, reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +39,12 @@ def open_corpus(name: str) -> Corpus:
         text = Path(str(resources.files("errata"))) / "statistics" / "builtin.txt"
         return Corpus(BUILTIN, _digest_of_text(text), lambda: _documents(text))
     path = Path(name)
-    try:
+    remedy = (
+        "Give a UTF-8 text file with blank lines between documents: --corpus FILE, or statistics.corpus in the recipe "
+        "(for statistics of Wikipedia: its articles, without blank lines inside), or 'builtin'"
+    )
+    with reading(f"the corpus {name!r}", remedy=remedy, code="CORPUS_UNREADABLE"):
         digest = _digest_of_text(path)
-    except (OSError, ValueError) as error:  # not UTF-8, or no path at all
-        raise InputError(
-            f"cannot read the corpus {name!r}: {reason_of(error)}",
-            remedy="Give a UTF-8 text file with blank lines between documents: --corpus FILE, or statistics.corpus in "
-            "the recipe (for statistics of Wikipedia: its articles, without blank lines inside), or 'builtin'",
-            code="CORPUS_UNREADABLE",
-        ) from error
     return Corpus(name, digest, lambda: _documents(path))
 
 

@@ -251,32 +251,27 @@ def read_text(path: Path, subject: object, *, remedy: str, code: str) -> str:
     """As ``file_text``, for a file that the user gave.
 
     Args:
-        subject: its name in the message, such as ``the facts 'capitals.csv'``.
-        remedy, code: of the error.
+        subject, remedy, code: as for ``reading``.
 
     Raises:
         InputError: if it cannot be read.
     """
-    try:
+    with reading(subject, remedy=remedy, code=code):
         return file_text(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {subject}: {reason_of(error)}", remedy=remedy, code=code) from error
 
 
 def read_json(path: Path, subject: object, *, remedy: str, code: str) -> Any:
     """As ``read_text``, for the value of a JSON file."""
-    text = read_text(path, subject, remedy=remedy, code=code)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {subject}: {reason_of(error)}", remedy=remedy, code=code) from error
+    with reading(subject, remedy=remedy, code=code):
+        return json.loads(file_text(path))
 
 
 @contextmanager
-def reading(path: Path, *, remedy: str, code: str) -> Iterator[None]:
-    """Report the errors of a block that reads a file of errata's own and uses its content: the file is damaged.
+def reading(subject: object, *, remedy: str, code: str) -> Iterator[None]:
+    """Report the errors of a block that reads a file and may use its content: it is unreadable or damaged.
 
     Args:
+        subject: the file's path, or its name in the message, such as ``the facts 'capitals.csv'``.
         remedy, code: of the error.
 
     Raises:
@@ -286,7 +281,7 @@ def reading(path: Path, *, remedy: str, code: str) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {reason_of(error)}", remedy=remedy, code=code) from error
+        raise InputError(f"cannot read {subject}: {reason_of(error)}", remedy=remedy, code=code) from error
 
 
 def reason_of(error: Exception) -> str:
