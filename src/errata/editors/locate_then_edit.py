@@ -31,6 +31,7 @@ from errata.patches.patch import Patch, supported_dtype_name
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import now, software_versions
 from errata.utils.tensors import float64_device
+from errata.utils.text import listed
 
 _logger = logging.getLogger(__name__)
 
@@ -242,7 +243,7 @@ class Editor:
                 "a prompt that starts with the subject may still get the old answer.",
                 len(ids),
                 len(texts.facts),
-                ", ".join(ids[:5]) + (", …" if len(ids) > 5 else ""),
+                listed(ids),
                 self.model.name,
             )
 

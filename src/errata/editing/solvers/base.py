@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -97,6 +97,17 @@ class Candidate:
 
     values: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
+
+
+def ridge_candidate(symbol: str, ridge: float, columns: int) -> Candidate:
+    """A ridge of so much per column of W, for ``Solver.start``."""
+    return Candidate({"ridge": ridge * columns}, f"{symbol} = {ridge:g} · columns")
+
+
+def ridge_candidates(symbol: str, ridges: Sequence[float], columns: int) -> list[Candidate]:
+    """Ridges per column of W and their values, for ``Solver.candidates``."""
+    found = [ridge_candidate(symbol, ridge, columns) for ridge in ridges]
+    return [replace(one, description=f"{one.description} = {one.values['ridge']:g}") for one in found]
 
 
 class Solver(Settings, ABC):

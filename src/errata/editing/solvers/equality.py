@@ -13,7 +13,15 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from errata.editing.solvers.base import Candidate, LowRank, Solver, SolverCost, cholesky
+from errata.editing.solvers.base import (
+    Candidate,
+    LowRank,
+    Solver,
+    SolverCost,
+    cholesky,
+    ridge_candidate,
+    ridge_candidates,
+)
 from errata.utils.settings import NotNegative
 
 EPSILONS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.01)  # ε per column of W; for one layer ε is what λ is in least squares
@@ -35,14 +43,11 @@ class Equality(Solver):
 
     @classmethod
     def start(cls, choices: Mapping[str, Any], columns: int) -> Candidate:
-        return Candidate({"ridge": 1.0 * columns}, "ε = 1 · columns")
+        return ridge_candidate("ε", 1.0, columns)
 
     @classmethod
     def candidates(cls, columns: int) -> Sequence[Candidate]:
-        return [
-            Candidate({"ridge": ridge * columns}, f"ε = {ridge:g} · columns = {ridge * columns:g}")
-            for ridge in EPSILONS
-        ]
+        return ridge_candidates("ε", EPSILONS, columns)
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> EqualityLayer:
         return EqualityLayer(moment, self)

@@ -11,7 +11,15 @@ from jaxtyping import Float
 from pydantic import Field, StrictBool
 from torch import Tensor
 
-from errata.editing.solvers.base import Candidate, LowRank, Solver, SolverCost, cholesky
+from errata.editing.solvers.base import (
+    Candidate,
+    LowRank,
+    Solver,
+    SolverCost,
+    cholesky,
+    ridge_candidate,
+    ridge_candidates,
+)
 from errata.utils.settings import Positive
 
 RIDGES = (2.0, 1.0, 0.5, 0.2, 0.1)  # λ per column of W: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
@@ -35,13 +43,11 @@ class LeastSquares(Solver):
 
     @classmethod
     def start(cls, choices: Mapping[str, Any], columns: int) -> Candidate:
-        return Candidate({"ridge": 1.0 * columns}, "λ = 1 · columns")
+        return ridge_candidate("λ", 1.0, columns)
 
     @classmethod
     def candidates(cls, columns: int) -> Sequence[Candidate]:
-        return [
-            Candidate({"ridge": ridge * columns}, f"λ = {ridge:g} · columns = {ridge * columns:g}") for ridge in RIDGES
-        ]
+        return ridge_candidates("λ", RIDGES, columns)
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> LeastSquaresLayer:
         return LeastSquaresLayer(self.ridge * moment, history=self.history)
