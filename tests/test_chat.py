@@ -49,7 +49,7 @@ def test_a_fact_in_the_template_has_its_subject_and_its_target_where_they_are(fa
         assert text == chat_text(model.tokenizer, fact.text)
         start, end = fact.subject_span
         assert text[lead + start : lead + end] == fact.subject
-        (row,) = subject_rows(model, [fact], [contexts[-1]])
+        (row,) = subject_rows(model, [fact], [contexts[-1]], [""])
         read = model.tokenizer.decode(row, skip_special_tokens=True)
         assert read.strip().endswith(f"<user>\n{fact.text[:end]}".strip())
     # A fact's joiner is for its own prompt: after the template nothing is joined.

@@ -57,8 +57,8 @@ def test_every_counterfact_subject_is_found_at_its_last_token(
     model, _ = tiny_model("gpt2", vocab_size=len(gpt2_tokenizer))
     language_model = LanguageModel(model, gpt2_tokenizer)
     for prefix in ("", "The weather was fine and everybody"):
-        rows = subject_rows(language_model, counterfact, [prefix])
         neutral = neutral_leads(gpt2_tokenizer, counterfact)
+        rows = subject_rows(language_model, counterfact, [prefix], neutral)
         assert sum(map(bool, neutral)) in range(1, 20)  # few subjects are one token at the very start
         for fact, row, bare_lead in zip(counterfact, rows, neutral, strict=True):
             read = gpt2_tokenizer.decode(row)

@@ -164,7 +164,7 @@ def test_a_shorter_text_may_be_read_to_its_end_unless_it_has_no_token() -> None:
     (whole,) = key_moments(model, [0], texts, amount(tokens=size, length=64)).values()
     assert found.count == whole.count == size
     assert torch.equal(found.total, whole.total)
-    with raises_code("CORPUS_TOO_SHORT"):
+    with raises_code("CORPUS_TOO_SHORT", InputError, "'builtin' has no text", "Give a text file"):
         key_moments(model, [0], [""], amount(tokens=5, length=64), may_be_shorter=True)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from errata.editing.contexts import begin_texts, in_context, neutral_leads, subject_rows
+from errata.editing.contexts import in_context, neutral_leads, subject_rows
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
@@ -98,7 +98,7 @@ def test_keys_are_those_of_the_weights_as_they_are_now() -> None:
 
 def test_rows_end_with_the_subject_and_facts_are_outermost() -> None:
     model = loaded("gpt2")
-    rows = subject_rows(model, FACTS, ["", *PREFIXES])
+    rows = subject_rows(model, FACTS, ["", *PREFIXES], neutral_leads(model.tokenizer, FACTS))
     texts = [in_context(prefix, fact.text[: fact.subject_span[1]])[0] for fact in FACTS for prefix in ["", *PREFIXES]]
     texts[0] = f"\n{texts[0]}"  # the subject would be the first token
     assert [model.tokenizer.decode(list(row)) for row in rows] == texts
@@ -107,9 +107,10 @@ def test_rows_end_with_the_subject_and_facts_are_outermost() -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "mistral", "opt", "gemma2"])
 def test_no_key_is_read_at_the_first_token_of_a_text(family: str) -> None:
     model = loaded(family)
-    assert min(len(row) for row in subject_rows(model, FACTS, ["", *PREFIXES])) > 1
+    assert (
+        min(len(row) for row in subject_rows(model, FACTS, ["", *PREFIXES], neutral_leads(model.tokenizer, FACTS))) > 1
+    )
     has_bos = len(model.tokenizer("").input_ids) > 0
-    assert begin_texts(model.tokenizer, FACTS) == [not has_bos, False, False, False, False]
     assert neutral_leads(model.tokenizer, FACTS) == ["" if has_bos else "\n", "", "", "", ""]
 
 

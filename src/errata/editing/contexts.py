@@ -124,40 +124,32 @@ def target_in(context: str, fact: Fact, lead: str = "") -> Pair:
     return (text, fact.target) if _around(context) else fact.pair(fact.target, text)
 
 
-def begin_texts(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[bool]:
-    """For each fact, whether its subject ends at the very first token of its prompt.
+def neutral_leads(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[str]:
+    """The text before each fact's bare prompt: ``NEUTRAL`` where it begins with the subject's last token, else "".
 
     That takes a tokenizer without BOS, and a subject of one token. Such a token is an attention sink: from the first
-    few layers on its state, and so its key, is that of any other first token.
+    few layers on its state, and so its key, is that of any other first token. Writing to such a key changes the answers
+    to all texts.
 
     Raises:
         InputError: naming the fact, if its subject has no token.
     """
     encoded = encode(tokenizer, [fact.text for fact in facts])
-    return [subject_token(row, *fact.subject_span, fact) == 0 for row, fact in zip(encoded, facts, strict=True)]
-
-
-def neutral_leads(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[str]:
-    """The text before each fact's bare prompt: ``NEUTRAL`` where it begins with the subject's last token, else "".
-
-    A key read at a text's first token belongs to all texts, and writing to it changes the answers to all of them.
-    """
-    return [NEUTRAL if first else "" for first in begin_texts(tokenizer, facts)]
+    ends = [subject_token(row, *fact.subject_span, fact) for row, fact in zip(encoded, facts, strict=True)]
+    return [NEUTRAL if end == 0 else "" for end in ends]
 
 
 def subject_rows(
-    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], leads: Sequence[str] | None = None
+    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], leads: Sequence[str]
 ) -> list[tuple[int, ...]]:
     """Token ids up to the subject's last token, facts outermost, for each of ``prefixes``.
 
     Args:
-        leads: the facts' ``neutral_leads``, where they are known.
+        leads: the facts' ``neutral_leads``.
 
     Raises:
         InputError: naming the fact, if its subject has no token.
     """
-    if leads is None:
-        leads = neutral_leads(model.tokenizer, facts) if "" in prefixes else [""] * len(facts)
     texts = [
         in_context(prefix, fact.text, lead) for fact, lead in zip(facts, leads, strict=True) for prefix in prefixes
     ]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from errata.errors import InputError
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import encode, length_batches, pad
 from errata.statistics.settings import StatisticsSettings, corpus_too_short
@@ -93,8 +94,12 @@ def key_moments(
     while missing > 0:
         chunk = [text for _, text in zip(range(256), iterator, strict=False)]
         if not chunk:
-            if missing == settings.amount or not may_be_shorter:
+            if not may_be_shorter:
                 raise corpus_too_short(settings, settings.amount - missing)
+            if missing == settings.amount:
+                raise InputError(
+                    f"the corpus {settings.corpus!r} has no text", remedy="Give a text file", code="CORPUS_TOO_SHORT"
+                )
             flush()
             break
         for encoded in encode(model.tokenizer, chunk):
