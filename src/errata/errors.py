@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
-from errata.utils.text import listed
-
 
 class ErrataError(Exception):
     """The work failed. The command line exits with status 1.
@@ -185,7 +183,7 @@ class NonFiniteError(EditError):
     def __init__(self, quantity: str, *, facts: Sequence[str], layer: int | None) -> None:
         self.quantity, self.facts, self.layer = quantity, tuple(facts), layer
         place = "" if layer is None else f" at layer {layer}"
-        names = listed([repr(fact) for fact in self.facts])
+        names = ", ".join(repr(fact) for fact in self.facts[:5]) + (", …" if len(self.facts) > 5 else "")
         of_facts = f" of fact{'s' if len(self.facts) > 1 else ''} {names}" if self.facts else ""
         super().__init__(
             f"the {quantity}{of_facts}{place} is not finite",

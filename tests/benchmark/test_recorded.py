@@ -485,7 +485,7 @@ CPU_FULL = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memo
 # (what fails, which of its calls, with what, what is said of it)
 FAILURES: dict[str, tuple[Any, str, int, BaseException, str]] = {
     "disk full at the patch": (errata.patches.patch, "save_file", 3, NO_SPACE, "No space left"),
-    "disk full at the answers": (errata.runs.run, "write_text", 4, NO_SPACE, "No space left"),
+    "disk full at the answers": (errata.runs.run, "write_json", 4, NO_SPACE, "No space left"),
     "disk full at the line": (Ledger, "add", 4, NO_SPACE, "No space left"),
     "disk full while syncing": (errata.utils.files, "_sync", 11, NO_SPACE, "No space left"),
     "the directory became read-only": (errata.utils.files.secrets, "token_hex", 6, READ_ONLY, "Read-only file system"),
@@ -628,7 +628,7 @@ def test_a_full_disk_during_evaluation_is_reported_with_the_progress_of_the_run(
     runs.begin(path)
     batches = 0 if call == 2 else BATCHES
     model = tiny_language_model("gpt2")
-    with failing(errata.runs.run, "write_text", NO_SPACE, call=call - 1), pytest.raises(ErrataError, match=told):
+    with failing(errata.runs.run, "write_json", NO_SPACE, call=call - 1), pytest.raises(ErrataError, match=told):
         runs.go_on(path, model)
     assert_same_bits(parameter_bits(model), expected.bits[batches])
     _assert_goes_on(runs, path, expected)
