@@ -18,10 +18,10 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "errata"
-_MESSAGE_POSITION = {"Fault": 1}  # after the place
-# Functions that raise an error with the code that they get -> its class and message.
+_MESSAGE_POSITION = {"Fault": 1, "read_json": 1, "read_text": 1}  # after the place, or the path
+# Functions that raise an error with the code that they get -> its class and message; {} is their own argument.
 _RAISING = {
-    **dict.fromkeys(("read_json", "read_text", "reading"), ("InputError", "cannot read …: …")),
+    **dict.fromkeys(("read_json", "read_text", "reading"), ("InputError", "cannot read {}: …")),
     "mismatches": ("Fault", "… was started with …, got …"),
     "kind": ("OutputError", "… cannot be written: …"),
     "__init__": ("CollapseError", "perplexity is … after batch …"),
@@ -98,7 +98,8 @@ def error_rows(source: Path = SOURCE) -> dict[str, tuple[set[str], str]]:
                 first_argument = arguments[0] if arguments else ast.Constant("")
                 if isinstance(first_argument, ast.Name):
                     first_argument = assigned.get(first_argument.id, first_argument)
-                kind, message = _RAISING.get(kind, (kind, _text(first_argument)))
+                kind, message = _RAISING.get(kind, (kind, "{}"))
+                message = message.replace("{}", _text(first_argument))
                 classes, first = rows.get(code, (set(), ""))
                 rows[code] = (classes | {kind}, first if _has_words(first) else message)
     return rows

@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from errata.errors import InputError
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import encode, length_batches, pad
-from errata.statistics.settings import StatisticsSettings, corpus_too_short
+from errata.statistics.settings import StatisticsSettings, corpus_too_short, corpus_without_text
 from errata.utils.tensors import float64_device, to_float64
 
 
@@ -97,9 +96,7 @@ def key_moments(
             if not may_be_shorter:
                 raise corpus_too_short(settings, settings.amount - missing)
             if missing == settings.amount:
-                raise InputError(
-                    f"the corpus {settings.corpus!r} has no text", remedy="Give a text file", code="CORPUS_TOO_SHORT"
-                )
+                raise corpus_without_text(settings)
             flush()
             break
         for encoded in encode(model.tokenizer, chunk):

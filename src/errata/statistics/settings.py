@@ -53,3 +53,9 @@ def corpus_too_short(settings: StatisticsSettings, found: int) -> InputError:
         "`errata recipe show --method …` prints one to change",
         code="CORPUS_TOO_SHORT",
     )
+
+
+def corpus_without_text(settings: StatisticsSettings) -> InputError:
+    """The error for an empty corpus, where any amount of text would do."""
+    what = f"the corpus {settings.corpus!r} has no text"
+    return InputError(what, remedy="Give a text file", code="CORPUS_TOO_SHORT")
