@@ -19,6 +19,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from errata.benchmark.cell import EditorRun
+from errata.editors.registry import EDITORS
 from errata.errors import FaultsError, InputError, MissingExtraError
 from errata.evaluation.ability import (
     AbilityResults,
@@ -42,12 +44,13 @@ from errata.evaluation.harness import (
 from errata.evaluation.probes import PROBES, Probe, read_probes
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import NextToken, predict, score
-from errata.models.prompts import complete
+from errata.models.prompts import complete, encode
 from errata.results.records import Summary, confusion_cells, summarise, weighted_f1, weighted_f1_of_sums
+from errata.utils.progress import silent
 
 from tests.reference.likelihood import greedy, mean_log_probability
 from tests.reference.likelihood import weighted_f1 as weighted_f1_by_definition
-from tests.support.editing import tiny_language_model
+from tests.support.editing import tiny_language_model, tiny_recipe
 from tests.support.editors import PromptedView, RewrittenView
 from tests.support.errors import raises_code
 
@@ -161,7 +164,7 @@ def test_the_harness_finds_the_log_likelihoods_that_errata_finds(family: str) ->
     assert found == pytest.approx([value for value, _ in theirs], abs=1e-4)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "opt"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "gemma3_text", "opt"])
 def test_the_harness_gets_the_texts_that_its_own_class_generates(family: str) -> None:
     from lm_eval.api.instance import Instance
 
@@ -171,11 +174,17 @@ def test_the_harness_gets_the_texts_that_its_own_class_generates(family: str) ->
     requests = [Instance("generate_until", {}, entry, index) for index, entry in enumerate(asked)]
     found = harness_model(model, batch_size=2).generate_until(requests)
     expected = harness_twin(model).generate_until(requests, disable_tqdm=True)
-    # Alone, new tokens lose the space before the first word in some tokenizers.
-    assert [text.strip() for text in found] == [text.strip() for text in expected]
+    assert found == expected
     sampling = Instance("generate_until", {}, ("The", {"until": [], "do_sample": True, "temperature": 1.0}), 0)
     with raises_code("TASK_SAMPLES"):
         harness_model(model).generate_until([sampling])
+
+
+ENDS = {  # of the long text, at whole tokens: as the context of 5 tokens, and to be continued by 5
+    "llama": (". The capital of Italy is", " he plays. The capital of Italy is"),
+    "gemma3_text": ("s. The capital of Italy is", "he plays. The capital of Italy is"),
+    "opt": ("is what he plays. The capital of Italy is", "is what he plays. The capital of Italy is"),
+}
 
 
 def test_what_is_too_long_is_cut_at_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,13 +197,17 @@ def test_what_is_too_long_is_cut_at_its_beginning(monkeypatch: pytest.MonkeyPatc
     ((value, greedily),) = harness_model(model).loglikelihood(pairs)
     assert (value, greedily) == (pytest.approx(expected[0][0], abs=1e-4), expected[0][1])
     texts = [Instance("generate_until", {}, (long, {"until": [], "max_gen_toks": 5, "do_sample": False}), 0)]
-    for family in ("llama", "gemma3_text", "opt"):  # their tokenizers begin a text with BOS, or with a space
+    for family, (context, prompt) in ENDS.items():  # their tokenizers begin a text with BOS, or with a space
         other = tiny_language_model(family)
         monkeypatch.setattr(type(other), "context_length", 20)
         ((value, _),) = harness_model(other).loglikelihood(pairs)
-        assert math.isfinite(value)
-        assert value != score(other, [("is", " Rome in Italy", "")])[0].log_probability, "more is left of the prompt"
-        assert len(harness_model(other).generate_until(texts)) == 1
+        assert len(complete(other.tokenizer, [(context, " Rome in Italy", "")])[0].ids) == 21  # the last is not read
+        (entry,) = score(other, [(context, " Rome in Italy", "")])
+        assert value == pytest.approx(entry.log_probability * len(entry.likeliest), rel=1e-6)
+        (text,) = harness_model(other).generate_until(texts)
+        assert len(encode(other.tokenizer, [prompt])[0].ids) == 15
+        (continued,) = other.continue_texts([prompt], new_tokens=5)
+        assert text == (continued.removeprefix(" ") if family == "llama" else continued)
     monkeypatch.undo()
     assert harness_model(model).generate_until(texts) == harness_twin(model).generate_until(texts, disable_tqdm=True)
 
@@ -215,10 +228,58 @@ def test_editors_of_other_kinds_are_measured_by_their_abilities(
         assert result.metrics.items() <= base.tasks[task].metrics.items()
         lost = base.tasks[task].metrics.keys() - result.metrics.keys()
         assert {f"ability:{task}:{name}" for name in lost} <= rewritten.absent.keys()
-    assert f"ability:{local / 'third.yaml'}" in rewritten.absent
+    assert rewritten.absent["ability:third"] == f"{model.name} has no likelihoods"
     rolling = local / "rolling.yaml"
     rolling.write_text("include: common\ntask: rolling\noutput_type: loglikelihood_rolling\n", encoding="utf-8")
-    assert measure_ability(PromptedView(model, ()), AbilitySettings(tasks=(str(rolling),))).absent
+    both = AbilitySettings(tasks=(str(rolling), str(local / "third.yaml")))
+    found = measure_ability(PromptedView(model, ()), both)
+    assert found.absent == {"ability:rolling": f"{model.name} cannot score text without a prompt"}
+    assert found.tasks.keys() == {"third"}
+
+
+def test_a_view_that_is_a_language_model_is_measured_as_one(local: Path, tmp_path: Path) -> None:
+    """Rolling tasks, and the perplexity by which a collapse is seen."""
+    model = tiny_language_model("llama")
+    editor = EDITORS["locate_then_edit"].make(model, tiny_recipe(tmp_path / "none.txt").model_dump(mode="json"), silent)
+    run = EditorRun(model, EDITORS["locate_then_edit"], editor, tmp_path, (), 1, silent, "")
+    assert run.answerer is model
+    rolling = local / "rolling.yaml"
+    rolling.write_text(ROLLING, encoding="utf-8")
+    found = measure_ability(run.answerer, AbilitySettings(tasks=(str(rolling),)))
+    assert (found.tasks.keys(), found.absent) == ({"rolling"}, {})
+
+
+ROLLING = """include: common
+task: rolling
+output_type: loglikelihood_rolling
+doc_to_text: ''
+doc_to_target: '{{question}}'
+metric_list: [{metric: word_perplexity}]
+"""
+GENERATING = "output_type: generate_until\nmetric_list: [{metric: exact_match}]\n"
+
+
+def test_impossible_tasks_leave_the_others(local: Path, no_network: list[Any]) -> None:
+    model = tiny_language_model("llama")
+    kwargs = {"sampling": "do_sample: true", "warm": "temperature: 0.5", "long": "max_gen_toks: 99999"}
+    kwargs["greedy"] = "max_gen_toks: 3"
+    for name, setting in kwargs.items():
+        text = f"include: common\ntask: {name}\n{GENERATING}generation_kwargs: {{until: [x], {setting}}}\n"
+        (local / f"{name}.yaml").write_text(text, encoding="utf-8")
+    (local / "unread.yaml").write_text(
+        "include: common\ntask: unread\ngeneration_kwargs: {do_sample: true}\n", encoding="utf-8"
+    )
+    settings = AbilitySettings(tasks=(str(local),), limit=1)
+    found = measure_ability(model, settings)
+    assert found.tasks.keys() == {"both", "first", "second", "third", "greedy", "unread"}
+    assert found.absent.keys() == {"ability:sampling", "ability:warm", "ability:long"}
+    assert "do_sample" in found.absent["ability:sampling"]
+    assert "99999" in found.absent["ability:long"]
+    with pytest.raises(FaultsError) as error:
+        check_tasks(settings.tasks)
+    assert [(Path(fault.where).name, fault.code) for fault in error.value.faults] == [
+        ("sampling.yaml", "TASK_SAMPLES"), ("warm.yaml", "TASK_SAMPLES"),
+    ]  # fmt: skip
 
 
 def test_local_tasks_run_without_a_network_and_leave_everything_as_it_is(
@@ -248,7 +309,12 @@ def test_local_tasks_run_without_a_network_and_leave_everything_as_it_is(
     assert str(np.random.get_state()) == states[1]
     assert seeded == []
     assert datasets.config.HF_HUB_OFFLINE is False
-    assert told[:2] == [("ability", 0, 36), ("ability", 36, 36)]  # 12 options, three tasks
+    assert (told[0], {(what, total) for what, _, total in told}) == (("ability", 0, 36), {("ability", 36)})
+    done = [count for _, count, _ in told]
+    first_run = done[: done.index(36) + 1]  # 12 options, three tasks
+    assert len(first_run) > 5
+    assert first_run == sorted(first_run)
+    assert set(done[len(first_run) :]) > {0, 36}
 
     ability = results[4]
     assert ability.tasks.keys() == {"both", "first", "second", "third"}

@@ -227,7 +227,8 @@ class EditorRun:
 
     @property
     def answerer(self) -> Answerer:
-        return LiveView(self.editor)
+        view = self.editor.view()  # a LanguageModel is live by itself, and perplexity needs one
+        return view if isinstance(view, LanguageModel) else LiveView(self.editor)
 
     @property
     def batches_done(self) -> int:

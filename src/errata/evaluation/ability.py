@@ -17,7 +17,7 @@ import numpy as np
 from errata.editors.contract import Answerer
 from errata.errors import InputError
 from errata.evaluation.absence import LACKING
-from errata.evaluation.harness import check_harness, preserved_random_state, run_tasks
+from errata.evaluation.harness import IMPOSSIBLE, check_harness, preserved_random_state, run_tasks, task_names
 from errata.evaluation.probes import (
     LIKELIHOOD,
     PROBE_GROUP,
@@ -254,7 +254,8 @@ def measure_ability(
 ) -> AbilityResults:
     """Run tasks and probes on a model; the model and its tokenizer are not changed.
 
-    Tasks that need an ability which the model lacks are absent, with the reason.
+    Tasks that need an ability which the model lacks, that sample their answers, or that generate more tokens than the
+    model accepts are absent, with the reason.
 
     Args:
         token_budget: most padded tokens of a forward pass of the probes' likelihood variant.
@@ -270,24 +271,9 @@ def measure_ability(
     if items is not None:
         check_probe_lengths(model, items)  # before the tasks' work
     with preserved_random_state():
-        # A model that lacks an ability gets one task at a time, as a task that needs it ends the harness's run.
-        together = model.abilities >= LACKING.keys()
-        for names in [settings.tasks] if together and settings.tasks else [(name,) for name in settings.tasks]:
-            try:
-                raw = run_tasks(
-                    model,
-                    names,
-                    limit=settings.limit,
-                    few_shot=settings.few_shot,
-                    batch_size=settings.batch_size,
-                    report=report,
-                )
-            except InputError as error:
-                if error.code != "ABILITY_MISSING":
-                    raise
-                absent[f"{PREFIX}{names[0]}"] = error.what
-            else:
-                tasks |= _results(raw, group="")
+        if settings.tasks:
+            found, absent = _run_possible(model, settings, report)
+            tasks |= found
         if items is not None and "generation" not in model.abilities:
             absent |= {f"{PREFIX}{probe.task}": f"{model.name} {LACKING['generation']}" for probe in PROBES}
         elif items is not None:
@@ -301,6 +287,42 @@ def measure_ability(
                     absent |= {f"{PREFIX}{probe.task}:{name}": reason for name in lost}
             tasks |= _results(raw, group=PROBE_GROUP)
     return AbilityResults(tasks, absent)
+
+
+def _run_possible(
+    model: Answerer, settings: AbilitySettings, report: Report
+) -> tuple[dict[str, TaskResult], dict[str, str]]:
+    """Results of the tasks that the model can do, and why the others are absent."""
+
+    def run(only: Sequence[str] | None = None) -> dict[str, TaskResult]:
+        raw = run_tasks(
+            model,
+            settings.tasks,
+            only=only,
+            limit=settings.limit,
+            few_shot=settings.few_shot,
+            batch_size=settings.batch_size,
+            report=report,
+        )
+        return _results(raw, group="")
+
+    if model.abilities >= LACKING.keys():
+        try:
+            return run(), {}
+        except InputError as error:
+            if error.code not in IMPOSSIBLE:
+                raise
+    # A task that is impossible ends the harness's run, so each one runs alone.
+    found: dict[str, TaskResult] = {}
+    absent: dict[str, str] = {}
+    for name in task_names(settings.tasks):
+        try:
+            found |= run([name])
+        except InputError as error:
+            if error.code not in IMPOSSIBLE:
+                raise
+            absent[f"{PREFIX}{name}"] = error.what
+    return found, absent
 
 
 def _results(raw: Mapping[str, Any], *, group: str) -> dict[str, TaskResult]:

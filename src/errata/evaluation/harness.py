@@ -25,10 +25,12 @@ from errata.models.likelihood import NextToken, predict
 from errata.models.prompts import Completion, Pair, complete, encode
 from errata.results.metrics import Ability
 from errata.utils.optional import require
-from errata.utils.progress import Report, silent
+from errata.utils.progress import Report, counter, silent
 
 # Builders of the package `datasets` that read files.
 LOCAL_BUILDERS = frozenset({"json", "csv", "parquet", "arrow", "text", "xml"})
+# Codes of tasks that a model, or errata, cannot do.
+IMPOSSIBLE = frozenset({"ABILITY_MISSING", "TASK_SAMPLES", "TEXT_TOO_LONG"})
 _SKIPPED_FOLDERS = frozenset({"__pycache__", ".ipynb_checkpoints"})
 
 
@@ -39,10 +41,12 @@ class LocalTasks:
     Attributes:
         folders: where the harness has to look.
         names: top-level groups and ungrouped tasks, in the order of the files.
+        sampling: files of tasks that sample their answers.
     """
 
     folders: tuple[Path, ...]
     names: tuple[str, ...]
+    sampling: tuple[Path, ...] = ()
 
 
 class FunctionName(str):
@@ -71,6 +75,7 @@ def local_tasks(entries: Sequence[str]) -> LocalTasks:
     folders: dict[Path, None] = {}
     names: dict[str, None] = {}
     grouped: set[str] = set()
+    sampling: list[Path] = []
     for entry in entries:
         path = Path(entry)
         if not path.exists():
@@ -90,12 +95,13 @@ def local_tasks(entries: Sequence[str]) -> LocalTasks:
                 grouped |= members(config.get("task"))
             else:
                 faults += _network_faults(config, file)
+                sampling += [file] if _samples(config) else []
         if not found and len(faults) == before:
             what, remedy = "no YAML file there defines a task", "Write 'task: NAME' into one (*.yaml)"
             faults.append(Fault(entry, what, remedy, code="TASK_FILE_INVALID"))
     if faults:
         raise FaultsError("the local tasks", faults)
-    return LocalTasks(tuple(folders), tuple(name for name in names if name not in grouped))
+    return LocalTasks(tuple(folders), tuple(name for name in names if name not in grouped), tuple(sampling))
 
 
 def yaml_files(path: Path) -> list[Path]:
@@ -147,6 +153,20 @@ def members(entries: object) -> set[str]:
             found |= {str(entry[key]) for key in ("task", "group") if isinstance(entry.get(key), str)}
             found |= members(entry["task"]) if isinstance(entry.get("task"), list) else set()
     return found
+
+
+def _samples(config: Mapping[str, Any]) -> bool:
+    """Whether a task samples its answers, as the harness reads its settings."""
+    settings = config.get("generation_kwargs")
+    if config.get("output_type", "generate_until") != "generate_until" or not isinstance(settings, Mapping):
+        return False
+    chosen = settings.get("do_sample")
+    if chosen is not None:
+        return bool(chosen)
+    try:
+        return float(settings.get("temperature", 0)) > 0
+    except (TypeError, ValueError):  # the harness refuses it
+        return False
 
 
 def _network_faults(config: Mapping[str, Any], file: Path) -> list[Fault]:
@@ -260,9 +280,14 @@ def harness_model(model: Answerer, *, batch_size: int = 8, report: Report = sile
     """An answerer as a model of the harness (``lm_eval.api.model.LM``).
 
     Log-likelihoods follow the harness's rules: spaces at the end of a context belong to the continuation, an empty
-    context is the BOS token (EOS, if there is none), and a long context is cut at its beginning. Two things differ from
-    the harness's own class for transformers models: the answerer knows where the prompt ends, so editors that act on
-    prompts can be measured; and generation is greedy only.
+    context is the BOS token (EOS, if there is none), and a long context is cut at its beginning. From the harness's own
+    class for transformers models this differs:
+
+    - the answerer knows where the prompt ends, so editors that act on prompts can be measured;
+    - generation is greedy only: tasks that sample are refused;
+    - a tokenizer's BOS stays where a long context is cut;
+    - where the end of the context and the continuation merge into one token, they are tokenised as ``complete`` does;
+    - logits that are not finite raise NonFiniteError.
 
     Args:
         batch_size: the rows of one forward pass where all are as long as the longest.
@@ -278,8 +303,20 @@ def harness_model(model: Answerer, *, batch_size: int = 8, report: Report = sile
     def budget(lengths: Iterable[int]) -> int:
         return batch_size * max(lengths, default=1)
 
+    def share(first: int, count: int, total: int) -> Report:
+        """Reports progress with some of the requests as progress with all."""
+        return lambda _, done, whole: report("ability", first + count * done // max(whole, 1), total)
+
+    # The harness decodes new tokens alone, which loses the space before the first word in Metaspace tokenizers.
+    (row,) = encode(tokenizer, ["The river"])
+    spaced = str(tokenizer.decode(list(row.ids[row.first_token_after(len("The")) :]))).startswith(" ")
+
+    def alone(text: str) -> str:
+        """The text as the harness decodes it."""
+        return text if spaced else text.removeprefix(" ")
+
     class AnswererLM(LM):
-        """Reports progress and does not query the hub for the model's commit."""
+        """The harness's requests, answered by ``model``."""
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
             _check_ability(model, "likelihood")
@@ -287,8 +324,9 @@ def harness_model(model: Answerer, *, batch_size: int = 8, report: Report = sile
             completions = complete(tokenizer, pairs)
             pairs = [_cut(model, pair, whole) for pair, whole in zip(pairs, completions, strict=True)]
             report("ability", 0, len(pairs))
-            longest = min(max((len(whole.ids) for whole in completions), default=1), model.context_length)
-            scores = model.score(pairs, token_budget=batch_size * longest)
+            # The last token is not read.
+            lengths = [min(max(len(whole.ids) - 1, 1), model.context_length) for whole in completions]
+            scores = model.score(pairs, token_budget=budget(lengths), report=share(0, len(pairs), len(pairs)))
             report("ability", len(pairs), len(pairs))
             return [(score.log_probability * len(score.likeliest), score.correct) for score in scores]
 
@@ -311,7 +349,8 @@ def harness_model(model: Answerer, *, batch_size: int = 8, report: Report = sile
                     expected.append([NextToken(len(given) - 1 + place, token) for place, token in enumerate(continued)])
                     owners.append(owner)
             report("ability", 0, len(requests))
-            found = predict(model, rows, expected, token_budget=budget(map(len, rows)))
+            on_rows = counter(share(0, len(requests), len(requests)), "ability", len(rows))
+            found = predict(model, rows, expected, token_budget=budget(map(len, rows)), on_rows=on_rows)
             report("ability", len(requests), len(requests))
             sums = [0.0] * len(requests)
             for owner, predictions in zip(owners, found, strict=True):
@@ -325,15 +364,19 @@ def harness_model(model: Answerer, *, batch_size: int = 8, report: Report = sile
             grouped: dict[str, list[int]] = {}
             for index, request in enumerate(requests):
                 grouped.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(index)
+            done = 0
             for indices in grouped.values():
-                texts = self._continued([requests[index].args[0] for index in indices], requests[indices[0]].args[1])
+                contexts = [requests[index].args[0] for index in indices]
+                part = share(done, len(indices), len(requests))
+                texts = self._continued(contexts, requests[indices[0]].args[1], part)
+                done += len(indices)
                 for index, text in zip(indices, texts, strict=True):
                     found[index] = text
             report("ability", len(requests), len(requests))
             return found
 
         @staticmethod
-        def _continued(contexts: list[str], settings: dict[str, Any]) -> list[str]:
+        def _continued(contexts: list[str], settings: dict[str, Any], part: Report) -> list[str]:
             options = normalize_gen_kwargs(settings)
             if options["do_sample"]:
                 what = "a task samples its answers (do_sample), but errata supports only greedy generation"
@@ -344,14 +387,20 @@ def harness_model(model: Answerer, *, batch_size: int = 8, report: Report = sile
                 raise InputError(
                     what, remedy="Set a smaller 'max_gen_toks' in a copy of the task", code="TEXT_TOO_LONG"
                 )
-            prompts = [_end_of(tokenizer, context, model.context_length - new_tokens) for context in contexts]
+            most = model.context_length - new_tokens
+            lengths = [len(row.ids) for row in encode(tokenizer, contexts)]
+            prompts = [
+                context if length <= most else _end_of(tokenizer, context, most)
+                for context, length in zip(contexts, lengths, strict=True)
+            ]
             texts = model.continue_texts(
                 prompts,
                 new_tokens=new_tokens,
-                stop=lambda text: any(end in text for end in until),
-                token_budget=budget(len(row.ids) + new_tokens for row in encode(tokenizer, prompts)),
+                stop=lambda text: any(end in alone(text) for end in until),
+                token_budget=budget(min(length, most) + new_tokens for length in lengths),
+                report=part,
             )
-            return [postprocess_generated_text(text, until, None) for text in texts]
+            return [postprocess_generated_text(alone(text), until, None) for text in texts]
 
         @staticmethod
         def _pair(context: str, continuation: str) -> Pair:
@@ -404,11 +453,25 @@ def _end_of(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> str:
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Raises InputError if a task is unknown, or a local one is malformed, lacks its data, or needs the network."""
+    """Check tasks before any work.
+
+    Raises:
+        InputError: if a task is unknown, or a local one is malformed, lacks its data, needs the network, or samples.
+    """
     check_harness()
-    with preserved_random_state():
-        _chosen(tasks)
+    task_names(tasks)
     task_files(paths_in(tasks))
+    sampling = local_tasks(paths_in(tasks)).sampling
+    if sampling:
+        what = "the task samples its answers (do_sample), but errata supports only greedy generation"
+        faults = [Fault(str(file), what, "Set 'do_sample: false' in it", code="TASK_SAMPLES") for file in sampling]
+        raise FaultsError("the local tasks", faults)
+
+
+def task_names(tasks: Sequence[str]) -> list[str]:
+    """The names of the selected tasks and groups."""
+    with preserved_random_state():
+        return _chosen(tasks)[1]
 
 
 def paths_in(tasks: Sequence[str]) -> list[str]:
@@ -420,6 +483,7 @@ def run_tasks(
     model: Answerer,
     tasks: Sequence[Any],
     *,
+    only: Sequence[str] | None = None,
     limit: int | None = None,
     few_shot: int | None = None,
     batch_size: int = 8,
@@ -429,10 +493,11 @@ def run_tasks(
 
     Args:
         tasks: names of its tasks, groups or tags (``*`` matches any), local files or directories, or task objects.
+        only: of ``task_names``, those to run; None: all.
 
     Raises:
         InputError: if a task is unknown, a local one is malformed or needs the network, or the model lacks an ability
-            that a task needs (code ``ABILITY_MISSING``).
+            that a task needs, a task samples, or it generates more tokens than the model accepts (``IMPOSSIBLE``).
     """
     check_harness()
     import lm_eval
@@ -440,7 +505,7 @@ def run_tasks(
     texts = [entry for entry in tasks if isinstance(entry, str)]
     names = [entry for entry in texts if not _is_path(entry)]
     manager, found_names = _chosen(texts)
-    chosen: list[Any] = list(found_names)
+    chosen: list[Any] = [name for name in found_names if only is None or name in only]
     chosen += [entry for entry in tasks if not isinstance(entry, str)]
     lm = harness_model(model, batch_size=batch_size, report=report)
     with nullcontext() if names else _offline():
