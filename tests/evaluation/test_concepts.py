@@ -218,3 +218,14 @@ def test_demonstrations_are_settings() -> None:
 
 def test_definitions_without_a_word_have_no_similarity() -> None:
     assert similarity([Concept("c", "piano", "A {} is", None, "!!!")], ["what she plays"]) == [0.0]
+
+
+def test_progress_is_reported_while_texts_are_generated() -> None:
+    told: list[tuple[str, int, int]] = []
+    settings = ConceptSettings(definition_tokens=6, demonstrations="", batch_size=1)
+    read_concepts(tiny_language_model("gpt2"), CONCEPTS, settings=settings, report=lambda *news: told.append(news))
+    kinds = [news for news in told if news[0] in ("instances", "definitions")]
+    assert {("instances", 4), ("definitions", 2)} == {(kind, total) for kind, _, total in kinds}
+    assert [done for kind, done, _ in kinds if kind == "definitions"] == [1, 2]
+    assert [done for kind, done, _ in kinds if kind == "instances"][-1] == 4
+    assert len([kind for kind, _, _ in kinds if kind == "instances"]) > 1

@@ -22,7 +22,6 @@ tokens of a generated definition are.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Final
@@ -32,7 +31,7 @@ from errata.evaluation.absence import absent_abilities
 from errata.evaluation.scoring import agreement_share, naming_facts, scores_by_pair
 from errata.facts.concept import Concept
 from errata.models.language_model import TOKEN_BUDGET
-from errata.models.prompts import Pair, TargetScore
+from errata.models.prompts import Pair, TargetScore, encode
 from errata.results.metrics import Metric, metrics_of
 from errata.results.records import Record
 from errata.utils.optional import require
@@ -52,7 +51,7 @@ class ConceptSettings:
         demonstrations: text before the question about an instance.
         answer_tokens: new tokens in which yes or no is searched for.
         definition_tokens: new tokens of a generated definition.
-        batch_size: prompts that are continued at once; the answers do not depend on it.
+        batch_size: prompts continued at once where all are as long as the longest; the answers do not depend on it.
     """
 
     demonstrations: str = DEMONSTRATIONS
@@ -114,14 +113,15 @@ def read_concepts(
         return reading
 
     def generate(kind: str, owned: Sequence[tuple[str, str]], new_tokens: int) -> list[str]:
-        texts: list[str] = []
-        for start in range(0, len(owned), settings.batch_size):
-            chunk = owned[start : start + settings.batch_size]
-            with naming_facts(chunk):
-                prompts = [prompt for prompt, _ in chunk]
-                texts += model.continue_texts(prompts, new_tokens=new_tokens, token_budget=sys.maxsize)
-        report(kind, len(texts), len(texts))
-        return texts
+        prompts = [prompt for prompt, _ in owned]
+        longest = max((len(row.ids) for row in encode(model.tokenizer, prompts)), default=0) + new_tokens
+        with naming_facts(owned):
+            return model.continue_texts(
+                prompts,
+                new_tokens=new_tokens,
+                token_budget=settings.batch_size * longest,
+                report=lambda _, done, total: report(kind, done, total),
+            )
 
     questions: dict[str, str] = {}
     for concept in concepts:
