@@ -362,7 +362,7 @@ class Cell:
         """Make a measurement, unless its file exists."""
         if path.exists():
             return
-        earlier = None if state == "before" else read_measurement(self.before(measurement))
+        earlier = None if state == "before" else read_measurement(self.before(measurement), measurement)
         answerer = self.model if earlier is None else self.backend.answerer
 
         def report(what: str, done: int, total: int) -> None:
@@ -555,7 +555,7 @@ class Check:
         prose, answerer = self.data.prose, self.backend.answerer
         if not prose or not isinstance(answerer, LanguageModel):
             return None, None
-        before = read_measurement(self.prose_answer).perplexity
+        before = read_measurement(self.prose_answer, PERPLEXITY).perplexity
         assert before is not None, "the unedited model was measured on the same prose"
         try:
             now = perplexity(answerer, prose)

@@ -196,10 +196,10 @@ def measurements_made(cell: Path, measures: Measures) -> list[Measurement]:
     ]
 
 
-def read_measurement(path: Path) -> MeasurementResult:
+def read_measurement(path: Path, measurement: Measurement) -> MeasurementResult:
     """Raises InputError if it is missing or damaged."""
     with reading_result(path):
-        return MeasurementResult.of(read_json(path))
+        return MeasurementResult.of(read_json(path), measurement.extra)
 
 
 def _noted_or_nothing(cell: Path) -> dict[str, Path]:

@@ -21,7 +21,7 @@ from errata.benchmark.cell_files import (
     saved_edits,
 )
 from errata.benchmark.data import BenchmarkData, read_data, read_json, reading_result
-from errata.benchmark.measurements import PERPLEXITY, REQUIRED, Measurement, MeasurementResult
+from errata.benchmark.measurements import REQUIRED, MeasurementResult
 from errata.benchmark.sequence import perplexity_summaries, seconds_summaries, weight_norm_summaries
 from errata.editors.registry import LOCATE_THEN_EDIT
 from errata.errors import InputError
@@ -118,21 +118,12 @@ def read_finished(campaign: Campaign, cell: Path) -> FinishedCell:
         spec,
         read_data(campaign.directory / "material" / spec.material),
         CellResult.read(cell),
-        {each.name: _measurement(before_of(cell, each, measures), each) for each in made},
-        {each.name: _measurement(result_path(cell / "after", each, measures), each) for each in made},
+        {each.name: read_measurement(before_of(cell, each, measures), each) for each in made},
+        {each.name: read_measurement(result_path(cell / "after", each, measures), each) for each in made},
         batches,
         notes_of(cell),
         versions,
     )
-
-
-def _measurement(path: Path, measurement: Measurement) -> MeasurementResult:
-    """``read_measurement``, which also checks what summaries will read of it: they are of several cells."""
-    found = read_measurement(path)
-    with reading_result(path):
-        for name in ("labels", "values", *(["perplexity"] if measurement is PERPLEXITY else [])):
-            getattr(found, name)
-    return found
 
 
 def _batches(cell: Path, spec: CellSpec) -> tuple[list[MeasuredBatch], Mapping[str, str]]:

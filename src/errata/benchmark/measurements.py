@@ -142,14 +142,21 @@ class MeasurementResult:
         return {metric: (float(value), int(count)) for metric, (value, count) in self.extra.get("values", {}).items()}
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> MeasurementResult:
-        """The inverse of ``to_record``; raises KeyError, TypeError, ValueError for anything else."""
-        return cls(
-            [Record(**entry) for entry in record["records"]],
-            {**record["kept"]},
-            {**record["absent"]},
-            float(record["seconds"]),
+    def of(cls, record: Mapping[str, Any], extra: Iterable[str] = ()) -> MeasurementResult:
+        """The inverse of ``to_record``; raises AttributeError, KeyError, TypeError, ValueError for anything else.
+
+        Args:
+            extra: names that ``extra`` must have.
+        """
+        kept = {**record["kept"]}
+        if missing := [name for name in extra if name not in kept]:
+            raise KeyError(missing[0])
+        found = cls(
+            [Record(**entry) for entry in record["records"]], kept, {**record["absent"]}, float(record["seconds"])
         )
+        # Read now, where the file's name is known.
+        _ = found.labels, found.values, Perplexity.of(kept.get("perplexity"))
+        return found
 
 
 def _nothing_to_check(options: Mapping[str, Any]) -> None:
@@ -183,6 +190,7 @@ class Measurement:
         metrics: its metrics, whose entries say what the edited model must be able to do; none for ``ability``, whose
             tasks decide.
         impossible: why it is impossible with given data; None if it is possible, or if that is known only later.
+        extra: names that ``extra`` of its results always has, for summaries.
     """
 
     name: str
@@ -193,6 +201,7 @@ class Measurement:
     depends: frozenset[Dependency] = frozenset({"material", "seed"})
     impossible: Callable[[BenchmarkData], str | None] = _possible
     metrics: tuple[Metric, ...] = ()
+    extra: frozenset[str] = frozenset()
 
     def absent(self, answerer: Answerer, method: str) -> Mapping[Metric, str]:
         """The metrics that a model edited by ``method`` lacks an ability for, with the reason."""
@@ -438,9 +447,10 @@ def check_side(options: Mapping[str, Any]) -> None:
 
 def run_ability(inputs: MeasurementInputs) -> MeasurementResult:
     found = measure_ability(inputs.answerer, _settings(AbilitySettings, inputs.options), report=inputs.report)
-    values = {metric: list(value) for metric, value in found.values().items() if math.isfinite(value[0])}
-    infinite = dict.fromkeys(found.values().keys() - values.keys(), "lm-evaluation-harness gives no finite number")
-    absent = {**found.absent, **infinite}
+    numbers = found.values()
+    values = {metric: list(value) for metric, value in numbers.items() if math.isfinite(value[0])}
+    infinite = [metric for metric in numbers if metric not in values]
+    absent = {**found.absent, **dict.fromkeys(infinite, "lm-evaluation-harness gives no finite number")}
     return MeasurementResult(found.records(), {"labels": found.labels(), "values": values}, absent)
 
 
@@ -497,6 +507,7 @@ PERPLEXITY = Measurement(
     run_perplexity,
     depends=frozenset({"prose"}),
     metrics=(Metric.PERPLEXITY_RATIO,),
+    extra=frozenset({"perplexity"}),
 )
 REQUIRED = (
     Measurement(
