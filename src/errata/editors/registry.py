@@ -1,11 +1,11 @@
-"""The editors by name, for cells of the benchmark."""
+"""The editors by name: what they are, their settings, how to make them and how to load their edits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from errata.editing.recipe import Recipe
 from errata.editors.contract import Edit, KnowledgeEditor
@@ -14,30 +14,46 @@ from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
 from errata.utils.progress import Report
+from errata.utils.settings import Settings
 from errata.utils.text import did_you_mean
 
 LOCATE_THEN_EDIT: Final = "locate_then_edit"
 
+Where: TypeAlias = Literal["weights", "hooks", "prompt", "answer"]
+"""What an editor changes: weights, activations during a forward pass, the prompt, or the finished answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class EditorKind:
-    """How to make an editor and to load its edits.
+    """An editor's entry.
 
     Attributes:
         make: the editor of a model, from its settings (for locate-then-edit a recipe) as JSON; raises a ValidationError
             or an InputError for invalid ones.
         load: the inverse of ``Edit.save``.
+        settings: their class, whose defaults suit any model; ``Recipe`` has none.
+        where: what it changes.
+        title: its description in one line.
+        paper: where it was published.
+        deviations: where this differs from the paper or its published code, and why.
     """
 
     make: Callable[[LanguageModel, Mapping[str, Any], Report], KnowledgeEditor]
     load: Callable[[Path], Edit]
+    settings: type[Settings] = Settings
+    where: Where = "weights"
+    title: str = ""
+    paper: str = ""
+    deviations: tuple[str, ...] = ()
 
 
 def _locate_then_edit(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> LocateThenEdit:
     return LocateThenEdit(model, Recipe.model_validate(settings), report=report)
 
 
-EDITORS: Final[Mapping[str, EditorKind]] = {LOCATE_THEN_EDIT: EditorKind(_locate_then_edit, Patch.load)}
+EDITORS: Final[Mapping[str, EditorKind]] = {
+    LOCATE_THEN_EDIT: EditorKind(_locate_then_edit, Patch.load, Recipe),
+}
 
 
 def editor_named(name: str, editors: Mapping[str, EditorKind] = EDITORS) -> EditorKind:

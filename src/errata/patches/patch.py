@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.patches.factors import norm, rank
 from errata.results.records import is_row
 from errata.utils.files import new_file, open_file, reason_of
-from errata.utils.tensors import tensor_bytes, to_float64
+from errata.utils.tensors import checksum, to_float64
 from errata.utils.text import dtype_name
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]  # dtypes that models can be edited in
@@ -265,7 +264,7 @@ def write_patch(patch: Patch, path: Path, *, keys: Mapping[int, Tensor] | None =
     facts = [fact.to_record() for fact in patch.facts]
     fields: dict[str, Any] = {name: getattr(patch, name) for name in _STORED_AS_IS}
     record = _Record(terms=terms, facts=facts, **fields).model_dump_json()
-    metadata = {"format": FORMAT, "record": record, "sha256": _checksum(record, tensors)}
+    metadata = {"format": FORMAT, "record": record, "sha256": checksum(record, tensors)}
     with new_file(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -285,7 +284,7 @@ def read_patch(path: Path) -> PatchFile:
                 raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
             # Copies, since these tensors are mapped from the file, which might change after the check.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-        if _checksum(metadata["record"], tensors) != metadata["sha256"]:
+        if checksum(metadata["record"], tensors) != metadata["sha256"]:
             raise ValueError("its checksum does not match its content")
         record = _Record.model_validate_json(metadata["record"])
         terms = tuple(
@@ -302,14 +301,6 @@ def read_patch(path: Path) -> PatchFile:
         remedy = "Give a complete file written by `errata edit`"
         raise InputError(what, remedy=remedy, code="PATCH_UNREADABLE") from error
     return PatchFile(patch, keys)
-
-
-def _checksum(record: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(record.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
 
 
 def _tensors_of(term: Term) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
-"""Helpers for tensors: float64, their bytes, and the singular values of products."""
+"""Helpers for tensors: float64, their bytes and checksums, and the singular values of products."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,3 +37,12 @@ def svd_of_product(
 def tensor_bytes(tensor: Tensor) -> Any:
     """The values of a tensor as a buffer of bytes in row-major order, which ``hashlib`` takes; on the CPU."""
     return tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy()
+
+
+def checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a file's header and its tensors: their names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256(header.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
