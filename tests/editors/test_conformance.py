@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from errata.editing.methods import METHOD_NAMES
 from errata.editors.contract import Answerer, Edit, EditedBatch, KnowledgeEditor
 from errata.editors.locate_then_edit import LocateThenEdit
 from errata.editors.registry import EDITORS, LOCATE_THEN_EDIT, editor_named
+from errata.editors.table import EDITOR_NAMES, EDITOR_ROWS, EditorSettings
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.utils.progress import silent
@@ -64,6 +66,16 @@ def test_every_editor_has_its_name_and_others_are_refused() -> None:
         editor_named("locate-then-edit")
     assert caught.value.code == "EDITOR_UNKNOWN"
     assert LOCATE_THEN_EDIT in caught.value.remedy
+
+
+def test_the_table_describes_every_editor_of_the_registry() -> None:
+    assert set(EDITORS) == {LOCATE_THEN_EDIT, *EDITOR_NAMES}
+    assert not set(EDITOR_NAMES) & set(METHOD_NAMES)
+    for row in EDITOR_ROWS:
+        assert issubclass(EDITORS[row.name].settings, EditorSettings), row.name
+        EDITORS[row.name].settings()  # no setting needs a value
+        assert row.title, row.name
+        assert row.paper, row.name
 
 
 def answers(editor: KnowledgeEditor) -> list[Any]:

@@ -1,11 +1,11 @@
-"""The editors by name: what they are, their settings, how to make them and how to load their edits."""
+"""The editors by name: their settings, how to make them, and how to load their edits. ``table`` describes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 from errata.editing.recipe import Recipe
 from errata.editors.contract import Edit, KnowledgeEditor
@@ -19,9 +19,6 @@ from errata.utils.text import did_you_mean
 
 LOCATE_THEN_EDIT: Final = "locate_then_edit"
 
-Where: TypeAlias = Literal["weights", "hooks", "prompt", "answer"]
-"""What an editor changes: weights, activations during a forward pass, the prompt, or the finished answer."""
-
 
 @dataclass(frozen=True, slots=True)
 class EditorKind:
@@ -31,20 +28,12 @@ class EditorKind:
         make: the editor of a model, from its settings (for locate-then-edit a recipe) as JSON; raises a ValidationError
             or an InputError for invalid ones.
         load: the inverse of ``Edit.save``.
-        settings: their class, whose defaults suit any model; ``Recipe`` has none.
-        where: what it changes.
-        title: its description in one line.
-        paper: where it was published.
-        deviations: where this differs from the paper or its published code, and why.
+        settings: their class, whose defaults suit any model; ``Recipe`` for locate-then-edit.
     """
 
     make: Callable[[LanguageModel, Mapping[str, Any], Report], KnowledgeEditor]
     load: Callable[[Path], Edit]
     settings: type[Settings] = Settings
-    where: Where = "weights"
-    title: str = ""
-    paper: str = ""
-    deviations: tuple[str, ...] = ()
 
 
 def _locate_then_edit(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> LocateThenEdit:
