@@ -57,6 +57,7 @@ _BY_HAND = {
     "STUDY_NOT_FINISHED": ("InputError", "… is not finished"),
     "STUDY_RECIPE_UNSUITABLE": ("InputError", "… changes the result of a search, which this study measures"),
     "TRAINING_SETTINGS_INVALID": ("InputError", "… was started with other settings"),
+    "USAGE": ("TyperException", "No such option: … (Possible options: …)"),
 }
 _ERRORS_HEAD = """# Error codes
 
@@ -66,7 +67,8 @@ between versions; codes are not. An error that reports several faults has their 
 they differ; then the message shows the code of each fault (in Python: `error.faults`).
 
 The exit status of the command line depends on the class: 2 for `InputError` and its subclasses, 130 for
-`InterruptedRunError`, 1 otherwise. *Example* is one message with this code; values are replaced by `…`.
+`InterruptedRunError`, 1 otherwise. Errors in the command line itself (an unknown command or option, a missing or
+invalid value) have the code `USAGE` and the status 2. *Example* is one message with this code; values are replaced by `…`.
 
 | code | class | example |
 |---|---|---|

@@ -164,7 +164,9 @@ WRONG: list[tuple[list[str], str]] = [
     (["ask", "  "], "empty"),
     (["ask", "word " * 400], "tokens"),
     (["edti"], "edti"),
-    (["demo", "--facts", "5000"], "1000 people"),
+    (["demo", "--facts", "5000"], "TOO_MANY_FACTS"),
+    (["lab", "facts", "--count", "5000", "--out", "x.jsonl"], "TOO_MANY_FACTS"),
+    (["bench", "--model", "lab", "--methods", "memit", "--edits", "50000", "--out", "x"], "TOO_MANY_FACTS"),
 ]
 
 

@@ -68,6 +68,27 @@ def test_command_lines_without_a_model_import_no_torch(tmp_path: Path) -> None:
             assert "Did you mean 'revert'" in ended["err"]
 
 
+def test_usage_errors_have_a_code_and_a_line_like_all_others(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = {
+        "edti": "errata --help", "--typo": "errata --help", "edit --typo": "errata edit --help",
+        "edit --batch-size many": "errata edit --help", "edit --on-conflict ask": "errata edit --help",
+        "evaluate": "errata evaluate --help", "recipe chek": "errata recipe --help",
+        "recipe check": "errata recipe check --help", "methods more": "errata methods --help", "edit --model": "--help",
+    }  # fmt: skip
+    for call, remedy in expected.items():
+        assert run(call.split()) == 2
+        out, err = capsys.readouterr()
+        assert not out
+        assert err.startswith("error[USAGE]: ")
+        assert remedy in err
+        assert err.count("\n") == 1
+    for call in ("", "recipe"):  # help, not an error
+        assert run(call.split()) == 2
+        out, err = capsys.readouterr()
+        assert "Commands" in out
+        assert not err
+
+
 MISSING = [
     "edit --facts none.jsonl --untouched none.jsonl --out x.safetensors",
     "edit --facts here.jsonl --method memitt --out x.safetensors",

@@ -97,6 +97,13 @@ def test_show_without_a_method_is_a_table_of_what_there_is(tmp_path: Path, capsy
     assert {"memit", "pmet+blue"} <= {recipe["method"] for recipe in report["methods"]}
 
 
+def test_show_lists_the_methods_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipe", "show", "--model", "lab"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.split().count("memit_seq+blue") == 1
+    assert printed.count("all methods") == 2  # their statistics, and their source
+
+
 @pytest.mark.parametrize("model", ["lab", "llama-3-8b-instruct"])
 def test_show_takes_every_file(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recipe", "show", "--model", model]) == 0

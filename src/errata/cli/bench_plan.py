@@ -202,7 +202,7 @@ def material_of(
         made = FactSet(tuple(lab_facts(world, edits, seed=seed, spare=SPARED)), "the lab's world")
     except ValueError as error:
         raise InputError(
-            f"too many facts for the lab: {error}", remedy="Use fewer facts", code="TOO_FEW_FACTS"
+            f"too many facts for the lab: {error}", remedy="Use fewer facts", code="TOO_MANY_FACTS"
         ) from error
     subjects = [fact.subject for fact in made]
     asked = untouched_questions(world, subjects, UNTOUCHED, seed=seed) if given is None else given

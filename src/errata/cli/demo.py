@@ -103,7 +103,7 @@ def demo(
         raise InputError(
             f"--facts {facts} exceeds the {len(world.people)} people of the world, each of whom is edited once",
             remedy="Lower --facts",
-            code="TOO_FEW_FACTS",
+            code="TOO_MANY_FACTS",
         )
     loaded = LanguageModel.load("lab", device=placement(device, None)["device"])
     edits = lab_facts(world, facts, seed=seed)

@@ -57,7 +57,7 @@ def facts(
         raise InputError(
             f"--count {count} exceeds the {len(world.people)} people of the world",
             remedy="Lower --count",
-            code="TOO_FEW_FACTS",
+            code="TOO_MANY_FACTS",
         )
     check_new_file(out)
     write_facts(lab_facts(world, count, seed=seed), out)

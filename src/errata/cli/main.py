@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 from errata.cli.command import Command, command_line
 from errata.cli.terminal import error_console
-from errata.errors import ErrataError, InterruptedRunError
+from errata.errors import ErrataError, InputError, InterruptedRunError
 from errata.utils.streams import steady_streams
 from errata.utils.text import visible
 
@@ -74,15 +74,6 @@ class Commands(TyperGroup):
         """Format the list of commands without loading them."""
         self._listed = True
         super().format_help(ctx, formatter)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Invoke a command; control characters are removed from the texts of usage errors, which quote user input."""
-        try:
-            return super().invoke(ctx)
-        except TyperException as error:
-            texts = {name: value for name, value in vars(error).items() if isinstance(value, str)}
-            vars(error).update({name: visible(text) for name, text in texts.items()})
-            raise
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The named command, or its entry in the list while that is printed; None if there is none."""
@@ -149,18 +140,21 @@ def run(arguments: Sequence[str] | None = None, *, on_import: Callable[[], None]
         on_import: called once the command's modules have been imported, before its work starts.
     """
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="errata", obj=on_import)
-    except SystemExit as end:  # typer exits by itself: 0, 2 after usage errors (already printed), 130 after Ctrl-C
-        if end.code == 130:
-            return _interrupted()
+        # Not standalone: typer returns the status of an early exit, such as 0 after --help, and raises its own errors.
+        args = None if arguments is None else list(arguments)
+        status = app(args=args, prog_name="errata", obj=on_import, standalone_mode=False)
+        return _interrupted() if status == 130 else status or 0
+    except SystemExit as end:  # a closed pipe
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except TyperException as error:
+        return _usage_error(error)
     except InterruptedRunError as error:
         error_console().print(f"interrupted: {error}", soft_wrap=True, highlight=False)
         return error.exit_status
     except ErrataError as error:
         _print_error(str(error), error.code)
         return error.exit_status
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # Abort: Ctrl-C or Ctrl-D at a question
         return _interrupted()
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's own class
@@ -172,7 +166,6 @@ def run(arguments: Sequence[str] | None = None, *, on_import: Callable[[], None]
     except OSError as error:
         _print_error(str(error), "OS_ERROR")
         return 1
-    return 0
 
 
 class _VisibleFormatter(logging.Formatter):
@@ -208,6 +201,17 @@ def _exit_at_once(number: int, frame: object) -> None:
 def _interrupted() -> int:
     error_console().print("interrupted; no partial output was written")
     return 130
+
+
+def _usage_error(error: TyperException) -> int:
+    """Print an error in the command line itself, such as an unknown option, in the form of all other errors."""
+    message = error.format_message().strip().removesuffix(".")
+    if not message:  # a group without a command; typer has printed its help
+        return error.exit_code
+    context = getattr(error, "ctx", None)
+    remedy = "Add --help to see the options" if context is None else f"`{context.command_path} --help` explains its use"
+    _print_error(str(InputError(message, remedy=remedy)), "USAGE")
+    return error.exit_code
 
 
 def _print_error(message: str, code: str) -> None:

@@ -117,7 +117,8 @@ def show(
     out.print(table)
     for describe in (_statistics, _source):
         for what, names in _grouped(recipes, describe).items():
-            out.print(f"{what}: {', '.join(names)}", markup=False, highlight=False)
+            whose = "all methods" if len(names) == len(recipes) else ", ".join(names)  # the table lists them all
+            out.print(f"{what}: {whose}", markup=False, highlight=False)
     write_json(
         json,
         {
