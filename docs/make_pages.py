@@ -68,7 +68,9 @@ they differ; then the message shows the code of each fault (in Python: `error.fa
 
 The exit status of the command line depends on the class: 2 for `InputError` and its subclasses, 130 for
 `InterruptedRunError`, 1 otherwise. Errors in the command line itself (an unknown command or option, a missing or
-invalid value) have the code `USAGE` and the status 2. *Example* is one message with this code; values are replaced by `…`.
+invalid value) have the code `USAGE` and the status 2.
+
+*Example* is one message with this code; values are replaced by `…`.
 
 | code | class | example |
 |---|---|---|
