@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from errata.errors import InputError, NonFiniteError
 from errata.models.language_model import CACHE_BUDGET, LanguageModel
 from errata.models.prompts import encode, length_batches, pad
+from errata.models.replay import prefix_cache
 
 Stop = Callable[[str], bool]
 """Whether a continuation so far, without its prompt, is complete."""
@@ -30,6 +31,7 @@ def continue_rows(
     uniforms: Tensor | None = None,
     stop: Stop | None = None,
     end_at_eos: bool = True,
+    stems: Sequence[int] = (),
     token_budget: int = CACHE_BUDGET,
     names: Sequence[str] = (),
     on_rows: Callable[[int], None] = lambda count: None,
@@ -43,6 +45,9 @@ def continue_rows(
             inverting the cumulative probabilities of its k candidates. See ``own_uniforms``.
         stop: a row is finished when this is true of its continuation, including the last token.
         end_at_eos: whether an end-of-text token ends a row; it is not part of the text.
+        stems: for each row, the number of its first tokens, at least 1, that other rows may share: rows that do are in
+            one batch, as far as the budget allows, and a batch runs each distinct stem once. The texts do not depend on
+            it, up to the order of floating-point sums.
         token_budget: the most padded tokens of a batch, new ones included (a longer row is continued alone).
         names: names of the rows for errors.
         on_rows: called with the number of rows after each batch.
@@ -59,9 +64,9 @@ def continue_rows(
     _check_lengths(model, rows, limits)
 
     texts = [""] * len(rows)
-    for indices in length_batches(
-        [len(row) + limit for row, limit in zip(rows, limits, strict=True)], token_budget=token_budget
-    ):
+    lengths = [len(row) + limit for row, limit in zip(rows, limits, strict=True)]
+    groups = [tuple(row[:stem]) for row, stem in zip(rows, stems, strict=True)] if stems else []
+    for indices in length_batches(lengths, groups, token_budget=token_budget):
         chunk = [list(rows[index]) for index in indices]
         uniform = numbers[indices]
         readers = [_Reader(model, row) for row in chunk]
@@ -81,6 +86,7 @@ def continue_rows(
             is_complete,
             end_ids=_end_ids(model) if end_at_eos else set(),
             names=[names[index] for index in indices] if names else [],
+            stems=[stems[index] for index in indices] if stems else [],
         )
         for index, reader, ids in zip(indices, readers, produced, strict=True):
             texts[index] = reader.text(ids)
@@ -167,6 +173,7 @@ def _continue(
     *,
     end_ids: set[int],
     names: Sequence[str],
+    stems: Sequence[int] = (),
     leaving: bool = True,
 ) -> list[list[int]]:
     """The new tokens of one batch's rows."""
@@ -175,9 +182,18 @@ def _continue(
     if not live:
         return produced
     # A row without tokens (an empty prompt and no BOS) starts from EOS, as in GPT-2's own scripts.
-    batch = pad([rows[index] or [model.tokenizer.eos_token_id or 0] for index in live], left=True, device=model.device)
-    cache = DynamicCache(config=model.model.config)
-    ids, mask, positions = batch.input_ids, batch.attention_mask, batch.position_ids
+    begun = [rows[index] or [model.tokenizer.eos_token_id or 0] for index in live]
+    if stems and any(len(row) > 1 for row in begun):  # all but each row's last token are read with their stems
+        before = [row[:-1] for row in begun]
+        shared = [min(stems[index], len(head)) for index, head in zip(live, before, strict=True)]
+        cache, heads = prefix_cache(model, before, shared)
+        ids = torch.tensor([row[-1:] for row in begun], device=model.device)
+        mask = torch.cat([heads, torch.ones_like(ids)], dim=1)
+        positions = heads.sum(1, keepdim=True)
+    else:
+        batch = pad(begun, left=True, device=model.device)
+        cache = DynamicCache(config=model.model.config)
+        ids, mask, positions = batch.input_ids, batch.attention_mask, batch.position_ids
     done: set[int] = set()
     step = 0
     while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from errata.errors import InputError, NonFiniteError
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.models.prompts import PaddedBatch, Pair, TargetScore, complete, length_batches, pad
+from errata.models.prompts import Pair, TargetScore, complete, length_batches, pad
+from errata.models.replay import cache_rows, prefix_cache
 from errata.utils.progress import Report, counter, silent
 
 # Logits are the only large tensors here: at most this many are computed at once (1 GiB in float32) ...
@@ -66,12 +68,23 @@ def score(
 
 
 def scores_of(
-    model: LanguageModel, pairs: Sequence[Pair], *, token_budget: int = TOKEN_BUDGET, report: Report = silent
+    model: LanguageModel,
+    pairs: Sequence[Pair],
+    *,
+    shared: Mapping[str, Sequence[int]] | None = None,
+    token_budget: int = TOKEN_BUDGET,
+    report: Report = silent,
 ) -> dict[Pair, TargetScore]:
-    """Scores of distinct pairs, finite or not; see ``score``."""
+    """Scores of distinct pairs, finite or not; see ``score``.
+
+    Args:
+        shared: prompt -> the tokens that it has in common with other prompts, which are run once; the scores do not
+            depend on it. Where a prompt begins with fewer of them, only these count.
+    """
     plan = plan_of(model.tokenizer, pairs)
+    stems = _stems(plan, pairs, shared) if shared else ()
     on_rows = counter(report, "evaluation", len(plan.rows))
-    predictions = predict(model, plan.rows, plan.wanted, token_budget=token_budget, on_rows=on_rows)
+    predictions = predict(model, plan.rows, plan.wanted, stems=stems, token_budget=token_budget, on_rows=on_rows)
     scores: dict[Pair, TargetScore] = {}
     for pair, (row, start, stop) in zip(pairs, plan.places, strict=True):
         likeliest = predictions[row].likeliest[start:stop]
@@ -114,6 +127,20 @@ def plan_of(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Scorin
     return plan
 
 
+def _stems(plan: ScoringPlan, pairs: Sequence[Pair], shared: Mapping[str, Sequence[int]]) -> list[int]:
+    """For each row, how many of its first tokens are shared: none of them from the first wanted position on."""
+    stems = [0] * len(plan.rows)
+    for pair, (row, _, _) in zip(pairs, plan.places, strict=True):
+        stems[row] = max(stems[row], common_start(plan.rows[row], shared.get(pair[0], ())))
+    return [min([stem, *(entry.position for entry in wanted)]) for stem, wanted in zip(stems, plan.wanted, strict=True)]
+
+
+def common_start(row: Sequence[int], other: Sequence[int]) -> int:
+    """How many first tokens two rows have in common."""
+    pairs = enumerate(zip(row, other, strict=False))
+    return next((index for index, (mine, its) in pairs if mine != its), min(len(row), len(other)))
+
+
 def _without_prefixes(rows: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
     """The rows that are no prefix of another row; and for each given row the index of one that begins with it."""
     longest: list[tuple[int, ...]] = []
@@ -131,6 +158,7 @@ def predict(
     rows: Sequence[Sequence[int]],
     wanted: Sequence[Sequence[NextToken]],
     *,
+    stems: Sequence[int] = (),
     token_budget: int = TOKEN_BUDGET,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> list[Predictions]:
@@ -139,6 +167,8 @@ def predict(
     Args:
         rows: token ids; tokens after the last wanted position are not needed.
         wanted: for each row, its wanted tokens.
+        stems: for each row, the number of its first tokens that other rows may share, none of them from its first
+            wanted position on: each distinct stem is run once, and its keys and values serve all rows.
         token_budget: the most padded tokens of one forward pass (a longer row is read alone).
         on_rows: called with the number of rows after each forward pass.
 
@@ -147,16 +177,15 @@ def predict(
     """
     _check_lengths(model, rows)
     found: list[Predictions | None] = [None] * len(rows)
-    for indices in _batches(model, rows, wanted, token_budget):
-        batch = pad([rows[index] for index in indices], left=False, device=model.device)
+    for indices, starts, inputs in _passes(model, rows, wanted, stems, token_budget):
         # A position with several wanted tokens is computed once.
         positions: dict[tuple[int, int], int] = {}
         entries = [
-            (positions.setdefault((row, entry.position), len(positions)), entry.token)
+            (positions.setdefault((row, entry.position - starts[row]), len(positions)), entry.token)
             for row, index in enumerate(indices)
             for entry in wanted[index]
         ]
-        log_probabilities, likeliest = _read(model, batch, list(positions), entries)
+        log_probabilities, likeliest = _read(model, inputs, list(positions), entries)
         start = 0
         for index in indices:
             stop = start + len(wanted[index])
@@ -167,9 +196,12 @@ def predict(
 
 
 def next_token_log_probabilities(
-    model: LanguageModel, rows: Sequence[Sequence[int]], *, token_budget: int = TOKEN_BUDGET
+    model: LanguageModel, rows: Sequence[Sequence[int]], *, stems: Sequence[int] = (), token_budget: int = TOKEN_BUDGET
 ) -> Tensor:
     """Natural log-probabilities of every token after each row.
+
+    Args:
+        stems: as for ``predict``; each less than its row's length.
 
     Returns:
         (rows, vocabulary) on the CPU, at least float32; not finite where the model's logits are not.
@@ -179,10 +211,13 @@ def next_token_log_probabilities(
     """
     _check_lengths(model, rows)
     found: Tensor | None = None
-    for indices in _batches(model, rows, [[NextToken(len(row) - 1, 0)] for row in rows], token_budget):
-        batch = pad([rows[index] for index in indices], left=False, device=model.device)
+    last = [[NextToken(len(row) - 1, 0)] for row in rows]
+    for indices, starts, inputs in _passes(model, rows, last, stems, token_budget):
+        columns = [len(rows[index]) - 1 - start for index, start in zip(indices, starts, strict=True)]
         with torch.no_grad():
-            values = model.logits_at(batch.inputs(), torch.arange(len(indices), device=model.device), batch.last)
+            values = model.logits_at(
+                inputs, torch.arange(len(indices), device=model.device), torch.tensor(columns, device=model.device)
+            )
         logits = at_least_float32(values)
         if found is None:
             found = torch.empty(len(rows), logits.shape[1], dtype=logits.dtype)
@@ -202,13 +237,63 @@ def _check_lengths(model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
         raise InputError(what, remedy="Shorten the text or remove it", code="TEXT_TOO_LONG")
 
 
+def _passes(
+    model: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    wanted: Sequence[Sequence[NextToken]],
+    stems: Sequence[int],
+    token_budget: int,
+) -> Iterator[tuple[list[int], Sequence[int], dict[str, Any]]]:
+    """The forward passes over all rows: indices of rows, the first token read of each, the model's arguments."""
+    whole: list[int] = []
+    groups: dict[tuple[int, ...], list[int]] = {}  # rows by their stem
+    for index, row in enumerate(rows):
+        stem = tuple(row[: stems[index]]) if stems else ()
+        (groups.setdefault(stem, []) if stem else whole).append(index)
+    for places in _batches(
+        model, [len(rows[index]) for index in whole], [wanted[index] for index in whole], token_budget
+    ):
+        indices = [whole[place] for place in places]
+        batch = pad([rows[index] for index in indices], left=False, device=model.device)
+        yield indices, [0] * len(indices), batch.inputs()
+    distinct = list(groups)
+    for numbers in length_batches([len(stem) for stem in distinct], token_budget=token_budget):
+        cache, mask = prefix_cache(model, [distinct[number] for number in numbers], [0] * len(numbers))
+        members = [(place, index) for place, number in enumerate(numbers) for index in groups[distinct[number]]]
+        # A row's copy of the cache counts as well: it takes memory, and attention reads it.
+        lengths = [mask.shape[1] + len(rows[index]) - stems[index] for _, index in members]
+        for places in _batches(model, lengths, [wanted[index] for _, index in members], token_budget):
+            indices = [members[place][1] for place in places]
+            starts = [stems[index] for index in indices]
+            batch = pad(
+                [rows[index][start:] for index, start in zip(indices, starts, strict=True)],
+                left=False,
+                device=model.device,
+            )
+            stem_rows = torch.tensor([members[place][0] for place in places], device=model.device)
+            before = torch.tensor(starts, device=model.device)
+            # Padding after a row is hidden by causality; see PaddedBatch.inputs.
+            attention = torch.cat([mask[stem_rows], torch.ones_like(batch.attention_mask)], dim=1)
+            yield (
+                indices,
+                starts,
+                {
+                    "input_ids": batch.input_ids,
+                    "attention_mask": attention,
+                    "position_ids": batch.position_ids + before[:, None],
+                    "past_key_values": cache_rows(cache, stem_rows),
+                    "use_cache": True,
+                },
+            )
+
+
 def _batches(
-    model: LanguageModel, rows: Sequence[Sequence[int]], wanted: Sequence[Sequence[NextToken]], token_budget: int
+    model: LanguageModel, lengths: Sequence[int], wanted: Sequence[Sequence[NextToken]], token_budget: int
 ) -> Iterator[list[int]]:
     """Indices of rows to read together: within the token budget, and within the memory for logits."""
     vocabulary = int(model.model.config.get_text_config(decoder=True).vocab_size)
     positions_at_once = max(1, _LOGITS_AT_ONCE // vocabulary)
-    for indices in length_batches([len(row) for row in rows], token_budget=token_budget):
+    for indices in length_batches(lengths, token_budget=token_budget):
         part: list[int] = []
         positions = 0
         for index in indices:
@@ -221,14 +306,17 @@ def _batches(
 
 
 def _read(
-    model: LanguageModel, batch: PaddedBatch, positions: Sequence[tuple[int, int]], entries: Sequence[tuple[int, int]]
+    model: LanguageModel,
+    inputs: Mapping[str, Any],
+    positions: Sequence[tuple[int, int]],
+    entries: Sequence[tuple[int, int]],
 ) -> tuple[list[float], list[int]]:
     """Log-probability and argmax for each entry (index of a position, token), from one forward pass."""
     if not entries:
         return [], []
     rows, columns = torch.tensor(positions, device=model.device).unbind(1)
     with torch.no_grad():
-        logits = model.logits_at(batch.inputs(), rows, columns)
+        logits = model.logits_at(inputs, rows, columns)
     position, token = torch.tensor(entries, device=logits.device).unbind(1)
     at_once = max(1, _LOGITS_IN_FLOAT // logits.shape[1])
     normaliser = torch.cat(

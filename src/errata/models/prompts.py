@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -262,15 +262,31 @@ def pad(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device) -> P
     return PaddedBatch(ids.to(device), mask.to(device), positions.to(device), left)
 
 
-def length_batches(lengths: Sequence[int], *, token_budget: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length; the padded size stays within ``token_budget`` tokens (at least one row)."""
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+def length_batches(
+    lengths: Sequence[int], groups: Sequence[Hashable] = (), *, token_budget: int
+) -> Iterator[list[int]]:
+    """Indices in batches of similar length; the padded size stays within ``token_budget`` tokens (at least one row).
+
+    Args:
+        groups: of each row, if rows of one group are to follow each other.
+    """
+    longest: dict[Hashable, int] = {}
+    for group, length in zip(groups, lengths, strict=bool(groups)):
+        longest[group] = max(length, longest.get(group, 0))
+    first = {group: number for number, group in enumerate(longest)}
+
+    def place(index: int) -> tuple[int, ...]:
+        own = (-lengths[index], index)
+        return (-longest[groups[index]], first[groups[index]], *own) if groups else own
+
     batch: list[int] = []
-    for index in order:
-        if batch and (len(batch) + 1) * lengths[batch[0]] > token_budget:
+    size = 0  # of the longest row, which need not be the first of a batch with several groups
+    for index in sorted(range(len(lengths)), key=place):
+        if batch and (len(batch) + 1) * max(size, lengths[index]) > token_budget:
             yield batch
-            batch = []
+            batch, size = [], 0
         batch.append(index)
+        size = max(size, lengths[index])
     if batch:
         yield batch
 

@@ -418,6 +418,14 @@ def prefix_cache(
     return cache, (slot >= slots - lengths[:, None]).long()
 
 
+def cache_rows(cache: DynamicCache, rows: Int[Tensor, "rows"]) -> DynamicCache:
+    """A cache of some of the rows, in this order and with repetitions, to append to; the given one is unchanged."""
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    _change_states(chosen.layers, lambda state: state[rows])
+    return chosen
+
+
 def _extend(model: LanguageModel, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor) -> None:
     # Of the last block only the keys and values are wanted, and its MLP comes after them.
     last = len(model.blocks) - 1
