@@ -266,6 +266,22 @@ def test_history_shows_each_change_and_whether_the_model_still_says_it(
     assert run(["history", "lab"]) == 2
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_history_fits_the_terminal(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run(["history", str(made / "two"), "--no-ask"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(line.split()[:3] == ["1", "first", "memit+blue"] for line in lines)
+    facts = [*read_facts(made / "first.jsonl"), *read_facts(made / "second.jsonl")]
+    for fact in facts:
+        line = next(line for line in lines if line.split()[1:2] == [fact.id])
+        assert fact.target in line
+        if width >= 80:
+            assert fact.text in line  # on one line
+        assert (f"{fact.old}" in line) == (width == 200)
+
+
 @pytest.mark.parametrize("choice", [None, "replace", "keep"])
 def test_conflicts_with_earlier_edits(
     made: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, choice: str | None

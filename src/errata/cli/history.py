@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich import box
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -24,7 +26,7 @@ from errata.utils.text import counted, similar
 
 EXAMPLE = 'Example: errata history stack --subject "Milan Lang"'
 
-
+_GAP = 2  # spaces between columns
 app = typer.Typer()
 
 
@@ -54,29 +56,15 @@ def history(
         with progress() as report:
             loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
             answers = recalled(loaded, [entry.fact for entry in facts], report=report)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    rows = []
-    for index, entry in enumerate(facts):
-        now = "–" if answers is None else "as edited" if answers[index].correct else answers[index].answer
-        replaced = f" (replaced by {entry.replaced_by})" if entry.replaced_by else ""
-        patch = patches[entry.edit]
-        row = (
-            patch.created.removesuffix("+00:00").replace("T", " "),
-            f"{entry.edit}, {patch.recipe.method}",
-            entry.fact.id,
-            entry.fact.text,
-            f"{entry.fact.target}{replaced}",
-            entry.fact.old or "–",
-            now,
-        )
-        rows.append(row)
-    heads = ("time (UTC)", "patch", "fact", "prompt", "new answer", "old answer", "current answer")
-    columns = [(head, *cells) for head, *cells in zip(heads, *rows, strict=True)]
-    for head, width in zip(heads, word_widths(columns, console().width - 3 * len(heads)), strict=True):
-        table.add_column(head, overflow="fold", min_width=width)
-    for row in rows:
-        table.add_row(*(Text(text) for text in row))
-    console().print(table)
+    numbers = {name: number for number, name in enumerate(patches, start=1)}
+    shown = {name: patches[name] for name in dict.fromkeys(entry.edit for entry in facts)}
+    out = console()
+    out.print(_edits_table(shown, numbers, Counter(entry.edit for entry in facts)))
+    out.print()
+    columns = _columns(facts, answers, numbers, out.width)
+    out.print(_facts_table(columns, out.width))
+    if "old answer" not in columns and any(entry.fact.old for entry in facts):
+        echo("(Old answers are shown in a wider terminal, and in --json.)")
     if answers is not None:
         current = [answer.correct for entry, answer in zip(facts, answers, strict=True) if not entry.replaced_by]
         echo(f"{sum(current)} of {counted(len(current), 'current fact')} still recalled.")
@@ -95,9 +83,67 @@ def history(
     write_json(json, {"model": model, "history": record})
 
 
+def _edits_table(patches: Mapping[str, Patch], numbers: Mapping[str, int], counts: Mapping[str, int]) -> Table:
+    """The edits, each with its number, by which the table of facts refers to it."""
+    table = _table()
+    for head in ("edit", "patch", "method", "time (UTC)", "facts"):
+        table.add_column(head, overflow="fold", justify="right" if head == "facts" else "left")
+    for name, patch in patches.items():
+        time = patch.created.removesuffix("+00:00").replace("T", " ")
+        cells = (str(numbers[name]), name, patch.recipe.method, time, f"{counts[name]:,}")
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _columns(
+    facts: Sequence[EditedFact], answers: Sequence[Recall] | None, numbers: Mapping[str, int], width: int
+) -> dict[str, list[str]]:
+    """The columns of the table of facts: head -> cells. Old answers are omitted if they do not fit.
+
+    Args:
+        width: of the console in characters.
+    """
+    columns = {
+        "edit": [str(numbers[entry.edit]) for entry in facts],
+        "fact": [entry.fact.id for entry in facts],
+        "prompt": [entry.fact.text for entry in facts],
+        "new answer": [
+            entry.fact.target + (f" (replaced by edit {numbers[entry.replaced_by]})" if entry.replaced_by else "")
+            for entry in facts
+        ],
+        "old answer": [entry.fact.old or "–" for entry in facts],
+    }
+    if len(numbers) == 1:
+        del columns["edit"]
+    if answers is not None:
+        columns["answer now"] = ["as edited" if answer.correct else answer.answer for answer in answers]
+    whole_cells = sum(max(map(cell_len, (head, *cells))) for head, cells in columns.items())
+    if set(columns["old answer"]) == {"–"} or whole_cells + _GAP * (len(columns) - 1) > width:
+        del columns["old answer"]
+    return columns
+
+
+def _facts_table(columns: Mapping[str, Sequence[str]], width: int) -> Table:
+    """Cells that do not fit are broken between words, if possible."""
+    table = _table()
+    with_heads = [(head, *cells) for head, cells in columns.items()]
+    for head, least in zip(columns, word_widths(with_heads, width - _GAP * (len(columns) - 1)), strict=True):
+        table.add_column(head, overflow="fold", min_width=least)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _table() -> Table:
+    """A table with ``_GAP`` spaces between columns."""
+    return Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, padding=(0, _GAP - 1, 0, 0)
+    )
+
+
 def word_widths(columns: Sequence[Sequence[str]], total: int) -> list[int]:
     """The width of each column's longest word, so that lines break between words; limited to a sum of ``total``."""
-    longest = [max(len(word) for text in column for word in text.split() or [""]) for column in columns]
+    longest = [max(cell_len(word) for text in column for word in text.split() or [""]) for column in columns]
     limit = max(longest)
     while limit > 1 and sum(min(width, limit) for width in longest) > total:
         limit -= 1
