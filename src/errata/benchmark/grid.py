@@ -25,8 +25,9 @@ from pydantic import (
 )
 
 from errata.datasets.registry import DATASETS, is_own_file, split_file
-from errata.editing.methods import method_named
 from errata.editing.recipe import Recipe
+from errata.editors.registry import changed_settings
+from errata.editors.table import EditorSettings, check_method
 from errata.errors import Fault, FaultsError, InputError
 from errata.evaluation.harness import paths_in, yaml_files
 from errata.statistics.settings import NAMED_CORPORA
@@ -209,7 +210,7 @@ class Grid(Settings):
 
     models: tuple[ModelEntry, ...] = Field((ModelEntry(name="lab"),), min_length=1)
     data: tuple[DataEntry, ...] = Field((DataEntry(name="lab"),), min_length=1)
-    methods: tuple[str, ...] = Field(min_length=1, description="rows of `errata methods`, with or without +blue")
+    methods: tuple[str, ...] = Field(min_length=1, description="rows of `errata methods`")
     vary: Mapping[str, tuple[Any, ...]] = Field(
         default_factory=dict, description="recipe fields, such as solver.history, each with the values that it takes"
     )
@@ -242,7 +243,7 @@ class Grid(Settings):
                 raise ValueError(f"{name} has duplicates")
             if not values:
                 raise ValueError(f"{name} is empty")
-        if seeds := [name for name in self.vary if name in ("contexts", "contexts.seed")]:
+        if seeds := [name for name in self.vary if name in ("contexts", "contexts.seed", "seed")]:
             raise ValueError(f"{seeds[0]} is set by the grid's seeds; it cannot be varied as well")
         return self
 
@@ -270,19 +271,22 @@ class Variant:
         """The choices as shown in tables."""
         return {name: _shown(value) for name, value in self.choices.items()}
 
-    def applied(self, recipe: Recipe) -> Recipe:
-        """The method's recipe with the choices.
+    def applied(self, settings: Recipe | EditorSettings) -> Recipe | EditorSettings:
+        """The method's recipe, or the editor's settings, with the choices.
 
         Raises:
-            InputError: if the recipe has no such field, or would be invalid.
+            InputError: if there is no such field, or the result would be invalid.
         """
-        whole = recipe.model_dump()
+        whole = settings.model_dump()
         changed: dict[str, Any] = {}
         for name, value in self.choices.items():
             section, _, field = name.partition(".")
             if section not in whole or (field and not isinstance(whole[section], dict)):
-                what = f"a recipe of {self.method!r} has no field {name!r}"
-                raise InputError(what, remedy="See errata recipe show", code="RECIPE_FIELD_UNKNOWN")
+                raise InputError(
+                    f"a recipe of {self.method!r} has no field {name!r}",
+                    remedy="See errata recipe show" if isinstance(settings, Recipe) else f"Known: {', '.join(whole)}",
+                    code="RECIPE_FIELD_UNKNOWN",
+                )
             if not field:
                 changed[section] = value
             elif field not in whole[section]:
@@ -293,7 +297,11 @@ class Variant:
                 )
             else:
                 changed[section] = {**changed.get(section, whole[section]), field: value}
-        return recipe.with_choices(changed) if changed else recipe
+        if not changed:
+            return settings
+        if isinstance(settings, Recipe):
+            return settings.with_choices(changed)
+        return changed_settings(self.method, settings, changed)
 
 
 def variants(grid: Grid) -> Iterator[Variant]:
@@ -344,7 +352,7 @@ def grid_of(data: Mapping[str, Any], source: str, *, text: str = "") -> Grid:
             faults.append(Fault(place, what[0].lower() + what[1:], remedy, line, code="GRID_INVALID"))
     for method in data.get("methods", ()) if isinstance(data.get("methods"), list | tuple) else ():
         try:
-            method_named(str(method))
+            check_method(str(method))
         except InputError as error:
             faults.append(Fault(f"{source}: methods", error.what, error.remedy, code=error.code))
     if faults or found is None:
@@ -388,7 +396,7 @@ def valid_part(data: Mapping[str, Any]) -> Grid | None:
 
 def _is_method(name: object) -> bool:
     try:
-        method_named(str(name))
+        check_method(str(name))
     except InputError:  # reported by ``grid_of``
         return False
     return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import torch
 from errata.editing.batch import BatchRecord
 from errata.editing.preparation import Prepared
 from errata.editing.recipe import Recipe
-from errata.editors.contract import Answerer
+from errata.editors.contract import Answerer, Edit, EditedBatch, KnowledgeEditor
 from errata.editors.locate_then_edit import Editor
 from errata.errors import ErrataError
 from errata.evaluation.chat import ChatQuestion, evaluate_chat
@@ -86,23 +86,73 @@ def measure(
 ) -> EvaluationResult:
     """Evaluate the model in its present state.
 
-    An answerer without likelihoods has no records; chat and perplexity are measured on language models only.
+    Records of recall need likelihoods, those of chat need generation, and perplexity is measured on language models.
     """
 
     def listen(_: str, done: int, total: int) -> None:
         report(what, done, total)
 
-    if not isinstance(model, LanguageModel):
-        if "likelihood" not in model.abilities:
-            return EvaluationResult([], None)
-        records = evaluate_facts(model, evaluation_set.facts, untouched=evaluation_set.untouched, report=listen)
-        return EvaluationResult(records, None)
-    with model.blaming_no_edit():
-        records = evaluate_facts(model, evaluation_set.facts, untouched=evaluation_set.untouched, report=listen)
-        if evaluation_set.chat:
+    plain = model if isinstance(model, LanguageModel) else None
+    with nullcontext() if plain is None else plain.blaming_no_edit():
+        records: list[Record] = []
+        if "likelihood" in model.abilities:
+            records += evaluate_facts(model, evaluation_set.facts, untouched=evaluation_set.untouched, report=listen)
+        if evaluation_set.chat and "generation" in model.abilities:
             records += evaluate_chat(model, evaluation_set.chat, report=report)
-        prose = perplexity(model, evaluation_set.prose, report=report) if evaluation_set.prose else None
+        prose = perplexity(plain, evaluation_set.prose, report=report) if evaluation_set.prose and plain else None
     return EvaluationResult(records, prose)
+
+
+@dataclass(frozen=True, slots=True)
+class EditorResult:
+    """The result of an editor; the edit is in place until it is removed.
+
+    Attributes:
+        rows: the long form, see ``errata.results.records.to_long``; none for an answerer without likelihoods.
+    """
+
+    rows: list[Row]
+    edit: Edit
+    after: EvaluationResult
+
+
+def run_editor(
+    editor: KnowledgeEditor,
+    evaluation_set: EvaluationSet,
+    before: EvaluationResult,
+    *,
+    report: Report = silent,
+    seed: int = 0,
+) -> EditorResult:
+    """Edit ``evaluation_set.facts`` with any editor and measure: right after each batch, and at the end.
+
+    Args:
+        before: result of ``measure`` before this edit.
+        seed: of the bootstrap.
+
+    Raises:
+        EditError, InputError: nothing has changed then.
+    """
+    right_after: list[Record] = []
+    batches: list[tuple[float, int]] = []
+    total = len(evaluation_set.facts)
+
+    def on_batch(batch: EditedBatch) -> None:
+        view = editor.view()
+        if "likelihood" in view.abilities:
+            right_after.extend(evaluate_facts(view, batch.facts))
+        batches.append((batch.seconds, len(batch.facts)))
+        report("facts edited", sum(count for _, count in batches), total)
+
+    report("facts edited", 0, total)
+    edit = editor.apply(evaluation_set.facts, on_batch=on_batch)
+    try:
+        after = measure(editor.view(), evaluation_set, report=report)
+    except BaseException:
+        editor.remove(edit)
+        raise
+    rows = rows_of(editor.method, [before], right_after, [after], batches, seed=seed) if after.records else []
+    return EditorResult(rows, edit, after)
 
 
 def run_sequence(

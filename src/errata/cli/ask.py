@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.table import Table
 
@@ -25,8 +25,8 @@ from errata.editors.contract import Answerer
 from errata.errors import Fault, FaultsError, InputError
 from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
-from errata.models.prompts import chat_text, encode, pad
-from errata.runs.loading import load_model
+from errata.models.prompts import chat_text, encode
+from errata.runs.loading import load_answerer
 
 EXAMPLE = '''Example: errata ask --model edited --against lab "The mother tongue of Ada Meyer is"
 
@@ -75,8 +75,8 @@ def ask(
         raise FaultsError("the prompts", faults)
     answers = []
     for name, texts in zip(names, read, strict=True):
-        loaded = load_model(name, **where, trust_remote_code=trust_remote_code)
-        with loaded.blaming_no_edit():
+        loaded, _ = load_answerer(name, **where, trust_remote_code=trust_remote_code)
+        with loaded.blaming_no_edit() if isinstance(loaded, LanguageModel) else nullcontext():
             answers += answers_of(loaded, stripped, texts, new_tokens)
     for index, prompt in enumerate(stripped):
         table = Table(title=None, show_header=True, title_justify="left")
@@ -94,21 +94,16 @@ def ask(
 def answers_of(
     answerer: Answerer, prompts: Sequence[str], texts: Sequence[str], new_tokens: int
 ) -> list[dict[str, Any]]:
-    """A record for each prompt: its greedy continuation, and the most likely next tokens of a plain language model.
+    """A record for each prompt: its greedy continuation, and the most likely next tokens where there are likelihoods.
 
     Args:
         texts: the model inputs, i.e. the prompts after the chat template.
     """
     continued = answerer.continue_texts(texts, new_tokens=new_tokens)
-    model = answerer if isinstance(answerer, LanguageModel) else None
+    likely = _next_tokens(answerer, texts) if "likelihood" in answerer.abilities else [[] for _ in texts]
     return [
-        {
-            "model": answerer.name,
-            "prompt": prompt,
-            "continuation": continuation,
-            "next": [] if model is None else _next_tokens(model, text),
-        }
-        for prompt, text, continuation in zip(prompts, texts, continued, strict=True)
+        {"model": answerer.name, "prompt": prompt, "continuation": continuation, "next": tokens, "used": list(facts)}
+        for prompt, continuation, tokens, facts in zip(prompts, continued, likely, answerer.used(texts), strict=True)
     ]
 
 
@@ -139,12 +134,10 @@ def _faults(model: Outline, prompts: Sequence[str], texts: Sequence[str], tokens
     return faults
 
 
-def _next_tokens(model: LanguageModel, prompt: str, count: int = 5) -> list[tuple[str, float]]:
-    batch = pad([row.ids for row in encode(model.tokenizer, [prompt])], left=False, device=model.device)
-    with torch.no_grad():
-        logits = model.logits_at(batch.inputs(), torch.zeros_like(batch.last), batch.last)[0].float()
-    values, ids = logits.softmax(-1).topk(count)
+def _next_tokens(answerer: Answerer, texts: Sequence[str], count: int = 5) -> list[list[tuple[str, float]]]:
+    """The most likely next tokens after each text, with their probabilities."""
+    values, ids = answerer.next_token_log_probabilities(texts).exp().topk(count)
     return [
-        (str(model.tokenizer.decode([token])), value)
-        for token, value in zip(ids.tolist(), values.tolist(), strict=True)
+        [(str(answerer.tokenizer.decode([token])), value) for token, value in zip(tokens, probabilities, strict=True)]
+        for tokens, probabilities in zip(ids.tolist(), values.tolist(), strict=True)
     ]

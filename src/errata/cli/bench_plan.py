@@ -18,7 +18,7 @@ from errata.benchmark.campaign import Campaign, Undefined
 from errata.benchmark.cell_files import CellSpec
 from errata.benchmark.collect import CellSummary, read_finished
 from errata.benchmark.data import UNTOUCHED, BenchmarkData, data_name, others_untouched, write_data
-from errata.benchmark.grid import DataEntry, Grid, Variant, data_entry, placed_data, variants
+from errata.benchmark.grid import DataEntry, Grid, ModelEntry, Variant, data_entry, placed_data, variants
 from errata.benchmark.measurements import check_measurements, measurements_of
 from errata.cli.model_options import (
     PROSE,
@@ -31,12 +31,15 @@ from errata.cli.model_options import (
     shipped_sentences,
     text_lines,
 )
-from errata.cli.recipe_options import read_recipe_for
+from errata.cli.recipe_options import read_recipe_for, read_settings_for
 from errata.cli.terminal import console, echo, warn
 from errata.datasets.reading import DatasetRecords, open_dataset, read_dataset
 from errata.datasets.records import Loaded
 from errata.datasets.registry import DATASETS
 from errata.editing.recipe import Recipe
+from errata.editing.recipe_files import read_file
+from errata.editors.registry import LOCATE_THEN_EDIT
+from errata.editors.table import EDITOR_NAMES, EditorSettings
 from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.facts.fact import FactSet
 from errata.models.loading import Outline
@@ -249,7 +252,7 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
         InputError, FaultsError: all errors in the models, recipes, data sets and measurements of the grid.
     """
     plan = Plan()
-    recipes: dict[tuple[str, str], Recipe] = {}
+    recipes: dict[tuple[str, str], Recipe | EditorSettings] = {}
     outlines = plan.outlines
     sets: dict[DataEntry, WholeSet | None] = {}
     prose: tuple[str, ...] | None = None
@@ -263,7 +266,7 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
             path = None if model.recipe is None else Path(model.recipe)
             for method in grid.methods:
                 with part:
-                    base = read_recipe_for(model.name, method, path, batch_size=grid.batch_size, corpus=model.corpus)
+                    base = _settings_for(model, method, path, grid.batch_size)
                     for variant in variants(grid):
                         if variant.method == method and (recipe := _varied(plan, variant, base)) is not None:
                             recipes[model.name, variant.label] = recipe
@@ -276,8 +279,9 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
         reasons = [Fault(entry.label, entry.reason, "", code="COMBINATION_INVALID") for entry in plan.undefined]
         raise FaultsError("the grid, whose combinations are all invalid,", reasons)
     for (name, label), recipe in list(recipes.items()):
-        with error_context(f"{label}: "):
-            outlines[name].check_layers(recipe.layers)
+        if isinstance(recipe, Recipe):
+            with error_context(f"{label}: "):
+                outlines[name].check_layers(recipe.layers)
     chosen = {
         (model.name, entry, seed): material_of(model.name, entry, sets[entry], prose, grid.edits, seed)
         for model in grid.models
@@ -305,7 +309,7 @@ def unasked(grid: Grid, plan: Plan) -> list[tuple[str, str, str]]:
 def _add_cells(
     plan: Plan,
     grid: Grid,
-    recipes: Mapping[tuple[str, str], Recipe],
+    recipes: Mapping[tuple[str, str], Recipe | EditorSettings],
     chosen: Mapping[tuple[str, DataEntry, int], BenchmarkData],
 ) -> None:
     """Add cells seed by seed, so that every method has results early."""
@@ -319,13 +323,14 @@ def _add_cells(
                     recipe = recipes.get((model.name, variant.label))
                     if recipe is None:
                         continue
-                    contexts = recipe.contexts.model_copy(update={"seed": seed})
+                    editor = LOCATE_THEN_EDIT if isinstance(recipe, Recipe) else variant.method
                     plan.specs.append(
                         CellSpec(
                             model=model,
                             data=entry,
                             label=variant.label,
-                            settings=recipe.model_copy(update={"contexts": contexts}).model_dump(mode="json"),
+                            editor=editor,
+                            settings=_with_seed(recipe, seed).model_dump(mode="json"),
                             seed=seed,
                             material=file,
                             eval_every=grid.eval_every,
@@ -336,7 +341,25 @@ def _add_cells(
                     )
 
 
-def _varied(plan: Plan, variant: Variant, base: Recipe) -> Recipe | None:
+def _settings_for(model: ModelEntry, method: str, path: Path | None, batch_size: int) -> Recipe | EditorSettings:
+    """The recipe of a method, or the settings of an editor.
+
+    Args:
+        path: of the model's recipe file; an editor that it does not name takes the settings shipped for the model.
+    """
+    if method not in EDITOR_NAMES:
+        return read_recipe_for(model.name, method, path, batch_size=batch_size, corpus=model.corpus)
+    own = path if path is not None and method in read_file(path).editors else None
+    return read_settings_for(method, model.name, own, batch_size=batch_size)
+
+
+def _with_seed(settings: Recipe | EditorSettings, seed: int) -> Recipe | EditorSettings:
+    if isinstance(settings, Recipe):
+        return settings.model_copy(update={"contexts": settings.contexts.model_copy(update={"seed": seed})})
+    return settings.model_copy(update={"seed": seed})
+
+
+def _varied(plan: Plan, variant: Variant, base: Recipe | EditorSettings) -> Recipe | EditorSettings | None:
     """The recipe with the variant's choices; None, recorded in the plan, if the combination is invalid."""
     try:
         return variant.applied(base)
@@ -367,15 +390,17 @@ def time_left(campaign: Campaign, pending: Sequence[Path]) -> str:
 
 
 def time_needed(plan: Plan) -> str:
-    """Estimated time of all target searches, which dominate the time of an edit, on this machine."""
+    """Estimated time of all target searches, which dominate the time of locate-then-edit, on this machine."""
     operations = search_operations(plan)
+    if not operations:
+        return "The time of these editors is not estimated."
     seconds = 0.0
     for spec in {spec.model.name: spec for spec in plan.specs}.values():
         where = placement(spec.model.device, spec.model.dtype)
         outline = plan.outlines[spec.model.name]
         device = where["device"] or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         speed = measured_speed(outline.size, device, where["dtype"] or outline.dtype)
-        seconds += operations[spec.model.name] / speed
+        seconds += operations.get(spec.model.name, 0.0) / speed
     return (
         f"Estimated time of the target searches of all cells, one cell at a time: about {duration(seconds)} "
         f"({sum(operations.values()):.2g} operations at this machine's speed of matrix products). Key statistics and "
@@ -387,6 +412,8 @@ def search_operations(plan: Plan) -> dict[str, float]:
     """Model -> floating-point operations of all target searches in its cells, without early stopping."""
     found: dict[str, float] = {}
     for spec in plan.specs:
+        if spec.editor != LOCATE_THEN_EDIT:
+            continue
         outline, recipe = plan.outlines[spec.model.name], spec.recipe
         facts = plan.materials[spec.material].facts.facts
         rows = SearchRows.of(outline.tokenizer, facts[:_SAMPLE], recipe.contexts)

@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand
 
 from errata.datasets.registry import is_own_file, split_file
-from errata.editing.methods import method_named
+from errata.editors.table import check_method
 from errata.errors import InputError, collect_errors
 from errata.statistics.settings import NAMED_CORPORA
 from errata.utils.files import is_there, reserved
@@ -123,7 +123,7 @@ def check_inputs(params: Mapping[str, Any], labels: Mapping[str, str]) -> None:
             if name in _METHODS and isinstance(value, str):
                 for method in filter(None, map(str.strip, value.split(","))):
                     with part:
-                        method_named(method)
+                        check_method(method)
             for path in _inputs(name, value):
                 with part:
                     check_input(path, labels.get(name, name))

@@ -12,6 +12,7 @@ import typer
 
 from errata.benchmark.sequence import evaluation_set_record, measure, run_sequence
 from errata.cli.edit_output import check_output, finish, finish_run, resolve_conflicts
+from errata.cli.edit_with_editor import EditOptions, edit_with_editor
 from errata.cli.model_options import (
     CorpusOption,
     DeviceOption,
@@ -39,6 +40,7 @@ from errata.cli.terminal import JsonOption, console, progress, warn, write_json
 from errata.editing.contexts import ContextSettings
 from errata.editing.recipe import Recipe
 from errata.editors.locate_then_edit import Editor
+from errata.editors.table import EDITOR_NAMES
 from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.chat import chat_questions
 from errata.evaluation.controls import Controls, with_automatic_controls
@@ -187,6 +189,16 @@ def edit(
         )
         return
     model, method = model or "lab", method or "memit+blue"
+    if method in EDITOR_NAMES:
+        others: dict[str, object] = {"--run": run, "--corpus": corpus, "--schedule": schedule, "--layers": layers}
+        others |= {"--shaping": shaping, "--as-published": as_published}
+        options = EditOptions(
+            model, method, facts, out, recipe, seed, batch_size, on_conflict or OnConflict.REFUSE, last_wins, untouched,
+            controls, evaluate, chat, dry_run, json, trust_remote_code,
+        )  # fmt: skip
+        given = [option for option, value in others.items() if value]
+        edit_with_editor(options, given, placement(device, dtype))
+        return
     outline = outline_here(model, trust_remote_code=trust_remote_code)
     automatic = recipe is None and not comes_with_recipe(model)
     if automatic and outline is None:  # automatic settings depend on the model's shape

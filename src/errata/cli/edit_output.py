@@ -25,15 +25,28 @@ from errata.report.conclusions import LARGE, NOTABLE, advice
 from errata.report.tables import before_after_table
 from errata.results.metrics import entry_of
 from errata.results.records import FORMAT, Row
-from errata.runs.loading import patches_of, stack_under
+from errata.runs.loading import edits_of, is_edit, stack_under
 from errata.runs.run import RunDirectory, is_run
 from errata.utils import files
 from errata.utils.files import check_new, check_new_file, new_directory, write_text
 from errata.utils.text import counted, listed
 
 
-def check_output(out: Path) -> None:
-    """Check before any work that ``write_edit`` can write to ``out``; raises InputError otherwise."""
+def check_output(out: Path, *, weights: bool = True) -> None:
+    """Check before any work that an edit can be written to ``out``.
+
+    Args:
+        weights: whether the edit changes weights, so that a full model can be saved.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if not weights and out.suffix != PATCH_SUFFIX:
+        raise InputError(
+            f"--out {out}: this edit changes no weights, so there is no full model to save",
+            remedy=f"Give a file name that ends in {PATCH_SUFFIX}",
+            code="EDIT_NOT_OF_WEIGHTS",
+        )
     if out.suffix == PATCH_SUFFIX:
         check_new_file(out)
     else:
@@ -319,9 +332,9 @@ def resolve_conflicts(facts: FactSet, model: str, on_conflict: OnConflict) -> Fa
         FaultsError: for every conflict, if conflicts are refused.
         InputError: if no fact remains.
     """
-    if not (has_stack(model) or is_run(model)):
+    if not (has_stack(model) or is_run(model) or is_edit(model)):
         return facts
-    earlier = [(name, fact) for name, patch in patches_of(model) for fact in patch.facts]
+    earlier = [(name, fact) for name, edit in edits_of(model) for fact in edit.facts]
     clashing = conflicts(facts, earlier)
     if not clashing:
         return facts

@@ -39,7 +39,7 @@ from errata.facts.fact import QUESTION_LISTS, Fact
 from errata.facts.files import read_facts
 from errata.report.tables import before_after_table
 from errata.results.records import FORMAT, summarise, to_long
-from errata.runs.loading import load_model
+from errata.runs.loading import load_answerer
 
 EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"
 app = typer.Typer()
@@ -92,15 +92,14 @@ def evaluate(
         in_chat = chat_questions(fact_set, evaluation_set.untouched, everything=True)
         evaluation_set = replace(evaluation_set, chat=in_chat)
     with progress() as report:
-        loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
+        loaded, fingerprint = load_answerer(model, **where, trust_remote_code=trust_remote_code)
         after = measure(loaded, evaluation_set, report=report, what="measuring")
         summaries = summarise(after.records, "after", seed=seed)
-        fingerprint, against_fingerprint = loaded.fingerprint(), None
+        against_fingerprint = None
         before = None
         if against is not None:
             del loaded
-            base = load_model(against, **where, trust_remote_code=trust_remote_code)
-            against_fingerprint = base.fingerprint()
+            base, against_fingerprint = load_answerer(against, **where, trust_remote_code=trust_remote_code)
             before = measure(base, evaluation_set, report=report, what="measuring the baseline")
             summaries = compared(before.records, before.records, "before", seed=seed)
             summaries += compared(before.records, after.records, "after", seed=seed)

@@ -15,11 +15,12 @@ from rich.text import Text
 
 from errata.cli.model_options import DeviceOption, DtypeOption, TrustOption, note_unfinished, placement
 from errata.cli.terminal import JsonOption, console, echo, progress, write_json
+from errata.editors.edit_file import StoredEdit
 from errata.errors import InputError
 from errata.patches.patch import Patch
 from errata.patches.stack import has_stack
 from errata.report.ledger import EditedFact, Recall, edited_facts, recalled
-from errata.runs.loading import check_exists, load_model, patches_of
+from errata.runs.loading import check_exists, edits_of, is_edit, load_answerer
 from errata.runs.run import is_run
 from errata.utils.files import is_file
 from errata.utils.text import counted, similar
@@ -32,7 +33,9 @@ app = typer.Typer()
 
 @app.command("history", epilog=EXAMPLE)
 def history(
-    model: Annotated[str, typer.Argument(help="A stack, an edited model or a run; with --no-ask also a patch.")],
+    model: Annotated[
+        str, typer.Argument(help="A stack, an edited model, a run or an edit; with --no-ask also a patch.")
+    ],
     subject: Annotated[str | None, typer.Option(help="Show only facts whose subject contains this text.")] = None,
     ask: Annotated[bool, typer.Option("--ask/--no-ask", help="Load the model and check its answers.")] = True,
     trust_remote_code: TrustOption = False,
@@ -45,7 +48,7 @@ def history(
     where = placement(device, dtype)
     patches = _patches(model)
     facts = _of_subject(edited_facts(patches.items()), model, subject)
-    if ask and is_file(Path(model)):
+    if ask and is_file(Path(model)) and not is_edit(model):
         raise InputError(
             f"{model} is a patch, not a model",
             remedy="Add --no-ask, or apply it to its base model with `errata apply`",
@@ -54,7 +57,7 @@ def history(
     answers: list[Recall] | None = None
     if ask:
         with progress() as report:
-            loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
+            loaded, _ = load_answerer(model, **where, trust_remote_code=trust_remote_code)
             answers = recalled(loaded, [entry.fact for entry in facts], report=report)
     numbers = {name: number for number, name in enumerate(patches, start=1)}
     shown = {name: patches[name] for name in dict.fromkeys(entry.edit for entry in facts)}
@@ -72,7 +75,7 @@ def history(
         {
             "patch": entry.edit,
             "time": patches[entry.edit].created,
-            "method": patches[entry.edit].recipe.method,
+            "method": patches[entry.edit].method,
             "fact": entry.fact.to_record(),
             "replaced_by": entry.replaced_by or None,
             "said": None if answers is None else answers[index].answer,
@@ -83,14 +86,14 @@ def history(
     write_json(json, {"model": model, "history": record})
 
 
-def _edits_table(patches: Mapping[str, Patch], numbers: Mapping[str, int], counts: Mapping[str, int]) -> Table:
+def _edits_table(patches: Mapping[str, Patch | StoredEdit], numbers: Mapping[str, int], counts: Mapping[str, int]) -> Table:
     """The edits, each with its number, by which the table of facts refers to it."""
     table = _table()
     for head in ("edit", "patch", "method", "time (UTC)", "facts"):
         table.add_column(head, overflow="fold", justify="right" if head == "facts" else "left")
     for name, patch in patches.items():
         time = patch.created.removesuffix("+00:00").replace("T", " ")
-        cells = (str(numbers[name]), name, patch.recipe.method, time, f"{counts[name]:,}")
+        cells = (str(numbers[name]), name, patch.method, time, f"{counts[name]:,}")
         table.add_row(*map(Text, cells))
     return table
 
@@ -150,8 +153,8 @@ def word_widths(columns: Sequence[Sequence[str]], total: int) -> list[int]:
     return [min(width, limit) for width in longest]
 
 
-def _patches(model: str) -> dict[str, Patch]:
-    """Name -> patch of a model, oldest first; names are unique.
+def _patches(model: str) -> dict[str, Patch | StoredEdit]:
+    """Name -> edit of a model, oldest first; names are unique.
 
     Raises:
         InputError: if it has no record of edits.
@@ -163,7 +166,7 @@ def _patches(model: str) -> dict[str, Patch]:
             remedy="Give the output of `errata edit`, `apply` or `merge`, or a run",
             code="NO_PATCHES",
         )
-    return dict(patches_of(model))
+    return dict(edits_of(model))
 
 
 def _of_subject(facts: Sequence[EditedFact], model: str, subject: str | None) -> list[EditedFact]:

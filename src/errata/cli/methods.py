@@ -11,8 +11,15 @@ from rich.text import Text
 
 from errata.cli.terminal import JsonOption, console, write_json
 from errata.editing.methods import BOUNDARY_PAPER, BOUNDARY_TITLE, METHODS, Method, published_faults
+from errata.editors.table import EDITOR_ROWS
 
 EXAMPLE = "Example: errata methods --json methods.json"
+_CHANGES = {
+    "weights": "weights",
+    "hooks": "activations during a forward pass",
+    "prompt": "the prompt",
+    "answer": "the finished answer",
+}
 app = typer.Typer()
 
 
@@ -20,7 +27,7 @@ app = typer.Typer()
 def methods(json: JsonOption = None) -> None:
     """List the editing methods, their papers, and any differences from them.
 
-    Every method accepts the suffix +blue (boundary updates).
+    Every locate-then-edit method accepts the suffix +blue (boundary updates); the editors after them do not.
     """
     counts = Counter(deviation for row in METHODS for deviation in row.deviations)
     common = [deviation for deviation, count in counts.items() if count > len(METHODS) / 2]
@@ -36,9 +43,13 @@ def methods(json: JsonOption = None) -> None:
     _print("…+blue", f"any method with the schedule 'boundary': {BOUNDARY_TITLE}", BOUNDARY_PAPER, *sorted(boundary))
     for deviation in common:
         console().print(f"All methods: {deviation}", style="dim", highlight=False)
+    for editor in EDITOR_ROWS:
+        deviations = (f"Difference: {deviation}" for deviation in editor.deviations)
+        _print(editor.name, editor.title, f"changes {_CHANGES[editor.where]}", editor.paper, *deviations)
     rows = [row for method in METHODS for row in (method, method.with_blue())]
     entries = [{**asdict(row), "as_published": published_faults(row.choices())} for row in rows]
-    write_json(json, {"methods": entries, "suffixes": {"+blue": BOUNDARY_PAPER}})
+    editors = [asdict(editor) for editor in EDITOR_ROWS]
+    write_json(json, {"methods": entries, "editors": editors, "suffixes": {"+blue": BOUNDARY_PAPER}})
 
 
 def _choices(row: Method) -> str:

@@ -15,9 +15,11 @@ from errata.cli.model_options import recipe_name
 from errata.cli.terminal import warn
 from errata.editing.methods import BOUNDARY_SUFFIX, method_named, published_faults
 from errata.editing.recipe import Recipe, corpus_path, read_recipe, shipped_recipe
-from errata.editing.recipe_files import shipped_file
+from errata.editing.recipe_files import RecipeFile, read_file, shipped_file
 from errata.editing.schedules import SCHEDULES
 from errata.editing.shaping import SHAPERS
+from errata.editors.registry import editor_settings
+from errata.editors.table import EditorSettings
 from errata.errors import ErrataError, Fault, FaultsError, InputError, OutputError, collect_errors
 from errata.evaluation.controls import facts_to_scan, known_facts
 from errata.models.language_model import LanguageModel
@@ -143,6 +145,35 @@ def read_recipe_for(
             elif recipe is None and corpus is not None:
                 open_corpus(_absolute(corpus))
     return chosen
+
+
+def read_settings_for(
+    method: str, model: str, path: Path | None, *, seed: int | None = None, batch_size: int | None = None
+) -> EditorSettings:
+    """The settings of an editor for a model.
+
+    Args:
+        path: a recipe file, whose section ``editors`` is used; None uses that of the recipe shipped for the model.
+
+    Raises:
+        InputError, FaultsError: if the file cannot be read, or has invalid settings.
+    """
+    file: RecipeFile | None = None
+    if path is not None:
+        file = read_file(path)
+        if method not in file.editors:
+            raise InputError(
+                f"{path} has no settings for {method!r}",
+                remedy=f"Write them under 'editors: {{{method}: {{...}}}}', or leave out --recipe",
+                code="RECIPE_WITHOUT_EDITOR",
+            )
+    else:
+        try:
+            file = shipped_file(recipe_name(model))
+        except InputError:  # the defaults suit any model
+            file = None
+    given = {"seed": seed, "batch_size": batch_size}
+    return editor_settings(method, file, {name: value for name, value in given.items() if value is not None})
 
 
 def _with_overrides(recipe: Recipe, batch_size: int | None, seed: int | None, corpus: str | None, chat: bool) -> Recipe:

@@ -9,17 +9,18 @@ import torch
 import typer
 
 from errata.cli.apply import stack_record
-from errata.cli.edit_output import save_full
+from errata.cli.edit_output import check_output, save_full
 from errata.cli.model_options import DeviceOption, OutOption, TrustOption, error_context, note_unfinished, placement
 from errata.cli.terminal import JsonOption, echo, progress, warn, write_json
+from errata.editors.edit_file import StoredEdit
 from errata.editors.rebuild import named_facts, rebuild
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.patches.stack import Stack, has_stack, is_stack, read_stack, solved_on_top, write_stack
-from errata.runs.loading import check_exists, load_model, stack_of_run
+from errata.runs.loading import check_exists, editor_under, is_edit, load_model, stack_of_run
 from errata.runs.run import is_run
 from errata.utils.files import check_new, new_directory
-from errata.utils.text import counted
+from errata.utils.text import counted, did_you_mean
 
 REVERT_EXAMPLE = "Example: errata revert stack --patch first --out without-first"
 REBUILD_EXAMPLE = "Example: errata rebuild stack --without first/lab-42-3 --out rebuilt"
@@ -78,7 +79,9 @@ def revert(
 
 @app.command("rebuild", epilog=REBUILD_EXAMPLE)
 def rebuild_stack(
-    model: Annotated[str, typer.Argument(help="A stack, a run, or a full model edited by errata.", metavar="MODEL")],
+    model: Annotated[
+        str, typer.Argument(help="A stack, a run, an edit, or a full model edited by errata.", metavar="MODEL")
+    ],
     without: Annotated[
         list[str], typer.Option("--without", help="Patch, fact id, or PATCH/ID to remove; may be repeated.")
     ],
@@ -90,10 +93,14 @@ def rebuild_stack(
 ) -> None:
     """Remove facts and solve later edits again, as if the facts had never been edited.
 
-    The output is a stack; `errata merge` turns it into a full model.
+    The output is a stack; `errata merge` turns it into a full model. An edit that changes
+    no weights is made again.
     """
-    check_new(out)
     where = placement(device, None)["device"]
+    if is_edit(model):
+        _rebuild_edit(model, without, out, where, json, trust_remote_code=trust_remote_code)
+        return
+    check_new(out)
     note_unfinished(model)
     if is_run(model):
         stack = stack_of_run(model, device=where, trust_remote_code=trust_remote_code)
@@ -119,7 +126,48 @@ def rebuild_stack(
     write_json(json, record)
 
 
+def _rebuild_edit(
+    model: str,
+    without: list[str],
+    out: Path,
+    device: torch.device | None,
+    json: Path | None,
+    *,
+    trust_remote_code: bool,
+) -> None:
+    """Make an edit that changes no weights again without some facts, on the same base."""
+    check_output(out, weights=False)
+    edit = StoredEdit.load(Path(model))
+    ids = {fact.id: fact for fact in edit.facts}
+    if unknown := [name for name in without if name not in ids]:
+        raise InputError(
+            f"{model} has no fact {', '.join(map(repr, unknown))}",
+            remedy=f"{did_you_mean(unknown[0], ids)}`errata show {model} --all` lists them",
+            code="FACT_OR_PATCH_UNKNOWN",
+        )
+    left = [fact for fact in edit.facts if fact.id not in without]
+    if not left:
+        raise InputError(
+            "no fact would be left", remedy=f"Use its base model {edit.base} instead", code="FACTS_MISSING"
+        )
+    with progress() as report:
+        _, editor = editor_under(edit, device=device, trust_remote_code=trust_remote_code, report=report)
+        new = editor.apply(left)
+    new.save(out)
+    echo(f"Wrote {out}: {counted(len(left), 'fact')}. Removed: {counted(len(edit.facts) - len(left), 'fact')}.")
+    removed = [fact.id for fact in edit.facts if fact.id in without]
+    write_json(json, {"method": edit.method, "base": edit.base, "facts": [f.id for f in left], "removed": removed})
+
+
 def _stack_of(model: str) -> Stack:
+    if is_edit(model):
+        edit = StoredEdit.load(Path(model))
+        raise InputError(
+            f"{model} is an edit by {edit.method!r}, which changes no weights",
+            remedy=f"To undo it, use its base {edit.base!r}; to remove single facts: errata rebuild {model} --without "
+            "ID --out NEW.safetensors",
+            code="EDIT_NOT_OF_WEIGHTS",
+        )
     if is_run(model):
         raise InputError(
             f"{model} is a run, which is one edit and has no separate patches",

@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.cli.terminal import JsonOption, console, echo, plain_table, write_json
+from errata.editors.edit_file import StoredEdit
 from errata.facts.fact import Fact
 from errata.models.weights import LowRankTerm
 from errata.patches.patch import Patch
 from errata.patches.stack import has_stack, read_stack
-from errata.runs.loading import patches_of
+from errata.runs.loading import edits_of
 from errata.runs.run import is_run, open_run
 from errata.utils.text import counted
 
@@ -26,7 +27,9 @@ app = typer.Typer()
 
 @app.command("show", epilog=EXAMPLE)
 def show(
-    name: Annotated[str, typer.Argument(help="A patch (.safetensors), a stack, an edited model or a run.")],
+    name: Annotated[
+        str, typer.Argument(help="A patch or another edit (.safetensors), a stack, an edited model or a run.")
+    ],
     every: Annotated[bool, typer.Option("--all", help="Show all facts instead of the first of each patch.")] = False,
     json: JsonOption = None,
 ) -> None:
@@ -34,7 +37,7 @@ def show(
 
     No model is loaded.
     """
-    patches = patches_of(name)
+    edits = edits_of(name)
     if is_run(name):
         run = open_run(Path(name))
         echo(
@@ -51,9 +54,17 @@ def show(
                 echo(f"{stacked.name} was solved on top of {', '.join(stacked.missing)}, which was removed later")
             if stacked.forced:
                 echo(f"{stacked.name} was made for different weights (applied with --force)")
-    for title, patch in patches:
-        _show(title, patch, None if every else SHOWN)
-    write_json(json, {"patches": [patch_record(title, patch) for title, patch in patches]})
+    for title, edit in edits:
+        if isinstance(edit, Patch):
+            _show(title, edit)
+        else:
+            _show_stored(title, edit)
+        console().print(facts_table(edit.facts, None if every else SHOWN))
+        if not every and len(edit.facts) > SHOWN:
+            echo(f"  … and {len(edit.facts) - SHOWN} more (--all)")
+    patches = [patch_record(title, edit) for title, edit in edits if isinstance(edit, Patch)]
+    stored = [stored_record(title, edit) for title, edit in edits if isinstance(edit, StoredEdit)]
+    write_json(json, {"patches": patches, **({"edits": stored} if stored else {})})
 
 
 def patch_record(title: str, patch: Patch) -> dict[str, Any]:
@@ -83,7 +94,31 @@ def facts_table(facts: Sequence[Fact], most: int | None) -> Table:
     return table
 
 
-def _show(title: str, patch: Patch, most: int | None) -> None:
+def stored_record(title: str, edit: StoredEdit) -> dict[str, Any]:
+    """The JSON record of an edit that changes no weights, without tensors."""
+    return {
+        "name": title,
+        "method": edit.method,
+        "base": edit.base,
+        "fingerprint": edit.fingerprint,
+        "created": edit.created,
+        "versions": dict(edit.versions),
+        "settings": dict(edit.settings),
+        "bytes": edit.stored_bytes,
+        "facts": [fact.to_record() for fact in edit.facts],
+    }
+
+
+def _show_stored(title: str, edit: StoredEdit) -> None:
+    head = f"  {edit.method}, {counted(len(edit.facts), 'fact')}, {edit.created}"
+    console().print(Text.assemble((title, "bold"), head))
+    echo(f"  made for {edit.base} ({edit.fingerprint[:12]}…); changes no weights, {edit.stored_bytes:,} bytes")
+    echo(f"  with {', '.join(f'{name} {version}' for name, version in edit.versions.items())}")
+    for name, value in edit.settings.items():
+        console().print(f"  {name}: {value}", markup=False, highlight=False)
+
+
+def _show(title: str, patch: Patch) -> None:
     recipe = patch.recipe
     console().print(
         Text.assemble((title, "bold"), f"  {recipe.method}, {counted(len(patch.facts), 'fact')}, {patch.created}")
@@ -98,6 +133,3 @@ def _show(title: str, patch: Patch, most: int | None) -> None:
         terms = patch.of_layer(layer)
         sparse = "" if all(isinstance(term, LowRankTerm) for term in terms) else ", sparse"
         echo(f"  layer {layer}: norm {norms[layer]:.4g}, rank {ranks[layer]}{sparse}")
-    console().print(facts_table(patch.facts, most))
-    if most is not None and len(patch.facts) > most:
-        echo(f"  … and {len(patch.facts) - most} more (--all)")

@@ -6,7 +6,7 @@ single methods, where an entry for ``+blue`` changes the entry of its base (``re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,7 +16,7 @@ from pydantic import Field, StrictInt, ValidationError, ValidationInfo, field_va
 
 from errata.editing.contexts import ContextSettings
 from errata.editing.methods import BOUNDARY_SUFFIX, METHOD_NAMES, method_named, published_faults
-from errata.editing.recipe_files import RecipeFile, merge, parse_file, place_of, read_file, shipped_for
+from errata.editing.recipe_files import FILE_KEYS, RecipeFile, merge, parse_file, place_of, read_file, shipped_for
 from errata.editing.schedules import SCHEDULES, ScheduleName, Step
 from errata.editing.shaping import SHAPERS, AnyShaper, BatchShaper, RunShaper
 from errata.editing.solvers import SOLVERS, AnySolver
@@ -208,8 +208,12 @@ _SECTIONS: Mapping[str, type[Settings]] = {
 }
 
 
-def fault_at(source: str, item: Any) -> tuple[KeyPath, Fault]:
-    """The path in a recipe of one of pydantic's errors, and the error in our words."""
+def fault_at(source: str, item: Any, *, known: Iterable[str] = ()) -> tuple[KeyPath, Fault]:
+    """The path in a recipe of one of pydantic's errors, and the error in our words.
+
+    Args:
+        known: the valid keys at the top; by default those of a recipe file.
+    """
     # pydantic adds the kind of a section at a fixed place.
     tag = {"solver": 1, "target": 1, "shaping": 2}.get(item["loc"][0]) if item["loc"] else None
     path = tuple(part for index, part in enumerate(item["loc"]) if index != tag)
@@ -224,9 +228,9 @@ def fault_at(source: str, item: Any) -> tuple[KeyPath, Fault]:
             )
         case "extra_forbidden":
             section = _SECTIONS.get(str(item["loc"][-2])) if len(item["loc"]) > 1 else None
-            known = list(section.model_fields) if section else [*Recipe.model_fields, "methods", "also"]
-            hint = did_you_mean(str(path[-1]), known, cutoff=0.5)
-            what, remedy, code = "unknown key", f"{hint}Known here: {', '.join(known)}", "RECIPE_KEY_UNKNOWN"
+            valid = list(section.model_fields if section else known or (*Recipe.model_fields, *FILE_KEYS))
+            hint = did_you_mean(str(path[-1]), valid, cutoff=0.5)
+            what, remedy, code = "unknown key", f"{hint}Known here: {', '.join(valid)}", "RECIPE_KEY_UNKNOWN"
         case kind:
             what = item["msg"][0].lower() + item["msg"][1:]
             remedy, code = ("Add this key", _MISSING) if kind == "missing" else (got, "RECIPE_VALUE_INVALID")

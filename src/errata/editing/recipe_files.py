@@ -18,7 +18,7 @@ from errata.utils.files import file_text, reason_of
 from errata.utils.text import did_you_mean
 from errata.utils.yaml import KeyPath, line_of, parse_yaml
 
-FILE_KEYS = ("methods", "method", "also", "shape")  # of a file as a whole; everything else is a recipe's
+FILE_KEYS = ("methods", "method", "also", "shape", "editors")  # of a file as a whole; everything else is a recipe's
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,12 @@ class RecipeFile:
     def entries(self) -> Mapping[Any, Any]:
         """The section ``methods``."""
         return self.data.get("methods") or {}
+
+    @property
+    def editors(self) -> Mapping[Any, Any]:
+        """The section ``editors``: settings of editors that are not locate-then-edit, by name."""
+        found = self.data.get("editors")
+        return found if isinstance(found, Mapping) else {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -134,6 +140,12 @@ class RecipeFile:
         for name, entry in self.entries.items():
             if entry is not None and not isinstance(entry, Mapping):
                 fault(("methods", name), "is not a mapping", "Write 'memit: {solver: {...}}'", "RECIPE_NOT_MAPPING")
+        editors = self.data.get("editors")
+        if editors is not None and not isinstance(editors, Mapping):
+            fault(("editors",), "is not a mapping", "Write 'editors: {retrieval: {...}}'", "RECIPE_NOT_MAPPING")
+        for name, entry in self.editors.items():
+            if entry is not None and not isinstance(entry, Mapping):
+                fault(("editors", name), "is not a mapping", "Write 'retrieval: {...}'", "RECIPE_NOT_MAPPING")
         also = self.data.get("also")
         if also is not None and not (isinstance(also, list) and all(isinstance(name, str) for name in also)):
             fault(("also",), "is not a list of model names", f"Got {also!r:.200}", "RECIPE_VALUE_INVALID")

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from errata.editing.recipe import Recipe
+from pydantic import ValidationError
+
+from errata.editing.recipe import Recipe, fault_at
+from errata.editing.recipe_files import RecipeFile, place_of
 from errata.editors.contract import Edit, KnowledgeEditor
 from errata.editors.locate_then_edit import LocateThenEdit
-from errata.errors import InputError
+from errata.editors.table import EditorSettings
+from errata.errors import Fault, FaultsError, InputError
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
 from errata.utils.progress import Report
 from errata.utils.settings import Settings
 from errata.utils.text import did_you_mean
+from errata.utils.yaml import KeyPath, line_of
 
 LOCATE_THEN_EDIT: Final = "locate_then_edit"
 
@@ -43,6 +48,51 @@ def _locate_then_edit(model: LanguageModel, settings: Mapping[str, Any], report:
 EDITORS: Final[Mapping[str, EditorKind]] = {
     LOCATE_THEN_EDIT: EditorKind(_locate_then_edit, Patch.load, Recipe),
 }
+
+
+def editor_settings(name: str, file: RecipeFile | None, changes: Mapping[str, Any]) -> EditorSettings:
+    """The settings of an editor: its defaults, a recipe file's ``editors`` section over them, and changes over that.
+
+    Args:
+        file: None for the defaults.
+        changes: field -> value.
+
+    Raises:
+        InputError: if there is no such editor.
+        FaultsError: for every invalid key, with its line.
+    """
+    kind = editor_named(name).settings
+    assert issubclass(kind, EditorSettings)
+    section = {} if file is None else dict(file.editors.get(name) or {})
+    faults: list[Fault] = []
+    try:
+        return kind.model_validate({**section, **changes})
+    except ValidationError as error:
+        for path, fault in _faults(error, kind):
+            place: KeyPath = ("editors", name, *path)
+            line = None if file is None else line_of(file.lines, place)
+            where = name if file is None else place_of(file.source, place)
+            faults.append(replace(fault, where=where, line=line))
+    raise FaultsError(f"the settings of {name}", faults)
+
+
+def changed_settings(name: str, settings: EditorSettings, changes: Mapping[str, Any]) -> EditorSettings:
+    """An editor's settings with other values of some fields.
+
+    Raises:
+        FaultsError: if they are then invalid.
+    """
+    kind = type(settings)
+    try:
+        return kind.model_validate({**settings.model_dump(), **changes})
+    except ValidationError as error:
+        faults = [fault for _, fault in _faults(error, kind)]
+        raise FaultsError(f"{name} with {', '.join(changes)} of your choice", faults) from error
+
+
+def _faults(error: ValidationError, kind: type[Settings]) -> Iterator[tuple[KeyPath, Fault]]:
+    for item in error.errors():
+        yield fault_at("the settings", item, known=kind.model_fields)
 
 
 def editor_named(name: str, editors: Mapping[str, EditorKind] = EDITORS) -> EditorKind:

@@ -75,6 +75,11 @@ class Patch:
     results: PatchResults | None = None
 
     @property
+    def method(self) -> str:
+        """Name of the editing method."""
+        return self.recipe.method
+
+    @property
     def seed(self) -> int:
         """Seed of the contexts, the only random part of an edit."""
         return self.recipe.contexts.seed

@@ -1,4 +1,8 @@
-"""Models by name: a plain model, a stack of patches on one, or a run that edits one."""
+"""Models by name: a plain model, a stack of patches on one, a run that edits one, or the file of an edit.
+
+The file of an edit that changes no weights names its base, which may be such a file too, and is used as a model:
+``load_editor`` makes its editor, with all edits in place.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from pathlib import Path
 
 import torch
 
+from errata.editors.contract import Answerer, KnowledgeEditor
+from errata.editors.edit_file import FORMAT, StoredEdit, edit_format
+from errata.editors.registry import editor_named
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
@@ -15,12 +22,13 @@ from errata.patches.stack import Stack, has_stack, is_stack, new_stack, read_sta
 from errata.runs.resume import patch_of_run
 from errata.runs.run import is_run, open_run
 from errata.utils.files import is_file, is_there
+from errata.utils.progress import Report, silent
 
 DEPTH = 20  # of runs on stacks on runs …
 
 
 def base_of(name: str) -> str:
-    """The plain model on which a stack or a run is based; a plain model is its own base.
+    """The plain model on which a stack, a run or an edit is based; a plain model is its own base.
 
     Raises:
         InputError: if a record cannot be read, or a base is based on itself.
@@ -31,11 +39,18 @@ def base_of(name: str) -> str:
             base = stack_base(base)[0]
         elif is_run(base):
             base = open_run(Path(base)).manifest.model
+        elif is_edit(base):
+            base = StoredEdit.load(Path(base)).base
         else:
             return base
     raise InputError(
         f"{name!r} is based on itself", remedy="Give the model that was edited first", code="STACK_CIRCULAR"
     )
+
+
+def is_edit(name: str) -> bool:
+    """Whether a name is the file of an edit that changes no weights."""
+    return is_file(Path(name)) and edit_format(Path(name)) == FORMAT
 
 
 def load_model(
@@ -45,16 +60,24 @@ def load_model(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """A plain model, or the base of a stack or a run with its patches applied.
+    """A plain model, or the base of a stack or a run with its patches applied: all that is in weights.
 
     Args:
         dtype: of the weights; by default that in which a stack's or run's base was edited, else see
             ``LanguageModel.load``.
 
     Raises:
-        InputError: if it cannot be loaded, or the base has changed.
+        InputError: if it cannot be loaded, the base has changed, or the edit is not one of weights.
     """
     base_of(name)
+    if is_edit(name):
+        method = StoredEdit.load(Path(name)).method
+        raise InputError(
+            f"{name} is an edit by {method!r}, which changes no weights",
+            remedy="`errata edit`, `ask`, `evaluate`, `history`, `show` and `revert` take such edits; give a model, a "
+            "stack or a run here",
+            code="EDIT_NOT_OF_WEIGHTS",
+        )
     apply: Callable[[LanguageModel], object]
     if is_stack(name):
         base, made_in = stack_base(name)
@@ -69,6 +92,85 @@ def load_model(
     apply(model)
     model.name = name
     return model
+
+
+def load_editor(
+    name: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    report: Report = silent,
+) -> KnowledgeEditor:
+    """The editor of the file of an edit, with this edit and those under it in place.
+
+    Raises:
+        InputError: if it cannot be loaded, the base has changed, or the edits are by different editors.
+    """
+    edit = StoredEdit.load(Path(name))
+    model, editor = editor_under(edit, dtype=dtype, device=device, trust_remote_code=trust_remote_code, report=report)
+    editor.restore(edit)
+    model.name = name
+    return editor
+
+
+def editor_under(
+    edit: StoredEdit,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    report: Report = silent,
+) -> tuple[LanguageModel, KnowledgeEditor]:
+    """The base model and the editor that made an edit, with the edits that it is based on in place, but not itself.
+
+    Raises:
+        InputError: as ``load_editor``.
+    """
+    under = _chain(edit.base)
+    if any((each.method, each.settings) != (edit.method, edit.settings) for _, each in under):
+        methods = ", ".join(dict.fromkeys([*(each.method for _, each in under), edit.method]))
+        raise InputError(
+            f"an edit is based on edits with other methods or settings ({methods})",
+            remedy="Edits on top of each other need the same method and the same settings",
+            code="EDITS_DIFFER",
+        )
+    base = under[0][1].base if under else edit.base
+    model = load_model(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    editor = editor_named(edit.method).make(model, edit.settings, report)
+    for path, each in under:
+        editor.restore(each)
+        model.name = path
+    return model, editor
+
+
+def load_answerer(
+    name: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Answerer, str]:
+    """A model by any name, to be queried, and its fingerprint.
+
+    As ``load_model``, and the files of edits that change no weights.
+    """
+    if is_edit(name):
+        editor = load_editor(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        return editor.view(), editor.fingerprint()
+    model = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return model, model.fingerprint()
+
+
+def _chain(name: str) -> list[tuple[str, StoredEdit]]:
+    """(path, edit) of a file and of those that it is based on, oldest first."""
+    base_of(name)  # raises an error for files that are based on themselves
+    found: list[tuple[str, StoredEdit]] = []
+    while is_edit(name):
+        edit = StoredEdit.load(Path(name))
+        found.append((name, edit))
+        name = edit.base
+    return found[::-1]
 
 
 def stack_under(model: LanguageModel, name: str, fingerprint: str) -> Stack:
@@ -99,6 +201,17 @@ def check_exists(name: str) -> None:
         what = f"there is no file or directory {name!r}"
         remedy = "Give an edited model, a patch or a run; models by name, such as those of the hub, have no edits"
         raise InputError(what, remedy=remedy, code="FILE_MISSING")
+
+
+def edits_of(name: str) -> list[tuple[str, Patch | StoredEdit]]:
+    """(name, edit), oldest first, of anything that was edited: as ``patches_of``, and the files of other edits.
+
+    Raises:
+        InputError: if there are none.
+    """
+    if is_edit(name):
+        return [(Path(path).stem, edit) for path, edit in _chain(name)]
+    return [*patches_of(name)]
 
 
 def patches_of(name: str) -> list[tuple[str, Patch]]:
