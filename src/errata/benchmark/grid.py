@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, overload
 
 from pydantic import (
     AfterValidator,
@@ -270,6 +270,12 @@ class Variant:
     def shown(self) -> Mapping[str, str]:
         """The choices as shown in tables."""
         return {name: _shown(value) for name, value in self.choices.items()}
+
+    @overload
+    def applied(self, settings: Recipe) -> Recipe: ...
+
+    @overload
+    def applied(self, settings: Recipe | EditorSettings) -> Recipe | EditorSettings: ...
 
     def applied(self, settings: Recipe | EditorSettings) -> Recipe | EditorSettings:
         """The method's recipe, or the editor's settings, with the choices.
