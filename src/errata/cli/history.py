@@ -86,7 +86,9 @@ def history(
     write_json(json, {"model": model, "history": record})
 
 
-def _edits_table(patches: Mapping[str, Patch | StoredEdit], numbers: Mapping[str, int], counts: Mapping[str, int]) -> Table:
+def _edits_table(
+    patches: Mapping[str, Patch | StoredEdit], numbers: Mapping[str, int], counts: Mapping[str, int]
+) -> Table:
     """The edits, each with its number, by which the table of facts refers to it."""
     table = _table()
     for head in ("edit", "patch", "method", "time (UTC)", "facts"):
