@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from errata.cli.edit_output import SHOWN, show_controls, show_facts, show_unable, show_weight_change
-from errata.evaluation.outcomes import FactOutcome, Outcome, Wording, changes
+from errata.cli.edit_output import SHOWN, show_chat, show_controls, show_facts, show_unable, show_weight_change
+from errata.evaluation.outcomes import FactOutcome, Outcome, Reply, Wording, changes
 from errata.results.metrics import Metric
 from errata.results.records import Record
 
@@ -49,6 +49,25 @@ def test_facts_that_are_not_said_are_shown_as_far_as_there_is_room(capsys: pytes
     assert f"0 of {count}" in out
     assert "f1: p → 'old', not 'new' (and 1 wording more)" in out
     assert "3 more, see --json" in out
+
+
+def test_excerpts_of_replies_begin_with_the_reply_and_end_after_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "Tell me in one short sentence: which city is the capital of the country France?"
+    reply = "The capital of France is the city of Paris, which lies on the river Seine in the north."
+    show_chat([Reply("f", prompt, True, False, reply, None)], ())
+    out, _ = said(capsys)
+    shown, _, answer = out.partition("f: ")[2].partition(" → ")
+    assert shown.startswith("… ")
+    assert prompt.endswith(f" {shown.removeprefix('… ')}")
+    assert answer.startswith("'The capital of France is")
+    assert f"{reply} ".startswith(answer.removeprefix("'").removesuffix("…'"))
+    metric = f"{Metric.UNRELATED_ACCURACY}:chat"
+    before = Record("f", metric, prompt, 1.0, reply)
+    now = Record("f", metric, prompt, 0.0, reply.replace("Paris", "Lyon").replace("Seine", "Rhône"))
+    show_controls(Outcome((), tuple(changes([before], [now])), {}, 1.0, {}))
+    out, _ = said(capsys)
+    assert "'… city of Paris, which" in out  # not the long common beginning
+    assert "'… city of Lyon, which" in out
 
 
 @pytest.mark.parametrize(("ratio", "words"), [(0.05, ""), (0.15, "note"), (0.74, "warning")])

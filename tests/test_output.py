@@ -31,7 +31,7 @@ from errata.utils.files import (
     write_json,
     write_text,
 )
-from errata.utils.text import counted, listed
+from errata.utils.text import counted, excerpt, listed
 
 
 def code_of(call: Callable[[], object]) -> str:
@@ -346,3 +346,25 @@ def test_counts_and_lists_of_names() -> None:
         "0 facts", "1 patch", "2 patches", "1,200 facts",
     ]  # fmt: skip
     assert [listed(range(count), 2) for count in range(4)] == ["", "0", "0, 1", "0, 1, …"]
+
+
+def test_excerpts_are_cut_between_words() -> None:
+    text = "The capital of France is Paris, on the Seine"
+    assert excerpt(text, len(text)) == excerpt(text, len(text), end=True) == text
+    for most in range(14, len(text)):
+        for end in (False, True):
+            cut = excerpt(text, most, end=end)
+            assert len(cut) <= most
+            words = cut.removeprefix("… ").removesuffix(" …")
+            assert f" {words} " in f" {text} "
+            assert text.endswith(words) if end else text.startswith(words)
+            assert len(words) >= most // 2 - 2
+
+
+def test_excerpts_without_spaces_are_cut_between_characters() -> None:
+    assert excerpt("日本の首都は東京です", 6) == "日本の首都…"
+    assert excerpt("日本の首都は東京です", 6, end=True) == "…は東京です"
+    assert excerpt("see " + "x" * 40, 20) == "see " + "x" * 15 + "…"
+    marked = "กิ" * 10  # a letter and its vowel sign are two characters
+    assert excerpt(marked, 6) == "กิ" * 2 + "…"
+    assert excerpt(marked, 6, end=True) == "…" + "กิ" * 2

@@ -27,6 +27,7 @@ from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
 from errata.models.prompts import chat_text, encode
 from errata.runs.loading import load_answerer
+from errata.utils.text import excerpt
 
 EXAMPLE = '''Example: errata ask --model edited --against lab "The mother tongue of Ada Meyer is"
 
@@ -124,7 +125,7 @@ def _faults(model: Outline, prompts: Sequence[str], texts: Sequence[str], tokens
     limit = model.context_length - tokens
     faults = []
     for prompt, row in zip(prompts, encode(model.tokenizer, texts), strict=True):
-        shown = repr(prompt if len(prompt) <= 40 else prompt[:40] + "…")
+        shown = repr(excerpt(prompt, 40))
         if not row.ids:
             what, remedy = f"has no tokens for {model.name!r}", "Use characters that the model's tokenizer knows"
             faults.append(Fault(shown, what, remedy, code="PROMPT_EMPTY"))

@@ -29,7 +29,7 @@ from errata.runs.loading import edits_of, is_edit, stack_under
 from errata.runs.run import RunDirectory, is_run
 from errata.utils import files
 from errata.utils.files import check_new, check_new_file, new_directory, write_text
-from errata.utils.text import counted, listed
+from errata.utils.text import counted, excerpt, listed
 
 
 def check_output(out: Path, *, weights: bool = True) -> None:
@@ -124,7 +124,7 @@ def show_chat(replies: Sequence[Reply], facts: Sequence[FactOutcome]) -> None:
     if rest := [reply for reply in replies if not reply.own]:
         echo(f"  … and for {sum(reply.took for reply in rest)} of {counted(len(rest), 'paraphrase')}.")
     missed = [reply for reply in own if not reply.took]
-    _listed(missed, lambda reply: f"  {reply.fact}: {_short(reply.prompt)} → '{_short(reply.said)}'")
+    _listed(missed, lambda reply: f"  {reply.fact}: {_prompt(reply.prompt)} → '{_short(reply.said)}'")
     bare = {fact.id for fact in facts if any(wording.own and wording.took for wording in fact.wordings)}
     if unsaid := [reply for reply in missed if reply.fact in bare]:
         warn(f"note: {counted(len(unsaid), 'fact')} recalled in plain text, but not in chat; try errata edit --chat")
@@ -189,12 +189,13 @@ def _percent(ratio: float) -> str:
 def _fact_line(fact: FactOutcome) -> str:
     first, *rest = fact.failed
     more = f" (and {counted(len(rest), 'wording')} more)" if rest else ""
-    return f"  {fact.id}: {_short(first.prompt)} → '{_short(first.said)}', not '{_short(fact.target)}'{more}"
+    return f"  {fact.id}: {_prompt(first.prompt)} → '{_short(first.said)}', not '{_short(fact.target)}'{more}"
 
 
 def _change_line(name: str, change: Change) -> str:
     kind = change.kind.replace("_", " ") + (", in chat" if change.variant else "")
-    return f"  {name}, {kind}: {_short(change.now.prompt)} '{_short(change.before.said)}' → '{_short(change.now.said)}'"
+    before, now = _both(change.before.said, change.now.said)
+    return f"  {name}, {kind}: {_prompt(change.now.prompt)} '{before}' → '{now}'"
 
 
 def _listed(items: Sequence[_Item], line: Callable[[_Item], str]) -> None:
@@ -205,9 +206,24 @@ def _listed(items: Sequence[_Item], line: Callable[[_Item], str]) -> None:
 
 
 def _short(text: str) -> str:
-    """On one line, shortened at the start, since the end of a prompt matters most."""
-    line = " ".join(text.split())
-    return line if len(line) <= _LONGEST else "…" + line[1 - _LONGEST :]
+    """An answer on one line: its beginning."""
+    return excerpt(" ".join(text.split()), _LONGEST)
+
+
+def _prompt(text: str) -> str:
+    """A prompt on one line: its end, which matters most."""
+    return excerpt(" ".join(text.split()), _LONGEST, end=True)
+
+
+def _both(before: str, now: str) -> tuple[str, str]:
+    """Two answers on one line each, without most of a long common beginning, so that their difference is visible."""
+    words, others = before.split(), now.split()
+    differing = (place for place, (old, new) in enumerate(zip(words, others, strict=False)) if old != new)
+    common = next(differing, min(len(words), len(others)))
+    if words != others and len(" ".join(words[:common])) > _LONGEST // 2:
+        start = max(common - 2, 0)
+        words, others = ["…", *words[start:]], ["…", *others[start:]]
+    return _short(" ".join(words)), _short(" ".join(others))
 
 
 def finish_run(run: RunDirectory, model: LanguageModel, name: str, out: Path | None, json: Path | None) -> None:

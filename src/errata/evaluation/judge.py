@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from errata.errors import InputError
 from errata.utils.progress import Report, silent
+from errata.utils.text import excerpt
 
 _INSTRUCTIONS: Final = (
     "You grade short answers to questions. A JSON object gives the question (or the beginning of a sentence), the "
@@ -440,7 +441,7 @@ class HttpJudge:
         """A reply as messages quote it: short, and without the key."""
         key = self._key()
         text = text if key is None else text.replace(key, "***")
-        return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+        return repr(excerpt(text, _SHOWN))
 
 
 class _State:

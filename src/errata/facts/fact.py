@@ -12,7 +12,7 @@ from typing import Final, overload
 
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts.joining import begins_a_word, occurrences, word_places
-from errata.utils.text import did_you_mean
+from errata.utils.text import did_you_mean, excerpt
 
 PLACEHOLDER: Final = "{}"
 REQUIRED_FIELDS: Final = ("subject", "prompt", "target")
@@ -381,7 +381,7 @@ def shown(value: object, most: int = 60) -> str:
     """A value as quoted in messages: escaped, and not long."""
     if not isinstance(value, str):
         return kind_of(value)
-    return repr(value if len(value) <= most else value[:most] + "…")
+    return repr(excerpt(value, most))
 
 
 def _nfc(text: str) -> str:

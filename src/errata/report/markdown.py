@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from string import punctuation
 from typing import Final
 
+from errata.utils.text import excerpt
+
 SHOWN: Final = 240  # characters of one value; longer ones are cut
 # Punctuation that is harmless within a line, though not at its start. Other punctuation may have a meaning: |,
 # backticks, <, $ of mathematics, : of emoji and links, @ of names. Parentheses have one only after square brackets,
@@ -38,7 +40,7 @@ def text(value: object, shown: int = SHOWN) -> Markdown:
 def visible(value: object, shown: int = SHOWN) -> str:
     """A value on one line without invisible characters: line ends are shown as ↵, others by their code."""
     whole = str(value)
-    cut = whole if len(whole) <= shown else whole[: shown - 1] + "…"
+    cut = excerpt(whole, shown)
     return _INVISIBLE.sub(_name, cut.replace("\r\n", "↵").replace("\n", "↵"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -30,6 +31,41 @@ def counted(count: int, what: str) -> str:
 def listed(names: Sequence[object], most: int = 5) -> str:
     """The first names with commas, and ``…`` if there are more: ``a, b, …``."""
     return ", ".join([*map(str, names[:most]), *(["…"] if len(names) > most else [])])
+
+
+def excerpt(text: str, most: int, *, end: bool = False) -> str:
+    """The beginning of a text that is too long, with ``…`` in place of the rest.
+
+    It is cut between words. In scripts without spaces, or within a very long word, it is cut between characters.
+
+    Args:
+        most: characters of the result at most, including the ``…``.
+        end: keep the end of the text instead.
+    """
+    if len(text) <= most:
+        return text
+    half = most // 2  # a cut between words loses no more than that
+    if end:
+        first = len(text) - most + 2
+        space = next((place for place in range(first - 1, first - 1 + half) if text[place].isspace()), None)
+        if space is not None:
+            return f"… {text[space + 1 :].lstrip()}"
+        start = first - 1
+        while start < len(text) and _is_accent(text[start]):
+            start += 1
+        return f"…{text[start:]}"
+    space = next((place for place in range(most - 2, most - 2 - half, -1) if text[place].isspace()), None)
+    if space is not None:
+        return f"{text[:space].rstrip()} …"
+    stop = most - 1
+    while stop > 0 and _is_accent(text[stop]):
+        stop -= 1
+    return f"{text[:stop]}…"
+
+
+def _is_accent(character: str) -> bool:
+    """Whether a character combines with the one before it."""
+    return unicodedata.category(character).startswith("M")
 
 
 def similar(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
