@@ -16,6 +16,10 @@ from errata.cli.main import run
 from errata.facts.files import read_facts, write_facts
 from errata.lab.package import lab_directory
 from errata.models.language_model import LanguageModel
+from errata.models.loading import source_of
+from errata.models.small_models import small_model
+
+from tests.support.gguf_files import write_llama
 
 FACTS = Path(__file__).resolve().parents[1] / "examples" / "facts.jsonl"
 
@@ -219,7 +223,11 @@ def test_a_base_that_has_moved_is_asked_for(edited: Path, tmp_path: Path, capsys
     assert config["base_model_name_or_path"] == str(moved)
 
 
-def test_for_a_small_model_the_directory_that_peft_needs_is_named(
+def base_of(adapter: Path) -> str:
+    return str(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def test_the_adapter_names_a_base_that_peft_can_load(
     edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
@@ -227,9 +235,37 @@ def test_for_a_small_model_the_directory_that_peft_needs_is_named(
     directory = tmp_path / "cache" / "models" / name / "original"  # as `errata models get --from hub` leaves it
     shutil.copytree(lab_directory(), directory)
     patch = patch_file(edited, "memit")
-    assert run(["export", patch, "--lora", str(tmp_path / "out"), "--model", name]) == 0
-    error = capsys.readouterr().err
-    assert str(directory) in "".join(error.split())
-    assert f"errata models path {name}" in " ".join(error.split())
-    assert run(["export", patch, "--lora", str(tmp_path / "lab")]) == 0
-    assert "PEFT" not in capsys.readouterr().err
+    hub, lab = tmp_path / "hub", tmp_path / "lab"
+    assert run(["export", patch, "--lora", str(hub), "--model", name, "--json", str(tmp_path / "export.json")]) == 0
+    assert base_of(hub) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    record = json.loads((tmp_path / "export.json").read_text(encoding="utf-8"))
+    assert (record["base"], record["base_model_name_or_path"]) == (name, base_of(hub))
+    error = flat(capsys)[1]
+    assert f"names the base model {base_of(hub)}, because" in error
+    assert "rounded" not in error  # it is the original
+    assert run(["export", patch, "--lora", str(lab)]) == 0
+    assert base_of(lab) == str(lab_directory())
+    assert base_of(lab) in "".join(capsys.readouterr().err.split())
+    AutoModelForCausalLM.from_pretrained(base_of(lab))
+    assert json.loads((lab / "errata.json").read_text(encoding="utf-8"))["about"]["base"] == "lab"
+
+
+def test_an_adapter_for_a_rounded_copy_says_so(
+    edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    lab = AutoModelForCausalLM.from_pretrained(lab_directory())
+    small = small_model("smollm2-135m-instruct")
+    small.directory.mkdir(parents=True)
+    write_llama(small.gguf, lab, AutoTokenizer.from_pretrained(lab_directory()))
+    patch = patch_file(edited, "memit")
+    assert run(["export", patch, "--lora", str(tmp_path / "small"), "--model", small.name]) == 0
+    assert base_of(tmp_path / "small") == small.repository
+    error = flat(capsys)[1]
+    assert small.note in error
+    assert f"errata models path {small.name}" in error
+    assert run(["export", patch, "--lora", str(tmp_path / "file"), "--model", str(small.gguf)]) == 0
+    converted = base_of(tmp_path / "file")
+    assert converted == source_of(str(small.gguf))
+    AutoModelForCausalLM.from_pretrained(converted)
+    assert converted in "".join(capsys.readouterr().err.split())

@@ -21,8 +21,8 @@ from errata.cli.model_options import (
 )
 from errata.cli.terminal import JsonOption, console, echo, progress, warn, write_json
 from errata.errors import InputError
-from errata.models.loading import Outline, gguf_of, source_of
-from errata.models.small_models import is_small_model
+from errata.models.loading import Outline, gguf_of, source_of, transformers_name
+from errata.models.small_models import is_small_model, small_model
 from errata.patches.lora_export import WEIGHTS, Adapter, AnswerComparison, compare_answers, patches_applied
 from errata.patches.patch import Patch
 from errata.patches.stack import has_stack, is_stack, read_stack
@@ -106,14 +106,10 @@ def export(
     kind = "exact" if adapter.is_exact else "approximate"
     layers_text = counted(len(adapter.layers), "layer")
     echo(f"Wrote {lora} ({kind}, rank {adapter.rank}, {layers_text}, {size / 1e6:.2f} MB in float32).")
-    if gguf_of(base) is not None or is_small_model(base):
-        printed = f" (printed by `errata models path {base}`)" if is_small_model(base) else ""
-        warn(
-            f"note: PEFT cannot load the base model {base!r} named in adapter_config.json; load it from "
-            f"{source_of(base)}{printed} and attach the adapter"
-        )
+    _note_base(base)
     layers = adapter.layer_records(modules)
-    result = {"base": base, "rank": adapter.rank, "exact": adapter.is_exact, "layers": layers}
+    names = {"base": base, "base_model_name_or_path": transformers_name(base)}
+    result = {**names, "rank": adapter.rank, "exact": adapter.is_exact, "layers": layers}
     write_json(json, {**result, "bytes": size, "asked": asked})
 
 
@@ -148,6 +144,21 @@ def _outline(base: str, model: str | None, patch: str, trust_remote_code: bool) 
         return outline_of(base, trust_remote_code=trust_remote_code)
     with error_context(after=f" (the base model of {patch})", remedy="Use --model to give its current location"):
         return outline_of(base, trust_remote_code=trust_remote_code)
+
+
+def _note_base(base: str) -> None:
+    """Note which base model adapter_config.json names, where PEFT cannot load it by errata's name."""
+    written = transformers_name(base)
+    start = f"note: adapter_config.json names the base model {written}, because PEFT cannot load {base!r}"
+    if is_small_model(base):
+        model = small_model(base)
+        copied = (
+            f". The adapter was made for a copy with {model.note}, so its answers may differ from those measured. For "
+            f"exactly that copy, attach the adapter to {source_of(base)} (printed by `errata models path {base}`)"
+        )
+        warn(start + ("" if model.here == model.original else copied))
+    elif base == "lab" or gguf_of(base) is not None:
+        warn(f"{start}; the directory is on this machine only")
 
 
 def _table(adapter: Adapter, modules: Sequence[str]) -> Table:

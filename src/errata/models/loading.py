@@ -155,6 +155,20 @@ def lasting_name(name: str) -> str:
     return str(path.resolve()) if name != "lab" and (path.is_dir() or path.is_file()) else name
 
 
+def transformers_name(name: str) -> str:
+    """The name by which transformers and PEFT can load a model that errata knows by ``name``.
+
+    For a small model this is its original on the hub, from which a downloaded GGUF file differs by rounding; for
+    ``lab`` and a GGUF file the directory that errata loads; otherwise ``lasting_name``.
+
+    Raises:
+        InputError: for a directory with several GGUF files.
+    """
+    if is_small_model(name):
+        return SMALL_MODELS[name].repository
+    return source_of(name) if name == "lab" or gguf_of(name) is not None else lasting_name(name)
+
+
 def local_directory(source: str, config: PreTrainedConfig) -> Path:
     """The directory of the files that transformers reads for ``source``: itself, or the hub's snapshot.
 

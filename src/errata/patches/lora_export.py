@@ -22,7 +22,7 @@ from errata.facts.fact import Fact
 from errata.models.families import architecture_of, down_projection_weight, is_transposed
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import score
-from errata.models.loading import check_layers_exist
+from errata.models.loading import check_layers_exist, transformers_name
 from errata.models.prompts import TargetScore
 from errata.models.weights import LowRankTerm, SparseTerm, Term
 from errata.patches.factors import Factors, exact_rank, factors_of
@@ -90,7 +90,8 @@ class Adapter:
         Args:
             directory: new or empty.
             model: of the base's shape; only names and shapes are read, so it may be on the meta device.
-            base: the base's name in the adapter's configuration; by default its name in the first patch.
+            base: errata's name of the base model; by default that in the first patch. The adapter's configuration
+                names it as transformers does (``transformers_name``), so that PEFT can load it.
             about: further entries of the record in ``errata.json``.
 
         Raises:
@@ -107,7 +108,7 @@ class Adapter:
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base,
+            "base_model_name_or_path": transformers_name(base),
             "inference_mode": True,
             "r": self.rank,
             "lora_alpha": self.rank,  # PEFT scales by lora_alpha / r
