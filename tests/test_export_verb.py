@@ -139,7 +139,7 @@ def test_no_ask_loads_no_weights(
     assert "16 of 256" in printed
     assert "Of 12 facts" not in printed
     assert json.loads((tmp_path / "a" / "errata.json").read_text(encoding="utf-8"))["about"]["asked"] is None
-    assert "note" not in said
+    assert "was not checked" not in said
     both = [patch_file(edited, name) for name in ("second", "first")]
     assert run(["export", *both, "--lora", str(tmp_path / "b"), "--model", "lab", "--no-ask"]) == 0
     assert "order of the patches was not checked" in flat(capsys)[1]
