@@ -28,8 +28,8 @@ _RAISING = {
 }
 # Codes that the source does not name beside an error, and those whose messages are values only -> class and message.
 _BY_HAND = {
-    "ABILITY_MISSING": ("InputError", "… generates texts but gives no likelihoods"),
-    "COMBINATION_INVALID": ("Fault", "critical layers of lab lack a recipe for …"),
+    "ABILITY_MISSING": ("InputError", "… has no likelihoods"),
+    "COMBINATION_INVALID": ("Fault", "a recipe of '…' has no field '…'"),
     "CSV_INVALID": ("Fault", "is not valid CSV: …"),
     "DATASET_UNRESOLVED_IDS": ("Fault", "the names of … are missing"),
     "FACT_NESTED_TOO_DEEPLY": ("Fault", "'…' is nested too deeply"),
@@ -159,8 +159,12 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def errors_page() -> str:
-    rows = error_rows()
+def errors_page(source: Path = SOURCE) -> str:
+    """Raises ValueError if ``_BY_HAND`` has a code that the source does not."""
+    rows = error_rows(source)
+    texts = "\n".join(path.read_text(encoding="utf-8") for path in source.rglob("*.py"))
+    if outdated := [code for code in _BY_HAND if f'"{code}"' not in texts]:
+        raise ValueError(f"remove from _BY_HAND the codes that no longer exist: {', '.join(outdated)}")
     rows |= {code: (rows[code][0] if code in rows else {kind}, text) for code, (kind, text) in _BY_HAND.items()}
     lines = [
         f"| `{code}` | {', '.join(f'`{name}`' for name in sorted(classes))} | {_cell(message)} |"

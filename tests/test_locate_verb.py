@@ -121,7 +121,7 @@ def test_few_known_facts_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFix
     path = facts_file(tmp_path / "facts.csv", lab_facts(lab_world(), 3, seed=0))
     assert run([*TRACE, "--facts", str(path), "--samples", "1", "--no-positions"]) == 0
     out, err = flat(capsys)
-    assert "only 3 facts were traced" in err
+    assert "traced only 3 facts" in err
     assert "Traced 3 facts (3 of 3 are known)" in out
 
 

@@ -6,6 +6,8 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 make_pages = runpy.run_path(str(DOCS / "make_pages.py"))
 
@@ -39,6 +41,14 @@ def test_every_form_of_an_error_code_is_found(tmp_path: Path) -> None:
         "WRONG": ({"Fault"}, "… is wrong"),
         "UNREADABLE": ({"InputError", "OutputError"}, "cannot read"),
     }
+
+
+def test_codes_that_the_source_no_longer_has_are_refused(tmp_path: Path) -> None:
+    first, *others = make_pages["_BY_HAND"]
+    texts = [f'code="{code}"' for code in others]
+    (tmp_path / "module.py").write_text("\n".join(texts), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"no longer exist: {first}$"):
+        make_pages["errors_page"](tmp_path)
 
 
 def test_commands_in_the_documentation_exist_with_their_options() -> None:

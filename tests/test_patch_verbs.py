@@ -124,6 +124,21 @@ def test_diff_of_edits_and_of_models(made: Path, tmp_path: Path, capsys: Capture
     assert "error[NOT_COMPARABLE]" in said(capsys)[1]
 
 
+def test_diff_lists_facts_with_different_targets(made: Path, tmp_path: Path, capsys: Capture) -> None:
+    patch = Patch.load(made / "first.safetensors")
+    first, *others = patch.facts
+    replace(patch, facts=(replace(first, target="Elsewhere"), *others)).save(tmp_path / "other.safetensors")
+    arguments = [str(made / "first.safetensors"), str(tmp_path / "other.safetensors")]
+    assert run(["diff", *arguments, "--json", str(tmp_path / "diff.json")]) == 0
+    found = json.loads((tmp_path / "diff.json").read_text(encoding="utf-8"))["facts"]
+    assert (found["in_both"], found["only_in_first"], found["only_in_second"]) == (2, [], [])
+    assert [[fact["target"] for fact in pair] for pair in found["apart"]] == [[first.target, "Elsewhere"]]
+    out = said(capsys)[0]
+    assert "2 facts in both with the same target" in out
+    assert "1 fact in both with different targets" in out
+    assert f"{first.text}: {first.target!r} and 'Elsewhere'" in out
+
+
 @pytest.mark.parametrize("kind", ["two", "full"])
 def test_reverting_is_exact_and_says_what_stood_on_top(made: Path, tmp_path: Path, capsys: Capture, kind: str) -> None:
     assert run(["revert", str(made / kind), "--patch", "first", "--out", str(tmp_path / "left")]) == 0

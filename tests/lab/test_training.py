@@ -173,7 +173,10 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert 0 < rates[0] < rates[-1] < 0.05 * max(rates)
 
 
-def test_a_line_of_the_log_that_a_crash_cut_off_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cut", ['{"epoch": 2, "loss"', '{"epoch": 2}\n'], ids=["in the line", "blocks out of order"])
+def test_a_line_of_the_log_that_a_crash_cut_off_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
     reports = [EpochReport(epoch, 1 / epoch, 100, 2.0) for epoch in (1, 2)]
 
     def resumed(settings: TrainingSettings, work: Path, *, on_epoch: Any) -> tuple[None, None, None]:
@@ -184,8 +187,29 @@ def test_a_line_of_the_log_that_a_crash_cut_off_is_left_out(tmp_path: Path, monk
     monkeypatch.setattr("errata.cli.lab.write_lab", lambda *args: None)
     work = tmp_path / "work"
     work.mkdir()
-    lines = [json.dumps(asdict(report)) for report in reports]
-    (work / "log.jsonl").write_text(lines[0] + "\n" + lines[1][:20], encoding="utf-8")
+    lines = [json.dumps(asdict(report)) + "\n" for report in reports]
+    log = work / "log.jsonl"
+    log.write_text(lines[0] + cut, encoding="utf-8")
     assert run(["lab", "train", "--out", str(tmp_path / "out"), "--work", str(work)]) == 0
     record = json.loads((tmp_path / "out" / "training.json").read_text(encoding="utf-8"))
     assert record["log"] == [asdict(report) for report in reports]
+    assert log.read_text(encoding="utf-8") == "".join(lines)  # the next resumption can read it
+
+
+@pytest.mark.parametrize(
+    "damaged", ['{"epoch": 2, "lo', "", '{"epoch": 2}', '{"epoch": 2, "loss": "low", "tokens": 1, "seconds": 1}']
+)
+def test_any_other_damaged_line_of_the_log_is_an_error_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damaged: str
+) -> None:
+    monkeypatch.setattr("errata.cli.lab.train", lambda *args, **options: pytest.fail("it trained"))
+    first, last = (json.dumps(asdict(EpochReport(epoch, 1 / epoch, 100, 2.0))) for epoch in (1, 3))
+    log = tmp_path / "log.jsonl"
+    log.write_text(f"{first}\n{damaged}\n{last}\n", encoding="utf-8")
+    before = log.read_bytes()
+    assert run(["lab", "train", "--out", str(tmp_path / "out"), "--work", str(tmp_path)]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert message.startswith("error[TRAINING_LOG_DAMAGED]: ")
+    assert "log.jsonl:2" in message.replace(" ", "")
+    assert log.read_bytes() == before
+    assert not (tmp_path / "out").exists()

@@ -61,7 +61,7 @@ def test_colours_differ_for_everybody_and_in_grey(scheme: Scheme) -> None:
 
 
 def test_any_of_marker_dash_and_colour_distinguishes_neighbours() -> None:
-    styles = [style_at(place, LIGHT) for place in range(40)]
+    styles = [style_at(index, LIGHT) for index in range(40)]
     for one, other in pairwise(styles):
         assert one.colour != other.colour
         assert one.marker != other.marker
@@ -253,7 +253,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
         draw(lines(), LIGHT, name="x")
 
 
-def test_places_are_those_of_the_first_appearance() -> None:
+def test_styles_are_in_the_order_of_the_first_appearance() -> None:
     assert list(style_indices([lines(), mixed()]))[:4] == [*KINDS, "memit"]
 
 
@@ -261,7 +261,7 @@ def labelled(name: str, *labels: str) -> Figure:
     return Figure(name, "c", [Panel("p", "x", "y", [Series(label, (1,), (1.0,)) for label in labels])])
 
 
-def test_a_label_has_one_place_in_all_studies_and_figures_share_none() -> None:
+def test_a_label_has_one_style_in_all_studies_and_no_figure_repeats_one() -> None:
     metrics = ("efficacy", "generalisation", "specificity", "same subject", "untouched")
     studies = [
         [labelled("first", *KINDS)],
@@ -270,12 +270,12 @@ def test_a_label_has_one_place_in_all_studies_and_figures_share_none() -> None:
         [labelled("fifth", "unedited", "computed")],
         [labelled("sixth", "memit", "memit+blue"), labelled("seventh", "W", "memit+blue", "memit")],
     ]
-    places = style_indices(*studies)
-    assert [places[kind] for kind in KINDS] == [0, 1, 2]
+    styles = style_indices(*studies)
+    assert [styles[kind] for kind in KINDS] == [0, 1, 2]
     for study in studies:
         for figure in study:
-            of_figure = [places[series.label] for series in figure.panels[0].series]
-            assert len({style_at(place, LIGHT).colour for place in of_figure}) == len(of_figure)
-    assert [places[metric] for metric in metrics] == [0, 1, 2, 3, 4]  # in no study with those before: from the first
-    assert (places["both ends"], places["all layers"]) == (0, 1)  # more than clear colours: differ in their figure
-    assert (places["memit"], places["memit+blue"], places["W"]) == (0, 1, 2)
+            of_figure = [styles[series.label] for series in figure.panels[0].series]
+            assert len({style_at(index, LIGHT).colour for index in of_figure}) == len(of_figure)
+    assert [styles[metric] for metric in metrics] == [0, 1, 2, 3, 4]  # in no study with those before: from the first
+    assert (styles["both ends"], styles["all layers"]) == (0, 1)  # more than clear colours: differ in their figure
+    assert (styles["memit"], styles["memit+blue"], styles["W"]) == (0, 1, 2)

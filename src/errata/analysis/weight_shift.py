@@ -50,6 +50,7 @@ from errata.facts.fact import Fact
 from errata.models.language_model import Site
 from errata.models.weights import Term
 from errata.utils.tensors import float64_device
+from errata.utils.text import counted
 
 FROBENIUS: Final = "Frobenius"
 SPECTRAL: Final = "spectral"
@@ -634,13 +635,13 @@ def _figures(rows: list[Finding], growths: Growths) -> list[Figure]:
     """At ``growths.large``, as with one fact a batch all matrices are of rank 1 and all norms the same."""
     table, first, size, start = growths.table, growths.first, growths.large, growths.start
     groups = table.groups(size)
-    means = f"mean over {_counted(groups, 'group')}" + (" with 95 % intervals" if groups > 1 else "")
-    large = f"{_counted(size, 'fact')} a batch"
+    means = f"mean over {counted(groups, 'group')}" + (" with 95 % intervals" if groups > 1 else "")
+    large = f"{counted(size, 'fact')} a batch"
     if len(table.sizes) > 1:
         enough = groups >= ENOUGH
         large += f" ({'the largest size with' if enough else f'no size above {table.sizes[0]} has'} {ENOUGH} groups)"
     large += ", where all norms coincide" if size == 1 else ""
-    earlier = _counted(start, "earlier batch")
+    earlier = counted(start, "earlier batch")
     left = f"critical layers left to the last ({table.later(first)}: layer {first}, 0: layer {table.layers[-1]})"
     at_start: dict[str, Label] = {"size": size, "earlier": start}
     titles = {"tightness": "Bound of the theory", "tightness of the tighter bound": "Tighter bound"}
@@ -702,10 +703,6 @@ def _line(rows: list[Finding], quantity: str, norm: str, label: str, x: str, whe
         and all(row.where[name] == value for name, value in where.items())
     ]
     return line_of(chosen, label, x)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}{'es' if what.endswith('ch') else 's'}"
 
 
 def residuals_now(

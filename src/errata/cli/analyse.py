@@ -22,6 +22,7 @@ from errata.benchmark.grid import DataEntry
 from errata.benchmark.measurements import check_measurements
 from errata.cli.bench_plan import (
     WholeSet,
+    absolute_if_given,
     entries_of,
     material_of,
     measures_of,
@@ -325,7 +326,7 @@ def entry_of_facts(facts: str | None, untouched: Path | None, model: str) -> Dat
             remedy="Give a data set, or a .jsonl or .csv file",
             code="OPTION_MISSING",
         )
-    shared = {"untouched": None if untouched is None else str(untouched.absolute())}
+    shared = {"untouched": absolute_if_given(untouched)}
     found = entries_of(facts or "lab", named_data, [], shared) or []
     if len(found) != 1:
         raise InputError(f"--facts {facts!r} names {len(found)} data sets", remedy="Give one", code="OPTION_INVALID")

@@ -27,6 +27,7 @@ from errata.cli.bench_plan import (
     Plan,
     absolute,
     absolute_corpus,
+    absolute_if_given,
     entries_of,
     judge_of,
     list_cells,
@@ -173,12 +174,12 @@ def bench(
             grid_file = {} if grid is None else dict(read_grid(grid))
             chosen["grid_file"] = True
         of_models: dict[str, Any] = {
-            "recipe": recipe and absolute(recipe),
+            "recipe": absolute_if_given(recipe),
             "corpus": corpus and absolute_corpus(corpus),
             "device": device,
             "dtype": dtype,
         }
-        of_data = {"untouched": untouched and absolute(untouched)}
+        of_data = {"untouched": absolute_if_given(untouched)}
         resuming = grid is None and model is None and (out / "grid.json").is_file()
         if trust_remote_code and not resuming:
             of_models["trust_remote_code"] = True
@@ -201,12 +202,12 @@ def bench(
                 names_in(measure),
                 free={"wild": wild or None, "judge": chosen.get("judge")},
                 texts={
-                    "references": references and absolute(references),
-                    "corpus": reference_corpus and absolute(reference_corpus),
+                    "references": absolute_if_given(references),
+                    "corpus": absolute_if_given(reference_corpus),
                 },
                 ability={
                     "tasks": [placed_task(name, Path.cwd(), absolute) for name in names_in(general)] or None,
-                    "probes": probes and absolute(probes),
+                    "probes": absolute_if_given(probes),
                 },
             ),
         }

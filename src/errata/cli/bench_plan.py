@@ -71,6 +71,11 @@ def absolute(path: Path | str) -> str:
     return str(Path(path).absolute())
 
 
+def absolute_if_given(path: Path | None) -> str | None:
+    """The absolute path of an option; None without one."""
+    return None if path is None else absolute(path)
+
+
 def named_data(text: str) -> Any:
     """Expand ``NAME``, ``NAME=FILE`` or the user's own file, with an absolute path."""
     return placed_data(data_entry(text), absolute)
@@ -276,7 +281,10 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
         with part:
             prose = None if grid.prose is None else prose_of(grid.prose)
     if not recipes and grid.models and grid.methods:
-        reasons = [Fault(entry.label, entry.reason, "", code="COMBINATION_INVALID") for entry in plan.undefined]
+        reasons = [
+            Fault(entry.label, entry.reason.removesuffix("."), "", code="COMBINATION_INVALID")
+            for entry in plan.undefined
+        ]
         raise FaultsError("the grid, whose combinations are all invalid,", reasons)
     for (name, label), recipe in list(recipes.items()):
         if isinstance(recipe, Recipe):

@@ -36,6 +36,7 @@ from errata.runs.loading import load_model
 from errata.utils.files import check_file, write_text
 from errata.utils.progress import Report
 from errata.utils.provenance import software_versions
+from errata.utils.text import counted
 
 EXAMPLE = """Example: errata demo --out runs/demo --facts 100 --methods memit,memit+blue
 
@@ -128,7 +129,8 @@ def demo(
         wide.print()
     seconds = time.perf_counter() - started
     wide.print(
-        f"{facts} facts in batches of {batch_size}, {len(names)} methods, {seconds:.0f} s in total; seed {seed}."
+        f"{counted(facts, 'fact')} in batches of {batch_size}, {counted(len(names), 'method')}, {seconds:.0f} s in "
+        f"total; seed {seed}."
     )
     if svg is not None:
         _write_svg(svg, wide)

@@ -66,12 +66,14 @@ def _edits(first: str, second: str) -> dict[str, Any]:
             by_layer.setdefault(term.layer, []).append(term)
         changes.append(by_layer)
         facts.append({statement(fact): fact for patch in patches for fact in patch.facts})
-    apart = [key for key in facts[0] if key in facts[1] and facts[0][key].target != facts[1][key].target]
+    differing = [key for key in facts[0] if key in facts[1] and facts[0][key].target != facts[1][key].target]
     only = [[fact for key, fact in ours.items() if key not in theirs] for ours, theirs in (facts, reversed(facts))]
-    both = sum(key in facts[1] for key in facts[0]) - len(apart)
-    echo(f"{counted(both, 'fact')} with equal targets in both, {len(apart)} with different targets")
-    for key in apart:
-        echo(f"  {facts[0][key].text}: {facts[0][key].target} | {facts[1][key].target}")
+    both = sum(key in facts[1] for key in facts[0]) - len(differing)
+    echo(f"{counted(both, 'fact')} in both with the same target")
+    if differing:
+        echo(f"{counted(len(differing), 'fact')} in both with different targets, in {first} and in {second}:")
+    for key in differing:
+        echo(f"  {facts[0][key].text}: {facts[0][key].target!r} and {facts[1][key].target!r}")
     for name, entries in zip((first, second), only, strict=True):
         echo(f"{counted(len(entries), 'fact')} only in {name}")
         for fact in entries[:10]:
@@ -90,7 +92,7 @@ def _edits(first: str, second: str) -> dict[str, Any]:
     return {
         "facts": {
             "in_both": both,
-            "apart": [[facts[0][key].to_record(), facts[1][key].to_record()] for key in apart],
+            "apart": [[facts[0][key].to_record(), facts[1][key].to_record()] for key in differing],
             "only_in_first": [fact.to_record() for fact in only[0]],
             "only_in_second": [fact.to_record() for fact in only[1]],
         },

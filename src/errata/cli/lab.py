@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json as json_module
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
+from pydantic import TypeAdapter
 
 from errata.cli.model_options import seed_option
 from errata.cli.terminal import JsonOption, console, echo, progress, write_json
@@ -24,9 +24,10 @@ from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments
 from errata.statistics.store import moment_keys, write_moment
 from errata.utils import files
-from errata.utils.files import check_new, check_new_file, new_directory
+from errata.utils.files import check_new, check_new_file, is_there, new_directory, read_text, reason_of
 from errata.utils.locks import open_in_place
 from errata.utils.progress import counter
+from errata.utils.text import counted
 
 app = typer.Typer(
     help="The embedded model: save it, train it, measure its recall, or sample facts from its world.",
@@ -61,7 +62,7 @@ def facts(
         )
     check_new_file(out)
     write_facts(lab_facts(world, count, seed=seed), out)
-    echo(f"Wrote {count} facts to {out}")
+    echo(f"Wrote {counted(count, 'fact')} to {out}")
     write_json(json, {"facts": count, "out": str(out)})
 
 
@@ -112,14 +113,33 @@ def statistics(
     write_json(json, {"out": str(out), "files": {layer: keys[layer].file_name for layer in moments}})
 
 
-def _logged_epochs(log: Path) -> dict[int, dict[str, Any]]:
-    """Epoch -> its report. After an interruption an epoch may be logged twice, and the first line be incomplete."""
-    entries = {}
-    for line in log.read_text(encoding="utf-8").splitlines():
-        with suppress(json_module.JSONDecodeError):
-            entry = json_module.loads(line)
-            entries[entry["epoch"]] = entry
+def _logged_epochs(log: Path) -> dict[int, EpochReport]:
+    """Epoch -> its report. After an interruption the last line may be incomplete, and an epoch be logged twice.
+
+    Raises:
+        InputError: if the file cannot be read, or another line is damaged.
+    """
+    if not is_there(log):
+        return {}
+    remedy = "Restore it, or give another --work"
+    lines = read_text(log, f"the training log {log}", remedy=remedy, code="TRAINING_LOG_DAMAGED").splitlines()
+    report_of = TypeAdapter(EpochReport)
+    entries: dict[int, EpochReport] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = report_of.validate_json(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            remedy = "Restore the line, or remove it if its epoch is logged again below"
+            what = f"{log}:{number} is damaged ({reason_of(error)})"
+            raise InputError(what, remedy=remedy, code="TRAINING_LOG_DAMAGED") from error
+        entries[entry.epoch] = entry
     return entries
+
+
+def _log_line(report: EpochReport) -> str:
+    return json_module.dumps(asdict(report)) + "\n"
 
 
 @app.command("train", epilog="Example: errata lab train --out lab-new --work lab-training")
@@ -147,13 +167,14 @@ def train_lab(
         shipped, epochs=epochs or shipped.epochs, people=people or shipped.people, seed=seed, compile=compiled
     )
     log = work / "log.jsonl"
+    entries = _logged_epochs(log)
     work.mkdir(parents=True, exist_ok=True)
+    files.write_text(log, "".join(map(_log_line, entries.values())))  # without an incomplete last line
     with progress() as report, open_in_place(log, "a") as file:
-        if log.stat().st_size and not log.read_bytes().endswith(b"\n"):
-            file.write("\n")  # after a line that a crash has cut off
 
         def on_epoch(done: EpochReport) -> None:
-            file.write(json_module.dumps(asdict(done)) + "\n")
+            entries[done.epoch] = done
+            file.write(_log_line(done))
             file.flush()
             report("epochs", done.epoch, settings.epochs)
 
@@ -164,10 +185,9 @@ def train_lab(
             raise InputError(
                 str(error), remedy="Give another --work, or more --people", code="TRAINING_SETTINGS_INVALID"
             ) from error
-    entries = _logged_epochs(log)
     with new_directory(out) as partial:
         write_lab(partial, model, tokenizer, world)
-        record = {"settings": asdict(settings), "log": [entries[epoch] for epoch in sorted(entries)]}
+        record = {"settings": asdict(settings), "log": [asdict(entries[epoch]) for epoch in sorted(entries)]}
         files.write_json(partial / "training.json", record, indent=1)
-    echo(f"Wrote {out}; last loss {entries[max(entries)]['loss']:.3f}")
+    echo(f"Wrote {out}; last loss {entries[max(entries)].loss:.3f}")
     write_json(json, {"directory": str(out), **record})

@@ -243,7 +243,7 @@ def _show_scan(scanned: LayerScan, layers: Sequence[int]) -> None:
     console().print(scan_table(scanned, layers))
     if scanned.facts < ENOUGH_TO_SCAN:
         warn(
-            f"warning: only {scanned.facts} facts were scanned, which is not conclusive. Give at least "
+            f"warning: scanned only {counted(scanned.facts, 'fact')}, which is not conclusive. Give at least "
             f"{ENOUGH_TO_SCAN} (--facts, --scan-count)."
         )
 
@@ -258,13 +258,13 @@ def _show_tracing(traced: Location, record: dict[str, Any], *, positions: bool) 
     chosen, totals = traced.chosen, traced.totals()
     skipped = f"; {chosen.untraceable} skipped, with no text after the subject" if chosen.untraceable else ""
     echo(
-        f"\nTraced {len(chosen.facts)} facts ({chosen.known} of {chosen.queried} are known{skipped}) with "
+        f"\nTraced {counted(len(chosen.facts), 'fact')} ({chosen.known} of {chosen.queried} are known{skipped}) with "
         f"{_noise(traced.settings)}, σ = {traced.traced.sigma:.3g}, in {traced.seconds:.0f} s. Probability of the "
         f"answer {totals['clean']['mean']:.3f} clean, {totals['corrupted']['mean']:.3f} corrupted."
     )
     if len(chosen.facts) < ENOUGH_FACTS:
         warn(
-            f"warning: only {len(chosen.facts)} facts were traced, which is not conclusive. Give at least "
+            f"warning: traced only {counted(len(chosen.facts), 'fact')}, which is not conclusive. Give at least "
             f"{ENOUGH_FACTS} that the model knows (--facts, --count)."
         )
     try:

@@ -23,7 +23,7 @@ from errata.utils.text import visible
 
 
 @dataclass(frozen=True, slots=True)
-class Verb:
+class CommandEntry:
     """A command or a group of commands.
 
     Attributes:
@@ -35,33 +35,53 @@ class Verb:
     summary: str
 
 
-COMMANDS: Final[Mapping[str, Verb]] = {
-    "edit": Verb("edit", "Edit facts into a model and show what changed."),
-    "evaluate": Verb("evaluate", "Measure how well a model recalls edited facts and whether other answers changed."),
-    "export": Verb("export", "Export patches as one LoRA adapter that PEFT loads on top of the unedited base model."),
-    "ask": Verb("ask", "Continue prompts greedily and show the most likely next tokens, optionally for two models."),
-    "show": Verb("show", "Show the contents of an edit: its facts, and the size and rank of the change per layer."),
-    "diff": Verb("diff", "Compare two edits: their facts and targets, and their weight changes layer by layer."),
-    "apply": Verb("apply", "Apply patches to a model or a stack and save the result as a new stack."),
-    "merge": Verb("apply", "Merge patches into the weights and save a full model that transformers can load."),
-    "revert": Verb("revert", "Remove patches exactly (by default the last one)."),
-    "rebuild": Verb("revert", "Remove facts and solve later edits again, as if the facts had never been edited."),
-    "history": Verb("history", "List the edits of a model: when, by which patch, and whether each is still recalled."),
-    "save": Verb("publish", "Write a directory ready to publish: patches or model, with a model card."),
-    "push": Verb("publish", "Upload the output of `errata save` to the Hugging Face hub, after showing its files."),
-    "locate": Verb("locate", "Find the layers of a model that accept edits, by editing one layer at a time."),
-    "report": Verb("report", "Write a report of a benchmark or study as HTML, Markdown, CSV and LaTeX."),
-    "methods": Verb("methods", "List the editing methods, their papers, and any differences from them."),
-    "doctor": Verb(
+COMMANDS: Final[Mapping[str, CommandEntry]] = {
+    "edit": CommandEntry("edit", "Edit facts into a model and show what changed."),
+    "evaluate": CommandEntry(
+        "evaluate", "Measure how well a model recalls edited facts and whether other answers changed."
+    ),
+    "export": CommandEntry(
+        "export", "Export patches as one LoRA adapter that PEFT loads on top of the unedited base model."
+    ),
+    "ask": CommandEntry(
+        "ask", "Continue prompts greedily and show the most likely next tokens, optionally for two models."
+    ),
+    "show": CommandEntry(
+        "show", "Show the contents of an edit: its facts, and the size and rank of the change per layer."
+    ),
+    "diff": CommandEntry(
+        "diff", "Compare two edits: their facts and targets, and their weight changes layer by layer."
+    ),
+    "apply": CommandEntry("apply", "Apply patches to a model or a stack and save the result as a new stack."),
+    "merge": CommandEntry("apply", "Merge patches into the weights and save a full model that transformers can load."),
+    "revert": CommandEntry("revert", "Remove patches exactly (by default the last one)."),
+    "rebuild": CommandEntry(
+        "revert", "Remove facts and solve later edits again, as if the facts had never been edited."
+    ),
+    "history": CommandEntry(
+        "history", "List the edits of a model: when, by which patch, and whether each is still recalled."
+    ),
+    "save": CommandEntry("publish", "Write a directory ready to publish: patches or model, with a model card."),
+    "push": CommandEntry(
+        "publish", "Upload the output of `errata save` to the Hugging Face hub, after showing its files."
+    ),
+    "locate": CommandEntry("locate", "Find the layers of a model that accept edits, by editing one layer at a time."),
+    "report": CommandEntry("report", "Write a report of a benchmark or study as HTML, Markdown, CSV and LaTeX."),
+    "methods": CommandEntry("methods", "List the editing methods, their papers, and any differences from them."),
+    "doctor": CommandEntry(
         "doctor", "Show versions, devices, which model sizes fit in memory, and the state of the embedded model."
     ),
-    "bench": Verb("bench", "Run a benchmark: edit facts in sequential batches with several methods and measure them."),
-    "analyse": Verb("analyse", "Run studies that test each step of the argument for boundary updates."),
-    "demo": Verb("demo", "Edit facts with and without boundary updates, and show the effect."),
-    "recipe": Verb("recipe", "Recipes (the hyperparameters of an edit): list, show, check, or search for one."),
-    "models": Verb("models", "Small pretrained models to try errata on: list, download, or locate them."),
-    "data": Verb("data", "Data sets of knowledge editing: list, download, or check them."),
-    "lab": Verb("lab", "The embedded model: save it, train it, measure its recall, or sample facts from its world."),
+    "bench": CommandEntry(
+        "bench", "Run a benchmark: edit facts in sequential batches with several methods and measure them."
+    ),
+    "analyse": CommandEntry("analyse", "Run studies that test each step of the argument for boundary updates."),
+    "demo": CommandEntry("demo", "Edit facts with and without boundary updates, and show the effect."),
+    "recipe": CommandEntry("recipe", "Recipes (the hyperparameters of an edit): list, show, check, or search for one."),
+    "models": CommandEntry("models", "Small pretrained models to try errata on: list, download, or locate them."),
+    "data": CommandEntry("data", "Data sets of knowledge editing: list, download, or check them."),
+    "lab": CommandEntry(
+        "lab", "The embedded model: save it, train it, measure its recall, or sample facts from its world."
+    ),
 }
 
 

@@ -29,6 +29,7 @@ from errata.results.metrics import CONTROLS, entry_of
 from errata.runs.loading import base_of
 from errata.runs.run import RunDirectory, is_run, open_run
 from errata.utils.files import is_file, read_text, reason_of
+from errata.utils.text import counted
 
 ModelOption = Annotated[
     str,
@@ -140,7 +141,7 @@ def note_unfinished(name: str) -> None:
         if run.batches_done < run.batches:
             warn(
                 f"note: the run {name} is unfinished: {run.batches_done} of {run.batches} batches, {run.facts_done} of "
-                f"{len(run.facts)} facts (resume it with: errata edit --resume {name})"
+                f"{counted(len(run.facts), 'fact')} (resume it with: errata edit --resume {name})"
             )
 
 

@@ -42,7 +42,7 @@ def show(
         run = open_run(Path(name))
         echo(
             f"run {name} on {run.manifest.model}: {run.batches_done} of {run.batches} batches, {run.facts_done} of "
-            f"{len(run.facts)} facts"
+            f"{counted(len(run.facts), 'fact')}"
         )
         if run.ledger.truncated:
             echo("the last line of the ledger is incomplete; `errata edit --resume` repeats its batch")

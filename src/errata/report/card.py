@@ -21,7 +21,7 @@ from errata.report.markdown import Markdown, fenced, moment, text
 from errata.report.tables import before_after_markdown
 from errata.results.metrics import Metric, entry_of, in_order
 from errata.results.records import Row
-from errata.utils.text import counted
+from errata.utils.text import counted, listed
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -191,7 +191,7 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"text": text, "moment": moment, "fenced": fenced, "counted": counted}
+    environment.filters |= {"text": text, "moment": moment, "fenced": fenced, "counted": counted, "listed": listed}
     return environment.get_template("card.md.j2")
 
 

@@ -77,14 +77,14 @@ class Style:
     hatch: str
 
 
-def style_at(place: int, scheme: Scheme) -> Style:
+def style_at(index: int, scheme: Scheme) -> Style:
     """The style with an index; colours, markers, dashes and hatches repeat after different numbers of indices."""
     colours = scheme.colours
     return Style(
-        colours[place % len(colours)],
-        _MARKERS[place % len(_MARKERS)],
-        _DASHES[place % len(_DASHES)],
-        _HATCHES[place % len(_HATCHES)],
+        colours[index % len(colours)],
+        _MARKERS[index % len(_MARKERS)],
+        _DASHES[index % len(_DASHES)],
+        _HATCHES[index % len(_HATCHES)],
     )
 
 
@@ -106,14 +106,14 @@ def style_indices(*studies: Iterable[Figure]) -> dict[str, int]:
             for label in labels:
                 same_figure.setdefault(label, set()).update(labels)
                 same_study.setdefault(label, set()).update(of_study)
-    places: dict[str, int] = {}
+    styles: dict[str, int] = {}
     for label in same_figure:
         in_study, in_figure = (
-            {places[other] for other in group[label] if other in places} for group in (same_study, same_figure)
+            {styles[other] for other in group[label] if other in styles} for group in (same_study, same_figure)
         )
-        free = (place for place in range(_CLEAR) if place not in in_study)
-        places[label] = next(free, next(place for place in count() if place not in in_figure))
-    return places
+        free = (style for style in range(_CLEAR) if style not in in_study)
+        styles[label] = next(free, next(style for style in count() if style not in in_figure))
+    return styles
 
 
 def _labels(figure: Figure) -> list[str]:
@@ -132,17 +132,17 @@ _CUT: Final = 26  # characters of a tick's label
 _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def draw_panel(axis: Any, panel: Panel, scheme: Scheme, places: Mapping[str, int], *, width: float) -> None:
+def draw_panel(axis: Any, panel: Panel, scheme: Scheme, styles: Mapping[str, int], *, width: float) -> None:
     """Draw a panel on matplotlib's axes.
 
     Values that are not positive are omitted from logarithmic axes, and the panel shows their number.
 
     Args:
-        places: label -> style index.
+        styles: label -> style index.
         width: of the panel with its labels, in inches.
     """
     across = _Positions(panel)
-    hidden = sum(_draw_series(axis, panel, number, across, scheme, places) for number in range(len(panel.series)))
+    hidden = sum(_draw_series(axis, panel, number, across, scheme, styles) for number in range(len(panel.series)))
     if not any(len(series.x) or is_level(series, panel) for series in panel.series):
         axis.text(0.5, 0.5, "no values", transform=axis.transAxes, ha="center", va="center", color=scheme.soft)
     _scale(axis, panel, across, width)
@@ -189,11 +189,11 @@ def _from_middle(number: int, panel: Panel) -> float:
 
 
 def _draw_series(
-    axis: Any, panel: Panel, number: int, across: _Positions, scheme: Scheme, places: Mapping[str, int]
+    axis: Any, panel: Panel, number: int, across: _Positions, scheme: Scheme, styles: Mapping[str, int]
 ) -> int:
     """Draw one series; returns the number of omitted values."""
     series = panel.series[number]
-    style = style_at(places[visible(series.label)], scheme)
+    style = style_at(styles[visible(series.label)], scheme)
     if is_level(series, panel):
         (level,) = series.y
         if level > 0 or not panel.log_y:
@@ -392,17 +392,17 @@ def check_drawing() -> None:
     require("drawing figures", "plots", "matplotlib")
 
 
-def draw(figure: Figure, scheme: Scheme, *, name: str, places: Mapping[str, int] | None = None) -> Picture:
+def draw(figure: Figure, scheme: Scheme, *, name: str, styles: Mapping[str, int] | None = None) -> Picture:
     """Draw a figure, its panels in rows of at most three, with one legend for all.
 
     Args:
         name: prefix of the SVG's ids, unique in a page; letters, digits and ``-``.
-        places: label -> style index, if several figures share them; see ``style_indices``.
+        styles: label -> style index, if several figures share them; see ``style_indices``.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    with composed(figure, scheme, places) as canvas:
+    with composed(figure, scheme, styles) as canvas:
         svg, png = io.StringIO(), io.BytesIO()
         canvas.savefig(svg, format="svg", metadata=_NO_METADATA)
         canvas.savefig(png, format="png", metadata={"Software": None})
@@ -410,13 +410,13 @@ def draw(figure: Figure, scheme: Scheme, *, name: str, places: Mapping[str, int]
 
 
 @contextmanager
-def composed(figure: Figure, scheme: Scheme, places: Mapping[str, int] | None = None) -> Iterator[Any]:
+def composed(figure: Figure, scheme: Scheme, styles: Mapping[str, int] | None = None) -> Iterator[Any]:
     """A figure of matplotlib, to be saved inside the block, in which its settings apply; see ``draw``."""
     check_drawing()
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    known = style_indices([figure]) if places is None else places
+    known = style_indices([figure]) if styles is None else styles
     rows = _rows(figure.panels)
     width = _WIDTH_OF_ONE if len(figure.panels) <= 1 else _WIDTH
     heights = [ROW + max((slant_of(panel, width / len(row)) for panel in row), default=0.0) for row in rows]
@@ -468,7 +468,7 @@ def _colour_settings(scheme: Scheme) -> dict[str, Any]:
     )
 
 
-def _legend_handle(figure: Figure, label: str, place: int, scheme: Scheme) -> Any:
+def _legend_handle(figure: Figure, label: str, index: int, scheme: Scheme) -> Any:
     """The legend entry of a series, as it looks in the panels."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -476,7 +476,7 @@ def _legend_handle(figure: Figure, label: str, place: int, scheme: Scheme) -> An
     found = [(each, panel) for panel in figure.panels for each in panel.series if visible(each.label) == label]
     kinds = {panel.kind for _, panel in found}
     level = all(is_level(each, panel) for each, panel in found)
-    style = style_at(place, scheme)
+    style = style_at(index, scheme)
     if kinds == {"bars"}:
         return Patch(facecolor=style.colour, edgecolor=scheme.ground, hatch=style.hatch, label=label)
     dash: Any = style.dash if "lines" in kinds else "none"

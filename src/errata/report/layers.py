@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from errata.report.figures import check_drawing
+from errata.report.markdown import markdown_table
 from errata.report.tables import MISSING
 from errata.tracing.causal_tracing import Component, EffectEstimate, Position
 from errata.tracing.layer_scan import LayerScan, LayerScore
@@ -221,11 +222,8 @@ def scan_table(scan: LayerScan, chosen: Collection[int] = ()) -> Table:
 
 def scan_markdown(scan: LayerScan, chosen: Collection[int] = ()) -> str:
     """The same table for documents; chosen layers are bold."""
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---:|" * len(_COLUMNS)]
-    for row in scan.scores:
-        name = f"**{row.layer}**" if row.layer in chosen else str(row.layer)
-        lines.append("| " + " | ".join([name, *_numbers(row)]) + " |")
-    return "\n".join(lines) + "\n"
+    lines = [[f"**{row.layer}**" if row.layer in chosen else str(row.layer), *_numbers(row)] for row in scan.scores]
+    return markdown_table(_COLUMNS, lines, ["---:"] * len(_COLUMNS)) + "\n"
 
 
 def _numbers(row: LayerScore) -> list[str]:

@@ -17,6 +17,7 @@ from errata.analysis.studies import RESULT, ROWS, STUDIES, STUDY, StudyResult, r
 from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.report.figures import DARK, LIGHT, Picture, draw, is_level, style_indices
 from errata.utils.files import is_file, reason_of
+from errata.utils.text import counted
 
 LONG: Final = 20  # rows; longer tables are collapsed
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
@@ -159,16 +160,16 @@ def shown(results: Iterable[StudyResult], tables: Sequence[str] = ()) -> list[Sh
     names = _distinct([str(about.identity.get("study", "study")) for about, _ in checked])
     files = iter(_file_names([(name, each.name) for name, (_, found) in zip(names, checked, strict=True)
                               for each in found.figures]))  # fmt: skip
-    places = style_indices(*(found.figures for _, found in checked))
+    styles = style_indices(*(found.figures for _, found in checked))
     return [
-        ShownStudy(name, about, found, tuple(_drawn(found.figures, files, places)), table)
+        ShownStudy(name, about, found, tuple(_drawn(found.figures, files, styles)), table)
         for name, (about, found), table in zip(names, checked, tables or [ROWS] * len(names), strict=True)
     ]
 
 
-def _drawn(figures: Sequence[Figure], names: Iterable[str], places: Mapping[str, int]) -> Iterable[ShownFigure]:
+def _drawn(figures: Sequence[Figure], names: Iterable[str], styles: Mapping[str, int]) -> Iterable[ShownFigure]:
     for figure, name in zip(figures, names, strict=False):
-        light, dark = (draw(figure, scheme, name=name, places=places) for scheme in (LIGHT, DARK))
+        light, dark = (draw(figure, scheme, name=name, styles=styles) for scheme in (LIGHT, DARK))
         yield ShownFigure(name, figure, light, dark)
 
 
@@ -179,7 +180,7 @@ def verdicts(claims: Iterable[Claim]) -> str:
     words = {"holds": ("holds", "hold"), "does not hold": ("does not hold", "do not hold"),
              "undecided": ("is undecided", "are undecided")}  # fmt: skip
     parts = [f"{counts[each]} {words[each][counts[each] != 1]}" for each in VERDICTS if counts[each]]
-    return f"{total} claim{'' if total == 1 else 's'}" + (f": {', '.join(parts)}" if parts else "")
+    return counted(total, "claim") + (f": {', '.join(parts)}" if parts else "")
 
 
 def format_value(value: Label | None) -> str:
@@ -292,18 +293,20 @@ def read_studies(directory: Path) -> Studies:
             code="STUDY_NOT_FOUND",
         )
     found: dict[Path, StudyResult] = {}
+    distinct = {place.resolve(): place for place in places}
     unfinished = {
-        place.resolve(): Unfinished(place, _command(place)) for place in places if not is_file(place / RESULT)
+        resolved: Unfinished(place, _command(place))
+        for resolved, place in distinct.items()
+        if not is_file(place / RESULT)
     }
     with collect_errors(str(directory)) as part:
-        for place in places:
-            if place.resolve() not in unfinished:
-                with part:
-                    found[place.resolve()] = _read_result(place)
-    with collect_errors(str(directory)) as part:
-        for study in unfinished.values() if not found else ():
+        for resolved, place in distinct.items():
             with part:
-                raise InputError(str(study), remedy="Create the report when it is finished", code="STUDY_NOT_FINISHED")
+                if resolved not in unfinished:
+                    found[resolved] = _read_result(place)
+                elif len(unfinished) == len(distinct):
+                    study, remedy = str(unfinished[resolved]), "Create the report when it is finished"
+                    raise InputError(study, remedy=remedy, code="STUDY_NOT_FINISHED")
     return Studies(found, unfinished)
 
 
