@@ -38,6 +38,7 @@ from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.runs.ledger import read_ledger
 from errata.utils.provenance import software_versions
+from errata.utils.tensors import tensor_bytes
 
 AGAIN = 3  # every third trial is killed a second time
 
@@ -188,7 +189,7 @@ def results_of(job: Job, name: str) -> dict[str, str]:
         content = hashlib.sha256()
         for key, tensor in sorted(load_file(file).items()):
             content.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-            content.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            content.update(tensor_bytes(tensor))
         digests[f"patch {file.stem}"] = content.hexdigest()
     for entry in read_ledger(run / "ledger.jsonl").of("batch"):
         digests[f"weights after batch {entry.fields['index'] + 1}"] = str(entry.fields["weights"])

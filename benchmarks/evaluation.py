@@ -26,6 +26,7 @@ from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import CACHE_BUDGET, TOKEN_BUDGET, LanguageModel
 from errata.results.records import Record
+from errata.utils.provenance import software_versions
 
 Clock = Callable[[], float]
 Evaluation = Callable[[Sequence[Fact], int | None], list[Record]]
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "facts": options.facts,
             "threads": options.threads,
             "cpu_time": options.cpu_time,
-            "torch": torch.__version__,
+            "versions": software_versions(),
             "measurements": [
                 {**asdict(row), "over_facts": row.over_facts, "over_records": row.over_records} for row in measurements
             ],

@@ -33,6 +33,7 @@ from errata.facts.fact import Fact
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel, Site
+from errata.utils.provenance import software_versions
 
 from tests.reference.target import ReferenceTarget, search, texts_of
 
@@ -220,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "contexts": len(prefixes) + 1,
             "settings": settings.model_dump(),
             "tokens": asdict(lengths),
-            "torch": torch.__version__,
+            "versions": software_versions(),
             "measurements": rows,
         }
         options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

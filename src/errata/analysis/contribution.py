@@ -25,7 +25,7 @@ from errata.editing.contexts import generate_prefixes
 from errata.editing.methods import BOUNDARY_PAPER
 from errata.editing.search_prompts import SearchPrompts
 from errata.facts.fact import Fact
-from errata.utils.tensors import to_float64
+from errata.utils.tensors import from_float64, to_float64
 
 KINDS = (*SPREADS, COMPUTED)
 _ROWS_AT_ONCE = 1024
@@ -48,7 +48,7 @@ def probabilities(
     for start in range(0, len(facts), size):
         rows = SearchPrompts(context.model, facts[start : start + size], prefixes, layer, (context.site,))
         for part, delta in zip(parts, deltas, strict=True):
-            injected = delta.T[start : start + size].to(rows.dtype).to(context.model.device)
+            injected = from_float64(delta.T[start : start + size], rows.dtype, context.model.device)
             part.append(to_float64(rows.probabilities(injected)).cpu())
     return [torch.cat(part) for part in parts]
 

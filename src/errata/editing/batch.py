@@ -18,6 +18,7 @@ from errata.facts.fact import Fact
 from errata.models.language_model import TOKEN_BUDGET, Site
 from errata.models.prompts import encode, length_batches, pad
 from errata.models.weights import LowRankTerm, Savepoint, SparseTerm, Term
+from errata.utils.tensors import from_float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ def _solve(
     check_columns("residual", residuals, facts, layer)
     change = solvers[layer].solve(keys, residuals, bare if context.recipe.solver.uses_bare_keys else None)
     dtype = model.edits.sum_dtype
-    left, right = (factor.to(dtype).to(model.device) for factor in (change.left, change.right))
+    left, right = (from_float64(factor, dtype, model.device) for factor in (change.left, change.right))
     check_columns("update", left, facts, layer)
     check_columns("update", right.T, facts, layer)
     return LowRankTerm(layer, left, right)

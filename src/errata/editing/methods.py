@@ -1,7 +1,7 @@
 """One row per published method: its paper and its five choices (where, target, schedule, solver, shaping).
 
-``+blue`` after a method's name replaces its schedule by ``boundary``. A row has the choices
-that define the method; the settings that depend on the model are in recipes.
+``+blue`` after a method's name replaces its schedule by ``boundary``. A row has the choices that define the method; the
+settings that depend on the model are in recipes.
 """
 
 from __future__ import annotations

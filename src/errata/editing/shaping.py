@@ -15,7 +15,7 @@ from pydantic import Field, StrictBool, StrictFloat
 from torch import Tensor
 
 from errata.utils.settings import Settings, by_kind
-from errata.utils.tensors import svd_of_product, to_float64
+from errata.utils.tensors import from_float64, svd_of_product, to_float64
 
 
 class TargetShaper(Settings, ABC):
@@ -103,7 +103,7 @@ class Prune(RunShaper):
         largest = torch.linalg.eigvalsh(wide @ wide.T)[-1].clamp_min(0).sqrt()
         u, values, vh = svd_of_product(left, right)
         reduced = torch.where(values > largest, (values / largest).log() + largest, values)
-        new_left, new_right = (factor.to(left.dtype).to(left.device) for factor in (u * reduced, vh))
+        new_left, new_right = (from_float64(factor, left.dtype, left.device) for factor in (u * reduced, vh))
         if self.on_top:
             return torch.cat([left, new_left], dim=1), torch.cat([right, new_right], dim=0)
         return new_left, new_right

@@ -20,7 +20,7 @@ from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.replay import Replay, ReplayRow
 from errata.models.weights import Term
-from errata.utils.tensors import to_float64
+from errata.utils.tensors import from_float64, to_float64
 
 ROWS_AT_ONCE = 1024  # facts × contexts that are replayed together
 
@@ -109,7 +109,7 @@ def replayed_deltas(
     rows = [ReplayRow(ids, len(ids) - 1, (len(ids) - 1,)) for ids in bare]
     replay = Replay(model, rows, source, (site,))
     # Both in the same way, so that the states of an unchanged fact are equal.
-    injected = delta.T.to(model.dtype).to(model.device)
+    injected = from_float64(delta.T, model.dtype, model.device)
     moved = replay.states(injected, site, layers)
     still = replay.states(torch.zeros_like(injected), site, layers)
     return {layer: (to_float64(moved[layer]) - to_float64(still[layer])).T for layer in layers}
@@ -177,8 +177,8 @@ def _shaped_target(
                 unedited = texts.read(context.site, [layer])[layer][0]
             delta = shaper.target(bare, delta, float(unedited.norm(dim=0).mean()))
     if not torch.equal(delta, to_float64(search.delta)):
-        dtype, device = search.z.dtype, search.z.device
-        search = replace(search, z=(bare + delta).to(dtype).to(device), delta=delta.to(dtype).to(device))
+        z, moved = (from_float64(each, search.z.dtype, search.z.device) for each in (bare + delta, delta))
+        search = replace(search, z=z, delta=moved)
     if not averaged:
         return LayerTarget(search, delta, states), delta
     # A fact that the model already knows (δ = 0) changes nothing, though its averaged state is not its bare one.

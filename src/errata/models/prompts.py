@@ -16,8 +16,7 @@ from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.facts.joining import joined
 
-_MESSAGE: Final = "{}"
-_OTHER_MESSAGE: Final = "{errata: message}"
+_MESSAGE: Final = "{errata: message}"  # no text of a template
 _PROBE: Final = "The capital of France is Paris, and the sum of 2 and 3 is 5."
 
 Pair: TypeAlias = tuple[str, str] | tuple[str, str, str]
@@ -128,11 +127,7 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     Raises:
         InputError: see ``chat_text``; also if the template changes or omits the message.
     """
-    message, text = _MESSAGE, chat_text(tokenizer, _MESSAGE)
-    if text.count(message) > 1:  # the template's own text may contain it
-        message = _OTHER_MESSAGE
-        text = chat_text(tokenizer, message)
-    before, found, after = text.partition(message)
+    before, found, after = chat_text(tokenizer, _MESSAGE).partition(_MESSAGE)
     if not found:
         raise InputError(
             "the model's chat template omits the message", remedy="Use plain text", code="CHAT_TEMPLATE_UNUSABLE"

@@ -1,7 +1,9 @@
-"""A stack: patches on a base, in order. A directory of it is small; next to a full model it lists the applied patches.
+"""A stack: patches on a base model, in order.
 
-errata-stack.json          the base with its fingerprint, and of each patch: name, file, digest, time when it was added
-patches/0001-NAME.safetensors
+It is saved as a small directory, or in the directory of a full model that contains the patches already::
+
+    errata-stack.json              the base with its fingerprint; of each patch the name, file, digest, and time added
+    patches/0001-NAME.safetensors  one file for each patch
 """
 
 from __future__ import annotations

@@ -69,7 +69,13 @@ def load_model(
     Raises:
         InputError: if it cannot be loaded, the base has changed, or the edit is not one of weights.
     """
-    base_of(name)
+    base_of(name)  # raises InputError for a circular record, in which ``_load`` would not end
+    return _load(name, dtype, device, trust_remote_code)
+
+
+def _load(
+    name: str, dtype: torch.dtype | None, device: str | torch.device | None, trust_remote_code: bool
+) -> LanguageModel:
     if is_edit(name):
         method = StoredEdit.load(Path(name)).method
         raise InputError(
@@ -88,7 +94,7 @@ def load_model(
         apply = partial(patch_of_run, run=run)
     else:
         return LanguageModel.load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    model = load_model(base, dtype=dtype or made_in, device=device, trust_remote_code=trust_remote_code)
+    model = _load(base, dtype or made_in, device, trust_remote_code)
     apply(model)
     model.name = name
     return model

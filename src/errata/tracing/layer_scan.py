@@ -36,7 +36,7 @@ from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments
 from errata.statistics.settings import BUILTIN, StatisticsSettings
 from errata.utils.progress import Report, silent
-from errata.utils.tensors import to_float64
+from errata.utils.tensors import from_float64, to_float64
 
 ENOUGH_FACTS = 10  # with fewer, the scores say little
 GOOD = 2 / 3  # of the best score: the threshold for a good layer
@@ -332,7 +332,9 @@ class _Scan:
         solver = LeastSquares(ridge=float(self.settings.ridge * moment.shape[0]), history=False)
         change = solver.prepare(moment).solve(keys, to_float64(targets.delta))
         edits = self.model.edits
-        left, right = (factor.to(edits.sum_dtype).to(self.model.device) for factor in (change.left, change.right))
+        left, right = (
+            from_float64(factor, edits.sum_dtype, self.model.device) for factor in (change.left, change.right)
+        )
         savepoint = edits.savepoint([layer])
         edits.add([LowRankTerm(layer, left, right)])
         try:

@@ -21,6 +21,11 @@ def to_float64(tensor: Tensor) -> Tensor:
     return tensor.to(float64_device(tensor.device)).double()
 
 
+def from_float64(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The opposite of ``to_float64``; converted first, since mps has no float64."""
+    return tensor.to(dtype).to(device)
+
+
 def svd_of_product(
     left: Float[Tensor, "d_out n"], right: Float[Tensor, "n d_in"]
 ) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, "k"], Float[Tensor, "k d_in"]]:

@@ -59,9 +59,8 @@ class RankOne(Solver):
     def unsearched(self) -> Mapping[str, str]:
         if not self.least_agreement:
             return {}
-        share = f"{self.least_agreement:g}"
-        most = f"{1 / float(share):g}"
-        return {"least_agreement": f"{share}, so that no update is more than {most} times the intended one"}
+        share = self.least_agreement
+        return {"least_agreement": f"{share:g}, so that no update is more than {1 / share:g} times the intended one"}
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> RankOneLayer:
         factor = cholesky(moment, "the second moment of the keys") if self.moment == "measured" else None
