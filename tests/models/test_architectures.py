@@ -132,21 +132,22 @@ def weight_is_d_out_by_d_in_and_a_view(family: Family) -> None:
         torch.testing.assert_close(outputs["w"], expected, rtol=1e-12, atol=1e-12)
 
 
-def test_writing_into_the_weight_writes_the_model() -> None:
+def test_writing_into_the_weight_writes_the_model(subtests: pytest.Subtests) -> None:
     for name in ("gpt2_square", "llama"):
-        model, _ = tiny_model(name)
-        ids = random_ids(model)
-        row = architecture_of(model)
-        before = logits_of(model, ids)
-        module = model.get_submodule(row.blocks)[BLOCK].get_submodule(row.down_projection)
-        with recording(w=module) as (inputs, outputs):
-            logits_of(model, ids)
-        key, output = inputs["w"][-1], outputs["w"][-1]
-        r = torch.randn(WIDTH, generator=torch.Generator().manual_seed(5))
-        down_projection_weight(module).add_(torch.outer(r, key) / (key @ key))
-        with recording(w=module) as (_, outputs):
-            assert not torch.equal(logits_of(model, ids), before)
-        torch.testing.assert_close(outputs["w"][-1] - output, r, rtol=1e-4, atol=1e-5)
+        with subtests.test(name):
+            model, _ = tiny_model(name)
+            ids = random_ids(model)
+            row = architecture_of(model)
+            before = logits_of(model, ids)
+            module = model.get_submodule(row.blocks)[BLOCK].get_submodule(row.down_projection)
+            with recording(w=module) as (inputs, outputs):
+                logits_of(model, ids)
+            key, output = inputs["w"][-1], outputs["w"][-1]
+            r = torch.randn(WIDTH, generator=torch.Generator().manual_seed(5))
+            down_projection_weight(module).add_(torch.outer(r, key) / (key @ key))
+            with recording(w=module) as (_, outputs):
+                assert not torch.equal(logits_of(model, ids), before)
+            torch.testing.assert_close(outputs["w"][-1] - output, r, rtol=1e-4, atol=1e-5)
 
 
 def adding_to_the_weights_output_moves_the_block(family: Family) -> None:
@@ -254,16 +255,17 @@ def test_tiny_models_repeat_and_leave_the_global_generator_alone() -> None:
     assert not torch.equal(logits_of(first, ids), logits_of(other, ids))
 
 
-def test_tiny_tokenizers_are_of_different_kinds() -> None:
+def test_tiny_tokenizers_are_of_different_kinds(subtests: pytest.Subtests) -> None:
     text = 'Danielle Darrieux, "שלום" 🦊 {x}\n speaks French'
     for name in FAMILIES:
-        model, tokenizer = tiny_model(name)
-        encoded = tokenizer(text)
-        assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == text
-        assert model.config.vocab_size == len(tokenizer)
-        has_bos = model.config.model_type in {"llama", "gemma2", "gemma3_text", "phi3", "opt"}
-        assert (encoded["input_ids"][0] == tokenizer.bos_token_id) == has_bos
-        assert ("token_type_ids" in encoded) == (model.config.model_type == "gpt2")
+        with subtests.test(name):
+            model, tokenizer = tiny_model(name)
+            encoded = tokenizer(text)
+            assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == text
+            assert model.config.vocab_size == len(tokenizer)
+            has_bos = model.config.model_type in {"llama", "gemma2", "gemma3_text", "phi3", "opt"}
+            assert (encoded["input_ids"][0] == tokenizer.bos_token_id) == has_bos
+            assert ("token_type_ids" in encoded) == (model.config.model_type == "gpt2")
 
 
 def test_token_type_ids_change_gpt2() -> None:

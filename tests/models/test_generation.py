@@ -39,10 +39,11 @@ def text_of(model: LanguageModel, row: list[int], added: list[int]) -> str:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_row_is_continued_as_it_would_be_alone(family: str) -> None:
+def test_a_row_is_continued_as_it_would_be_alone(family: str, subtests: pytest.Subtests) -> None:
     model = tiny_language_model(family)  # not float64: eager attention makes NaN of padding there
     for top_k in (1, 5):
-        check_rows(model, top_k)
+        with subtests.test(f"top {top_k}"):
+            check_rows(model, top_k)
 
 
 def check_rows(model: LanguageModel, top_k: int) -> None:

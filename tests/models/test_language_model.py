@@ -41,19 +41,21 @@ def token_rows(model: LanguageModel) -> list[list[int]]:
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_captured_is_what_hooks_see_row_by_row(model: LanguageModel) -> None:
+def test_what_is_captured_is_what_hooks_see_row_by_row(model: LanguageModel, subtests: pytest.Subtests) -> None:
     rows = token_rows(model)
     wanted = {Site.KEY: [0, 3], Site.MLP: [2], Site.BLOCK: [0, BLOCKS - 1]}
     wholes = [read_whole(model, row) for row in rows]
     for token_budget in (1, 40, 4096):
-        captured = model.capture_last(rows, wanted, token_budget=token_budget)
-        assert set(captured) == {(site, layer) for site, layers in wanted.items() for layer in layers}
-        for (site, layer), found in captured.items():
-            expected = torch.stack([whole[site, layer][-1] for whole in wholes])
-            assert found.dtype == torch.float32
-            assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())), (site, layer)
-            # Rows differ far more than that: another order of rows would be seen.
-            assert torch.pdist(expected).min() > 0.05 * expected.norm(dim=1).mean()
+        with subtests.test(f"{token_budget} tokens"):
+            captured = model.capture_last(rows, wanted, token_budget=token_budget)
+            assert set(captured) == {(site, layer) for site, layers in wanted.items() for layer in layers}
+            for (site, layer), found in captured.items():
+                expected = torch.stack([whole[site, layer][-1] for whole in wholes])
+                assert found.dtype == torch.float32
+                close = torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+                assert close, (site, layer)
+                # Rows differ far more than that: another order of rows would be seen.
+                assert torch.pdist(expected).min() > 0.05 * expected.norm(dim=1).mean()
 
 
 def test_no_block_above_the_last_one_wanted_is_run(model: LanguageModel) -> None:
@@ -189,9 +191,9 @@ def test_a_broken_directory_is_an_input_error(saved: Path, damage: str) -> None:
     assert str(saved) in str(caught.value)
 
 
-def test_what_is_not_there_is_an_input_error() -> None:
+def test_what_is_not_there_is_an_input_error(subtests: pytest.Subtests) -> None:
     for name in ("/nowhere/at/all", "./nothing", "no-such-model-anywhere", "", "a b"):
-        with raises_code("MODEL_NOT_LOADED", InputError):
+        with subtests.test(repr(name)), raises_code("MODEL_NOT_LOADED", InputError):
             LanguageModel.load(name, device="cpu")
 
 

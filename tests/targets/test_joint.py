@@ -37,11 +37,12 @@ def searched(model: LanguageModel, settings: JointTargetSettings = SETTINGS, lay
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_loss_and_gradient_equal_those_of_whole_sequences(family: str) -> None:
+def test_loss_and_gradient_equal_those_of_whole_sequences(family: str, subtests: pytest.Subtests) -> None:
     """At zero and at random deltas; in layer 0 no block lies below."""
     model = loaded(family)
     for layer, facts in ((0, FACTS[:2]), (2, FACTS), (BLOCKS - 1, FACTS[:2])):
-        check_loss(model, layer, facts)
+        with subtests.test(f"layer {layer}"):
+            check_loss(model, layer, facts)
 
 
 def check_loss(model: LanguageModel, layer: int, facts: Sequence[Fact]) -> None:
@@ -73,16 +74,17 @@ def with_gradient(loss_of: object, value: Tensor) -> tuple[Tensor, Tensor]:
     ("family", "relative"),
     [*((family, False) for family in ("gpt2", "gptj", "llama", "gemma2", "opt")), ("gpt2", True), ("llama", True)],
 )
-def test_the_search_equals_one_fact_at_a_time(family: str, relative: bool) -> None:
+def test_the_search_equals_one_fact_at_a_time(family: str, relative: bool, subtests: pytest.Subtests) -> None:
     model = loaded(family)
     settings = SETTINGS.model_copy(update={"relative_rate": relative})
     ours = searched(model, settings)
     for column, fact in enumerate(FACTS):
-        expected = search_jointly(model, fact, PREFIXES, 2, settings)
-        assert int(ours.evaluations[column]) == expected.evaluations
-        torch.testing.assert_close(ours.delta[:, column], expected.delta, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(ours.z[:, column], expected.z, rtol=1e-6, atol=1e-6)
-        assert ours.loss[column].item() == pytest.approx(expected.loss, rel=1e-6)
+        with subtests.test(fact.id):
+            expected = search_jointly(model, fact, PREFIXES, 2, settings)
+            assert int(ours.evaluations[column]) == expected.evaluations
+            torch.testing.assert_close(ours.delta[:, column], expected.delta, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(ours.z[:, column], expected.z, rtol=1e-6, atol=1e-6)
+            assert ours.loss[column].item() == pytest.approx(expected.loss, rel=1e-6)
 
 
 # Targets that even a random model can be brought to say: one token, right behind the subject.
@@ -95,7 +97,9 @@ ENDS = [
 
 
 @pytest.mark.parametrize("layer", [3, BLOCKS - 1])
-def test_the_likelihood_is_eased_while_the_target_holds_and_facts_leave_when_done(layer: int) -> None:
+def test_the_likelihood_is_eased_while_the_target_holds_and_facts_leave_when_done(
+    layer: int, subtests: pytest.Subtests
+) -> None:
     """A search in which targets are reached, so that weights change and facts leave at different steps."""
     model = loaded("llama")
     settings = SETTINGS.model_copy(
@@ -108,7 +112,8 @@ def test_the_likelihood_is_eased_while_the_target_holds_and_facts_leave_when_don
     assert min(ours.evaluations.tolist()) < 16
     assert bool(ours.done[ours.evaluations < 16].all())
     for column, target in enumerate(expected):
-        torch.testing.assert_close(ours.delta[:, column], target.delta, rtol=1e-5, atol=1e-5)
+        with subtests.test(ENDS[column].id):
+            torch.testing.assert_close(ours.delta[:, column], target.delta, rtol=1e-5, atol=1e-5)
     # Without the easing the search is another one.
     eased = settings.model_copy(update={"stop_divergence": 0.0})
     never = eased.model_copy(update={"eased_likelihood": 1.0})
