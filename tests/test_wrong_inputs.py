@@ -16,7 +16,7 @@ from errata.lab.training import TrainingSettings, train
 from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
 
-from tests.support.errors import raises_code
+from tests.support.errors import assert_reported, raises_code, reported
 from tests.support.tiny_models import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,13 +63,15 @@ def test_edit_reports_the_faults_of_all_its_inputs_together(
     options = ["--corpus", str(tmp_path), "--shaping", "prun", "--layers", "one", "--dtype", "int3"]
     assert run([*arguments, *options, "--recipe", wrong["recipe.yaml"]]) == 2
     told = said(capsys)
-    for part in (
-        "facts.jsonl:1", "facts.jsonl:2", "others.jsonl:1", "recipe.yaml: layer (line 2): unknown",
-        "recipe.yaml: statistics", f"cannot read the corpus '{tmp_path}'", "--shaping: unknown shaping 'prun'",
-        "--layers: 'one'", "'int3'", "exists already",
-    ):  # fmt: skip
-        assert part in told
-    assert "the input has " in told
+    assert told.startswith("error[SEVERAL]: ")
+    assert_reported(
+        told,
+        ("FACT_EMPTY_FIELD", "facts.jsonl:1"), ("JSON_INVALID", "facts.jsonl:2"),
+        ("QUESTION_INVALID", "others.jsonl:1"),
+        ("RECIPE_KEY_UNKNOWN", "recipe.yaml: layer (line 2)"), ("RECIPE_KEY_MISSING", "recipe.yaml: statistics"),
+        ("CORPUS_UNREADABLE", repr(str(tmp_path))), ("SHAPING_UNKNOWN", "--shaping: unknown shaping 'prun'"),
+        ("LAYERS_INVALID", "--layers: 'one'"), ("DTYPE_UNKNOWN", "'int3'"), ("OUTPUT_EXISTS", str(tmp_path)),
+    )  # fmt: skip
 
 
 def test_edit_reports_layers_that_do_not_exist_with_the_facts_faults(
@@ -77,11 +79,9 @@ def test_edit_reports_layers_that_do_not_exist_with_the_facts_faults(
 ) -> None:
     arguments = ["edit", "--facts", wrong["facts.jsonl"], "--layers", "0,99", "--dry-run"]
     assert run([*arguments, "--method", "memit"]) == 2
-    told = said(capsys)
-    assert "layer 99 does not exist" in told
-    assert "facts.jsonl:2" in told
+    assert_reported(said(capsys), ("LAYER_UNKNOWN", "layer 99 "), ("JSON_INVALID", "facts.jsonl:2"))
     assert run([*arguments, "--method", "memitt"]) == 2
-    assert "there is no method 'memitt'" in said(capsys)
+    assert_reported(said(capsys), ("METHOD_UNKNOWN", "'memitt'"))
 
 
 def test_a_text_that_is_none_is_reported_once_even_if_the_recipe_names_it_too(
@@ -91,9 +91,8 @@ def test_a_text_that_is_none_is_reported_once_even_if_the_recipe_names_it_too(
     arguments = ["edit", "--facts", str(tmp_path), "--dry-run", "--method", "memit"]
     assert run([*arguments, "--corpus", str(tmp_path / "text")]) == 2
     told = said(capsys)
-    assert "has 2 faults" in told
-    assert told.count("cannot read the corpus") == told.count("text': ") == 1
-    assert ".json or .csv" in told
+    assert sorted(code for code, _ in reported(told)) == ["CORPUS_UNREADABLE", "FACTS_UNKNOWN_FORMAT", "SEVERAL"]
+    assert_reported(told, ("CORPUS_UNREADABLE", "text'"))
 
 
 def test_evaluate_reports_the_faults_of_all_its_inputs_together(
@@ -101,9 +100,12 @@ def test_evaluate_reports_the_faults_of_all_its_inputs_together(
 ) -> None:
     arguments = ["evaluate", "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"], "--device", "warp"]
     assert run(arguments) == 2
-    told = said(capsys)
-    for part in ("facts.jsonl:1", "facts.jsonl:2", "others.jsonl:1", "'warp'"):
-        assert part in told
+    assert_reported(
+        said(capsys),
+        ("FACT_EMPTY_FIELD", "facts.jsonl:1"), ("JSON_INVALID", "facts.jsonl:2"),
+        ("QUESTION_INVALID", "others.jsonl:1"),
+        ("DEVICE_UNAVAILABLE", "'warp'"),
+    )  # fmt: skip
 
 
 def test_recipe_auto_reports_the_faults_of_all_its_inputs_together(
@@ -112,13 +114,12 @@ def test_recipe_auto_reports_the_faults_of_all_its_inputs_together(
     arguments = ["recipe", "auto", "--model", bare_model, "--out", wrong["recipe.yaml"], "--methods", ","]
     files = ["--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"], "--corpus", str(tmp_path)]
     assert run([*arguments, *files, "--layers", "77", "--device", "warp"]) == 2
-    told = said(capsys)
-    for part in (
-        "recipe.yaml exists already", "--methods is empty", "facts.jsonl:1", "others.jsonl:1",
-        f"cannot read the corpus '{tmp_path}'",
-        "layer 77 does not exist", "'warp'",
-    ):  # fmt: skip
-        assert part in told
+    assert_reported(
+        said(capsys),
+        ("OUTPUT_EXISTS", "recipe.yaml"), ("OPTION_INVALID", "--methods"), ("FACT_EMPTY_FIELD", "facts.jsonl:1"),
+        ("QUESTION_INVALID", "others.jsonl:1"), ("CORPUS_UNREADABLE", repr(str(tmp_path))),
+        ("LAYER_UNKNOWN", "layer 77 "), ("DEVICE_UNAVAILABLE", "'warp'"),
+    )  # fmt: skip
 
 
 def test_locate_finds_facts_that_cannot_be_traced_before_the_weights_are_read(
@@ -128,7 +129,9 @@ def test_locate_finds_facts_that_cannot_be_traced_before_the_weights_are_read(
     lines = [{"subject": name, "prompt": "{} was born in", "target": "Rome"} for name in ("Ann Lee", "Bob Ray")]
     facts.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     assert run(["locate", "--model", bare_model, "--facts", str(facts), "--tracing"]) == 2
-    assert said(capsys).count("missing field 'old'") == 2
+    ((code, message),) = reported(said(capsys))
+    assert code == "FACT_MISSING_FIELD"
+    assert message.count("'old'") == 2
 
 
 UNWRITABLE = [
@@ -155,10 +158,10 @@ def test_unwritable_outputs_are_reported_before_the_work(
     Path("file").write_text("in the way", encoding="utf-8")
     for arguments in UNWRITABLE:
         assert run([*arguments, "file/result"]) == 2, arguments
-        assert "file" in said(capsys)
+        assert_reported(said(capsys), ("OUTPUT_NOT_WRITABLE", "file"))
         if arguments[-1] == "--json":
             assert run([*arguments, "."]) == 2, arguments
-            assert "is a directory" in said(capsys)
+            assert_reported(said(capsys), ("OUTPUT_NOT_A_FILE", ". "))
         assert [entry.name for entry in tmp_path.iterdir()] == ["file"], arguments
 
 
@@ -185,8 +188,7 @@ def test_the_hub_is_not_contacted_if_a_file_is_wrong(
         model = [] if "--against" in command else ["--model", "someone/some-model"]
         assert run([*command, *model, "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"]]) == 2
         told = said(capsys)
-        assert "facts.jsonl:2" in told
-        assert "others.jsonl:1" in told
+        assert_reported(told, ("JSON_INVALID", "facts.jsonl:2"), ("QUESTION_INVALID", "others.jsonl:1"))
         assert "looking on the Hugging Face hub" not in told
 
 
@@ -206,7 +208,7 @@ def test_facts_are_checked_against_a_hub_model_once_it_is_available(
     for command in COMMANDS:
         model = [] if "--against" in command else ["--model", "someone/some-model"]
         assert run([*command, *model, "--facts", str(facts)]) == 2
-        assert "tokens, but the model" in said(capsys)
+        assert_reported(said(capsys), ("FACT_TOO_LONG", "facts.jsonl:1"))
 
 
 def test_only_line_ends_end_a_question(tmp_path: Path) -> None:
@@ -232,9 +234,7 @@ def test_invalid_lists_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for option, texts in cases.items():
         for text in texts:
             assert run(["edit", "--facts", str(FACTS), "--dry-run", "--method", "memit", option, text]) == 2
-            told = said(capsys)
-            assert f"{option}: {text!r}" in told
-            assert f"error[{option[2:].upper()}_INVALID]" in told
+            assert_reported(said(capsys), (f"{option[2:].upper()}_INVALID", f"{option}: {text!r}"))
 
 
 def test_boundary_layers_that_are_one_layer_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,7 +291,7 @@ def test_a_patch_that_may_not_be_read_is_not_called_missing(
     monkeypatch.setattr(os, "open", refusing)
     assert run(["show", str(patch)]) == 2
     told = said(capsys).lower()
-    assert "permission denied" in told
+    assert os.strerror(errno.EACCES).lower() in told
     assert "cannot be found" not in told
 
 
@@ -306,10 +306,10 @@ def test_seeds_that_no_generator_accepts_are_refused(tmp_path: Path, capsys: pyt
             ["lab", "facts", "--out", out],
         ):
             assert run([*arguments, "--seed", str(seed)]) == 2
-            assert "--seed" in said(capsys)
+            assert_reported(said(capsys), ("USAGE", "--seed"))
         for seeds in (str(seed), f"{seed},"):
             assert run([*grid, "--seeds", seeds]) == 2
-            assert "seeds" in said(capsys)
+            assert_reported(said(capsys), ("GRID_INVALID", "seeds"))
 
 
 def test_a_world_that_is_too_small_to_train_on_is_refused(tmp_path: Path) -> None:
@@ -321,7 +321,11 @@ def test_invalid_files_of_a_benchmark_are_input_errors(tmp_path: Path, capsys: p
     for name in ("summary.json", "grid.json"):
         folder = tmp_path / name.removesuffix(".json")
         folder.mkdir()
-        for content in ("[" * 100_000, "\x00", '{"format": 1}'):
+        for content, code in (
+            ("[" * 100_000, "JSON_INVALID"),
+            ("\x00", "JSON_INVALID"),
+            ('{"format": 1}', "FILE_WRONG_FORMAT"),
+        ):
             (folder / name).write_text(content, encoding="utf-8")
             assert run(["report", str(folder)] if name == "summary.json" else ["bench", "--out", str(folder)]) == 2
-            assert name in said(capsys)
+            assert_reported(said(capsys), (code if name == "summary.json" else "BENCH_DAMAGED", name))
