@@ -65,6 +65,9 @@ COMMANDS: Final[Mapping[str, CommandEntry]] = {
     "push": CommandEntry(
         "publish", "Upload the output of `errata save` to the Hugging Face hub, after showing its files."
     ),
+    "advise": CommandEntry(
+        "advise", "Try several editors on your facts, compare what took and what broke, and recommend one."
+    ),
     "locate": CommandEntry("locate", "Find the layers of a model that accept edits, by editing one layer at a time."),
     "report": CommandEntry("report", "Write a report of a benchmark or study as HTML, Markdown, CSV and LaTeX."),
     "methods": CommandEntry("methods", "List the editing methods, their papers, and any differences from them."),

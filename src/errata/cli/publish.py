@@ -29,7 +29,7 @@ from errata.results.records import Results, Row, read_results
 from errata.runs.loading import check_exists, load_model, stack_of_run, stack_under
 from errata.runs.run import is_run, open_run
 from errata.utils.files import check_new, new_directory, write_text
-from errata.utils.text import counted, listed
+from errata.utils.text import counted, listed, size_text
 
 CARD, FACTS = "README.md", "facts.jsonl"
 SAVE_EXAMPLE = "Example: errata save edited --out published"
@@ -355,14 +355,6 @@ def files_of(directory: Path) -> list[tuple[str, int]]:
     """(path, bytes) of every file, in order."""
     files = sorted(file for file in directory.rglob("*") if file.is_file())
     return [(file.relative_to(directory).as_posix(), file.stat().st_size) for file in files]
-
-
-def size_text(count: int) -> str:
-    """``1.2 MB``."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= 0.99995 * size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
 
 
 def _check_contents(directory: Path) -> None:

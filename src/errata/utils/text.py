@@ -68,6 +68,14 @@ def _is_accent(character: str) -> bool:
     return unicodedata.category(character).startswith("M")
 
 
+def size_text(count: int) -> str:
+    """``1.2 MB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= 0.99995 * size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
 def similar(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
     """The known names most similar to a misspelt one, best first; see ``difflib.get_close_matches``."""
     return difflib.get_close_matches(name[:_LONGEST], list(known), n=most, cutoff=cutoff)
