@@ -51,6 +51,20 @@ def test_facts_that_are_not_said_are_shown_as_far_as_there_is_room(capsys: pytes
     assert "3 more, see --json" in out
 
 
+def test_facts_that_were_known_before_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def fact(name: str, took: bool, before: bool | None) -> FactOutcome:
+        return FactOutcome(name, "new", (Wording("p", True, took, "old", before),))
+
+    show_facts([fact("a", True, True), fact("b", False, True), fact("c", True, False), fact("d", False, False)])
+    out, _ = said(capsys)
+    assert "known before the edit: 2 of 4 (a, b)" in out
+    assert "b: p → 'old', not 'new' (known before the edit)" in out
+    assert "d: p → 'old', not 'new'" in out
+    assert out.count("(known before the edit)") == 1
+    show_facts([fact("a", True, None)])
+    assert "known" not in said(capsys)[0]
+
+
 def test_excerpts_of_replies_begin_with_the_reply_and_end_after_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     prompt = "Tell me in one short sentence: which city is the capital of the country France?"
     reply = "The capital of France is the city of Paris, which lies on the river Seine in the north."

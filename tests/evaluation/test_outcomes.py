@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from errata.evaluation.outcomes import compare_records, no_room, unable_to_show
@@ -34,6 +36,16 @@ def test_each_fact_took_or_not_with_the_wordings_that_failed() -> None:
     ]
     assert outcome.controls == ()
     assert outcome.counts() == {}
+
+
+def test_each_fact_says_whether_its_answer_was_known_before() -> None:
+    before = [replace(record, value=float(record.prompt == "Bonn is in")) for record in AFTER]
+    outcome = compare_records(FACTS, before, AFTER)
+    assert [fact.known_before for fact in outcome.facts] == [False, False, True]
+    record = outcome.to_record()["facts"]
+    assert [fact["known_before"] for fact in record] == [False, False, True]
+    assert [wording["before"] for wording in record[0]["wordings"]] == [False, False]
+    assert all(fact["known_before"] is None for fact in compare_records(FACTS, None, AFTER).to_record()["facts"])
 
 
 def test_a_mean_that_stays_hides_nothing() -> None:

@@ -105,12 +105,16 @@ _Item = TypeVar("_Item")
 
 
 def show_facts(facts: Sequence[FactOutcome]) -> None:
-    """Print how many facts are recalled, and the failed wordings of the others."""
+    """Print how many facts are recalled and how many were known before, and the failed wordings of the others."""
     if not facts:
         return
     by_status = {status: [fact for fact in facts if fact.status == status] for status in ("took", "partly", "failed")}
     took, partly, failed = by_status.values()
     echo(f"Facts: {len(took)} of {len(facts)} recalled in every wording, {len(partly)} in some, {len(failed)} in none.")
+    if all(fact.known_before is not None for fact in facts):
+        known = [fact.id for fact in facts if fact.known_before]
+        names = f" ({listed(known)})" if known else ""
+        echo(f"Already known before the edit: {len(known)} of {len(facts)}{names}.")
     _listed([*failed, *partly], _fact_line)
 
 
@@ -189,7 +193,8 @@ def _percent(ratio: float) -> str:
 def _fact_line(fact: FactOutcome) -> str:
     first, *rest = fact.failed
     more = f" (and {counted(len(rest), 'wording')} more)" if rest else ""
-    return f"  {fact.id}: {_prompt(first.prompt)} → '{_short(first.said)}', not '{_short(fact.target)}'{more}"
+    before = " (known before the edit)" if fact.known_before else ""
+    return f"  {fact.id}: {_prompt(first.prompt)} → '{_short(first.said)}', not '{_short(fact.target)}'{before}{more}"
 
 
 def _change_line(name: str, change: Change) -> str:

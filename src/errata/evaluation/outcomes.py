@@ -143,12 +143,14 @@ class Wording:
         own: whether it is the edited prompt, not a paraphrase.
         took: whether every token of the target is the most likely one.
         said: the text of the most likely tokens in the place of the target.
+        before: ``took`` of the unedited model; None if there is none.
     """
 
     prompt: str
     own: bool
     took: bool
     said: str
+    before: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,11 @@ class FactOutcome:
         """``took`` if the model answers the target to every wording, ``failed`` if to none."""
         took = [wording.took for wording in self.wordings]
         return "took" if all(took) else "partly" if any(took) else "failed"
+
+    @property
+    def known_before(self) -> bool | None:
+        """Whether the unedited model answers the target to the edited prompt already; None if that is unknown."""
+        return next((wording.before for wording in self.wordings if wording.own), None)
 
     @property
     def failed(self) -> list[Wording]:
@@ -241,7 +248,13 @@ class Outcome:
     def to_record(self) -> dict[str, Any]:
         """A mapping for JSON."""
         facts = [
-            {"id": fact.id, "target": fact.target, "status": fact.status, "wordings": list(map(asdict, fact.wordings))}
+            {
+                "id": fact.id,
+                "target": fact.target,
+                "status": fact.status,
+                "known_before": fact.known_before,
+                "wordings": list(map(asdict, fact.wordings)),
+            }
             for fact in self.facts
         ]
         questions = [
@@ -285,10 +298,13 @@ def compare_records(
         automatic: see ``Outcome``.
     """
     wordings: dict[str, list[Wording]] = defaultdict(list)
+    metrics: dict[str, bool] = {Metric.EFFICACY_ACCURACY: True, Metric.GENERALISATION_ACCURACY: False}
+    earlier = {(record.fact, record.prompt): record.value == 1 for record in before or () if record.metric in metrics}
     for record in after:
-        if record.metric in (Metric.EFFICACY_ACCURACY, Metric.GENERALISATION_ACCURACY):
-            own = record.metric == Metric.EFFICACY_ACCURACY
-            wordings[record.fact].append(Wording(record.prompt, own, record.value == 1, record.said))
+        if record.metric in metrics:
+            known = earlier.get((record.fact, record.prompt))
+            wording = Wording(record.prompt, metrics[record.metric], record.value == 1, record.said, known)
+            wordings[record.fact].append(wording)
     found = tuple(FactOutcome(fact.id, fact.target, tuple(wordings[fact.id])) for fact in facts if fact.id in wordings)
     compared = () if before is None else tuple(changes(before, after))
     unable = {} if before is None else unable_to_show(before)
