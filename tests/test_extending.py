@@ -81,7 +81,8 @@ def test_editor(page: dict[str, Any], tmp_path: Path) -> None:
     edited = editor.view().score(pairs)
     assert edited[:2] != before[:2]
     assert edited[2:] == before[2:]
-    assert page["ContextEdit"].load(tmp_path / "edit.json") == edit
+    loaded = page["StoredEdit"].load(tmp_path / "edit.json")
+    assert (loaded.facts, loaded.fingerprint) == (edit.facts, edit.fingerprint)
     editor.remove(edit)
     assert editor.view().score(pairs) == before
     assert editor.fingerprint() == began

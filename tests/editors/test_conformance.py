@@ -13,7 +13,7 @@ from errata.editing.methods import METHOD_NAMES
 from errata.editors.contract import Answerer, Edit, EditedBatch, KnowledgeEditor
 from errata.editors.locate_then_edit import LocateThenEdit
 from errata.editors.registry import EDITORS, LOCATE_THEN_EDIT, editor_named
-from errata.editors.table import EDITOR_NAMES, EDITOR_ROWS, EditorSettings
+from errata.editors.table import ABILITIES, EDITOR_NAMES, EDITOR_ROWS, EditorSettings
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.utils.progress import silent
@@ -51,7 +51,7 @@ def case(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.Monke
         return Case(lambda: MemoryEditor(tiny_language_model("llama"), request.param), MemoryEdit.load)
     if request.param == FROM_THE_PAGE:
         page = extending_page()
-        return Case(lambda: page["ContextEditor"](tiny_language_model("llama")), page["ContextEdit"].load)
+        return Case(lambda: page["ContextEditor"](tiny_language_model("llama")), page["StoredEdit"].load)
     name, method = request.param
     monkeypatch.setenv("ERRATA_CACHE", str(folder / "cache"))
     recipe = method and tiny_recipe(write_corpus(folder / "corpus.txt"), method)
@@ -92,6 +92,9 @@ def answers(editor: KnowledgeEditor) -> list[Any]:
 def test_protocols(case: Case, tmp_path: Path) -> None:
     editor = case.make()
     edit = editor.apply(FIRST)
+    for row in EDITOR_ROWS:
+        if row.name == editor.method:
+            assert (editor.view().abilities, editor.undo) == (ABILITIES[row.where], row.undo)
     assert isinstance(editor, KnowledgeEditor)
     assert isinstance(editor.view(), Answerer)
     assert isinstance(edit, Edit)

@@ -6,6 +6,7 @@ takes those of ``editing.methods``, whose rows all belong to one editor.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -13,11 +14,21 @@ from pydantic import Field, StrictInt
 
 from errata.editing.methods import METHOD_NAMES, method_named
 from errata.errors import InputError
+from errata.results.metrics import Ability
 from errata.utils.settings import Settings
 from errata.utils.text import did_you_mean
 
 Where: TypeAlias = Literal["weights", "hooks", "prompt", "answer"]
 """What an editor changes: weights, activations during a forward pass, the prompt, or the finished answer."""
+
+
+ABILITIES: Final[Mapping[Where, frozenset[Ability]]] = {
+    "weights": frozenset(("likelihood", "generation", "rolling")),
+    "hooks": frozenset(("likelihood", "generation")),
+    "prompt": frozenset(("likelihood", "generation")),
+    "answer": frozenset(("generation",)),
+}
+"""What a model edited in such a place can be asked for; see ``editors.contract.Answerer``."""
 
 
 class EditorSettings(Settings):
@@ -36,6 +47,7 @@ class EditorRow:
         title: its description in one line.
         paper: where it was published.
         where: what it changes.
+        undo: which edits can be removed: ``any``, or only the ``last``.
         deviations: where this differs from the paper or its published code, and why.
     """
 
@@ -43,6 +55,7 @@ class EditorRow:
     title: str
     paper: str
     where: Where
+    undo: Literal["any", "last"] = "any"
     deviations: tuple[str, ...] = ()
 
 
