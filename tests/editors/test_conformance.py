@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Name in the registry -> the methods to test; (None,) for an editor without a recipe.
-SETTINGS = {LOCATE_THEN_EDIT: ("memit", "alphaedit+blue")}
+SETTINGS = {LOCATE_THEN_EDIT: ("memit", "alphaedit+blue"), "grace": (None,)}
 CASES = [(name, method) for name in EDITORS for method in SETTINGS[name]]
 FROM_THE_PAGE = "docs/extending.md"
 

@@ -221,14 +221,14 @@ def _find(
             chosen = unfinished.nonzero()[:, 0]
             loss_of.select(chosen)
             active, delta, gradient, first, second = (x[chosen] for x in (active, delta, gradient, first, second))
-        first, second, delta = _adam(first, second, delta, gradient, step, loss_of.rates())
+        first, second, delta = adam_step(first, second, delta, gradient, step, loss_of.rates())
         delta = loss_of.clamped(delta)
         on_step(len(active))
     z, found = loss_of.written(origin + final_delta).T, loss_of.written(final_delta).T
     return Targets(z=z, delta=found, loss=final_loss, evaluations=evaluations, first_loss=first_loss, done=done)
 
 
-def _adam(
+def adam_step(
     first: Tensor, second: Tensor, value: Tensor, gradient: Tensor, step: int, rate: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Adam with the usual constants (Kingma & Ba 2015, algorithm 1); all rows are at the same step."""

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from errata.editing.recipe import Recipe, fault_at
 from errata.editing.recipe_files import RecipeFile, place_of
 from errata.editors.contract import Edit, KnowledgeEditor
+from errata.editors.edit_file import StoredEdit
+from errata.editors.grace import Grace, GraceSettings
 from errata.editors.locate_then_edit import LocateThenEdit
 from errata.editors.table import EditorSettings
 from errata.errors import Fault, FaultsError, InputError
@@ -45,8 +47,13 @@ def _locate_then_edit(model: LanguageModel, settings: Mapping[str, Any], report:
     return LocateThenEdit(model, Recipe.model_validate(settings), report=report)
 
 
+def _grace(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Grace:
+    return Grace(model, GraceSettings.model_validate(settings), report)
+
+
 EDITORS: Final[Mapping[str, EditorKind]] = {
     LOCATE_THEN_EDIT: EditorKind(_locate_then_edit, Patch.load, Recipe),
+    "grace": EditorKind(_grace, StoredEdit.load, GraceSettings),
 }
 
 

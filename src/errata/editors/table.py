@@ -59,7 +59,26 @@ class EditorRow:
     deviations: tuple[str, ...] = ()
 
 
-EDITOR_ROWS: Final[tuple[EditorRow, ...]] = ()
+EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
+    EditorRow(
+        "grace",
+        "a codebook of activations: a query close to a stored key gets its trained vector as a module's output",
+        "Hartvigsen et al. 2023, Aging with GRACE, NeurIPS, arXiv:2211.11031",
+        "hooks",
+        (
+            "The query is read at the prompt's last token in every case; the published code takes its position from "
+            "the evaluation's labels.",
+            "Labels are compared as token sequences; the published code compares the means of their ids.",
+            "The radius is a share of the distance between unrelated prompts, and the learning rate one of the "
+            "module's own output, since both scale with the model (published: 1 and 1, as they are).",
+            "The vector holds from the prompt's last token on; published forms replace that token or those before it.",
+            "The new vectors of a batch are trained together until their loss is small; a vector that a later fact "
+            "joins is not trained again.",
+            "A fact replaces an earlier one with the same prompt.",
+            "Removing an edit replays the assignment of the others.",
+        ),
+    ),
+)
 EDITOR_NAMES: Final[tuple[str, ...]] = tuple(row.name for row in EDITOR_ROWS)
 
 

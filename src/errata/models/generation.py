@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from errata.errors import InputError, NonFiniteError
 from errata.models.language_model import CACHE_BUDGET, LanguageModel
 from errata.models.prompts import encode, length_batches, pad
 from errata.models.replay import prefix_cache
+from errata.models.row_hooks import RowHooks, RowPass, around
 
 Stop = Callable[[str], bool]
 """Whether a continuation so far, without its prompt, is complete."""
@@ -35,6 +37,7 @@ def continue_rows(
     token_budget: int = CACHE_BUDGET,
     names: Sequence[str] = (),
     on_rows: Callable[[int], None] = lambda count: None,
+    hooks: RowHooks | None = None,
 ) -> list[str]:
     """Continue rows of tokens independently: batches are of similar length, and a finished row leaves its batch.
 
@@ -51,16 +54,19 @@ def continue_rows(
         token_budget: the most padded tokens of a batch, new ones included (a longer row is continued alone).
         names: names of the rows for errors.
         on_rows: called with the number of rows after each batch.
+        hooks: for each forward pass; not with stems, which are run for several rows at once.
 
     Raises:
         InputError: if a row with its new tokens is too long for the model.
         NonFiniteError: naming the rows, if a logit is not finite.
-        ValueError: when sampling without enough uniform numbers.
+        ValueError: when sampling without enough uniform numbers, or if there are both stems and hooks.
     """
     limits = [new_tokens] * len(rows) if isinstance(new_tokens, int) else list(new_tokens)
     numbers = uniforms if uniforms is not None else torch.zeros(len(rows), 0, dtype=torch.float64)
     if top_k > 1 and (len(numbers) != len(rows) or numbers.shape[1] < max(limits, default=0)):
         raise ValueError("sampling (top_k > 1) needs a uniform number for each new token of each row")
+    if hooks is not None and any(stems):
+        raise ValueError("stems are run for several rows at once, so hooks cannot treat these rows differently")
     _check_lengths(model, rows, limits)
 
     texts = [""] * len(rows)
@@ -77,6 +83,9 @@ def continue_rows(
         def is_complete(row: int, ids: Sequence[int], readers: Sequence[_Reader] = readers) -> bool:
             return stop is not None and stop(readers[row].text(ids))
 
+        def chunk_hooks(rows: RowPass, indices: Sequence[int] = indices) -> AbstractContextManager[None]:
+            return around(hooks, [indices[row] for row in rows.rows], rows.positions)
+
         produced = _continue(
             model,
             chunk,
@@ -85,6 +94,7 @@ def continue_rows(
             choose,
             is_complete,
             end_ids=_end_ids(model) if end_at_eos else set(),
+            hooks=None if hooks is None else chunk_hooks,
             names=[names[index] for index in indices] if names else [],
             stems=[stems[index] for index in indices] if stems else [],
         )
@@ -175,6 +185,7 @@ def _continue(
     names: Sequence[str],
     stems: Sequence[int] = (),
     leaving: bool = True,
+    hooks: RowHooks | None = None,
 ) -> list[list[int]]:
     """The new tokens of one batch's rows."""
     produced: list[list[int]] = [[] for _ in rows]
@@ -197,7 +208,8 @@ def _continue(
     done: set[int] = set()
     step = 0
     while True:
-        with torch.no_grad():
+        read = positions if step or hooks is None else positions.masked_fill(mask == 0, -1)
+        with torch.no_grad(), around(hooks, live, read):
             logits = model.model(
                 input_ids=ids,
                 attention_mask=mask,

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from errata.errors import InputError, NonFiniteError
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel
-from errata.models.prompts import Pair, TargetScore, complete, length_batches, pad
+from errata.models.prompts import Completion, Pair, TargetScore, complete, length_batches, pad
 from errata.models.replay import cache_rows, prefix_cache
+from errata.models.row_hooks import PromptHooks, RowHooks, around
 from errata.utils.progress import Report, counter, silent
 
 # Logits are the only large tensors here: at most this many are computed at once (1 GiB in float32) ...
@@ -43,26 +43,33 @@ class Predictions:
 class ScoringPlan:
     """The rows to read for some pairs."""
 
-    rows: list[tuple[int, ...]]  # token ids; none is a prefix of another one
+    rows: list[tuple[int, ...]]  # token ids; none is a prefix of another one (with the same prompt)
     wanted: list[list[NextToken]]  # for each row, the target tokens of all pairs that it serves
     # for each pair its row, and (start, stop) of its tokens among the wanted ones of that row
     places: list[tuple[int, int, int]]
+    prompts: list[int]  # for each row, the index of a pair that it serves: the only prompt, if prompts are kept apart
 
 
 def score(
-    model: LanguageModel, pairs: Sequence[Pair], *, token_budget: int = TOKEN_BUDGET, report: Report = silent
+    model: LanguageModel,
+    pairs: Sequence[Pair],
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    report: Report = silent,
+    hooks: PromptHooks | None = None,
 ) -> list[TargetScore]:
     """Score targets after prompts; see ``Pair`` for the joiner. Equal pairs and shared prompts are read once.
 
     Args:
         token_budget: the most padded tokens of one forward pass; the scores do not depend on it.
         report: progress callback, in rows.
+        hooks: change the model by prompt; then only pairs of one prompt share a row.
 
     Raises:
         InputError: if a target has no token or no context before it, or a row is too long for the model.
         NonFiniteError: naming the prompts, if a logit is not finite.
     """
-    scores = scores_of(model, list(dict.fromkeys(pairs)), token_budget=token_budget, report=report)
+    scores = scores_of(model, list(dict.fromkeys(pairs)), token_budget=token_budget, report=report, hooks=hooks)
     check_finite(scores, {pair: pair[0] for pair in scores})
     return [scores[pair] for pair in pairs]
 
@@ -74,17 +81,24 @@ def scores_of(
     shared: Mapping[str, Sequence[int]] | None = None,
     token_budget: int = TOKEN_BUDGET,
     report: Report = silent,
+    hooks: PromptHooks | None = None,
 ) -> dict[Pair, TargetScore]:
     """Scores of distinct pairs, finite or not; see ``score``.
 
     Args:
         shared: prompt -> the tokens that it has in common with other prompts, which are run once; the scores do not
-            depend on it. Where a prompt begins with fewer of them, only these count.
+            depend on it. Where a prompt begins with fewer of them, only these count. Not with hooks.
     """
-    plan = plan_of(model.tokenizer, pairs)
+    completions = complete(model.tokenizer, pairs)
+    plan = plan_of(pairs, completions, apart=hooks is not None)
+    row_hooks = hooks and hooks(
+        [pairs[index][0] for index in plan.prompts], [completions[index].prompt for index in plan.prompts]
+    )
     stems = _stems(plan, pairs, shared) if shared else ()
     on_rows = counter(report, "evaluation", len(plan.rows))
-    predictions = predict(model, plan.rows, plan.wanted, stems=stems, token_budget=token_budget, on_rows=on_rows)
+    predictions = predict(
+        model, plan.rows, plan.wanted, stems=stems, token_budget=token_budget, on_rows=on_rows, hooks=row_hooks
+    )
     scores: dict[Pair, TargetScore] = {}
     for pair, (row, start, stop) in zip(pairs, plan.places, strict=True):
         likeliest = predictions[row].likeliest[start:stop]
@@ -102,22 +116,28 @@ def check_finite(scores: Mapping[Pair, TargetScore], names: Mapping[Pair, str]) 
         raise NonFiniteError("log-probability", facts=list(dict.fromkeys(bad)), layer=None)
 
 
-def plan_of(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> ScoringPlan:
+def plan_of(pairs: Sequence[Pair], completions: Sequence[Completion], *, apart: bool = False) -> ScoringPlan:
     """The rows to read for some pairs.
 
+    Args:
+        completions: the pairs as tokens.
+        apart: whether only pairs of the same prompt may share a row.
+
     Raises:
-        InputError: if a target has no token, or no context before it.
+        InputError: if a target has no context before it.
     """
-    completions = complete(tokenizer, pairs)
     for pair, completion in zip(pairs, completions, strict=True):
         if completion.target_start == 0:
             what = f"there is no token before the target {pair[1]!r} of the prompt {pair[0]!r}"
             raise InputError(what, remedy="Give a longer prompt", code="PROMPT_EMPTY")
     # Nothing is predicted after a target's last token, so it is not read: two one-token targets of a prompt share a
     # row. In a causal model a row also serves all of its prefixes.
-    rows, places = _without_prefixes([completion.ids[:-1] for completion in completions])
-    plan = ScoringPlan(rows, [[] for _ in rows], [])
-    for completion, row in zip(completions, places, strict=True):
+    starts = [completion.target_start if apart else 0 for completion in completions]
+    read = [completion.ids[:-1] for completion in completions]
+    rows, places = _without_prefixes(list(zip(starts, read, strict=True)))
+    plan = ScoringPlan(rows, [[] for _ in rows], [], [0] * len(rows))
+    for pair, (completion, row) in enumerate(zip(completions, places, strict=True)):
+        plan.prompts[row] = pair
         wanted = plan.wanted[row]
         start = len(wanted)
         wanted.extend(
@@ -141,16 +161,22 @@ def common_start(row: Sequence[int], other: Sequence[int]) -> int:
     return next((index for index, (mine, its) in pairs if mine != its), min(len(row), len(other)))
 
 
-def _without_prefixes(rows: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The rows that are no prefix of another row; and for each given row the index of one that begins with it."""
-    longest: list[tuple[int, ...]] = []
-    place: dict[tuple[int, ...], int] = {}
+def _without_prefixes(
+    rows: Sequence[tuple[int, tuple[int, ...]]],
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The rows that are no prefix of another row; and for each given row the index of one that begins with it.
+
+    Args:
+        rows: each with a number; only rows of the same number are compared.
+    """
+    longest: list[tuple[int, tuple[int, ...]]] = []
+    place: dict[tuple[int, tuple[int, ...]], int] = {}
     # In sorted order the rows that begin with a row directly follow it, so backwards the last kept row decides.
-    for row in sorted(set(rows), reverse=True):
-        if not longest or longest[-1][: len(row)] != row:
-            longest.append(row)
-        place[row] = len(longest) - 1
-    return longest, [place[row] for row in rows]
+    for number, row in sorted(set(rows), reverse=True):
+        if not longest or longest[-1][0] != number or longest[-1][1][: len(row)] != row:
+            longest.append((number, row))
+        place[number, row] = len(longest) - 1
+    return [row for _, row in longest], [place[row] for row in rows]
 
 
 def predict(
@@ -161,6 +187,7 @@ def predict(
     stems: Sequence[int] = (),
     token_budget: int = TOKEN_BUDGET,
     on_rows: Callable[[int], None] = lambda count: None,
+    hooks: RowHooks | None = None,
 ) -> list[Predictions]:
     """Log-probabilities of wanted tokens, reading every row once; batches and padding do not change them.
 
@@ -171,12 +198,15 @@ def predict(
             wanted position on: each distinct stem is run once, and its keys and values serve all rows.
         token_budget: the most padded tokens of one forward pass (a longer row is read alone).
         on_rows: called with the number of rows after each forward pass.
+        hooks: for each forward pass; not with stems, which are run for several rows at once.
 
     Raises:
         InputError: if a row is too long for the model.
+        ValueError: if there are both stems and hooks.
     """
     _check_lengths(model, rows)
     found: list[Predictions | None] = [None] * len(rows)
+    _check_hooks(hooks, stems)
     for indices, starts, inputs in _passes(model, rows, wanted, stems, token_budget):
         # A position with several wanted tokens is computed once.
         positions: dict[tuple[int, int], int] = {}
@@ -185,7 +215,8 @@ def predict(
             for row, index in enumerate(indices)
             for entry in wanted[index]
         ]
-        log_probabilities, likeliest = _read(model, inputs, list(positions), entries)
+        with around(hooks, indices, inputs["position_ids"], [len(rows[index]) for index in indices]):
+            log_probabilities, likeliest = _read(model, inputs, list(positions), entries)
         start = 0
         for index in indices:
             stop = start + len(wanted[index])
@@ -196,12 +227,18 @@ def predict(
 
 
 def next_token_log_probabilities(
-    model: LanguageModel, rows: Sequence[Sequence[int]], *, stems: Sequence[int] = (), token_budget: int = TOKEN_BUDGET
+    model: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    *,
+    stems: Sequence[int] = (),
+    token_budget: int = TOKEN_BUDGET,
+    hooks: RowHooks | None = None,
 ) -> Tensor:
     """Natural log-probabilities of every token after each row.
 
     Args:
         stems: as for ``predict``; each less than its row's length.
+        hooks: as for ``predict``.
 
     Returns:
         (rows, vocabulary) on the CPU, at least float32; not finite where the model's logits are not.
@@ -212,9 +249,11 @@ def next_token_log_probabilities(
     _check_lengths(model, rows)
     found: Tensor | None = None
     last = [[NextToken(len(row) - 1, 0)] for row in rows]
+    _check_hooks(hooks, stems)
     for indices, starts, inputs in _passes(model, rows, last, stems, token_budget):
         columns = [len(rows[index]) - 1 - start for index, start in zip(indices, starts, strict=True)]
-        with torch.no_grad():
+        lengths = [len(rows[index]) for index in indices]
+        with torch.no_grad(), around(hooks, indices, inputs["position_ids"], lengths):
             values = model.logits_at(
                 inputs, torch.arange(len(indices), device=model.device), torch.tensor(columns, device=model.device)
             )
@@ -235,6 +274,11 @@ def _check_lengths(model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
     if longest > model.context_length:
         what = f"a text has {longest} tokens, but {model.name!r} accepts {model.context_length}"
         raise InputError(what, remedy="Shorten the text or remove it", code="TEXT_TOO_LONG")
+
+
+def _check_hooks(hooks: RowHooks | None, stems: Sequence[int]) -> None:
+    if hooks is not None and any(stems):
+        raise ValueError("stems are run for several rows at once, so hooks cannot treat these rows differently")
 
 
 def _passes(

@@ -102,7 +102,7 @@ class Replay:
         if self._cache is not None:
             chosen._cache = self._fresh_cache()
             # Of the skipped blocks' caches only the length is ever read.
-            _change_states(chosen._cache.layers[self.layer :], lambda state: state[rows])
+            change_states(chosen._cache.layers[self.layer :], lambda state: state[rows])
         new_index = torch.full((len(self),), -1, device=rows.device)
         new_index[rows] = torch.arange(len(rows), device=rows.device)
         selected = new_index[self.wanted_row] >= 0
@@ -163,11 +163,8 @@ class Replay:
         }
 
     def _fresh_cache(self) -> DynamicCache:
-        """A copy to append to. ``copy.copy(cache)`` alone would share the layer objects, which are appended to."""
         assert self._cache is not None
-        fresh = copy.copy(self._cache)
-        fresh.layers = [copy.copy(layer) for layer in self._cache.layers]
-        return fresh
+        return copy_of(self._cache)
 
 
 class BucketedReplay:
@@ -400,7 +397,7 @@ def prefix_cache(
         row = torch.tensor([number.get(head, 0) for head in heads], device=device)
         has_stem = torch.tensor([bool(head) for head in heads], device=device)
         mask = batch.attention_mask[row] * has_stem[:, None]
-        _change_states(cache.layers, lambda state: state[row])
+        change_states(cache.layers, lambda state: state[row])
     stem_slots = mask.shape[1]
     tail_lengths = torch.tensor([len(tail) for tail in tails], device=device)
     if any(tails):
@@ -414,7 +411,7 @@ def prefix_cache(
     slot = torch.arange(slots, device=device)
     source = (stem_slots + tail_lengths[:, None] - slots + slot).clamp_min(0)
     if any(tails):
-        _change_states(cache.layers, lambda state: torch.take_along_dim(state, source[:, None, :, None], dim=2))
+        change_states(cache.layers, lambda state: torch.take_along_dim(state, source[:, None, :, None], dim=2))
     return cache, (slot >= slots - lengths[:, None]).long()
 
 
@@ -436,7 +433,14 @@ def _extend(model: LanguageModel, cache: DynamicCache, ids: Tensor, mask: Tensor
         )
 
 
-def _change_states(layers: Sequence[object], change: Callable[[Tensor], Tensor]) -> None:
+def copy_of(cache: DynamicCache) -> DynamicCache:
+    """A copy to append to. ``copy.copy(cache)`` alone would share the layer objects, which are appended to."""
+    fresh = copy.copy(cache)
+    fresh.layers = [copy.copy(layer) for layer in cache.layers]
+    return fresh
+
+
+def change_states(layers: Sequence[object], change: Callable[[Tensor], Tensor]) -> None:
     """Replace the keys and values of cache layers by functions of them."""
     for layer in layers:
         assert isinstance(layer, DynamicLayer)
