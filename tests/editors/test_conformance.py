@@ -39,8 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("editors")
 
 
-# Name in the registry -> the methods to test; (None,) for an editor without a recipe.
-SETTINGS = {LOCATE_THEN_EDIT: ("memit", "alphaedit+blue"), "grace": (None,)}
+# Name in the registry -> the methods to test, or the settings of an editor without a recipe; None for its defaults.
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    LOCATE_THEN_EDIT: ("memit", "alphaedit+blue"),
+    "grace": ({"steps": 10},),
+}
 CASES = [(name, method) for name in EDITORS for method in SETTINGS[name]]
 FROM_THE_PAGE = "docs/extending.md"
 
@@ -54,8 +57,8 @@ def case(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.Monke
         return Case(lambda: page["ContextEditor"](tiny_language_model("llama")), page["StoredEdit"].load)
     name, method = request.param
     monkeypatch.setenv("ERRATA_CACHE", str(folder / "cache"))
-    recipe = method and tiny_recipe(write_corpus(folder / "corpus.txt"), method)
-    settings = recipe.model_dump(mode="json") if recipe else {}
+    recipe = tiny_recipe(write_corpus(folder / "corpus.txt"), method) if isinstance(method, str) else None
+    settings = recipe.model_dump(mode="json") if recipe else method or {}
     kind = editor_named(name)
     return Case(lambda: kind.make(tiny_language_model("llama"), settings, silent), kind.load)
 

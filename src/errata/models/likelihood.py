@@ -136,8 +136,8 @@ def plan_of(pairs: Sequence[Pair], completions: Sequence[Completion], *, apart: 
     read = [completion.ids[:-1] for completion in completions]
     rows, places = _without_prefixes(list(zip(starts, read, strict=True)))
     plan = ScoringPlan(rows, [[] for _ in rows], [], [0] * len(rows))
-    for pair, (completion, row) in enumerate(zip(completions, places, strict=True)):
-        plan.prompts[row] = pair
+    for number, (completion, row) in enumerate(zip(completions, places, strict=True)):
+        plan.prompts[row] = number
         wanted = plan.wanted[row]
         start = len(wanted)
         wanted.extend(

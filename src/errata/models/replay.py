@@ -102,7 +102,7 @@ class Replay:
         if self._cache is not None:
             chosen._cache = self._fresh_cache()
             # Of the skipped blocks' caches only the length is ever read.
-            change_states(chosen._cache.layers[self.layer :], lambda state: state[rows])
+            _change_states(chosen._cache.layers[self.layer :], lambda state: state[rows])
         new_index = torch.full((len(self),), -1, device=rows.device)
         new_index[rows] = torch.arange(len(rows), device=rows.device)
         selected = new_index[self.wanted_row] >= 0
@@ -397,7 +397,7 @@ def prefix_cache(
         row = torch.tensor([number.get(head, 0) for head in heads], device=device)
         has_stem = torch.tensor([bool(head) for head in heads], device=device)
         mask = batch.attention_mask[row] * has_stem[:, None]
-        change_states(cache.layers, lambda state: state[row])
+        _change_states(cache.layers, lambda state: state[row])
     stem_slots = mask.shape[1]
     tail_lengths = torch.tensor([len(tail) for tail in tails], device=device)
     if any(tails):
@@ -411,14 +411,13 @@ def prefix_cache(
     slot = torch.arange(slots, device=device)
     source = (stem_slots + tail_lengths[:, None] - slots + slot).clamp_min(0)
     if any(tails):
-        change_states(cache.layers, lambda state: torch.take_along_dim(state, source[:, None, :, None], dim=2))
+        _change_states(cache.layers, lambda state: torch.take_along_dim(state, source[:, None, :, None], dim=2))
     return cache, (slot >= slots - lengths[:, None]).long()
 
 
 def cache_rows(cache: DynamicCache, rows: Int[Tensor, "rows"]) -> DynamicCache:
     """A cache of some of the rows, in this order and with repetitions, to append to; the given one is unchanged."""
-    chosen = copy.copy(cache)
-    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen = copy_of(cache)
     _change_states(chosen.layers, lambda state: state[rows])
     return chosen
 
@@ -440,7 +439,7 @@ def copy_of(cache: DynamicCache) -> DynamicCache:
     return fresh
 
 
-def change_states(layers: Sequence[object], change: Callable[[Tensor], Tensor]) -> None:
+def _change_states(layers: Sequence[object], change: Callable[[Tensor], Tensor]) -> None:
     """Replace the keys and values of cache layers by functions of them."""
     for layer in layers:
         assert isinstance(layer, DynamicLayer)

@@ -23,7 +23,7 @@ from errata.models.prompts import pad
 from errata.models.replay import (
     ACCELERATOR_PASS_COST,
     PASS_COST,
-    change_states,
+    cache_rows,
     copy_of,
     length_cuts,
     prefix_cache,
@@ -151,18 +151,13 @@ class _Part:
             return None
         index = torch.tensor(places, device=self.device)
         length = int(self.mask[index].sum(1).max())
-        cache = self.cache
-        if cache is not None:
-            cache = copy_of(cache)
-            # Of the skipped blocks' caches only the length is ever read.
-            change_states(cache.layers[self.layer :], lambda state: state[index])
         return self._with(
             rows=tuple(self.rows[place] for place in places),
             ids=self.ids[index, :length],
             position_ids=self.position_ids[index, :length],
             mask=self.mask[index, :length],
             prefix_mask=self.prefix_mask[index],
-            cache=cache,
+            cache=None if self.cache is None else cache_rows(self.cache, index),
             hidden=None if self.hidden is None else self.hidden[index, :length],
             wanted=tuple(self.wanted[place] for place in places),
         )
