@@ -50,7 +50,7 @@ FROM_THE_PAGE = "docs/extending.md"
 
 @pytest.fixture(params=[*CASES, *VIEWS, FROM_THE_PAGE], ids=str)
 def case(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
-    if request.param in VIEWS:
+    if isinstance(request.param, str) and request.param in VIEWS:
         return Case(lambda: MemoryEditor(tiny_language_model("llama"), request.param), MemoryEdit.load)
     if request.param == FROM_THE_PAGE:
         page = extending_page()
