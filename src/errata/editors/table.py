@@ -65,7 +65,7 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "a codebook of activations: a query close to a stored key gets its trained vector as a module's output",
         "Hartvigsen et al. 2023, Aging with GRACE, NeurIPS, arXiv:2211.11031",
         "hooks",
-        (
+        deviations=(
             "The query is read at the prompt's last token in every case; the published code takes its position from "
             "the evaluation's labels.",
             "Labels are compared as token sequences; the published code compares the means of their ids.",
