@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from errata.benchmark.measurements import OPTIONAL
 from errata.cli.command import READ, Command, command_line
 from errata.cli.main import COMMANDS, command_of, run
 from errata.utils.files import reserved
+
+FACTS = Path(__file__).resolve().parents[1] / "examples" / "facts.jsonl"
 
 
 def test_the_package_imports_without_torch() -> None:
@@ -120,6 +123,37 @@ def test_missing_files_and_unknown_methods_are_reported_without_torch(tmp_path: 
         assert "memitt" in said or "none" in said
         assert said.count("none.jsonl") == ended["call"].count("none.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["here.jsonl"]
+
+
+INVALID = [
+    "edit --facts bad.jsonl --out x.safetensors",
+    "edit --facts bad.jsonl --method retrieval --out x.safetensors",
+    "edit --facts good.jsonl --untouched bad.jsonl --out x.safetensors",
+    "evaluate --facts bad.jsonl",
+    "advise --facts bad.jsonl",
+    "locate --facts bad.jsonl",
+    "recipe auto --facts bad.jsonl --out x.yaml",
+    "analyse spectrum --facts bad.jsonl --out x",
+    "bench --data lab,bad.jsonl --methods memit --edits 2 --out x",
+    "bench --data jsonl=bad.jsonl --methods memit --edits 2 --out x",
+    "data check jsonl bad.jsonl",
+]
+
+
+def test_faults_of_facts_and_questions_are_reported_without_torch(tmp_path: Path) -> None:
+    good = {"subject": "Ann", "prompt": "{} was born in", "target": "Rome"}
+    (tmp_path / "good.jsonl").write_text(json.dumps(good), encoding="utf-8")
+    (tmp_path / "bad.jsonl").write_text(json.dumps(good) + "\n" + json.dumps({**good, "target": 3}), encoding="utf-8")
+    for ended in light(INVALID, tmp_path):
+        assert (ended["status"], ended["heavy"]) == (2, []), ended
+        assert "bad.jsonl:2" in ended["err"]
+    twice = [good, {**good, "target": "Oslo"}]
+    (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, twice)), encoding="utf-8")
+    both = "edit --facts bad.jsonl --method memitt --untouched none.jsonl --out x.safetensors"
+    found = light([both, f"{both} --last-wins"], tmp_path)
+    assert not any(ended["heavy"] for ended in found)
+    assert ["bad.jsonl" in ended["err"] for ended in found] == [True, False]
+    assert all("memitt" in ended["err"] and "none.jsonl" in ended["err"] for ended in found)  # reported together
 
 
 def test_every_path_is_known_as_input_or_output() -> None:
@@ -268,7 +302,7 @@ def test_a_run_and_its_output_cannot_overlap(
 def test_an_output_that_another_process_is_about_to_write_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "facts.jsonl").touch()
+    shutil.copy(FACTS, tmp_path)
     with reserved(tmp_path / "new" / "one.safetensors"):
         out = str(tmp_path / "new" / "one.safetensors")
         assert run(["edit", "--facts", str(tmp_path / "facts.jsonl"), "--out", out]) == 2

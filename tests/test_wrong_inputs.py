@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from errata.cli.main import run
-from errata.cli.model_options import is_lab, read_questions, text_lines
+from errata.cli.model_options import is_lab
+from errata.facts.questions import read_questions, text_lines
 from errata.lab.training import TrainingSettings, train
 from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline

@@ -25,7 +25,6 @@ from errata.cli.model_options import (
     is_lab,
     outline_of,
     placement,
-    read_questions,
     seed_option,
     shipped_sentences,
     token_check,
@@ -41,6 +40,7 @@ from errata.errors import InputError, collect_errors
 from errata.evaluation.controls import facts_to_scan, with_automatic_controls
 from errata.facts.fact import Fact, FactSet
 from errata.facts.files import read_facts
+from errata.facts.questions import read_questions
 from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
 from errata.report.advice import COST_HEADS, QUALITY_HEADS, cost_rows, quality_rows, recommendation

@@ -18,11 +18,11 @@ from errata.cli.model_options import (
     check_chat,
     outline_of,
     placement,
-    text_lines,
 )
 from errata.cli.terminal import JsonOption, console, write_json
 from errata.editors.contract import Answerer
 from errata.errors import Fault, FaultsError, InputError
+from errata.facts.questions import text_lines
 from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
 from errata.models.prompts import chat_text, encode

@@ -27,9 +27,7 @@ from errata.cli.model_options import (
     is_lab,
     outline_of,
     placement,
-    read_questions,
     shipped_sentences,
-    text_lines,
 )
 from errata.cli.recipe_options import read_recipe_for, read_settings_for
 from errata.cli.terminal import console, echo, warn
@@ -42,6 +40,7 @@ from errata.editors.registry import LOCATE_THEN_EDIT
 from errata.editors.table import EDITOR_NAMES, EditorSettings
 from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.facts.fact import FactSet
+from errata.facts.questions import read_questions, text_lines
 from errata.models.loading import Outline
 from errata.models.size import ModelSize
 from errata.report.bench_run import by_cause

@@ -19,9 +19,12 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand
 
+from errata.datasets import jsonl
 from errata.datasets.registry import is_own_file, split_file
 from errata.editors.table import check_method
 from errata.errors import InputError, collect_errors
+from errata.facts.files import read_facts
+from errata.facts.questions import read_questions
 from errata.statistics.settings import NAMED_CORPORA
 from errata.utils.files import is_there, reserved
 
@@ -29,6 +32,7 @@ _PACKAGE = "errata.cli."
 _TEXTS = frozenset({"prompts", "subject", "dataset", "which"})  # parameters that never name a file
 _METHODS = frozenset({"method", "methods"})
 _DATA = frozenset({"facts", "data"})
+_NEED_TORCH = ("recipe", "corpus", "schedule", "layers", "shaping", "device", "dtype")  # to be checked
 READ: Final = frozenset(
     "analysis facts file grid patches probes recipe reference_corpus references results resume untouched".split()
 )
@@ -108,16 +112,24 @@ def _label(param: Any) -> str:
 
 
 def check_inputs(params: Mapping[str, Any], labels: Mapping[str, str]) -> None:
-    """Check that the named methods and files exist, which needs neither torch nor transformers.
+    """Check that the named methods and files exist, and that the user's own facts and questions are valid.
+
+    This needs neither torch nor transformers. Commands read the facts again, to check them with the model's tokenizer.
+    If there may be faults that only a command finds (in options that need torch, or because the output exists), facts
+    are left to the command, which reports all faults together.
 
     Args:
         params: parameter -> value.
         labels: parameter -> its name on the command line.
 
     Raises:
-        InputError: for one that does not.
+        InputError: for one error.
         FaultsError: for several.
     """
+    outputs = (params.get("out"), params.get("run"))
+    reported_later = any(params.get(name) is not None for name in _NEED_TORCH) or any(
+        isinstance(path, Path) and is_there(path) for path in outputs
+    )
     with collect_errors("the command line") as part:
         for name, value in params.items():
             if name in _METHODS and isinstance(value, str):
@@ -127,6 +139,14 @@ def check_inputs(params: Mapping[str, Any], labels: Mapping[str, str]) -> None:
             for path in _inputs(name, value):
                 with part:
                     check_input(path, labels.get(name, name))
+            if reported_later:
+                continue
+            for path in filter(Path.is_file, _facts_files(name, value)):  # a pipe can be read only once
+                with part:
+                    read_facts(path, last_wins=bool(params.get("last_wins") or params.get("resume")))
+            if name == "untouched" and isinstance(value, Path) and value.is_file():
+                with part:
+                    read_questions(value)
 
 
 def check_input(path: Path, label: str) -> None:
@@ -151,6 +171,19 @@ def _inputs(name: str, value: Any) -> Iterator[Path]:
                     yield Path(dataset if path is None else path)
         elif isinstance(one, str) and name == "corpus" and one not in NAMED_CORPORA:
             yield Path(one)
+
+
+def _facts_files(name: str, value: Any) -> Iterator[Path]:
+    """The user's own files of facts among a parameter's values."""
+    if name in _DATA and isinstance(value, Path):
+        yield value
+    elif name in _DATA and isinstance(value, str):
+        for entry in filter(None, map(str.strip, value.split(","))):
+            dataset, path = split_file(entry)
+            if dataset == jsonl.DATASET.name and path is not None:
+                yield Path(path)
+            elif path is None and is_own_file(dataset):
+                yield Path(dataset)
 
 
 def _gguf_option() -> Any:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from errata.benchmark.recipe_search import automatic_file, layers_by_depth, unsearched_recipe
 from errata.benchmark.sequence import EvaluationSet, measure, run_sequence
-from errata.cli.model_options import DeviceOption, outline_of, placement, read_questions, seed_option
+from errata.cli.model_options import DeviceOption, outline_of, placement, seed_option
 from errata.cli.terminal import JsonOption, PlainConsole, console, echo, progress, write_json
 from errata.editing.methods import BOUNDARY_SUFFIX, method_named
 from errata.editing.recipe import Recipe, parse_recipe, shipped_recipe
@@ -25,6 +25,7 @@ from errata.errors import ErrataError, InputError
 from errata.facts.fact import Fact, FactSet, Question
 from errata.facts.files import read_facts
 from errata.facts.joining import word_places
+from errata.facts.questions import read_questions
 from errata.lab.corpus import held_out_prose
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions

@@ -31,7 +31,6 @@ from errata.cli.model_options import (
     outline_here,
     outline_of,
     placement,
-    read_questions,
     seed_option,
     token_check,
 )
@@ -47,6 +46,7 @@ from errata.evaluation.controls import Controls, with_automatic_controls
 from errata.facts.conflicts import OnConflict
 from errata.facts.fact import FactSet
 from errata.facts.files import read_facts
+from errata.facts.questions import read_questions
 from errata.patches.patch import supported_dtype_name
 from errata.runs.loading import load_model
 from errata.runs.run import RunDirectory, create_run, open_run

@@ -29,7 +29,6 @@ from errata.cli.model_options import (
     is_lab,
     outline_here,
     outline_of,
-    read_questions,
     show_absent,
     token_check,
 )
@@ -47,6 +46,7 @@ from errata.evaluation.recall import absent
 from errata.facts.conflicts import OnConflict
 from errata.facts.fact import Fact, FactSet
 from errata.facts.files import read_facts
+from errata.facts.questions import read_questions
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
 from errata.report.ledger import recalled

@@ -25,7 +25,6 @@ from errata.cli.model_options import (
     outline_here,
     outline_of,
     placement,
-    read_questions,
     seed_option,
     show_absent,
     token_check,
@@ -37,6 +36,7 @@ from errata.evaluation.outcomes import NOT_COMPARED, absent_changes
 from errata.evaluation.recall import absent
 from errata.facts.fact import QUESTION_LISTS, Fact
 from errata.facts.files import read_facts
+from errata.facts.questions import read_questions
 from errata.report.tables import before_after_table
 from errata.results.records import FORMAT, summarise, to_long
 from errata.runs.loading import load_answerer

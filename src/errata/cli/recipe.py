@@ -35,7 +35,6 @@ from errata.cli.model_options import (
     outline_here,
     outline_of,
     placement,
-    read_questions,
     recipe_name,
     seed_option,
     token_check,
@@ -49,6 +48,7 @@ from errata.errors import InputError, collect_errors, faults_of
 from errata.evaluation.controls import facts_to_scan, known_facts, with_automatic_controls
 from errata.facts.fact import FactSet
 from errata.facts.files import read_facts
+from errata.facts.questions import read_questions
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel
