@@ -16,6 +16,7 @@ from errata.evaluation.concepts import (
     concept_records,
     read_answer,
     read_concepts,
+    read_strictly,
     similarity,
 )
 from errata.facts.concept import Concept
@@ -55,6 +56,44 @@ def test_the_question_is_that_of_the_paper() -> None:
 )
 def test_answers_are_read(text: str, answer: bool | None) -> None:
     assert read_answer(text) is answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" Yes\n", True),
+        (": no.", False),
+        (" not", None),
+        (" I know", None),
+        (" now no", None),
+        ("", None),
+        ("7 yes", None),
+    ],
+)
+def test_answers_are_read_strictly(text: str, answer: bool | None) -> None:
+    assert read_strictly(text) is answer
+
+
+def test_turned_instances_and_contrast_by_hand() -> None:
+    concept = Concept(
+        "c", "lake", "A {} is", "deep water", "a dry hill", instances=("Como", "Garda", "Iseo"), non_instances=("Etna",)
+    )
+    questions = [DEMONSTRATIONS + each for each in (*concept.instance_questions, *concept.non_instance_questions)]
+
+    def reading(answers: tuple[str, ...], said: str) -> ConceptReading:
+        return ConceptReading({}, dict(zip(questions, answers, strict=True)), {"c": said})
+
+    before = reading((" Yes", " No", " Yes", " No"), "deep water")
+    after = reading((" No", " Yes", " not", " Yes"), "a dry hill")
+    records = concept_records([concept], after, before=before)
+    assert values(records, Metric.CONCEPT_INSTANCES_TURNED) == [1, 0, 0]  # "not" is no strict no
+    assert values(records, Metric.CONCEPT_INSTANCES_STRICT) == [0, 1, 0]
+    assert values(records, Metric.CONCEPT_NON_INSTANCES_STRICT) == [1]
+    assert values(records, Metric.CONCEPT_CONTRAST) == [pytest.approx(1)]
+    assert values(concept_records([concept], before), Metric.CONCEPT_CONTRAST) == [pytest.approx(-1)]
+    without = Concept("c", "lake", "A {} is", None, "a dry hill")
+    assert not values(concept_records([without], ConceptReading(definitions={"c": "x"})), Metric.CONCEPT_CONTRAST)
+    assert Metric.CONCEPT_CONTRAST in absent_concepts([without])
 
 
 def says(first: int) -> list[list[float]]:
@@ -180,6 +219,7 @@ def test_absent_measurements_are_reported_with_their_reason() -> None:
         Metric.CONCEPT_LOCALITY_TOKENS,
         Metric.CONCEPT_NON_INSTANCES,
         Metric.CONCEPT_NON_INSTANCE_CHANGE,
+        Metric.CONCEPT_NON_INSTANCES_STRICT,
     }
     assert len(absent_concepts([])) == 10
 

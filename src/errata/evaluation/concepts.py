@@ -15,13 +15,18 @@ tokens of a generated definition are.
 - *instance change*: the answer before less the answer after. Here, as in the authors' script, an answer that is neither
   yes nor no counts as yes. For non-instances it is the answer after less the answer before, and what is neither yes nor
   no counts as no: an answer that cannot be read is never a change for the better;
+- *strict*: the same two shares where the answer is its first word, so that "not" and "know" are no longer a no; and the
+  share of instances *turned* from yes to no, which is not a difference of means: a change back does not offset it;
 - *consistency*: the authors have GPT-4 say whether a generated definition means what the target means. Here it is the
   cosine of the two texts' TF-IDF vectors (scikit-learn's, words of one letter counted), the inverse document
-  frequencies being counted on all old and new definitions of the concepts given: words in common, not meaning.
+  frequencies being counted on all old and new definitions of the concepts given: words in common, not meaning;
+- *contrast*: that cosine less the one with the old definition, from -1 to 1, as the authors' rating is: a text that
+  shares as many words with both is no evidence for either.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Final
@@ -85,6 +90,12 @@ def read_answer(text: str) -> bool | None:
     """Yes if "yes" is in the text, else no if "no" does, else None; as in the authors' code."""
     low = text.lower()
     return True if "yes" in low else False if "no" in low else None
+
+
+def read_strictly(text: str) -> bool | None:
+    """Yes or no if that is the first word of the text, else None."""
+    word = re.match(r"\W*([^\W\d_]+)", text)
+    return None if word is None else {"yes": True, "no": False}.get(word[1].lower())
 
 
 def read_concepts(
@@ -155,6 +166,7 @@ def concept_records(
     generated = bool(reading.definitions)
     texts = [reading.definitions[concept.id] for concept in concepts] if generated else []
     similarities = iter(similarity(concepts, texts) if generated else ())
+    olds = iter(similarity(concepts, texts, old=True) if generated else ())
     found: list[Record] = []
     for concept in concepts:
         if reading.scores:
@@ -166,7 +178,10 @@ def concept_records(
         for question in concept.non_instance_questions:
             found += _instance_records(concept, settings.demonstrations + question, reading, before, belongs=False)
         said = reading.definitions[concept.id].strip()
-        found.append(Record(concept.id, Metric.CONCEPT_CONSISTENCY, concept.text, next(similarities), said))
+        new, old = next(similarities), next(olds)
+        found.append(Record(concept.id, Metric.CONCEPT_CONSISTENCY, concept.text, new, said))
+        if concept.definition:
+            found.append(Record(concept.id, Metric.CONCEPT_CONTRAST, concept.text, new - old, said))
     return found
 
 
@@ -184,7 +199,10 @@ def absent_concepts(
         return dict.fromkeys(metrics, "there are no concepts")
     missing = {} if model is None else absent_abilities(metrics, model.abilities, model.name)
     if not before:
-        changes = (Metric.CONCEPT_LOCALITY, Metric.CONCEPT_INSTANCE_CHANGE, Metric.CONCEPT_NON_INSTANCE_CHANGE)
+        changes = (
+            Metric.CONCEPT_LOCALITY, Metric.CONCEPT_INSTANCE_CHANGE, Metric.CONCEPT_NON_INSTANCE_CHANGE,
+            Metric.CONCEPT_INSTANCES_TURNED,
+        )  # fmt: skip
         missing |= dict.fromkeys(changes, "there is no unedited model to compare with")
     if not any(concept.paraphrases for concept in concepts):
         missing[Metric.CONCEPT_GENERALISATION] = "no concept has 'paraphrases'"
@@ -192,18 +210,28 @@ def absent_concepts(
         locality = (Metric.CONCEPT_LOCALITY, Metric.CONCEPT_LOCALITY_TOKENS)
         missing |= dict.fromkeys(locality, "no concept has 'unrelated' definitions")
     if not any(concept.instance_questions for concept in concepts):
-        of_instances = (Metric.CONCEPT_INSTANCES, Metric.CONCEPT_INSTANCE_CHANGE)
+        of_instances = (
+            Metric.CONCEPT_INSTANCES, Metric.CONCEPT_INSTANCE_CHANGE, Metric.CONCEPT_INSTANCES_STRICT,
+            Metric.CONCEPT_INSTANCES_TURNED,
+        )  # fmt: skip
         missing |= dict.fromkeys(of_instances, "no concept has 'instances' or 'instance_prompts'")
     if not any(concept.non_instances for concept in concepts):
-        of_others = (Metric.CONCEPT_NON_INSTANCES, Metric.CONCEPT_NON_INSTANCE_CHANGE)
+        of_others = (
+            Metric.CONCEPT_NON_INSTANCES, Metric.CONCEPT_NON_INSTANCE_CHANGE, Metric.CONCEPT_NON_INSTANCES_STRICT,
+        )  # fmt: skip
         missing |= dict.fromkeys(of_others, "no concept has 'non_instances'")
     if not any(concept.instance_questions or concept.non_instance_questions for concept in concepts):
         missing[Metric.CONCEPT_UNREADABLE] = "no concept has 'instances' or 'non_instances'"
+    if not any(concept.definition for concept in concepts):
+        missing[Metric.CONCEPT_CONTRAST] = "no concept has an old 'definition'"
     return missing
 
 
-def similarity(concepts: Sequence[Concept], texts: Sequence[str]) -> list[float]:
+def similarity(concepts: Sequence[Concept], texts: Sequence[str], *, old: bool = False) -> list[float]:
     """Cosine of each text's TF-IDF vector and that of the concept's new definition; 0 of a text without known words.
+
+    Args:
+        old: compare with the old definition instead; 0 of a concept without one.
 
     Raises:
         MissingExtraError: if scikit-learn is not installed.
@@ -219,7 +247,8 @@ def similarity(concepts: Sequence[Concept], texts: Sequence[str]) -> list[float]
     if not any(map(vectoriser.build_analyzer(), known)):
         return [0.0] * len(texts)
     vectoriser.fit(known)
-    targets = vectoriser.transform([concept.new_definition for concept in concepts])
+    definitions = [(concept.definition or "") if old else concept.new_definition for concept in concepts]
+    targets = vectoriser.transform(definitions)
     rows = vectoriser.transform(list(texts))  # rows of length 1, so that their products are cosines
     return [float(value) for value in rows.multiply(targets).sum(axis=1).A1]
 
@@ -251,9 +280,13 @@ def _instance_records(
     answer = read_answer(text)
     share = Metric.CONCEPT_INSTANCES if belongs else Metric.CONCEPT_NON_INSTANCES
     values = {share: float(answer is True), Metric.CONCEPT_UNREADABLE: float(answer is None)}
+    strict = Metric.CONCEPT_INSTANCES_STRICT if belongs else Metric.CONCEPT_NON_INSTANCES_STRICT
+    values[strict] = float(read_strictly(text) is True)
     if before is not None:
         then = read_answer(before.answers[question])
         if belongs:
+            turned = read_strictly(before.answers[question]) is True and read_strictly(text) is False
+            values[Metric.CONCEPT_INSTANCES_TURNED] = float(turned)
             values[Metric.CONCEPT_INSTANCE_CHANGE] = float(then is not False) - float(answer is not False)
         else:
             values[Metric.CONCEPT_NON_INSTANCE_CHANGE] = float(answer is True) - float(then is True)

@@ -241,7 +241,11 @@ class Metric(StrEnum):
     CONCEPT_INSTANCE_CHANGE = _concept("concept_instance_change")
     CONCEPT_NON_INSTANCE_CHANGE = _concept("concept_non_instance_change")
     CONCEPT_UNREADABLE = _concept("concept_unreadable", better="lower")
+    CONCEPT_INSTANCES_STRICT = _concept("concept_instances_strict", better="lower")
+    CONCEPT_NON_INSTANCES_STRICT = _concept("concept_non_instances_strict")
+    CONCEPT_INSTANCES_TURNED = _concept("concept_instances_turned")
     CONCEPT_CONSISTENCY = _concept("concept_consistency")
+    CONCEPT_CONTRAST = _concept("concept_contrast")
     PERPLEXITY_RATIO = _ratio(
         "perplexity_ratio",
         ability="rolling",
