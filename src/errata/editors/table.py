@@ -47,16 +47,16 @@ class EditorRow:
         title: its description in one line.
         paper: where it was published.
         where: what it changes.
-        undo: which edits can be removed: ``any``, or only the ``last``.
         deviations: where this differs from the paper or its published code, and why.
+        undo: which edits can be removed: ``any``, or only the ``last``.
     """
 
     name: str
     title: str
     paper: str
     where: Where
-    undo: Literal["any", "last"] = "any"
     deviations: tuple[str, ...] = ()
+    undo: Literal["any", "last"] = "any"
 
 
 EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
