@@ -221,7 +221,7 @@ def test_absent_measurements_are_reported_with_their_reason() -> None:
         Metric.CONCEPT_NON_INSTANCE_CHANGE,
         Metric.CONCEPT_NON_INSTANCES_STRICT,
     }
-    assert len(absent_concepts([])) == 10
+    assert len(absent_concepts([])) == 14
 
 
 def test_a_concept_is_well_formed_or_all_its_faults_are_reported() -> None:

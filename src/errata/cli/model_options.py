@@ -25,7 +25,7 @@ from errata.models.loading import Outline, gguf_of, is_hub_name
 from errata.models.prompts import chat_frame
 from errata.patches.stack import has_stack, is_stack, stack_base
 from errata.results.metrics import CONTROLS, entry_of
-from errata.runs.loading import base_of
+from errata.runs.loading import base_of, is_edit
 from errata.runs.run import RunDirectory, is_run, open_run
 from errata.utils.files import is_file, reason_of
 from errata.utils.text import counted
@@ -240,7 +240,7 @@ def is_lab(name: str) -> bool:
         InputError: if the model's errata.json cannot be read.
     """
     path = Path(name) / "errata.json"
-    if is_stack(name) or is_run(name):
+    if is_stack(name) or is_run(name) or is_edit(name):
         return is_lab(base_of(name))
     if name != "lab" and is_file(path):
         try:

@@ -80,7 +80,7 @@ def _load(
         method = StoredEdit.load(Path(name)).method
         raise InputError(
             f"{name} is an edit by {method!r}, which changes no weights",
-            remedy="`errata edit`, `ask`, `evaluate`, `history`, `show` and `revert` take such edits; give a model, a "
+            remedy="`errata edit`, `ask`, `evaluate`, `history`, `show` and `rebuild` take such edits; give a model, a "
             "stack or a run here",
             code="EDIT_NOT_OF_WEIGHTS",
         )

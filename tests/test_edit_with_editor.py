@@ -1,0 +1,136 @@
+"""An editor that changes no weights on the command line: one file, used as a model by every command that asks one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errata.cli.main import run
+from errata.editors.edit_file import StoredEdit
+
+Capture = pytest.CaptureFixture[str]
+METHOD = "grace"
+OUT = ("--out", "x.safetensors")
+EDIT = ("edit", "--method", METHOD)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with four facts of the lab (``facts.jsonl``), their edit (``edit.safetensors``) and its record."""
+    folder = tmp_path_factory.mktemp("editor")
+    lines = Path("examples/facts.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "facts.jsonl").write_text("\n".join(lines[:4]), encoding="utf-8")
+    (folder / "more.jsonl").write_text("\n".join(lines[4:6]), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(f"editors: {{{METHOD}: {{steps: 40, epsilon: 0.2}}}}\n", encoding="utf-8")
+    arguments = ["--facts", str(folder / "facts.jsonl"), "--recipe", str(folder / "recipe.yaml")]
+    out = ["--out", str(folder / "edit.safetensors"), "--json", str(folder / "edit.json")]
+    assert run(["edit", "--method", METHOD, *arguments, "--batch-size", "3", *out]) == 0
+    return folder
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_edit_is_measured_and_written(made: Path) -> None:
+    record = read(made / "edit.json")
+    after = {row["metric"]: row["mean"] for row in record["rows"] if row["when"] == "after"}
+    before = {row["metric"]: row["mean"] for row in record["rows"] if row["when"] == "before"}
+    assert (before["efficacy_accuracy"], after["efficacy_accuracy"]) == (0, 1)
+    assert after["untouched_accuracy"] == before["untouched_accuracy"]
+    assert "perplexity_ratio" in record["about"]["absent"]
+    assert record["about"]["settings"]["steps"] == 40
+    edit = StoredEdit.load(made / "edit.safetensors")
+    assert edit.settings["batch_size"] == 3  # the command line over the recipe over the defaults
+    assert edit.settings["epsilon"] == 0.2
+    assert len(edit.facts) == 4
+    assert edit.base == "lab"
+
+
+def test_the_file_is_a_model(made: Path, capsys: Capture, tmp_path: Path) -> None:
+    edited, facts = str(made / "edit.safetensors"), str(made / "facts.jsonl")
+    fact = StoredEdit.load(made / "edit.safetensors").facts[0]
+    assert run(["ask", "--model", edited, "--against", "lab", fact.text, "--json", str(tmp_path / "ask.json")]) == 0
+    new, old = read(tmp_path / "ask.json")["answers"]
+    assert fact.target in new["continuation"]
+    assert (new["used"], old["used"]) == ([fact.id], [])
+    assert new["next"][0][0].strip()
+    options = ["--facts", facts, "--against", "lab", "--json", str(tmp_path / "evaluate.json")]
+    assert run(["evaluate", "--model", edited, *options]) == 0
+    record = read(tmp_path / "evaluate.json")
+    assert record["about"]["fingerprint"] != record["about"]["against_fingerprint"]
+    after = {row["metric"]: row["mean"] for row in record["rows"] if row["when"] == "after"}
+    assert after["efficacy_accuracy"] == 1
+    assert run(["history", edited, "--json", str(tmp_path / "history.json")]) == 0
+    assert all(entry["still_said"] for entry in read(tmp_path / "history.json")["history"])
+    assert run(["show", edited, "--json", str(tmp_path / "show.json")]) == 0
+    (shown,) = read(tmp_path / "show.json")["edits"]
+    assert shown["method"] == METHOD
+    assert len(shown["facts"]) == 4
+    assert METHOD in capsys.readouterr().out
+
+
+def test_an_edit_on_an_edit_and_one_without_a_fact(made: Path, tmp_path: Path) -> None:
+    first, second = made / "edit.safetensors", tmp_path / "second.safetensors"
+    options = ["--facts", str(made / "more.jsonl"), "--recipe", str(made / "recipe.yaml"), "--batch-size", "3"]
+    assert (
+        run(["edit", "--model", str(first), "--method", METHOD, *options, "--no-evaluate", "--out", str(second)]) == 0
+    )
+    edit = StoredEdit.load(second)
+    assert edit.base == str(first.resolve())
+    assert run(["history", str(second), "--json", str(tmp_path / "history.json")]) == 0
+    history = read(tmp_path / "history.json")["history"]
+    assert len(history) == 6
+    assert all(entry["still_said"] for entry in history)
+    smaller, gone = tmp_path / "smaller.safetensors", edit.facts[0].id
+    assert run(["rebuild", str(second), "--without", gone, "--out", str(smaller)]) == 0
+    assert [fact.id for fact in StoredEdit.load(smaller).facts] == [edit.facts[1].id]
+    assert StoredEdit.load(smaller).fingerprint == edit.fingerprint  # of the same state before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ([*EDIT, "--facts", "FACTS", "--out", "dir"], "EDIT_NOT_OF_WEIGHTS"),
+        ([*EDIT, "--facts", "FACTS", "--layers", "3", *OUT], "OPTION_CONFLICT"),
+        ([*EDIT, "--facts", "FACTS", "--run", "run", *OUT], "OPTION_CONFLICT"),
+        ([*EDIT, *OUT], "OPTION_MISSING"),
+        ([*EDIT, "--facts", "FACTS"], "OPTION_MISSING"),
+        (["edit", "--method", METHOD + "s", "--facts", "FACTS", *OUT], "METHOD_UNKNOWN"),
+        ([*EDIT, "--facts", "FACTS", "--recipe", "OTHER", *OUT], "RECIPE_WITHOUT_EDITOR"),
+        ([*EDIT, "--facts", "FACTS", "--recipe", "BAD", *OUT], "RECIPE_KEY_UNKNOWN"),
+        (["merge", "--model", "EDIT", "--out", "dir"], "EDIT_NOT_OF_WEIGHTS"),
+        (["revert", "EDIT", "--out", "dir"], "EDIT_NOT_OF_WEIGHTS"),
+        (["rebuild", "EDIT", "--without", "nobody", *OUT], "FACT_OR_PATCH_UNKNOWN"),
+        (["edit", "--model", "EDIT", "--method", "memit", "--facts", "FACTS", *OUT], "EDIT_NOT_OF_WEIGHTS"),
+        (["edit", "--model", "EDIT", "--method", METHOD, "--facts", "CLASH", *OUT], "FACT_CONFLICT"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_refused(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, arguments: list[str], code: str
+) -> None:
+    (tmp_path / "other.yaml").write_text("editors: {retrieval: {}}\n", encoding="utf-8")
+    (tmp_path / "bad.yaml").write_text(f"editors:\n  {METHOD}:\n    stepz: 3\n", encoding="utf-8")
+    fact = StoredEdit.load(made / "edit.safetensors").facts[0]
+    (made / "clash.jsonl").write_text(json.dumps(fact.to_record() | {"target": "Oslo"}), encoding="utf-8")
+    names = {
+        "FACTS": str(made / "facts.jsonl"), "EDIT": str(made / "edit.safetensors"),
+        "OTHER": str(tmp_path / "other.yaml"), "BAD": str(tmp_path / "bad.yaml"),
+        "CLASH": str(made / "clash.jsonl"),
+    }  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert run([names.get(argument, argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert code in error
+    assert code != "RECIPE_KEY_UNKNOWN" or ("line 3" in error and "steps" in error)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml", "other.yaml"]
+
+
+def test_dry_run_shows_the_plan(made: Path, capsys: Capture) -> None:
+    assert run([*EDIT, "--facts", str(made / "facts.jsonl"), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "4 facts" in out
+    assert "epsilon" in out
