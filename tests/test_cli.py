@@ -298,9 +298,8 @@ UNSUPPORTED: list[tuple[dict[str, object], str]] = [
 
 
 def test_unsupported_models_are_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """There are no weights, tokenizer or facts: nothing else has been read."""
-    (tmp_path / "facts.jsonl").write_text("no facts", encoding="utf-8")
-    arguments = ["edit", "--model", str(tmp_path), "--facts", str(tmp_path / "facts.jsonl"), "--dry-run"]
+    """There are neither weights nor a tokenizer: nothing of the model but its configuration has been read."""
+    arguments = ["edit", "--model", str(tmp_path), "--facts", str(FACTS), "--dry-run"]
     for config, reason in UNSUPPORTED:
         (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
         assert run(arguments) == 2
