@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errata.models.weights import LowRankTerm, SparseTerm, Term
+from errata.models.weights import DenseTerm, LowRankTerm, SparseTerm, Term
 from errata.patches.factors import dense, inner, norm, rank, singular_values
 
 
-def some_terms(seed: int, ranks: list[int], *, sparse: bool) -> list[Term]:
+def some_terms(seed: int, ranks: list[int], *, sparse: bool, full: bool = False) -> list[Term]:
     """Changes of one 6 × 9 matrix."""
     generator = torch.Generator().manual_seed(seed)
     terms: list[Term] = [
@@ -21,17 +21,19 @@ def some_terms(seed: int, ranks: list[int], *, sparse: bool) -> list[Term]:
     if sparse:
         mask = torch.rand(6, 9, generator=generator) < 0.4
         terms.append(SparseTerm(3, torch.randn(int(mask.sum()), generator=generator), mask))
+    if full:
+        terms.append(DenseTerm(3, torch.randn(6, 9, generator=generator)))
     return terms
 
 
 CASES = {"seed": st.integers(0, 10**6), "ranks": st.lists(st.integers(1, 4), min_size=1, max_size=3)}
 
 
-@given(**CASES, other=st.integers(0, 10**6), sparse=st.tuples(st.booleans(), st.booleans()))
+@given(**CASES, other=st.integers(0, 10**6), sparse=st.tuples(st.booleans(), st.booleans()), full=st.booleans())
 def test_inner_products_and_norms_are_those_of_the_matrices(
-    seed: int, ranks: list[int], other: int, sparse: tuple[bool, bool]
+    seed: int, ranks: list[int], other: int, sparse: tuple[bool, bool], full: bool
 ) -> None:
-    first, second = some_terms(seed, ranks, sparse=sparse[0]), some_terms(other, [2], sparse=sparse[1])
+    first, second = some_terms(seed, ranks, sparse=sparse[0], full=full), some_terms(other, [2], sparse=sparse[1])
     one, two = dense(first), dense(second)
     assert first[0].shape == one.shape == (6, 9)
     assert inner(first, second) == pytest.approx(float((one * two).sum()), rel=1e-9, abs=1e-9)
@@ -40,12 +42,16 @@ def test_inner_products_and_norms_are_those_of_the_matrices(
     for term in first:
         if isinstance(term, SparseTerm):
             added[term.mask] += term.values.double()
+        if isinstance(term, DenseTerm):
+            added += term.value.double()
     torch.testing.assert_close(one, added)
 
 
-@given(**CASES, sparse=st.booleans())
-def test_singular_values_and_ranks_are_those_of_the_matrix(seed: int, ranks: list[int], sparse: bool) -> None:
-    terms = some_terms(seed, ranks, sparse=sparse)
+@given(**CASES, sparse=st.booleans(), full=st.booleans())
+def test_singular_values_and_ranks_are_those_of_the_matrix(
+    seed: int, ranks: list[int], sparse: bool, full: bool
+) -> None:
+    terms = some_terms(seed, ranks, sparse=sparse, full=full)
     expected = torch.linalg.svdvals(dense(terms))
     found = singular_values(terms)
     torch.testing.assert_close(found[: len(expected)], expected[: len(found)], rtol=1e-6, atol=1e-9)

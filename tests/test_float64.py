@@ -23,12 +23,13 @@ from errata.analysis.steps import summary
 from errata.benchmark.sequence import weight_norm_ratio
 from errata.editing.target_search import Targets
 from errata.editors.locate_then_edit import Editor
-from errata.models.weights import LowRankTerm, SparseTerm
+from errata.models.weights import DenseTerm, LowRankTerm, SparseTerm
 from errata.utils.tensors import float64_device, to_float64
 
 from tests.support.editing import FACTS, tiny_language_model, tiny_recipe, write_corpus
 
-MOVING_FIRST = {function.__code__ for function in (to_float64, LowRankTerm.add_to, SparseTerm.add_to)}
+ADDING = (LowRankTerm.add_to, SparseTerm.add_to, DenseTerm.add_to)
+MOVING_FIRST = {function.__code__ for function in (to_float64, *ADDING)}
 COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 

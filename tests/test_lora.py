@@ -20,7 +20,7 @@ from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.facts.files import facts_from_records
 from errata.models.language_model import LanguageModel
-from errata.models.weights import LowRankTerm, SparseTerm, Term
+from errata.models.weights import DenseTerm, LowRankTerm, SparseTerm, Term
 from errata.patches.factors import balanced, exact_rank, factors_of
 from errata.patches.lora_export import Adapter, compare_answers, patches_applied
 from errata.patches.patch import Patch, supported_dtype_name
@@ -324,7 +324,7 @@ def test_a_truncated_adapter_is_the_best_one_and_reports_its_error(rank: int, tm
 def test_rect_is_refused_without_a_rank_and_approximated_with_one(tmp_path: Path) -> None:
     model = tiny_language_model("gpt2")
     patch = patch_of(model, [sparse(model, 1), low_rank(model, 1, 2), low_rank(model, 3, 2)])
-    with pytest.raises(InputError, match=r"of layer 1 are sparse \(rect\).*rank 32.*Give a rank"):
+    with pytest.raises(InputError, match=r"of layer 1 are sparse .*rank 32.*Give a rank"):
         write_adapter(tmp_path / "adapter", [patch], model.model)
     assert list(tmp_path.iterdir()) == []
     adapter = write_adapter(tmp_path / "eight", [patch], model.model, rank=8)
@@ -342,6 +342,20 @@ def test_rect_is_refused_without_a_rank_and_approximated_with_one(tmp_path: Path
     patch.apply(model)
     adapted, _ = through_peft("gpt2", tmp_path / "whole")
     torch.testing.assert_close(logits(adapted), logits(model.model), rtol=0, atol=TOLERANCE)
+
+
+def test_a_dense_change_is_exported_by_rank_with_its_error(tmp_path: Path) -> None:
+    model = tiny_language_model("gpt2")
+    value = 0.2 * random_matrix(*model.weight(1).shape, seed=3)
+    patch = patch_of(model, [DenseTerm(1, value.float())])
+    with pytest.raises(InputError) as caught:
+        write_adapter(tmp_path / "adapter", [patch], model.model)
+    assert caught.value.code == "LORA_RANK_TOO_HIGH"
+    adapter = write_adapter(tmp_path / "four", [patch], model.model, rank=4)
+    adapted, modules = through_peft("gpt2", tmp_path / "four")
+    found = delta(adapted, modules[0])
+    torch.testing.assert_close(found, slow.truncated(value, 4), rtol=0, atol=1e-5)
+    assert adapter.layers[0].error == pytest.approx(slow.relative_error(value, found), rel=1e-4)
 
 
 def test_a_rect_run_has_sparse_terms(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ import errata.patches.patch
 from errata.editors.locate_then_edit import Editor
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
-from errata.models.weights import LowRankTerm
+from errata.models.weights import DenseTerm, LowRankTerm, Term
 from errata.patches.patch import Patch
+from errata.patches.recipes import EditorRecipe
 
 from tests.support.editing import (
     FACTS,
@@ -319,3 +320,62 @@ def test_terms_are_never_shared_by_value(made: tuple[Patch, Any]) -> None:
     model.edits.add(twins)
     patch.undo(model)
     assert_same_bits(parameter_bits(model), edited)
+
+
+def dense_patch(model: LanguageModel, *, scale: float = 0.1) -> Patch:
+    """A dense and a low-rank change of one layer, by an editor without a recipe of its own."""
+    generator = torch.Generator().manual_seed(0)
+    d_out, d_in = model.weight(2).shape
+    terms: tuple[Term, ...] = (
+        DenseTerm(2, scale * torch.randn(d_out, d_in, generator=generator)),
+        LowRankTerm(2, torch.randn(d_out, 1, generator=generator), torch.randn(1, d_in, generator=generator)),
+    )
+    return Patch(
+        terms=terms,
+        facts=FACTS[:2],
+        recipe=EditorRecipe(method="ft", seed=5, batch_size=2, settings={"rate": 0.5, "layers": [2], "cap": None}),
+        prefixes=(),
+        base=model.name,
+        fingerprint=model.fingerprint(),
+        dtype="float32" if model.dtype == torch.float32 else "bfloat16",
+        created="2026-11-28T00:00:00+00:00",
+        versions={"errata": "0"},
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_dense_change_is_saved_applied_and_undone(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = tiny_language_model("gpt2", dtype=dtype)
+    base, patch = parameter_bits(model), dense_patch(model)
+    w0 = model.weight(2).float().clone()
+    patch.save(tmp_path / "edit.patch")
+    again = Patch.load(tmp_path / "edit.patch")
+    assert again.recipe == patch.recipe
+    assert again.seed == 5
+    assert (tmp_path / "edit.patch").stat().st_size >= again.stored_bytes > 4 * w0.numel()
+    dense, low = again.terms
+    assert isinstance(dense, DenseTerm)
+    assert isinstance(low, LowRankTerm)
+    whole = dense.value + low.left @ low.right
+    assert again.norms()[2] == pytest.approx(float(whole.norm()), rel=1e-5)
+    assert again.ranks()[2] == min(whole.shape)
+    again.apply(model)
+    torch.testing.assert_close(model.weight(2), (w0 + whole).to(dtype))
+    again.undo(model)
+    assert_same_bits(parameter_bits(model), base)
+
+
+def test_a_dense_change_is_checked(tmp_path: Path) -> None:
+    model = tiny_language_model("gpt2")
+    patch = dense_patch(model)
+    path = tmp_path / "edit.patch"
+    for bad in (torch.full_like(model.weight(2), torch.nan), torch.zeros(3, 4)):
+        replace(patch, terms=(DenseTerm(2, bad), *patch.terms)).save(path)
+        with pytest.raises(InputError) as caught:
+            Patch.load(path)
+        assert caught.value.code == "PATCH_UNREADABLE"
+    patch.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    with pytest.raises(InputError, match="checksum"):
+        Patch.load(path)

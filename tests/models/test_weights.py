@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from errata.models.weights import EditedWeights, LowRankTerm, Term
+from errata.models.weights import DenseTerm, EditedWeights, LowRankTerm, Term
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
@@ -44,7 +44,7 @@ def test_adding_and_removing_is_exact(dtype: torch.dtype) -> None:
     holder = Holder(dtype)
     edits = EditedWeights(holder)
     before = bits(holder)
-    terms = [term(seed, layer=seed % 2) for seed in range(6)]
+    terms = [term(seed, layer=seed % 2) for seed in range(5)] + [DenseTerm(1, torch.full((3, 4), 0.3))]
     edits.add(terms[:4])
     edits.add(terms[4:])
     assert edits.terms == terms

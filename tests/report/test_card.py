@@ -20,6 +20,7 @@ from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.weights import LowRankTerm
 from errata.patches.patch import Patch
+from errata.patches.recipes import EditorRecipe
 from errata.patches.stack import Stack, Stacked
 from errata.report import card
 from errata.report.card import FACTS_SHOWN, Measured, model_card
@@ -54,6 +55,13 @@ def test_a_fact_that_is_edited_again_with_the_same_target_is_not_replaced() -> N
     card = made(stack_of(patch_of([fact, other]), patch_of([replace(other, target="C"), replace(fact, id="again")])))
     assert card.count("(replaced by b)") == 1
     assert "2 that a later patch edited again are only in the patches" in card
+
+
+def test_the_recipe_of_an_editor_is_in_the_card() -> None:
+    recipe = EditorRecipe(method="ft", batch_size=7, settings={"learning_rate": 0.25})
+    card = made(stack_of(replace(patch_of([one_fact()]), recipe=recipe)))
+    assert "learning_rate: 0.25" in card
+    assert '"ft"' in card.split("---")[1]  # one of the tags
 
 
 def patch_of(

@@ -282,7 +282,7 @@ class Publication:
         """Local paths that the published files contain."""
         named = [self.stack.base]
         for stacked in self.stack.patches:
-            named += [stacked.patch.base, stacked.patch.recipe.statistics.corpus]
+            named += [stacked.patch.base, *stacked.patch.recipe.files]
         return [name for name in dict.fromkeys(named) if name != "lab" and is_local(name)]
 
     def left_out(self) -> list[str]:

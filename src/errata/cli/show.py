@@ -130,6 +130,5 @@ def _show(title: str, patch: Patch) -> None:
         echo("  a pruned copy that replaces all changes of its run")
     norms, ranks = patch.norms(), patch.ranks()
     for layer in patch.layers:
-        terms = patch.of_layer(layer)
-        sparse = "" if all(isinstance(term, LowRankTerm) for term in terms) else ", sparse"
-        echo(f"  layer {layer}: norm {norms[layer]:.4g}, rank {ranks[layer]}{sparse}")
+        kinds = sorted({term.kind for term in patch.of_layer(layer)} - {LowRankTerm.kind})
+        echo(f"  layer {layer}: norm {norms[layer]:.4g}, rank {ranks[layer]}{''.join(f', {kind}' for kind in kinds)}")

@@ -83,6 +83,11 @@ class Recipe(Settings):
         return self.source.startswith("automatic")
 
     @property
+    def seed(self) -> int:
+        """Seed of the contexts, the only random part of an edit."""
+        return self.contexts.seed
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether the solver uses key statistics."""
         return self.solver.needs_moment
@@ -109,6 +114,15 @@ class Recipe(Settings):
         except ValidationError as error:
             faults = [fault_at("the recipe", item)[1] for item in error.errors()]
             raise FaultsError(f"{self.method} with {', '.join(choices)} of your choice", faults) from error
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the texts that it refers to, which may be paths."""
+        return (self.statistics.corpus,)
+
+    def without_directories(self) -> Recipe:
+        """The recipe with only the last parts of paths, for publication."""
+        return self.with_corpus(Path(self.statistics.corpus).name)
 
     def as_published(self) -> Recipe:
         """The recipe with known bugs of published code that published numbers depend on; see ``published_faults``.

@@ -315,11 +315,11 @@ class LocateThenEdit:
         return patch
 
     def remove(self, edit: Edit) -> None:
-        _as_patch(edit).undo(self.model)
+        as_patch(edit).undo(self.model)
         self._editor = None
 
     def restore(self, edit: Edit) -> None:
-        _as_patch(edit).apply(self.model)
+        as_patch(edit).apply(self.model)
         self._editor = None
 
     def view(self) -> LanguageModel:
@@ -329,7 +329,12 @@ class LocateThenEdit:
         return self.model.fingerprint()
 
 
-def _as_patch(edit: Edit) -> Patch:
+def as_patch(edit: Edit) -> Patch:
+    """The edit of an editor of weights.
+
+    Raises:
+        InputError: if it is the edit of another editor.
+    """
     if not isinstance(edit, Patch):
         raise InputError(
             f"a {type(edit).__name__} is not an edit of weights",

@@ -6,10 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from errata.editors.locate_then_edit import Editor
+from errata.editing.recipe import Recipe
+from errata.editors.locate_then_edit import Editor, as_patch
+from errata.editors.registry import editor_named
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
+from errata.patches.patch import Patch
+from errata.patches.recipes import AnyRecipe
 from errata.patches.stack import Stack, Stacked
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import now
@@ -89,7 +93,15 @@ def rebuild(
         for stacked in stack.patches[first:]:
             facts = [fact for fact in stacked.patch.facts if (stacked.name, fact.id) not in leaving]
             if facts:
-                patch = Editor(model, stacked.patch.recipe, cache=cache, report=report).apply(facts)
+                patch = _edited(model, stacked.patch.recipe, facts, cache, report)
                 rebuilt.append(Stacked(stacked.name, patch, now()))
     new = replace(stack, patches=(*below.patches, *rebuilt))
     return Rebuilt(new, removed, [stacked.name for stacked in rebuilt])
+
+
+def _edited(
+    model: LanguageModel, recipe: AnyRecipe, facts: Sequence[Fact], cache: Path | None, report: Report
+) -> Patch:
+    if isinstance(recipe, Recipe):
+        return Editor(model, recipe, cache=cache, report=report).apply(facts)
+    return as_patch(editor_named(recipe.method).make(model, recipe.settings, report).apply(facts))

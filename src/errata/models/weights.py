@@ -1,6 +1,6 @@
 """The weights of an edited model: the original ones plus the changes in order, so that any change can be removed.
 
-W = round(W₀ + Σ left · right), summed in float32 (float64 for float64 models) and rounded once. Half-precision weights
+W = round(W₀ + Σ ΔW), summed in float32 (float64 for float64 models) and rounded once. Half-precision weights
 are never added to; removing a change recomputes from W₀ and never subtracts.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,6 +38,8 @@ class LowRankTerm:
     # whether this is the whole change of the run in this layer (a pruned copy), not one batch's addition
     replaces: bool = False
 
+    kind: ClassVar[Literal["low_rank"]] = "low_rank"
+
     @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in) of the matrix that it changes."""
@@ -62,6 +64,8 @@ class SparseTerm:
     values: Float[Tensor, "n"]  # the changes, in the order of the mask's entries, row by row
     mask: Bool[Tensor, "d_out d_in"]  # the entries that change
 
+    kind: ClassVar[Literal["sparse"]] = "sparse"
+
     @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in) of the matrix that it changes."""
@@ -76,7 +80,30 @@ class SparseTerm:
         total[self.mask.to(total.device)] += self.values.to(total.device).to(total.dtype)
 
 
-Term: TypeAlias = LowRankTerm | SparseTerm
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseTerm:
+    """A change of all entries, of any rank."""
+
+    layer: int
+    value: Float[Tensor, "d_out d_in"]
+
+    kind: ClassVar[Literal["dense"]] = "dense"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the matrix that it changes."""
+        return self.value.shape[0], self.value.shape[1]
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.value.isfinite().all())
+
+    def add_to(self, total: Float[Tensor, "d_out d_in"]) -> None:
+        """Add the change to ``total``, in place and in its dtype."""
+        total += self.value.to(total.device).to(total.dtype)
+
+
+Term: TypeAlias = LowRankTerm | SparseTerm | DenseTerm
 """One change of one layer's W."""
 
 

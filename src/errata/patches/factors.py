@@ -23,7 +23,7 @@ def dense(terms: Sequence[Term]) -> Float[Tensor, "d_out d_in"]:
 
 
 def stacked(terms: Sequence[Term]) -> tuple[Float[Tensor, "d_out n"], Float[Tensor, "n d_in"]] | None:
-    """All of one layer's terms as one product, float64 on the CPU; None if one of them is sparse."""
+    """All of one layer's terms as one product, float64 on the CPU; None if one of them has no factors."""
     factors = [term for term in terms if isinstance(term, LowRankTerm)]
     if len(factors) < len(terms):
         return None

@@ -24,7 +24,7 @@ from errata.models.language_model import LanguageModel
 from errata.models.likelihood import score
 from errata.models.loading import check_layers_exist, transformers_name
 from errata.models.prompts import TargetScore
-from errata.models.weights import LowRankTerm, SparseTerm, Term
+from errata.models.weights import LowRankTerm, Term
 from errata.patches.factors import Factors, exact_rank, factors_of
 from errata.patches.patch import Patch
 from errata.utils.files import new_directory, write_json
@@ -52,16 +52,16 @@ class Adapter:
                 factors of a layer, which is the number of facts for methods with one factor per fact.
 
         Raises:
-            InputError: if there is nothing to export, two patches are alternatives, a change is sparse (RECT) and no
-                rank is given, or the adapter is exact at a lower rank than the one given.
+            InputError: if there is nothing to export, two patches are alternatives, a change has no factors (RECT, FT)
+                and no rank is given, or the adapter is exact at a lower rank than the one given.
         """
         _check_stack(patches)
         terms: dict[int, list[Term]] = {}
         for term in (term for patch in patches for term in patch.terms):
             terms.setdefault(term.layer, []).append(term)
         exact = {layer: exact_rank(found) for layer, found in terms.items()}
-        sparse = sorted({term.layer for found in terms.values() for term in found if isinstance(term, SparseTerm)})
-        _check_rank(rank, max(exact.values()), sparse)
+        full = sorted({term.layer for found in terms.values() for term in found if not isinstance(term, LowRankTerm)})
+        _check_rank(rank, max(exact.values()), full)
         return cls(tuple(patches), tuple(factors_of(terms[layer], exact[layer], rank) for layer in sorted(terms)))
 
     @property
@@ -209,12 +209,12 @@ def _check_stack(patches: Sequence[Patch]) -> None:
             )
 
 
-def _check_rank(rank: int | None, exact: int, sparse: Sequence[int]) -> None:
-    layers = f"layer{'s' * (len(sparse) > 1)} {', '.join(map(str, sparse))}"
-    if rank is None and sparse:
+def _check_rank(rank: int | None, exact: int, full: Sequence[int]) -> None:
+    layers = f"layer{'s' * (len(full) > 1)} {', '.join(map(str, full))}"
+    if rank is None and full:
         raise InputError(
-            f"the changes of {layers} are sparse (rect) and not of low rank: an exact adapter would have rank "
-            f"{exact}, that of the whole matrix",
+            f"the changes of {layers} are sparse (rect) or dense (ft), not of low rank: an exact adapter would have "
+            f"rank {exact}, that of the whole matrix",
             remedy="Give a rank (--rank R) for the best approximation of that rank; its error is shown",
             code="LORA_RANK_TOO_HIGH",
         )
@@ -222,10 +222,10 @@ def _check_rank(rank: int | None, exact: int, sparse: Sequence[int]) -> None:
         return
     if rank < 1:
         raise InputError(f"the rank {rank} is not positive", remedy="Give 1 or more", code="LORA_RANK_INVALID")
-    # Without a rank the adapter is exact, except for sparse changes, for which the full rank must be given.
-    if rank > exact or (rank == exact and not sparse):
+    # Without a rank the adapter is exact, except for changes without factors, for which the full rank must be given.
+    if rank > exact or (rank == exact and not full):
         what = f"rank {rank} is not an approximation: at rank {exact} the adapter is exact"
-        remedy = f"Give {exact} or less" if sparse else f"Leave the rank (--rank) out, or give less than {exact}"
+        remedy = f"Give {exact} or less" if full else f"Leave the rank (--rank) out, or give less than {exact}"
         raise InputError(what, remedy=remedy, code="LORA_RANK_INVALID")
 
 

@@ -1,4 +1,4 @@
-"""Patch: the change of an edit as small factors, with its facts and its recipe."""
+"""Patch: the change of an edit, as small factors where it has them, with its facts and its recipe."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from errata.editing.recipe import Recipe
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.facts.files import facts_from_records
 from errata.models.language_model import LanguageModel
-from errata.models.weights import LowRankTerm, SparseTerm, Term
+from errata.models.weights import DenseTerm, LowRankTerm, SparseTerm, Term
 from errata.patches.factors import norm, rank
+from errata.patches.recipes import AnyRecipe
 from errata.results.records import is_row
 from errata.utils.files import new_file, open_file, reason_of
 from errata.utils.tensors import checksum, to_float64
@@ -51,10 +51,10 @@ class Patch:
     """The change of a run.
 
     Attributes:
-        terms: the factors, in the order in which they were added; one per batch and written layer.
+        terms: the changes, in the order in which they were added; one per batch and written layer.
         facts: the edited facts, in order.
         recipe: the settings of the edit.
-        prefixes: the contexts of keys and targets.
+        prefixes: the contexts of keys and targets; none for editors without.
         base: the name of the model that was edited; a path is absolute.
         fingerprint: SHA-256 of its weights before the edit.
         dtype: of the weights.
@@ -65,7 +65,7 @@ class Patch:
 
     terms: tuple[Term, ...]
     facts: tuple[Fact, ...]
-    recipe: Recipe
+    recipe: AnyRecipe
     prefixes: tuple[str, ...]
     base: str
     fingerprint: str
@@ -81,8 +81,8 @@ class Patch:
 
     @property
     def seed(self) -> int:
-        """Seed of the contexts, the only random part of an edit."""
-        return self.recipe.contexts.seed
+        """Seed of everything random in the edit."""
+        return self.recipe.seed
 
     @property
     def replaces(self) -> bool:
@@ -216,7 +216,7 @@ def supported_dtype_name(dtype: torch.dtype) -> DtypeName:
 
 FORMAT = "errata-patch-3"
 _STORED_AS_IS = ("recipe", "prefixes", "base", "fingerprint", "dtype", "created", "versions", "results")
-_TENSORS = {"low_rank": ("left", "right"), "sparse": ("values", "mask")}
+_TENSORS = {"low_rank": ("left", "right"), "sparse": ("values", "mask"), "dense": ("value",)}
 _NUMBERS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -224,7 +224,7 @@ class _TermRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     layer: int = Field(ge=0)
-    kind: Literal["low_rank", "sparse"]
+    kind: Literal["low_rank", "sparse", "dense"]
     replaces: bool = False
     rows: int = Field(0, ge=0)
     columns: int = Field(0, ge=0)
@@ -235,7 +235,7 @@ class _Record(BaseModel):
 
     terms: list[_TermRecord]
     facts: list[dict[str, Any]]
-    recipe: Recipe
+    recipe: AnyRecipe
     prefixes: tuple[str, ...]
     base: str
     fingerprint: str
@@ -311,15 +311,19 @@ def read_patch(path: Path) -> PatchFile:
 def _tensors_of(term: Term) -> dict[str, Tensor]:
     if isinstance(term, LowRankTerm):
         return {"left": term.left.contiguous().cpu(), "right": term.right.contiguous().cpu()}
+    if isinstance(term, DenseTerm):
+        return {"value": term.value.contiguous().cpu()}
     bits = numpy.packbits(term.mask.cpu().numpy().ravel())
     return {"values": term.values.contiguous().cpu(), "mask": torch.from_numpy(bits)}
 
 
 def _record_of(term: Term) -> _TermRecord:
     if isinstance(term, LowRankTerm):
-        return _TermRecord(layer=term.layer, kind="low_rank", replaces=term.replaces)
+        return _TermRecord(layer=term.layer, kind=term.kind, replaces=term.replaces)
+    if isinstance(term, DenseTerm):
+        return _TermRecord(layer=term.layer, kind=term.kind)
     rows, columns = term.shape
-    return _TermRecord(layer=term.layer, kind="sparse", rows=rows, columns=columns)
+    return _TermRecord(layer=term.layer, kind=term.kind, rows=rows, columns=columns)
 
 
 def _term_from(record: _TermRecord, tensors: Mapping[str, Tensor]) -> Term:
@@ -333,6 +337,8 @@ def _term_from(record: _TermRecord, tensors: Mapping[str, Tensor]) -> Term:
         if left.shape[1] != right.shape[0]:
             raise ValueError(f"its factors at layer {record.layer} are {tuple(left.shape)} and {tuple(right.shape)}")
         return LowRankTerm(record.layer, left, right, replaces=record.replaces)
+    if record.kind == "dense":
+        return DenseTerm(record.layer, _checked(tensors["value"], 2, f"value of layer {record.layer}"))
     values, bits = _checked(tensors["values"], 1, f"values of layer {record.layer}"), tensors["mask"]
     count = record.rows * record.columns
     if bits.dtype != torch.uint8 or bits.shape != (-(-count // 8),):  # before a tensor of that size is made

@@ -63,8 +63,7 @@ def model_card(
     entries = edited_facts((stacked.name, stacked.patch) for stacked in stack.patches)
     recipes: dict[str, list[str]] = {}
     for stacked in stack.patches:
-        recipe = stacked.patch.recipe.with_corpus(Path(stacked.patch.recipe.statistics.corpus).name)  # no paths
-        recipes.setdefault(recipe.to_yaml(), []).append(stacked.name)
+        recipes.setdefault(stacked.patch.recipe.without_directories().to_yaml(), []).append(stacked.name)
     metrics = {row["metric"] for row in measured.rows}
     return Markdown(
         _template().render(
