@@ -39,10 +39,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("editors")
 
 
+_FEW = {"steps": 4, "batch_size": 2}
 # Name in the registry -> the methods to test, or the settings of an editor without a recipe; None for its defaults.
 SETTINGS: dict[str, tuple[Any, ...]] = {
     LOCATE_THEN_EDIT: ("memit", "alphaedit+blue"),
     "grace": ({"steps": 10},),
+    "ft": (_FEW,),
+    "ft_l": ({**_FEW, "anchor": "run"},),
+    "ft_m": (_FEW,),
+    "ft_bf": ({**_FEW, "mini_batch": 1},),
+    "lora": tuple({**_FEW, "layers": (1, 3), "sequence": sequence} for sequence in ("stack", "again", "replay")),
 }
 CASES = [(name, method) for name in EDITORS for method in SETTINGS[name]]
 FROM_THE_PAGE = "docs/extending.md"

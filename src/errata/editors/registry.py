@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -13,9 +13,12 @@ from errata.editing.recipe import Recipe, fault_at
 from errata.editing.recipe_files import RecipeFile, place_of
 from errata.editors.contract import Edit, KnowledgeEditor
 from errata.editors.edit_file import StoredEdit
+from errata.editors.ft import FineTuning, FtBfSettings, FtLSettings, FtMSettings, FtSettings
 from errata.editors.grace import Grace, GraceSettings
 from errata.editors.locate_then_edit import LocateThenEdit
+from errata.editors.lora import Lora, LoraSettings
 from errata.editors.table import EditorSettings
+from errata.editors.weight_editor import WeightEditor, WeightEditorSettings
 from errata.errors import Fault, FaultsError, InputError
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
@@ -51,9 +54,26 @@ def _grace(model: LanguageModel, settings: Mapping[str, Any], report: Report) ->
     return Grace(model, GraceSettings.model_validate(settings), report)
 
 
+_AnySettings = TypeVar("_AnySettings", bound=WeightEditorSettings)
+
+
+def _weights(editor: type[WeightEditor[_AnySettings]], settings: type[_AnySettings]) -> EditorKind:
+    """The entry of an editor whose edits are patches."""
+
+    def make(model: LanguageModel, values: Mapping[str, Any], report: Report) -> WeightEditor[_AnySettings]:
+        return editor(model, settings.model_validate(values), report=report)
+
+    return EditorKind(make, Patch.load, settings)
+
+
 EDITORS: Final[Mapping[str, EditorKind]] = {
     LOCATE_THEN_EDIT: EditorKind(_locate_then_edit, Patch.load, Recipe),
     "grace": EditorKind(_grace, StoredEdit.load, GraceSettings),
+    "ft": _weights(FineTuning, FtSettings),
+    "ft_l": _weights(FineTuning, FtLSettings),
+    "ft_m": _weights(FineTuning, FtMSettings),
+    "ft_bf": _weights(FineTuning, FtBfSettings),
+    "lora": _weights(Lora, LoraSettings),
 }
 
 

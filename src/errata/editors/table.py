@@ -59,7 +59,50 @@ class EditorRow:
     undo: Literal["any", "last"] = "any"
 
 
+_UNITS = "Learning rates and limits are in units of the RMS of W's entries by default, so that they suit any model."
+_TARGETS = "Target tokens are found by character offsets: neither BOS nor padding is trained."
+_HALF = "Half-precision weights are trained in float32, on the loss of the rounded weights."
+_LAYER = "The default layer is at two thirds of the depth; published ones lie anywhere."
+_FT = (_UNITS, _TARGETS, _HALF, _LAYER)
+_ROME = "Meng et al. 2022, Locating and Editing Factual Associations in GPT, NeurIPS, arXiv:2202.05262"
+
 EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
+    EditorRow("ft", "fine-tuning of W in one layer, all target tokens asked after the prompt", _ROME, "weights", _FT),
+    EditorRow(
+        "ft_l",
+        "ft with a limit on how far each entry of W moves",
+        f"Zhu et al. 2020, Modifying Memories in Transformer Models, arXiv:2012.00363; as in {_ROME}",
+        "weights",
+        (*_FT, "The limit can count from the weights before all edits, since limits per call add up over calls."),
+    ),
+    EditorRow(
+        "ft_m",
+        "fine-tuning of W in one layer, targets teacher-forced",
+        "Zhang et al. 2024, A Comprehensive Study of Knowledge Editing for Large Language Models, arXiv:2401.01286",
+        "weights",
+        _FT,
+    ),
+    EditorRow(
+        "ft_bf",
+        "ft_m breadth first: epochs over all facts, with EOS after each target",
+        "Fine-tuning Done Right in Model Editing, ICLR 2026, arXiv:2509.22072",
+        "weights",
+        (*_FT, "Facts are shuffled by a seeded generator, and no padding token is added to the model."),
+    ),
+    EditorRow(
+        "lora",
+        "low-rank changes of W, trained on the facts",
+        "Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models, ICLR, arXiv:2106.09685",
+        "weights",
+        (
+            _UNITS,
+            _TARGETS,
+            _HALF,
+            "Only down-projections are adapted, so that the edit is a patch; published settings adapt other modules.",
+            "There is no dropout, and training ends when every fact is learnt.",
+            "Each batch has factors of its own by default; the published code trains the same ones again.",
+        ),
+    ),
     EditorRow(
         "grace",
         "a codebook of activations: a query close to a stored key gets its trained vector as a module's output",

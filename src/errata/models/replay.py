@@ -270,7 +270,7 @@ class AfterBlock(Injection):
     def enter(self, stack: ExitStack, delta: Tensor) -> None:
         entered = self._entered(delta)
         skip_below(stack, self._model, self._layer, None)
-        wrapped = _as_block_output(self._model, entered)
+        wrapped = as_block_output(self._model, entered)
         stack.enter_context(forward_replaced(self._model.blocks[self._layer], lambda *args, **kwargs: wrapped))
 
     def _entered(self, delta: Tensor) -> Tensor:
@@ -326,14 +326,15 @@ def skip_below(stack: ExitStack, model: LanguageModel, layer: int, hidden: Tenso
         stack.enter_context(
             forward_replaced(
                 block,
-                lambda given, *args, instead=instead, **kwargs: _as_block_output(
+                lambda given, *args, instead=instead, **kwargs: as_block_output(
                     model, given if instead is None else instead
                 ),
             )
         )
 
 
-def _as_block_output(model: LanguageModel, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
+def as_block_output(model: LanguageModel, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
+    """The residual stream as a block of this model returns it."""
     return (hidden, None) if model.architecture.block_returns_tuple else hidden
 
 

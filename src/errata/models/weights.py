@@ -137,6 +137,11 @@ class EditedWeights:
         """W before any change."""
         return self._base.get(layer, self.model.weight(layer))
 
+    def unrounded(self, layer: int) -> Float[Tensor, "d_out d_in"]:
+        """W before it is rounded to the model's dtype, in ``sum_dtype``; a copy."""
+        base = self.base_weight(layer).to(self.sum_dtype)
+        return base + self._total[layer] if layer in self._total else base.clone()
+
     def add(self, terms: Sequence[Term]) -> None:
         """Add changes after the present ones."""
         for term in terms:

@@ -1,0 +1,172 @@
+"""Whole rows of tokens, replayed from W of a block on, with changed outputs of W: for training W of one or more blocks.
+
+A change of W alters nothing below it, so W's input and the block's output at every position are computed once. Each
+evaluation then adds the change of W's output and runs only the later blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from errata.errors import InputError
+from errata.models.language_model import TOKEN_BUDGET, LanguageModel, Site
+from errata.models.prompts import length_batches, pad
+from errata.models.replay import as_block_output, forward_replaced, mlp_at, skip_below
+
+GRADIENT_BUDGET = TOKEN_BUDGET // 4  # padded tokens of one forward pass with a gradient
+_LOGITS_AT_ONCE = 1 << 26
+
+Change: TypeAlias = Callable[[Tensor], Tensor]
+"""From W's input (…, d_in) to the change of its output (…, d_out), at each position independently."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """One text with the tokens to learn.
+
+    Attributes:
+        ids: the tokens that the model reads.
+        wanted: indices into ``ids``; a position may be there several times.
+        targets: the token to predict at each of them.
+    """
+
+    ids: tuple[int, ...]
+    wanted: tuple[int, ...]
+    targets: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.wanted or len(self.wanted) != len(self.targets):
+            raise ValueError("a row needs at least one target, and one position for each")
+        if not all(0 <= position < len(self.ids) for position in self.wanted):
+            raise ValueError("every wanted position must be in the row")
+
+
+class RowReplay:
+    """Rows with everything that does not depend on the changes, which is computed at construction.
+
+    Args:
+        model: the model with its current weights; a ``RowReplay`` is invalid once they change.
+        rows: the texts.
+        layers: the blocks whose W is changed.
+
+    Raises:
+        InputError: if a row is too long for the model.
+    """
+
+    def __init__(self, model: LanguageModel, rows: Sequence[TrainingRow], layers: Sequence[int]) -> None:
+        longest = max((len(row.ids) for row in rows), default=0)
+        if longest > model.context_length:
+            raise InputError(
+                f"a prompt with its target has {longest} tokens, but {model.name!r} accepts {model.context_length}",
+                remedy="Shorten the prompt",
+                code="TEXT_TOO_LONG",
+            )
+        self.model, self.rows, self.layers = model, tuple(rows), tuple(sorted(set(layers)))
+        self.dtype = torch.promote_types(model.dtype, torch.float32)
+        self._lowest = self.layers[0]
+        self._norm = model.norm_after_mlp(self._lowest)
+        wanted = {Site.KEY: [self._lowest], Site.BLOCK: [self._lowest]}
+        wanted |= {} if self._norm is None else {Site.MLP: [self._lowest]}
+        self._states: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rows) for site in wanted}
+        for indices in length_batches([len(row.ids) for row in rows], token_budget=TOKEN_BUDGET):
+            batch = pad([rows[index].ids for index in indices], left=False, device=model.device)
+            with model.capture(wanted) as found, torch.no_grad():
+                model.run_captured(batch.inputs())
+            for (site, _), values in found.items():
+                for place, index in enumerate(indices):
+                    self._states[site][index] = values[place, : len(rows[index].ids)].clone()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def keys(self, index: int) -> Float[Tensor, "length d_in"]:
+        """W's input in the lowest of the layers, at every position of a row."""
+        return self._states[Site.KEY][index]
+
+    def passes(self, indices: Sequence[int]) -> Iterator[list[int]]:
+        """Places in ``indices`` of the rows to evaluate together, within the memory for gradients."""
+        vocabulary = int(self.model.model.config.get_text_config(decoder=True).vocab_size)
+        lengths = [len(self.rows[index].ids) for index in indices]
+        for places in length_batches(lengths, token_budget=GRADIENT_BUDGET):
+            part: list[int] = []
+            positions = 0
+            for place in places:
+                count = len(self.rows[indices[place]].wanted)
+                if part and (positions + count) * vocabulary > _LOGITS_AT_ONCE:
+                    yield part
+                    part, positions = [], 0
+                part.append(place)
+                positions += count
+            yield part
+
+    def losses(self, changes: Mapping[int, Change], indices: Sequence[int]) -> Float[Tensor, "n"]:
+        """−log P of each row's targets, mean over its targets, in one pass; in ``dtype``.
+
+        Args:
+            changes: layer -> the change there; differentiable.
+            indices: the rows.
+        """
+        rows, device = [self.rows[index] for index in indices], self.model.device
+        logits = self._logits(changes, indices).to(self.dtype)
+        targets = torch.tensor([token for row in rows for token in row.targets], device=device)
+        row = torch.tensor([place for place, row in enumerate(rows) for _ in row.targets], device=device)
+        weight = torch.tensor(
+            [1 / len(row.targets) for row in rows for _ in row.targets], dtype=self.dtype, device=device
+        )
+        nll = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return torch.zeros(len(rows), dtype=self.dtype, device=device).index_add(0, row, nll * weight)
+
+    def _logits(self, changes: Mapping[int, Change], indices: Sequence[int]) -> Tensor:
+        """(targets of all rows, vocabulary), in order."""
+        model, lowest, last = self.model, self._lowest, len(self.model.blocks) - 1
+        rows = [self.rows[index] for index in indices]
+        batch = pad([row.ids for row in rows], left=False, device=model.device)
+        row = torch.tensor([place for place, row in enumerate(rows) for _ in row.wanted], device=model.device)
+        column = torch.tensor([position for row in rows for position in row.wanted], device=model.device)
+        entered = as_block_output(model, self._block_output(changes.get(lowest), indices))
+        with ExitStack() as stack:
+            skip_below(stack, model, lowest, None)
+            stack.enter_context(forward_replaced(model.blocks[lowest], lambda *args, **kwargs: entered))
+            for layer in self.layers[1:]:
+                if layer in changes:
+                    hook = _adding(changes[layer], self.dtype)
+                    stack.callback(model.down_projection(layer).register_forward_hook(hook).remove)
+            if last > lowest and model.mlp_is_module:  # nothing above the last block reads other positions
+                tokens = (row * batch.input_ids.shape[1] + column).unique()
+                stack.enter_context(mlp_at(model.mlp(last), tokens))
+            return model.logits_at(batch.inputs(), row, column)
+
+    def _block_output(self, change: Change | None, indices: Sequence[int]) -> Tensor:
+        """The lowest changed block's output (rows, length, d)."""
+        hidden = self._padded(Site.BLOCK, indices)
+        if change is None:
+            return hidden
+        moved = change(self._padded(Site.KEY, indices)).to(self.dtype)
+        if self._norm is None:
+            return (hidden.to(self.dtype) + moved).to(hidden.dtype)
+        # h_out = residual + norm(y): replace norm(y) by norm(y + change).
+        output = self._padded(Site.MLP, indices)
+        with torch.no_grad():
+            residual = hidden - self._norm(output)
+        changed: Tensor = residual + self._norm((output.to(self.dtype) + moved).to(output.dtype))
+        return changed
+
+    def _padded(self, site: Site, indices: Sequence[int]) -> Tensor:
+        return pad_sequence([self._states[site][index] for index in indices], batch_first=True)
+
+
+def _adding(change: Change, dtype: torch.dtype) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """A hook that adds a change to W's output."""
+
+    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return (output.to(dtype) + change(args[0]).to(dtype)).to(output.dtype)
+
+    return add
