@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from errata.editors.locate_then_edit import Editor
+from errata.editors.locate_then_edit import Editor, as_patch
 from errata.editors.rebuild import named_facts, rebuild
+from errata.editors.registry import editor_named
 from errata.errors import InputError
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
 from errata.patches.stack import FILE, Stack, has_stack, is_stack, new_stack, read_stack, solved_on_top, write_stack
 from errata.runs.loading import base_of, load_model, patches_of, stack_under
+from errata.utils.progress import silent
 
 from tests.support.editing import FACTS, assert_same_bits, editor_maker, parameter_bits, tiny_language_model
 
@@ -178,6 +181,25 @@ def test_rebuilding_is_as_if_the_facts_had_never_been_edited(make_editor: Callab
     fresh = tiny_language_model("llama")
     found.stack.put_into(fresh)
     assert_same_bits(parameter_bits(fresh), parameter_bits(model))
+
+
+@pytest.mark.parametrize("sequence", ["stack", "again"])
+def test_rebuilding_with_editors_of_the_registry(make_editor: Callable[..., Editor], sequence: str) -> None:
+    settings = {"layers": (1, 3), "steps": 3, "sequence": sequence}
+
+    def edited(*groups: Sequence[Fact]) -> tuple[LanguageModel, Stack]:
+        model = tiny_language_model("llama")
+        lora = editor_named("lora").make(model, settings, silent)
+        stack = new_stack(model, model.fingerprint())
+        for name, facts in zip("abc", groups, strict=True):
+            maker = make_editor(model, "memit") if name == "b" else lora
+            stack = stack.with_patch(name, as_patch(maker.apply(facts)))
+        return model, stack
+
+    _, stack = edited(FACTS[:2], FACTS[2:4], FACTS[4:6])
+    model = tiny_language_model("llama")
+    rebuild(model, stack, ["c/bell"], cache=make_editor(model).cache)
+    assert_same_bits(parameter_bits(model), parameter_bits(edited(FACTS[:2], FACTS[2:4], FACTS[4:5])[0]))
 
 
 def test_facts_are_named_by_patch_or_id(make_editor: Callable[..., Editor]) -> None:

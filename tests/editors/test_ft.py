@@ -206,7 +206,7 @@ def test_diverging_training_is_reported_and_undone() -> None:
     model = tiny_language_model("llama")
     before = parameter_bits(model)
     with pytest.raises(NonFiniteError):
-        editor(model, FtMSettings, learning_rate=1e36, steps=5).apply(FACTS[:2])
+        editor(model, FtMSettings, learning_rate=1e37, steps=5).apply(FACTS[:2])
     assert_same_bits(parameter_bits(model), before)
     assert not model.edits.terms
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from errata.editing.recipe import Recipe
+from errata.editors.contract import KnowledgeEditor
 from errata.editors.locate_then_edit import Editor, as_patch
 from errata.editors.registry import editor_named
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
-from errata.patches.recipes import AnyRecipe
+from errata.patches.recipes import AnyRecipe, EditorRecipe
 from errata.patches.stack import Stack, Stacked
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import now
@@ -88,20 +89,44 @@ def rebuild(
     first = next(index for index, stacked in enumerate(stack.patches) if stacked.name in affected)
     below = replace(stack, patches=stack.patches[:first])
     rebuilt: list[Stacked] = []
+    editors = _Editors(model, cache, report)
     with model.edits.transaction():
-        below.put_into(model)
+        replace(below, patches=()).put_into(model)  # checks that it is the base
+        for stacked in below.patches:
+            editors.put_in(stacked)
         for stacked in stack.patches[first:]:
             facts = [fact for fact in stacked.patch.facts if (stacked.name, fact.id) not in leaving]
             if facts:
-                patch = _edited(model, stacked.patch.recipe, facts, cache, report)
+                patch = editors.edit(stacked.patch.recipe, facts)
                 rebuilt.append(Stacked(stacked.name, patch, now()))
     new = replace(stack, patches=(*below.patches, *rebuilt))
     return Rebuilt(new, removed, [stacked.name for stacked in rebuilt])
 
 
-def _edited(
-    model: LanguageModel, recipe: AnyRecipe, facts: Sequence[Fact], cache: Path | None, report: Report
-) -> Patch:
-    if isinstance(recipe, Recipe):
-        return Editor(model, recipe, cache=cache, report=report).apply(facts)
-    return as_patch(editor_named(recipe.method).make(model, recipe.settings, report).apply(facts))
+class _Editors:
+    """Edits facts by the recipes of patches; one editor continues the patches that have its recipe."""
+
+    def __init__(self, model: LanguageModel, cache: Path | None, report: Report) -> None:
+        self._model, self._cache, self._report = model, cache, report
+        self._editors: list[tuple[EditorRecipe, KnowledgeEditor]] = []
+
+    def put_in(self, stacked: Stacked) -> None:
+        """Apply a patch as it is."""
+        recipe = stacked.patch.recipe
+        if isinstance(recipe, Recipe) or stacked.forced or stacked.missing:
+            stacked.patch.apply(self._model, force=True)  # checked when it was added
+        else:
+            self._editor(recipe).restore(stacked.patch)
+
+    def edit(self, recipe: AnyRecipe, facts: Sequence[Fact]) -> Patch:
+        if isinstance(recipe, Recipe):
+            return Editor(self._model, recipe, cache=self._cache, report=self._report).apply(facts)
+        return as_patch(self._editor(recipe).apply(facts))
+
+    def _editor(self, recipe: EditorRecipe) -> KnowledgeEditor:
+        for known, editor in self._editors:
+            if known == recipe:
+                return editor
+        editor = editor_named(recipe.method).make(self._model, recipe.settings, self._report)
+        self._editors.append((recipe, editor))
+        return editor

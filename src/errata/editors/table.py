@@ -67,34 +67,43 @@ _FT = (_UNITS, _TARGETS, _HALF, _LAYER)
 _ROME = "Meng et al. 2022, Locating and Editing Factual Associations in GPT, NeurIPS, arXiv:2202.05262"
 
 EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
-    EditorRow("ft", "fine-tuning of W in one layer, all target tokens asked after the prompt", _ROME, "weights", _FT),
+    EditorRow(
+        "ft",
+        "fine-tuning of W in one layer, all target tokens asked after the prompt",
+        _ROME,
+        "weights",
+        deviations=_FT,
+    ),
     EditorRow(
         "ft_l",
         "ft with a limit on how far each entry of W moves",
         f"Zhu et al. 2020, Modifying Memories in Transformer Models, arXiv:2012.00363; as in {_ROME}",
         "weights",
-        (*_FT, "The limit can count from the weights before all edits, since limits per call add up over calls."),
+        deviations=(
+            *_FT,
+            "The limit can count from the weights before all edits, since limits per call add up over calls.",
+        ),
     ),
     EditorRow(
         "ft_m",
         "fine-tuning of W in one layer, targets teacher-forced",
         "Zhang et al. 2024, A Comprehensive Study of Knowledge Editing for Large Language Models, arXiv:2401.01286",
         "weights",
-        _FT,
+        deviations=_FT,
     ),
     EditorRow(
         "ft_bf",
         "ft_m breadth first: epochs over all facts, with EOS after each target",
         "Fine-tuning Done Right in Model Editing, ICLR 2026, arXiv:2509.22072",
         "weights",
-        (*_FT, "Facts are shuffled by a seeded generator, and no padding token is added to the model."),
+        deviations=(*_FT, "Facts are shuffled by a seeded generator, and no padding token is added to the model."),
     ),
     EditorRow(
         "lora",
         "low-rank changes of W, trained on the facts",
         "Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models, ICLR, arXiv:2106.09685",
         "weights",
-        (
+        deviations=(
             _UNITS,
             _TARGETS,
             _HALF,

@@ -1,0 +1,57 @@
+"""Editors that train W, with their default settings, on the lab's model and on SmolLM2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from errata.datasets.lab import lab_units
+from errata.editors.registry import EDITORS
+from errata.models.language_model import LanguageModel
+from errata.models.prompts import Pair
+from errata.utils.progress import silent
+
+from tests.support.editing import FACTS
+
+
+@pytest.fixture(scope="module")
+def lab() -> LanguageModel:
+    return LanguageModel.load("lab")
+
+
+def right(model: LanguageModel, pairs: list[Pair]) -> float:
+    return sum(score.correct for score in model.score(pairs)) / len(pairs)
+
+
+@pytest.mark.parametrize(("name", "paraphrased"), [("ft", 0.7), ("ft_m", 0.9), ("ft_bf", 0.7), ("lora", 0.7)])
+def test_defaults_edit_the_lab(lab: LanguageModel, name: str, paraphrased: float) -> None:
+    facts = [unit.facts[0] for unit in lab_units(10, 3)]
+    editor = EDITORS[name].make(lab, {}, silent)
+    before = editor.fingerprint()
+    edit = editor.apply(facts)
+    try:
+        assert right(lab, [fact.pair(fact.target) for fact in facts]) >= 0.9
+        assert right(lab, [(prompt, fact.target) for fact in facts for prompt in fact.paraphrases]) >= paraphrased
+        assert right(lab, [question.pair for fact in facts for question in fact.neighbours]) >= 0.75
+    finally:
+        editor.remove(edit)
+    assert editor.fingerprint() == before
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["ft_m", "lora"])
+def test_defaults_edit_a_real_model(smollm2: Path, name: str) -> None:
+    model = LanguageModel.load(smollm2, device="cpu")
+    facts = FACTS[:4]
+    assert right(model, [fact.pair(fact.target) for fact in facts]) < 0.5
+    EDITORS[name].make(model, {"batch_size": 4, "mini_batch": 4}, silent).apply(facts)
+    assert right(model, [fact.pair(fact.target) for fact in facts]) == 1
+    # Fine-tuning does damage: of seven answers that the model knows, among them other capitals, three or four are left.
+    others = [
+        ("The sun rises in the", "east"),
+        ("Water freezes at 0 degrees", "Celsius"),
+        ("Shakespeare wrote Romeo and", "Juliet"),
+        ("The opposite of hot is", "cold"),
+    ]
+    assert right(model, others) >= 0.5
