@@ -19,6 +19,7 @@ from errata.models.language_model import LanguageModel, Site
 from errata.models.likelihood import score
 from errata.models.prompts import chat_frame, chat_text, complete, encode
 
+from tests.support.errors import raises_code
 from tests.support.tiny_models import byte_level_tokenizer, metaspace_tokenizer, tiny_model
 
 TEMPLATE = (
@@ -159,14 +160,14 @@ def test_chat_frames_and_templates_that_cannot_be_used() -> None:
     before, after = chat_frame(tokenizer)
     assert (before, after) == ("<s><user>\n", "<end>\n<model>\n")
     tokenizer.chat_template = "{{ raise_exception('no user here') }}"
-    with pytest.raises(InputError, match="no user here"):
+    with raises_code("CHAT_TEMPLATE_UNUSABLE", InputError, "no user here"):
         chat_text(tokenizer, "x")
     assert encode(tokenizer, ["plain text"])[0].ids, "plain text needs no template"
     tokenizer.chat_template = "{{ messages | length }}"
-    with pytest.raises(InputError, match="template"):
+    with raises_code("CHAT_TEMPLATE_UNUSABLE", InputError):
         chat_frame(tokenizer)
     tokenizer.chat_template = None
-    with pytest.raises(InputError, match="no chat template"):
+    with raises_code("CHAT_TEMPLATE_MISSING", InputError):
         chat_text(tokenizer, "x")
 
 

@@ -30,6 +30,7 @@ from tests.support.editing import (
     tiny_recipe,
     write_corpus,
 )
+from tests.support.errors import raises_code
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -103,7 +104,7 @@ def test_two_patches_stack_on_a_fresh_model_in_their_order_only(
         editor.apply(facts).save(tmp_path / name)
     first, second = Patch.load(tmp_path / "first"), Patch.load(tmp_path / "second")
     fresh = tiny_language_model("gpt2")
-    with pytest.raises(InputError, match="other weights"):
+    with raises_code("PATCH_OTHER_WEIGHTS", InputError):
         second.apply(fresh)  # it was found on weights that hold the first
     first.apply(fresh)
     second.apply(fresh)
@@ -159,7 +160,7 @@ def test_other_weights_are_refused(made: tuple[Patch, Any], other: str) -> None:
     if other == "edited":
         patch.apply(model)
     before = parameter_bits(model)
-    with pytest.raises(InputError, match="made for other weights"):
+    with raises_code("PATCH_OTHER_WEIGHTS", InputError, patch.fingerprint[:12]):
         patch.apply(model)
     assert_same_bits(parameter_bits(model), before)
 
@@ -168,7 +169,7 @@ def test_what_is_not_applied_cannot_be_undone(made: tuple[Patch, Any]) -> None:
     patch, _ = made
     model = tiny_language_model("gpt2")
     before = parameter_bits(model)
-    with pytest.raises(InputError, match="not applied"):
+    with raises_code("PATCH_NOT_APPLIED", InputError):
         patch.undo(model)
     assert_same_bits(parameter_bits(model), before)
 
@@ -203,7 +204,7 @@ def test_a_change_that_the_weights_cannot_hold_is_refused(made: tuple[Patch, Any
     large = replace(patch, terms=tuple(LowRankTerm(term.layer, term.left * 1e5, term.right) for term in patch.terms))
     model = tiny_language_model("gpt2", dtype=torch.float16)
     before = parameter_bits(model)
-    with pytest.raises(InputError, match="weights of layer 1 of 'gpt2' are not finite in float16"):
+    with raises_code("PATCH_NOT_FINITE", InputError, "layer 1", "'gpt2'", "float16"):
         large.apply(model, force=True)
     assert_same_bits(parameter_bits(model), before)
     assert not model.edits.terms
@@ -230,7 +231,7 @@ def test_a_truncated_file_is_refused(made: tuple[Patch, Any], tmp_path: Path, sh
     made[0].save(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InputError, match="is not a readable patch"):
+    with raises_code("PATCH_UNREADABLE", InputError, str(path)):
         Patch.load(path)
 
 
@@ -248,7 +249,7 @@ def test_what_is_no_patch_is_refused(made: tuple[Patch, Any], tmp_path: Path, wh
         save_file(tensors, path, metadata={"format": errata.patches.patch.FORMAT})
     elif what == "record of nonsense":
         save_file(tensors, path, metadata={"format": errata.patches.patch.FORMAT, "record": "[1, 2]"})
-    with pytest.raises(InputError, match="thing is not a readable patch"):
+    with raises_code("PATCH_UNREADABLE", InputError, str(path)):
         Patch.load(path)
 
 
@@ -259,7 +260,7 @@ def test_a_missing_tensor_is_noticed(made: tuple[Patch, Any], tmp_path: Path) ->
     tensors = load_file(path)
     del tensors["1.right"]
     save_file(tensors, path, metadata=metadata)
-    with pytest.raises(InputError, match="is not a readable patch"):
+    with raises_code("PATCH_UNREADABLE", InputError, str(path)):
         Patch.load(path)
 
 

@@ -10,6 +10,8 @@ from errata.errors import InputError
 from errata.patches.patch import read_patch
 from errata.runs.run import read_manifest
 
+from tests.support.errors import raises_code
+
 
 @pytest.mark.parametrize(
     ("content", "reason"),
@@ -26,7 +28,7 @@ from errata.runs.run import read_manifest
 def test_a_file_that_is_no_patch(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "patch.safetensors"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=f"is not a readable patch: {reason}"):
+    with raises_code("PATCH_UNREADABLE", InputError, str(path), reason):
         read_patch(path)
 
 
@@ -34,7 +36,7 @@ def test_a_file_that_is_no_patch(tmp_path: Path, content: bytes, reason: str) ->
     ("content", "reason"),
     [
         (b"", "it is empty"),
-        (b"{,}", "it is not JSON \\(line 1, column 2\\)"),
+        (b"{,}", "it is not JSON (line 1, column 2)"),
         (b"\xff", "it is not UTF-8 text"),
         (b"{}", "it has no 'checksum'"),
     ],
@@ -42,7 +44,7 @@ def test_a_file_that_is_no_patch(tmp_path: Path, content: bytes, reason: str) ->
 def test_a_file_that_is_no_record(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "run.json"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=rf"cannot read .*run\.json: {reason}"):
+    with raises_code("RUN_UNREADABLE", InputError, str(path), reason):
         read_manifest(path)
-    with pytest.raises(InputError, match=r"run\.json: its parent is a file"):
+    with raises_code("RUN_UNREADABLE", InputError, "its parent is a file"):
         read_manifest(path / "run.json")

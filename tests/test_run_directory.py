@@ -20,6 +20,7 @@ from errata.runs.ledger import START, read_ledger
 from errata.runs.run import Manifest, create_run, is_run, open_run
 from errata.utils.files import file_digest
 
+from tests.support.errors import raises_code
 from tests.support.runs import ASKED, BATCHES, EXAMINATION, Runs, content_of
 
 
@@ -94,7 +95,7 @@ def test_nothing_that_is_there_is_ever_overwritten(runs: Runs, run: Path, tmp_pa
         path.mkdir()
         (path / "mine").touch()
     before = content_of(tmp_path)
-    with pytest.raises(InputError, match="exists already"):
+    with raises_code("OUTPUT_EXISTS", InputError, str(path)):
         runs.begin(path)
     assert content_of(tmp_path) == before
 
@@ -183,12 +184,12 @@ def _nothing_said(bodies: list[dict[str, Any]]) -> None:
 
 
 UNKNOWN: dict[Callable[[list[dict[str, Any]]], None], str] = {
-    _no_patch: "is not valid: batch.patch: field required",
-    _index_as_text: "is not valid: batch.index: input should be a valid integer",
-    _facts_of_another_form: r"is not valid: batch\.left_alone\.0: input should be a valid string",
-    _a_number_twice: "its batches are not numbered from 0 on",
-    _a_kind_of_tomorrow: r"is not valid: .*'undone'",
-    _nothing_said: r"is not valid: before\.said: input",
+    _no_patch: " batch.patch: ",
+    _index_as_text: " batch.index: ",
+    _facts_of_another_form: " batch.left_alone.0: ",
+    _a_number_twice: "not numbered",
+    _a_kind_of_tomorrow: "'undone'",
+    _nothing_said: " before.said: ",
 }
 
 
@@ -197,9 +198,8 @@ def test_lines_that_errata_does_not_write_are_refused(run: Path, change: Callabl
     rewrite_ledger(run / "ledger.jsonl", lambda bodies: None)
     assert open_run(run).batches_done == BATCHES  # with the lines as they were
     rewrite_ledger(run / "ledger.jsonl", change)
-    with pytest.raises(FaultsError, match=UNKNOWN[change]) as caught:
+    with raises_code("LEDGER_DAMAGED", FaultsError, UNKNOWN[change]):
         open_run(run)
-    assert {fault.code for fault in caught.value.faults} == {"LEDGER_DAMAGED"}
     assert read_ledger(run / "ledger.jsonl").entries
 
 
@@ -229,9 +229,8 @@ def test_a_record_of_another_form_is_refused(run: Path, field: str, value: Any) 
     rewrite_manifest(run / "run.json")
     assert open_run(run).batches_done == BATCHES
     rewrite_manifest(run / "run.json", **{field: value})
-    with pytest.raises(InputError, match=r"cannot read .*run\.json: ") as caught:
+    with raises_code("RUN_UNREADABLE", InputError, "run.json", field):
         open_run(run)
-    assert field in str(caught.value)
 
 
 # The lock -------------------------------------------------------------------------------------------------------------
@@ -262,7 +261,7 @@ def holder(run: Path) -> Iterator[int]:
 
 def test_two_processes_cannot_work_on_one_run(run: Path, holder: int, finished: dict[str, bytes]) -> None:
     with (
-        pytest.raises(InputError, match=rf"another process \(process {holder}\) is working on the run"),
+        raises_code("RUN_LOCKED", InputError, f"process {holder}", str(run)),
         open_run(run).locked(),
     ):
         pytest.fail("it was let in")
@@ -292,11 +291,11 @@ def test_a_run_with_links_is_not_resumed(runs: Runs, run: Path, tmp_path: Path, 
         victim.write_text("of somebody else", encoding="utf-8")
     before = content_of(victim) if victim.is_dir() else victim.read_bytes()
     path.symlink_to(victim)
-    with pytest.raises(InputError, match="link"):
+    with raises_code("FILE_NOT_REGULAR", InputError, str(path)):
         runs.go_on(run)
     assert before == (content_of(victim) if victim.is_dir() else victim.read_bytes())
     if name in ("lock", "log.txt"):
-        with pytest.raises(InputError, match="link"), open_run(run).locked():
+        with raises_code("FILE_NOT_REGULAR", InputError, str(path)), open_run(run).locked():
             pytest.fail("the block must not run")
 
 

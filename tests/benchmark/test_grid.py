@@ -22,6 +22,8 @@ from errata.cli.bench_plan import absolute_corpus, plan_of
 from errata.editing.recipe import shipped_recipe
 from errata.errors import FaultsError, InputError
 
+from tests.support.errors import raises_code
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "grid.yaml"
 
 
@@ -82,18 +84,24 @@ def test_everything_wrong_is_reported_together_with_its_line(tmp_path: Path) -> 
     path.write_text(text, encoding="utf-8")
     with pytest.raises(FaultsError) as caught:
         grid_of(read_grid(path), "grid.yaml", text=text)
-    told = [str(fault) for fault in caught.value.faults]
-    assert len(told) == 6
-    for expected in (
-        "grid.yaml: edits (line 2): input should be greater than or equal to 1, got 0",
-        "grid.yaml: seeds (line 3): duplicate",
-        "grid.yaml: batchsize (line 4): unknown key. Known: models, data",
-        "grid.yaml: collapse (line 5): input should be greater than 1, got 0.5",
-        "grid.yaml: models.0.name (line 7): field required",
-        "memitt",
+    faults = {fault.where.removeprefix("grid.yaml: "): fault for fault in caught.value.faults}
+    assert {where: (fault.line, fault.code) for where, fault in faults.items()} == {
+        "edits": (2, "GRID_INVALID"),
+        "seeds": (3, "GRID_INVALID"),
+        "batchsize": (4, "GRID_INVALID"),
+        "collapse": (5, "GRID_INVALID"),
+        "models.0.name": (7, "GRID_INVALID"),
+        "methods": (None, "METHOD_UNKNOWN"),
+    }
+    assert len(caught.value.faults) == len(faults)
+    for where, name in (
+        ("edits", "got 0"),
+        ("collapse", "got 0.5"),
+        ("batchsize", "models, data"),
+        ("methods", "memitt"),
     ):
-        assert any(expected in line for line in told), expected
-    with pytest.raises(FaultsError, match="duplicate seeds"):
+        assert name in str(faults[where])
+    with raises_code("GRID_INVALID", FaultsError, "grid.yaml: seeds: "):
         grid_of({"methods": ["memit"], "edits": 1, "seeds": [1, 1]}, "grid.yaml")
 
 
@@ -110,13 +118,16 @@ def test_what_is_right_of_a_grid_stays_when_something_is_wrong() -> None:
     assert valid_part({**whole, "vary": {"layers": []}}) is None
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "methods: [", "\x00"])
-def test_what_is_no_grid_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("", "GRID_UNREADABLE"), ("- a\n", "GRID_UNREADABLE"), ("methods: [", "YAML_INVALID"), ("\x00", "YAML_INVALID")],
+)
+def test_what_is_no_grid_is_refused(tmp_path: Path, text: str, code: str) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError):
+    with raises_code(code, InputError, str(path)):
         read_grid(path)
-    with pytest.raises(InputError, match="cannot read"):
+    with raises_code("GRID_UNREADABLE", InputError, str(tmp_path / "none.yaml")):
         read_grid(tmp_path / "none.yaml")
 
 
@@ -138,10 +149,10 @@ def test_a_variant_changes_the_fields_that_it_names_and_no_other() -> None:
     assert (changed.schedule, changed.layers) == ("boundary", (0, 2))
     same = {"solver", "schedule", "layers", "source"}
     assert changed.model_dump(exclude=same) == recipe.model_dump(exclude=same)
-    for name in ("solver.l2", "solved.l2", "schedule.x"):
-        with pytest.raises(InputError, match=name.rsplit(".", 1)[-1] if name == "solver.l2" else name):
+    for name, shown in (("solver.l2", "'l2'"), ("solved.l2", "'solved.l2'"), ("schedule.x", "'schedule.x'")):
+        with raises_code("RECIPE_FIELD_UNKNOWN", InputError, shown):
             Variant("memit", {name: 1}).applied(recipe)
-    with pytest.raises(FaultsError, match="single"):
+    with raises_code("RECIPE_CONTRADICTION", FaultsError, "'single'"):
         Variant("memit", {"schedule": "single"}).applied(recipe)
 
 
@@ -172,10 +183,11 @@ def test_faults_of_models_data_and_recipes_are_reported_together(tmp_path: Path)
     )
     with pytest.raises(FaultsError) as caught:
         plan_of(grid)
-    told = str(caught.value)
-    for part in ("abacus", "none.jsonl", "'mood'"):
-        assert part in told
-    with pytest.raises(FaultsError, match="combinations are all invalid"):
+    expected = (("MEASUREMENT_UNKNOWN", "'mood'"), ("DEVICE_UNAVAILABLE", "abacus"), ("FACTS_UNREADABLE", "none.jsonl"))
+    for fault, (code, name) in zip(caught.value.faults, expected, strict=True):
+        assert fault.code == code
+        assert name in str(fault)
+    with raises_code("COMBINATION_INVALID", FaultsError, "memit [solver.l2=1.0]"):
         plan_of(Grid(methods=("memit",), vary={"solver.l2": (1.0,)}, edits=3))
 
 
@@ -183,12 +195,12 @@ def test_what_tables_could_not_tell_apart_is_refused() -> None:
     for entries, name in (
         ({"models": [{"name": "lab", "recipe": "a.yaml"}, {"name": "lab", "recipe": "b.yaml"}]}, "models"),
         ({"data": ["a/facts.jsonl", "b/facts.jsonl"]}, "data"),
-        ({"vary": {"layers": [[0], [0]]}}, r"vary\.layers"),
+        ({"vary": {"layers": [[0], [0]]}}, "vary.layers"),
     ):
-        with pytest.raises(FaultsError, match=f"{name} has duplicates"):
+        with raises_code("GRID_INVALID", FaultsError, f"grid.yaml: {name} "):
             grid_of({"methods": ["memit"], "edits": 1, **entries}, "grid.yaml")
-    for vary, told in (({"layers": []}, "is empty"), ({"contexts.seed": [1, 2]}, "the grid's seed")):
-        with pytest.raises(FaultsError, match=told):
+    for vary, name in (({"layers": []}, "vary.layers"), ({"contexts.seed": [1, 2]}, "contexts.seed")):
+        with raises_code("GRID_INVALID", FaultsError, f"grid.yaml: {name} "):
             grid_of({"methods": ["memit"], "edits": 1, "vary": vary}, "grid.yaml")
 
 
@@ -203,28 +215,28 @@ def test_a_varied_batch_size_is_the_one_that_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "options", "told"),
+    ("part", "options", "code", "name"),
     [
-        ("ability", {"tasks": "mmlu"}, "tasks"),
-        ("ability", {"tasks": ["x"], "probe_items": "ten"}, "probe_items"),
-        ("ability", {}, "neither tasks nor probes"),
-        ("ability", {"tasks": ["none/task.yaml"]}, "none/task.yaml: there is no such file"),
-        ("ability", {"probes": "none"}, "sst2.json"),
-        ("free", {"wilder": True}, "wilder"),
-        ("side", {"options": 1}, "options"),
-        ("drift", {"x": 1}, "no settings"),
-        ("texts", {"references": "none.jsonl"}, "none.jsonl"),
+        ("ability", {"tasks": "mmlu"}, "MEASUREMENT_SETTING_INVALID", "tasks"),
+        ("ability", {"tasks": ["x"], "probe_items": "ten"}, "MEASUREMENT_SETTING_INVALID", "probe_items"),
+        ("ability", {}, "ABILITY_NOTHING_TO_RUN", "'ability'"),
+        ("ability", {"tasks": ["none/task.yaml"]}, "FILE_NOT_FOUND", "none/task.yaml"),
+        ("ability", {"probes": "none"}, "JSON_INVALID", "sst2.json"),
+        ("free", {"wilder": True}, "MEASUREMENT_SETTING_INVALID", "wilder"),
+        ("side", {"options": 1}, "SETTING_INVALID", "options"),
+        ("drift", {"x": 1}, "MEASUREMENT_SETTING_UNKNOWN", "got x"),
+        ("texts", {"references": "none.jsonl"}, "FILE_UNREADABLE", "none.jsonl"),
     ],
 )
 def test_wrong_settings_of_a_measurement_are_reported_before_any_work(
-    part: str, options: dict[str, object], told: str
+    part: str, options: dict[str, object], code: str, name: str
 ) -> None:
-    with pytest.raises(FaultsError, match=told):
+    with raises_code(code, FaultsError, name):
         check_measurements([part], {part: options})
 
 
 def test_settings_of_what_is_not_measured_are_refused() -> None:
-    with pytest.raises(FaultsError, match="not made"):
+    with raises_code("MEASUREMENT_UNUSED_SETTINGS", FaultsError, "measures.options.free"):
         check_measurements(["drift"], {"free": {"wild": True}})
 
 
