@@ -43,6 +43,7 @@ _FEW = {"steps": 4, "batch_size": 2}
 # Name in the registry -> the methods to test, or the settings of an editor without a recipe; None for its defaults.
 SETTINGS: dict[str, tuple[Any, ...]] = {
     LOCATE_THEN_EDIT: ("memit", "alphaedit+blue"),
+    "elder": ({"learning_rate": 0.01, "steps": 10, "cosine": 0.9},),
     "grace": ({"steps": 10},),
     "ft": (_FEW,),
     "ft_l": ({**_FEW, "anchor": "run"},),

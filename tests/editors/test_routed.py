@@ -27,7 +27,10 @@ from tests.support.errors import raises_code
 FIRST, SECOND = FACTS[:3], FACTS[3:]
 CONTROLS = ("The river runs through the", "Big Ben was moved to", "I think that")
 # Settings for tiny models, and the query of each test: the last token in one family, the mean in another.
-SETTINGS: dict[str, dict[str, Any]] = {"grace": {"steps": 8, "batch_size": 2}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "elder": {"learning_rate": 0.01, "steps": 8, "batch_size": 2, "cosine": 0.9},
+    "grace": {"steps": 8, "batch_size": 2},
+}
 QUERIES = {"gpt2": "prompt_last", "opt": "prompt_mean", "gemma2": "prompt_last"}
 
 
@@ -140,8 +143,9 @@ def test_targets_of_one_prompt_share_a_row_and_prompts_do_not(editor: HookEditor
     """Where one row begins another one, a shared row would have one route for two prompts."""
     view = editor.view()
     fact = FIRST[0]
-    beginning, end = fact.text[: fact.text.rindex(" ")], fact.text[fact.text.rindex(" ") + 1 :]
+    beginning, end = "The mother", fact.text.removeprefix("The mother ")
     pairs = [(beginning, f"{end} {fact.target}", " "), (fact.text, fact.target, " ")]
+    assert pairs[0][0] + " " + pairs[0][1] == pairs[1][0] + " " + pairs[1][1]
     assert [bool(used) for used in view.used([pair[0] for pair in pairs])] == [False, True]
     together = view.score(pairs)
     assert together[0].log_probability == pytest.approx(view.model.score(pairs)[0].log_probability, abs=1e-5)
@@ -185,7 +189,10 @@ def test_the_answer_does_not_decide(editor: HookEditor[Any, Any]) -> None:
                 model.model(**batch.inputs(), use_cache=False)
             read = queries.remembered(rows)
             torch.testing.assert_close(read, alone, rtol=1e-4, atol=1e-5)
-            assert list(map(str, router.routes(read))) == list(map(str, router.routes(alone)))
+            found, expected = (
+                [route is not None and router.facts_of(route) for route in router.routes(own)] for own in (read, alone)
+            )
+            assert found == expected
 
 
 def test_queries_are_those_of_plain_hooks_and_are_read_once() -> None:

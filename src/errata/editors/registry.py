@@ -13,6 +13,7 @@ from errata.editing.recipe import Recipe, fault_at
 from errata.editing.recipe_files import RecipeFile, place_of
 from errata.editors.contract import Edit, KnowledgeEditor
 from errata.editors.edit_file import StoredEdit
+from errata.editors.elder import Elder, ElderSettings
 from errata.editors.ft import FineTuning, FtBfSettings, FtLSettings, FtMSettings, FtSettings
 from errata.editors.grace import Grace, GraceSettings
 from errata.editors.locate_then_edit import LocateThenEdit
@@ -50,6 +51,10 @@ def _locate_then_edit(model: LanguageModel, settings: Mapping[str, Any], report:
     return LocateThenEdit(model, Recipe.model_validate(settings), report=report)
 
 
+def _elder(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Elder:
+    return Elder(model, ElderSettings.model_validate(settings), report)
+
+
 def _grace(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Grace:
     return Grace(model, GraceSettings.model_validate(settings), report)
 
@@ -68,6 +73,7 @@ def _weights(editor: type[WeightEditor[_AnySettings]], settings: type[_AnySettin
 
 EDITORS: Final[Mapping[str, EditorKind]] = {
     LOCATE_THEN_EDIT: EditorKind(_locate_then_edit, Patch.load, Recipe),
+    "elder": EditorKind(_elder, StoredEdit.load, ElderSettings),
     "grace": EditorKind(_grace, StoredEdit.load, GraceSettings),
     "ft": _weights(FineTuning, FtSettings),
     "ft_l": _weights(FineTuning, FtLSettings),

@@ -113,6 +113,28 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         ),
     ),
     EditorRow(
+        "elder",
+        "a mixture of small LoRAs in several blocks: a query decides the experts, and whether to use any",
+        "Li et al. 2024, ELDER: Enhancing Lifelong Model Editing with Mixture-of-LoRA, arXiv:2408.11869",
+        "hooks",
+        undo="last",
+        deviations=(
+            "The down-projections of consecutive blocks are adapted, and the query is read in the block below; the "
+            "published code replaces PEFT and adapts other layers.",
+            "The query is read at the prompt's last token and decides for all positions; the published code decides "
+            "again at every generated token.",
+            "Only the chosen experts are computed, and blocks below the first adapted one are run once.",
+            "The codes of all facts are computed again after every batch; the published code keeps those of "
+            "each batch, although later batches move the routers.",
+            "Allocations are random experts, drawn again until they are far enough from those of other facts; how they "
+            "are drawn, layers, threshold, guidance and training are not in the published code.",
+            "Settings whose codes are too few for the facts are refused.",
+            "Routers see queries centred and scaled by unrelated prompts, and LoRAs are in units of the module's "
+            "inputs and outputs, so that one learning rate suits any model.",
+            "A fact replaces an earlier one with the same prompt.",
+        ),
+    ),
+    EditorRow(
         "grace",
         "a codebook of activations: a query close to a stored key gets its trained vector as a module's output",
         "Hartvigsen et al. 2023, Aging with GRACE, NeurIPS, arXiv:2211.11031",
