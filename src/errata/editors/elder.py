@@ -326,7 +326,8 @@ class Elder(HookEditor[ElderState, ElderSettings]):
 
     @property
     def empty(self) -> ElderState:
-        return ElderState({}, *(torch.zeros(0) for _ in range(4)))
+        none = torch.zeros(0)
+        return ElderState({}, none, none, none, none)
 
     def router(self, state: ElderState) -> ElderRouter:
         return ElderRouter(self.model, self.queries, state, self.layers, self.settings, self.threshold)
