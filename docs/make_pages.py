@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -277,6 +278,8 @@ _CHANGED = {
 
 
 def editors_section() -> str:
+    from pydantic_core import to_jsonable_python
+
     from errata.editors.registry import EDITORS
     from errata.editors.table import ABILITIES, EDITOR_ROWS
 
@@ -302,7 +305,9 @@ def editors_section() -> str:
         parts += ["| setting | default | meaning |", "|---|---|---|"]
         for name, field in EDITORS[row.name].settings.model_fields.items():
             default = getattr(field.get_default(call_default_factory=True), "value", field.default)
-            shown = "section" if hasattr(default, "model_dump") else f"`{default}`"
+            if isinstance(default, tuple):
+                default = json.dumps(to_jsonable_python(default))
+            shown = "section" if hasattr(default, "model_dump") else f"`{default}`" if default != "" else "none"
             parts.append(f"| `{name}` | {shown} | {_cell(field.description or '')} |")
         if row.deviations:
             parts += ["", "Differences from the paper and its code:", ""]

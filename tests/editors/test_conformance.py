@@ -50,6 +50,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "ft_m": (_FEW,),
     "ft_bf": ({**_FEW, "mini_batch": 1},),
     "lora": tuple({**_FEW, "layers": (1, 3), "sequence": sequence} for sequence in ("stack", "again", "replay")),
+    "retrieval": (None,),
 }
 CASES = [(name, method) for name in EDITORS for method in SETTINGS[name]]
 FROM_THE_PAGE = "docs/extending.md"

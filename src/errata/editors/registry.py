@@ -18,6 +18,7 @@ from errata.editors.ft import FineTuning, FtBfSettings, FtLSettings, FtMSettings
 from errata.editors.grace import Grace, GraceSettings
 from errata.editors.locate_then_edit import LocateThenEdit
 from errata.editors.lora import Lora, LoraSettings
+from errata.editors.retrieval import RETRIEVAL, Retrieval, RetrievalSettings
 from errata.editors.table import EditorSettings
 from errata.editors.weight_editor import WeightEditor, WeightEditorSettings
 from errata.errors import Fault, FaultsError, InputError
@@ -71,6 +72,10 @@ def _weights(editor: type[WeightEditor[_AnySettings]], settings: type[_AnySettin
     return EditorKind(make, Patch.load, settings)
 
 
+def _retrieval(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Retrieval:
+    return Retrieval(model, RetrievalSettings.model_validate(settings), report)
+
+
 EDITORS: Final[Mapping[str, EditorKind]] = {
     LOCATE_THEN_EDIT: EditorKind(_locate_then_edit, Patch.load, Recipe),
     "elder": EditorKind(_elder, StoredEdit.load, ElderSettings),
@@ -80,6 +85,7 @@ EDITORS: Final[Mapping[str, EditorKind]] = {
     "ft_m": _weights(FineTuning, FtMSettings),
     "ft_bf": _weights(FineTuning, FtBfSettings),
     "lora": _weights(Lora, LoraSettings),
+    RETRIEVAL: EditorKind(_retrieval, StoredEdit.load, RetrievalSettings),
 }
 
 

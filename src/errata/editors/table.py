@@ -152,6 +152,21 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "Removing an edit replays the assignment of the others.",
         ),
     ),
+    EditorRow(
+        name="retrieval",
+        title="the facts that a prompt is about are put before it",
+        paper="Zheng et al. 2023, Can We Edit Factual Knowledge by In-Context Learning?, EMNLP, arXiv:2305.12740",
+        where="prompt",
+        deviations=(
+            "By default the fact alone is inserted (mode plain); the paper's demonstrations are mode ike.",
+            "A fact is inserted only into prompts that pass a gate (by default: they name the subject); the published "
+            "evaluation puts the right fact before every prompt, which is mode ike_oracle here.",
+            "Demonstrations are chosen by lexical similarity, or the model's own hidden states, unless a sentence "
+            "encoder is given; the paper uses all-MiniLM-L6-v2.",
+            "No demonstration is on an edited subject; the published code does not check it.",
+            "The kinds of demonstrations are shuffled by a generator of the seed and the fact, not by the global one.",
+        ),
+    ),
 )
 EDITOR_NAMES: Final[tuple[str, ...]] = tuple(row.name for row in EDITOR_ROWS)
 

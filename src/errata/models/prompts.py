@@ -17,6 +17,7 @@ from errata.facts.fact import Fact
 from errata.facts.joining import joined
 
 _MESSAGE: Final = "{errata: message}"  # no text of a template
+_SYSTEM_MESSAGE: Final = "{errata: system message}"
 _PROBE: Final = "The capital of France is Paris, and the sum of 2 and 3 is 5."
 
 Pair: TypeAlias = tuple[str, str] | tuple[str, str, str]
@@ -95,10 +96,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Enc
 
 
 def _openings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The beginnings of texts that have their special tokens already: BOS, and that of the chat template."""
+    """The beginnings of texts that have their special tokens already: BOS, and those of the chat template."""
     found = [str(tokenizer.bos_token)] if tokenizer.bos_token else []
     with suppress(InputError):  # an unusable template matters only where it is used
-        found.append(chat_frame(tokenizer)[0])
+        frame = chat_frames(tokenizer)
+        found += [frame.before, frame.system[0] if frame.system else ""]
     return tuple(opening for opening in found if opening)
 
 
@@ -133,6 +135,39 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
             "the model's chat template omits the message", remedy="Use plain text", code="CHAT_TEMPLATE_UNUSABLE"
         )
     return before, after
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFrame:
+    """The text of a chat template around one user message.
+
+    Attributes:
+        before, after: with the user's message alone; see ``chat_frame``.
+        system: the text before a system message, and between it and the user's, with the same text after that; None if
+            the template has no system messages.
+    """
+
+    before: str
+    after: str
+    system: tuple[str, str] | None
+
+
+def chat_frames(tokenizer: PreTrainedTokenizerBase) -> ChatFrame:
+    """The chat template's text around a user's message, and around a system message with it.
+
+    Raises:
+        InputError: see ``chat_frame``.
+    """
+    before, after = chat_frame(tokenizer)
+    messages = [{"role": "system", "content": _SYSTEM_MESSAGE}, {"role": "user", "content": _MESSAGE}]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, ValueError):  # templates refuse roles that they do not know
+        return ChatFrame(before, after, None)
+    opening, found, rest = text.partition(_SYSTEM_MESSAGE)
+    if not found or not rest.endswith(_MESSAGE + after):
+        return ChatFrame(before, after, None)
+    return ChatFrame(before, after, (opening, rest.removesuffix(_MESSAGE + after)))
 
 
 def subject_tokens(encoded: Encoded, start: int, end: int, fact: Fact) -> range:

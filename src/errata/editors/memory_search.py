@@ -1,0 +1,271 @@
+"""Which facts of a memory a query is about: gates decide, and a threshold is calibrated on facts that are not edited.
+
+A query passes to a fact only if every named gate allows it. Gates see the query's text and its cosines with all facts,
+never an answer.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field, StrictFloat, StrictInt
+from torch import Tensor
+
+from errata.editors.embedders import AnyEmbedder, Embedder, Lexical
+from errata.editors.table import EditorSettings
+from errata.errors import InputError
+from errata.facts.fact import Fact
+from errata.facts.joining import joined, word_places
+from errata.utils.settings import NotNegative, Settings
+
+EmbeddedText: TypeAlias = Literal["prompt", "statement", "old_statement"]
+_ENDS: Final = (".", "!", "?", "…", "。", "！", "？", "।", "።")
+
+
+def statement(fact: Fact) -> str:
+    """The fact's prompt with its target, without a full stop."""
+    return joined(fact.text, fact.target, fact.joiner)
+
+
+def sentence(text: str) -> str:
+    """A statement with a full stop, if it has none."""
+    return text if text.endswith(_ENDS) else f"{text}."
+
+
+_EMBEDDED: Final[Mapping[EmbeddedText, Callable[[Fact], str]]] = {
+    "prompt": lambda fact: fact.text,
+    "statement": statement,
+    "old_statement": lambda fact: sentence(joined(fact.text, fact.old or "", fact.joiner)),
+}
+
+
+# Gates
+
+
+class SubjectGate(Settings):
+    """The fact's subject is in the query, as a whole word (or words), with its capital letters."""
+
+    kind: Literal["subject"] = "subject"
+
+    def passes(self, query: str, facts: Sequence[Fact], cosines: Float[Tensor, "facts"]) -> Bool[Tensor, "facts"]:
+        text = _nfc(query)
+        names = [_nfc(fact.subject) for fact in facts]
+        return torch.tensor([name in text and bool(word_places(text, name)) for name in names], dtype=torch.bool)
+
+
+class CosineGate(Settings):
+    """The cosine of query and fact is at least the threshold."""
+
+    kind: Literal["cosine"] = "cosine"
+    threshold: StrictFloat | None = Field(None, ge=-1, le=1, description="null: calibrated on the facts of calibration")
+
+    def passes(self, query: str, facts: Sequence[Fact], cosines: Float[Tensor, "facts"]) -> Bool[Tensor, "facts"]:
+        assert self.threshold is not None  # calibrated by ``Memory``
+        return cosines >= self.threshold
+
+
+class MarginGate(Settings):
+    """Only the nearest fact, if its cosine exceeds that of every other one by the margin."""
+
+    kind: Literal["margin"] = "margin"
+    margin: NotNegative = Field(0.05, description="least difference of the two largest cosines")
+
+    def passes(self, query: str, facts: Sequence[Fact], cosines: Float[Tensor, "facts"]) -> Bool[Tensor, "facts"]:
+        allowed = torch.zeros(len(facts), dtype=torch.bool)
+        if len(facts):
+            values, places = cosines.topk(min(2, len(facts)))
+            allowed[places[0]] = len(facts) == 1 or bool(values[0] - values[1] >= self.margin)
+        return allowed
+
+
+AnyGate: TypeAlias = Annotated[SubjectGate | CosineGate | MarginGate, Field(discriminator="kind")]
+
+
+class SearchSettings(EditorSettings):
+    """How an editor with a memory of facts finds those that a prompt is about."""
+
+    embedder: AnyEmbedder = Field(
+        Lexical(),
+        description="what measures how near a query is to a fact, by 'kind': lexical; hidden (with 'layer', 'corpus', "
+        "'tokens' and 'ridge'); sentence (with 'directory', of sentence-transformers)",
+    )
+    embeds: tuple[EmbeddedText, ...] = Field(
+        ("prompt",),
+        min_length=1,
+        description="texts of a fact that are compared with the query; of several, the nearest counts",
+    )
+    gates: tuple[AnyGate, ...] = Field(
+        (SubjectGate(),),
+        min_length=1,
+        description="all of them must let a query through to a fact, by 'kind': subject (is in the query); cosine (is "
+        "at least 'threshold'; null: calibrated); margin (the nearest fact exceeds all others by 'margin')",
+    )
+    k_facts: StrictInt = Field(1, ge=1, description="facts that a query gets at most, the nearest")
+    calibration: str = Field(
+        "", description="facts that set a threshold of null: a file, or 'lab'; none may have an edited fact's subject"
+    )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(("truth",)) if "old_statement" in self.embeds else frozenset()
+
+    @property
+    def open_gates(self) -> list[CosineGate]:
+        """The gates whose threshold is to be calibrated."""
+        return [gate for gate in self.gates if isinstance(gate, CosineGate) and gate.threshold is None]
+
+    def gates_with(self, threshold: float | None) -> tuple[SubjectGate | CosineGate | MarginGate, ...]:
+        """All gates, with a calibrated threshold."""
+        return tuple(CosineGate(threshold=threshold) if gate in self.open_gates else gate for gate in self.gates)
+
+
+# Calibration
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A threshold, and how well it separates at this size of the memory.
+
+    Attributes:
+        threshold: maximises (hit_rate + refusal_rate)/2; the largest such one.
+        hit_rate: paraphrases that get their fact.
+        refusal_rate: other questions that get no fact.
+        facts: in the memory, for each query; the rates are of this size only.
+        positives, negatives: the number of queries of both kinds.
+    """
+
+    threshold: float
+    hit_rate: float
+    refusal_rate: float
+    facts: int
+    positives: int
+    negatives: int
+
+
+def best_threshold(positives: Sequence[float], negatives: Sequence[float]) -> tuple[float, float, float]:
+    """The threshold with the largest mean of both rates, with the rates: positives ≥ it, and negatives < it.
+
+    It is half-way between two values, so that rounding decides nothing; of several the largest.
+
+    Args:
+        positives, negatives: cosines, or −∞ for a query that no threshold lets through; neither is empty.
+    """
+    right, wrong = (torch.tensor(values, dtype=torch.float64).sort().values for values in (positives, negatives))
+    values = torch.unique(torch.cat([right, wrong]))
+    values = values[values.isfinite()]
+    middle = (values[1:] + values[:-1]) / 2
+    ends = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    candidates = torch.unique(torch.cat([ends, middle]))
+    hits = len(right) - torch.searchsorted(right, candidates)
+    refusals = torch.searchsorted(wrong, candidates)
+    scores = hits * len(wrong) + refusals * len(right)  # in integers, where ties are exact
+    best = int((scores == scores.max()).nonzero()[-1])
+    return float(candidates[best]), int(hits[best]) / len(right), int(refusals[best]) / len(wrong)
+
+
+def calibrate(
+    held_out: Sequence[Fact],
+    facts: Sequence[Fact],
+    embedder: Embedder,
+    settings: SearchSettings,
+) -> Calibration:
+    """The threshold for a memory as large as ``facts``.
+
+    The held-out facts are divided into memories of that size, filled up with ``facts`` where there are too few. In
+    each, the paraphrases of its held-out facts should get their fact, and the facts' ``own``, ``neighbours`` and
+    ``unrelated`` questions none. All other gates are in force.
+
+    Args:
+        held_out: without a subject that ``facts`` have too; others are left out.
+
+    Raises:
+        InputError: if no fact with paraphrases and such questions is left.
+    """
+    subjects = {_nfc(fact.subject).casefold() for fact in facts}
+    left = [fact for fact in held_out if _nfc(fact.subject).casefold() not in subjects]
+    size = len(facts)
+    others = [gate for gate in settings.gates if gate not in settings.open_gates]
+    positives: list[float] = []
+    negatives: list[float] = []
+    for start in range(0, len(left), max(size, 1)):
+        group = left[start : start + size]
+        spare = [*left[:start], *facts][: size - len(group)]
+        memory = Memory((*group, *spare), embedder, settings, tuple(others))
+        questions = [(place, text) for place, fact in enumerate(group) for text in fact.paraphrases]
+        for (place, _), found in zip(questions, memory.search([text for _, text in questions]), strict=True):
+            positives.append(dict(found).get(place, -torch.inf))
+        texts = [entry.prompt for fact in group for entry in (*fact.own, *fact.neighbours, *fact.unrelated)]
+        # A question about another fact's subject may rightly get that fact.
+        names = [_nfc(fact.subject) for fact in spare]
+        texts = [text for text in texts if not any(name in _nfc(text) for name in names)]
+        negatives += [max((cosine for _, cosine in found), default=-torch.inf) for found in memory.search(texts)]
+    if not positives or not negatives:
+        raise InputError(
+            f"no threshold can be calibrated: {len(left)} of {len(held_out)} facts have other subjects than the edited "
+            f"ones, with {len(positives)} paraphrases and {len(negatives)} questions that should get no fact",
+            remedy="Give facts with paraphrases and own, neighbours or unrelated questions as 'calibration', or a "
+            "threshold",
+            code="CALIBRATION_IMPOSSIBLE",
+        )
+    threshold, hits, refusals = best_threshold(positives, negatives)
+    return Calibration(threshold, hits, refusals, size, len(positives), len(negatives))
+
+
+# Memory
+
+
+class Memory:
+    """Facts that can be searched. It is a value: another set of facts is another memory.
+
+    Args:
+        facts: the later of two equally near ones is preferred.
+        gates: with thresholds; the settings' own if None.
+    """
+
+    def __init__(
+        self,
+        facts: Sequence[Fact],
+        embedder: Embedder,
+        settings: SearchSettings,
+        gates: Sequence[SubjectGate | CosineGate | MarginGate] | None = None,
+    ) -> None:
+        self.facts = tuple(facts)
+        self._gates = tuple(settings.gates if gates is None else gates)
+        self._most = settings.k_facts
+        self._texts = len(settings.embeds)
+        self._index = embedder.index([_EMBEDDED[kind](fact) for fact in self.facts for kind in settings.embeds])
+
+    def cosines(self, queries: Sequence[str]) -> Float[Tensor, "queries facts"]:
+        """(queries, facts) float64: the largest over a fact's texts."""
+        found = self._index.cosines(queries)
+        return found.reshape(len(queries), len(self.facts), self._texts).amax(2)
+
+    def search(self, queries: Sequence[str]) -> list[list[tuple[int, float]]]:
+        """For each query the facts that all gates allow, as (place in ``facts``, cosine), nearest first.
+
+        At most as many as the settings' ``k_facts``.
+        """
+        if not self.facts or not queries:
+            return [[] for _ in queries]
+        distinct = list(dict.fromkeys(queries))
+        found = {
+            query: self._allowed(query, cosines)
+            for query, cosines in zip(distinct, self.cosines(distinct), strict=True)
+        }
+        return [found[query] for query in queries]
+
+    def _allowed(self, query: str, cosines: Tensor) -> list[tuple[int, float]]:
+        passed = torch.ones(len(self.facts), dtype=torch.bool)
+        for gate in self._gates:
+            passed &= gate.passes(query, self.facts, cosines)
+        entries = [(float(cosines[place]), place) for place in passed.nonzero()[:, 0].tolist()]
+        return [(place, cosine) for cosine, place in sorted(entries, reverse=True)[: self._most]]
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
