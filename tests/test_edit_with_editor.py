@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from errata.benchmark.grid import grid_of, read_grid
+from errata.cli.bench_plan import plan_of
 from errata.cli.main import run
 from errata.editors.edit_file import StoredEdit
+from errata.editors.table import EDITOR_NAMES
+from errata.errors import FaultsError
 
 Capture = pytest.CaptureFixture[str]
 METHOD = "grace"
@@ -134,3 +138,35 @@ def test_dry_run_shows_the_plan(made: Path, capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert "4 facts" in out
     assert "epsilon" in out
+
+
+def test_a_benchmark_plans_editors_beside_methods(made: Path) -> None:
+    data = {
+        "methods": ["memit", METHOD],
+        "edits": 4,
+        "batch_size": 2,
+        "seeds": [7],
+        "models": [{"name": "lab", "recipe": str(made / "recipe.yaml")}],
+        "vary": {"epsilon": [0.1, 0.3]},
+    }
+    lab = {**data, "models": ["lab"]}
+    specs = plan_of(grid_of(lab, "test")).specs
+    assert [(spec.editor, spec.settings["epsilon"]) for spec in specs] == [(METHOD, 0.1), (METHOD, 0.3)]
+    assert all((spec.batch_size, spec.settings["seed"]) == (2, 7) for spec in specs)
+    assert [entry.label for entry in plan_of(grid_of(lab, "test")).undefined] == [
+        "memit [epsilon=0.1]",
+        "memit [epsilon=0.3]",
+    ]
+    own = {**data, "methods": [METHOD], "vary": {}}
+    (spec,) = plan_of(grid_of(own, "test")).specs  # the recipe file of the model
+    assert spec.settings["steps"] == 40
+    with pytest.raises(FaultsError) as caught:
+        grid_of({**data, "methods": ["grase"]}, "test")
+    assert "METHOD_UNKNOWN" in {fault.code for fault in caught.value.faults}
+    with pytest.raises(FaultsError):
+        grid_of({**data, "vary": {"seed": [1, 2]}}, "test")
+
+
+def test_the_example_grid_of_editors_is_valid() -> None:
+    grid = grid_of(read_grid(Path("examples/editors.yaml")), "examples/editors.yaml")
+    assert set(EDITOR_NAMES) & set(grid.methods)
