@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from errata.editors.locate_then_edit import LocateThenEdit
 from errata.editors.registry import EDITORS, LOCATE_THEN_EDIT, editor_named
 from errata.editors.table import ABILITIES, EDITOR_NAMES, EDITOR_ROWS, EditorSettings
 from errata.errors import InputError
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.utils.progress import silent
 
@@ -51,6 +53,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "ft_bf": ({**_FEW, "mini_batch": 1},),
     "lora": tuple({**_FEW, "layers": (1, 3), "sequence": sequence} for sequence in ("stack", "again", "replay")),
     "retrieval": (None,),
+    "substitute": (None,),
 }
 CASES = [(name, method) for name in EDITORS for method in SETTINGS[name]]
 FROM_THE_PAGE = "docs/extending.md"
@@ -68,7 +71,19 @@ def case(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.Monke
     recipe = tiny_recipe(write_corpus(folder / "corpus.txt"), method) if isinstance(method, str) else None
     settings = recipe.model_dump(mode="json") if recipe else method or {}
     kind = editor_named(name)
-    return Case(lambda: kind.make(tiny_language_model("llama"), settings, silent), kind.load)
+    found = Case(lambda: kind.make(tiny_language_model("llama"), settings, silent), kind.load)
+    if "truth" in found.make().needs:
+        facts = with_old_objects()
+        for constant, value in (("FACTS", facts), ("FIRST", facts[:2]), ("SECOND", facts[2:4])):
+            monkeypatch.setitem(globals(), constant, value)
+    return found
+
+
+@cache
+def with_old_objects() -> tuple[Fact, ...]:
+    """The facts with what the unedited model answers as their old objects."""
+    answers = tiny_language_model("llama").continue_texts([fact.text for fact in FACTS], new_tokens=4)
+    return tuple(replace(fact, old=answer.strip()) for fact, answer in zip(FACTS, answers, strict=True))
 
 
 def test_every_editor_has_its_name_and_others_are_refused() -> None:

@@ -19,6 +19,7 @@ from errata.editors.grace import Grace, GraceSettings
 from errata.editors.locate_then_edit import LocateThenEdit
 from errata.editors.lora import Lora, LoraSettings
 from errata.editors.retrieval import RETRIEVAL, Retrieval, RetrievalSettings
+from errata.editors.substitute import SUBSTITUTE, Substitute, SubstituteSettings
 from errata.editors.table import EditorSettings
 from errata.editors.weight_editor import WeightEditor, WeightEditorSettings
 from errata.errors import Fault, FaultsError, InputError
@@ -76,6 +77,10 @@ def _retrieval(model: LanguageModel, settings: Mapping[str, Any], report: Report
     return Retrieval(model, RetrievalSettings.model_validate(settings), report)
 
 
+def _substitute(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Substitute:
+    return Substitute(model, SubstituteSettings.model_validate(settings), report)
+
+
 EDITORS: Final[Mapping[str, EditorKind]] = {
     LOCATE_THEN_EDIT: EditorKind(_locate_then_edit, Patch.load, Recipe),
     "elder": EditorKind(_elder, StoredEdit.load, ElderSettings),
@@ -86,6 +91,7 @@ EDITORS: Final[Mapping[str, EditorKind]] = {
     "ft_bf": _weights(FineTuning, FtBfSettings),
     "lora": _weights(Lora, LoraSettings),
     RETRIEVAL: EditorKind(_retrieval, StoredEdit.load, RetrievalSettings),
+    SUBSTITUTE: EditorKind(_substitute, StoredEdit.load, SubstituteSettings),
 }
 
 

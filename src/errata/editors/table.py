@@ -167,6 +167,18 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "The kinds of demonstrations are shuffled by a generator of the seed and the fact, not by the global one.",
         ),
     ),
+    EditorRow(
+        name="substitute",
+        title="in finished answers to questions about a fact, its old object becomes the new one",
+        paper="none; the bar for Song et al. 2024, Knowledge Editing on Black-box Large Language Models (postEdit), "
+        "arXiv:2402.08631",
+        where="answer",
+        deviations=(
+            "Words are replaced where postEdit has a trained model; inflections and consequences stay.",
+            "A gate decides whether a question is about a fact (by default: it names the subject); in postEdit the "
+            "trained model alone does.",
+        ),
+    ),
 )
 EDITOR_NAMES: Final[tuple[str, ...]] = tuple(row.name for row in EDITOR_ROWS)
 

@@ -1,0 +1,176 @@
+"""``substitute``: in the finished answer to a question about a fact, the old object becomes the new one.
+
+It needs no model, and is the bar for editors that rewrite answers (postEdit, Song et al. 2024, "Knowledge Editing on
+Black-box Large Language Models", arXiv:2402.08631): their textual scores are near the ceiling with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from errata.editors.fact_memory import FactMemory
+from errata.editors.memory_search import Memory, SearchSettings
+from errata.editors.retrieval import QueryReader
+from errata.errors import InputError
+from errata.facts.fact import Fact
+from errata.facts.joining import word_places
+from errata.models.generation import Stop
+from errata.models.language_model import CACHE_BUDGET, TOKEN_BUDGET, LanguageModel
+from errata.models.prompts import Pair, TargetScore
+from errata.results.metrics import Ability
+from errata.utils.progress import Report, silent
+
+SUBSTITUTE: Final = "substitute"
+
+_ARTICLE: Final = re.compile(r"(?<!\w)(a|an)(?=\s+\Z)", re.IGNORECASE)
+_LIKE_A_CONSONANT: Final = re.compile(r"(?:eu|ewe|one(?!\w)|once|uni(?![nm])|us[aeu]|ut[ie])", re.IGNORECASE)
+_LIKE_A_VOWEL: Final = re.compile(r"(?:[aeiou]|heir|hon(?:est|o)|hour)", re.IGNORECASE)
+
+
+class SubstituteSettings(SearchSettings):
+    """Words of the answer replaced."""
+
+
+def article(noun: str) -> str:
+    """The English indefinite article before a word, by its spelling."""
+    return "an" if _LIKE_A_VOWEL.match(noun) and not _LIKE_A_CONSONANT.match(noun) else "a"
+
+
+def substituted(text: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """A text in which old words are replaced by new ones: whole words, whatever their case, in one pass.
+
+    An "a" or "an" before them becomes that of the new ones; a capital letter stays one. Words inside new ones that the
+    text has already are left ("York" in "New York").
+
+    Args:
+        pairs: (old, new); of overlapping places the earlier pair's counts.
+    """
+    taken: list[tuple[int, int, str]] = []
+    for old, new in pairs:
+        present = [found.span() for found in re.finditer(re.escape(new), text, re.IGNORECASE)]
+        for found in re.finditer(re.escape(old), text, re.IGNORECASE):
+            start, end = found.span()
+            if start not in word_places(text, found[0]):
+                continue
+            if any(first <= start and end <= last for first, last in present):
+                continue
+            if any(start < last and first < end for first, last, _ in taken):
+                continue
+            capital = found[0][:1].isupper() and old[:1].islower()
+            taken.append((start, end, new[:1].upper() + new[1:] if capital else new))
+    result, place = "", 0
+    for start, end, new in sorted(taken):
+        before = text[place:start]
+        if (found := _ARTICLE.search(before)) is not None:
+            right = article(new)
+            before = (
+                before[: found.start()] + (right.capitalize() if found[0][0] == "A" else right) + before[found.end() :]
+            )
+        result += before + new
+        place = end
+    return result + text[place:]
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """The model with its finished answers rewritten; see ``errata.editors.contract.Answerer``.
+
+    Likelihoods do not exist: the answer is not the model's own.
+    """
+
+    model: LanguageModel
+    reader: QueryReader
+    memory: Memory
+
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("generation",))
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.model.tokenizer
+
+    @property
+    def context_length(self) -> int:
+        return self.model.context_length
+
+    def score(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        joiner: str | None = None,
+        token_budget: int = TOKEN_BUDGET,
+        report: Report = silent,
+    ) -> list[TargetScore]:
+        """Raises InputError."""
+        raise self._no_likelihood()
+
+    def next_token_log_probabilities(self, prompts: Sequence[str], *, token_budget: int = TOKEN_BUDGET) -> Tensor:
+        """Raises InputError."""
+        raise self._no_likelihood()
+
+    def continue_texts(
+        self,
+        prompts: Sequence[str],
+        *,
+        new_tokens: int | Sequence[int],
+        top_k: int = 1,
+        uniforms: Tensor | None = None,
+        stop: Stop | None = None,
+        end_at_eos: bool = True,
+        token_budget: int = CACHE_BUDGET,
+        report: Report = silent,
+    ) -> list[str]:
+        """The model's continuations, rewritten when they are complete; ``stop`` sees them as they were."""
+        texts = self.model.continue_texts(
+            prompts,
+            new_tokens=new_tokens,
+            top_k=top_k,
+            uniforms=uniforms,
+            stop=stop,
+            end_at_eos=end_at_eos,
+            token_budget=token_budget,
+            report=report,
+        )
+        return [
+            substituted(text, [(fact.old, fact.target) for fact in facts if fact.old])
+            for text, facts in zip(texts, self._hits(prompts), strict=True)
+        ]
+
+    def used(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
+        """For each prompt, the ids of the facts that it is about, whether or not its answer names their old objects."""
+        return [tuple(fact.id for fact in facts) for facts in self._hits(prompts)]
+
+    def _hits(self, prompts: Sequence[str]) -> list[list[Fact]]:
+        found = self.memory.search([self.reader.read(prompt).text for prompt in prompts])
+        return [[self.memory.facts[place] for place, _ in entry] for entry in found]
+
+    def _no_likelihood(self) -> InputError:
+        return InputError(
+            f"{SUBSTITUTE} rewrites finished answers, so {self.name!r} has no likelihoods",
+            remedy="Measure generated answers",
+            code="ABILITY_MISSING",
+        )
+
+
+@dataclass(slots=True)
+class Substitute(FactMemory[SubstituteSettings]):
+    """Words of the answer replaced; see ``FactMemory``."""
+
+    registered: ClassVar[str] = SUBSTITUTE
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.settings.needs | {"truth"}
+
+    def view(self) -> Rewritten:
+        """The model with the present facts in its answers."""
+        return Rewritten(self.model, QueryReader(self.model.tokenizer), self._state.search.memory)

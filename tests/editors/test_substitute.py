@@ -1,0 +1,162 @@
+"""Old words replaced in finished answers: only of questions about a fact, and only whole words."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from errata.editors.fact_memory import facts_of
+from errata.editors.substitute import Substitute, SubstituteSettings, article, substituted
+from errata.errors import InputError
+from errata.evaluation.answer_edits import (
+    EditedAnswer,
+    contains_substring,
+    harmonic_mean,
+    rewrite_scores,
+    textual_edit,
+    textual_retention,
+    unigram_f1,
+)
+from errata.facts.fact import Fact
+from errata.models.language_model import LanguageModel
+
+from tests.support.editing import FACTS, tiny_language_model
+from tests.support.errors import raises_code
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "expected"),
+    [
+        ("Paris, and Paris's mayor. Parisian.", "Paris", "Rome", "Rome, and Rome's mayor. Parisian."),
+        ("She is a carpenter and was A carpenter.", "carpenter", "engineer", "She is an engineer and was An engineer."),
+        ("An Engineer, an engineer", "engineer", "unicyclist", "A Unicyclist, a unicyclist"),
+        ("He was an hour late", "hour", "day", "He was a day late"),
+        ("in Rome", "Rome", "the city of Rome", "in the city of Rome"),
+        ("York is in New York", "York", "New York", "New York is in New York"),
+        ("C++ or c++?", "C++", "C#", "C# or C#?"),
+        ("首都是巴黎。", "巴黎", "罗马", "首都是罗马。"),
+        ("nothing", "Paris", "Rome", "nothing"),
+        ("", "Paris", "Rome", ""),
+    ],
+)
+def test_whole_words_are_replaced(text: str, old: str, new: str, expected: str) -> None:
+    assert substituted(text, [(old, new)]) == expected
+
+
+def test_several_facts_are_replaced_in_one_pass() -> None:
+    assert (
+        substituted("Ada plays the harp in Rome", [("harp", "lute"), ("Rome", "harp")]) == "Ada plays the lute in harp"
+    )
+    assert substituted("New York", [("New York", "Oslo"), ("York", "Bath")]) == "Oslo"
+
+
+def test_articles() -> None:
+    nouns = ("apple", "user", "umbrella", "European", "hour", "uninvited guest", "university", "one", "onion", "harp")
+    assert [article(noun) for noun in nouns] == ["an", "a", "an", "a", "an", "an", "a", "a", "an", "a"]
+
+
+def made(model: LanguageModel, *facts: Fact, **settings: Any) -> Substitute:
+    editor = Substitute(model, SubstituteSettings.model_validate(settings))
+    if facts:
+        editor.apply(facts)
+    return editor
+
+
+def test_only_answers_to_questions_about_the_fact_are_rewritten() -> None:
+    model = tiny_language_model("llama")
+    asked = [FACTS[3].text, "I think that"]
+    texts = model.continue_texts(asked, new_tokens=6)
+    fact = replace(FACTS[3], old=texts[0].strip(), target="Zzyzx")
+    view = made(model, fact).view()
+    assert view.continue_texts(asked, new_tokens=6) == [texts[0].replace(texts[0].strip(), "Zzyzx"), texts[1]]
+    assert view.used(asked) == [("capital",), ()]
+    assert made(model).view().continue_texts(asked, new_tokens=6) == texts
+    assert view.abilities == {"generation"}
+    for query in (lambda: view.score([(asked[0], "Rome")]), lambda: view.next_token_log_probabilities(asked)):
+        with raises_code("ABILITY_MISSING"):
+            query()
+    # Rewriting does not shorten what the model would have said: the condition sees the model's own words.
+    stopped = view.continue_texts(asked[:1], new_tokens=6, stop=lambda text: "Zzyzx" in text)
+    assert stopped == [texts[0].replace(texts[0].strip(), "Zzyzx")]
+
+
+def test_the_old_object_is_needed() -> None:
+    editor = made(tiny_language_model("llama"))
+    assert editor.needs == {"truth"}
+    with raises_code("FACT_MISSING_FIELD", InputError, "capital"):
+        editor.apply([FACTS[3]])
+
+
+def test_on_lab_every_answer_about_an_edited_fact_is_right_and_no_other_changes() -> None:
+    model = LanguageModel.load("lab")
+    facts = facts_of("lab")[:20]
+    view = made(model, *facts).view()
+    prompts = [prompt for fact in facts for prompt in (fact.text, *fact.paraphrases[:1])]
+    others = [entry.prompt for fact in facts for entry in fact.neighbours[:2]]
+    before = model.continue_texts([*prompts, *others], new_tokens=6)
+    after = view.continue_texts([*prompts, *others], new_tokens=6)
+    assert after[len(prompts) :] == before[len(prompts) :]
+    answers = [
+        EditedAnswer("own", one, other, (fact.target, *fact.aliases), fact.old or "")
+        for fact, one, other in zip([f for f in facts for _ in range(2)], before, after, strict=False)
+    ]
+    scores = rewrite_scores(answers)["own"]
+    assert scores.count >= 35  # of 40: the model knows these facts
+    assert (scores.edit, scores.retention) == (1.0, 1.0)
+
+
+# TE and TR
+
+TEN = [
+    EditedAnswer("own", "It is Paris.", "It is Rome.", ("Rome",), "Paris"),
+    EditedAnswer("own", "It is Paris.", "It is Rome, not Paris.", ("Rome",), "Paris"),
+    EditedAnswer("own", "It is Paris.", "It is Paris.", ("Rome",), "Paris"),
+    EditedAnswer("own", "Who knows?", "It is Rome.", ("Rome",), "Paris"),
+    EditedAnswer(
+        "paraphrase", "A Parisian in Paris", "A Parisian in the Eternal City", ("Rome", "Eternal City"), "Paris"
+    ),
+    EditedAnswer("paraphrase", "Paris it is", "something else", ("Rome",), "Paris"),
+    EditedAnswer("neighbour", "Madrid is it", "Madrid is it", ("Rome",), "Paris", "Madrid"),
+    EditedAnswer("neighbour", "Madrid is it", "Rome is it", ("Rome",), "Paris", "Madrid"),
+    EditedAnswer("neighbour", "Madrid is it", "Madrid or Rome", ("Rome",), "Paris", "Madrid"),
+    EditedAnswer("neighbour", "Lisbon is it", "Lisbon is it", ("Rome",), "Paris", "Madrid"),
+]
+
+
+def test_te_and_tr_of_ten_answers_by_hand() -> None:
+    assert [textual_edit(answer) for answer in TEN] == [1, 0.5, 0, 1, 1, 0, 1, 0, 0.5, 0]
+    # 2 · common / all words: "it is mask" against "it is mask not paris", and so on.
+    hand = [1, 6 / 8, 4 / 6, 2 * 0 / 5, 2 * 4 / (4 + 5), 0, 1, 4 / 6, 2 / 6, 1]
+    assert [textual_retention(answer) for answer in TEN] == pytest.approx(hand)
+    scores = rewrite_scores(TEN)
+    assert [scores["own"].edit, scores["own"].count, scores["own"].others] == [0.5, 3, 1.0]
+    assert scores["own"].edit_of_all == 2.5 / 4
+    assert scores["own"].retention == pytest.approx((1 + 6 / 8 + 4 / 6) / 3)
+    assert [scores["paraphrase"].edit, scores["paraphrase"].count, scores["paraphrase"].others] == [0.5, 2, None]
+    assert [scores["neighbour"].edit, scores["neighbour"].count, scores["neighbour"].others] == [0.5, 3, 0.0]
+    assert scores["neighbour"].edit_of_all == 1.5 / 4
+    edits = {kind: found.edit for kind, found in scores.items()}
+    assert harmonic_mean(edits) == 0.5
+    assert harmonic_mean({**edits, "own": 1.0}) == pytest.approx(3 / (1 + 2 + 2))
+    assert harmonic_mean({**edits, "own": None}) is None
+    assert rewrite_scores([]) == {}
+
+
+def test_substrings_count_only_as_published() -> None:
+    answer = EditedAnswer("own", "Paris", "A Parisian moved to Rome", ("Rome",), "Paris")
+    assert textual_edit(answer) == 1
+    assert textual_edit(answer, contains_substring) == 0.5
+
+
+def test_unigram_f1() -> None:
+    assert unigram_f1("a a b", "a b b") == pytest.approx(2 * 2 / 6)
+    assert unigram_f1("", "") == unigram_f1("It's", "it S") == 1
+    assert unigram_f1("", "x") == 0
+    words = "the cat sat on a mat".split()
+    for seed in range(20):
+        one, other = (random.Random(seed + n).choices(words, k=5) for n in (0, 99))
+        common = sum(min(one.count(word), other.count(word)) for word in set(one))
+        assert unigram_f1(" ".join(one), " ".join(other)) == pytest.approx(common / 5)
