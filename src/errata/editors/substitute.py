@@ -67,11 +67,10 @@ def substituted(text: str, pairs: Sequence[tuple[str, str]]) -> str:
     result, place = "", 0
     for start, end, new in sorted(taken):
         before = text[place:start]
-        if (found := _ARTICLE.search(before)) is not None:
+        if (old_article := _ARTICLE.search(before)) is not None:
             right = article(new)
-            before = (
-                before[: found.start()] + (right.capitalize() if found[0][0] == "A" else right) + before[found.end() :]
-            )
+            right = right.capitalize() if old_article[0][0] == "A" else right
+            before = before[: old_article.start()] + right + before[old_article.end() :]
         result += before + new
         place = end
     return result + text[place:]
