@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
+import errata
 from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
 from errata.utils.text import did_you_mean, visible
 
@@ -41,6 +45,21 @@ def test_several_errors_are_reported_together() -> None:
     with pytest.raises(FaultsError) as error:
         raise FaultsError("b", [Fault(f"b:{line}", "wrong", "", code="WRONG") for line in (1, 2)])
     assert str(error.value).splitlines() == ["b has 2 faults:", "  b:1: wrong", "  b:2: wrong."]
+
+
+def test_every_error_of_the_source_has_a_code() -> None:
+    kinds = {"Fault", "InputError", "ErrataError", "EditError", "OutputError", "UnsupportedModelError"}
+    without: list[str] = []
+    found = 0
+    for path in sorted(Path(errata.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", None) in kinds:
+                found += 1
+                if not any(keyword.arg in ("code", None) for keyword in node.keywords):  # None: **options
+                    without.append(f"{path.name}: {ast.unparse(node)}")
+    assert found > 300
+    # Only its text is used, with the code USAGE.
+    assert without == ["main.py: InputError(message, remedy=remedy)"]
 
 
 def test_other_errors_are_not_collected() -> None:

@@ -18,6 +18,7 @@ import errata.runs.ledger
 from errata.errors import InputError
 from errata.runs.ledger import START, Entry, Ledger, new_ledger, read_ledger
 
+from tests.support.errors import raises_code
 from tests.support.fuzzing import examples
 
 # The folder is shared by a test's examples: each writes its file anew.
@@ -87,7 +88,7 @@ def test_a_ledger_is_never_begun_twice(tmp_path: Path) -> None:
 
 
 def test_an_absent_ledger_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot read the ledger .*ledger\.jsonl: it cannot be found"):
+    with raises_code("LEDGER_UNREADABLE", InputError, "ledger.jsonl"):
         read_ledger(tmp_path / "ledger.jsonl")
 
 
@@ -228,7 +229,7 @@ def test_a_line_in_the_middle_that_is_not_what_was_written_is_refused_with_its_n
     written(path)
     content = b"".join(tamper(lines_of(path)))
     path.write_bytes(content[:-5] if torn_as_well else content)
-    with pytest.raises(InputError, match=r"ledger\.jsonl:2 was changed or damaged") as caught:
+    with raises_code("LEDGER_DAMAGED", InputError, "ledger.jsonl:2 ") as caught:
         read_ledger(path)
     assert "the lines before it are intact" in caught.value.remedy
 

@@ -49,6 +49,7 @@ from tests.support.editing import (
     tiny_language_model,
     write_corpus,
 )
+from tests.support.errors import raises_code
 
 
 def search_of(
@@ -149,7 +150,7 @@ def test_when_time_is_up_the_best_so_far_is_taken(
 
 
 def test_without_any_time_there_is_no_recipe(make_search: Callable[..., RecipeSearch]) -> None:
-    with pytest.raises(ErrataError, match="no trial finished"):
+    with raises_code("SEARCH_OUT_OF_TIME"):
         make_search(tiny_language_model("llama"), seconds=-1.0).run()
 
 
@@ -160,7 +161,7 @@ def test_where_every_try_fails_there_is_no_recipe(
         raise EditError("no")
 
     monkeypatch.setattr(RecipeSearch, "_edit_score", fail)
-    with pytest.raises(ErrataError, match="all 16 settings"):
+    with raises_code("SEARCH_FAILED", ErrataError, " 16 "):
         make_search(tiny_language_model("llama")).run()
 
 
@@ -253,7 +254,7 @@ def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tries.jsonl"
     append_to_journal(path, "a", Try("clamp", {}, "1", 0.5, 1.0))
     path.write_text("nonsense\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
-    with pytest.raises(InputError, match=r"tries.jsonl:1 is not a trial"):
+    with raises_code("SEARCH_JOURNAL_DAMAGED", InputError, "tries.jsonl:1 "):
         read_journal(path)
 
 

@@ -595,7 +595,7 @@ def measurements_of(names: Iterable[str]) -> list[Measurement]:
         if name not in known
     ]
     if faults:
-        raise FaultsError("the measurements", faults)
+        raise FaultsError("the list of measurements", faults)
     return [*REQUIRED, *(known[name] for name in chosen)]
 
 
@@ -620,7 +620,7 @@ def check_measurements(names: Iterable[str], options: Mapping[str, Any]) -> None
         except InputError as error:
             faults.append(Fault(f"measurement {measurement.name!r}", error.what, error.remedy, code=error.code))
     if faults:
-        raise FaultsError("the measurements", faults)
+        raise FaultsError("the list of measurements", faults)
 
 
 def input_digests(names: Iterable[str], options: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -637,7 +637,8 @@ def input_digests(names: Iterable[str], options: Mapping[str, Any]) -> dict[str,
             try:
                 digests.setdefault(measurement.result_name(given), {})[str(file)] = file_digest(file)
             except OSError as error:
-                faults.append(Fault(str(file), f"{measurement.name} cannot read it: {reason_of(error)}", "Restore it"))
+                what = f"{measurement.name} cannot read it: {reason_of(error)}"
+                faults.append(Fault(str(file), what, "Restore it", code="FILE_UNREADABLE"))
     if faults:
-        raise FaultsError("files of the measurements", faults)
+        raise FaultsError("the list of files that the measurements read", faults)
     return digests
