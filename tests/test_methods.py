@@ -13,6 +13,8 @@ from errata.editing.solvers import SOLVERS
 from errata.editing.target_loss import TARGETS
 from errata.errors import InputError
 
+from tests.support.errors import raises_code
+
 
 def test_the_published_rows() -> None:
     """The table of methods.md, section 1, Rows."""
@@ -90,5 +92,5 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, near: str) -> No
 
 @pytest.mark.parametrize("name", ["", "+blue", "memit+blue+blue", "zzzzzz"])
 def test_nonsense_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match="there is no method"):
+    with raises_code("METHOD_UNKNOWN", InputError):
         method_named(name)

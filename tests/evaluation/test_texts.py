@@ -121,7 +121,7 @@ def test_consistency_of_texts() -> None:
     assert same.value == pytest.approx(100)
     (none,) = evaluate_consistency([WrittenText("f", "p", "xyz")], [FACT], {("language", "English"): ("dog",)}, weights)
     assert none.value == 0
-    with pytest.raises(FaultsError, match="relation 'language', target 'English'"):
+    with raises_code("REFERENCES_WITHOUT_KNOWN_WORDS", FaultsError, "'language'", "'English'"):
         evaluate_consistency(written, [FACT], {("language", "English"): ("unheard",)}, weights)
 
 
@@ -155,7 +155,7 @@ def test_weights_from_files(tmp_path: Path) -> None:
     (tmp_path / "vocabulary.json").write_text('{"a": 0, "b": 2}', encoding="utf-8")
     with raises_code("FILE_WRONG_FORMAT", InputError):
         TermWeights.read(tmp_path / "other.json")
-    with pytest.raises(InputError, match="cannot read"):
+    with raises_code("TERM_WEIGHTS_INVALID", InputError, "none.json"):
         TermWeights.read(tmp_path / "none.json")
     with raises_code("TERM_WEIGHTS_INVALID", InputError):
         TermWeights.read_published(tmp_path / "vocabulary.json", tmp_path / "idf.npy")
@@ -210,7 +210,7 @@ def test_references_from_a_file(tmp_path: Path) -> None:
     path.write_text("\n", encoding="utf-8")
     with raises_code("REFERENCES_EMPTY", InputError):
         read_references(path)
-    with pytest.raises(InputError, match="cannot read"):
+    with raises_code("FILE_UNREADABLE", InputError, "none.jsonl"):
         read_references(tmp_path / "none.jsonl")
 
 

@@ -153,7 +153,7 @@ def test_a_long_text_is_read_in_bounded_pieces() -> None:
 def test_too_little_text_is_refused_with_its_size(texts: list[str]) -> None:
     model = tiny_language_model("gpt2")
     held = sum(len(model.tokenizer(text)["input_ids"]) for text in texts)
-    with pytest.raises(InputError, match=f"has {held} tokens, but 50 are needed"):
+    with raises_code("CORPUS_TOO_SHORT", InputError, f" {held} tokens", " 50 "):
         key_moments(model, [0], texts, amount(tokens=50, length=16))
 
 
@@ -177,5 +177,5 @@ def test_documents_are_counted_in_place_of_tokens() -> None:
     assert counted.count == same.count == sum(sizes)
     assert torch.allclose(counted.total, same.total, rtol=1e-9, atol=1e-9)
     assert sum(told) == 20
-    with pytest.raises(InputError, match="has 3 documents, but 4 are needed"):
+    with raises_code("CORPUS_TOO_SHORT", InputError, " 3 documents", " 4 "):
         key_moments(model, [0], texts[:3], amount(documents=4, length=16))

@@ -20,6 +20,7 @@ from errata.statistics.settings import StatisticsSettings
 from errata.statistics.store import check_corpus, default_cache, moments_for
 
 from tests.support.editing import corpus_texts, tiny_language_model, write_corpus
+from tests.support.errors import raises_code
 
 LAYERS = (1, 3)
 
@@ -162,7 +163,7 @@ def test_without_a_home_directory_a_cache_is_needed_only_where_something_is_miss
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where the user has no entry in the passwords
     assert moments_for(model, [0], settings, read_only=[cache])
-    with pytest.raises(InputError, match="ERRATA_CACHE"):
+    with raises_code("CACHE_UNKNOWN", InputError, "ERRATA_CACHE"):
         moments_for(model, [0], settings)
 
 
@@ -246,7 +247,7 @@ def test_a_corpus_that_cannot_be_read_is_an_input_error(
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match="cannot read the corpus"):
+    with raises_code("CORPUS_UNREADABLE", InputError, str(path)):
         moments_for(model, [1], settings, cache=cache)
 
 
@@ -269,7 +270,7 @@ def test_statistics_over_documents_are_found_again_unless_their_count_was_change
 def test_too_few_documents_are_reported_before_any_is_read_by_a_model(settings: StatisticsSettings) -> None:
     check_corpus(settings)
     check_corpus(settings.model_copy(update={"tokens": None, "documents": 40}))
-    with pytest.raises(InputError, match="has 40 documents, but 41 are needed"):
+    with raises_code("CORPUS_TOO_SHORT", InputError, " 40 documents", " 41 "):
         check_corpus(settings.model_copy(update={"tokens": None, "documents": 41}))
 
 

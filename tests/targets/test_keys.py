@@ -14,6 +14,7 @@ from errata.models.language_model import LanguageModel, Site
 from tests.reference.attention import compute_attention_exactly
 from tests.reference.keys import key, state
 from tests.support.editing import current_states, mean_keys
+from tests.support.errors import raises_code
 from tests.support.tiny_models import BLOCKS, FAMILIES, MLP_WIDTH, WIDTH, tiny_model
 
 PREFIXES = ("The rain", "Therefore the river runs through the city, because", "I")
@@ -149,5 +150,5 @@ def test_a_subject_without_a_token_is_named() -> None:
     model = loaded("gpt2")
     model.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("☃", "")
     facts = [FACTS[1], Fact("snowman", "☃", "It is said that {} is", "cold")]
-    with pytest.raises(InputError, match="'☃' of fact 'snowman' has no token"):
+    with raises_code("SUBJECT_WITHOUT_TOKEN", InputError, "'☃'", "'snowman'"):
         mean_keys(model, facts, PREFIXES, 2)
