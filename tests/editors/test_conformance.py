@@ -54,6 +54,8 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "lora": tuple({**_FEW, "layers": (1, 3), "sequence": sequence} for sequence in ("stack", "again", "replay")),
     "retrieval": (None,),
     "substitute": (None,),
+    "ultra": ({"batch_size": 2, "layers": (2, 3)},),
+    "stable": ({"batch_size": 2, "layers": (2, 3), "pooled": True},),
 }
 CASES = [(name, method) for name in EDITORS for method in SETTINGS[name]]
 FROM_THE_PAGE = "docs/extending.md"

@@ -1,4 +1,4 @@
-"""Editors that train W, with their default settings, on the lab's model and on SmolLM2."""
+"""Editors that train W or write gradients, with their default settings, on the lab's model and on SmolLM2."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def right(model: LanguageModel, pairs: list[Pair]) -> float:
     return sum(score.correct for score in model.score(pairs)) / len(pairs)
 
 
-@pytest.mark.parametrize(("name", "paraphrased"), [("ft", 0.7), ("ft_m", 0.9), ("ft_bf", 0.7), ("lora", 0.7)])
+@pytest.mark.parametrize(
+    ("name", "paraphrased"), [("ft", 0.7), ("ft_m", 0.9), ("ft_bf", 0.7), ("lora", 0.7), ("ultra", 0.5)]
+)
 def test_defaults_edit_the_lab(lab: LanguageModel, name: str, paraphrased: float) -> None:
     facts = [unit.facts[0] for unit in lab_units(10, 3)]
     editor = EDITORS[name].make(lab, {}, silent)

@@ -39,11 +39,11 @@ from errata.editors.training import (
     weight_scale,
     with_end,
 )
-from errata.editors.weight_editor import Present, WeightEditor, WeightEditorSettings
+from errata.editors.weight_editor import Present, WeightEditor, WeightEditorSettings, Written
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.models.row_replay import Change, RowReplay, TrainingRow
-from errata.models.weights import DenseTerm, Term
+from errata.models.weights import DenseTerm
 from errata.utils.settings import NotNegative, Positive
 
 
@@ -142,7 +142,7 @@ class FineTuning(WeightEditor[FineTuningSettings]):
 
     def write(
         self, facts: Sequence[Fact], before: Present, call: Present, report: Callable[[int, int], None]
-    ) -> tuple[Term, ...]:
+    ) -> Written:
         settings, (layer,) = self.settings, self.layers
         base = self.model.edits.base_weight(layer)
         unit = weight_scale(base) if settings.relative else 1.0
@@ -165,8 +165,8 @@ class FineTuning(WeightEditor[FineTuningSettings]):
         replay = RowReplay(self.model, settings.rows(self.model.tokenizer, facts), self.layers)
         generator = seeded(settings.seed, before.batches + call.batches)
         if not training.run(replay, trained, facts, generator, report):
-            return call.terms
-        return (DenseTerm(layer, (earlier + trained.delta.detach()).cpu()),)
+            return Written(call.terms)
+        return Written((DenseTerm(layer, (earlier + trained.delta.detach()).cpu()),))
 
 
 class DenseChange(Trained):

@@ -18,7 +18,7 @@ from pydantic import Field, StrictBool, StrictInt, field_validator
 from torch import Tensor, nn
 
 from errata.editors.training import Trained, Training, linear_change, seeded, teacher_forced, weight_scale
-from errata.editors.weight_editor import Present, WeightEditor, WeightEditorSettings
+from errata.editors.weight_editor import Present, WeightEditor, WeightEditorSettings, Written
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.models.row_replay import Change, RowReplay
@@ -79,7 +79,7 @@ class Lora(WeightEditor[LoraSettings]):
 
     def write(
         self, facts: Sequence[Fact], before: Present, call: Present, report: Callable[[int, int], None]
-    ) -> tuple[Term, ...]:
+    ) -> Written:
         settings, sequence = self.settings, _SEQUENCES[self.settings.sequence]
         generator = seeded(settings.seed, before.batches + call.batches)
         learnt = list(facts)
@@ -101,10 +101,10 @@ class Lora(WeightEditor[LoraSettings]):
         )
         replay = RowReplay(self.model, teacher_forced(self.model.tokenizer, learnt), self.layers)
         if not training.run(replay, trained, learnt, generator, report):
-            return call.terms
+            return Written(call.terms)
         if sequence.continues:  # one change for the whole call: from the factors before it to the present ones
-            return tuple(trained.term(layer, origin.get(layer)) for layer in self.layers)
-        return (*call.terms, *(trained.term(layer, None) for layer in self.layers))
+            return Written(tuple(trained.term(layer, origin.get(layer)) for layer in self.layers))
+        return Written((*call.terms, *(trained.term(layer, None) for layer in self.layers)))
 
     def _scale(self, layer: int) -> float:
         base = self.model.edits.base_weight(layer)

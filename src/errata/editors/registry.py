@@ -21,6 +21,7 @@ from errata.editors.lora import Lora, LoraSettings
 from errata.editors.retrieval import RETRIEVAL, Retrieval, RetrievalSettings
 from errata.editors.substitute import SUBSTITUTE, Substitute, SubstituteSettings
 from errata.editors.table import EditorSettings
+from errata.editors.ultra import GradientWrite, StableSettings, UltraSettings
 from errata.editors.weight_editor import WeightEditor, WeightEditorSettings
 from errata.errors import Fault, FaultsError, InputError
 from errata.models.language_model import LanguageModel
@@ -92,6 +93,8 @@ EDITORS: Final[Mapping[str, EditorKind]] = {
     "lora": _weights(Lora, LoraSettings),
     RETRIEVAL: EditorKind(_retrieval, StoredEdit.load, RetrievalSettings),
     SUBSTITUTE: EditorKind(_substitute, StoredEdit.load, SubstituteSettings),
+    "ultra": _weights(GradientWrite, UltraSettings),
+    "stable": _weights(GradientWrite, StableSettings),
 }
 
 

@@ -64,6 +64,14 @@ _TARGETS = "Target tokens are found by character offsets: neither BOS nor paddin
 _HALF = "Half-precision weights are trained in float32, on the loss of the rounded weights."
 _LAYER = "The default layer is at two thirds of the depth; published ones lie anywhere."
 _FT = (_UNITS, _TARGETS, _HALF, _LAYER)
+_ULTRA = (
+    "The step is relative to W's outputs and the ridge to the length of its inputs by default (published: absolute).",
+    "The loss is summed over facts, so that the result does not depend on how they are split into passes.",
+    "Each layer has its own statistics by default; the published code shares them between layers of equal shape.",
+    "The variance is that of all rows; the published update is biased, and a chunk of one row makes it NaN.",
+    "Sums are in float64 and no increment is rounded away; the published code adds to bfloat16 weights.",
+    "Only down-projections are written, so that the edit is a patch.",
+)
 _ROME = "Meng et al. 2022, Locating and Editing Factual Associations in GPT, NeurIPS, arXiv:2202.05262"
 
 EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
@@ -133,6 +141,20 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "inputs and outputs, so that one learning rate suits any model.",
             "A fact replaces an earlier one with the same prompt.",
         ),
+    ),
+    EditorRow(
+        "ultra",
+        "one ridge regression from normalised gradients, without a search",
+        "Gu et al. 2025, UltraEdit, arXiv:2505.14679",
+        "weights",
+        deviations=_ULTRA,
+    ),
+    EditorRow(
+        "stable",
+        "ultra with gradients whitened by their full covariance",
+        "StableEdit, ICML 2026, arXiv:2605.11836",
+        "weights",
+        deviations=(*_ULTRA, "There is no warm-up; the published one also edits its facts into the model."),
     ),
     EditorRow(
         "grace",

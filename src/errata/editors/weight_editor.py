@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
+
+from torch import Tensor
 
 from errata.editors.contract import Edit, OnBatch, Undo
 from errata.editors.locate_then_edit import as_patch
@@ -37,11 +39,26 @@ class Present:
         facts: all of them, oldest first.
         terms: their changes, in order.
         batches: the number of batches that they were edited in.
+        state: what the last of them left for later ones.
     """
 
     facts: tuple[Fact, ...] = ()
     terms: tuple[Term, ...] = ()
     batches: int = 0
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The result of a batch.
+
+    Attributes:
+        terms: the changes of the whole call, those of earlier batches included; none if nothing is to be changed.
+        state: what later batches need besides; on the CPU.
+    """
+
+    terms: tuple[Term, ...]
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +110,7 @@ class WeightEditor(ABC, Generic[_Settings]):
     @abstractmethod
     def write(
         self, facts: Sequence[Fact], before: Present, call: Present, report: Callable[[int, int], None]
-    ) -> tuple[Term, ...]:
+    ) -> Written:
         """Train one batch; the model is not changed.
 
         Args:
@@ -101,9 +118,6 @@ class WeightEditor(ABC, Generic[_Settings]):
             before: this editor's changes by earlier calls.
             call: those by earlier batches of this call; they are in the model too.
             report: progress callback, in steps.
-
-        Returns:
-            The changes of the whole call, those of earlier batches included; none if nothing is to be changed.
 
         Raises:
             NonFiniteError: if a loss or a change is not finite.
@@ -128,12 +142,12 @@ class WeightEditor(ABC, Generic[_Settings]):
             for number, batch in enumerate(batches):
                 started = time.perf_counter()
                 doing = f"batch {number + 1} of {len(batches)}" if len(batches) > 1 else "training"
-                terms = self.write(batch, before, call, partial(self.report, doing))
-                _check_finite(terms, batch)
+                written = self.write(batch, before, call, partial(self.report, doing))
+                _check_finite(written.terms, batch)
                 edits.rollback(start)
-                edits.add(terms)
+                edits.add(written.terms)
                 self.model.score([fact.pair(fact.target) for fact in batch])  # fails if a logit is not finite
-                call = Present((*call.facts, *batch), terms, call.batches + 1)
+                call = Present((*call.facts, *batch), written.terms, call.batches + 1, written.state)
                 if on_batch is not None:
                     on_batch(WrittenBatch(tuple(batch), time.perf_counter() - started))
         patch = Patch(
@@ -146,6 +160,7 @@ class WeightEditor(ABC, Generic[_Settings]):
             dtype=supported_dtype_name(self.model.dtype),
             created=now(),
             versions=software_versions(),
+            state=call.state,
         )
         self._patches = (*self._own(), patch)
         return patch
@@ -177,6 +192,7 @@ class WeightEditor(ABC, Generic[_Settings]):
             tuple(fact for patch in own for fact in patch.facts),
             tuple(term for patch in own for term in patch.terms),
             sum(-(-len(patch.facts) // size) for patch in own),
+            own[-1].state if own else {},
         )
 
 

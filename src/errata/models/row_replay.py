@@ -114,8 +114,41 @@ class RowReplay:
             changes: layer -> the change there; differentiable.
             indices: the rows.
         """
+        return self._losses(changes, indices, everywhere=False)
+
+    def gradients(self, indices: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        """W's inputs, and the gradients of the summed losses at W's outputs, where targets are predicted.
+
+        Returns:
+            layer -> (inputs (targets, d_in), gradients (targets, d_out)), row after row in the order of ``indices``;
+            gradients in ``dtype``.
+        """
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def recorder(layer: int) -> Change:
+            d_out = self.model.weight(layer).shape[0]
+
+            def record(x: Tensor) -> Tensor:
+                zero = torch.zeros(*x.shape[:-1], d_out, dtype=self.dtype, device=x.device, requires_grad=True)
+                seen[layer] = x.detach(), zero
+                return zero
+
+            return record
+
+        loss = self._losses({layer: recorder(layer) for layer in self.layers}, indices, everywhere=True).sum()
+        gradients = torch.autograd.grad(loss, [seen[layer][1] for layer in self.layers])
+        rows = [self.rows[index] for index in indices]
+        length = max(len(row.ids) for row in rows)
+        places = [place * length + position for place, row in enumerate(rows) for position in row.wanted]
+        return {
+            layer: (seen[layer][0].flatten(0, -2)[places], gradient.flatten(0, -2)[places])
+            for layer, gradient in zip(self.layers, gradients, strict=True)
+        }
+
+    def _losses(self, changes: Mapping[int, Change], indices: Sequence[int], *, everywhere: bool) -> Tensor:
+        """``everywhere``: whether changes see all positions in the last block too."""
         rows, device = [self.rows[index] for index in indices], self.model.device
-        logits = self._logits(changes, indices).to(self.dtype)
+        logits = self._logits(changes, indices, everywhere).to(self.dtype)
         targets = torch.tensor([token for row in rows for token in row.targets], device=device)
         row = torch.tensor([place for place, row in enumerate(rows) for _ in row.targets], device=device)
         weight = torch.tensor(
@@ -124,7 +157,7 @@ class RowReplay:
         nll = nn.functional.cross_entropy(logits, targets, reduction="none")
         return torch.zeros(len(rows), dtype=self.dtype, device=device).index_add(0, row, nll * weight)
 
-    def _logits(self, changes: Mapping[int, Change], indices: Sequence[int]) -> Tensor:
+    def _logits(self, changes: Mapping[int, Change], indices: Sequence[int], everywhere: bool) -> Tensor:
         """(targets of all rows, vocabulary), in order."""
         model, lowest, last = self.model, self._lowest, len(self.model.blocks) - 1
         rows = [self.rows[index] for index in indices]
@@ -139,7 +172,9 @@ class RowReplay:
                 if layer in changes:
                     hook = _adding(changes[layer], self.dtype)
                     stack.callback(model.down_projection(layer).register_forward_hook(hook).remove)
-            if last > lowest and model.mlp_is_module:  # nothing above the last block reads other positions
+            if (
+                last > lowest and model.mlp_is_module and not everywhere
+            ):  # nothing above the last block reads other positions
                 tokens = (row * batch.input_ids.shape[1] + column).unique()
                 stack.enter_context(mlp_at(model.mlp(last), tokens))
             return model.logits_at(batch.inputs(), row, column)

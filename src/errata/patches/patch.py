@@ -61,6 +61,7 @@ class Patch:
         created: the time in UTC, ISO 8601.
         versions: of the software that made it.
         results: the measurements of the edit, for a model card; None if nothing was measured.
+        state: what its editor needs to continue after it, on the CPU; empty for most.
     """
 
     terms: tuple[Term, ...]
@@ -73,6 +74,7 @@ class Patch:
     created: str
     versions: Mapping[str, str]
     results: PatchResults | None = None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -92,7 +94,8 @@ class Patch:
     @property
     def stored_bytes(self) -> int:
         """Size of its tensors in a file."""
-        return sum(tensor.nbytes for term in self.terms for tensor in _tensors_of(term).values())
+        terms = sum(tensor.nbytes for term in self.terms for tensor in _tensors_of(term).values())
+        return terms + sum(tensor.nbytes for tensor in self.state.values())
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -217,6 +220,7 @@ def supported_dtype_name(dtype: torch.dtype) -> DtypeName:
 FORMAT = "errata-patch-3"
 _STORED_AS_IS = ("recipe", "prefixes", "base", "fingerprint", "dtype", "created", "versions", "results")
 _TENSORS = {"low_rank": ("left", "right"), "sparse": ("values", "mask"), "dense": ("value",)}
+_STATE = "state."  # before the names of tensors of a patch's state
 _NUMBERS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -265,6 +269,7 @@ def write_patch(patch: Patch, path: Path, *, keys: Mapping[int, Tensor] | None =
     for index, term in enumerate(patch.terms):
         tensors |= {f"{index}.{name}": tensor for name, tensor in _tensors_of(term).items()}
     tensors |= {f"keys.{layer}": key.contiguous().cpu() for layer, key in (keys or {}).items()}
+    tensors |= {f"{_STATE}{name}": tensor.contiguous().cpu() for name, tensor in patch.state.items()}
     terms = [_record_of(term) for term in patch.terms]
     facts = [fact.to_record() for fact in patch.facts]
     fields: dict[str, Any] = {name: getattr(patch, name) for name in _STORED_AS_IS}
@@ -297,10 +302,12 @@ def read_patch(path: Path) -> PatchFile:
             for index, entry in enumerate(record.terms)
         )
         _check_shapes(terms)
+        names = [name for name in tensors if name.startswith(_STATE)]
+        state = {name.removeprefix(_STATE): _checked(tensors.pop(name), None, name) for name in names}
         keys = {int(name.removeprefix("keys.")): _checked(tensor, 2, name) for name, tensor in tensors.items()}
         facts = facts_from_records(record.facts, source=str(path)).facts
         fields: dict[str, Any] = {name: getattr(record, name) for name in _STORED_AS_IS}
-        patch = Patch(terms=terms, facts=facts, **fields)
+        patch = Patch(terms=terms, facts=facts, state=state, **fields)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         what = f"{path} is not a readable patch: {reason_of(error)}"
         remedy = "Give a complete file written by `errata edit`"
@@ -349,9 +356,10 @@ def _term_from(record: _TermRecord, tensors: Mapping[str, Tensor]) -> Term:
     return SparseTerm(record.layer, values, torch.from_numpy(flat).view(record.rows, record.columns))
 
 
-def _checked(tensor: Tensor, dimensions: int, name: str) -> Tensor:
-    """The tensor, if it has finite numbers and this many dimensions."""
-    if tensor.dtype not in _NUMBERS or tensor.dim() != dimensions or not bool(torch.isfinite(tensor).all()):
+def _checked(tensor: Tensor, dimensions: int | None, name: str) -> Tensor:
+    """The tensor, if it has finite numbers and this many dimensions, or any number for None."""
+    fits = dimensions is None or tensor.dim() == dimensions
+    if tensor.dtype not in _NUMBERS or not fits or not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"its {name} is {tensor.dtype}, {tuple(tensor.shape)}, or has a value that is not finite")
     return tensor
 
