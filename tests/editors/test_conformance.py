@@ -54,6 +54,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "lora": tuple({**_FEW, "layers": (1, 3), "sequence": sequence} for sequence in ("stack", "again", "replay")),
     "retrieval": (None,),
     "substitute": (None,),
+    "simie": ({"batch_size": 2, "layer": 2, "target": {"learning_rate": 0.3, "steps": 3}},),
     "ultra": ({"batch_size": 2, "layers": (2, 3)},),
     "stable": ({"batch_size": 2, "layers": (2, 3), "pooled": True},),
 }

@@ -19,6 +19,7 @@ from errata.editors.grace import Grace, GraceSettings
 from errata.editors.locate_then_edit import LocateThenEdit
 from errata.editors.lora import Lora, LoraSettings
 from errata.editors.retrieval import RETRIEVAL, Retrieval, RetrievalSettings
+from errata.editors.simie import Simie, SimieSettings
 from errata.editors.substitute import SUBSTITUTE, Substitute, SubstituteSettings
 from errata.editors.table import EditorSettings
 from errata.editors.ultra import GradientWrite, StableSettings, UltraSettings
@@ -93,6 +94,7 @@ EDITORS: Final[Mapping[str, EditorKind]] = {
     "lora": _weights(Lora, LoraSettings),
     RETRIEVAL: EditorKind(_retrieval, StoredEdit.load, RetrievalSettings),
     SUBSTITUTE: EditorKind(_substitute, StoredEdit.load, SubstituteSettings),
+    "simie": _weights(Simie, SimieSettings),
     "ultra": _weights(GradientWrite, UltraSettings),
     "stable": _weights(GradientWrite, StableSettings),
 }

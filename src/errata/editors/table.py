@@ -143,6 +143,17 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         ),
     ),
     EditorRow(
+        "simie",
+        "edits of single facts, each found alone on the unedited weights, combined by ridge regression",
+        "SimIE, as in EasyEdit, github.com/zjunlp/EasyEdit",
+        "weights",
+        deviations=(
+            "The recursion over facts is replaced by its closed form, which is the same for any order.",
+            "The single edits are ROME's without key statistics and contexts (C = I), so no corpus is needed.",
+            "λ is relative to the length of W's inputs by default; the published one is 1e4 for all models.",
+        ),
+    ),
+    EditorRow(
         "ultra",
         "one ridge regression from normalised gradients, without a search",
         "Gu et al. 2025, UltraEdit, arXiv:2505.14679",

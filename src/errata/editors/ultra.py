@@ -140,10 +140,10 @@ class GradientWrite(WeightEditor[GradientWriteSettings]):
     def write(
         self, facts: Sequence[Fact], before: Present, call: Present, report: Callable[[int, int], None]
     ) -> Written:
-        state = call.state if call.batches else before.state
+        states = (*before.states, *call.states)
         rows = self._rows(facts, report)
         names = {layer: "all" if self.settings.pooled else str(layer) for layer in self.layers}
-        statistics = self._statistics(state, names)
+        statistics = self._statistics(states[-1] if states else {}, names)
         for layer, (inputs, gradients) in rows.items():
             of_inputs, of_gradients = statistics[names[layer]]
             statistics[names[layer]] = of_inputs.updated(inputs), of_gradients.updated(gradients)
@@ -182,14 +182,17 @@ class GradientWrite(WeightEditor[GradientWriteSettings]):
 
     def _statistics(self, state: Mapping[str, Tensor], names: Mapping[int, str]) -> dict[str, tuple[Moments, Moments]]:
         device = float64_device(self.model.device)
-        found = {}
+        found: dict[str, tuple[Moments, Moments]] = {}
         for layer, name in names.items():
             d_out, d_in = self.model.weight(layer).shape
             fresh = (
                 Moments.none(d_in, device, full=False),
                 Moments.none(d_out, device, full=self.settings.whitened),
             )
-            found[name] = tuple(_moments_from(state, f"{name}.{part}", device) for part in _PARTS) if state else fresh
+            found[name] = fresh
+            if state:
+                inputs, gradients = (_moments_from(state, f"{name}.{part}", device) for part in _PARTS)
+                found[name] = inputs, gradients
         return found
 
     def _term(

@@ -39,13 +39,13 @@ class Present:
         facts: all of them, oldest first.
         terms: their changes, in order.
         batches: the number of batches that they were edited in.
-        state: what the last of them left for later ones.
+        states: what the calls left for later ones, oldest first; of the present call, what it has so far.
     """
 
     facts: tuple[Fact, ...] = ()
     terms: tuple[Term, ...] = ()
     batches: int = 0
-    state: Mapping[str, Tensor] = field(default_factory=dict)
+    states: tuple[Mapping[str, Tensor], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Written:
 
     Attributes:
         terms: the changes of the whole call, those of earlier batches included; none if nothing is to be changed.
-        state: what later batches need besides; on the CPU.
+        state: what later batches and calls need besides, of the whole call too; on the CPU.
     """
 
     terms: tuple[Term, ...]
@@ -147,7 +147,7 @@ class WeightEditor(ABC, Generic[_Settings]):
                 edits.rollback(start)
                 edits.add(written.terms)
                 self.model.score([fact.pair(fact.target) for fact in batch])  # fails if a logit is not finite
-                call = Present((*call.facts, *batch), written.terms, call.batches + 1, written.state)
+                call = Present((*call.facts, *batch), written.terms, call.batches + 1, (written.state,))
                 if on_batch is not None:
                     on_batch(WrittenBatch(tuple(batch), time.perf_counter() - started))
         patch = Patch(
@@ -160,7 +160,7 @@ class WeightEditor(ABC, Generic[_Settings]):
             dtype=supported_dtype_name(self.model.dtype),
             created=now(),
             versions=software_versions(),
-            state=call.state,
+            state=call.states[-1],
         )
         self._patches = (*self._own(), patch)
         return patch
@@ -192,7 +192,7 @@ class WeightEditor(ABC, Generic[_Settings]):
             tuple(fact for patch in own for fact in patch.facts),
             tuple(term for patch in own for term in patch.terms),
             sum(-(-len(patch.facts) // size) for patch in own),
-            own[-1].state if own else {},
+            tuple(patch.state for patch in own),
         )
 
 
