@@ -311,6 +311,17 @@ def test_an_open_threshold_is_calibrated_at_each_size(model: LanguageModel, tmp_
     assert editor.fingerprint() == before
 
 
+def test_gates_that_separate_poorly_are_reported(model: LanguageModel, caplog: pytest.LogCaptureFixture) -> None:
+    facts = [
+        replace(fact, id=f"e{number}", subject=f"Zq{number} Xw") for number, fact in enumerate(facts_of("lab")[:60])
+    ]
+    made(model, tuple(facts), gates=[{"kind": "cosine"}, {"kind": "subject"}], calibration="lab")
+    poor = len(caplog.messages)
+    made(model, tuple(facts), gates=[{"kind": "cosine"}], calibration="lab")
+    assert len(caplog.messages) == poor + 1
+    assert "60 facts" in caplog.messages[-1]
+
+
 def test_needed_fields_are_checked(model: LanguageModel) -> None:
     editor = made(model, embeds=["old_statement"])
     assert editor.needs == {"truth"}

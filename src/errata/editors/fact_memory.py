@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -25,8 +26,11 @@ from errata.models.language_model import LanguageModel
 from errata.models.loading import lasting_name
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import now, software_versions
+from errata.utils.text import counted
 
 LAB: Final = "lab"
+_POOR: Final = 0.75  # mean of both rates; 0.5 is that of a coin
+_logger = logging.getLogger(__name__)
 _LAB_FACTS: Final = 200
 _LAB_SEED: Final = 15_000  # far from the seeds of facts to edit
 
@@ -192,6 +196,7 @@ class FactMemory(ABC, Generic[C]):
                 if on_batch is not None:
                     on_batch(MemoryBatch(tuple(batch), time.perf_counter() - started))
             # The calibration is known only with the facts in memory.
+            self._warn_of_poor_gate()
             edit = replace(edit, state=self._record())
             self._state = replace(self._state, edits=(*before.edits, edit))
         except BaseException:
@@ -235,6 +240,18 @@ class FactMemory(ABC, Generic[C]):
     def _record(self) -> dict[str, Any]:
         calibration = self._state.search.calibration
         return {"digests": self.digests(), "calibration": calibration and asdict(calibration)}
+
+    def _warn_of_poor_gate(self) -> None:
+        found = self._state.search.calibration
+        if found is not None and (found.hit_rate + found.refusal_rate) / 2 < _POOR:
+            _logger.warning(
+                "The calibrated gates separate poorly: with %s in memory, %.0f %% of the paraphrases get their fact, "
+                "and %.0f %% of the other questions get none. The gate 'subject' is exact where prompts name the "
+                "subject.",
+                counted(found.facts, "fact"),
+                100 * found.hit_rate,
+                100 * found.refusal_rate,
+            )
 
     def _check_needs(self, facts: Sequence[Fact]) -> None:
         faults = [
