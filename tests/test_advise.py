@@ -91,7 +91,7 @@ def test_a_trial_measures_and_leaves_the_model_as_it_was() -> None:
     prepared = EvaluationSet(facts, prose=["The river runs through the old town to the sea."])
     baseline = measure_baseline(model, prepared)
     found = run_trial(
-        model, Candidate("hooks", "hooks", lambda loaded: MemoryEditor(loaded, "hooks")), prepared, baseline
+        model, Candidate("hooks", "hooks", lambda loaded, _: MemoryEditor(loaded, "hooks")), prepared, baseline
     )
     assert not found.failure
     editor = MemoryEditor(tiny_language_model("llama"), "hooks")
@@ -102,7 +102,7 @@ def test_a_trial_measures_and_leaves_the_model_as_it_was() -> None:
     assert found.seconds_per_fact > 0
     assert found.stored_bytes > 0
     json.dumps(found.to_record())
-    failed = run_trial(model, Candidate("x", "hooks", lambda loaded: Failing(loaded, "hooks")), prepared, baseline)
+    failed = run_trial(model, Candidate("x", "hooks", lambda loaded, _: Failing(loaded, "hooks")), prepared, baseline)
     assert failed.failure == "no such luck"
     assert all((before[name] == bits).all() for name, bits in parameter_bits(model).items())
 

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any, Final
 
 from errata.benchmark.sequence import EvaluationResult, EvaluationSet, compared, measure
-from errata.editors.contract import Answerer, EditedBatch, KnowledgeEditor, Undo
+from errata.editors.contract import Answerer, KnowledgeEditor, Undo
 from errata.editors.table import Where
 from errata.errors import ErrataError
 from errata.evaluation.perplexity import Perplexity, perplexity_ratio, split_perplexity, split_texts
@@ -35,12 +35,12 @@ class Candidate:
 
     Attributes:
         where: what it changes.
-        make: the editor of the unedited model.
+        make: the editor of the unedited model, with a progress callback.
     """
 
     name: str
     where: Where
-    make: Callable[[LanguageModel], KnowledgeEditor]
+    make: Callable[[LanguageModel, Report], KnowledgeEditor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +108,14 @@ def run_trial(
     An editor that fails gives a trial with the reason; the model is then as it was.
     """
     count = len(evaluation_set.facts)
-    done = 0
 
-    def on_batch(batch: EditedBatch) -> None:
-        nonlocal done
-        done += len(batch.facts)
-        report(f"editing with {candidate.name}", done, count)
+    def listen(what: str, done: int, total: int) -> None:
+        report(f"{candidate.name}: {what}", done, total)
 
     started = time.perf_counter()
     try:
-        editor = candidate.make(model)
-        edit = editor.apply(evaluation_set.facts, on_batch=on_batch)
+        editor = candidate.make(model, listen)
+        edit = editor.apply(evaluation_set.facts)
     except ErrataError as error:
         return Trial(candidate.name, candidate.where, count, {}, 0.0, (0.0, 0.0), 0.0, 0, "any", failure=error.what)
     seconds_per_fact = (time.perf_counter() - started) / count

@@ -45,6 +45,7 @@ from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
 from errata.report.advice import COST_HEADS, QUALITY_HEADS, cost_rows, quality_rows, recommendation
 from errata.runs.loading import load_model
+from errata.utils.progress import Report
 from errata.utils.text import counted
 
 EXAMPLE = """Example: errata advise --model lab --facts examples/facts.jsonl
@@ -150,14 +151,14 @@ def _candidate(name: str, model: str, outline: Outline, seed: int) -> Candidate:
     if name in EDITOR_NAMES:
         settings = read_settings_for(name, model, None, seed=seed).model_dump(mode="json")
         kind = editor_named(name)
-        return Candidate(name, editor_row(name).where, lambda loaded: kind.make(loaded, settings, lambda *_: None))
+        return Candidate(name, editor_row(name).where, lambda loaded, report: kind.make(loaded, settings, report))
     default = None if comes_with_recipe(model) else automatic_recipe(model, name, outline)
     recipe = read_recipe_for(model, name, None, seed=seed, default=default)
     return Candidate(name, "weights", partial(_locate_then_edit, recipe=recipe))
 
 
-def _locate_then_edit(model: LanguageModel, recipe: Recipe) -> KnowledgeEditor:
-    return LocateThenEdit(model, recipe)
+def _locate_then_edit(model: LanguageModel, report: Report, recipe: Recipe) -> KnowledgeEditor:
+    return LocateThenEdit(model, recipe, report=report)
 
 
 def _run(
