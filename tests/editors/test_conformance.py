@@ -47,6 +47,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     LOCATE_THEN_EDIT: ("memit", "alphaedit+blue"),
     "elder": ({"learning_rate": 0.01, "steps": 10, "cosine": 0.9},),
     "grace": ({"steps": 10},),
+    "memoir": ({"steps": 10, "columns": 12, "threshold": 0.9},),
     "ft": (_FEW,),
     "ft_l": ({**_FEW, "anchor": "run"},),
     "ft_m": (_FEW,),

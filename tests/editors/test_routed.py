@@ -30,6 +30,7 @@ CONTROLS = ("The river runs through the", "Big Ben was moved to", "I think that"
 SETTINGS: dict[str, dict[str, Any]] = {
     "elder": {"learning_rate": 0.01, "steps": 8, "batch_size": 2, "cosine": 0.9},
     "grace": {"steps": 8, "batch_size": 2},
+    "memoir": {"learning_rate": 4.0, "steps": 15, "batch_size": 2, "columns": 12, "threshold": 0.9},
 }
 QUERIES = {"gpt2": "prompt_last", "opt": "prompt_mean", "gemma2": "prompt_last"}
 

@@ -18,6 +18,7 @@ from errata.editors.ft import FineTuning, FtBfSettings, FtLSettings, FtMSettings
 from errata.editors.grace import Grace, GraceSettings
 from errata.editors.locate_then_edit import LocateThenEdit
 from errata.editors.lora import Lora, LoraSettings
+from errata.editors.memoir import Memoir, MemoirSettings
 from errata.editors.retrieval import RETRIEVAL, Retrieval, RetrievalSettings
 from errata.editors.simie import Simie, SimieSettings
 from errata.editors.substitute import SUBSTITUTE, Substitute, SubstituteSettings
@@ -59,6 +60,10 @@ def _elder(model: LanguageModel, settings: Mapping[str, Any], report: Report) ->
     return Elder(model, ElderSettings.model_validate(settings), report)
 
 
+def _memoir(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Memoir:
+    return Memoir(model, MemoirSettings.model_validate(settings), report)
+
+
 def _grace(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Grace:
     return Grace(model, GraceSettings.model_validate(settings), report)
 
@@ -86,6 +91,7 @@ def _substitute(model: LanguageModel, settings: Mapping[str, Any], report: Repor
 EDITORS: Final[Mapping[str, EditorKind]] = {
     LOCATE_THEN_EDIT: EditorKind(_locate_then_edit, Patch.load, Recipe),
     "elder": EditorKind(_elder, StoredEdit.load, ElderSettings),
+    "memoir": EditorKind(_memoir, StoredEdit.load, MemoirSettings),
     "grace": EditorKind(_grace, StoredEdit.load, GraceSettings),
     "ft": _weights(FineTuning, FtSettings),
     "ft_l": _weights(FineTuning, FtLSettings),

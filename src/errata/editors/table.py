@@ -143,6 +143,21 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         ),
     ),
     EditorRow(
+        "memoir",
+        "a residual memory beside one layer, of which each fact may only use the coordinates that its prompt activates",
+        "Wang et al. 2025, MEMOIR: Lifelong Model Editing with Minimal Overwrite, arXiv:2506.07899",
+        "hooks",
+        undo="last",
+        deviations=(
+            "Rules and numbers are those of a port by others; the authors' code could not be read.",
+            "There is no weight decay, which in the port lets all earlier facts fade.",
+            "The facts of a batch are written together, in their bare prompts, each gradient clipped by itself.",
+            "Learning rate and clip are in units of the module's inputs and outputs.",
+            "The permutation is seeded, and thresholds that random masks would reach are refused.",
+            "A fact replaces an earlier one with the same prompt.",
+        ),
+    ),
+    EditorRow(
         "simie",
         "edits of single facts, each found alone on the unedited weights, combined by ridge regression",
         "SimIE, as in EasyEdit, github.com/zjunlp/EasyEdit",
