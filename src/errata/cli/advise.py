@@ -43,7 +43,7 @@ from errata.facts.files import read_facts
 from errata.facts.questions import read_questions
 from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
-from errata.report.advice import COST_HEADS, QUALITY_HEADS, cost_rows, quality_rows, recommendation
+from errata.report.advice import cost_table, quality_table, recommendation
 from errata.runs.loading import load_model
 from errata.utils.progress import Report
 from errata.utils.text import counted
@@ -67,7 +67,9 @@ def advise(
     ] = None,
     minutes: Annotated[
         float,
-        typer.Option(min=0.0, help="Time for everything; trials that would not end in time are skipped, and reported."),
+        typer.Option(
+            min=0.0, help="Time for everything; editors that would not end in time with more facts are skipped there."
+        ),
     ] = 15.0,
     untouched: UntouchedOption = None,
     seed: Annotated[int, seed_option("for contexts, further facts and bootstrap.")] = 0,
@@ -206,12 +208,15 @@ def _trial_of(trials: Sequence[Trial], method: str) -> Trial | None:
 
 
 def _show(trials: Sequence[Trial], base_query: float) -> None:
-    for heads, rows in ((QUALITY_HEADS, quality_rows(trials)), (COST_HEADS, cost_rows(trials))):
-        table = plain_table(*heads, right=heads[1:5])
+    for heads, *rows in (quality_table(trials), cost_table(trials)):
+        table = plain_table(*heads, right=heads[1:5], no_wrap=True)
         for row in rows:
             table.add_row(*map(Text, row))
         console().print(table)
-    echo(f"(A query takes the unedited model {1000 * base_query:.0f} ms.)")
+    echo(
+        f"Shares in % with 95 % intervals; perplexity of prose as a ratio. A query is one generated token, about an "
+        f"edited fact and about others; it takes the unedited model {1000 * base_query:.0f} ms."
+    )
     for trial in trials:
         if trial.failure:
             warn(f"{trial.method} failed: {trial.failure}")

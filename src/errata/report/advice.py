@@ -162,24 +162,35 @@ def _joined(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-QUALITY_HEADS: Final = ("editor", *(each.heading for each in QUALITIES), "perplexity")
-COST_HEADS: Final = ("editor", "s per fact", "ms per query", "ms, others", "size", "undo", "changes")
+COST_HEADS: Final = ("editor", "s/fact", "ms/query", "others", "size", "undo", "changes")
 
 
-def quality_rows(trials: Sequence[Trial]) -> list[list[str]]:
-    """The cells of the table of qualities, in the order of ``QUALITY_HEADS``; failed trials are left out."""
-    rows = []
-    for trial in trials:
-        if not trial.failure:
-            found = [trial.numbers.get(each.metric) for each in QUALITIES]
-            ratio = trial.numbers.get(PERPLEXITY)
-            shares = ["–" if each is None else share(each) for each in found]
-            rows.append([trial.method, *shares, "–" if ratio is None else f"× {ratio.mean:.2f}"])
+def quality_table(trials: Sequence[Trial]) -> list[list[str]]:
+    """Heads and one row per trial, in % with intervals; a quality that no trial has and failed trials are left out."""
+    able = [trial for trial in trials if not trial.failure]
+    shown = [each for each in QUALITIES if any(each.metric in trial.numbers for trial in able)]
+    rows = [["editor", *(each.heading for each in shown), "perplexity"]]
+    for trial in able:
+        shares = [_percent(trial.numbers.get(each.metric)) for each in shown]
+        ratio = trial.numbers.get(PERPLEXITY)
+        rows.append([trial.method, *shares, "–" if ratio is None else f"× {ratio.mean:.2f}"])
     return rows
 
 
-def cost_rows(trials: Sequence[Trial]) -> list[list[str]]:
-    """The cells of the table of costs, in the order of ``COST_HEADS``; failed trials are left out."""
+def _percent(found: Summary | None) -> str:
+    """``90 [80,97]``; the mean alone without an interval."""
+    if found is None:
+        return "–"
+    interval = "" if found.low is None or found.high is None else f" [{100 * found.low:.0f},{100 * found.high:.0f}]"
+    return f"{100 * found.mean:.0f}{interval}"
+
+
+def cost_table(trials: Sequence[Trial]) -> list[list[str]]:
+    """Heads and one row per trial; failed trials are left out."""
+    return [list(COST_HEADS), *_costs(trials)]
+
+
+def _costs(trials: Sequence[Trial]) -> list[list[str]]:
     return [
         [
             trial.method,
