@@ -81,6 +81,9 @@ class StableSettings(GradientWriteSettings):
     """Settings of ``stable``."""
 
     method: ClassVar[str] = "stable"
+    learning_rate: Positive = Field(
+        2.0, description="η; where it is relative, in units of the RMS of W's outputs, for inputs of average length"
+    )
     ridge: Positive = Field(1.0, description="λ; where it is relative, in units of the mean of ‖h‖²")
 
     whitened: ClassVar[bool] = True
