@@ -17,6 +17,7 @@ from errata.cli.main import run
 from errata.results.records import read_results
 
 from tests.support.errors import assert_reported, reported
+from tests.support.quick import quick_recipe
 
 PATHS = ":".join(str(Path(path or ".").absolute()) for path in sys.path)
 SMALL = ["--methods", "memit,memit+blue", "--edits", "6", "--batch-size", "2", "--eval-every", "1", "--sample", "2"]
@@ -28,9 +29,18 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", PATHS)
 
 
+def light(folder: Path) -> list[str]:
+    """Options with few questions, few texts and short searches, in place of hundreds."""
+    (folder / "untouched.jsonl").write_text('{"prompt": "The capital of France is", "answer": "Paris"}\n' * 3, "utf-8")
+    (folder / "prose.txt").write_text("The river runs through the old town.\nIt rained all day.\n", "utf-8")
+    given = {"untouched": "untouched.jsonl", "prose": "prose.txt"}
+    files = [word for option, name in given.items() for word in (f"--{option}", str(folder / name))]
+    return [*SMALL, *files, "--recipe", quick_recipe(folder), "--collapse", "1000"]
+
+
 def test_a_killed_bench_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "errata", "bench", *SMALL, "--seeds", "1", "--out", str(out)]
+    out, small = tmp_path / "out", light(tmp_path)
+    command = [sys.executable, "-m", "errata", "bench", *small, "--seeds", "1", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not (batches := [*out.glob("cells/*/run/batches/*.safetensors")]) and time.monotonic() < deadline:
@@ -49,16 +59,16 @@ def test_a_killed_bench_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture
     assert {row["method"] for row in rows} == {"memit", "memit+blue"}
     # All is done: nothing is worked on again, and the same comes out.
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*") if path.is_file()}
-    assert run(["bench", *SMALL, "--seeds", "1", "--out", str(out)]) == 0
+    assert run(["bench", *small, "--seeds", "1", "--out", str(out)]) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*") if path.is_file()} == before
     assert read_results(out / "summary.json").rows == rows
     # Another grid has no place there.
-    assert run(["bench", *SMALL, "--seeds", "2", "--out", str(out)]) == 2
+    assert run(["bench", *small, "--seeds", "2", "--out", str(out)]) == 2
     assert_reported(capsys.readouterr().err, ("BENCH_MISMATCH", "seeds"))
     # A command that is refused has changed nothing.
     record = (out / "grid.json").read_bytes()
     with open_campaign(out).locked():
-        assert run(["bench", *SMALL, "--seeds", "1", "--measure", "drift", "--out", str(out)]) == 2
+        assert run(["bench", *small, "--seeds", "1", "--measure", "drift", "--out", str(out)]) == 2
     assert_reported(capsys.readouterr().err, ("LOCKED", str(out)))
     assert run(["bench", "--without", "drift", "--out", str(out)]) == 2
     assert_reported(capsys.readouterr().err, ("MEASUREMENT_UNKNOWN", "'drift'"))
@@ -80,7 +90,7 @@ def test_wrong_inputs_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert run(["bench", *arguments, "--out", str(out)]) == 2, arguments
         assert_reported(capsys.readouterr().err, (code, name))
         assert not out.exists()
-    assert run(["bench", *SMALL, "--dry-run", "--out", str(out)]) == 0
+    assert run(["bench", *SMALL, "--collapse", "2", "--dry-run", "--out", str(out)]) == 0
     assert "6 cells: 1 model, 1 data set, 2 methods, 3 seeds; each 6 facts in 3 batches" in capsys.readouterr().out
     assert not out.exists()
 
@@ -158,7 +168,7 @@ def test_missing_packages_are_reported_before_any_work(
 def test_a_process_that_is_killed_is_a_failed_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     options = ["--seeds", "1", "--methods", "memit", "--out", str(out)]
-    command = [sys.executable, "-m", "errata", "bench", *SMALL, "--edits", "16", *options]
+    command = [sys.executable, "-m", "errata", "bench", *light(tmp_path), "--edits", "16", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 300
     while not [*out.glob("cells/*/run/batches/*.safetensors")] and time.monotonic() < deadline:

@@ -20,6 +20,7 @@ from errata.models.loading import source_of
 from errata.models.small_models import small_model
 
 from tests.support.gguf_files import write_llama
+from tests.support.quick import quick_recipe
 
 FACTS = Path(__file__).resolve().parents[1] / "examples" / "facts.jsonl"
 
@@ -40,7 +41,8 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERRATA_CACHE", str(folder / "cache"))
         for name, (model, path, method) in runs.items():
-            arguments = ["edit", "--model", model, "--facts", str(path), "--method", method, "--no-evaluate"]
+            quick = ["--no-evaluate", "--recipe", quick_recipe(folder, 10)]
+            arguments = ["edit", "--model", model, "--facts", str(path), "--method", method, *quick]
             assert run([*arguments, "--out", str(folder / name)]) == 0
     return folder
 

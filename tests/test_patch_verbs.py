@@ -215,7 +215,8 @@ def test_a_base_with_a_relative_path_is_found_from_other_directories(
     monkeypatch.setenv("ERRATA_CACHE", str(made / "cache"))
     shutil.copytree(lab_directory(), tmp_path / "base")
     monkeypatch.chdir(tmp_path)
-    edit = ["edit", "--model", "base", "-f", str(made / "first.jsonl"), "--no-evaluate", "--no-controls"]
+    recipe = ["--recipe", quick_recipe(tmp_path)]
+    edit = ["edit", "--model", "base", "-f", str(made / "first.jsonl"), "--no-evaluate", "--no-controls", *recipe]
     assert run([*edit, "--out", "new.safetensors"]) == 0
     monkeypatch.chdir(made)
     assert run(["apply", str(tmp_path / "new.safetensors"), "--out", str(tmp_path / "stack")]) == 0
@@ -244,7 +245,7 @@ def test_a_patch_given_as_the_model_is_called_a_patch(made: Path, capsys: Captur
 def test_rebuilding_solves_again_as_if_the_facts_had_never_been_there(
     made: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ERRATA_CACHE", str(made / "cache"))
     arguments = ["rebuild", str(made / "two"), "--without", "first/lab-42-1", "--out", str(tmp_path / "rebuilt")]
     assert run(arguments) == 0
     assert "Removed: 1 fact. Solved again: first, second (5 facts)." in said(capsys)[0]

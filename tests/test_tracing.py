@@ -34,7 +34,7 @@ def traced(model: LanguageModel, facts: tuple[Fact, ...] = TRACED, *, window: in
     return trace(model, prompts_of(model, facts), samples=SAMPLES, window=window, generator=generator)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])  # learned and rotary positions, norms after parts
 def test_tracing_is_what_its_definition_says(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compute_attention_exactly(monkeypatch)
     model = tiny_language_model(family, dtype=torch.float64)

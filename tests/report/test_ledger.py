@@ -56,5 +56,6 @@ def test_editors_of_other_kinds_are_asked_measured_and_listed(kind: str) -> None
     prompts = [fact.text for fact in facts]
     answers = answers_of(view, prompts, prompts, 4)
     assert [answer["continuation"] for answer in answers] == view.continue_texts(prompts, new_tokens=4)
-    assert [answer["next"] for answer in answers] == [[], []]
+    assert all(bool(answer["next"]) == (kind != "answer") for answer in answers)
+    assert [answer["used"] for answer in answers] == [[fact.id] for fact in facts]
     assert all(answer["next"] for answer in answers_of(model, prompts, prompts, 4))

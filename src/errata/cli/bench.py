@@ -34,6 +34,7 @@ from errata.cli.bench_plan import (
     measures_of,
     named_data,
     names_in,
+    number_or_text,
     plan_of,
     seeds_named,
     show_plan,
@@ -213,7 +214,7 @@ def bench(
         }
         given = {name: value for name, value in options.items() if value is not None}
         if collapse is not None:
-            given["collapse"] = None if collapse == "none" else collapse
+            given["collapse"] = None if collapse == "none" else number_or_text(collapse)
         if grid is None and not given and (out / "grid.json").is_file():
             campaign = open_campaign(out)
         elif "grid_file" in chosen:

@@ -111,6 +111,14 @@ def names_in(text: str | None) -> list[str]:
     return [] if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
+def number_or_text(text: str) -> float | str:
+    """The number that a text is, or the text, which the check of the grid refuses."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def seeds_named(text: str | None) -> int | list[int] | None:
     if text is None:
         return None
