@@ -88,9 +88,12 @@ def test_lower_blocks_are_not_run_again(model: LanguageModel) -> None:
     def must_not_run(*args: object) -> None:
         raise AssertionError("a lower block was run")
 
+    ran: list[object] = []
     handles = [model.down_projection(layer).register_forward_hook(must_not_run) for layer in range(LAYER)]
+    handles.append(model.down_projection(LAYER + 1).register_forward_hook(lambda *args: ran.append(args)))
     try:
         tail.logits(None)
+        assert ran
     finally:
         for handle in handles:
             handle.remove()

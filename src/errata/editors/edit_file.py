@@ -15,8 +15,8 @@ from torch import Tensor
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.facts.files import facts_from_records
-from errata.utils.files import new_file, open_file, reason_of
-from errata.utils.tensors import checksum
+from errata.utils.files import new_file, reason_of
+from errata.utils.tensors import checksum, read_checked
 
 FORMAT: Final = "errata-edit-1"
 
@@ -97,17 +97,8 @@ class StoredEdit:
             InputError: if the file is not an edit, or is damaged.
         """
         try:
-            with open_file(path):  # gives clearer errors than safetensors
-                pass
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-                # Copies, since these tensors are mapped from the file, which might change after the check.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
-            if checksum(metadata["header"], tensors) != metadata["sha256"]:
-                raise ValueError("its checksum does not match its content")
-            header = _Header.model_validate_json(metadata["header"])
+            text, tensors = read_checked(path, FORMAT, "header")
+            header = _Header.model_validate_json(text)
             facts = facts_from_records(header.facts, source=str(path)).facts
         except (OSError, SafetensorError, ValidationError, ValueError, KeyError, RuntimeError, RecursionError) as error:
             raise InputError(

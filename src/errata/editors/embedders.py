@@ -7,6 +7,7 @@ import math
 import re
 import unicodedata
 import zlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -192,7 +193,7 @@ class _VectorIndex:
         return self._embedder.vectors(queries) @ self._vectors.T
 
 
-class _VectorEmbedder:
+class _VectorEmbedder(ABC):
     """Remembers the vectors of the latest texts."""
 
     def __init__(self) -> None:
@@ -213,8 +214,9 @@ class _VectorEmbedder:
             del self._known[next(iter(self._known))]
         return result
 
+    @abstractmethod
     def embed(self, texts: Sequence[str]) -> Tensor:
-        raise NotImplementedError
+        """(texts, d), of any length."""
 
 
 class HiddenEmbedder(_VectorEmbedder):

@@ -1,4 +1,4 @@
-"""Hooks that treat each row of a batch in its own way: what they are told about the rows of a forward pass.
+"""Hooks that treat each row of a batch in its own way: what they know of the rows of a forward pass.
 
 Teacher forcing and generation sort rows into batches, pad them on either side, cache what they have read and drop rows
 that are finished. Hooks need the rows in the order in which they are, and where each row's tokens are.

@@ -11,7 +11,7 @@ import numpy
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,8 +23,8 @@ from errata.models.weights import DenseTerm, LowRankTerm, SparseTerm, Term
 from errata.patches.factors import norm, rank
 from errata.patches.recipes import AnyRecipe
 from errata.results.records import is_row
-from errata.utils.files import new_file, open_file, reason_of
-from errata.utils.tensors import checksum, to_float64
+from errata.utils.files import new_file, reason_of
+from errata.utils.tensors import checksum, read_checked, to_float64
 from errata.utils.text import dtype_name
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]  # dtypes that models can be edited in
@@ -286,17 +286,8 @@ def read_patch(path: Path) -> PatchFile:
         InputError: if the file is not a patch, or is damaged.
     """
     try:
-        with open_file(path):  # gives clearer errors than safetensors
-            pass
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-            # Copies, since these tensors are mapped from the file, which might change after the check.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-        if checksum(metadata["record"], tensors) != metadata["sha256"]:
-            raise ValueError("its checksum does not match its content")
-        record = _Record.model_validate_json(metadata["record"])
+        header, tensors = read_checked(path, FORMAT, "record")
+        record = _Record.model_validate_json(header)
         terms = tuple(
             _term_from(entry, {name: tensors.pop(f"{index}.{name}") for name in _TENSORS[entry.kind]})
             for index, entry in enumerate(record.terms)

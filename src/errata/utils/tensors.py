@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor
+
+from errata.utils.files import open_file
 
 
 def float64_device(device: torch.device) -> torch.device:
@@ -42,6 +46,29 @@ def svd_of_product(
 def tensor_bytes(tensor: Tensor) -> Any:
     """The values of a tensor as a buffer of bytes in row-major order, which ``hashlib`` takes; on the CPU."""
     return tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy()
+
+
+def read_checked(path: Path, form: str, key: str) -> tuple[str, dict[str, Tensor]]:
+    """The header and the tensors of a safetensors file whose metadata have its format, its header and their checksum.
+
+    Args:
+        form: the expected format.
+        key: under which the metadata have the header.
+
+    Raises:
+        OSError, SafetensorError, KeyError, ValueError: if it cannot be read, is of another format, or is damaged.
+    """
+    with open_file(path):  # gives clearer errors than safetensors
+        pass
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != form:
+            raise ValueError(f"its format is {metadata.get('format')!r}, expected {form!r}")
+        # Copies, since these tensors are mapped from the file, which might change after the check.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+    if checksum(metadata[key], tensors) != metadata["sha256"]:
+        raise ValueError("its checksum does not match its content")
+    return metadata[key], tensors
 
 
 def checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
