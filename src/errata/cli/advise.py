@@ -120,7 +120,6 @@ def advise(
             baseline = measure_baseline(loaded, prepared, report=report)
             baselines.append(baseline)
             rounds.append((facts_of_round, []))
-            run = partial(_run, loaded, prepared, baseline, seed=seed, report=report)
             for candidate in candidates:
                 earlier = _trial_of(rounds[0][1], candidate.name) if len(rounds) > 1 else None
                 needed = 0.0 if earlier is None else earlier.seconds_per_fact * len(facts_of_round)
@@ -128,7 +127,8 @@ def advise(
                     skipped.append(f"{candidate.name} with {len(facts_of_round)} facts")
                     continue
                 if earlier is None or not earlier.failure:
-                    rounds[-1][1].append(run(candidate))
+                    trial = run_trial(loaded, candidate, prepared, baseline, seed=seed, report=report)
+                    rounds[-1][1].append(trial)
     for number, (edited, trials) in enumerate(rounds):
         own = "" if number == 0 else f" ({counted(len(given), 'fact')} of yours, the others from errata's list)"
         echo(f"{counted(len(edited), 'fact')}{own}:")
@@ -161,12 +161,6 @@ def _candidate(name: str, model: str, outline: Outline, seed: int) -> Candidate:
 
 def _locate_then_edit(model: LanguageModel, report: Report, recipe: Recipe) -> KnowledgeEditor:
     return LocateThenEdit(model, recipe, report=report)
-
-
-def _run(
-    model: LanguageModel, prepared: EvaluationSet, baseline: Baseline, candidate: Candidate, **options: Any
-) -> Trial:
-    return run_trial(model, candidate, prepared, baseline, **options)
 
 
 def _more(model: LanguageModel, facts: FactSet, *, lab: bool, seed: int) -> FactSet | None:

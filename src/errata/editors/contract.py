@@ -7,6 +7,7 @@ An ``Answerer`` can be queried, a ``KnowledgeEditor`` edits, an ``Edit`` is its 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from errata.facts.fact import Fact
 from errata.models.generation import Stop
+from errata.models.language_model import LanguageModel
 from errata.models.prompts import Pair, TargetScore
 from errata.results.metrics import Ability
 from errata.utils.progress import Report
@@ -97,6 +99,25 @@ class Answerer(Protocol):
     def used(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
         """For each prompt, the ids of the facts that it triggers; empty for editors without a trigger."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """What a view of an edited model takes from the model itself."""
+
+    model: LanguageModel
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.model.tokenizer
+
+    @property
+    def context_length(self) -> int:
+        return self.model.context_length
 
 
 @runtime_checkable

@@ -9,13 +9,13 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
+from errata.editors.contract import ModelView
 from errata.errors import InputError
 from errata.facts.joining import joiner_of
 from errata.models import likelihood
 from errata.models.generation import Stop, continue_rows
-from errata.models.language_model import CACHE_BUDGET, TOKEN_BUDGET, LanguageModel
+from errata.models.language_model import CACHE_BUDGET, TOKEN_BUDGET
 from errata.models.prompts import Pair, TargetScore, complete, encode
 from errata.results.metrics import Ability
 from errata.utils.progress import Report, counter, silent
@@ -66,7 +66,7 @@ class Rewriter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Prompted:
+class Prompted(ModelView):
     """The model with rewritten prompts; see ``errata.editors.contract.Answerer``.
 
     A prompt without an insertion is answered by the model's own methods, in calls without the others, so its answers
@@ -77,22 +77,9 @@ class Prompted:
         InputError: from every query, if a prompt with what must be inserted is too long.
     """
 
-    model: LanguageModel
     rewriter: Rewriter
 
     abilities: ClassVar[frozenset[Ability]] = frozenset(("likelihood", "generation"))
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.model.tokenizer
-
-    @property
-    def context_length(self) -> int:
-        return self.model.context_length
 
     def used(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
         """For each prompt, the ids of the inserted facts."""

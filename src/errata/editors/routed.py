@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from errata.editors.contract import ModelView
 from errata.errors import InputError
 from errata.models import generation, likelihood
 from errata.models.generation import Stop
@@ -187,27 +188,14 @@ class Router(Protocol[R]):
 
 
 @dataclass(frozen=True, slots=True)
-class Routed(Generic[R]):
+class Routed(ModelView, Generic[R]):
     """A model with a router: an ``Answerer``. Prompts without a route get the model's own logits, bit for bit.
 
     Prose has no prompt, so there is no ability ``rolling``.
     """
 
-    model: LanguageModel
     router: Router[R]
     abilities: ClassVar[frozenset[Ability]] = frozenset(("likelihood", "generation"))
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.model.tokenizer
-
-    @property
-    def context_length(self) -> int:
-        return self.model.context_length
 
     def score(
         self,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
+from errata.editors.contract import ModelView
 from errata.editors.fact_memory import FactMemory
 from errata.editors.memory_search import Memory, SearchSettings
 from errata.editors.retrieval import QueryReader
@@ -21,7 +21,7 @@ from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.facts.joining import word_places
 from errata.models.generation import Stop
-from errata.models.language_model import CACHE_BUDGET, TOKEN_BUDGET, LanguageModel
+from errata.models.language_model import CACHE_BUDGET, TOKEN_BUDGET
 from errata.models.prompts import Pair, TargetScore
 from errata.results.metrics import Ability
 from errata.utils.progress import Report, silent
@@ -77,29 +77,16 @@ def substituted(text: str, pairs: Sequence[tuple[str, str]]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Rewritten:
+class Rewritten(ModelView):
     """The model with its finished answers rewritten; see ``errata.editors.contract.Answerer``.
 
     Likelihoods do not exist: the answer is not the model's own.
     """
 
-    model: LanguageModel
     reader: QueryReader
     memory: Memory
 
     abilities: ClassVar[frozenset[Ability]] = frozenset(("generation",))
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.model.tokenizer
-
-    @property
-    def context_length(self) -> int:
-        return self.model.context_length
 
     def score(
         self,
