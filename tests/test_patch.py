@@ -19,8 +19,7 @@ from errata.editors.locate_then_edit import Editor
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.models.weights import DenseTerm, LowRankTerm, Term
-from errata.patches.patch import Patch
-from errata.patches.recipes import EditorRecipe
+from errata.patches.patch import EditorRecipe, Patch
 
 from tests.support.editing import (
     FACTS,

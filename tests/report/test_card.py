@@ -19,8 +19,7 @@ from errata.cli.main import app
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.weights import LowRankTerm
-from errata.patches.patch import Patch
-from errata.patches.recipes import EditorRecipe
+from errata.patches.patch import EditorRecipe, Patch
 from errata.patches.stack import Stack, Stacked
 from errata.report import card
 from errata.report.card import FACTS_SHOWN, Measured, model_card

@@ -13,8 +13,7 @@ from errata.editors.registry import editor_named
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
-from errata.patches.patch import Patch
-from errata.patches.recipes import AnyRecipe, EditorRecipe
+from errata.patches.patch import AnyRecipe, EditorRecipe, Patch
 from errata.patches.stack import Stack, Stacked
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import now

@@ -19,8 +19,7 @@ from errata.facts.fact import Fact, FactSet
 from errata.models.language_model import LanguageModel
 from errata.models.loading import lasting_name
 from errata.models.weights import Term
-from errata.patches.patch import Patch, supported_dtype_name
-from errata.patches.recipes import EditorRecipe
+from errata.patches.patch import EditorRecipe, Patch, supported_dtype_name
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import now, software_versions
 

@@ -5,29 +5,57 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from errata.editing.recipe import Recipe
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.facts.files import facts_from_records
 from errata.models.language_model import LanguageModel
 from errata.models.weights import DenseTerm, LowRankTerm, SparseTerm, Term
 from errata.patches.factors import norm, rank
-from errata.patches.recipes import AnyRecipe
 from errata.results.records import is_row
 from errata.utils.files import new_file, reason_of
+from errata.utils.settings import Settings
 from errata.utils.tensors import checksum, read_checked, to_float64
 from errata.utils.text import dtype_name
+from errata.utils.yaml import Dumper
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]  # dtypes that models can be edited in
+
+
+class EditorRecipe(Settings):
+    """Everything that decides an edit by an editor of the registry, given model and facts."""
+
+    method: str = Field(description="the editor's name in the registry")
+    seed: StrictInt = Field(0, description="seed of everything random")
+    batch_size: StrictInt = Field(ge=1, description="facts that are edited together")
+    settings: Mapping[str, Any] = Field(description="the editor's settings, as JSON")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the texts that it refers to: none."""
+        return ()
+
+    def without_directories(self) -> EditorRecipe:
+        """The recipe with only the last parts of paths, for publication."""
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.dump(self.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+AnyRecipe: TypeAlias = Recipe | EditorRecipe
+"""The settings of an edit: of a locate-then-edit method, or of an editor with settings of its own."""
 
 
 @pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
