@@ -21,7 +21,7 @@ from typer.core import TyperCommand
 
 from errata.datasets import jsonl
 from errata.datasets.registry import is_own_file, split_file
-from errata.editors.table import check_method
+from errata.editors.table import check_method, check_trainer
 from errata.errors import InputError, collect_errors
 from errata.facts.files import read_facts
 from errata.facts.questions import read_questions
@@ -112,7 +112,7 @@ def _label(param: Any) -> str:
 
 
 def check_inputs(params: Mapping[str, Any], labels: Mapping[str, str]) -> None:
-    """Check that the named methods and files exist, and that the user's own facts and questions are valid.
+    """Check that the named methods, trainers and files exist, and that the user's own facts and questions are valid.
 
     This needs neither torch nor transformers. Commands read the facts again, to check them with the model's tokenizer.
     If there may be faults that only a command finds (in options that need torch, or because the output exists), facts
@@ -136,6 +136,9 @@ def check_inputs(params: Mapping[str, Any], labels: Mapping[str, str]) -> None:
                 for method in filter(None, map(str.strip, value.split(","))):
                     with part:
                         check_method(method)
+            if name == "trainer":
+                with part:
+                    check_trainer(value)
             for path in _inputs(name, value):
                 with part:
                     check_input(path, labels.get(name, name))

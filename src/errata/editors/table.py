@@ -248,3 +248,27 @@ def check_method(name: str) -> None:
 def editor_row(name: str) -> EditorRow:
     """The row of an editor; raises KeyError if there is none."""
     return next(row for row in EDITOR_ROWS if row.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerRow:
+    """A part of an editor that `errata train-editor` trains; ``trainers`` has what trains it.
+
+    Attributes:
+        name: as the command takes it; the editor's name.
+        title: what is trained, in one line.
+    """
+
+    name: str
+    title: str
+
+
+TRAINER_ROWS: Final[tuple[TrainerRow, ...]] = ()
+TRAINER_NAMES: Final[tuple[str, ...]] = tuple(row.name for row in TRAINER_ROWS)
+
+
+def check_trainer(name: str) -> None:
+    """Raises InputError if nothing of this name can be trained; offers the nearest."""
+    if name not in TRAINER_NAMES:
+        remedy = f"{did_you_mean(name, TRAINER_NAMES)}Known: {', '.join(TRAINER_NAMES)}"
+        raise InputError(f"there is no trained editor {name!r}", remedy=remedy, code="TRAINER_UNKNOWN")

@@ -1,0 +1,126 @@
+"""TrainedEditor: what `errata train-editor` writes, one safetensors file bound to a model and a split of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from errata.errors import InputError
+from errata.models.language_model import LanguageModel
+from errata.utils.files import new_file, reason_of
+from errata.utils.tensors import checksum, read_checked
+
+FORMAT: Final = "errata-trained-editor-1"
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    settings: dict[str, Any]
+    source: str
+    split_seed: int
+    data_digest: str
+    base: str
+    base_fingerprint: str
+    record: dict[str, Any]
+    created: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainedEditor:
+    """The trained part of an editor.
+
+    Attributes:
+        name: of the trainer, which is the editor's.
+        settings: of the training, as JSON.
+        source: of the training data: a data set's name, or a file.
+        split_seed: see ``training_data.EditorData``; facts of the split ``test`` were not seen.
+        data_digest: of the records of the splits ``train`` and ``calibration``.
+        base: the name of the model that it was trained with; a path is absolute.
+        base_fingerprint: of the same; it serves no other model.
+        record: what training measured, as JSON.
+        tensors: on the CPU, contiguous.
+        created: the time in UTC, ISO 8601.
+        versions: of the software that made it.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    source: str
+    split_seed: int
+    data_digest: str
+    base: str
+    base_fingerprint: str
+    record: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    created: str
+    versions: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of header and tensors, which edits name."""
+        return checksum(self._header(), self.tensors)
+
+    def save(self, path: Path) -> None:
+        """Write the file completely or not at all.
+
+        Raises:
+            OutputError: if it cannot be written; an older file remains.
+        """
+        metadata = {"format": FORMAT, "header": self._header(), "sha256": self.digest}
+        with new_file(path) as temporary:
+            save_file(
+                {name: tensor.contiguous() for name, tensor in self.tensors.items()}, temporary, metadata=metadata
+            )
+
+    def _header(self) -> str:
+        return _Header(
+            **{name: getattr(self, name) for name in _Header.model_fields if name not in _MAPPINGS},
+            **{name: dict(getattr(self, name)) for name in _MAPPINGS},
+        ).model_dump_json()
+
+    @classmethod
+    def load(cls, path: Path, name: str, model: LanguageModel) -> TrainedEditor:
+        """Read what ``save`` wrote.
+
+        Args:
+            name: the trainer whose file is needed.
+            model: the model that it is to be used with.
+
+        Raises:
+            InputError: if the file is damaged, or was made by another trainer or for another model.
+        """
+        try:
+            text, tensors = read_checked(path, FORMAT, "header")
+            header = _Header.model_validate_json(text)
+        except (OSError, SafetensorError, ValidationError, ValueError, KeyError, RuntimeError, RecursionError) as error:
+            raise InputError(
+                f"{path} is not a readable trained editor: {reason_of(error)}",
+                remedy="Give a complete file written by `errata train-editor`",
+                code="TRAINED_EDITOR_UNREADABLE",
+            ) from error
+        if header.name != name:
+            raise InputError(
+                f"{path} was trained for {header.name!r}, not for {name!r}",
+                remedy=f"Give a file written by `errata train-editor {name}`",
+                code="TRAINED_EDITOR_OF_ANOTHER_KIND",
+            )
+        if header.base_fingerprint != model.fingerprint():
+            raise InputError(
+                f"{path} was trained for other weights, those of {header.base!r}",
+                remedy=f"Train it for this model: errata train-editor {name} --model …",
+                code="TRAINED_EDITOR_FOR_OTHER_WEIGHTS",
+            )
+        return cls(tensors=tensors, **{name: getattr(header, name) for name in _Header.model_fields})
+
+
+_MAPPINGS: Final = ("settings", "record", "versions")

@@ -1,0 +1,112 @@
+"""What `errata train-editor` trains, by name, and the frame of every training; ``table`` has the rows.
+
+A further trainer is an entry of ``TRAINERS`` and a row of ``table.TRAINER_ROWS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import Field, StrictInt, ValidationError
+from torch import Tensor
+
+from errata.editing.recipe import fault_at
+from errata.editors.table import check_trainer
+from errata.editors.trained_editor import TrainedEditor
+from errata.editors.training_data import EditorData, Split
+from errata.errors import FaultsError
+from errata.models.language_model import LanguageModel
+from errata.models.loading import lasting_name
+from errata.utils.progress import Report, silent
+from errata.utils.provenance import now, software_versions
+from errata.utils.settings import Settings
+
+
+class TrainerSettings(Settings):
+    """What all trainers have; each adds its own."""
+
+    seed: StrictInt = Field(0, ge=0, description="of everything random in training")
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """The result of a training.
+
+    Attributes:
+        tensors: on the CPU.
+        record: what was measured, as JSON: at least on the split ``calibration``.
+    """
+
+    tensors: Mapping[str, Tensor]
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """How a part of an editor is trained.
+
+    Attributes:
+        settings: their class, whose defaults suit any model.
+        learn: (model, training records, calibration records, settings as JSON, progress callback) -> result. The model
+            is not changed. Deterministic: the same input gives the same tensors.
+    """
+
+    settings: type[TrainerSettings]
+    learn: Callable[[LanguageModel, EditorData, EditorData, Mapping[str, Any], Report], Learnt]
+
+
+TRAINERS: Final[Mapping[str, Trainer]] = {}
+
+
+def trainer_settings(
+    name: str, changes: Mapping[str, Any], *, trainers: Mapping[str, Trainer] = TRAINERS
+) -> TrainerSettings:
+    """The settings of a trainer: its defaults, and changes over them.
+
+    Raises:
+        InputError: if there is no such trainer.
+        FaultsError: for every invalid setting.
+    """
+    if name not in trainers:
+        check_trainer(name)
+    kind = trainers[name].settings
+    try:
+        return kind.model_validate(changes)
+    except ValidationError as error:
+        faults = [fault_at("the settings", item, known=kind.model_fields)[1] for item in error.errors()]
+        raise FaultsError(f"the settings of {name}", faults) from error
+
+
+def train_editor(
+    name: str,
+    model: LanguageModel,
+    data: Mapping[Split, EditorData],
+    settings: TrainerSettings,
+    *,
+    trainers: Mapping[str, Trainer] = TRAINERS,
+    report: Report = silent,
+) -> TrainedEditor:
+    """Train a part of an editor on the splits ``train`` and ``calibration``.
+
+    Args:
+        data: all splits of a source; ``test`` is not used.
+        settings: of the trainer's own class.
+    """
+    train, calibration = data["train"], data["calibration"]
+    values = settings.model_dump(mode="json")
+    learnt = trainers[name].learn(model, train, calibration, values, report)
+    return TrainedEditor(
+        name=name,
+        settings=values,
+        source=train.source,
+        split_seed=train.seed,
+        data_digest=f"{train.digest()} {calibration.digest()}",
+        base=lasting_name(model.name),
+        base_fingerprint=model.fingerprint(),
+        record=learnt.record,
+        tensors={key: tensor.detach().cpu().contiguous() for key, tensor in learnt.tensors.items()},
+        created=now(),
+        versions=software_versions(),
+    )
