@@ -17,8 +17,8 @@ from errata.cli.main import run
 from errata.datasets.editor_data import editor_splits
 from errata.editors import table
 from errata.editors.table import TRAINER_NAMES
-from errata.editors.trained_editor import TrainedEditor
-from errata.editors.trainers import TRAINERS, Learnt, Trainer, TrainerSettings, train_editor, trainer_settings
+from errata.editors.trained_editor import Learnt, TrainedEditor, Trainer, TrainerSettings
+from errata.editors.trainers import TRAINERS, train_editor, trainer_settings
 from errata.editors.training_data import EditorData
 from errata.errors import FaultsError, InputError
 from errata.models.language_model import LanguageModel

@@ -1,23 +1,62 @@
-"""TrainedEditor: what `errata train-editor` writes, one safetensors file bound to a model and a split of its data."""
+"""What `errata train-editor` writes, one safetensors file bound to a model and a split of its data, and what makes it.
+
+An editor with a trained part has its ``Trainer`` beside it; ``trainers.TRAINERS`` lists them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from errata.editors.training_data import EditorData
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.utils.files import new_file, reason_of
+from errata.utils.progress import Report
+from errata.utils.settings import Settings
 from errata.utils.tensors import checksum, read_checked
 
 FORMAT: Final = "errata-trained-editor-1"
+
+
+class TrainerSettings(Settings):
+    """What all trainers have; each adds its own."""
+
+    seed: StrictInt = Field(0, ge=0, description="of everything random in training")
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """The result of a training.
+
+    Attributes:
+        tensors: on the CPU.
+        record: what was measured, as JSON: at least on the split ``calibration``.
+    """
+
+    tensors: Mapping[str, Tensor]
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """How a part of an editor is trained.
+
+    Attributes:
+        settings: their class, whose defaults suit any model.
+        learn: (model, training records, calibration records, settings as JSON, progress callback) -> result. The model
+            is not changed. Deterministic: the same input gives the same tensors.
+    """
+
+    settings: type[TrainerSettings]
+    learn: Callable[[LanguageModel, EditorData, EditorData, Mapping[str, Any], Report], Learnt]
 
 
 class _Header(BaseModel):

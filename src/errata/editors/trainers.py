@@ -5,57 +5,20 @@ A further trainer is an entry of ``TRAINERS`` and a row of ``table.TRAINER_ROWS`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Final
 
-from pydantic import Field, StrictInt, ValidationError
-from torch import Tensor
+from pydantic import ValidationError
 
 from errata.editing.recipe import fault_at
 from errata.editors.table import check_trainer
-from errata.editors.trained_editor import TrainedEditor
+from errata.editors.trained_editor import TrainedEditor, Trainer, TrainerSettings
 from errata.editors.training_data import EditorData, Split
 from errata.errors import FaultsError
 from errata.models.language_model import LanguageModel
 from errata.models.loading import lasting_name
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import now, software_versions
-from errata.utils.settings import Settings
-
-
-class TrainerSettings(Settings):
-    """What all trainers have; each adds its own."""
-
-    seed: StrictInt = Field(0, ge=0, description="of everything random in training")
-
-
-@dataclass(frozen=True, slots=True)
-class Learnt:
-    """The result of a training.
-
-    Attributes:
-        tensors: on the CPU.
-        record: what was measured, as JSON: at least on the split ``calibration``.
-    """
-
-    tensors: Mapping[str, Tensor]
-    record: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Trainer:
-    """How a part of an editor is trained.
-
-    Attributes:
-        settings: their class, whose defaults suit any model.
-        learn: (model, training records, calibration records, settings as JSON, progress callback) -> result. The model
-            is not changed. Deterministic: the same input gives the same tensors.
-    """
-
-    settings: type[TrainerSettings]
-    learn: Callable[[LanguageModel, EditorData, EditorData, Mapping[str, Any], Report], Learnt]
-
 
 TRAINERS: Final[Mapping[str, Trainer]] = {}
 
