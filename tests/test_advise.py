@@ -17,7 +17,7 @@ from errata.editors.contract import OnBatch
 from errata.errors import EditError
 from errata.evaluation.recall import evaluate_facts
 from errata.facts.fact import Fact
-from errata.report.advice import PERPLEXITY, dominates, not_separate, recommendation, recommended
+from errata.report.advice import PERPLEXITY, advice_page, dominates, not_separate, recommendation, recommended
 from errata.results.metrics import Metric
 from errata.results.records import Summary
 
@@ -27,7 +27,7 @@ from tests.support.editors import MemoryEdit, MemoryEditor
 
 def trial(method: str, numbers: Mapping[str, tuple[float, float, float]], **fields: Any) -> Trial:
     found = {name: Summary(name, "after", mean, low, high, 10, 10) for name, (mean, low, high) in numbers.items()}
-    whole = Trial(method, "weights", 10, found, 1.0, (0.02, 0.02), 0.02, 1000, "any")
+    whole = Trial(method, "weights", 10, found, 1.0, (0.02, 0.02), (0.02, 0.02), 1000, "any")
     return replace(whole, **fields)
 
 
@@ -127,9 +127,38 @@ def test_advice_on_lab(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
     options = ["--facts", str(tmp_path / "facts.jsonl"), "--editors", "memit+blue", "--json", str(out)]
     assert run(["advise", *options, "--minutes", "0"]) == 0
     record = json.loads(out.read_text(encoding="utf-8"))
-    assert [entry["facts"] for entry in record["rounds"]] == [2, 20]
+    assert [entry["facts"] for entry in record["rounds"]] == [2]
     assert record["skipped"] == ["memit+blue with 20 facts"]  # no time left after the first
     (found,) = record["rounds"][0]["trials"]
     assert found["numbers"]["efficacy_accuracy"]["mean"] == 1
     assert "Take memit+blue" in record["recommendation"]
     assert "memit+blue" in capsys.readouterr().out
+
+
+def test_a_quality_in_which_all_fail_decides_nothing() -> None:
+    none = {Metric.PORTABILITY_ACCURACY: (0.0, 0.0, 0.0)}
+    assert recommended([trial("b", WORSE | none), trial("a", GOOD | none)]).method == "a"  # type: ignore[union-attr]
+
+
+def test_the_page_shows_texts_and_no_markup_of_theirs() -> None:
+    evil = "<script>alert(1)</script>"
+    page = advice_page(
+        model=evil,
+        rounds=[("1 fact", [trial(evil, GOOD), trial("b", WORSE)]), ("10 facts", [trial("c", {}, failure=evil)])],
+        advice=f"Take {evil}.",
+        absent=[("consequences", evil)],
+        notes=[evil],
+        command=f"errata {evil}",
+        versions={"errata": evil},
+    )
+    assert evil not in page
+    assert page.count("&lt;script&gt;") >= 8
+    assert page.count("<svg") == 2  # light and dark
+    assert "95 [90,100]" in page
+
+
+@pytest.mark.parametrize("name", ["page.txt", "mine.html"])
+def test_the_page_replaces_only_pages(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.html").write_text("mine", encoding="utf-8")
+    assert run(["advise", "--facts", "examples/facts.jsonl", "--out", str(tmp_path / name)]) == 2
+    assert (tmp_path / "mine.html").read_text(encoding="utf-8") == "mine"

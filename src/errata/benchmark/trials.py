@@ -1,30 +1,38 @@
 """Trials of several editors on the same facts, one after another on one model: what took, what broke, what it cost.
 
 Each trial edits all facts, measures, and removes the edit again, so that every editor starts from the same weights.
+``errata advise`` makes them as they are; probes add further numbers.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
+from random import Random
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeAlias
 
 from errata.benchmark.sequence import EvaluationResult, EvaluationSet, compared, measure
 from errata.editors.contract import Answerer, KnowledgeEditor, Undo
 from errata.editors.table import Where
 from errata.errors import ErrataError
 from errata.evaluation.perplexity import Perplexity, perplexity_ratio, split_perplexity, split_texts
+from errata.evaluation.side_tests import evaluate_side_tests, side_tests
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.results.metrics import CONTROLS, Metric
 from errata.results.records import Record, Summary, summarise
+from errata.results.tallies import Tally
+from errata.utils.memory import peak_memory
 from errata.utils.progress import Report, silent
 
 TIMED_QUERIES: Final = 8  # of each kind, hits and misses
 LOST: Final = "answers_lost"
 """Of control questions of all kinds together: answers that were right before and are wrong now."""
+UNEDITED: Final = "unedited"
+_NO_VALUE: Final = "there are too few questions"
 _REPEATS: Final = 3
 _SPLIT_TOKENS: Final = 256  # tokens of a text whose second half is scored
 
@@ -36,11 +44,13 @@ class Candidate:
     Attributes:
         where: what it changes.
         make: the editor of the unedited model, with a progress callback.
+        settings: what else its results depend on, as JSON.
     """
 
     name: str
     where: Where
     make: Callable[[LanguageModel, Report], KnowledgeEditor]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +59,17 @@ class Trial:
 
     Attributes:
         facts: number of facts edited.
-        numbers: name of a metric (or ``LOST``) -> its summary after the edit.
+        numbers: name of a metric, of ``LOST``, or of a probe's column -> its summary after the edit.
         seconds_per_fact: wall time of the edit, preparation included.
         query_seconds: of generating one token after a prompt that the editor acts on, and after one that it does not.
         base_query_seconds: the same of the unedited model.
         stored_bytes: size of the edit.
         undo: which edits can be removed.
         failure: why there are no numbers; empty if there are.
+        seconds: wall time of the whole trial.
+        peak_bytes: memory that editing took at most, beyond what was in use before; None if unknown.
+        tallies: of probes: name of a column -> what its summary was computed from.
+        absent: name of a probe's column -> why it is missing.
     """
 
     method: str
@@ -64,14 +78,35 @@ class Trial:
     numbers: dict[str, Summary]
     seconds_per_fact: float
     query_seconds: tuple[float, float]
-    base_query_seconds: float
+    base_query_seconds: tuple[float, float]
     stored_bytes: int
     undo: Undo
     failure: str = ""
+    seconds: float = 0.0
+    peak_bytes: int | None = None
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
         """A mapping for JSON."""
-        return {**asdict(self), "numbers": {name: asdict(found) for name, found in self.numbers.items()}}
+        return {
+            **asdict(self),
+            "numbers": {name: asdict(found) for name, found in self.numbers.items()},
+            "tallies": {name: asdict(found) for name, found in self.tallies.items()},
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Trial:
+        """The inverse of ``to_record``, also after JSON; raises KeyError, TypeError for anything else."""
+        return cls(
+            **{
+                **record,
+                "numbers": {name: Summary(**found) for name, found in record["numbers"].items()},
+                "tallies": {name: Tally.from_record(found) for name, found in record["tallies"].items()},
+                "query_seconds": tuple(record["query_seconds"]),
+                "base_query_seconds": tuple(record["base_query_seconds"]),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +116,54 @@ class Baseline:
     result: EvaluationResult
     halves: list[tuple[str, str] | None]
     split: Perplexity | None
-    query_seconds: float
+    query_seconds: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """What probes measure.
+
+    Attributes:
+        model: the editor's model.
+        view: the edited model.
+        editor: None for the unedited model.
+        records: of all prompts of the evaluation set.
+        base: of the unedited model.
+    """
+
+    model: LanguageModel
+    view: Answerer
+    where: Where
+    editor: KnowledgeEditor | None
+    records: Sequence[Record]
+    base: Sequence[Record]
+
+
+Found: TypeAlias = Tally | float | str
+"""A number with or without an interval, or the reason why there is none."""
+
+
+class Probe(Protocol):
+    """Further numbers of each trial."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the numbers."""
+        ...
+
+    def measure(self, edited: Edited, report: Report) -> Mapping[str, Found]:
+        """The numbers, or why they are missing. Further edits must be removed again."""
+        ...
 
 
 def measure_baseline(model: LanguageModel, evaluation_set: EvaluationSet, *, report: Report = silent) -> Baseline:
     """Measure the unedited model."""
-    result = measure(model, evaluation_set, report=report, what="measuring the unedited model")
+    result = _measured(model, evaluation_set, report, "measuring the unedited model")
     halves = (
         split_texts(model.tokenizer, evaluation_set.prose, max_length=_SPLIT_TOKENS) if evaluation_set.prose else []
     )
     split = split_perplexity(model, halves) if any(halves) else None
-    return Baseline(result, halves, split, _query_seconds(model, _misses(evaluation_set)))
+    return Baseline(result, halves, split, _both_query_seconds(model, evaluation_set))
 
 
 def run_trial(
@@ -100,12 +172,14 @@ def run_trial(
     evaluation_set: EvaluationSet,
     baseline: Baseline,
     *,
+    probes: Sequence[Probe] = (),
     seed: int = 0,
     report: Report = silent,
 ) -> Trial:
     """Edit with one editor, measure, and remove the edit.
 
-    An editor that fails gives a trial with the reason; the model is then as it was.
+    An editor that fails gives a trial with the reason; the model is then as it was. A probe that fails gives the
+    reason as that of its missing numbers.
     """
     count = len(evaluation_set.facts)
 
@@ -114,34 +188,111 @@ def run_trial(
 
     started = time.perf_counter()
     try:
-        editor = candidate.make(model, listen)
-        edit = editor.apply(evaluation_set.facts)
+        with peak_memory(model.device) as memory:
+            editor = candidate.make(model, listen)
+            edit = editor.apply(evaluation_set.facts)
     except ErrataError as error:
-        return Trial(candidate.name, candidate.where, count, {}, 0.0, (0.0, 0.0), 0.0, 0, "any", failure=error.what)
+        none = (0.0, 0.0)
+        return Trial(candidate.name, candidate.where, count, {}, 0.0, none, none, 0, "any", failure=error.what)
     seconds_per_fact = (time.perf_counter() - started) / count
     try:
         view = editor.view()
-        after = measure(view, evaluation_set, report=report, what=f"measuring {candidate.name}")
+        after = _measured(view, evaluation_set, report, f"measuring {candidate.name}")
         numbers = {each.metric: each for each in _summaries(baseline, after, seed)}
         if baseline.split is not None and "likelihood" in view.abilities:
             now = split_perplexity(view, baseline.halves)
             metric = Metric.SPLIT_PERPLEXITY_RATIO
             numbers[metric] = perplexity_ratio(baseline.split, now, "after", metric=metric, seed=seed)
-        hits = [fact.text for fact in evaluation_set.facts[:TIMED_QUERIES]]
-        seconds = _query_seconds(view, hits), _query_seconds(view, _misses(evaluation_set))
+        query_seconds = _both_query_seconds(view, evaluation_set)
+        edited = Edited(model, view, candidate.where, editor, after.records, baseline.result.records)
+        found = _probed(probes, edited, listen)
         return Trial(
             candidate.name,
             candidate.where,
             count,
-            numbers,
+            numbers | _probe_summaries(found, seed),
             seconds_per_fact,
-            seconds,
+            query_seconds,
             baseline.query_seconds,
             edit.stored_bytes,
             editor.undo,
+            seconds=time.perf_counter() - started,
+            peak_bytes=memory.bytes,
+            tallies=_tallies(found),
+            absent=_reasons(found),
         )
     finally:
         editor.remove(edit)
+
+
+def unedited_trial(
+    model: LanguageModel,
+    evaluation_set: EvaluationSet,
+    baseline: Baseline,
+    probes: Sequence[Probe],
+    *,
+    seed: int = 0,
+    report: Report = silent,
+) -> Trial:
+    """The numbers of the unedited model, with which those of the trials are compared."""
+    records = baseline.result.records
+    found = _probed(probes, Edited(model, model, "weights", None, records, records), report)
+    numbers = {each.metric: each for each in compared(records, records, "before", seed=seed)}
+    return Trial(
+        UNEDITED,
+        "weights",
+        len(evaluation_set.facts),
+        numbers | _probe_summaries(found, seed),
+        0.0,
+        baseline.query_seconds,
+        baseline.query_seconds,
+        0,
+        "any",
+        tallies=_tallies(found),
+        absent=_reasons(found),
+    )
+
+
+def _probed(probes: Sequence[Probe], edited: Edited, report: Report) -> dict[str, Found]:
+    found: dict[str, Found] = {}
+    for probe in probes:
+        try:
+            found |= probe.measure(edited, report)
+        except ErrataError as error:
+            found |= dict.fromkeys(probe.columns, f"it failed: {error.what}")
+    return {name: _NO_VALUE if _is_nothing(value) else value for name, value in found.items()}
+
+
+def _is_nothing(value: Found) -> bool:
+    return not isinstance(value, str) and not isfinite(value.value if isinstance(value, Tally) else value)
+
+
+def _probe_summaries(found: Mapping[str, Found], seed: int) -> dict[str, Summary]:
+    return {name: _summary(name, value, seed) for name, value in found.items() if not isinstance(value, str)}
+
+
+def _summary(name: str, value: Tally | float, seed: int) -> Summary:
+    if isinstance(value, Tally):
+        return value.summary(name, seed=seed)
+    return Summary(name, "after", value, None, None, 1, 1)
+
+
+def _tallies(found: Mapping[str, Found]) -> dict[str, Tally]:
+    return {name: value for name, value in found.items() if isinstance(value, Tally)}
+
+
+def _reasons(found: Mapping[str, Found]) -> dict[str, str]:
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def _measured(answerer: Answerer, evaluation_set: EvaluationSet, report: Report, what: str) -> EvaluationResult:
+    """Also with questions in reverse, where facts have some. Prose is only read in halves, as all editors can."""
+    found = measure(answerer, replace(evaluation_set, prose=()), report=report, what=what)
+    reversed_facts = [fact for fact in evaluation_set.facts if fact.reversal]
+    if reversed_facts and "likelihood" in answerer.abilities:
+        tests = [replace(test, negated=None, choice=None) for test in side_tests(reversed_facts, Random(0))]
+        found = replace(found, records=[*found.records, *evaluate_side_tests(answerer, tests)])
+    return found
 
 
 def _summaries(baseline: Baseline, after: EvaluationResult, seed: int) -> Iterator[Summary]:
@@ -165,6 +316,12 @@ def _misses(evaluation_set: EvaluationSet) -> list[str]:
     prompts = [question.prompt for _, question in evaluation_set.untouched]
     prompts += [question.prompt for fact in evaluation_set.facts for question in fact.neighbours]
     return (prompts or [fact.text for fact in evaluation_set.facts])[:TIMED_QUERIES]
+
+
+def _both_query_seconds(answerer: Answerer, evaluation_set: EvaluationSet) -> tuple[float, float]:
+    """After prompts of facts, and after others."""
+    hits = [fact.text for fact in evaluation_set.facts[:TIMED_QUERIES]]
+    return _query_seconds(answerer, hits), _query_seconds(answerer, _misses(evaluation_set))
 
 
 def _query_seconds(answerer: Answerer, prompts: Sequence[str]) -> float:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from errata.benchmark.sequence import EvaluationSet
-from errata.benchmark.trials import Baseline, Candidate, Trial, measure_baseline, run_trial, with_wordings
+from errata.benchmark.trials import Baseline, Candidate, Trial, measure_baseline, run_trial
 from errata.cli.model_options import (
     DeviceOption,
     DtypeOption,
@@ -21,31 +20,24 @@ from errata.cli.model_options import (
     TrustOption,
     UntouchedOption,
     check_facts,
-    evaluation_set_for,
     is_lab,
     outline_of,
     placement,
     seed_option,
-    shipped_sentences,
     token_check,
 )
-from errata.cli.recipe_options import automatic_recipe, comes_with_recipe, read_recipe_for, read_settings_for
 from errata.cli.terminal import JsonOption, console, echo, plain_table, progress, warn, write_json
-from errata.editing.recipe import Recipe
-from errata.editors.contract import KnowledgeEditor
-from errata.editors.locate_then_edit import LocateThenEdit
-from errata.editors.registry import editor_named
-from errata.editors.table import EDITOR_NAMES, check_method, editor_row
+from errata.cli.trial_options import PageOption, TrialData, candidate_of, extended, page_file, trial_data
+from errata.editors.table import EDITOR_NAMES, check_method
 from errata.errors import InputError, collect_errors
-from errata.evaluation.controls import facts_to_scan, with_automatic_controls
-from errata.facts.fact import Fact, FactSet
+from errata.facts.fact import FactSet
 from errata.facts.files import read_facts
 from errata.facts.questions import read_questions
-from errata.models.language_model import LanguageModel
-from errata.models.loading import Outline
-from errata.report.advice import cost_table, quality_table, recommendation
+from errata.report.advice import QUERY, UNITS, advice_page, cost_table, quality_table, recommendation
+from errata.report.figures import check_drawing
 from errata.runs.loading import load_model
-from errata.utils.progress import Report
+from errata.utils.files import write_text
+from errata.utils.provenance import software_versions
 from errata.utils.text import counted
 
 EXAMPLE = """Example: errata advise --model lab --facts examples/facts.jsonl
@@ -76,12 +68,14 @@ def advise(
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    out: PageOption = None,
     json: JsonOption = None,
 ) -> None:
     """Try several editors on your facts, compare what took and what broke, and recommend one.
 
     Each editor edits the facts and is removed again: first your facts, then ten times as many, with facts from errata's
-    own list. Nothing is written.
+    own list. Other wordings, control questions and consequences are made where the facts have none. Nothing but the
+    page and the JSON is written.
     """
     ends = time.monotonic() + 60 * minutes
     names = list(dict.fromkeys(DEFAULT if editors is None else filter(None, map(str.strip, editors.split(",")))))
@@ -93,7 +87,7 @@ def advise(
         for name in names:
             with part:
                 check_method(name)
-                candidates.append(_candidate(name, model, outline, seed))
+                candidates.append(candidate_of(name, model, outline, seed))
         with part:
             if not names:
                 raise InputError(
@@ -107,16 +101,24 @@ def advise(
             questions = read_questions(untouched)
         with part:
             lab = is_lab(model)
+        with part:
+            page = page_file(out, "advice")
+            if page is not None:
+                check_drawing()
     loaded = load_model(model, **where, trust_remote_code=trust_remote_code)
     rounds: list[tuple[FactSet, list[Trial]]] = []
     baselines: list[Baseline] = []
+    data: list[TrialData] = []
     skipped: list[str] = []
     with progress() as report, loaded.blaming_no_edit():
-        for facts_of_round in (given, _more(loaded, given, lab=lab, seed=seed)):
-            if not facts_of_round:
-                continue
+        more = extended(loaded, given, MORE * len(given), lab=lab, seed=seed)
+        for facts_of_round in (given, more) if len(more) > len(given) else (given,):
+            if rounds and time.monotonic() > ends:
+                skipped += [f"{candidate.name} with {len(facts_of_round)} facts" for candidate in candidates]
+                break
             check_facts(facts_of_round, outline)
-            prepared = _evaluation_set(loaded, facts_of_round, questions, lab=lab, seed=seed)
+            data.append(trial_data(loaded, facts_of_round, questions, lab=lab, seed=seed))
+            prepared = data[-1].evaluation_set
             baseline = measure_baseline(loaded, prepared, report=report)
             baselines.append(baseline)
             rounds.append((facts_of_round, []))
@@ -129,88 +131,65 @@ def advise(
                 if earlier is None or not earlier.failure:
                     trial = run_trial(loaded, candidate, prepared, baseline, seed=seed, report=report)
                     rounds[-1][1].append(trial)
-    for number, (edited, trials) in enumerate(rounds):
-        own = "" if number == 0 else f" ({counted(len(given), 'fact')} of yours, the others from errata's list)"
-        echo(f"{counted(len(edited), 'fact')}{own}:")
-        _show(trials, baselines[number].query_seconds)
+    titles = [
+        counted(len(edited), "fact")
+        + ("" if number == 0 else f" ({counted(len(given), 'fact')} of yours, the others from errata's list)")
+        for number, (edited, _) in enumerate(rounds)
+    ]
+    for title, (_, trials), baseline in zip(titles, rounds, baselines, strict=True):
+        if trials:
+            echo(f"{title}:")
+            _show(trials, baseline)
+    for name, reason in data[0].absent:
+        echo(f"Not measured: {name} ({reason}).")
+    notes = [
+        f"{counted(len(edited), 'fact')}: {note}"
+        for (edited, _), each in zip(rounds, data, strict=True)
+        for note in each.notes
+    ]
     if skipped:
-        warn(f"note: skipped for lack of time: {', '.join(skipped)} (--minutes {minutes:g})")
+        notes.append(f"skipped for lack of time: {', '.join(skipped)} (--minutes {minutes:g})")
+    for note in notes:
+        warn(f"note: {note}")
     advice = recommendation(rounds[0][1], rounds[1][1] if len(rounds) > 1 else ())
     echo(advice)
+    if page is not None:
+        text = advice_page(
+            model=model,
+            rounds=[(title, trials) for title, (_, trials) in zip(titles, rounds, strict=True) if trials],
+            advice=advice,
+            absent=data[0].absent,
+            notes=notes,
+            command="errata " + shlex.join(sys.argv[1:]),
+            versions=software_versions(),
+        )
+        write_text(page, text)
+        echo(f"Wrote {page}.")
     record: dict[str, Any] = {
         "model": model,
         "rounds": [
             {"facts": len(edited), "trials": [trial.to_record() for trial in trials]} for edited, trials in rounds
         ],
         "skipped": skipped,
+        "absent": dict(data[0].absent),
+        "notes": notes,
         "recommendation": advice,
     }
     write_json(json, record)
-
-
-def _candidate(name: str, model: str, outline: Outline, seed: int) -> Candidate:
-    """An editor with its shipped or automatic settings for the model."""
-    if name in EDITOR_NAMES:
-        settings = read_settings_for(name, model, None, seed=seed).model_dump(mode="json")
-        kind = editor_named(name)
-        return Candidate(name, editor_row(name).where, lambda loaded, report: kind.make(loaded, settings, report))
-    default = None if comes_with_recipe(model) else automatic_recipe(model, name, outline)
-    recipe = read_recipe_for(model, name, None, seed=seed, default=default)
-    return Candidate(name, "weights", partial(_locate_then_edit, recipe=recipe))
-
-
-def _locate_then_edit(model: LanguageModel, report: Report, recipe: Recipe) -> KnowledgeEditor:
-    return LocateThenEdit(model, recipe, report=report)
-
-
-def _more(model: LanguageModel, facts: FactSet, *, lab: bool, seed: int) -> FactSet | None:
-    """The user's facts and further ones, ``MORE`` times as many; None if there are no further ones."""
-    wanted = (MORE - 1) * len(facts)
-    subjects = {fact.subject.casefold() for fact in facts}
-    further: Sequence[Fact]
-    if lab:
-        from errata.lab.package import lab_world
-        from errata.lab.tasks import lab_facts
-
-        world = lab_world()
-        further = lab_facts(world, min(wanted + len(facts), len(world.people)), seed=seed)
-    else:
-        further = facts_to_scan(model, wanted + len(facts), seed=seed)
-    chosen = [fact for fact in further if fact.subject.casefold() not in subjects][:wanted]
-    return FactSet((*facts, *chosen), f"{facts.source} and errata's list") if chosen else None
-
-
-def _evaluation_set(model: LanguageModel, facts: FactSet, questions: Any, *, lab: bool, seed: int) -> EvaluationSet:
-    """The facts with other wordings and control questions, generated where they have none."""
-    worded, added = with_wordings(facts.facts, shipped_sentences())
-    if added:
-        warn(
-            f"note: {counted(added, 'fact')} without paraphrases: the prompt after an unrelated sentence is used "
-            "instead, which is easier than a paraphrase"
-        )
-    prepared = FactSet(tuple(worded), facts.source)
-    automatic = frozenset[tuple[str, str]]()
-    if not lab:
-        generated = with_automatic_controls(model, prepared)
-        prepared, automatic = generated.facts, generated.automatic
-    found = evaluation_set_for(prepared, lab=lab, untouched=questions, seed=seed)
-    return replace(found, automatic=automatic)
 
 
 def _trial_of(trials: Sequence[Trial], method: str) -> Trial | None:
     return next((trial for trial in trials if trial.method == method), None)
 
 
-def _show(trials: Sequence[Trial], base_query: float) -> None:
+def _show(trials: Sequence[Trial], baseline: Baseline) -> None:
     for heads, *rows in (quality_table(trials), cost_table(trials)):
-        table = plain_table(*heads, right=heads[1:5], no_wrap=True)
+        table = plain_table(*heads, right=heads[1:-2], fold=True)
         for row in rows:
             table.add_row(*map(Text, row))
         console().print(table)
-    echo(
-        f"Shares in % with 95 % intervals; perplexity of prose as a ratio. A query is one generated token, about an "
-        f"edited fact and about others; it takes the unedited model {1000 * base_query:.0f} ms."
-    )
+    hit, miss = (1000 * seconds for seconds in baseline.query_seconds)
+    echo(f"{UNITS} {QUERY} The unedited model takes {hit:.0f} and {miss:.0f} ms.")
     for trial in trials:
         if trial.failure:
             warn(f"{trial.method} failed: {trial.failure}")

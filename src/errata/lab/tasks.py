@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from errata.facts.fact import Fact, Question
-from errata.lab.world import OBJECTS, RELATION_WORDINGS, World
+from errata.lab.world import CITY_COUNTRY, COMPANY_CITY, CONSEQUENCE_WORDINGS, OBJECTS, RELATION_WORDINGS, World
 
 NEIGHBOURS = 5
 
@@ -66,6 +66,28 @@ def lab_facts(world: World, count: int, *, seed: int, spare: int = 0) -> list[Fa
         replace(fact, own=tuple(question for name, question in found.items() if name not in edited[fact.subject]))
         for fact, found in zip(facts, own, strict=True)
     ]
+
+
+_SECOND_HOPS = {"birthplace": ("birth country", CITY_COUNTRY), "employer": ("employer city", COMPANY_CITY)}
+
+
+def consequence_questions(world: World, fact: Fact) -> list[tuple[Question, str, bool]]:
+    """The consequences of an edit of a person's fact, in all wordings: (question, answer before, told).
+
+    ``told``: whether the corpus states this person's consequences; the model has to infer those of the others. There
+    are none for other relations, for other subjects, and where the answer stays the same.
+    """
+    relation = next((name for name in _SECOND_HOPS if fact.prompt in RELATION_WORDINGS[name]), None)
+    if relation is None or fact.subject not in world.people:
+        return []
+    consequence, answers = _SECOND_HOPS[relation]
+    before = answers[world.people[fact.subject][relation]]
+    answer = answers.get(fact.target, before)
+    if answer == before:
+        return []
+    told = list(world.people).index(fact.subject) % 2 == 0
+    wordings = CONSEQUENCE_WORDINGS[consequence]
+    return [(Question(wording.replace("{}", fact.subject), answer), before, told) for wording in wordings]
 
 
 def untouched_questions(world: World, edited: Sequence[str], count: int, *, seed: int) -> list[tuple[str, Question]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from errata.analysis.findings import Figure, Panel, Series
 from errata.benchmark.trials import LOST, Trial
+from errata.report.trial_page import PagePart, PageTable, trial_page
 from errata.results.metrics import Better, Metric
 from errata.results.records import Summary
 from errata.utils.text import size_text
@@ -40,8 +42,10 @@ QUALITIES: Final = (
     Quality(Metric.EFFICACY_ACCURACY, "took", "higher", "edited prompts"),
     Quality(Metric.GENERALISATION_ACCURACY, "other wordings", "higher", "other wordings"),
     Quality(Metric.PORTABILITY_ACCURACY, "consequences", "higher", "consequences"),
+    Quality(Metric.REVERSAL_ACCURACY, "reversal", "higher", "questions for the subject"),
     Quality(LOST, "answers lost", "lower", "answers lost"),
 )
+_LEAST: Final = 0.01  # share that counts in a score, so that a quality in which all editors fail decides nothing
 PERPLEXITY: Final = Metric.SPLIT_PERPLEXITY_RATIO
 BROKEN: Final = 1.5  # ratio of split perplexities; an editor that exceeds it is not recommended
 
@@ -68,13 +72,13 @@ def usable(trial: Trial) -> bool:
 
 
 def score(trial: Trial) -> float:
-    """Harmonic mean of the qualities as shares that are better when higher; 0 if one of them is 0."""
+    """Harmonic mean of the qualities as shares that are better when higher; 0 without any."""
     shares = [
-        found.mean if each.better == "higher" else 1 - found.mean
+        max(found.mean if each.better == "higher" else 1 - found.mean, _LEAST)
         for each in QUALITIES
         if (found := trial.numbers.get(each.metric)) is not None
     ]
-    return len(shares) / sum(1 / share for share in shares) if shares and all(share > 0 for share in shares) else 0.0
+    return len(shares) / sum(1 / share for share in shares) if shares else 0.0
 
 
 def recommended(trials: Sequence[Trial]) -> Trial | None:
@@ -146,8 +150,7 @@ def _second(best: Trial, small: Sequence[Trial], large: Sequence[Trial]) -> str:
 
 def _third(best: Trial) -> str:
     undo = "any edit can be undone later" if best.undo == "any" else "only the last edit can be undone"
-    miss = 1000 * (best.query_seconds[1] - best.base_query_seconds)
-    hit = 1000 * (best.query_seconds[0] - best.base_query_seconds)
+    hit, miss = (1000 * (now - before) for now, before in zip(best.query_seconds, best.base_query_seconds, strict=True))
     slower = f"it adds {max(hit, 0):.0f} ms to a query about an edited fact and {max(miss, 0):.0f} ms to others"
     return f"{SERVING[best.where]}; {slower}; {undo}."
 
@@ -203,3 +206,73 @@ def _costs(trials: Sequence[Trial]) -> list[list[str]]:
         for trial in trials
         if not trial.failure
     ]
+
+
+def advice_page(
+    *,
+    model: str,
+    rounds: Sequence[tuple[str, Sequence[Trial]]],
+    advice: str,
+    absent: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+    command: str,
+    versions: Mapping[str, str],
+) -> str:
+    """The advice as one self-contained HTML page.
+
+    Args:
+        rounds: title and trials of each number of facts.
+        absent: what was not measured, with the reason.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+    """
+    figures = list(filter(None, (_figure(f"round-{number}", *each) for number, each in enumerate(rounds))))
+    parts = [
+        PagePart(
+            title,
+            tables=(
+                PageTable("What took, what carried over, what broke", quality_table(trials), UNITS),
+                PageTable("What it costs", cost_table(trials), QUERY),
+            ),
+            notes=tuple(f"{trial.method} failed: {trial.failure}" for trial in trials if trial.failure),
+            figures=tuple(figure for figure in figures if figure.name == f"round-{number}"),
+        )
+        for number, (title, trials) in enumerate(rounds)
+    ]
+    return trial_page(
+        kicker="errata advise",
+        heading=f"Which editor for {model}",
+        lead=[advice],
+        parts=parts,
+        absent=absent,
+        notes=notes,
+        command=command,
+        versions=versions,
+    )
+
+
+UNITS: Final = "Shares in % with 95 % intervals; perplexity of prose as a ratio to the unedited model's."
+QUERY: Final = "A query is one generated token, about an edited fact and about others."
+
+
+def _figure(name: str, title: str, trials: Sequence[Trial]) -> Figure | None:
+    """The qualities side by side, one series per editor; None without numbers."""
+    able = [trial for trial in trials if not trial.failure]
+    shown = [each for each in QUALITIES if any(each.metric in trial.numbers for trial in able)]
+    if not shown:
+        return None
+    series = []
+    for trial in able:
+        found = [(each.heading, trial.numbers[each.metric]) for each in shown if each.metric in trial.numbers]
+        series.append(
+            Series(
+                trial.method,
+                [heading for heading, _ in found],
+                [100 * one.mean for _, one in found],
+                [None if one.low is None else 100 * one.low for _, one in found],
+                [None if one.high is None else 100 * one.high for _, one in found],
+            )
+        )
+    caption = f"{title}: shares in % with 95 % intervals. Of answers lost, fewer are better."
+    return Figure(name, caption, [Panel(title, "", "%", series, kind="bars")])
