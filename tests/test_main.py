@@ -57,7 +57,16 @@ def light(calls: Sequence[str], folder: Path) -> list[dict[str, Any]]:
 
 
 def test_command_lines_without_a_model_import_no_torch(tmp_path: Path) -> None:
-    named = [*COMMANDS, "recipe auto", "recipe check", "data get", "models list", "lab train", "lab save"]
+    named = [
+        *COMMANDS,
+        "recipe auto",
+        "recipe check",
+        "data get",
+        "data mine-hard",
+        "models list",
+        "lab train",
+        "lab save",
+    ]
     expected = {
         **{f"{name} --typo": 2 for name in named},
         **{f"{name} --help": 0 for name in named},
@@ -158,7 +167,7 @@ def test_faults_of_facts_and_questions_are_reported_without_torch(tmp_path: Path
 
 def test_every_path_is_known_as_input_or_output() -> None:
     written = {"directory", "json", "lora", "out", "run", "svg", "work"}
-    for module in {entry.module for entry in COMMANDS.values()}:
+    for module in {module for entry in COMMANDS.values() for module in entry.modules}:
         for command in command_line(f"errata.cli.{module}").registered_commands:
             paths = {each for each, kind in get_type_hints(command.callback).items() if "Path" in str(kind)}
             assert paths <= READ | written, module
@@ -176,7 +185,10 @@ def parameters(command: Any) -> list[dict[str, Any]]:
 def test_command_lines_equal_those_of_the_imported_modules() -> None:
     """Modules are only partly executed to read a command line."""
     for name, entry in COMMANDS.items():
-        app = import_module(f"errata.cli.{entry.module}").app
+        app = typer.Typer()
+        parts = [import_module(f"errata.cli.{module}").app for module in entry.modules]
+        app.info = parts[0].info
+        app.registered_commands = [command for part in parts for command in part.registered_commands]
         for command in app.registered_commands:
             command.cls = Command
         whole: Any = typer.main.get_group(app)

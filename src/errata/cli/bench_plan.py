@@ -204,7 +204,7 @@ def material_of(
     """
     given = read_questions(None if entry.untouched is None else Path(entry.untouched))
     if prose is None:
-        prose = _default_prose(is_lab(model))
+        prose = default_prose(is_lab(model))
     if whole is not None:
         selected = whole.records.select(count=edits, seed=seed)
         untouched = others_untouched(whole.loaded.facts, selected.facts, seed=seed) if given is None else tuple(given)
@@ -224,7 +224,8 @@ def material_of(
     return BenchmarkData(made, tuple(asked), prose)
 
 
-def _default_prose(lab: bool) -> tuple[str, ...]:
+def default_prose(lab: bool) -> tuple[str, ...]:
+    """Held-out texts of the lab's world, or the shipped sentences."""
     if not lab:
         return tuple(shipped_sentences())
     from errata.lab.corpus import held_out_prose

@@ -1,4 +1,4 @@
-"""``errata data``: list, download and check data sets."""
+"""``errata data``: list, download and check data sets; ``mine_hard`` has the command that edits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from errata.facts.files import has_formulas, read_facts, write_facts
 from errata.utils.files import check_file, file_digest, is_file
 from errata.utils.text import counted
 
-app = typer.Typer(help="Data sets of knowledge editing: list, download, or check them.", no_args_is_help=True)
+app = typer.Typer(help="Data sets of knowledge editing: list, download, check, or mine them.", no_args_is_help=True)
 
 FAULTS_SHOWN = 20  # errors in a published file are usually of one kind
 

@@ -29,10 +29,16 @@ class CommandEntry:
     Attributes:
         module: the module of this package whose ``app`` defines it.
         summary: the first sentence of its help, so that all commands can be listed without importing them.
+        more: other modules with commands of the group, which need heavier imports.
     """
 
     module: str
     summary: str
+    more: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return (self.module, *self.more)
 
 
 COMMANDS: Final[Mapping[str, CommandEntry]] = {
@@ -84,7 +90,9 @@ COMMANDS: Final[Mapping[str, CommandEntry]] = {
     "demo": CommandEntry("demo", "Edit facts with and without boundary updates, and show the effect."),
     "recipe": CommandEntry("recipe", "Recipes (the hyperparameters of an edit): list, show, check, or search for one."),
     "models": CommandEntry("models", "Small pretrained models to try errata on: list, download, or locate them."),
-    "data": CommandEntry("data", "Data sets of knowledge editing: list, download, or check them."),
+    "data": CommandEntry(
+        "data", "Data sets of knowledge editing: list, download, check, or mine them.", ("mine_hard",)
+    ),
     "lab": CommandEntry(
         "lab", "The embedded model: save it, train it, measure its recall, or sample facts from its world."
     ),
@@ -125,7 +133,8 @@ for _name, _entry in COMMANDS.items():
 
 def command_of(name: str) -> Any:
     """A command or a group of commands; its module is imported only when it is called."""
-    module = command_line(f"errata.cli.{COMMANDS[name].module}")
+    module, *others = (command_line(f"errata.cli.{each}") for each in COMMANDS[name].modules)
+    module.registered_commands += [command for other in others for command in other.registered_commands]
     for command in module.registered_commands:
         command.cls = Command
     group = typer.main.get_group(module)

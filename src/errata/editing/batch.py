@@ -55,13 +55,18 @@ class WrittenGroup:
 
 
 def write_group(
-    context: EditContext, texts: SubjectTexts, solvers: Mapping[int, LayerSolver], earlier: Sequence[Term]
+    context: EditContext,
+    texts: SubjectTexts,
+    solvers: Mapping[int, LayerSolver],
+    earlier: Sequence[Term],
+    found: Mapping[int, LayerTarget] | None = None,
 ) -> WrittenGroup:
     """Take the steps of the schedule for facts that are solved together: find a target when first needed, solve, write.
 
     Args:
         solvers: layer -> its state.
         earlier: changes that the run has made before.
+        found: layer -> its target, if it was found before on the weights as they are now.
 
     Raises:
         NonFiniteError, EditError: the model may then hold some of the changes.
@@ -71,8 +76,8 @@ def write_group(
     layers = {step.layer for step in context.steps}
     at_start = {layer: context.model.weight(layer).clone() for layer in layers if masking}
     start = edits.savepoint(layers if masking else ())
-    targets: dict[int, LayerTarget] = {}
-    found_before: dict[int, int] = {}  # target layer -> number of writes before it was found
+    targets: dict[int, LayerTarget] = dict(found or {})
+    found_before = dict.fromkeys(targets, 0)  # target layer -> number of writes before it was found
     written: set[int] = set()
     terms: list[Term] = []
     for _ in range(recipe.rounds.count if recipe.rounds else 1):

@@ -60,6 +60,12 @@ class LayerTarget:
     delta: Float[Tensor, "d u"]
     states: Float[Tensor, "d u"]
 
+    def of(self, index: int) -> LayerTarget:
+        """The target of one of the facts."""
+        chosen = slice(index, index + 1)
+        search = Targets(**{each.name: getattr(self.search, each.name)[..., chosen] for each in fields(Targets)})
+        return LayerTarget(search, self.delta[:, chosen], self.states[:, chosen])
+
 
 def layer_targets(
     context: EditContext, texts: SubjectTexts, step: Step, written: Sequence[Term]

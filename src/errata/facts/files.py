@@ -37,6 +37,9 @@ from errata.utils.json_lists import list_values, unique_fields
 # JSON-encoded in CSV cells; the joiner too, since it may be "", and an empty cell is an absent field.
 _JSON_FIELDS: Final = (*TEXT_LISTS, *QUESTION_LISTS, "joiner")
 _COLUMNS: Final = (*FIELDS, *ALIASES)
+# What errata writes into files of facts besides facts: a line about the file, and measurements of a fact. Not read.
+HEADER: Final = "header"
+ANNOTATIONS: Final = ("hard",)
 _FORMULA: Final = re.compile(r"'*[=+\-@\t\r]")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
@@ -177,7 +180,7 @@ def _fact_set(
             converted = Conversion(record, entry.place)
             conversions.add(record, converted)
             record, found = converted.record, converted.faults
-        record = _with_text_id(record)
+        record = _with_text_id(_without_annotations(record))
         found = found or record_faults(record, entry.place, required=required)
         faults += found
         if not found and not absent and isinstance(record, Mapping):
@@ -210,6 +213,12 @@ def _column_entries(entries: Iterable[_Entry]) -> Iterator[_Entry]:
             yield _Entry(entry.place, faults=(fault,))
         for index, record in enumerate(records):
             yield _Entry(f"{entry.place}[{index}]", record)
+
+
+def _without_annotations(record: object) -> object:
+    if isinstance(record, Mapping) and any(name in record for name in ANNOTATIONS):
+        return {name: value for name, value in record.items() if name not in ANNOTATIONS}
+    return record
 
 
 def _with_text_id(record: object) -> object:
@@ -279,6 +288,8 @@ def _line_entries(data: bytes, source: str) -> Iterator[_Entry]:
             yield _Entry(place, faults=(fault,))
         elif line.strip(" \t\r"):
             value, reason = _parse_json(line)
+            if isinstance(value, dict) and list(value) == [HEADER]:
+                continue
             remedy = "Write one JSON object with the fields of one fact per line"
             yield _Entry(place, value, () if reason is None else (_json_fault(place, "", reason, remedy),))
 

@@ -104,5 +104,14 @@ class RankOneLayer:
             )
         return LowRank(residuals, direction.T / scale)
 
+    def agreement(self, keys: Float[Tensor, "d_in u"], bare: Float[Tensor, "d_in u"]) -> Float[Tensor, "u"]:
+        """|kᵀC⁻¹k̄| / (‖k‖ ‖k̄‖) of each fact's bare key k and averaged key k̄, norms in C⁻¹ too: 1 if they are parallel.
+
+        Where it is small, ROME divides by a small number (Yang et al. 2024, The Fall of ROME, arXiv:2406.11263).
+        """
+        if self._factor is not None:
+            keys, bare = (torch.linalg.solve_triangular(self._factor, each, upper=False) for each in (keys, bare))
+        return (keys * bare).sum(0).abs() / (keys.norm(dim=0) * bare.norm(dim=0))
+
     def remember(self, keys: Float[Tensor, "d_in u"]) -> RankOneLayer:
         return self
