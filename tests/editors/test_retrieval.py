@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from errata.editors.edit_file import StoredEdit
 from errata.editors.fact_memory import facts_of
 from errata.editors.retrieval import INSTRUCTION, Retrieval, RetrievalSettings
 from errata.errors import InputError
+from errata.evaluation.concepts import DEMONSTRATIONS, read_concepts
+from errata.facts.concept import Concept
 from errata.facts.fact import Fact, Question
 from errata.facts.files import write_facts
 from errata.models.language_model import LanguageModel
@@ -446,6 +449,43 @@ def test_the_oracle_gives_every_question_of_a_fact_that_fact(model: LanguageMode
     rival = replace(FACTS[0], neighbours=(Question(ITALY.text, "Rome"),))
     for facts in ((fact, rival), (rival, fact)):
         assert made(model, facts, mode="oracle").view().used([ITALY.text]) == [("capital",)]
+
+
+def test_a_definition_is_put_before_every_question_of_its_concept(model: LanguageModel) -> None:
+    publisher = Concept(
+        "p",
+        "publisher",
+        "The definition of {} is",
+        "a company",
+        "a body of water",
+        paraphrases=("What is a publisher? It is",),
+        instances=("FrancoAngeli",),
+        non_instances=("Lake Como",),
+        unrelated=(Question("The definition of rain is", "water"),),
+    )
+    people = Concept("q", "people", "The definition of {} is", "humans", "a river")
+    editor = made(model, (publisher.fact(), people.fact()), mode="definition")
+    question = f"{DEMONSTRATIONS}Whether Lake Como belongs to category publisher?"  # names people before
+    prompts = [publisher.text, "What is a publisher? It is", "The definition of rain is", question]
+    assert texts(editor, prompts) == [f"Definition of publisher: a body of water\n{prompt}" for prompt in prompts]
+    assert editor.view().used([people.text, "The sky is"]) == [("q",), ()]
+    assert editor.method == "retrieval_definition"
+    asked: list[str] = []
+
+    class Listening:
+        abilities = frozenset(("likelihood", "generation"))
+        tokenizer = model.tokenizer
+
+        def score(self, pairs: Sequence[Pair], **options: Any) -> Any:
+            asked.extend(pair[0] for pair in pairs)
+            return editor.view().score(pairs, **options)
+
+        def continue_texts(self, prompts: Sequence[str], **options: Any) -> Any:
+            asked.extend(prompts)
+            return [""] * len(prompts)
+
+    read_concepts(Listening(), [publisher])  # type: ignore[arg-type]
+    assert editor.view().used(asked) == [("p",)] * len(asked)
 
 
 # The embedded model

@@ -1,7 +1,7 @@
 """Trials of several editors on the same facts, one after another on one model: what took, what broke, what it cost.
 
 Each trial edits all facts, measures, and removes the edit again, so that every editor starts from the same weights.
-``errata advise`` makes them as they are; probes add further numbers.
+``errata advise`` makes them as they are, ``errata compare`` with probes (``errata.benchmark.arguments``).
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from errata.results.records import Record, Summary, summarise
 from errata.results.tallies import Tally
 from errata.utils.memory import peak_memory
 from errata.utils.progress import Report, silent
+from errata.utils.text import excerpt
 
 TIMED_QUERIES: Final = 8  # of each kind, hits and misses
 LOST: Final = "answers_lost"
 """Of control questions of all kinds together: answers that were right before and are wrong now."""
 UNEDITED: Final = "unedited"
 _NO_VALUE: Final = "there are too few questions"
-_REPEATS: Final = 3
+_REPEATS: Final = 4
 _SPLIT_TOKENS: Final = 256  # tokens of a text whose second half is scored
 
 
@@ -259,7 +260,7 @@ def _probed(probes: Sequence[Probe], edited: Edited, report: Report) -> dict[str
         try:
             found |= probe.measure(edited, report)
         except ErrataError as error:
-            found |= dict.fromkeys(probe.columns, f"it failed: {error.what}")
+            found |= dict.fromkeys(probe.columns, f"it failed: {excerpt(' '.join(error.what.split()), 200)}")
     return {name: _NO_VALUE if _is_nothing(value) else value for name, value in found.items()}
 
 
@@ -297,14 +298,18 @@ def _measured(answerer: Answerer, evaluation_set: EvaluationSet, report: Report,
 
 def _summaries(baseline: Baseline, after: EvaluationResult, seed: int) -> Iterator[Summary]:
     yield from compared(baseline.result.records, after.records, "after", seed=seed)
-    right = {_key(record) for record in baseline.result.records if record.metric in CONTROLS and record.value == 1}
-    lost = [
+    if lost := lost_records(baseline.result.records, after.records):
+        yield from summarise(lost, "after", seed=seed)
+
+
+def lost_records(before: Sequence[Record], now: Sequence[Record]) -> list[Record]:
+    """For each control question that was answered right before: 1 if it is wrong now, else 0."""
+    right = {_key(record) for record in before if record.metric in CONTROLS and record.value == 1}
+    return [
         replace(record, metric=LOST, value=float(record.value != 1))
-        for record in after.records
+        for record in now
         if record.metric in CONTROLS and _key(record) in right
     ]
-    if lost:
-        yield from summarise(lost, "after", seed=seed)
 
 
 def _key(record: Record) -> tuple[str, str, str]:
@@ -325,15 +330,18 @@ def _both_query_seconds(answerer: Answerer, evaluation_set: EvaluationSet) -> tu
 
 
 def _query_seconds(answerer: Answerer, prompts: Sequence[str]) -> float:
-    """The median time to generate one token after one prompt, asked one at a time; the first round is a warm-up."""
-    each: list[float] = []
+    """The median over prompts of the time to generate one token, asked one at a time; the first round is a warm-up.
+
+    Of several rounds the quickest counts for each prompt, since other processes can only make it slower.
+    """
+    best = dict.fromkeys(prompts, float("inf"))
     for repeat in range(_REPEATS):
         for prompt in prompts:
             started = time.perf_counter()
             answerer.continue_texts([prompt], new_tokens=1)
             if repeat:
-                each.append(time.perf_counter() - started)
-    return median(each)
+                best[prompt] = min(best[prompt], time.perf_counter() - started)
+    return median(best.values())
 
 
 def with_wordings(facts: Sequence[Fact], sentences: Sequence[str], count: int = 2) -> tuple[list[Fact], int]:

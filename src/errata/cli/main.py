@@ -77,6 +77,7 @@ COMMANDS: Final[Mapping[str, CommandEntry]] = {
     "train-editor": CommandEntry(
         "train_editor", "Train the part of an editor that learns from examples, and write it to one file."
     ),
+    "compare": CommandEntry("compare", "Compare editors on the same facts by every argument for and against editing."),
     "locate": CommandEntry("locate", "Find the layers of a model that accept edits, by editing one layer at a time."),
     "report": CommandEntry("report", "Write a report of a benchmark or study as HTML, Markdown, CSV and LaTeX."),
     "methods": CommandEntry("methods", "List the editing methods, their papers, and any differences from them."),

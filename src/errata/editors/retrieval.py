@@ -23,13 +23,13 @@ from errata.editors.memory_search import Memory, SearchSettings, sentence, state
 from errata.editors.prompted import Insertion, Prompted
 from errata.errors import InputError
 from errata.facts.fact import QUESTION_LISTS, Fact, FactSet
-from errata.facts.joining import joined
+from errata.facts.joining import joined, word_places
 from errata.models.prompts import ChatFrame, chat_frames
 
 RETRIEVAL: Final = "retrieval"
 INSTRUCTION: Final = "Answer with these facts:"  # to a chat model
 
-ModeName: TypeAlias = Literal["plain", "ike", "demonstrations", "oracle", "ike_oracle"]
+ModeName: TypeAlias = Literal["plain", "ike", "demonstrations", "oracle", "ike_oracle", "definition"]
 
 
 class RetrievalSettings(SearchSettings):
@@ -38,7 +38,8 @@ class RetrievalSettings(SearchSettings):
     mode: ModeName = Field(
         "plain",
         description="plain: the facts; ike: demonstrations and one fact; demonstrations: a control, as ike without the "
-        "fact; oracle and ike_oracle: with the right fact for every question of a fact, an upper bound",
+        "fact; oracle and ike_oracle: with the right fact for every question of a fact, an upper bound; definition: as "
+        "oracle, for concepts, with their new definition before everything",
     )
     pool: str = Field(
         "", description="facts for demonstrations: a file, or 'lab'; those on edited subjects are left out"
@@ -126,6 +127,23 @@ class Oracle:
         return next((self._facts[question] for question in self._longest_first if question in text), None)
 
 
+class ConceptOracle:
+    """As ``Oracle``; of other texts the concept that they name last, such as that of a question about an instance."""
+
+    def __init__(self, facts: Sequence[Fact]) -> None:
+        self._oracle = Oracle(facts)
+        self._concepts = {fact.subject: fact for fact in facts}
+
+    def select(self, texts: Sequence[str]) -> list[tuple[Fact, ...]]:
+        return [found or self._named_last(text) for text, found in zip(texts, self._oracle.select(texts), strict=True)]
+
+    def _named_last(self, text: str) -> tuple[Fact, ...]:
+        ends = {name: max(places) + len(name) for name in self._concepts if (places := word_places(text, name))}
+        # Of "home page" and "page" the longer one.
+        last = max(ends, key=lambda name: (ends[name], len(name)), default=None)
+        return () if last is None else (self._concepts[last],)
+
+
 # What is inserted
 
 
@@ -153,6 +171,21 @@ class Plain:
         if frame.system is None:
             return Insertion(frame.before, (), f"{message}\n\n", query.text + frame.after, ids)
         return Insertion(frame.system[0], (), message, frame.system[1] + query.text + frame.after, ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """``"Definition of {concept}: {new definition}\n"`` before everything: the baseline PROMPT of concept editing.
+
+    Wang et al. (2024), "Editing Conceptual Knowledge for Large Language Models", arXiv:2403.06259. In a chat it is the
+    beginning of the user's message.
+    """
+
+    def insertion(self, query: Query, facts: Sequence[Fact]) -> Insertion:
+        line, ids = f"Definition of {facts[0].subject}: {facts[0].target}\n", (facts[0].id,)
+        if query.frame is None:
+            return Insertion("", (), line, query.prompt, ids)
+        return Insertion(query.frame.before, (), line, query.text + query.frame.after, ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +283,8 @@ class Demonstrations:
 class Mode:
     """A mode: who selects the facts, and how they are worded."""
 
-    oracle: bool = False
+    oracle: Callable[[Sequence[Fact]], Selector] | None = None
+    wording: Wording = field(default_factory=Plain)
     demonstrated: bool = False
     with_fact: bool = True
 
@@ -259,8 +293,9 @@ MODES: Final[Mapping[ModeName, Mode]] = {
     "plain": Mode(),
     "ike": Mode(demonstrated=True),
     "demonstrations": Mode(demonstrated=True, with_fact=False),
-    "oracle": Mode(oracle=True),
-    "ike_oracle": Mode(oracle=True, demonstrated=True),
+    "oracle": Mode(oracle=Oracle),
+    "ike_oracle": Mode(oracle=Oracle, demonstrated=True),
+    "definition": Mode(oracle=ConceptOracle, wording=Definition()),
 }
 
 
@@ -322,8 +357,8 @@ class Retrieval(FactMemory[RetrievalSettings]):
 
     def _made(self, search: FactSearch) -> Prompted:
         mode = MODES[self.settings.mode]
-        selector: Selector = Oracle(search.facts) if mode.oracle else Gated(search.memory)
-        wording: Wording = Plain()
+        selector = mode.oracle(search.facts) if mode.oracle else Gated(search.memory)
+        wording = mode.wording
         if self._pool is not None:
             demonstrations = Demonstrations(
                 self._pool,
