@@ -250,10 +250,11 @@ def test_wrong_options_are_refused_before_loading(
 
 
 @pytest.mark.slow
-def test_comparison_on_lab_resumes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = ["compare", "--facts", "examples/facts.jsonl", "--editors", "in_context", "--sizes", "2"]
+def test_comparison_on_lab_resumes(tmp_path: Path) -> None:
+    asked = tmp_path / "untouched.jsonl"
+    asked.write_text('{"prompt": "Marco Collins was born in", "answer": "Delhi"}\n', encoding="utf-8")
+    options = ["compare", "--facts", "examples/facts.jsonl", "--editors", "in_context", "--sizes", "1"]
+    options += ["--untouched", str(asked)]
     out = tmp_path / "out"
     assert run([*options, "--out", str(out), "--json", str(tmp_path / "a.json")]) == 0
     stored = sorted((out / "trials").iterdir())
