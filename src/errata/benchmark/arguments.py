@@ -524,8 +524,8 @@ def _added_tokens(edited: Edited, prompts: Sequence[tuple[str, str]]) -> Found:
 class Staleness:
     """The same facts updated several times, on top of all others; then the last version is removed again.
 
-    The first version is the edit of the trial. After the removal one more version of the first fact is edited alone,
-    and the edit of version 2 is removed from below the others.
+    The first version is the edit of the trial, and version 2 of the first fact is edited alone. In the end that edit is
+    removed from below the others.
 
     Attributes:
         facts: that are updated.
@@ -559,18 +559,21 @@ class Staleness:
         def update(facts: Sequence[Fact], version: int) -> None:
             edits.append(editor.apply([_version(fact, versions[fact.id][version], version) for fact in facts]))
 
-        for version in range(1, VERSIONS - 1):
-            update(chosen, version)
+        started = time.perf_counter()
+        update(chosen[:1], 1)
+        editor.view().continue_texts([chosen[0].text], new_tokens=1)
+        lag = time.perf_counter() - started
+        if chosen[1:]:
+            update(chosen[1:], 1)
+        for version in range(2, VERSIONS - 1):
             report("updates", version, VERSIONS)
+            update(chosen, version)
         before, answers_before = editor.fingerprint(), self._distributions(editor.view(), chosen)
         update(chosen, VERSIONS - 1)
         found = self._latest(editor.view(), chosen, versions)
+        report("updates", VERSIONS, VERSIONS)
         editor.remove(edits.pop())
         exact = before == editor.fingerprint() and answers_before == self._distributions(editor.view(), chosen)
-        started = time.perf_counter()
-        update(chosen[:1], VERSIONS - 1)
-        editor.view().continue_texts([chosen[0].text], new_tokens=1)
-        lag = time.perf_counter() - started
         found |= {names.EXACT_REMOVAL: float(exact), names.LAG: lag}
         if editor.undo == "any":
             started = time.perf_counter()

@@ -8,6 +8,7 @@ from typing import Final
 
 from errata.analysis.findings import Figure, Panel, Series
 from errata.benchmark.trials import LOST, Trial
+from errata.report.bench_run import shown_name
 from errata.report.trial_page import PagePart, PageTable, trial_page
 from errata.results.metrics import Better, Metric
 from errata.results.records import Summary
@@ -242,7 +243,7 @@ def advice_page(
     ]
     return trial_page(
         kicker="errata advise",
-        heading=f"Which editor for {model}",
+        heading=f"Which editor for {shown_name(model)}",
         lead=[advice],
         parts=parts,
         absent=absent,

@@ -11,6 +11,7 @@ from errata.analysis.findings import Figure, Panel, Series
 from errata.benchmark import columns as names
 from errata.benchmark.columns import COLUMNS, Argument, Column
 from errata.benchmark.trials import UNEDITED, Trial
+from errata.report.bench_run import shown_name
 from errata.report.trial_page import PagePart, PageTable, trial_page
 from errata.results.metrics import Metric
 from errata.results.records import Summary
@@ -367,9 +368,9 @@ def comparison_page(
     pictures = [PagePart("At a glance", figures=shown)] if shown else []
     return trial_page(
         kicker="errata compare",
-        heading=f"Editors of {model} on {data}",
+        heading=f"Editors of {shown_name(model)} on {shown_name(data)}",
         lead=[],
-        parts=[*pictures, *verdicts, *arguments],
+        parts=[*verdicts, *pictures, *arguments],
         absent=absent_lines(comparisons),
         notes=notes,
         command=command,
@@ -410,6 +411,7 @@ def _panel(column: Column, comparisons: Sequence[EditorComparison], log_y: bool)
     if not series:
         return None
     title = f"{column.argument.value}: {column.heading}"
+    log_y = log_y and several  # a bar has no height on a logarithmic axis
     return Panel(title, "facts" if several else "", unit, series, "lines" if several else "bars", several, log_y)
 
 
