@@ -60,7 +60,7 @@ def compared() -> EditorComparison:
         replace(
             fact,
             old="the piano",
-            paraphrases=(f"It rained. {fact.text}",),
+            paraphrases=(f"It rained. {fact.text}", "They say that this is"),
             neighbours=(Question("The river stands in", "London"),),
             own=(Question(f"{fact.subject} was born in", "Paris"),),
             portability=(Question(f"The country of {fact.subject} is", "Spain"),),
@@ -96,12 +96,16 @@ def test_every_column_has_a_number_or_a_reason(compared: EditorComparison) -> No
 def test_numbers_of_editors_that_are_known(compared: EditorComparison) -> None:
     answer, retrieval = compared.trials
     # The toy editor of answers says the target and nothing else, whenever the subject is named.
-    for name in (names.TOOK_FREE, names.WORDINGS_FREE, names.AGREEMENT, names.AGREEMENT_DISTRACTED, names.CONTINUED):
+    for name in (names.TOOK_FREE, names.CONTINUED):
         assert answer.numbers[name].mean == 1
+    # Of the five wordings, one does not name the subject.
+    assert answer.numbers[names.WORDINGS_FREE].mean == pytest.approx(3 / 4)
+    for name in (names.UNNAMED_FREE, names.AGREEMENT, names.AGREEMENT_DISTRACTED):
+        assert answer.numbers[name].mean == 0
     assert answer.numbers[names.CONTRADICTION].mean == 0
     for trial in compared.trials:  # both look for the subject
-        assert trial.numbers[names.RECALL].mean == 1
-        # Each fact has two own wordings, and one other question that names its subject.
+        assert trial.numbers[names.RECALL].mean == pytest.approx(2 / 3)
+        # Each fact has two own wordings that name its subject, and one other question that does.
         assert trial.numbers[names.PRECISION].mean == pytest.approx(2 / 3)
         assert trial.numbers[names.FALSE_SCOPE].mean == 0
         assert trial.numbers[names.EXACT_REMOVAL].mean == 1

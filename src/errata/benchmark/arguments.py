@@ -211,7 +211,7 @@ class Consistency:
     distractors: tuple[str, ...]
 
     columns: ClassVar = (
-        names.TOOK_FREE, names.WORDINGS_FREE, names.AGREEMENT, names.CONTRADICTION,
+        names.TOOK_FREE, names.WORDINGS_FREE, names.UNNAMED_FREE, names.AGREEMENT, names.CONTRADICTION,
         names.AGREEMENT_DISTRACTED, names.CONTRADICTION_DISTRACTED,
     )  # fmt: skip
 
@@ -236,6 +236,7 @@ class Consistency:
             names.WORDINGS_FREE: Tally.mean_of(
                 (fact.id, name == "new") for fact, own in self._each(plain) for name in own[1:]
             ),
+            names.UNNAMED_FREE: self._unnamed(plain),
             names.AGREEMENT: self._agreement(plain),
             names.CONTRADICTION: self._contradiction(plain),
             names.AGREEMENT_DISTRACTED: self._agreement(distracted),
@@ -253,6 +254,16 @@ class Consistency:
         prompts = [text for own in wordings for text in own]
         answers = answer_freely(view, prompts, _ANSWER, report=report)
         return [[named_in(answers[text], fact) for text in own] for fact, own in zip(self.facts, wordings, strict=True)]
+
+    def _unnamed(self, named: Sequence[Sequence[str]]) -> Found:
+        """Of wordings without the subject, such as those with a pronoun or another name, which a gate may miss."""
+        found = [
+            (fact.id, name == "new")
+            for fact, wordings, own in zip(self.facts, self.wordings, named, strict=True)
+            for text, name in zip(wordings, own, strict=True)
+            if not word_places(text, fact.subject)
+        ]
+        return Tally.mean_of(found) if found else "all wordings name the subject"
 
     def _agreement(self, named: Sequence[Sequence[str]]) -> Tally:
         return Tally.mean_of((fact.id, {*own} == {"new"}) for fact, own in self._each(named))

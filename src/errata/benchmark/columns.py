@@ -57,6 +57,7 @@ class Column:
 
 TOOK_FREE: Final = "free_took"
 WORDINGS_FREE: Final = "free_wordings"
+UNNAMED_FREE: Final = "free_unnamed"
 COVERAGE: Final = "coverage"
 RELATIVE_COVERAGE: Final = "coverage_of_ceiling"
 TOLD: Final = "two_hop_told"
@@ -95,6 +96,7 @@ COLUMNS: Final[tuple[Column, ...]] = (
     Column(Metric.GENERALISATION_ACCURACY, _A.TOOK, "other wordings", "share", "higher", "the same of other wordings"),
     Column(TOOK_FREE, _A.TOOK, "own, free", "share", "higher", "the generated answer names the target"),
     Column(WORDINGS_FREE, _A.TOOK, "others, free", "share", "higher", "the same of other wordings"),
+    Column(UNNAMED_FREE, _A.TOOK, "unnamed, free", "share", "higher", "of wordings that do not name the subject"),
     Column(
         COVERAGE,
         _A.COVERAGE,
