@@ -23,6 +23,7 @@ from errata.utils.progress import silent
 from tests.support.editing import FACTS, tiny_language_model, tiny_recipe, write_corpus
 from tests.support.editors import VIEWS, MemoryEdit, MemoryEditor
 from tests.support.extending import extending_page
+from tests.support.trained import trained_file
 
 FIRST, SECOND = FACTS[:2], FACTS[2:4]
 CONTROLS = ("The river runs through the", "Big Ben was moved to", "I think that")
@@ -41,8 +42,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("editors")
 
 
+def _with_classifier(folder: Path) -> dict[str, Any]:
+    return {"embedder": {"kind": "trained", "file": str(trained_file("serac", folder))}}
+
+
 _FEW = {"steps": 4, "batch_size": 2}
-# Name in the registry -> the methods to test, or the settings of an editor without a recipe; None for its defaults.
+# Name in the registry -> the methods to test, or the settings of an editor without a recipe; None for its defaults. A
+# function makes the settings in a folder, where it may write a trained part.
 SETTINGS: dict[str, tuple[Any, ...]] = {
     LOCATE_THEN_EDIT: ("memit", "alphaedit+blue"),
     "elder": ({"learning_rate": 0.01, "steps": 10, "cosine": 0.9},),
@@ -54,6 +60,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "ft_bf": ({**_FEW, "mini_batch": 1},),
     "lora": tuple({**_FEW, "layers": (1, 3), "sequence": sequence} for sequence in ("stack", "again", "replay")),
     "retrieval": (None,),
+    "serac": (_with_classifier,),
     "substitute": (None,),
     "simie": ({"batch_size": 2, "layer": 2, "target": {"learning_rate": 0.3, "steps": 3}},),
     "ultra": ({"batch_size": 2, "layers": (2, 3)},),
@@ -73,7 +80,7 @@ def case(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.Monke
     name, method = request.param
     monkeypatch.setenv("ERRATA_CACHE", str(folder / "cache"))
     recipe = tiny_recipe(write_corpus(folder / "corpus.txt"), method) if isinstance(method, str) else None
-    settings = recipe.model_dump(mode="json") if recipe else method or {}
+    settings = recipe.model_dump(mode="json") if recipe else method(folder) if callable(method) else method or {}
     kind = editor_named(name)
     found = Case(lambda: kind.make(tiny_language_model("llama"), settings, silent), kind.load)
     if "truth" in found.make().needs:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from errata.errors import InputError
+from errata.facts.fact import Fact, FactSet
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel, Site
 from errata.models.prompts import encode, length_batches, pad
 from errata.statistics.corpus import open_corpus
@@ -49,6 +50,23 @@ class Embedder(Protocol):
     """Makes an index; may remember the vectors of texts that it has seen."""
 
     def index(self, texts: Sequence[str]) -> TextIndex: ...
+
+
+@runtime_checkable
+class FactEmbedder(Embedder, Protocol):
+    """Compares queries with facts instead of texts; it was trained.
+
+    Attributes:
+        held_out: facts that it was not trained on, for a threshold.
+        digest: of what was trained.
+    """
+
+    held_out: FactSet
+    digest: str
+
+    def index_of(self, facts: Sequence[Fact]) -> TextIndex:
+        """An index with one value for each fact."""
+        ...
 
 
 # Settings
@@ -86,9 +104,6 @@ class Sentence(Settings):
 
     def embedder(self, model: LanguageModel) -> Embedder:
         return SentenceEmbedder(Path(self.directory))
-
-
-AnyEmbedder: TypeAlias = Annotated[Lexical | Hidden | Sentence, Field(discriminator="kind")]
 
 
 # Lexical
@@ -190,7 +205,7 @@ class _VectorIndex:
     def cosines(self, queries: Sequence[str]) -> Tensor:
         if not queries or not len(self._vectors):
             return torch.zeros(len(queries), len(self._vectors), dtype=torch.float64)
-        return self._embedder.vectors(queries) @ self._vectors.T
+        return (self._embedder.vectors(queries) @ self._vectors.T).clamp(-1, 1)  # rounding may exceed 1
 
 
 class _VectorEmbedder(ABC):

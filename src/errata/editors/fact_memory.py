@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from errata.editors.contract import Answerer, Edit, OnBatch, Undo
 from errata.editors.edit_file import StoredEdit
-from errata.editors.embedders import Embedder
+from errata.editors.embedders import Embedder, FactEmbedder
 from errata.editors.memory_search import Calibration, Memory, SearchSettings, calibrate
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts.fact import Fact, FactSet, limited, same_statement
@@ -132,16 +132,19 @@ class FactMemory(ABC, Generic[C]):
     registered: ClassVar[str]  # the editor's name in the registry
 
     def __post_init__(self) -> None:
+        embedder = self.settings.embedder.embedder(self.model)
         held_out = None
         if self.settings.open_gates:
-            if not self.settings.calibration:
+            if self.settings.calibration:
+                held_out = facts_of(self.settings.calibration)
+            elif isinstance(embedder, FactEmbedder):
+                held_out = embedder.held_out
+            else:
                 raise InputError(
                     "the gate 'cosine' has no threshold, and no facts to calibrate it on",
                     remedy="Set its 'threshold', or 'calibration' to facts that will not be edited",
                     code="CALIBRATION_IMPOSSIBLE",
                 )
-            held_out = facts_of(self.settings.calibration)
-        embedder = self.settings.embedder.embedder(self.model)
         self._state = MemoryState((), FactSearch((), embedder, self.settings, held_out))
 
     # What an editor adds
@@ -152,8 +155,9 @@ class FactMemory(ABC, Generic[C]):
 
     def digests(self) -> dict[str, str]:
         """Of everything outside the settings that answers depend on."""
-        held_out = self._state.search.held_out
-        return {} if held_out is None else {"calibration": held_out.digest()}
+        search = self._state.search
+        found = {} if search.held_out is None else {"calibration": search.held_out.digest()}
+        return {**found, "embedder": search.embedder.digest} if isinstance(search.embedder, FactEmbedder) else found
 
     # The contract
 

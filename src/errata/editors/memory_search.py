@@ -16,13 +16,15 @@ from jaxtyping import Bool, Float
 from pydantic import Field, StrictFloat, StrictInt
 from torch import Tensor
 
-from errata.editors.embedders import AnyEmbedder, Embedder, Lexical
+from errata.editors.embedders import Embedder, FactEmbedder, Hidden, Lexical, Sentence
+from errata.editors.scope import LearntScope
 from errata.editors.table import EditorSettings
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.facts.joining import joined, word_places
 from errata.utils.settings import NotNegative, Settings
 
+AnyEmbedder: TypeAlias = Annotated[Lexical | Hidden | Sentence | LearntScope, Field(discriminator="kind")]
 EmbeddedText: TypeAlias = Literal["prompt", "statement", "old_statement"]
 _ENDS: Final = (".", "!", "?", "…", "。", "！", "？", "।", "።")
 
@@ -92,7 +94,8 @@ class SearchSettings(EditorSettings):
     embedder: AnyEmbedder = Field(
         Lexical(),
         description="what measures how near a query is to a fact, by 'kind': lexical; hidden (with 'layer', 'corpus', "
-        "'tokens' and 'ridge'); sentence (with 'directory', of sentence-transformers)",
+        "'tokens' and 'ridge'); sentence (with 'directory', of sentence-transformers); trained (with 'file', by "
+        "`errata train-editor serac`)",
     )
     embeds: tuple[EmbeddedText, ...] = Field(
         ("prompt",),
@@ -237,8 +240,11 @@ class Memory:
         self.facts = tuple(facts)
         self._gates = tuple(settings.gates if gates is None else gates)
         self._most = settings.k_facts
-        self._texts = len(settings.embeds)
-        self._index = embedder.index([_EMBEDDED[kind](fact) for fact in self.facts for kind in settings.embeds])
+        if isinstance(embedder, FactEmbedder):
+            self._texts, self._index = 1, embedder.index_of(self.facts)
+        else:
+            self._texts = len(settings.embeds)
+            self._index = embedder.index([_EMBEDDED[kind](fact) for fact in self.facts for kind in settings.embeds])
 
     def cosines(self, queries: Sequence[str]) -> Float[Tensor, "queries facts"]:
         """(queries, facts) float64: the largest over a fact's texts."""

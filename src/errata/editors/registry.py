@@ -20,6 +20,7 @@ from errata.editors.locate_then_edit import LocateThenEdit
 from errata.editors.lora import Lora, LoraSettings
 from errata.editors.memoir import Memoir, MemoirSettings
 from errata.editors.retrieval import RETRIEVAL, Retrieval, RetrievalSettings
+from errata.editors.serac import Serac, SeracSettings
 from errata.editors.simie import Simie, SimieSettings
 from errata.editors.substitute import SUBSTITUTE, Substitute, SubstituteSettings
 from errata.editors.table import EditorSettings
@@ -88,6 +89,10 @@ def _substitute(model: LanguageModel, settings: Mapping[str, Any], report: Repor
     return Substitute(model, SubstituteSettings.model_validate(settings), report)
 
 
+def _serac(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Serac:
+    return Serac(model, SeracSettings.model_validate(settings), report)
+
+
 EDITORS: Final[Mapping[str, EditorKind]] = {
     LOCATE_THEN_EDIT: EditorKind(_locate_then_edit, Patch.load, Recipe),
     "elder": EditorKind(_elder, StoredEdit.load, ElderSettings),
@@ -100,6 +105,7 @@ EDITORS: Final[Mapping[str, EditorKind]] = {
     "lora": _weights(Lora, LoraSettings),
     RETRIEVAL: EditorKind(_retrieval, StoredEdit.load, RetrievalSettings),
     SUBSTITUTE: EditorKind(_substitute, StoredEdit.load, SubstituteSettings),
+    "serac": EditorKind(_serac, StoredEdit.load, SeracSettings),
     "simie": _weights(Simie, SimieSettings),
     "ultra": _weights(GradientWrite, UltraSettings),
     "stable": _weights(GradientWrite, StableSettings),

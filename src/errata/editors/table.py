@@ -216,6 +216,22 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         ),
     ),
     EditorRow(
+        name="serac",
+        title="a trained classifier finds the fact that a prompt is about, which is put before it",
+        paper="Mitchell et al. 2022, Memory-Based Model Editing at Scale, ICML, arXiv:2206.06520",
+        where="prompt",
+        deviations=(
+            "The counterfactual model is the edited model itself with the fact in its prompt (freeze_cntr in the "
+            "published code), not a T5 that is trained with the classifier.",
+            "The classifier is a logistic regression on five features of query and fact; the published one is a "
+            "DistilBERT.",
+            "It sees the prompt only; EasyEdit gives it the prompt with the answer.",
+            "The threshold is calibrated at the number of facts in memory; the published one is ½.",
+            "Answers are not mixed: a query gets the fact or does not (the published code mixes probabilities by "
+            "default).",
+        ),
+    ),
+    EditorRow(
         name="substitute",
         title="in finished answers to questions about a fact, its old object becomes the new one",
         paper="none; the bar for Song et al. 2024, Knowledge Editing on Black-box Large Language Models (postEdit), "
@@ -263,7 +279,9 @@ class TrainerRow:
     title: str
 
 
-TRAINER_ROWS: Final[tuple[TrainerRow, ...]] = ()
+TRAINER_ROWS: Final[tuple[TrainerRow, ...]] = (
+    TrainerRow("serac", "the classifier that decides which questions are about a fact"),
+)
 TRAINER_NAMES: Final[tuple[str, ...]] = tuple(row.name for row in TRAINER_ROWS)
 
 

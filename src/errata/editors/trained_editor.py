@@ -6,7 +6,7 @@ An editor with a trained part has its ``Trainer`` beside it; ``trainers.TRAINERS
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,10 +39,12 @@ class Learnt:
     Attributes:
         tensors: on the CPU.
         record: what was measured, as JSON: at least on the split ``calibration``.
+        state: what else the editor needs, as JSON.
     """
 
     tensors: Mapping[str, Tensor]
     record: Mapping[str, Any]
+    state: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class _Header(BaseModel):
     base: str
     base_fingerprint: str
     record: dict[str, Any]
+    state: dict[str, Any]
     created: str
     versions: dict[str, str]
 
@@ -87,6 +90,7 @@ class TrainedEditor:
         base: the name of the model that it was trained with; a path is absolute.
         base_fingerprint: of the same; it serves no other model.
         record: what training measured, as JSON.
+        state: what else the editor needs, as JSON.
         tensors: on the CPU, contiguous.
         created: the time in UTC, ISO 8601.
         versions: of the software that made it.
@@ -100,6 +104,7 @@ class TrainedEditor:
     base: str
     base_fingerprint: str
     record: Mapping[str, Any]
+    state: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     created: str
     versions: Mapping[str, str]
@@ -162,4 +167,4 @@ class TrainedEditor:
         return cls(tensors=tensors, **{name: getattr(header, name) for name in _Header.model_fields})
 
 
-_MAPPINGS: Final = ("settings", "record", "versions")
+_MAPPINGS: Final = ("settings", "record", "state", "versions")

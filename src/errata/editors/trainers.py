@@ -11,6 +11,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from errata.editing.recipe import fault_at
+from errata.editors import scope
 from errata.editors.table import check_trainer
 from errata.editors.trained_editor import TrainedEditor, Trainer, TrainerSettings
 from errata.editors.training_data import EditorData, Split
@@ -20,7 +21,9 @@ from errata.models.loading import lasting_name
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import now, software_versions
 
-TRAINERS: Final[Mapping[str, Trainer]] = {}
+TRAINERS: Final[Mapping[str, Trainer]] = {
+    scope.SCOPE: scope.TRAINER,
+}
 
 
 def trainer_settings(
@@ -69,6 +72,7 @@ def train_editor(
         base=lasting_name(model.name),
         base_fingerprint=model.fingerprint(),
         record=learnt.record,
+        state=learnt.state,
         tensors={key: tensor.detach().cpu().contiguous() for key, tensor in learnt.tensors.items()},
         created=now(),
         versions=software_versions(),
