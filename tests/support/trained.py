@@ -43,15 +43,14 @@ def tiny_data() -> dict[Split, EditorData]:
 
 
 @cache
-def tiny_trained(name: str, family: str = "llama") -> TrainedEditor:
-    """A trainer's result for a tiny model."""
-    settings = trainer_settings(name, QUICK[name])
-    return train_editor(name, tiny_language_model(family), tiny_data(), settings)
+def tiny_trained(name: str) -> TrainedEditor:
+    """A trainer's result for the tiny llama."""
+    return train_editor(name, tiny_language_model("llama"), tiny_data(), trainer_settings(name, QUICK[name]))
 
 
-def trained_file(name: str, folder: Path, family: str = "llama") -> Path:
+def trained_file(name: str, folder: Path) -> Path:
     """The same as a file."""
-    path = folder / f"{name}-{family}.safetensors"
+    path = folder / f"{name}.safetensors"
     if not path.exists():
-        tiny_trained(name, family).save(path)
+        tiny_trained(name).save(path)
     return path
