@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from errata.benchmark import arguments
 from errata.benchmark import columns as names
 from errata.benchmark.arguments import Coverage, named_in, probes_of
 from errata.benchmark.columns import COLUMNS, Argument
@@ -20,6 +21,7 @@ from errata.benchmark.trials import Candidate, Edited, Trial, measure_baseline, 
 from errata.cli.main import run
 from errata.editors.contract import Undo
 from errata.editors.retrieval import Retrieval, RetrievalSettings
+from errata.evaluation.ability import AbilityResults, AbilitySettings, Sample, TaskMetric, TaskResult
 from errata.evaluation.consequences import Consequence
 from errata.facts.fact import Fact, Question
 from errata.report import editor_comparison
@@ -221,6 +223,23 @@ def test_coverage_counts_facts_that_took() -> None:
     assert isinstance(found[names.COVERAGE], Tally)
     assert found[names.COVERAGE].value == 0.5  # type: ignore[union-attr]
     assert found[names.RELATIVE_COVERAGE].value == pytest.approx(0.5 / 0.8)  # type: ignore[union-attr]
+
+
+def test_ability_counts_every_answer_and_no_part_of_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_language_model("llama")
+    samples = [
+        Sample(str(place), "?", "", {"acc": value, "acc_norm": 1.0}, {}) for place, value in enumerate((1, 0, 0))
+    ]
+    numbers = {name: TaskMetric(0.0, 0.1, 3) for name in ("acc", "acc_norm")}
+    results = AbilityResults({"task": TaskResult("", numbers, tuple(samples))})
+    monkeypatch.setattr(arguments, "measure_ability", lambda *_, **__: results)
+    edited = Edited(model, model, "weights", None, [], [])
+    (found,) = arguments.Ability(AbilitySettings(("task",))).measure(edited, silent).values()
+    assert isinstance(found, Tally)
+    assert found.value == pytest.approx(1 / 3)
+    results = replace(results, absent={"ability:other": "it samples"})
+    assert "samples" in arguments.Ability(AbilitySettings(("task",))).measure(edited, silent)[names.ABILITY]  # type: ignore[operator]
+    assert "--tasks" in arguments.Ability(None).measure(edited, silent)[names.ABILITY]  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from errata.benchmark.sequence import EvaluationSet
 from errata.benchmark.trials import LOST, Baseline, Edited, Found, Probe, lost_records
 from errata.editors.contract import Answerer, Edit, KnowledgeEditor
 from errata.editors.prompted import Prompted
+from errata.evaluation.ability import AbilitySettings, measure_ability
 from errata.evaluation.absence import NO_UNTOUCHED, absent_fields
 from errata.evaluation.consequences import Consequence
 from errata.evaluation.free_running import FreeSettings, answer_freely, is_contained, normalise
@@ -55,6 +56,7 @@ def probes_of(
     pool: Sequence[Fact],
     sentences: Sequence[str],
     corpus: Sequence[str] | None = None,
+    tasks: AbilitySettings | None = None,
     lab: bool = False,
 ) -> list[Probe]:
     """The probes of all arguments.
@@ -66,6 +68,7 @@ def probes_of(
         pool: facts whose targets are further versions.
         sentences: distractors.
         corpus: texts in which popularity is counted; None: the probability of the old answer.
+        tasks: of lm-evaluation-harness.
         lab: whether the model read every fact equally often.
     """
     facts = evaluation_set.facts
@@ -78,6 +81,7 @@ def probes_of(
         Attribution(evaluation_set),
         Disclosure.of(model, facts),
         QueryCost(evaluation_set),
+        Ability(tasks),
         Staleness(tuple(_evenly(facts, UPDATED)), tuple(pool)),
     ]
 
@@ -344,6 +348,24 @@ def _ranks(values: Mapping[str, float]) -> dict[str, float]:
     equal = (numbers[:, None] == numbers).sum(1)
     ranks = (below + (equal - 1) / 2) / max(len(numbers) - 1, 1)
     return dict(zip(values, map(float, ranks), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Ability:
+    """General ability: accuracy over all questions of some tasks of lm-evaluation-harness."""
+
+    settings: AbilitySettings | None
+
+    columns: ClassVar = (names.ABILITY,)
+
+    def measure(self, edited: Edited, report: Report) -> Mapping[str, Found]:
+        if self.settings is None:
+            return {names.ABILITY: "no tasks were given (--tasks)"}
+        found = measure_ability(edited.view, self.settings, report=report)
+        answers = [record for record in found.records() if record.metric.endswith(":acc")]
+        reasons = "; ".join(dict.fromkeys(found.absent.values())) or "these tasks have no accuracy"
+        # Of some tasks only, the number could not be compared with that of other editors.
+        return {names.ABILITY: Tally.mean_of_records(answers) if answers and not found.absent else reasons}
 
 
 # Trust

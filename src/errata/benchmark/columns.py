@@ -60,6 +60,7 @@ WORDINGS_FREE: Final = "free_wordings"
 UNNAMED_FREE: Final = "free_unnamed"
 COVERAGE: Final = "coverage"
 RELATIVE_COVERAGE: Final = "coverage_of_ceiling"
+ABILITY: Final = "ability"
 TOLD: Final = "two_hop_told"
 UNTOLD: Final = "two_hop_untold"
 AGREEMENT: Final = "agreement"
@@ -150,6 +151,7 @@ COLUMNS: Final[tuple[Column, ...]] = (
         "lower",
         "of second halves of texts, over the unedited model's",
     ),
+    Column(ABILITY, _A.DAMAGE, "tasks", "share", "higher", "accuracy on the tasks of --tasks"),
     Column(
         CALIBRATION_EDITED,
         _A.TRUST,

@@ -30,6 +30,7 @@ from errata.benchmark.trials import (
     run_trial,
     unedited_trial,
 )
+from errata.cli.bench_plan import names_in
 from errata.cli.model_options import (
     DeviceOption,
     DtypeOption,
@@ -49,9 +50,14 @@ from errata.datasets.reading import read_dataset
 from errata.datasets.registry import split_file
 from errata.editors.table import check_method
 from errata.errors import InputError, collect_errors
+from errata.evaluation.ability import AbilitySettings
+from errata.evaluation.controls import known_facts
+from errata.evaluation.harness import check_tasks
 from errata.facts.fact import FactSet
 from errata.facts.files import read_facts
 from errata.facts.questions import read_questions, text_lines
+from errata.lab.package import lab_world
+from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel
 from errata.report.editor_comparison import (
     REFERENCE,
@@ -75,6 +81,7 @@ DEFAULT_EDITORS = "in_context,memit+blue,lora"
 DEFAULT_SIZES = "1,10,100"
 ALIASES = {"in_context": REFERENCE}
 FORMAT = "errata-trial-1"
+_LAB_TARGETS = 100  # facts of the lab whose targets are versions of updated facts
 WIDE = 110  # characters of a console in which the tables fit with intervals beside their means
 app = typer.Typer()
 
@@ -101,6 +108,10 @@ def compare(
         Path | None,
         typer.Option(help="Text in which subjects are counted for their popularity; default: log P(old answer)."),
     ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness, comma-separated, or YAML files of some.")
+    ] = None,
+    task_limit: Annotated[int, typer.Option(min=1, help="Questions of each task at most.")] = 100,
     seed: Annotated[int, seed_option("for facts, contexts and bootstrap.")] = 0,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
@@ -142,6 +153,11 @@ def compare(
             questions = read_questions(untouched)
         with part:
             corpus = _corpus(reference_corpus)
+        ability = None
+        with part:
+            if named := names_in(tasks):
+                check_tasks(named)
+                ability = AbilitySettings(tuple(named), limit=task_limit)
         with part:
             page = page_file(out, "compare")
             if page is not None:
@@ -162,7 +178,7 @@ def compare(
             facts_of_size = FactSet(pool.facts[:size], pool.source)
             prepared = trial_data(loaded, facts_of_size, questions, lab=lab, seed=seed, others=True)
             notes |= dict.fromkeys(f"{counted(size, 'fact')}: {note}" for note in prepared.notes)
-            runner = Runner(loaded, prepared, pool, corpus, lab, seed, store, report)
+            runner = Runner(loaded, prepared, pool, corpus, ability, lab, seed, store, report)
             trials: list[Trial] = []
             for candidate in candidates:
                 report("trials", done, total)
@@ -248,7 +264,7 @@ class Runner:
     """Makes the trials of one number of facts; the unedited model is measured when the first one needs it.
 
     Attributes:
-        pool: all facts, for further versions of updated ones.
+        pool: all facts, for further versions of updated ones; errata's list follows them.
         corpus: for popularity.
     """
 
@@ -256,6 +272,7 @@ class Runner:
     data: TrialData
     pool: FactSet
     corpus: Sequence[str] | None
+    tasks: AbilitySettings | None
     lab: bool
     seed: int
     store: Store
@@ -297,6 +314,7 @@ class Runner:
             "questions": evaluation_set_record(asked),
             "pool": self.pool.digest(),
             "corpus": self.corpus,
+            "tasks": None if self.tasks is None else self.tasks.to_record(),
             "seed": self.seed,
             "columns": [column.name for column in COLUMNS],
         }
@@ -311,9 +329,10 @@ class Runner:
                 baseline,
                 consequences=self.data.consequences,
                 absent=dict(self.data.absent),
-                pool=self.pool.facts,
+                pool=(*self.pool.facts, *(lab_facts(lab_world(), _LAB_TARGETS, seed=0) if self.lab else known_facts())),
                 sentences=shipped_sentences(),
                 corpus=self.corpus,
+                tasks=self.tasks,
                 lab=self.lab,
             )
             self._made = baseline, probes
@@ -321,8 +340,7 @@ class Runner:
 
 
 def _names(text: str) -> list[str]:
-    found = [name.strip() for name in text.split(",") if name.strip()]
-    return list(dict.fromkeys(ALIASES.get(name, name) for name in found))
+    return list(dict.fromkeys(ALIASES.get(name, name) for name in names_in(text)))
 
 
 def _sizes(text: str) -> list[int]:
