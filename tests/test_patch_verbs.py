@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["edit", "-f", str(folder / "first.jsonl"), "--no-evaluate", "--out", str(folder / "first.safetensors")],
         ["apply", str(folder / "first.safetensors"), "--out", str(folder / "one")],
         ["edit", "-f", str(folder / "second.jsonl"), "--model", str(folder / "one"), "--method", "memit",
-         "--no-evaluate", "--out", str(folder / "second.safetensors")],
+         "--recipe", quick_recipe(folder, steps=25, tokens=2000), "--no-evaluate", "--out", str(folder / "second.safetensors")],
         ["apply", str(folder / "second.safetensors"), "--model", str(folder / "one"), "--out", str(folder / "two")],
         ["merge", "--model", str(folder / "two"), "--out", str(folder / "full")],
     ]  # fmt: skip
@@ -215,7 +215,7 @@ def test_a_base_with_a_relative_path_is_found_from_other_directories(
     monkeypatch.setenv("ERRATA_CACHE", str(made / "cache"))
     shutil.copytree(lab_directory(), tmp_path / "base")
     monkeypatch.chdir(tmp_path)
-    recipe = ["--recipe", quick_recipe(tmp_path)]
+    recipe = ["--recipe", quick_recipe(tmp_path, tokens=2000)]
     edit = ["edit", "--model", "base", "-f", str(made / "first.jsonl"), "--no-evaluate", "--no-controls", *recipe]
     assert run([*edit, "--out", "new.safetensors"]) == 0
     monkeypatch.chdir(made)
@@ -255,7 +255,7 @@ def test_rebuilding_solves_again_as_if_the_facts_had_never_been_there(
         ["edit", "-f", str(tmp_path / "left.jsonl"), "--no-evaluate", "--out", str(tmp_path / "a.safetensors")],
         ["apply", str(tmp_path / "a.safetensors"), "--out", str(tmp_path / "a")],
         ["edit", "-f", str(made / "second.jsonl"), "--model", str(tmp_path / "a"), "--method", "memit",
-         "--no-evaluate", "--out", str(tmp_path / "b.safetensors")],
+         "--recipe", str(made / "quick.yaml"), "--no-evaluate", "--out", str(tmp_path / "b.safetensors")],
         ["apply", str(tmp_path / "b.safetensors"), "--model", str(tmp_path / "a"), "--out", str(tmp_path / "b")],
     ]  # fmt: skip
     for step in chain:
@@ -312,7 +312,7 @@ def test_conflicts_with_earlier_edits(
     new.write_text("\n".join(json.dumps(line) for line in lines) + "\n", encoding="utf-8")
     out = tmp_path / "new.safetensors"
     arguments = ["edit", "-f", str(new), "--model", str(made / "two"), "--no-evaluate", "--out", str(out)]
-    arguments += ["--recipe", quick_recipe(tmp_path)]
+    arguments += ["--recipe", quick_recipe(tmp_path, tokens=2000)]
     status = run([*arguments, *([] if choice is None else ["--on-conflict", choice])])
     err = said(capsys)[1]
     if choice is None:
