@@ -49,7 +49,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["edit", "-f", str(folder / "first.jsonl"), "--no-evaluate", "--out", str(folder / "first.safetensors")],
         ["apply", str(folder / "first.safetensors"), "--out", str(folder / "one")],
         ["edit", "-f", str(folder / "second.jsonl"), "--model", str(folder / "one"), "--method", "memit",
-         "--recipe", quick_recipe(folder, steps=25, tokens=2000), "--no-evaluate", "--out", str(folder / "second.safetensors")],
+         "--recipe", quick_recipe(folder, steps=25, tokens=2000), "--no-evaluate",
+         "--out", str(folder / "second.safetensors")],
         ["apply", str(folder / "second.safetensors"), "--model", str(folder / "one"), "--out", str(folder / "two")],
         ["merge", "--model", str(folder / "two"), "--out", str(folder / "full")],
     ]  # fmt: skip
