@@ -14,7 +14,7 @@ from torch import Tensor
 from errata.editors.edit_file import StoredEdit
 from errata.editors.hook_editor import HookEditor
 from errata.editors.registry import EDITORS
-from errata.editors.routed import Prompt, Queries, Routed, prompts_of
+from errata.editors.routed import Hooked, Prompt, Queries, Routed, prompts_of
 from errata.editors.table import EDITOR_ROWS
 from errata.models.generation import continue_rows
 from errata.models.language_model import LanguageModel
@@ -34,16 +34,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "elder": {"learning_rate": 0.01, "steps": 8, "batch_size": 2, "cosine": 0.9},
     "grace": {"steps": 8, "batch_size": 2},
     "memoir": {"learning_rate": 4.0, "steps": 15, "batch_size": 2, "columns": 12, "threshold": 0.9},
+    "t_patcher": {"steps": 40, "batch_size": 4, "value_rate": 0.5, "tokens": 256},
 }
+EVERY_TOKEN = {"t_patcher"}  # these decide at each token by its own activation, also in answers
 QUERIES = {"gpt2": "prompt_last", "opt": "prompt_mean", "gemma2": "prompt_last"}
+CASES = [(name, family) for name in ("elder", "grace", "memoir") for family in QUERIES] + [("t_patcher", "opt")]
 
 
 def test_every_editor_by_hooks_is_tested_here() -> None:
-    assert {row.name for row in EDITOR_ROWS if row.where == "hooks"} == set(SETTINGS)
+    assert {row.name for row in EDITOR_ROWS if row.where == "hooks"} == set(SETTINGS) == {name for name, _ in CASES}
 
 
 def make(name: str, family: str, **changes: Any) -> HookEditor[Any, Any]:
-    settings = {**SETTINGS[name], "query": QUERIES[family], **changes}
+    query = {} if name in EVERY_TOKEN else {"query": QUERIES[family]}
+    settings = {**SETTINGS[name], **query, **changes}
     editor = EDITORS[name].make(tiny_language_model(family), settings, silent)
     assert isinstance(editor, HookEditor)
     return editor
@@ -57,7 +61,7 @@ def edited(name: str, family: str) -> HookEditor[Any, Any]:
     return editor
 
 
-@pytest.fixture(params=[(name, family) for name in SETTINGS for family in QUERIES], ids="-".join)
+@pytest.fixture(params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
 
@@ -67,12 +71,18 @@ def editor(case: tuple[str, str]) -> HookEditor[Any, Any]:
     return edited(*case)
 
 
+@pytest.fixture(params=[case for case in CASES if case[0] not in EVERY_TOKEN], ids="-".join)
+def by_prompt(request: pytest.FixtureRequest) -> HookEditor[Any, Any]:
+    """One that decides on the prompt alone."""
+    return edited(*request.param)
+
+
 def prompts(texts: Sequence[str], model: LanguageModel) -> list[Prompt]:
     return prompts_of(model.tokenizer, texts, encode(model.tokenizer, texts))
 
 
 def logits_of(
-    view: Routed[Any], texts: Sequence[str], extra: Sequence[Sequence[int]], *, left: bool, hooked: bool
+    view: Hooked, texts: Sequence[str], extra: Sequence[Sequence[int]], *, left: bool, hooked: bool
 ) -> Tensor:
     """The logits of rows, each a prompt with more tokens, at all positions of the tokens, row after row."""
     model = view.model
@@ -143,9 +153,9 @@ def test_scores_are_the_same_alone_shuffled_and_padded_on_either_side(editor: Ho
     torch.testing.assert_close(left, right, rtol=0, atol=2e-5)
 
 
-def test_targets_of_one_prompt_share_a_row_and_prompts_do_not(editor: HookEditor[Any, Any]) -> None:
+def test_targets_of_one_prompt_share_a_row_and_prompts_do_not(by_prompt: HookEditor[Any, Any]) -> None:
     """Where one row begins another one, a shared row would have one route for two prompts."""
-    view = editor.view()
+    view = by_prompt.view()
     fact = FIRST[0]
     beginning, end = "The mother", fact.text.removeprefix("The mother ")
     pairs = [(beginning, f"{end} {fact.target}", " "), (fact.text, fact.target, " ")]
@@ -176,8 +186,9 @@ def test_cached_generation_is_that_without_a_cache(editor: HookEditor[Any, Any])
 # (d) ------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_answer_does_not_decide(editor: HookEditor[Any, Any]) -> None:
-    view = editor.view()
+def test_the_answer_does_not_decide(by_prompt: HookEditor[Any, Any]) -> None:
+    view = by_prompt.view()
+    assert isinstance(view, Routed)
     model, router = view.model, view.router
     texts = [FIRST[0].text, CONTROLS[0], FIRST[1].text]
     rows = prompts(texts, model)

@@ -22,7 +22,7 @@ from torch import Tensor
 from errata.editors.contract import Edit, Undo
 from errata.editors.edit_file import StoredEdit
 from errata.editors.hook_editor import (
-    HookEditor,
+    RoutedEditor,
     RoutedSettings,
     TrainingRows,
     check_finite,
@@ -290,7 +290,7 @@ def mixing(
     return outputs_changed(modules, [change_of(module) for module in range(len(layers))], rows)
 
 
-class Elder(HookEditor[ElderState, ElderSettings]):
+class Elder(RoutedEditor[ElderState, ElderSettings]):
     """ELDER as a ``KnowledgeEditor``. All facts share the parameters, so only the last edit can be removed exactly."""
 
     method: ClassVar[str] = "elder"

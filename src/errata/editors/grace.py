@@ -20,7 +20,7 @@ from torch import Tensor
 from errata.editing.target_search import adam_step
 from errata.editors.edit_file import StoredEdit
 from errata.editors.hook_editor import (
-    HookEditor,
+    RoutedEditor,
     RoutedSettings,
     TrainingRows,
     check_finite,
@@ -257,7 +257,7 @@ def _positions(rows: RowPass, prompts: Sequence[Prompt], replaced: Replaced) -> 
             return (rows.positions >= 0) & (rows.positions <= last)
 
 
-class Grace(HookEditor[GraceState, GraceSettings]):
+class Grace(RoutedEditor[GraceState, GraceSettings]):
     """GRACE as a ``KnowledgeEditor``. Removing an edit replays the assignment of the others; vectors are not trained
     again.
     """

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from errata.editors.contract import Edit, OnBatch, Undo
 from errata.editors.edit_file import StoredEdit
-from errata.editors.routed import Prompt, Queries, QueryKind, Routed, Router, prompts_of
+from errata.editors.routed import Hooked, Prompt, Queries, QueryKind, Routed, Router, prompts_of
 from errata.editors.table import EditorSettings
 from errata.errors import InputError, NonFiniteError
 from errata.facts.fact import Fact, FactSet
@@ -66,7 +66,8 @@ class RoutedSettings(EditorSettings):
     query: QueryKind = Field("prompt_last", description="where the query of a prompt is read")
 
 
-C = TypeVar("C", bound=RoutedSettings)
+C = TypeVar("C", bound=EditorSettings)
+R = TypeVar("R", bound=RoutedSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +92,10 @@ class HookEditor(ABC, Generic[S, C]):
     settings: C
     report: Report = silent
     _applied: tuple[_Applied[S], ...] = ()
-    _queries: Queries | None = None
 
     method: ClassVar[str]
     undo: ClassVar[Undo] = "any"
     needs: ClassVar[frozenset[str]] = frozenset()
-
-    @property
-    @abstractmethod
-    def layer(self) -> int:
-        """The block in whose down-projection queries are read."""
-
-    @property
-    def queries(self) -> Queries:
-        """The queries of the model, remembered for all views."""
-        if self._queries is None:
-            self._queries = Queries(self.model, self.layer, self.settings.query)
-        return self._queries
-
-    def read_alone(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompts d"]:
-        """The queries of prompts as read together, bit for bit: remembered ones depend on what they were read with."""
-        return Queries(self.model, self.layer, self.settings.query).of(prompts)
 
     def check(self, state: S, count: int) -> None:
         """Raises InputError if ``count`` facts cannot be added to a state."""
@@ -134,10 +118,6 @@ class HookEditor(ABC, Generic[S, C]):
     @abstractmethod
     def restored(self, before: S, edit: StoredEdit) -> S:
         """The inverse of ``stored``, bit for bit."""
-
-    @abstractmethod
-    def router(self, state: S) -> Router[Any]:
-        """What a state does to the model."""
 
     @abstractmethod
     def parts(self, state: S) -> tuple[Any, Mapping[str, Tensor]]:
@@ -194,8 +174,9 @@ class HookEditor(ABC, Generic[S, C]):
             )
         self._applied = (*self._applied, _Applied(own, self.restored(self.state, own)))
 
-    def view(self) -> Routed[Any]:
-        return Routed(self.model, self.router(self.state))
+    @abstractmethod
+    def view(self) -> Hooked:
+        """The edited model, as it is now."""
 
     def fingerprint(self) -> str:
         header, tensors = self.parts(self.state)
@@ -253,6 +234,36 @@ def _key(edit: StoredEdit) -> str:
     """Equal for an edit and its copy from a file."""
     record = json.dumps([edit.fingerprint, [fact.to_record() for fact in edit.facts], dict(edit.state)], sort_keys=True)
     return checksum(record, edit.tensors)
+
+
+@dataclass(slots=True)
+class RoutedEditor(HookEditor[S, R]):
+    """An editor that decides by a prompt's query what is done to a row."""
+
+    _queries: Queries | None = None
+
+    @property
+    @abstractmethod
+    def layer(self) -> int:
+        """The block in whose down-projection queries are read."""
+
+    @property
+    def queries(self) -> Queries:
+        """The queries of the model, remembered for all views."""
+        if self._queries is None:
+            self._queries = Queries(self.model, self.layer, self.settings.query)
+        return self._queries
+
+    def read_alone(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompts d"]:
+        """The queries of prompts as read together, bit for bit: remembered ones depend on what they were read with."""
+        return Queries(self.model, self.layer, self.settings.query).of(prompts)
+
+    @abstractmethod
+    def router(self, state: S) -> Router[Any]:
+        """What a state does to the model."""
+
+    def view(self) -> Routed[Any]:
+        return Routed(self.model, self.router(self.state))
 
 
 # Training

@@ -22,7 +22,7 @@ from torch import Tensor
 from errata.editors.contract import Edit, Undo
 from errata.editors.edit_file import StoredEdit
 from errata.editors.hook_editor import (
-    HookEditor,
+    RoutedEditor,
     RoutedSettings,
     TrainingRows,
     check_finite,
@@ -162,7 +162,7 @@ class _Added:
     values: Tensor
 
 
-class Memoir(HookEditor[MemoirState, MemoirSettings]):
+class Memoir(RoutedEditor[MemoirState, MemoirSettings]):
     """MEMOIR as a ``KnowledgeEditor``. Facts may share coordinates, so only the last edit can be removed exactly."""
 
     method: ClassVar[str] = "memoir"

@@ -23,6 +23,7 @@ from errata.editors.retrieval import RETRIEVAL, Retrieval, RetrievalSettings
 from errata.editors.serac import Serac, SeracSettings
 from errata.editors.simie import Simie, SimieSettings
 from errata.editors.substitute import SUBSTITUTE, Substitute, SubstituteSettings
+from errata.editors.t_patcher import TPatcher, TPatcherSettings
 from errata.editors.table import EditorSettings
 from errata.editors.ultra import GradientWrite, StableSettings, UltraSettings
 from errata.editors.weight_editor import WeightEditor, WeightEditorSettings
@@ -69,6 +70,10 @@ def _grace(model: LanguageModel, settings: Mapping[str, Any], report: Report) ->
     return Grace(model, GraceSettings.model_validate(settings), report)
 
 
+def _t_patcher(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> TPatcher:
+    return TPatcher(model, TPatcherSettings.model_validate(settings), report)
+
+
 _AnySettings = TypeVar("_AnySettings", bound=WeightEditorSettings)
 
 
@@ -98,6 +103,7 @@ EDITORS: Final[Mapping[str, EditorKind]] = {
     "elder": EditorKind(_elder, StoredEdit.load, ElderSettings),
     "memoir": EditorKind(_memoir, StoredEdit.load, MemoirSettings),
     "grace": EditorKind(_grace, StoredEdit.load, GraceSettings),
+    "t_patcher": EditorKind(_t_patcher, StoredEdit.load, TPatcherSettings),
     "ft": _weights(FineTuning, FtSettings),
     "ft_l": _weights(FineTuning, FtLSettings),
     "ft_m": _weights(FineTuning, FtMSettings),

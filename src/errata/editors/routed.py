@@ -9,6 +9,7 @@ pass and remembered, and routing costs a prompt nothing of its own.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -187,15 +188,28 @@ class Router(Protocol[R]):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Routed(ModelView, Generic[R]):
-    """A model with a router: an ``Answerer``. Prompts without a route get the model's own logits, bit for bit.
+class Hooked(ModelView, ABC):
+    """A model whose activations are changed row by row in each forward pass: an ``Answerer``.
 
     Prose has no prompt, so there is no ability ``rolling``.
     """
 
-    router: Router[R]
+    __slots__ = ()
+
     abilities: ClassVar[frozenset[Ability]] = frozenset(("likelihood", "generation"))
+
+    @property
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """Whether nothing is ever changed."""
+
+    @abstractmethod
+    def hooks(self, texts: Sequence[str], encoded: Sequence[Encoded]) -> RowHooks:
+        """The hooks of a call, from the prompts of all of its rows; see ``models.row_hooks``."""
+
+    @abstractmethod
+    def used(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
+        """The ids of the facts that each prompt triggers."""
 
     def score(
         self,
@@ -205,13 +219,13 @@ class Routed(ModelView, Generic[R]):
         token_budget: int = TOKEN_BUDGET,
         report: Report = silent,
     ) -> list[TargetScore]:
-        if self.router.is_empty:
+        if self.is_empty:
             return self.model.score(pairs, joiner=joiner, token_budget=token_budget, report=report)
         joined = [pair if joiner is None or len(pair) == 3 else (*pair, joiner) for pair in pairs]
         return likelihood.score(self.model, joined, token_budget=token_budget, report=report, hooks=self.hooks)
 
     def next_token_log_probabilities(self, prompts: Sequence[str], *, token_budget: int = TOKEN_BUDGET) -> Tensor:
-        if self.router.is_empty:
+        if self.is_empty:
             return self.model.next_token_log_probabilities(prompts, token_budget=token_budget)
         encoded = encode(self.tokenizer, prompts)
         return likelihood.next_token_log_probabilities(
@@ -242,8 +256,19 @@ class Routed(ModelView, Generic[R]):
             token_budget=token_budget,
             names=prompts,
             on_rows=counter(report, "texts", len(prompts)),
-            hooks=None if self.router.is_empty else self.hooks(prompts, encoded),
+            hooks=None if self.is_empty else self.hooks(prompts, encoded),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Routed(Hooked, Generic[R]):
+    """A model with a router. Prompts without a route get the model's own logits, bit for bit."""
+
+    router: Router[R]
+
+    @property
+    def is_empty(self) -> bool:
+        return self.router.is_empty
 
     def used(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
         if self.router.is_empty:
@@ -257,7 +282,6 @@ class Routed(ModelView, Generic[R]):
         return self.router.routes(self.router.queries.of(rows)) if rows else []
 
     def hooks(self, texts: Sequence[str], encoded: Sequence[Encoded]) -> RowHooks:
-        """The hooks of a call, from the prompts of all of its rows; see ``models.row_hooks``."""
         router = self.router
         prompts = prompts_of(self.tokenizer, texts, encoded)
         routes: dict[int, R | None] = {}

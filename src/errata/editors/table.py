@@ -201,6 +201,23 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         ),
     ),
     EditorRow(
+        "t_patcher",
+        "for every wrongly predicted token one more neuron in an MLP, which fires in that context only",
+        "Huang et al. 2023, Transformer-Patcher: One Mistake Worth One Neuron, ICLR, arXiv:2301.09785",
+        "hooks",
+        deviations=(
+            "Neurons are a branch beside the MLP with a ReLU of their own, the only form for gated MLPs; the published "
+            "code enlarges the two matrices of BART and BERT.",
+            "Other text is the built-in corpus and the other tokens of the batch's facts; the published memory grows "
+            "with every edit.",
+            "Keys are centred by other text, and rates are in units of the key's length and the MLP's output.",
+            "There is no weight decay and no halving of the rate, and the gradient of each fact is clipped by itself.",
+            "The 1000 largest pre-activations are those of each neuron.",
+            "Training stops by the teacher-forced loss; the published code generates as many tokens as the target has.",
+            "A fact replaces an earlier one with the same prompt.",
+        ),
+    ),
+    EditorRow(
         name="retrieval",
         title="the facts that a prompt is about are put before it",
         paper="Zheng et al. 2023, Can We Edit Factual Knowledge by In-Context Learning?, EMNLP, arXiv:2305.12740",

@@ -35,6 +35,7 @@ class Architecture:
             the model's own forward pass.
         embedding: from the causal LM to its token embedding.
         block_returns_tuple: whether a block returns a tuple whose first entry is the residual stream, not a tensor.
+        mlp_reader: within a block, the module whose input is the MLP's.
     """
 
     model_type: str
@@ -48,6 +49,7 @@ class Architecture:
     head: str
     embedding: str
     block_returns_tuple: bool = False
+    mlp_reader: str = "mlp"
 
 
 # Many families share Llama's layout.
@@ -132,6 +134,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         final_norm="model.decoder.final_layer_norm",
         head="lm_head",
         embedding="model.decoder.embed_tokens",
+        mlp_reader="fc1",
     ),
 )
 

@@ -35,8 +35,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Site(StrEnum):
-    """A place in a block where vectors are read: W's input (the key), W's or attention's output, the block's output."""
+    """A place in a block where vectors are read: the MLP's input, W's input (the key), W's or attention's output, the
+    block's output."""
 
+    MLP_INPUT = "mlp_input"
     KEY = "key"
     MLP = "mlp"
     ATTENTION = "attention"
@@ -237,6 +239,10 @@ class LanguageModel:
     def mlp(self, layer: int) -> nn.Module:
         return self.blocks[layer].get_submodule(self.architecture.mlp)
 
+    def mlp_reader(self, layer: int) -> nn.Module:
+        """The module whose input is that of the block's MLP."""
+        return self.blocks[layer].get_submodule(self.architecture.mlp_reader)
+
     @property
     def mlp_is_module(self) -> bool:
         """Whether the MLP is a module; OPT keeps its two linear layers directly in the block."""
@@ -413,10 +419,9 @@ class LanguageModel:
             return
 
     def _capture_hook(self, site: Site, layer: int, store: Callable[[Site, int, Tensor], None]) -> RemovableHandle:
-        if site is Site.KEY:
-            return self.down_projection(layer).register_forward_pre_hook(
-                lambda module, args: store(site, layer, args[0])
-            )
+        if site in (Site.MLP_INPUT, Site.KEY):
+            reader = self.mlp_reader(layer) if site is Site.MLP_INPUT else self.down_projection(layer)
+            return reader.register_forward_pre_hook(lambda module, args: store(site, layer, args[0]))
         if site in (Site.MLP, Site.ATTENTION):
             part = self.down_projection(layer) if site is Site.MLP else self.attention_output(layer)
             return part.register_forward_hook(lambda module, args, output: store(site, layer, output))
