@@ -34,11 +34,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "elder": {"learning_rate": 0.01, "steps": 8, "batch_size": 2, "cosine": 0.9},
     "grace": {"steps": 8, "batch_size": 2},
     "memoir": {"learning_rate": 4.0, "steps": 15, "batch_size": 2, "columns": 12, "threshold": 0.9},
+    "melo": {"learning_rate": 0.05, "steps": 8, "batch_size": 2},
     "t_patcher": {"steps": 40, "batch_size": 4, "value_rate": 0.5, "tokens": 256},
 }
 EVERY_TOKEN = {"t_patcher"}  # these decide at each token by its own activation, also in answers
 QUERIES = {"gpt2": "prompt_last", "opt": "prompt_mean", "gemma2": "prompt_last"}
-CASES = [(name, family) for name in ("elder", "grace", "memoir") for family in QUERIES] + [("t_patcher", "opt")]
+CASES = [(name, family) for name in ("elder", "grace", "memoir") for family in QUERIES] + [
+    ("melo", "gpt2"),
+    ("t_patcher", "opt"),
+]
 
 
 def test_every_editor_by_hooks_is_tested_here() -> None:

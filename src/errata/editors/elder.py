@@ -26,13 +26,16 @@ from errata.editors.hook_editor import (
     RoutedSettings,
     TrainingRows,
     check_finite,
+    consecutive_layers,
     generator_of,
+    output_ratios,
+    root_mean_square,
     unrelated_prompts,
 )
 from errata.editors.routed import Prompt, Queries, outputs_changed
 from errata.errors import InputError
 from errata.facts.fact import Fact
-from errata.models.language_model import LanguageModel, Site
+from errata.models.language_model import LanguageModel
 from errata.models.row_hooks import RowPass
 from errata.models.tail import Tail
 from errata.utils.settings import NotNegative, Positive
@@ -303,14 +306,7 @@ class Elder(RoutedEditor[ElderState, ElderSettings]):
         Raises:
             InputError: if one of them does not exist.
         """
-        settings, blocks = self.settings, len(self.model.blocks)
-        if settings.first_layer is not None:
-            layers = tuple(range(settings.first_layer, settings.first_layer + settings.modules))
-            self.model.check_layers(layers)
-            return layers
-        lowest = -(-blocks // 4) + 1  # the gate is above the first quarter of the blocks
-        stop = max(int(_TOP_SHARE * blocks), min(blocks, lowest + settings.modules))
-        return tuple(range(max(lowest, stop - settings.modules), stop))
+        return consecutive_layers(self.model, self.settings.first_layer, self.settings.modules, _TOP_SHARE)
 
     @property
     def layer(self) -> int:
@@ -422,14 +418,7 @@ class Elder(RoutedEditor[ElderState, ElderSettings]):
         prompts = unrelated_prompts(model)
         queries = self.read_alone(prompts)
         centre = queries.mean(0)
-        wanted = {Site.KEY: list(layers), Site.MLP: list(layers)}
-        read = model.capture_last([prompt.ids for prompt in prompts], wanted)
-
-        def size(values: Tensor) -> Tensor:
-            return values.to(centre.dtype).square().mean().sqrt().cpu()
-
-        ratios = [size(read[Site.MLP, layer]) / size(read[Site.KEY, layer]) for layer in layers]
-        scales = torch.stack([size(queries - centre), *ratios])
+        scales = torch.cat([root_mean_square(queries - centre)[None], output_ratios(model, layers).to(centre.dtype)])
         generator = generator_of(settings.seed, "parameters")
 
         def uniform(*shape: int, bound: float) -> Tensor:

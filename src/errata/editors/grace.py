@@ -26,7 +26,6 @@ from errata.editors.hook_editor import (
     check_finite,
     generator_of,
     late_layer,
-    unrelated_prompts,
 )
 from errata.editors.routed import Prompt, Queries, outputs_changed
 from errata.facts.fact import Fact
@@ -342,8 +341,7 @@ class Grace(RoutedEditor[GraceState, GraceSettings]):
         settings = self.settings
         if not settings.relative_epsilon:
             return settings.epsilon
-        found = self.read_alone(unrelated_prompts(self.model))
-        return settings.epsilon * float(torch.pdist(found.double()).median())
+        return settings.epsilon * self.unrelated_distance()
 
     def _trained(
         self, facts: Sequence[Fact], rows: TrainingRows, trained: Sequence[int], value_of: Sequence[int]

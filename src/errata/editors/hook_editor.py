@@ -21,7 +21,7 @@ from errata.editors.routed import Hooked, Prompt, Queries, QueryKind, Routed, Ro
 from errata.editors.table import EditorSettings
 from errata.errors import InputError, NonFiniteError
 from errata.facts.fact import Fact, FactSet
-from errata.models.language_model import LanguageModel
+from errata.models.language_model import LanguageModel, Site
 from errata.models.loading import lasting_name
 from errata.models.prompts import complete, encode
 from errata.models.tail import TailRow
@@ -258,6 +258,10 @@ class RoutedEditor(HookEditor[S, R]):
         """The queries of prompts as read together, bit for bit: remembered ones depend on what they were read with."""
         return Queries(self.model, self.layer, self.settings.query).of(prompts)
 
+    def unrelated_distance(self) -> float:
+        """The median distance between the queries of unrelated prompts, by which radii suit any model."""
+        return float(torch.pdist(self.read_alone(unrelated_prompts(self.model)).double()).median())
+
     @abstractmethod
     def router(self, state: S) -> Router[Any]:
         """What a state does to the model."""
@@ -339,3 +343,36 @@ def late_layer(model: LanguageModel, layer: int | None, share: float) -> int:
         model.check_layers([layer])
         return layer
     return min(int(share * len(model.blocks)), len(model.blocks) - 1)
+
+
+def consecutive_layers(model: LanguageModel, first: int | None, count: int, share: float) -> tuple[int, ...]:
+    """Blocks to adapt, above one in which queries can be read at the prompt's last token.
+
+    Args:
+        first: the lowest; by default they end at a share of the depth, and may be fewer in a shallow model.
+
+    Raises:
+        InputError: if one of them does not exist.
+    """
+    if first is not None:
+        layers = tuple(range(first, first + count))
+        model.check_layers(layers)
+        return layers
+    blocks = len(model.blocks)
+    lowest = -(-blocks // 4) + 1  # the block of the queries is above the first quarter
+    stop = max(int(share * blocks), min(blocks, lowest + count))
+    return tuple(range(max(lowest, stop - count), stop))
+
+
+def output_ratios(model: LanguageModel, layers: Sequence[int]) -> Float[Tensor, "layers"]:
+    """For each down-projection the ratio of the root mean squares of its outputs and inputs on unrelated prompts."""
+    wanted = {Site.KEY: list(layers), Site.MLP: list(layers)}
+    read = model.capture_last([prompt.ids for prompt in unrelated_prompts(model)], wanted)
+    return torch.stack(
+        [root_mean_square(read[Site.MLP, layer]) / root_mean_square(read[Site.KEY, layer]) for layer in layers]
+    )
+
+
+def root_mean_square(values: Tensor) -> Float[Tensor, ""]:
+    """Of all entries, on the CPU, float32 or wider."""
+    return values.to(torch.promote_types(values.dtype, torch.float32)).square().mean().sqrt().cpu()

@@ -18,6 +18,7 @@ from errata.editors.ft import FineTuning, FtBfSettings, FtLSettings, FtMSettings
 from errata.editors.grace import Grace, GraceSettings
 from errata.editors.locate_then_edit import LocateThenEdit
 from errata.editors.lora import Lora, LoraSettings
+from errata.editors.melo import Melo, MeloSettings
 from errata.editors.memoir import Memoir, MemoirSettings
 from errata.editors.retrieval import RETRIEVAL, Retrieval, RetrievalSettings
 from errata.editors.serac import Serac, SeracSettings
@@ -70,6 +71,10 @@ def _grace(model: LanguageModel, settings: Mapping[str, Any], report: Report) ->
     return Grace(model, GraceSettings.model_validate(settings), report)
 
 
+def _melo(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Melo:
+    return Melo(model, MeloSettings.model_validate(settings), report)
+
+
 def _t_patcher(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> TPatcher:
     return TPatcher(model, TPatcherSettings.model_validate(settings), report)
 
@@ -103,6 +108,7 @@ EDITORS: Final[Mapping[str, EditorKind]] = {
     "elder": EditorKind(_elder, StoredEdit.load, ElderSettings),
     "memoir": EditorKind(_memoir, StoredEdit.load, MemoirSettings),
     "grace": EditorKind(_grace, StoredEdit.load, GraceSettings),
+    "melo": EditorKind(_melo, StoredEdit.load, MeloSettings),
     "t_patcher": EditorKind(_t_patcher, StoredEdit.load, TPatcherSettings),
     "ft": _weights(FineTuning, FtSettings),
     "ft_l": _weights(FineTuning, FtLSettings),

@@ -384,7 +384,8 @@ class TPatcher(HookEditor[PatcherState, TPatcherSettings]):
         """Train the neurons of all facts at once: in training, each row has those of its fact only."""
         settings = self.settings
         contexts = self.contexts(rows, wrong)
-        owners, parameters = contexts.owners, self.started(facts, contexts)
+        owners = contexts.owners
+        parameters: Sequence[Tensor] = self.started(facts, contexts)
         # A step of 1 in u is one of the entries of a unit vector.
         key_rate = settings.key_rate * torch.tensor(contexts.own.shape[1] ** -0.5)
         rates = (key_rate, torch.tensor(settings.key_rate), torch.tensor(settings.value_rate))
@@ -392,7 +393,7 @@ class TPatcher(HookEditor[PatcherState, TPatcherSettings]):
         left = sorted(set(owners.tolist()))
         tail = Tail(self.model, rows.rows, self.layer).select(left)
         for step in range(1, settings.steps + 1):
-            parameters = tuple(value.detach().requires_grad_(True) for value in parameters)
+            parameters = [value.detach().requires_grad_(True) for value in parameters]
             neurons = contexts.neurons(*parameters)
             losses = rows.losses(tail.logits(self._own_neurons(neurons, owners)), left)
             check_finite("loss of a fact", losses, [facts[index] for index in left], self.layer)
@@ -412,9 +413,10 @@ class TPatcher(HookEditor[PatcherState, TPatcherSettings]):
             moving = torch.isin(owners, torch.tensor(undone, device=owners.device))
             stepped: list[Tensor] = []
             for index, (value, gradient, rate) in enumerate(zip(parameters, gradients, rates, strict=True)):
-                *moments[index], moved = adam_step(*moments[index], value.detach(), gradient, step, rate)
+                first, second, moved = adam_step(*moments[index], value.detach(), gradient, step, rate)
+                moments[index] = (first, second)
                 stepped.append(torch.where(moving.reshape(-1, *[1] * (value.dim() - 1)), moved, value.detach()))
-            parameters = (stepped[0], stepped[1], stepped[2])
+            parameters = stepped
             if len(undone) < len(left):
                 left, tail = undone, tail.select(undone)
         return contexts.neurons(*(value.detach() for value in parameters)).to(torch.device("cpu"))

@@ -201,6 +201,24 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         ),
     ),
     EditorRow(
+        "melo",
+        "LoRAs of a few ranks for every batch of facts; clusters of queries decide whose act",
+        "Yu et al. 2024, MELO: Enhancing Model Editing with Neuron-Indexed Dynamic LoRA, AAAI, arXiv:2312.11795",
+        "hooks",
+        deviations=(
+            "The query is read at the prompt's last token and decides for all positions; the published code reads the "
+            "last token of prompt and answer, and decides again at every generated token.",
+            "The query is the input of the down-projection below the adapted ones; published: the output of a module.",
+            "Labels are compared as token sequences; the published code compares the sums of their ids.",
+            "The radius is a share of the distance between unrelated prompts, and LoRAs are in units of the module's "
+            "inputs and outputs, so that one set of numbers suits any model.",
+            "Every batch has a block; in the published code their number is fixed, and later facts get none.",
+            "Blocks are trained apart, and training ends when every fact is learnt.",
+            "A fact replaces an earlier one with the same prompt.",
+            "Removing an edit replays the assignment of the others.",
+        ),
+    ),
+    EditorRow(
         "t_patcher",
         "for every wrongly predicted token one more neuron in an MLP, which fires in that context only",
         "Huang et al. 2023, Transformer-Patcher: One Mistake Worth One Neuron, ICLR, arXiv:2301.09785",
