@@ -32,6 +32,12 @@ _RAISING = {
 # Codes that the source does not name beside an error, and those whose messages are values only -> class and message.
 _BY_HAND = {
     "ABILITY_MISSING": ("InputError", "… has no likelihoods"),
+    "ENDPOINT_KEY_INVALID": ("InputError", "the environment variable … is empty, expected …"),
+    "JUDGE_KEY_INVALID": (
+        "InputError",
+        "the key in the environment variable … contains spaces, control or non-ASCII characters",
+    ),
+    "JUDGE_KEY_MISSING": ("InputError", "the environment variable that should hold the judge's key is not set"),
     "COMBINATION_INVALID": ("Fault", "a recipe of '…' has no field '…'"),
     "CSV_INVALID": ("Fault", "is not valid CSV: …"),
     "DATASET_UNRESOLVED_IDS": ("Fault", "the names of … are missing"),

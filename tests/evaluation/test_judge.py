@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from errata.cli.main import run
 from errata.errors import InputError
-from errata.evaluation.judge import Case, HttpJudge, Judge, JudgeSettings, Verdict, deadline, read_verdict
+from errata.evaluation.judge import Case, HttpJudge, Judge, JudgeSettings, Verdict, read_verdict
+from errata.utils.endpoints import deadline
 
 from tests.support.judge_server import JudgeServer, Step, judge_server
 

@@ -1,10 +1,10 @@
-"""An endpoint as a judge's: each request is answered by the next of the steps that a test wrote down."""
+"""An endpoint: each request is answered by the next of the steps that a test wrote down, or by a rule."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,7 +36,7 @@ class JudgeServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, steps: Sequence[Step], rule: dict[str, str]) -> None:
+    def __init__(self, steps: Sequence[Step], rule: dict[str, str] | Callable[[str], str]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.steps = list(steps)
         self.rule = rule
@@ -57,8 +57,8 @@ class JudgeServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def judge_server(*steps: Step, rule: dict[str, str] | None = None) -> Iterator[JudgeServer]:
-    """Once the steps are used up, every question gets the reply of the rule, or else CORRECT."""
+def judge_server(*steps: Step, rule: dict[str, str] | Callable[[str], str] | None = None) -> Iterator[JudgeServer]:
+    """Once the steps are used up, every question gets the reply of the rule, a dict or a function, or else CORRECT."""
     with JudgeServer(steps, rule or {}) as server:
         thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -102,6 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _by_rule(self, request: Any) -> str:
         if request is None:
             return "CORRECT"
+        if callable(self.server.rule):
+            return self.server.rule(request["prompt"] if "prompt" in request else request["messages"][-1]["content"])
         question = json.loads(request["messages"][-1]["content"])["question"]
         self.server.over.wait(0.02)  # long enough for others to come at the same time
         return self.server.rule.get(question, "CORRECT")
@@ -112,7 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = step.body
         if step.reply is not None:
-            body = json.dumps({"choices": [{"message": {"role": "assistant", "content": step.reply}}]}).encode()
+            message = {"message": {"role": "assistant", "content": step.reply}}
+            choice = message if self.path.endswith("/chat/completions") else {"text": step.reply}
+            body = json.dumps({"choices": [choice]}).encode()
         self.send_response(step.status)
         for name, value in step.headers.items():
             self.send_header(name, value)

@@ -66,7 +66,7 @@ def ask(
     names = (model, *([against] if against else []))
     # A final newline is a separate token, but a final space belongs to the token of the next word.
     stripped = [prompt.strip() if chat else prompt.rstrip(" \t") for prompt in prompts]
-    outlines = [outline_of(name, trust_remote_code=trust_remote_code) for name in names]
+    outlines = [outline_of(name, trust_remote_code=trust_remote_code, endpoints=True) for name in names]
     if chat:
         for outline in outlines:
             check_chat(outline)

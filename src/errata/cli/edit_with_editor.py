@@ -35,7 +35,7 @@ from errata.cli.model_options import (
 from errata.cli.recipe_options import read_settings_for
 from errata.cli.terminal import console, echo, progress, warn, write_json
 from errata.editors.contract import KnowledgeEditor
-from errata.editors.registry import editor_named
+from errata.editors.registry import make_editor
 from errata.editors.table import EditorSettings, editor_row
 from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.absence import LACKING
@@ -52,7 +52,7 @@ from errata.patches.patch import Patch
 from errata.report.ledger import recalled
 from errata.report.tables import before_after_table
 from errata.results.records import FORMAT
-from errata.runs.loading import is_edit, load_editor, load_model
+from errata.runs.loading import is_edit, load_base, load_editor
 from errata.utils.text import counted
 
 
@@ -88,7 +88,7 @@ def edit_with_editor(options: EditOptions, not_supported: Sequence[str], where: 
         InputError, FaultsError: for invalid input; nothing is written then.
     """
     row, name = editor_row(options.method), options.model
-    outline = outline_here(name, trust_remote_code=options.trust_remote_code)
+    outline = outline_here(name, trust_remote_code=options.trust_remote_code, endpoints=True)
     with collect_errors("the input") as part:
         for option in not_supported:
             with part:
@@ -124,7 +124,7 @@ def edit_with_editor(options: EditOptions, not_supported: Sequence[str], where: 
         with part:
             lab = is_lab(name)
     if outline is None:
-        outline = outline_of(name, trust_remote_code=options.trust_remote_code)
+        outline = outline_of(name, trust_remote_code=options.trust_remote_code, endpoints=True)
         check_facts(facts, outline)
     if options.chat:
         check_chat(outline)
@@ -165,9 +165,9 @@ def _editor(options: EditOptions, settings: EditorSettings, where: Placement) ->
     """The editor of the model, or the one that made the edit that ``--model`` names."""
     trust, name = options.trust_remote_code, options.model
     if not is_edit(name):
-        model = load_model(name, **where, trust_remote_code=trust)
+        model = load_base(name, **where, trust_remote_code=trust)
         with progress() as report:
-            return editor_named(options.method).make(model, settings.model_dump(mode="json"), report)
+            return make_editor(options.method, model, settings.model_dump(mode="json"), report)
     editor = load_editor(name, **where, trust_remote_code=trust)
     if editor.method != options.method:
         raise InputError(

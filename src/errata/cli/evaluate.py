@@ -65,7 +65,7 @@ def evaluate(
 ) -> None:
     """Measure how well a model recalls edited facts and whether other answers changed."""
     names = (model, *([against] if against else []))
-    outlines = {name: outline_here(name, trust_remote_code=trust_remote_code) for name in names}
+    outlines = {name: outline_here(name, trust_remote_code=trust_remote_code, endpoints=True) for name in names}
 
     def check(found: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
         each = [token_check(outline)(found, places) for outline in outlines.values()]
@@ -83,7 +83,7 @@ def evaluate(
         with part:
             lab = any(is_lab(name) for name in names)
     for name in (name for name, outline in outlines.items() if outline is None):
-        outlines[name] = found = outline_of(name, trust_remote_code=trust_remote_code)
+        outlines[name] = found = outline_of(name, trust_remote_code=trust_remote_code, endpoints=True)
         check_facts(fact_set, found)
     evaluation_set = evaluation_set_for(fact_set, lab=lab, untouched=questions, seed=seed)
     if chat:

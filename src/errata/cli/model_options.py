@@ -11,10 +11,12 @@ from typing import Annotated, Any, TypedDict
 
 import torch
 import typer
+from transformers import PreTrainedConfig
 
 from errata.benchmark.sequence import EvaluationSet
 from errata.cli.terminal import echo, warn
 from errata.editing.recipe_files import shipped_name_for
+from errata.editors.endpoint import Endpoint, is_endpoint
 from errata.errors import Fault, FaultsError, InputError
 from errata.evaluation.outcomes import derived
 from errata.facts.fact import Fact, FactSet, Question
@@ -25,7 +27,7 @@ from errata.models.loading import Outline, gguf_of, is_hub_name
 from errata.models.prompts import chat_frame
 from errata.patches.stack import has_stack, is_stack, stack_base
 from errata.results.metrics import CONTROLS, entry_of
-from errata.runs.loading import base_of, is_edit
+from errata.runs.loading import base_of, check_weights, is_edit
 from errata.runs.run import RunDirectory, is_run, open_run
 from errata.utils.files import is_file, reason_of
 from errata.utils.text import counted
@@ -36,7 +38,8 @@ ModelOption = Annotated[
         "--model",
         "-m",
         help="'lab' (the embedded model), a directory, a GGUF file, a stack, a name from `errata models list`, "
-        "or a name on the Hugging Face hub.",
+        "a name on the Hugging Face hub, or BASE_URL#MODEL at an OpenAI-compatible endpoint (for ask, evaluate and "
+        "editors that need no weights).",
     ),
 ]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with the model to run.")]
@@ -110,13 +113,24 @@ def placement(device: str | None, dtype: str | None) -> Placement:
     return Placement(device=chosen, dtype=None if dtype is None else _DTYPES[dtype])
 
 
-def outline_of(name: str, *, trust_remote_code: bool) -> Outline:
+def outline_of(name: str, *, trust_remote_code: bool, endpoints: bool = False) -> Outline:
     """The outline of a model, or of the base model of a stack or run.
 
     Prints a note before it contacts the hub, which can take a while without a network.
+
+    Args:
+        endpoints: whether the model may be an address; such a model has no blocks and no limit here.
+
+    Raises:
+        InputError: if nothing can be loaded, or it is an address.
     """
     note_unfinished(name)
+    if not endpoints:
+        check_weights(name)
     name = base_of(name)
+    if is_endpoint(name):
+        found = Endpoint(name)
+        return Outline(name, found.tokenizer, found.context_length, 0, PreTrainedConfig())
     if is_hub_name(name):
         warn(
             f"note: no local directory {name!r}; looking on the Hugging Face hub (HF_HUB_OFFLINE=1 uses only "
@@ -173,9 +187,11 @@ def error_context(before: str = "", after: str = "", remedy: str = "") -> Iterat
         raise InputError(f"{before}{error.what}{after}", remedy=remedies, code=error.code) from error
 
 
-def outline_here(name: str, *, trust_remote_code: bool) -> Outline | None:
+def outline_here(name: str, *, trust_remote_code: bool, endpoints: bool = False) -> Outline | None:
     """The outline of a local model; None for a model on the hub, which is contacted only after all other checks."""
-    return None if is_hub_name(base_of(name)) else outline_of(name, trust_remote_code=trust_remote_code)
+    if is_hub_name(base_of(name)):
+        return None
+    return outline_of(name, trust_remote_code=trust_remote_code, endpoints=endpoints)
 
 
 PATCH_SUFFIX = ".safetensors"
@@ -216,6 +232,12 @@ def check_facts(facts: FactSet, model: Outline, *, prefix_tokens: int = 0) -> No
 
 def check_chat(model: Outline | None) -> None:
     """Raises InputError unless the model has a usable chat template."""
+    if model is not None and is_endpoint(model.name):
+        raise InputError(
+            f"--chat with {model.name!r}: an endpoint applies the chat template itself",
+            remedy="Leave out --chat; each prompt is sent as a message unless the address ends in /completions",
+            code="OPTION_CONFLICT",
+        )
     if model is not None:
         with error_context(f"--chat with {model.name!r}: "):
             chat_frame(model.tokenizer)

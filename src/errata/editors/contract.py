@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.generation import Stop
-from errata.models.language_model import LanguageModel
+from errata.models.language_model import TOKEN_BUDGET, LanguageModel
 from errata.models.prompts import Pair, TargetScore
 from errata.results.metrics import Ability
-from errata.utils.progress import Report
+from errata.utils.progress import Report, silent
 
 Undo: TypeAlias = Literal["any", "last"]
 
@@ -101,11 +102,40 @@ class Answerer(Protocol):
         ...
 
 
+@runtime_checkable
+class Base(Answerer, Protocol):
+    """A model before any edit: a ``LanguageModel``, or one whose weights are not at hand."""
+
+    name: str
+
+    def fingerprint(self) -> str:
+        """Digest of what decides its answers, as far as it is known."""
+        ...
+
+
+def with_weights(base: Base, what: str) -> LanguageModel:
+    """The base, for what needs its weights.
+
+    Raises:
+        InputError: if they are not at hand.
+    """
+    if not isinstance(base, LanguageModel):
+        raise InputError(
+            f"{what} needs the weights of the model, and those of {base.name!r} are not at hand",
+            remedy="Use --method retrieval, substitute or post_edit with the lexical or the sentence embedder",
+            code="ENDPOINT_WITHOUT_WEIGHTS",
+        )
+    return base
+
+
+B = TypeVar("B", bound=Base)
+
+
 @dataclass(frozen=True, slots=True)
-class ModelView:
+class ModelView(Generic[B]):
     """What a view of an edited model takes from the model itself."""
 
-    model: LanguageModel
+    model: B
 
     @property
     def name(self) -> str:
@@ -118,6 +148,36 @@ class ModelView:
     @property
     def context_length(self) -> int:
         return self.model.context_length
+
+
+class OnlyGenerates:
+    """An answerer whose likelihoods do not exist."""
+
+    __slots__ = ()
+
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("generation",))
+
+    def score(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        joiner: str | None = None,
+        token_budget: int = TOKEN_BUDGET,
+        report: Report = silent,
+    ) -> list[TargetScore]:
+        """Raises InputError."""
+        raise self._no_likelihood()
+
+    def next_token_log_probabilities(self, prompts: Sequence[str], *, token_budget: int = TOKEN_BUDGET) -> Tensor:
+        """Raises InputError."""
+        raise self._no_likelihood()
+
+    def _no_likelihood(self) -> InputError:
+        return InputError(
+            f"{getattr(self, 'name', 'this model')!r} only generates text, so it has no likelihoods",
+            remedy="Measure generated answers",
+            code="ABILITY_MISSING",
+        )
 
 
 @runtime_checkable

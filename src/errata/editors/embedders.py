@@ -20,6 +20,7 @@ from pydantic import Field, StrictInt
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from errata.editors.contract import Base, with_weights
 from errata.errors import InputError
 from errata.facts.fact import Fact, FactSet
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel, Site
@@ -77,7 +78,7 @@ class Lexical(Settings):
 
     kind: Literal["lexical"] = "lexical"
 
-    def embedder(self, model: LanguageModel) -> Embedder:
+    def embedder(self, model: Base) -> Embedder:
         return LexicalEmbedder()
 
 
@@ -90,7 +91,8 @@ class Hidden(Settings):
     tokens: StrictInt = Field(8192, ge=1, description="of that text, at most")
     ridge: Positive = Field(1e-3, description="added to the whitening's eigenvalues, in units of their mean")
 
-    def embedder(self, model: LanguageModel) -> Embedder:
+    def embedder(self, model: Base) -> Embedder:
+        model = with_weights(model, "the embedder 'hidden'")
         layer = len(model.blocks) // 2 if self.layer is None else self.layer
         model.check_layers([layer])
         return HiddenEmbedder(model, self, layer)
@@ -102,7 +104,7 @@ class Sentence(Settings):
     kind: Literal["sentence"] = "sentence"
     directory: str = Field(description="the directory, with modules.json")
 
-    def embedder(self, model: LanguageModel) -> Embedder:
+    def embedder(self, model: Base) -> Embedder:
         return SentenceEmbedder(Path(self.directory))
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
-from errata.editors.contract import Answerer, Edit, OnBatch, Undo
+from errata.editors.contract import Answerer, Base, Edit, OnBatch, Undo
 from errata.editors.edit_file import StoredEdit
 from errata.editors.embedders import Embedder, FactEmbedder
 from errata.editors.memory_search import Calibration, Memory, SearchSettings, calibrate
@@ -22,7 +22,6 @@ from errata.facts.fact import Fact, FactSet, limited, same_statement
 from errata.facts.files import read_facts
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
-from errata.models.language_model import LanguageModel
 from errata.models.loading import lasting_name
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import now, software_versions
@@ -123,7 +122,7 @@ class FactMemory(ABC, Generic[C]):
         InputError: if a threshold is to be calibrated without facts, or those cannot be read.
     """
 
-    model: LanguageModel
+    model: Base
     settings: C
     report: Report = silent
     _state: MemoryState = field(init=False)

@@ -10,12 +10,12 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from errata.editors.contract import ModelView
+from errata.editors.contract import Base, ModelView, OnlyGenerates
 from errata.errors import InputError
 from errata.facts.joining import joiner_of
 from errata.models import likelihood
 from errata.models.generation import Stop, continue_rows
-from errata.models.language_model import CACHE_BUDGET, TOKEN_BUDGET
+from errata.models.language_model import CACHE_BUDGET, TOKEN_BUDGET, LanguageModel
 from errata.models.prompts import Pair, TargetScore, complete, encode
 from errata.results.metrics import Ability
 from errata.utils.progress import Report, counter, silent
@@ -66,7 +66,7 @@ class Rewriter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Prompted(ModelView):
+class Prompted(ModelView[LanguageModel]):
     """The model with rewritten prompts; see ``errata.editors.contract.Answerer``.
 
     A prompt without an insertion is answered by the model's own methods, in calls without the others, so its answers
@@ -250,6 +250,42 @@ class Prompted(ModelView):
             min(likelihood.common_start(row, shared[text]), len(row) - 1) for row, text in zip(rows, texts, strict=True)
         ]
         return rows, stems
+
+
+@dataclass(frozen=True, slots=True)
+class PromptedText(OnlyGenerates, ModelView[Base]):
+    """A model that only generates, with rewritten prompts. The whole insertion is sent, however long it is."""
+
+    rewriter: Rewriter
+
+    def continue_texts(
+        self,
+        prompts: Sequence[str],
+        *,
+        new_tokens: int | Sequence[int],
+        top_k: int = 1,
+        uniforms: Tensor | None = None,
+        stop: Stop | None = None,
+        end_at_eos: bool = True,
+        token_budget: int = CACHE_BUDGET,
+        report: Report = silent,
+    ) -> list[str]:
+        """See ``errata.editors.contract.Answerer``."""
+        inserted = self.rewriter.insertions(prompts)
+        return self.model.continue_texts(
+            [found.text if found else prompt for prompt, found in zip(prompts, inserted, strict=True)],
+            new_tokens=new_tokens,
+            top_k=top_k,
+            uniforms=uniforms,
+            stop=stop,
+            end_at_eos=end_at_eos,
+            token_budget=token_budget,
+            report=report,
+        )
+
+    def used(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
+        """For each prompt, the ids of the inserted facts."""
+        return [found.facts if found else () for found in self.rewriter.insertions(prompts)]
 
 
 def _differences(add: Callable[[int], None]) -> Report:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from errata.editing.recipe import Recipe, fault_at
 from errata.editing.recipe_files import RecipeFile, place_of
-from errata.editors.contract import Edit, KnowledgeEditor
+from errata.editors.contract import Base, Edit, KnowledgeEditor, with_weights
 from errata.editors.edit_file import StoredEdit
 from errata.editors.elder import Elder, ElderSettings
 from errata.editors.ft import FineTuning, FtBfSettings, FtLSettings, FtMSettings, FtSettings
@@ -48,11 +48,13 @@ class EditorKind:
             or an InputError for invalid ones.
         load: the inverse of ``Edit.save``.
         settings: their class, whose defaults suit any model; ``Recipe`` for locate-then-edit.
+        black_box: as ``make``, on a model whose weights need not be at hand; None: the editor needs them.
     """
 
     make: Callable[[LanguageModel, Mapping[str, Any], Report], KnowledgeEditor]
     load: Callable[[Path], Edit]
     settings: type[Settings] = Settings
+    black_box: Callable[[Base, Mapping[str, Any], Report], KnowledgeEditor] | None = None
 
 
 def _locate_then_edit(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> LocateThenEdit:
@@ -91,11 +93,11 @@ def _weights(editor: type[WeightEditor[_AnySettings]], settings: type[_AnySettin
     return EditorKind(make, Patch.load, settings)
 
 
-def _retrieval(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Retrieval:
+def _retrieval(model: Base, settings: Mapping[str, Any], report: Report) -> Retrieval:
     return Retrieval(model, RetrievalSettings.model_validate(settings), report)
 
 
-def _substitute(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Substitute:
+def _substitute(model: Base, settings: Mapping[str, Any], report: Report) -> Substitute:
     return Substitute(model, SubstituteSettings.model_validate(settings), report)
 
 
@@ -115,8 +117,8 @@ EDITORS: Final[Mapping[str, EditorKind]] = {
     "ft_m": _weights(FineTuning, FtMSettings),
     "ft_bf": _weights(FineTuning, FtBfSettings),
     "lora": _weights(Lora, LoraSettings),
-    RETRIEVAL: EditorKind(_retrieval, StoredEdit.load, RetrievalSettings),
-    SUBSTITUTE: EditorKind(_substitute, StoredEdit.load, SubstituteSettings),
+    RETRIEVAL: EditorKind(_retrieval, StoredEdit.load, RetrievalSettings, _retrieval),
+    SUBSTITUTE: EditorKind(_substitute, StoredEdit.load, SubstituteSettings, _substitute),
     "serac": EditorKind(_serac, StoredEdit.load, SeracSettings),
     "simie": _weights(Simie, SimieSettings),
     "ultra": _weights(GradientWrite, UltraSettings),
@@ -167,6 +169,18 @@ def changed_settings(name: str, settings: EditorSettings, changes: Mapping[str, 
 def _faults(error: ValidationError, kind: type[Settings]) -> Iterator[tuple[KeyPath, Fault]]:
     for item in error.errors():
         yield fault_at("the settings", item, known=kind.model_fields)
+
+
+def make_editor(name: str, base: Base, settings: Mapping[str, Any], report: Report) -> KnowledgeEditor:
+    """The editor of ``name`` on any base.
+
+    Raises:
+        InputError: if there is none, or if it needs weights that are not at hand.
+    """
+    kind = editor_named(name)
+    if kind.black_box is not None:
+        return kind.black_box(base, settings, report)
+    return kind.make(with_weights(base, f"{name!r}"), settings, report)
 
 
 def editor_named(name: str, editors: Mapping[str, EditorKind] = EDITORS) -> EditorKind:

@@ -17,13 +17,15 @@ from typing import ClassVar, Final, Literal, Protocol, TypeAlias, runtime_checka
 from pydantic import Field, StrictBool, StrictInt
 from transformers import PreTrainedTokenizerBase
 
+from errata.editors.contract import Answerer
 from errata.editors.embedders import Embedder
 from errata.editors.fact_memory import FactMemory, FactSearch, facts_of, statement_key
 from errata.editors.memory_search import Memory, SearchSettings, sentence, statement
-from errata.editors.prompted import Insertion, Prompted
+from errata.editors.prompted import Insertion, Prompted, PromptedText
 from errata.errors import InputError
 from errata.facts.fact import QUESTION_LISTS, Fact, FactSet
 from errata.facts.joining import joined, word_places
+from errata.models.language_model import LanguageModel
 from errata.models.prompts import ChatFrame, chat_frames
 
 RETRIEVAL: Final = "retrieval"
@@ -324,7 +326,7 @@ class Retrieval(FactMemory[RetrievalSettings]):
     """
 
     _pool: FactSet | None = field(init=False, default=None)
-    _views: tuple[FactSearch, Prompted] | None = field(init=False, default=None)
+    _views: tuple[FactSearch, Answerer] | None = field(init=False, default=None)
 
     registered: ClassVar[str] = RETRIEVAL
 
@@ -348,14 +350,14 @@ class Retrieval(FactMemory[RetrievalSettings]):
         found = FactMemory.digests(self)
         return found if self._pool is None else {**found, "pool": self._pool.digest()}
 
-    def view(self) -> Prompted:
+    def view(self) -> Answerer:
         """The model with the present facts in its prompts."""
         search = self._state.search
         if self._views is None or self._views[0] is not search:
             self._views = (search, self._made(search))
         return self._views[1]
 
-    def _made(self, search: FactSearch) -> Prompted:
+    def _made(self, search: FactSearch) -> Answerer:
         mode = MODES[self.settings.mode]
         selector = mode.oracle(search.facts) if mode.oracle else Gated(search.memory)
         wording = mode.wording
@@ -369,4 +371,7 @@ class Retrieval(FactMemory[RetrievalSettings]):
                 seed=self.settings.seed,
             )
             wording = Demonstrated(demonstrations, self.settings.nearest_last, self.settings.self_copy, mode.with_fact)
-        return Prompted(self.model, PromptRewriter(QueryReader(self.model.tokenizer), selector, wording))
+        rewriter = PromptRewriter(QueryReader(self.model.tokenizer), selector, wording)
+        if isinstance(self.model, LanguageModel):
+            return Prompted(self.model, rewriter)
+        return PromptedText(self.model, rewriter)

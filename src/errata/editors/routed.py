@@ -188,7 +188,7 @@ class Router(Protocol[R]):
         ...
 
 
-class Hooked(ModelView, ABC):
+class Hooked(ModelView[LanguageModel], ABC):
     """A model whose activations are changed row by row in each forward pass: an ``Answerer``.
 
     Prose has no prompt, so there is no ability ``rolling``.

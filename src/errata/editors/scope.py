@@ -28,6 +28,7 @@ from jaxtyping import Float
 from pydantic import Field, StrictInt, field_validator
 from torch import Tensor
 
+from errata.editors.contract import Base, with_weights
 from errata.editors.embedders import Embedder, Hidden, LexicalEmbedder, TextIndex
 from errata.editors.trained_editor import Learnt, TrainedEditor, Trainer, TrainerSettings
 from errata.editors.training_data import EditorData, TrainingRecord
@@ -65,7 +66,8 @@ class LearntScope(Settings):
     def _absolute(cls, file: str) -> str:
         return str(Path(file).absolute()) if file else file
 
-    def embedder(self, model: LanguageModel) -> Embedder:
+    def embedder(self, model: Base) -> Embedder:
+        weights = with_weights(model, "the embedder 'trained'")
         if not self.file:
             raise InputError(
                 "there is no trained classifier that decides which questions are about a fact",
@@ -73,7 +75,7 @@ class LearntScope(Settings):
                 "{kind: trained, file: FILE}",
                 code="TRAINED_EDITOR_MISSING",
             )
-        return ScopeEmbedder(model, TrainedEditor.load(Path(self.file), SCOPE, model))
+        return ScopeEmbedder(weights, TrainedEditor.load(Path(self.file), SCOPE, weights))
 
 
 # Features

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from errata.editors.contract import with_weights
 from errata.editors.fact_memory import FactMemory
 from errata.editors.memory_search import AnyEmbedder, AnyGate, CosineGate, SearchSettings
 from errata.editors.prompted import Prompted
@@ -47,4 +48,5 @@ class Serac(FactMemory[SeracSettings]):
     def view(self) -> Prompted:
         """The model with the present facts in its prompts."""
         reader, memory = QueryReader(self.model.tokenizer), self._state.search.memory
-        return Prompted(self.model, PromptRewriter(reader, Gated(memory), Plain()))
+        model = with_weights(self.model, f"{SCOPE!r}")
+        return Prompted(model, PromptRewriter(reader, Gated(memory), Plain()))

@@ -11,20 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from torch import Tensor
-
-from errata.editors.contract import ModelView
 from errata.editors.fact_memory import FactMemory
-from errata.editors.memory_search import Memory, SearchSettings
+from errata.editors.memory_search import SearchSettings
 from errata.editors.retrieval import QueryReader
-from errata.errors import InputError
-from errata.facts.fact import Fact
+from errata.editors.rewritten import AnswerToEdit, Rewritten
 from errata.facts.joining import word_places
-from errata.models.generation import Stop
-from errata.models.language_model import CACHE_BUDGET, TOKEN_BUDGET
-from errata.models.prompts import Pair, TargetScore
-from errata.results.metrics import Ability
-from errata.utils.progress import Report, silent
 
 SUBSTITUTE: Final = "substitute"
 
@@ -76,75 +67,14 @@ def substituted(text: str, pairs: Sequence[tuple[str, str]]) -> str:
     return result + text[place:]
 
 
-@dataclass(frozen=True, slots=True)
-class Rewritten(ModelView):
-    """The model with its finished answers rewritten; see ``errata.editors.contract.Answerer``.
+class Substitution:
+    """Replaces the facts' old objects; see ``rewritten.AnswerRewriter``."""
 
-    Likelihoods do not exist: the answer is not the model's own.
-    """
-
-    reader: QueryReader
-    memory: Memory
-
-    abilities: ClassVar[frozenset[Ability]] = frozenset(("generation",))
-
-    def score(
-        self,
-        pairs: Sequence[Pair],
-        *,
-        joiner: str | None = None,
-        token_budget: int = TOKEN_BUDGET,
-        report: Report = silent,
-    ) -> list[TargetScore]:
-        """Raises InputError."""
-        raise self._no_likelihood()
-
-    def next_token_log_probabilities(self, prompts: Sequence[str], *, token_budget: int = TOKEN_BUDGET) -> Tensor:
-        """Raises InputError."""
-        raise self._no_likelihood()
-
-    def continue_texts(
-        self,
-        prompts: Sequence[str],
-        *,
-        new_tokens: int | Sequence[int],
-        top_k: int = 1,
-        uniforms: Tensor | None = None,
-        stop: Stop | None = None,
-        end_at_eos: bool = True,
-        token_budget: int = CACHE_BUDGET,
-        report: Report = silent,
-    ) -> list[str]:
-        """The model's continuations, rewritten when they are complete; ``stop`` sees them as they were."""
-        texts = self.model.continue_texts(
-            prompts,
-            new_tokens=new_tokens,
-            top_k=top_k,
-            uniforms=uniforms,
-            stop=stop,
-            end_at_eos=end_at_eos,
-            token_budget=token_budget,
-            report=report,
-        )
+    def rewrite(self, answers: Sequence[AnswerToEdit]) -> list[str]:
         return [
-            substituted(text, [(fact.old, fact.target) for fact in facts if fact.old])
-            for text, facts in zip(texts, self._hits(prompts), strict=True)
+            substituted(answer.text, [(fact.old, fact.target) for fact in answer.facts if fact.old])
+            for answer in answers
         ]
-
-    def used(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
-        """For each prompt, the ids of the facts that it is about, whether or not its answer names their old objects."""
-        return [tuple(fact.id for fact in facts) for facts in self._hits(prompts)]
-
-    def _hits(self, prompts: Sequence[str]) -> list[list[Fact]]:
-        found = self.memory.search([self.reader.read(prompt).text for prompt in prompts])
-        return [[self.memory.facts[place] for place, _ in entry] for entry in found]
-
-    def _no_likelihood(self) -> InputError:
-        return InputError(
-            f"{SUBSTITUTE} rewrites finished answers, so {self.name!r} has no likelihoods",
-            remedy="Measure generated answers",
-            code="ABILITY_MISSING",
-        )
 
 
 @dataclass(slots=True)
@@ -159,4 +89,4 @@ class Substitute(FactMemory[SubstituteSettings]):
 
     def view(self) -> Rewritten:
         """The model with the present facts in its answers."""
-        return Rewritten(self.model, QueryReader(self.model.tokenizer), self._state.search.memory)
+        return Rewritten(self.model, QueryReader(self.model.tokenizer), self._state.search.memory, Substitution())

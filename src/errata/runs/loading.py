@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from errata.editors.contract import Answerer, KnowledgeEditor
+from errata.editors.contract import Answerer, Base, KnowledgeEditor
 from errata.editors.edit_file import FORMAT, StoredEdit, edit_format
-from errata.editors.registry import editor_named
+from errata.editors.endpoint import Endpoint, is_endpoint
+from errata.editors.registry import make_editor
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
@@ -53,6 +54,30 @@ def is_edit(name: str) -> bool:
     return is_file(Path(name)) and edit_format(Path(name)) == FORMAT
 
 
+def load_base(
+    name: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> Base:
+    """As ``load_model``, or the model at an address, whose weights are not at hand."""
+    if is_endpoint(name):
+        return Endpoint(name)
+    return load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
+def check_weights(name: str) -> None:
+    """Raises InputError if a name is an address: the weights there are not at hand."""
+    if is_endpoint(base_of(name)):
+        raise InputError(
+            f"{base_of(name)} is an endpoint, whose weights are not at hand",
+            remedy="`errata ask` and `evaluate` take endpoints, and `edit` with --method retrieval, substitute or "
+            "post_edit; give a model, a stack or a run here",
+            code="ENDPOINT_WITHOUT_WEIGHTS",
+        )
+
+
 def load_model(
     name: str,
     *,
@@ -69,7 +94,7 @@ def load_model(
     Raises:
         InputError: if it cannot be loaded, the base has changed, or the edit is not one of weights.
     """
-    base_of(name)  # raises InputError for a circular record, in which ``_load`` would not end
+    check_weights(name)  # also raises InputError for a circular record, in which ``_load`` would not end
     return _load(name, dtype, device, trust_remote_code)
 
 
@@ -127,7 +152,7 @@ def editor_under(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     report: Report = silent,
-) -> tuple[LanguageModel, KnowledgeEditor]:
+) -> tuple[Base, KnowledgeEditor]:
     """The base model and the editor that made an edit, with the edits that it is based on in place, but not itself.
 
     Raises:
@@ -142,8 +167,8 @@ def editor_under(
             code="EDITS_DIFFER",
         )
     base = under[0][1].base if under else edit.base
-    model = load_model(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    editor = editor_named(edit.method).make(model, edit.settings, report)
+    model = load_base(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    editor = make_editor(edit.method, model, edit.settings, report)
     for path, each in under:
         editor.restore(each)
         model.name = path
@@ -164,7 +189,7 @@ def load_answerer(
     if is_edit(name):
         editor = load_editor(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         return editor.view(), editor.fingerprint()
-    model = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    model = load_base(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     return model, model.fingerprint()
 
 
