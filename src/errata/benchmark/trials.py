@@ -63,7 +63,7 @@ class Trial:
         numbers: name of a metric, of ``LOST``, or of a probe's column -> its summary after the edit.
         seconds_per_fact: wall time of the edit, preparation included.
         query_seconds: of generating one token after a prompt that the editor acts on, and after one that it does not.
-        base_query_seconds: the same of the unedited model.
+        base_query_seconds: the same of the unedited model at the same time.
         stored_bytes: size of the edit.
         undo: which edits can be removed.
         failure: why there are no numbers; empty if there are.
@@ -164,7 +164,7 @@ def measure_baseline(model: LanguageModel, evaluation_set: EvaluationSet, *, rep
         split_texts(model.tokenizer, evaluation_set.prose, max_length=_SPLIT_TOKENS) if evaluation_set.prose else []
     )
     split = split_perplexity(model, halves) if any(halves) else None
-    return Baseline(result, halves, split, _both_query_seconds(model, evaluation_set))
+    return Baseline(result, halves, split, _query_seconds([model], evaluation_set)[0])
 
 
 def run_trial(
@@ -204,7 +204,9 @@ def run_trial(
             now = split_perplexity(view, baseline.halves)
             metric = Metric.SPLIT_PERPLEXITY_RATIO
             numbers[metric] = perplexity_ratio(baseline.split, now, "after", metric=metric, seed=seed)
-        query_seconds = _both_query_seconds(view, evaluation_set)
+        # Other weights take no other time, so that such an editor is its own baseline.
+        answerers = [view] if view is model else [view, model]
+        query_seconds, *base_query_seconds = _query_seconds(answerers, evaluation_set)
         edited = Edited(model, view, candidate.where, editor, after.records, baseline.result.records)
         found = _probed(probes, edited, listen)
         return Trial(
@@ -214,7 +216,7 @@ def run_trial(
             numbers | _probe_summaries(found, seed),
             seconds_per_fact,
             query_seconds,
-            baseline.query_seconds,
+            base_query_seconds[0] if base_query_seconds else query_seconds,
             edit.stored_bytes,
             editor.undo,
             seconds=time.perf_counter() - started,
@@ -323,25 +325,26 @@ def _misses(evaluation_set: EvaluationSet) -> list[str]:
     return (prompts or [fact.text for fact in evaluation_set.facts])[:TIMED_QUERIES]
 
 
-def _both_query_seconds(answerer: Answerer, evaluation_set: EvaluationSet) -> tuple[float, float]:
-    """After prompts of facts, and after others."""
+def _query_seconds(answerers: Sequence[Answerer], evaluation_set: EvaluationSet) -> list[tuple[float, float]]:
+    """For each answerer the time to generate one token after prompts of facts, and after others."""
     hits = [fact.text for fact in evaluation_set.facts[:TIMED_QUERIES]]
-    return _query_seconds(answerer, hits), _query_seconds(answerer, _misses(evaluation_set))
+    return list(zip(_seconds(answerers, hits), _seconds(answerers, _misses(evaluation_set)), strict=True))
 
 
-def _query_seconds(answerer: Answerer, prompts: Sequence[str]) -> float:
-    """The median over prompts of the time to generate one token, asked one at a time; the first round is a warm-up.
+def _seconds(answerers: Sequence[Answerer], prompts: Sequence[str]) -> list[float]:
+    """The median over prompts, asked one at a time; the first round is a warm-up.
 
-    Of several rounds the quickest counts for each prompt, since other processes can only make it slower.
+    The answerers take turns, and of several rounds the quickest counts, since other processes can only slow them down.
     """
-    best = dict.fromkeys(prompts, float("inf"))
+    best = [dict.fromkeys(prompts, float("inf")) for _ in answerers]
     for repeat in range(_REPEATS):
         for prompt in prompts:
-            started = time.perf_counter()
-            answerer.continue_texts([prompt], new_tokens=1)
-            if repeat:
-                best[prompt] = min(best[prompt], time.perf_counter() - started)
-    return median(best.values())
+            for answerer, found in zip(answerers, best, strict=True):
+                started = time.perf_counter()
+                answerer.continue_texts([prompt], new_tokens=1)
+                if repeat:
+                    found[prompt] = min(found[prompt], time.perf_counter() - started)
+    return [median(found.values()) for found in best]
 
 
 def with_wordings(facts: Sequence[Fact], sentences: Sequence[str], count: int = 2) -> tuple[list[Fact], int]:

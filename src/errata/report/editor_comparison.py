@@ -153,14 +153,8 @@ class EditorComparison:
 
     def _against(self, trial: Trial, reference: Trial | None) -> str:
         assert reference is not None
-        wins, losses = (
-            [f"{column.argument.value.lower()} ({column.heading})" for column in found]
-            for found in (self.better_in(trial, reference), self.better_in(reference, trial))
-        )
-        return (
-            f"{trial.method} against {reference.method}: better in {_joined(wins) or 'nothing'}; worse in "
-            f"{_joined(losses) or 'nothing'}."
-        )
+        wins, losses = (_by_argument(self.better_in(*pair)) for pair in ((trial, reference), (reference, trial)))
+        return f"{trial.method} against {reference.method}: better in {wins}; worse in {losses}."
 
     def to_record(self) -> dict[str, Any]:
         """A mapping for JSON: one row per editor, with all columns."""
@@ -198,6 +192,15 @@ def _differ(one: float, other: float, column: Column) -> int:
     one, other = max(one, 0.0), max(other, 0.0)  # by chance, a time less another may be below 0
     apart = abs(one - other) > NOISE.get(column.quantity, 0.0) and max(one, other) >= SEPARATE * min(one, other)
     return 0 if not apart else 1 if one > other else -1
+
+
+def _by_argument(columns: Sequence[Column]) -> str:
+    """``damage (neighbours, untouched) and updates (lag)``."""
+    found: dict[Argument, list[str]] = {}
+    for column in columns:
+        found.setdefault(column.argument, []).append(column.heading.replace(", ", " "))
+    parts = [f"{argument.value[0].lower()}{argument.value[1:]} ({', '.join(each)})" for argument, each in found.items()]
+    return _joined(parts) or "nothing"
 
 
 def _joined(parts: Sequence[str]) -> str:
