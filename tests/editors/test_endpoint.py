@@ -12,7 +12,14 @@ import pytest
 from errata.cli.main import run
 from errata.editors.contract import Answerer, Base
 from errata.editors.edit_file import StoredEdit
-from errata.editors.endpoint import KEY_VARIABLE, Endpoint, byte_tokenizer, is_endpoint
+from errata.editors.endpoint import (
+    ALLOWED_VARIABLE,
+    KEY_VARIABLE,
+    Endpoint,
+    byte_tokenizer,
+    check_allowed,
+    is_endpoint,
+)
 from errata.editors.registry import EDITORS, make_editor
 from errata.errors import ErrataError, InputError
 from errata.evaluation.free_running import answer_freely
@@ -133,6 +140,23 @@ def test_the_key_is_sent_and_written_nowhere(server: JudgeServer, tmp_path: Path
     for value in ("", "a b"):
         with raises_code("ENDPOINT_KEY_INVALID", InputError):
             Endpoint("http://host/v1#m", environment={KEY_VARIABLE: value})
+
+
+@pytest.mark.parametrize("host", ["https://elsewhere.example/v1", "http://localhost.elsewhere.example:8000/v1"])
+def test_a_file_cannot_have_prompts_and_the_key_sent_to_an_address_that_the_user_did_not_name(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ALLOWED_VARIABLE, raising=False)
+    editor = make_editor("substitute", Endpoint(f"{host}#m", environment={}), {}, silent)
+    editor.apply([FACT]).save(tmp_path / "edit.safetensors")
+    with raises_code("ENDPOINT_NOT_ALLOWED", InputError):
+        load_answerer(str(tmp_path / "edit.safetensors"))
+    for allowed in ("", "https://elsewhere.example", "https://other.example/v1"):
+        with raises_code("ENDPOINT_NOT_ALLOWED", InputError):
+            check_allowed(f"{host}/completions#m", environment={ALLOWED_VARIABLE: allowed})
+    monkeypatch.setenv(ALLOWED_VARIABLE, f"{host}/")
+    assert load_answerer(str(tmp_path / "edit.safetensors"))[0].abilities == {"generation"}
+    check_allowed("http://127.0.0.1:8000/v1#m", environment={})
 
 
 def test_the_stand_in_for_its_tokenizer_counts_bytes() -> None:

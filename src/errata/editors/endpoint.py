@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Final
-from urllib.parse import urldefrag
+from urllib.parse import urldefrag, urlsplit
 
 from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -25,6 +25,10 @@ from errata.utils.progress import Report, silent
 KEY_VARIABLE: Final = "ERRATA_API_KEY"
 """The environment variable whose value is sent as the key, if it is set."""
 
+ALLOWED_VARIABLE: Final = "ERRATA_ENDPOINT"
+"""The environment variable that names the base URL which files may refer to."""
+
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _UNKNOWN_LENGTH: Final = 1 << 30
 _REMEMBERED: Final = 1 << 16  # answers
 
@@ -49,6 +53,24 @@ _CHAT: Final = _Interface(
 def is_endpoint(name: str) -> bool:
     """Whether a model's name is an address."""
     return name.startswith(("http://", "https://"))
+
+
+def check_allowed(name: str, *, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse an address that a file names, unless it is on this machine or the user named it as well.
+
+    Otherwise a file of unknown origin could have prompts and the key sent to any host.
+
+    Raises:
+        InputError: if the address is not allowed, or no address of an endpoint.
+    """
+    found = Endpoint(name, environment={}).settings.base_url
+    if urlsplit(found).hostname in _LOOPBACK or environment.get(ALLOWED_VARIABLE, "").rstrip("/") == found:
+        return
+    raise InputError(
+        f"the file wants prompts to be sent to {found}, which you have not named",
+        remedy=f"If you trust this address, set the environment variable {ALLOWED_VARIABLE} to {found}",
+        code="ENDPOINT_NOT_ALLOWED",
+    )
 
 
 class Endpoint(OnlyGenerates):

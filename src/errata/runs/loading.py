@@ -14,7 +14,7 @@ import torch
 
 from errata.editors.contract import Answerer, Base, KnowledgeEditor
 from errata.editors.edit_file import FORMAT, StoredEdit, edit_format
-from errata.editors.endpoint import Endpoint, is_endpoint
+from errata.editors.endpoint import Endpoint, check_allowed, is_endpoint
 from errata.editors.registry import make_editor
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
@@ -136,7 +136,8 @@ def load_editor(
     """The editor of the file of an edit, with this edit and those under it in place.
 
     Raises:
-        InputError: if it cannot be loaded, the base has changed, or the edits are by different editors.
+        InputError: if it cannot be loaded, the base has changed, the edits are by different editors, or the base is an
+            endpoint that the user has not named.
     """
     edit = StoredEdit.load(Path(name))
     model, editor = editor_under(edit, dtype=dtype, device=device, trust_remote_code=trust_remote_code, report=report)
@@ -167,6 +168,8 @@ def editor_under(
             code="EDITS_DIFFER",
         )
     base = under[0][1].base if under else edit.base
+    if is_endpoint(base):
+        check_allowed(base)
     model = load_base(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     editor = make_editor(edit.method, model, edit.settings, report)
     for path, each in under:
