@@ -46,6 +46,10 @@ def _with_classifier(folder: Path) -> dict[str, Any]:
     return {"embedder": {"kind": "trained", "file": str(trained_file("serac", folder))}}
 
 
+def _with_network(folder: Path) -> dict[str, Any]:
+    return {"network": str(trained_file("mend", folder)), "batch_size": 2}
+
+
 _FEW = {"steps": 4, "batch_size": 2}
 # Name in the registry -> the methods to test, or the settings of an editor without a recipe; None for its defaults. A
 # function makes the settings in a folder, where it may write a trained part.
@@ -62,6 +66,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "ft_bf": ({**_FEW, "mini_batch": 1},),
     "lora": tuple({**_FEW, "layers": (1, 3), "sequence": sequence} for sequence in ("stack", "again", "replay")),
     "retrieval": (None,),
+    "mend": (_with_network,),
     "serac": (_with_classifier,),
     "substitute": (None,),
     "simie": ({"batch_size": 2, "layer": 2, "target": {"learning_rate": 0.3, "steps": 3}},),

@@ -15,6 +15,7 @@ from errata.facts.fact import Fact, Question
 from tests.support.editing import tiny_language_model
 
 QUICK: Final[Mapping[str, Mapping[str, Any]]] = {
+    "mend": {"layers": [1, 3], "rank": 8, "steps": 8, "check_every": 4, "batch_size": 4, "learning_rate": 0.01},
     "serac": {"hidden": {"tokens": 200}},
 }
 """Settings of each trainer with which a test ends soon."""

@@ -20,6 +20,7 @@ from errata.editors.locate_then_edit import LocateThenEdit
 from errata.editors.lora import Lora, LoraSettings
 from errata.editors.melo import Melo, MeloSettings
 from errata.editors.memoir import Memoir, MemoirSettings
+from errata.editors.mend import MEND, Mend, MendSettings
 from errata.editors.retrieval import RETRIEVAL, Retrieval, RetrievalSettings
 from errata.editors.serac import Serac, SeracSettings
 from errata.editors.simie import Simie, SimieSettings
@@ -120,6 +121,7 @@ EDITORS: Final[Mapping[str, EditorKind]] = {
     RETRIEVAL: EditorKind(_retrieval, StoredEdit.load, RetrievalSettings, _retrieval),
     SUBSTITUTE: EditorKind(_substitute, StoredEdit.load, SubstituteSettings, _substitute),
     "serac": EditorKind(_serac, StoredEdit.load, SeracSettings),
+    MEND: _weights(Mend, MendSettings),
     "simie": _weights(Simie, SimieSettings),
     "ultra": _weights(GradientWrite, UltraSettings),
     "stable": _weights(GradientWrite, StableSettings),

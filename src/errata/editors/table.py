@@ -169,6 +169,25 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         ),
     ),
     EditorRow(
+        "mend",
+        "a trained network turns the gradient of a fact into a low-rank change of W",
+        "Mitchell et al. 2022, Fast Model Editing at Scale, ICLR, arXiv:2110.11309",
+        "weights",
+        deviations=(
+            "W′ = W − αG̃, as in the paper; the published code adds αG̃, and its training has to undo the sign.",
+            "Only down-projections are edited, so that the edit is a patch; published are both MLP matrices.",
+            "Mean and variance of the gradients are computed once, in float64; the published ones run during training, "
+            "and are NaN after a single token.",
+            "Padding is left out by the attention mask; the published code relies on its gradient being exactly 0.",
+            "The loss is summed over the facts of a batch, not averaged, so that a fact's gradient does not depend on "
+            "the others.",
+            "Training also protects answers to hard questions (the same subject, the same true object); the published "
+            "one protects those of unrelated questions only.",
+            "α is e to a learnt number, in units of the RMS of W's entries, so it stays positive and suits any model.",
+            "U and V have rank 256 and training has 500 steps by default (published: 1,920 and at least 100,000).",
+        ),
+    ),
+    EditorRow(
         "ultra",
         "one ridge regression from normalised gradients, without a search",
         "Gu et al. 2025, UltraEdit, arXiv:2505.14679",
@@ -316,6 +335,7 @@ class TrainerRow:
 
 TRAINER_ROWS: Final[tuple[TrainerRow, ...]] = (
     TrainerRow("serac", "the classifier that decides which questions are about a fact"),
+    TrainerRow("mend", "the network that turns gradients of facts into weight changes"),
 )
 TRAINER_NAMES: Final[tuple[str, ...]] = tuple(row.name for row in TRAINER_ROWS)
 

@@ -116,8 +116,17 @@ class RowReplay:
         """
         return self._losses(changes, indices, everywhere=False)
 
-    def gradients(self, indices: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
+    def log_probabilities(
+        self, changes: Mapping[int, Change], indices: Sequence[int]
+    ) -> Float[Tensor, "targets vocabulary"]:
+        """log P of every token where the rows' targets are predicted, row after row; in ``dtype``, as ``losses``."""
+        return self._logits(changes, indices, everywhere=False).to(self.dtype).log_softmax(-1)
+
+    def gradients(self, indices: Sequence[int], *, at_all: bool = False) -> dict[int, tuple[Tensor, Tensor]]:
         """W's inputs, and the gradients of the summed losses at W's outputs, where targets are predicted.
+
+        Args:
+            at_all: at all tokens of the rows instead.
 
         Returns:
             layer -> (inputs (targets, d_in), gradients (targets, d_out)), row after row in the order of ``indices``;
@@ -139,7 +148,8 @@ class RowReplay:
         gradients = torch.autograd.grad(loss, [seen[layer][1] for layer in self.layers])
         rows = [self.rows[index] for index in indices]
         length = max(len(row.ids) for row in rows)
-        places = [place * length + position for place, row in enumerate(rows) for position in row.wanted]
+        wanted = [range(len(row.ids)) if at_all else row.wanted for row in rows]
+        places = [place * length + position for place, positions in enumerate(wanted) for position in positions]
         return {
             layer: (seen[layer][0].flatten(0, -2)[places], gradient.flatten(0, -2)[places])
             for layer, gradient in zip(self.layers, gradients, strict=True)
