@@ -53,7 +53,7 @@ CONCEPTS = (
         unrelated=(Question("The capital of France is", "Paris"),),
     ),
 )  # fmt: skip
-PARTS = ("split_perplexity", "free", "texts", "drift", "side", "concepts")
+PARTS = ("split_perplexity", "free", "answers", "texts", "drift", "side", "concepts")
 
 
 @pytest.mark.parametrize("kind", VIEWS)
@@ -87,7 +87,14 @@ def test_a_cell_of_any_editor(tmp_path: Path, kind: str, monkeypatch: pytest.Mon
     assert [entry["status"] for entry in summary["about"]["cells"]] == ["done"]
     after: dict[str, Any] = {row["metric"]: row["mean"] for row in summary["rows"] if row["when"] == "after"}
     (absent,) = summary["about"]["absent"]
-    expected = {"free_efficacy_exact", "free_locality_neighbours", "fluency", "concept_instances"}
+    assert "semantic_edit" in absent["metrics"]
+    expected = {
+        "textual_edit_all:own",
+        "free_efficacy_exact",
+        "free_locality_neighbours",
+        "fluency",
+        "concept_instances",
+    }
     assert expected <= after.keys()
     assert after["free_efficacy_contained"] > 0
     likelihoods = {

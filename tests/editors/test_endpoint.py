@@ -205,6 +205,14 @@ def test_the_command_line(server: JudgeServer, tmp_path: Path, capsys: pytest.Ca
     assert (new["continuation"], old["continuation"]) == ("It is Canberra. A fine city", answer(FACT.text))
     assert (new["used"], new["next"]) == (["1"], [])
     assert run(["history", str(edited)]) == 0
+    options = ["--facts", str(facts), "--against", name, "--json", str(tmp_path / "evaluate.json")]
+    assert run(["evaluate", "--model", str(edited), *options]) == 0
+    record = json.loads((tmp_path / "evaluate.json").read_text())
+    means = {(row["metric"], row["when"]): row["mean"] for row in record["rows"]}
+    assert (means["free_efficacy_contained", "before"], means["free_efficacy_contained", "after"]) == (0, 1)
+    assert means["textual_edit:own", "after"] == means["textual_retention:paraphrase", "after"] == 1
+    assert "encoder" in record["about"]["absent"]["semantic_retention"]
+    assert "likelihoods" in record["about"]["absent"]["efficacy_accuracy"]
     refused = {
         "ENDPOINT_WITHOUT_WEIGHTS": ["edit", "--model", name, "--facts", str(facts), "--out", "x.safetensors"],
         "OPTION_CONFLICT": ["ask", "--model", name, "--chat", "Hello"],

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import BertConfig, BertForSequenceClassification
 
 from errata.editors.fact_memory import facts_of
 from errata.editors.substitute import Substitute, SubstituteSettings, article, substituted
 from errata.errors import InputError
 from errata.evaluation.answer_edits import (
+    AnswerSettings,
     EditedAnswer,
+    Entailment,
+    absent_answer_edits,
+    answer_edit_records,
     contains_substring,
     harmonic_mean,
     rewrite_scores,
+    semantic_edit,
     textual_edit,
     textual_retention,
     unigram_f1,
 )
-from errata.facts.fact import Fact
+from errata.facts.fact import Fact, Question
 from errata.models.language_model import LanguageModel
 
+from tests.editors.test_memory_search import write_encoder
 from tests.support.editing import FACTS, tiny_language_model
 from tests.support.errors import raises_code
 
@@ -143,6 +151,67 @@ def test_te_and_tr_of_ten_answers_by_hand() -> None:
     assert harmonic_mean({**edits, "own": 1.0}) == pytest.approx(3 / (1 + 2 + 2))
     assert harmonic_mean({**edits, "own": None}) is None
     assert rewrite_scores([]) == {}
+
+
+def test_semantic_scores_by_a_model_whose_answers_are_known() -> None:
+    class Reader:
+        """Entails what ends with a word of the premise."""
+
+        def entails(self, premise: str, hypothesis: str) -> bool:
+            return hypothesis.split()[-1] in premise.replace(".", "").replace(",", "").split()
+
+    made = [
+        replace(a, query="The capital of it is ", new_statement=f"It is {a.new[0]}", old_statement=f"It is {a.old}")
+        for a in TEN
+    ]
+    assert [semantic_edit(a, Reader()) for a in made] == [1, 0.5, 0, 1, 0, 0, 1, 0, 0.5, 0]  # type: ignore[arg-type]
+
+
+def test_records_of_answers() -> None:
+    fact = Fact(
+        "1", "Italy", "The capital of {} is", "Rome", old="Paris", paraphrases=("Italy is governed from",),
+        neighbours=(Question("The capital of Spain is", "Madrid"), Question("The capital of Portugal is", "Lisbon")),
+    )  # fmt: skip
+    before = {
+        "The capital of Italy is": " Paris.", "Italy is governed from": " afar.", "The capital of Spain is": " Madrid.",
+        "The capital of Portugal is": " Porto.",
+    }  # fmt: skip
+    after = {**before, "The capital of Italy is": " Rome.", "The capital of Spain is": " Rome."}
+    settings = AnswerSettings()
+    records = answer_edit_records([fact, replace(fact, id="2", old=None)], before, after, settings)
+    assert {record.fact for record in records} == {"1"}
+    assert {(record.metric, record.value) for record in records} == {
+        ("textual_edit:own", 1.0), ("textual_edit_all:own", 1.0), ("textual_retention:own", 1.0),
+        ("textual_edit_others:paraphrase", 0.0), ("textual_edit_all:paraphrase", 0.0),
+        ("textual_edit:neighbour", 0.0), ("textual_retention:neighbour", 0.0), ("textual_edit_all:neighbour", 0.0),
+        ("textual_edit_others:neighbour", 0.0),
+    }  # fmt: skip
+    assert set(absent_answer_edits([fact], settings)) == {"semantic_edit", "semantic_retention"}
+    with raises_code("ANSWERS_BEFORE_MISSING"):
+        answer_edit_records([fact], {}, after, settings)
+
+
+def test_local_models_for_semantic_scores(tmp_path: Path) -> None:
+    model, tokenizer = write_encoder(tmp_path / "encoder")
+    config = BertConfig(
+        **{
+            **model.config.to_dict(),
+            "id2label": {0: "neutral", 1: "ENTAILMENT"},
+            "label2id": {"neutral": 0, "ENTAILMENT": 1},
+        }
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "entailment")
+    tokenizer.save_pretrained(tmp_path / "entailment")
+    assert Entailment(str(tmp_path / "entailment")).entails("a b", "c") in (True, False)
+    for directory in ("encoder", "nothing"):
+        with raises_code("ENTAILMENT_MODEL_UNREADABLE", InputError):
+            Entailment(str(tmp_path / directory))
+    fact = Fact("1", "Italy", "The capital of {} is", "Rome", old="Paris")
+    settings = AnswerSettings(entailment=str(tmp_path / "entailment"), encoder=str(tmp_path / "encoder"))
+    said = {fact.text: " Paris."}, {fact.text: " Rome."}
+    found = {record.metric: record.value for record in answer_edit_records([fact], *said, settings)}
+    assert found["semantic_retention:own"] == pytest.approx(1.0), "both are masked"
+    assert found["semantic_edit:own"] in (0, 0.5, 1)
 
 
 def test_substrings_count_only_as_published() -> None:

@@ -7,5 +7,5 @@ from __future__ import annotations
 
 from typing import Final
 
-OPTIONAL_MEASUREMENTS: Final = ("split_perplexity", "free", "texts", "drift", "side", "ability", "concepts")
+OPTIONAL_MEASUREMENTS: Final = ("split_perplexity", "free", "answers", "texts", "drift", "side", "ability", "concepts")
 """Names of ``measurements.OPTIONAL``."""

@@ -16,9 +16,17 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from errata.benchmark.data import BenchmarkData, reading_result
 from errata.editors.contract import Answerer
+from errata.editors.embedders import SentenceEmbedder
 from errata.errors import ErrataError, Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.ability import AbilitySettings, measure_ability
 from errata.evaluation.absence import absent_abilities
+from errata.evaluation.answer_edits import (
+    AnswerSettings,
+    Entailment,
+    absent_answer_edits,
+    answer_edit_records,
+    answers_to_compare,
+)
 from errata.evaluation.concepts import ConceptReading, ConceptSettings, absent_concepts, concept_records, read_concepts
 from errata.evaluation.drift import absent_drift, evaluate_drift
 from errata.evaluation.free_running import (
@@ -358,6 +366,23 @@ def check_free(options: Mapping[str, Any]) -> None:
         HttpJudge(judge).check()
 
 
+def run_answers(inputs: MeasurementInputs) -> MeasurementResult:
+    settings, facts = _settings(AnswerSettings, inputs.options), inputs.data.facts
+    answers = answers_to_compare(inputs.answerer, facts, settings, report=inputs.report)
+    if inputs.before is None:
+        return MeasurementResult([], {"answers": answers})
+    records = answer_edit_records(facts, inputs.before["answers"], answers, settings)
+    return MeasurementResult(records, absent=absent_answer_edits(facts, settings))
+
+
+def check_answers(options: Mapping[str, Any]) -> None:
+    settings = _settings(AnswerSettings, options)
+    if settings.entailment:
+        Entailment(settings.entailment)
+    if settings.encoder:
+        SentenceEmbedder(Path(settings.encoder))
+
+
 class TextOptions(BaseModel):
     """Settings of ``texts``: generation, and references to compare with.
 
@@ -535,6 +560,15 @@ OPTIONAL = (
         check_free,
         depends=frozenset({"material"}),
         metrics=metrics_of("free_"),
+    ),
+    Measurement(
+        "answers",
+        "answers before and after: whether they hold the new object, and what else stayed (TE, TR, SE, SR)",
+        run_answers,
+        check_answers,
+        depends=frozenset({"material"}),
+        impossible=lambda data: absent_answer_edits(data.facts, AnswerSettings()).get(Metric.TEXTUAL_EDIT),
+        metrics=(*metrics_of("textual_"), *metrics_of("semantic_")),
     ),
     Measurement(
         "texts",

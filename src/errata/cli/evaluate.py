@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,15 +30,20 @@ from errata.cli.model_options import (
     token_check,
 )
 from errata.cli.terminal import JsonOption, console, echo, progress, warn, write_json
+from errata.editors.contract import Answerer
 from errata.errors import Fault, collect_errors
+from errata.evaluation.absence import absent_abilities
+from errata.evaluation.answer_edits import AnswerSettings, absent_answer_edits, answer_edit_records, answers_to_compare
 from errata.evaluation.chat import chat_questions
+from errata.evaluation.free_running import FreeSettings, evaluate_free
 from errata.evaluation.outcomes import NOT_COMPARED, absent_changes
+from errata.evaluation.recall import METRICS as RECALL_METRICS
 from errata.evaluation.recall import absent
 from errata.facts.fact import QUESTION_LISTS, Fact
 from errata.facts.files import read_facts
 from errata.facts.questions import read_questions
 from errata.report.tables import before_after_table
-from errata.results.records import FORMAT, summarise, to_long
+from errata.results.records import FORMAT, Record, summarise, to_long
 from errata.runs.loading import load_answerer
 
 EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"
@@ -57,6 +62,13 @@ def evaluate(
     seed: Annotated[int, seed_option("for question sampling and bootstrap.")] = 0,
     chat: Annotated[
         bool, typer.Option("--chat", help="Also evaluate everything as messages in the model's chat template.")
+    ] = False,
+    answers: Annotated[
+        bool,
+        typer.Option(
+            "--answers",
+            help="With --against: compare the generated answers of both (TE, TR). Always so without likelihoods.",
+        ),
     ] = False,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
@@ -94,7 +106,12 @@ def evaluate(
     with progress() as report:
         loaded, fingerprint = load_answerer(model, **where, trust_remote_code=trust_remote_code)
         after = measure(loaded, evaluation_set, report=report, what="measuring")
-        summaries = summarise(after.records, "after", seed=seed)
+        free = _free_records(loaded, fact_set)
+        summaries = summarise([*after.records, *free], "after", seed=seed)
+        settings = AnswerSettings()
+        comparing = against is not None and (answers or bool(free))
+        said = answers_to_compare(loaded, fact_set, settings, report=report) if comparing else {}
+        edits: list[Record] = []
         against_fingerprint = None
         before = None
         if against is not None:
@@ -103,6 +120,12 @@ def evaluate(
             before = measure(base, evaluation_set, report=report, what="measuring the baseline")
             summaries = compared(before.records, before.records, "before", seed=seed)
             summaries += compared(before.records, after.records, "after", seed=seed)
+            summaries += summarise(_free_records(base, fact_set), "before", seed=seed)
+            summaries += summarise(free, "after", seed=seed)
+            if comparing:
+                earlier_said = answers_to_compare(base, fact_set, settings, report=report)
+                edits = answer_edit_records(fact_set, earlier_said, said, settings)
+                summaries += summarise(edits, "after", seed=seed)
             if before.perplexity is not None and after.perplexity is not None:
                 summaries += perplexity_summaries(before.perplexity, after.perplexity, seed=seed)
     rows = to_long(model, summaries)
@@ -110,6 +133,12 @@ def evaluate(
     outcome = outcome_between(evaluation_set, before, after)
     missing = {str(metric): why for metric, why in absent(fact_set, evaluation_set.untouched).items()}
     missing |= absent_changes(earlier, missing)
+    if comparing:
+        missing |= {str(metric): why for metric, why in absent_answer_edits(fact_set, settings).items()}
+    if free:
+        metrics = [metric for metric in RECALL_METRICS if str(metric) not in missing]
+        lacking = absent_abilities(metrics, frozenset(("generation",)), model)
+        missing |= {str(metric): why for metric, why in lacking.items()}
     about = {
         "model": model,
         "fingerprint": fingerprint,
@@ -126,6 +155,7 @@ def evaluate(
             "about": about,
             "outcome": outcome.to_record(),
             "records": records_of(before, after),
+            "answers": [asdict(record) for record in (*free, *edits)],
         },
     )
     console().print(before_after_table(rows, width=console().width, marked=outcome.unable))
@@ -143,3 +173,10 @@ def evaluate(
     show_facts(outcome.facts)
     show_chat(outcome.chat, outcome.facts)
     show_controls(outcome)
+
+
+def _free_records(model: Answerer, facts: Sequence[Fact]) -> list[Record]:
+    """The generated answers of a model without likelihoods; none of another one."""
+    if "likelihood" in model.abilities:
+        return []
+    return evaluate_free(model, facts, FreeSettings(contexts=("bare",)))

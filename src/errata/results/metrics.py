@@ -38,6 +38,7 @@ class Group(StrEnum):
     OTHERS = "Everything else"
     CHANGES = "Answers to control questions that changed"
     FREE = "Free-running answers"
+    REWRITES = "Answers before and after the edit"
     TEXTS = "Generated texts"
     SIDE = "Side tests"
     ABILITY = "General ability"
@@ -97,6 +98,7 @@ _edited = partial(MetricEntry, group=Group.EDITED)
 _others = partial(MetricEntry, group=Group.OTHERS)
 _changed = partial(MetricEntry, group=Group.CHANGES, better="lower")
 _free = partial(MetricEntry, group=Group.FREE, ability="generation")
+_rewrite = partial(MetricEntry, group=Group.REWRITES, ability="generation", needs=("old",))
 _text = partial(MetricEntry, group=Group.TEXTS, ability="generation")
 _drift = partial(MetricEntry, group=Group.OTHERS, unit=Unit.NATS, better="lower")
 _side = partial(MetricEntry, group=Group.SIDE)
@@ -217,6 +219,12 @@ class Metric(StrEnum):
     FREE_LOCALITY_UNTOUCHED = _free(
         "free_locality_untouched", title="free answers unchanged, untouched", needs=("untouched",)
     )
+    TEXTUAL_EDIT = _rewrite("textual_edit", title="textual edit (TE)")
+    TEXTUAL_EDIT_OTHERS = _rewrite("textual_edit_others", title="textual edit of the other answers")
+    TEXTUAL_EDIT_ALL = _rewrite("textual_edit_all", title="textual edit of all answers")
+    TEXTUAL_RETENTION = _rewrite("textual_retention", title="textual retention (TR)")
+    SEMANTIC_EDIT = _rewrite("semantic_edit", title="semantic edit (SE)")
+    SEMANTIC_RETENTION = _rewrite("semantic_retention", title="semantic retention (SR)", unit=Unit.COSINE)
     FLUENCY = _text("fluency", unit=Unit.BITS, needs=("generation",))
     CONSISTENCY = _text("consistency", unit=Unit.COSINE, needs=("generation", "relation"))
     DRIFT_KL_NEIGHBOURS = _drift("drift_kl_neighbours", title="drift KL, neighbours", needs=("neighbours",))
