@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from errata.editors.embedders import Hidden, Lexical, LexicalEmbedder, Sentence
+from errata.editors.embedders import Hidden, HiddenEmbedder, Lexical, LexicalEmbedder, Sentence
 from errata.editors.fact_memory import facts_of
 from errata.editors.memory_search import (
     CosineGate,
@@ -148,6 +148,16 @@ def test_directories_that_are_no_sentence_encoder_are_refused(tmp_path: Path) ->
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with raises_code("ENCODER_UNREADABLE", InputError, "Dense"):
         Sentence(directory=str(tmp_path)).embedder(model)
+
+
+def test_no_cosine_exceeds_one_by_rounding() -> None:
+    embedder = Hidden(tokens=100).embedder(tiny_language_model("llama"))
+    assert isinstance(embedder, HiddenEmbedder)
+    texts = corpus_texts()[:100]
+    cosines = embedder.index(texts).cosines(texts)
+    assert float(cosines.max()) == 1.0  # a threshold above 1 would be no valid setting
+    vectors = embedder.vectors(texts)
+    assert float((vectors @ vectors.T).max()) > 1.0
 
 
 # Gates
