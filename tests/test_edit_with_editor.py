@@ -77,6 +77,19 @@ def test_the_file_is_a_model(made: Path, capsys: Capture, tmp_path: Path) -> Non
     assert METHOD in capsys.readouterr().out
 
 
+def test_generated_answers_are_measured_where_there_are_no_likelihoods(made: Path, tmp_path: Path) -> None:
+    edited, options = str(tmp_path / "edit.safetensors"), ["--facts", str(made / "more.jsonl")]
+    assert run(["edit", "--method", "substitute", *options, "--no-evaluate", "--out", edited]) == 0
+    options += ["--against", "lab", "--json", str(tmp_path / "evaluate.json")]
+    assert run(["evaluate", "--model", edited, *options]) == 0
+    record = read(tmp_path / "evaluate.json")
+    means = {(row["metric"], row["when"]): row["mean"] for row in record["rows"]}
+    assert [means["free_efficacy_contained", when] for when in ("before", "after")] == [0, 1]
+    assert means["textual_edit:own", "after"] == means["textual_retention:own", "after"] == 1
+    assert ("efficacy_accuracy", "after") not in means
+    assert "efficacy_accuracy" in record["about"]["absent"]
+
+
 def test_an_edit_on_an_edit_and_one_without_a_fact(made: Path, tmp_path: Path) -> None:
     first, second = made / "edit.safetensors", tmp_path / "second.safetensors"
     options = ["--facts", str(made / "more.jsonl"), "--recipe", str(made / "recipe.yaml"), "--batch-size", "3"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -30,7 +30,6 @@ from errata.cli.model_options import (
     token_check,
 )
 from errata.cli.terminal import JsonOption, console, echo, progress, warn, write_json
-from errata.editors.contract import Answerer
 from errata.errors import Fault, collect_errors
 from errata.evaluation.absence import absent_abilities
 from errata.evaluation.answer_edits import AnswerSettings, absent_answer_edits, answer_edit_records, answers_to_compare
@@ -47,6 +46,7 @@ from errata.results.records import FORMAT, Record, summarise, to_long
 from errata.runs.loading import load_answerer
 
 EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"
+_BARE: Final = FreeSettings(contexts=("bare",))
 app = typer.Typer()
 
 
@@ -106,7 +106,7 @@ def evaluate(
     with progress() as report:
         loaded, fingerprint = load_answerer(model, **where, trust_remote_code=trust_remote_code)
         after = measure(loaded, evaluation_set, report=report, what="measuring")
-        free = _free_records(loaded, fact_set)
+        free = [] if "likelihood" in loaded.abilities else evaluate_free(loaded, fact_set, _BARE, report=report)
         summaries = summarise([*after.records, *free], "after", seed=seed)
         settings = AnswerSettings()
         comparing = against is not None and (answers or bool(free))
@@ -120,7 +120,8 @@ def evaluate(
             before = measure(base, evaluation_set, report=report, what="measuring the baseline")
             summaries = compared(before.records, before.records, "before", seed=seed)
             summaries += compared(before.records, after.records, "after", seed=seed)
-            summaries += summarise(_free_records(base, fact_set), "before", seed=seed)
+            if free or "likelihood" not in base.abilities:
+                summaries += summarise(evaluate_free(base, fact_set, _BARE, report=report), "before", seed=seed)
             summaries += summarise(free, "after", seed=seed)
             if comparing:
                 earlier_said = answers_to_compare(base, fact_set, settings, report=report)
@@ -173,10 +174,3 @@ def evaluate(
     show_facts(outcome.facts)
     show_chat(outcome.chat, outcome.facts)
     show_controls(outcome)
-
-
-def _free_records(model: Answerer, facts: Sequence[Fact]) -> list[Record]:
-    """The generated answers of a model without likelihoods; none of another one."""
-    if "likelihood" in model.abilities:
-        return []
-    return evaluate_free(model, facts, FreeSettings(contexts=("bare",)))
