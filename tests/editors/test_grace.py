@@ -202,20 +202,6 @@ def test_a_split_ball_grows_again_when_the_other_fact_is_removed() -> None:
     assert editor.fingerprint() == alone.fingerprint()
 
 
-def test_a_later_fact_replaces_an_earlier_one_with_its_prompt_until_it_is_removed() -> None:
-    editor = grace(steps=30)
-    old, new = FACTS[0], type(FACTS[0])("new", FACTS[0].subject, FACTS[0].prompt, "Dutch")
-    editor.apply(FACTS[:2])
-    before = editor.fingerprint()
-    edit = editor.apply([new])
-    assert editor.view().used([old.text]) == [("new",)]
-    english, dutch = editor.view().score([old.pair("English"), old.pair("Dutch")])
-    assert dutch.log_probability > english.log_probability
-    editor.remove(edit)
-    assert editor.fingerprint() == before
-    assert editor.view().used([old.text]) == [(old.id,)]
-
-
 def test_a_relative_radius_scales_with_the_model_and_not_with_what_was_read_before() -> None:
     one, two = grace("gpt2"), grace("gpt2")
     one.view().used(["The capital of Portugal is", "Water boils at a temperature of"])

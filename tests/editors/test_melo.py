@@ -106,15 +106,3 @@ def test_a_fact_that_was_forgotten_in_a_conflict_is_back_when_the_other_one_leav
     other = editor.apply([replace(FACTS[3], target="Lisbon")])
     editor.remove(other)
     assert (editor.fingerprint(), editor.view().used([fact.text for fact in same])) == before
-
-
-def test_a_later_fact_replaces_an_earlier_one_with_its_prompt_until_it_is_removed() -> None:
-    editor = melo()
-    new = replace(FACTS[0], id="new", target="Dutch")
-    editor.apply(FACTS[:2])
-    before = editor.fingerprint()
-    edit = editor.apply([new])
-    assert editor.view().used([new.text]) == [("new",)]
-    editor.remove(edit)
-    assert editor.fingerprint() == before
-    assert editor.view().used([new.text]) == [(FACTS[0].id,)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,22 @@ def test_a_facts_own_prompt_hits_its_entry(editor: HookEditor[Any, Any]) -> None
     after = view.score([fact.pair(fact.target) for fact in FIRST])
     for old, new in zip(before, after, strict=True):
         assert new.log_probability > old.log_probability + 0.3
+
+
+def test_a_later_fact_replaces_an_earlier_one_with_its_prompt_until_it_is_removed(case: tuple[str, str]) -> None:
+    editor = make(*case)
+    old, new = FACTS[0], replace(FACTS[0], id="new", target="Dutch")
+    editor.apply(FIRST)
+    before = everything(editor)
+    (likely,) = editor.view().score([new.pair(new.target)])
+    edit = editor.apply([new])
+    (used,) = editor.view().used([old.text])
+    assert "new" in used
+    assert old.id not in used
+    assert editor.view().score([new.pair(new.target)])[0].log_probability > likely.log_probability + 0.3
+    editor.remove(edit)
+    assert everything(editor) == before
+    assert old.id in editor.view().used([old.text])[0]
 
 
 def test_edits_of_other_settings_and_other_states_are_refused(case: tuple[str, str]) -> None:

@@ -115,15 +115,3 @@ def test_a_fact_has_at_most_so_many_neurons() -> None:
     few.apply([fact])
     all_of_them.apply([fact])
     assert len(few.state.neurons) == 2 < len(all_of_them.state.neurons)
-
-
-def test_a_later_fact_replaces_an_earlier_one_with_its_prompt_until_it_is_removed() -> None:
-    editor = t_patcher()
-    new = replace(FACTS[0], id="new", target="Dutch")
-    editor.apply(FACTS[:2])
-    before = editor.fingerprint()
-    edit = editor.apply([new])
-    assert editor.view().used([new.text]) == [("new",)]
-    editor.remove(edit)
-    assert editor.fingerprint() == before
-    assert editor.view().used([new.text]) == [(FACTS[0].id,)]

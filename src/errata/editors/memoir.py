@@ -40,7 +40,7 @@ from errata.utils.settings import NotNegative, Positive
 
 _LAYER_SHARE: Final = 0.75  # of the depth; published: 21 of 28, 27 of 32 blocks
 _COLUMNS_SHARE: Final = 8  # of W's inputs one in so many; published: 4096 of 14336
-_THRESHOLD: Final = 0.6  # measured on SmolLM2; published for wider masks: 0.4, 0.46
+_THRESHOLD: Final = 0.7  # measured on SmolLM2, docs/editors.md; published for wider masks: 0.4, 0.46
 _DEVIATIONS: Final = 4  # by which the threshold is above the overlap of random masks
 
 
@@ -51,7 +51,7 @@ class MemoirSettings(RoutedSettings):
     layer: StrictInt | None = Field(None, ge=0, description="the block; at three quarters of the depth by default")
     columns: StrictInt | None = Field(None, ge=1, description="k, coordinates of a mask; an eighth of them by default")
     threshold: float | None = Field(
-        None, gt=0, le=1, description="the least overlap with a stored mask, as a share; 0.6, or more in narrow models"
+        None, gt=0, le=1, description="the least overlap with a stored mask, as a share; 0.7, or more in narrow models"
     )
     learning_rate: Positive = Field(3.0, description="of plain gradient descent, in units of the module's own scale")
     clip: Positive = Field(1.0, description="the largest norm of a fact's gradient, in the same units")
