@@ -77,7 +77,15 @@ CASES = [(name, method) for name in EDITORS for method in SETTINGS[name]]
 FROM_THE_PAGE = "docs/extending.md"
 
 
-@pytest.fixture(params=[*CASES, *VIEWS, FROM_THE_PAGE], ids=str)
+def named(param: Any) -> str:
+    """The case in the names of tests: equal in every process, so without a function's address."""
+    if isinstance(param, str):
+        return param
+    name, method = param
+    return f"{name}-{method.__name__.strip('_') if callable(method) else method}"
+
+
+@pytest.fixture(params=[*CASES, *VIEWS, FROM_THE_PAGE], ids=named)
 def case(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     if isinstance(request.param, str) and request.param in VIEWS:
         return Case(lambda: MemoryEditor(tiny_language_model("llama"), request.param), MemoryEdit.load)
