@@ -38,6 +38,10 @@ CANNOT = {
     "zsre-alt": ("specificity", "score", "same_subject", "fluency", "consistency", "free_locality_neighbours",
                  "drift_kl_neighbours", "drift_top5_neighbours", "reversal", "concept", "negation"),
 }  # fmt: skip
+# What compares with before.
+COMPARED = ("drift", "free_locality")
+# What has a name for each kind of query, and depends on answers that a random model seldom gives.
+BY_QUERY = ("textual", "semantic")
 # What is of no prompt, of checks on the way only, of a judge or of a chat template.
 ELSEWHERE = ("efficacy_accuracy_first", "efficacy_accuracy_last", "free_judge_missing")
 
@@ -82,7 +86,7 @@ def test_real_records_through_every_measurement(folder: Path, test_data: Path) -
         "collapse": None,
         "prose": f"me-ppl={test_data / 'perplexity' / 'ME-PPL_50.json'}",
         "measures": {
-            "parts": ["free", "texts", "drift", "side", "ability", "concepts", "split_perplexity"],
+            "parts": ["free", "texts", "drift", "side", "ability", "concepts", "split_perplexity", "answers"],
             "options": {
                 "free": {"settings": {"new_tokens": 6}},
                 "texts": {"references": "references.jsonl", "corpus": "corpus.txt", "writing": {"tokens": 30}},
@@ -100,7 +104,11 @@ def test_real_records_through_every_measurement(folder: Path, test_data: Path) -
             there = {row["metric"] for row in rows if row["when"] == when}
             (absent,) = [entry["metrics"] for entry in results.about["absent"] if entry["data"] == data]
             for metric in Metric:
-                if metric in ELSEWHERE or (when == "before" and metric.startswith(("drift", "free_locality"))):
+                if (
+                    metric in ELSEWHERE
+                    or metric.startswith(BY_QUERY)
+                    or (when == "before" and metric.startswith(COMPARED))
+                ):
                     continue
                 if metric in (Metric.UNRELATED_AGREEMENT, Metric.SECONDS_PER_EDIT) and when == "before":
                     continue
@@ -114,6 +122,8 @@ def test_real_records_through_every_measurement(folder: Path, test_data: Path) -
                 if lacking and metric != Metric.SCORE:  # which goes with specificity
                     assert absent[metric], metric
             assert {name for name in there if name.startswith("ability:probe_")}
+            assert any(name.startswith("textual_edit_all:") for name in there) == (when == "after")
+            assert {name for name in absent if name.startswith("semantic_")} == {"semantic_edit", "semantic_retention"}
         (efficacy,) = [row for row in rows if (row["metric"], row["when"]) == ("efficacy_tokens", "after")]
         assert efficacy["n"] == len(facts) == EDITS
     assert run(["report", str(out)]) == 0
