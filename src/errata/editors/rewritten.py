@@ -1,4 +1,4 @@
-"""A model whose finished answers are rewritten: what ``substitute`` and ``post_edit`` share."""
+"""A model whose finished answers are rewritten."""
 
 from __future__ import annotations
 
