@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -334,9 +334,3 @@ def outputs_changed(modules: Sequence[nn.Module], changes: Sequence[Change], row
     finally:
         for handle in handles:
             handle.remove()
-
-
-def positions_from(rows: RowPass, first: Sequence[int]) -> Bool[Tensor, "rows length"]:
-    """The tokens of each row from an index on, padding excluded."""
-    starts = torch.tensor(first, device=rows.positions.device)
-    return rows.positions >= starts.clamp_min(0)[:, None]

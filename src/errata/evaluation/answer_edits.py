@@ -2,7 +2,7 @@
 
 Two texts are compared, the answer before and after; TE and TR need no model. Where the published code differs:
 
-- it looks for substrings (``contains_substring``); here whole words count, with aliases;
+- it looks for substrings; here whole words count, with aliases;
 - it lower-cases TR within scope only; here always;
 - it counts every neighbour; here those whose answer before was right, with the number over all beside it;
 - in scope both count only answers that held the old object; here those that did not have a number of their own.
@@ -14,9 +14,8 @@ every answer in scope, and SR the same answers as TR.
 from __future__ import annotations
 
 import re
-import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -42,13 +41,6 @@ QueryKind: TypeAlias = Literal["own", "paraphrase", "neighbour"]
 IN_SCOPE: Final[tuple[QueryKind, ...]] = ("own", "paraphrase")
 MASK: Final = "mask"
 
-Contains: TypeAlias = Callable[[str, Sequence[str]], bool]
-
-
-def contains_substring(text: str, accepted: Sequence[str]) -> bool:
-    """Whether one of the accepted texts is a substring, ignoring case: as published."""
-    return any(entry.casefold() in text.casefold() for entry in accepted)
-
 
 @dataclass(frozen=True, slots=True)
 class EditedAnswer:
@@ -73,15 +65,15 @@ class EditedAnswer:
     old_statement: str = ""
 
 
-def textual_edit(answer: EditedAnswer, contains: Contains = is_contained) -> float:
+def textual_edit(answer: EditedAnswer) -> float:
     """TE: 1 if the answer after holds what it should and not what it should not; 0.5 if both; else 0.
 
     In scope it should hold the new object and not the old one; elsewhere its own right answer and not the new object.
     """
     wanted, unwanted = (answer.new, (answer.old,)) if answer.kind in IN_SCOPE else ((answer.right,), answer.new)
-    if not contains(answer.after, wanted):
+    if not is_contained(answer.after, wanted):
         return 0.0
-    return 0.5 if contains(answer.after, unwanted) else 1.0
+    return 0.5 if is_contained(answer.after, unwanted) else 1.0
 
 
 def textual_retention(answer: EditedAnswer) -> float:
@@ -108,61 +100,6 @@ def unigram_f1(text: str, reference: str) -> float:
     one, other = (Counter(re.findall(r"\w+", each.casefold())) for each in (text, reference))
     total = one.total() + other.total()
     return 2 * (one & other).total() / total if total else 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class RewriteScores:
-    """TE and TR of one kind of query.
-
-    Attributes:
-        edit, retention: means over the answers that count; None without any.
-        count: of these answers.
-        others: mean TE of the answers that do not count: in scope those that did not name the old object before, of
-            neighbours those that were wrong before; None without any.
-        edit_of_all: mean TE of all answers; None without any.
-    """
-
-    edit: float | None
-    retention: float | None
-    count: int
-    others: float | None
-    edit_of_all: float | None
-
-
-def rewrite_scores(
-    answers: Iterable[EditedAnswer], contains: Contains = is_contained
-) -> dict[QueryKind, RewriteScores]:
-    """The scores of each kind of query that there is."""
-    by_kind: dict[QueryKind, list[EditedAnswer]] = {}
-    for answer in answers:
-        by_kind.setdefault(answer.kind, []).append(answer)
-    return {kind: _scores(found, contains) for kind, found in by_kind.items()}
-
-
-def _scores(answers: Sequence[EditedAnswer], contains: Contains) -> RewriteScores:
-    counted: list[EditedAnswer] = []
-    others: list[EditedAnswer] = []
-    for answer in answers:
-        expected = answer.old if answer.kind in IN_SCOPE else answer.right
-        (counted if contains(answer.before, (expected,)) else others).append(answer)
-    return RewriteScores(
-        _mean([textual_edit(answer, contains) for answer in counted]),
-        _mean([textual_retention(answer) for answer in counted]),
-        len(counted),
-        _mean([textual_edit(answer, contains) for answer in others]),
-        _mean([textual_edit(answer, contains) for answer in answers]),
-    )
-
-
-def harmonic_mean(values: Mapping[QueryKind, float | None]) -> float | None:
-    """Over the three kinds, as published; None if one of them is missing."""
-    found = [values.get(kind) for kind in (*IN_SCOPE, "neighbour")]
-    present = [value for value in found if value is not None]
-    return statistics.harmonic_mean(present) if len(present) == len(found) else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
 
 
 # Semantic scores
