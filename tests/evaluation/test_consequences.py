@@ -76,6 +76,6 @@ def test_consequences_of_the_lab_follow_its_world() -> None:
     for entry in births:
         assert entry.before == CITY_COUNTRY[by_id[entry.fact].old or ""] != entry.question.answer
         assert by_id[entry.fact].subject in entry.question.prompt
-    assert {entry.hop for entry in made} == {"told", "untold"}
+    assert {entry.hop for entry in made} == {"stated", "inferred"}
     people = list(world.people)
-    assert all((entry.hop == "told") == (people.index(by_id[entry.fact].subject) % 2 == 0) for entry in made)
+    assert all((entry.hop == "stated") == (people.index(by_id[entry.fact].subject) % 2 == 0) for entry in made)

@@ -163,7 +163,7 @@ class Coverage:
     ceiling: Tally | str
     no_questions: str = ""
 
-    columns: ClassVar = (names.COVERAGE, names.RELATIVE_COVERAGE, names.TOLD, names.UNTOLD)
+    columns: ClassVar = (names.COVERAGE, names.RELATIVE_COVERAGE, names.STATED, names.INFERRED)
 
     def measure(self, edited: Edited, report: Report) -> Mapping[str, Found]:
         if edited.editor is None:
@@ -181,7 +181,7 @@ class Coverage:
                 parts[record.fact] = [a + b for a, b in zip(parts[record.fact], (record.value, 1.0), strict=True)]
         found: dict[str, Found] = {names.COVERAGE: Tally.of("mean", parts.items())}
         found[names.RELATIVE_COVERAGE] = self._relative(parts)
-        for name, hop in ((names.TOLD, "told"), (names.UNTOLD, "untold")):
+        for name, hop in ((names.STATED, "stated"), (names.INFERRED, "inferred")):
             prompts = {(entry.fact, entry.question.prompt) for entry in self.made if entry.hop == hop}
             own = [record for record in asked if (record.fact, record.prompt) in prompts]
             found[name] = Tally.mean_of_records(own) if own else "only consequences in lab have this split"

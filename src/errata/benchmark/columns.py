@@ -61,8 +61,8 @@ UNNAMED_FREE: Final = "free_unnamed"
 COVERAGE: Final = "coverage"
 RELATIVE_COVERAGE: Final = "coverage_of_ceiling"
 ABILITY: Final = "ability"
-TOLD: Final = "two_hop_told"
-UNTOLD: Final = "two_hop_untold"
+STATED: Final = "two_hop_stated"
+INFERRED: Final = "two_hop_inferred"
 AGREEMENT: Final = "agreement"
 CONTRADICTION: Final = "contradiction"
 AGREEMENT_DISTRACTED: Final = "agreement_distracted"
@@ -108,8 +108,8 @@ COLUMNS: Final[tuple[Column, ...]] = (
         "about consequences of the old facts that it knows, which is the ceiling",
     ),
     Column(RELATIVE_COVERAGE, _A.COVERAGE, "of ceiling", "share", "higher", "coverage over the ceiling", False),
-    Column(TOLD, _A.COVERAGE, "told", "share", "higher", "people whose consequences lab was trained on", False),
-    Column(UNTOLD, _A.COVERAGE, "untold", "share", "higher", "people whose consequences it has to infer", False),
+    Column(STATED, _A.COVERAGE, "stated", "share", "higher", "people whose consequences lab was trained on", False),
+    Column(INFERRED, _A.COVERAGE, "inferred", "share", "higher", "people whose consequences it has to infer", False),
     Column(Metric.REVERSAL_ACCURACY, _A.COVERAGE, "reversal", "share", "higher", "questions for the subject"),
     Column(
         AGREEMENT,

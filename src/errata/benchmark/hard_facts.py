@@ -183,7 +183,7 @@ def grown_candidates(
     names. Targets are objects of the relation in ``facts`` (of the prompt, if facts have no relation).
 
     Args:
-        hard: those whose subject stands first are used.
+        hard: those whose subject comes first are used.
         count: the most candidates.
 
     Returns:

@@ -20,7 +20,7 @@ from errata.facts.fact import Fact, Question
 from errata.lab.tasks import consequence_questions
 from errata.lab.world import World
 
-Hop: TypeAlias = Literal["told", "untold"]
+Hop: TypeAlias = Literal["stated", "inferred"]
 """Whether the lab's model was trained on this kind of consequence for this person, or has to infer it."""
 NONE_MADE: Final = (
     "no fact has 'portability' questions, and none could be made: no prompt is a description of a place, person or "
@@ -113,10 +113,10 @@ def _made(fact: Fact, phrase: str, hop: Fact, by_subject: Mapping[str, Sequence[
 def lab_consequences(world: World, facts: Sequence[Fact]) -> list[Consequence]:
     """The consequences that the lab's world states: the country of birth, and the city of the employer."""
     return [
-        Consequence(fact.id, question, before, "told" if told else "untold")
+        Consequence(fact.id, question, before, "stated" if stated else "inferred")
         for fact in facts
         if not fact.portability
-        for question, before, told in consequence_questions(world, fact)
+        for question, before, stated in consequence_questions(world, fact)
     ]
 
 

@@ -72,9 +72,9 @@ _SECOND_HOPS = {"birthplace": ("birth country", CITY_COUNTRY), "employer": ("emp
 
 
 def consequence_questions(world: World, fact: Fact) -> list[tuple[Question, str, bool]]:
-    """The consequences of an edit of a person's fact, in all wordings: (question, answer before, told).
+    """The consequences of an edit of a person's fact, in all wordings: (question, answer before, stated).
 
-    ``told``: whether the corpus states this person's consequences; the model has to infer those of the others. There
+    ``stated``: whether the corpus states this person's consequences; the model has to infer those of the others. There
     are none for other relations, for other subjects, and where the answer stays the same.
     """
     relation = next((name for name in _SECOND_HOPS if fact.prompt in RELATION_WORDINGS[name]), None)
@@ -85,9 +85,9 @@ def consequence_questions(world: World, fact: Fact) -> list[tuple[Question, str,
     answer = answers.get(fact.target, before)
     if answer == before:
         return []
-    told = list(world.people).index(fact.subject) % 2 == 0
+    stated = list(world.people).index(fact.subject) % 2 == 0
     wordings = CONSEQUENCE_WORDINGS[consequence]
-    return [(Question(wording.replace("{}", fact.subject), answer), before, told) for wording in wordings]
+    return [(Question(wording.replace("{}", fact.subject), answer), before, stated) for wording in wordings]
 
 
 def untouched_questions(world: World, edited: Sequence[str], count: int, *, seed: int) -> list[tuple[str, Question]]:
