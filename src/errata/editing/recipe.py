@@ -23,7 +23,7 @@ from errata.editing.solvers import SOLVERS, AnySolver
 from errata.editing.target_loss import TARGETS, AnyTarget
 from errata.errors import Fault, FaultsError, InputError
 from errata.statistics.settings import NAMED_CORPORA, StatisticsSettings
-from errata.utils.settings import NotNegative, Positive, Settings
+from errata.utils.settings import Layers, NotNegative, Positive, Settings
 from errata.utils.text import did_you_mean
 from errata.utils.yaml import Dumper, KeyPath, line_of
 
@@ -50,7 +50,7 @@ class Recipe(Settings):
 
     model: str = Field(description="the model that the settings are for")
     method: str = Field(description="a row of `errata methods`, with or without +blue")
-    layers: tuple[StrictInt, ...] = Field(min_length=1, description="critical layers, ascending, counted from 0")
+    layers: Layers = Field(description="critical layers, ascending, counted from 0")
     site: Literal["block", "mlp"] = Field(description="where targets live")
     schedule: ScheduleName = Field(description="which layers get which share")
     target: AnyTarget
@@ -63,13 +63,6 @@ class Recipe(Settings):
     statistics: StatisticsSettings
     batch_size: StrictInt = Field(25, ge=1, description="facts that are solved together")
     source: str = Field("", description="where the settings are from")
-
-    @field_validator("layers")
-    @classmethod
-    def _layers_ascend(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if any(layer < 0 for layer in layers) or list(layers) != sorted(set(layers)):
-            raise ValueError("layers must be ascending, distinct and not negative")
-        return layers
 
     @model_validator(mode="after")
     def _choices_go_together(self) -> Recipe:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
 import torch
-from pydantic import Field, StrictBool, StrictInt, field_validator
+from pydantic import Field, StrictBool, StrictInt
 from torch import Tensor, nn
 
 from errata.editors.training import Trained, Training, linear_change, seeded, teacher_forced, weight_scale
@@ -23,16 +23,14 @@ from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.models.row_replay import Change, RowReplay
 from errata.models.weights import LowRankTerm, Term
-from errata.utils.settings import NotNegative, Positive
+from errata.utils.settings import Layers, NotNegative, Positive
 
 
 class LoraSettings(WeightEditorSettings):
     """Settings of ``lora``."""
 
     method: ClassVar[str] = "lora"
-    layers: tuple[StrictInt, ...] | None = Field(
-        None, min_length=1, description="whose W is trained; by default all layers"
-    )
+    layers: Layers | None = Field(None, description="whose W is trained; by default all layers")
     batch_size: StrictInt = Field(100, ge=1, description="facts that are trained together")
     rank: StrictInt = Field(8, ge=1, description="r")
     alpha: Positive = Field(32.0, description="α; the change is (α / r) · B A")
@@ -48,13 +46,6 @@ class LoraSettings(WeightEditorSettings):
         description="each batch gets factors of its own on top of the earlier ones; or the same factors are trained "
         "again, on the batch or on all facts so far",
     )
-
-    @field_validator("layers")
-    @classmethod
-    def _layers_ascend(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if layers is not None and (any(layer < 0 for layer in layers) or list(layers) != sorted(set(layers))):
-            raise ValueError("layers must be ascending, distinct and not negative")
-        return layers
 
 
 @dataclass(frozen=True, slots=True)

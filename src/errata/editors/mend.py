@@ -42,7 +42,7 @@ from errata.models.prompts import complete
 from errata.models.row_replay import Change, RowReplay, TrainingRow
 from errata.models.weights import DenseTerm, LowRankTerm, Term
 from errata.utils.progress import Report, silent
-from errata.utils.settings import NotNegative, Positive
+from errata.utils.settings import Layers, NotNegative, Positive
 from errata.utils.tensors import to_float64
 
 MEND: Final = "mend"
@@ -53,9 +53,7 @@ _LEAST: Final = 1e-7  # of a standard deviation, in units of the largest
 class MendTraining(TrainerSettings):
     """Settings of the training."""
 
-    layers: tuple[StrictInt, ...] | None = Field(
-        None, min_length=1, description="whose W is edited; by default the last three"
-    )
+    layers: Layers | None = Field(None, description="whose W is edited; by default the last three")
     rank: StrictInt = Field(256, ge=1, description="of U V, at most d_in + d_out (published: 1920)")
     steps: StrictInt = Field(500, ge=1, description="edits to learn from, at most (published: 100,000)")
     batch_size: StrictInt = Field(8, ge=1, description="facts of one edit")
@@ -72,13 +70,6 @@ class MendTraining(TrainerSettings):
     checked: StrictInt = Field(40, ge=1, description="calibration facts of a check")
     texts: StrictInt = Field(500, ge=1, description="facts whose gradients set mean and std")
     patience: StrictInt = Field(5, ge=1, description="checks without an improvement after which training ends")
-
-    @field_validator("layers")
-    @classmethod
-    def _layers_ascend(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if layers is not None and (any(layer < 0 for layer in layers) or list(layers) != sorted(set(layers))):
-            raise ValueError("layers must be ascending, distinct and not negative")
-        return layers
 
 
 class MendSettings(WeightEditorSettings):

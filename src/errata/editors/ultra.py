@@ -29,7 +29,7 @@ from typing import ClassVar, Final
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, StrictBool, StrictInt, field_validator
+from pydantic import Field, StrictBool, StrictInt
 from torch import Tensor
 
 from errata.editors.training import check_finite, teacher_forced
@@ -37,7 +37,7 @@ from errata.editors.weight_editor import Present, WeightEditor, WeightEditorSett
 from errata.facts.fact import Fact
 from errata.models.row_replay import RowReplay
 from errata.models.weights import LowRankTerm
-from errata.utils.settings import Positive
+from errata.utils.settings import Layers, Positive
 from errata.utils.tensors import float64_device, to_float64
 
 _EPSILON: Final = 1e-7  # added to standard deviations
@@ -48,9 +48,8 @@ _logger = logging.getLogger(__name__)
 class GradientWriteSettings(WeightEditorSettings):
     """What both variants have."""
 
-    layers: tuple[StrictInt, ...] | None = Field(
+    layers: Layers | None = Field(
         None,
-        min_length=1,
         description="whose W is written; by default from two thirds of the depth to the last but one",
     )
     learning_rate: Positive = Field(
@@ -62,13 +61,6 @@ class GradientWriteSettings(WeightEditorSettings):
     batch_size: StrictInt = Field(100, ge=1, description="facts that are edited together")
 
     whitened: ClassVar[bool] = False  # whether gradients are whitened by their full covariance
-
-    @field_validator("layers")
-    @classmethod
-    def _layers_ascend(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if layers is not None and (any(layer < 0 for layer in layers) or list(layers) != sorted(set(layers))):
-            raise ValueError("layers must be ascending, distinct and not negative")
-        return layers
 
 
 class UltraSettings(GradientWriteSettings):

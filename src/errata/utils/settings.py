@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt
 
 Positive: TypeAlias = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
 NotNegative: TypeAlias = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
+
+
+def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
+    if any(layer < 0 for layer in layers) or list(layers) != sorted(set(layers)):
+        raise ValueError("layers must be ascending, distinct and not negative")
+    return layers
+
+
+Layers: TypeAlias = Annotated[tuple[StrictInt, ...], Field(min_length=1), AfterValidator(_ascending)]
+"""Numbers of blocks, ascending; at least one."""
 
 
 class Settings(BaseModel):
