@@ -51,7 +51,7 @@ def test_wrong_inputs_are_reported_together_and_leave_nothing(
     said = flat(capsys.readouterr().err)
     for part in ("--seeds 'x'", "--sizes", "abacus"):
         assert part in said, part
-    for wrong, told in (
+    for wrong, message in (
         (["analyse", "contributions"], "there is no study 'contributions'"),
         (["analyse", ","], "STUDY_UNKNOWN"),
         ([*SMALL, "--facts", "lab,lab"], "names 2 data sets"),
@@ -60,7 +60,7 @@ def test_wrong_inputs_are_reported_together_and_leave_nothing(
     ):
         assert run([*wrong, "--out", str(out)]) == 2, wrong
         said = flat(capsys.readouterr().err)
-        assert told in said, wrong
+        assert message in said, wrong
         assert "--edits" not in said
     assert not out.exists()
 

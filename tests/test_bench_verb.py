@@ -100,18 +100,18 @@ def test_everything_wrong_is_reported_together(tmp_path: Path, capsys: pytest.Ca
     wrong = ["--methods", "memit", "--seeds", "x", "--judge-model", "j", "--measure", "foo", "--data", "nope"]
     wrong += ["--model", str(tmp_path / "none"), "--collapse", "often", "--out", str(tmp_path / "taken")]
     assert run(["bench", *wrong]) == 2
-    told = capsys.readouterr().err
-    assert len(reported(told)) == 1 + 9
+    errors = capsys.readouterr().err
+    assert len(reported(errors)) == 1 + 9
     assert_reported(
-        told,
+        errors,
         ("SEVERAL", ""), ("SEEDS_INVALID", "--seeds 'x'"), ("OPTION_MISSING", "--judge-model"),
         ("OPTION_MISSING", "--edits"), ("GRID_INVALID", "collapse"), ("OUTPUT_EXISTS", "taken"),
         ("MEASUREMENT_UNKNOWN", "'foo'"), ("MODEL_NOT_LOADED", str(tmp_path / "none")), ("DATASET_UNKNOWN", "'nope'"),
     )  # fmt: skip
     wrong = ["--methods", "memit", "--edits", "6000", "--collapse", "often"]
     assert run(["bench", *wrong, "--out", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err
-    assert sorted(code for code, _ in reported(told)) == ["GRID_INVALID", "SEVERAL", "TOO_MANY_FACTS"]
+    errors = capsys.readouterr().err
+    assert sorted(code for code, _ in reported(errors)) == ["GRID_INVALID", "SEVERAL", "TOO_MANY_FACTS"]
 
 
 def test_a_set_with_very_many_faults_is_reported_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,10 +119,10 @@ def test_a_set_with_very_many_faults_is_reported_in_short(tmp_path: Path, capsys
     file.write_text(json.dumps([{"id": number} for number in range(30)]), encoding="utf-8")
     data = ["--data", f"qaedit={file}", "--out", str(tmp_path / "out")]
     assert run(["bench", "--methods", "memit", "--edits", "3", "--collapse", "often", *data]) == 2
-    told = capsys.readouterr().err
-    assert told.count("q.json[") == 1
-    assert f"errata data check qaedit {file}" in told
-    assert_reported(told, ("GRID_INVALID", "collapse"))
+    errors = capsys.readouterr().err
+    assert errors.count("q.json[") == 1
+    assert f"errata data check qaedit {file}" in errors
+    assert_reported(errors, ("GRID_INVALID", "collapse"))
 
 
 def test_a_dry_run_is_legible_and_says_what_cannot_be_asked(

@@ -191,14 +191,14 @@ def test_a_layer_that_does_not_exist_is_refused_before_anything_is_read(make_edi
 
 
 def test_progress_of_statistics_and_targets_is_reported(make_editor: Callable[..., Editor], tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+    updates: list[tuple[str, int, int]] = []
     editor = make_editor(tiny_language_model("gpt2"), "memit+blue", target={"stop_loss": 0.0})
     editor.cache = tmp_path
-    editor.report = lambda what, done, total: told.append((what, done, total))
+    editor.report = lambda what, done, total: updates.append((what, done, total))
     editor.apply(FACTS[:2])
-    assert max(done for what, done, _ in told if what == "key statistics") == 600
-    assert {what for what, _, _ in told} == {"key statistics", "targets at layer 1", "targets at layer 3"}
-    assert all(done <= total for _, done, total in told)
+    assert max(done for what, done, _ in updates if what == "key statistics") == 600
+    assert {what for what, _, _ in updates} == {"key statistics", "targets at layer 1", "targets at layer 3"}
+    assert all(done <= total for _, done, total in updates)
 
 
 # Weights are set from an unrounded sum --------------------------------------------------------------------------------

@@ -98,16 +98,16 @@ def test_the_score_is_the_harmonic_mean_less_the_share_that_is_damaged() -> None
 def test_a_scan_measures_layers_and_leaves_the_model_as_it_was(family: str, corpus: str) -> None:
     model = LanguageModel(*tiny_model(family))
     before = model.fingerprint()
-    told: list[tuple[int, int]] = []
-    found = scan_layers(model, FACTS, small(corpus), report=lambda what, done, total: told.append((done, total)))
+    updates: list[tuple[int, int]] = []
+    found = scan_layers(model, FACTS, small(corpus), report=lambda what, done, total: updates.append((done, total)))
     assert model.fingerprint() == before
     assert not model.edits.terms
     assert [row.layer for row in found.scores] == [0, 1, 2, 3, 4]
     assert (found.facts, found.controls, found.paraphrased, found.depth) == (2, 1, True, 5)
     assert all(0 <= value <= 1 for row in found.scores for value in (row.efficacy, row.generalisation, row.damage or 0))
     assert len({row.efficacy for row in found.scores}) > 1, "layers differ"
-    assert told[-1][0] == told[-1][1]
-    assert [done for done, _ in told] == sorted(done for done, _ in told), "it never goes back"
+    assert updates[-1][0] == updates[-1][1]
+    assert [done for done, _ in updates] == sorted(done for done, _ in updates), "it never goes back"
     again = scan_layers(model, FACTS, small(corpus))
     assert again.scores == found.scores
 

@@ -129,13 +129,13 @@ def _known_continuation(lab: LanguageModel, fact: Fact) -> Fact:
 
 
 def test_facts_are_asked_in_an_order_of_the_seed_and_no_more_than_needed(lab: LanguageModel, facts: list[Fact]) -> None:
-    told: list[tuple[str, int, int]] = []
-    first = choose_facts(lab, facts, 5, seed=0, report=lambda *entry: told.append(entry))
+    updates: list[tuple[str, int, int]] = []
+    first = choose_facts(lab, facts, 5, seed=0, report=lambda *entry: updates.append(entry))
     again, other = choose_facts(lab, facts, 5, seed=0), choose_facts(lab, facts, 5, seed=1)
     assert first.facts == again.facts != other.facts
     assert len(first.facts) == 5
     assert first.queried < len(facts)
-    assert told == [("known facts", 5, 5)]
+    assert updates == [("known facts", 5, 5)]
 
 
 def test_without_a_known_fact_there_is_nothing_to_trace(lab: LanguageModel, facts: list[Fact]) -> None:

@@ -273,6 +273,6 @@ def test_the_frame_is_explained_in_the_picture(
     draw_heat_map(cells(8), [path], critical=critical)
     picture = path.read_text(encoding="utf-8")
     assert "hidden state" in picture
-    told = [line for line in picture.splitlines() if "proposed critical" in line]
-    assert len(told) == (words is not None)
-    assert words is None or f"proposed critical {words}, at the last subject token" in told[0]
+    lines = [line for line in picture.splitlines() if "proposed critical" in line]
+    assert len(lines) == (words is not None)
+    assert words is None or f"proposed critical {words}, at the last subject token" in lines[0]

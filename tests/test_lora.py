@@ -1,4 +1,4 @@
-"""LoRA adapters: through PEFT itself they must give what the patches give, and what they leave out must be told."""
+"""LoRA adapters: through PEFT itself they must give what the patches give, and what they leave out must be reported."""
 
 from __future__ import annotations
 
@@ -227,8 +227,8 @@ def test_the_files_say_what_they_are(family: str, tmp_path: Path) -> None:
     assert (about["base"], about["fingerprint"], about["exact"]) == (family, model.fingerprint(), False)
     assert facts_from_records(about["patches"][0]["facts"], source="here").facts == FACTS[:3]
     assert about["patches"][0]["recipe"] == patch.recipe.model_dump(mode="json")
-    told = [(entry["layer"], entry["rank"], entry["needed"], entry["error"]) for entry in about["layers"]]
-    assert told == [(1, 3, 4, adapter.layers[0].error), (2, 2, 2, 0.0)]
+    layers = [(entry["layer"], entry["rank"], entry["needed"], entry["error"]) for entry in about["layers"]]
+    assert layers == [(1, 3, 4, adapter.layers[0].error), (2, 2, 2, 0.0)]
 
 
 def test_a_failure_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

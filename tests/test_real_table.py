@@ -197,8 +197,8 @@ def test_the_alarm_takes_the_worst_seed_and_numbers_that_are_not_finite() -> Non
         measured = {"records": [], "perplexity": [[-loss], [1]], "weight_norm_ratio": 0.1}
         start = {**measured, "perplexity": [[0.0], [1]]}
         recipe = {"layers": [1]}
-        told = {"weight_change": {"1": change}, "left_alone": 2, "recipe": recipe}
-        return {"seed": seed, "before": start, "after": measured, **told}
+        others = {"weight_change": {"1": change}, "left_alone": 2, "recipe": recipe}
+        return {"seed": seed, "before": start, "after": measured, **others}
 
     found = real_table.safety_of("m", [piece(0, 0.1, 0.2), piece(1, 0.5, 0.3), piece(2, 0.2, 0.1)], 1.5)
     assert found.perplexity_ratio == pytest.approx(math.exp(0.5))

@@ -41,9 +41,9 @@ def faults_of(text: str, tmp_path: Path, *options: str) -> dict[str, str]:
     report = json.loads(out.read_text(encoding="utf-8"))
     assert not report["valid"]
     faults = [(fault["where"].removeprefix(str(path)).removeprefix(": "), fault) for fault in report["faults"]]
-    told = {where: f"{fault['what']}. {fault['remedy']}" for where, fault in faults}
-    assert len(told) == len(faults), "each place once"
-    return told
+    by_place = {where: f"{fault['what']}. {fault['remedy']}" for where, fault in faults}
+    assert len(by_place) == len(faults), "each place once"
+    return by_place
 
 
 @pytest.fixture
@@ -139,8 +139,8 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
 def test_a_recipe_without_faults_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = ROOT / "examples" / "recipe.yaml", tmp_path / "check.json"
     assert run(["recipe", "check", str(path), "--json", str(out)]) == 0
-    told = "memit, memit_seq, alphaedit (each with and without +blue)"  # an entry counts for its +blue too
-    assert capsys.readouterr().out == f"{path} is valid for {told}.\n"
+    listed = "memit, memit_seq, alphaedit (each with and without +blue)"  # an entry counts for its +blue too
+    assert capsys.readouterr().out == f"{path} is valid for {listed}.\n"
     report = json.loads(out.read_text(encoding="utf-8"))
     methods = [form for name in ("memit", "memit_seq", "alphaedit") for form in (name, f"{name}+blue")]
     assert report == {"format": "errata-output-1", "file": str(path), "valid": True, "methods": methods, "faults": []}

@@ -129,10 +129,10 @@ def test_unusable_studies_are_refused_and_nothing_is_written(tmp_path: Path, cap
     whole["about"]["seconds"] = "long"
     wrong.write_text(json.dumps(whole), encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
-    for arguments, told in REFUSED:
+    for arguments, parts in REFUSED:
         assert run(["report", *(argument.format(tmp_path) for argument in arguments)]) == 2, arguments
         said = capfd.readouterr().err
-        for each in told:
+        for each in parts:
             assert "".join(each.split()) in "".join(said.split())
         assert sorted(tmp_path.rglob("*")) == before
 

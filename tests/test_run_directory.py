@@ -137,9 +137,9 @@ def test_beginning_a_batch_over_removes_what_has_no_line_and_nothing_else(
     for name in ("batches/.0004.safetensors.xx.partial", ".after.json.yy.partial"):
         (run / name).write_bytes(b"part")
     (run / "notes.txt").write_text("of the user", encoding="utf-8")
-    told = opened.discard_unfinished_batch()
-    assert len(told) == 2
-    assert all(".partial is incomplete" in text for text in told)
+    notes = opened.discard_unfinished_batch()
+    assert len(notes) == 2
+    assert all(".partial is incomplete" in text for text in notes)
     assert content_of(run) == {**finished, "notes.txt": b"of the user"}
 
 

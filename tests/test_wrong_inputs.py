@@ -63,10 +63,10 @@ def test_edit_reports_the_faults_of_all_its_inputs_together(
     arguments = ["edit", "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"], "--out", str(tmp_path)]
     options = ["--corpus", str(tmp_path), "--shaping", "prun", "--layers", "one", "--dtype", "int3"]
     assert run([*arguments, *options, "--recipe", wrong["recipe.yaml"]]) == 2
-    told = said(capsys)
-    assert told.startswith("error[SEVERAL]: ")
+    errors = said(capsys)
+    assert errors.startswith("error[SEVERAL]: ")
     assert_reported(
-        told,
+        errors,
         ("FACT_EMPTY_FIELD", "facts.jsonl:1"), ("JSON_INVALID", "facts.jsonl:2"),
         ("QUESTION_INVALID", "others.jsonl:1"),
         ("RECIPE_KEY_UNKNOWN", "recipe.yaml: layer (line 2)"), ("RECIPE_KEY_MISSING", "recipe.yaml: statistics"),
@@ -91,9 +91,9 @@ def test_a_text_that_is_none_is_reported_once_even_if_the_recipe_names_it_too(
     (tmp_path / "text").mkdir()
     arguments = ["edit", "--facts", str(tmp_path), "--dry-run", "--method", "memit"]
     assert run([*arguments, "--corpus", str(tmp_path / "text")]) == 2
-    told = said(capsys)
-    assert sorted(code for code, _ in reported(told)) == ["CORPUS_UNREADABLE", "FACTS_UNKNOWN_FORMAT", "SEVERAL"]
-    assert_reported(told, ("CORPUS_UNREADABLE", "text'"))
+    errors = said(capsys)
+    assert sorted(code for code, _ in reported(errors)) == ["CORPUS_UNREADABLE", "FACTS_UNKNOWN_FORMAT", "SEVERAL"]
+    assert_reported(errors, ("CORPUS_UNREADABLE", "text'"))
 
 
 def test_evaluate_reports_the_faults_of_all_its_inputs_together(
@@ -188,9 +188,9 @@ def test_the_hub_is_not_contacted_if_a_file_is_wrong(
     for command in COMMANDS:
         model = [] if "--against" in command else ["--model", "someone/some-model"]
         assert run([*command, *model, "--facts", wrong["facts.jsonl"], "--untouched", wrong["others.jsonl"]]) == 2
-        told = said(capsys)
-        assert_reported(told, ("JSON_INVALID", "facts.jsonl:2"), ("QUESTION_INVALID", "others.jsonl:1"))
-        assert "looking on the Hugging Face hub" not in told
+        errors = said(capsys)
+        assert_reported(errors, ("JSON_INVALID", "facts.jsonl:2"), ("QUESTION_INVALID", "others.jsonl:1"))
+        assert "looking on the Hugging Face hub" not in errors
 
 
 def test_facts_are_checked_against_a_hub_model_once_it_is_available(
@@ -291,9 +291,9 @@ def test_a_patch_that_may_not_be_read_is_not_called_missing(
 
     monkeypatch.setattr(os, "open", refusing)
     assert run(["show", str(patch)]) == 2
-    told = said(capsys).lower()
-    assert os.strerror(errno.EACCES).lower() in told
-    assert "cannot be found" not in told
+    errors = said(capsys).lower()
+    assert os.strerror(errno.EACCES).lower() in errors
+    assert "cannot be found" not in errors
 
 
 def test_seeds_that_no_generator_accepts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,9 +56,9 @@ def mean(records: list[Record], metric: str) -> float:
 
 def test_the_rows_are_what_editing_and_asking_by_hand_gives(bench: TinyBench, tmp_path: Path) -> None:
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit_seq", "memit_seq+blue"]))
-    told = finish(campaign)
-    assert len(told) == 4
-    assert all("6 facts in" in line for line in told)
+    lines = finish(campaign)
+    assert len(lines) == 4
+    assert all("6 facts in" in line for line in lines)
     summary, _ = collect(campaign)
     rows = rows_in(summary)
     for method in ("memit_seq", "memit_seq+blue"):
@@ -176,11 +176,11 @@ def test_a_cause_of_failures_is_reported_in_full_once(
     def break_all(cell: Path) -> None:
         raise EditError("the model is not finite", remedy="Try again")
 
-    told = finish(campaign, Inline(before_cell=break_all))
-    assert len(told) == 4
-    assert sum("not finite" in line for line in told) == 1
-    first = told[0].partition(": failed")[0]
-    assert all(line.endswith(first) for line in told[1:])
+    lines = finish(campaign, Inline(before_cell=break_all))
+    assert len(lines) == 4
+    assert sum("not finite" in line for line in lines) == 1
+    first = lines[0].partition(": failed")[0]
+    assert all(line.endswith(first) for line in lines[1:])
     show_results(campaign, *collect(campaign))
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("not finite") == 1
@@ -200,9 +200,9 @@ def test_a_failed_cell_is_reported_and_the_others_continue(bench: TinyBench, tmp
             raise EditError("no luck", remedy="Try again")
 
     runner = Inline(before_cell=break_first)
-    told = finish(campaign, runner)
-    assert "failed: no luck" in told[0]
-    assert "2 facts" in told[1]
+    lines = finish(campaign, runner)
+    assert "failed: no luck" in lines[0]
+    assert "2 facts" in lines[1]
     assert campaign.pending() == []  # not again unless asked for
     cells = read_results(collect(campaign)[0]).about["cells"]
     assert [(cell["status"], cell["failure"]) for cell in cells] == [("failed", "no luck. Try again"), ("done", None)]
@@ -236,7 +236,7 @@ def test_cells_that_are_killed_do_not_count_as_done(bench: TinyBench, tmp_path: 
     campaign = bench.begin(tmp_path / "out", bench.grid(["memit", "memit+blue"], seeds=(0,)))
     runner, shown = Killed(campaign.cells[0]), []
 
-    def told(line: str) -> None:
+    def lines(line: str) -> None:
         assert "no luck" in line
         raise Stop
 
@@ -245,7 +245,7 @@ def test_cells_that_are_killed_do_not_count_as_done(bench: TinyBench, tmp_path: 
             shown.append((done, total))
 
     with pytest.raises(Stop):
-        work(campaign, campaign.cells, runner, jobs=2, report=report, on_end=told)
+        work(campaign, campaign.cells, runner, jobs=2, report=report, on_end=lines)
     assert shown == [(0, 2000), (450, 2000), (1450, 2000)]
 
 
@@ -259,8 +259,8 @@ def test_a_collapse_stops_the_run_before_its_batch(bench: TinyBench, tmp_path: P
     assert worst > 0  # else this test says nothing
     limit = (max(ratios[:worst]) + ratios[worst]) / 2
     campaign = bench.begin(tmp_path / "out", grid.model_copy(update={"collapse": limit}))
-    told = finish(campaign)
-    assert f"stopped before batch {worst}" in told[0]
+    lines = finish(campaign)
+    assert f"stopped before batch {worst}" in lines[0]
     summary, _ = collect(campaign)
     (cell,) = read_results(summary).about["cells"]
     assert (cell["status"], cell["collapsed_at"], cell["edits"]) == ("done", worst, 2 * worst - 2)
@@ -307,9 +307,9 @@ def test_what_is_no_benchmark_or_was_changed_is_refused(bench: TinyBench, tmp_pa
     finish(campaign, retry=True)
     said = next((campaign.cells[0] / "run" / "batches").glob("*.json"))
     said.write_text(said.read_text(encoding="utf-8").replace("1.0", "0.0", 1) + " ", encoding="utf-8")
-    (told,) = read_results(collect(campaign)[0]).about["cells"]
-    assert told["status"] == "failed"
-    assert "changed or damaged" in told["failure"]
+    (about_cell,) = read_results(collect(campaign)[0]).about["cells"]
+    assert about_cell["status"] == "failed"
+    assert "changed or damaged" in about_cell["failure"]
     record = json.loads((tmp_path / "out" / "grid.json").read_text(encoding="utf-8"))
     (tmp_path / "out" / "grid.json").write_text(json.dumps({**record, "format": "other"}), encoding="utf-8")
     with raises_code("BENCH_DAMAGED", InputError, "grid.json", "'other'"):
@@ -422,8 +422,8 @@ def test_what_is_no_number_stops_a_run_as_a_collapse_does(
 
     monkeypatch.setattr(errata.benchmark.cell, "perplexity", broken)
     grid = bench.grid(["memit"], seeds=(0,), collapse=None)
-    told = finish(campaign := bench.begin(tmp_path / "out", grid))
-    assert "stopped before batch 2" in told[0]
+    lines = finish(campaign := bench.begin(tmp_path / "out", grid))
+    assert "stopped before batch 2" in lines[0]
     (cell,) = read_results(collect(campaign)[0]).about["cells"]
     assert (cell["status"], cell["collapsed_at"], cell["ratio"]) == ("done", 2, None)
 
@@ -557,9 +557,9 @@ def test_all_cells_begin_with_the_same_weights_and_the_same_text(
     else:
         corpus = bench.folder / "corpus.txt"
         corpus.write_text(corpus.read_text(encoding="utf-8").replace("the", "a"), encoding="utf-8")
-    (told,) = finish(campaign)
-    assert f"{bench.folder / changed}'" in told
-    assert "differs from the one that other cells" in told
+    (line,) = finish(campaign)
+    assert f"{bench.folder / changed}'" in line
+    assert "differs from the one that other cells" in line
     assert not (second / "run").exists()  # so that it can go on when all is as it was
     assert [cell["status"] for cell in read_results(collect(campaign)[0]).about["cells"]] == ["done", "failed"]
 
@@ -586,10 +586,10 @@ def test_a_damaged_file_costs_one_cell_and_is_made_again_when_it_is_removed(
         path = tmp_path / "out" / "before" / noted["recall"]
     path.write_text(path.read_text(encoding="utf-8")[:50], encoding="utf-8")
     summary, _ = collect(campaign)
-    told, other = read_results(summary).about["cells"]
-    assert (told["status"], other["status"], other["failure"]) == ("failed", "done", None)
-    assert f"cannot read {path}" in told["failure"]
-    assert "Remove it" in told["failure"]
+    failed, other = read_results(summary).about["cells"]
+    assert (failed["status"], other["status"], other["failure"]) == ("failed", "done", None)
+    assert f"cannot read {path}" in failed["failure"]
+    assert "Remove it" in failed["failure"]
     assert read_results(summary).rows  # of the other cell
     path.unlink()
     assert campaign.pending() == [cell]
@@ -637,11 +637,11 @@ def test_a_measurement_that_fails_costs_nothing_else(
     with monkeypatch.context() as broken:
         _break(broken, "drift")
         campaign = bench.begin(tmp_path / "out", more)
-        told = finish(campaign)
-        assert len(told) == 2
-        assert "measurement 'drift'" in told[0]
-        assert "no such task" in told[0]
-        assert "no such task" not in told[1], "the same cause is told once"
+        lines = finish(campaign)
+        assert len(lines) == 2
+        assert "measurement 'drift'" in lines[0]
+        assert "no such task" in lines[0]
+        assert "no such task" not in lines[1], "the same cause is lines once"
         results = read_results(collect(campaign)[0])
     rows = [row for row in results.rows if row["metric"] != "seconds_per_edit"]
     assert [row for row in rows if row in expected] == expected  # nothing is lost
@@ -694,10 +694,10 @@ def test_the_origin_of_cells_is_reported(bench: TinyBench, tmp_path: Path) -> No
     assert results.about["versions"] == [{"torch": "1.0"}, {"torch": "2.0"}]
     assert results.about["recipes"]["memit"]["contexts"]["seed"] == 0  # the first seed's
     assert {row["seeds"] for row in results.rows if row["when"] == "during"} == {2}
-    for cell, told in zip(campaign.cells, results.about["cells"], strict=True):
+    for cell, cell_about in zip(campaign.cells, results.about["cells"], strict=True):
         edited = json.loads((cell / "result.json").read_text(encoding="utf-8"))["seconds"]
         asked = [json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in (cell / "after").iterdir()]
-        assert told["seconds"] == pytest.approx(edited + sum(asked))
+        assert cell_about["seconds"] == pytest.approx(edited + sum(asked))
         assert edited > 0 < min(asked)
 
 
@@ -720,12 +720,12 @@ def test_a_cell_resumed_under_other_settings_notes_it(
     finish(campaign)
     summary, table = collect(campaign)
     about = read_results(summary).about
-    told = "not bit for bit"
-    assert [[told in note for note in cell["notes"]] for cell in about["cells"]] == [[True], []]
-    (note,) = [note for note in about["notes"] if told in note]
+    words = "not bit for bit"
+    assert [[words in note for note in cell["notes"]] for cell in about["cells"]] == [[True], []]
+    (note,) = [note for note in about["notes"] if words in note]
     assert "memit, seed 0: the run began with" in note
     show_results(campaign, summary, table)
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert words in " ".join(capsys.readouterr().err.split())
 
 
 def test_seconds_are_those_of_all_sittings(bench: TinyBench, tmp_path: Path) -> None:
@@ -757,5 +757,5 @@ def test_what_a_process_says_beside_its_progress_is_not_read(tmp_path: Path, mon
     monkeypatch.setattr(errata.benchmark.workers.subprocess, "Popen", started)
     heard: list[tuple[str, int, int]] = []
     (tmp_path / "cell").mkdir()
-    assert Processes().run(tmp_path / "cell", lambda *told: heard.append(told)) == 0
+    assert Processes().run(tmp_path / "cell", lambda *update: heard.append(update)) == 0
     assert heard == [("x", 1, 2)]

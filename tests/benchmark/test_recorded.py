@@ -514,7 +514,7 @@ def test_a_batch_that_fails_leaves_those_before_it_in_memory_and_on_disk_and_say
 
 
 def assert_stopped_behind_two(error: ErrataError, said: str, model: LanguageModel, path: Path, whole: Whole) -> None:
-    """Batch 3 failed: it is told, and what is in memory and on disk is what was there after batch 2."""
+    """Batch 3 failed: it is reported, and what is in memory and on disk is what was there after batch 2."""
     assert error.exit_status == 1
     assert error.what.startswith("batch 3 failed: ")
     assert said in error.what
@@ -569,9 +569,9 @@ def test_a_non_finite_number_leaves_the_batches_before_it(
     _assert_goes_on(runs, path, expected)
 
 
-@pytest.mark.parametrize(("kept", "told"), [(0, "starting"), (2, "batch 3")])
+@pytest.mark.parametrize(("kept", "message"), [(0, "starting"), (2, "batch 3")])
 def test_a_directory_that_cannot_be_written_in_stops_the_run(
-    runs: Runs, whole: Callable[[str], Whole], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, told: str
+    runs: Runs, whole: Callable[[str], Whole], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, message: str
 ) -> None:
     """Root may write in any directory; nobody may write in a file. Nothing fails here but the writing itself."""
     expected, path = whole("memit_seq+blue"), tmp_path / "run"
@@ -593,7 +593,7 @@ def test_a_directory_that_cannot_be_written_in_stops_the_run(
         close()
     with monkeypatch.context() as patched:
         patched.setattr(errata.editing.target_search, "find_targets", search_then_close)
-        with pytest.raises(ErrataError, match=rf"^{told} failed: .* as they were after batch {kept} of 3"):
+        with pytest.raises(ErrataError, match=rf"^{message} failed: .* as they were after batch {kept} of 3"):
             runs.go_on(path, model)
     assert_same_bits(parameter_bits(model), expected.bits[kept])
     batches.unlink()
@@ -616,20 +616,20 @@ def test_a_run_that_cannot_be_locked_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (2, "evaluating before the edits failed: .* after batch 0 of 3"),
         (6, "evaluating after the edits failed: .* after batch 3 of 3"),
     ],
 )
 def test_a_full_disk_during_evaluation_is_reported_with_the_progress_of_the_run(
-    runs: Runs, whole: Callable[[str], Whole], tmp_path: Path, call: int, told: str
+    runs: Runs, whole: Callable[[str], Whole], tmp_path: Path, call: int, message: str
 ) -> None:
     expected, path = whole("memit_seq+blue"), tmp_path / "run"
     runs.begin(path)
     batches = 0 if call == 2 else BATCHES
     model = tiny_language_model("gpt2")
-    with failing(errata.runs.run, "write_json", NO_SPACE, call=call - 1), pytest.raises(ErrataError, match=told):
+    with failing(errata.runs.run, "write_json", NO_SPACE, call=call - 1), pytest.raises(ErrataError, match=message):
         runs.go_on(path, model)
     assert_same_bits(parameter_bits(model), expected.bits[batches])
     _assert_goes_on(runs, path, expected)
@@ -641,8 +641,8 @@ def test_a_full_disk_under_the_log_is_reported_and_the_batch_is_kept(
     expected, path = whole("memit_seq+blue"), tmp_path / "run"
     runs.begin(path)
     model = tiny_language_model("gpt2")
-    told = r"writing the log failed: .*No space left.* after batch 2 of 3"
-    with failing(RunDirectory, "log", NO_SPACE, call=3), pytest.raises(ErrataError, match=told):
+    message = r"writing the log failed: .*No space left.* after batch 2 of 3"
+    with failing(RunDirectory, "log", NO_SPACE, call=3), pytest.raises(ErrataError, match=message):
         runs.go_on(path, model)
     assert_same_bits(parameter_bits(model), expected.bits[2])
     _assert_goes_on(runs, path, expected)

@@ -45,12 +45,12 @@ def test_two_workers_give_what_one_process_gives(cluster: RayCluster, tmp_path: 
     broken = there.cells[0] / "cell.json"
     whole = broken.read_text(encoding="utf-8")
     broken.write_text(whole.replace('"material": "', '"material": "no-'), encoding="utf-8")
-    told: list[str] = []
-    work(there, there.pending(), cluster, jobs=2, report=silent, on_end=told.append)
-    assert sum("4 facts in" in line for line in told) == 1
-    assert sum("failed" in line and "cannot read" in line for line in told) == 1
+    lines: list[str] = []
+    work(there, there.pending(), cluster, jobs=2, report=silent, on_end=lines.append)
+    assert sum("4 facts in" in line for line in lines) == 1
+    assert sum("failed" in line and "cannot read" in line for line in lines) == 1
     broken.write_text(whole, encoding="utf-8")
-    work(there, there.pending(retry=True), cluster, jobs=2, report=silent, on_end=told.append)
+    work(there, there.pending(retry=True), cluster, jobs=2, report=silent, on_end=lines.append)
     assert rows_of(collect(there)[0]) == rows_of(collect(here)[0])
 
 

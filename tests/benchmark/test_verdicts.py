@@ -1,4 +1,4 @@
-"""Verdicts that were given stay, and an outage of the judge is told."""
+"""Verdicts that were given stay, and an outage of the judge is reported."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def test_a_cell_whose_judge_failed_can_be_tried_again(tmp_path: Path, monkeypatc
         grid = bench.grid(["memit"], seeds=(0,), edits=2, measures=Measures(parts=("free",), options=options))
         campaign = bench.begin(tmp_path / "out", grid)
         server.steps = [Step(reply="CORRECT"), *[Step(status=503)] * 2]
-        (told,) = finish(campaign)
-        assert "measurement 'free'" in told
-        assert "stopped answering: HTTP 503" in told
+        (line,) = finish(campaign)
+        assert "measurement 'free'" in line
+        assert "stopped answering: HTTP 503" in line
         assert judged(campaign) == set()
         finish(campaign, retry=True)
         assert judged(campaign) == {"before", "after"}

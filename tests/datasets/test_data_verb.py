@@ -125,19 +125,19 @@ def test_a_file_of_another_format_is_reported_briefly(tmp_path: Path, capsys: py
     out = tmp_path / "out.json"
     file = written(tmp_path / "q.json", *(varied(records.QAEDIT, "id", number) for number in range(30)))
     assert run(["data", "check", "known", str(file), "--json", str(out)]) == 2
-    told = capsys.readouterr().err
+    errors = capsys.readouterr().err
     count = len(result(out)["faults"])
     assert count == 60
-    assert f"has {count} faults" in told
-    assert told.count("q.json[") == 20
-    assert f"and {count - 20} more" in told
-    assert f"This looks like qaedit:\n  errata data check qaedit {file}\n" in told
-    # One wrong record does not make a file another set's, and where one can be looked up no command is told.
+    assert f"has {count} faults" in errors
+    assert errors.count("q.json[") == 20
+    assert f"and {count - 20} more" in errors
+    assert f"This looks like qaedit:\n  errata data check qaedit {file}\n" in errors
+    # One wrong record does not make a file another set's, and where one can be looked up no command is suggested.
     file = written(tmp_path / "q.json", records.QAEDIT, *({"id": 10 + number} for number in range(10)))
     assert run(["data", "check", "qaedit", str(file)]) == 2
-    told = capsys.readouterr().err
-    assert "looks like" not in told
-    assert "--json FILE saves all of them" in told
+    errors = capsys.readouterr().err
+    assert "looks like" not in errors
+    assert "--json FILE saves all of them" in errors
 
 
 def test_a_file_without_a_data_set_gets_a_suggestion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,11 +154,11 @@ def test_a_file_of_easyedit_is_checked_by_its_path_alone(tmp_path: Path, capsys:
     file = written(tmp_path / "mine.json", {**records.COUNTERFACT_EDIT, "weather": "fine"})
     out, facts = tmp_path / "out.json", tmp_path / "facts.csv"
     assert run(["data", "check", str(file), "--json", str(out), "--out", str(facts)]) == 0
-    told = result(out)
+    found = result(out)
     # A user's own rephrase_prompt is a paraphrase, and what is not used is said.
-    assert set(told["filled"]) == {"old", "paraphrases", "neighbours"}
-    assert told["sample"]["old"] == "Basque"
-    assert any("weather" in note for note in told["notes"])
+    assert set(found["filled"]) == {"old", "paraphrases", "neighbours"}
+    assert found["sample"]["old"] == "Basque"
+    assert any("weather" in note for note in found["notes"])
     assert "weather" in capsys.readouterr().out
     assert run(["data", "check", str(facts)]) == 0
 

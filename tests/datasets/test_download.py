@@ -47,12 +47,12 @@ def failure(*arguments: Any, **options: Any) -> ErrataError:
 @pytest.mark.parametrize("expected", [None, KNOWN])
 def test_a_file_comes_whole(server: FileServer, target: Path, length: bool, expected: Expected | None) -> None:
     server.length = length
-    told: list[tuple[str, int, int]] = []
-    fetch(server.address, target, expected, report=lambda *progress: told.append(progress))
+    updates: list[tuple[str, int, int]] = []
+    fetch(server.address, target, expected, report=lambda *progress: updates.append(progress))
     assert target.read_bytes() == CONTENT
     assert left(target) == {"file.json"}
-    assert told[-1] == ("file.json", len(CONTENT), len(CONTENT) if length or expected else 0)
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert updates[-1] == ("file.json", len(CONTENT), len(CONTENT) if length or expected else 0)
+    assert [done for _, done, _ in updates] == sorted(done for _, done, _ in updates)
     assert server.asked == [""]
 
 

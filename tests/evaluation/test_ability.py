@@ -296,10 +296,10 @@ def test_local_tasks_run_without_a_network_and_leave_everything_as_it_is(
     states = torch.get_rng_state(), str(np.random.get_state())
     seeded: list[Any] = []  # beartype draws from Python's generator, so that its state says nothing here
     monkeypatch.setattr(random, "seed", lambda *seed: seeded.append(seed))
-    told: list[tuple[str, int, int]] = []
+    updates: list[tuple[str, int, int]] = []
     results = {
         size: measure_ability(
-            model, AbilitySettings(tasks=(str(local),), batch_size=size), report=lambda *news: told.append(news)
+            model, AbilitySettings(tasks=(str(local),), batch_size=size), report=lambda *news: updates.append(news)
         )
         for size in (1, 4)
     }
@@ -309,8 +309,8 @@ def test_local_tasks_run_without_a_network_and_leave_everything_as_it_is(
     assert str(np.random.get_state()) == states[1]
     assert seeded == []
     assert datasets.config.HF_HUB_OFFLINE is False
-    assert (told[0], {(what, total) for what, _, total in told}) == (("ability", 0, 36), {("ability", 36)})
-    done = [count for _, count, _ in told]
+    assert (updates[0], {(what, total) for what, _, total in updates}) == (("ability", 0, 36), {("ability", 36)})
+    done = [count for _, count, _ in updates]
     first_run = done[: done.index(36) + 1]  # 12 options, three tasks
     assert len(first_run) > 5
     assert first_run == sorted(first_run)

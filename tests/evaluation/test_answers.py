@@ -35,9 +35,9 @@ def test_the_first_sentence(sentence: str, rest: str) -> None:
     assert first_sentence_end(sentence + rest) == len(sentence)
     # Asked while the text grows, the same comes out as soon as anything does, and never less.
     ends = [first_sentence_end((sentence + rest)[:length]) for length in range(len(sentence + rest) + 1)]
-    told = [end for end in ends if end is not None]
-    assert set(told) == {len(sentence)}
-    assert ends[-len(told) :] == told
+    known = [end for end in ends if end is not None]
+    assert set(known) == {len(sentence)}
+    assert ends[-len(known) :] == known
 
 
 @pytest.mark.parametrize(

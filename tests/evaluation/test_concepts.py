@@ -237,7 +237,7 @@ def test_a_concept_is_well_formed_or_all_its_faults_are_reported() -> None:
         Concept.of(
             {"id": "c", "concept": "lake", "prompt": "A pond is", "new_definition": " x", "instances": [3], "odd": 1}
         )
-    told = str(error.value)
+    message = str(error.value)
     for words in (
         "4 faults",
         "'odd'",
@@ -245,7 +245,7 @@ def test_a_concept_is_well_formed_or_all_its_faults_are_reported() -> None:
         "'new_definition'",
         "'instances'",
     ):
-        assert words in told
+        assert words in message
     with pytest.raises(FaultsError, match="'concept'"):
         Concept("c", "", "A {} is", "x", "y")
 
@@ -261,10 +261,10 @@ def test_definitions_without_a_word_have_no_similarity() -> None:
 
 
 def test_progress_is_reported_while_texts_are_generated() -> None:
-    told: list[tuple[str, int, int]] = []
+    updates: list[tuple[str, int, int]] = []
     settings = ConceptSettings(definition_tokens=6, demonstrations="", batch_size=1)
-    read_concepts(tiny_language_model("gpt2"), CONCEPTS, settings=settings, report=lambda *news: told.append(news))
-    kinds = [news for news in told if news[0] in ("instances", "definitions")]
+    read_concepts(tiny_language_model("gpt2"), CONCEPTS, settings=settings, report=lambda *news: updates.append(news))
+    kinds = [news for news in updates if news[0] in ("instances", "definitions")]
     assert {("instances", 4), ("definitions", 2)} == {(kind, total) for kind, _, total in kinds}
     assert [done for kind, done, _ in kinds if kind == "definitions"] == [1, 2]
     assert [done for kind, done, _ in kinds if kind == "instances"][-1] == 4

@@ -70,15 +70,15 @@ def test_without_a_key_none_is_sent() -> None:
 def test_many_cases_are_judged_at_the_same_time_but_not_more_than_allowed() -> None:
     cases = [Case(f"question {index}", ("a",), "b") for index in range(24)]
     rule = {f"question {index}": "INCORRECT" for index in range(0, 24, 3)}
-    told: list[tuple[str, int, int]] = []
+    updates: list[tuple[str, int, int]] = []
     with judge_server(rule=rule) as server:
         judge = HttpJudge(
-            JudgeSettings(base_url=server.address, model="m", workers=4), report=lambda *progress: told.append(progress)
+            JudgeSettings(base_url=server.address, model="m", workers=4), report=lambda *each: updates.append(each)
         )
         verdicts = judge.judge(cases)
     assert [verdict.correct for verdict in verdicts] == [index % 3 != 0 for index in range(24)]
     assert 2 <= server.most_at_once <= 4
-    assert sorted(told) == [("judging", done, 24) for done in range(1, 25)]
+    assert sorted(updates) == [("judging", done, 24) for done in range(1, 25)]
 
 
 @pytest.mark.parametrize(

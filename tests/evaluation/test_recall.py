@@ -86,13 +86,13 @@ def test_the_head_runs_on_target_positions_only_and_equal_places_once() -> None:
     model = unigram_model(UNIGRAMS)
     sizes: list[int] = []
     handle = model.head.register_forward_hook(lambda module, args, output: sizes.append(output.shape[1]))
-    told: list[tuple[str, int, int]] = []
+    updates: list[tuple[str, int, int]] = []
     # Behind "I think" stand "the", twice, "is", and "the is in": one place for the first tokens, two for the others.
     pairs = [("I think", "the"), ("I think", "is"), ("I think", "the is in"), ("I think", "the")]
-    score(model, pairs, report=lambda *progress: told.append(progress))
+    score(model, pairs, report=lambda *progress: updates.append(progress))
     handle.remove()
     assert sizes == [3]
-    assert told == [("evaluation", 1, 1)]
+    assert updates == [("evaluation", 1, 1)]
     assert not model.head._forward_pre_hooks, "the hook is gone"
 
 

@@ -200,10 +200,10 @@ def test_references_from_a_file(tmp_path: Path) -> None:
     path.write_text('{"relation": "r", "target": " ", "txt": "x"}\n[1]\nno\n', encoding="utf-8")
     with pytest.raises(FaultsError) as caught:
         read_references(path)
-    told = str(caught.value)
-    assert "5 faults" in told
+    message = str(caught.value)
+    assert "5 faults" in message
     for part in ("'txt' is unknown", "'target' is missing", "'text' is missing", ":2: the line", ":3: invalid JSON"):
-        assert part in told
+        assert part in message
     path.write_text("[" * 100_000 + "\n", encoding="utf-8")
     with raises_code("JSON_INVALID", FaultsError):
         read_references(path)

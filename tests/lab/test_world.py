@@ -100,12 +100,12 @@ def test_wordings_take_turns(world: World) -> None:
     used: Counter[int] = Counter()
     for name in list(world.people)[:10]:
         for relation in world.relations:
-            told = [
+            wordings_used = [
                 next(index for index, sentence in enumerate(sentences_of(world, name, relation)) if sentence in text)
                 for text in texts
             ]
-            assert Counter(told) == dict.fromkeys(range(6), 2)
-            used[told[0]] += 1
+            assert Counter(wordings_used) == dict.fromkeys(range(6), 2)
+            used[wordings_used[0]] += 1
     assert set(used) == set(range(6))  # and not all facts are in the same wording in the same epoch
 
 
@@ -114,8 +114,8 @@ def test_only_every_other_person_has_its_consequences_stated(world: World) -> No
     text = "\n".join(documents)
     for index, name in enumerate(world.people):
         for relation, wordings in vocabulary.CONSEQUENCE_WORDINGS.items():
-            told = [world.consequence(name, relation, wording).sentence in text for wording in range(len(wordings))]
-            assert any(told) is (index % 2 == 0), (name, relation)
+            stated = [world.consequence(name, relation, wording).sentence in text for wording in range(len(wordings))]
+            assert any(stated) is (index % 2 == 0), (name, relation)
 
 
 def test_an_epoch_is_a_function_of_world_seed_and_number(world: World) -> None:

@@ -74,9 +74,9 @@ def test_the_page_shows_all_of_a_study(small: Sequence[ShownStudy]) -> None:
         (section,) = tree.xpath(f"//section[@id='{link.get('href')[1:]}']")
         assert "What nobody measured." in words(section)
         assert "Time1 min 15 s" in words(section)
-        for told in ("nowhere", "2026-01-02 03:04 UTC", "lab, float32, cpu", "errata 0.1.0, torch 2.13.0", COMMAND,
+        for part in ("nowhere", "2026-01-02 03:04 UTC", "lab, float32, cpu", "errata 0.1.0, torch 2.13.0", COMMAND,
                      "it is computed", "fingerprint: 0123456789abcdef", "count: 30"):  # fmt: skip
-            assert told in words(section)
+            assert part in words(section)
     first, second = tree.xpath("//section[@class='study']")
     verdicts_shown = [words(cell) for cell in first.xpath(".//table[contains(@class, 'claims')]//td[1]")]
     assert verdicts_shown == ["holds", "does not hold", "undecided"]
@@ -166,7 +166,7 @@ def one_series(series: Series, **more: Any) -> Findings:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         ({"seconds": "long"}, "seconds"),
         ({"title": None}, "title"),
@@ -178,9 +178,9 @@ def one_series(series: Series, **more: Any) -> Findings:
         ({"findings": replace(SMALL, rows=[Finding("q", "1", {}, float("nan"), None, None, 1)])}, "unreadable content"),
     ],
 )
-def test_damaged_results_are_reported_together(damage: dict[str, Any], told: str) -> None:
+def test_damaged_results_are_reported_together(damage: dict[str, Any], message: str) -> None:
     bare = result("whole", replace(SMALL, figures=()))
-    with pytest.raises(FaultsError, match=told) as caught:
+    with pytest.raises(FaultsError, match=message) as caught:
         shown([bare, result(**damage), StudyResult(bare.findings, {"title": "empty"})])
     assert len(caught.value.faults) == 2
 

@@ -85,8 +85,8 @@ def test_markdown_tables_keep_their_cells_and_nobodys_words_do_anything(run: Ben
             names.add("".join(child.content for child in cells[0].children or []))
     assert len(widths) == 2 * 8
     assert all(len(each) == 1 for each in widths)
-    told = HOSTILE.replace("\u2028", "\\u2028").replace("\u202e", "\\u202e").replace("\n", "↵")
-    assert names == {"method", "before editing", "memit", told}
+    escaped = HOSTILE.replace("\u2028", "\\u2028").replace("\u202e", "\\u202e").replace("\n", "↵")
+    assert names == {"method", "before editing", "memit", escaped}
     assert re.search(r"\| \*\*\d+\.\d+\*\* \[\d+\.\d, \d+\.\d\] \|", report_markdown(run))
 
 
@@ -169,9 +169,9 @@ def test_all_commands_the_grid_and_all_versions_are_reported(tmp_path: Path) -> 
         assert f">{command}</pre>" in page
         assert f"% Created by: {command}\n" in latex
         assert written.count(f"\n{command}\n") == page.count(f">{command}</pre>") == 1
-    for told in ("errata 0.1.0, torch 2.12.0", "errata 0.1.0, torch 2.13.0"):
-        assert f"- Versions: {told}\n" in written
-        assert f"<dd><bdi>{told}</bdi></dd>" in page
+    for versions in ("errata 0.1.0, torch 2.12.0", "errata 0.1.0, torch 2.13.0"):
+        assert f"- Versions: {versions}\n" in written
+        assert f"<dd><bdi>{versions}</bdi></dd>" in page
     assert f"### Grid\n\n```yaml\n{as_yaml(run.about.grid)}```" in written
 
     for each in (written, page):

@@ -239,12 +239,12 @@ def test_of_many_points_there_is_one_picture_inside_the_svg() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "expected"),
     [(0.0, "0"), (0.25, "0.25"), (-3.0, "−3"), (12500.0, "12,500"), (1e-5, "10⁻⁵"), (-2.5e7, "−2.5×10⁷"),
      (0.1 + 0.2, "0.3")],
 )  # fmt: skip
-def test_numbers_at_axes(value: float, told: str) -> None:
-    assert format_number(value) == told
+def test_numbers_at_axes(value: float, expected: str) -> None:
+    assert format_number(value) == expected
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

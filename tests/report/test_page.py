@@ -136,7 +136,7 @@ def test_an_entry_has_the_three_moments_and_the_other_prompts(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("metric", "before", "right_after", "after", "told"),
+    ("metric", "before", "right_after", "after", "expected"),
     [
         ("efficacy_accuracy", 0, 1, 1, "recalled"),
         ("efficacy_accuracy", 0, 1, 0, "forgotten"),
@@ -153,11 +153,11 @@ def test_an_entry_has_the_three_moments_and_the_other_prompts(tmp_path: Path) ->
         ("fluency", 500, None, 1, "not known"),
     ],
 )
-def test_what_became_of_a_fact(metric: str, before: float, right_after: float, after: float, told: str) -> None:
+def test_what_became_of_a_fact(metric: str, before: float, right_after: float, after: float, expected: str) -> None:
     moments = (("before", before), ("right_after", right_after), ("after", after))
     values = {when: None if value is None else float(value) for when, value in moments}
-    assert outcome(metric, values) == told
-    assert told in OUTCOMES
+    assert outcome(metric, values) == expected
+    assert expected in OUTCOMES
 
 
 def test_curves_begin_with_the_unedited_model_only_where_that_says_something() -> None:

@@ -56,12 +56,12 @@ def test_moments_are_the_naive_sum_whatever_the_batches(family: str, special_tok
     totals, count = naive(model, texts, **settings)
     assert count == 300
     for token_budget in (1, 50, 4096):
-        told: list[int] = []
+        counts: list[int] = []
         moments = key_moments(
-            model, LAYERS, iter(texts), amount(**settings), token_budget=token_budget, on_read=told.append
+            model, LAYERS, iter(texts), amount(**settings), token_budget=token_budget, on_read=counts.append
         )
         assert list(moments) == list(LAYERS)
-        assert sum(told) == 300
+        assert sum(counts) == 300
         for layer, moment in moments.items():
             assert moment.count == 300
             assert moment.total.dtype == torch.float64
@@ -170,12 +170,12 @@ def test_a_shorter_text_may_be_read_to_its_end_unless_it_has_no_token() -> None:
 
 def test_documents_are_counted_in_place_of_tokens() -> None:
     model, texts = tiny_language_model("gpt2"), corpus_texts()
-    told: list[int] = []
-    counted = key_moments(model, [1], texts, amount(documents=20, length=4), on_read=told.append)[1]
+    counts: list[int] = []
+    counted = key_moments(model, [1], texts, amount(documents=20, length=4), on_read=counts.append)[1]
     sizes = [min(4, len(model.tokenizer(text)["input_ids"])) for text in texts[:20]]
     same = key_moments(model, [1], texts[:20], amount(tokens=sum(sizes), length=4))[1]
     assert counted.count == same.count == sum(sizes)
     assert torch.allclose(counted.total, same.total, rtol=1e-9, atol=1e-9)
-    assert sum(told) == 20
+    assert sum(counts) == 20
     with raises_code("CORPUS_TOO_SHORT", InputError, " 3 documents", " 4 "):
         key_moments(model, [0], texts[:3], amount(documents=4, length=16))

@@ -127,7 +127,7 @@ class TinyBench:
 
 
 def finish(campaign: Campaign, runner: Inline | None = None, *, retry: bool = False) -> list[str]:
-    """Work on all that is left; what was told of each cell."""
-    told: list[str] = []
-    work(campaign, campaign.pending(retry=retry), runner or Inline(), jobs=1, report=silent, on_end=told.append)
-    return told
+    """Work on all cells that are left; returns the lines that report each."""
+    lines: list[str] = []
+    work(campaign, campaign.pending(retry=retry), runner or Inline(), jobs=1, report=silent, on_end=lines.append)
+    return lines

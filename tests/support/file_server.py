@@ -79,8 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = server.content[start:]
         self.send_response(206 if start else 200)
         if start:
-            told = 0 if server.wrong_range else start
-            self.send_header("Content-Range", f"bytes {told}-{len(server.content) - 1}/{len(server.content)}")
+            stated = 0 if server.wrong_range else start
+            self.send_header("Content-Range", f"bytes {stated}-{len(server.content) - 1}/{len(server.content)}")
         if server.tag:
             self.send_header("ETag", server.tag)
         if server.length:

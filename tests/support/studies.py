@@ -25,8 +25,8 @@ COMMAND = "errata analyse made-up --model lab --out runs/analysis/made-up"
 
 
 def result(name: str = "made-up", findings: Findings | None = None, **about: Any) -> StudyResult:
-    """A finished study; ``about`` replaces what is usually told of it."""
-    told = {
+    """A finished study; ``about`` replaces the usual values."""
+    defaults = {
         "title": f"Study {name}",
         "shows": "What nobody measured.",
         "units": "Probability.",
@@ -39,7 +39,7 @@ def result(name: str = "made-up", findings: Findings | None = None, **about: Any
         "dtype": "float32",
         "seconds": 75.0,
     }
-    return StudyResult(findings or made_up_findings(), {**told, **about})
+    return StudyResult(findings or made_up_findings(), {**defaults, **about})
 
 
 def made_up_findings() -> Findings:
