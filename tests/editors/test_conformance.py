@@ -50,6 +50,10 @@ def _with_network(folder: Path) -> dict[str, Any]:
     return {"network": str(trained_file("mend", folder)), "batch_size": 2}
 
 
+def _with_rewriter(folder: Path) -> dict[str, Any]:
+    return {"rewriter": str(trained_file("post_edit", folder))}
+
+
 _FEW = {"steps": 4, "batch_size": 2}
 # Name in the registry -> the methods to test, or the settings of an editor without a recipe; None for its defaults. A
 # function makes the settings in a folder, where it may write a trained part.
@@ -69,6 +73,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "mend": (_with_network,),
     "serac": (_with_classifier,),
     "substitute": (None,),
+    "post_edit": (_with_rewriter,),
     "simie": ({"batch_size": 2, "layer": 2, "target": {"learning_rate": 0.3, "steps": 3}},),
     "ultra": ({"batch_size": 2, "layers": (2, 3)},),
     "stable": ({"batch_size": 2, "layers": (2, 3), "pooled": True},),

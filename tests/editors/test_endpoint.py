@@ -29,6 +29,7 @@ from errata.utils.progress import silent
 
 from tests.support.errors import raises_code
 from tests.support.judge_server import JudgeServer, Step, judge_server
+from tests.support.trained import saved_rewriter
 
 KEY = "sk-very-secret-0123456789"
 FACT = Fact("1", "Australia", "The capital of {} is", "Canberra", old="Sydney")
@@ -170,7 +171,10 @@ def test_the_stand_in_for_its_tokenizer_counts_bytes() -> None:
 @pytest.mark.parametrize("method", [name for name, kind in EDITORS.items() if kind.black_box])
 def test_editors_that_need_no_weights(server: JudgeServer, method: str, tmp_path: Path) -> None:
     endpoint = at(server)
-    editor = make_editor(method, endpoint, {}, silent)
+    settings = {}
+    if method == "post_edit":
+        settings["rewriter"] = str(saved_rewriter(tmp_path, FACT, f"{FACT.text} It is")[0])
+    editor = make_editor(method, endpoint, settings, silent)
     before = editor.fingerprint()
     edit = editor.apply([FACT])
     edit.save(tmp_path / "edit.safetensors")

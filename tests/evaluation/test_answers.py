@@ -7,12 +7,12 @@ import pytest
 from errata.evaluation.free_running import (
     answer_end,
     answer_of,
-    first_sentence_end,
     is_contained,
     is_exact,
     is_repeated,
     normalise,
 )
+from errata.facts.sentences import first_sentence_end, sentences
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,14 @@ def test_the_first_sentence(sentence: str, rest: str) -> None:
 )
 def test_no_sentence_ends_here(text: str) -> None:
     assert first_sentence_end(text) is None
+
+
+def test_sentences_add_up_to_the_text() -> None:
+    text = " He lives in St. Louis. The city\nis large.\n\nMr. X left! Then"
+    parts = [" He lives in St. Louis.", " The city\n", "is large.", "\n", "\n", "Mr. X left! Then"]
+    assert sentences(text) == parts
+    assert sentences("") == []
+    assert sentences("Rome.") == ["Rome."]
 
 
 def test_where_answers_end() -> None:

@@ -122,7 +122,7 @@ def with_weights(base: Base, what: str) -> LanguageModel:
     if not isinstance(base, LanguageModel):
         raise InputError(
             f"{what} needs the weights of the model, and those of {base.name!r} are not at hand",
-            remedy="Use --method retrieval or substitute with the lexical or the sentence embedder",
+            remedy="Use --method retrieval, substitute or post_edit with the lexical or the sentence embedder",
             code="ENDPOINT_WITHOUT_WEIGHTS",
         )
     return base

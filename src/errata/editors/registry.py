@@ -21,7 +21,9 @@ from errata.editors.lora import Lora, LoraSettings
 from errata.editors.melo import Melo, MeloSettings
 from errata.editors.memoir import Memoir, MemoirSettings
 from errata.editors.mend import MEND, Mend, MendSettings
+from errata.editors.post_edit import PostEdit, PostEditSettings
 from errata.editors.retrieval import RETRIEVAL, Retrieval, RetrievalSettings
+from errata.editors.rewriting import POST_EDIT
 from errata.editors.serac import Serac, SeracSettings
 from errata.editors.simie import Simie, SimieSettings
 from errata.editors.substitute import SUBSTITUTE, Substitute, SubstituteSettings
@@ -102,6 +104,10 @@ def _substitute(model: Base, settings: Mapping[str, Any], report: Report) -> Sub
     return Substitute(model, SubstituteSettings.model_validate(settings), report)
 
 
+def _post_edit(model: Base, settings: Mapping[str, Any], report: Report) -> PostEdit:
+    return PostEdit(model, PostEditSettings.model_validate(settings), report)
+
+
 def _serac(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Serac:
     return Serac(model, SeracSettings.model_validate(settings), report)
 
@@ -120,6 +126,7 @@ EDITORS: Final[Mapping[str, EditorKind]] = {
     "lora": _weights(Lora, LoraSettings),
     RETRIEVAL: EditorKind(_retrieval, StoredEdit.load, RetrievalSettings, _retrieval),
     SUBSTITUTE: EditorKind(_substitute, StoredEdit.load, SubstituteSettings, _substitute),
+    POST_EDIT: EditorKind(_post_edit, StoredEdit.load, PostEditSettings, _post_edit),
     "serac": EditorKind(_serac, StoredEdit.load, SeracSettings),
     MEND: _weights(Mend, MendSettings),
     "simie": _weights(Simie, SimieSettings),

@@ -286,6 +286,27 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         ),
     ),
     EditorRow(
+        name="post_edit",
+        title="a trained model rewrites finished answers to questions about a fact, sentence by sentence",
+        paper="Song et al. 2024, Knowledge Editing on Black-box Large Language Models (postEdit), arXiv:2402.08631",
+        where="answer",
+        deviations=(
+            "The rewriting model names the words of a sentence that change and what replaces them; the published one "
+            "writes the whole answer again.",
+            "Every sentence is retained or changed by itself; published: the whole answer.",
+            "An answer is retained if the model says `retain` and nothing else; the published code looks for the word "
+            "anywhere in its output.",
+            "A gate decides whether a question is about a fact (by default: it names the subject), then the model; in "
+            "the published code the model alone, for the nearest fact.",
+            "Training sentences are built from facts in other wordings, with questions about anything else retained; "
+            "published: answers by one API model, rewritten by another and filtered by a third.",
+            "Any causal model can be trained, all of its weights or low-rank changes of them; published: LoRA on "
+            "Llama-2-7B.",
+            "Decoding is greedy (published: four beams).",
+            "A fact replaces an earlier one with the same prompt; the published memory keeps the earlier target.",
+        ),
+    ),
+    EditorRow(
         name="substitute",
         title="in finished answers to questions about a fact, its old object becomes the new one",
         paper="none; the bar for Song et al. 2024, Knowledge Editing on Black-box Large Language Models (postEdit), "
@@ -336,6 +357,7 @@ class TrainerRow:
 TRAINER_ROWS: Final[tuple[TrainerRow, ...]] = (
     TrainerRow("serac", "the classifier that decides which questions are about a fact"),
     TrainerRow("mend", "the network that turns gradients of facts into weight changes"),
+    TrainerRow("post_edit", "the model that rewrites sentences of finished answers"),
 )
 TRAINER_NAMES: Final[tuple[str, ...]] = tuple(row.name for row in TRAINER_ROWS)
 

@@ -143,6 +143,22 @@ class TrainedEditor:
         Raises:
             InputError: if the file is damaged, or was made by another trainer or for another model.
         """
+        trained = cls.read(path, name)
+        trained.check_model(model, str(path))
+        return trained
+
+    def check_model(self, model: LanguageModel, source: str = "the trained part") -> None:
+        """Raises InputError if it was trained for other weights than the model's."""
+        if self.base_fingerprint != model.fingerprint():
+            raise InputError(
+                f"{source} was trained for other weights, those of {self.base!r}",
+                remedy=f"Train it for this model: errata train-editor {self.name} --model …",
+                code="TRAINED_EDITOR_FOR_OTHER_WEIGHTS",
+            )
+
+    @classmethod
+    def read(cls, path: Path, name: str) -> TrainedEditor:
+        """As ``load``, for a part that brings its own model along."""
         try:
             text, tensors = read_checked(path, FORMAT, "header")
             header = _Header.model_validate_json(text)
@@ -157,12 +173,6 @@ class TrainedEditor:
                 f"{path} was trained for {header.name!r}, not for {name!r}",
                 remedy=f"Give a file written by `errata train-editor {name}`",
                 code="TRAINED_EDITOR_OF_ANOTHER_KIND",
-            )
-        if header.base_fingerprint != model.fingerprint():
-            raise InputError(
-                f"{path} was trained for other weights, those of {header.base!r}",
-                remedy=f"Train it for this model: errata train-editor {name} --model …",
-                code="TRAINED_EDITOR_FOR_OTHER_WEIGHTS",
             )
         return cls(tensors=tensors, **{name: getattr(header, name) for name in _Header.model_fields})
 

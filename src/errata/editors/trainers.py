@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from errata.editing.recipe import fault_at
-from errata.editors import mend, scope
+from errata.editors import mend, rewriting, scope
 from errata.editors.table import check_trainer
 from errata.editors.trained_editor import TrainedEditor, Trainer, TrainerSettings
 from errata.editors.training_data import EditorData, Split
@@ -24,6 +24,7 @@ from errata.utils.provenance import now, software_versions
 TRAINERS: Final[Mapping[str, Trainer]] = {
     scope.SCOPE: scope.TRAINER,
     mend.MEND: mend.TRAINER,
+    rewriting.POST_EDIT: rewriting.TRAINER,
 }
 
 

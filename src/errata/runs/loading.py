@@ -72,7 +72,8 @@ def check_weights(name: str) -> None:
     if is_endpoint(base_of(name)):
         raise InputError(
             f"{base_of(name)} is an endpoint, whose weights are not at hand",
-            remedy="`errata ask` and `evaluate` take endpoints, and `edit` with --method retrieval or substitute; "
+            remedy="`errata ask` and `evaluate` take endpoints, and `edit` with --method retrieval, substitute or "
+            "post_edit; "
             "give a model, a stack or a run here",
             code="ENDPOINT_WITHOUT_WEIGHTS",
         )
