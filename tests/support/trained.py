@@ -19,7 +19,7 @@ from tests.support.editing import FACTS, tiny_language_model
 QUICK: Final[Mapping[str, Mapping[str, Any]]] = {
     "mend": {"layers": [1, 3], "rank": 8, "steps": 8, "check_every": 4, "batch_size": 4, "learning_rate": 0.01},
     "serac": {"hidden": {"tokens": 200}},
-    "post_edit": {"steps": 40, "batch_size": 4, "learning_rate": 0.01, "checked": 12},
+    "post_edit": {"steps": 60, "batch_size": 4, "learning_rate": 0.01, "checked": 12},
 }
 """Settings of each trainer with which a test ends soon."""
 _NAMES = ("Leonard", "Thomas", "Danielle", "Kenji", "Bernstein", "Stieltjes", "Darrieux", "Watanabe")
