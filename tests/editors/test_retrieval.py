@@ -148,6 +148,23 @@ def test_only_a_querys_own_tokens_are_read_after_its_fact(family: str) -> None:
         assert one.log_probability == pytest.approx(other.log_probability, abs=1e-5)
 
 
+def test_a_single_prompt_is_read_with_its_fact_in_one_pass(model: LanguageModel) -> None:
+    """A pass for the fact's tokens alone would cost more than the prompt that it serves."""
+    view = made(model, FACTS[:4]).view()
+    (text,) = texts(made(model, FACTS[:4]), [ITALY.text])
+    counts: list[int] = []
+    embedding = model.model.get_input_embeddings()
+    handle = embedding.register_forward_pre_hook(lambda module, args: counts.append(args[0].numel()))
+    found = view.next_token_log_probabilities([ITALY.text])
+    said = view.continue_texts([ITALY.text], new_tokens=3, end_at_eos=False)
+    view.score([(ITALY.text, "Lisbon")])
+    handle.remove()
+    whole = len(model.tokenizer(text)["input_ids"])
+    assert [counts[0], counts[1:4], len(counts)] == [whole, [whole, 1, 1], 5]
+    torch.testing.assert_close(found, model.next_token_log_probabilities([text or ""]), atol=1e-5, rtol=1e-5)
+    assert said == model.continue_texts([text or ""], new_tokens=3, end_at_eos=False)
+
+
 def test_several_facts_the_nearest_last(model: LanguageModel) -> None:
     other = Fact("sea", "Italy", "The sea that is nearest to {} is", "the Baltic.")
     editor = made(model, (other, ITALY), k_facts=2)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ from errata.models import likelihood
 from errata.models.generation import Stop, continue_rows
 from errata.models.language_model import CACHE_BUDGET, TOKEN_BUDGET, LanguageModel
 from errata.models.prompts import Pair, TargetScore, complete, encode
+from errata.models.replay import pass_cost
 from errata.results.metrics import Ability
 from errata.utils.progress import Report, counter, silent
 
@@ -235,17 +237,23 @@ class Prompted(ModelView[LanguageModel]):
             code="TEXT_TOO_LONG",
         )
 
-    def _shared(self, inserted: Sequence[Insertion]) -> dict[str, tuple[int, ...]]:
-        """Whole text -> the tokens that it shares with other prompts of its facts."""
-        starts = list(dict.fromkeys(found.shared for found in inserted))
-        tokens = {text: row.ids for text, row in zip(starts, encode(self.tokenizer, starts), strict=True)}
+    def _shared(self, inserted: Sequence[Insertion]) -> Mapping[str, tuple[int, ...]]:
+        """Whole text -> the tokens that it shares with other prompts of its facts.
+
+        Nothing where to read these tokens once saves less than the pass of their own costs, as for a single prompt.
+        """
+        prompts = Counter(found.shared for found in inserted)
+        tokens = {text: row.ids for text, row in zip(prompts, encode(self.tokenizer, list(prompts)), strict=True)}
+        if sum((count - 1) * len(tokens[text]) for text, count in prompts.items()) <= pass_cost(self.model):
+            return {}
         return {found.text: tokens[found.shared] for found in inserted}
 
     def _rows(self, inserted: Sequence[Insertion]) -> tuple[list[tuple[int, ...]], list[int]]:
-        """Tokens of the rewritten prompts; for each how many of its first ones are shared, never all."""
-        shared = self._shared(inserted)
+        """Tokens of the rewritten prompts; for each how many of its first ones are shared, never all. Or no numbers."""
         texts = [found.text for found in inserted]
         rows = [row.ids for row in encode(self.tokenizer, texts)]
+        if not (shared := self._shared(inserted)):
+            return rows, []
         stems = [
             min(likelihood.common_start(row, shared[text]), len(row) - 1) for row, text in zip(rows, texts, strict=True)
         ]

@@ -182,8 +182,7 @@ class BucketedReplay:
         lengths = [len(row.ids) - row.injection for row in rows]
         if lengths != sorted(lengths):
             raise ValueError("rows must ascend in the number of tokens from the injection on")
-        cost = PASS_COST if model.device.type == "cpu" else ACCELERATOR_PASS_COST
-        cuts = [0, *length_cuts(lengths, cost), len(rows)]
+        cuts = [0, *length_cuts(lengths, pass_cost(model)), len(rows)]
         self._adopt([Replay(model, rows[start:stop], layer, sites) for start, stop in pairwise(cuts)])
 
     def select(self, rows: Tensor) -> BucketedReplay:
@@ -211,6 +210,11 @@ class BucketedReplay:
         starts = accumulate((len(part) for part in parts[:-1]), initial=0)
         self.origin = torch.cat([part.origin for part in parts])
         self.wanted_row = torch.cat([part.wanted_row + start for part, start in zip(parts, starts, strict=True)])
+
+
+def pass_cost(model: LanguageModel) -> int:
+    """The overhead of one more pass, in tokens."""
+    return PASS_COST if model.device.type == "cpu" else ACCELERATOR_PASS_COST
 
 
 def length_cuts(lengths: Sequence[int], pass_cost: int = PASS_COST) -> list[int]:

@@ -20,15 +20,7 @@ from transformers import DynamicCache
 
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import pad
-from errata.models.replay import (
-    ACCELERATOR_PASS_COST,
-    PASS_COST,
-    cache_rows,
-    copy_of,
-    length_cuts,
-    prefix_cache,
-    skip_below,
-)
+from errata.models.replay import cache_rows, copy_of, length_cuts, pass_cost, prefix_cache, skip_below
 from errata.models.row_hooks import RowHooks, around
 
 
@@ -58,9 +50,8 @@ class Tail:
             if not 0 <= row.start < len(row.ids) or any(w < row.start for w in row.wanted):
                 raise ValueError("wanted logits must not lie before the start, which must lie in the row")
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids) - rows[index].start)
-        cost = PASS_COST if model.device.type == "cpu" else ACCELERATOR_PASS_COST
         lengths = [len(rows[index].ids) - rows[index].start for index in order]
-        cuts = [0, *length_cuts(lengths, cost), len(rows)]
+        cuts = [0, *length_cuts(lengths, pass_cost(model)), len(rows)]
         self._parts = [_Part.of(model, rows, order[start:stop], layer) for start, stop in pairwise(cuts)]
         self._order_wanted()
 
