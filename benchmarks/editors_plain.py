@@ -206,8 +206,8 @@ def ultra(editor: GradientWrite, facts: Sequence[Fact]) -> LossOf:
         if settings.relative:
             rate *= float((h @ weight.T).square().mean().sqrt()) / h.shape[1]
             ridge *= float(h.square().sum(1).mean())
-        inputs, gradients = (gradient_write.deviations(part, part, whitened=False) for part in (h, g))
-        targets = -rate * inputs.square().sum(1, keepdim=True) * gradients
+        inputs, pulls = (gradient_write.deviations(part, part, whitened=False) for part in (h, g))
+        targets = -rate * inputs.square().sum(1, keepdim=True) * pulls
         inner = h.T @ h + ridge * torch.eye(h.shape[1])
         weights[layer] = weight + torch.linalg.solve(inner, h.T @ targets).T
     return lambda fact: teacher_forced_loss(model, fact, weights)

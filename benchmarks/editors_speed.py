@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -37,9 +38,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import editors_plain as plain
 
-from errata.editors.contract import Answerer, KnowledgeEditor
+from errata.editors.contract import Answerer, Edit, KnowledgeEditor
 from errata.editors.hook_editor import TrainingRows
-from errata.editors.registry import make_editor
+from errata.editors.registry import EDITORS, make_editor
 from errata.facts.fact import Fact
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts, untouched_questions
@@ -59,27 +60,28 @@ class Case:
 
     Attributes:
         plain: its plain loop; None: only queries are measured.
-        reference: the number of facts of the plain loop, as a divisor of ``--reference-facts``: some are slow.
+        share: the number of facts of the plain loop in units of ``--reference-facts``, as some loops are slow. Infinite
+            (all facts) where its time does not grow in proportion to their number.
         queries: whether it acts at queries; editors of weights add nothing to them.
         settings: other than the defaults: where only queries are measured, training ends after a step.
     """
 
     plain: Callable[[Any, Sequence[Fact]], plain.LossOf] | None = None
-    divisor: int = 1
+    share: float = 1.0
     queries: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 CASES: Mapping[str, Case] = {
     "grace": Case(plain.grace),
-    "elder": Case(plain.elder, divisor=2),
+    "elder": Case(plain.elder, share=0.5),
     "ft_bf": Case(plain.ft_bf, queries=False),
-    "lora": Case(plain.lora, divisor=2, queries=False),
-    "ultra": Case(plain.ultra, queries=False),
+    "lora": Case(plain.lora, share=0.5, queries=False),
+    "ultra": Case(plain.ultra, share=math.inf, queries=False),
     "retrieval": Case(),
     "melo": Case(settings={"steps": 1}),
     "memoir": Case(settings={"steps": 1}),
-    "t_patcher": Case(settings={"steps": 1}),
+    "t_patcher": Case(settings={"steps": 60}),
 }
 
 
@@ -108,13 +110,13 @@ class Queries:
     """Milliseconds, medians: of the model, and of the edited model; and the median of their ratios.
 
     Attributes:
-        changed: how many of the prompts the editor acts on.
+        left_out: prompts that do not count, since the editor acts on them though it should not.
     """
 
     model: float
     edited: float
     ratio: float
-    changed: int
+    left_out: int
 
 
 Clock: TypeAlias = Callable[[], float]
@@ -122,40 +124,46 @@ Clock: TypeAlias = Callable[[], float]
 
 def learning(
     model: LanguageModel, name: str, facts: Sequence[Fact], count: int, clock: Clock
-) -> tuple[Learning, KnowledgeEditor]:
-    """Edit ``facts`` and report; then, in the model as it was, the first ``count`` alone for their losses."""
-    settings = CASES[name].settings
-    warm = make_editor(name, model, settings, silent)
+) -> tuple[Learning, KnowledgeEditor, Edit]:
+    """Edit ``facts``, and, in the model as it was, the first ``count`` of them alone for their losses.
+
+    Returns:
+        the editor and its edit of all facts, which is in.
+    """
+    case = CASES[name]
+
+    def fresh() -> KnowledgeEditor:
+        return make_editor(name, model, case.settings, silent)
+
+    warm = fresh()
     warm.remove(warm.apply(facts[:1]))
-    editor = make_editor(name, model, settings, silent)
+    editor = fresh()
     with counting() as evaluations:
         started = clock()
         edit = editor.apply(facts)
         seconds = clock() - started
     memory = peak()
     losses: list[float] = []
-    if CASES[name].plain is not None:
-        if count < len(facts):
-            editor.remove(edit)
-            few = make_editor(name, model, settings, silent)
-            other = few.apply(facts[:count])
-        answerer = few.view() if count < len(facts) else editor.view()
-        losses = [-score.log_probability for score in answerer.score([fact.pair(fact.target) for fact in facts[:count]])]
-        if count < len(facts):
-            few.remove(other)
-            editor.restore(edit)
-    return Learning(seconds, evaluations[0], losses, memory), editor
+    if case.plain is not None:
+        editor.remove(edit)
+        few = fresh()
+        other = few.apply(facts[:count])
+        scores = few.view().score([fact.pair(fact.target) for fact in facts[:count]])
+        losses = [-score.log_probability for score in scores]
+        few.remove(other)
+        editor.restore(edit)
+    return Learning(seconds, evaluations[0], losses, memory), editor, edit
 
 
 def plain_learning(model: LanguageModel, name: str, facts: Sequence[Fact], clock: Clock) -> Learning:
     """The plain loop on ``facts``."""
-    loop = CASES[name].plain
-    assert loop is not None
-    make: Any = make_editor
-    loop(make(name, model, {"steps": 1} if "steps" in default_settings(name) else {}, silent), facts[:1])
+    case = CASES[name]
+    assert case.plain is not None
+    few = {"steps": 1} if "steps" in EDITORS[name].settings.model_fields else {}
+    case.plain(make_editor(name, model, {**case.settings, **few}, silent), facts[:1])  # warm-up
     with counting_passes(model) as passes:
         started = clock()
-        loss_of = loop(make(name, model, {}, silent), facts)
+        loss_of = case.plain(make_editor(name, model, case.settings, silent), facts)
         seconds = clock() - started
     memory = peak()
     with torch.no_grad():
@@ -164,14 +172,14 @@ def plain_learning(model: LanguageModel, name: str, facts: Sequence[Fact], clock
 
 @contextmanager
 def counting() -> Iterator[list[int]]:
-    """Counts the rows of which errata's editors evaluate the loss."""
+    """Counts the rows of which errata's editors evaluate the loss with its gradient."""
     count = [0]
     with ExitStack() as stack:
         for kind, method, place in ((TrainingRows, "losses", 1), (RowReplay, "_losses", 1)):
             own = getattr(kind, method)
 
             def counted(self: Any, *args: Any, own: Any = own, place: int = place, **more: Any) -> Any:
-                count[0] += len(args[place])
+                count[0] += len(args[place]) * torch.is_grad_enabled()
                 return own(self, *args, **more)
 
             setattr(kind, method, counted)
@@ -194,12 +202,6 @@ def counting_passes(model: LanguageModel) -> Iterator[list[int]]:
         handle.remove()
 
 
-def default_settings(name: str) -> frozenset[str]:
-    from errata.editors.registry import EDITORS
-
-    return frozenset(EDITORS[name].settings.model_fields)
-
-
 def peak() -> float:
     """The peak memory of this process, in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024
@@ -207,54 +209,65 @@ def peak() -> float:
 
 
 def in_turns(
-    model: LanguageModel,
-    edited: Answerer,
-    prompts: Sequence[str],
-    ask: Callable[[Answerer, str], Any],
-    per: int,
-    clock: Clock,
+    model: LanguageModel, edited: Answerer, prompts: Sequence[str], asking: Asking, clock: Clock, *, unchanged: bool
 ) -> Queries:
-    """Each prompt to both, in an order that alternates; seconds are divided by ``per``."""
-    times: dict[int, list[float]] = {0: [], 1: []}
+    """Ask both each prompt, in an order that alternates.
+
+    Args:
+        unchanged: leave out prompts on which the editor acts; check of one that is left that the answers are equal.
+    """
+    times: list[tuple[float, float]] = []
     for number, prompt in enumerate(prompts):
-        for which in (0, 1) if number % 2 else (1, 0):
-            answerer: Answerer = edited if which else model
+        taken = {}
+        for edits in (False, True) if number % 2 else (True, False):
+            answerer: Answerer = edited if edits else model
             started = clock()
-            ask(answerer, prompt)
-            times[which].append(1000 * (clock() - started) / per)
-    ratios = [its / own for own, its in zip(times[0], times[1], strict=True)]
-    # Only now: an editor may remember the prompts that it was asked about.
-    changed = sum(bool(facts) for facts in edited.used(prompts))
-    return Queries(statistics.median(times[0]), statistics.median(times[1]), statistics.median(ratios), changed)
+            asking.ask(answerer, prompt)
+            taken[edits] = 1000 * (clock() - started) / asking.tokens
+        times.append((taken[False], taken[True]))
+    # Only now: an editor may remember the prompts that it was asked.
+    acts = [unchanged and bool(facts) for facts in edited.used(prompts)]
+    left = [pair for pair, out in zip(times, acts, strict=True) if not out]
+    if not left:
+        return Queries(math.nan, math.nan, math.nan, len(prompts))
+    if unchanged:
+        prompt = prompts[acts.index(False)]
+        if asking.ask(model, prompt) != asking.ask(edited, prompt):
+            raise SystemExit(f"the answer to a question that is not changed differs: {prompt!r}")
+    own, its = (statistics.median(pair[which] for pair in left) for which in (0, 1))
+    return Queries(own, its, statistics.median(b / a for a, b in left), sum(acts))
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A kind of query.
+
+    Attributes:
+        ask: returns the answer.
+        tokens: passes that it takes.
+    """
+
+    ask: Callable[[Answerer, str], object]
+    tokens: int
 
 
 def queries(
-    model: LanguageModel, edited: Answerer, prompts: Sequence[str], tokens: int, clock: Clock, *, equal: bool
+    model: LanguageModel, edited: Answerer, prompts: Sequence[str], tokens: int, clock: Clock, *, unchanged: bool
 ) -> dict[str, Queries]:
-    """Half of the prompts as one pass each, half as the beginnings of texts.
-
-    Raises:
-        SystemExit: if answers should be equal and are not.
-    """
+    """Half of the prompts as one pass each, half as the beginnings of texts."""
     half = len(prompts) // 2
-
-    def next_token(answerer: Answerer, prompt: str) -> torch.Tensor:
-        return answerer.next_token_log_probabilities([prompt])
-
-    def text(answerer: Answerer, prompt: str) -> str:
-        return answerer.continue_texts([prompt], new_tokens=tokens, end_at_eos=False)[0]
-
-    for answerer in (model, edited):  # warm-up, with a prompt that is not measured
-        text(answerer, "Once upon a time")
-    found = {
-        "prompt": in_turns(model, edited, prompts[:half], next_token, 1, clock),
-        "token": in_turns(model, edited, prompts[half:], text, tokens, clock),
+    asking = {
+        "prompt": Asking(lambda answerer, prompt: answerer.next_token_log_probabilities([prompt]).tolist(), 1),
+        "token": Asking(
+            lambda answerer, prompt: answerer.continue_texts([prompt], new_tokens=tokens, end_at_eos=False), tokens
+        ),
     }
-    if equal:
-        missed = [prompt for prompt, facts in zip(prompts, edited.used(prompts), strict=True) if not facts]
-        if any(text(model, prompt) != text(edited, prompt) for prompt in missed[-2:]):
-            raise SystemExit("the answer to a question that is not changed differs")
-    return found
+    for answerer in (model, edited):  # warm-up, with a prompt that is not measured
+        asking["token"].ask(answerer, "Once upon a time")
+    parts = {"prompt": prompts[:half], "token": prompts[half:]}
+    return {
+        kind: in_turns(model, edited, part, asking[kind], clock, unchanged=unchanged) for kind, part in parts.items()
+    }
 
 
 def measured(job: str, options: argparse.Namespace, model: LanguageModel) -> dict[str, Any]:
@@ -263,18 +276,19 @@ def measured(job: str, options: argparse.Namespace, model: LanguageModel) -> dic
     clock = time.process_time if options.cpu_time else time.perf_counter
     world = lab_world()
     facts = lab_facts(world, options.facts, seed=0)
-    count = max(1, min(options.reference_facts // CASES[name].divisor, options.facts))
+    count = int(max(1, min(options.reference_facts * CASES[name].share, options.facts)))
     if part == "plain":
         return asdict(plain_learning(model, name, facts[:count], clock))
-    learnt, editor = learning(model, name, facts, count, clock)
+    learnt, editor, edit = learning(model, name, facts, count, clock)
     result: dict[str, Any] = asdict(learnt)
     if CASES[name].queries and options.queries:
         others = untouched_questions(world, [fact.subject for fact in facts], 2 * options.queries, seed=0)
         prompts = [question.prompt for _, question in others]
-        own = [fact.text for fact in facts][: 2 * options.queries]
-        for which, texts in (("unchanged", prompts), ("own", own)):
-            found = queries(model, editor.view(), texts, options.tokens, clock, equal=which == "unchanged")
+        own = [text for fact in facts for text in (fact.text, *fact.paraphrases)]
+        for which, texts in (("unchanged", prompts), ("own", own[: 2 * options.queries])):
+            found = queries(model, editor.view(), texts, options.tokens, clock, unchanged=which == "unchanged")
             result[which] = {kind: asdict(times) for kind, times in found.items()}
+    editor.remove(edit)
     return result
 
 
@@ -315,14 +329,16 @@ def query_row(name: str, own: Mapping[str, Any]) -> list[str]:
         for kind in ("prompt", "token"):
             times = own[which][kind]
             cells.append(f"{times['model']:.1f} → {times['edited']:.1f} ms, {100 * (times['ratio'] - 1):+.0f} %")
-    return [*cells, f"{own['unchanged']['prompt']['changed'] + own['unchanged']['token']['changed']}"]
+    return [*cells, str(sum(times["left_out"] for times in own["unchanged"].values()))]
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct", help="name or directory (smollm2-135m-instruct)")
     parser.add_argument("--facts", type=int, default=100, help="facts to edit, of the lab's world (100)")
-    parser.add_argument("--reference-facts", type=int, default=10, help="facts of the plain loops, half for slow ones (10)")
+    parser.add_argument(
+        "--reference-facts", type=int, default=10, help="facts of the plain loops, half for slow ones (10)"
+    )
     parser.add_argument("--editors", default=",".join(CASES), help="names, with commas (all)")
     parser.add_argument("--queries", type=int, default=20, help="queries of each kind; 0: do not measure them (20)")
     parser.add_argument("--tokens", type=int, default=8, help="new tokens of a text (8)")
@@ -360,12 +376,23 @@ def main(argv: Sequence[str] | None = None, run: Run = in_process_of_its_own) ->
             asked.append(query_row(name, found[name]))
     print(f"{options.model}, {options.facts} facts, float32, {options.threads} threads")
     if learnt:
-        head = ["editor", "seconds", "evaluations", "plain loop, seconds", "scaled", "ratio", "peak MiB", "losses differ by"]
+        head = [
+            "editor",
+            "seconds",
+            "evaluations",
+            "plain loop, seconds",
+            "scaled",
+            "ratio",
+            "peak MiB",
+            "losses differ by",
+        ]
         print(f"\n{markdown_table(head, learnt)}")
     if asked:
-        head = ["editor", "prompt, unchanged", "token, unchanged", "prompt, own", "token, own", "changed"]
+        head = ["editor", "prompt, unchanged", "token, unchanged", "prompt, own", "token, own", "left out"]
         print(f"\n{markdown_table(head, asked)}")
-    write_json(options.json, {"options": vars(options) | {"json": None}, "versions": software_versions(), "found": found})
+    write_json(
+        options.json, {"options": vars(options) | {"json": None}, "versions": software_versions(), "found": found}
+    )
     if not agree:
         sys.exit(f"the losses after an edit and its plain loop differ by more than {TOLERANCE}")
 

@@ -166,7 +166,7 @@ class FineTuning(WeightEditor[FineTuningSettings]):
         generator = seeded(settings.seed, before.batches + call.batches)
         if not training.run(replay, trained, facts, generator, report):
             return Written(call.terms)
-        return Written((DenseTerm(layer, (earlier + trained.delta.detach()).cpu()),))
+        return Written((DenseTerm(layer, (earlier + trained.delta.detach()).cpu()),), replay=replay)
 
 
 class DenseChange(Trained):

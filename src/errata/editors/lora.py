@@ -169,11 +169,12 @@ class LowRankChange(Trained):
         return LowRankTerm(layer, left, right)
 
     def _factored(self, layer: int, x: Tensor) -> Tensor:
-        linear, found, old = nn.functional.linear, self.factors[layer], self._present.get(layer)
-        moved = linear(linear(x, found.down), found.up)
+        linear, scale = nn.functional.linear, self._scales[layer]
+        found, old = self.factors[layer], self._present.get(layer)
+        moved = linear(scale * linear(x, found.down), found.up)  # scaled where it is narrow
         if old is not None:
-            moved = moved - linear(linear(x, old.down), old.up)
-        return self._scales[layer] * moved
+            moved = moved - linear(scale * linear(x, old.down), old.up)
+        return moved
 
     def _dense(self, layer: int) -> Tensor:
         found, old = self.factors[layer], self._present.get(layer)

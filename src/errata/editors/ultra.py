@@ -136,7 +136,8 @@ class GradientWrite(WeightEditor[GradientWriteSettings]):
         self, facts: Sequence[Fact], before: Present, call: Present, report: Callable[[int, int], None]
     ) -> Written:
         states = (*before.states, *call.states)
-        rows = self._rows(facts, report)
+        replay = RowReplay(self.model, teacher_forced(self.model.tokenizer, facts), self.layers)
+        rows = self._rows(replay, facts, report)
         names = {layer: "all" if self.settings.pooled else str(layer) for layer in self.layers}
         statistics = self._statistics(states[-1] if states else {}, names)
         for layer, (inputs, gradients) in rows.items():
@@ -148,11 +149,12 @@ class GradientWrite(WeightEditor[GradientWriteSettings]):
                 self.method,
             )
         terms = [self._term(layer, *rows[layer], *statistics[names[layer]]) for layer in self.layers]
-        return Written((*call.terms, *terms), _tensors_of(statistics))
+        return Written((*call.terms, *terms), _tensors_of(statistics), replay)
 
-    def _rows(self, facts: Sequence[Fact], report: Callable[[int, int], None]) -> dict[int, tuple[Tensor, Tensor]]:
+    def _rows(
+        self, replay: RowReplay, facts: Sequence[Fact], report: Callable[[int, int], None]
+    ) -> dict[int, tuple[Tensor, Tensor]]:
         """Layer -> inputs and gradients, float64, one row for each target token, in the order of the facts."""
-        replay = RowReplay(self.model, teacher_forced(self.model.tokenizer, facts), self.layers)
         device = float64_device(self.model.device)
         found: dict[int, dict[int, tuple[Tensor, Tensor]]] = {layer: {} for layer in self.layers}
         done = 0

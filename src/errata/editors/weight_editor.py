@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from errata.editors.contract import Edit, OnBatch, Undo
 from errata.editors.locate_then_edit import as_patch
 from errata.editors.table import EditorSettings
+from errata.editors.training import check_finite
 from errata.errors import InputError, NonFiniteError
 from errata.facts.fact import Fact, FactSet
 from errata.models.language_model import LanguageModel
 from errata.models.loading import lasting_name
+from errata.models.row_replay import RowReplay
 from errata.models.weights import Term
 from errata.patches.patch import EditorRecipe, Patch, supported_dtype_name
 from errata.utils.progress import Report, silent
@@ -54,10 +57,12 @@ class Written:
     Attributes:
         terms: the changes of the whole call, those of earlier batches included; none if nothing is to be changed.
         state: what later batches and calls need besides, of the whole call too; on the CPU.
+        replay: of the batch's facts in the model before this write, if the editor has one; it saves time.
     """
 
     terms: tuple[Term, ...]
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    replay: RowReplay | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +150,7 @@ class WeightEditor(ABC, Generic[_Settings]):
                 _check_finite(written.terms, batch)
                 edits.rollback(start)
                 edits.add(written.terms)
-                self.model.score([fact.pair(fact.target) for fact in batch])  # fails if a logit is not finite
+                self._check_logits(written, call, batch)
                 call = Present((*call.facts, *batch), written.terms, call.batches + 1, (written.state,))
                 if on_batch is not None:
                     on_batch(WrittenBatch(tuple(batch), time.perf_counter() - started))
@@ -163,6 +168,26 @@ class WeightEditor(ABC, Generic[_Settings]):
         )
         self._patches = (*self._own(), patch)
         return patch
+
+    def _check_logits(self, written: Written, call: Present, facts: Sequence[Fact]) -> None:
+        """Raises NonFiniteError, naming the facts, if a logit of the edited model is not finite on one of them."""
+        replay = written.replay
+        # Half precision rounds the sum of base and change, which the change alone does not show.
+        if replay is None or replay.dtype != self.model.dtype:
+            self.model.score([fact.pair(fact.target) for fact in facts])
+            return
+        lowest = replay.layers[0]
+        now, before = (torch.zeros_like(self.model.weight(lowest)) for _ in range(2))
+        for terms, total in ((written.terms, now), (call.terms, before)):
+            for term in terms:
+                if term.layer == lowest:
+                    term.add_to(total)
+        change = now - before
+        losses = torch.zeros(len(facts), dtype=replay.dtype)
+        with torch.no_grad():
+            for places in replay.passes(range(len(facts))):
+                losses[places] = replay.losses({lowest: lambda x: nn.functional.linear(x, change)}, places).cpu()
+        check_finite("log-probability", losses, facts, lowest)
 
     def remove(self, edit: Edit) -> None:
         patch = as_patch(edit)

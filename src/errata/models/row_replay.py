@@ -6,9 +6,10 @@ evaluation then adds the change of W's output and runs only the later blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -18,8 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from errata.errors import InputError
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel, Site
-from errata.models.prompts import length_batches, pad
-from errata.models.replay import as_block_output, forward_replaced, mlp_at, skip_below
+from errata.models.prompts import PaddedBatch, length_batches, pad
+from errata.models.replay import as_block_output, forward_replaced, length_cuts, mlp_at, pass_cost, skip_below
 
 GRADIENT_BUDGET = TOKEN_BUDGET // 4  # padded tokens of one forward pass with a gradient
 _LOGITS_AT_ONCE = 1 << 26
@@ -76,10 +77,13 @@ class RowReplay:
         wanted = {Site.KEY: [self._lowest], Site.BLOCK: [self._lowest]}
         wanted |= {} if self._norm is None else {Site.MLP: [self._lowest]}
         self._states: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rows) for site in wanted}
-        for indices in length_batches([len(row.ids) for row in rows], token_budget=TOKEN_BUDGET):
+        for indices in self._batches([len(row.ids) for row in rows], TOKEN_BUDGET):
             batch = pad([rows[index].ids for index in indices], left=False, device=model.device)
-            with model.capture(wanted) as found, torch.no_grad():
-                model.run_captured(batch.inputs())
+            with ExitStack() as stack:
+                found = stack.enter_context(model.capture(wanted))
+                _skip_padding(stack, model, batch, range(self._lowest))
+                with torch.no_grad():
+                    model.run_captured(batch.inputs())
             for (site, _), values in found.items():
                 for place, index in enumerate(indices):
                     self._states[site][index] = values[place, : len(rows[index].ids)].clone()
@@ -95,7 +99,7 @@ class RowReplay:
         """Places in ``indices`` of the rows to evaluate together, within the memory for gradients."""
         vocabulary = int(self.model.model.config.get_text_config(decoder=True).vocab_size)
         lengths = [len(self.rows[index].ids) for index in indices]
-        for places in length_batches(lengths, token_budget=GRADIENT_BUDGET):
+        for places in self._batches(lengths, GRADIENT_BUDGET):
             part: list[int] = []
             positions = 0
             for place in places:
@@ -106,6 +110,14 @@ class RowReplay:
                 part.append(place)
                 positions += count
             yield part
+
+    def _batches(self, lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+        """Places of rows of such similar length that further passes would cost more than the padding."""
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        cuts = length_cuts([lengths[place] for place in order], pass_cost(self.model))
+        for start, stop in pairwise([0, *cuts, len(order)]):
+            for part in length_batches([lengths[place] for place in order[start:stop]], token_budget=token_budget):
+                yield [order[start + place] for place in part]
 
     def losses(self, changes: Mapping[int, Change], indices: Sequence[int]) -> Float[Tensor, "n"]:
         """−log P of each row's targets, mean over its targets, in one pass; in ``dtype``.
@@ -156,7 +168,7 @@ class RowReplay:
         }
 
     def _losses(self, changes: Mapping[int, Change], indices: Sequence[int], *, everywhere: bool) -> Tensor:
-        """``everywhere``: whether changes see all positions in the last block too."""
+        """``everywhere``: whether changes see all positions, padding and those in the last block that nothing reads."""
         rows, device = [self.rows[index] for index in indices], self.model.device
         logits = self._logits(changes, indices, everywhere).to(self.dtype)
         targets = torch.tensor([token for row in rows for token in row.targets], device=device)
@@ -182,11 +194,11 @@ class RowReplay:
                 if layer in changes:
                     hook = _adding(changes[layer], self.dtype)
                     stack.callback(model.down_projection(layer).register_forward_hook(hook).remove)
-            if (
-                last > lowest and model.mlp_is_module and not everywhere
-            ):  # nothing above the last block reads other positions
-                tokens = (row * batch.input_ids.shape[1] + column).unique()
-                stack.enter_context(mlp_at(model.mlp(last), tokens))
+            whole = changes if everywhere else {}
+            _skip_padding(stack, model, batch, [layer for layer in range(lowest + 1, last) if layer not in whole])
+            if last > lowest and last not in whole and model.mlp_is_module:  # nothing above reads other positions
+                wanted = (row * batch.input_ids.shape[1] + column).unique()
+                stack.enter_context(mlp_at(model.mlp(last), wanted))
             return model.logits_at(batch.inputs(), row, column)
 
     def _block_output(self, change: Change | None, indices: Sequence[int]) -> Tensor:
@@ -206,6 +218,14 @@ class RowReplay:
 
     def _padded(self, site: Site, indices: Sequence[int]) -> Tensor:
         return pad_sequence([self._states[site][index] for index in indices], batch_first=True)
+
+
+def _skip_padding(stack: ExitStack, model: LanguageModel, batch: PaddedBatch, layers: Iterable[int]) -> None:
+    """Until the stack closes, the MLPs of some layers compute no padding, which no token of a row reads."""
+    tokens = batch.attention_mask.flatten().nonzero()[:, 0]
+    if model.mlp_is_module and len(tokens) < batch.input_ids.numel():
+        for layer in layers:
+            stack.enter_context(mlp_at(model.mlp(layer), tokens))
 
 
 def _adding(change: Change, dtype: torch.dtype) -> Callable[[nn.Module, Any, Tensor], Tensor]:
