@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from errata.editors import weight_editor
 from errata.editors.training import teacher_forced
 from errata.editors.ultra import (
     GradientWrite,
@@ -170,6 +171,34 @@ def test_half_precision_increments_are_not_lost() -> None:
         for term in (term for patch in patches for term in patch.of_layer(layer)):
             term.add_to(exact)
         assert torch.equal(model.weight(layer), exact.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_edited_models_own_likelihoods_are_checked(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By replay from the lowest layer on, with the changes of earlier batches in the model."""
+    checked: list[float] = []
+
+    def note(quantity: str, values: Tensor, facts: object, layer: int) -> None:
+        checked.extend(values.tolist())
+
+    monkeypatch.setattr(weight_editor, "check_finite", note)
+    model = tiny_language_model("llama", dtype=dtype)
+    editor(model, learning_rate=0.1).apply(FACTS[:2])
+    now = [-score.log_probability for score in model.score([fact.pair(fact.target) for fact in FACTS[:2]])]
+    assert checked == (pytest.approx(now, abs=1e-4) if dtype == torch.float32 else [])
+    editor(model, learning_rate=0.1).apply(FACTS[2:6])
+    now = [-score.log_probability for score in model.score([fact.pair(fact.target) for fact in FACTS[4:6]])]
+    assert checked[-2:] == (pytest.approx(now, abs=1e-4) if dtype == torch.float32 else [])
+
+
+def test_logits_that_overflow_after_the_write_undo_it() -> None:
+    model = tiny_language_model("llama")
+    before = parameter_bits(model)
+    with pytest.raises(NonFiniteError) as caught:
+        editor(model, learning_rate=1e37).apply(FACTS[:4])
+    assert "tongue" in str(caught.value)
+    assert_same_bits(parameter_bits(model), before)
+    assert not model.edits.terms
 
 
 def test_default_layers_and_a_gradient_that_is_not_finite() -> None:

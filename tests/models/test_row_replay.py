@@ -58,6 +58,25 @@ def test_passes_hold_every_row_once_within_the_budget(monkeypatch: pytest.Monkey
     assert all(len(places) == 1 for places in replay.passes(range(len(rows))))
 
 
+def test_padding_is_not_computed_by_mlps() -> None:
+    model = tiny_language_model("llama")
+    rows = [TrainingRow((1,) * length, (length - 1,), (2,)) for length in (9, 4, 4, 3)]
+    replay = RowReplay(model, rows, [1])
+    tokens: list[int] = []
+    handles = [
+        model.down_projection(layer).register_forward_pre_hook(
+            lambda module, args: tokens.append(args[0][..., 0].numel())
+        )
+        for layer in range(len(model.blocks))
+    ]
+    replay.losses({}, [0, 1, 2, 3])
+    RowReplay(model, rows, [1])
+    for handle in handles:
+        handle.remove()
+    # Blocks above the changed one, the last with the wanted tokens only; then those below it, and that itself.
+    assert tokens == [20, 20, 4, 20, 36]
+
+
 def test_half_precision_losses_are_those_of_the_rounded_weights() -> None:
     model = tiny_language_model("llama", dtype=torch.bfloat16)
     replay = RowReplay(model, teacher_forced(model.tokenizer, FACTS[:3]), [3])
