@@ -14,9 +14,11 @@ from errata.editors.fact_memory import facts_of
 from errata.editors.substitute import Substitute, SubstituteSettings, article, substituted
 from errata.errors import InputError
 from errata.evaluation.answer_edits import (
+    STAND_INS,
     AnswerSettings,
     EditedAnswer,
     Entailment,
+    StandIns,
     absent_answer_edits,
     answer_edit_records,
     semantic_edit,
@@ -27,8 +29,10 @@ from errata.evaluation.answer_edits import (
 from errata.evaluation.free_running import is_contained
 from errata.facts.fact import Fact, Question
 from errata.models.language_model import LanguageModel
+from errata.results.records import Record, summarise
 
 from tests.editors.test_memory_search import write_encoder
+from tests.reference.likelihood import mean_log_probability
 from tests.support.editing import FACTS, tiny_language_model
 from tests.support.errors import raises_code
 
@@ -172,7 +176,7 @@ def test_records_of_answers() -> None:
         ("textual_edit:neighbour", 0.0), ("textual_retention:neighbour", 0.0), ("textual_edit_all:neighbour", 0.0),
         ("textual_edit_others:neighbour", 0.0),
     }  # fmt: skip
-    assert set(absent_answer_edits([fact], settings)) == {"semantic_edit", "semantic_retention"}
+    assert set(absent_answer_edits([fact], settings)) == {"semantic_edit", "semantic_retention", *STAND_INS}
     with raises_code("ANSWERS_BEFORE_MISSING"):
         answer_edit_records([fact], {}, after, settings)
 
@@ -198,6 +202,59 @@ def test_local_models_for_semantic_scores(tmp_path: Path) -> None:
     found = {record.metric: record.value for record in answer_edit_records([fact], *said, settings)}
     assert found["semantic_retention:own"] == pytest.approx(1.0), "both are masked"
     assert found["semantic_edit:own"] in (0, 0.5, 1)
+
+
+def test_stand_ins_by_their_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_language_model("llama")
+    monkeypatch.setattr(LanguageModel, "load", classmethod(lambda cls, name: model))
+    own, paraphrase, neighbour = "The capital of Italy is", "Italy is governed from", "The capital of France is"
+    fact = Fact(
+        "1", "Italy", "The capital of {} is", "Rome", old="Paris", paraphrases=(paraphrase,),
+        neighbours=(Question(neighbour, "Paris"),),
+    )  # fmt: skip
+    before = {own: " Paris.", paraphrase: " Paris now.", neighbour: " Paris."}
+    after = {own: " Rome.", paraphrase: "", neighbour: " Paris."}
+    settings = AnswerSettings(stand_in="a model")
+    found = answer_edit_records([fact], before, after, settings)
+
+    def chance(prompt: str, target: str) -> float:
+        return mean_log_probability(model.model, model.tokenizer, prompt, target)  # type: ignore[arg-type]
+
+    def edit(prompt: str, wanted: str, unwanted: str) -> float:
+        return float(chance(prompt, wanted) > chance(prompt, unwanted))
+
+    assert {r.metric: r.value for r in found if r.metric.split(":")[0] in STAND_INS} == pytest.approx(
+        {
+            "semantic_edit_lm:own": edit(f"{own} Rome. In short: {own}", "Rome", "Paris"),
+            "semantic_edit_lm:paraphrase": edit(f"{paraphrase} In short: {own}", "Rome", "Paris"),
+            "semantic_edit_lm:neighbour": edit(f"{neighbour} Paris. In short: {neighbour}", "Paris", "Rome"),
+            "semantic_retention_lm:own": chance("Rewrite: Paris.", "Rome.") - chance("Rewrite: Paris.", "Paris."),
+            "semantic_retention_lm:neighbour": 0,
+            "semantic_retention_hidden:own": 1,  # both texts are masked; the paraphrase's is empty
+            "semantic_retention_hidden:neighbour": 1,
+        },
+        abs=1e-4,
+    )
+    assert set(absent_answer_edits([fact], settings)) == {"semantic_edit", "semantic_retention"}
+    # Hidden states tell texts apart.
+    others = [EditedAnswer("neighbour", " Paris.", text, ("Rome",), "Paris") for text in (" Paris.", " the piano")]
+    same, other = StandIns("a model").retentions_by_hidden_states(others)
+    assert same > 0.999 > other
+
+
+def test_the_harmonic_mean_over_the_kinds_of_queries() -> None:
+    def means(**values: list[float]) -> dict[str, float]:
+        records = [
+            Record(str(fact), f"textual_edit:{kind}", "", value, "")
+            for kind, of_facts in values.items()
+            for fact, value in enumerate(of_facts)
+        ]
+        return {summary.metric: summary.mean for summary in summarise(records, "after")}
+
+    expected = 3 / (1 / 1 + 1 / 0.5 + 1 / 0.75)
+    assert means(own=[1, 1], paraphrase=[1, 0], neighbour=[1, 0.5])["textual_edit:harmonic"] == pytest.approx(expected)
+    assert means(own=[1, 1], paraphrase=[0, 0], neighbour=[1, 1])["textual_edit:harmonic"] == 0
+    assert "textual_edit:harmonic" not in means(own=[1], neighbour=[1])
 
 
 def test_parts_of_words_do_not_count() -> None:

@@ -23,6 +23,7 @@ from errata.evaluation.absence import absent_abilities
 from errata.evaluation.answer_edits import (
     AnswerSettings,
     Entailment,
+    StandIns,
     absent_answer_edits,
     answer_edit_records,
     answers_to_compare,
@@ -381,6 +382,8 @@ def check_answers(options: Mapping[str, Any]) -> None:
         Entailment(settings.entailment)
     if settings.encoder:
         SentenceEmbedder(Path(settings.encoder))
+    if settings.stand_in:
+        StandIns(settings.stand_in)
 
 
 class TextOptions(BaseModel):

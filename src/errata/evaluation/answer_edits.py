@@ -9,6 +9,8 @@ Two texts are compared, the answer before and after; TE and TR need no model. Wh
 
 The semantic scores need local models, and are absent without: SE an entailment model, SR a sentence encoder. SE counts
 every answer in scope, and SR the same answers as TR.
+
+Where there are none, a language model gives other numbers in their stead, with names of their own (``StandIns``).
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from errata.editors.contract import Answerer
-from errata.editors.embedders import SentenceEmbedder
+from errata.editors.embedders import Hidden, SentenceEmbedder
 from errata.editors.substitute import substituted
 from errata.errors import InputError
 from errata.evaluation.absence import absent_fields
 from errata.evaluation.free_running import is_contained
 from errata.facts.fact import Fact
 from errata.facts.joining import joined
+from errata.models.language_model import LanguageModel
+from errata.models.prompts import Pair
 from errata.results.metrics import Metric, metrics_of
 from errata.results.records import Record
 from errata.utils.files import reading
@@ -40,6 +44,7 @@ from errata.utils.progress import Report, silent
 QueryKind: TypeAlias = Literal["own", "paraphrase", "neighbour"]
 IN_SCOPE: Final[tuple[QueryKind, ...]] = ("own", "paraphrase")
 MASK: Final = "mask"
+STAND_INS: Final = (Metric.SEMANTIC_EDIT_LM, Metric.SEMANTIC_RETENTION_LM, Metric.SEMANTIC_RETENTION_HIDDEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class EditedAnswer:
 
     Attributes:
         kind: of the query: the fact's own prompt, a paraphrase, or a neighbour's.
-        query: the prompt; only SE reads it, and ``new_statement`` and ``old_statement``.
+        query: the prompt; only SE and the stand-ins read it, and ``prompt``, ``new_statement`` and ``old_statement``.
         new: the fact's target and its aliases.
         old: the fact's old object.
         right: of a neighbour its right answer; without meaning in scope.
@@ -63,6 +68,7 @@ class EditedAnswer:
     query: str = ""
     new_statement: str = ""
     old_statement: str = ""
+    prompt: str = ""
 
 
 def textual_edit(answer: EditedAnswer) -> float:
@@ -113,6 +119,7 @@ class AnswerSettings(BaseModel):
     new_tokens: StrictInt = Field(40, ge=1, description="tokens of an answer at most, greedily chosen")
     entailment: str = Field("", description="a local directory of an entailment model, for SE")
     encoder: str = Field("", description="a local directory of sentence-transformers, for SR")
+    stand_in: str = Field("", description="a language model, such as the unedited one, for the stand-ins of SE and SR")
 
 
 class Entailment:
@@ -156,6 +163,48 @@ def semantic_retention(answer: EditedAnswer, encoder: SentenceEmbedder) -> float
     return float(after @ before)
 
 
+class StandIns:
+    """Numbers by a language model where there is neither an entailment model nor a sentence encoder.
+
+    Raises:
+        InputError: if the model cannot be loaded.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._model = LanguageModel.load(name)
+        self._embedder = Hidden().embedder(self._model)
+
+    def semantic_edits(self, answers: Sequence[EditedAnswer]) -> list[float]:
+        """For each answer 1 if, after query and answer, its object is likelier than the unwanted one, else 0.
+
+        In scope log P(new) > log P(old), each the mean over its tokens, after "{query}{answer} In short: {prompt}" with
+        the fact's prompt; elsewhere the same of the right answer and the new object, with the query for the prompt.
+        """
+        pairs: list[Pair] = []
+        for answer in answers:
+            own = answer.kind in IN_SCOPE
+            prompt = f"{answer.query}{answer.after} In short: {answer.prompt if own else answer.query}"
+            wanted, unwanted = (answer.new[0], answer.old) if own else (answer.right, answer.new[0])
+            pairs += [(prompt, wanted), (prompt, unwanted)]
+        scores = [score.log_probability for score in self._model.score(pairs)]
+        return [float(one > other) for one, other in zip(scores[::2], scores[1::2], strict=True)]
+
+    def retentions_by_likelihood(self, answers: Sequence[EditedAnswer]) -> list[float]:
+        """For each answer log P(after) − log P(before), each the mean over its tokens, after "Rewrite: {before}"."""
+        pairs: list[Pair] = []
+        for answer in answers:
+            prompt = f"Rewrite: {answer.before.strip()}"
+            pairs += [(prompt, answer.after.strip()), (prompt, answer.before.strip())]
+        scores = [score.log_probability for score in self._model.score(pairs)]
+        return [after - before for after, before in zip(scores[::2], scores[1::2], strict=True)]
+
+    def retentions_by_hidden_states(self, answers: Sequence[EditedAnswer]) -> list[float]:
+        """For each answer the cosine of the texts that SR compares, as means of the model's hidden states."""
+        masked = [_masked(answer) for answer in answers]
+        index = self._embedder.index([before for _, before in masked])
+        return index.cosines([after for after, _ in masked]).diagonal().tolist()
+
+
 # Measuring
 
 
@@ -188,7 +237,9 @@ def answer_edit_records(
     """
     entailment = Entailment(settings.entailment) if settings.entailment else None
     encoder = SentenceEmbedder(Path(settings.encoder)) if settings.encoder else None
+    stand_ins = StandIns(settings.stand_in) if settings.stand_in else None
     records: list[Record] = []
+    compared: list[tuple[Fact, EditedAnswer, bool]] = []
     for fact in facts:
         if not fact.old:
             continue
@@ -199,10 +250,12 @@ def answer_edit_records(
                 remedy = "Ask both models the same prompts first"
                 raise InputError(what, remedy=remedy, code="ANSWERS_BEFORE_MISSING")
             answer = EditedAnswer(
-                kind, before[prompt], after[prompt], (fact.target, *fact.aliases), fact.old, right, prompt, *stated
-            )
+                kind, before[prompt], after[prompt], (fact.target, *fact.aliases), fact.old, right, prompt, *stated,
+                fact.text,
+            )  # fmt: skip
             expected = fact.old if kind in IN_SCOPE else right
             counts = is_contained(answer.before, (expected,))
+            compared.append((fact, answer, counts))
             edit = textual_edit(answer)
             values = {Metric.TEXTUAL_EDIT if counts else Metric.TEXTUAL_EDIT_OTHERS: edit}
             values[Metric.TEXTUAL_EDIT_ALL] = edit
@@ -212,10 +265,28 @@ def answer_edit_records(
                     values[Metric.SEMANTIC_RETENTION] = semantic_retention(answer, encoder)
             if entailment is not None and (counts or kind in IN_SCOPE):
                 values[Metric.SEMANTIC_EDIT] = semantic_edit(answer, entailment)
-            records += [
-                Record(fact.id, f"{metric}:{kind}", prompt, value, answer.after) for metric, value in values.items()
-            ]
-    return records
+            records += [_record(fact, answer, metric, value) for metric, value in values.items()]
+    return records if stand_ins is None else records + _stand_in_records(compared, stand_ins)
+
+
+def _record(fact: Fact, answer: EditedAnswer, metric: Metric, value: float) -> Record:
+    return Record(fact.id, f"{metric}:{answer.kind}", answer.query, value, answer.after)
+
+
+def _stand_in_records(compared: Sequence[tuple[Fact, EditedAnswer, bool]], stand_ins: StandIns) -> list[Record]:
+    """Of the answers that SE and SR count; an answer without text has no retention."""
+    edits = [(fact, answer) for fact, answer, counts in compared if counts or answer.kind in IN_SCOPE]
+    kept = [(fact, answer) for fact, answer, counts in compared if counts and answer.after.strip()]
+    values = {
+        Metric.SEMANTIC_EDIT_LM: (edits, stand_ins.semantic_edits),
+        Metric.SEMANTIC_RETENTION_LM: (kept, stand_ins.retentions_by_likelihood),
+        Metric.SEMANTIC_RETENTION_HIDDEN: (kept, stand_ins.retentions_by_hidden_states),
+    }
+    return [
+        _record(fact, answer, metric, value)
+        for metric, (chosen, measure) in values.items()
+        for (fact, answer), value in zip(chosen, measure([answer for _, answer in chosen]), strict=True)
+    ]
 
 
 def absent_answer_edits(facts: Sequence[Fact], settings: AnswerSettings) -> dict[Metric, str]:
@@ -224,6 +295,7 @@ def absent_answer_edits(facts: Sequence[Fact], settings: AnswerSettings) -> dict
     for metric, given, what in (
         (Metric.SEMANTIC_EDIT, settings.entailment, "no entailment model was given"),
         (Metric.SEMANTIC_RETENTION, settings.encoder, "no sentence encoder was given"),
+        *((metric, settings.stand_in, "no language model was given as 'stand_in'") for metric in STAND_INS),
     ):
         if not given:
             missing.setdefault(metric, what)

@@ -225,6 +225,11 @@ class Metric(StrEnum):
     TEXTUAL_RETENTION = _rewrite("textual_retention", title="textual retention (TR)")
     SEMANTIC_EDIT = _rewrite("semantic_edit", title="semantic edit (SE)")
     SEMANTIC_RETENTION = _rewrite("semantic_retention", title="semantic retention (SR)", unit=Unit.COSINE)
+    SEMANTIC_EDIT_LM = _rewrite("semantic_edit_lm", title="stand-in for SE: likelihood")
+    SEMANTIC_RETENTION_LM = _rewrite("semantic_retention_lm", title="stand-in for SR: likelihood", unit=Unit.NATS)
+    SEMANTIC_RETENTION_HIDDEN = _rewrite(
+        "semantic_retention_hidden", title="stand-in for SR: hidden states", unit=Unit.COSINE
+    )
     FLUENCY = _text("fluency", unit=Unit.BITS, needs=("generation",))
     CONSISTENCY = _text("consistency", unit=Unit.COSINE, needs=("generation", "relation"))
     DRIFT_KL_NEIGHBOURS = _drift("drift_kl_neighbours", title="drift KL, neighbours", needs=("neighbours",))
@@ -301,6 +306,21 @@ ACCURACIES: Final[Mapping[str, str]] = {
     )
 }
 """The accuracies that figures show, with short names."""
+
+HARMONIC: Final[Mapping[str, tuple[str, ...]]] = {
+    Metric.SCORE: SUCCESSES,
+    **{
+        f"{metric}:harmonic": tuple(f"{metric}:{kind}" for kind in ("own", "paraphrase", "neighbour"))
+        for metric in (
+            Metric.TEXTUAL_EDIT,
+            Metric.TEXTUAL_RETENTION,
+            Metric.SEMANTIC_EDIT,
+            Metric.SEMANTIC_RETENTION,
+            Metric.SEMANTIC_EDIT_LM,
+        )
+    },
+}
+"""The metrics that are the harmonic mean of other metrics' means, with those."""
 
 _RANK: Final = {str(metric): rank for rank, metric in enumerate(Metric)}
 _GROUP_RANK: Final = {group: rank for rank, group in enumerate(Group)}

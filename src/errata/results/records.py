@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errata.errors import InputError
-from errata.results.metrics import SUCCESSES, Metric, in_order
+from errata.results.metrics import HARMONIC, in_order
 from errata.utils.files import read_json, write_json
 
 _DRAWS_AT_ONCE = 1 << 22
@@ -98,19 +98,21 @@ class Summary:
 
 
 def summarise(records: Sequence[Record], when: When, *, seed: int = 0, resamples: int = 1000) -> list[Summary]:
-    """A summary of each metric that there are records of, and of the score if there are all three successes.
+    """A summary of each metric that there are records of, and of each of ``HARMONIC`` whose parts there are.
 
-    Intervals are percentiles of the bootstrap over facts, each drawn with all of its prompts; the
-    score (harmonic mean of the three successes) is drawn for all three at once.
+    Intervals are percentiles of the bootstrap over facts, each drawn with all of its prompts; a harmonic mean is drawn
+    for all of its parts at once.
     """
     found = []
     for metric in in_order({record.metric for record in records}):
         chosen = [record for record in records if record.metric == metric]
         clusters = _clusters(chosen, [metric])
         found.append(_summary(metric, when, clusters, len(chosen), seed, resamples))
-    if {*SUCCESSES} <= {record.metric for record in records}:
-        chosen = [record for record in records if record.metric in SUCCESSES]
-        found.append(_summary(Metric.SCORE, when, _clusters(chosen, SUCCESSES), len(chosen), seed, resamples))
+    present = {record.metric for record in records}
+    for metric, parts in HARMONIC.items():
+        if {*parts} <= present:
+            chosen = [record for record in records if record.metric in parts]
+            found.append(_summary(metric, when, _clusters(chosen, parts), len(chosen), seed, resamples))
     order = in_order({summary.metric for summary in found})
     return sorted(found, key=lambda summary: order.index(summary.metric))
 
