@@ -2,8 +2,8 @@
 
 Half of them are changed by the edit. These state the fact, in one of its wordings and with the old object or, now and
 then, another wrong one; the lab's world also knows what follows from it. The others answer the record's questions about
-anything else, or state the new object already; from the lab there are other facts of the same person with the old
-object. Some sentences break off before their end, as an answer does at its last token.
+anything else, most of them about the same subject, or state the new object already; from the lab there are other facts
+of the same person with the old object. Some sentences break off before their end, as an answer does at its last token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from errata.editors.memory_search import sentence
 from errata.editors.training_data import EditorData, TrainingRecord
 from errata.errors import InputError
 from errata.facts.fact import Fact
-from errata.facts.joining import joined
+from errata.facts.joining import holds_name, joined
 from errata.lab.package import lab_world
 from errata.lab.world import CONSEQUENCE_WORDINGS, OBJECTS, RELATION_WORDINGS, World
 
@@ -74,7 +74,7 @@ def sentence_pairs(data: EditorData, count: int, generator: random.Random) -> li
         targets.setdefault(record.edit.relation, []).append(record.edit.target)
     own = _Own(targets)
     changing: list[_Maker] = [own.changed]
-    staying: list[_Maker] = [_other, _other, own.unchanged]
+    staying: list[_Maker] = [_same_subject, _same_subject, _same_subject, _other, own.unchanged]
     if data.source == "lab":
         lab = _Lab(lab_world())
         changing.append(lab.consequence)
@@ -128,6 +128,12 @@ def _stated(record: TrainingRecord, fact: Fact, value: str, generator: random.Ra
 def _other(record: TrainingRecord, fact: Fact, generator: random.Random) -> SentencePair:
     question = generator.choice([*record.hard_loc, *record.loc])
     return SentencePair(fact, sentence(joined(*question.pair)), None)
+
+
+def _same_subject(record: TrainingRecord, fact: Fact, generator: random.Random) -> SentencePair | None:
+    """Another fact about the subject: what answers about it state most, and what is changed wrongly most easily."""
+    questions = [question for question in record.hard_loc if holds_name(question.prompt, fact.subject)]
+    return SentencePair(fact, sentence(joined(*generator.choice(questions).pair)), None) if questions else None
 
 
 @dataclass(frozen=True, slots=True)
