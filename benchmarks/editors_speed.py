@@ -49,8 +49,6 @@ from errata.models.row_replay import RowReplay
 from errata.utils.progress import silent
 from errata.utils.provenance import software_versions
 
-LIMIT = 1.1  # of the time of a query that is not changed, in units of the unedited model's
-RATIO = 5.0  # least ratio to a plain loop
 TOLERANCE = 0.02  # of the loss of a fact after both edits, in nats
 
 
@@ -328,7 +326,8 @@ def query_row(name: str, own: Mapping[str, Any]) -> list[str]:
     for which in ("unchanged", "own"):
         for kind in ("prompt", "token"):
             times = own[which][kind]
-            cells.append(f"{times['model']:.1f} → {times['edited']:.1f} ms, {100 * (times['ratio'] - 1):+.0f} %")
+            change = f"{times['model']:.1f} → {times['edited']:.1f} ms, {100 * (times['ratio'] - 1):+.0f} %"
+            cells.append("–" if math.isnan(times["ratio"]) else change)
     return [*cells, str(sum(times["left_out"] for times in own["unchanged"].values()))]
 
 
