@@ -205,6 +205,16 @@ def test_half_of_the_sentences_change_and_all_changes_are_in_the_text() -> None:
     assert others, "another wrong object, or a consequence"
 
 
+def test_the_same_fact_in_other_words_is_not_said_to_stay() -> None:
+    """As in zsRE, which has facts twice, under other ids and with other new answers."""
+    again, other = Question("Ada Stone's home:", "Rome"), Question("Ada Stone plays the", "harp")
+    record = TrainingRecord(ADA, (), (Question("Eve lives in", "Rome"),), (again, other))
+    pairs = sentence_pairs(EditorData("facts", "train", 0, (record,)), 100, random.Random(0))
+    stay = {pair.text.removesuffix(".") for pair in pairs if pair.change is None}
+    assert {"Ada Stone plays the harp", "Eve lives in Rome", "Ada Stone lives in Oslo"} <= stay
+    assert "Ada Stone's home: Rome" not in stay
+
+
 def test_sentences_are_reproducible_and_need_old_objects() -> None:
     data = answered_data()["train"]
     assert sentence_pairs(data, 20, random.Random(1)) == sentence_pairs(data, 20, random.Random(1))

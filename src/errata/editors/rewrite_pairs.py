@@ -16,7 +16,7 @@ from typing import Final
 from errata.editors.memory_search import sentence
 from errata.editors.training_data import EditorData, TrainingRecord
 from errata.errors import InputError
-from errata.facts.fact import Fact
+from errata.facts.fact import Fact, Question
 from errata.facts.joining import holds_name, joined
 from errata.lab.package import lab_world
 from errata.lab.world import CONSEQUENCE_WORDINGS, OBJECTS, RELATION_WORDINGS, World
@@ -125,15 +125,24 @@ def _stated(record: TrainingRecord, fact: Fact, value: str, generator: random.Ra
     return sentence(joined(generator.choice(prompts), value, fact.joiner))
 
 
-def _other(record: TrainingRecord, fact: Fact, generator: random.Random) -> SentencePair:
-    question = generator.choice([*record.hard_loc, *record.loc])
-    return SentencePair(fact, sentence(joined(*question.pair)), None)
+def _other(record: TrainingRecord, fact: Fact, generator: random.Random) -> SentencePair | None:
+    return _staying(fact, [*record.hard_loc, *record.loc], generator)
 
 
 def _same_subject(record: TrainingRecord, fact: Fact, generator: random.Random) -> SentencePair | None:
     """Another fact about the subject: what answers about it state most, and what is changed wrongly most easily."""
-    questions = [question for question in record.hard_loc if holds_name(question.prompt, fact.subject)]
-    return SentencePair(fact, sentence(joined(*generator.choice(questions).pair)), None) if questions else None
+    own = [question for question in record.hard_loc if holds_name(question.prompt, fact.subject)]
+    return _staying(fact, own, generator)
+
+
+def _staying(fact: Fact, questions: Sequence[Question], generator: random.Random) -> SentencePair | None:
+    """One of some questions with its answer, but none that may be the fact in other words (zsRE has a fact twice)."""
+    others = [
+        question
+        for question in questions
+        if question.answer != fact.old or not holds_name(question.prompt, fact.subject)
+    ]
+    return SentencePair(fact, sentence(joined(*generator.choice(others).pair)), None) if others else None
 
 
 @dataclass(frozen=True, slots=True)
