@@ -183,3 +183,23 @@ def test_a_benchmark_plans_editors_beside_methods(made: Path) -> None:
 def test_the_example_grid_of_editors_is_valid() -> None:
     grid = grid_of(read_grid(Path("examples/editors.yaml")), "examples/editors.yaml")
     assert set(EDITOR_NAMES) & set(grid.methods)
+
+
+def test_a_benchmark_skips_an_editor_where_facts_lack_a_field_that_it_needs(tmp_path: Path) -> None:
+    complete, short = tmp_path / "complete.jsonl", tmp_path / "short.jsonl"
+    records = [{"prompt": "{} is in", "subject": name, "target": "Rome", "truth": "Bonn"} for name in ("Oslo", "Riga")]
+    complete.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    del records[1]["truth"]
+    short.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    grid = {"models": ["lab"], "methods": ["substitute", "grace"], "edits": 2, "batch_size": 2, "seeds": [0, 1]}
+    plan = plan_of(grid_of({**grid, "data": [str(complete), str(short)]}, "test"))
+    assert [(spec.editor, Path(spec.data.name).stem) for spec in plan.specs if spec.seed == 0] == [
+        ("substitute", "complete"),
+        ("grace", "complete"),
+        ("grace", "short"),
+    ]
+    (left,) = plan.undefined  # once for both seeds
+    assert "truth" in left.reason
+    with pytest.raises(FaultsError) as caught:
+        plan_of(grid_of({**grid, "methods": ["substitute"], "data": [str(short)]}, "test"))
+    assert {fault.code for fault in caught.value.faults} == {"COMBINATION_INVALID"}

@@ -39,7 +39,7 @@ from errata.editing.recipe_files import read_file
 from errata.editors.registry import LOCATE_THEN_EDIT
 from errata.editors.table import EDITOR_NAMES, EditorSettings
 from errata.errors import Fault, FaultsError, InputError, collect_errors
-from errata.facts.fact import FactSet
+from errata.facts.fact import Fact, FactSet
 from errata.facts.questions import read_questions, text_lines
 from errata.models.loading import Outline
 from errata.models.size import ModelSize
@@ -48,7 +48,7 @@ from errata.report.page import duration
 from errata.report.tables import comparison_tables
 from errata.results.records import read_results
 from errata.statistics.settings import NAMED_CORPORA
-from errata.utils.text import counted
+from errata.utils.text import counted, listed
 
 
 def entries_of(
@@ -289,11 +289,7 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
         with part:
             prose = None if grid.prose is None else prose_of(grid.prose)
     if not recipes and grid.models and grid.methods:
-        reasons = [
-            Fault(entry.label, entry.reason.removesuffix("."), "", code="COMBINATION_INVALID")
-            for entry in plan.undefined
-        ]
-        raise FaultsError("the grid, whose combinations are all invalid,", reasons)
+        raise _all_invalid(plan)
     for (name, label), recipe in list(recipes.items()):
         if isinstance(recipe, Recipe):
             with error_context(f"{label}: "):
@@ -307,7 +303,16 @@ def plan_of(grid: Grid, *, trust_remote_code: bool = False) -> Plan:
     for (name, _, _), material in chosen.items():
         check_facts(material.facts, outlines[name])
     _add_cells(plan, grid, recipes, chosen)
+    if not plan.specs:
+        raise _all_invalid(plan)
     return plan
+
+
+def _all_invalid(plan: Plan) -> FaultsError:
+    reasons = [
+        Fault(entry.label, entry.reason.removesuffix("."), "", code="COMBINATION_INVALID") for entry in plan.undefined
+    ]
+    return FaultsError("the grid, whose combinations are all invalid,", reasons)
 
 
 def unasked(grid: Grid, plan: Plan) -> list[tuple[str, str, str]]:
@@ -337,7 +342,7 @@ def _add_cells(
                 plan.materials[file] = material
                 for variant in variants(grid):
                     recipe = recipes.get((model.name, variant.label))
-                    if recipe is None:
+                    if recipe is None or _lacks_fields(plan, variant.label, recipe, entry, material.facts):
                         continue
                     editor = LOCATE_THEN_EDIT if isinstance(recipe, Recipe) else variant.method
                     plan.specs.append(
@@ -355,6 +360,19 @@ def _add_cells(
                             measures=grid.measures,
                         )
                     )
+
+
+def _lacks_fields(
+    plan: Plan, label: str, recipe: Recipe | EditorSettings, entry: DataEntry, facts: Sequence[Fact]
+) -> bool:
+    """Whether facts lack a field that the editor requires; recorded in the plan, once for all seeds."""
+    needs = frozenset() if isinstance(recipe, Recipe) else recipe.needs
+    missing = sorted(name for name in needs if not all(getattr(fact, name) for fact in facts))
+    if missing:
+        found = Undefined(f"{label} on {entry.label}", f"facts lack {listed(missing)}, which the editor needs")
+        if found not in plan.undefined:
+            plan.undefined.append(found)
+    return bool(missing)
 
 
 def _settings_for(model: ModelEntry, method: str, path: Path | None, batch_size: int) -> Recipe | EditorSettings:

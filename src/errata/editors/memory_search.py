@@ -115,7 +115,7 @@ class SearchSettings(EditorSettings):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset(("truth",)) if "old_statement" in self.embeds else frozenset()
+        return super().needs | ({"truth"} if "old_statement" in self.embeds else set())
 
     @property
     def open_gates(self) -> list[CosineGate]:

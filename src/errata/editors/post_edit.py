@@ -43,6 +43,10 @@ class PostEditSettings(SearchSettings):
     def _absolute(cls, rewriter: str) -> str:
         return str(Path(rewriter).absolute()) if rewriter else rewriter
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | {"truth"}
+
 
 def with_context(query: str, parts: Sequence[str]) -> list[str]:
     """What the rewriting model reads for each sentence of an answer.
@@ -120,10 +124,6 @@ class PostEdit(FactMemory[PostEditSettings]):
             )
         self._trained = TrainedEditor.read(Path(self.settings.rewriter), POST_EDIT)
         self._rewriter = SentenceRewriter(rewriting_model(self._trained, self.model), self.settings.new_tokens)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.settings.needs | {"truth"}
 
     def digests(self) -> dict[str, str]:
         return {**FactMemory.digests(self), "rewriter": self._trained.digest}

@@ -27,6 +27,10 @@ _LIKE_A_VOWEL: Final = re.compile(r"(?:[aeiou]|heir|hon(?:est|o)|hour)", re.IGNO
 class SubstituteSettings(SearchSettings):
     """Words of the answer replaced."""
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | {"truth"}
+
 
 def article(noun: str) -> str:
     """The English indefinite article before a word, by its spelling."""
@@ -82,10 +86,6 @@ class Substitute(FactMemory[SubstituteSettings]):
     """Words of the answer replaced; see ``FactMemory``."""
 
     registered: ClassVar[str] = SUBSTITUTE
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.settings.needs | {"truth"}
 
     def view(self) -> Rewritten:
         """The model with the present facts in its answers."""

@@ -37,6 +37,11 @@ class EditorSettings(Settings):
     seed: StrictInt = Field(0, ge=0, description="of everything random")
     batch_size: StrictInt = Field(25, ge=1, description="facts that are edited together")
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Optional fields of a fact that the editor requires, such as ``truth``."""
+        return frozenset()
+
 
 @dataclass(frozen=True, slots=True)
 class EditorRow:
