@@ -62,6 +62,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "elder": ({"learning_rate": 0.01, "steps": 10, "cosine": 0.9},),
     "grace": ({"steps": 10},),
     "memoir": ({"steps": 10, "columns": 12, "threshold": 0.9},),
+    "wise": ({"steps": 20, "layer": 2, "outside_prompts": 2, "mask": 1.0, "share": 1.0, "learning_rate": 0.1},),
     "melo": ({"learning_rate": 0.05, "steps": 8},),
     "t_patcher": ({"steps": 20, "key_rate": 0.25, "value_rate": 1.0, "tokens": 128},),
     "ft": (_FEW,),

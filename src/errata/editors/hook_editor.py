@@ -17,13 +17,13 @@ from torch import Tensor
 
 from errata.editors.contract import Edit, OnBatch, Undo
 from errata.editors.edit_file import StoredEdit
-from errata.editors.routed import Hooked, Prompt, Queries, QueryKind, Routed, Router, prompts_of
+from errata.editors.routed import Hooked, Prompt, Queries, QueryKind, ReadKind, Routed, Router, prompts_of
 from errata.editors.table import EditorSettings
 from errata.errors import InputError, NonFiniteError
 from errata.facts.fact import Fact, FactSet
 from errata.models.language_model import LanguageModel, Site
 from errata.models.loading import lasting_name
-from errata.models.prompts import complete, encode
+from errata.models.prompts import Pair, complete, encode
 from errata.models.tail import TailRow
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import now, software_versions
@@ -67,7 +67,6 @@ class RoutedSettings(EditorSettings):
 
 
 C = TypeVar("C", bound=EditorSettings)
-R = TypeVar("R", bound=RoutedSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,10 +236,15 @@ def _key(edit: StoredEdit) -> str:
 
 
 @dataclass(slots=True)
-class RoutedEditor(HookEditor[S, R]):
+class PromptEditor(HookEditor[S, C]):
     """An editor that decides by a prompt's query what is done to a row."""
 
     _queries: Queries | None = None
+
+    @property
+    @abstractmethod
+    def kind(self) -> ReadKind:
+        """What of a prompt is its query."""
 
     @property
     @abstractmethod
@@ -251,12 +255,12 @@ class RoutedEditor(HookEditor[S, R]):
     def queries(self) -> Queries:
         """The queries of the model, remembered for all views."""
         if self._queries is None:
-            self._queries = Queries(self.model, self.layer, self.settings.query)
+            self._queries = Queries(self.model, self.layer, self.kind)
         return self._queries
 
-    def read_alone(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompts d"]:
+    def read_alone(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompts *tokens d"]:
         """The queries of prompts as read together, bit for bit: remembered ones depend on what they were read with."""
-        return Queries(self.model, self.layer, self.settings.query).of(prompts)
+        return Queries(self.model, self.layer, self.kind).of(prompts)
 
     def unrelated_distance(self) -> float:
         """The median distance between the queries of unrelated prompts, by which radii suit any model."""
@@ -268,6 +272,18 @@ class RoutedEditor(HookEditor[S, R]):
 
     def view(self) -> Routed[Any]:
         return Routed(self.model, self.router(self.state))
+
+
+R = TypeVar("R", bound=RoutedSettings)
+
+
+@dataclass(slots=True)
+class RoutedEditor(PromptEditor[S, R]):
+    """One whose query is one vector, as its settings say."""
+
+    @property
+    def kind(self) -> ReadKind:
+        return self.settings.query
 
 
 # Training
@@ -291,7 +307,13 @@ class TrainingRows:
         Raises:
             InputError: if a target has no token, or a row is too long for the model.
         """
-        pairs = [fact.pair(fact.target) for fact in facts]
+        return cls.of_pairs(model, facts, [fact.pair(fact.target) for fact in facts], from_boundary=from_boundary)
+
+    @classmethod
+    def of_pairs(
+        cls, model: LanguageModel, facts: Sequence[Fact], pairs: Sequence[Pair], *, from_boundary: bool
+    ) -> TrainingRows:
+        """The rows of prompts with targets, each about a fact; see ``of``."""
         completions = complete(model.tokenizer, pairs)
         for fact, completion in zip(facts, completions, strict=True):
             if completion.target_start == 0 or len(completion.ids) - 1 > model.context_length:

@@ -31,6 +31,7 @@ from errata.editors.t_patcher import TPatcher, TPatcherSettings
 from errata.editors.table import EditorSettings
 from errata.editors.ultra import GradientWrite, StableSettings, UltraSettings
 from errata.editors.weight_editor import WeightEditor, WeightEditorSettings
+from errata.editors.wise import Wise, WiseSettings
 from errata.errors import Fault, FaultsError, InputError
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
@@ -76,6 +77,10 @@ def _grace(model: LanguageModel, settings: Mapping[str, Any], report: Report) ->
     return Grace(model, GraceSettings.model_validate(settings), report)
 
 
+def _wise(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Wise:
+    return Wise(model, WiseSettings.model_validate(settings), report)
+
+
 def _melo(model: LanguageModel, settings: Mapping[str, Any], report: Report) -> Melo:
     return Melo(model, MeloSettings.model_validate(settings), report)
 
@@ -117,6 +122,7 @@ EDITORS: Final[Mapping[str, EditorKind]] = {
     "elder": EditorKind(_elder, StoredEdit.load, ElderSettings),
     "memoir": EditorKind(_memoir, StoredEdit.load, MemoirSettings),
     "grace": EditorKind(_grace, StoredEdit.load, GraceSettings),
+    "wise": EditorKind(_wise, StoredEdit.load, WiseSettings),
     "melo": EditorKind(_melo, StoredEdit.load, MeloSettings),
     "t_patcher": EditorKind(_t_patcher, StoredEdit.load, TPatcherSettings),
     "ft": _weights(FineTuning, FtSettings),

@@ -35,6 +35,9 @@ _QUERY_BYTES: Final = 1 << 28  # of remembered queries
 QueryKind: TypeAlias = Literal["prompt_last", "prompt_mean"]
 """The query of a prompt: the activation at its last token, or the mean over the tokens of its text."""
 
+ReadKind: TypeAlias = QueryKind | Literal["prompt_tokens"]
+"""Also the activations at all tokens of its text: of several prompts (rows, longest, d), NaN after a row's last."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -72,14 +75,14 @@ class Queries:
     Args:
         model: as it is, with all edits of its weights.
         layer: the block.
-        kind: ``prompt_last`` or ``prompt_mean``.
+        kind: what of a prompt is read.
 
     Raises:
         InputError: for ``prompt_last`` in the first quarter of the blocks. There the vector at a prompt's last token
             depends on little more than that token, which many prompts share.
     """
 
-    def __init__(self, model: LanguageModel, layer: int, kind: QueryKind) -> None:
+    def __init__(self, model: LanguageModel, layer: int, kind: ReadKind) -> None:
         model.check_layers([layer])
         if kind == "prompt_last" and 4 * layer < len(model.blocks):
             raise InputError(
@@ -91,7 +94,7 @@ class Queries:
         self._found: dict[Prompt, Tensor] = {}
         self._weights: list[Any] = []  # the edits of the weights for which they were found
 
-    def of(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompts d"]:
+    def of(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompts *tokens d"]:
         """The queries on the CPU, at least float32. Unknown ones are read in partial passes of the prompts alone."""
         self._make_room()
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._found]
@@ -103,9 +106,12 @@ class Queries:
             self._remember(own, read[Site.KEY, self.layer], positions_of(batch))
         return self.remembered(prompts)
 
-    def remembered(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompts d"]:
+    def remembered(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompts *tokens d"]:
         """The queries of prompts that have been read; KeyError for another one."""
-        return torch.stack([self._found[prompt] for prompt in prompts])
+        found = [self._found[prompt] for prompt in prompts]
+        if self.kind == "prompt_tokens":
+            return nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=torch.nan)
+        return torch.stack(found)
 
     @contextmanager
     def reading(self, rows: RowPass, prompts: Sequence[Prompt]) -> Iterator[None]:
@@ -139,6 +145,10 @@ class Queries:
             starts = torch.tensor([prompt.start for prompt in own], device=values.device)
             stops = torch.tensor([prompt.stop for prompt in own], device=values.device)
             inside = (positions >= starts[:, None]) & (positions < stops[:, None])
+            if self.kind == "prompt_tokens":
+                tokens = [row[places].to(wide).cpu() for row, places in zip(values, inside, strict=True)]
+                self._found.update(zip(own, tokens, strict=True))
+                return
             found = torch.where(inside[..., None], values.to(wide), 0).sum(1) / (stops - starts)[:, None]
         self._found.update(zip(own, found.cpu(), strict=True))
 
@@ -146,7 +156,7 @@ class Queries:
         present = self.model.edits.terms
         if len(present) != len(self._weights) or any(a is not b for a, b in zip(present, self._weights, strict=True)):
             self._found, self._weights = {}, list(present)
-        if self._found and len(self._found) * next(iter(self._found.values())).nbytes > _QUERY_BYTES:
+        if sum(query.nbytes for query in self._found.values()) > _QUERY_BYTES:
             self._found = {}
 
 
@@ -168,7 +178,7 @@ class Router(Protocol[R]):
     @property
     def is_empty(self) -> bool: ...
 
-    def routes(self, queries: Float[Tensor, "rows d"]) -> list[R | None]:
+    def routes(self, queries: Float[Tensor, "rows *tokens d"]) -> list[R | None]:
         """The route of each query; None where the model is left alone."""
         ...
 

@@ -225,6 +225,32 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         ),
     ),
     EditorRow(
+        "wise",
+        "a side memory beside one layer, for prompts whose outputs it changes as much as its facts' own",
+        "Wang et al. 2024, WISE: Rethinking the Knowledge Memory for Lifelong Model Editing, NeurIPS, arXiv:2405.14768",
+        "hooks",
+        undo="last",
+        deviations=(
+            "Distances are over the tokens of a prompt, row by row; the published code averages over the rows of a "
+            "batch, over answers and padding, and decides again at every generated token.",
+            "A distance is the mean over the three tokens that change most; published: over all of them, or the largest "
+            "in rows of more than 100 tokens.",
+            "Distances are of the module's outputs; the published code puts the model's activation function on them.",
+            "The block is an early one, since the inputs of late ones do not tell subjects apart; published: a late one "
+            "in all models but GPT2-XL.",
+            "In training, a fact's distance is that of its subject's tokens, and the rest of its prompt is outside, as "
+            "in the published code if the outside prompt is the subject; beginnings of documents are outside as well.",
+            "Adam in units of the module's inputs and outputs, so that thresholds and rate suit any model, without "
+            "weight decay: the published gradient descent pulls the copy of W to zero.",
+            "The facts of a batch are trained in one loss, in their bare prompts unless prefixes are set.",
+            "The shards between two merges have no entry in common.",
+            "The least distance of a memory is computed again after each batch and merge; the published one is that of "
+            "each fact when it was edited.",
+            "Earlier facts are not replayed.",
+            "A fact replaces an earlier one with the same prompt.",
+        ),
+    ),
+    EditorRow(
         "melo",
         "LoRAs of a few ranks for every batch of facts; clusters of queries decide whose act",
         "Yu et al. 2024, MELO: Enhancing Model Editing with Neuron-Indexed Dynamic LoRA, AAAI, arXiv:2312.11795",
