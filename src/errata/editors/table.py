@@ -233,11 +233,11 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         deviations=(
             "Distances are over the tokens of a prompt, row by row; the published code averages over the rows of a "
             "batch, over answers and padding, and decides again at every generated token.",
-            "A distance is the mean over the three tokens that change most; published: over all of them, or the largest "
-            "in rows of more than 100 tokens.",
+            "A distance is the mean over the three tokens that change most; published: over all of them, or the "
+            "largest in rows of more than 100 tokens.",
             "Distances are of the module's outputs; the published code puts the model's activation function on them.",
-            "The block is an early one, since the inputs of late ones do not tell subjects apart; published: a late one "
-            "in all models but GPT2-XL.",
+            "The block is an early one, since the inputs of late ones do not tell subjects apart; published: a late "
+            "one in all models but GPT2-XL.",
             "In training, a fact's distance is that of its subject's tokens, and the rest of its prompt is outside, as "
             "in the published code if the outside prompt is the subject; beginnings of documents are outside as well.",
             "Adam in units of the module's inputs and outputs, so that thresholds and rate suit any model, without "

@@ -1,8 +1,8 @@
 """WISE: a side memory beside one down-projection, used for prompts whose outputs it changes as much as its facts' own.
 
-Wang et al. 2024, NeurIPS, arXiv:2405.14768. The memory is a change ΔW of W. A prompt's distance D is the mean length of
-ΔW x over the tokens that it changes most. Training pulls D up at the subjects of facts and down in other text. Facts are
-written to shards of W's entries; full shards are stored, and merged by TIES (Yadav et al. 2023, NeurIPS,
+Wang et al. 2024, NeurIPS, arXiv:2405.14768. The memory is a change ΔW of W. A prompt's distance D is the mean length
+of ΔW x over the tokens that it changes most. Training pulls D up at the subjects of facts and down in other text. Facts
+are written to shards of W's entries; full shards are stored, and merged by TIES (Yadav et al. 2023, NeurIPS,
 arXiv:2306.01708).
 """
 
@@ -52,8 +52,8 @@ _OUTSIDE: Final = 200  # documents
 class WiseSettings(EditorSettings):
     """WISE's settings.
 
-    Published for 7B models: α 5, β 20, γ 10 as they are, D over all tokens, share 0.88, gradient descent with rate 1.0,
-    cap 1.0, the activation ``model``, ten prefixes, one outside prompt a fact. The other numbers are the published ones.
+    Published for 7B models: α 5, β 20, γ 10 as they are, D over all tokens, share 0.88, gradient descent with rate
+    1.0, cap 1.0, the activation ``model``, ten prefixes, one outside prompt a fact. The others are as published.
     """
 
     layer: StrictInt | None = Field(None, ge=0, description="the block; at 15 % of the depth by default")
