@@ -99,12 +99,12 @@ def test_facts_are_written_as_by_whole_passes(family: str) -> None:
 
 
 def test_a_memory_without_a_change_is_the_model() -> None:
-    """D is 0 everywhere, and so is the least of the facts': that finds none."""
+    """D is 0 everywhere, and so are those of the facts: that finds none."""
     editor = wise(learning_rate=1e-30)
     editor.apply(FACTS[:2])
     (memory,) = editor.state.memories
     texts = [FACTS[0].text, *CONTROLS]
-    assert memory.least == 0
+    assert [member.distance for member in memory.members] == [0, 0]
     assert editor.view().used(texts) == [()] * 4
     found = editor.view().next_token_log_probabilities(texts)
     assert torch.equal(found, editor.model.next_token_log_probabilities(texts))
@@ -126,7 +126,7 @@ def test_full_shards_are_stored_and_merged() -> None:
     assert (merged.shards, [member.fact for member in merged.members]) == (2, [fact.id for fact in FACTS[:4]])
     assert torch.equal(merged.delta * (kept[0].delta != 0), kept[0].delta)
     own = editor.read_alone([member.prompt for member in merged.members])
-    assert merged.least == pytest.approx(float(editor.distances(own, merged.delta).min()))
+    assert [member.distance for member in merged.members] == pytest.approx(editor.distances(own, merged.delta).tolist())
     used = editor.view().used([fact.text for fact in FACTS[:4]])
     assert used == [(fact.id,) for fact in FACTS[:4]]
     editor.apply(FACTS[4:6])  # a merged memory is not merged again
@@ -151,10 +151,12 @@ def test_a_prompt_uses_the_memory_that_changes_it_most() -> None:
     rows = TrainingRows.of(editor.model, FACTS[:4], from_boundary=False)
     x = editor.read_alone(rows.prompts)
     each = torch.stack([editor.distances(x, memory.delta) for memory in state.memories])
-    for column, route in zip(each.T, routes, strict=True):
+    for column, route, query in zip(each.T, routes, x.nanmean(1), strict=True):
         assert route is not None
-        fitting = [d if d >= 0.9 * m.least else -1.0 for d, m in zip(column.tolist(), state.memories, strict=True)]
+        near = [reference.nearest(query, memory.members) for memory in state.memories]
+        fitting = [d if d >= 0.9 * m.distance else -1.0 for d, m in zip(column.tolist(), near, strict=True)]
         assert route.memory == fitting.index(max(fitting))
+        assert route.fact == near[route.memory].fact
 
 
 def test_distances_can_be_of_activations() -> None:

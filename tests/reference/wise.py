@@ -4,6 +4,7 @@ copy of W (editors.md, B7)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,10 @@ def activation_loss(
             terms = torch.clamp(other - own + gamma, min=0) + torch.clamp(other - alpha, min=0)
             loss = loss + terms / len(group)
     return loss
+
+
+def nearest(query: Tensor, members: Sequence[Any]) -> Any:
+    return min(members, key=lambda member: float((member.query - query).norm()))
 
 
 def ties(matrices: Sequence[Tensor], density: float) -> list[list[float]]:

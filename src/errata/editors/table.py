@@ -244,8 +244,9 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "weight decay: the published gradient descent pulls the copy of W to zero.",
             "The facts of a batch are trained in one loss, in their bare prompts unless prefixes are set.",
             "The shards between two merges have no entry in common.",
-            "The least distance of a memory is computed again after each batch and merge; the published one is that of "
-            "each fact when it was edited.",
+            "A prompt's distance is compared with that of the fact whose inputs are the most similar; published: with "
+            "the least of all facts, which one fact spoils whose distance is low.",
+            "The distances of a memory's facts are computed again after each batch and merge.",
             "Earlier facts are not replayed.",
             "A fact replaces an earlier one with the same prompt.",
         ),

@@ -64,7 +64,7 @@ class WiseSettings(EditorSettings):
         True, description="α, β, γ are shares of the length of the module's own outputs, and the rate suits any model"
     )
     share: Positive = Field(
-        0.9, le=1, description="a prompt uses a memory if its D is over this share of the facts' least"
+        0.9, le=1, description="a prompt uses a memory if its D is over this share of that of the most similar fact"
     )
     activation: Literal["identity", "model"] = Field(
         "identity", description="what distances are of: outputs, or the model's activation function of them"
@@ -119,11 +119,12 @@ def ties(deltas: Sequence[Float[Tensor, "d_out d_in"]], density: float) -> Float
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Member:
-    """A fact in a memory: its id, its prompt, and the mean (d_in,) of W's input over that, on the CPU."""
+    """A fact in a memory: its id, its prompt, the mean (d_in,) of W's input over that, on the CPU, and its D."""
 
     fact: str
     prompt: Prompt
     query: Float[Tensor, "d_in"]
+    distance: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,13 +133,11 @@ class SideMemory:
 
     Attributes:
         delta: (d_out, d_in) on the CPU.
-        least: the least distance of its facts' prompts.
         members: its facts.
         shards: how many were merged into it.
     """
 
     delta: Float[Tensor, "d_out d_in"]
-    least: float
     members: tuple[Member, ...]
     shards: int = 1
 
@@ -247,12 +246,13 @@ class WiseRouter:
             members = torch.stack([member.query for member in memory.members])
             nearest = torch.cdist(means.double(), members.double()).argmin(1).tolist()
             # In another batch a prompt is rounded differently.
-            least = self.share * memory.least * (1 - 1e3 * torch.finfo(memory.delta.dtype).eps)
+            share = self.share * (1 - 1e3 * torch.finfo(memory.delta.dtype).eps)
             lengths = self.changes(queries.to(memory.delta.dtype), memory.delta)
             for row, distance in enumerate(distances(lengths, self.largest).tolist()):
-                if distance >= least and distance > best[row]:
+                member = memory.members[nearest[row]]
+                if distance >= share * member.distance and distance > best[row]:
                     best[row] = distance
-                    found[row] = WiseRoute(place, memory.members[nearest[row]].fact)
+                    found[row] = WiseRoute(place, member.fact)
         return found
 
     def facts_of(self, route: WiseRoute) -> tuple[str, ...]:
@@ -311,11 +311,11 @@ class Wise(PromptEditor[WiseState, WiseSettings]):
         rows = TrainingRows.of(self.model, facts, from_boundary=False)
         state = state.without(frozenset(prompt.ids for prompt in rows.prompts))
         begun = state.begun if state.current else state.begun + 1
-        current = state.current or SideMemory(torch.zeros(shape, dtype=dtype), math.inf, ())
+        current = state.current or SideMemory(torch.zeros(shape, dtype=dtype), ())
         mask = shard_of(shape, settings.mask, begun - 1, settings.seed)
         delta = self._trained(facts, current.delta, mask)
         means = self.read_alone(rows.prompts).nanmean(1)
-        new = [Member(fact.id, *of) for fact, of in zip(facts, zip(rows.prompts, means, strict=True), strict=True)]
+        new = [Member(fact.id, *of, 0.0) for fact, of in zip(facts, zip(rows.prompts, means, strict=True), strict=True)]
         current = self._memory(delta, (*current.members, *new))
         if len(current.members) < settings.save_every:
             return WiseState(state.stored, current, begun)
@@ -353,10 +353,12 @@ class Wise(PromptEditor[WiseState, WiseSettings]):
             delta = torch.zeros(shape, dtype=values.dtype)
             delta.view(-1)[tensors[f"{place}.entries"]] = values
             members = [
-                Member(fact, Prompt(tuple(ids), start, stop), query)
-                for (fact, ids, start, stop), query in zip(record["members"], tensors[f"{place}.queries"], strict=True)
+                Member(fact, Prompt(tuple(ids), start, stop), query, distance)
+                for (fact, ids, start, stop, distance), query in zip(
+                    record["members"], tensors[f"{place}.queries"], strict=True
+                )
             ]
-            memories.append(SideMemory(delta, float(record["least"]), tuple(members), record["shards"]))
+            memories.append(SideMemory(delta, tuple(members), record["shards"]))
         current = memories.pop(0) if edit.state["current"] else None
         return WiseState(tuple(memories), current, edit.state["begun"])
 
@@ -378,9 +380,9 @@ class Wise(PromptEditor[WiseState, WiseSettings]):
         return distances(self.changes(x, delta), self.settings.largest)
 
     def _memory(self, delta: Float[Tensor, "d_out d_in"], members: Sequence[Member]) -> SideMemory:
-        """With the least distance of all facts as they are now: later ones have changed ΔW."""
-        x = self.read_alone([member.prompt for member in members])
-        return SideMemory(delta, float(self.distances(x, delta).min()), tuple(members))
+        """With the distances of all facts as they are now: later ones have changed ΔW."""
+        own = self.distances(self.read_alone([member.prompt for member in members]), delta).tolist()
+        return SideMemory(delta, tuple(replace(member, distance=d) for member, d in zip(members, own, strict=True)))
 
     def outside_prompts(self, facts: Sequence[Fact]) -> list[Prompt]:
         """Outside prompts, fact by fact: beginnings of documents, drawn by the seed and the fact."""
@@ -511,8 +513,8 @@ class Wise(PromptEditor[WiseState, WiseSettings]):
 
 
 def _record(memory: SideMemory) -> dict[str, Any]:
-    members = [[m.fact, list(m.prompt.ids), m.prompt.start, m.prompt.stop] for m in memory.members]
-    return {"least": memory.least, "members": members, "shards": memory.shards}
+    members = [[m.fact, list(m.prompt.ids), m.prompt.start, m.prompt.stop, m.distance] for m in memory.members]
+    return {"members": members, "shards": memory.shards}
 
 
 def _queries(memory: SideMemory) -> Tensor:
