@@ -33,6 +33,7 @@ from errata.models.likelihood import NextToken, predict
 from errata.models.prompts import encode
 from errata.models.row_replay import RowReplay, TrainingRow
 from errata.models.weights import LowRankTerm, Term
+from errata.patches.factors import norm
 from errata.utils.progress import Report, counter, silent
 
 TOGETHER: Final = 16  # facts whose targets are searched, and whose changes are evaluated, together
@@ -225,8 +226,8 @@ class SingleEdits:
                 found.append(Prediction(residual=math.inf))
                 continue
             self._targets[fact.id] = targets
-            norm = targets[at].states.norm()
-            found.append(Prediction(residual=float(targets[at].delta.norm() / norm)))
+            length = targets[at].states.norm()
+            found.append(Prediction(residual=float(targets[at].delta.norm() / length)))
         return found
 
     def _search(self, facts: Sequence[Fact]) -> list[dict[int, LayerTarget] | None]:
@@ -298,14 +299,9 @@ class SingleEdits:
         return Outcome(losses, self._change(patch.terms))
 
     def _change(self, terms: Sequence[Term]) -> float:
-        changes = [0.0]
-        for layer in {term.layer for term in terms}:
-            total = torch.zeros_like(self.model.weight(layer), dtype=torch.float32)
-            for term in terms:
-                if term.layer == layer:
-                    term.add_to(total)
-            changes.append(float(total.norm()) / self._norms[layer])
-        return max(changes)
+        layers = {term.layer for term in terms}
+        changes = [norm([term for term in terms if term.layer == layer]) / self._norms[layer] for layer in layers]
+        return max(changes, default=0.0)
 
 
 def text_rows(model: LanguageModel, texts: Sequence[str], *, bos: bool = True) -> list[TrainingRow]:
