@@ -220,6 +220,20 @@ def test_select_leaves_the_replay_it_came_from_alone() -> None:
     torch.testing.assert_close(part, before[wanted])
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_rows_may_repeat_and_move_to_another_block(family: str) -> None:
+    model = loaded(family)
+    replay, delta = replay_of(model, 1), random_deltas(len(FACTS), torch.float32)
+    moved, expected = replay.at(2, (site_of(model),)), replay_of(model, 2)
+    torch.testing.assert_close(moved.origin, expected.origin)
+    torch.testing.assert_close(moved.logits(delta), expected.logits(delta))
+    rows = torch.tensor([0, 1, 1, 3])
+    both = moved.select(rows).logits(delta[[0, 1, 2, 3]])
+    assert moved.select(rows).wanted_row.tolist() == sorted(moved.select(rows).wanted_row.tolist())
+    alone = [expected.logits(delta[[other] * len(FACTS)])[expected.wanted_row == row] for other, row in enumerate(rows)]
+    torch.testing.assert_close(both, torch.cat(alone))
+
+
 # The model is left as it was ---------------------------------------------------------------------------------------
 
 

@@ -45,7 +45,7 @@ def gradient(model: LanguageModel, facts: Sequence[Fact], layer: int) -> Tensor:
 def pair_of(network: Network, place: int, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     """(x̃, δ̃) of one token."""
     z = (torch.cat([x, delta]) - network.mean) / network.std
-    for step in range(2):
+    for step in range(len(network.up)):
         inner = network.up[step] @ (network.down[step] @ z) + network.bias[step]
         moved = network.scale[step, place] * inner + network.shift[step, place]
         z = z + torch.where(moved >= 0, moved, torch.zeros_like(moved))

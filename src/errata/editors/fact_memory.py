@@ -17,8 +17,8 @@ from errata.editors.contract import Answerer, Base, Edit, OnBatch, Undo
 from errata.editors.edit_file import StoredEdit
 from errata.editors.embedders import Embedder, FactEmbedder
 from errata.editors.memory_search import Calibration, Memory, SearchSettings, calibrate
-from errata.errors import Fault, FaultsError, InputError
-from errata.facts.fact import Fact, FactSet, limited, same_statement
+from errata.errors import InputError
+from errata.facts.fact import Fact, FactSet, check_fields, same_statement
 from errata.facts.files import read_facts
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
@@ -188,7 +188,7 @@ class FactMemory(ABC, Generic[C]):
         facts = FactSet(tuple(facts), source="the facts to edit")
         if not facts:
             raise InputError("there are no facts to edit", remedy="Give at least one", code="FACTS_MISSING")
-        self._check_needs(facts)
+        check_fields(facts, self.needs)
         before, fingerprint = self._state, self.fingerprint()
         try:
             for batch in facts.batches(self.settings.batch_size):
@@ -255,16 +255,6 @@ class FactMemory(ABC, Generic[C]):
                 100 * found.hit_rate,
                 100 * found.refusal_rate,
             )
-
-    def _check_needs(self, facts: Sequence[Fact]) -> None:
-        faults = [
-            Fault(f"fact {fact.id!r}", f"'{name}' is missing", "Add it", code="FACT_MISSING_FIELD")
-            for fact in facts
-            for name in sorted(self.needs)
-            if not getattr(fact, name)
-        ]
-        if faults:
-            raise FaultsError("the facts to edit", limited(faults, "the facts to edit"))
 
     def _edit(self, facts: tuple[Fact, ...], fingerprint: str) -> StoredEdit:
         return StoredEdit(

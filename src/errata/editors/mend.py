@@ -23,7 +23,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -46,7 +46,6 @@ from errata.utils.settings import Layers, NotNegative, Positive
 from errata.utils.tensors import to_float64
 
 MEND: Final = "mend"
-_STEPS_OF_NETWORK: Final = 2
 _LEAST: Final = 1e-7  # of a standard deviation, in units of the largest
 
 
@@ -88,19 +87,21 @@ class MendSettings(WeightEditorSettings):
 
 # The network
 
+AnyNetwork = TypeVar("AnyNetwork", bound="Network")
+
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """The network and the steps; d = d_in + d_out, m layers.
+    """The network and the steps; d = d_in + d_out, m layers, n steps of the network.
 
     Attributes:
         layers: those that are edited, ascending.
         mean, std: (d,) of the pairs (x, δ); x comes first.
         unit: (m,) the RMS of each W's entries.
         log_step: (m,) log α, in that unit.
-        up, down: U (2, d, rank) and V (2, rank, d).
-        bias: (2, d).
-        scale, shift: (2, m, d) s and t.
+        up, down: U (n, d, rank) and V (n, rank, d).
+        bias: (n, d).
+        scale, shift: (n, m, d) s and t.
     """
 
     layers: tuple[int, ...]
@@ -108,50 +109,72 @@ class Network:
     std: Float[Tensor, "d"]
     unit: Float[Tensor, "m"]
     log_step: Float[Tensor, "m"]
-    up: Float[Tensor, "two d rank"]
-    down: Float[Tensor, "two rank d"]
-    bias: Float[Tensor, "two d"]
-    scale: Float[Tensor, "two m d"]
-    shift: Float[Tensor, "two m d"]
+    up: Float[Tensor, "n d rank"]
+    down: Float[Tensor, "n rank d"]
+    bias: Float[Tensor, "n d"]
+    scale: Float[Tensor, "n m d"]
+    shift: Float[Tensor, "n m d"]
 
-    LEARNT: ClassVar[tuple[str, ...]] = ("log_step", "up", "down", "bias", "scale", "shift")
+    STEPS: ClassVar[tuple[str, ...]] = ("log_step",)
+    INNER: ClassVar[tuple[str, ...]] = ("up", "down", "bias", "scale", "shift")
     FIXED: ClassVar[tuple[str, ...]] = ("mean", "std", "unit")
+    COUNT: ClassVar[int] = 2  # n
+    UNIT: ClassVar[str] = "steps α in units of W"
 
     @classmethod
     def at_first(
-        cls, layers: Sequence[int], mean: Tensor, std: Tensor, unit: Tensor, settings: MendTraining
-    ) -> Network:
-        """The identity on normalised pairs."""
+        cls: type[AnyNetwork],
+        layers: Sequence[int],
+        mean: Tensor,
+        std: Tensor,
+        unit: Tensor,
+        settings: MendTraining,
+        **others: Tensor,
+    ) -> AnyNetwork:
+        """The identity on normalised pairs.
+
+        Args:
+            others: tensors of a further network.
+        """
         size, rank, m = len(mean), min(settings.rank, len(mean)), len(layers)
         generator = torch.Generator().manual_seed(settings.seed)
-        down = torch.randn(_STEPS_OF_NETWORK, rank, size, generator=generator, dtype=torch.float32) / math.sqrt(size)
-        zeros = torch.zeros(_STEPS_OF_NETWORK, size)
         return cls(
-            tuple(layers),
-            mean.float(),
-            std.float(),
-            unit.float(),
-            torch.full((m,), math.log(settings.step)),
-            torch.zeros(_STEPS_OF_NETWORK, size, rank),
-            down,
-            zeros,
-            torch.ones(_STEPS_OF_NETWORK, m, size),
-            torch.zeros(_STEPS_OF_NETWORK, m, size),
+            layers=tuple(layers),
+            mean=mean.float(),
+            std=std.float(),
+            unit=unit.float(),
+            log_step=torch.full((m,), math.log(settings.step)),
+            up=torch.zeros(cls.COUNT, size, rank),
+            down=torch.randn(cls.COUNT, rank, size, generator=generator, dtype=torch.float32) / math.sqrt(size),
+            bias=torch.zeros(cls.COUNT, size),
+            scale=torch.ones(cls.COUNT, m, size),
+            shift=torch.zeros(cls.COUNT, m, size),
+            **others,
         )
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Network:
-        return replace(self, **{name: getattr(self, name).to(device).to(dtype) for name in (*self.FIXED, *self.LEARNT)})
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """All tensors."""
+        return (*cls.FIXED, *cls.STEPS, *cls.INNER)
+
+    def learning(self: AnyNetwork) -> AnyNetwork:
+        """A copy whose tensors need gradients, but for the fixed ones."""
+        return replace(
+            self, **{name: getattr(self, name).clone().requires_grad_() for name in (*self.STEPS, *self.INNER)}
+        )
+
+    def to(self: AnyNetwork, device: torch.device, dtype: torch.dtype) -> AnyNetwork:
+        return replace(self, **{name: getattr(self, name).to(device).to(dtype) for name in self.names()})
 
     def tensors(self) -> dict[str, Tensor]:
-        values = {name: getattr(self, name) for name in (*self.FIXED, *self.LEARNT)}
-        return {name: value.detach().cpu().float() for name, value in values.items()}
+        return {name: getattr(self, name).detach().cpu().float() for name in self.names()}
 
     def pairs(
         self, place: int, x: Float[Tensor, "tokens d_in"], delta: Float[Tensor, "tokens d_out"]
     ) -> tuple[Float[Tensor, "tokens d_in"], Float[Tensor, "tokens d_out"]]:
         """(x̃, δ̃) of the layer at ``place``."""
         z = (torch.cat([x, delta], dim=1) - self.mean) / self.std
-        for step in range(_STEPS_OF_NETWORK):
+        for step in range(len(self.up)):
             inner = nn.functional.linear(nn.functional.linear(z, self.down[step]), self.up[step], self.bias[step])
             # clamp, not relu: at exactly 0, where training starts, its gradient is 1.
             z = z + (self.scale[step, place] * inner + self.shift[step, place]).clamp(min=0)
@@ -171,11 +194,12 @@ class Network:
         found: dict[int, Change] = {}
         for place, layer in enumerate(self.layers):
             left, right = self.factors(place, *pairs[layer])
-            found[layer] = _low_rank(left, right)
+            found[layer] = low_rank(left, right)
         return found
 
 
-def _low_rank(left: Tensor, right: Tensor) -> Change:
+def low_rank(left: Float[Tensor, "rows d_out"], right: Float[Tensor, "rows d_in"]) -> Change:
+    """The change by leftᵀ right."""
     return lambda x: nn.functional.linear(x.to(right.dtype), right) @ left
 
 
@@ -201,16 +225,15 @@ def question_rows(model: LanguageModel, questions: Sequence[Question]) -> list[T
 
 
 @dataclass(frozen=True, slots=True)
-class Episode:
-    """One edit to learn from, with everything that does not depend on the network.
+class Judge:
+    """The rows by which an edit is judged, with everything that does not depend on it.
 
     Attributes:
-        pairs: layer -> x and δ of the facts' tokens.
-        outer, loc: the rows by which it is judged.
+        outer: of other wordings, with the new answers.
+        loc: of questions whose answers should not change.
         before: (tokens, vocabulary) log P at the answers of ``loc``, unedited.
     """
 
-    pairs: Mapping[int, tuple[Tensor, Tensor]]
     outer: RowReplay
     loc: RowReplay
     before: Float[Tensor, "tokens vocabulary"]
@@ -223,9 +246,8 @@ class Episode:
         layers: Sequence[int],
         questions: int,
         generator: random.Random,
-    ) -> Episode:
-        """An edit of the records; one other wording, and some questions, of each are chosen at random."""
-        facts = RowReplay(model, teacher_forced(model.tokenizer, [record.edit for record in records]), layers)
+    ) -> Judge:
+        """Of the records, one other wording and some questions each are chosen at random."""
         outer = [generator.choice(record.outer) for record in records]
         loc: list[Question] = []
         for record in records:
@@ -237,26 +259,59 @@ class Episode:
         )
         with torch.no_grad():
             before = rows[1].log_probabilities({}, range(len(loc)))
-        return cls(token_pairs(facts, range(len(records))), *rows, before)
+        return cls(*rows, before)
 
-    def losses(self, network: Network) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def losses(self, changes: Mapping[int, Change]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The two parts of the loss, without their weights."""
-        changes = network.changes(self.pairs)
         edit = self.outer.losses(changes, range(len(self.outer))).mean()
         after = self.loc.log_probabilities(changes, range(len(self.loc)))
         return edit, (self.before.exp() * (self.before - after)).sum(1).mean()
 
 
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One edit to learn from, with everything that does not depend on the network.
+
+    Attributes:
+        pairs: layer -> x and δ of the facts' tokens.
+    """
+
+    pairs: Mapping[int, tuple[Tensor, Tensor]]
+    judge: Judge
+
+    @classmethod
+    def of(
+        cls,
+        model: LanguageModel,
+        records: Sequence[TrainingRecord],
+        layers: Sequence[int],
+        questions: int,
+        generator: random.Random,
+    ) -> Episode:
+        """An edit of the records; see ``Judge.of``."""
+        facts = RowReplay(model, teacher_forced(model.tokenizer, [record.edit for record in records]), layers)
+        judge = Judge.of(model, records, layers, questions, generator)
+        return cls(token_pairs(facts, range(len(records))), judge)
+
+    def losses(self, network: Network) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """See ``Judge.losses``."""
+        return self.judge.losses(network.changes(self.pairs))
+
+
+ReadPairs: TypeAlias = Callable[[RowReplay, Sequence[int]], dict[int, tuple[Tensor, Tensor]]]
+"""Layer -> x and δ of some rows, as ``token_pairs``."""
+
+
 def statistics(
-    model: LanguageModel, facts: Sequence[Fact], layers: Sequence[int], report: Report
+    model: LanguageModel, facts: Sequence[Fact], layers: Sequence[int], report: Report, read: ReadPairs = token_pairs
 ) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
-    """Mean and standard deviation of (x, δ), over all tokens of the facts and all layers together."""
+    """Mean and standard deviation of (x, δ), over all tokens that are read and all layers together."""
     d_out, d_in = model.weight(layers[0]).shape
     moments = Moments.none(d_in + d_out, torch.device("cpu"), full=False)
     replay = RowReplay(model, teacher_forced(model.tokenizer, facts), layers)
     done = 0
     for places in replay.passes(range(len(facts))):
-        for x, delta in token_pairs(replay, places).values():
+        for x, delta in read(replay, places).values():
             moments = moments.updated(to_float64(torch.cat([x, delta], dim=1)).cpu())
         done += len(places)
         report("reading gradients", done, len(facts))
@@ -266,18 +321,79 @@ def statistics(
     return moments.mean, std
 
 
-def learn(
-    model: LanguageModel, train: EditorData, calibration: EditorData, settings: Mapping[str, Any], report: Report
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The mean losses on some edits, and their weighted sum."""
+
+    edit: float
+    loc: float
+    total: float
+
+
+def descend(
+    first: AnyNetwork,
+    loss_of: Callable[[AnyNetwork], tuple[Tensor, Sequence[Fact]]],
+    checked: Callable[[AnyNetwork], Losses],
+    settings: MendTraining,
+    report: Report,
 ) -> Learnt:
-    """Train the network; see ``trained_editor.Trainer``. The steps with the least loss on ``calibration`` are kept.
+    """Adam, with checks on held-out edits; the tensors with the least loss there are kept.
+
+    Args:
+        first: the network before the first step.
+        loss_of: the loss of the next step, and the facts in it.
+        checked: the losses on held-out edits.
+
+    Raises:
+        NonFiniteError: if a loss is not finite.
+    """
+    network = first.learning()
+    inner, sizes = ([getattr(network, name) for name in names] for names in (network.INNER, network.STEPS))
+    optimiser = torch.optim.Adam(
+        [{"params": inner, "lr": settings.learning_rate}, {"params": sizes, "lr": settings.step_learning_rate}],
+        foreach=False,
+    )
+    with torch.no_grad():
+        untrained = best = checked(network)
+    kept, kept_at, waited = network.tensors(), 0, 0
+    for step in range(1, settings.steps + 1):
+        loss, facts = loss_of(network)
+        check_finite("training loss", loss.detach().cpu().expand(len(facts)), facts, network.layers[0])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([*inner, *sizes], settings.clip)
+        optimiser.step()
+        report("training", step, settings.steps)
+        if step % settings.check_every == 0 or step == settings.steps:
+            with torch.no_grad():
+                found = checked(network)
+            if found.total < best.total:
+                best, kept, kept_at, waited = found, network.tensors(), step, 0
+            else:
+                waited += 1
+                if waited == settings.patience:
+                    break
+    layers = list(network.layers)
+    record = {
+        "layers": layers,
+        "kept step": kept_at,
+        "calibration −log P of the new answer, untrained and trained": [round(untrained.edit, 4), round(best.edit, 4)],
+        "calibration KL of other answers, untrained and trained": [round(untrained.loc, 4), round(best.loc, 4)],
+        network.UNIT: [round(math.exp(value), 6) for value in kept["log_step"].tolist()],
+    }
+    return Learnt(kept, record, {"layers": layers})
+
+
+def material(
+    model: LanguageModel, train: EditorData, calibration: EditorData, settings: MendTraining
+) -> tuple[tuple[int, ...], list[TrainingRecord], list[TrainingRecord]]:
+    """The layers, the records to learn from, and those to check on.
 
     Raises:
         InputError: if the records have no questions that should keep their answers, or a layer does not exist.
-        NonFiniteError: if a loss is not finite.
     """
-    chosen = MendTraining.model_validate(settings)
     blocks = len(model.blocks)
-    layers = chosen.layers if chosen.layers is not None else tuple(range(max(0, blocks - 3), blocks))
+    layers = settings.layers if settings.layers is not None else tuple(range(max(0, blocks - 3), blocks))
     model.check_layers(layers)
     records, held_out = (
         [record for record in data.records if record.loc or record.hard_loc] for data in (train, calibration)
@@ -288,64 +404,36 @@ def learn(
             remedy="Use facts with own, neighbours or unrelated questions",
             code="EDITOR_DATA_TOO_SMALL",
         )
+    return layers, records, held_out
+
+
+def learn(
+    model: LanguageModel, train: EditorData, calibration: EditorData, settings: Mapping[str, Any], report: Report
+) -> Learnt:
+    """Train the network; see ``trained_editor.Trainer``, ``material`` and ``descend``."""
+    chosen = MendTraining.model_validate(settings)
+    layers, records, held_out = material(model, train, calibration, chosen)
     generator = random.Random(f"mend {chosen.seed}")
     sample = generator.sample(records, min(chosen.texts, len(records)))
     mean, std = statistics(model, [record.edit for record in sample], layers, report)
     unit = torch.tensor([weight_scale(model.weight(layer)) for layer in layers])
-    first = Network.at_first(layers, mean, std, unit, chosen).to(
-        model.device, torch.promote_types(model.dtype, torch.float32)
-    )
-    network = replace(first, **{name: getattr(first, name).clone().requires_grad_() for name in Network.LEARNT})
-    inner = [getattr(network, name) for name in Network.LEARNT if name != "log_step"]
-    optimiser = torch.optim.Adam(
-        [
-            {"params": inner, "lr": chosen.learning_rate},
-            {"params": [network.log_step], "lr": chosen.step_learning_rate},
-        ],
-        foreach=False,
-    )
+    first = Network.at_first(layers, mean, std, unit, chosen)
     few = generator.sample(held_out, min(chosen.checked, len(held_out)))
     episode = _episodes(model, layers, chosen)
-    checks = [episode(part, random.Random(f"check {chosen.seed}")) for part in _batches(few, chosen.batch_size)]
-    best = _checked(network, checks, chosen)
-    unedited = best
-    kept, kept_at, waited = network.tensors(), 0, 0
-    for step in range(1, chosen.steps + 1):
+    checks = [episode(part, random.Random(f"check {chosen.seed}")) for part in batches(few, chosen.batch_size)]
+
+    def loss_of(network: Network) -> tuple[Tensor, Sequence[Fact]]:
         part = generator.sample(records, min(chosen.batch_size, len(records)))
         edit, loc = episode(part, generator).losses(network)
-        loss = chosen.edit_weight * edit + chosen.loc_weight * loc
-        facts = [record.edit for record in part]
-        check_finite("training loss", loss.detach().cpu().expand(len(facts)), facts, layers[0])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_([*inner, network.log_step], chosen.clip)
-        optimiser.step()
-        report("training", step, chosen.steps)
-        if step % chosen.check_every == 0 or step == chosen.steps:
-            found = _checked(network, checks, chosen)
-            if found.total < best.total:
-                best, kept, kept_at, waited = found, network.tensors(), step, 0
-            else:
-                waited += 1
-                if waited == chosen.patience:
-                    break
-    record = {
-        "layers": list(layers),
-        "kept step": kept_at,
-        "calibration −log P of the new answer, untrained and trained": [round(unedited.edit, 4), round(best.edit, 4)],
-        "calibration KL of other answers, untrained and trained": [round(unedited.loc, 4), round(best.loc, 4)],
-        "steps α in units of W": [round(math.exp(value), 6) for value in kept["log_step"].tolist()],
-    }
-    return Learnt(kept, record, {"layers": list(layers)})
+        return chosen.edit_weight * edit + chosen.loc_weight * loc, [record.edit for record in part]
 
-
-@dataclass(frozen=True, slots=True)
-class _Check:
-    """The mean losses on some edits."""
-
-    edit: float
-    loc: float
-    total: float
+    return descend(
+        first.to(model.device, torch.promote_types(model.dtype, torch.float32)),
+        loss_of,
+        lambda network: mean_losses([episode.losses(network) for episode in checks], chosen),
+        chosen,
+        report,
+    )
 
 
 def _episodes(
@@ -354,16 +442,15 @@ def _episodes(
     return lambda records, generator: Episode.of(model, records, layers, settings.questions, generator)
 
 
-def _batches(records: Sequence[TrainingRecord], size: int) -> Iterable[Sequence[TrainingRecord]]:
+def batches(records: Sequence[TrainingRecord], size: int) -> Iterable[Sequence[TrainingRecord]]:
     return (records[start : start + size] for start in range(0, len(records), size))
 
 
-def _checked(network: Network, episodes: Sequence[Episode], settings: MendTraining) -> _Check:
-    with torch.no_grad():
-        found = [tuple(float(part) for part in episode.losses(network)) for episode in episodes]
-    edit, loc = (sum(values) / len(found) for values in zip(*found, strict=True))
+def mean_losses(parts: Sequence[tuple[Tensor, Tensor]], settings: MendTraining) -> Losses:
+    """Over some edits; the total is infinite if a loss is not finite."""
+    edit, loc = (sum(float(value) for value in values) / len(parts) for values in zip(*parts, strict=True))
     total = settings.edit_weight * edit + settings.loc_weight * loc
-    return _Check(edit, loc, total if math.isfinite(total) else math.inf)
+    return Losses(edit, loc, total if math.isfinite(total) else math.inf)
 
 
 TRAINER: Final = Trainer(MendTraining, learn)
@@ -379,15 +466,18 @@ class Mend(WeightEditor[MendSettings]):
         InputError: if there is no trained network for the unedited model, or it is not the one of ``digest``.
     """
 
+    kind: ClassVar[type[Network]] = Network
+
     def __init__(self, model: LanguageModel, settings: MendSettings, *, report: Report = silent) -> None:
+        name = settings.method
         if not settings.network:
             raise InputError(
-                "mend needs a network that was trained for the model",
-                remedy=f"Train one: errata train-editor {MEND} --model … --out FILE; then set network: FILE",
+                f"{name} needs a network that was trained for the model",
+                remedy=f"Train one: errata train-editor {name} --model … --out FILE; then set network: FILE",
                 code="TRAINED_EDITOR_MISSING",
             )
         with model.edits.without(model.edits.terms):
-            trained = TrainedEditor.load(Path(settings.network), MEND, model)
+            trained = TrainedEditor.load(Path(settings.network), name, model)
         if settings.digest not in ("", trained.digest):
             raise InputError(
                 f"{settings.network} is another network than the one with the checksum {settings.digest[:12]}…",
@@ -395,30 +485,34 @@ class Mend(WeightEditor[MendSettings]):
                 code="TRAINED_EDITOR_CHANGED",
             )
         dtype = torch.promote_types(model.dtype, torch.float32)
-        self.network = Network(tuple(trained.state["layers"]), **trained.tensors).to(model.device, dtype)
+        self.network = self.kind(layers=tuple(trained.state["layers"]), **trained.tensors).to(model.device, dtype)
         super().__init__(model, settings.model_copy(update={"digest": trained.digest}), report=report)
 
     @property
     def layers(self) -> tuple[int, ...]:
         return self.network.layers
 
+    def read(self, replay: RowReplay, indices: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        """Layer -> x and δ of the rows of some facts."""
+        return token_pairs(replay, indices)
+
     def write(
         self, facts: Sequence[Fact], before: Present, call: Present, report: Callable[[int, int], None]
     ) -> Written:
         replay = RowReplay(self.model, teacher_forced(self.model.tokenizer, facts), self.layers)
-        left: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}
-        right: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}
+        found: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in self.layers}
         done = 0
         for places in replay.passes(range(len(facts))):
-            for place, (layer, pairs) in enumerate(token_pairs(replay, places).items()):
+            for layer, pairs in self.read(replay, places).items():
                 sizes = pairs[1].norm().expand(len(places))
                 check_finite("gradient", sizes.cpu(), [facts[index] for index in places], layer)
-                outer, inner = self.network.factors(place, *pairs)
-                left[layer].append(outer)
-                right[layer].append(inner)
+                found[layer].append(pairs)
             done += len(places)
             report(done, len(facts))
-        terms = [self._term(layer, torch.cat(left[layer]), torch.cat(right[layer])) for layer in self.layers]
+        terms = []
+        for place, layer in enumerate(self.layers):
+            x, delta = (torch.cat(parts) for parts in zip(*found[layer], strict=True))
+            terms.append(self._term(layer, *self.network.factors(place, x, delta)))
         return Written((*call.terms, *terms))
 
     def _term(self, layer: int, left: Float[Tensor, "tokens d_out"], right: Float[Tensor, "tokens d_in"]) -> Term:

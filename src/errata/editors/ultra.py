@@ -215,7 +215,7 @@ def pseudo_targets(
 
 
 def ridge_write(
-    inputs: Float[Tensor, "rows d_in"], targets: Float[Tensor, "rows d_out"], ridge: float
+    inputs: Float[Tensor, "rows d_in"], targets: Float[Tensor, "rows d_out"], ridge: float | Float[Tensor, ""]
 ) -> tuple[Float[Tensor, "d_out rows"], Float[Tensor, "rows d_in"]]:
     """ΔW = Vᵀ (H Hᵀ + λ I)⁻¹ H in two factors; one rows × rows system."""
     inner = inputs @ inputs.T

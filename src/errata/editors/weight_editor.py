@@ -17,7 +17,7 @@ from errata.editors.locate_then_edit import as_patch
 from errata.editors.table import EditorSettings
 from errata.editors.training import check_finite
 from errata.errors import InputError, NonFiniteError
-from errata.facts.fact import Fact, FactSet
+from errata.facts.fact import Fact, FactSet, check_fields
 from errata.models.language_model import LanguageModel
 from errata.models.loading import lasting_name
 from errata.models.row_replay import RowReplay
@@ -131,13 +131,14 @@ class WeightEditor(ABC, Generic[_Settings]):
         """See ``KnowledgeEditor``.
 
         Raises:
-            FaultsError: if two facts have one id, or the same subject and prompt.
+            FaultsError: if two facts have one id, or the same subject and prompt, or lack a field of ``needs``.
             InputError: if there is no fact, a target has no token, or a text is too long.
             NonFiniteError: if a loss, a change or a logit of the edited model is not finite.
         """
         facts = FactSet(tuple(facts), source="the facts to edit")
         if not facts:
             raise InputError("there are no facts to edit", remedy="Give at least one", code="FACTS_MISSING")
+        check_fields(facts, self.needs)
         fingerprint, before, call = self.model.fingerprint(), self._present(), Present()
         edits, size = self.model.edits, self.settings.batch_size
         with edits.transaction():

@@ -294,6 +294,18 @@ def clashes(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
     return faults
 
 
+def check_fields(facts: Sequence[Fact], names: Collection[str]) -> None:
+    """Raises FaultsError, naming the facts, if optional fields are missing that an editor needs."""
+    faults = [
+        Fault(f"fact {fact.id!r}", f"'{name}' is missing", "Add it", code="FACT_MISSING_FIELD")
+        for fact in facts
+        for name in sorted(names)
+        if not getattr(fact, name)
+    ]
+    if faults:
+        raise FaultsError("the facts to edit", limited(faults, "the facts to edit"))
+
+
 def record_faults(record: object, place: str, *, required: Collection[str] = REQUIRED_FIELDS) -> list[Fault]:
     """All rules that a record of the fields of a ``Fact`` violates; if there are none, ``Fact(**record)`` succeeds.
 

@@ -91,7 +91,7 @@ class Replay:
         """The replay of some of the rows; the others cost nothing any more.
 
         Args:
-            rows: (n,) ascending indices of rows.
+            rows: (n,) ascending indices of rows, which may repeat.
         """
         chosen = copy.copy(self)
         length = int(self._suffix_mask[rows].sum(1).max())
@@ -103,11 +103,19 @@ class Replay:
             chosen._cache = self._fresh_cache()
             # Of the skipped blocks' caches only the length is ever read.
             _change_states(chosen._cache.layers[self.layer :], lambda state: state[rows])
-        new_index = torch.full((len(self),), -1, device=rows.device)
-        new_index[rows] = torch.arange(len(rows), device=rows.device)
-        selected = new_index[self.wanted_row] >= 0
-        chosen.wanted_row = new_index[self.wanted_row[selected]]
-        chosen._wanted_column = self._wanted_column[selected]
+        chosen.wanted_row, wanted = (rows[:, None] == self.wanted_row).nonzero(as_tuple=True)
+        chosen._wanted_column = self._wanted_column[wanted]
+        return chosen
+
+    def at(self, layer: int, sites: Sequence[Site]) -> Replay:
+        """The same rows with the injection in another block; the tokens before it are not read again.
+
+        Args:
+            layer, sites: as in ``Replay``; not of a selection, which has lost the blocks below its own.
+        """
+        chosen = copy.copy(self)
+        chosen.layer, chosen._injection = layer, injection_at(self.model, layer, sites, self._read)
+        chosen.origin = chosen._injection.origin
         return chosen
 
     def logits(self, delta: Tensor) -> Tensor:

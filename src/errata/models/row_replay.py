@@ -134,11 +134,14 @@ class RowReplay:
         """log P of every token where the rows' targets are predicted, row after row; in ``dtype``, as ``losses``."""
         return self._logits(changes, indices, everywhere=False).to(self.dtype).log_softmax(-1)
 
-    def gradients(self, indices: Sequence[int], *, at_all: bool = False) -> dict[int, tuple[Tensor, Tensor]]:
+    def gradients(
+        self, indices: Sequence[int], *, at_all: bool = False, changes: Mapping[int, Change] | None = None
+    ) -> dict[int, tuple[Tensor, Tensor]]:
         """W's inputs, and the gradients of the summed losses at W's outputs, where targets are predicted.
 
         Args:
             at_all: at all tokens of the rows instead.
+            changes: under which they are taken; see ``losses``.
 
         Returns:
             layer -> (inputs (targets, d_in), gradients (targets, d_out)), row after row in the order of ``indices``;
@@ -152,11 +155,12 @@ class RowReplay:
             def record(x: Tensor) -> Tensor:
                 zero = torch.zeros(*x.shape[:-1], d_out, dtype=self.dtype, device=x.device, requires_grad=True)
                 seen[layer] = x.detach(), zero
-                return zero
+                return zero if changes is None else changes[layer](x).to(self.dtype) + zero
 
             return record
 
-        loss = self._losses({layer: recorder(layer) for layer in self.layers}, indices, everywhere=True).sum()
+        with torch.enable_grad():
+            loss = self._losses({layer: recorder(layer) for layer in self.layers}, indices, everywhere=True).sum()
         gradients = torch.autograd.grad(loss, [seen[layer][1] for layer in self.layers])
         rows = [self.rows[index] for index in indices]
         length = max(len(row.ids) for row in rows)
