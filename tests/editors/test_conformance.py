@@ -54,6 +54,10 @@ def _with_rewriter(folder: Path) -> dict[str, Any]:
     return {"rewriter": str(trained_file("post_edit", folder))}
 
 
+def _with_network_of_sequences(folder: Path) -> dict[str, Any]:
+    return {"network": str(trained_file("rledit", folder)), "batch_size": 2}
+
+
 _FEW = {"steps": 4, "batch_size": 2}
 # Name in the registry -> the methods to test, or the settings of an editor without a recipe; None for its defaults. A
 # function makes the settings in a folder, where it may write a trained part.
@@ -72,12 +76,14 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "lora": tuple({**_FEW, "layers": (1, 3), "sequence": sequence} for sequence in ("stack", "again", "replay")),
     "retrieval": (None,),
     "mend": (_with_network,),
+    "rledit": (_with_network_of_sequences,),
     "serac": (_with_classifier,),
     "substitute": (None,),
     "post_edit": (_with_rewriter,),
     "simie": ({"batch_size": 2, "layer": 2, "target": {"learning_rate": 0.3, "steps": 3}},),
     "ultra": ({"batch_size": 2, "layers": (2, 3)},),
     "stable": ({"batch_size": 2, "layers": (2, 3), "pooled": True},),
+    "kn": ({"batch_size": 2, "steps": 3},),
 }
 CASES = [(name, method) for name in EDITORS for method in SETTINGS[name]]
 FROM_THE_PAGE = "docs/extending.md"
@@ -113,9 +119,12 @@ def case(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.Monke
 
 @cache
 def with_old_objects() -> tuple[Fact, ...]:
-    """The facts with what the unedited model answers as their old objects."""
+    """The facts with what the unedited model answers as their old objects, and with another wording."""
     answers = tiny_language_model("llama").continue_texts([fact.text for fact in FACTS], new_tokens=4)
-    return tuple(replace(fact, old=answer.strip()) for fact, answer in zip(FACTS, answers, strict=True))
+    return tuple(
+        replace(fact, old=answer.strip(), paraphrases=(f"I think that {fact.text}",))
+        for fact, answer in zip(FACTS, answers, strict=True)
+    )
 
 
 def test_every_editor_has_its_name_and_others_are_refused() -> None:

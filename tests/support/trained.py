@@ -18,6 +18,7 @@ from tests.support.editing import FACTS, tiny_language_model
 
 QUICK: Final[Mapping[str, Mapping[str, Any]]] = {
     "mend": {"layers": [1, 3], "rank": 8, "steps": 8, "check_every": 4, "batch_size": 4, "learning_rate": 0.01},
+    "rledit": {"layers": [1, 3], "rank": 8, "steps": 8, "check_every": 4, "batch_size": 2, "turns": 3, "checked": 6},
     "serac": {"hidden": {"tokens": 200}},
     "post_edit": {"steps": 60, "batch_size": 4, "learning_rate": 0.01, "checked": 12},
 }

@@ -16,6 +16,7 @@ from errata.editors.edit_file import StoredEdit
 from errata.editors.elder import Elder, ElderSettings
 from errata.editors.ft import FineTuning, FtBfSettings, FtLSettings, FtMSettings, FtSettings
 from errata.editors.grace import Grace, GraceSettings
+from errata.editors.kn import KnowledgeNeurons, KnSettings
 from errata.editors.locate_then_edit import LocateThenEdit
 from errata.editors.lora import Lora, LoraSettings
 from errata.editors.melo import Melo, MeloSettings
@@ -24,6 +25,7 @@ from errata.editors.mend import MEND, Mend, MendSettings
 from errata.editors.post_edit import PostEdit, PostEditSettings
 from errata.editors.retrieval import RETRIEVAL, Retrieval, RetrievalSettings
 from errata.editors.rewriting import POST_EDIT
+from errata.editors.rledit import RLEDIT, Rledit, RleditSettings
 from errata.editors.serac import Serac, SeracSettings
 from errata.editors.simie import Simie, SimieSettings
 from errata.editors.substitute import SUBSTITUTE, Substitute, SubstituteSettings
@@ -135,9 +137,11 @@ EDITORS: Final[Mapping[str, EditorKind]] = {
     POST_EDIT: EditorKind(_post_edit, StoredEdit.load, PostEditSettings, _post_edit),
     "serac": EditorKind(_serac, StoredEdit.load, SeracSettings),
     MEND: _weights(Mend, MendSettings),
+    RLEDIT: _weights(Rledit, RleditSettings),
     "simie": _weights(Simie, SimieSettings),
     "ultra": _weights(GradientWrite, UltraSettings),
     "stable": _weights(GradientWrite, StableSettings),
+    "kn": _weights(KnowledgeNeurons, KnSettings),
 }
 
 

@@ -193,6 +193,25 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         ),
     ),
     EditorRow(
+        "rledit",
+        "a trained network turns gradients into a ridge regression, and has learnt from sequences of edits",
+        "Li et al. 2025, Reinforced Lifelong Editing for Language Models, ICML, arXiv:2502.05759",
+        "weights",
+        deviations=(
+            "A turn is judged by its own facts and by two earlier turns of its window, drawn at random and weighted so "
+            "that the expected loss is that of all of them.",
+            "Adam takes a step after every turn, not once a sequence (`together` is the number of turns).",
+            "The gradient is that of the turn's own change; earlier turns are constants.",
+            "Training sequences have 12 turns of 8 facts; the published ones are as long as the run itself.",
+            "Training also protects answers to hard questions (the same subject, the same true object).",
+            "Mean and variance of the gradients are computed once, on the unedited model.",
+            "η and λ are e to learnt numbers, in units of W's outputs and inputs, and ‖ΔW‖ counts relative to ‖W‖, so "
+            "that they suit any model; published are absolute numbers.",
+            "Only down-projections are edited, so that the edit is a patch.",
+            "The equations are those of MALMEN (Tan et al. 2024, arXiv:2311.04661) with RLEdit's loss.",
+        ),
+    ),
+    EditorRow(
         "ultra",
         "one ridge regression from normalised gradients, without a search",
         "Gu et al. 2025, UltraEdit, arXiv:2505.14679",
@@ -205,6 +224,25 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "StableEdit, ICML 2026, arXiv:2605.11836",
         "weights",
         deviations=(*_ULTRA, "There is no warm-up; the published one also edits its facts into the model."),
+    ),
+    EditorRow(
+        "kn",
+        "the columns of W that carry the old answer are turned towards the new one",
+        "Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, ACL, arXiv:2104.08696",
+        "weights",
+        deviations=(
+            "The change of a column has the sign of its activation; the published code has none, which is right for "
+            "BERT, but moves the output towards the old answer where a gated MLP fires negative.",
+            "Prompts are the fact's own and its paraphrases; those in which a neuron fires with the other sign do not "
+            "count for it. EasyEdit takes one prompt, without refinement.",
+            "The share of prompts is adapted for each fact; the published code adapts it for all facts of a relation "
+            "together.",
+            "An old answer of several tokens is predicted token by token after its own earlier tokens; EasyEdit "
+            "extends the prompt by the model's answers.",
+            "The integral has m points from 1/m to 1; EasyEdit takes one point for Llama-like models, at activation 0.",
+            "Embeddings are scaled to the column's length; those of several tokens are averaged.",
+            "The paper and its authors' code are on BERT.",
+        ),
     ),
     EditorRow(
         "grace",
@@ -390,6 +428,7 @@ TRAINER_ROWS: Final[tuple[TrainerRow, ...]] = (
     TrainerRow("serac", "the classifier that decides which questions are about a fact"),
     TrainerRow("mend", "the network that turns gradients of facts into weight changes"),
     TrainerRow("post_edit", "the model that rewrites sentences of finished answers"),
+    TrainerRow("rledit", "the same, trained over sequences of edits"),
 )
 TRAINER_NAMES: Final[tuple[str, ...]] = tuple(row.name for row in TRAINER_ROWS)
 

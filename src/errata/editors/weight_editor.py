@@ -88,7 +88,6 @@ class WeightEditor(ABC, Generic[_Settings]):
     """
 
     undo: ClassVar[Undo] = "any"
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, model: LanguageModel, settings: _Settings, *, report: Report = silent) -> None:
         self.model, self.settings, self.report = model, settings, report
@@ -98,6 +97,10 @@ class WeightEditor(ABC, Generic[_Settings]):
     @property
     def method(self) -> str:
         return self.settings.method
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.settings.needs
 
     @property
     def recipe(self) -> EditorRecipe:
