@@ -19,10 +19,13 @@ from errata.editors.ft import FineTuning
 from errata.editors.grace import Grace
 from errata.editors.hook_editor import TrainingRows
 from errata.editors.lora import Lora
+from errata.editors.routed import Prompt
 from errata.editors.training import seeded, weight_scale
 from errata.editors.ultra import GradientWrite
+from errata.editors.wise import Wise, shard_of
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
+from errata.models.prompts import pad
 
 from tests.reference import gradient_write
 from tests.reference.grace import trained_vector
@@ -211,6 +214,62 @@ def ultra(editor: GradientWrite, facts: Sequence[Fact]) -> LossOf:
         inner = h.T @ h + ridge * torch.eye(h.shape[1])
         weights[layer] = weight + torch.linalg.solve(inner, h.T @ targets).T
     return lambda fact: teacher_forced_loss(model, fact, weights)
+
+
+def wise(editor: Wise, facts: Sequence[Fact]) -> LossOf:
+    """Published: in each step a fact's texts and its outside prompts, whole, through the whole model."""
+    model, settings, layer = editor.model, editor.settings, editor.layer
+    unit, scale = editor.units()
+    mask = shard_of(model.weight(layer).shape, settings.mask, 0, settings.seed)
+    present = torch.zeros(mask.shape, requires_grad=True)
+    for start in range(0, len(facts), settings.batch_size):
+        batch = facts[start : start + settings.batch_size]
+        prompts = TrainingRows.of(model, batch, from_boundary=False).prompts
+        outside = editor.outside_prompts(batch)
+        each = len(outside) // len(batch)
+        adam = torch.optim.Adam([present], lr=settings.learning_rate)
+        for _ in range(settings.steps):
+            adam.zero_grad()
+            learnt = True
+            for number, (fact, prompt) in enumerate(zip(batch, prompts, strict=True)):
+                others = outside[number * each : (number + 1) * each]
+                loss, gate = _wise_losses(editor, fact, prompt, others, unit * present, scale)
+                (loss + gate).backward()
+                learnt &= float(loss.detach()) <= settings.stop_loss and float(gate.detach()) <= settings.stop_loss
+            if learnt:
+                break
+            assert present.grad is not None
+            present.grad *= mask
+            adam.step()
+
+    def loss_of(fact: Fact) -> Tensor:
+        with hooked(model, {layer: lambda module, args, output: output + args[0] @ (unit * present).T}):
+            return teacher_forced_loss(model, fact, {})
+
+    return loss_of
+
+
+def _wise_losses(
+    editor: Wise, fact: Fact, prompt: Prompt, others: Sequence[Prompt], change: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """−log P of a fact per token, and its loss of distances."""
+    prompt_ids, target = token_rows(editor.model, fact)
+    rows = [[*prompt_ids, *target[:-1]], *(list(other.ids) for other in others)]
+    batch = pad(rows, left=False, device=editor.model.device)
+    seen: list[Tensor] = []
+
+    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        seen.append(args[0].detach())
+        return output + args[0] @ change.T
+
+    with hooked(editor.model, {editor.layer: add}):
+        logits = editor.model.model(**batch.inputs(), use_cache=False).logits
+    places = range(len(prompt_ids) - 1, len(prompt_ids) - 1 + len(target))
+    loss = nn.functional.cross_entropy(logits[0, places], torch.tensor(target))
+    x = [seen[0][row, own.start : own.stop] for row, own in enumerate([prompt, *others])]
+    inside = editor._inside([(fact, "")], [prompt], len(x[0]))
+    apart = nn.utils.rnn.pad_sequence(x[1:], batch_first=True, padding_value=torch.nan)
+    return loss, editor.activation_loss(x[0][None], inside, apart, 1, change, scale)[0]
 
 
 Hook: TypeAlias = Callable[[nn.Module, Any, Tensor], Tensor]

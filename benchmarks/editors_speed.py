@@ -73,6 +73,7 @@ class Case:
 CASES: Mapping[str, Case] = {
     "grace": Case(plain.grace),
     "elder": Case(plain.elder, share=0.5),
+    "wise": Case(plain.wise, share=0.3),
     "ft_bf": Case(plain.ft_bf, queries=False),
     "lora": Case(plain.lora, share=0.5, queries=False),
     "ultra": Case(plain.ultra, share=math.inf, queries=False),
