@@ -206,8 +206,3 @@ def test_on_a_real_model_prompts_about_other_subjects_are_left_alone(smollm2: Pa
     others = ["The mother tongue of Pablo Neruda is", "You know that Louis Armstrong plays the", "Water is made of"]
     assert view.used([*(fact.text for fact in facts), *others]) == [*((fact.id,) for fact in facts), (), (), ()]
     assert view.continue_texts(others, new_tokens=6) == model.continue_texts(others, new_tokens=6)
-    reworded = [  # most wordings are recognised, not all
-        "In the city where the Eiffel Tower stands",
-        "Yesterday it rained. The mother tongue of Danielle Darrieux is",
-    ]
-    assert all(view.used(reworded))
