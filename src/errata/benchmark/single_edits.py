@@ -350,7 +350,7 @@ def joint_losses(replay: RowReplay, changes: Sequence[Sequence[LowRankTerm]], te
         own = torch.tensor([owners[place] for place in places], device=replay.model.device)
         added = {layer: partial(_added, left[own], right[own]) for layer, (left, right) in factors.items()}
         with torch.no_grad():
-            means[places] = replay.losses(added, [indices[place] for place in places]).cpu()
+            means[places] = replay.losses(added, [indices[place] for place in places], by_row=True).cpu()
     counts = tuple(len(replay.rows[text].targets) for text in texts)
     return [TextLosses(tuple(row), counts) for row in means.view(len(changes), len(texts)).tolist()]
 

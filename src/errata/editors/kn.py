@@ -101,6 +101,7 @@ class KnowledgeNeurons(WeightEditor[KnSettings]):
                 f"'kn' writes word embeddings into W, but those of {model.name!r} have {self._embedding.shape[1]} "
                 f"entries and W's output {width}",
                 remedy="Use another editor",
+                code="MODEL_EMBEDDING_WIDTH",
             )
 
     @property

@@ -119,14 +119,17 @@ class RowReplay:
             for part in length_batches([lengths[place] for place in order[start:stop]], token_budget=token_budget):
                 yield [order[start + place] for place in part]
 
-    def losses(self, changes: Mapping[int, Change], indices: Sequence[int]) -> Float[Tensor, "n"]:
+    def losses(
+        self, changes: Mapping[int, Change], indices: Sequence[int], *, by_row: bool = False
+    ) -> Float[Tensor, "n"]:
         """−log P of each row's targets, mean over its targets, in one pass; in ``dtype``.
 
         Args:
             changes: layer -> the change there; differentiable.
             indices: the rows.
+            by_row: whether changes differ from row to row, so that they need (rows, length, d_in), padding included.
         """
-        return self._losses(changes, indices, everywhere=False)
+        return self._losses(changes, indices, everywhere=by_row)
 
     def log_probabilities(
         self, changes: Mapping[int, Change], indices: Sequence[int]
