@@ -94,7 +94,10 @@ class HookEditor(ABC, Generic[S, C]):
 
     method: ClassVar[str]
     undo: ClassVar[Undo] = "any"
-    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.settings.needs
 
     def check(self, state: S, count: int) -> None:
         """Raises InputError if ``count`` facts cannot be added to a state."""

@@ -190,7 +190,11 @@ class WeightEditor(ABC, Generic[_Settings]):
         losses = torch.zeros(len(facts), dtype=replay.dtype)
         with torch.no_grad():
             for places in replay.passes(range(len(facts))):
-                losses[places] = replay.losses({lowest: lambda x: nn.functional.linear(x, change)}, places).cpu()
+                found = replay.log_probabilities({lowest: lambda x: nn.functional.linear(x, change)}, places).cpu()
+                rows = [replay.rows[place] for place in places]
+                for place, row, own in zip(places, rows, found.split([len(row.targets) for row in rows]), strict=True):
+                    loss = -own.gather(1, torch.tensor(row.targets)[:, None]).mean()
+                    losses[place] = loss if bool(own.isfinite().all()) else torch.nan  # also of the other tokens
         check_finite("log-probability", losses, facts, lowest)
 
     def remove(self, edit: Edit) -> None:
