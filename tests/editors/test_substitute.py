@@ -242,19 +242,25 @@ def test_stand_ins_by_their_definitions(monkeypatch: pytest.MonkeyPatch) -> None
     assert same > 0.999 > other
 
 
-def test_the_harmonic_mean_over_the_kinds_of_queries() -> None:
-    def means(**values: list[float]) -> dict[str, float]:
-        records = [
-            Record(str(fact), f"textual_edit:{kind}", "", value, "")
-            for kind, of_facts in values.items()
-            for fact, value in enumerate(of_facts)
-        ]
-        return {summary.metric: summary.mean for summary in summarise(records, "after")}
+def means(**values: list[float]) -> dict[str, float]:
+    records = [
+        Record(str(fact), f"textual_edit:{kind}", "", value, "")
+        for kind, of_facts in values.items()
+        for fact, value in enumerate(of_facts)
+    ]
+    return {summary.metric: summary.mean for summary in summarise(records, "after")}
 
+
+def test_the_harmonic_mean_over_the_kinds_of_queries() -> None:
     expected = 3 / (1 / 1 + 1 / 0.5 + 1 / 0.75)
     assert means(own=[1, 1], paraphrase=[1, 0], neighbour=[1, 0.5])["textual_edit:harmonic"] == pytest.approx(expected)
     assert means(own=[1, 1], paraphrase=[0, 0], neighbour=[1, 1])["textual_edit:harmonic"] == 0
     assert "textual_edit:harmonic" not in means(own=[1], neighbour=[1])
+
+
+def test_the_mean_over_all_queries_counts_each_query_once() -> None:
+    assert means(own=[1], paraphrase=[1, 0], neighbour=[1, 0.5, 0, 0])["textual_edit:pooled"] == pytest.approx(3.5 / 7)
+    assert "textual_edit:pooled" not in means(own=[1], neighbour=[1])
 
 
 def test_parts_of_words_do_not_count() -> None:

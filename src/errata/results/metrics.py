@@ -307,20 +307,23 @@ ACCURACIES: Final[Mapping[str, str]] = {
 }
 """The accuracies that figures show, with short names."""
 
+_REWRITE_KINDS: Final[Mapping[str, tuple[str, ...]]] = {
+    metric: tuple(f"{metric}:{kind}" for kind in ("own", "paraphrase", "neighbour"))
+    for metric in (
+        Metric.TEXTUAL_EDIT,
+        Metric.TEXTUAL_RETENTION,
+        Metric.SEMANTIC_EDIT,
+        Metric.SEMANTIC_RETENTION,
+        Metric.SEMANTIC_EDIT_LM,
+    )
+}
 HARMONIC: Final[Mapping[str, tuple[str, ...]]] = {
     Metric.SCORE: SUCCESSES,
-    **{
-        f"{metric}:harmonic": tuple(f"{metric}:{kind}" for kind in ("own", "paraphrase", "neighbour"))
-        for metric in (
-            Metric.TEXTUAL_EDIT,
-            Metric.TEXTUAL_RETENTION,
-            Metric.SEMANTIC_EDIT,
-            Metric.SEMANTIC_RETENTION,
-            Metric.SEMANTIC_EDIT_LM,
-        )
-    },
+    **{f"{metric}:harmonic": parts for metric, parts in _REWRITE_KINDS.items()},
 }
 """The metrics that are the harmonic mean of other metrics' means, with those."""
+POOLED: Final[Mapping[str, tuple[str, ...]]] = {f"{metric}:pooled": parts for metric, parts in _REWRITE_KINDS.items()}
+"""The metrics that are the mean over all prompts of other metrics, with those."""
 
 _RANK: Final = {str(metric): rank for rank, metric in enumerate(Metric)}
 _GROUP_RANK: Final = {group: rank for rank, group in enumerate(Group)}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errata.errors import InputError
-from errata.results.metrics import HARMONIC, in_order
+from errata.results.metrics import HARMONIC, POOLED, in_order
 from errata.utils.files import read_json, write_json
 
 _DRAWS_AT_ONCE = 1 << 22
@@ -98,7 +98,7 @@ class Summary:
 
 
 def summarise(records: Sequence[Record], when: When, *, seed: int = 0, resamples: int = 1000) -> list[Summary]:
-    """A summary of each metric that there are records of, and of each of ``HARMONIC`` whose parts there are.
+    """A summary of each metric that has records, and of those of ``HARMONIC`` and ``POOLED`` whose parts all have them.
 
     Intervals are percentiles of the bootstrap over facts, each drawn with all of its prompts; a harmonic mean is drawn
     for all of its parts at once.
@@ -113,6 +113,10 @@ def summarise(records: Sequence[Record], when: When, *, seed: int = 0, resamples
         if {*parts} <= present:
             chosen = [record for record in records if record.metric in parts]
             found.append(_summary(metric, when, _clusters(chosen, parts), len(chosen), seed, resamples))
+    for metric, parts in POOLED.items():
+        if {*parts} <= present:
+            chosen = [replace(record, metric=metric) for record in records if record.metric in parts]
+            found.append(_summary(metric, when, _clusters(chosen, [metric]), len(chosen), seed, resamples))
     order = in_order({summary.metric for summary in found})
     return sorted(found, key=lambda summary: order.index(summary.metric))
 
