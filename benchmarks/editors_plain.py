@@ -83,8 +83,8 @@ def lora(editor: Lora, facts: Sequence[Fact]) -> LossOf:
     """Published: adapters beside the modules of all layers, one fact a pass."""
     model, settings = editor.model, editor.settings
     generator = seeded(settings.seed, 0)
-    scales = {layer: editor._scale(layer) for layer in editor.layers}
-    factors = {layer: editor._fresh(layer, generator) for layer in editor.layers}
+    scales = {place.layer: editor._scale(place) for place in editor.places}
+    factors = {place.layer: editor._fresh(place, generator) for place in editor.places}
     parameters = [part.requires_grad_(True) for pair in factors.values() for part in (pair.up, pair.down)]
 
     def beside(layer: int) -> Hook:

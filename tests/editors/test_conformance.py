@@ -73,7 +73,15 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "ft_l": ({**_FEW, "anchor": "run"},),
     "ft_m": (_FEW,),
     "ft_bf": ({**_FEW, "mini_batch": 1},),
-    "lora": tuple({**_FEW, "layers": (1, 3), "sequence": sequence} for sequence in ("stack", "again", "replay")),
+    "lora": tuple(
+        {**_FEW, "layers": (1, 3), "sequence": sequence, "modules": modules}
+        for sequence, modules in (
+            ("stack", "down_proj"),
+            ("again", "down_proj"),
+            ("replay", "down_proj"),
+            ("stack", "qv"),
+        )
+    ),
     "retrieval": (None,),
     "mend": (_with_network,),
     "rledit": (_with_network_of_sequences,),

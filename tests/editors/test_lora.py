@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from torch import Tensor
 
 from errata.editors.lora import Lora, LoraSettings
 from errata.editors.training import seeded, weight_scale
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
-from errata.models.weights import LowRankTerm
+from errata.models.weights import LowRankTerm, Place
+from errata.patches.factors import dense
 from errata.patches.lora_export import Adapter
 from errata.patches.patch import Patch
 
 from tests.reference import training as slow
 from tests.support.editing import FACTS, assert_same_bits, parameter_bits, tiny_language_model
-from tests.support.tiny_models import tiny_model
+from tests.support.errors import raises_code
+from tests.support.tiny_models import FAMILIES, tiny_model
 
 LAYERS = (1, 3)
 
 
 def editor(model: LanguageModel, **values: Any) -> Lora:
     return Lora(model, LoraSettings.model_validate({"layers": LAYERS, "rank": 2, "alpha": 6.0, "steps": 3, **values}))
+
+
+QV = {"modules": "qv", "learning_rate": 0.02}
+MATRICES = ("q_proj", "v_proj")
 
 
 def losses(model: LanguageModel, facts: Any) -> list[float]:
@@ -70,9 +79,93 @@ def test_three_epochs_are_those_of_a_plain_loop(relative: bool) -> None:
 def test_without_a_step_nothing_changes() -> None:
     model = tiny_language_model("llama")
     before = parameter_bits(model)
-    for values in ({"steps": 0}, {"stop_loss": 100.0}):
+    for values in ({"steps": 0}, {"steps": 0, "modules": "qv"}, {"stop_loss": 100.0}):
         assert editor(model, **values).apply(FACTS[:2]).terms == ()
     assert_same_bits(parameter_bits(model), before)
+
+
+def test_queries_and_values_are_trained_as_by_a_plain_loop() -> None:
+    model, rank, rate = tiny_language_model("llama", dtype=torch.float64), 2, 0.02
+    places = [Place(layer, module) for layer in LAYERS for module in MATRICES]
+    start = {place: model.weight(*place).clone() for place in places}
+    names = {place: f"model.layers.{place.layer}.self_attn.{place.module}.weight" for place in places}
+    generator, down, up, scale = seeded(0, 0), {}, {}, {}
+    for place in places:
+        d_out, d_in = start[place].shape
+        drawn = torch.rand(rank, d_in, generator=generator, dtype=torch.float64)
+        down[place] = ((drawn * 2 - 1) / d_in**0.5).requires_grad_()
+        up[place] = torch.zeros(d_out, rank, dtype=torch.float64, requires_grad=True)
+        scale[place] = 3.0 * weight_scale(start[place]) * d_in**0.5
+    order = [torch.randperm(2, generator=generator).tolist() for _ in range(3)]
+
+    def weights() -> dict[Place, Tensor]:
+        return {place: start[place] + scale[place] * up[place] @ down[place] for place in places}
+
+    def loss(fact: Fact) -> Tensor:
+        prompt, target = slow.token_rows(model, fact)
+        changed = {names[place]: weight for place, weight in weights().items()}
+        ids = torch.tensor([[*prompt, *target[:-1]]])
+        logits = torch.func.functional_call(model.model, changed, (ids,)).logits[0, len(prompt) - 1 :]
+        return torch.nn.functional.cross_entropy(logits, torch.tensor(target))
+
+    parameters = [tensor for place in places for tensor in (up[place], down[place])]
+    slow.descend(parameters, loss, [[FACTS[index]] for epoch in order for index in epoch], rate)
+    patch = editor(model, **QV, mini_batch=1).apply(FACTS[:2])
+    assert patch.places == tuple(places)
+    for place, expected in weights().items():
+        torch.testing.assert_close(model.weight(*place), expected.detach(), rtol=1e-6, atol=1e-8)
+        assert not torch.equal(model.weight(*place), start[place])
+
+
+def test_patches_of_queries_and_values_are_patches(tmp_path: Path) -> None:
+    """Stacked on others, saved, undone in any order, exported; the lowest block is among those that are trained."""
+    model = tiny_language_model("llama")
+    before = parameter_bits(model)
+    below = editor(model, learning_rate=0.02).apply(FACTS[2:4])
+    on_top = editor(model, **QV, layers=None)
+    patch = on_top.apply(FACTS[:2])
+    assert patch.layers == tuple(range(5))
+    after = parameter_bits(model)
+    patch.save(tmp_path / "edit.safetensors")
+    assert patch.norms()[0] == pytest.approx(
+        float(torch.cat([dense(patch.of_place(Place(0, name))).flatten() for name in MATRICES]).norm())
+    )
+    read = Patch.load(tmp_path / "edit.safetensors")
+    assert [term.place for term in read.terms] == [term.place for term in patch.terms]
+    on_top.remove(patch)
+    on_top.restore(read)
+    assert_same_bits(parameter_bits(model), after)
+    adapter = Adapter.of([below, read])
+    adapter.write(tmp_path / "adapter", model.model)
+    adapted = PeftModel.from_pretrained(tiny_model("llama")[0], str(tmp_path / "adapter"))
+    ids = torch.tensor([model.tokenizer(FACTS[0].text)["input_ids"]])
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(ids).logits, model.model(ids).logits, rtol=0, atol=1e-5)
+    below.undo(model)
+    read.undo(model)
+    assert_same_bits(parameter_bits(model), before)
+
+
+def test_files_without_modules_are_as_before(tmp_path: Path) -> None:
+    model = tiny_language_model("llama")
+    editor(model, learning_rate=0.02).apply(FACTS[:2]).save(tmp_path / "edit.safetensors")
+    with safe_open(tmp_path / "edit.safetensors", framework="pt") as file:
+        terms = json.loads(file.metadata()["record"])["terms"]
+    assert terms[0].keys() == {"layer", "kind", "replaces", "rows", "columns"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_queries_and_values_or_is_refused(family: str) -> None:
+    model = tiny_language_model(family)
+    names = {name.rpartition(".")[2] for name, _ in model.blocks.named_modules()}
+    if not {*MATRICES} <= names:
+        assert names & {"c_attn", "query_key_value", "qkv_proj"}
+        with raises_code("MODEL_ATTENTION_FUSED"):
+            editor(model, **QV)
+        return
+    made = editor(model, **QV, steps=1)
+    assert model.weight(1, "q_proj").shape[1] == model.weight(1, "v_proj").shape[1]
+    assert len(made.apply(FACTS[:1]).places) == 4
 
 
 def test_training_ends_when_every_fact_is_learnt() -> None:
@@ -84,10 +177,11 @@ def test_training_ends_when_every_fact_is_learnt() -> None:
     assert max(losses(model, FACTS[:4])) < 1.8
 
 
+@pytest.mark.parametrize("modules", ["down_proj", "qv"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_written_is_what_was_trained(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_is_what_was_trained(dtype: torch.dtype, modules: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_language_model("llama", dtype=dtype)
-    made = editor(model, learning_rate=0.02, steps=5, sequence="again")
+    made = editor(model, learning_rate=0.02, steps=5, sequence="again", modules=modules)
     made.apply(FACTS[:2])
     # Of the last evaluation, before the last step.
     last: dict[str, Tensor] = {}

@@ -24,6 +24,7 @@ from errata.editors.ultra import (
 from errata.errors import NonFiniteError
 from errata.models.language_model import LanguageModel
 from errata.models.row_replay import RowReplay
+from errata.models.weights import Place
 from errata.patches.patch import Patch
 
 from tests.reference import gradient_write as slow
@@ -168,7 +169,7 @@ def test_half_precision_increments_are_not_lost() -> None:
     patches = [made.apply([fact]) for fact in FACTS[:4]]
     for layer in LAYERS:
         exact = base[layer].clone()
-        for term in (term for patch in patches for term in patch.of_layer(layer)):
+        for term in (term for patch in patches for term in patch.of_place(Place(layer))):
             term.add_to(exact)
         assert torch.equal(model.weight(layer), exact.to(torch.bfloat16))
 

@@ -135,6 +135,16 @@ def test_every_family(tmp_path: Path, family: str) -> None:
     assert LanguageModel.load(out, device="cpu").fingerprint() == loaded.fingerprint()
 
 
+def test_other_matrices_than_the_down_projection(tmp_path: Path) -> None:
+    base, out = base_directory(tmp_path / "base"), tmp_path / "out"
+    model = LanguageModel.load(base, device="cpu")
+    d_out, d_in = model.weight(2, "v_proj").shape
+    model.edits.add([LowRankTerm(2, torch.ones(d_out, 1), torch.ones(1, d_in), module="v_proj")])
+    model.save(out)
+    assert changed(tensors_in(base), tensors_in(out)) == {"model.layers.2.self_attn.v_proj.weight"}
+    assert LanguageModel.load(out, device="cpu").fingerprint() == model.fingerprint()
+
+
 def test_a_checkpoint_without_the_models_prefix(tmp_path: Path) -> None:
     """As GPT-2's own, whose names begin with `h.` and not with `transformer.h.`."""
     base = tmp_path / "base"

@@ -8,35 +8,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from errata.models.weights import DenseTerm, EditedWeights, LowRankTerm, Term
+from errata.models.weights import DenseTerm, EditedWeights, LowRankTerm, ModuleName, Place, Term
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
 
 
 class Holder:
-    """Two layers' weights, (3, 4); everything that ``EditedWeights`` needs of a model."""
+    """Two layers' weights, (3, 4), and v_proj (2, 4) of layer 0; everything that ``EditedWeights`` needs of a model."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         generator = torch.Generator().manual_seed(0)
         self.layers = {layer: torch.randn(3, 4, generator=generator).to(dtype) for layer in (0, 1)}
+        self.values = torch.randn(2, 4, generator=generator).to(dtype)
 
-    def weight(self, layer: int) -> Tensor:
-        return self.layers[layer]
+    def weight(self, layer: int, module: ModuleName = "down_proj") -> Tensor:
+        return self.values if Place(layer, module) == Place(0, "v_proj") else self.layers[layer]
 
-    def set_weight(self, layer: int, value: Tensor) -> None:
-        self.layers[layer].copy_(value)
+    def set_weight(self, layer: int, value: Tensor, module: ModuleName = "down_proj") -> None:
+        self.weight(layer, module).copy_(value)
 
 
-def term(seed: int, *, layer: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Term:
+def term(
+    seed: int, *, layer: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float32, values: bool = False
+) -> Term:
+    """``values``: of v_proj of layer 0 instead."""
     generator = torch.Generator().manual_seed(seed)
-    left = torch.randn(3, 2, generator=generator) * scale
-    return LowRankTerm(layer, left.to(dtype), torch.randn(2, 4, generator=generator).to(dtype))
+    left, right = torch.randn(3, 2, generator=generator) * scale, torch.randn(2, 4, generator=generator)
+    if values:
+        return LowRankTerm(0, left[:2].to(dtype), right.to(dtype), module="v_proj")
+    return LowRankTerm(layer, left.to(dtype), right.to(dtype))
 
 
-def bits(holder: Holder) -> dict[int, bytes]:
-    return {layer: value.view(torch.uint8).numpy().tobytes() for layer, value in holder.layers.items()}
+def bits(holder: Holder) -> dict[int | str, bytes]:
+    found = {**holder.layers, "values": holder.values}
+    return {name: value.view(torch.uint8).numpy().tobytes() for name, value in found.items()}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -45,10 +52,13 @@ def test_adding_and_removing_is_exact(dtype: torch.dtype) -> None:
     edits = EditedWeights(holder)
     before = bits(holder)
     terms = [term(seed, layer=seed % 2) for seed in range(5)] + [DenseTerm(1, torch.full((3, 4), 0.3))]
+    terms += [term(5, values=True), DenseTerm(0, torch.full((2, 4), 0.3), module="v_proj")]
     edits.add(terms[:4])
     edits.add(terms[4:])
     assert edits.terms == terms
-    assert all(bits(holder)[layer] != before[layer] for layer in (0, 1))
+    assert all(now != before[name] for name, now in bits(holder).items())
+    assert edits.places == (Place(0), Place(0, "v_proj"), Place(1))
+    assert torch.equal(edits.weight_without(0, terms, "v_proj"), edits.base_weight(0, "v_proj"))
     edits.remove(terms)
     assert bits(holder) == before
     assert edits.terms == []
@@ -82,7 +92,7 @@ def test_many_small_changes_add_up_that_vanish_one_by_one(dtype: torch.dtype) ->
 
 @given(order=st.permutations(range(4)), dtype=st.sampled_from(DTYPES))
 def test_what_remains_is_as_if_the_removed_had_never_been(order: list[int], dtype: torch.dtype) -> None:
-    terms = [term(seed, layer=seed % 2) for seed in range(4)]
+    terms = [term(seed, layer=seed % 2, values=seed == 2) for seed in range(4)]
     holder = Holder(dtype)
     edits = EditedWeights(holder)
     edits.add(terms)
@@ -120,7 +130,7 @@ def test_a_transaction_goes_back_whatever_ends_it(edited: tuple[Holder, EditedWe
     holder, edits = edited
     before, terms = bits(holder), list(edits.terms)
     with pytest.raises(type(error)), edits.transaction():
-        edits.add([term(2), term(3, layer=1)])
+        edits.add([term(2), term(3, layer=1), term(6, values=True)])
         assert bits(holder) != before
         raise error
     assert bits(holder) == before

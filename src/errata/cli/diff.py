@@ -17,7 +17,7 @@ from errata.errors import InputError
 from errata.facts.conflicts import statement
 from errata.facts.fact import Fact
 from errata.facts.joining import joined
-from errata.models.weights import Term
+from errata.models.weights import Place, Term
 from errata.patches.factors import inner, norm
 from errata.patches.stack import has_stack
 from errata.runs.loading import check_exists, load_model, patches_of
@@ -61,10 +61,10 @@ def _edits(first: str, second: str) -> dict[str, Any]:
     facts: list[dict[str, Fact]] = []
     for name in (first, second):
         patches = [patch for _, patch in patches_of(name)]
-        by_layer: dict[int, list[Term]] = {}
+        by_place: dict[Place, list[Term]] = {}
         for term in (term for patch in patches for term in patch.terms):
-            by_layer.setdefault(term.layer, []).append(term)
-        changes.append(by_layer)
+            by_place.setdefault(term.place, []).append(term)
+        changes.append(by_place)
         facts.append({statement(fact): fact for patch in patches for fact in patch.facts})
     differing = [key for key in facts[0] if key in facts[1] and facts[0][key].target != facts[1][key].target]
     only = [[fact for key, fact in ours.items() if key not in theirs] for ours, theirs in (facts, reversed(facts))]
@@ -80,13 +80,14 @@ def _edits(first: str, second: str) -> dict[str, Any]:
             echo(f"  {fact.id}: {joined(*fact.pair(fact.target))}")
         if len(entries) > 10:
             echo(f"  … and {len(entries) - 10} more")
-    edited = sorted({layer for change in changes for layer in change})
-    layers = [_layer(layer, *(change.get(layer, []) for change in changes)) for layer in edited]
+    edited = sorted({place for change in changes for place in change})
+    layers = [_matrix(place, *(change.get(place, []) for change in changes)) for place in edited]
     heads = ("layer", "norm of first", "norm of second", "norm of difference", "cosine")
     table = plain_table(*heads, right=heads)
-    for entry in layers:
+    for place, entry in zip(edited, layers, strict=True):
         table.add_row(
-            str(entry["layer"]), *(_number(entry[key]) for key in ("first", "second", "difference", "cosine"))
+            place.title.removeprefix("layer "),
+            *(_number(entry[key]) for key in ("first", "second", "difference", "cosine")),
         )
     console().print(table)
     return {
@@ -100,7 +101,7 @@ def _edits(first: str, second: str) -> dict[str, Any]:
     }
 
 
-def _layer(layer: int, first: Sequence[Term], second: Sequence[Term]) -> dict[str, Any]:
+def _matrix(place: Place, first: Sequence[Term], second: Sequence[Term]) -> dict[str, Any]:
     """Norms of both changes and their difference, and their cosine; None if one of them is zero or absent."""
     one, other = norm(first) if first else 0.0, norm(second) if second else 0.0
     together = inner(first, second) if first and second else 0.0
@@ -109,7 +110,7 @@ def _layer(layer: int, first: Sequence[Term], second: Sequence[Term]) -> dict[st
     difference = math.sqrt(max(0.0, one**2 + other**2 - 2 * together))
     if difference < 1e-7 * max(one, other):
         difference = 0.0
-    return {"layer": layer, "first": one, "second": other, "difference": difference, "cosine": cosine}
+    return {**place._asdict(), "first": one, "second": other, "difference": difference, "cosine": cosine}
 
 
 def _weights(first: str, second: str, *, trust_remote_code: bool) -> dict[str, Any]:

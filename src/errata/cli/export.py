@@ -104,7 +104,7 @@ def export(
         _show(answers)
     size = (lora / WEIGHTS).stat().st_size
     kind = "exact" if adapter.is_exact else "approximate"
-    layers_text = counted(len(adapter.layers), "layer")
+    layers_text = counted(len({factors.layer for factors in adapter.layers}), "layer")
     echo(f"Wrote {lora} ({kind}, rank {adapter.rank}, {layers_text}, {size / 1e6:.2f} MB in float32).")
     _note_base(base)
     layers = adapter.layer_records(modules)

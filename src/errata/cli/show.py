@@ -14,6 +14,7 @@ from errata.cli.terminal import JsonOption, console, echo, plain_table, write_js
 from errata.editors.edit_file import StoredEdit
 from errata.facts.fact import Fact
 from errata.models.weights import LowRankTerm
+from errata.patches.factors import norm, rank
 from errata.patches.patch import Patch
 from errata.patches.stack import has_stack, read_stack
 from errata.runs.loading import edits_of
@@ -69,7 +70,6 @@ def show(
 
 def patch_record(title: str, patch: Patch) -> dict[str, Any]:
     """The JSON record of a patch, without factors."""
-    norms, ranks = patch.norms(), patch.ranks()
     return {
         "name": title,
         "base": patch.base,
@@ -79,7 +79,10 @@ def patch_record(title: str, patch: Patch) -> dict[str, Any]:
         "seed": patch.seed,
         "versions": dict(patch.versions),
         "replaces_run": patch.replaces,
-        "layers": [{"layer": layer, "norm": norms[layer], "rank": ranks[layer]} for layer in patch.layers],
+        "layers": [
+            {**place._asdict(), "norm": norm(patch.of_place(place)), "rank": rank(patch.of_place(place))}
+            for place in patch.places
+        ],
         "recipe": patch.recipe.model_dump(mode="json"),
         "prefixes": list(patch.prefixes),
         "facts": [fact.to_record() for fact in patch.facts],
@@ -128,7 +131,7 @@ def _show(title: str, patch: Patch) -> None:
     echo(f"  with {versions}")
     if patch.replaces:
         echo("  a pruned copy that replaces all changes of its run")
-    norms, ranks = patch.norms(), patch.ranks()
-    for layer in patch.layers:
-        kinds = sorted({term.kind for term in patch.of_layer(layer)} - {LowRankTerm.kind})
-        echo(f"  layer {layer}: norm {norms[layer]:.4g}, rank {ranks[layer]}{''.join(f', {kind}' for kind in kinds)}")
+    for place in patch.places:
+        terms = patch.of_place(place)
+        kinds = sorted({term.kind for term in terms} - {LowRankTerm.kind})
+        echo(f"  {place.title}: norm {norm(terms):.4g}, rank {rank(terms)}{''.join(f', {kind}' for kind in kinds)}")

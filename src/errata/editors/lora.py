@@ -1,7 +1,7 @@
-"""LoRA on down-projections (Hu et al. 2022, arXiv:2106.09685): ΔW = (α / r) · B A, trained on the facts.
+"""LoRA (Hu et al. 2022, arXiv:2106.09685): ΔW = (α / r) · B A, trained on the facts.
 
-A (r × d_in) begins Kaiming-uniform, B (d_out × r) zero, so that without a step nothing changes. With down-projections
-as the only modules the result is a ``Patch`` of rank r.
+A (r × d_in) begins Kaiming-uniform, B (d_out × r) zero, so that without a step nothing changes. The result is a
+``Patch`` of rank r in each matrix: the down-projections, or attention's projections of queries and values.
 
 Published numbers (EasyEdit's configurations): r 8, α 32, dropout 0.1, learning rate 5e-3, batches of 1, attention or
 MLP modules of all layers; 30 steps on GPT2-XL, 50 on GPT-J, 60 on Qwen2.5-7B, 70 on Llama-2 and Llama-3.
@@ -22,7 +22,7 @@ from errata.editors.weight_editor import Present, WeightEditor, WeightEditorSett
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.models.row_replay import Change, RowReplay
-from errata.models.weights import LowRankTerm, Term
+from errata.models.weights import LowRankTerm, ModuleName, Place, Term
 from errata.utils.settings import Layers, NotNegative, Positive
 
 
@@ -30,7 +30,10 @@ class LoraSettings(WeightEditorSettings):
     """Settings of ``lora``."""
 
     method: ClassVar[str] = "lora"
-    layers: Layers | None = Field(None, description="whose W is trained; by default all layers")
+    layers: Layers | None = Field(None, description="whose matrices are trained; by default all layers")
+    modules: Literal["down_proj", "qv"] = Field(
+        "down_proj", description="which matrices: W, or attention's projections of queries and values (published)"
+    )
     batch_size: StrictInt = Field(100, ge=1, description="facts that are trained together")
     rank: StrictInt = Field(8, ge=1, description="r")
     alpha: Positive = Field(32.0, description="α; the change is (α / r) · B A")
@@ -54,6 +57,7 @@ class _Sequence:
     replays: bool  # whether the facts of earlier batches are trained on again
 
 
+_MODULES: Final[Mapping[str, tuple[ModuleName, ...]]] = {"down_proj": ("down_proj",), "qv": ("q_proj", "v_proj")}
 _SEQUENCES: Final[Mapping[str, _Sequence]] = {
     "stack": _Sequence(continues=False, replays=False),
     "again": _Sequence(continues=True, replays=False),
@@ -68,6 +72,10 @@ class Lora(WeightEditor[LoraSettings]):
     def layers(self) -> tuple[int, ...]:
         return tuple(range(len(self.model.blocks))) if self.settings.layers is None else self.settings.layers
 
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return tuple(Place(layer, module) for layer in self.layers for module in _MODULES[self.settings.modules])
+
     def write(
         self, facts: Sequence[Fact], before: Present, call: Present, report: Callable[[int, int], None]
     ) -> Written:
@@ -77,8 +85,8 @@ class Lora(WeightEditor[LoraSettings]):
         if sequence.replays:  # a fact that is edited again replaces the earlier one
             again = {fact.text for fact in facts}
             learnt = [fact for fact in (*before.facts, *call.facts) if fact.text not in again] + learnt
-        scales = {layer: self._scale(layer) for layer in self.layers}
-        fresh = {layer: self._fresh(layer, generator) for layer in self.layers}
+        scales = {place: self._scale(place) for place in self.places}
+        fresh = {place: self._fresh(place, generator) for place in self.places}
         origin, present = (self._factors(terms, scales) for terms in (before.terms, call.terms))
         present = {**origin, **present} if sequence.continues else {}
         trained = LowRankChange(self.model, fresh, present, scales)
@@ -90,32 +98,33 @@ class Lora(WeightEditor[LoraSettings]):
             is_learnt=lambda losses: bool((losses < settings.stop_loss).all()),
             is_done=lambda losses: bool((losses < settings.stop_loss).all()),
         )
-        replay = RowReplay(self.model, teacher_forced(self.model.tokenizer, learnt), self.layers)
+        rows = teacher_forced(self.model.tokenizer, learnt)
+        replay = RowReplay(self.model, rows, self.layers, _MODULES[settings.modules])
         if not training.run(replay, trained, learnt, generator, report):
             return Written(call.terms)
         if sequence.continues:  # one change for the whole call: from the factors before it to the present ones
-            return Written(tuple(trained.term(layer, origin.get(layer)) for layer in self.layers))
-        return Written((*call.terms, *(trained.term(layer, None) for layer in self.layers)))
+            return Written(tuple(trained.term(place, origin.get(place)) for place in self.places))
+        return Written((*call.terms, *(trained.term(place, None) for place in self.places)))
 
-    def _scale(self, layer: int) -> float:
-        base = self.model.edits.base_weight(layer)
+    def _scale(self, place: Place) -> float:
+        base = self.model.edits.base_weight(*place)
         unit = weight_scale(base) * base.shape[1] ** 0.5 if self.settings.relative else 1.0
         return unit * self.settings.alpha / self.settings.rank
 
-    def _fresh(self, layer: int, generator: torch.Generator) -> Factors:
-        d_out, d_in = self.model.weight(layer).shape
+    def _fresh(self, place: Place, generator: torch.Generator) -> Factors:
+        d_out, d_in = self.model.weight(*place).shape
         dtype, device = self.model.edits.sum_dtype, self.model.device
         # Kaiming-uniform with a = √5: uniform within ± 1 / √d_in.
         down = (2 * torch.rand(self.settings.rank, d_in, generator=generator, dtype=dtype) - 1) / d_in**0.5
         return Factors(torch.zeros(d_out, self.settings.rank, dtype=dtype, device=device), down.to(device))
 
-    def _factors(self, terms: Sequence[Term], scales: Mapping[int, float]) -> dict[int, Factors]:
-        """The factors that the last of this editor's changes of each layer ended with."""
+    def _factors(self, terms: Sequence[Term], scales: Mapping[Place, float]) -> dict[Place, Factors]:
+        """The factors that the last of this editor's changes of each matrix ended with."""
         rank, found = self.settings.rank, {}
         for term in terms:
             assert isinstance(term, LowRankTerm)
             left, right = (factor.to(self.model.device) for factor in (term.left, term.right))
-            found[term.layer] = Factors(left[:, :rank] / scales[term.layer], right[:rank])
+            found[term.place] = Factors(left[:, :rank] / scales[term.place], right[:rank])
         return found
 
 
@@ -128,55 +137,55 @@ class Factors:
 
 
 class LowRankChange(Trained):
-    """Changes scale · B A in several layers.
+    """Changes scale · B A of several matrices.
 
     Args:
-        fresh: layer -> the factors to begin with.
-        present: layer -> the factors to begin with instead, whose change is in the model already.
+        fresh: the factors to begin with.
+        present: the factors to begin with instead, whose change is in the model already.
     """
 
     def __init__(
         self,
         model: LanguageModel,
-        fresh: Mapping[int, Factors],
-        present: Mapping[int, Factors],
-        scales: Mapping[int, float],
+        fresh: Mapping[Place, Factors],
+        present: Mapping[Place, Factors],
+        scales: Mapping[Place, float],
     ) -> None:
         self._scales, self._present = scales, dict(present)
         self.factors = {
-            layer: Factors(factors.up.clone().requires_grad_(), factors.down.clone().requires_grad_())
-            for layer, factors in ({**fresh, **present}).items()
+            place: Factors(factors.up.clone().requires_grad_(), factors.down.clone().requires_grad_())
+            for place, factors in ({**fresh, **present}).items()
         }
         self.parameters = [tensor for factors in self.factors.values() for tensor in (factors.up, factors.down)]
         half = torch.promote_types(model.dtype, torch.float32) != model.dtype
-        self._changes: dict[int, Change] = {
-            layer: linear_change(model, layer, lambda layer=layer: self._dense(layer))  # type: ignore[misc]
+        self._changes: dict[Place, Change] = {
+            place: linear_change(model, place, lambda place=place: self._dense(place))  # type: ignore[misc]
             if half
-            else lambda x, layer=layer: self._factored(layer, x)  # type: ignore[misc]
-            for layer in self.factors
+            else lambda x, place=place: self._factored(place, x)  # type: ignore[misc]
+            for place in self.factors
         }
 
-    def changes(self) -> Mapping[int, Change]:
+    def changes(self) -> Mapping[Place, Change]:
         return self._changes
 
-    def term(self, layer: int, origin: Factors | None) -> LowRankTerm:
+    def term(self, place: Place, origin: Factors | None) -> LowRankTerm:
         """The change from factors that were in the model to the trained ones; the trained ones come first."""
-        scale, found = self._scales[layer], self.factors[layer]
+        scale, found = self._scales[place], self.factors[place]
         left, right = found.up.detach() * scale, found.down.detach()
         if origin is not None:
             left = torch.cat([left, -scale * origin.up], dim=1)
             right = torch.cat([right, origin.down])
-        return LowRankTerm(layer, left, right)
+        return LowRankTerm(place.layer, left, right, module=place.module)
 
-    def _factored(self, layer: int, x: Tensor) -> Tensor:
-        linear, scale = nn.functional.linear, self._scales[layer]
-        found, old = self.factors[layer], self._present.get(layer)
+    def _factored(self, place: Place, x: Tensor) -> Tensor:
+        linear, scale = nn.functional.linear, self._scales[place]
+        found, old = self.factors[place], self._present.get(place)
         moved = linear(scale * linear(x, found.down), found.up)  # scaled where it is narrow
         if old is not None:
             moved = moved - linear(scale * linear(x, old.down), old.up)
         return moved
 
-    def _dense(self, layer: int) -> Tensor:
-        found, old = self.factors[layer], self._present.get(layer)
+    def _dense(self, place: Place) -> Tensor:
+        found, old = self.factors[place], self._present.get(place)
         change = found.up @ found.down
-        return self._scales[layer] * (change if old is None else change - old.up @ old.down)
+        return self._scales[place] * (change if old is None else change - old.up @ old.down)

@@ -120,7 +120,9 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             _UNITS,
             _TARGETS,
             _HALF,
-            "Only down-projections are adapted, so that the edit is a patch; published settings adapt other modules.",
+            "Down-projections are adapted by default; published: queries and values in Llama-2 and 3 (modules: qv), "
+            "attention's one matrix in GPT2-XL, MLP matrices in GPT-J.",
+            "Models that compute queries, keys and values with one matrix have down-projections only.",
             "There is no dropout, and training ends when every fact is learnt.",
             "Each batch has factors of its own by default; the published code trains the same ones again.",
         ),

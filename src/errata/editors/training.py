@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ from errata.errors import InputError, NonFiniteError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.models.prompts import Completion, complete
-from errata.models.row_replay import Change, RowReplay, TrainingRow
+from errata.models.row_replay import Change, Changes, RowReplay, TrainingRow
+from errata.models.weights import Place
 
 
 def completions(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[Completion]:
@@ -65,8 +66,9 @@ def after_the_prompt(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) 
     return rows
 
 
-def linear_change(model: LanguageModel, layer: int, delta: Callable[[], Tensor]) -> Change:
-    """The change of W's output by a change of W in the model's present weights, differentiable in it.
+def linear_change(model: LanguageModel, place: int | Place, delta: Callable[[], Tensor]) -> Change:
+    """The change of a matrix's output by a change of it (of W, for a layer) in the model's present weights,
+    differentiable in it.
 
     For a half-precision model the loss is that of the rounded weights, as they are written, while the gradient is that
     of the sum in float32 (the rounding counts as the identity).
@@ -76,7 +78,8 @@ def linear_change(model: LanguageModel, layer: int, delta: Callable[[], Tensor])
     """
     if torch.promote_types(model.dtype, torch.float32) == model.dtype:
         return lambda x: nn.functional.linear(x, delta())
-    master, present = model.edits.unrounded(layer), model.weight(layer).to(torch.float32)
+    place = Place(place) if isinstance(place, int) else place
+    master, present = model.edits.unrounded(*place), model.weight(*place).to(torch.float32)
 
     def change(x: Tensor) -> Tensor:
         value = delta()
@@ -92,8 +95,8 @@ class Trained(ABC):
     parameters: Sequence[Tensor]
 
     @abstractmethod
-    def changes(self) -> Mapping[int, Change]:
-        """Layer -> the change, differentiable in ``parameters``."""
+    def changes(self) -> Changes:
+        """Differentiable in ``parameters``."""
 
     def constrain(self) -> None:  # noqa: B027  (most have no constraint)
         """Called after each step, without gradients."""

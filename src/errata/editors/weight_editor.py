@@ -21,7 +21,7 @@ from errata.facts.fact import Fact, FactSet, check_fields
 from errata.models.language_model import LanguageModel
 from errata.models.loading import lasting_name
 from errata.models.row_replay import RowReplay
-from errata.models.weights import Term
+from errata.models.weights import Place, Term
 from errata.patches.patch import EditorRecipe, Patch, supported_dtype_name
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import now, software_versions
@@ -85,6 +85,10 @@ class WeightEditor(ABC, Generic[_Settings]):
     Args:
         model: is changed in place.
         report: progress callback.
+
+    Raises:
+        InputError: if the model has no such layers.
+        UnsupportedModelError: if it has no such matrices.
     """
 
     undo: ClassVar[Undo] = "any"
@@ -92,6 +96,8 @@ class WeightEditor(ABC, Generic[_Settings]):
     def __init__(self, model: LanguageModel, settings: _Settings, *, report: Report = silent) -> None:
         self.model, self.settings, self.report = model, settings, report
         model.check_layers(self.layers)
+        for place in self.places:
+            model.linear(*place)
         self._patches: tuple[Patch, ...] = ()
 
     @property
@@ -113,6 +119,11 @@ class WeightEditor(ABC, Generic[_Settings]):
     @abstractmethod
     def layers(self) -> tuple[int, ...]:
         """The layers that it writes to, ascending."""
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The matrices that it writes to."""
+        return tuple(Place(layer) for layer in self.layers)
 
     @abstractmethod
     def write(
@@ -145,7 +156,7 @@ class WeightEditor(ABC, Generic[_Settings]):
         fingerprint, before, call = self.model.fingerprint(), self._present(), Present()
         edits, size = self.model.edits, self.settings.batch_size
         with edits.transaction():
-            start = edits.savepoint(self.layers)
+            start = edits.savepoint(self.places)
             batches = list(facts.batches(size))
             for number, batch in enumerate(batches):
                 started = time.perf_counter()

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from errata.errors import UnsupportedModelError
+from errata.models.weights import ModuleName
 from errata.utils.text import dtype_name
 
 
@@ -36,6 +37,8 @@ class Architecture:
         embedding: from the causal LM to its token embedding.
         block_returns_tuple: whether a block returns a tuple whose first entry is the residual stream, not a tensor.
         mlp_reader: within a block, the module whose input is the MLP's.
+        query, value: within a block, attention's projections of queries and of values; None where one matrix computes
+            queries, keys and values.
     """
 
     model_type: str
@@ -50,6 +53,21 @@ class Architecture:
     embedding: str
     block_returns_tuple: bool = False
     mlp_reader: str = "mlp"
+    query: str | None = None
+    value: str | None = None
+
+    def path_of(self, module: ModuleName) -> str:
+        """Within a block, the path of a matrix that edits change.
+
+        Raises:
+            UnsupportedModelError: if the family has no such matrix.
+        """
+        paths = {"down_proj": self.down_projection, "q_proj": self.query, "v_proj": self.value}
+        if (path := paths[module]) is None:
+            what = f"{self.title} computes queries, keys and values with one matrix, so it has no {module}"
+            remedy = "Train down-projections instead (modules: down_proj)"
+            raise UnsupportedModelError(what, remedy=remedy, code="MODEL_ATTENTION_FUSED")
+        return path
 
 
 # Many families share Llama's layout.
@@ -64,6 +82,8 @@ _LLAMA = Architecture(
     final_norm="model.norm",
     head="lm_head",
     embedding="model.embed_tokens",
+    query="self_attn.q_proj",
+    value="self_attn.v_proj",
 )
 
 ARCHITECTURES: tuple[Architecture, ...] = (
@@ -91,6 +111,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         head="lm_head",
         embedding="transformer.wte",
         block_returns_tuple=True,
+        query="attn.q_proj",
+        value="attn.v_proj",
     ),
     Architecture(
         model_type="gpt_neox",
@@ -121,8 +143,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         final_norm="model.final_layernorm",
         head="lm_head",
         embedding="model.embed_tokens",
+        query="self_attn.q_proj",
+        value="self_attn.v_proj",
     ),
-    replace(_LLAMA, model_type="phi3", title="Phi-3"),
+    replace(_LLAMA, model_type="phi3", title="Phi-3", query=None, value=None),
     Architecture(
         model_type="opt",
         title="OPT",
@@ -135,6 +159,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         head="lm_head",
         embedding="model.decoder.embed_tokens",
         mlp_reader="fc1",
+        query="self_attn.q_proj",
+        value="self_attn.v_proj",
     ),
 )
 
@@ -224,7 +250,7 @@ def check_config(config: PreTrainedConfig, *, quantised: bool = False) -> None:
 
 
 def check_plain(module: nn.Module) -> None:
-    """Reject a down-projection that an update cannot be added to.
+    """Reject a module whose weight an update cannot be added to.
 
     Raises:
         UnsupportedModelError: as `is_transposed`; or if the weight is integer, packed, or a quantisation library's own
@@ -235,7 +261,7 @@ def check_plain(module: nn.Module) -> None:
     if weight.dtype not in _WEIGHT_DTYPES or type(weight) is not Tensor:
         kind = "" if type(weight) is Tensor else f"{type(weight).__module__}.{type(weight).__qualname__} of "
         names = ", ".join(dtype_name(dtype) for dtype in _WEIGHT_DTYPES)
-        what = f"the weight of the down-projection is a {kind}{weight.dtype}, expected a plain tensor of one of {names}"
+        what = f"the weight to edit is a {kind}{weight.dtype}, expected a plain tensor of one of {names}"
         raise UnsupportedModelError(what, remedy=_DEQUANTISE, code="MODEL_QUANTISED")
 
 
@@ -251,7 +277,7 @@ def is_transposed(module: nn.Module) -> bool:
     if type(module) is nn.Linear:
         return False
     raise UnsupportedModelError(
-        f"the down-projection is a {type(module).__module__}.{type(module).__qualname__}, expected a plain nn.Linear "
+        f"the layer to edit is a {type(module).__module__}.{type(module).__qualname__}, expected a plain nn.Linear "
         "or transformers' Conv1D",
         remedy="Load the model unquantised, and merge or remove adapters and parametrisations",
         code="MODEL_LAYER_NOT_PLAIN",

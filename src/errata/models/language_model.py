@@ -23,7 +23,7 @@ from errata.models.loading import check_layers_exist, context_length_of, loading
 from errata.models.prompts import Pair, TargetScore, encode, guard_embedding, length_batches, pad, probe_row, unembedded
 from errata.models.saving import BaseFiles, Written, write_edited
 from errata.models.size import check_fits, weight_bytes
-from errata.models.weights import EditedWeights
+from errata.models.weights import EditedWeights, ModuleName
 from errata.utils.files import new_directory
 from errata.utils.progress import Report, counter, silent
 from errata.utils.tensors import tensor_bytes
@@ -257,14 +257,24 @@ class LanguageModel:
         """Raises InputError if a layer does not exist."""
         check_layers_exist(layers, len(self.blocks), self.name)
 
-    def weight(self, layer: int) -> Tensor:
-        """W of a block as (d_out, d_in), a view into the model: writing to it writes to the model."""
-        return down_projection_weight(self.down_projection(layer))
+    def linear(self, layer: int, module: ModuleName = "down_proj") -> nn.Module:
+        """The module of W of a block, or of another matrix of it.
 
-    def set_weight(self, layer: int, value: Tensor) -> None:
-        """Overwrite W with ``value`` (d_out, d_in), rounded once to the model's dtype."""
+        Raises:
+            UnsupportedModelError: if the family has no such matrix.
+        """
+        return self.blocks[layer].get_submodule(self.architecture.path_of(module))
+
+    def weight(self, layer: int, module: ModuleName = "down_proj") -> Tensor:
+        """W of a block, or another matrix of it, as (d_out, d_in), a view into the model: writing to it writes to the
+        model.
+        """
+        return down_projection_weight(self.linear(layer, module))
+
+    def set_weight(self, layer: int, value: Tensor, module: ModuleName = "down_proj") -> None:
+        """Overwrite W, or another matrix, with ``value`` (d_out, d_in), rounded once to the model's dtype."""
         with torch.no_grad():
-            self.weight(layer).copy_(value)
+            self.weight(layer, module).copy_(value)
 
     def fingerprint(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of all parameters: equal weights, equal fingerprint."""

@@ -21,12 +21,16 @@ from errata.errors import InputError
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel, Site
 from errata.models.prompts import PaddedBatch, length_batches, pad
 from errata.models.replay import as_block_output, forward_replaced, length_cuts, mlp_at, pass_cost, skip_below
+from errata.models.weights import ModuleName, Place
 
 GRADIENT_BUDGET = TOKEN_BUDGET // 4  # padded tokens of one forward pass with a gradient
 _LOGITS_AT_ONCE = 1 << 26
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
-"""From W's input (…, d_in) to the change of its output (…, d_out), at each position independently."""
+"""From a matrix's input (…, d_in) to the change of its output (…, d_out), at each position independently."""
+
+Changes: TypeAlias = Mapping[int, Change] | Mapping[Place, Change]
+"""The changes of W by layer, or of any matrices by their places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +61,21 @@ class RowReplay:
         model: the model with its current weights; a ``RowReplay`` is invalid once they change.
         rows: the texts.
         layers: the blocks whose W is changed.
+        modules: of these blocks, the matrices that are changed, if not W. The lowest of the blocks then runs again in
+            each evaluation, since its output is that of attention too.
 
     Raises:
         InputError: if a row is too long for the model.
+        UnsupportedModelError: if the model has no such module.
     """
 
-    def __init__(self, model: LanguageModel, rows: Sequence[TrainingRow], layers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        rows: Sequence[TrainingRow],
+        layers: Sequence[int],
+        modules: Sequence[ModuleName] = ("down_proj",),
+    ) -> None:
         longest = max((len(row.ids) for row in rows), default=0)
         if longest > model.context_length:
             raise InputError(
@@ -72,11 +85,16 @@ class RowReplay:
             )
         self.model, self.rows, self.layers = model, tuple(rows), tuple(sorted(set(layers)))
         self.dtype = torch.promote_types(model.dtype, torch.float32)
-        self._lowest = self.layers[0]
+        self._linear = {Place(layer, name): model.linear(layer, name) for layer in self.layers for name in modules}
+        # The block whose output is stored, changed or not; -1 for none.
+        self._lowest = self.layers[0] if tuple(modules) == ("down_proj",) else self.layers[0] - 1
+        self._states: dict[Site, list[Tensor]] = {}
+        if self._lowest < 0:
+            return
         self._norm = model.norm_after_mlp(self._lowest)
         wanted = {Site.KEY: [self._lowest], Site.BLOCK: [self._lowest]}
         wanted |= {} if self._norm is None else {Site.MLP: [self._lowest]}
-        self._states: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rows) for site in wanted}
+        self._states = {site: [torch.empty(0)] * len(rows) for site in wanted}
         for indices in self._batches([len(row.ids) for row in rows], TOKEN_BUDGET):
             batch = pad([rows[index].ids for index in indices], left=False, device=model.device)
             with ExitStack() as stack:
@@ -119,21 +137,17 @@ class RowReplay:
             for part in length_batches([lengths[place] for place in order[start:stop]], token_budget=token_budget):
                 yield [order[start + place] for place in part]
 
-    def losses(
-        self, changes: Mapping[int, Change], indices: Sequence[int], *, by_row: bool = False
-    ) -> Float[Tensor, "n"]:
+    def losses(self, changes: Changes, indices: Sequence[int], *, by_row: bool = False) -> Float[Tensor, "n"]:
         """−log P of each row's targets, mean over its targets, in one pass; in ``dtype``.
 
         Args:
-            changes: layer -> the change there; differentiable.
+            changes: differentiable.
             indices: the rows.
             by_row: whether changes differ from row to row, so that they need (rows, length, d_in), padding included.
         """
         return self._losses(changes, indices, everywhere=by_row)
 
-    def log_probabilities(
-        self, changes: Mapping[int, Change], indices: Sequence[int]
-    ) -> Float[Tensor, "targets vocabulary"]:
+    def log_probabilities(self, changes: Changes, indices: Sequence[int]) -> Float[Tensor, "targets vocabulary"]:
         """log P of every token where the rows' targets are predicted, row after row; in ``dtype``, as ``losses``."""
         return self._logits(changes, indices, everywhere=False).to(self.dtype).log_softmax(-1)
 
@@ -174,7 +188,7 @@ class RowReplay:
             for layer, gradient in zip(self.layers, gradients, strict=True)
         }
 
-    def _losses(self, changes: Mapping[int, Change], indices: Sequence[int], *, everywhere: bool) -> Tensor:
+    def _losses(self, changes: Changes, indices: Sequence[int], *, everywhere: bool) -> Tensor:
         """``everywhere``: whether changes see all positions, padding and those in the last block that nothing reads."""
         rows, device = [self.rows[index] for index in indices], self.model.device
         logits = self._logits(changes, indices, everywhere).to(self.dtype)
@@ -186,22 +200,23 @@ class RowReplay:
         nll = nn.functional.cross_entropy(logits, targets, reduction="none")
         return torch.zeros(len(rows), dtype=self.dtype, device=device).index_add(0, row, nll * weight)
 
-    def _logits(self, changes: Mapping[int, Change], indices: Sequence[int], everywhere: bool) -> Tensor:
+    def _logits(self, changes: Changes, indices: Sequence[int], everywhere: bool) -> Tensor:
         """(targets of all rows, vocabulary), in order."""
         model, lowest, last = self.model, self._lowest, len(self.model.blocks) - 1
         rows = [self.rows[index] for index in indices]
         batch = pad([row.ids for row in rows], left=False, device=model.device)
         row = torch.tensor([place for place, row in enumerate(rows) for _ in row.wanted], device=model.device)
         column = torch.tensor([position for row in rows for position in row.wanted], device=model.device)
-        entered = as_block_output(model, self._block_output(changes.get(lowest), indices))
+        by_place = {Place(place) if isinstance(place, int) else place: change for place, change in changes.items()}
         with ExitStack() as stack:
-            skip_below(stack, model, lowest, None)
-            stack.enter_context(forward_replaced(model.blocks[lowest], lambda *args, **kwargs: entered))
-            for layer in self.layers[1:]:
-                if layer in changes:
-                    hook = _adding(changes[layer], self.dtype)
-                    stack.callback(model.down_projection(layer).register_forward_hook(hook).remove)
-            whole = changes if everywhere else {}
+            if lowest >= 0:
+                entered = as_block_output(model, self._block_output(by_place.pop(Place(lowest), None), indices))
+                skip_below(stack, model, lowest, None)
+                stack.enter_context(forward_replaced(model.blocks[lowest], lambda *args, **kwargs: entered))
+            for place, change in by_place.items():
+                hook = _adding(change, self.dtype)
+                stack.callback(self._linear[place].register_forward_hook(hook).remove)
+            whole = {place.layer for place in by_place if everywhere and place.module == "down_proj"}
             _skip_padding(stack, model, batch, [layer for layer in range(lowest + 1, last) if layer not in whole])
             if last > lowest and last not in whole and model.mlp_is_module:  # nothing above reads other positions
                 wanted = (row * batch.input_ids.shape[1] + column).unique()

@@ -191,12 +191,13 @@ def _edited_tensors(
     """
     shards = {name: shard for shard in base.shards for name in _tensor_names(base.directory / shard)}
     found = {}
-    for layer in edits.layers:
-        name = _stored_name(architecture, layer, list(shards), base.directory)
+    for place in edits.places:
+        path = f"{place.layer}.{architecture.path_of(place.module)}"
+        name = _stored_name(architecture, path, list(shards), base.directory)
         with safe_open(base.directory / shards[name], framework="pt") as file:
             stored: Tensor = file.get_tensor(name)
-        before, now = edits.base_weight(layer), edits.model.weight(layer)
-        if is_transposed(model.get_submodule(f"{architecture.blocks}.{layer}.{architecture.down_projection}")):
+        before, now = edits.base_weight(*place), edits.model.weight(*place)
+        if is_transposed(model.get_submodule(f"{architecture.blocks}.{path}")):
             before, now = before.T, now.T
         if not torch.equal(stored.to(before.dtype), before.cpu()):
             what = f"{name!r} in {base.directory} has changed since the model was loaded"
@@ -207,12 +208,16 @@ def _edited_tensors(
     return found
 
 
-def _stored_name(architecture: Architecture, layer: int, names: list[str], directory: Path) -> str:
-    """The name of W in a checkpoint: some leave out the model's own prefix, or put another one before it."""
-    whole = f"{architecture.blocks}.{layer}.{architecture.down_projection}.weight"
+def _stored_name(architecture: Architecture, path: str, names: list[str], directory: Path) -> str:
+    """The name of a matrix in a checkpoint: some leave out the model's own prefix, or put another one before it.
+
+    Args:
+        path: of its module, from the list of blocks on.
+    """
+    whole = f"{architecture.blocks}.{path}.weight"
     if whole in names:
         return whole
-    end = f"{architecture.blocks.rpartition('.')[2]}.{layer}.{architecture.down_projection}.weight"
+    end = f"{architecture.blocks.rpartition('.')[2]}.{path}.weight"
     matching = [name for name in names if name == end or name.endswith(f".{end}")]
     if len(matching) != 1:
         what = f"{len(matching)} tensors in {directory} could be {whole!r}, expected one"

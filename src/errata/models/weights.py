@@ -9,11 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+ModuleName = Literal["down_proj", "q_proj", "v_proj"]
+"""A matrix of a block: W, or attention's projection of queries or values."""
+
+
+class Place(NamedTuple):
+    """A matrix of the model: W of a block, unless a module is named."""
+
+    layer: int
+    module: ModuleName = "down_proj"
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        return f"layer {self.layer}" + ("" if self.module == "down_proj" else f", {self.module}")
 
 
 @runtime_checkable
@@ -23,13 +38,24 @@ class WeightHolder(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def weight(self, layer: int) -> Tensor: ...
+    def weight(self, layer: int, module: ModuleName = "down_proj") -> Tensor: ...
 
-    def set_weight(self, layer: int, value: Tensor) -> None: ...
+    def set_weight(self, layer: int, value: Tensor, module: ModuleName = "down_proj") -> None: ...
+
+
+class _AtPlace:
+    __slots__ = ()
+    layer: int
+    module: ModuleName
+
+    @property
+    def place(self) -> Place:
+        """The matrix that it changes."""
+        return Place(self.layer, self.module)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LowRankTerm:
+class LowRankTerm(_AtPlace):
     """A change in two factors."""
 
     layer: int
@@ -37,6 +63,7 @@ class LowRankTerm:
     right: Float[Tensor, "r d_in"]
     # whether this is the whole change of the run in this layer (a pruned copy), not one batch's addition
     replaces: bool = False
+    module: ModuleName = "down_proj"
 
     kind: ClassVar[Literal["low_rank"]] = "low_rank"
 
@@ -57,12 +84,13 @@ class LowRankTerm:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SparseTerm:
+class SparseTerm(_AtPlace):
     """A change of some entries, of any rank. It may be on another device than the weights; an edit's are on the CPU."""
 
     layer: int
     values: Float[Tensor, "n"]  # the changes, in the order of the mask's entries, row by row
     mask: Bool[Tensor, "d_out d_in"]  # the entries that change
+    module: ModuleName = "down_proj"
 
     kind: ClassVar[Literal["sparse"]] = "sparse"
 
@@ -81,11 +109,12 @@ class SparseTerm:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DenseTerm:
+class DenseTerm(_AtPlace):
     """A change of all entries, of any rank."""
 
     layer: int
     value: Float[Tensor, "d_out d_in"]
+    module: ModuleName = "down_proj"
 
     kind: ClassVar[Literal["dense"]] = "dense"
 
@@ -104,15 +133,15 @@ class DenseTerm:
 
 
 Term: TypeAlias = LowRankTerm | SparseTerm | DenseTerm
-"""One change of one layer's W."""
+"""One change of one matrix, which is W of a layer unless it names a module."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Savepoint:
-    """A state to roll back to: the number of changes, and their sum in some layers; None where there was none."""
+    """A state to roll back to: the number of changes, and their sum in some places; None where there was none."""
 
     count: int
-    totals: Mapping[int, Tensor | None]
+    totals: Mapping[Place, Tensor | None]
 
 
 @dataclass(slots=True)
@@ -121,37 +150,39 @@ class EditedWeights:
 
     model: WeightHolder  # the model whose weights these are
     terms: list[Term] = field(default_factory=list)  # the present changes, oldest first
-    _base: dict[int, Tensor] = field(default_factory=dict)
-    _total: dict[int, Tensor] = field(default_factory=dict)
+    _base: dict[Place, Tensor] = field(default_factory=dict)
+    _total: dict[Place, Tensor] = field(default_factory=dict)
 
     @property
     def sum_dtype(self) -> torch.dtype:
         return torch.promote_types(self.model.dtype, torch.float32)
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers that were written to, including those whose changes have been removed."""
+    def places(self) -> tuple[Place, ...]:
+        """The matrices that were written to, including those whose changes have been removed."""
         return tuple(sorted(self._base))
 
-    def base_weight(self, layer: int) -> Float[Tensor, "d_out d_in"]:
+    def base_weight(self, layer: int, module: ModuleName = "down_proj") -> Float[Tensor, "d_out d_in"]:
         """W before any change."""
-        return self._base.get(layer, self.model.weight(layer))
+        place = Place(layer, module)
+        return self._base[place] if place in self._base else self.model.weight(*place)
 
-    def unrounded(self, layer: int) -> Float[Tensor, "d_out d_in"]:
+    def unrounded(self, layer: int, module: ModuleName = "down_proj") -> Float[Tensor, "d_out d_in"]:
         """W before it is rounded to the model's dtype, in ``sum_dtype``; a copy."""
-        base = self.base_weight(layer).to(self.sum_dtype)
-        return base + self._total[layer] if layer in self._total else base.clone()
+        place = Place(layer, module)
+        base = self.base_weight(*place).to(self.sum_dtype)
+        return base + self._total[place] if place in self._total else base.clone()
 
     def add(self, terms: Sequence[Term]) -> None:
         """Add changes after the present ones."""
         for term in terms:
-            if term.layer not in self._base:
-                self._base[term.layer] = self.model.weight(term.layer).clone()
-                self._total[term.layer] = torch.zeros_like(self._base[term.layer], dtype=self.sum_dtype)
-            term.add_to(self._total[term.layer])
+            if (place := term.place) not in self._base:
+                self._base[place] = self.model.weight(*place).clone()
+                self._total[place] = torch.zeros_like(self._base[place], dtype=self.sum_dtype)
+            term.add_to(self._total[place])
         self.terms.extend(terms)
-        for layer in {term.layer for term in terms}:
-            self._write(layer)
+        for place in {term.place for term in terms}:
+            self._write(place)
 
     def remove(self, terms: Sequence[Term]) -> None:
         """Remove changes, wherever in the order they are; the weights are recomputed from W₀.
@@ -163,23 +194,25 @@ class EditedWeights:
             raise ValueError("a change that is not in the model cannot be removed")
         leaving = {id(term) for term in terms}
         self.terms = [term for term in self.terms if id(term) not in leaving]
-        for layer in sorted({term.layer for term in terms}):
-            self._total[layer] = self._sum_of(layer, self.terms)
-            self._write(layer)
+        for place in sorted({term.place for term in terms}):
+            self._total[place] = self._sum_of(place, self.terms)
+            self._write(place)
 
     def holds(self, terms: Sequence[Term]) -> bool:
         """Whether all of these changes are present."""
         present = {id(term) for term in self.terms}
         return all(id(term) in present for term in terms)
 
-    def weight_without(self, layer: int, terms: Sequence[Term]) -> Float[Tensor, "d_out d_in"]:
+    def weight_without(
+        self, layer: int, terms: Sequence[Term], module: ModuleName = "down_proj"
+    ) -> Float[Tensor, "d_out d_in"]:
         """W without some of the changes, in the model's dtype."""
-        leaving = {id(term) for term in terms}
-        left = [term for term in self.terms if term.layer == layer and id(term) not in leaving]
-        base = self.base_weight(layer)
+        place, leaving = Place(layer, module), {id(term) for term in terms}
+        left = [term for term in self.terms if term.place == place and id(term) not in leaving]
+        base = self.base_weight(*place)
         if not left:
             return base.clone()
-        return (base.to(self.sum_dtype) + self._sum_of(layer, left)).to(base.dtype)
+        return (base.to(self.sum_dtype) + self._sum_of(place, left)).to(base.dtype)
 
     @contextmanager
     def without(self, terms: Sequence[Term]) -> Iterator[None]:
@@ -188,72 +221,76 @@ class EditedWeights:
         Inside, no method here sees these changes. Whatever is added inside must be removed before the end.
         """
         leaving = {id(term) for term in terms}
-        layers = {term.layer for term in terms}
+        places = {term.place for term in terms}
         present = list(self.terms)
         left = [term for term in present if id(term) not in leaving]
-        bases = {layer: self._base[layer] for layer in layers if layer in self._base}
-        totals = {layer: self._total[layer] for layer in bases}
-        weights = {layer: self.model.weight(layer).clone() for layer in layers}
-        others = {layer: self.weight_without(layer, terms) for layer in layers}
+        bases = {place: self._base[place] for place in places if place in self._base}
+        totals = {place: self._total[place] for place in bases}
+        weights = {place: self.model.weight(*place).clone() for place in places}
+        others = {place: self.weight_without(place.layer, terms, place.module) for place in places}
         try:
             self.terms = left
-            for layer in bases:
-                if any(term.layer == layer for term in left):
-                    self._total[layer] = self._sum_of(layer, left)
+            for place in bases:
+                if any(term.place == place for term in left):
+                    self._total[place] = self._sum_of(place, left)
                 else:  # as if never written to, which takes no memory
-                    del self._base[layer], self._total[layer]
-            for layer, weight in others.items():
-                self.model.set_weight(layer, weight)
+                    del self._base[place], self._total[place]
+            for place, weight in others.items():
+                self._set(place, weight)
             yield
         finally:
             self.terms = present
             self._base |= bases
             self._total |= totals
-            for layer, weight in weights.items():
-                self.model.set_weight(layer, weight)
+            for place, weight in weights.items():
+                self._set(place, weight)
 
-    def savepoint(self, layers: Iterable[int]) -> Savepoint:
-        """The state of these layers, for ``rollback``."""
-        totals = {layer: self._total[layer].clone() if layer in self._total else None for layer in layers}
+    def savepoint(self, places: Iterable[int | Place]) -> Savepoint:
+        """The state of some matrices, or of W of some layers, for ``rollback``."""
+        found = [Place(place) if isinstance(place, int) else place for place in places]
+        totals = {place: self._total[place].clone() if place in self._total else None for place in found}
         return Savepoint(len(self.terms), totals)
 
     def rollback(self, savepoint: Savepoint) -> None:
-        """Remove everything added to the savepoint's layers since, without summing the rest again."""
-        later = [term for term in self.terms[savepoint.count :] if term.layer not in savepoint.totals]
+        """Remove everything added to the savepoint's places since, without summing the rest again."""
+        later = [term for term in self.terms[savepoint.count :] if term.place not in savepoint.totals]
         self.terms = self.terms[: savepoint.count] + later
-        for layer, total in savepoint.totals.items():
-            if layer in self._total:
-                self._total[layer] = torch.zeros_like(self._total[layer]) if total is None else total.clone()
-                self._write(layer)
+        for place, total in savepoint.totals.items():
+            if place in self._total:
+                self._total[place] = torch.zeros_like(self._total[place]) if total is None else total.clone()
+                self._write(place)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """If the block ends early (an error, Ctrl-C), the model is bit for bit as it was before it."""
         terms = list(self.terms)
-        totals = {layer: total.clone() for layer, total in self._total.items()}
-        weights = {layer: self.model.weight(layer).clone() for layer in totals}
+        totals = {place: total.clone() for place, total in self._total.items()}
+        weights = {place: self.model.weight(*place).clone() for place in totals}
         try:
             yield
         except BaseException:
             self.terms = terms
-            for layer in list(self._base):
-                if layer in totals:
-                    self._total[layer] = totals[layer]
-                    self.model.set_weight(layer, weights[layer])
+            for place in list(self._base):
+                if place in totals:
+                    self._total[place] = totals[place]
+                    self._set(place, weights[place])
                 else:
-                    self.model.set_weight(layer, self._base.pop(layer))
-                    self._total.pop(layer, None)
+                    self._set(place, self._base.pop(place))
+                    self._total.pop(place, None)
             raise
 
-    def _sum_of(self, layer: int, terms: Sequence[Term]) -> Float[Tensor, "d_out d_in"]:
-        total = torch.zeros_like(self.base_weight(layer), dtype=self.sum_dtype)
+    def _sum_of(self, place: Place, terms: Sequence[Term]) -> Float[Tensor, "d_out d_in"]:
+        total = torch.zeros_like(self.base_weight(*place), dtype=self.sum_dtype)
         for term in terms:
-            if term.layer == layer:
+            if term.place == place:
                 term.add_to(total)
         return total
 
-    def _write(self, layer: int) -> None:
-        if any(term.layer == layer for term in self.terms):
-            self.model.set_weight(layer, self._base[layer].to(self.sum_dtype) + self._total[layer])
+    def _write(self, place: Place) -> None:
+        if any(term.place == place for term in self.terms):
+            self._set(place, self._base[place].to(self.sum_dtype) + self._total[place])
         else:
-            self.model.set_weight(layer, self._base[layer])
+            self._set(place, self._base[place])
+
+    def _set(self, place: Place, value: Tensor) -> None:
+        self.model.set_weight(place.layer, value, place.module)

@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from errata.errors import InputError
-from errata.models.weights import LowRankTerm, Term
+from errata.models.weights import LowRankTerm, ModuleName, Place, Term
 from errata.utils.tensors import svd_of_product, to_float64
 
 
 def dense(terms: Sequence[Term]) -> Float[Tensor, "d_out d_in"]:
-    """ΔW of several terms of one layer, float64."""
+    """ΔW of several terms of one matrix, float64."""
     total = torch.zeros(terms[0].shape, dtype=torch.float64)
     for term in terms:
         term.add_to(total)
@@ -23,7 +23,7 @@ def dense(terms: Sequence[Term]) -> Float[Tensor, "d_out d_in"]:
 
 
 def stacked(terms: Sequence[Term]) -> tuple[Float[Tensor, "d_out n"], Float[Tensor, "n d_in"]] | None:
-    """All of one layer's terms as one product, float64 on the CPU; None if one of them has no factors."""
+    """All terms of one matrix as one product, float64 on the CPU; None if one of them has no factors."""
     factors = [term for term in terms if isinstance(term, LowRankTerm)]
     if len(factors) < len(terms):
         return None
@@ -33,7 +33,7 @@ def stacked(terms: Sequence[Term]) -> tuple[Float[Tensor, "d_out n"], Float[Tens
 
 
 def inner(first: Sequence[Term], second: Sequence[Term]) -> float:
-    """⟨A, B⟩ = tr(Aᵀ B) of two changes of one layer."""
+    """⟨A, B⟩ = tr(Aᵀ B) of two changes of one matrix."""
     one, other = stacked(first), stacked(second)
     if one is None or other is None:
         return float((dense(first) * dense(second)).sum())
@@ -42,12 +42,12 @@ def inner(first: Sequence[Term], second: Sequence[Term]) -> float:
 
 
 def norm(terms: Sequence[Term]) -> float:
-    """Frobenius norm of the whole ΔW of one layer."""
+    """Frobenius norm of the whole ΔW of one matrix."""
     return max(0.0, inner(terms, terms)) ** 0.5
 
 
 def singular_values(terms: Sequence[Term]) -> Float[Tensor, "n"]:
-    """The singular values of one layer's ΔW, largest first, float64."""
+    """The singular values of one matrix's ΔW, largest first, float64."""
     product = stacked(terms)
     if product is None:
         return torch.linalg.svdvals(dense(terms))
@@ -66,7 +66,7 @@ def rank(terms: Sequence[Term]) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Factors:
-    """ΔW of one layer in two factors, exactly or approximately."""
+    """ΔW of one matrix in two factors, exactly or approximately."""
 
     layer: int
     left: Float[Tensor, "d_out r"]  # float32
@@ -74,6 +74,12 @@ class Factors:
     exact_rank: int  # the rank at which nothing is lost
     retained_share: float = 1.0  # share of the sum of ΔW's singular values, 0 to 1
     error: float = 0.0  # ‖ΔW − left · right‖ / ‖ΔW‖ (Frobenius), rounding to float32 aside
+    module: ModuleName = "down_proj"
+
+    @property
+    def place(self) -> Place:
+        """The matrix that is changed."""
+        return Place(self.layer, self.module)
 
     @property
     def rank(self) -> int:
@@ -92,21 +98,21 @@ class Factors:
 
 
 def exact_rank(terms: Sequence[Term]) -> int:
-    """The rank at which an approximation of these changes of one layer loses nothing: that of their factors side by
+    """The rank at which an approximation of these changes of one matrix loses nothing: that of their factors side by
     side, and at most min(d_out, d_in).
 
     Raises:
         InputError: if they change matrices of different shapes, or contain a value that is not finite.
     """
-    layer = terms[0].layer
+    place = terms[0].place
     shapes = {term.shape for term in terms}
     if len(shapes) > 1:
         shown = " and ".join(f"{rows} × {columns}" for rows, columns in sorted(shapes))
-        what = f"the patches change matrices of {shown} in layer {layer}: they are for different models"
+        what = f"the patches change matrices of {shown} in {place.title}: they are for different models"
         remedy = "Give patches that were made one after another on one model"
         raise InputError(what, remedy=remedy, code="PATCH_SHAPE_MISMATCH")
     if not all(term.is_finite for term in terms):
-        what = f"the change of layer {layer} contains values that are not finite"
+        what = f"the change of {place.title} contains values that are not finite"
         raise InputError(what, remedy="Make the patch again", code="PATCH_NOT_FINITE")
     ranks = [term.left.shape[1] for term in terms if isinstance(term, LowRankTerm)]
     most = min(*shapes.pop())
@@ -114,7 +120,7 @@ def exact_rank(terms: Sequence[Term]) -> int:
 
 
 def factors_of(terms: Sequence[Term], exact: int, rank: int | None) -> Factors:
-    """The changes of one layer in one pair of factors.
+    """The changes of one matrix in one pair of factors.
 
     The best approximation of a rank in the Frobenius norm (Eckart and Young 1936, doi:10.1007/BF02288367) keeps the
     largest singular values. It is computed in float64; left is U √Σ and right √Σ Vᵀ.
@@ -123,7 +129,7 @@ def factors_of(terms: Sequence[Term], exact: int, rank: int | None) -> Factors:
         exact: see ``exact_rank``.
         rank: the highest that is allowed; None, or ``exact`` and above, loses nothing.
     """
-    layer = terms[0].layer
+    layer, module = terms[0].place
     factored = [term for term in terms if isinstance(term, LowRankTerm)]
     if len(factored) < len(terms):
         u, values, vh = torch.linalg.svd(dense(terms), full_matrices=False)
@@ -131,7 +137,7 @@ def factors_of(terms: Sequence[Term], exact: int, rank: int | None) -> Factors:
         left = torch.cat([term.left for term in factored], dim=1).cpu()
         right = torch.cat([term.right for term in factored], dim=0).cpu()
         if left.shape[1] == exact and (rank is None or rank >= exact):
-            return Factors(layer, *balanced(left, right), exact)
+            return Factors(layer, *balanced(left, right), exact, module=module)
         u, values, vh = svd_of_product(left, right)
     rank = exact if rank is None else min(rank, exact)
     root = values[:rank].sqrt()
@@ -143,6 +149,7 @@ def factors_of(terms: Sequence[Term], exact: int, rank: int | None) -> Factors:
         exact,
         float(values[:rank].sum()) / total if total else 1.0,
         float(values[rank:].norm()) / length if length else 0.0,  # √(Σ σ² left out / Σ σ²)
+        module,
     )
 
 

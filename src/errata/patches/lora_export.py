@@ -24,7 +24,7 @@ from errata.models.language_model import LanguageModel
 from errata.models.likelihood import score
 from errata.models.loading import check_layers_exist, transformers_name
 from errata.models.prompts import TargetScore
-from errata.models.weights import LowRankTerm, Term
+from errata.models.weights import LowRankTerm, Place, Term
 from errata.patches.factors import Factors, exact_rank, factors_of
 from errata.patches.patch import Patch
 from errata.utils.files import new_directory, write_json
@@ -40,7 +40,7 @@ class Adapter:
     """The sum of the changes of consecutive patches, as factors of one rank."""
 
     patches: tuple[Patch, ...]  # in the order in which they are applied to the base
-    layers: tuple[Factors, ...]  # the factors, lowest layer first
+    layers: tuple[Factors, ...]  # the factors of each matrix, lowest layer first
 
     @classmethod
     def of(cls, patches: Sequence[Patch], rank: int | None = None) -> Adapter:
@@ -56,13 +56,13 @@ class Adapter:
                 and no rank is given, or the adapter is exact at a lower rank than the one given.
         """
         _check_stack(patches)
-        terms: dict[int, list[Term]] = {}
+        terms: dict[Place, list[Term]] = {}
         for term in (term for patch in patches for term in patch.terms):
-            terms.setdefault(term.layer, []).append(term)
-        exact = {layer: exact_rank(found) for layer, found in terms.items()}
+            terms.setdefault(term.place, []).append(term)
+        exact = {place: exact_rank(found) for place, found in terms.items()}
         full = sorted({term.layer for found in terms.values() for term in found if not isinstance(term, LowRankTerm)})
         _check_rank(rank, max(exact.values()), full)
-        return cls(tuple(patches), tuple(factors_of(terms[layer], exact[layer], rank) for layer in sorted(terms)))
+        return cls(tuple(patches), tuple(factors_of(terms[place], exact[place], rank) for place in sorted(terms)))
 
     @property
     def rank(self) -> int:
@@ -75,7 +75,9 @@ class Adapter:
 
     def terms(self) -> tuple[LowRankTerm, ...]:
         """The changes that PEFT would make, for ``LanguageModel.edits``."""
-        return tuple(LowRankTerm(factors.layer, factors.left, factors.right) for factors in self.layers)
+        return tuple(
+            LowRankTerm(factors.layer, factors.left, factors.right, module=factors.module) for factors in self.layers
+        )
 
     def write(
         self,
@@ -132,18 +134,19 @@ class Adapter:
 
         Raises:
             InputError: if the model has no such layers, or their weights have another shape.
+            UnsupportedModelError: if the architecture is not supported, or has no such matrices.
         """
         row = architecture_of(model)
         blocks = model.get_submodule(row.blocks)
         assert isinstance(blocks, nn.ModuleList)
         check_layers_exist([factors.layer for factors in self.layers], len(blocks), row.title)
-        paths = [f"{row.blocks}.{factors.layer}.{row.down_projection}" for factors in self.layers]
+        paths = [f"{row.blocks}.{factors.layer}.{row.path_of(factors.module)}" for factors in self.layers]
         for factors, path in zip(self.layers, paths, strict=True):
             expected = tuple(down_projection_weight(model.get_submodule(path)).shape)
             if factors.shape != expected:
                 found = " × ".join(map(str, factors.shape))
                 raise InputError(
-                    f"the patches change a matrix of {found} in layer {factors.layer}, but {path} of this model has "
+                    f"the patches change a matrix of {found} in {factors.place.title}, but {path} of this model has "
                     f"{expected[0]} × {expected[1]}",
                     remedy=f"Give the model that they were made for ({self.patches[0].base!r})",
                     code="PATCH_SHAPE_MISMATCH",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -21,7 +22,7 @@ from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.facts.files import facts_from_records
 from errata.models.language_model import LanguageModel
-from errata.models.weights import DenseTerm, LowRankTerm, SparseTerm, Term
+from errata.models.weights import DenseTerm, LowRankTerm, ModuleName, Place, SparseTerm, Term
 from errata.patches.factors import norm, rank
 from errata.results.records import is_row
 from errata.utils.files import new_file, reason_of
@@ -129,28 +130,41 @@ class Patch:
     def layers(self) -> tuple[int, ...]:
         return tuple(sorted({term.layer for term in self.terms}))
 
-    def of_layer(self, layer: int) -> list[Term]:
-        return [term for term in self.terms if term.layer == layer]
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The written matrices: W of some layers, for most editors."""
+        return tuple(sorted({term.place for term in self.terms}))
+
+    def of_place(self, place: Place) -> list[Term]:
+        return [term for term in self.terms if term.place == place]
 
     def norms(self) -> dict[int, float]:
-        """Frobenius norm of the whole ΔW of every written layer."""
-        return {layer: norm(self.of_layer(layer)) for layer in self.layers}
+        """Frobenius norm of the whole ΔW of every written layer, all its written matrices together."""
+        return self._together(lambda place: norm(self.of_place(place)))
 
     def relative_norms(self, model: LanguageModel) -> dict[int, float]:
-        """‖ΔW‖ / ‖W‖ of every written layer, both Frobenius norms.
+        """‖ΔW‖ / ‖W‖ of every written layer, both Frobenius norms, over all its written matrices.
 
         Args:
             model: the model that was edited, with the patch or without it; W is the weight without the patch.
         """
-        changes = self.norms()
+        before = self._together(
+            lambda place: float(to_float64(model.edits.weight_without(place.layer, self.terms, place.module)).norm())
+        )
+        return {layer: change / before[layer] for layer, change in self.norms().items()}
+
+    def _together(self, size: Callable[[Place], float]) -> dict[int, float]:
+        """Layer -> the norm of its written matrices side by side, by the norm of each."""
         return {
-            layer: change / float(to_float64(model.edits.weight_without(layer, self.terms)).norm())
-            for layer, change in changes.items()
+            layer: math.hypot(*(size(place) for place in self.places if place.layer == layer)) for layer in self.layers
         }
 
     def ranks(self) -> dict[int, int]:
-        """Numerical rank of the whole ΔW of every written layer."""
-        return {layer: rank(self.of_layer(layer)) for layer in self.layers}
+        """Numerical rank of the whole ΔW of every written layer; the largest, if several matrices are written."""
+        return {
+            layer: max(rank(self.of_place(place)) for place in self.places if place.layer == layer)
+            for layer in self.layers
+        }
 
     def apply(self, model: LanguageModel, *, force: bool = False, name: str = "", before: Sequence[str] = ()) -> None:
         """Add the change to ``model``.
@@ -164,23 +178,24 @@ class Patch:
         Raises:
             InputError: if the patch was made for other weights or shapes, or the result would not be finite; the model
                 is then unchanged.
+            UnsupportedModelError: if the model has no such matrix; it is unchanged too.
         """
         if not force and (found := model.fingerprint()) != self.fingerprint:
             raise self._other_weights(model, found, name, before)
         model.check_layers(self.layers)
         for term in self.terms:
-            if (shape := tuple(model.weight(term.layer).shape)) != (own := term.shape):
+            if (shape := tuple(model.weight(*term.place).shape)) != (own := term.shape):
                 what = (
-                    f"this patch changes a {own[0]} × {own[1]} matrix at layer {term.layer}, but that of "
+                    f"this patch changes a {own[0]} × {own[1]} matrix at {term.place.title}, but that of "
                     f"{model.name!r} is {shape[0]} × {shape[1]}"
                 )
                 raise InputError(what, remedy="Give the model that it was made for", code="PATCH_SHAPE_MISMATCH")
         with model.edits.transaction():
             model.edits.add(self.terms)
-            for layer in self.layers:  # finite factors may have a product, or a sum with W, that is not
-                if not bool(torch.isfinite(model.weight(layer)).all()):
+            for place in self.places:  # finite factors may have a product, or a sum with W, that is not
+                if not bool(torch.isfinite(model.weight(*place)).all()):
                     raise InputError(
-                        f"with this patch the weights of layer {layer} of {model.name!r} are not finite in "
+                        f"with this patch the weights of {place.title} of {model.name!r} are not finite in "
                         f"{dtype_name(model.dtype)}",
                         remedy=f"Give the model that it was made for, in {self.dtype}",
                         code="PATCH_NOT_FINITE",
@@ -260,6 +275,8 @@ class _TermRecord(BaseModel):
     replaces: bool = False
     rows: int = Field(0, ge=0)
     columns: int = Field(0, ge=0)
+    # Left out for W, so that such files are those of earlier versions.
+    module: ModuleName = Field("down_proj", exclude_if=lambda module: module == "down_proj")
 
 
 class _Record(BaseModel):
@@ -345,11 +362,11 @@ def _tensors_of(term: Term) -> dict[str, Tensor]:
 
 def _record_of(term: Term) -> _TermRecord:
     if isinstance(term, LowRankTerm):
-        return _TermRecord(layer=term.layer, kind=term.kind, replaces=term.replaces)
+        return _TermRecord(layer=term.layer, kind=term.kind, replaces=term.replaces, module=term.module)
     if isinstance(term, DenseTerm):
-        return _TermRecord(layer=term.layer, kind=term.kind)
+        return _TermRecord(layer=term.layer, kind=term.kind, module=term.module)
     rows, columns = term.shape
-    return _TermRecord(layer=term.layer, kind=term.kind, rows=rows, columns=columns)
+    return _TermRecord(layer=term.layer, kind=term.kind, rows=rows, columns=columns, module=term.module)
 
 
 def _term_from(record: _TermRecord, tensors: Mapping[str, Tensor]) -> Term:
@@ -362,9 +379,10 @@ def _term_from(record: _TermRecord, tensors: Mapping[str, Tensor]) -> Term:
         left, right = (_checked(tensors[name], 2, f"{name} of layer {record.layer}") for name in ("left", "right"))
         if left.shape[1] != right.shape[0]:
             raise ValueError(f"its factors at layer {record.layer} are {tuple(left.shape)} and {tuple(right.shape)}")
-        return LowRankTerm(record.layer, left, right, replaces=record.replaces)
+        return LowRankTerm(record.layer, left, right, replaces=record.replaces, module=record.module)
     if record.kind == "dense":
-        return DenseTerm(record.layer, _checked(tensors["value"], 2, f"value of layer {record.layer}"))
+        value = _checked(tensors["value"], 2, f"value of layer {record.layer}")
+        return DenseTerm(record.layer, value, module=record.module)
     values, bits = _checked(tensors["values"], 1, f"values of layer {record.layer}"), tensors["mask"]
     count = record.rows * record.columns
     if bits.dtype != torch.uint8 or bits.shape != (-(-count // 8),):  # before a tensor of that size is made
@@ -372,7 +390,8 @@ def _term_from(record: _TermRecord, tensors: Mapping[str, Tensor]) -> Term:
     flat = numpy.unpackbits(bits.numpy(), count=count).astype(bool)
     if int(flat.sum()) != len(values):
         raise ValueError("its numbers of values and of mask entries differ")
-    return SparseTerm(record.layer, values, torch.from_numpy(flat).view(record.rows, record.columns))
+    mask = torch.from_numpy(flat).view(record.rows, record.columns)
+    return SparseTerm(record.layer, values, mask, module=record.module)
 
 
 def _checked(tensor: Tensor, dimensions: int | None, name: str) -> Tensor:
@@ -384,7 +403,7 @@ def _checked(tensor: Tensor, dimensions: int | None, name: str) -> Tensor:
 
 
 def _check_shapes(terms: Sequence[Term]) -> None:
-    shapes: dict[int, tuple[int, int]] = {}
+    shapes: dict[Place, tuple[int, int]] = {}
     for term in terms:
-        if term.shape != shapes.setdefault(term.layer, term.shape):
-            raise ValueError(f"its changes of layer {term.layer} have different shapes")
+        if term.shape != shapes.setdefault(term.place, term.shape):
+            raise ValueError(f"its changes of {term.place.title} have different shapes")
