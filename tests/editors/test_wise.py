@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from errata.editors.hook_editor import TrainingRows
-from errata.editors.wise import Wise, WiseSettings, shard_of, ties
+from errata.editors.wise import Earlier, Wise, WiseSettings, shard_of, ties
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 
@@ -79,19 +79,22 @@ def test_shards_have_no_entry_in_common_so_merging_adds_them() -> None:
     assert torch.equal(ties(shards, 0.53), shards[0] + shards[1])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt"])
-def test_facts_are_written_as_by_whole_passes(family: str) -> None:
+@pytest.mark.parametrize(("family", "optimiser"), [("gpt2", "adam"), ("opt", "adam"), ("gpt2", "sgd")])
+def test_facts_are_written_as_by_whole_passes(family: str, optimiser: str) -> None:
     """GPT-2 keeps its matrices transposed; OPT flattens rows and tokens. Other entries never change: in the published
     code, weight decay pulls them all to zero."""
-    editor = wise(family, torch.float64, steps=3, stop_loss=0.0, outside_prompts=2, learning_rate=0.02)
+    editor = wise(
+        family, torch.float64, steps=3, stop_loss=0.0, outside_prompts=2, learning_rate=0.02, optimiser=optimiser
+    )
     facts = FACTS[:2]
     editor.apply(facts)
     (memory,) = editor.state.memories
     mask = shard_of(memory.delta.shape, 0.2, 0, 0)
     texts = [prompt.ids for prompt in editor.outside_prompts(facts)]
     expected = reference.memory_after(
-        editor.model, facts, [texts[:2], texts[2:]], editor.layer, mask, editor.units(), (0.25, 1.0, 0.5), 3, 3, 0.02
-    )
+        editor.model, facts, [texts[:2], texts[2:]], editor.layer, mask, editor.units(), (0.25, 1.0, 0.5), 3, 3, 0.02,
+        plain=optimiser == "sgd",
+    )  # fmt: skip
     torch.testing.assert_close(memory.delta, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
     assert not memory.delta[~mask].any()
     editor.apply(FACTS[2:4])
@@ -157,6 +160,47 @@ def test_a_prompt_uses_the_memory_that_changes_it_most() -> None:
         fitting = [d if d >= 0.9 * m.distance else -1.0 for d, m in zip(column.tolist(), near, strict=True)]
         assert route.memory == fitting.index(max(fitting))
         assert route.fact == near[route.memory].fact
+
+
+def test_the_loss_of_replay_is_that_of_the_twin() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def some(*lengths: int) -> list[Tensor]:
+        return [torch.randn(length, 8, generator=generator, dtype=torch.float64) for length in lengths]
+
+    editor = wise(inside=9.0, replay_outside=2.0, largest=2)
+    delta = torch.randn(5, 8, generator=generator, dtype=torch.float64)
+    stored, current = [some(2, 4, 3), some(1, 5)], some(3, 2, 6, 1)
+    earlier = Earlier(tuple(padded(memory) for memory in stored), padded(current), torch.Generator().manual_seed(1))
+    draws = torch.randint(4, (2,), generator=torch.Generator().manual_seed(1)).tolist()
+    found = editor.replay_loss(earlier, 2, 2, delta / 2, 0.5)
+    expected = reference.replay_loss(
+        [[list(row) for row in memory] for memory in stored], [list(row) for row in current], [2, 3], draws, delta,
+        (2.0, 9.0), 2,
+    )  # fmt: skip
+    torch.testing.assert_close(found, torch.stack(expected))
+    assert bool((found > 0).all())
+
+
+def test_replay_holds_distances_of_earlier_facts() -> None:
+    """Of a stored memory's facts down in the next shard, of this shard's earlier facts up."""
+    short, least = {}, {}
+    for replay in (False, True):
+        editor = wise(batch_size=2, save_every=2, merge_every=100, steps=12, learning_rate=0.1, replay=replay)
+        editor.apply(FACTS[:2])
+        first = editor.state.memories[0]
+        editor.apply(FACTS[2:3])
+        editor.settings = editor.settings.model_copy(update={"save_every": 10})
+        editor.apply(FACTS[3:5])
+        delta, (_, scale) = editor.state.memories[0].delta, editor.units()
+        own = editor.read_alone([member.prompt for member in first.members])
+        short[replay] = float((editor.distances(own, delta) / scale - 0.25).relu().sum())
+        least[replay] = editor.state.memories[0].members[0].distance / scale
+        if not replay:
+            plain = first.delta
+    assert torch.equal(first.delta, plain)  # nothing to replay yet
+    assert short[True] < short[False]
+    assert least[True] > min(least[False], 0.9)
 
 
 def test_distances_can_be_of_activations() -> None:

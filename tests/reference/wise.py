@@ -47,6 +47,26 @@ def activation_loss(
     return loss
 
 
+def replay_loss(
+    stored: Sequence[Sequence[Sequence[Tensor]]],
+    current: Sequence[Sequence[Tensor]],
+    turns: Sequence[int],
+    draws: Sequence[int],
+    delta: Tensor,
+    limits: tuple[float, float],
+    largest: int | None,
+) -> list[Tensor]:
+    """For each fact of a batch; ``stored`` and ``current`` are the tokens of earlier facts, by memory."""
+    losses = []
+    for turn, draw in zip(turns, draws, strict=True):
+        each = [
+            torch.clamp(distance(memory[turn % len(memory)], delta, largest) - limits[0], min=0) for memory in stored
+        ]
+        held = torch.clamp(limits[1] - distance(current[draw], delta, largest), min=0)
+        losses.append(sum(each, torch.zeros(())) / len(each) + held)
+    return losses
+
+
 def nearest(query: Tensor, members: Sequence[Any]) -> Any:
     return min(members, key=lambda member: float((member.query - query).norm()))
 
@@ -78,11 +98,14 @@ def memory_after(
     largest: int | None,
     steps: int,
     rate: float,
+    *,
+    plain: bool = False,
 ) -> Tensor:
     """ΔW (d_out, d_in) from zero, of facts in their bare prompts.
 
     Args:
         outside: for each fact the tokens of its outside prompts, BOS left out of distances.
+        plain: gradient descent instead of Adam.
     """
     unit, scale = units
     bos = len(model.tokenizer("")["input_ids"])
@@ -121,7 +144,10 @@ def memory_after(
                 loss = loss + activation_loss([(own[0], own[1])], others_read, unit * change, scale, limits, largest)
             (gradient,) = torch.autograd.grad(loss, change)
             change.grad = gradient * mask
-            adam.step()
+            if plain:
+                change.data -= rate * change.grad
+            else:
+                adam.step()
     finally:
         handle.remove()
     return (unit * change).detach()

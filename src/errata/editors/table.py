@@ -280,14 +280,15 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "one in all models but GPT2-XL.",
             "In training, a fact's distance is that of its subject's tokens, and the rest of its prompt is outside, as "
             "in the published code if the outside prompt is the subject; beginnings of documents are outside as well.",
-            "Adam in units of the module's inputs and outputs, so that thresholds and rate suit any model, without "
-            "weight decay: the published gradient descent pulls the copy of W to zero.",
+            "Adam in units of the module's inputs and outputs, so that thresholds and rate suit any model (published: "
+            "sgd), without weight decay: the published one pulls the copy of W to zero.",
             "The facts of a batch are trained in one loss, in their bare prompts unless prefixes are set.",
             "The shards between two merges have no entry in common.",
             "A prompt's distance is compared with that of the fact whose inputs are the most similar; published: with "
             "the least of all facts, which one fact spoils whose distance is low.",
             "The distances of a memory's facts are computed again after each batch and merge.",
-            "Earlier facts are not replayed.",
+            "Earlier facts are replayed only on request, then from the first stored memory or earlier fact on; "
+            "published: once memories were merged.",
             "A fact replaces an earlier one with the same prompt.",
         ),
     ),

@@ -47,13 +47,18 @@ from errata.utils.settings import NotNegative, Positive
 _LAYER_SHARE: Final = 0.15  # of the depth; published: 21 of 28, 27 and 29 of 32 blocks, 8 of 48
 _OUTSIDE_WORDS: Final = 10  # of a document, at most, as an outside prompt
 _OUTSIDE: Final = 200  # documents
+_OPTIMISERS: Final[Mapping[str, Callable[[list[Tensor], float], torch.optim.Optimizer]]] = {
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
 
 
 class WiseSettings(EditorSettings):
     """WISE's settings.
 
-    Published for 7B models: α 5, β 20, γ 10 as they are, D over all tokens, share 0.88, gradient descent with rate
-    1.0, cap 1.0, the activation ``model``, ten prefixes, one outside prompt a fact. The others are as published.
+    Published for 7B models: α 5, β 20, γ 10 as they are, D over all tokens, share 0.88, ``sgd`` with rate 1.0, cap 1.0,
+    the activation ``model``, ten prefixes, one outside prompt a fact. The others are as published. Where the published
+    code replays earlier facts, its limits are 5 and 20.
     """
 
     layer: StrictInt | None = Field(None, ge=0, description="the block; at 15 % of the depth by default")
@@ -85,7 +90,15 @@ class WiseSettings(EditorSettings):
     )
     merge_every: StrictInt = Field(1000, ge=1, description="facts in stored shards after which these are merged")
     density: Positive = Field(0.53, le=1, description="share of all entries, the largest ones, that a merge retains")
-    learning_rate: Positive = Field(0.03, description="Adam's step")
+    replay: StrictBool = Field(
+        False,
+        description="in training, D of facts of the stored memories is held down and that of earlier facts of the same "
+        "shard up; only if prompts retrieve",
+    )
+    replay_outside: Positive | None = Field(None, description="what D of the first should be at most; α by default")
+    replay_inside: Positive | None = Field(None, description="what D of the second should be at least; β by default")
+    optimiser: Literal["adam", "sgd"] = Field("adam", description="or plain gradient descent (published)")
+    learning_rate: Positive = Field(0.03, description="Adam's step, or the rate of gradient descent")
     cap: Positive | None = Field(None, description="the largest change of an entry of W; none by default")
     steps: StrictInt = Field(70, ge=1, description="the most updates for a batch")
     stop_loss: NotNegative = Field(
@@ -275,6 +288,21 @@ class WiseRouter:
         return outputs_changed([self.model.down_projection(self.layer)], [change], len(prompts))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Earlier:
+    """W's inputs (facts, tokens, d_in) in the prompts of earlier facts, NaN where there is no token.
+
+    Attributes:
+        stored: of each stored memory.
+        current: of the shard that is being filled; None at its beginning.
+        generator: draws from it.
+    """
+
+    stored: tuple[Float[Tensor, "_ _ d_in"], ...]
+    current: Float[Tensor, "_ _ d_in"] | None
+    generator: torch.Generator
+
+
 def shard_of(shape: Sequence[int], share: float, number: int, seed: int) -> Bool[Tensor, "d_out d_in"]:
     """The entries of one shard. Of ⌊1/share⌋ shards after one another, no two have an entry in common."""
     together = int(1 / share)
@@ -313,7 +341,7 @@ class Wise(PromptEditor[WiseState, WiseSettings]):
         begun = state.begun if state.current else state.begun + 1
         current = state.current or SideMemory(torch.zeros(shape, dtype=dtype), ())
         mask = shard_of(shape, settings.mask, begun - 1, settings.seed)
-        delta = self._trained(facts, current.delta, mask)
+        delta = self._trained(facts, current.delta, mask, self._earlier(state.stored, current, begun))
         means = self.read_alone(rows.prompts).nanmean(1)
         new = [Member(fact.id, *of, 0.0) for fact, of in zip(facts, zip(rows.prompts, means, strict=True), strict=True)]
         current = self._memory(delta, (*current.members, *new))
@@ -438,6 +466,40 @@ class Wise(PromptEditor[WiseState, WiseSettings]):
             loss = loss + ((other - own + settings.margin).relu() + (other - settings.outside).relu()).mean(1)
         return loss
 
+    def _earlier(self, stored: Sequence[SideMemory], current: SideMemory, begun: int) -> Earlier | None:
+        """What is replayed; None for nothing."""
+        settings = self.settings
+        groups = [memory.members for memory in stored if memory.members]
+        if not (settings.replay and settings.retrieve) or not (groups or current.members):
+            return None
+        *read, own = (
+            self.read_alone([member.prompt for member in members]) if members else None
+            for members in (*groups, current.members)
+        )
+        name = f"replay {begun} {len(current.members)}"
+        return Earlier(tuple(x for x in read if x is not None), own, generator_of(settings.seed, name))
+
+    def replay_loss(
+        self, earlier: Earlier, step: int, facts: int, delta: Float[Tensor, "d_out d_in"], scale: float
+    ) -> Float[Tensor, "facts"]:
+        """For each fact of a batch, [D − α]₊ of one fact of each stored memory, all of them in turn, mean over the
+        memories; plus [β − D]₊ of an earlier fact of the current shard at random.
+
+        Args:
+            step: from 1 on.
+            scale: the unit of distances.
+        """
+        settings, loss = self.settings, delta.new_zeros(facts)
+        most, least = settings.replay_outside or settings.outside, settings.replay_inside or settings.inside
+        for x in earlier.stored:
+            turn = (torch.arange(facts) + (step - 1) * facts) % len(x)
+            found = self.distances(x[turn].to(delta.device), delta) / scale
+            loss = loss + (found - most).relu() / len(earlier.stored)
+        if earlier.current is not None:
+            drawn = torch.randint(len(earlier.current), (facts,), generator=earlier.generator)
+            loss = loss + (least - self.distances(earlier.current[drawn].to(delta.device), delta) / scale).relu()
+        return loss
+
     def units(self) -> tuple[float, float]:
         """Of ΔW, so that entries of that size, at random in a shard, change outputs by about their own length; and of
         distances, the median length of outputs.
@@ -451,7 +513,11 @@ class Wise(PromptEditor[WiseState, WiseSettings]):
         return ratio / math.sqrt(self.settings.mask * width), float(outputs.float().norm(dim=1).median())
 
     def _trained(
-        self, facts: Sequence[Fact], delta: Float[Tensor, "d_out d_in"], mask: Bool[Tensor, "d_out d_in"]
+        self,
+        facts: Sequence[Fact],
+        delta: Float[Tensor, "d_out d_in"],
+        mask: Bool[Tensor, "d_out d_in"],
+        earlier: Earlier | None,
     ) -> Float[Tensor, "d_out d_in"]:
         """Gradient descent of all facts at once on a shard's entries. Without weight decay, so that nothing fades."""
         settings, device = self.settings, self.model.device
@@ -467,18 +533,20 @@ class Wise(PromptEditor[WiseState, WiseSettings]):
         tail = Tail(self.model, rows.rows, self.layer)
         mask = mask.to(device)
         present = (delta / unit).to(device).requires_grad_(True)
-        adam = torch.optim.Adam([present], lr=settings.learning_rate)
+        optimiser = _OPTIMISERS[settings.optimiser]([present], settings.learning_rate)
         for step in range(1, settings.steps + 1):
             change = unit * present
             losses = rows.losses(tail.logits(self._adding(change)), range(len(rows.rows))).view(len(facts), -1).mean(1)
             check_finite("loss of a fact", losses, facts, self.layer)
             gates = self.activation_loss(x, inside, outside, len(facts), change, scale)
+            if earlier is not None:
+                gates = gates + self.replay_loss(earlier, step, len(facts), change, scale)
             self.report("side memory", step, settings.steps)
             if bool((losses <= settings.stop_loss).all()) and bool((gates <= settings.stop_loss).all()):
                 break
             (gradient,) = torch.autograd.grad((losses + gates).sum(), present)
             present.grad = torch.where(mask, gradient, 0)
-            adam.step()
+            optimiser.step()
             if settings.cap is not None:
                 with torch.no_grad():
                     present.clamp_(-settings.cap / unit, settings.cap / unit)
