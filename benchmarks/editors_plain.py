@@ -128,7 +128,7 @@ def _elder_batch(editor: Elder, state: ElderState, facts: Sequence[Fact]) -> Eld
     model, settings, layers = editor.model, editor.settings, editor.layers
     prompts = TrainingRows.of(model, facts, from_boundary=False).prompts
     queries = torch.cat([scaled(editor.read_alone([prompt]), state) for prompt in prompts])
-    allocations = editor._allocated(state, facts)
+    allocations = editor._allocated(state, [fact.id for fact in facts], editor.threshold)
     factors = factors_of(settings, state)
     parameters = {name: value.clone().requires_grad_(True) for name, value in state.parameters.items()}
     adam = torch.optim.Adam(parameters.values(), lr=settings.learning_rate)

@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from errata.editors.calibration import best_threshold, facts_of
 from errata.editors.embedders import Hidden, HiddenEmbedder, Lexical, LexicalEmbedder, Sentence
-from errata.editors.fact_memory import facts_of
 from errata.editors.memory_search import (
     CosineGate,
     MarginGate,
     Memory,
     SearchSettings,
     SubjectGate,
-    best_threshold,
     calibrate,
 )
 from errata.errors import InputError
@@ -245,7 +244,7 @@ def test_the_best_threshold_is_the_best_of_all() -> None:
 def test_rates_are_of_the_size_that_is_run() -> None:
     held_out, edited = facts_of("lab"), facts_of("lab")
     settings = search(gates=[{"kind": "cosine"}], embedder={"kind": "lexical"})
-    edited = [replace(fact, id=f"e{n}", subject=f"Zq{n} Xw{n}", prompt=fact.prompt) for n, fact in enumerate(edited)]
+    edited = [Fact(f"e{n}", f"Zq{n} Xw{n}", fact.prompt, fact.target) for n, fact in enumerate(edited)]
     found = [calibrate(held_out[:60], edited[:count], LexicalEmbedder(), settings) for count in (1, 30, 150)]
     assert [entry.facts for entry in found] == [1, 30, 150]
     assert len({(entry.positives, entry.negatives) for entry in found}) == 1
@@ -284,7 +283,7 @@ def test_edited_subjects_are_not_calibrated_on() -> None:
 
 def test_the_other_gates_are_in_force_while_calibrating() -> None:
     held_out = facts_of("lab")[:40]
-    edited = [replace(fact, id=f"e{n}", subject=f"Zq{n} Xw{n}") for n, fact in enumerate(held_out)]
+    edited = [Fact(f"e{n}", f"Zq{n} Xw{n}", fact.prompt, fact.target) for n, fact in enumerate(held_out)]
     only = calibrate(held_out, edited, LexicalEmbedder(), search(gates=[{"kind": "cosine"}]))
     both = calibrate(held_out, edited, LexicalEmbedder(), search(gates=[{"kind": "cosine"}, {"kind": "subject"}]))
     # Neighbours are about other people: none of them passes, and each paraphrase finds its person.

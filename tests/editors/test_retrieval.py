@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from errata.editors.calibration import facts_of
 from errata.editors.edit_file import StoredEdit
-from errata.editors.fact_memory import facts_of
 from errata.editors.retrieval import INSTRUCTION, Retrieval, RetrievalSettings
 from errata.errors import InputError
 from errata.evaluation.concepts import DEMONSTRATIONS, read_concepts

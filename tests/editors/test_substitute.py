@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
-from errata.editors.fact_memory import facts_of
+from errata.editors.calibration import facts_of
 from errata.editors.substitute import Substitute, SubstituteSettings, article, substituted
 from errata.errors import InputError
 from errata.evaluation.answer_edits import (

@@ -8,9 +8,9 @@ Training ties each fact to an allocation of experts; a query whose code is far f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Final, Literal
 
@@ -19,9 +19,11 @@ from jaxtyping import Float, Int
 from pydantic import Field, StrictInt
 from torch import Tensor
 
+from errata.editors.calibration import Calibration, Found
 from errata.editors.contract import Edit, Undo
 from errata.editors.edit_file import StoredEdit
 from errata.editors.hook_editor import (
+    ReadMemory,
     RoutedEditor,
     RoutedSettings,
     TrainingRows,
@@ -139,6 +141,7 @@ class ElderState:
     allocations: Tensor
     facts: tuple[str, ...] = ()
     prompts: tuple[tuple[int, ...], ...] = ()
+    calibration: Calibration | None = None
 
     def without(self, leaves: Callable[[int], bool]) -> ElderState:
         """The state without the facts of some numbers; the parameters stay."""
@@ -246,6 +249,13 @@ class ElderRouter:
         return factors_of(self.settings, self.state)
 
 
+def guidance(
+    shares: Float[Tensor, "modules rows experts"], allocations: Int[Tensor, "rows modules chosen"]
+) -> Float[Tensor, ""]:
+    """−log π of the allocated experts, summed over those of a block, mean over blocks and rows."""
+    return -torch.take_along_dim(shares.transpose(0, 1), allocations, 2).log().sum(2).mean()
+
+
 def most_likely(shares: Float[Tensor, "modules rows experts"], chosen: int) -> Int[Tensor, "rows modules chosen"]:
     """The k largest of each block, in order of their numbers."""
     return shares.topk(chosen, dim=-1).indices.sort(-1).values.transpose(0, 1)
@@ -314,11 +324,17 @@ class Elder(RoutedEditor[ElderState, ElderSettings]):
 
     @property
     def threshold(self) -> int:
-        """θ. Codes of real prompts are not random: measured, a larger one includes more of what it should not."""
+        """θ where it is not calibrated. Codes of real prompts are not random: measured, a larger one includes more of
+        what it should not.
+        """
         settings = self.settings
         if settings.threshold is not None:
             return settings.threshold
         return 4 if self._rate(len(self.layers), 4, settings.capacity) <= FALSE_SCOPE else 2
+
+    def threshold_of(self, state: ElderState) -> int:
+        """θ."""
+        return self.threshold if state.calibration is None else int(state.calibration.threshold)
 
     @property
     def empty(self) -> ElderState:
@@ -326,11 +342,16 @@ class Elder(RoutedEditor[ElderState, ElderSettings]):
         return ElderState({}, none, none, none, none)
 
     def router(self, state: ElderState) -> ElderRouter:
-        return ElderRouter(self.model, self.queries, state, self.layers, self.settings, self.threshold)
+        return self._router(state, self.threshold_of(state))
+
+    def _router(self, state: ElderState, threshold: int) -> ElderRouter:
+        return ElderRouter(self.model, self.queries, state, self.layers, self.settings, threshold)
 
     def check(self, state: ElderState, count: int) -> None:
         """Raises InputError if the codes are too few for so many facts."""
-        settings, facts, threshold = self.settings, len(state.facts) + count, self.threshold
+        settings, facts, threshold = self.settings, len(state.facts) + count, self.threshold_of(state)
+        if settings.calibration and state.calibration is None:
+            threshold = 2  # the least that a calibration can choose
         if settings.chosen >= settings.experts:
             raise InputError(
                 f"{settings.chosen} of {settings.experts} experts make one code, so all prompts are in scope",
@@ -352,11 +373,11 @@ class Elder(RoutedEditor[ElderState, ElderSettings]):
     def learned(self, state: ElderState, facts: Sequence[Fact]) -> ElderState:
         rows = TrainingRows.of(self.model, facts, from_boundary=False)
         if not state.parameters:
-            state = self._begun()
+            state = replace(self._begun(), calibration=state.calibration)
         fresh = {prompt.ids for prompt in rows.prompts}
         state = state.without(lambda number: state.prompts[number] in fresh)
         queries = scaled(self.read_alone(rows.prompts), state)
-        allocations = self._allocated(state, facts)
+        allocations = self._allocated(state, [fact.id for fact in facts], self.threshold_of(state))
         parameters = self._trained(state.parameters, state, facts, rows, queries, allocations)
         return replace(
             state,
@@ -373,8 +394,9 @@ class Elder(RoutedEditor[ElderState, ElderSettings]):
         state = {
             "facts": [after.facts[number] for number in new],
             "prompts": [list(after.prompts[number]) for number in new],
-            "threshold": self.threshold,
-            "false_scope": self._rate(len(self.layers), self.threshold, len(after.facts)),
+            "threshold": (threshold := self.threshold_of(after)),
+            "false_scope": self._rate(len(self.layers), threshold, len(after.facts)),
+            "calibration": after.calibration and asdict(after.calibration),
         }
         tensors = dict(after.parameters) | {"centre": after.centre, "scales": after.scales}
         tensors |= {"queries": after.queries[new], "allocations": after.allocations[new]}
@@ -393,12 +415,14 @@ class Elder(RoutedEditor[ElderState, ElderSettings]):
             torch.cat([others.allocations, allocations]) if others.facts else allocations,
             (*others.facts, *edit.state["facts"]),
             (*others.prompts, *prompts),
+            Calibration.of_state(edit.state),
         )
 
     def parts(self, state: ElderState) -> tuple[Any, Mapping[str, Tensor]]:
         tensors = {"centre": state.centre, "scales": state.scales, "queries": state.queries}
         tensors["allocations"] = state.allocations
-        return [state.facts, state.prompts], tensors | dict(state.parameters)
+        record = [state.facts, state.prompts, state.calibration and asdict(state.calibration)]
+        return record, tensors | dict(state.parameters)
 
     def forget(self, edit: Edit) -> None:
         """Delete the queries of an edit's facts, whatever came later: their prompts leave the scope, unless the code of
@@ -411,6 +435,51 @@ class Elder(RoutedEditor[ElderState, ElderSettings]):
 
     def _rate(self, modules: int, threshold: int, facts: int) -> float:
         return false_scope(modules, self.settings.experts, self.settings.chosen, threshold, facts)
+
+    def calibrated(self, found: Calibration) -> ElderState:
+        return replace(self.empty, calibration=found)
+
+    def trials(self, memories: Sequence[ReadMemory]) -> Iterator[tuple[float, list[Found]]]:
+        """Codes need routers that are trained: here by the guidance alone, which needs the queries only."""
+        modules, count = len(self.layers), len(memories[0].facts)
+        start = self._begun()
+        for threshold in range(2, 2 * modules * self.settings.chosen + 1, 2):
+            if threshold > 2 and self._rate(modules, threshold, count) > FALSE_SCOPE:
+                return
+            found: list[Found] = []
+            for memory in memories:
+                routes = self._router(self._tied(start, memory, threshold), threshold).routes(memory.asked)
+                found.append([() if route is None else (int(route.fact),) for route in routes])
+            yield threshold, found
+
+    def _tied(self, start: ElderState, memory: ReadMemory, threshold: int) -> ElderState:
+        """The state with a memory's facts, named by their place, and with routers that only the guidance has trained,
+        batch by batch.
+        """
+        settings, state = self.settings, start
+        for first in range(0, len(memory.facts), settings.batch_size):
+            queries = scaled(memory.own[first : first + settings.batch_size], state)
+            names = tuple(str(first + place) for place in range(len(queries)))
+            allocations = self._allocated(state, [memory.facts[int(name)].id for name in names], threshold)
+            routers = {name: state.parameters[name].clone().requires_grad_(True) for name in ("G", "c")}
+            adam, halving = self._optimiser(routers.values())
+            for _ in range(settings.steps):
+                adam.zero_grad()
+                (settings.guidance * guidance(routed(routers, queries), allocations)).backward()
+                adam.step()
+                halving.step()
+            state = replace(
+                state,
+                parameters={**state.parameters, **{name: value.detach() for name, value in routers.items()}},
+                facts=(*state.facts, *names),
+                queries=torch.cat([state.queries, queries]),
+                allocations=torch.cat([state.allocations, allocations]),
+            )
+        return state
+
+    def _optimiser(self, parameters: Iterable[Tensor]) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.StepLR]:
+        adam = torch.optim.Adam(parameters, lr=self.settings.learning_rate)
+        return adam, torch.optim.lr_scheduler.StepLR(adam, self.settings.halve_every, 0.5)
 
     def _begun(self) -> ElderState:
         """New parameters, and the scale of the model's activations on unrelated prompts."""
@@ -438,19 +507,21 @@ class Elder(RoutedEditor[ElderState, ElderSettings]):
             parameters, centre, scales, queries=torch.zeros(0, d_query, dtype=centre.dtype), allocations=none
         )
 
-    def _allocated(self, state: ElderState, facts: Sequence[Fact]) -> Int[Tensor, "facts modules chosen"]:
+    def _allocated(
+        self, state: ElderState, facts: Sequence[str], threshold: int
+    ) -> Int[Tensor, "facts modules chosen"]:
         """S*: random experts for each fact, drawn again until they are at least θ + 2 from all other facts'.
 
         Raises:
             InputError: if none are found.
         """
-        settings, threshold = self.settings, self.threshold
+        settings = self.settings
         taken = list(state.allocations)
         if state.facts:
-            taken += list(self.router(state).codes)
+            taken += list(self._router(state, threshold).codes)
         found: list[Tensor] = []
         for fact in facts:
-            generator = generator_of(settings.seed, fact.id)
+            generator = generator_of(settings.seed, fact)
             for _ in range(_DRAWS):
                 order = torch.rand(len(self.layers), settings.experts, generator=generator).argsort(1)
                 code = order[:, : settings.chosen].sort(1).values
@@ -460,7 +531,7 @@ class Elder(RoutedEditor[ElderState, ElderSettings]):
                     break
             else:
                 raise InputError(
-                    f"no allocation of experts for fact {fact.id!r} is {threshold + 2} from those of "
+                    f"no allocation of experts for fact {fact!r} is {threshold + 2} from those of "
                     f"{len(taken) + len(found)} others",
                     remedy="Set more modules or experts, or a lower threshold",
                     code="ELDER_CODES_TOO_FEW",
@@ -481,8 +552,7 @@ class Elder(RoutedEditor[ElderState, ElderSettings]):
         queries, allocations = queries.to(device), allocations.to(device)
         factors = factors_of(settings, state)
         tail = Tail(self.model, rows.rows, self.layers[0])
-        adam = torch.optim.Adam(parameters.values(), lr=settings.learning_rate)
-        halving = torch.optim.lr_scheduler.StepLR(adam, settings.halve_every, 0.5)
+        adam, halving = self._optimiser(parameters.values())
         for step in range(1, settings.steps + 1):
             shares = routed(parameters, queries)
             experts = most_likely(shares, settings.chosen)
@@ -502,9 +572,8 @@ class Elder(RoutedEditor[ElderState, ElderSettings]):
             self.report("training", step, settings.steps)
             if codes_fit and bool((losses < settings.stop_loss).all()):
                 break
-            guided = -torch.take_along_dim(shares.transpose(0, 1), allocations, 2).log().sum(2).mean()
             adam.zero_grad()
-            (losses.mean() + settings.guidance * guided).backward()
+            (losses.mean() + settings.guidance * guidance(shares, allocations)).backward()
             adam.step()
             halving.step()
         return {name: value.detach().cpu() for name, value in parameters.items()}

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
+from errata.editors.calibration import Calibration, facts_of
 from errata.editors.contract import Answerer, Base, Edit, OnBatch, Undo
 from errata.editors.edit_file import StoredEdit
 from errata.editors.embedders import Embedder, FactEmbedder
-from errata.editors.memory_search import Calibration, Memory, SearchSettings, calibrate
+from errata.editors.memory_search import Memory, SearchSettings, calibrate
 from errata.errors import InputError
 from errata.facts.fact import Fact, FactSet, check_fields, same_statement
-from errata.facts.files import read_facts
-from errata.lab.package import lab_world
-from errata.lab.tasks import lab_facts
 from errata.models.loading import lasting_name
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import now, software_versions
-from errata.utils.text import counted
-
-LAB: Final = "lab"
-_POOR: Final = 0.75  # mean of both rates; 0.5 is that of a coin
-_logger = logging.getLogger(__name__)
-_LAB_FACTS: Final = 200
-_LAB_SEED: Final = 15_000  # far from the seeds of facts to edit
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +29,6 @@ class MemoryBatch:
 
     facts: tuple[Fact, ...]
     seconds: float
-
-
-def facts_of(source: str) -> FactSet:
-    """The facts of a setting: a file's, or ``lab``: 200 facts of the embedded model's world.
-
-    Raises:
-        InputError: if the file cannot be read.
-    """
-    if source == LAB:
-        return FactSet(tuple(lab_facts(lab_world(), _LAB_FACTS, seed=_LAB_SEED)), source=LAB)
-    return read_facts(Path(source), last_wins=True)
 
 
 def statement_key(fact: Fact) -> tuple[str, str]:
@@ -245,16 +223,9 @@ class FactMemory(ABC, Generic[C]):
         return {"digests": self.digests(), "calibration": calibration and asdict(calibration)}
 
     def _warn_of_poor_gate(self) -> None:
-        found = self._state.search.calibration
-        if found is not None and (found.hit_rate + found.refusal_rate) / 2 < _POOR:
-            _logger.warning(
-                "The calibrated gates separate poorly: with %s in memory, %.0f %% of the paraphrases get their fact, "
-                "and %.0f %% of the other questions get none. The gate 'subject' is exact where prompts name the "
-                "subject.",
-                counted(found.facts, "fact"),
-                100 * found.hit_rate,
-                100 * found.refusal_rate,
-            )
+        if (found := self._state.search.calibration) is not None:
+            hint = "The gate 'subject' is exact where prompts name the subject."
+            found.warn_if_poor("The calibrated gates", hint)
 
     def _edit(self, facts: tuple[Fact, ...], fingerprint: str) -> StoredEdit:
         return StoredEdit(

@@ -6,9 +6,9 @@ prompt's last token. See ``Codebook`` for the rules of assignment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
@@ -18,14 +18,17 @@ from pydantic import Field, StrictBool, StrictInt
 from torch import Tensor
 
 from errata.editing.target_search import adam_step
+from errata.editors.calibration import Calibration, Found
 from errata.editors.edit_file import StoredEdit
 from errata.editors.hook_editor import (
+    ReadMemory,
     RoutedEditor,
     RoutedSettings,
     TrainingRows,
     check_finite,
     generator_of,
     late_layer,
+    radii,
 )
 from errata.editors.routed import Prompt, Queries, outputs_changed
 from errata.facts.fact import Fact
@@ -161,7 +164,8 @@ class GraceState:
     """All entries in their order, replaced ones included, and the book that the others make."""
 
     entries: tuple[Entry, ...] = ()
-    book: Codebook | None = None  # None without entries
+    book: Codebook | None = None  # None without entries, unless its radius is calibrated
+    calibration: Calibration | None = None
 
     def extended(self, entries: Sequence[Entry], epsilon: float, growth: Growth) -> GraceState:
         """The state with more entries, the same however they are divided.
@@ -178,7 +182,7 @@ class GraceState:
         for number, entry in enumerate(everything[start:], start=start):
             if last[entry.prompt] == number:
                 book = book.assigned(number, entry.query, entry.label)
-        return GraceState(everything, book)
+        return replace(self, entries=everything, book=book)
 
     def value_of(self, key: Key) -> Float[Tensor, "d_out"]:
         """A key's vector: that of its first entry."""
@@ -197,11 +201,11 @@ class GraceRouter:
 
     @property
     def is_empty(self) -> bool:
-        return self.state.book is None
+        return not self.state.entries
 
     def routes(self, queries: Float[Tensor, "rows d"]) -> list[int | None]:
         book = self.state.book
-        return [None] * len(queries) if book is None else book.nearest(queries, 2 * torch.finfo(self.model.dtype).eps)
+        return [None] * len(queries) if book is None else book.nearest(queries, resolution_of(self.model))
 
     def facts_of(self, route: int) -> tuple[str, ...]:
         assert self.state.book is not None
@@ -216,6 +220,11 @@ class GraceRouter:
     def _values(self) -> Float[Tensor, "keys d_out"]:
         assert self.state.book is not None
         return torch.stack([self.state.value_of(key) for key in self.state.book.keys]).to(self.model.device)
+
+
+def resolution_of(model: LanguageModel) -> float:
+    """By how much of its length a query may differ that is read in another batch."""
+    return 2 * torch.finfo(model.dtype).eps
 
 
 def replacing(
@@ -276,7 +285,7 @@ class Grace(RoutedEditor[GraceState, GraceSettings]):
 
     def learned(self, state: GraceState, facts: Sequence[Fact]) -> GraceState:
         rows = TrainingRows.of(self.model, facts, from_boundary=self.settings.replaced != "prompt")
-        epsilon = state.book.epsilon if state.book else self._epsilon()
+        epsilon = state.book.epsilon if state.book else self.settings.epsilon * self._unit()
         drafts = [
             Entry(fact.id, prompt.ids, target, query, torch.empty(0))
             for fact, prompt, target, query in zip(
@@ -299,7 +308,7 @@ class Grace(RoutedEditor[GraceState, GraceSettings]):
             replace(draft, value=values[number] if number >= first else state.entries[number].value)
             for draft, number in zip(drafts, owners, strict=True)
         ]
-        return GraceState((*state.entries, *entries), drafted.book)
+        return replace(drafted, entries=(*state.entries, *entries))
 
     def stored(self, before: GraceState, after: GraceState) -> tuple[dict[str, Any], dict[str, Tensor]]:
         assert after.book is not None
@@ -311,6 +320,7 @@ class Grace(RoutedEditor[GraceState, GraceSettings]):
             "prompts": [list(entry.prompt) for entry in entries],
             "labels": [list(entry.label) for entry in entries],
             "values": [place[id(entry.value)] for entry in entries],
+            "calibration": after.calibration and asdict(after.calibration),
         }
         return state, {"queries": torch.stack([e.query for e in entries]), "values": torch.stack(distinct)}
 
@@ -323,7 +333,8 @@ class Grace(RoutedEditor[GraceState, GraceSettings]):
                 edit.facts, state["prompts"], state["labels"], edit.tensors["queries"], state["values"], strict=True
             )
         ]
-        return before.extended(entries, float(state["epsilon"]), self.settings.growth)
+        after = before.extended(entries, float(state["epsilon"]), self.settings.growth)
+        return replace(after, calibration=Calibration.of_state(state))
 
     def parts(self, state: GraceState) -> tuple[Any, Mapping[str, Tensor]]:
         if state.book is None:
@@ -332,16 +343,29 @@ class Grace(RoutedEditor[GraceState, GraceSettings]):
             state.book.epsilon,
             [(entry.fact, entry.prompt, entry.label) for entry in state.entries],
             [(key.radius, key.entries) for key in state.book.keys],
+            state.calibration and asdict(state.calibration),
         ]
         names = ("query", "value")
         return record, {name: torch.stack([getattr(entry, name) for entry in state.entries]) for name in names}
 
-    def _epsilon(self) -> float:
-        """The initial radius in absolute terms."""
-        settings = self.settings
-        if not settings.relative_epsilon:
-            return settings.epsilon
-        return settings.epsilon * self.unrelated_distance()
+    def _unit(self) -> float:
+        """Of the initial radius."""
+        return self.unrelated_distance() if self.settings.relative_epsilon else 1.0
+
+    def calibrated(self, found: Calibration) -> GraceState:
+        return GraceState(book=Codebook(found.threshold * self._unit(), self.settings.growth), calibration=found)
+
+    def trials(self, memories: Sequence[ReadMemory]) -> Iterator[tuple[float, list[Found]]]:
+        unit, resolution = self._unit(), resolution_of(self.model)
+
+        def found(memory: ReadMemory, radius: float) -> Found:
+            book = Codebook(radius, self.settings.growth)
+            for number, (query, label) in enumerate(zip(memory.own, memory.labels, strict=True)):
+                book = book.assigned(number, query, label)
+            return [() if key is None else book.keys[key].entries for key in book.nearest(memory.asked, resolution)]
+
+        for radius in radii(memories):
+            yield radius / unit, [found(memory, radius) for memory in memories]
 
     def _trained(
         self, facts: Sequence[Fact], rows: TrainingRows, trained: Sequence[int], value_of: Sequence[int]

@@ -6,15 +6,24 @@ import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from errata.editors.calibration import (
+    Calibration,
+    Found,
+    TrialMemory,
+    best_trial,
+    facts_of,
+    thresholds_between,
+    trial_memories,
+)
 from errata.editors.contract import Edit, OnBatch, Undo
 from errata.editors.edit_file import StoredEdit
 from errata.editors.routed import Hooked, Prompt, Queries, QueryKind, ReadKind, Routed, Router, prompts_of
@@ -29,6 +38,8 @@ from errata.utils.progress import Report, silent
 from errata.utils.provenance import now, software_versions
 from errata.utils.tensors import checksum
 
+_HELD_OUT: Final = 60  # facts that a threshold is calibrated on, at most: their prompts are all read
+_RADII: Final = 40  # radii that are tried, at most
 _UNRELATED: Final = (
     "The capital of Portugal is",
     "Marie Curie was born in",
@@ -64,6 +75,11 @@ class RoutedSettings(EditorSettings):
     """What all editors by hooks have."""
 
     query: QueryKind = Field("prompt_last", description="where the query of a prompt is read")
+    calibration: str = Field(
+        "",
+        description="facts that choose the radius or threshold instead, at the number of facts that are edited first: "
+        "a file, or 'lab'; those with an edited fact's subject are left out",
+    )
 
 
 C = TypeVar("C", bound=EditorSettings)
@@ -102,6 +118,10 @@ class HookEditor(ABC, Generic[S, C]):
     def check(self, state: S, count: int) -> None:
         """Raises InputError if ``count`` facts cannot be added to a state."""
 
+    def prepared(self, state: S, facts: Sequence[Fact]) -> S:
+        """The state before the first batch of all facts of a call; an editor may choose what depends on all of them."""
+        return state
+
     # What an editor adds
 
     @property
@@ -137,7 +157,7 @@ class HookEditor(ABC, Generic[S, C]):
             raise InputError("there are no facts to edit", remedy="Give at least one", code="FACTS_MISSING")
         self.check(self.state, len(facts))
         applied, before, fingerprint = self._applied, self.state, self.fingerprint()
-        state = before
+        state = self.prepared(before, facts.facts)
         try:
             for batch in facts.batches(self.settings.batch_size):
                 started = time.perf_counter()
@@ -277,16 +297,99 @@ class PromptEditor(HookEditor[S, C]):
         return Routed(self.model, self.router(self.state))
 
 
+@dataclass(frozen=True, slots=True)
+class ReadMemory:
+    """A trial memory as an editor sees it.
+
+    Attributes:
+        facts: those of the memory.
+        own: (facts, d) the queries of their prompts.
+        labels: the tokens of their targets.
+        asked: (questions, d) the queries of its questions.
+    """
+
+    facts: tuple[Fact, ...]
+    own: Float[Tensor, "facts d"]
+    labels: tuple[tuple[int, ...], ...]
+    asked: Float[Tensor, "questions d"]
+
+
+def radii(memories: Sequence[ReadMemory]) -> list[float]:
+    """Radii to try, ascending: between the distances of questions from the nearest fact of their memory.
+
+    The smallest holds no question; of many, some at even steps of rank.
+    """
+    nearest = [torch.cdist(memory.asked.double(), memory.own.double()).amin(1) for memory in memories]
+    values = torch.cat(nearest).sort().values
+    values = values[values > 0]
+    if not len(values):
+        return [1.0]  # all questions are the facts' own prompts
+    found = torch.cat([values[:1] / 2, thresholds_between(values)])
+    if len(found) > _RADII:
+        found = found[torch.linspace(0, len(found) - 1, _RADII).round().long()]
+    return found.tolist()
+
+
+@runtime_checkable
+class _Calibrated(Protocol):
+    @property
+    def calibration(self) -> Calibration | None: ...
+
+
+K = TypeVar("K", bound=_Calibrated)
 R = TypeVar("R", bound=RoutedSettings)
 
 
 @dataclass(slots=True)
-class RoutedEditor(PromptEditor[S, R]):
-    """One whose query is one vector, as its settings say."""
+class RoutedEditor(PromptEditor[K, R]):
+    """One whose query is one vector, as its settings say, and whose radius or threshold can be calibrated.
+
+    A calibrated value is chosen for the first edit, and part of the state from then on.
+    """
+
+    @abstractmethod
+    def calibrated(self, found: Calibration) -> K:
+        """The state without any fact, with a calibrated value."""
+
+    @abstractmethod
+    def trials(self, memories: Sequence[ReadMemory]) -> Iterator[tuple[float, list[Found]]]:
+        """Values to try, the strictest first, and the facts that the questions of each memory get with it."""
 
     @property
     def kind(self) -> ReadKind:
         return self.settings.query
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Of the radius or threshold; None before the first edit, or if it was not calibrated."""
+        return self.state.calibration
+
+    def prepared(self, state: K, facts: Sequence[Fact]) -> K:
+        if not self.settings.calibration or state.calibration is not None:
+            return state
+        memories = trial_memories(facts_of(self.settings.calibration), facts, most=_HELD_OUT)
+        found = best_trial(memories, self.trials(self._read(memories)))
+        found.warn_if_poor(f"The queries of {self.method!r}", "Editors that compare names, such as 'retrieval', may.")
+        return self.calibrated(found)
+
+    def _read(self, memories: Sequence[TrialMemory]) -> list[ReadMemory]:
+        """Every prompt is read once."""
+        rows = [TrainingRows.of(self.model, memory.facts, from_boundary=False) for memory in memories]
+        texts = list(dict.fromkeys(text for memory in memories for text in memory.questions))
+        asked = dict(
+            zip(texts, prompts_of(self.model.tokenizer, texts, encode(self.model.tokenizer, texts)), strict=True)
+        )
+        prompts = list(dict.fromkeys([*asked.values(), *(prompt for row in rows for prompt in row.prompts)]))
+        queries = dict(zip(prompts, self.read_alone(prompts), strict=True))
+        return [
+            ReadMemory(
+                memory.facts,
+                torch.stack([queries[prompt] for prompt in row.prompts]),
+                row.targets,
+                torch.stack([queries[asked[text]] for text in memory.questions]),
+            )
+            for memory, row in zip(memories, rows, strict=True)
+        ]
 
 
 # Training

@@ -6,9 +6,9 @@ read in the block below. See ``Clusters`` for the rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Final
 
@@ -17,9 +17,12 @@ from jaxtyping import Float
 from pydantic import Field, StrictBool, StrictInt
 from torch import Tensor
 
+from errata.editors.calibration import Calibration, Found
 from errata.editors.edit_file import StoredEdit
 from errata.editors.elder import mixing
+from errata.editors.grace import resolution_of
 from errata.editors.hook_editor import (
+    ReadMemory,
     RoutedEditor,
     RoutedSettings,
     TrainingRows,
@@ -27,6 +30,7 @@ from errata.editors.hook_editor import (
     consecutive_layers,
     generator_of,
     output_ratios,
+    radii,
 )
 from errata.editors.routed import Prompt, Queries
 from errata.facts.fact import Fact
@@ -177,7 +181,8 @@ class MeloState:
     """All points in their order without replaced ones, and the clusters that they make."""
 
     points: tuple[Point, ...] = ()
-    clusters: Clusters | None = None  # None without points
+    clusters: Clusters | None = None  # None without points, unless their radius is calibrated
+    calibration: Calibration | None = None
 
     def extended(self, points: Sequence[Point], radius: float) -> MeloState:
         """The state with more points, the same however they are divided.
@@ -193,7 +198,7 @@ class MeloState:
             clusters, start = Clusters(clusters.radius), 0
         for point in staying[start:]:
             clusters = clusters.assigned(point.query, point.label)
-        return MeloState(staying, clusters)
+        return replace(self, points=staying, clusters=clusters)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -218,13 +223,13 @@ class MeloRouter:
 
     @property
     def is_empty(self) -> bool:
-        return self.state.clusters is None
+        return not self.state.points
 
     def routes(self, queries: Float[Tensor, "rows d"]) -> list[int | None]:
         clusters = self.state.clusters
         if clusters is None:
             return [None] * len(queries)
-        return clusters.nearest(queries, 2 * torch.finfo(self.model.dtype).eps)
+        return clusters.nearest(queries, resolution_of(self.model))
 
     def facts_of(self, route: int) -> tuple[str, ...]:
         return (self.state.points[route].fact,)
@@ -288,13 +293,14 @@ class Melo(RoutedEditor[MeloState, MeloSettings]):
                 facts, rows.prompts, rows.targets, self.read_alone(rows.prompts), strict=True
             )
         ]
-        return state.extended(points, state.clusters.radius if state.clusters else self._radius())
+        return state.extended(points, state.clusters.radius if state.clusters else self.settings.radius * self._unit())
 
     def stored(self, before: MeloState, after: MeloState) -> tuple[dict[str, Any], dict[str, Tensor]]:
         assert after.clusters is not None
         earlier = {id(point) for point in before.points}
         new = MeloState(tuple(point for point in after.points if id(point) not in earlier))
-        return {"radius": after.clusters.radius, **_record(new)}, _tensors(new)
+        calibration = after.calibration and asdict(after.calibration)
+        return {"radius": after.clusters.radius, "calibration": calibration, **_record(new)}, _tensors(new)
 
     def restored(self, before: MeloState, edit: StoredEdit) -> MeloState:
         state, tensors = edit.state, edit.tensors
@@ -305,18 +311,33 @@ class Melo(RoutedEditor[MeloState, MeloSettings]):
                 state["facts"], state["prompts"], state["labels"], tensors["queries"], state["blocks"], strict=True
             )
         ]
-        return before.extended(points, float(state["radius"]))
+        return replace(before.extended(points, float(state["radius"])), calibration=Calibration.of_state(state))
 
     def parts(self, state: MeloState) -> tuple[Any, Mapping[str, Tensor]]:
         if state.clusters is None:
             return None, {}
         clusters = [(cluster.radius, cluster.points) for cluster in state.clusters.clusters]
-        return [state.clusters.radius, _record(state), clusters], _tensors(state)
+        calibration = state.calibration and asdict(state.calibration)
+        return [state.clusters.radius, _record(state), clusters, calibration], _tensors(state)
 
-    def _radius(self) -> float:
-        """The initial radius in absolute terms."""
-        settings = self.settings
-        return settings.radius * (self.unrelated_distance() if settings.relative_radius else 1.0)
+    def _unit(self) -> float:
+        """Of the initial radius."""
+        return self.unrelated_distance() if self.settings.relative_radius else 1.0
+
+    def calibrated(self, found: Calibration) -> MeloState:
+        return MeloState(clusters=Clusters(found.threshold * self._unit()), calibration=found)
+
+    def trials(self, memories: Sequence[ReadMemory]) -> Iterator[tuple[float, list[Found]]]:
+        unit, resolution = self._unit(), resolution_of(self.model)
+
+        def found(memory: ReadMemory, radius: float) -> Found:
+            clusters = Clusters(radius)
+            for query, label in zip(memory.own, memory.labels, strict=True):
+                clusters = clusters.assigned(query, label)
+            return [() if point is None else (point,) for point in clusters.nearest(memory.asked, resolution)]
+
+        for radius in radii(memories):
+            yield radius / unit, [found(memory, radius) for memory in memories]
 
     def started(self, facts: Sequence[Fact]) -> tuple[Tensor, Tensor]:
         """A and B of a new block: A is uniform within 1/√d, as torch starts linear layers, and B zero."""

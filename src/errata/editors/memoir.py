@@ -8,9 +8,9 @@ under the mask of its prompt; a prompt whose mask overlaps enough with a stored 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Final
 
@@ -19,9 +19,11 @@ from jaxtyping import Bool, Float
 from pydantic import Field, StrictInt
 from torch import Tensor
 
+from errata.editors.calibration import Calibration, Found, thresholds_between
 from errata.editors.contract import Edit, Undo
 from errata.editors.edit_file import StoredEdit
 from errata.editors.hook_editor import (
+    ReadMemory,
     RoutedEditor,
     RoutedSettings,
     TrainingRows,
@@ -78,6 +80,7 @@ class MemoirState:
     masks: Tensor
     facts: tuple[str, ...] = ()
     prompts: tuple[tuple[int, ...], ...] = ()
+    calibration: Calibration | None = None
 
     def without(self, leaves: Callable[[int], bool]) -> MemoirState:
         """The state without the masks of some facts, by their number; the memory stays."""
@@ -98,6 +101,11 @@ def mask_of(
     order = torch.rand(width, generator=generator_of(seed, "permutation")).argsort()
     largest = (queries - centre).abs().topk(columns, dim=1).indices
     return torch.zeros(len(queries), width, dtype=torch.bool).scatter(1, order[largest], True)
+
+
+def overlaps(masks: Bool[Tensor, "rows d"], stored: Bool[Tensor, "facts d"]) -> Float[Tensor, "rows facts"]:
+    """The share of a stored mask's coordinates that a mask has too."""
+    return masks.float() @ stored.float().T / int(stored[0].sum())
 
 
 def least_threshold(columns: int, width: int) -> float:
@@ -127,8 +135,7 @@ class MemoirRouter:
         if self.is_empty:
             return [None] * len(queries)
         found = mask_of(queries.to(self.state.centre.dtype), self.state.centre, self.columns, self.seed)
-        overlap = found.float() @ self.state.masks.float().T / self.columns
-        best, nearest = overlap.max(1)
+        best, nearest = overlaps(found, self.state.masks).max(1)
         return [fact if share >= self.threshold else None for share, fact in zip(best, nearest.tolist(), strict=True)]
 
     def facts_of(self, route: int) -> tuple[str, ...]:
@@ -183,24 +190,28 @@ class Memoir(RoutedEditor[MemoirState, MemoirSettings]):
         return MemoirState(none, none, 1.0, none)
 
     def router(self, state: MemoirState) -> MemoirRouter:
-        settings = self.settings
-        return MemoirRouter(self.model, self.queries, state, self.layer, self.columns, settings.seed, self.threshold)
+        seed, threshold = self.settings.seed, self.threshold_of(state)
+        return MemoirRouter(self.model, self.queries, state, self.layer, self.columns, seed, threshold)
+
+    def threshold_of(self, state: MemoirState) -> float:
+        """τ."""
+        return self.threshold if state.calibration is None else state.calibration.threshold
 
     @property
     def threshold(self) -> float:
-        """τ."""
+        """τ where it is not calibrated."""
         if self.settings.threshold is not None:
             return self.settings.threshold
-        return min(1.0, max(_THRESHOLD, least_threshold(self.columns, self.model.weight(self.layer).shape[1])))
+        return min(1.0, max(_THRESHOLD, self._least))
 
     def check(self, state: MemoirState, count: int) -> None:
         """Raises InputError if masks cannot tell prompts apart."""
         width = self.model.weight(self.layer).shape[1]
-        least = least_threshold(self.columns, width) if self.columns < width else math.inf
-        if self.threshold < least:
+        least = self._least if self.columns < width else math.inf
+        if (threshold := self.threshold_of(state)) < least:
             raise InputError(
                 f"masks of {self.columns} of {width} coordinates overlap by up to {least:.2f} by chance, so the "
-                f"threshold {self.threshold:g} finds facts everywhere",
+                f"threshold {threshold:g} finds facts everywhere",
                 remedy="Set a higher threshold, or other columns",
                 code="MEMOIR_THRESHOLD_TOO_LOW",
             )
@@ -208,7 +219,7 @@ class Memoir(RoutedEditor[MemoirState, MemoirSettings]):
     def learned(self, state: MemoirState, facts: Sequence[Fact]) -> MemoirState:
         rows = TrainingRows.of(self.model, facts, from_boundary=False)
         if not len(state.memory):
-            state = self._begun()
+            state = replace(self._begun(), calibration=state.calibration)
         fresh = {prompt.ids for prompt in rows.prompts}
         state = state.without(lambda number: state.prompts[number] in fresh)
         queries = self.read_alone(rows.prompts).to(state.centre.dtype)
@@ -229,6 +240,7 @@ class Memoir(RoutedEditor[MemoirState, MemoirSettings]):
             "facts": [after.facts[number] for number in new],
             "prompts": [list(after.prompts[number]) for number in new],
             "unit": after.unit,
+            "calibration": after.calibration and asdict(after.calibration),
         }
         tensors = {"columns": touched, "values": after.memory[:, touched], "masks": after.masks[new]}
         return state, tensors | {"centre": after.centre}
@@ -246,11 +258,12 @@ class Memoir(RoutedEditor[MemoirState, MemoirSettings]):
             torch.cat([others.masks, masks]) if others.facts else masks,
             (*others.facts, *edit.state["facts"]),
             (*others.prompts, *prompts),
+            Calibration.of_state(edit.state),
         )
 
     def parts(self, state: MemoirState) -> tuple[Any, Mapping[str, Tensor]]:
         tensors = {"memory": state.memory, "centre": state.centre, "masks": state.masks}
-        return [state.facts, state.prompts, state.unit], tensors
+        return [state.facts, state.prompts, state.unit, state.calibration and asdict(state.calibration)], tensors
 
     def forget(self, edit: Edit) -> None:
         """Drop the masks of an edit's facts, whatever came later: their prompts are recognised no more. What they wrote
@@ -260,6 +273,36 @@ class Memoir(RoutedEditor[MemoirState, MemoirSettings]):
             InputError: if the edit is not in.
         """
         self._forget(edit, lambda state, facts: state.without(lambda number: state.facts[number] in facts))
+
+    @property
+    def _least(self) -> float:
+        return least_threshold(self.columns, self.model.weight(self.layer).shape[1])
+
+    def calibrated(self, found: Calibration) -> MemoirState:
+        return replace(self.empty, calibration=found)
+
+    def trials(self, memories: Sequence[ReadMemory]) -> Iterator[tuple[float, list[Found]]]:
+        centre = self.read_alone(unrelated_prompts(self.model)).mean(0)
+        best = []
+        for memory in memories:
+            own, asked = (
+                mask_of(queries.to(centre.dtype), centre, self.columns, self.settings.seed)
+                for queries in (memory.own, memory.asked)
+            )
+            best.append(overlaps(asked, own).max(1))
+        # The largest is above every overlap but a whole one, of which rounding could change a coordinate.
+        values = thresholds_between(torch.cat([torch.ones(1), *(shares for shares, _ in best)]))
+        for value in [value for value in values.flip(0).tolist() if value >= self._least] or [1.0]:
+            yield (
+                value,
+                [
+                    [
+                        (fact,) if share >= value else ()
+                        for share, fact in zip(shares.tolist(), facts.tolist(), strict=True)
+                    ]
+                    for shares, facts in best
+                ],
+            )
 
     def _begun(self) -> MemoirState:
         model, layer = self.model, self.layer

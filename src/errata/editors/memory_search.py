@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Final, Literal, TypeAlias
 
 import torch
@@ -16,10 +15,10 @@ from jaxtyping import Bool, Float
 from pydantic import Field, StrictFloat, StrictInt
 from torch import Tensor
 
+from errata.editors.calibration import Calibration, best_threshold, trial_memories
 from errata.editors.embedders import Embedder, FactEmbedder, Hidden, Lexical, Sentence
 from errata.editors.scope import LearntScope
 from errata.editors.table import EditorSettings
-from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.facts.joining import joined, word_places
 from errata.utils.settings import NotNegative, Settings
@@ -130,93 +129,25 @@ class SearchSettings(EditorSettings):
 # Calibration
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """A threshold, and how well it separates at this size of the memory.
-
-    Attributes:
-        threshold: maximises (hit_rate + refusal_rate)/2; the largest such one.
-        hit_rate: paraphrases that get their fact.
-        refusal_rate: other questions that get no fact.
-        facts: in the memory, for each query; the rates are of this size only.
-        positives, negatives: the number of queries of both kinds.
-    """
-
-    threshold: float
-    hit_rate: float
-    refusal_rate: float
-    facts: int
-    positives: int
-    negatives: int
-
-
-def best_threshold(positives: Sequence[float], negatives: Sequence[float]) -> tuple[float, float, float]:
-    """The threshold with the largest mean of both rates, with the rates: positives ≥ it, and negatives < it.
-
-    It is half-way between two values, so that rounding decides nothing; of several the largest.
-
-    Args:
-        positives, negatives: cosines, or −∞ for a query that no threshold lets through; neither is empty.
-    """
-    right, wrong = (torch.tensor(values, dtype=torch.float64).sort().values for values in (positives, negatives))
-    values = torch.unique(torch.cat([right, wrong]))
-    values = values[values.isfinite()]
-    middle = (values[1:] + values[:-1]) / 2
-    ends = torch.tensor([-1.0, 1.0], dtype=torch.float64)
-    candidates = torch.unique(torch.cat([ends, middle]))
-    hits = len(right) - torch.searchsorted(right, candidates)
-    refusals = torch.searchsorted(wrong, candidates)
-    scores = hits * len(wrong) + refusals * len(right)  # in integers, where ties are exact
-    best = int((scores == scores.max()).nonzero()[-1])
-    return float(candidates[best]), int(hits[best]) / len(right), int(refusals[best]) / len(wrong)
-
-
 def calibrate(
     held_out: Sequence[Fact],
     facts: Sequence[Fact],
     embedder: Embedder,
     settings: SearchSettings,
 ) -> Calibration:
-    """The threshold for a memory as large as ``facts``.
-
-    The held-out facts are divided into memories of that size, filled up with ``facts`` where there are too few. In
-    each, the paraphrases of its held-out facts should get their fact, and the facts' ``own``, ``neighbours`` and
-    ``unrelated`` questions none. All other gates are in force.
-
-    Args:
-        held_out: without a subject that ``facts`` have too; others are left out.
-
-    Raises:
-        InputError: if no fact with paraphrases and such questions is left.
-    """
-    subjects = {_nfc(fact.subject).casefold() for fact in facts}
-    left = [fact for fact in held_out if _nfc(fact.subject).casefold() not in subjects]
-    size = len(facts)
-    others = [gate for gate in settings.gates if gate not in settings.open_gates]
+    """The threshold for a memory as large as ``facts``, with all other gates in force; see ``trial_memories``."""
+    others = tuple(gate for gate in settings.gates if gate not in settings.open_gates)
     positives: list[float] = []
     negatives: list[float] = []
-    for start in range(0, len(left), max(size, 1)):
-        group = left[start : start + size]
-        spare = [*left[:start], *facts][: size - len(group)]
-        memory = Memory((*group, *spare), embedder, settings, tuple(others))
-        questions = [(place, text) for place, fact in enumerate(group) for text in fact.paraphrases]
-        for (place, _), found in zip(questions, memory.search([text for _, text in questions]), strict=True):
+    for trial in trial_memories(held_out, facts):
+        memory = Memory(trial.facts, embedder, settings, others)
+        for (place, _), found in zip(
+            trial.paraphrases, memory.search([text for _, text in trial.paraphrases]), strict=True
+        ):
             positives.append(dict(found).get(place, -torch.inf))
-        texts = [entry.prompt for fact in group for entry in (*fact.own, *fact.neighbours, *fact.unrelated)]
-        # A question about another fact's subject may rightly get that fact.
-        names = [_nfc(fact.subject) for fact in spare]
-        texts = [text for text in texts if not any(name in _nfc(text) for name in names)]
-        negatives += [max((cosine for _, cosine in found), default=-torch.inf) for found in memory.search(texts)]
-    if not positives or not negatives:
-        raise InputError(
-            f"no threshold can be calibrated: {len(left)} of {len(held_out)} facts have other subjects than the edited "
-            f"ones, with {len(positives)} paraphrases and {len(negatives)} questions that should get no fact",
-            remedy="Give facts with paraphrases and own, neighbours or unrelated questions as 'calibration', or a "
-            "threshold",
-            code="CALIBRATION_IMPOSSIBLE",
-        )
+        negatives += [max((cosine for _, cosine in found), default=-torch.inf) for found in memory.search(trial.others)]
     threshold, hits, refusals = best_threshold(positives, negatives)
-    return Calibration(threshold, hits, refusals, size, len(positives), len(negatives))
+    return Calibration(threshold, hits, refusals, len(facts), len(positives), len(negatives))
 
 
 # Memory

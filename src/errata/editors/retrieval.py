@@ -17,9 +17,10 @@ from typing import ClassVar, Final, Literal, Protocol, TypeAlias, runtime_checka
 from pydantic import Field, StrictBool, StrictInt
 from transformers import PreTrainedTokenizerBase
 
+from errata.editors.calibration import facts_of
 from errata.editors.contract import Answerer
 from errata.editors.embedders import Embedder
-from errata.editors.fact_memory import FactMemory, FactSearch, facts_of, statement_key
+from errata.editors.fact_memory import FactMemory, FactSearch, statement_key
 from errata.editors.memory_search import Memory, SearchSettings, sentence, statement
 from errata.editors.prompted import Insertion, Prompted, PromptedText
 from errata.errors import InputError
