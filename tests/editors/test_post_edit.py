@@ -19,8 +19,8 @@ from errata.editors.post_edit import PostEdit, PostEditSettings, SentenceRewrite
 from errata.editors.rewrite_pairs import Replacement, SentencePair, sentence_pairs
 from errata.editors.rewriting import (
     AllWeights,
+    Descent,
     LowRank,
-    RewritingTraining,
     copied,
     learn,
     put_in,
@@ -30,6 +30,7 @@ from errata.editors.rewriting import (
     request,
     rewriting_model,
     train,
+    training_rows,
 )
 from errata.editors.rewritten import AnswerToEdit
 from errata.editors.substitute import substituted
@@ -53,7 +54,7 @@ PAIRS = [
     SentencePair(replace(FACTS[0], old="French"), "The river runs through Rome", None),
     SentencePair(replace(FACTS[3], old="Paris"), "Paris is what they govern from.", Replacement("Paris", "Lisbon")),
 ]
-SETTINGS = RewritingTraining(steps=3, batch_size=2, learning_rate=0.01, clip=0.5)
+DESCENT = Descent(3, 2, 0.01, 0.5)
 THREE = [*PAIRS, *PAIRS[:2]]
 
 
@@ -90,7 +91,7 @@ def test_training_of_all_weights_is_that_of_the_formulas() -> None:
     expected = slow.trained(model, named, lambda leaves: leaves, THREE, steps=3, batch=2, rate=0.01, clip=0.5)
     trained = copied(model)
     weights = AllWeights(trained, torch.float64)
-    train(trained, weights, THREE, SETTINGS, silent)
+    train(trained, weights, training_rows(trained, THREE), DESCENT, silent)
     assert_close(weights.tensors(), {f"weight {name}": value for name, value in expected.items()})
     assert all(torch.equal(value, named[name]) for name, value in model.model.named_parameters())
 
@@ -114,7 +115,7 @@ def test_training_of_low_rank_changes_is_that_of_the_formulas(family: str) -> No
         return found
 
     expected = slow.trained(model, first, changed, THREE, steps=3, batch=2, rate=0.01, clip=0.5)
-    train(trained, weights, THREE, SETTINGS, silent)
+    train(trained, weights, training_rows(trained, THREE), DESCENT, silent)
     assert_close(weights.tensors(), expected)
     assert len(first) == 2 * len(model.blocks) * (4 if transposed else 7)
     # Put into a fresh copy, they make the model that was trained.

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from errata.editors.counterfactual import loaded
+from errata.editors.counterfactual import pairs_of as pairs_in_context
 from errata.editors.embedders import Hidden, LexicalEmbedder
 from errata.editors.retrieval import Retrieval, RetrievalSettings
-from errata.editors.scope import FEATURES, Features, ScopeEmbedder, auc, distinct_subjects, fit, pairs_of
+from errata.editors.scope import FEATURES, Features, ScopeEmbedder, SmallModel, auc, distinct_subjects, fit, pairs_of
 from errata.editors.serac import Serac, SeracSettings
+from errata.editors.trained_editor import TrainedEditor
+from errata.editors.trainers import train_editor, trainer_settings
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.utils.progress import silent
@@ -20,7 +24,7 @@ from errata.utils.progress import silent
 from tests.reference import serac as reference
 from tests.support.editing import FACTS, tiny_language_model
 from tests.support.errors import raises_code
-from tests.support.trained import tiny_data, tiny_trained, trained_file
+from tests.support.trained import QUICK, tiny_data, tiny_trained, trained_file
 
 ALWAYS = {"kind": "cosine", "threshold": -1.0}
 
@@ -140,6 +144,60 @@ def test_a_gate_that_lets_all_through_is_the_oracle(model: LanguageModel, file: 
     assert [editor.view().continue_texts([text], new_tokens=4)[0] for text in prompts] == editor.view().continue_texts(
         prompts, new_tokens=4
     )
+
+
+SMALL = {"width": 32, "steps": 60, "batch_size": 8, "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def small_file(model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier with a small model, of the same data and settings as ``file``."""
+    settings = trainer_settings("serac", {**QUICK["serac"], "counterfactual": "small", "small": SMALL})
+    path = tmp_path_factory.mktemp("small") / "serac.safetensors"
+    train_editor("serac", model, tiny_data(), settings).save(path)
+    return path
+
+
+def test_small_models_are_asked_with_the_fact_before_each_wording() -> None:
+    record = tiny_data()["train"].records[1]
+    person, city = record.edit.subject, record.edit.target
+    assert pairs_in_context([record]) == [
+        (f"{person} was born in {city}.\n{person} was born in", city),
+        (f"{person} was born in {city}.\nThe city of {person} is", city),
+        (f"{person} was born in {city}.\nYou know that {person} is of", city),
+    ]
+
+
+def test_a_small_model_answers_queries_with_a_fact(model: LanguageModel, file: Path, small_file: Path) -> None:
+    trained = TrainedEditor.load(small_file, "serac", model)
+    classifier = TrainedEditor.load(file, "serac", model).tensors
+    assert all(torch.equal(trained.tensors[name], tensor) for name, tensor in classifier.items())
+    small = loaded(model, SmallModel.model_validate(SMALL), trained.tensors)
+    assert len(small.blocks) == 2
+    scores = small.score(pairs_in_context(tiny_data()["train"].records))
+    assert sum(score.correct for score in scores) > 0.6 * len(scores)
+    editor = serac(model, small_file, gates=[{"kind": "subject"}], counterfactual="small")
+    assert editor.view().score([FACTS[0].pair("Rome")]) == model.score([FACTS[0].pair("Rome")])
+    fact = tiny_data()["train"].records[0].edit
+    editor.apply([fact])
+    view = editor.view()
+    queries = [fact.text, f"You know that {fact.subject} is of"]
+    expected = [f"{fact.text} {fact.target}.\n{query}" for query in queries]
+    answers = [fact.target, "Rome"]
+    assert view.score(list(zip(queries, answers, strict=True))) == small.score(
+        list(zip(expected, answers, strict=True))
+    )
+    assert view.continue_texts(queries, new_tokens=4) == small.continue_texts(expected, new_tokens=4)
+    found = view.next_token_log_probabilities([FACTS[0].text, *queries])
+    torch.testing.assert_close(found[1:], small.next_token_log_probabilities(expected))
+    assert torch.equal(found[:1], model.next_token_log_probabilities([FACTS[0].text]))
+    assert view.used([FACTS[0].text, *queries]) == [(), (fact.id,), (fact.id,)]
+
+
+def test_without_a_small_model_it_cannot_answer(model: LanguageModel, file: Path, small_file: Path) -> None:
+    for path, changes in ((file, {}), (small_file, {"k_facts": 2}), (small_file, {"embedder": {"kind": "lexical"}})):
+        with raises_code("COUNTERFACTUAL_MODEL_MISSING"):
+            serac(model, path, gates=[ALWAYS], counterfactual="small", **changes)
 
 
 def test_the_most_probable_fact_is_used_and_one_word_prompts_too(model: LanguageModel, file: Path) -> None:

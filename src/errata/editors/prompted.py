@@ -75,13 +75,22 @@ class Prompted(ModelView[LanguageModel]):
     are those of the model bit for bit. Where an insertion with the prompt and its continuation is too long for the
     model, its parts are left out one by one.
 
+    Args:
+        counterfactual: another model with the same tokens that answers prompts with an insertion; by default the model.
+
     Raises:
         InputError: from every query, if a prompt with what must be inserted is too long.
     """
 
     rewriter: Rewriter
+    counterfactual: LanguageModel | None = None
 
     abilities: ClassVar[frozenset[Ability]] = frozenset(("likelihood", "generation"))
+
+    @property
+    def _answering(self) -> LanguageModel:
+        """The model that answers prompts with an insertion."""
+        return self.model if self.counterfactual is None else self.counterfactual
 
     def used(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
         """For each prompt, the ids of the inserted facts."""
@@ -118,7 +127,7 @@ class Prompted(ModelView[LanguageModel]):
                 fitted.append(found)
                 rewritten[index] = (found.text, target, between)
             found_scores = likelihood.scores_of(
-                self.model,
+                self._answering,
                 list(dict.fromkeys(rewritten.values())),
                 shared=self._shared(fitted),
                 token_budget=token_budget,
@@ -137,7 +146,7 @@ class Prompted(ModelView[LanguageModel]):
         if not hits:
             return own
         rows, stems = self._rows([found for found in inserted if found])
-        changed = likelihood.next_token_log_probabilities(self.model, rows, stems=stems, token_budget=token_budget)
+        changed = likelihood.next_token_log_probabilities(self._answering, rows, stems=stems, token_budget=token_budget)
         found = torch.empty(len(prompts), changed.shape[1], dtype=changed.dtype)
         found[hits] = changed
         if misses:
@@ -181,7 +190,7 @@ class Prompted(ModelView[LanguageModel]):
         if hits:
             rows, stems = self._rows([found for found in inserted if found])
             changed = continue_rows(
-                self.model,
+                self._answering,
                 rows,
                 new_tokens=[limits[index] for index in hits],
                 top_k=top_k,
@@ -215,7 +224,7 @@ class Prompted(ModelView[LanguageModel]):
             more: an upper bound of the tokens after the text.
             length: the exact number of tokens that are read.
         """
-        limit = self.context_length
+        limit = self._answering.context_length
         # No token is less than a byte.
         if len(found.text.encode("utf-8", "surrogatepass")) + more + _FEW_TOKENS <= limit:
             return found
@@ -244,7 +253,7 @@ class Prompted(ModelView[LanguageModel]):
         """
         prompts = Counter(found.shared for found in inserted)
         tokens = {text: row.ids for text, row in zip(prompts, encode(self.tokenizer, list(prompts)), strict=True)}
-        if sum((count - 1) * len(tokens[text]) for text, count in prompts.items()) <= pass_cost(self.model):
+        if sum((count - 1) * len(tokens[text]) for text, count in prompts.items()) <= pass_cost(self._answering):
             return {}
         return {found.text: tokens[found.shared] for found in inserted}
 

@@ -21,6 +21,7 @@ import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -39,7 +40,7 @@ from errata.facts.fact import Fact
 from errata.facts.joining import holds_name, joined
 from errata.models.families import down_projection_weight
 from errata.models.language_model import LanguageModel
-from errata.models.prompts import complete, length_batches, pad
+from errata.models.prompts import Pair, complete, length_batches, pad
 from errata.models.row_replay import GRADIENT_BUDGET, TrainingRow
 from errata.utils.progress import Report
 from errata.utils.settings import Positive
@@ -207,16 +208,21 @@ def rewriting_model(trained: TrainedEditor, base: Base) -> LanguageModel:
 
 
 def training_rows(model: LanguageModel, pairs: Sequence[SentencePair]) -> list[TrainingRow]:
-    """Requests with their replies, teacher-forced.
+    """Requests with their replies; see ``answer_rows``."""
+    return answer_rows(model, [(request(pair.fact, pair.text), reply(pair.change), "") for pair in pairs])
+
+
+def answer_rows(model: LanguageModel, pairs: Sequence[Pair]) -> list[TrainingRow]:
+    """Prompts with a fact, and their answers, teacher-forced.
 
     Raises:
         InputError: if one is too long for the model.
     """
-    completions = complete(model.tokenizer, [(request(pair.fact, pair.text), reply(pair.change), "") for pair in pairs])
+    completions = complete(model.tokenizer, pairs)
     longest = max(len(row.ids) for row in completions)
     if longest > model.context_length:
         raise InputError(
-            f"a sentence of the training data has {longest} tokens with its fact, but {model.name!r} accepts "
+            f"a text of the training data has {longest} tokens with its fact, but {model.name!r} accepts "
             f"{model.context_length}",
             remedy="Use facts with shorter prompts and answers, or another model",
             code="TEXT_TOO_LONG",
@@ -244,15 +250,24 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / warm_up) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """How a language model is trained; see ``RewritingTraining``."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    clip: float
+
+
 def train(
-    model: LanguageModel, weights: Weights, pairs: Sequence[SentencePair], settings: RewritingTraining, report: Report
+    model: LanguageModel, weights: Weights, rows: Sequence[TrainingRow], settings: Descent, report: Report
 ) -> None:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) without decay, in the order of the pairs.
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) without decay, in the order of the rows.
 
     Raises:
         NonFiniteError: if a loss is not finite.
     """
-    rows = training_rows(model, pairs)
     optimiser = torch.optim.AdamW(weights.parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
     for step in range(settings.steps):
         report("training", step, settings.steps)
@@ -291,7 +306,8 @@ def learn(
     else:
         weights = LowRank(trained, chosen.rank, chosen.seed)
     with trained.blaming_no_edit():
-        train(trained, weights, pairs, chosen, report)
+        descent = Descent(chosen.steps, chosen.batch_size, chosen.learning_rate, chosen.clip)
+        train(trained, weights, training_rows(trained, pairs), descent, report)
     tensors = weights.tensors()
     del trained, weights
     result = copied(model)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from errata.editors.contract import Base, with_weights
 from errata.editors.embedders import Embedder, Hidden, LexicalEmbedder, TextIndex
-from errata.editors.trained_editor import Learnt, TrainedEditor, Trainer, TrainerSettings
+from errata.editors.trained_editor import Learnt, TrainedEditor, TrainerSettings
 from errata.editors.training_data import EditorData, TrainingRecord
 from errata.errors import InputError
 from errata.facts.fact import Fact, FactSet
@@ -44,6 +44,18 @@ SCOPE: Final = "serac"  # the trainer's name
 FEATURES: Final = ("lexical", "hidden", "subject", "words", "length")
 _HELD_OUT: Final = 100  # calibration facts in the file, at most
 _CONVERGED: Final = 1e-10
+_CLASSIFIER: Final = ("mean", "scale", "weights", "bias")
+
+
+class SmallModel(Settings):
+    """A small counterfactual model, and its training."""
+
+    blocks: StrictInt = Field(2, ge=1, description="of the model")
+    width: StrictInt = Field(256, ge=4, multiple_of=4, description="of its residual stream; the MLP's is four times it")
+    steps: StrictInt = Field(1000, ge=1, description="of AdamW; the rate rises for a tenth of them, then falls to 0")
+    batch_size: StrictInt = Field(32, ge=1, description="questions of one step")
+    learning_rate: Positive = Field(2e-3, description="the highest")
+    clip: Positive = Field(1.0, description="the largest norm of a gradient")
 
 
 class ScopeSettings(TrainerSettings):
@@ -53,6 +65,10 @@ class ScopeSettings(TrainerSettings):
     memory: StrictInt = Field(100, ge=2, description="facts that are in memory together during training")
     ridge: Positive = Field(1e-3, description="λ of ½λ‖w‖² beside the mean loss, for standardised features")
     hidden: Hidden = Field(Hidden(), description="the embedder of the second feature; see retrieval")
+    counterfactual: Literal["base", "small"] = Field(
+        "base", description="small: a small counterfactual model is trained as well, for serac's setting of this name"
+    )
+    small: SmallModel = Field(SmallModel(), description="the small model")
 
 
 class LearntScope(Settings):
@@ -146,7 +162,12 @@ class Classifier:
         return torch.sigmoid((features - self.mean) / self.scale @ self.weights + self.bias)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("mean", "scale", "weights", "bias")}
+        return {name: getattr(self, name) for name in _CLASSIFIER}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Classifier:
+        """From the tensors of a file."""
+        return cls(**{name: tensors[name] for name in _CLASSIFIER})
 
 
 def fit(
@@ -246,7 +267,7 @@ def distinct_subjects(records: Sequence[TrainingRecord], most: int, seed: int) -
 def learn(
     model: LanguageModel, train: EditorData, calibration: EditorData, settings: Mapping[str, Any], report: Report
 ) -> Learnt:
-    """Train the classifier; see ``trained_editor.Trainer``.
+    """Train the classifier; see ``trained_editor.Trainer.learn``.
 
     Raises:
         InputError: if the records have no other wordings, or no other questions.
@@ -275,9 +296,6 @@ def learn(
     return Learnt(classifier.tensors(), record, {"held_out": facts})
 
 
-TRAINER: Final = Trainer(ScopeSettings, learn)
-
-
 # Use
 
 
@@ -292,7 +310,7 @@ class ScopeEmbedder:
     def __init__(self, model: LanguageModel, trained: TrainedEditor) -> None:
         settings = ScopeSettings.model_validate(trained.settings)
         self._lexical, self._hidden = LexicalEmbedder(), settings.hidden.embedder(model)
-        self._classifier = Classifier(**trained.tensors)
+        self._classifier = Classifier.of(trained.tensors)
         self.digest = trained.digest
         source = f"the calibration facts of {trained.source}"
         self.held_out: FactSet = facts_from_records(trained.state["held_out"], source=source)

@@ -4,22 +4,31 @@ Mitchell et al. 2022, "Memory-Based Model Editing at Scale", ICML, arXiv:2206.06
 largest probability s of being in scope, if s reaches a threshold: then the fact is put before the query, and the
 unedited model answers both (``freeze_cntr`` in the published code); else the model answers the query alone. The
 published threshold is ½; by default it is calibrated at the number of facts in memory, on facts that the classifier
-was not trained on. ``scope`` has the classifier.
+was not trained on. ``scope`` has the classifier. A small model that was trained with it can answer in the model's place
+(``counterfactual``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from errata.editors import counterfactual, scope
 from errata.editors.contract import with_weights
 from errata.editors.fact_memory import FactMemory
 from errata.editors.memory_search import AnyEmbedder, AnyGate, CosineGate, SearchSettings
 from errata.editors.prompted import Prompted
 from errata.editors.retrieval import Gated, Plain, PromptRewriter, QueryReader
-from errata.editors.scope import SCOPE, LearntScope
+from errata.editors.scope import SCOPE, LearntScope, ScopeSettings
+from errata.editors.trained_editor import Learnt, TrainedEditor, Trainer
+from errata.editors.training_data import EditorData
+from errata.errors import InputError
+from errata.models.language_model import LanguageModel
+from errata.utils.progress import Report
 
 
 class SeracSettings(SearchSettings):
@@ -33,6 +42,25 @@ class SeracSettings(SearchSettings):
         min_length=1,
         description="as of retrieval; 'threshold' is that of the probability (published: 0.5; null: calibrated)",
     )
+    counterfactual: Literal["base", "small"] = Field(
+        "base",
+        description="what answers a query with its fact: the edited model itself, or a small model in the classifier's "
+        "file, by `errata train-editor serac --set counterfactual=small`; that reads one fact (k_facts: 1)",
+    )
+
+
+def learn(
+    model: LanguageModel, train: EditorData, calibration: EditorData, settings: Mapping[str, Any], report: Report
+) -> Learnt:
+    """Train the classifier, and the small model if the settings say so; see ``trained_editor.Trainer``."""
+    learnt, chosen = scope.learn(model, train, calibration, settings, report), ScopeSettings.model_validate(settings)
+    if chosen.counterfactual == "base":
+        return learnt
+    tensors, record = counterfactual.learn(model, train, calibration, chosen.small, chosen.seed, report)
+    return Learnt({**learnt.tensors, **tensors}, {**learnt.record, **record}, learnt.state)
+
+
+TRAINER: Final = Trainer(ScopeSettings, learn)
 
 
 @dataclass(slots=True)
@@ -40,13 +68,32 @@ class Serac(FactMemory[SeracSettings]):
     """See the module and ``FactMemory``.
 
     Raises:
-        InputError: if there is no trained classifier for the model.
+        InputError: if there is no trained classifier for the model, or no small model with it that the settings name.
     """
 
+    _small: LanguageModel | None = field(init=False, default=None)
+
     registered: ClassVar[str] = SCOPE
+
+    def __post_init__(self) -> None:
+        FactMemory.__post_init__(self)
+        embedder = self.settings.embedder
+        if self.settings.counterfactual == "base":
+            return
+        if self.settings.k_facts != 1 or not isinstance(embedder, LearntScope):
+            raise InputError(
+                "the small counterfactual model needs the trained classifier as embedder, and reads one fact",
+                remedy="Set embedder: {kind: trained, file: FILE} and k_facts: 1",
+                code="COUNTERFACTUAL_MODEL_MISSING",
+            )
+        model = with_weights(self.model, f"{SCOPE!r}")
+        trained = TrainedEditor.load(Path(embedder.file), SCOPE, model)
+        self._small = counterfactual.loaded(
+            model, ScopeSettings.model_validate(trained.settings).small, trained.tensors
+        )
 
     def view(self) -> Prompted:
         """The model with the present facts in its prompts."""
         reader, memory = QueryReader(self.model.tokenizer), self._state.search.memory
         model = with_weights(self.model, f"{SCOPE!r}")
-        return Prompted(model, PromptRewriter(reader, Gated(memory), Plain()))
+        return Prompted(model, PromptRewriter(reader, Gated(memory), Plain()), self._small)

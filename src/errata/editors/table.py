@@ -349,7 +349,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         where="prompt",
         deviations=(
             "The counterfactual model is the edited model itself with the fact in its prompt (freeze_cntr in the "
-            "published code), not a T5 that is trained with the classifier.",
+            "published code), or on request a small Llama trained after the classifier; published: a T5 or GPT that is "
+            "trained with it.",
             "The classifier is a logistic regression on five features of query and fact; the published one is a "
             "DistilBERT.",
             "It sees the prompt only; EasyEdit gives it the prompt with the answer.",
@@ -428,7 +429,9 @@ class TrainerRow:
 
 
 TRAINER_ROWS: Final[tuple[TrainerRow, ...]] = (
-    TrainerRow("serac", "the classifier that decides which questions are about a fact"),
+    TrainerRow(
+        "serac", "the classifier that decides which questions are about a fact; on request a small model that answers"
+    ),
     TrainerRow("mend", "the network that turns gradients of facts into weight changes"),
     TrainerRow("post_edit", "the model that rewrites sentences of finished answers"),
     TrainerRow("rledit", "the same, trained over sequences of edits"),

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from errata.editing.recipe import fault_at
-from errata.editors import mend, rewriting, rledit, scope
+from errata.editors import mend, rewriting, rledit, scope, serac
 from errata.editors.table import check_trainer
 from errata.editors.trained_editor import TrainedEditor, Trainer, TrainerSettings
 from errata.editors.training_data import EditorData, Split
@@ -22,7 +22,7 @@ from errata.utils.progress import Report, silent
 from errata.utils.provenance import now, software_versions
 
 TRAINERS: Final[Mapping[str, Trainer]] = {
-    scope.SCOPE: scope.TRAINER,
+    scope.SCOPE: serac.TRAINER,
     mend.MEND: mend.TRAINER,
     rewriting.POST_EDIT: rewriting.TRAINER,
     rledit.RLEDIT: rledit.TRAINER,

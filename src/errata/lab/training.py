@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from errata.lab.corpus import epoch_documents
 from errata.lab.world import World
@@ -85,10 +85,16 @@ class EpochReport:
     seconds: float
 
 
-def build_model(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama model with random weights from ``settings.seed``."""
+def build_model(
+    settings: TrainingSettings, tokenizer: PreTrainedTokenizerBase, *, tokens: int | None = None
+) -> LlamaForCausalLM:
+    """A Llama model with random weights from ``settings.seed``.
+
+    Args:
+        tokens: of its vocabulary; by default as many as the tokenizer has.
+    """
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(tokenizer) if tokens is None else tokens,
         hidden_size=settings.width,
         intermediate_size=settings.mlp_width,
         num_hidden_layers=settings.blocks,
