@@ -17,7 +17,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "errata"
@@ -284,6 +284,12 @@ _CHANGED = {
 }  # fmt: skip
 
 
+def _choices(annotation: object) -> str:
+    """The values of a setting that takes one of a few words."""
+    found = [get_args(each) for each in (annotation, *get_args(annotation)) if get_origin(each) is Literal]
+    return f" ({', '.join(f'`{value}`' for values in found for value in values)})" if found else ""
+
+
 def editors_section() -> str:
     from pydantic_core import to_jsonable_python
 
@@ -306,7 +312,11 @@ def editors_section() -> str:
             "",
             f"## {row.name}",
             "",
-            _wrapped(f"{row.title[0].upper()}{row.title[1:]}. *Paper.* {row.paper}."),
+            _wrapped(f"{row.title[0].upper()}{row.title[1:]}."),
+            "",
+            _wrapped(row.use),
+            "",
+            _wrapped(f"*Paper.* {row.paper}."),
             "",
         ]
         parts += ["| setting | default | meaning |", "|---|---|---|"]
@@ -315,7 +325,7 @@ def editors_section() -> str:
             if isinstance(default, tuple):
                 default = json.dumps(to_jsonable_python(default))
             shown = "section" if hasattr(default, "model_dump") else f"`{default}`" if default != "" else "none"
-            parts.append(f"| `{name}` | {shown} | {_cell(field.description or '')} |")
+            parts.append(f"| `{name}` | {shown} | {_cell((field.description or '') + _choices(field.annotation))} |")
         if row.deviations:
             parts += ["", "Differences from the paper and its code:", ""]
             parts += [f"- {deviation}" for deviation in row.deviations]

@@ -52,6 +52,7 @@ class EditorRow:
         title: its description in one line.
         paper: where it was published.
         where: what it changes.
+        use: when to take it, from what was measured here.
         deviations: where this differs from the paper or its published code, and why.
         undo: which edits can be removed: ``any``, or only the ``last``.
     """
@@ -60,6 +61,7 @@ class EditorRow:
     title: str
     paper: str
     where: Where
+    use: str = ""
     deviations: tuple[str, ...] = ()
     undo: Literal["any", "last"] = "any"
 
@@ -85,6 +87,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "fine-tuning of W in one layer, all target tokens asked after the prompt",
         _ROME,
         "weights",
+        use="Take it as a baseline. A fact is recalled in its own wording, rarely in others, and later facts weaken "
+        "earlier ones.",
         deviations=_FT,
     ),
     EditorRow(
@@ -92,6 +96,7 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "ft with a limit on how far each entry of W moves",
         f"Zhu et al. 2020, Modifying Memories in Transformer Models, arXiv:2012.00363; as in {_ROME}",
         "weights",
+        use="Take it as a baseline. The limit preserves other answers, but fewer facts are learnt.",
         deviations=(
             *_FT,
             "The limit can count from the weights before all edits, since limits per call add up over calls.",
@@ -102,6 +107,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "fine-tuning of W in one layer, targets teacher-forced",
         "Zhang et al. 2024, A Comprehensive Study of Knowledge Editing for Large Language Models, arXiv:2401.01286",
         "weights",
+        use="The simplest fine-tuning that learns answers of several tokens. Most facts are recalled in their own "
+        "wording, few in others, and some other answers change.",
         deviations=_FT,
     ),
     EditorRow(
@@ -109,6 +116,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "ft_m breadth first: epochs over all facts, with EOS after each target",
         "Fine-tuning Done Right in Model Editing, ICLR 2026, arXiv:2509.22072",
         "weights",
+        use="Fine-tuning for many facts at once: each is repeated in turn, so none is last. Facts are recalled in "
+        "their own wording, few in others.",
         deviations=(*_FT, "Facts are shuffled by a seeded generator, and no padding token is added to the model."),
     ),
     EditorRow(
@@ -116,6 +125,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "low-rank changes of W, trained on the facts",
         "Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models, ICLR, arXiv:2106.09685",
         "weights",
+        use="Take it if an adapter is what you deploy anyway. Facts are learnt quickly, but it changes more answers "
+        "about other things than locate-then-edit does, so measure those.",
         deviations=(
             _UNITS,
             _TARGETS,
@@ -132,6 +143,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "a mixture of small LoRAs in several blocks: a query decides the experts, and whether to use any",
         "Li et al. 2024, ELDER: Enhancing Lifelong Model Editing with Mixture-of-LoRA, arXiv:2408.11869",
         "hooks",
+        use="For research. Prompts that are not recognised are answered bit for bit as before, but recognition "
+        "depends on the exact wording, and later batches weaken earlier facts.",
         undo="last",
         deviations=(
             "The down-projections of consecutive blocks are adapted, and the query is read in the block below; the "
@@ -154,6 +167,7 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "a residual memory beside one layer, of which each fact may only use the coordinates that its prompt activates",
         "Wang et al. 2025, MEMOIR: Lifelong Model Editing with Minimal Overwrite, arXiv:2506.07899",
         "hooks",
+        use="Corrects a fact in its own wording and leaves nearly everything else as it was.",
         undo="last",
         deviations=(
             "Rules and numbers are those of a port by others; the authors' code could not be read.",
@@ -169,6 +183,7 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "edits of single facts, each found alone on the unedited weights, combined by ridge regression",
         "SimIE, as in EasyEdit, github.com/zjunlp/EasyEdit",
         "weights",
+        use="Combines single edits without knowing their order, and needs no text for key statistics.",
         deviations=(
             "The recursion over facts is replaced by its closed form, which is the same for any order.",
             "The single edits are ROME's without key statistics and contexts (C = I), so no corpus is needed.",
@@ -180,6 +195,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "a trained network turns the gradient of a fact into a low-rank change of W",
         "Mitchell et al. 2022, Fast Model Editing at Scale, ICLR, arXiv:2110.11309",
         "weights",
+        use="Fast edits of a few facts at a time, once its network has been trained for your model. Not for long "
+        "sequences.",
         deviations=(
             "W′ = W − αG̃, as in the paper; the published code adds αG̃, and its training has to undo the sign.",
             "Only down-projections are edited, so that the edit is a patch; published are both MLP matrices.",
@@ -199,6 +216,7 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "a trained network turns gradients into a ridge regression, and has learnt from sequences of edits",
         "Li et al. 2025, Reinforced Lifelong Editing for Language Models, ICML, arXiv:2502.05759",
         "weights",
+        use="As mend, trained for sequences. On lab it is not worth its training: ultra, which needs none, is better.",
         deviations=(
             "A turn is judged by its own facts and by two earlier turns of its window, drawn at random and weighted so "
             "that the expected loss is that of all of them.",
@@ -218,6 +236,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "one ridge regression from normalised gradients, without a search",
         "Gu et al. 2025, UltraEdit, arXiv:2505.14679",
         "weights",
+        use="The fastest editor of weights. It needs no subject, so any prompt will do. It carries over less than "
+        "locate-then-edit does, and its learning rate must suit the model.",
         deviations=_ULTRA,
     ),
     EditorRow(
@@ -225,6 +245,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "ultra with gradients whitened by their full covariance",
         "StableEdit, ICML 2026, arXiv:2605.11836",
         "weights",
+        use="As ultra, published for long sequences in large models. In the small models measured here it is weaker "
+        "than ultra.",
         deviations=(*_ULTRA, "There is no warm-up; the published one also edits its facts into the model."),
     ),
     EditorRow(
@@ -232,6 +254,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "the columns of W that carry the old answer are turned towards the new one",
         "Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, ACL, arXiv:2104.08696",
         "weights",
+        use="For research into where a fact is stored. As an editor it is poor: few facts are learnt and other "
+        "answers suffer. Facts need the old answer and paraphrases.",
         deviations=(
             "The change of a column has the sign of its activation; the published code has none, which is right for "
             "BERT, but moves the output towards the old answer where a gated MLP fires negative.",
@@ -251,6 +275,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "a codebook of activations: a query close to a stored key gets its trained vector as a module's output",
         "Hartvigsen et al. 2023, Aging with GRACE, NeurIPS, arXiv:2211.11031",
         "hooks",
+        use="Corrects a fact in its own wording within seconds, and leaves everything else bit for bit as it was. "
+        "Other wordings keep the old answer.",
         deviations=(
             "The query is read at the prompt's last token in every case; the published code takes its position from "
             "the evaluation's labels.",
@@ -269,6 +295,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "a side memory beside one layer, for prompts whose outputs it changes as much as its facts' own",
         "Wang et al. 2024, WISE: Rethinking the Knowledge Memory for Lifelong Model Editing, NeurIPS, arXiv:2405.14768",
         "hooks",
+        use="Recognises the subject in other wordings and contexts too, but then seldom gives the new answer, and it"
+        " also acts on some questions about similar subjects.",
         undo="last",
         deviations=(
             "Distances are over the tokens of a prompt, row by row; the published code averages over the rows of a "
@@ -297,6 +325,7 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "LoRAs of a few ranks for every batch of facts; clusters of queries decide whose act",
         "Yu et al. 2024, MELO: Enhancing Model Editing with Neuron-Indexed Dynamic LoRA, AAAI, arXiv:2312.11795",
         "hooks",
+        use="As grace: corrects a fact in its own wording and leaves nearly everything else as it was.",
         deviations=(
             "The query is read at the prompt's last token and decides for all positions; the published code reads the "
             "last token of prompt and answer, and decides again at every generated token.",
@@ -315,6 +344,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "for every wrongly predicted token one more neuron in an MLP, which fires in that context only",
         "Huang et al. 2023, Transformer-Patcher: One Mistake Worth One Neuron, ICLR, arXiv:2301.09785",
         "hooks",
+        use="Corrects a fact in its own wording. It acts on single tokens and makes no decision about a prompt, so "
+        "now and then an answer about a similar subject changes.",
         deviations=(
             "Neurons are a branch beside the MLP with a ReLU of their own, the only form for gated MLPs; the published "
             "code enlarges the two matrices of BART and BERT.",
@@ -332,6 +363,9 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         title="the facts that a prompt is about are put before it",
         paper="Zheng et al. 2023, Can We Edit Factual Knowledge by In-Context Learning?, EMNLP, arXiv:2305.12740",
         where="prompt",
+        use="Try it first: no training, any number of facts, undone at once, and it works for a model behind an "
+        "endpoint. Whether an answer changes depends on the model: small ones often ignore a fact that "
+        "contradicts what they know.",
         deviations=(
             "By default the fact alone is inserted (mode plain); the paper's demonstrations are mode ike.",
             "A fact is inserted only into prompts that pass a gate (by default: they name the subject); the published "
@@ -347,6 +381,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         title="a trained classifier finds the fact that a prompt is about, which is put before it",
         paper="Mitchell et al. 2022, Memory-Based Model Editing at Scale, ICML, arXiv:2206.06520",
         where="prompt",
+        use="Retrieval with a trained decision about which prompts a fact concerns. Where prompts name the subject, "
+        "retrieval's own gate is as good. Needs a trained classifier.",
         deviations=(
             "The counterfactual model is the edited model itself with the fact in its prompt (freeze_cntr in the "
             "published code), or on request a small Llama trained after the classifier; published: a T5 or GPT that is "
@@ -364,6 +400,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         title="a trained model rewrites finished answers to questions about a fact, sentence by sentence",
         paper="Song et al. 2024, Knowledge Editing on Black-box Large Language Models (postEdit), arXiv:2402.08631",
         where="answer",
+        use="For a model whose weights you do not have. It also rewrites what follows from a fact. Facts need the "
+        "old answer, and it needs a trained rewriting model.",
         deviations=(
             "The rewriting model names the words of a sentence that change and what replaces them; the published one "
             "writes the whole answer again.",
@@ -386,6 +424,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         paper="none; the bar for Song et al. 2024, Knowledge Editing on Black-box Large Language Models (postEdit), "
         "arXiv:2402.08631",
         where="answer",
+        use="For a model whose weights you do not have, without any training: it replaces the old answer wherever "
+        "the text names it. Facts need the old answer.",
         deviations=(
             "Words are replaced where postEdit has a trained model; inflections and consequences stay.",
             "A gate decides whether a question is about a fact (by default: it names the subject); in postEdit the "
