@@ -18,12 +18,14 @@ from errata.benchmark.arguments import Coverage, named_in, probes_of
 from errata.benchmark.columns import COLUMNS, Argument
 from errata.benchmark.sequence import EvaluationSet
 from errata.benchmark.trials import Candidate, Edited, Trial, measure_baseline, run_trial, unedited_trial
+from errata.cli import compare
 from errata.cli.main import run
+from errata.cli.trial_options import TrialData
 from errata.editors.contract import Undo
 from errata.editors.retrieval import Retrieval, RetrievalSettings
 from errata.evaluation.ability import AbilityResults, AbilitySettings, Sample, TaskMetric, TaskResult
 from errata.evaluation.consequences import Consequence
-from errata.facts.fact import Fact, Question
+from errata.facts.fact import Fact, FactSet, Question
 from errata.report import editor_comparison
 from errata.report.editor_comparison import EditorComparison, absent_lines, argument_table, comparison_page, number_of
 from errata.results.metrics import Metric
@@ -270,6 +272,23 @@ def test_wrong_options_are_refused_before_loading(
 ) -> None:
     assert run(["compare", *arguments]) == 2
     assert code in capsys.readouterr().err
+
+
+def test_trials_made_by_other_code_are_not_used(
+    compared: EditorComparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = TrialData(EvaluationSet(list(FACTS[:5])), (), (), ())
+    pool = FactSet(FACTS[:5])
+    runner = compare.Runner(
+        tiny_language_model("llama"), data, pool, None, None, False, 0, compare.Store(tmp_path / "trials"), silent
+    )
+    candidate = Candidate("retrieval", "prompt", retrieval)
+    monkeypatch.setattr(compare.Runner, "_trial", lambda self, candidate: compared.trials[1])
+    assert not runner.is_stored(candidate)
+    runner.trial(candidate)
+    assert runner.is_stored(candidate)
+    monkeypatch.setattr(compare, "code_digest", lambda: "changed")
+    assert not runner.is_stored(candidate)
 
 
 @pytest.mark.slow

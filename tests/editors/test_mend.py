@@ -118,7 +118,7 @@ def test_losses_and_their_gradient_are_those_of_the_edited_model() -> None:
     network = random_network(model, (1, 3))
     network = replace(network, up=network.up.clone().requires_grad_())
     episode = Episode.of(model, outer, (1, 3), 9, random.Random(0))
-    edit, loc = episode.losses(network)
+    edit, loc = episode.judge.losses(network.changes(episode.pairs()))
     (gradient,) = torch.autograd.grad(edit + 2 * loc, network.up)
 
     pairs = pairs_of(model, tuple(record.edit for record in records), (1, 3))

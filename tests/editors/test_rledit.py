@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from errata.editors.mend import Episode
 from errata.editors.rledit import (
     EditSequence,
     Rledit,
     RleditNetwork,
     RleditSettings,
     RleditTraining,
-    Turn,
     learn,
     target_pairs,
     units,
@@ -76,9 +76,9 @@ def records() -> list[TrainingRecord]:
     return [replace(record, outer=record.outer[:1]) for record in tiny_data()["train"].records[:6]]
 
 
-def turns(model: LanguageModel, layers: tuple[int, ...]) -> list[Turn]:
+def turns(model: LanguageModel, layers: tuple[int, ...]) -> list[Episode]:
     found = records()
-    return [Turn.of(model, found[start : start + 2], layers, 9, random.Random(0)) for start in (0, 2, 4)]
+    return [Episode.of(model, found[start : start + 2], layers, 9, random.Random(0)) for start in (0, 2, 4)]
 
 
 @pytest.mark.parametrize("together", [1, 4])

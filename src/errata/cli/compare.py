@@ -16,7 +16,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from errata._version import __version__
 from errata.benchmark.arguments import probes_of
 from errata.benchmark.columns import COLUMNS, Argument
 from errata.benchmark.sequence import evaluation_set_record
@@ -71,7 +70,7 @@ from errata.runs.loading import load_model
 from errata.utils import files
 from errata.utils.files import is_file, write_text
 from errata.utils.progress import Report
-from errata.utils.provenance import software_versions
+from errata.utils.provenance import code_digest, software_versions
 from errata.utils.text import counted
 
 EXAMPLE = """Example: errata compare --model lab --data lab --editors retrieval,memit+blue,lora --sizes 1,10
@@ -123,7 +122,8 @@ def compare(
 
     One row per editor and number of facts: what took, consequences, consistency, popular facts, damage, trust,
     attribution, updates, disclosure and cost, with bootstrap intervals, and which editors are dominated by another.
-    With a directory as --out, finished trials are stored there, and the same command continues with the others.
+    With a directory as --out, finished trials are stored there, and the same command continues with the others. Trials
+    of another version of errata, or of changed code, are made again.
     """
     ends = time.monotonic() + 60 * minutes
     outline = outline_of(model, trust_remote_code=trust_remote_code)
@@ -306,7 +306,8 @@ class Runner:
         """Everything that a trial depends on."""
         asked = self.data.evaluation_set
         return {
-            "errata": __version__,
+            "code": code_digest(),
+            "software": software_versions(),
             "model": self.model.fingerprint(),
             "editor": editor,
             "settings": settings,

@@ -37,14 +37,14 @@ from errata.cli.terminal import console, echo, progress, warn, write_json
 from errata.editors.contract import KnowledgeEditor
 from errata.editors.registry import make_editor
 from errata.editors.table import EditorSettings, editor_row
-from errata.errors import Fault, FaultsError, InputError, collect_errors
+from errata.errors import InputError, collect_errors
 from errata.evaluation.absence import LACKING
 from errata.evaluation.chat import chat_questions
 from errata.evaluation.controls import Controls, with_automatic_controls
 from errata.evaluation.outcomes import absent_changes
 from errata.evaluation.recall import absent
 from errata.facts.conflicts import OnConflict
-from errata.facts.fact import Fact, FactSet
+from errata.facts.fact import Fact, FactSet, check_fields
 from errata.facts.files import read_facts
 from errata.facts.questions import read_questions
 from errata.models.language_model import LanguageModel
@@ -132,8 +132,7 @@ def edit_with_editor(options: EditOptions, not_supported: Sequence[str], where: 
         _show_plan(options, facts, settings)
         return
     editor = _editor(options, settings, where)
-    if missing := _missing_fields(editor, facts):
-        raise FaultsError(facts.source, missing)
+    check_fields(facts, editor.needs, editor.method)
     view = editor.view()
     loaded = view if isinstance(view, LanguageModel) else None
     fingerprint = editor.fingerprint()
@@ -176,17 +175,6 @@ def _editor(options: EditOptions, settings: EditorSettings, where: Placement) ->
             code="EDITS_DIFFER",
         )
     return editor
-
-
-def _missing_fields(editor: KnowledgeEditor, facts: FactSet) -> list[Fault]:
-    needed = sorted(editor.needs)
-    return [
-        Fault(place, f"missing field {field!r}, which {editor.method!r} needs", f"Add {field!r}",
-              code="FACT_MISSING_FIELD")
-        for fact, place in zip(facts, facts.places, strict=True)
-        for field in needed
-        if not getattr(fact, field)
-    ]  # fmt: skip
 
 
 def _show_plan(options: EditOptions, facts: FactSet, settings: EditorSettings) -> None:

@@ -166,7 +166,7 @@ class FactMemory(ABC, Generic[C]):
         facts = FactSet(tuple(facts), source="the facts to edit")
         if not facts:
             raise InputError("there are no facts to edit", remedy="Give at least one", code="FACTS_MISSING")
-        check_fields(facts, self.needs)
+        check_fields(facts, self.needs, self.method)
         before, fingerprint = self._state, self.fingerprint()
         try:
             for batch in facts.batches(self.settings.batch_size):

@@ -282,11 +282,12 @@ class LocateThenEdit:
 
     Consecutive ``apply`` calls continue one run: later batches keep the keys of earlier ones in place where the solver
     has a history. ``remove`` and ``restore`` end the run. The next ``apply`` begins another one on the weights as they
-    are then, with an empty history; the edits that stay in are not solved again.
+    are then, with an empty history; the edits that stay in are not solved again. Contexts and key statistics are those
+    of the weights without this editor's edits in every run.
 
     Args:
         model: is changed in place.
-        prepared: see ``Editor``; used while the weights are those that it was prepared for.
+        prepared: see ``Editor``; used while the weights without this editor's edits are those it was prepared for.
     """
 
     model: LanguageModel
@@ -295,6 +296,7 @@ class LocateThenEdit:
     report: Report = silent
     prepared: Prepared | None = None
     _editor: Editor | None = None
+    _patches: tuple[Patch, ...] = ()
 
     undo: ClassVar[Undo] = "any"
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -306,12 +308,11 @@ class LocateThenEdit:
     def apply(self, facts: Sequence[Fact], *, on_batch: OnBatch | None = None) -> Patch:
         editor = self._editor
         if editor is None:
-            prepared = self.prepared
-            if prepared is not None and prepared.fingerprint != self.model.fingerprint():
-                prepared = None
+            prepared = self._prepared()
             editor = Editor(self.model, self.recipe, cache=self.cache, report=self.report, prepared=prepared)
         patch = editor.apply(facts, on_batch=on_batch)
         self._editor, self.prepared = editor, self.prepared or editor.prepared
+        self._patches = (*self._own(), patch)
         return patch
 
     def remove(self, edit: Edit) -> None:
@@ -319,8 +320,32 @@ class LocateThenEdit:
         self._editor = None
 
     def restore(self, edit: Edit) -> None:
-        as_patch(edit).apply(self.model)
-        self._editor = None
+        patch = as_patch(edit)
+        patch.apply(self.model)
+        self._editor, self._patches = None, (*self._own(), patch)
+
+    def _own(self) -> tuple[Patch, ...]:
+        """The patches that are in the model."""
+        return tuple(patch for patch in self._patches if self.model.edits.holds(patch.terms))
+
+    def _prepared(self) -> Prepared | None:
+        """For a run on the present weights, from those without this editor's edits; None if there are no edits.
+
+        Raises:
+            InputError, EditError: see ``prepare``.
+        """
+        present = self.model.fingerprint()
+        if self.prepared is not None and self.prepared.fingerprint == present:
+            return self.prepared
+        own = [term for patch in self._own() for term in patch.terms]
+        if not own:
+            self.prepared = None
+            return None
+        with self.model.edits.without(own):
+            if self.prepared is None or self.prepared.fingerprint != self.model.fingerprint():
+                layers = list(dict.fromkeys(step.layer for step in self.recipe.steps))
+                self.prepared = prepare(self.model, self.recipe, layers, cache=self.cache, report=self.report)
+        return replace(self.prepared, fingerprint=present)
 
     def view(self) -> LanguageModel:
         return self.model

@@ -273,10 +273,12 @@ class Episode:
     """One edit to learn from, with everything that does not depend on the network.
 
     Attributes:
-        pairs: layer -> x and δ of the facts' tokens.
+        facts: their teacher-forced rows in the unedited model.
+        judge: the rows by which the edit is judged.
     """
 
-    pairs: Mapping[int, tuple[Tensor, Tensor]]
+    records: tuple[TrainingRecord, ...]
+    facts: RowReplay
     judge: Judge
 
     @classmethod
@@ -290,12 +292,11 @@ class Episode:
     ) -> Episode:
         """An edit of the records; see ``Judge.of``."""
         facts = RowReplay(model, teacher_forced(model.tokenizer, [record.edit for record in records]), layers)
-        judge = Judge.of(model, records, layers, questions, generator)
-        return cls(token_pairs(facts, range(len(records))), judge)
+        return cls(tuple(records), facts, Judge.of(model, records, layers, questions, generator))
 
-    def losses(self, network: Network) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """See ``Judge.losses``."""
-        return self.judge.losses(network.changes(self.pairs))
+    def pairs(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Layer -> x and δ of the facts' tokens."""
+        return token_pairs(self.facts, range(len(self.facts)))
 
 
 ReadPairs: TypeAlias = Callable[[RowReplay, Sequence[int]], dict[int, tuple[Tensor, Tensor]]]
@@ -420,17 +421,19 @@ def learn(
     first = Network.at_first(layers, mean, std, unit, chosen)
     few = generator.sample(held_out, min(chosen.checked, len(held_out)))
     episode = _episodes(model, layers, chosen)
-    checks = [episode(part, random.Random(f"check {chosen.seed}")) for part in batches(few, chosen.batch_size)]
+    held = (episode(part, random.Random(f"check {chosen.seed}")) for part in batches(few, chosen.batch_size))
+    checks = [(check.judge, check.pairs()) for check in held]
 
     def loss_of(network: Network) -> tuple[Tensor, Sequence[Fact]]:
         part = generator.sample(records, min(chosen.batch_size, len(records)))
-        edit, loc = episode(part, generator).losses(network)
+        turn = episode(part, generator)
+        edit, loc = turn.judge.losses(network.changes(turn.pairs()))
         return chosen.edit_weight * edit + chosen.loc_weight * loc, [record.edit for record in part]
 
     return descend(
         first.to(model.device, torch.promote_types(model.dtype, torch.float32)),
         loss_of,
-        lambda network: mean_losses([episode.losses(network) for episode in checks], chosen),
+        lambda network: mean_losses([judge.losses(network.changes(pairs)) for judge, pairs in checks], chosen),
         chosen,
         report,
     )

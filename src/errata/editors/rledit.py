@@ -34,7 +34,7 @@ from pydantic import Field, StrictInt
 from torch import Tensor, nn
 
 from errata.editors.mend import (
-    Judge,
+    Episode,
     Losses,
     Mend,
     MendSettings,
@@ -130,33 +130,6 @@ class RleditNetwork(Network):
 # Training
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One edit of a sequence, with everything that does not depend on the weights at its time.
-
-    Attributes:
-        facts: their teacher-forced rows.
-        judge: the rows by which it is judged.
-    """
-
-    records: tuple[TrainingRecord, ...]
-    facts: RowReplay
-    judge: Judge
-
-    @classmethod
-    def of(
-        cls,
-        model: LanguageModel,
-        records: Sequence[TrainingRecord],
-        layers: Sequence[int],
-        questions: int,
-        generator: random.Random,
-    ) -> Turn:
-        """An edit of the records; see ``Judge.of``."""
-        facts = RowReplay(model, teacher_forced(model.tokenizer, [record.edit for record in records]), layers)
-        return cls(tuple(records), facts, Judge.of(model, records, layers, questions, generator))
-
-
 class EditSequence:
     """Edits one after another. The model itself is not changed.
 
@@ -169,7 +142,7 @@ class EditSequence:
         written: layer -> (d_out, d_in) the change of W by them, a constant.
     """
 
-    def __init__(self, model: LanguageModel, turns: Sequence[Turn], layers: Sequence[int]) -> None:
+    def __init__(self, model: LanguageModel, turns: Sequence[Episode], layers: Sequence[int]) -> None:
         self.turns, self.made = tuple(turns), 0
         weights = {layer: model.weight(layer).to(turns[0].facts.dtype) for layer in layers}
         self.written = {layer: torch.zeros_like(weight) for layer, weight in weights.items()}
@@ -265,9 +238,9 @@ def learn(
     ridge = torch.full((len(layers),), math.log(chosen.ridge))
     first = RleditNetwork.at_first(layers, mean, std, unit, chosen, length=length, log_ridge=ridge)
 
-    def turns(chosen_from: Sequence[TrainingRecord], count: int, generator: random.Random) -> list[Turn]:
+    def turns(chosen_from: Sequence[TrainingRecord], count: int, generator: random.Random) -> list[Episode]:
         part = generator.sample(chosen_from, min(count, len(chosen_from)))
-        return [Turn.of(model, few, layers, chosen.questions, generator) for few in batches(part, chosen.batch_size)]
+        return [Episode.of(model, few, layers, chosen.questions, generator) for few in batches(part, chosen.batch_size)]
 
     held = turns(held_out, chosen.checked, random.Random(f"check {chosen.seed}"))
     sequence: EditSequence | None = None

@@ -294,16 +294,16 @@ def clashes(facts: Sequence[Fact], places: Sequence[str]) -> list[Fault]:
     return faults
 
 
-def check_fields(facts: Sequence[Fact], names: Collection[str]) -> None:
-    """Raises FaultsError, naming the facts, if optional fields are missing that an editor needs."""
+def check_fields(facts: FactSet, names: Collection[str], method: str) -> None:
+    """Raises FaultsError, naming the places of the facts, if optional fields are missing that a method needs."""
     faults = [
-        Fault(f"fact {fact.id!r}", f"'{name}' is missing", "Add it", code="FACT_MISSING_FIELD")
-        for fact in facts
+        Fault(place, f"missing field {name!r}, which {method!r} needs", f"Add {name!r}", code="FACT_MISSING_FIELD")
+        for fact, place in zip(facts, facts.places, strict=True)
         for name in sorted(names)
         if not getattr(fact, name)
     ]
     if faults:
-        raise FaultsError("the facts to edit", limited(faults, "the facts to edit"))
+        raise FaultsError(facts.source, limited(faults, facts.source))
 
 
 def record_faults(record: object, place: str, *, required: Collection[str] = REQUIRED_FIELDS) -> list[Fault]:
