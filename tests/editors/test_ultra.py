@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from errata.editors import weight_editor
 from errata.editors.training import teacher_forced
 from errata.editors.ultra import (
     GradientWrite,
@@ -175,21 +175,58 @@ def test_half_precision_increments_are_not_lost() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_edited_models_own_likelihoods_are_checked(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By replay from the lowest layer on, with the changes of earlier batches in the model."""
-    checked: list[float] = []
+def test_the_edited_models_own_logits_are_checked(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the lowest layer on, with the changes of earlier batches in the model."""
+    checked: dict[tuple[int, ...], Tensor] = {}
+    own = RowReplay.logits
 
-    def note(quantity: str, values: Tensor, facts: object, layer: int) -> None:
-        checked.extend(values.tolist())
+    def noting(replay: RowReplay, changes: Any, indices: Sequence[int]) -> Tensor:
+        found = own(replay, changes, indices)
+        rows = [replay.rows[index] for index in indices]
+        checked.update(zip([row.ids for row in rows], found.split([len(row.targets) for row in rows]), strict=True))
+        return found
 
-    monkeypatch.setattr(weight_editor, "check_finite", note)
+    monkeypatch.setattr(RowReplay, "logits", noting)
     model = tiny_language_model("llama", dtype=dtype)
-    editor(model, learning_rate=0.1).apply(FACTS[:2])
-    now = [-score.log_probability for score in model.score([fact.pair(fact.target) for fact in FACTS[:2]])]
-    assert checked == (pytest.approx(now, abs=1e-4) if dtype == torch.float32 else [])
-    editor(model, learning_rate=0.1).apply(FACTS[2:6])
-    now = [-score.log_probability for score in model.score([fact.pair(fact.target) for fact in FACTS[4:6]])]
-    assert checked[-2:] == (pytest.approx(now, abs=1e-4) if dtype == torch.float32 else [])
+    for facts in (FACTS[:2], FACTS[2:6]):
+        editor(model, learning_rate=0.1).apply(facts)
+        for row in teacher_forced(model.tokenizer, facts[-2:]):  # the last batch
+            with torch.no_grad():
+                logits = model.model(input_ids=torch.tensor([row.ids])).logits[0, list(row.wanted)]
+            torch.testing.assert_close(
+                checked[row.ids], logits, rtol=1e-4, atol=1e-4 if dtype == torch.float32 else 0.1
+            )
+
+
+@pytest.mark.parametrize("value", [-torch.inf, torch.nan], ids=str)
+@pytest.mark.parametrize(
+    ("place", "dtype"), [("head", torch.float32), ("head", torch.bfloat16), ("mlp", torch.float32)]
+)
+def test_a_logit_that_is_not_finite_after_the_write_undoes_it(value: float, place: str, dtype: torch.dtype) -> None:
+    """In the first batch, also of a token that is no target; the changes themselves are finite."""
+    model, twin = (tiny_language_model("llama", dtype=dtype) for _ in range(2))
+    made, before, start = editor(model), parameter_bits(model), model.weight(LAYERS[0]).clone()
+    targets = {token for row in teacher_forced(model.tokenizer, FACTS[:4]) for token in row.targets}
+    other = next(token for token in range(len(model.tokenizer)) if token not in targets)
+    spoilt_at, bad = ((-1, other), FACTS[1:2]) if place == "head" else ((slice(None), 0), FACTS[:2])
+
+    def spoil(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        spoilt = output.clone()
+        if not torch.equal(model.weight(LAYERS[0]), start):
+            spoilt.flatten(0, -2)[spoilt_at] = value
+        return spoilt
+
+    handle = (model.head if place == "head" else model.mlp(4)).register_forward_hook(spoil)
+    with pytest.raises(NonFiniteError) as caught:
+        made.apply(FACTS[:4])
+    handle.remove()
+    assert caught.value.quantity == "logit"
+    assert caught.value.facts == tuple(fact.id for fact in bad)
+    assert_same_bits(parameter_bits(model), before)
+    assert not model.edits.terms
+    made.apply(FACTS[:4])  # as an editor that never failed
+    editor(twin).apply(FACTS[:4])
+    assert_same_bits(parameter_bits(model), parameter_bits(twin))
 
 
 def test_logits_that_overflow_after_the_write_undo_it() -> None:

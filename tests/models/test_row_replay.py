@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
 from torch import Tensor
@@ -42,6 +44,14 @@ def test_losses_and_gradients_are_those_of_the_whole_model(family: str, layers: 
     ours = torch.autograd.grad(found.sum(), list(delta.values()))
     theirs = torch.autograd.grad(expected.sum(), list(delta.values()))
     torch.testing.assert_close(ours, theirs, **tolerance)
+    # Those at W's outputs, of all tokens and of the wanted ones.
+    everywhere, wanted = (replay.gradients(order, at_all=at_all, changes=changes) for at_all in (True, False))
+    for layer, gradient in zip(layers, theirs, strict=True):
+        inputs, outputs = everywhere[layer]
+        torch.testing.assert_close(outputs.T @ inputs, gradient, **tolerance)
+        starts = accumulate((len(replay.rows[index].ids) for index in order), initial=0)
+        places = [start + at for start, index in zip(starts, order, strict=False) for at in replay.rows[index].wanted]
+        torch.testing.assert_close(wanted[layer], (inputs[places], outputs[places]), **tolerance)
     assert_same_bits(parameter_bits(model), before)
     assert not any(module._forward_hooks for module in model.model.modules())
 
@@ -75,6 +85,23 @@ def test_padding_is_not_computed_by_mlps() -> None:
         handle.remove()
     # Blocks above the changed one, the last with the wanted tokens only; then those below it, and that itself.
     assert tokens == [20, 20, 4, 20, 36]
+
+
+def test_gradients_pass_through_no_mlp_before_the_first_wanted_token() -> None:
+    model = tiny_language_model("llama")
+    rows = [TrainingRow((1,) * length, (length - 2, length - 1), (2, 3)) for length in (9, 4)]
+    replay = RowReplay(model, rows, [1, 2])
+    tokens: list[tuple[int, bool]] = []
+    handles = [
+        model.down_projection(layer).register_forward_pre_hook(
+            lambda module, args: tokens.append((args[0][..., 0].numel(), torch.is_grad_enabled()))
+        )
+        for layer in range(len(model.blocks))
+    ]
+    replay.gradients([0, 1])
+    for handle in handles:
+        handle.remove()
+    assert tokens == [(9, False), (4, True), (9, False), (4, True), (4, True)]  # the last computes the wanted ones only
 
 
 def test_half_precision_losses_are_those_of_the_rounded_weights() -> None:

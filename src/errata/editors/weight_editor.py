@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from errata.editors.contract import Edit, OnBatch, Undo
 from errata.editors.locate_then_edit import as_patch
 from errata.editors.table import EditorSettings
-from errata.editors.training import check_finite
+from errata.editors.training import teacher_forced
 from errata.errors import InputError, NonFiniteError
 from errata.facts.fact import Fact, FactSet, check_fields
 from errata.models.language_model import LanguageModel
@@ -152,7 +152,7 @@ class WeightEditor(ABC, Generic[_Settings]):
         facts = FactSet(tuple(facts), source="the facts to edit")
         if not facts:
             raise InputError("there are no facts to edit", remedy="Give at least one", code="FACTS_MISSING")
-        check_fields(facts, self.needs)
+        check_fields(facts, self.needs, self.method)
         fingerprint, before, call = self.model.fingerprint(), self._present(), Present()
         edits, size = self.model.edits, self.settings.batch_size
         with edits.transaction():
@@ -186,27 +186,30 @@ class WeightEditor(ABC, Generic[_Settings]):
 
     def _check_logits(self, written: Written, call: Present, facts: Sequence[Fact]) -> None:
         """Raises NonFiniteError, naming the facts, if a logit of the edited model is not finite on one of them."""
-        replay = written.replay
+        replay, changes = written.replay, {}
         # Half precision rounds the sum of base and change, which the change alone does not show.
         if replay is None or replay.dtype != self.model.dtype:
-            self.model.score([fact.pair(fact.target) for fact in facts])
-            return
-        lowest = replay.layers[0]
-        now, before = (torch.zeros_like(self.model.weight(lowest)) for _ in range(2))
-        for terms, total in ((written.terms, now), (call.terms, before)):
-            for term in terms:
-                if term.layer == lowest:
-                    term.add_to(total)
-        change = now - before
-        losses = torch.zeros(len(facts), dtype=replay.dtype)
+            replay = RowReplay(self.model, teacher_forced(self.model.tokenizer, facts), self.layers)
+        else:
+            change = self._change_since(replay.layers[0], written.terms, call.terms)
+            changes = {replay.layers[0]: lambda x: nn.functional.linear(x, change)}
+        finite = torch.zeros(len(facts), dtype=torch.bool)
         with torch.no_grad():
             for places in replay.passes(range(len(facts))):
-                found = replay.log_probabilities({lowest: lambda x: nn.functional.linear(x, change)}, places).cpu()
-                rows = [replay.rows[place] for place in places]
-                for place, row, own in zip(places, rows, found.split([len(row.targets) for row in rows]), strict=True):
-                    loss = -own.gather(1, torch.tensor(row.targets)[:, None]).mean()
-                    losses[place] = loss if bool(own.isfinite().all()) else torch.nan  # also of the other tokens
-        check_finite("log-probability", losses, facts, lowest)
+                counts = [len(replay.rows[place].targets) for place in places]
+                good = replay.logits(changes, places).isfinite().all(1).cpu().split(counts)
+                finite[places] = torch.stack([of_row.all() for of_row in good])
+        if bad := [fact.id for fact, good in zip(facts, finite.tolist(), strict=True) if not good]:
+            raise NonFiniteError("logit", facts=bad, layer=replay.layers[0])
+
+    def _change_since(self, layer: int, terms: Sequence[Term], earlier: Sequence[Term]) -> Tensor:
+        """What ``terms`` change in W that the earlier ones of the call did not."""
+        now, before = (torch.zeros_like(self.model.weight(layer)) for _ in range(2))
+        for part, total in ((terms, now), (earlier, before)):
+            for term in part:
+                if term.layer == layer:
+                    term.add_to(total)
+        return now - before
 
     def remove(self, edit: Edit) -> None:
         patch = as_patch(edit)

@@ -379,6 +379,23 @@ def mlp_at(mlp: nn.Module, tokens: Int[Tensor, "tokens"]) -> AbstractContextMana
     return forward_replaced(mlp, at_tokens)
 
 
+def mlp_learning_at(
+    mlp: nn.Module, tokens: Int[Tensor, "tokens"], others: Int[Tensor, "others"]
+) -> AbstractContextManager[None]:
+    """While the context is open, an MLP computes some tokens with a gradient and others without; see ``mlp_at``."""
+    forward = mlp.forward
+
+    def at_tokens(hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        found = torch.zeros_like(flat)
+        if len(others):
+            with torch.no_grad():
+                found = found.index_copy(0, others, forward(flat[others].unsqueeze(0))[0])
+        return found.index_copy(0, tokens, forward(flat[tokens].unsqueeze(0))[0]).view_as(hidden)
+
+    return forward_replaced(mlp, at_tokens)
+
+
 def prefix_cache(
     model: LanguageModel, prefixes: Sequence[Sequence[int]], stems: Sequence[int]
 ) -> tuple[DynamicCache, Tensor]:

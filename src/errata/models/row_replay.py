@@ -20,7 +20,15 @@ from torch.nn.utils.rnn import pad_sequence
 from errata.errors import InputError
 from errata.models.language_model import TOKEN_BUDGET, LanguageModel, Site
 from errata.models.prompts import PaddedBatch, length_batches, pad
-from errata.models.replay import as_block_output, forward_replaced, length_cuts, mlp_at, pass_cost, skip_below
+from errata.models.replay import (
+    as_block_output,
+    forward_replaced,
+    length_cuts,
+    mlp_at,
+    mlp_learning_at,
+    pass_cost,
+    skip_below,
+)
 from errata.models.weights import ModuleName, Place
 
 GRADIENT_BUDGET = TOKEN_BUDGET // 4  # padded tokens of one forward pass with a gradient
@@ -145,11 +153,15 @@ class RowReplay:
             indices: the rows.
             by_row: whether changes differ from row to row, so that they need (rows, length, d_in), padding included.
         """
-        return self._losses(changes, indices, everywhere=by_row)
+        return self._losses(changes, indices, by_row=by_row)
 
     def log_probabilities(self, changes: Changes, indices: Sequence[int]) -> Float[Tensor, "targets vocabulary"]:
         """log P of every token where the rows' targets are predicted, row after row; in ``dtype``, as ``losses``."""
-        return self._logits(changes, indices, everywhere=False).to(self.dtype).log_softmax(-1)
+        return self.logits(changes, indices).to(self.dtype).log_softmax(-1)
+
+    def logits(self, changes: Changes, indices: Sequence[int]) -> Float[Tensor, "targets vocabulary"]:
+        """As ``log_probabilities``, not normalised and in the model's dtype."""
+        return self._logits(changes, indices)
 
     def gradients(
         self, indices: Sequence[int], *, at_all: bool = False, changes: Mapping[int, Change] | None = None
@@ -164,6 +176,16 @@ class RowReplay:
             layer -> (inputs (targets, d_in), gradients (targets, d_out)), row after row in the order of ``indices``;
             gradients in ``dtype``.
         """
+        rows = [self.rows[index] for index in indices]
+        length = max(len(row.ids) for row in rows)
+        # A target depends on outputs before the first wanted token too, but no gradient is wanted there: by causality
+        # the other gradients do not pass through them.
+        starts = [0 if at_all else min(row.wanted) for row in rows]
+        learning = [
+            place * length + position
+            for place, (row, start) in enumerate(zip(rows, starts, strict=True))
+            for position in range(start, len(row.ids))
+        ]
         seen: dict[int, tuple[Tensor, Tensor]] = {}
 
         def recorder(layer: int) -> Change:
@@ -171,27 +193,41 @@ class RowReplay:
 
             def record(x: Tensor) -> Tensor:
                 zero = torch.zeros(*x.shape[:-1], d_out, dtype=self.dtype, device=x.device, requires_grad=True)
-                seen[layer] = x.detach(), zero
+                if torch.is_grad_enabled():  # not for tokens before those of ``learning``
+                    seen[layer] = x.detach(), zero
                 return zero if changes is None else changes[layer](x).to(self.dtype) + zero
 
             return record
 
+        tokens = torch.tensor(learning, device=self.model.device)
         with torch.enable_grad():
-            loss = self._losses({layer: recorder(layer) for layer in self.layers}, indices, everywhere=True).sum()
+            loss = self._losses({layer: recorder(layer) for layer in self.layers}, indices, learning=tokens).sum()
         gradients = torch.autograd.grad(loss, [seen[layer][1] for layer in self.layers])
-        rows = [self.rows[index] for index in indices]
-        length = max(len(row.ids) for row in rows)
         wanted = [range(len(row.ids)) if at_all else row.wanted for row in rows]
         places = [place * length + position for place, positions in enumerate(wanted) for position in positions]
-        return {
-            layer: (seen[layer][0].flatten(0, -2)[places], gradient.flatten(0, -2)[places])
-            for layer, gradient in zip(self.layers, gradients, strict=True)
-        }
+        place_of = {token: place for place, token in enumerate(learning)}
+        among = [place_of[token] for token in places]
+        found = {}
+        for layer, gradient in zip(self.layers, gradients, strict=True):
+            chosen = among if self._is_split(layer) else places
+            found[layer] = seen[layer][0].flatten(0, -2)[chosen], gradient.flatten(0, -2)[chosen]
+        return found
 
-    def _losses(self, changes: Changes, indices: Sequence[int], *, everywhere: bool) -> Tensor:
-        """``everywhere``: whether changes see all positions, padding and those in the last block that nothing reads."""
+    def _is_split(self, layer: int) -> bool:
+        """Whether, in ``gradients``, the changes of a layer are called with the tokens to learn apart from others."""
+        return self.model.mlp_is_module and layer > self._lowest
+
+    def _losses(
+        self,
+        changes: Changes,
+        indices: Sequence[int],
+        *,
+        by_row: bool = False,
+        learning: Tensor | None = None,
+    ) -> Tensor:
+        """See ``losses`` and ``_logits``."""
         rows, device = [self.rows[index] for index in indices], self.model.device
-        logits = self._logits(changes, indices, everywhere).to(self.dtype)
+        logits = self._logits(changes, indices, by_row=by_row, learning=learning).to(self.dtype)
         targets = torch.tensor([token for row in rows for token in row.targets], device=device)
         row = torch.tensor([place for place, row in enumerate(rows) for _ in row.targets], device=device)
         weight = torch.tensor(
@@ -200,8 +236,21 @@ class RowReplay:
         nll = nn.functional.cross_entropy(logits, targets, reduction="none")
         return torch.zeros(len(rows), dtype=self.dtype, device=device).index_add(0, row, nll * weight)
 
-    def _logits(self, changes: Changes, indices: Sequence[int], everywhere: bool) -> Tensor:
-        """(targets of all rows, vocabulary), in order."""
+    def _logits(
+        self,
+        changes: Changes,
+        indices: Sequence[int],
+        *,
+        by_row: bool = False,
+        learning: Tensor | None = None,
+    ) -> Tensor:
+        """(targets of all rows, vocabulary), in order.
+
+        Args:
+            by_row: see ``losses``.
+            learning: of ``gradients``: flat indices, ascending, of the tokens with a gradient. Above the lowest layer,
+                changes are called with these and, without gradients, with the others.
+        """
         model, lowest, last = self.model, self._lowest, len(self.model.blocks) - 1
         rows = [self.rows[index] for index in indices]
         batch = pad([row.ids for row in rows], left=False, device=model.device)
@@ -216,11 +265,18 @@ class RowReplay:
             for place, change in by_place.items():
                 hook = _adding(change, self.dtype)
                 stack.callback(self._linear[place].register_forward_hook(hook).remove)
-            whole = {place.layer for place in by_place if everywhere and place.module == "down_proj"}
-            _skip_padding(stack, model, batch, [layer for layer in range(lowest + 1, last) if layer not in whole])
+            whole = {place.layer for place in by_place if by_row and place.module == "down_proj"}
+            between = [layer for layer in range(lowest + 1, last) if layer not in whole]
+            if learning is None:
+                _skip_padding(stack, model, batch, between)
+            elif model.mlp_is_module:
+                others = batch.attention_mask.flatten().index_fill(0, learning, 0).nonzero()[:, 0]
+                for layer in between:
+                    stack.enter_context(mlp_learning_at(model.mlp(layer), learning, others))
             if last > lowest and last not in whole and model.mlp_is_module:  # nothing above reads other positions
                 wanted = (row * batch.input_ids.shape[1] + column).unique()
-                stack.enter_context(mlp_at(model.mlp(last), wanted))
+                read = wanted if learning is None or Place(last) not in by_place else learning
+                stack.enter_context(mlp_at(model.mlp(last), read))
             return model.logits_at(batch.inputs(), row, column)
 
     def _block_output(self, change: Change | None, indices: Sequence[int]) -> Tensor:
