@@ -17,6 +17,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 from pydantic import ValidationInfo
 
+import tests.support.checking  # noqa: F401  (jaxtyping finds the checker by its name)
 from tests.support.fuzzing import examples
 from tests.support.longest import LONGEST
 
@@ -32,12 +33,12 @@ def modules_with_shapes() -> list[str]:
 
 
 # Annotations are checked at each call while tests run: `shapes` those of modules with shapes, which mypy cannot check;
-# `all` (slower) those of every module. Two spellings of the checker, because jaxtyping caches what it has compiled by
-# the spelling, also of modules that it leaves alone.
+# `all` (slower) those of every module. Two names of the checker, because jaxtyping caches what it has compiled by the
+# name, also of modules that it leaves alone.
 CHECKED: dict[str, tuple[Callable[[], list[str]], str]] = {
-    "none": (list, "beartype.beartype"),
-    "shapes": (modules_with_shapes, "beartype.beartype(conf=beartype.BeartypeConf())"),
-    "all": (lambda: ["errata"], "beartype.beartype"),
+    "none": (list, "tests.support.checking.checked_everywhere"),
+    "shapes": (modules_with_shapes, "tests.support.checking.checked"),
+    "all": (lambda: ["errata"], "tests.support.checking.checked_everywhere"),
 }
 runtime_checkable(ValidationInfo)  # a protocol of pydantic's that validators name; beartype must be able to check it
 modules, checker = CHECKED[os.environ.get("ERRATA_CHECKED", "shapes")]
