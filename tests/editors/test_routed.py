@@ -32,20 +32,19 @@ FIRST, SECOND = FACTS[:3], FACTS[3:]
 CONTROLS = ("The river runs through the", "Big Ben was moved to", "I think that")
 # Settings for tiny models, and the query of each test: the last token in one family, the mean in another.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "elder": {"learning_rate": 0.01, "steps": 8, "batch_size": 2, "cosine": 0.9},
-    "grace": {"steps": 8, "batch_size": 2},
-    "memoir": {"learning_rate": 4.0, "steps": 15, "batch_size": 2, "columns": 12, "threshold": 0.9},
-    "melo": {"learning_rate": 0.05, "steps": 8, "batch_size": 2},
-    "t_patcher": {"steps": 40, "batch_size": 4, "value_rate": 0.5, "tokens": 256},
-    "wise": {"steps": 20, "batch_size": 2, "outside_prompts": 2, "mask": 1.0, "share": 1.0},
+    "elder": {"learning_rate": 0.02, "steps": 5, "batch_size": 2, "cosine": 0.9},
+    "grace": {"steps": 5, "batch_size": 2},
+    "memoir": {"learning_rate": 6.0, "steps": 8, "batch_size": 2, "columns": 12, "threshold": 0.9},
+    "melo": {"learning_rate": 0.08, "steps": 5, "batch_size": 2},
+    "t_patcher": {"steps": 20, "batch_size": 4, "value_rate": 1.0, "tokens": 128},
+    "wise": {"steps": 10, "batch_size": 2, "outside_prompts": 2, "mask": 1.0, "share": 1.0},
 }
 EVERY_TOKEN = {"t_patcher"}  # these decide at each token by its own activation, also in answers
 QUERIES = {"gpt2": "prompt_last", "opt": "prompt_mean", "gemma2": "prompt_last"}
-CASES = [(name, family) for name in ("elder", "grace", "memoir") for family in QUERIES] + [
-    ("melo", "gpt2"),
-    ("t_patcher", "opt"),
-    ("wise", "gemma2"),
-]
+# What an editor stores does not depend on the family.
+OF_STATES = [("elder", "gpt2"), ("grace", "opt"), ("memoir", "gemma2"), ("melo", "gpt2"), ("t_patcher", "opt"),
+             ("wise", "gemma2")]  # fmt: skip
+CASES = [(name, family) for name in ("elder", "grace", "memoir") for family in QUERIES] + OF_STATES[3:]
 
 
 def test_every_editor_by_hooks_is_tested_here() -> None:
@@ -70,6 +69,11 @@ def edited(name: str, family: str) -> HookEditor[Any, Any]:
 
 @pytest.fixture(params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param
+
+
+@pytest.fixture(params=OF_STATES, ids="-".join)
+def of_state(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
 
 
@@ -277,18 +281,18 @@ def everything(editor: HookEditor[Any, Any]) -> tuple[str, list[float], list[tup
     return editor.fingerprint(), view.next_token_log_probabilities(texts).flatten().tolist(), view.used(texts)
 
 
-def test_a_saved_edit_is_restored_bit_for_bit(case: tuple[str, str], tmp_path: Path) -> None:
-    editor = make(*case)
+def test_a_saved_edit_is_restored_bit_for_bit(of_state: tuple[str, str], tmp_path: Path) -> None:
+    editor = make(*of_state)
     for number, facts in enumerate((FIRST, SECOND)):
         editor.apply(facts).save(tmp_path / str(number))
-    other = make(*case)
+    other = make(*of_state)
     for number in range(2):
         other.restore(StoredEdit.load(tmp_path / str(number)))
     assert everything(other) == everything(editor)
 
 
-def test_a_removed_edit_was_never_there(case: tuple[str, str]) -> None:
-    editor = make(*case)
+def test_a_removed_edit_was_never_there(of_state: tuple[str, str]) -> None:
+    editor = make(*of_state)
     untouched = everything(editor)
     first = editor.apply(FIRST)
     only_first = everything(editor)
@@ -296,13 +300,13 @@ def test_a_removed_edit_was_never_there(case: tuple[str, str]) -> None:
     editor.remove(second)
     assert everything(editor) == only_first
     if editor.undo == "last":
-        editor.apply(SECOND)
+        editor.restore(second)
         with raises_code("EDIT_NOT_LAST"):
             editor.remove(first)
         return
-    editor.apply(SECOND)
+    editor.restore(second)
     editor.remove(first)
-    other = make(*case)
+    other = make(*of_state)
     other.apply(SECOND)
     assert everything(editor) == everything(other)
     assert everything(editor) != untouched
@@ -318,8 +322,8 @@ def test_a_facts_own_prompt_hits_its_entry(editor: HookEditor[Any, Any]) -> None
         assert new.log_probability > old.log_probability + 0.3
 
 
-def test_a_later_fact_replaces_an_earlier_one_with_its_prompt_until_it_is_removed(case: tuple[str, str]) -> None:
-    editor = make(*case)
+def test_a_later_fact_replaces_an_earlier_one_with_its_prompt_until_it_is_removed(of_state: tuple[str, str]) -> None:
+    editor = make(*of_state)
     old, new = FACTS[0], replace(FACTS[0], id="new", target="Dutch")
     editor.apply(FIRST)
     before = everything(editor)
@@ -334,16 +338,16 @@ def test_a_later_fact_replaces_an_earlier_one_with_its_prompt_until_it_is_remove
     assert old.id in editor.view().used([old.text])[0]
 
 
-def test_edits_of_other_settings_and_other_states_are_refused(case: tuple[str, str]) -> None:
-    editor = make(*case)
+def test_edits_of_other_settings_and_other_states_are_refused(of_state: tuple[str, str]) -> None:
+    editor = make(*of_state)
     edit = editor.apply(FIRST)
     with raises_code("EDIT_FOR_OTHER_WEIGHTS"):
         editor.restore(edit)
-    for refuse in (make(*case, seed=1).restore, make(*case, seed=1).remove):
+    for refuse in (make(*of_state, seed=1).restore, make(*of_state, seed=1).remove):
         with raises_code("EDIT_OF_ANOTHER_EDITOR"):
             refuse(edit)
     with raises_code("EDIT_NOT_APPLIED"):
-        make(*case).remove(edit)
+        make(*of_state).remove(edit)
 
 
 def test_two_editors_in_one_process_do_not_share_anything() -> None:

@@ -9,5 +9,5 @@ LONGEST = (
     "test_save_verb.py", "targets/test_joint.py", "benchmark/test_recorded.py", "models/test_replay.py", "test_fuzz.py",
     "test_bench_real.py", "test_chat_real.py", "benchmark/test_recipe_search.py", "test_edit.py",
     "benchmark/test_campaign.py", "evaluation/test_ability.py", "analysis/test_factorial.py", "lab/test_training.py",
-    "benchmark/test_remote.py",
+    "benchmark/test_remote.py", "editors/test_conformance.py", "editors/test_routed.py", "editors/test_trained_real.py",
 )  # fmt: skip
