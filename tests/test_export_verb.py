@@ -41,7 +41,8 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERRATA_CACHE", str(folder / "cache"))
         for name, (model, path, method) in runs.items():
-            quick = ["--no-evaluate", "--recipe", quick_recipe(folder, 10)]
+            tokens = {} if model == "lab" else {"tokens": 2000}
+            quick = ["--no-evaluate", "--recipe", quick_recipe(folder, 10, **tokens)]
             arguments = ["edit", "--model", model, "--facts", str(path), "--method", method, *quick]
             assert run([*arguments, "--out", str(folder / name)]) == 0
     return folder

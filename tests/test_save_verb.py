@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert run([*edit, "--out", "full", "--run", "run", *one, "--json", "edit.json"]) == 0
         assert run([*edit, "--out", "patch.safetensors", "--no-evaluate"]) == 0
         assert run(["apply", "patch.safetensors", "--out", "stack"]) == 0
-        on_top = ["edit", "--facts", "more.jsonl", "--model", "stack", *recipe]
+        on_top = ["edit", "--facts", "more.jsonl", "--model", "stack", "--recipe", quick_recipe(folder, tokens=2000)]
         assert run([*on_top, "--out", "on.safetensors", "--no-evaluate"]) == 0
         evaluate = ["evaluate", "--facts", "facts.jsonl", "--model"]
         assert run([*evaluate, "stack", "--against", "lab", "--json", "evaluation.json"]) == 0

@@ -80,7 +80,7 @@ def states_of(model: LanguageModel, layer: int, text: str, length: int) -> Tenso
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_hidden_cosines_are_those_of_whitened_means(family: str, tmp_path: Path) -> None:
     model = tiny_language_model(family, dtype=torch.float64)
-    documents = corpus_texts()[:60]
+    documents = corpus_texts()[::10]
     corpus = write_corpus(tmp_path / "corpus.txt", documents)
     settings = Hidden(corpus=str(corpus), tokens=1_000_000, ridge=0.01)
     layer = len(model.blocks) // 2
