@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -167,16 +168,20 @@ def test_missing_packages_are_reported_before_any_work(
 
 def test_a_process_that_is_killed_is_a_failed_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    options = ["--seeds", "1", "--methods", "memit", "--out", str(out)]
-    command = [sys.executable, "-m", "errata", "bench", *light(tmp_path), "--edits", "16", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 300
-    while not [*out.glob("cells/*/run/batches/*.safetensors")] and time.monotonic() < deadline:
-        time.sleep(0.05)
-    (child,) = _cell_processes(out)
-    os.kill(child, signal.SIGKILL)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 1
+
+    def kill() -> None:
+        deadline = time.monotonic() + 300
+        while not [*out.glob("cells/*/run/batches/*.safetensors")] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (child,) = _cell_processes(out)
+        os.kill(child, signal.SIGKILL)
+
+    options = ["--seeds", "1", "--methods", "memit", "--edits", "16", "--out", str(out)]
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert run(["bench", *light(tmp_path), *options]) == 1
+    killer.join()
+    said = capsys.readouterr().err
     assert "by signal 9" in " ".join(said.split())
     assert_reported(said, ("CELLS_FAILED", "1 cell of 1 "))
     assert run(["bench", "--out", str(out), "--retry"]) == 0

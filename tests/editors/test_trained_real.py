@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from errata.datasets.lab import lab_units
 from errata.editors.registry import EDITORS
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.models.prompts import Pair
 from errata.utils.progress import silent
@@ -41,13 +43,26 @@ def test_defaults_edit_the_lab(lab: LanguageModel, name: str, paraphrased: float
     assert editor.fingerprint() == before
 
 
+@pytest.fixture(scope="module")
+def real(smollm2: Path) -> LanguageModel:
+    return LanguageModel.load(smollm2, device="cpu")
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["ft_m", "lora", "ultra", "simie"])
-def test_defaults_edit_a_real_model(smollm2: Path, name: str) -> None:
-    model = LanguageModel.load(smollm2, device="cpu")
-    facts = FACTS[:4]
-    assert right(model, [fact.pair(fact.target) for fact in facts]) < 0.5
-    EDITORS[name].make(model, {}, silent).apply(facts)
+def test_defaults_edit_a_real_model(real: LanguageModel, name: str) -> None:
+    facts = FACTS[:3]
+    assert right(real, [fact.pair(fact.target) for fact in facts]) < 0.5
+    editor = EDITORS[name].make(real, {}, silent)
+    edit = editor.apply(facts)
+    try:
+        check(real, facts)
+    finally:
+        editor.remove(edit)
+
+
+def check(model: LanguageModel, facts: Sequence[Fact]) -> None:
+    """Facts are recalled, and what the model knows is not lost."""
     assert right(model, [fact.pair(fact.target) for fact in facts]) == 1
     # Fine-tuning does damage: of seven answers that the model knows, among them other capitals, three or four are left.
     others = [
