@@ -82,6 +82,16 @@ def test_an_edited_subject_is_never_a_control(lab: LanguageModel) -> None:
     assert not set(asked) & {fact.text for fact in edited}
 
 
+def test_other_subjects_are_of_the_facts_kind_and_no_question_is_generated_twice(lab: LanguageModel) -> None:
+    countries = {fact.subject for fact in known_facts() if fact.relation in ("capital", "language", "continent")}
+    facts = FactSet(tuple(Fact(name, name, "The capital of {} is", "Bonn") for name in ("France", "Italy", "Japan")))
+    found = with_automatic_controls(lab, facts).facts
+    asked = [each.prompt for fact in found for each in fact.neighbours]
+    assert asked
+    assert {prompt.removeprefix("The capital of ").removesuffix(" is") for prompt in asked} <= countries
+    assert len(set(asked)) == len(asked)
+
+
 def test_no_answer_names_what_the_edit_changes(lab: LanguageModel, drawn: Controls) -> None:
     fact = next(fact for fact in drawn.facts if fact.own)
     word = fact.own[0].answer.split()[0]

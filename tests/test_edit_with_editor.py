@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from errata.cli.main import run
 from errata.editors.edit_file import StoredEdit
 from errata.editors.table import EDITOR_NAMES
 from errata.errors import FaultsError
+from errata.lab.package import lab_directory
 
 Capture = pytest.CaptureFixture[str]
 METHOD = "grace"
@@ -90,12 +92,11 @@ def test_generated_answers_are_measured_where_there_are_no_likelihoods(made: Pat
     assert "efficacy_accuracy" in record["about"]["absent"]
 
 
-def test_an_edit_on_an_edit_and_one_without_a_fact(made: Path, tmp_path: Path) -> None:
+def test_an_edit_on_an_edit_and_one_without_a_fact(made: Path, tmp_path: Path, capsys: Capture) -> None:
     first, second = made / "edit.safetensors", tmp_path / "second.safetensors"
     options = ["--facts", str(made / "more.jsonl"), "--recipe", str(made / "recipe.yaml"), "--batch-size", "3"]
-    assert (
-        run(["edit", "--model", str(first), "--method", METHOD, *options, "--no-evaluate", "--out", str(second)]) == 0
-    )
+    assert run(["edit", "--model", str(first), *options, "--no-evaluate", "--out", str(second)]) == 0
+    assert "6 facts in all" in " ".join(capsys.readouterr().out.split())
     edit = StoredEdit.load(second)
     assert edit.base == str(first.resolve())
     assert run(["history", str(second), "--json", str(tmp_path / "history.json")]) == 0
@@ -106,6 +107,39 @@ def test_an_edit_on_an_edit_and_one_without_a_fact(made: Path, tmp_path: Path) -
     assert run(["rebuild", str(second), "--without", gone, "--out", str(smaller)]) == 0
     assert [fact.id for fact in StoredEdit.load(smaller).facts] == [edit.facts[1].id]
     assert StoredEdit.load(smaller).fingerprint == edit.fingerprint  # of the same state before
+    undone, under = tmp_path / "undone.safetensors", StoredEdit.load(first)
+    assert run(["rebuild", str(second), "--without", "second", "--out", str(undone)]) == 0
+    assert StoredEdit.load(undone).fingerprint == under.fingerprint
+    assert StoredEdit.load(undone).facts == under.facts
+    earlier = [
+        "rebuild",
+        str(second),
+        "--without",
+        f"edit/{under.facts[0].id}",
+        "--out",
+        str(tmp_path / "x.safetensors"),
+    ]
+    assert run(earlier) == 2
+    assert "belongs to the edit 'edit'" in capsys.readouterr().err
+
+
+def test_the_base_is_the_given_one_where_it_moved(made: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(lab_directory(), moved)
+    edit = StoredEdit.load(made / "edit.safetensors")
+    out = tmp_path / "out.safetensors"
+    rebuild = ["rebuild", str(made / "edit.safetensors"), "--without", f"edit/{edit.facts[0].id}"]
+    assert run([*rebuild, "--base", str(moved), "--out", str(out)]) == 0
+    assert StoredEdit.load(out).base == str(moved)
+    assert [fact.id for fact in StoredEdit.load(out).facts] == [fact.id for fact in edit.facts[1:]]
+
+
+def test_nothing_is_written_if_measuring_fails(made: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out.safetensors"
+    address = ["--model", "http://localhost:9/v1#x", "--facts", str(made / "more.jsonl")]
+    assert run(["edit", *address, "--method", "substitute", "--out", str(out)]) != 0
+    assert "ENDPOINT_UNREACHABLE" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +156,16 @@ def test_an_edit_on_an_edit_and_one_without_a_fact(made: Path, tmp_path: Path) -
         (["merge", "--model", "EDIT", "--out", "dir"], "EDIT_NOT_OF_WEIGHTS"),
         (["revert", "EDIT", "--out", "dir"], "EDIT_NOT_OF_WEIGHTS"),
         (["rebuild", "EDIT", "--without", "nobody", *OUT], "FACT_OR_PATCH_UNKNOWN"),
+        (["rebuild", "EDIT", "--without", "edit", *OUT], "FACTS_MISSING"),
+        (["rebuild", "EDIT", "--without", "FACT", "--base", "EDIT", *OUT], "EDIT_FOR_OTHER_WEIGHTS"),
+        (["export", "EDIT", "--lora", "dir"], "EDIT_NOT_OF_WEIGHTS"),
+        (["save", "EDIT", "--out", "dir"], "EDIT_NOT_OF_WEIGHTS"),
+        (["push", "EDIT", "--to", "owner/name"], "EDIT_NOT_OF_WEIGHTS"),
+        (["apply", "EDIT", "--out", "dir"], "EDIT_NOT_OF_WEIGHTS"),
+        (["diff", "EDIT", "EDIT"], "EDIT_NOT_OF_WEIGHTS"),
+        (["diff", "lab", "EDIT"], "EDIT_NOT_OF_WEIGHTS"),
+        (["analyse", "sinks", "--model", "EDIT", "--facts", "FACTS", "--out", "dir"], "EDIT_NOT_OF_WEIGHTS"),
+        (["ask", "--model", "TEXT", "Hello"], "MODEL_IS_FILE"),
         (["edit", "--model", "EDIT", "--method", "memit", "--facts", "FACTS", *OUT], "EDIT_NOT_OF_WEIGHTS"),
         (["edit", "--model", "EDIT", "--method", METHOD, "--facts", "CLASH", *OUT], "FACT_CONFLICT"),
     ],
@@ -130,13 +174,14 @@ def test_what_cannot_be_done_is_refused(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, arguments: list[str], code: str
 ) -> None:
     (tmp_path / "other.yaml").write_text("editors: {retrieval: {}}\n", encoding="utf-8")
+    (tmp_path / "text.safetensors").write_text("no weights", encoding="utf-8")
     (tmp_path / "bad.yaml").write_text(f"editors:\n  {METHOD}:\n    stepz: 3\n", encoding="utf-8")
     fact = StoredEdit.load(made / "edit.safetensors").facts[0]
     (made / "clash.jsonl").write_text(json.dumps(fact.to_record() | {"target": "Oslo"}), encoding="utf-8")
     names = {
         "FACTS": str(made / "facts.jsonl"), "EDIT": str(made / "edit.safetensors"),
         "OTHER": str(tmp_path / "other.yaml"), "BAD": str(tmp_path / "bad.yaml"),
-        "CLASH": str(made / "clash.jsonl"),
+        "CLASH": str(made / "clash.jsonl"), "FACT": fact.id, "TEXT": str(tmp_path / "text.safetensors"),
     }  # fmt: skip
     monkeypatch.chdir(tmp_path)
     assert run([names.get(argument, argument) for argument in arguments]) == 2

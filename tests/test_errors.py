@@ -44,7 +44,7 @@ def test_several_errors_are_reported_together() -> None:
     ]  # fmt: skip
     with pytest.raises(FaultsError) as error:
         raise FaultsError("b", [Fault(f"b:{line}", "wrong", "", code="WRONG") for line in (1, 2)])
-    assert str(error.value).splitlines() == ["b has 2 faults:", "  b:1: wrong", "  b:2: wrong."]
+    assert str(error.value).splitlines() == ["2 faults in b:", "  b:1: wrong", "  b:2: wrong."]
 
 
 def test_every_error_of_the_source_has_a_code() -> None:

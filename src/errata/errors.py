@@ -83,11 +83,14 @@ class FaultsError(InputError):
         subject: name of the input.
         shown: number of faults that the message lists; all if None. ``faults`` always holds all of them.
         remedy: what to do about all of them.
+        before: the beginning of the message, such as ``"the base model is needed: "``.
 
     The code is the common code of the faults. If they differ, it is ``SEVERAL`` and the message shows each code.
     """
 
-    def __init__(self, subject: str, faults: Sequence[Fault], *, shown: int | None = None, remedy: str = "") -> None:
+    def __init__(
+        self, subject: str, faults: Sequence[Fault], *, shown: int | None = None, remedy: str = "", before: str = ""
+    ) -> None:
         self.faults = tuple(faults)
         self.subject = subject
         count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
@@ -97,7 +100,7 @@ class FaultsError(InputError):
         lines = [f"  [{fault.code}] {fault}" if code == "SEVERAL" else f"  {fault}" for fault in listed]
         if left := len(self.faults) - len(lines):
             lines.append(f"  … and {left:,} more")
-        super().__init__("\n".join([f"{subject} has {count}:", *lines]), code=code)
+        super().__init__("\n".join([f"{before}{count} in {subject}:", *lines]), code=code)
         if remedy:
             self.remedy = remedy
             self.args = (f"{self.what}\n{remedy}",)

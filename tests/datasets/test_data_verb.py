@@ -128,7 +128,7 @@ def test_a_file_of_another_format_is_reported_briefly(tmp_path: Path, capsys: py
     errors = capsys.readouterr().err
     count = len(result(out)["faults"])
     assert count == 60
-    assert f"has {count} faults" in errors
+    assert f"{count} faults in" in errors
     assert errors.count("q.json[") == 20
     assert f"and {count - 20} more" in errors
     assert f"This looks like qaedit:\n  errata data check qaedit {file}\n" in errors

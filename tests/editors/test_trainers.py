@@ -16,7 +16,7 @@ import errata.cli.train_editor  # noqa: F401  its help names the trainers, so it
 from errata.cli.main import run
 from errata.datasets.editor_data import editor_splits
 from errata.editors import table
-from errata.editors.table import TRAINER_NAMES
+from errata.editors.table import TRAINER_NAMES, TrainerRow
 from errata.editors.trained_editor import Learnt, TrainedEditor, Trainer, TrainerSettings
 from errata.editors.trainers import TRAINERS, train_editor, trainer_settings
 from errata.editors.training_data import EditorData
@@ -60,6 +60,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TRAINERS, "toy", TOY)  # type: ignore[arg-type]  # a dict
     monkeypatch.setattr(table, "TRAINER_NAMES", ("toy",))
+    monkeypatch.setattr(table, "TRAINER_ROWS", (TrainerRow("toy", "numbers", "file: FILE"),))
 
 
 def test_every_row_has_a_trainer() -> None:

@@ -26,7 +26,7 @@ from errata.facts.conflicts import conflicts
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
 from errata.patches.stack import Stack, write_stack
-from errata.runs.loading import load_model, stack_under
+from errata.runs.loading import load_model, load_patch, stack_under
 from errata.utils.files import check_new, new_directory
 from errata.utils.text import counted
 
@@ -159,7 +159,7 @@ def _read(paths: Sequence[Path]) -> list[tuple[str, Patch]]:
     with collect_errors("the input") as part:
         for path in paths:
             with part:
-                read.append((path.stem, Patch.load(path)))
+                read.append((path.stem, load_patch(path)))
     return read
 
 

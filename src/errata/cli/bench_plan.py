@@ -163,7 +163,7 @@ def whole_set(entry: DataEntry) -> WholeSet | None:
         if len(error.faults) <= FAULTS_SHOWN:
             raise
         given = shlex.join([entry.name, *([] if entry.path is None else [entry.path])])
-        what = f"{error.subject} has {len(error.faults):,} errors; the first one: {error.faults[0]}"
+        what = f"{counted(len(error.faults), 'fault')} in {error.subject}; the first one: {error.faults[0]}"
         raise InputError(what, remedy=f"errata data check {given} lists them", code=error.code) from error
     if not loaded.facts:
         raise InputError(
@@ -312,7 +312,7 @@ def _all_invalid(plan: Plan) -> FaultsError:
     reasons = [
         Fault(entry.label, entry.reason.removesuffix("."), "", code="COMBINATION_INVALID") for entry in plan.undefined
     ]
-    return FaultsError("the grid, whose combinations are all invalid,", reasons)
+    return FaultsError("the grid, all of whose combinations are invalid", reasons)
 
 
 def unasked(grid: Grid, plan: Plan) -> list[tuple[str, str, str]]:

@@ -38,6 +38,7 @@ from errata.cli.recipe_options import automatic_recipe, comes_with_recipe, layer
 from errata.cli.terminal import JsonOption, console, progress, warn, write_json
 from errata.editing.contexts import ContextSettings
 from errata.editing.recipe import Recipe
+from errata.editors.edit_file import StoredEdit
 from errata.editors.locate_then_edit import Editor
 from errata.editors.table import EDITOR_NAMES
 from errata.errors import Fault, FaultsError, InputError, collect_errors
@@ -48,7 +49,7 @@ from errata.facts.fact import FactSet
 from errata.facts.files import read_facts
 from errata.facts.questions import read_questions
 from errata.patches.patch import supported_dtype_name
-from errata.runs.loading import load_model
+from errata.runs.loading import is_edit, load_model
 from errata.runs.run import RunDirectory, create_run, open_run
 from errata.statistics.corpus import open_corpus
 from errata.utils.files import check_new, file_digest, is_file
@@ -88,7 +89,10 @@ def edit(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="Editing method (see `errata methods`), with or without +blue; default: memit+blue."),
+        typer.Option(
+            help="Editing method (see `errata methods`), with or without +blue; default: memit+blue, or the editor of "
+            "an edit that changes no weights."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -188,7 +192,8 @@ def edit(
             trust_remote_code=trust_remote_code,
         )
         return
-    model, method = model or "lab", method or "memit+blue"
+    model = model or "lab"
+    method = method or (StoredEdit.load(Path(model)).method if is_edit(model) else "memit+blue")
     if method in EDITOR_NAMES:
         others: dict[str, object] = {"--run": run, "--corpus": corpus, "--schedule": schedule, "--layers": layers}
         others |= {"--shaping": shaping, "--as-published": as_published}
@@ -399,7 +404,7 @@ def resume_run(
     if where["dtype"] is not None and str(where["dtype"]) != f"torch.{run.manifest.dtype}":
         faults.append(Fault("--dtype", f"the run uses {run.manifest.dtype}", "Remove it", code="RUN_MISMATCH"))
     if faults:
-        raise FaultsError(f"resuming {path}", faults)
+        raise FaultsError(f"the options for resuming {path}", faults)
     _note_changed_source(run)
     loaded = load_model(base, **where, trust_remote_code=trust_remote_code)
     finish_run(run, loaded, base, out, json)

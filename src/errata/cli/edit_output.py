@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 from rich import box
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from errata.benchmark.sequence import EvaluationResult, EvaluationSet, recorded_evaluation_set, run_recorded
 from errata.cli.model_options import PATCH_SUFFIX, is_lab, patch_name, show_absent
-from errata.cli.terminal import console, echo, progress, warn, write_json
+from errata.cli.terminal import console, echo, echo_line, progress, warn, write_json
 from errata.errors import FaultsError, InputError, InterruptedRunError
 from errata.evaluation.outcomes import Change, FactOutcome, Outcome, Reply, absent_changes, compare_records
 from errata.evaluation.recall import absent
@@ -306,9 +307,42 @@ def finish(
     show_weight_change(outcome)
     wrote = f"Wrote {out}" if out is not None else "Edited"
     nothing = "" if patch.terms else "; no weights changed"
-    echo(f"{wrote} ({counted(len(facts), 'fact')}, {patch.recipe.method}{nothing}).")
+    echo(f"{wrote} ({facts_text(facts, name)}, {patch.recipe.method}{nothing}).")
+    if out is not None:
+        show_next_steps(out, facts[0], name)
     if advised is not None:
         echo(advised)
+
+
+def facts_text(facts: Sequence[Fact], model: str) -> str:
+    """``5 facts``, or ``5 new, 10 facts in all`` on top of earlier edits of ``model``."""
+    earlier = sum(len(edit.facts) for _, edit in edits_of(model)) if _was_edited(model) else 0
+    new = counted(len(facts), "fact")
+    return f"{len(facts):,} new, {counted(len(facts) + earlier, 'fact')} in all" if earlier else new
+
+
+def show_next_steps(out: Path, fact: Fact, base: str, *, weights: bool = True) -> None:
+    """Print how to use what was written, and how to undo it.
+
+    Args:
+        fact: an edited one, for the example.
+        base: the model that was edited.
+        weights: whether the edit changes weights.
+    """
+    path, text = quote(str(out)), quote(fact.text)
+    if not weights:
+        use = f"Use it as a model: errata ask --model {path} {text}"
+        undo = (
+            f"use {base} instead; to remove single facts: errata rebuild {path} --without {quote(fact.id)} "
+            f"--out NEW{PATCH_SUFFIX}"
+        )
+    elif out.suffix == PATCH_SUFFIX:
+        use = f"Use it: errata apply {path} --out STACK, then errata ask --model STACK {text}"
+        undo = "errata revert STACK --out NEW"
+    else:
+        use, undo = f"Use it as a model: errata ask --model {path} {text}", f"errata revert {path} --out NEW"
+    echo_line(use)
+    echo_line(f"Undo it: {undo}")
 
 
 def outcome_between(
@@ -346,6 +380,10 @@ def _warn_of_left_alone(facts: Sequence[Fact], count: int) -> None:
     )
 
 
+def _was_edited(model: str) -> bool:
+    return has_stack(model) or is_run(model) or is_edit(model)
+
+
 def resolve_conflicts(facts: FactSet, model: str, on_conflict: OnConflict) -> FactSet:
     """The facts to edit, after facts that contradict earlier edits of ``model`` are refused, accepted or removed.
 
@@ -353,7 +391,7 @@ def resolve_conflicts(facts: FactSet, model: str, on_conflict: OnConflict) -> Fa
         FaultsError: for every conflict, if conflicts are refused.
         InputError: if no fact remains.
     """
-    if not (has_stack(model) or is_run(model) or is_edit(model)):
+    if not _was_edited(model):
         return facts
     earlier = [(name, fact) for name, edit in edits_of(model) for fact in edit.facts]
     clashing = conflicts(facts, earlier)

@@ -11,6 +11,7 @@ from typing import Any
 from errata.benchmark.sequence import EditorResult, EvaluationResult, EvaluationSet, measure, run_editor
 from errata.cli.edit_output import (
     check_output,
+    facts_text,
     finish,
     outcome_between,
     records_of,
@@ -18,6 +19,7 @@ from errata.cli.edit_output import (
     show_chat,
     show_controls,
     show_facts,
+    show_next_steps,
     show_unable,
 )
 from errata.cli.model_options import (
@@ -38,7 +40,7 @@ from errata.editors.contract import KnowledgeEditor
 from errata.editors.registry import make_editor
 from errata.editors.table import EditorSettings, editor_row
 from errata.errors import InputError, collect_errors
-from errata.evaluation.absence import LACKING
+from errata.evaluation.absence import LACKING, absent_abilities
 from errata.evaluation.chat import chat_questions
 from errata.evaluation.controls import Controls, with_automatic_controls
 from errata.evaluation.outcomes import absent_changes
@@ -51,9 +53,10 @@ from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
 from errata.report.ledger import recalled
 from errata.report.tables import before_after_table
+from errata.results.metrics import Metric
 from errata.results.records import FORMAT
 from errata.runs.loading import is_edit, load_base, load_editor
-from errata.utils.text import counted
+from errata.utils.text import counted, readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +194,8 @@ def _show_plan(options: EditOptions, facts: FactSet, settings: EditorSettings) -
         f"{counted(-(-len(facts) // settings.batch_size), 'batch')} of at most {settings.batch_size}:"
     )
     for name, value in settings.model_dump(mode="json").items():
-        console().print(f"  {name}: {value}", markup=False, highlight=False)
+        if shown := readable(value):
+            echo(f"  {name}: {shown}")
     echo("Dry run: no weights were loaded and nothing was written.")
     write_json(options.json, plan)
 
@@ -212,6 +216,7 @@ def _finish(
     missing: dict[str, str] = {}
     if before is not None:
         missing = {str(metric): why for metric, why in absent(facts, evaluation_set.untouched).items()}
+        missing |= absent_abilities(map(Metric, missing), view.abilities, editor.method)
         missing |= absent_changes(before.records, missing)
         if evaluation_set.prose:
             missing["perplexity_ratio"] = f"{editor.method} {LACKING['rolling']}"
@@ -228,13 +233,13 @@ def _finish(
     }
     record: dict[str, Any] = {"format": FORMAT, "rows": list(result.rows), "about": about}
     record["outcome"] = outcome.to_record()
-    if options.out is not None:
-        result.edit.save(options.out)
     if before is not None:
         record |= {"records": records_of(before, result.after)}
     generated = _generated(editor, facts) if before is not None and "likelihood" not in view.abilities else None
     if generated is not None:
         record["generated"] = generated
+    if options.out is not None:  # last, so that nothing is written if measuring fails
+        result.edit.save(options.out)
     write_json(options.json, record)
     if result.rows:
         console().print(before_after_table(result.rows, width=console().width, marked=outcome.unable))
@@ -247,9 +252,10 @@ def _finish(
         echo(f"{editor.method} {LACKING['likelihood']}, so recall is measured in generated answers:")
         echo(f"the answer contains the new target for {sum(map(bool, generated.values()))} of {len(facts)} facts.")
     wrote = f"Wrote {options.out}" if options.out is not None else "Edited"
-    echo(f"{wrote} ({counted(len(facts), 'fact')}, {editor.method}, {result.edit.stored_bytes:,} bytes).")
+    number = facts_text(facts, options.model)
+    echo(f"{wrote} ({number}, {editor.method}, {result.edit.stored_bytes:,} bytes).")
     if options.out is not None:
-        echo(f'Use it as a model: errata ask --model {options.out} "{facts[0].text}"')
+        show_next_steps(options.out, facts[0], options.model, weights=False)
 
 
 def _generated(editor: KnowledgeEditor, facts: Sequence[Fact]) -> Mapping[str, bool]:

@@ -47,11 +47,16 @@ def history(
     note_unfinished(model)
     where = placement(device, dtype)
     patches = _patches(model)
+    if not patches and subject is None:
+        echo(f"{model} has no edits.")
+        write_json(json, {"model": model, "history": []})
+        return
     facts = _of_subject(edited_facts(patches.items()), model, subject)
     if ask and is_file(Path(model)) and not is_edit(model):
         raise InputError(
             f"{model} is a patch, not a model",
-            remedy="Add --no-ask, or apply it to its base model with `errata apply`",
+            remedy=f"Add --no-ask, or apply it to its base first: errata apply {model} --out STACK, then errata "
+            "history STACK",
             code="MODEL_IS_A_PATCH",
         )
     answers: list[Recall] | None = None

@@ -181,7 +181,7 @@ def error_context(before: str = "", after: str = "", remedy: str = "") -> Iterat
     try:
         yield
     except FaultsError as error:
-        raise FaultsError(f"{before}{error.subject}{after}", error.faults, remedy=remedy) from error
+        raise FaultsError(f"{error.subject}{after}", error.faults, remedy=remedy, before=before) from error
     except InputError as error:
         remedies = ". ".join(part for part in (error.remedy, remedy) if part)
         raise InputError(f"{before}{error.what}{after}", remedy=remedies, code=error.code) from error

@@ -21,12 +21,11 @@ from errata.facts.fact import Fact, FactSet
 from errata.facts.files import write_facts
 from errata.models.hub import address, check_login, check_repository, upload
 from errata.models.loading import lasting_name
-from errata.patches.patch import Patch
 from errata.patches.stack import FILE, Stack, has_stack, is_stack, read_stack, write_stack
 from errata.report.card import Measured, hub_name, is_local, model_card, shown_base
 from errata.report.ledger import edited_facts
 from errata.results.records import Results, Row, read_results
-from errata.runs.loading import check_exists, load_model, stack_of_run, stack_under
+from errata.runs.loading import check_exists, load_model, load_patch, stack_of_run, stack_under
 from errata.runs.run import is_run, open_run
 from errata.utils.files import check_new, new_directory, write_text
 from errata.utils.text import counted, listed, size_text
@@ -123,13 +122,13 @@ def push(
     Uses the access token of `hf auth login` or the environment variable HF_TOKEN.
     """
     check_repository(to)
+    publication = publication_of(model, results, base)
     if not yes and not sys.stdin.isatty():
         raise InputError(
             "stdin is not a terminal, so the upload cannot be confirmed",
             remedy="Pass --yes; `errata save` shows what would be uploaded",
             code="CONFIRMATION_IMPOSSIBLE",
         )
-    publication = publication_of(model, results, base)
     with tempfile.TemporaryDirectory(prefix="errata-push-") as folder:
         directory = Path(folder)
         # Weights may be large: link to them instead of copying them.
@@ -396,7 +395,7 @@ def _stack_of(model: str) -> Stack:
 
 def _stack_of_patch(path: Path) -> Stack:
     """The stack of a patch and all patches that its base already contained."""
-    patch = Patch.load(path)
+    patch = load_patch(path)
     if not (has_stack(patch.base) or is_run(patch.base)):
         base = lasting_name(patch.base)
         return Stack(base, patch.fingerprint, patch.dtype).with_patch(path.stem, patch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +18,9 @@ from errata.editors.edit_file import StoredEdit
 from errata.editors.rebuild import named_facts, rebuild
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
+from errata.models.loading import lasting_name
 from errata.patches.stack import Stack, has_stack, is_stack, read_stack, solved_on_top, write_stack
-from errata.runs.loading import check_exists, editor_under, is_edit, load_model, stack_of_run
+from errata.runs.loading import check_exists, editor_under, edits_of, is_edit, load_model, stack_of_run
 from errata.runs.run import is_run
 from errata.utils.files import check_new, new_directory
 from errata.utils.text import counted, did_you_mean
@@ -98,7 +101,7 @@ def rebuild_stack(
     """
     where = placement(device, None)["device"]
     if is_edit(model):
-        _rebuild_edit(model, without, out, where, json, trust_remote_code=trust_remote_code)
+        _rebuild_edit(model, without, out, base, where, json, trust_remote_code=trust_remote_code)
         return
     check_new(out)
     note_unfinished(model)
@@ -130,33 +133,68 @@ def _rebuild_edit(
     model: str,
     without: list[str],
     out: Path,
+    base: str | None,
     device: torch.device | None,
     json: Path | None,
     *,
     trust_remote_code: bool,
 ) -> None:
-    """Make an edit that changes no weights again without some facts, on the same base."""
+    """Make an edit that changes no weights again without some facts, on the same base.
+
+    Without any fact of an edit that is based on another one, the result is a copy of that one.
+    """
     check_output(out, weights=False)
     edit = StoredEdit.load(Path(model))
-    ids = {fact.id: fact for fact in edit.facts}
-    if unknown := [name for name in without if name not in ids]:
-        raise InputError(
-            f"{model} has no fact {', '.join(map(repr, unknown))}",
-            remedy=f"{did_you_mean(unknown[0], ids)}`errata show {model} --all` lists them",
-            code="FACT_OR_PATCH_UNKNOWN",
-        )
-    left = [fact for fact in edit.facts if fact.id not in without]
-    if not left:
+    if base is not None:
+        edit = replace(edit, base=lasting_name(base))
+    removed = _named_in(edit, model, without)
+    left = [fact for fact in edit.facts if fact.id not in removed]
+    if not left and not is_edit(edit.base):
         raise InputError(
             "no fact would be left", remedy=f"Use its base model {edit.base} instead", code="FACTS_MISSING"
         )
     with progress() as report:
         _, editor = editor_under(edit, device=device, trust_remote_code=trust_remote_code, report=report)
-        new = editor.apply(left)
+        if editor.fingerprint() != edit.fingerprint:
+            raise InputError(
+                f"{model} was made for other weights, or on top of other edits, than those of {edit.base}",
+                remedy="Give the current location of its base with --base",
+                code="EDIT_FOR_OTHER_WEIGHTS",
+            )
+        new = editor.apply(left) if left else StoredEdit.load(Path(edit.base))
     new.save(out)
-    echo(f"Wrote {out}: {counted(len(left), 'fact')}. Removed: {counted(len(edit.facts) - len(left), 'fact')}.")
-    removed = [fact.id for fact in edit.facts if fact.id in without]
-    write_json(json, {"method": edit.method, "base": edit.base, "facts": [f.id for f in left], "removed": removed})
+    all_in = "" if left else f" of its base {Path(edit.base).name}"
+    echo(f"Wrote {out}: {counted(len(new.facts), 'fact')}{all_in}. Removed: {counted(len(removed), 'fact')}.")
+    facts = [fact.id for fact in new.facts]
+    write_json(json, {"method": edit.method, "base": new.base, "facts": facts, "removed": removed})
+
+
+def _named_in(edit: StoredEdit, model: str, names: Sequence[str]) -> list[str]:
+    """The ids of the facts that names of an edit, ``EDIT/ID`` or ``ID`` refer to.
+
+    Raises:
+        InputError: for names that the edit does not have, with what can be done about facts of earlier edits.
+    """
+    title = Path(model).stem
+    own = {fact.id: [fact.id] for fact in edit.facts}
+    known = {**own, title: list(own), **{f"{title}/{name}": [name] for name in own}}
+    if not (unknown := [name for name in names if name not in known]):
+        chosen = {one for name in names for one in known[name]}
+        return [name for name in own if name in chosen]
+    under = edits_of(edit.base) if is_edit(edit.base) else []
+    for under_title, earlier in under:
+        if unknown[0] in {under_title, *(text for f in earlier.facts for text in (f.id, f"{under_title}/{f.id}"))}:
+            raise InputError(
+                f"{unknown[0]} belongs to the edit {under_title!r}, on top of which {title!r} was made",
+                remedy=f"Remove it from {under_title}.safetensors with errata rebuild, and add the facts of {title} to "
+                "the result with errata edit --model; a name of this edit, EDIT/ID or ID can be given here",
+                code="FACT_OR_PATCH_UNKNOWN",
+            )
+    raise InputError(
+        f"{model} has no fact {', '.join(map(repr, unknown))}",
+        remedy=f"{did_you_mean(unknown[0], known)}`errata show {model} --all` lists them",
+        code="FACT_OR_PATCH_UNKNOWN",
+    )
 
 
 def _stack_of(model: str) -> Stack:
@@ -190,7 +228,7 @@ def _stack_of(model: str) -> Stack:
 
 def _base(stack: Stack, base: str | None, device: torch.device | None, *, trust_remote_code: bool) -> LanguageModel:
     name, dtype = base or stack.base, getattr(torch, stack.dtype)
-    with error_context(f"the base model {name!r} is needed, but ", remedy="Give its location with --base"):
+    with error_context(f"the base model {name!r} is needed: ", remedy="Give its location with --base"):
         return load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 

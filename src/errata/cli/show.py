@@ -19,7 +19,7 @@ from errata.patches.patch import Patch
 from errata.patches.stack import has_stack, read_stack
 from errata.runs.loading import edits_of
 from errata.runs.run import is_run, open_run
-from errata.utils.text import counted
+from errata.utils.text import counted, readable
 
 EXAMPLE = "Example: errata show edited.safetensors"
 SHOWN = 20  # facts per patch without --all
@@ -118,7 +118,8 @@ def _show_stored(title: str, edit: StoredEdit) -> None:
     echo(f"  made for {edit.base} ({edit.fingerprint[:12]}…); changes no weights, {edit.stored_bytes:,} bytes")
     echo(f"  with {', '.join(f'{name} {version}' for name, version in edit.versions.items())}")
     for name, value in edit.settings.items():
-        console().print(f"  {name}: {value}", markup=False, highlight=False)
+        if shown := readable(value):
+            echo(f"  {name}: {shown}")
 
 
 def _show(title: str, patch: Patch) -> None:

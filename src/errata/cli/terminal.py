@@ -124,6 +124,11 @@ def echo(text: str) -> None:
     console().print(text, highlight=False)
 
 
+def echo_line(text: str) -> None:
+    """As ``echo``, without breaks at the width of the terminal, for a command or a line of a file to be copied."""
+    console().print(text, highlight=False, soft_wrap=True)
+
+
 def warn(text: str, *, style: str | None = None) -> None:
     """Print a note or a warning to standard error without markup."""
     error_console().print(text, style=style, highlight=False)

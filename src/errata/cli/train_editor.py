@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps as json_text
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,16 +17,16 @@ from errata.cli.model_options import (
     placement,
     seed_option,
 )
-from errata.cli.terminal import JsonOption, echo, progress, write_json
+from errata.cli.terminal import JsonOption, echo, echo_line, progress, write_json
 from errata.datasets.editor_data import editor_splits
 from errata.datasets.registry import split_file
-from errata.editors.table import TRAINER_NAMES
+from errata.editors.table import TRAINER_NAMES, trainer_row
 from errata.editors.trainers import train_editor as trained
 from errata.editors.trainers import trainer_settings
 from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.runs.loading import load_model
 from errata.utils.files import check_new_file
-from errata.utils.text import counted
+from errata.utils.text import counted, readable
 from errata.utils.yaml import parse_yaml
 
 EXAMPLE = "Example: errata train-editor serac --model lab --data lab --out serac-gate.safetensors"
@@ -83,10 +84,12 @@ def train_editor(
     with progress(speed_window=120.0) as report, loaded.blaming_no_edit():
         found = trained(trainer, loaded, splits, chosen, report=report)
     found.save(out)
-    size = counted(sum(tensor.numel() for tensor in found.tensors.values()), "number")
+    size = counted(sum(tensor.numel() for tensor in found.tensors.values()), "trained number")
     echo(f"Wrote {out} ({size}), trained on {counted(len(splits['train'].records), 'record')} of {source}")
     for name, value in found.record.items():
-        echo(f"  {name}: {value}")
+        echo(f"  {name}: {readable(value)}")
+    echo(f"Use it: errata edit --method {trainer} --recipe RECIPE.yaml, where RECIPE.yaml has the line")
+    echo_line(f"  {trainer_row(trainer).recipe(json_text(str(out.absolute())))}")
     record: dict[str, Any] = {
         "trainer": trainer,
         "out": str(out),

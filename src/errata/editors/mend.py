@@ -30,6 +30,7 @@ from jaxtyping import Float
 from pydantic import Field, StrictInt, field_validator
 from torch import Tensor, nn
 
+from errata.editors.table import trainer_row
 from errata.editors.trained_editor import Learnt, TrainedEditor, Trainer, TrainerSettings
 from errata.editors.training import check_finite, teacher_forced, weight_scale
 from errata.editors.training_data import EditorData, TrainingRecord
@@ -476,7 +477,7 @@ class Mend(WeightEditor[MendSettings]):
         if not settings.network:
             raise InputError(
                 f"{name} needs a network that was trained for the model",
-                remedy=f"Train one: errata train-editor {name} --model … --out FILE; then set network: FILE",
+                remedy=trainer_row(name).remedy(),
                 code="TRAINED_EDITOR_MISSING",
             )
         with model.edits.without(model.edits.terms):

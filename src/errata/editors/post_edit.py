@@ -20,6 +20,7 @@ from errata.editors.retrieval import QueryReader
 from errata.editors.rewriting import POST_EDIT, answers_of, replacement, request, rewriting_model
 from errata.editors.rewritten import AnswerToEdit, Rewritten
 from errata.editors.substitute import substituted
+from errata.editors.table import trainer_row
 from errata.editors.trained_editor import TrainedEditor
 from errata.errors import InputError
 from errata.facts.joining import joined
@@ -119,7 +120,7 @@ class PostEdit(FactMemory[PostEditSettings]):
         if not self.settings.rewriter:
             raise InputError(
                 "post_edit needs a model that was trained to rewrite answers",
-                remedy=f"Train one: errata train-editor {POST_EDIT} --model … --out FILE; then set rewriter: FILE",
+                remedy=trainer_row(POST_EDIT).remedy(),
                 code="TRAINED_EDITOR_MISSING",
             )
         self._trained = TrainedEditor.read(Path(self.settings.rewriter), POST_EDIT)

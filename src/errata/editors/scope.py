@@ -30,6 +30,7 @@ from torch import Tensor
 
 from errata.editors.contract import Base, with_weights
 from errata.editors.embedders import Embedder, Hidden, LexicalEmbedder, TextIndex
+from errata.editors.table import trainer_row
 from errata.editors.trained_editor import Learnt, TrainedEditor, TrainerSettings
 from errata.editors.training_data import EditorData, TrainingRecord
 from errata.errors import InputError
@@ -87,8 +88,7 @@ class LearntScope(Settings):
         if not self.file:
             raise InputError(
                 "there is no trained classifier that decides which questions are about a fact",
-                remedy=f"Train one: errata train-editor {SCOPE} --model … --out FILE; then set embedder: "
-                "{kind: trained, file: FILE}",
+                remedy=trainer_row(SCOPE).remedy(),
                 code="TRAINED_EDITOR_MISSING",
             )
         return ScopeEmbedder(weights, TrainedEditor.load(Path(self.file), SCOPE, weights))
@@ -286,7 +286,7 @@ def learn(
     held_out = distinct_subjects(calibration.records, chosen.records, chosen.seed)
     right, wrong = (classifier(part) for part in pairs_of(held_out, lexical, hidden, chosen.memory, report))
     record = {
-        "pairs": [len(positives), len(negatives)],
+        "pairs": {"about the fact": len(positives), "about others": len(negatives)},
         "weights": dict(zip(FEATURES, (round(weight, 3) for weight in classifier.weights.tolist()), strict=True)),
         "calibration AUC": round(auc(right, wrong), 4),
         "calibration hits at ½": round(float((right >= 0.5).double().mean()), 4),

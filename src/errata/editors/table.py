@@ -462,25 +462,56 @@ class TrainerRow:
     Attributes:
         name: as the command takes it; the editor's name.
         title: what is trained, in one line.
+        setting: the editor's setting that names the file, in YAML with FILE in its place.
     """
 
     name: str
     title: str
+    setting: str
+
+    def recipe(self, file: str = "FILE") -> str:
+        """The line of a recipe file that makes the editor use a trained file."""
+        return f"editors: {{{self.name}: {{{self.setting.replace('FILE', file)}}}}}"
+
+    def remedy(self) -> str:
+        """How to train a part that is missing, and use it."""
+        return (
+            f"Train it: errata train-editor {self.name} --model … --out FILE; then write this line in a recipe file, "
+            f"passed with --recipe: {self.recipe()}"
+        )
 
 
 TRAINER_ROWS: Final[tuple[TrainerRow, ...]] = (
     TrainerRow(
-        "serac", "the classifier that decides which questions are about a fact; on request a small model that answers"
+        "serac",
+        "the classifier that decides which questions are about a fact; on request a small model that answers",
+        "embedder: {kind: trained, file: FILE}",
     ),
-    TrainerRow("mend", "the network that turns gradients of facts into weight changes"),
-    TrainerRow("post_edit", "the model that rewrites sentences of finished answers"),
-    TrainerRow("rledit", "the same, trained over sequences of edits"),
+    TrainerRow("mend", "the network that turns gradients of facts into weight changes", "network: FILE"),
+    TrainerRow("post_edit", "the model that rewrites sentences of finished answers", "rewriter: FILE"),
+    TrainerRow("rledit", "the same, trained over sequences of edits", "network: FILE"),
 )
 TRAINER_NAMES: Final[tuple[str, ...]] = tuple(row.name for row in TRAINER_ROWS)
 
 
+def trainer_row(name: str) -> TrainerRow:
+    """The row of a trainer.
+
+    Raises:
+        InputError: if there is none of this name.
+    """
+    check_trainer(name)
+    return next(row for row in TRAINER_ROWS if row.name == name)
+
+
 def check_trainer(name: str) -> None:
     """Raises InputError if nothing of this name can be trained; offers the nearest."""
+    if name not in TRAINER_NAMES and name in (*EDITOR_NAMES, *METHOD_NAMES):
+        raise InputError(
+            f"{name} needs no training",
+            remedy=f"Use it at once: errata edit --method {name}. Editors that are trained: {', '.join(TRAINER_NAMES)}",
+            code="TRAINER_UNKNOWN",
+        )
     if name not in TRAINER_NAMES:
         remedy = f"{did_you_mean(name, TRAINER_NAMES)}Known: {', '.join(TRAINER_NAMES)}"
         raise InputError(f"there is no trained editor {name!r}", remedy=remedy, code="TRAINER_UNKNOWN")

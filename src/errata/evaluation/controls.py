@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
-from typing import Final
+from statistics import fmean
+from typing import Any, Final
 
 import torch
 
@@ -26,11 +27,23 @@ NEIGHBOURS = 2  # control questions of each fact: the same prompt about other su
 
 
 @cache
+def _known_relations() -> list[dict[str, Any]]:
+    text = (resources.files("errata") / "evaluation" / "known_facts.yaml").read_text(encoding="utf-8")
+    groups: list[dict[str, Any]] = parse_yaml(text, "known_facts.yaml").data
+    return groups
+
+
+@cache
+def _kinds() -> dict[str, str]:
+    """Subject of a shipped fact, case-folded -> its kind, such as ``country``."""
+    return {subject.casefold(): group["subjects"] for group in _known_relations() for subject in group["facts"]}
+
+
+@cache
 def known_facts() -> tuple[Fact, ...]:
     """The facts shipped with errata; ``old`` is the right answer and ``target`` another answer of the same relation."""
-    text = (resources.files("errata") / "evaluation" / "known_facts.yaml").read_text(encoding="utf-8")
     found: list[Fact] = []
-    for group in parse_yaml(text, "known_facts.yaml").data:
+    for group in _known_relations():
         pairs = list(group["facts"].items())
         answers = sorted({answer for _, answer in pairs})
         for subject, answer in pairs:
@@ -131,14 +144,16 @@ def with_automatic_controls(
 
     - ``neighbours``: the fact's own prompt about other subjects, where it has no ``neighbours`` and no ``unrelated``
       questions. They are of the same relation, so they measure specificity; their answers are the model's, and need
-      not be the fact's old one. The subjects come from a list that ships with errata, those first which the model
-      takes for most like the fact's subject (by the next word after "{subject} is a"); none of them is edited.
+      not be the fact's old one. The subjects come from a list that ships with errata and are of the fact's kind, such
+      as countries: that of its subject in the list, or else the kind which the model takes for most like it (by the
+      next word after "{subject} is a"). The most alike come first; none of them is edited.
     - ``own``: open questions about the fact's own subject.
 
     An answer is the greedy continuation up to the first punctuation mark, at most four tokens, whole words only. A
     question is left out where no answer can be read back token by token, or where the answer names the target or the
     old answer of a fact about the same subject. Answers other than names and numbers are taken only where a fact has
-    none of these: a change of a phrase such as "the capital of the" means little.
+    none of these: a change of a phrase such as "the capital of the" means little. No question is generated twice, so
+    facts with the same prompt share the subjects of their kind, and the last of many may get none.
 
     Args:
         model: unedited.
@@ -163,15 +178,19 @@ def with_automatic_controls(
     for fact in facts:
         edits.setdefault(fact.subject, []).append(fact)
     generated: dict[tuple[str, str], list[Question]] = {}
+    taken: set[tuple[str, str]] = set()
     candidates.sort(key=lambda question: not says_something(answers.get(question[2]) or ""))  # stable
     for fact, field, prompt in candidates:
         answer = answers.get(prompt)
         questions = generated.setdefault((fact.id, field), [])
         if answer is None or len(questions) >= per_fact or _names_an_edit(answer, edits[fact.subject]):
             continue
+        if (field, prompt) in taken:
+            continue
         if says_something(answer) or not any(says_something(question.answer) for question in questions):
             # Only with a joiner of its own may a prompt end in spaces; nothing follows them in any case.
             questions.append(Question(prompt, answer, "" if prompt[-1].isspace() else None))
+            taken.add((field, prompt))
     generated = {key: questions for key, questions in generated.items() if questions}
     found = [
         replace(
@@ -185,8 +204,8 @@ def with_automatic_controls(
 
 
 def _nearest_subjects(model: Answerer, facts: Sequence[Fact], edited: Sequence[str], count: int) -> list[list[str]]:
-    """For each fact the shipped subjects that the model takes for most alike, by the divergence between its
-    distributions of the next word after ``KIND_PROMPT``.
+    """For each fact the shipped subjects of its kind that the model takes for most alike, by the divergence between its
+    distributions of the next word after ``KIND_PROMPT``. Facts with the same prompt have different subjects.
     """
     taken = {subject.casefold() for subject in edited}
     others = list(dict.fromkeys(fact.subject for fact in known_facts() if fact.subject.casefold() not in taken))
@@ -195,11 +214,24 @@ def _nearest_subjects(model: Answerer, facts: Sequence[Fact], edited: Sequence[s
     chances = model.next_token_log_probabilities(prompts).exp()
     own, rest = chances[: len(facts)], chances[len(facts) :]
     found = []
-    for one in own:
-        distance = _divergence(one, rest)
-        order = sorted(range(len(others)), key=lambda index: (float(distance[index]), others[index]))
-        found.append([others[index] for index in order[:count]])
+    used: dict[str, set[str]] = {}  # prompt -> subjects
+    for fact, one in zip(facts, own, strict=True):
+        distance = dict(zip(others, _divergence(one, rest).tolist(), strict=True))
+        kind = _kinds().get(fact.subject.casefold()) or _nearest_kind(distance)
+        taken_here = used.setdefault(fact.prompt, set())
+        left = [name for name in others if _kinds()[name.casefold()] == kind and name not in taken_here]
+        chosen = sorted(left, key=lambda name: (distance[name], name))[:count]
+        taken_here.update(chosen)
+        found.append(chosen)
     return found
+
+
+def _nearest_kind(distance: Mapping[str, float]) -> str:
+    """The kind whose subjects have the smallest mean distance."""
+    of_kind: dict[str, list[float]] = {}
+    for name, value in distance.items():
+        of_kind.setdefault(_kinds()[name.casefold()], []).append(value)
+    return min(of_kind, key=lambda kind: (fmean(of_kind[kind]), kind))
 
 
 def _divergence(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

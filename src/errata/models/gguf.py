@@ -83,15 +83,23 @@ def check_is_model(path: Path) -> None:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
+                format_ = str((file.metadata() or {}).get("format", ""))
         except (OSError, SafetensorError):
-            metadata = {}
-        if str(metadata.get("format", "")).startswith("errata-patch"):
-            problem = "a patch, not a model"
-            remedy = f"Apply it to its base first (errata apply {path} --out STACK), and give STACK"
+            problem = "named like a .safetensors file but is not one"
+            remedy = "It may be damaged; write or download it again"
         else:
-            problem = "a file of weights, not a model"
-            remedy = "Give the directory that holds it with its config.json and tokenizer"
+            if format_.startswith("errata-patch"):
+                raise InputError(
+                    f"{path} is a patch, not a model",
+                    remedy=f"Apply it to its base first: errata apply {path} --out STACK; then use --model STACK",
+                    code="MODEL_IS_A_PATCH",
+                )
+            if format_.startswith("errata-trained-editor"):
+                problem = "the trained part of an editor, not a model"
+                remedy = "Name it in a recipe file for `errata edit --recipe`"
+            else:
+                problem = "a file of weights, not a model"
+                remedy = "Give the directory that holds it with its config.json and tokenizer"
     elif path.suffix == SUFFIX:
         problem = "named like a GGUF file but is not one"
         remedy = "It may be damaged; download the file again"

@@ -37,7 +37,7 @@ _MEANING: Mapping[Part, str] = {
     "edited": "%. acc.: every token of the answer is the likeliest; succ.: the new answer is likelier than the old one",
     "others": (
         "%. known: accuracy over the questions that the unedited model answers correctly; all: over all of them; "
-        "succ.: the true answer is likelier than the new one; ΔW/W: Frobenius norm of the change over the weights'"
+        "succ.: the true answer is likelier than the new one"
     ),
 }
 _TITLES: Mapping[Part, str] = {"edited": "The edited facts", "others": "Everything else"}
@@ -156,6 +156,8 @@ def _comparison(rows: Sequence[Row], part: Part, metrics: Sequence[str], right_a
     note = f"After the whole run, mean [95 % interval over n]; {_MEANING[part]}"
     if Metric.SECONDS_PER_EDIT in metrics:
         note += "; s/edit: without preparation (key statistics, contexts)"
+    if Metric.WEIGHT_NORM_RATIO in metrics:
+        note += "; ΔW/W: Frobenius norm of the change, relative to that of the weights"
     if unable:
         note += "; *: was at its floor or ceiling before the edit, so it cannot show an effect"
     return _Grid("method", heads, tuple(lines), note)
@@ -184,13 +186,13 @@ def _before_after(rows: Sequence[Row], now: str, marked: Collection[str]) -> _Gr
     moments: list[tuple[When, str]] = [
         ("before", "before"), ("right_after", "right after"), ("after", "after" if compared else now),
     ]  # fmt: skip
+    # Changed answers are listed question by question, or in a separate table.
+    metrics = [name for name in in_order({row["metric"] for row in rows}) if entry_of(name).group is not Group.CHANGES]
     shown = [
         (when, head)
         for when, head in moments
-        if any(row["when"] == when for row in rows) and (when != "right_after" or _differs_right_after(rows))
+        if any((metric, when) in found for metric in metrics) and (when != "right_after" or _differs_right_after(rows))
     ]
-    # Changed answers are listed question by question, or in a separate table.
-    metrics = [name for name in in_order({row["metric"] for row in rows}) if entry_of(name).group is not Group.CHANGES]
     lines = tuple(
         _TextLine(
             entry_of(metric).heading + (" *" if metric in marked else ""),

@@ -54,6 +54,28 @@ def is_edit(name: str) -> bool:
     return is_file(Path(name)) and edit_format(Path(name)) == FORMAT
 
 
+def check_changes_weights(name: str) -> None:
+    """Raises InputError if a name is the file of an edit that changes no weights."""
+    if is_edit(name):
+        method = StoredEdit.load(Path(name)).method
+        raise InputError(
+            f"{name} is an edit by {method!r}, which changes no weights",
+            remedy=f"`errata ask`, `evaluate`, `history`, `show` and `rebuild` take such edits, and `edit` with "
+            f"--method {method} adds facts to them; give an edit of weights or a model here",
+            code="EDIT_NOT_OF_WEIGHTS",
+        )
+
+
+def load_patch(path: str | Path) -> Patch:
+    """The patch of a file.
+
+    Raises:
+        InputError: if the file is not a patch, or is damaged.
+    """
+    check_changes_weights(str(path))
+    return Patch.load(path)
+
+
 def load_base(
     name: str,
     *,
@@ -68,7 +90,8 @@ def load_base(
 
 
 def check_weights(name: str) -> None:
-    """Raises InputError if a name is an address: the weights there are not at hand."""
+    """Raises InputError if a name is an address, whose weights are not at hand, or an edit that changes none."""
+    check_changes_weights(name)
     if is_endpoint(base_of(name)):
         raise InputError(
             f"{base_of(name)} is an endpoint, whose weights are not at hand",
@@ -102,14 +125,7 @@ def load_model(
 def _load(
     name: str, dtype: torch.dtype | None, device: str | torch.device | None, trust_remote_code: bool
 ) -> LanguageModel:
-    if is_edit(name):
-        method = StoredEdit.load(Path(name)).method
-        raise InputError(
-            f"{name} is an edit by {method!r}, which changes no weights",
-            remedy="`errata edit`, `ask`, `evaluate`, `history`, `show` and `rebuild` take such edits; give a model, a "
-            "stack or a run here",
-            code="EDIT_NOT_OF_WEIGHTS",
-        )
+    check_changes_weights(name)
     apply: Callable[[LanguageModel], object]
     if is_stack(name):
         base, made_in = stack_base(name)
@@ -255,11 +271,11 @@ def patches_of(name: str) -> list[tuple[str, Patch]]:
     The patches of a run are those of its batches, as they were before any shaping of the whole run.
 
     Raises:
-        InputError: if there are none.
+        InputError: if there are none, also if the edit changes no weights.
     """
     path = Path(name)
     if is_file(path):
-        return [(path.stem, Patch.load(path))]
+        return [(path.stem, load_patch(path))]
     if has_stack(name):
         return [(stacked.name, stacked.patch) for stacked in read_stack(path).patches]
     if is_run(name):

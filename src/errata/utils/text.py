@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 # C0 except tab and line feed, DEL and C1, bidirectional formatting, and lone surrogates (bytes of file names that are
@@ -20,6 +20,25 @@ _LONGEST: Final = 80  # characters of a name to compare; difflib is quadratic
 def visible(text: str) -> str:
     """The text with control characters escaped, such as ``\\x1b``, so that it cannot steer a terminal."""
     return text if text.isascii() and text.isprintable() else text.translate(_ESCAPES)
+
+
+def readable(value: object) -> str:
+    """A setting or result, as JSON, in words for a terminal; empty for what is not set.
+
+    ``[{"kind": "subject"}, {"kind": "words", "share": 0.5}]`` gives ``subject; words (share 0.5)``.
+    """
+    if value is None or value == "":
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        kind = readable(value.get("kind"))
+        rest = ", ".join(f"{key} {text}" for key, one in value.items() if key != "kind" and (text := readable(one)))
+        return f"{kind} ({rest})" if kind and rest else kind or rest
+    if isinstance(value, list | tuple):
+        nested = any(isinstance(one, Mapping | list | tuple) for one in value)
+        return ("; " if nested else ", ").join(map(readable, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def counted(count: int, what: str) -> str:
