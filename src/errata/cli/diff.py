@@ -20,7 +20,7 @@ from errata.facts.joining import joined
 from errata.models.weights import Place, Term
 from errata.patches.factors import inner, norm
 from errata.patches.stack import has_stack
-from errata.runs.loading import check_exists, load_model, patches_of
+from errata.runs.loading import check_changes_weights, check_exists, load_model, patches_of
 from errata.runs.run import is_run
 from errata.utils.files import is_file
 from errata.utils.text import counted
@@ -42,6 +42,8 @@ def diff(
     """
     note_unfinished(first)
     note_unfinished(second)
+    for name in (first, second):
+        check_changes_weights(name)
     if _has_patches(first) and _has_patches(second):
         found = _edits(first, second)
     else:

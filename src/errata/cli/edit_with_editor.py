@@ -216,7 +216,8 @@ def _finish(
     missing: dict[str, str] = {}
     if before is not None:
         missing = {str(metric): why for metric, why in absent(facts, evaluation_set.untouched).items()}
-        missing |= absent_abilities(map(Metric, missing), view.abilities, editor.method)
+        unable = absent_abilities(map(Metric, missing), view.abilities, editor.method)
+        missing |= {str(metric): why for metric, why in unable.items()}
         missing |= absent_changes(before.records, missing)
         if evaluation_set.prose:
             missing["perplexity_ratio"] = f"{editor.method} {LACKING['rolling']}"

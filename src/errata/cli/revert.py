@@ -161,12 +161,21 @@ def _rebuild_edit(
                 remedy="Give the current location of its base with --base",
                 code="EDIT_FOR_OTHER_WEIGHTS",
             )
-        new = editor.apply(left) if left else StoredEdit.load(Path(edit.base))
+        copied = None if left else StoredEdit.load(Path(edit.base))
+        new = editor.apply(left) if copied is None else copied
     new.save(out)
     all_in = "" if left else f" of its base {Path(edit.base).name}"
     echo(f"Wrote {out}: {counted(len(new.facts), 'fact')}{all_in}. Removed: {counted(len(removed), 'fact')}.")
     facts = [fact.id for fact in new.facts]
-    write_json(json, {"method": edit.method, "base": new.base, "facts": facts, "removed": removed})
+    write_json(
+        json,
+        {
+            "method": edit.method,
+            "base": edit.base if copied is None else copied.base,
+            "facts": facts,
+            "removed": removed,
+        },
+    )
 
 
 def _named_in(edit: StoredEdit, model: str, names: Sequence[str]) -> list[str]:
