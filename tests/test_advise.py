@@ -61,8 +61,9 @@ def test_the_best_of_those_that_no_other_dominates(trials: Sequence[Trial], best
     found = recommended(trials)
     assert (found and found.method) == best
     text = recommendation(trials)
-    assert (best is None) == ("None of these" in text)
+    assert ("Take" in text) == (best is not None)
     assert best is None or f"Take {best}" in text
+    assert ("Nothing was compared" in text) == (len(trials) < 2)
 
 
 def test_the_recommendation_names_equals_and_larger_numbers() -> None:
@@ -75,6 +76,19 @@ def test_the_recommendation_names_equals_and_larger_numbers() -> None:
     assert "100 facts" in text
     assert "70 % [60, 80]" in text
     assert "close is the better choice there" in text
+
+
+def test_a_single_editor_is_not_recommended() -> None:
+    for untried, remedy in (((), "--editors"), (("b", "c"), "--minutes")):
+        text = recommendation([trial("a", GOOD)], (), untried)
+        assert "Nothing was compared" in text
+        assert remedy in text
+        assert "95 % [90, 100]" in text
+        assert "Take" not in text
+        assert "other editor" not in text.lower()
+    text = recommendation([trial("a", GOOD), trial("b", WORSE)], (), ("c",))
+    assert "Take a" in text
+    assert "c was not tried" in text
 
 
 class Failing(MemoryEditor):
@@ -131,8 +145,10 @@ def test_advice_on_lab(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
     assert record["skipped"] == ["memit+blue with 20 facts"]  # no time left after the first
     (found,) = record["rounds"][0]["trials"]
     assert found["numbers"]["efficacy_accuracy"]["mean"] == 1
-    assert "Take memit+blue" in record["recommendation"]
-    assert "memit+blue" in capsys.readouterr().out
+    assert "Nothing was compared" in record["recommendation"]
+    shown = capsys.readouterr()
+    assert "memit+blue" in shown.out
+    assert "--minutes 0 will not do" in " ".join(shown.err.split())
 
 
 def test_a_quality_in_which_all_fail_decides_nothing() -> None:

@@ -13,8 +13,8 @@ from errata.benchmark.grid import grid_of, read_grid
 from errata.cli.bench_plan import plan_of
 from errata.cli.main import run
 from errata.editors.edit_file import StoredEdit
-from errata.editors.table import EDITOR_NAMES
-from errata.errors import FaultsError
+from errata.editors.table import EDITOR_NAMES, check_method
+from errata.errors import FaultsError, InputError
 from errata.lab.package import lab_directory
 
 Capture = pytest.CaptureFixture[str]
@@ -144,6 +144,8 @@ def test_nothing_is_written_if_measuring_fails(made: Path, tmp_path: Path, capsy
         ([*EDIT, "--facts", "FACTS", "--out", "dir"], "EDIT_NOT_OF_WEIGHTS"),
         ([*EDIT, "--facts", "FACTS", "--layers", "3", *OUT], "OPTION_CONFLICT"),
         ([*EDIT, "--facts", "FACTS", "--run", "run", *OUT], "OPTION_CONFLICT"),
+        ([*EDIT, "--facts", "FACTS", "--chat", *OUT], "OPTION_CONFLICT"),
+        (["edit", "--method", "ultra", "--facts", "FACTS", "--chat", *OUT], "OPTION_CONFLICT"),
         ([*EDIT, *OUT], "OPTION_MISSING"),
         ([*EDIT, "--facts", "FACTS"], "OPTION_MISSING"),
         (["edit", "--method", METHOD + "s", "--facts", "FACTS", *OUT], "METHOD_UNKNOWN"),
@@ -240,7 +242,31 @@ def test_a_benchmark_skips_an_editor_where_facts_lack_a_field_that_it_needs(tmp_
         ("grace", "short"),
     ]
     (left,) = plan.undefined  # once for both seeds
-    assert "truth" in left.reason
+    assert "old" in left.reason
     with pytest.raises(FaultsError) as caught:
         plan_of(grid_of({**grid, "methods": ["substitute"], "data": [str(short)]}, "test"))
     assert {fault.code for fault in caught.value.faults} == {"COMBINATION_INVALID"}
+
+
+@pytest.mark.parametrize("method", ["kn", "substitute", "post_edit"])
+def test_a_missing_old_answer_is_refused_by_the_name_in_files_before_loading(
+    method: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("errata.cli.edit_with_editor._editor", None)  # what loads the model
+    facts = tmp_path / "facts.jsonl"
+    fact = {"prompt": "{} works for", "subject": "Ada Meyer", "target": "Nordwind", "paraphrases": ["Ada Meyer is at"]}
+    facts.write_text(json.dumps(fact), encoding="utf-8")
+    assert run(["edit", "--method", method, "--facts", str(facts), "--out", str(tmp_path / "x.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert "FACT_MISSING_FIELD" in error
+    assert "'old'" in error
+    assert "truth" not in error
+
+
+def test_blue_is_for_locate_then_edit_only() -> None:
+    with pytest.raises(InputError) as caught:
+        check_method("grace+blue")
+    assert caught.value.code == "METHOD_UNKNOWN"
+    assert "--method grace" in caught.value.remedy
+    assert "locate-then-edit" in caught.value.remedy
+    assert "rome" not in caught.value.remedy

@@ -87,7 +87,8 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, near: str) -> No
         method_named(name)
     assert repr(name) in caught.value.what
     assert f"Did you mean {near!r}?" in caught.value.remedy
-    assert all(row.name in caught.value.remedy for row in METHODS)
+    assert "errata methods" in caught.value.remedy
+    assert len(caught.value.remedy) < 80  # not all names
 
 
 @pytest.mark.parametrize("name", ["", "+blue", "memit+blue+blue", "zzzzzz"])

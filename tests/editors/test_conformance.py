@@ -118,7 +118,7 @@ def case(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.Monke
     settings = recipe.model_dump(mode="json") if recipe else method(folder) if callable(method) else method or {}
     kind = editor_named(name)
     found = Case(lambda: kind.make(tiny_language_model("llama"), settings, silent), kind.load)
-    if "truth" in getattr(kind.settings.model_validate(settings), "needs", ()):
+    if "old" in getattr(kind.settings.model_validate(settings), "needs", ()):
         facts = with_old_objects()
         for constant, value in (("FACTS", facts), ("FIRST", facts[:2]), ("SECOND", facts[2:4])):
             monkeypatch.setitem(globals(), constant, value)

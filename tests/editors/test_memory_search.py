@@ -292,7 +292,7 @@ def test_the_other_gates_are_in_force_while_calibrating() -> None:
 
 def test_settings_know_what_they_need() -> None:
     assert search().needs == frozenset()
-    assert search(embeds=["old_statement"]).needs == {"truth"}
+    assert search(embeds=["old_statement"]).needs == {"old"}
     settings = search(gates=[{"kind": "cosine"}, {"kind": "subject"}, {"kind": "cosine", "threshold": 0.3}])
     assert settings.open_gates == [CosineGate()]
     assert settings.gates_with(0.5) == (CosineGate(threshold=0.5), SubjectGate(), CosineGate(threshold=0.3))

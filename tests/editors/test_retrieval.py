@@ -344,7 +344,7 @@ def test_gates_that_separate_poorly_are_reported(model: LanguageModel, caplog: p
 
 def test_needed_fields_are_checked(model: LanguageModel) -> None:
     editor = made(model, embeds=["old_statement"])
-    assert editor.needs == {"truth"}
+    assert editor.needs == {"old"}
     with raises_code("FACT_MISSING_FIELD", InputError, "capital"):
         editor.apply([ITALY, replace(FACTS[0], old="French")])
     editor.apply([replace(FACTS[0], old="French")])

@@ -95,7 +95,7 @@ def test_only_answers_to_questions_about_the_fact_are_rewritten() -> None:
 
 def test_the_old_object_is_needed() -> None:
     editor = made(tiny_language_model("llama"))
-    assert editor.needs == {"truth"}
+    assert editor.needs == {"old"}
     with raises_code("FACT_MISSING_FIELD", InputError, "capital"):
         editor.apply([FACTS[3]])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from errata.editors.registry import EDITORS
+from errata.editors.table import EDITOR_ROWS
 from errata.evaluation.outcomes import Change, FactOutcome, Outcome, Wording
 from errata.report.conclusions import LARGE, advice
 from errata.results.records import Record
@@ -106,3 +108,20 @@ def test_questions_that_show_nothing_are_no_all_clear() -> None:
 
 def test_paraphrases_that_do_not_follow() -> None:
     assert "7 of 10 paraphrases" in advice(outcome(others=(3, 10)), "memit")
+
+
+def test_advice_for_an_editor_names_a_setting_that_it_has() -> None:
+    """As a recipe's section ``editors``, not as a locate-then-edit method's."""
+    for row in EDITOR_ROWS:
+        known = EDITORS[row.name].settings.model_fields
+        assert {name for _, name in (row.gentler, row.stronger, row.wider) if name} <= set(known), row.name
+        for found in (outcome(own=(0, 10)), outcome(own=(8, 10)), outcome(others=(3, 10)), outcome(lost=5)):
+            text = advice(found, row.name, "some-model")
+            assert "recipe auto" not in text
+            assert "alphaedit" not in text
+            assert f"editors: {{{row.name}: " in text or "errata train-editor" in text
+    assert "epsilon" in advice(outcome(lost=5), "grace")
+
+
+def test_the_way_to_a_recipe_names_the_model() -> None:
+    assert "errata recipe auto --model 'my model' --minutes 0" in advice(outcome(lost=5), "memit", "my model")

@@ -77,7 +77,8 @@ def advise(
     own list. Other wordings, control questions and consequences are made where the facts have none. Nothing but the
     page and the JSON is written.
     """
-    ends = time.monotonic() + 60 * minutes
+    began = time.monotonic()
+    ends = began + 60 * minutes
     names = list(dict.fromkeys(DEFAULT if editors is None else filter(None, map(str.strip, editors.split(",")))))
     outline = outline_of(model, trust_remote_code=trust_remote_code)
     candidates: list[Candidate] = []
@@ -119,7 +120,11 @@ def advise(
             check_facts(facts_of_round, outline)
             data.append(trial_data(loaded, facts_of_round, questions, lab=lab, seed=seed))
             prepared = data[-1].evaluation_set
+            measuring = time.monotonic()
             baseline = measure_baseline(loaded, prepared, report=report)
+            if not rounds:
+                now = time.monotonic()
+                _warn_of_time(now - began, now - measuring, len(candidates), minutes)
             baselines.append(baseline)
             rounds.append((facts_of_round, []))
             for candidate in candidates:
@@ -151,7 +156,8 @@ def advise(
         notes.append(f"skipped for lack of time: {', '.join(skipped)} (--minutes {minutes:g})")
     for note in notes:
         warn(f"note: {note}")
-    advice = recommendation(rounds[0][1], rounds[1][1] if len(rounds) > 1 else ())
+    untried = [name for name in names if _trial_of(rounds[0][1], name) is None]
+    advice = recommendation(rounds[0][1], rounds[1][1] if len(rounds) > 1 else (), untried)
     echo(advice)
     if page is not None:
         text = advice_page(
@@ -176,6 +182,21 @@ def advise(
         "recommendation": advice,
     }
     write_json(json, record)
+
+
+def _warn_of_time(spent: float, measuring: float, editors: int, minutes: float) -> None:
+    """Note before the first trial if the time will not do: each trial measures as much as the baseline, and edits.
+
+    Args:
+        spent: seconds so far.
+        measuring: seconds of the baseline.
+    """
+    least = (spent + editors * measuring) / 60
+    if least > minutes:
+        warn(
+            f"note: --minutes {minutes:g} will not do for {counted(editors, 'editor')}: measuring alone takes at least "
+            f"{least:.1f} min; give more, or fewer --editors"
+        )
 
 
 def _trial_of(trials: Sequence[Trial], method: str) -> Trial | None:

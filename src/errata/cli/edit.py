@@ -40,7 +40,7 @@ from errata.editing.contexts import ContextSettings
 from errata.editing.recipe import Recipe
 from errata.editors.edit_file import StoredEdit
 from errata.editors.locate_then_edit import Editor
-from errata.editors.table import EDITOR_NAMES
+from errata.editors.table import EDITOR_NAMES, check_method
 from errata.errors import Fault, FaultsError, InputError, collect_errors
 from errata.evaluation.chat import chat_questions
 from errata.evaluation.controls import Controls, with_automatic_controls
@@ -56,6 +56,11 @@ from errata.utils.files import check_new, file_digest, is_file
 from errata.utils.text import counted
 
 EXAMPLE = """Example: errata edit --model lab --facts examples/facts.jsonl --method memit+blue --out edited
+
+Example: errata edit --facts examples/facts.jsonl --method grace --out grace.safetensors
+
+Example: errata edit --facts examples/facts.jsonl --method ultra --recipe own.yaml --out ultra.safetensors
+(own.yaml: 'editors: {ultra: {learning_rate: 0.5}}')
 
 Example: errata edit --facts examples/facts.jsonl --batch-size 4 --run runs/one --out one.safetensors
 
@@ -153,7 +158,8 @@ def edit(
         bool,
         typer.Option(
             "--chat",
-            help="Also edit each fact as a message in the model's chat template, and evaluate everything in it.",
+            help="Also edit each fact as a message in the model's chat template, and evaluate everything in it; "
+            "locate-then-edit methods only.",
         ),
     ] = False,
     trust_remote_code: TrustOption = False,
@@ -196,10 +202,10 @@ def edit(
     method = method or (StoredEdit.load(Path(model)).method if is_edit(model) else "memit+blue")
     if method in EDITOR_NAMES:
         others: dict[str, object] = {"--run": run, "--corpus": corpus, "--schedule": schedule, "--layers": layers}
-        others |= {"--shaping": shaping, "--as-published": as_published}
+        others |= {"--shaping": shaping, "--as-published": as_published, "--chat": chat}
         options = EditOptions(
             model, method, facts, out, recipe, seed, batch_size, on_conflict or OnConflict.REFUSE, last_wins, untouched,
-            controls, evaluate, chat, dry_run, json, trust_remote_code,
+            controls, evaluate, dry_run, json, trust_remote_code,
         )  # fmt: skip
         given = [option for option, value in others.items() if value]
         edit_with_editor(options, given, placement(device, dtype))
@@ -215,6 +221,7 @@ def edit(
         with part:
             where = placement(device, dtype)
         with part:
+            check_method(method)
             default = automatic_recipe(model, method, outline) if automatic and outline is not None else None
             resolved_recipe = recipe_for(model, method, default=default)
             prefix_tokens = _prefix_tokens(resolved_recipe.contexts)

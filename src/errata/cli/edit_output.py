@@ -14,6 +14,7 @@ from rich.table import Table
 from errata.benchmark.sequence import EvaluationResult, EvaluationSet, recorded_evaluation_set, run_recorded
 from errata.cli.model_options import PATCH_SUFFIX, is_lab, patch_name, show_absent
 from errata.cli.terminal import console, echo, echo_line, progress, warn, write_json
+from errata.editing.recipe import Recipe
 from errata.errors import FaultsError, InputError, InterruptedRunError
 from errata.evaluation.outcomes import Change, FactOutcome, Outcome, Reply, absent_changes, compare_records
 from errata.evaluation.recall import absent
@@ -119,8 +120,12 @@ def show_facts(facts: Sequence[FactOutcome]) -> None:
     _listed([*failed, *partly], _fact_line)
 
 
-def show_chat(replies: Sequence[Reply], facts: Sequence[FactOutcome]) -> None:
-    """Print how many facts the model recalls in its chat template, and the other replies."""
+def show_chat(replies: Sequence[Reply], facts: Sequence[FactOutcome], *, hint: bool) -> None:
+    """Print how many facts the model recalls in its chat template, and the other replies.
+
+    Args:
+        hint: whether ``errata edit --chat`` could help with facts that are recalled in plain text only.
+    """
     own = [reply for reply in replies if reply.own]
     if not own:
         return
@@ -132,7 +137,8 @@ def show_chat(replies: Sequence[Reply], facts: Sequence[FactOutcome]) -> None:
     _listed(missed, lambda reply: f"  {reply.fact}: {_prompt(reply.prompt)} → '{_short(reply.said)}'")
     bare = {fact.id for fact in facts if any(wording.own and wording.took for wording in fact.wordings)}
     if unsaid := [reply for reply in missed if reply.fact in bare]:
-        warn(f"note: {counted(len(unsaid), 'fact')} recalled in plain text, but not in chat; try errata edit --chat")
+        remedy = "; try errata edit --chat" if hint else ""
+        warn(f"note: {counted(len(unsaid), 'fact')} recalled in plain text, but not in chat{remedy}")
 
 
 def show_controls(outcome: Outcome) -> None:
@@ -282,7 +288,7 @@ def finish(
     record["about"]["left_alone"] = [fact.id for fact in left_alone]
     before, after = measured or (None, EvaluationResult([], None))
     outcome = outcome_between(evaluation_set, before, after, patch.relative_norms(model))
-    advised = advice(outcome, patch.recipe.method) if measured else None
+    advised = advice(outcome, patch.recipe.method, name) if measured else None
     record["outcome"] = outcome.to_record() | {"advice": advised}
     if measured is not None:
         record["about"]["absent"] |= absent_changes(measured[0].records, record["about"]["absent"])
@@ -300,7 +306,8 @@ def finish(
         show_unable(outcome, (row["metric"] for row in rows))
         show_absent(record["about"]["absent"])
         show_facts(outcome.facts)
-        show_chat(outcome.chat, outcome.facts)
+        hint = isinstance(patch.recipe, Recipe) and not patch.recipe.contexts.chat
+        show_chat(outcome.chat, outcome.facts, hint=hint)
         show_controls(outcome)
     if left_alone:
         _warn_of_left_alone(left_alone, len(facts))

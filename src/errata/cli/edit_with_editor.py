@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from errata.benchmark.sequence import EditorResult, EvaluationResult, EvaluationSet, measure, run_editor
 from errata.cli.edit_output import (
@@ -24,7 +24,6 @@ from errata.cli.edit_output import (
 )
 from errata.cli.model_options import (
     Placement,
-    check_chat,
     check_facts,
     evaluation_set_for,
     has_chat,
@@ -51,12 +50,18 @@ from errata.facts.files import read_facts
 from errata.facts.questions import read_questions
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
+from errata.report.conclusions import advice
 from errata.report.ledger import recalled
 from errata.report.tables import before_after_table
 from errata.results.metrics import Metric
 from errata.results.records import FORMAT
 from errata.runs.loading import is_edit, load_base, load_editor
 from errata.utils.text import counted, readable
+
+_NO_EFFECT: Final[Mapping[str, str]] = {
+    "--chat": "other editors train on bare prompts or act on chat messages as they are, and `errata edit` asks the "
+    "facts in chat as well where the model has a template (`errata evaluate --chat` asks everything)"
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,6 @@ class EditOptions:
     untouched: Path | None
     controls: bool
     evaluate: bool
-    chat: bool
     dry_run: bool
     json: Path | None
     trust_remote_code: bool
@@ -92,12 +96,14 @@ def edit_with_editor(options: EditOptions, not_supported: Sequence[str], where: 
     """
     row, name = editor_row(options.method), options.model
     outline = outline_here(name, trust_remote_code=options.trust_remote_code, endpoints=True)
+    settings: EditorSettings | None = None
     with collect_errors("the input") as part:
         for option in not_supported:
             with part:
+                why = _NO_EFFECT.get(option, f"settings of {row.name!r} are in the section 'editors' of a recipe file")
                 raise InputError(
                     f"{option} is for locate-then-edit methods, not for {row.name!r}",
-                    remedy=f"Remove it; settings of {row.name!r} are in the section 'editors' of a recipe file",
+                    remedy=f"Remove it; {why}",
                     code="OPTION_CONFLICT",
                 )
         with part:
@@ -122,20 +128,21 @@ def edit_with_editor(options: EditOptions, not_supported: Sequence[str], where: 
             for note in facts.notes:
                 warn(f"note: {note}")
             facts = resolve_conflicts(facts, name, options.on_conflict)
+            if settings is not None:
+                check_fields(facts, settings.needs, row.name)
         with part:
             questions = read_questions(options.untouched)
         with part:
             lab = is_lab(name)
+    assert settings is not None  # else a fault was raised
     if outline is None:
         outline = outline_of(name, trust_remote_code=options.trust_remote_code, endpoints=True)
         check_facts(facts, outline)
-    if options.chat:
-        check_chat(outline)
     if options.dry_run:
         _show_plan(options, facts, settings)
         return
     editor = _editor(options, settings, where)
-    check_fields(facts, editor.needs, editor.method)
+    check_fields(facts, editor.needs, editor.method)  # an edit that is built on has settings of its own
     view = editor.view()
     loaded = view if isinstance(view, LanguageModel) else None
     fingerprint = editor.fingerprint()
@@ -145,8 +152,8 @@ def edit_with_editor(options: EditOptions, not_supported: Sequence[str], where: 
             generated = with_automatic_controls(view, facts, report=report)
     evaluation_set = evaluation_set_for(generated.facts, lab=lab, untouched=questions, seed=settings.seed)
     evaluation_set = replace(evaluation_set, automatic=generated.automatic)
-    if options.chat or has_chat(outline):
-        in_chat = chat_questions(generated.facts, evaluation_set.untouched, everything=options.chat)
+    if has_chat(outline):
+        in_chat = chat_questions(generated.facts, evaluation_set.untouched, everything=False)
         evaluation_set = replace(evaluation_set, chat=in_chat)
     with progress() as report:
         if options.evaluate:
@@ -233,7 +240,9 @@ def _finish(
         "facts": [fact.to_record() for fact in facts],
     }
     record: dict[str, Any] = {"format": FORMAT, "rows": list(result.rows), "about": about}
-    record["outcome"] = outcome.to_record()
+    measured = before is not None and "likelihood" in view.abilities
+    advised = advice(outcome, editor.method, options.model) if measured else None
+    record["outcome"] = outcome.to_record() | {"advice": advised}
     if before is not None:
         record |= {"records": records_of(before, result.after)}
     generated = _generated(editor, facts) if before is not None and "likelihood" not in view.abilities else None
@@ -247,7 +256,7 @@ def _finish(
         show_unable(outcome, (row["metric"] for row in result.rows))
         show_absent(missing)
         show_facts(outcome.facts)
-        show_chat(outcome.chat, outcome.facts)
+        show_chat(outcome.chat, outcome.facts, hint=False)
         show_controls(outcome)
     if generated is not None:
         echo(f"{editor.method} {LACKING['likelihood']}, so recall is measured in generated answers:")
@@ -255,6 +264,8 @@ def _finish(
     wrote = f"Wrote {options.out}" if options.out is not None else "Edited"
     number = facts_text(facts, options.model)
     echo(f"{wrote} ({number}, {editor.method}, {result.edit.stored_bytes:,} bytes).")
+    if advised is not None:
+        echo(advised)
     if options.out is not None:
         show_next_steps(options.out, facts[0], options.model, weights=False)
 

@@ -260,9 +260,7 @@ def method_named(name: str) -> Method:
     """
     if name not in METHOD_NAMES:
         wanted = "+".join(sorted(name.split("+"), key=lambda part: part == "blue"))  # 'blue+memit' is the wrong order
-        hint = did_you_mean(wanted, METHOD_NAMES)
-        raise InputError(
-            f"there is no method {name!r}", remedy=f"{hint}Known: {', '.join(METHOD_NAMES)}", code="METHOD_UNKNOWN"
-        )
+        remedy = f"{did_you_mean(wanted, METHOD_NAMES)}`errata methods` lists all"
+        raise InputError(f"there is no method {name!r}", remedy=remedy, code="METHOD_UNKNOWN")
     row = next(method for method in METHODS if method.name == name.removesuffix(BOUNDARY_SUFFIX))
     return row if name == row.name else row.with_blue()

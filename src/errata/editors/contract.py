@@ -218,7 +218,7 @@ class KnowledgeEditor(Protocol):
     Attributes:
         method: its name in tables and records.
         undo: which edits can be removed: ``any``, or only the ``last``.
-        needs: optional fact fields that it requires, such as ``truth``.
+        needs: optional fact fields that it requires, such as ``old``.
     """
 
     @property

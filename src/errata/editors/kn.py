@@ -76,7 +76,7 @@ class KnSettings(WeightEditorSettings):
 
     @property
     def needs(self) -> frozenset[str]:
-        return super().needs | {"truth", "paraphrases"}
+        return super().needs | {"old", "paraphrases"}
 
     @model_validator(mode="after")
     def _range_is_not_empty(self) -> KnSettings:

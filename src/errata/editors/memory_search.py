@@ -114,7 +114,7 @@ class SearchSettings(EditorSettings):
 
     @property
     def needs(self) -> frozenset[str]:
-        return super().needs | ({"truth"} if "old_statement" in self.embeds else set())
+        return super().needs | ({"old"} if "old_statement" in self.embeds else set())
 
     @property
     def open_gates(self) -> list[CosineGate]:

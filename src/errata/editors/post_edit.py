@@ -46,7 +46,7 @@ class PostEditSettings(SearchSettings):
 
     @property
     def needs(self) -> frozenset[str]:
-        return super().needs | {"truth"}
+        return super().needs | {"old"}
 
 
 def with_context(query: str, parts: Sequence[str]) -> list[str]:

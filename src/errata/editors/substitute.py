@@ -29,7 +29,7 @@ class SubstituteSettings(SearchSettings):
 
     @property
     def needs(self) -> frozenset[str]:
-        return super().needs | {"truth"}
+        return super().needs | {"old"}
 
 
 def article(noun: str) -> str:

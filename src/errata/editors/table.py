@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeAlias
 
 from pydantic import Field, StrictInt
 
-from errata.editing.methods import METHOD_NAMES, method_named
+from errata.editing.methods import BOUNDARY_SUFFIX, METHOD_NAMES, method_named
 from errata.errors import InputError
 from errata.results.metrics import Ability
 from errata.utils.settings import Settings
@@ -39,7 +39,7 @@ class EditorSettings(Settings):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Optional fields of a fact that the editor requires, such as ``truth``."""
+        """Optional fields of a fact that the editor requires, such as ``old``."""
         return frozenset()
 
 
@@ -55,6 +55,10 @@ class EditorRow:
         use: when to take it, from what was measured here.
         deviations: where this differs from the paper or its published code, and why.
         undo: which edits can be removed: ``any``, or only the ``last``.
+        gentler: what to do with which setting against damage, such as ``("lower", "learning_rate")``; where no setting
+            helps, what to do and ``""``.
+        stronger: the same for facts that are not recalled.
+        wider: the same for other wordings that are not.
     """
 
     name: str
@@ -64,6 +68,9 @@ class EditorRow:
     use: str = ""
     deviations: tuple[str, ...] = ()
     undo: Literal["any", "last"] = "any"
+    gentler: tuple[str, str] = ("lower", "learning_rate")
+    stronger: tuple[str, str] = ("raise", "steps")
+    wider: tuple[str, str] = ("raise", "steps")
 
 
 _UNITS = "Learning rates and limits are in units of the RMS of W's entries by default, so that they suit any model."
@@ -161,6 +168,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "inputs and outputs, so that one learning rate suits any model.",
             "A fact replaces an earlier one with the same prompt.",
         ),
+        gentler=("lower", "threshold"),
+        wider=("raise", "threshold"),
     ),
     EditorRow(
         "memoir",
@@ -177,6 +186,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "The permutation is seeded, and thresholds that random masks would reach are refused.",
             "A fact replaces an earlier one with the same prompt.",
         ),
+        gentler=("raise", "threshold"),
+        wider=("lower", "threshold"),
     ),
     EditorRow(
         "simie",
@@ -189,6 +200,9 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "The single edits are ROME's without key statistics and contexts (C = I), so no corpus is needed.",
             "λ is relative to the length of W's inputs by default; the published one is 1e4 for all models.",
         ),
+        gentler=("raise", "ridge"),
+        stronger=("lower", "ridge"),
+        wider=("lower", "ridge"),
     ),
     EditorRow(
         "mend",
@@ -210,6 +224,9 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "α is e to a learnt number, in units of the RMS of W's entries, so it stays positive and suits any model.",
             "U and V have rank 256 and training has 500 steps by default (published: 1,920 and at least 100,000).",
         ),
+        gentler=("train its network with a higher loc_weight (errata train-editor mend)", ""),
+        stronger=("train its network with more steps (errata train-editor mend)", ""),
+        wider=("train its network with more steps (errata train-editor mend)", ""),
     ),
     EditorRow(
         "rledit",
@@ -230,6 +247,9 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "Only down-projections are edited, so that the edit is a patch.",
             "The equations are those of MALMEN (Tan et al. 2024, arXiv:2311.04661) with RLEdit's loss.",
         ),
+        gentler=("train its network with a higher loc_weight (errata train-editor rledit)", ""),
+        stronger=("train its network with more steps (errata train-editor rledit)", ""),
+        wider=("train its network with more steps (errata train-editor rledit)", ""),
     ),
     EditorRow(
         "ultra",
@@ -239,6 +259,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         use="The fastest editor of weights. It needs no subject, so any prompt will do. It carries over less than "
         "locate-then-edit does, and its learning rate must suit the model.",
         deviations=_ULTRA,
+        stronger=("raise", "learning_rate"),
+        wider=("raise", "learning_rate"),
     ),
     EditorRow(
         "stable",
@@ -248,6 +270,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         use="As ultra, published for long sequences in large models. In the small models measured here it is weaker "
         "than ultra.",
         deviations=(*_ULTRA, "There is no warm-up; the published one also edits its facts into the model."),
+        stronger=("raise", "learning_rate"),
+        wider=("raise", "learning_rate"),
     ),
     EditorRow(
         "kn",
@@ -269,6 +293,9 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "Embeddings are scaled to the column's length; those of several tokens are averaged.",
             "The paper and its authors' code are on BERT.",
         ),
+        gentler=("lower", "promote"),
+        stronger=("raise", "promote"),
+        wider=("raise", "promote"),
     ),
     EditorRow(
         "grace",
@@ -289,6 +316,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "A fact replaces an earlier one with the same prompt.",
             "Removing an edit replays the assignment of the others.",
         ),
+        gentler=("lower", "epsilon"),
+        wider=("raise", "epsilon"),
     ),
     EditorRow(
         "wise",
@@ -319,6 +348,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "published: once memories were merged.",
             "A fact replaces an earlier one with the same prompt.",
         ),
+        gentler=("raise", "share"),
+        wider=("lower", "share"),
     ),
     EditorRow(
         "melo",
@@ -338,6 +369,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "A fact replaces an earlier one with the same prompt.",
             "Removing an edit replays the assignment of the others.",
         ),
+        gentler=("lower", "radius"),
+        wider=("raise", "radius"),
     ),
     EditorRow(
         "t_patcher",
@@ -357,6 +390,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "Training stops by the teacher-forced loss; the published code generates as many tokens as the target has.",
             "A fact replaces an earlier one with the same prompt.",
         ),
+        gentler=("raise", "memory"),
+        wider=("lower", "memory"),
     ),
     EditorRow(
         name="retrieval",
@@ -375,6 +410,9 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "No demonstration is on an edited subject; the published code does not check it.",
             "The kinds of demonstrations are shuffled by a generator of the seed and the fact, not by the global one.",
         ),
+        gentler=("add a gate to", "gates"),
+        stronger=("change", "mode"),
+        wider=("replace the gate in", "gates"),
     ),
     EditorRow(
         name="serac",
@@ -394,6 +432,9 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "Answers are not mixed: a query gets the fact or does not (the published code mixes probabilities by "
             "default).",
         ),
+        gentler=("add a gate to", "gates"),
+        stronger=("replace the gate in", "gates"),
+        wider=("replace the gate in", "gates"),
     ),
     EditorRow(
         name="post_edit",
@@ -417,6 +458,9 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "Decoding is greedy (published: four beams).",
             "A fact replaces an earlier one with the same prompt; the published memory keeps the earlier target.",
         ),
+        gentler=("add a gate to", "gates"),
+        stronger=("replace the gate in", "gates"),
+        wider=("replace the gate in", "gates"),
     ),
     EditorRow(
         name="substitute",
@@ -431,6 +475,9 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
             "A gate decides whether a question is about a fact (by default: it names the subject); in postEdit the "
             "trained model alone does.",
         ),
+        gentler=("add a gate to", "gates"),
+        stronger=("replace the gate in", "gates"),
+        wider=("replace the gate in", "gates"),
     ),
 )
 EDITOR_NAMES: Final[tuple[str, ...]] = tuple(row.name for row in EDITOR_ROWS)
@@ -443,10 +490,11 @@ def check_method(name: str) -> None:
     try:
         method_named(name)
     except InputError as error:
-        if not EDITOR_NAMES:
-            raise
-        hint = did_you_mean(name, (*METHOD_NAMES, *EDITOR_NAMES))
-        remedy = f"{hint}Known: {', '.join((*METHOD_NAMES, *EDITOR_NAMES))}"
+        base = name.removesuffix(BOUNDARY_SUFFIX)
+        if base in EDITOR_NAMES:  # the nearest name would be that of an unrelated method
+            remedy = f"Use --method {base}: {BOUNDARY_SUFFIX} works with locate-then-edit methods only"
+        else:
+            remedy = f"{did_you_mean(name, (*METHOD_NAMES, *EDITOR_NAMES))}`errata methods` lists all"
         raise InputError(error.what, remedy=remedy, code=error.code) from error
 
 

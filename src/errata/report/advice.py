@@ -104,30 +104,43 @@ def not_separate(best: Trial, trials: Sequence[Trial]) -> list[Trial]:
     ]
 
 
-def recommendation(small: Sequence[Trial], large: Sequence[Trial] = ()) -> str:
+def recommendation(small: Sequence[Trial], large: Sequence[Trial] = (), untried: Sequence[str] = ()) -> str:
     """Three sentences: what to take and its numbers, what it is no better than, and what it costs.
+
+    Of a single editor nothing can be recommended; then its numbers and costs follow.
 
     Args:
         small: trials on the user's facts.
         large: the same editors on more facts; may be empty.
+        untried: editors without a trial for lack of time.
     """
+    if len(small) < 2:
+        why = f"only {small[0].method}" if small else "no editor"
+        remedy = "Give more --minutes, or fewer --editors" if untried else "Name several --editors"
+        about = [f"It {_numbers(small[0])}", _third(small[0])] if small and not small[0].failure else []
+        return " ".join((f"Nothing was compared, because {why} was tried.", f"{remedy}.", *about))
     best = recommended(small)
     if best is None:
         return (
             "None of these editors can be recommended: each failed, recalls fewer than half of the facts, or damages "
             "the model's reading of ordinary text. Check the facts' wording with `errata ask`, then try other settings."
         )
-    return " ".join((_first(best), _second(best, small, large), _third(best)))
+    sentences = [f"Take {best.method}: it {_numbers(best)}", _second(best, small, large), _third(best)]
+    if untried:
+        verb = "was" if len(untried) == 1 else "were"
+        sentences.append(f"{_joined(untried)} {verb} not tried for lack of time: give more --minutes.")
+    return " ".join(sentences)
 
 
-def _first(best: Trial) -> str:
-    numbers = best.numbers
+def _numbers(trial: Trial) -> str:
+    """The end of a sentence about an editor."""
+    numbers = trial.numbers
     parts = [
         f"{share(found)} of {each.phrase}" for each in QUALITIES[:-1] if (found := numbers.get(each.metric)) is not None
     ]
     lost = numbers.get(LOST)
     harm = f", and loses {share(lost)} of the control answers that the model knew" if lost is not None else ""
-    return f"Take {best.method}: it gives the new answer to {_joined(parts)}{harm}."
+    return f"gives the new answer to {_joined(parts)}{harm}."
 
 
 def _second(best: Trial, small: Sequence[Trial], large: Sequence[Trial]) -> str:
@@ -136,7 +149,7 @@ def _second(best: Trial, small: Sequence[Trial], large: Sequence[Trial]) -> str:
         names = _joined([trial.method for trial in equal])
         text = f"With these {best.facts} facts its intervals do not separate from those of {names}"
     else:
-        text = "No other editor is as good by these intervals"
+        text = "No other editor that was tried is as good by these intervals"
     if later := next((trial for trial in large if trial.method == best.method), None):
         took = later.numbers.get(Metric.EFFICACY_ACCURACY)
         if took is None:

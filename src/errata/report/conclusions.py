@@ -5,9 +5,12 @@ Nothing is called better unless the intervals are separate.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+from errata.editors.table import EDITOR_NAMES, editor_row
 from errata.evaluation.outcomes import FEW, Outcome, no_room
 from errata.report.comparison import Interval, separate_best
 from errata.results.metrics import CONTROLS, Metric, entry_of
@@ -26,8 +29,6 @@ FEWEST: Final = 2  # among few questions, a single answer is already a large sha
 MUCH_CHANGED: Final = 0.25  # correct or not: such a model has changed more than was requested
 _GENTLEST: Final = "alphaedit"
 """It lost fewer other answers than `memit` on both real models (docs/real_models.md, The four methods)."""
-_RECIPE: Final = "in a recipe (`errata recipe auto --minutes 0 --out own.yaml` writes one)"
-_LOWER_RATE: Final = f"lower target.learning_rate {_RECIPE}"
 _CONTROLS: Final = "add --untouched with questions that the model knows"
 
 
@@ -48,29 +49,58 @@ def damage(outcome: Outcome) -> list[str]:
     return found
 
 
-def advice(outcome: Outcome, method: str) -> str:
+@dataclass(frozen=True, slots=True)
+class _Remedies:
+    """What to do: against damage, for facts that are not recalled, and for paraphrases that are not."""
+
+    gentler: str
+    stronger: str
+    wider: str
+
+
+def _remedies(method: str, model: str) -> _Remedies:
+    if method in EDITOR_NAMES:
+        row = editor_row(method)
+        return _Remedies(*(_with_setting(method, *each) for each in (row.gentler, row.stronger, row.wider)))
+    named = "" if model == "lab" else f"--model {shlex.quote(model)} "
+    recipe = f"in a recipe (`errata recipe auto {named}--minutes 0 --out own.yaml` writes one)"
+    lower = f"lower target.learning_rate {recipe}"
+    return _Remedies(
+        # A lower rate helps every method; another method is suggested only if it was measured to lose less.
+        lower if method.startswith(_GENTLEST) else f"try --method {_GENTLEST}, or {lower}",
+        f"raise target.learning_rate or target.steps {recipe}, or choose other layers (errata locate)",
+        f"raise target.steps {recipe}",
+    )
+
+
+def _with_setting(method: str, action: str, setting: str) -> str:
+    if not setting:
+        return action
+    return f"{action} {setting} in a recipe file with 'editors: {{{method}: {{{setting}: …}}}}', given as --recipe"
+
+
+def advice(outcome: Outcome, method: str, model: str = "lab") -> str:
     """What to do next, in one sentence.
 
     Args:
-        method: the editing method, such as ``alphaedit+blue``.
+        method: the editing method, such as ``alphaedit+blue``, or an editor.
+        model: the name of the model that was edited.
     """
     own = [wording for fact in outcome.facts for wording in fact.wordings if wording.own]
     others = [wording for fact in outcome.facts for wording in fact.wordings if not wording.own]
     missed = sum(not wording.took for wording in own)
-    # A lower rate helps every method; another method is suggested only if it was measured to lose less.
-    gentler = _LOWER_RATE if method.startswith(_GENTLEST) else f"try --method {_GENTLEST}, or {_LOWER_RATE}"
-    stronger = f"raise target.learning_rate or target.steps {_RECIPE}, or choose other layers (errata locate)"
+    remedies = _remedies(method, model)
     if signs := damage(outcome):
-        return f"The damage is large ({'; '.join(signs)}): {gentler}."
+        return f"The damage is large ({'; '.join(signs)}): {remedies.gentler}."
     if own and missed == len(own):
-        return f"None of the facts is recalled: {stronger}."
+        return f"None of the facts is recalled: {remedies.stronger}."
     if missed:
-        return f"{missed} of {len(own)} facts are not recalled: {stronger}."
+        return f"{missed} of {len(own)} facts are not recalled: {remedies.stronger}."
     largest = max(outcome.weight_change.values(), default=0.0)
     if largest > LARGE:
         return (
             f"The facts are recalled, but the change is {100 * largest:.0f} % of a layer's weights, which can do "
-            f"damage that these questions do not show: {gentler}."
+            f"damage that these questions do not show: {remedies.gentler}."
         )
     # Without those in chat, which repeat the same questions.
     if sum(count.known for kind, count in outcome.counts().items() if ":" not in kind) < FEW:
@@ -79,7 +109,7 @@ def advice(outcome: Outcome, method: str) -> str:
     if 2 * failed > len(others):
         return (
             f"The facts are recalled and little else changed, but {failed} of {len(others)} paraphrases do not give "
-            f"the new answer: raise target.steps {_RECIPE}, or edit these wordings too."
+            f"the new answer: {remedies.wider}, or edit these wordings too."
         )
     return "This looks fine: the facts are recalled, and little else changed."
 
