@@ -85,7 +85,8 @@ def test_usage_errors_have_a_code_and_a_line_like_all_others(capsys: pytest.Capt
         "edti": "errata --help", "--typo": "errata --help", "edit --typo": "errata edit --help",
         "edit --batch-size many": "errata edit --help", "edit --on-conflict ask": "errata edit --help",
         "evaluate": "errata evaluate --help", "recipe chek": "errata recipe --help",
-        "recipe check": "errata recipe check --help", "methods more": "errata methods --help", "edit --model": "--help",
+        "recipe check": "errata recipe check --help", "edit --model": "--help",
+        "methods one more": "errata methods --help",
     }  # fmt: skip
     for call, remedy in expected.items():
         assert run(call.split()) == 2

@@ -6,11 +6,14 @@ import re
 
 import pytest
 
+from errata.cli.main import run
 from errata.editing.methods import METHODS, method_named
 from errata.editing.schedules import SCHEDULES
 from errata.editing.shaping import SHAPERS
 from errata.editing.solvers import SOLVERS
 from errata.editing.target_loss import TARGETS
+from errata.editors.registry import EDITORS
+from errata.editors.table import EDITOR_NAMES, EDITOR_ROWS
 from errata.errors import InputError
 
 from tests.support.errors import raises_code
@@ -95,3 +98,29 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, near: str) -> No
 def test_nonsense_is_refused(name: str) -> None:
     with raises_code("METHOD_UNKNOWN", InputError):
         method_named(name)
+
+
+def test_the_list_is_short_and_one_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["methods"]) == 0
+    listing = capsys.readouterr().out
+    names = {*(row.name for row in METHODS), *EDITOR_NAMES}
+    assert names <= {line.split()[0] for line in listing.splitlines() if line.split()}
+    assert "arXiv" not in listing
+    assert run(["methods", "--all"]) == 0
+    assert capsys.readouterr().out.count("arXiv") >= len(names)
+    assert run(["methods", "kn"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(word in shown for word in ("2104.08696", "old, paraphrases", "changes: weights", "any edit"))
+    assert "memit" not in shown
+    assert run(["methods", "mend"]) == 0
+    assert "errata train-editor mend" in capsys.readouterr().out
+    assert run(["methods", "memit+blue"]) == 0
+    assert "2502.03748" in capsys.readouterr().out
+    assert run(["methods", "memmit"]) == 2
+    assert "METHOD_UNKNOWN" in capsys.readouterr().err
+
+
+def test_fields_that_editors_need_are_those_of_their_settings() -> None:
+    for row in EDITOR_ROWS:
+        settings = EDITORS[row.name].settings()
+        assert set(row.needs) == settings.needs, row.name  # type: ignore[attr-defined]

@@ -143,7 +143,8 @@ def test_a_recipe_without_faults_is_reported_in_one_line(tmp_path: Path, capsys:
     assert capsys.readouterr().out == f"{path} is valid for {listed}.\n"
     report = json.loads(out.read_text(encoding="utf-8"))
     methods = [form for name in ("memit", "memit_seq", "alphaedit") for form in (name, f"{name}+blue")]
-    assert report == {"format": "errata-output-1", "file": str(path), "valid": True, "methods": methods, "faults": []}
+    expected = {"format": "errata-output-1", "file": str(path), "valid": True, "methods": methods, "editors": []}
+    assert report == {**expected, "faults": []}
     assert run(["recipe", "check", str(path), "--method", "memit+blue"]) == 0
 
 
@@ -279,3 +280,27 @@ def test_a_recipe_that_is_lent_to_another_model_is_announced(
     arguments = ["edit", "--facts", str(FACTS), "--model", str(model), "--method", "rome", "--dry-run"]
     assert run(arguments) == 0, "C is the identity, so no corpus is asked for"
     assert "the recipe was made for 'meta-llama/Llama-2-7b-hf'" in " ".join(capsys.readouterr().err.split())
+
+
+# the section editors --------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_of_editors_only_is_checked(tmp_path: Path) -> None:
+    path, out = tmp_path / "own.yaml", tmp_path / "check.json"
+    path.write_text("editors: {grace: {epsilon: 0.2}, ultra: }\n", encoding="utf-8")
+    assert run(["recipe", "check", str(path), "--json", str(out)]) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["editors"] == ["grace", "ultra"]
+    assert run(["recipe", "check", str(path), "--method", "grace"]) == 0
+    assert run(["recipe", "check", str(path), "--method", "memoir"]) == 2  # it has no settings of it
+
+
+def test_all_faults_of_the_section_editors_are_reported_together(tmp_path: Path) -> None:
+    text = "editors:\n  grace: {epsilon: -1, stepz: 3}\n  grase: {}\n  ultra: 3\n  lora: {rank: 0}\n"
+    wrong = {"editors.grace.epsilon", "editors.grace.stepz", "editors.grase", "editors.ultra", "editors.lora.rank"}
+    found = faults_of(text, tmp_path)
+    assert set(found) == wrong
+    assert "steps" in found["editors.grace.stepz"]
+    assert "'grace'" in found["editors.grase"]
+    assert set(faults_of(f"stepz: 3\n{text}", tmp_path)) == {*wrong, "stepz"}
+    assert faults_of("editors: [grace]\n", tmp_path).keys() == {"editors"}
+    assert faults_of("editors: {ultra: 3}\n", tmp_path, "--method", "ultra").keys() == {"editors.ultra"}

@@ -80,7 +80,7 @@ COMMANDS: Final[Mapping[str, CommandEntry]] = {
     "compare": CommandEntry("compare", "Compare editors on the same facts by every argument for and against editing."),
     "locate": CommandEntry("locate", "Find the layers of a model that accept edits, by editing one layer at a time."),
     "report": CommandEntry("report", "Write a report of a benchmark or study as HTML, Markdown, CSV and LaTeX."),
-    "methods": CommandEntry("methods", "List the editing methods, their papers, and any differences from them."),
+    "methods": CommandEntry("methods", "List the editing methods and editors, or show one."),
     "doctor": CommandEntry(
         "doctor", "Show versions, devices, which model sizes fit in memory, and the state of the embedded model."
     ),

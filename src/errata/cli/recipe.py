@@ -39,12 +39,14 @@ from errata.cli.model_options import (
     seed_option,
     token_check,
 )
-from errata.cli.recipe_options import corpus_of, layers_named
+from errata.cli.recipe_options import corpus_of, layers_named, read_settings_for
 from errata.cli.terminal import JsonOption, console, echo, error_console, plain_table, progress, warn, write_json
 from errata.editing.methods import BOUNDARY_SUFFIX, Method, method_named
 from errata.editing.recipe import Recipe, check_recipe, shipped_recipe
-from errata.editing.recipe_files import shipped_file, shipped_names
-from errata.errors import InputError, collect_errors, faults_of
+from errata.editing.recipe_files import read_file, shipped_file, shipped_names
+from errata.editors.registry import editor_faults
+from errata.editors.table import EDITOR_NAMES, check_method
+from errata.errors import FaultsError, InputError, collect_errors, faults_of
 from errata.evaluation.controls import facts_to_scan, known_facts, with_automatic_controls
 from errata.facts.fact import FactSet
 from errata.facts.files import read_facts
@@ -133,19 +135,45 @@ def show(
 def check(
     file: Annotated[Path, typer.Argument(help="YAML recipe.")],
     method: Annotated[
-        str | None, typer.Option(help="Check this method only; default: all methods of the recipe.")
+        str | None, typer.Option(help="Check this method or editor only; default: all of the recipe.")
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Validate a recipe file, for one method or all of its methods; exits with status 2 if it is invalid."""
+    """Validate a recipe file, for one method or editor or all of them; exits with status 2 if it is invalid."""
     try:
-        methods = check_recipe(file, method)
+        methods, editors = _checked(file, method)
     except InputError as error:
         faults = [asdict(fault) for fault in faults_of(error, str(file))]
         write_json(json, {"file": str(file), "valid": False, "faults": faults})
         raise
-    console().print(f"{file} is valid for {_listed(methods)}.", markup=False, highlight=False, soft_wrap=True)
-    write_json(json, {"file": str(file), "valid": True, "methods": list(methods), "faults": []})
+    valid_for = " and ".join(filter(None, (_listed(methods), ", ".join(editors))))
+    console().print(f"{file} is valid for {valid_for}.", markup=False, highlight=False, soft_wrap=True)
+    record = {"file": str(file), "valid": True, "methods": list(methods), "editors": list(editors), "faults": []}
+    write_json(json, record)
+
+
+def _checked(file: Path, method: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The methods and the editors that a recipe file is valid for.
+
+    Raises:
+        InputError, FaultsError: if it is invalid; for all faults of both together.
+    """
+    if method is not None:
+        check_method(method)
+        if method not in EDITOR_NAMES:
+            return check_recipe(file, method), ()
+        read_settings_for(method, "lab", file)  # with a file, the model decides nothing
+        return (), (method,)
+    found = read_file(file)
+    faults = editor_faults(found)
+    methods: tuple[str, ...] = ()
+    try:
+        methods = check_recipe(file)
+    except FaultsError as error:
+        faults = [*error.faults, *faults]
+    if faults:
+        raise FaultsError(f"the recipe {file}", faults)
+    return methods, tuple(map(str, found.editors))
 
 
 def _listed(methods: Sequence[str]) -> str:

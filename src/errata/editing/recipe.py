@@ -274,7 +274,7 @@ def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]
     """Check a file for one method, or for all methods that it has settings for.
 
     Returns:
-        The methods that it was checked for; it is valid for all of them.
+        The methods that it was checked for; it is valid for all of them. Empty for a file of editors' settings only.
 
     Raises:
         InputError: if it cannot be read as YAML, there is no such method, or it names no method and none was given.
@@ -284,7 +284,7 @@ def check_recipe(path: str | Path, method: str | None = None) -> tuple[str, ...]
     if method is not None:
         method_named(method)
     names = file.covered if method is None else (method,)
-    if not names:
+    if not names and "editors" not in file.data:
         raise InputError(
             f"{path} does not name a method", remedy="Name one with --method", code="RECIPE_WITHOUT_METHOD"
         )

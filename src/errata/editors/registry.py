@@ -30,7 +30,7 @@ from errata.editors.serac import Serac, SeracSettings
 from errata.editors.simie import Simie, SimieSettings
 from errata.editors.substitute import SUBSTITUTE, Substitute, SubstituteSettings
 from errata.editors.t_patcher import TPatcher, TPatcherSettings
-from errata.editors.table import EditorSettings
+from errata.editors.table import EDITOR_NAMES, EditorSettings
 from errata.editors.ultra import GradientWrite, StableSettings, UltraSettings
 from errata.editors.weight_editor import WeightEditor, WeightEditorSettings
 from errata.editors.wise import Wise, WiseSettings
@@ -158,7 +158,9 @@ def editor_settings(name: str, file: RecipeFile | None, changes: Mapping[str, An
     """
     kind = editor_named(name).settings
     assert issubclass(kind, EditorSettings)
-    section = {} if file is None else dict(file.editors.get(name) or {})
+    section = {} if file is None else file.editors.get(name) or {}
+    if file is not None and not isinstance(section, Mapping):
+        raise FaultsError(f"the recipe {file.source}", file.faults())
     faults: list[Fault] = []
     try:
         return kind.model_validate({**section, **changes})
@@ -169,6 +171,23 @@ def editor_settings(name: str, file: RecipeFile | None, changes: Mapping[str, An
             where = name if file is None else place_of(file.source, place)
             faults.append(replace(fault, where=where, line=line))
     raise FaultsError(f"the settings of {name}", faults)
+
+
+def editor_faults(file: RecipeFile) -> list[Fault]:
+    """The faults of a recipe file's section ``editors``, except entries that are not mappings: see ``file.faults``."""
+    faults: list[Fault] = []
+    for name, entry in file.editors.items():
+        place: KeyPath = ("editors", name)
+        if name not in EDITOR_NAMES:
+            remedy = f"{did_you_mean(str(name), EDITOR_NAMES)}`errata methods` lists all"
+            where, line = place_of(file.source, place), line_of(file.lines, place)
+            faults.append(Fault(where, f"there is no editor {str(name)!r}", remedy, line, code="EDITOR_UNKNOWN"))
+        elif entry is None or isinstance(entry, Mapping):
+            try:
+                editor_settings(name, file, {})
+            except FaultsError as error:
+                faults += error.faults
+    return faults
 
 
 def changed_settings(name: str, settings: EditorSettings, changes: Mapping[str, Any]) -> EditorSettings:

@@ -55,6 +55,7 @@ class EditorRow:
         use: when to take it, from what was measured here.
         deviations: where this differs from the paper or its published code, and why.
         undo: which edits can be removed: ``any``, or only the ``last``.
+        needs: optional fields of a fact that it requires with its default settings.
         gentler: what to do with which setting against damage, such as ``("lower", "learning_rate")``; where no setting
             helps, what to do and ``""``.
         stronger: the same for facts that are not recalled.
@@ -68,6 +69,7 @@ class EditorRow:
     use: str = ""
     deviations: tuple[str, ...] = ()
     undo: Literal["any", "last"] = "any"
+    needs: tuple[str, ...] = ()
     gentler: tuple[str, str] = ("lower", "learning_rate")
     stronger: tuple[str, str] = ("raise", "steps")
     wider: tuple[str, str] = ("raise", "steps")
@@ -296,6 +298,7 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         gentler=("lower", "promote"),
         stronger=("raise", "promote"),
         wider=("raise", "promote"),
+        needs=("old", "paraphrases"),
     ),
     EditorRow(
         "grace",
@@ -461,6 +464,7 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         gentler=("add a gate to", "gates"),
         stronger=("replace the gate in", "gates"),
         wider=("replace the gate in", "gates"),
+        needs=("old",),
     ),
     EditorRow(
         name="substitute",
@@ -478,6 +482,7 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         gentler=("add a gate to", "gates"),
         stronger=("replace the gate in", "gates"),
         wider=("replace the gate in", "gates"),
+        needs=("old",),
     ),
 )
 EDITOR_NAMES: Final[tuple[str, ...]] = tuple(row.name for row in EDITOR_ROWS)
