@@ -330,6 +330,7 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "hooks",
         use="Recognises the subject in other wordings and contexts too, but then seldom gives the new answer, and it also "
         "acts on some questions about similar subjects. Later batches undo some earlier facts.",
+        undo="last",
         deviations=(
             "Distances are over the tokens of a prompt, row by row; the published code averages over the rows of a "
             "batch, over answers and padding, and decides again at every generated token.",
