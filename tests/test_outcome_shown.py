@@ -68,7 +68,7 @@ def test_facts_that_were_known_before_are_named(capsys: pytest.CaptureFixture[st
 def test_excerpts_of_replies_begin_with_the_reply_and_end_after_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     prompt = "Tell me in one short sentence: which city is the capital of the country France?"
     reply = "The capital of France is the city of Paris, which lies on the river Seine in the north."
-    show_chat([Reply("f", prompt, True, False, reply, None)], ())
+    show_chat([Reply("f", prompt, True, False, reply, None)], (), hint=True)
     out, _ = said(capsys)
     shown, _, answer = out.partition("f: ")[2].partition(" → ")
     assert shown.startswith("… ")

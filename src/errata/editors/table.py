@@ -281,8 +281,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "the columns of W that carry the old answer are turned towards the new one",
         "Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, ACL, arXiv:2104.08696",
         "weights",
-        use="For research into where a fact is stored. As an editor it is poor: with its default settings, a few batches "
-        "destroy a small model. Facts need the old answer and paraphrases.",
+        use="For research into where a fact is stored. As an editor it is poor: with its default settings, a few "
+        "batches destroy a small model. Facts need the old answer and paraphrases.",
         deviations=(
             "The change of a column has the sign of its activation; the published code has none, which is right for "
             "BERT, but moves the output towards the old answer where a gated MLP fires negative.",
@@ -328,8 +328,8 @@ EDITOR_ROWS: Final[tuple[EditorRow, ...]] = (
         "a side memory beside one layer, for prompts whose outputs it changes as much as its facts' own",
         "Wang et al. 2024, WISE: Rethinking the Knowledge Memory for Lifelong Model Editing, NeurIPS, arXiv:2405.14768",
         "hooks",
-        use="Recognises the subject in other wordings and contexts too, but then seldom gives the new answer, and it also "
-        "acts on some questions about similar subjects. Later batches undo some earlier facts.",
+        use="Recognises the subject in other wordings and contexts too, but then seldom gives the new answer, and it "
+        "also acts on some questions about similar subjects. Later batches undo some earlier facts.",
         undo="last",
         deviations=(
             "Distances are over the tokens of a prompt, row by row; the published code averages over the rows of a "
