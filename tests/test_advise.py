@@ -17,7 +17,15 @@ from errata.editors.contract import OnBatch
 from errata.errors import EditError
 from errata.evaluation.recall import evaluate_facts
 from errata.facts.fact import Fact
-from errata.report.advice import PERPLEXITY, advice_page, dominates, not_separate, recommendation, recommended
+from errata.report.advice import (
+    PERPLEXITY,
+    advice_page,
+    choice,
+    dominates,
+    not_separate,
+    recommendation,
+    recommended,
+)
 from errata.results.metrics import Metric
 from errata.results.records import Summary
 
@@ -72,10 +80,34 @@ def test_the_recommendation_names_equals_and_larger_numbers() -> None:
     assert [each.method for each in not_separate(small[0], small)] == ["close"]
     large = [trial("a", WORSE, facts=100), trial("close", GOOD, facts=100)]
     text = recommendation(small, large)
-    assert "close" in text
+    assert "Take close" in text
     assert "100 facts" in text
+    assert "95 % [90, 100]" in text
+    # What only the larger number of facts shows is said where the smaller one is decided.
+    large = [trial("a", WORSE, facts=100), trial("b", GOOD, facts=100)]
+    text = recommendation([trial("a", GOOD), trial("b", WORSE)], large)
+    assert "Take a" in text
     assert "70 % [60, 80]" in text
-    assert "close is the better choice there" in text
+    assert "b is the better choice there" in text
+
+
+def test_the_best_mean_does_not_decide_between_equals() -> None:
+    close = GOOD | {Metric.EFFICACY_ACCURACY: (0.9, 0.85, 0.95)}
+    small = [
+        trial("ft_bf", GOOD),
+        trial("retrieval", close),
+        trial("memit+blue", close),
+        trial("alphaedit+blue", close),
+    ]
+    assert recommended(small) is small[0]
+    assert choice(small)[0] is small[2]  # locate-then-edit, unless more facts show a difference
+    far = [trial("retrieval", GOOD, facts=60), trial("memit+blue", WORSE, facts=60)]
+    assert choice(small, far)[0] is small[1]
+    same = [trial("retrieval", GOOD, facts=60), trial("memit+blue", close, facts=60)]
+    assert choice(small, same)[0] is small[2]
+    assert choice(small, far[:1])[0] is small[2]  # a single one is no comparison
+    assert choice([small[0], trial("memit+blue", WORSE)])[0] is small[0]  # a separate difference decides
+    assert choice([small[0], small[1]])[0] is small[0]
 
 
 def test_a_single_editor_is_not_recommended() -> None:

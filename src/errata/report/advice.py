@@ -8,6 +8,7 @@ from typing import Final
 
 from errata.analysis.findings import Figure, Panel, Series
 from errata.benchmark.trials import LOST, Trial
+from errata.editing.methods import METHOD_NAMES
 from errata.report.bench_run import shown_name
 from errata.report.trial_page import PagePart, PageTable, trial_page
 from errata.results.metrics import Better, Metric
@@ -104,6 +105,25 @@ def not_separate(best: Trial, trials: Sequence[Trial]) -> list[Trial]:
     ]
 
 
+def choice(small: Sequence[Trial], large: Sequence[Trial] = ()) -> tuple[Trial | None, str]:
+    """The trial on the user's facts to follow, and why it is this one of those that their intervals do not separate.
+
+    A few facts seldom separate editors, and the best mean of several is then mostly luck. So a separate difference on
+    more facts decides, and without one locate-then-edit comes first, which did best on a hundred facts.
+    """
+    best = recommended(small)
+    if best is None or not (others := not_separate(best, small)):
+        return best, ""
+    tied = {trial.method: trial for trial in small if trial is best or trial in others}
+    later = [trial for trial in large if trial.method in tied]
+    found = recommended(later)
+    if found is not None and len(later) > 1 and not not_separate(found, later):
+        return tied[found.method], f"it is named because it is the better one with {found.facts} facts"
+    if first := next((trial for name, trial in tied.items() if name in METHOD_NAMES), None):
+        return first, "it is named because locate-then-edit did best on a hundred other facts (docs/editors.md)"
+    return best, ""
+
+
 def recommendation(small: Sequence[Trial], large: Sequence[Trial] = (), untried: Sequence[str] = ()) -> str:
     """Three sentences: what to take and its numbers, what it is no better than, and what it costs.
 
@@ -119,13 +139,13 @@ def recommendation(small: Sequence[Trial], large: Sequence[Trial] = (), untried:
         remedy = "Give more --minutes, or fewer --editors" if untried else "Name several --editors"
         about = [f"It {_numbers(small[0])}", _third(small[0])] if small and not small[0].failure else []
         return " ".join((f"Nothing was compared, because {why} was tried.", f"{remedy}.", *about))
-    best = recommended(small)
+    best, why = choice(small, large)
     if best is None:
         return (
             "None of these editors can be recommended: each failed, recalls fewer than half of the facts, or damages "
             "the model's reading of ordinary text. Check the facts' wording with `errata ask`, then try other settings."
         )
-    sentences = [f"Take {best.method}: it {_numbers(best)}", _second(best, small, large), _third(best)]
+    sentences = [f"Take {best.method}: it {_numbers(best)}", _second(best, small, large, why), _third(best)]
     if untried:
         verb = "was" if len(untried) == 1 else "were"
         sentences.append(f"{_joined(untried)} {verb} not tried for lack of time: give more --minutes.")
@@ -143,11 +163,12 @@ def _numbers(trial: Trial) -> str:
     return f"gives the new answer to {_joined(parts)}{harm}."
 
 
-def _second(best: Trial, small: Sequence[Trial], large: Sequence[Trial]) -> str:
+def _second(best: Trial, small: Sequence[Trial], large: Sequence[Trial], why: str) -> str:
     equal = not_separate(best, small)
     if equal:
         names = _joined([trial.method for trial in equal])
         text = f"With these {best.facts} facts its intervals do not separate from those of {names}"
+        text += f"; {why}" if why else ""
     else:
         text = "No other editor that was tried is as good by these intervals"
     if later := next((trial for trial in large if trial.method == best.method), None):
