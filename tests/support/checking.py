@@ -15,7 +15,7 @@ def checked(function: _Function) -> _Function:
     """As ``beartype``, but a function inside another one is compiled once, not each time that the outer one is called.
 
     jaxtyping gives it stubs that have a function's signature and nothing else. Those of one definition only differ in
-    their defaults, and may stand for each other.
+    their defaults, so one can be used for all of them.
     """
     if "<locals>" not in function.__qualname__:
         return beartype(function)
