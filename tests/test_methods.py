@@ -13,7 +13,7 @@ from errata.editing.shaping import SHAPERS
 from errata.editing.solvers import SOLVERS
 from errata.editing.target_loss import TARGETS
 from errata.editors.registry import EDITORS
-from errata.editors.table import EDITOR_NAMES, EDITOR_ROWS
+from errata.editors.table import EDITOR_NAMES, EDITOR_ROWS, editor_row
 from errata.errors import InputError
 
 from tests.support.errors import raises_code
@@ -113,7 +113,9 @@ def test_the_list_is_short_and_one_is_shown_whole(capsys: pytest.CaptureFixture[
     assert all(word in shown for word in ("2104.08696", "old, paraphrases", "changes: weights", "any edit"))
     assert "memit" not in shown
     assert run(["methods", "mend"]) == 0
-    assert "errata train-editor mend" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "errata train-editor mend" in shown
+    assert " ".join(shown.split()).count(editor_row("mend").use) == 1
     assert run(["methods", "memit+blue"]) == 0
     assert "2502.03748" in capsys.readouterr().out
     assert run(["methods", "memmit"]) == 2

@@ -80,6 +80,7 @@ def _show(name: str) -> None:
     facts = {"changes": "weights", "undo": "any edit", "fact fields": "prompt, subject, target", "training": "none"}
     if name in EDITOR_NAMES:
         editor = editor_row(name)
+        facts = {"use": editor.use} | facts
         facts["changes"] = _CHANGES[editor.where]
         if editor.undo == "last":
             facts["undo"] = "the last edit only"
