@@ -100,6 +100,16 @@ def test_finished_progress_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [task.visible for task in shown[0].tasks] == [True, True]
 
 
+def test_a_task_that_starts_again_is_timed_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    file, times = StringIO(), iter([0.0, 60.0, 300.0, 360.0])
+    monkeypatch.setattr("errata.cli.terminal.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("errata.cli.terminal.error_console", lambda: Console(file=file, width=200))
+    with progress() as report:
+        for done, total in [(0, 5), (5, 5), (10, 100), (40, 100)]:
+            report("measuring", done, total)
+    assert file.getvalue().splitlines()[-1].endswith("1:00 so far, about 2:00 left")
+
+
 # The streams ----------------------------------------------------------------------------------------------------------
 
 PRINT = "from errata.cli.main import main; main(['methods', '--json', 'out.json'])"

@@ -82,8 +82,8 @@ def progress(speed_window: float = 30.0) -> Iterator[Report]:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
             task = tasks[what]
-            finished = bars.tasks[bars.task_ids.index(task)].completed
-            if done < finished:
+            shown_task = bars.tasks[bars.task_ids.index(task)]
+            if done < shown_task.completed or shown_task.finished:
                 bars.reset(task, total=total)
             # Hide finished tasks.
             bars.update(task, completed=done, total=total, visible=done < total)
@@ -97,14 +97,15 @@ class _Lines:
     def __init__(self, shown: Console) -> None:
         self._shown = shown
         self._started: dict[str, tuple[float, int]] = {}  # start time, and progress at that time
-        self._last_done: dict[str, int] = {}
+        self._last: dict[str, tuple[int, int]] = {}  # progress and total
         self._last_line: dict[str, float] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if what not in self._started or done < self._last_done[what]:  # new or restarted
+        last, last_total = self._last.get(what, (0, 0))
+        if done < last or last >= last_total:  # new or restarted
             self._started[what], self._last_line[what] = (now, done), now
-        self._last_done[what] = done
+        self._last[what] = done, total
         if now - self._last_line[what] < SECONDS_BETWEEN_LINES:
             return
         self._last_line[what] = now
