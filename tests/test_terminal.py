@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from io import StringIO
@@ -19,6 +20,7 @@ from rich.text import Text
 from errata.cli.main import run
 from errata.cli.show import facts_table
 from errata.cli.terminal import PlainConsole, echo, error_console, progress, warn
+from errata.utils.progress import SearchStep
 from errata.utils.streams import Streams
 from errata.utils.text import visible
 
@@ -108,6 +110,36 @@ def test_a_task_that_starts_again_is_timed_from_there(monkeypatch: pytest.Monkey
         for done, total in [(0, 5), (5, 5), (10, 100), (40, 100)]:
             report("measuring", done, total)
     assert file.getvalue().splitlines()[-1].endswith("1:00 so far, about 2:00 left")
+
+
+def test_a_run_shows_batch_facts_loss_and_time_left_in_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr("errata.cli.terminal.error_console", lambda: console)
+    with progress() as report:
+        report("batches", 1, 20)
+        report("facts edited", 1_000, 20_000)
+        report("targets at layer 11", 3, 25)
+        report.searched(SearchStep(11, 3, 25, loss=2.3456, facts_left=50))
+    lines = [line for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", screen.getvalue()).splitlines() if line.strip()]
+    assert max(map(len, lines)) <= 80
+    for wanted in (
+        "batches .* 1/20 .* left",
+        "facts edited .* 1000/20000 ",
+        r"targets at layer 11 .* 3/25 .*loss 2\.35",
+    ):
+        assert any(re.search(wanted, line) for line in lines), wanted
+
+
+def test_a_log_shows_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = StringIO()
+    monkeypatch.setattr("errata.cli.terminal.error_console", lambda: Console(file=log, width=80))
+    monkeypatch.setattr("errata.cli.terminal.SECONDS_BETWEEN_LINES", 0.0)
+    with progress() as report:
+        report("targets at layer 5", 0, 20)
+        report.searched(SearchStep(5, 1, 20, loss=0.5, facts_left=3))
+        report("targets at layer 5", 10, 20)
+    assert "targets at layer 5: 50 % (10 of 20), loss 0.5, " in log.getvalue()
 
 
 # The streams ----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from errata.editing.target_search import Targets, find_targets
 from errata.errors import NonFiniteError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
+from errata.utils.progress import SearchStep
 
 from tests.reference.attention import compute_attention_exactly
 from tests.reference.target import ReferenceLoss, ReferenceTarget, search
@@ -157,14 +158,14 @@ def test_a_known_fact_keeps_its_state_exactly_and_the_search_of_the_others_conti
 
 
 def test_if_all_facts_are_known_nothing_is_searched() -> None:
-    reported: list[int] = []
+    reported: list[SearchStep] = []
     ours = find_targets(
         loaded("llama"), FACTS, PREFIXES, LAYER, Site.BLOCK, SETTINGS.model_copy(update={"stop_loss": 1e6}),
         on_step=reported.append,
     )  # fmt: skip
     assert not ours.delta.any()
     assert ours.evaluations.tolist() == [1] * len(FACTS)
-    assert not reported
+    assert [(step.facts_left, step.done) for step in reported] == [(0, SETTINGS.steps)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -186,12 +187,27 @@ def test_no_loss_is_under_a_stop_of_zero() -> None:
     assert set(optimised(loaded("gpt2")).evaluations.tolist()) == {SETTINGS.steps}
 
 
-def test_progress_shows_how_many_facts_are_left() -> None:
-    reported: list[int] = []
+def test_progress_shows_how_many_facts_are_left_and_their_loss() -> None:
+    reported: list[SearchStep] = []
     model = loaded("gpt2")
     ours = find_targets(model, FACTS, PREFIXES, LAYER, Site.BLOCK, with_stops(model), on_step=reported.append)
-    # After update t, those facts are left that have more than t evaluations.
-    assert reported == [int((ours.evaluations > step).sum()) for step in range(1, SETTINGS.steps)]
+    steps = range(1, int(ours.evaluations.max()) + 1)
+    # After evaluation t, those facts are left that have more than t evaluations.
+    assert [step.facts_left for step in reported] == [int((ours.evaluations > step).sum()) for step in steps]
+    assert [step.done for step in reported] == [*steps[:-1], SETTINGS.steps]
+    assert {(step.layer, step.total) for step in reported} == {(LAYER, SETTINGS.steps)}
+    assert reported[0].loss == pytest.approx(float(ours.first_loss.mean()))
+    assert reported[-1].loss == pytest.approx(float(ours.loss.mean()))
+    assert reported[-1].loss < reported[0].loss
+
+
+def test_progress_of_groups_goes_on() -> None:
+    reported: list[SearchStep] = []
+    settings = SETTINGS.model_copy(update={"steps": 2})
+    find_targets(
+        loaded("gpt2"), FACTS[:3], PREFIXES, LAYER, Site.BLOCK, settings, row_budget=1, on_step=reported.append
+    )
+    assert [(step.done, step.total) for step in reported] == [(done, 6) for done in range(1, 7)]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from errata.models.likelihood import score
 from errata.models.weights import Term
 from errata.patches.patch import Patch
 from errata.utils.optional import require
+from errata.utils.progress import SearchStep
 from errata.utils.tensors import to_float64
 
 # Residual -> the layer's share of the last layer's residual, by the number of critical layers left.
@@ -68,12 +69,9 @@ def search_at(context: StudyContext, facts: Sequence[Fact], prefixes: Sequence[s
     Args:
         prefixes: the contexts; used where the recipe searches targets in all of them.
     """
-    evaluations = 0
 
-    def on_step(facts_left: int) -> None:
-        nonlocal evaluations
-        evaluations += 1
-        context.report(f"targets at layer {layer}", evaluations, context.recipe.target.steps)
+    def on_step(step: SearchStep) -> None:
+        context.report(f"targets at layer {layer}", step.done, step.total)
 
     chosen = prefixes if context.recipe.contexts.targets == "all" else ()
     return find_targets(context.model, facts, chosen, layer, context.site, context.recipe.target, on_step=on_step)

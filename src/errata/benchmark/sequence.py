@@ -27,7 +27,7 @@ from errata.results.metrics import Metric
 from errata.results.records import Record, Row, Summary, When, summarise, summarise_groups, to_long
 from errata.runs.resume import edited_weights, editor_of
 from errata.runs.run import RunDirectory
-from errata.utils.progress import Report, silent
+from errata.utils.progress import OnSearch, Report, silent, unwatched
 from errata.utils.tensors import to_float64
 
 
@@ -163,6 +163,7 @@ def run_sequence(
     *,
     cache: Path | None = None,
     report: Report = silent,
+    on_search: OnSearch = unwatched,
     seed: int = 0,
     prepared: Prepared | None = None,
 ) -> SequenceResult:
@@ -170,13 +171,14 @@ def run_sequence(
 
     Args:
         before: result of ``measure`` on the unedited model.
+        on_search: see ``Editor``.
         seed: of the bootstrap.
         prepared: see ``Editor``.
 
     Raises:
         EditError, InputError: the model is unchanged then.
     """
-    editor = Editor(model, recipe, cache=cache, report=report, prepared=prepared)
+    editor = Editor(model, recipe, cache=cache, report=report, prepared=prepared, on_search=on_search)
     right_after: list[Record] = []
     facts_done = 0
 
@@ -296,19 +298,27 @@ class RecordedResult:
 
 
 def run_recorded(
-    model: LanguageModel, run: RunDirectory, *, cache: Path | None = None, report: Report = silent
+    model: LanguageModel,
+    run: RunDirectory,
+    *,
+    cache: Path | None = None,
+    report: Report = silent,
+    on_search: OnSearch = unwatched,
 ) -> RecordedResult:
     """Do the remaining work of a run; saved batches are restored.
 
     Each batch is saved before the next one starts. If a batch fails or cannot be saved, the model and the directory
     hold those before it.
 
+    Args:
+        on_search: see ``Editor``.
+
     Raises:
         InputError, FaultsError: if the model, the corpus or a file changed since the run started; nothing is changed.
         ErrataError: if a batch failed; names the last good one.
     """
     with run.locked():
-        editor, notes = editor_of(model, run, cache=cache, report=report)
+        editor, notes = editor_of(model, run, cache=cache, report=report, on_search=on_search)
         with _errors_with_state(run, "starting"):
             notes += run.discard_unfinished_batch()
             for text in (f"resuming after batch {run.batches_done}" if run.batches_done else "starting", *notes):
@@ -383,6 +393,8 @@ def edit_batches(
     size, total = run.recipe.batch_size, len(run.facts)
     for index in range(run.batches_done, run.batches):
         facts = run.facts.facts[index * size : (index + 1) * size]
+        if run.batches > 1:
+            report("batches", index, run.batches)
         report("facts edited", index * size, total)
 
         def save(record: BatchRecord) -> None:
@@ -395,6 +407,8 @@ def edit_batches(
         with _errors_with_state(run, "writing the log"):
             run.log(f"batch {index + 1} of {run.batches}: {len(facts)} facts")
         report("facts edited", min((index + 1) * size, total), total)
+        if run.batches > 1:
+            report("batches", index + 1, run.batches)
 
 
 def _measured(

@@ -299,11 +299,13 @@ def edit(
     with progress() as report:
         if evaluate:
             before = measure(loaded, evaluation_set, report=report, what="measuring before")
-            result = run_sequence(loaded, resolved_recipe, evaluation_set, before, report=report, seed=seed)
+            result = run_sequence(
+                loaded, resolved_recipe, evaluation_set, before, report=report, on_search=report.searched, seed=seed
+            )
             rows, patch, left_alone = result.rows, result.patch, result.left_alone
             measured = before, result.after
         else:
-            editor = Editor(loaded, resolved_recipe, report=report)
+            editor = Editor(loaded, resolved_recipe, report=report, on_search=report.searched)
             rows, patch, measured = [], editor.apply(fact_set), None
             left_alone = [fact for record in editor.records for fact in record.unwritten]
     finish(loaded, model, patch, rows, left_alone, evaluation_set, seed, out, json, measured)

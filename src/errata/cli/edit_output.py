@@ -246,7 +246,7 @@ def finish_run(run: RunDirectory, model: LanguageModel, name: str, out: Path | N
     """
     try:
         with progress() as report:
-            result = run_recorded(model, run, report=report)
+            result = run_recorded(model, run, report=report, on_search=report.searched)
         for note in result.notes:
             warn(f"note: {note}")
         evaluation_set = recorded_evaluation_set(run) or EvaluationSet(run.facts)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import typer
 from rich import box
@@ -28,7 +28,7 @@ from rich.text import Text
 from errata.errors import InputError
 from errata.utils import files
 from errata.utils.files import check_file, is_file
-from errata.utils.progress import Report
+from errata.utils.progress import SearchStep
 from errata.utils.text import visible
 
 
@@ -46,6 +46,17 @@ class PlainConsole(Console):
 
 
 SECONDS_BETWEEN_LINES = 10.0
+SEARCH: Final = "targets at layer {}"  # what a search for targets is called in progress reports
+
+
+class ProgressShown(Protocol):
+    """Progress on standard error: a ``Report`` that also shows the loss of a search for targets."""
+
+    def __call__(self, what: str, done: int, total: int, /) -> None: ...
+
+    def searched(self, step: SearchStep, /) -> None:
+        """Show the loss beside the progress of the search, from the next report on."""
+        ...
 
 
 def console() -> Console:
@@ -59,7 +70,7 @@ def error_console() -> Console:
 
 
 @contextmanager
-def progress(speed_window: float = 30.0) -> Iterator[Report]:
+def progress(speed_window: float = 30.0) -> Iterator[ProgressShown]:
     """Report progress on standard error: one bar per task, restarted whenever its task starts again.
 
     If standard error is not a terminal, prints plain lines instead, at most one per task in ``SECONDS_BETWEEN_LINES``.
@@ -71,24 +82,34 @@ def progress(speed_window: float = 30.0) -> Iterator[Report]:
     if not shown.is_interactive:
         yield _Lines(shown)
         return
-    columns = (
-        TextColumn("{task.description:<24}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
+    columns = (  # 80 characters together
+        TextColumn("{task.description:<22}"), BarColumn(bar_width=14), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=shown, transient=True, speed_estimate_period=speed_window) as bars:
-        tasks: dict[str, TaskID] = {}
+        yield _Bars(bars)
 
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            task = tasks[what]
-            shown_task = bars.tasks[bars.task_ids.index(task)]
-            if done < shown_task.completed or shown_task.finished:
-                bars.reset(task, total=total)
-            # Hide finished tasks.
-            bars.update(task, completed=done, total=total, visible=done < total)
 
-        yield report
+class _Bars:
+    """One bar for each task."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total, note="")
+        task = self._tasks[what]
+        shown_task = self._bars.tasks[self._bars.task_ids.index(task)]
+        if done < shown_task.completed or shown_task.finished:
+            self._bars.reset(task, total=total)
+        # Hide finished tasks.
+        self._bars.update(task, completed=done, total=total, visible=done < total)
+
+    def searched(self, step: SearchStep) -> None:
+        if (what := SEARCH.format(step.layer)) in self._tasks:
+            self._bars.update(self._tasks[what], note=_loss(step))
 
 
 class _Lines:
@@ -99,6 +120,7 @@ class _Lines:
         self._started: dict[str, tuple[float, int]] = {}  # start time, and progress at that time
         self._last: dict[str, tuple[int, int]] = {}  # progress and total
         self._last_line: dict[str, float] = {}
+        self._notes: dict[str, str] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
@@ -112,8 +134,16 @@ class _Lines:
         began, before = self._started[what]
         elapsed, advanced = now - began, done - before
         left = f", about {_minutes(elapsed * (total - done) / advanced)} left" if advanced > 0 else ""
-        text = f"{what}: {100 * done // max(total, 1)} % ({done} of {total}), {_minutes(elapsed)} so far{left}"
+        note = f", {self._notes[what]}" if what in self._notes else ""
+        text = f"{what}: {100 * done // max(total, 1)} % ({done} of {total}){note}, {_minutes(elapsed)} so far{left}"
         self._shown.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def searched(self, step: SearchStep) -> None:
+        self._notes[SEARCH.format(step.layer)] = _loss(step)
+
+
+def _loss(step: SearchStep) -> str:
+    return f"loss {step.loss:.3g}"
 
 
 def _minutes(seconds: float) -> str:

@@ -15,7 +15,7 @@ from errata.editing.schedules import Step
 from errata.editing.solvers.base import LayerSolver
 from errata.models.language_model import LanguageModel, Site
 from errata.statistics.store import moments_for, packaged_moments
-from errata.utils.progress import Report, counter, silent
+from errata.utils.progress import OnSearch, Report, counter, silent, unwatched
 from errata.utils.tensors import float64_device
 
 
@@ -41,6 +41,7 @@ class EditContext:
     Attributes:
         prefixes: the contexts.
         steps: of the schedule.
+        on_search: called after each step of a search for targets.
     """
 
     model: LanguageModel
@@ -48,6 +49,7 @@ class EditContext:
     prefixes: Sequence[str]
     steps: Sequence[Step]
     report: Report = silent
+    on_search: OnSearch = unwatched
 
     @property
     def site(self) -> Site:

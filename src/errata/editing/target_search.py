@@ -20,6 +20,7 @@ from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.replay import Replay, ReplayRow
 from errata.models.weights import Term
+from errata.utils.progress import SearchStep
 from errata.utils.tensors import from_float64, to_float64
 
 ROWS_AT_ONCE = 1024  # facts × contexts that are replayed together
@@ -130,7 +131,7 @@ def find_targets(
     settings: SearchSettings,
     *,
     row_budget: int = ROWS_AT_ONCE,
-    on_step: Callable[[int], None] = lambda facts_left: None,
+    on_step: Callable[[SearchStep], None] = lambda step: None,
 ) -> Targets:
     """Search the targets of all facts together: Adam is elementwise, so this equals one fact at a time.
 
@@ -138,7 +139,7 @@ def find_targets(
 
     Args:
         row_budget: facts × contexts that are replayed together; more facts are searched in turn.
-        on_step: called after each step with the number of unfinished facts.
+        on_step: called after each evaluation of the loss.
 
     Raises:
         NonFiniteError: naming facts and layer, if a loss or a gradient is NaN or infinite.
@@ -146,7 +147,17 @@ def find_targets(
     size = max(1, row_budget // (len(prefixes) + 2))
     return join_targets(
         [
-            _find(model, facts[start : start + size], prefixes, layer, site, settings, on_step)
+            _find(
+                model,
+                facts[start : start + size],
+                prefixes,
+                layer,
+                site,
+                settings,
+                on_step,
+                before=start // size,
+                groups=-(-len(facts) // size),
+            )
             for start in range(0, len(facts), size)
         ]
     )
@@ -159,12 +170,11 @@ def join_targets(parts: Sequence[Targets]) -> Targets:
 
 
 def _search(context: EditContext, facts: Sequence[Fact], layer: int) -> Targets:
-    settings, steps_done = context.recipe.target, 0
+    settings = context.recipe.target
 
-    def on_step(facts_left: int) -> None:
-        nonlocal steps_done
-        steps_done += 1
-        context.report(f"targets at layer {layer}", steps_done, settings.steps)
+    def on_step(step: SearchStep) -> None:
+        context.report(f"targets at layer {layer}", step.done, step.total)
+        context.on_search(step)
 
     prefixes = context.prefixes if context.recipe.contexts.targets == "all" else ()
     return find_targets(context.model, facts, prefixes, layer, context.site, settings, on_step=on_step)
@@ -198,8 +208,12 @@ def _find(
     layer: int,
     site: Site,
     settings: SearchSettings,
-    on_step: Callable[[int], None],
+    on_step: Callable[[SearchStep], None],
+    *,
+    before: int,
+    groups: int,
 ) -> Targets:
+    """One group of facts; ``before`` of ``groups`` were searched before it."""
     loss_of = settings.loss(model, facts, prefixes, layer, site)
     origin = loss_of.origin
     final_delta = torch.zeros_like(origin)
@@ -218,7 +232,11 @@ def _find(
         _check_finite("target loss", loss, facts, active, layer)
         unfinished = loss_of.unfinished(loss.detach())
         done[active] = ~unfinished
-        if step == settings.steps or not bool(unfinished.any()):
+        last = step == settings.steps or not bool(unfinished.any())
+        steps_done = settings.steps * (before + 1) if last else settings.steps * before + step
+        facts_left = 0 if last else int(unfinished.sum())
+        on_step(SearchStep(layer, steps_done, settings.steps * groups, float(final_loss.mean()), facts_left))
+        if last:
             break
         (gradient,) = torch.autograd.grad(loss.sum(), delta)
         _check_finite("gradient of the target loss", gradient[unfinished], facts, active[unfinished], layer)
@@ -229,7 +247,6 @@ def _find(
             active, delta, gradient, first, second = (x[chosen] for x in (active, delta, gradient, first, second))
         first, second, delta = adam_step(first, second, delta, gradient, step, loss_of.rates())
         delta = loss_of.clamped(delta)
-        on_step(len(active))
     z, found = loss_of.written(origin + final_delta).T, loss_of.written(final_delta).T
     return Targets(z=z, delta=found, loss=final_loss, evaluations=evaluations, first_loss=first_loss, done=done)
 

@@ -28,7 +28,7 @@ from errata.models.language_model import LanguageModel
 from errata.models.loading import lasting_name
 from errata.models.weights import EditedWeights, LowRankTerm, Term
 from errata.patches.patch import Patch, supported_dtype_name
-from errata.utils.progress import Report, silent
+from errata.utils.progress import OnSearch, Report, silent, unwatched
 from errata.utils.provenance import now, software_versions
 from errata.utils.tensors import float64_device
 from errata.utils.text import listed
@@ -65,6 +65,7 @@ class Editor:
         prepared: the result of an earlier ``prepare`` on the same weights, with the same contexts, solver and
             statistics, for at least the same layers.
         plan: steps instead of the recipe's schedule, for experiments.
+        on_search: called after each step of a search for targets, with its loss.
     """
 
     model: LanguageModel
@@ -73,6 +74,7 @@ class Editor:
     report: Report = silent
     prepared: Prepared | None = None
     plan: Sequence[Step] | None = None
+    on_search: OnSearch = unwatched
     records: list[BatchRecord] = field(default_factory=list)
     _run: _Run = field(default_factory=_Run)
     _context: EditContext | None = None
@@ -106,7 +108,7 @@ class Editor:
         layers = list(dict.fromkeys(step.layer for step in self.steps))
         if self.prepared is None:
             self.prepared = prepare(self.model, self.recipe, layers, cache=self.cache, report=self.report)
-        self._context = EditContext(self.model, self.recipe, self.prefixes, self.steps, self.report)
+        self._context = EditContext(self.model, self.recipe, self.prefixes, self.steps, self.report, self.on_search)
         self._run = _Run({layer: self.prepared.solvers[layer] for layer in layers})
 
     def apply(self, facts: Sequence[Fact], *, on_batch: Callable[[BatchRecord], None] | None = None) -> Patch:
@@ -131,8 +133,13 @@ class Editor:
         whole = unprepared or bool(self.run_shapers)
         fingerprint = self.fingerprint if whole else self.model.fingerprint()
         with self._all_or_nothing():
-            for start in range(0, len(facts), self.recipe.batch_size):
+            starts = range(0, len(facts), self.recipe.batch_size)
+            for index, start in enumerate(starts):
+                if len(starts) > 1:
+                    self.report("batches", index, len(starts))
                 self.apply_batch(facts[start : start + self.recipe.batch_size], on_batch=on_batch)
+            if len(starts) > 1:
+                self.report("batches", len(starts), len(starts))
             self.show()
         if self._run.shaped is not None:
             return self.patch()
@@ -288,6 +295,7 @@ class LocateThenEdit:
     Args:
         model: is changed in place.
         prepared: see ``Editor``; used while the weights without this editor's edits are those it was prepared for.
+        on_search: see ``Editor``.
     """
 
     model: LanguageModel
@@ -295,6 +303,7 @@ class LocateThenEdit:
     cache: Path | None = None
     report: Report = silent
     prepared: Prepared | None = None
+    on_search: OnSearch = unwatched
     _editor: Editor | None = None
     _patches: tuple[Patch, ...] = ()
 
@@ -309,7 +318,14 @@ class LocateThenEdit:
         editor = self._editor
         if editor is None:
             prepared = self._prepared()
-            editor = Editor(self.model, self.recipe, cache=self.cache, report=self.report, prepared=prepared)
+            editor = Editor(
+                self.model,
+                self.recipe,
+                cache=self.cache,
+                report=self.report,
+                prepared=prepared,
+                on_search=self.on_search,
+            )
         patch = editor.apply(facts, on_batch=on_batch)
         self._editor, self.prepared = editor, self.prepared or editor.prepared
         self._patches = (*self._own(), patch)

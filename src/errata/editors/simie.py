@@ -81,9 +81,9 @@ class Simie(WeightEditor[SimieSettings]):
         self, facts: Sequence[Fact], layer: int, report: Callable[[int, int], None]
     ) -> tuple[Tensor, Tensor]:
         """δ (d_out, facts) and k (d_in, facts), float64, of each fact's edit alone."""
-        settings, site, steps = self.settings.target, target_site(self.model, "mlp"), iter(range(1, 10**9))
+        settings, site = self.settings.target, target_site(self.model, "mlp")
         found = find_targets(
-            self.model, facts, (), layer, site, settings, on_step=lambda left: report(next(steps), settings.steps)
+            self.model, facts, (), layer, site, settings, on_step=lambda step: report(step.done, step.total)
         )
         keys = SubjectTexts.tokenise(self.model, facts).read(Site.KEY, [layer])[layer][1]
         return to_float64(found.delta), keys

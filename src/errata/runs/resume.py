@@ -14,17 +14,23 @@ from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
 from errata.runs.run import RunDirectory
 from errata.statistics.corpus import open_corpus
-from errata.utils.progress import Report, silent
+from errata.utils.progress import OnSearch, Report, silent, unwatched
 from errata.utils.tensors import tensor_bytes
 
 
 def editor_of(
-    model: LanguageModel, run: RunDirectory, *, cache: Path | None = None, report: Report = silent
+    model: LanguageModel,
+    run: RunDirectory,
+    *,
+    cache: Path | None = None,
+    report: Report = silent,
+    on_search: OnSearch = unwatched,
 ) -> tuple[Editor, list[str]]:
     """An editor in its state after the run's last batch, and notes on differences from the original run.
 
     Args:
         model: the run's base, which gets its edits.
+        on_search: see ``Editor``.
 
     Raises:
         InputError, FaultsError: if the model, the corpus or a file has changed; ``model`` is then unchanged.
@@ -40,7 +46,7 @@ def editor_of(
         what = f"the corpus {run.recipe.statistics.corpus} has changed since the run {run.path} began"
         raise InputError(what, remedy="Restore the file", code="CORPUS_CHANGED")
     saved = run.saved_batches()
-    editor = Editor(model, run.recipe, cache=cache, report=report)
+    editor = Editor(model, run.recipe, cache=cache, report=report, on_search=on_search)
     editor.prepare()
     if saved and (prefixes := saved[-1].patch.prefixes) != editor.prefixes:
         what = f"the contexts generated here differ from those of the run {run.path}: {editor.prefixes} for {prefixes}"
