@@ -86,10 +86,15 @@ def test_a_merged_stack_loads_with_plain_transformers_and_is_the_stack(made: Pat
 
 def test_show_lists_facts_norms_ranks_and_layers(made: Path, tmp_path: Path, capsys: Capture) -> None:
     assert run(["show", str(made / "two"), "--json", str(tmp_path / "show.json")]) == 0
-    out, _ = said(capsys)
-    for word in ("2 patches on lab in float32", "memit+blue, 3 facts", "layer 2: norm", "rank 3", "lab-42-0", "seed 0"):
+    out = capsys.readouterr().out
+    for word in ("2 patches on lab in float32", "memit+blue, 3 facts", "layer 2", "rank", "lab-42-0", "seed 0"):
         assert word in out
+    # The longest bar is that of the largest change, and the others are in proportion.
+    bars = [line.count("█") for line in out.splitlines() if line.strip().startswith("layer ")]
     patches = json.loads((tmp_path / "show.json").read_text(encoding="utf-8"))["patches"]
+    sizes = [[layer["norm"] for layer in patch["layers"]] for patch in patches]
+    assert bars == [int(32 * size / max(of_patch)) for of_patch in sizes for size in of_patch]
+    assert max(bars) == 32
     assert [entry["name"] for entry in patches] == ["first", "second"]
     norms = Patch.load(made / "first.safetensors").norms()
     assert [layer["norm"] for layer in patches[0]["layers"]] == list(norms.values())

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Callable
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from errata.cli.terminal import number_tables
 from errata.errors import InputError
+from errata.report.layers import PART_TITLES, scan_table, tracing_table
 from errata.report.tables import before_after_markdown, before_after_table, comparison_tables, markdown_tables
 from errata.results.metrics import Metric
 from errata.results.records import Row, When
+from errata.tracing.causal_tracing import EffectEstimate
+from errata.tracing.layer_scan import LayerScan, LayerScore, ScanSettings
 
 from tests.support.errors import raises_code
 
@@ -220,6 +227,57 @@ def test_refusals() -> None:
         comparison_tables([])
 
 
+def all_rows() -> list[Row]:
+    """Every metric of methods with long names, whose counts differ."""
+    return [
+        row(method, metric, when, mean, n=n)
+        for method, n in (("alphaedit+blue", 2000), ("memit+blue [layers=4,5,6,7,8]", 1800), ("retrieval", 2000))
+        for metric in Metric
+        for when, mean in (("before", 0.31234), ("right_after", 0.987), ("after", 0.911))
+    ]  # type: ignore[misc]
+
+
+def scan() -> LayerScan:
+    scores = tuple(LayerScore(layer, 0.98765, 0.87654, 0.12345, (0.9, 0.8)) for layer in range(120))
+    return LayerScan(ScanSettings(), scores, 120, 100, 200, paraphrased=True, seconds=1.0)
+
+
+def effects() -> list[EffectEstimate]:
+    return [
+        EffectEstimate(mean=-0.01234, low=-0.02345, high=0.01234, part=part, position="subject_last", layer=layer,
+                       window=(max(0, layer - 5), layer + 4), n=1000)
+        for part in PART_TITLES for layer in range(48)
+    ]  # fmt: skip
+
+
+def trial_lines() -> list[list[str]]:
+    """Heads and rows as `errata advise` and `errata compare` have them."""
+    heads = "editor facts edited paraphrased neighbours same~subject unrelated multi-hop reversal chat perplexity where"
+    row = ["memit+blue", "1000", *["100 [100,100]"] * 7, "100", "× 10.25 [9.99,11.04]", "weights"]
+    return [[head.replace("~", " ") for head in heads.split()], row, ["retrieval", *row[1:]]]
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        lambda: comparison_tables(all_rows(), width=80),
+        lambda: [before_after_table([row for row in all_rows() if row["method"] == "retrieval"], width=80)],
+        lambda: [scan_table(scan(), (3, 4, 5))],
+        lambda: [tracing_table(effects(), (3, 4))],
+        lambda: number_tables(trial_lines(), 80),
+    ],
+    ids=["comparison", "before and after", "scan", "tracing", "advise and compare"],
+)
+def test_tables_fit_eighty_columns(tables: Callable[[], list[Table]]) -> None:
+    """No line is longer, and no number is broken in two, or cut."""
+    narrow, wide = rendered(tables(), 80), rendered(tables(), 400)
+    assert max(map(cell_len, narrow)) <= 80
+    body = "\n".join(narrow)
+    assert "…" not in body
+    numbers = set(re.findall(r"[-+]?\d+\.?\d*", "\n".join(wide)))
+    assert numbers == set(re.findall(r"[-+]?\d+\.?\d*", body))
+
+
 def test_long_names_leave_room_for_the_numbers() -> None:
     metrics = ("efficacy_accuracy", "generalisation_accuracy", "specificity_accuracy", "untouched_accuracy")
     names = [f"memit [solver.history=False, schedule={name}, layers=0/1/2]" for name in ("even", "boundary")]
@@ -228,10 +286,17 @@ def test_long_names_leave_room_for_the_numbers() -> None:
         for name in names
         for metric in (*metrics, "perplexity_ratio", "same_subject_accuracy", "seconds_per_edit", "score")
     ]
-    for width in (80, 52):
+    for width in (80, 64):
         lines = rendered(comparison_tables(rows, width=width)[1], width)
         for part in ("memit", "  solver.history=False", "  layers=0/1/2"):
             assert len([line for line in lines if line.startswith(f"{part} ")]) == 2, (width, part)
         (whole,) = {tuple(line.split()[1:]) for line in lines if line.startswith("memit ")}
         assert whole == ("50.0", "50.0", "50.0", "0.50"), width
-    assert not any("[40,60]" in line for line in lines)
+    assert all(len(line.rstrip()) <= width for line in lines)
+    # Where there is no room for all columns, there are more tables, and no number is broken in two.
+    others = [table for table in comparison_tables(rows, width=52) if str(table.title).startswith("Everything else")]
+    narrow = [line for table in others for line in rendered(table, 52)]
+    assert [line.split()[1:] for line in narrow if line.startswith("memit ")] == 2 * [["50.0"] * 2] + 2 * [
+        ["50.0", "0.50"]
+    ]
+    assert sum("continued" in line for line in narrow) == 1

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from errata.benchmark.trials import Baseline, Candidate, Trial, measure_baseline, run_trial
 from errata.cli.model_options import (
@@ -26,7 +25,7 @@ from errata.cli.model_options import (
     seed_option,
     token_check,
 )
-from errata.cli.terminal import JsonOption, console, echo, plain_table, progress, warn, write_json
+from errata.cli.terminal import JsonOption, console, echo, number_tables, progress, warn, write_json
 from errata.cli.trial_options import PageOption, TrialData, candidate_of, extended, page_file, trial_data
 from errata.editors.table import EDITOR_NAMES, check_method
 from errata.errors import InputError, collect_errors
@@ -204,11 +203,11 @@ def _trial_of(trials: Sequence[Trial], method: str) -> Trial | None:
 
 
 def _show(trials: Sequence[Trial], baseline: Baseline) -> None:
-    for heads, *rows in (quality_table(trials), cost_table(trials)):
-        table = plain_table(*heads, right=heads[1:-2], fold=True)
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console().print(table)
+    out = console()
+    for lines in (quality_table(trials), cost_table(trials)):
+        for table in number_tables(lines, out.width):
+            out.print(table)
+            out.print()
     hit, miss = (1000 * seconds for seconds in baseline.query_seconds)
     echo(f"{UNITS} {QUERY} The unedited model takes {hit:.0f} and {miss:.0f} ms.")
     for trial in trials:

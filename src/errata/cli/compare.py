@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from errata.benchmark.arguments import probes_of
 from errata.benchmark.columns import COLUMNS, Argument
@@ -43,7 +41,7 @@ from errata.cli.model_options import (
     seed_option,
     shipped_sentences,
 )
-from errata.cli.terminal import JsonOption, console, echo, plain_table, progress, warn, write_json
+from errata.cli.terminal import JsonOption, console, echo, number_tables, progress, warn, write_json
 from errata.cli.trial_options import PageOption, TrialData, candidate_of, extended, page_file, trial_data
 from errata.datasets.reading import read_dataset
 from errata.datasets.registry import split_file
@@ -81,7 +79,6 @@ DEFAULT_SIZES = "1,10,100"
 ALIASES = {"in_context": REFERENCE}
 FORMAT = "errata-trial-1"
 _LAB_TARGETS = 100  # facts of the lab whose targets are versions of updated facts
-WIDE = 110  # characters of a console in which the tables fit with intervals beside their means
 app = typer.Typer()
 
 
@@ -404,7 +401,10 @@ def _show(comparisons: Sequence[EditorComparison], notes: Sequence[str]) -> None
         if table is None:
             continue
         echo(f"{table.title}:")
-        console().print(_drawn(table.lines))
+        out = console()
+        for part in number_tables(table.lines, out.width, leading=2 if "facts" in table.lines[0] else 1):
+            out.print(part)
+            out.print()
         echo(table.explained)
         echo("")
     echo("Shares and slopes in % with 95 % intervals over facts.")
@@ -419,16 +419,3 @@ def _show(comparisons: Sequence[EditorComparison], notes: Sequence[str]) -> None
         for trial in comparison.trials:
             if trial.failure:
                 warn(f"{trial.method} failed: {trial.failure}")
-
-
-def _drawn(lines: Sequence[Sequence[str]]) -> Table:
-    """A table; in a narrow console intervals are below their means."""
-    narrow = console().width < WIDE
-    heads, *rows = lines
-    shown = plain_table(*heads, right=heads[1:], fold=True)
-    shown.columns[0].no_wrap = True
-    if narrow:
-        shown.padding = (0, 0, 0, 0)
-    for row in rows:
-        shown.add_row(*(Text(cell.replace(" [", "\n[") if narrow else cell) for cell in row))
-    return shown

@@ -214,7 +214,8 @@ def _recipe(
 def _show(mined: Mined, grown: Mined, edits: SingleEdits, limits: Limits, seconds: float) -> None:
     shown = [*mined.hard, *grown.hard][:SHOWN]
     if shown:
-        table = plain_table("fact", "prompt", "ratio", "gap", "amplification", right=["ratio", "gap", "amplification"])
+        numbers = ["ratio", "gap", "amplification"]
+        table = plain_table("fact", "prompt", *numbers, right=numbers, fold=True)
         for finding in shown:
             table.add_row(*map(Text, _cells(finding)))
         console().print(table)

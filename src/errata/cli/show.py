@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +24,7 @@ from errata.utils.text import counted, readable
 
 EXAMPLE = "Example: errata show edited.safetensors"
 SHOWN = 20  # facts per patch without --all
+_BAR = 32  # characters of the longest bar
 app = typer.Typer()
 
 
@@ -132,7 +134,18 @@ def _show(title: str, patch: Patch) -> None:
     echo(f"  with {versions}")
     if patch.replaces:
         echo("  a pruned copy that replaces all changes of its run")
-    for place in patch.places:
+    if patch.places:
+        console().print(norms_table(patch))
+
+
+def norms_table(patch: Patch) -> Table:
+    """The Frobenius norm of the change of each written matrix, as a number and as a bar, and its rank."""
+    norms = {place: norm(patch.of_place(place)) for place in patch.places}
+    table = plain_table("matrix", "‖ΔW‖", "rank", "", right=("‖ΔW‖", "rank"))
+    for place, size in norms.items():
         terms = patch.of_place(place)
         kinds = sorted({term.kind for term in terms} - {LowRankTerm.kind})
-        echo(f"  {place.title}: norm {norm(terms):.4g}, rank {rank(terms)}{''.join(f', {kind}' for kind in kinds)}")
+        title = f"{place.title}{''.join(f', {kind}' for kind in kinds)}"
+        bar = Bar(max(norms.values()) or 1.0, 0.0, size, width=_BAR)
+        table.add_row(Text(title), f"{size:.4g}", str(rank(terms)), bar)
+    return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Protocol
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import typer
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -178,6 +179,43 @@ def plain_table(*heads: str, right: Collection[str] = (), fold: bool = False, no
         justify: Literal["left", "right"] = "right" if head in right else "left"
         table.add_column(head, justify=justify, overflow="fold" if fold else "ellipsis", no_wrap=no_wrap)
     return table
+
+
+def number_tables(lines: Sequence[Sequence[str]], width: int, *, leading: int = 1) -> list[Table]:
+    """A table of numbers such as ``90 [80,97]``, none of which is broken in two.
+
+    If it does not fit, intervals are below their means and the words of heads below each other, and then the columns
+    are distributed over several tables.
+
+    Args:
+        lines: heads, and the cells of each row.
+        width: of the console in characters.
+        leading: columns at the left, such as names, that each table has.
+    """
+    count = len(lines[0]) - leading
+    for pieces in range(count + 1):  # 0: one table with whole cells
+        size = -(-count // max(pieces, 1))
+        parts = [range(start, min(start + size, leading + count)) for start in range(leading, leading + count, size)]
+        tables = [_number_table(lines, [*range(leading), *part], leading, stacked=pieces > 0) for part in parts]
+        if all(_fits(table, width) for table in tables):
+            break
+    return tables
+
+
+def _number_table(lines: Sequence[Sequence[str]], columns: Sequence[int], leading: int, *, stacked: bool) -> Table:
+    heads, *rows = ([line[column] for column in columns] for line in lines)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    for place, head in enumerate(heads):
+        words = head.replace(" ", "\n") if stacked else head
+        table.add_column(Text(words), justify="left" if place < leading else "right", no_wrap=True, vertical="top")
+    for cells in rows:
+        table.add_row(*(Text(cell.replace(" [", "\n[") if stacked else cell) for cell in cells))
+    return table
+
+
+def _fits(table: Table, width: int) -> bool:
+    shown = Console(width=10_000)
+    return Measurement.get(shown, shown.options, table).maximum <= width
 
 
 FORMAT = "errata-output-1"

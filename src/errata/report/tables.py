@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, get_args
 
 from rich import box
@@ -22,6 +23,7 @@ _PARTS: tuple[Part, ...] = get_args(Part)
 MISSING = "–"
 RIGHT_AFTER = "  right after"
 _GAP = 2  # spaces between columns, if they fit
+_WHOLE = 9  # characters of an interval that is never broken
 
 # The metrics of each part; in a narrow table, the words of their short headings are on separate lines.
 _COLUMNS: Mapping[Part, tuple[Metric, ...]] = {
@@ -74,13 +76,18 @@ def comparison_tables(
         rows: the long form, of any number of methods.
         right_after: show the lines of that moment.
         title: prefix of the titles.
-        width: of the console in characters; in a narrow one, intervals are below their means.
+        width: of the console in characters; in a narrow one, intervals are below their means, and tables that are
+            still too wide are split.
 
     Raises:
         InputError: if there are no rows to show.
     """
     lead = "" if title is None else f"{title}: "
-    return [_drawn(grid, f"{lead}{_TITLES[part]}", width) for part, grid in _comparisons(rows, right_after).items()]
+    return [
+        _drawn(piece, f"{lead}{_TITLES[part]}{', continued' if number else ''}", width)
+        for part, grid in _comparisons(rows, right_after).items()
+        for number, piece in enumerate(_pieces(grid, width))
+    ]
 
 
 def markdown_tables(rows: Sequence[Row], *, right_after: bool = True) -> str:
@@ -239,20 +246,48 @@ def _plain(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def _pieces(grid: _Grid, width: int) -> list[_Grid]:
+    """The columns of a grid in as few pieces of similar size as fit; only the last one has the note."""
+    count = len(grid.heads)
+    for pieces in range(1, count + 1):
+        ends = [count * number // pieces for number in range(pieces + 1)]
+        parts = [_columns_of(grid, start, end) for start, end in pairwise(ends)]
+        if all(_width(_narrowed(part, width), 1, stacked=True) <= width for part in parts):
+            break
+    return [replace(part, note=grid.note if part is parts[-1] else "") for part in parts]
+
+
+def _columns_of(grid: _Grid, start: int, end: int) -> _Grid:
+    lines = tuple(replace(line, cells=line.cells[start:end]) for line in grid.lines)
+    return replace(grid, heads=grid.heads[start:end], lines=lines)
+
+
+def _narrowed(grid: _Grid, width: int) -> _Grid:
+    """A grid that does not fit with intervals beside or below their means: narrower names and counts, and then narrower
+    cells.
+    """
+    if _width(grid, _GAP, stacked=False) <= width:
+        return grid
+    for narrower in (_named_below, _ends_below):
+        if _width(grid, 1, stacked=True) > width:
+            heads = tuple((head, count.replace("–", "– ")) for head, count in grid.heads)
+            grid = replace(grid, heads=heads, lines=tuple(map(narrower, grid.lines)))
+    return grid
+
+
 def _drawn(grid: _Grid, title: str | None, width: int) -> Table:
     """Mean and interval side by side if they fit, otherwise below each other, if necessary with smaller gaps.
 
-    If even that does not fit, a method's options are below its name, and then interval ends are on two lines.
+    If even that does not fit, a method's options are below its name, and then the ends of long intervals are on two
+    lines.
     """
     side_by_side = _width(grid, _GAP, stacked=False) <= width
-    for narrower in (_named_below, _ends_below):
-        if not side_by_side and _width(grid, 1, stacked=True) > width:
-            grid = replace(grid, lines=tuple(map(narrower, grid.lines)))
+    grid = _narrowed(grid, width)
     gap = _GAP if side_by_side or _width(grid, _GAP, stacked=True) <= width else 1
     table = Table(
         title=title,
         title_justify="left",
-        caption=grid.note,
+        caption=grid.note or None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -264,7 +299,7 @@ def _drawn(grid: _Grid, title: str | None, width: int) -> Table:
     for head, count in grid.heads:
         label = Text(head if side_by_side else head.replace(" ", "\n"))
         if count:
-            label.append(f"\nn={count}", style="dim")
+            label.append(f"\nn={count}".replace("– ", "–\n"), style="dim")
         table.add_column(label, justify="right", vertical="top", overflow="fold")
     for line in grid.lines:
         # Text, not markup: an interval's brackets must not be read as a style.
@@ -281,8 +316,11 @@ def _named_below(line: _TextLine) -> _TextLine:
 
 
 def _ends_below(line: _TextLine) -> _TextLine:
-    """``0.95 [0.91,0.98]`` with spaces where it can be broken."""
-    return replace(line, cells=tuple(cell.replace(",", ", ") for cell in line.cells))
+    """``0.955 [0.912,0.981]`` with spaces where it can be broken; short intervals stay whole."""
+    return replace(
+        line,
+        cells=tuple(cell.replace(",", ", ") if len(cell.partition(" ")[2]) > _WHOLE else cell for cell in line.cells),
+    )
 
 
 def _width(grid: _Grid, gap: int, *, stacked: bool) -> int:
