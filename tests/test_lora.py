@@ -456,7 +456,7 @@ def test_lost_facts_are_those_that_only_the_exact_patch_says(tmp_path: Path) -> 
     for fact, answer in zip(facts[:-1], answers[:-1], strict=True):
         token = ids(model, f"{fact.text} {fact.target}")[-1]
         assert (answer.fact, answer.by_patch.correct) == (fact, True)
-        assert answer.by_adapter.correct == (likeliest(adapted, model.tokenizer, fact.text) == token)
+        assert answer.by_export.correct == (likeliest(adapted, model.tokenizer, fact.text) == token)
     assert not answers[-1].by_patch.correct
     assert {answer.is_lost for answer in answers[:-1]} == {True, False}
     assert not answers[-1].is_lost

@@ -34,7 +34,8 @@ _METHODS = frozenset({"method", "methods"})
 _DATA = frozenset({"facts", "data"})
 _NEED_TORCH = ("recipe", "corpus", "schedule", "layers", "shaping", "device", "dtype")  # to be checked
 READ: Final = frozenset(
-    "analysis facts file grid patches probes recipe reference_corpus references results resume untouched".split()
+    "analysis facts file gguf_base grid patches probes recipe reference_corpus references results resume "
+    "untouched".split()
 )
 """Path parameters of all commands that must exist; all others name output files."""
 
@@ -42,12 +43,15 @@ READ: Final = frozenset(
 class Command(TyperCommand):
     """A command that never overwrites its own inputs or outputs, nor those of another process.
 
-    Every command with --model also gets --gguf, which selects a file in a directory of GGUF files.
+    Every command with --model also gets --gguf, which selects a file in a directory of GGUF files, unless it has an
+    option of that name.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if any("--model" in parameter.opts for parameter in self.params):
+        options = {option for parameter in self.params for option in parameter.opts}
+        self._selects_gguf = "--model" in options and "--gguf" not in options
+        if self._selects_gguf:
             self.params.append(_gguf_option())
 
     def invoke(self, ctx: Any) -> Any:  # typer does not export the class of the context
@@ -59,7 +63,7 @@ class Command(TyperCommand):
                 --trust-remote-code, or if the file named by --gguf does not exist.
             InputError, FaultsError: if a named method or input file does not exist.
         """
-        if (gguf := ctx.params.pop("gguf", None)) is not None:
+        if self._selects_gguf and (gguf := ctx.params.pop("gguf", None)) is not None:
             ctx.params["model"] = _gguf_path(ctx.params["model"], gguf)
         out, run = ctx.params.get("out"), ctx.params.get("run")
         if isinstance(out, Path) and isinstance(run, Path) and _relation(run, out) in ("is", "is inside"):

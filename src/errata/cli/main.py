@@ -46,9 +46,7 @@ COMMANDS: Final[Mapping[str, CommandEntry]] = {
     "evaluate": CommandEntry(
         "evaluate", "Measure how well a model recalls edited facts and whether other answers changed."
     ),
-    "export": CommandEntry(
-        "export", "Export patches as one LoRA adapter that PEFT loads on top of the unedited base model."
-    ),
+    "export": CommandEntry("export", "Export patches for a server: as one LoRA adapter, or as a GGUF model."),
     "ask": CommandEntry(
         "ask", "Continue prompts greedily and show the most likely next tokens, optionally for two models."
     ),

@@ -156,7 +156,7 @@ def _read_header(file: Path) -> _Header:
         from gguf import GGUFReader, GGUFValueType
     except ImportError as error:
         raise MissingExtraError("reading GGUF files", "gguf") from error
-    with _readable(file):
+    with reading_gguf(file):
         reader = GGUFReader(file)
         metadata = {
             name: field.contents()
@@ -167,7 +167,7 @@ def _read_header(file: Path) -> _Header:
 
 
 @contextmanager
-def _readable(file: Path) -> Iterator[None]:
+def reading_gguf(file: Path) -> Iterator[None]:
     """Turn any error from reading a damaged file into an InputError."""
     try:
         yield
@@ -189,7 +189,7 @@ def _convert(file: Path, target: Path) -> None:
     with new_directory(target) as partial, tempfile.TemporaryDirectory() as empty:
         # An empty directory and the file's absolute path, so that nothing but the file is read.
         where = {"pretrained_model_name_or_path": empty, "gguf_file": str(file.resolve())}
-        with _readable(file):
+        with reading_gguf(file):
             config = AutoConfig.from_pretrained(**where)
             check_config(config)
             model = _plain_model(where, config, numbers)

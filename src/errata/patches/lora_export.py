@@ -1,4 +1,4 @@
-"""Patches as LoRA adapters for PEFT: exactly, or as the best approximation of a lower rank. PEFT itself is not needed.
+"""Patches as LoRA adapters for PEFT and vLLM: exactly, or as the best approximation of a lower rank. Neither is needed.
 
 PEFT adds lora_alpha / r · B A to W. A patch's change is L R, so B = L, A = R and lora_alpha = r are the same change.
 B (A k) is added to the base's output, so nothing is rounded into half-precision weights.
@@ -7,17 +7,18 @@ B (A k) is added to the base's output, so nothing is rounded into half-precision
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from errata.errors import InputError
+from errata.errors import InputError, UnsupportedModelError
 from errata.facts.fact import Fact
 from errata.models.families import architecture_of, down_projection_weight, is_transposed
 from errata.models.language_model import LanguageModel
@@ -30,9 +31,13 @@ from errata.patches.patch import Patch
 from errata.utils.files import new_directory, write_json
 from errata.utils.progress import Report, silent
 from errata.utils.provenance import software_versions
+from errata.utils.text import dtype_name
 
 FORMAT = "errata-adapter-1"
 WEIGHTS = "adapter_model.safetensors"
+VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM makes room for. Source: vLLM, `vllm/config/lora.py`, `MaxLoRARanks`."""
+_NOT_IN_VLLM: Final = ("gpt2", "gptj", "gpt_neox")  # vLLM runs them, but without adapters (no `SupportsLoRA`)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,11 +78,38 @@ class Adapter:
     def is_exact(self) -> bool:
         return all(factors.rank == factors.exact_rank for factors in self.layers)
 
-    def terms(self) -> tuple[LowRankTerm, ...]:
-        """The changes that PEFT would make, for ``LanguageModel.edits``."""
-        return tuple(
-            LowRankTerm(factors.layer, factors.left, factors.right, module=factors.module) for factors in self.layers
+    def rounded(self, dtype: torch.dtype) -> Adapter:
+        """The adapter with its factors rounded to a dtype, in which a server holds them; they are still float32.
+
+        Raises:
+            InputError: if a factor is beyond the range of the dtype.
+        """
+        layers = tuple(
+            replace(factors, left=factors.left.to(dtype).float(), right=factors.right.to(dtype).float())
+            for factors in self.layers
         )
+        if not all(bool(factors.left.isfinite().all() and factors.right.isfinite().all()) for factors in layers):
+            what = f"the change has factors beyond the range of {dtype_name(dtype)}"
+            raise InputError(what, remedy="Export and serve it in float32 or bfloat16", code="LORA_OUT_OF_RANGE")
+        return replace(self, layers=layers)
+
+    @contextmanager
+    def attached(self, model: LanguageModel) -> Iterator[None]:
+        """W k + B (A k) while the context is open, as servers compute it that keep an adapter beside the weights.
+
+        B (A k) is computed in float32 (float64 for such a model), and the sum is rounded to the dtype of W k.
+
+        Args:
+            model: the base; its weights do not change.
+        """
+        handles = [
+            model.linear(*factors.place).register_forward_hook(_adding(factors, model)) for factors in self.layers
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def write(
         self,
@@ -85,6 +117,7 @@ class Adapter:
         model: PreTrainedModel,
         *,
         base: str | None = None,
+        rank: int | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         """Write ``adapter_config.json``, ``adapter_model.safetensors`` (float32) and ``errata.json``, or nothing.
@@ -94,6 +127,7 @@ class Adapter:
             model: of the base's shape; only names and shapes are read, so it may be on the meta device.
             base: errata's name of the base model; by default that in the first patch. The adapter's configuration
                 names it as transformers does (``transformers_name``), so that PEFT can load it.
+            rank: to which the factors are padded with zeros; by default the adapter's own.
             about: further entries of the record in ``errata.json``.
 
         Raises:
@@ -101,10 +135,11 @@ class Adapter:
             UnsupportedModelError: if the architecture is not supported.
         """
         base = base or self.patches[0].base
+        rank = self.rank if rank is None else rank
         paths = self.modules(model)
         tensors: dict[str, Tensor] = {}
         for factors, path in zip(self.layers, paths, strict=True):
-            left, right = factors.padded(self.rank)
+            left, right = factors.padded(rank)
             tensors[f"base_model.model.{path}.lora_A.weight"] = right.contiguous().cpu()
             tensors[f"base_model.model.{path}.lora_B.weight"] = left.contiguous().cpu()
         config = {
@@ -112,8 +147,8 @@ class Adapter:
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": transformers_name(base),
             "inference_mode": True,
-            "r": self.rank,
-            "lora_alpha": self.rank,  # PEFT scales by lora_alpha / r
+            "r": rank,
+            "lora_alpha": rank,  # PEFT scales by lora_alpha / r
             "lora_dropout": 0.0,
             "use_rslora": False,
             "use_dora": False,
@@ -123,7 +158,7 @@ class Adapter:
             # Whole paths: PEFT takes every module that ends in one of these.
             "target_modules": paths,
         }
-        record = {"format": FORMAT, "about": {**self._about(base, paths), **(about or {})}}
+        record = {"format": FORMAT, "about": {**self.about(base, paths), "rank": rank, **(about or {})}}
         with new_directory(directory) as partial:
             (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
@@ -171,7 +206,13 @@ class Adapter:
             for factors, path in zip(self.layers, modules, strict=True)
         ]
 
-    def _about(self, base: str, modules: Sequence[str]) -> dict[str, Any]:
+    def about(self, base: str, modules: Sequence[str]) -> dict[str, Any]:
+        """The record of an export: the base, the facts and recipes of the patches, and what was approximated.
+
+        Args:
+            base: errata's name of the base model.
+            modules: the paths of the written modules.
+        """
         patches = [
             {
                 "base": patch.base,
@@ -191,6 +232,43 @@ class Adapter:
             "patches": patches,
             "versions": software_versions(),
         }
+
+
+def _adding(factors: Factors, model: LanguageModel) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """A hook that adds B (A k) to a linear module's output."""
+    exact = torch.promote_types(model.dtype, torch.float32)
+    left, right = (factor.to(model.device, exact) for factor in (factors.left, factors.right))
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return (output.to(exact) + inputs[0].to(exact) @ right.T @ left.T).to(output.dtype)
+
+    return add
+
+
+def vllm_rank(adapter: Adapter, config: PreTrainedConfig) -> int:
+    """The rank to which an adapter is padded for vLLM: the lowest that vLLM makes room for.
+
+    Args:
+        config: of the base model.
+
+    Raises:
+        InputError: if the adapter's rank is too high.
+        UnsupportedModelError: if vLLM takes no adapters for such models.
+    """
+    if config.model_type in _NOT_IN_VLLM:
+        raise UnsupportedModelError(
+            f"vLLM takes no adapters for models of the type {config.model_type!r}",
+            remedy="Merge the patches into a full model (errata merge) and serve that",
+            code="VLLM_FAMILY_UNSUPPORTED",
+        )
+    if adapter.rank > VLLM_RANKS[-1]:
+        raise InputError(
+            f"vLLM takes adapters up to rank {VLLM_RANKS[-1]}, and this one has rank {adapter.rank}",
+            remedy=f"Give --rank {VLLM_RANKS[-1]} for the best approximation of that rank, whose error is shown; or "
+            "merge the patches into a full model (errata merge)",
+            code="VLLM_RANK_TOO_HIGH",
+        )
+    return next(rank for rank in VLLM_RANKS if rank >= adapter.rank)
 
 
 def _check_stack(patches: Sequence[Patch]) -> None:
@@ -234,15 +312,15 @@ def _check_rank(rank: int | None, exact: int, full: Sequence[int]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AnswerComparison:
-    """The model's answer to a fact's prompt with the patches, and with the adapter instead."""
+    """The model's answer to a fact's prompt with the patches, and with what was exported instead."""
 
     fact: Fact
     by_patch: TargetScore
-    by_adapter: TargetScore
+    by_export: TargetScore
 
     @property
     def is_lost(self) -> bool:
-        return self.by_patch.correct and not self.by_adapter.correct
+        return self.by_patch.correct and not self.by_export.correct
 
 
 def compare_answers(
@@ -251,7 +329,7 @@ def compare_answers(
     """Score the targets of all facts with the patches, and with the adapter; afterwards the model is unchanged.
 
     Args:
-        model: the base.
+        model: the base, which also serves the adapter.
         force: whether the patches may be applied to other weights than those that they were made for.
         report: progress callback, in rows.
 
@@ -260,16 +338,20 @@ def compare_answers(
         NonFiniteError: if a logit is not finite.
     """
     facts = [fact for patch in adapter.patches for fact in patch.facts]
-    pairs = [fact.pair(fact.target) for fact in facts]
     with patches_applied(model, adapter.patches, force=force):
-        by_patch = score(model, pairs, report=report)
-    terms = adapter.terms()
-    model.edits.add(terms)
-    try:
-        by_adapter = score(model, pairs, report=report)
-    finally:
-        model.edits.remove(terms)
-    return [AnswerComparison(*entry) for entry in zip(facts, by_patch, by_adapter, strict=True)]
+        by_patch = answers_to(model, facts, report=report)
+    with adapter.attached(model):
+        by_export = answers_to(model, facts, report=report)
+    return [AnswerComparison(*entry) for entry in zip(facts, by_patch, by_export, strict=True)]
+
+
+def answers_to(model: LanguageModel, facts: Sequence[Fact], *, report: Report = silent) -> list[TargetScore]:
+    """Scores of the facts' targets after their prompts.
+
+    Raises:
+        NonFiniteError: if a logit is not finite.
+    """
+    return score(model, [fact.pair(fact.target) for fact in facts], report=report)
 
 
 @contextmanager
