@@ -23,17 +23,20 @@ from errata.analysis.study import AnalysisSettings
 from errata.editing.contexts import generate_prefixes
 from errata.editing.preparation import prepare
 from errata.editing.recipe import shipped_recipe
+from errata.editing.search_groups import ROWS_AT_ONCE, TOKENS_AT_ONCE, GroupLimits
 from errata.editing.search_prompts import SearchPrompts
-from errata.editing.target_search import ROWS_AT_ONCE, find_targets
+from errata.editing.target_search import find_targets
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel, Site
 from errata.models.loading import Outline
+from errata.models.replay import pass_cost
 from errata.models.size import ModelSize
 from errata.statistics.moments import key_moments
 
 from tests.support.editing import FACTS, corpus_texts, tiny_language_model, tiny_recipe, write_corpus
 
+CPU_LIMITS = GroupLimits(ROWS_AT_ONCE, TOKENS_AT_ONCE)
 MACHINE = Machine(flops=1e12, double_flops=1e11)
 
 
@@ -87,7 +90,7 @@ def test_operations_of_a_search_are_those_that_are_counted(tmp_path: Path, famil
     model = tiny_language_model(family)
     recipe = tiny_recipe(write_corpus(tmp_path / "corpus.txt"))
     prefixes = generate_prefixes(model, recipe.contexts)
-    rows = SearchRows.of(model.tokenizer, FACTS, recipe.contexts, prefixes)
+    rows = SearchRows.of(model.tokenizer, FACTS, recipe.contexts, prefixes, pass_cost(model), CPU_LIMITS)
     settings = recipe.target.model_copy(update={"steps": 5, "stop_loss": 0.0})
     with counted(model) as counter:
         find_targets(model, FACTS, prefixes, layer, Site.BLOCK, settings)
@@ -98,7 +101,9 @@ def test_operations_of_a_search_are_those_that_are_counted(tmp_path: Path, famil
 def test_operations_of_a_search_on_the_lab_before_its_prefixes_are_there() -> None:
     model, recipe = LanguageModel.load("lab"), shipped_recipe("lab", "memit")
     facts = list(lab_facts(lab_world(), 5, seed=0))
-    rows = SearchRows.of(Outline.load("lab").tokenizer, facts, recipe.contexts)
+    rows = SearchRows.of(
+        Outline.load("lab").tokenizer, facts, recipe.contexts, pass_cost=pass_cost(model), limits=CPU_LIMITS
+    )
     prefixes = generate_prefixes(model, recipe.contexts)
     settings = recipe.target.model_copy(update={"steps": 3, "stop_loss": 0.0})
     with counted(model) as counter:
@@ -174,7 +179,7 @@ def test_what_a_search_keeps_for_its_gradient(tmp_path: Path) -> None:
     assert answers.nll.requires_grad
     for parameter in model.model.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
-    rows = SearchRows.of(model.tokenizer, FACTS, recipe.contexts, prefixes)
+    rows = SearchRows.of(model.tokenizer, FACTS, recipe.contexts, prefixes, pass_cost(model))
     size = ModelSize.of(model.model)
     found = search_memory(size, rows, 1, 4)
     logits = (

@@ -12,14 +12,15 @@ from transformers import PreTrainedTokenizerBase
 from errata.analysis.study import AnalysisSettings
 from errata.editing.contexts import ContextSettings, in_context, neutral_leads
 from errata.editing.recipe import Recipe
+from errata.editing.search_groups import ROWS_AT_ONCE, FactLength, GroupLimits, SearchMemory, groups_of, memory_of_rows
 from errata.editing.search_prompts import KL_PROMPT, common_prefix
-from errata.editing.target_search import ROWS_AT_ONCE
 from errata.facts.fact import Fact
 from errata.models.loading import Outline
 from errata.models.prompts import complete, encode, subject_token
-from errata.models.replay import length_cuts
+from errata.models.replay import PASS_COST, length_cuts
 from errata.models.size import ModelSize
 
+ACCELERATOR_LIMITS: Final = GroupLimits(ROWS_AT_ONCE)
 _LEAD = 1  # tokens that join a prefix and a prompt: "." mostly, for the space belongs to the next word
 
 
@@ -89,10 +90,14 @@ class SearchRows:
         facts: Sequence[Fact],
         contexts: ContextSettings,
         prefixes: Sequence[str] = (),
+        pass_cost: int = PASS_COST,
+        limits: GroupLimits = ACCELERATOR_LIMITS,
     ) -> SearchRows:
         """The rows of facts.
 
         Args:
+            pass_cost: the overhead of one more pass, in tokens (``models.replay.pass_cost``).
+            limits: of what is searched together; by default those of an accelerator with enough memory.
             prefixes: the contexts; if they have not been generated yet, their lengths are the recipe's.
 
         Raises:
@@ -116,10 +121,18 @@ class SearchRows:
             bare, *in_contexts = encode(tokenizer, [in_context(prefix, facts[0].text)[0] for prefix in ("", *prefixes)])
             lengths = [len(text.ids) - len(bare.ids) for text in in_contexts]
         leads = [0, *lengths] if contexts.targets == "all" else [0]
-        size = max(1, ROWS_AT_ONCE // (len(leads) + 1))
+        of_facts = [
+            FactLength(
+                len(leads) + 1,
+                max(len(alone), len(before) + max(leads), len(asking)),
+                replayed,
+                len(leads) * wanted + 1,
+            )
+            for alone, before, replayed, wanted, asking in texts
+        ]
         groups = []
-        for start in range(0, len(texts), size):
-            chosen = texts[start : start + size]
+        for group in groups_of(of_facts, limits):
+            chosen = [texts[index] for index in group]
             bare_stem, stem = common_prefix([text[0] for text in chosen]), common_prefix([text[1] for text in chosen])
             about_stem = common_prefix([text[4] for text in chosen])
             rows = []
@@ -127,8 +140,9 @@ class SearchRows:
                 rows.append(SearchRow(len(alone), replayed, wanted, bare_stem, 0))
                 for kind, more in enumerate(leads[1:], start=1):
                     rows.append(SearchRow(len(before) + more, replayed, wanted, stem + more, kind))
-                rows.append(SearchRow(len(asking), 1, 1, about_stem, len(leads)))
-            groups.append(buckets_of(rows))
+                same = asking[:about_stem] == alone[:bare_stem]  # such a stem is run once for both kinds
+                rows.append(SearchRow(len(asking), 1, 1, about_stem, 0 if same else len(leads)))
+            groups.append(buckets_of(rows, pass_cost))
         return cls(len(facts), tuple(groups))
 
     @property
@@ -141,10 +155,10 @@ class SearchRows:
         return [bucket for group in self.searched_together for bucket in group]
 
 
-def buckets_of(rows: Sequence[SearchRow]) -> tuple[Bucket, ...]:
+def buckets_of(rows: Sequence[SearchRow], pass_cost: int = PASS_COST) -> tuple[Bucket, ...]:
     """The buckets in which rows are replayed together."""
     ordered = sorted(rows, key=lambda row: row.replayed)
-    cuts = [0, *length_cuts([row.replayed for row in ordered]), len(ordered)]
+    cuts = [0, *length_cuts([row.replayed for row in ordered], pass_cost), len(ordered)]
     return tuple(Bucket.of(ordered[start:stop]) for start, stop in pairwise(cuts))
 
 
@@ -181,47 +195,25 @@ def _bucket_flops(size: ModelSize, bucket: Bucket, layer: int, steps: int) -> in
     return once + steps * (products + attention) + (steps - 1) * (products + 2 * attention)
 
 
-@dataclass(frozen=True, slots=True)
-class SearchMemory:
-    """Peak memory of a search, in bytes.
-
-    Attributes:
-        cache: keys and values of the tokens before the injections, in all blocks.
-        activations: those of the replayed blocks that the gradient needs.
-        logits: those that are read, their log-probabilities, and the gradients of both.
-    """
-
-    cache: int
-    activations: int
-    logits: int
-
-    @property
-    def total(self) -> int:
-        return self.cache + self.activations + self.logits
-
-
 def search_memory(size: ModelSize, rows: SearchRows, layer: int, width: int) -> SearchMemory:
-    """The memory of the largest group of facts that are searched together.
-
-    A block keeps, for each token: the inputs of two norms in float32, queries and attention's output, three vectors
-    of a gated MLP (in the last block only where logits are wanted), and keys and values of all tokens seen, repeated
-    for each head. (GPT-2's kind of MLP keeps up to nine vectors.)
+    """The memory of the largest group of facts that are searched together; see ``memory_of_rows``.
 
     Args:
         width: bytes of a number in the model's dtype.
     """
-    cache = activations = logits = 0
-    above = size.blocks - 1 - layer
-    for bucket in rows.largest:
-        replayed, seen = bucket.rows * bucket.replayed, bucket.slots + bucket.replayed
-        cache += bucket.rows * bucket.slots * size.blocks * 2 * size.key_width * width
-        of_attention = 2 * size.query_width * width * (replayed + bucket.rows * seen)
-        of_mlp = 3 * size.mlp_width * width
-        activations += above * (8 * size.width * replayed + of_attention + of_mlp * replayed)
-        if above and size.mlp_products:
-            activations -= of_mlp * (replayed - bucket.wanted)
-        logits += bucket.wanted * size.vocabulary * (2 * width + 3 * 4)
-    return SearchMemory(cache, activations, logits)
+    parts = [
+        memory_of_rows(
+            size,
+            layer,
+            width,
+            rows=bucket.rows,
+            slots=bucket.slots,
+            replayed=bucket.replayed,
+            wanted=bucket.wanted,
+        )
+        for bucket in rows.largest
+    ]
+    return sum(parts, SearchMemory(0, 0, 0))
 
 
 _DOUBLE = 8  # bytes of a float64

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from errata.editing.batch import BatchRecord
 from errata.editing.preparation import Prepared
 from errata.editing.recipe import Recipe
@@ -27,6 +25,7 @@ from errata.results.metrics import Metric
 from errata.results.records import Record, Row, Summary, When, summarise, summarise_groups, to_long
 from errata.runs.resume import edited_weights, editor_of
 from errata.runs.run import RunDirectory
+from errata.utils.memory import is_out_of_memory
 from errata.utils.progress import OnSearch, Report, silent, unwatched
 from errata.utils.tensors import to_float64
 
@@ -455,7 +454,7 @@ def _errors_with_state(run: RunDirectory, what: str, resume_command: str | None 
     except RunStoppedError:
         raise
     except (ErrataError, OSError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, ErrataError | OSError) and not _is_out_of_memory(error):
+        if not isinstance(error, ErrataError | OSError) and not is_out_of_memory(error):
             raise
         reason = error.what if isinstance(error, ErrataError) else f"{type(error).__name__}: {error}"
         state = f"the model and {run.path} are as they were after batch {run.batches_done} of {run.batches}"
@@ -463,11 +462,6 @@ def _errors_with_state(run: RunDirectory, what: str, resume_command: str | None 
         remedy = f"Fix the cause, then: {resume_command or f'errata edit --resume {run.path}'}"
         code = error.code if isinstance(error, ErrataError) else "RUN_FAILED"
         raise ErrataError(f"{what} failed: {reason}; {state}", remedy=remedy, code=code) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """torch has an error class for it on GPUs only."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _log_if_possible(run: RunDirectory, text: str) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from errata.editing.contexts import in_context, neutral_leads, target_in
+from errata.editing.search_groups import FactLength
 from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
@@ -121,6 +122,26 @@ class SearchPrompts:
         self.origin = self.origin[facts]
         if self._reference is not None:
             self._reference = self._reference[facts]
+
+
+def fact_lengths(model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]) -> list[FactLength]:
+    """The lengths of each fact's rows in ``SearchPrompts``.
+
+    Raises:
+        InputError: if a target or a subject has no token, or a text is too long.
+    """
+    rows: list[list[ReplayRow]] = [[] for _ in facts]
+    for row in _rows(model, facts, ["", *prefixes]):
+        rows[row.fact].append(row.replay)
+    return [
+        FactLength(
+            rows=len(own),
+            before=max(row.injection for row in own),
+            replayed=max(len(row.ids) - row.injection for row in own),
+            wanted=sum(len(row.wanted) for row in own),
+        )
+        for own in rows
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,17 +15,21 @@ from torch import Tensor
 from errata.editing.keys import SubjectTexts
 from errata.editing.preparation import EditContext
 from errata.editing.schedules import Step
+from errata.editing.search_groups import GroupLimits, groups_of, halved
+from errata.editing.search_prompts import fact_lengths
 from errata.editing.shaping import TargetShaper
 from errata.editing.target_loss import SearchSettings
 from errata.errors import NonFiniteError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.replay import Replay, ReplayRow
+from errata.models.size import ModelSize
 from errata.models.weights import Term
+from errata.utils.memory import is_out_of_memory
 from errata.utils.progress import SearchStep
 from errata.utils.tensors import from_float64, to_float64
 
-ROWS_AT_ONCE = 1024  # facts × contexts that are replayed together
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,37 +136,58 @@ def find_targets(
     site: Site,
     settings: SearchSettings,
     *,
-    row_budget: int = ROWS_AT_ONCE,
+    row_budget: int | None = None,
     on_step: Callable[[SearchStep], None] = lambda step: None,
 ) -> Targets:
-    """Search the targets of all facts together: Adam is elementwise, so this equals one fact at a time.
+    """Search the targets of many facts together: Adam is elementwise, so this equals one fact at a time.
 
-    A fact whose loss is below the stop leaves the batch; each delta is clamped on its own.
+    A fact whose loss is below the stop leaves the batch; each delta is clamped on its own. Facts of similar length are
+    searched together, as many as memory allows (``search_groups``), and the groups in turn. A group for which memory
+    runs out is searched again in halves, with a warning.
 
     Args:
-        row_budget: facts × contexts that are replayed together; more facts are searched in turn.
+        row_budget: the most facts × contexts that are replayed together, if less than memory allows.
         on_step: called after each evaluation of the loss.
 
     Raises:
         NonFiniteError: naming facts and layer, if a loss or a gradient is NaN or infinite.
+        MemoryError, torch.OutOfMemoryError: if memory runs out for a single fact.
     """
-    size = max(1, row_budget // (len(prefixes) + 2))
-    return join_targets(
-        [
-            _find(
-                model,
-                facts[start : start + size],
-                prefixes,
-                layer,
-                site,
-                settings,
-                on_step,
-                before=start // size,
-                groups=-(-len(facts) // size),
-            )
-            for start in range(0, len(facts), size)
-        ]
-    )
+    lengths, limits = fact_lengths(model, facts, prefixes), GroupLimits.of(model, row_budget)
+    waiting = groups_of(lengths, limits, ModelSize.of(model.model), layer, model.dtype.itemsize)
+    order: list[int] = []
+    parts: list[Targets] = []
+
+    def search(group: Sequence[int], groups: int) -> Targets:
+        chosen = [facts[index] for index in group]
+        return _find(model, chosen, prefixes, layer, site, settings, on_step, before=len(parts), groups=groups)
+
+    while waiting:
+        group = waiting[0]
+        found = _unless_out_of_memory(partial(search, group, len(parts) + len(waiting)), may_fail=len(group) > 1)
+        if found is None:
+            waiting = list(halved(waiting))
+            what = "out of memory while %d targets were searched together: searching %d at once"
+            _logger.warning(what, len(group), len(waiting[0]))
+            continue
+        waiting = waiting[1:]
+        order += group
+        parts.append(found)
+    place = torch.tensor(order, device=parts[0].loss.device).argsort()
+    joined = join_targets(parts)
+    return Targets(**{each.name: getattr(joined, each.name)[..., place] for each in fields(Targets)})
+
+
+def _unless_out_of_memory(search: Callable[[], Targets], *, may_fail: bool) -> Targets | None:
+    """The result of a search; None if memory ran out, which is then free again when this returns."""
+    try:
+        return search()
+    except (RuntimeError, MemoryError) as error:
+        if not (may_fail and is_out_of_memory(error)):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
 
 
 def join_targets(parts: Sequence[Targets]) -> Targets:

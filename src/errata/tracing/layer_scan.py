@@ -320,6 +320,7 @@ class _Scan:
 
     def _scores_with(self, layer: int, keys: torch.Tensor, moment: torch.Tensor) -> list[TargetScore]:
         """The scores of all questions with the facts written into one layer."""
+        began, steps = self._done, self.settings.steps
         targets = find_targets(
             self.model,
             self.facts,
@@ -327,7 +328,7 @@ class _Scan:
             layer,
             self._site,
             self._target,
-            on_step=lambda _: self._advance(self._done + 1),
+            on_step=lambda step: self._advance(began + step.done * steps // step.total),
         )
         solver = LeastSquares(ridge=float(self.settings.ridge * moment.shape[0]), history=False)
         change = solver.prepare(moment).solve(keys, to_float64(targets.delta))

@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at most."""
+"""How much memory a piece of work takes at most, and whether it ran out."""
 
 from __future__ import annotations
 
@@ -54,3 +54,8 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
         ended.set()
         reader.join()
     found.bytes = max(most, process.memory_info().rss) - before
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch has a class for it on GPUs only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
