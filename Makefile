@@ -10,7 +10,7 @@ VENV_PYTHON = $(VENV)/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-real test test-fast real-model lint types format docs pages benchmark install install-test check-install constraints dev clean
+.PHONY: help demo demo-real test test-fast real-model lint types format docs pages pictures benchmark install install-test check-install constraints dev clean
 
 help:
 	@echo "make demo       edit facts into the embedded model with four methods and show what changed (installs first)"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint       ruff (rules, format), import contracts   make format fixes what it can"
 	@echo "make types      mypy, strict"
 	@echo "make docs       the documentation as a site in site/, links checked; make pages rewrites its generated parts"
+	@echo "make pictures   the pictures of README.md, from the program itself"
 	@echo "make benchmark  speed of the target optimisation against the plain reference, ARGS=… goes to the script"
 	@echo "make constraints  resolve and pin all dependencies (constraints.txt)"
 	@echo "make dev        everything a contributor needs, with the pre-commit hooks"
@@ -71,6 +72,10 @@ docs: $(VENV)/.docs
 # Error codes, commands and studies, from the source; a test checks that they are current.
 pages: $(VENV)/.test
 	$(VENV_PYTHON) docs/make_pages.py
+
+# Those of README.md; needs Chromium, and SmolLM2 (make real-model).
+pictures: $(VENV)/.test
+	$(VENV_PYTHON) -m docs.make_pictures $(ARGS)
 
 benchmark: $(VENV)/.core
 	$(VENV_PYTHON) benchmarks/targets.py $(ARGS)

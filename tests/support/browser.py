@@ -58,6 +58,19 @@ class Browser:
         while "Page.loadEventFired" not in self._events:
             self._next()
 
+    def visit(self, address: str) -> None:
+        """Load a page of a server, and wait until it has loaded."""
+        self._events.discard("Page.loadEventFired")
+        self.call("Page.navigate", url=address)
+        while "Page.loadEventFired" not in self._events:
+            self._next()
+
+    def type(self, selector: str, text: str) -> None:
+        """Put a text into a field in place of what it holds."""
+        field = f"document.querySelector({json.dumps(selector)})"
+        self.run(f"{field}.focus(); {field}.select()")
+        self.call("Input.insertText", text=text)
+
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)

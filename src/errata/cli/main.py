@@ -86,6 +86,9 @@ COMMANDS: Final[Mapping[str, CommandEntry]] = {
         "bench", "Run a benchmark: edit facts in sequential batches with several methods and measure them."
     ),
     "analyse": CommandEntry("analyse", "Run studies that test each step of the argument for boundary updates."),
+    "playground": CommandEntry(
+        "playground", "Edit facts in a browser: ask base and edited model side by side, and see what else changed."
+    ),
     "demo": CommandEntry("demo", "Edit facts with and without boundary updates, and show the effect."),
     "recipe": CommandEntry("recipe", "Recipes (the hyperparameters of an edit): list, show, check, or search for one."),
     "models": CommandEntry("models", "Small pretrained models to try errata on: list, download, or locate them."),
