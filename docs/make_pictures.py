@@ -1,7 +1,7 @@
 """The pictures of README.md, made from the program itself: ``make pictures``, or ``python -m docs.make_pictures``.
 
-Names make only some of them: ``demo`` (``errata demo`` on SmolLM2), ``playground`` (``errata playground`` on ``lab``, in
-a headless Chromium; needs the extra ``app``), ``report`` (the first screen of the report of a benchmark on ``lab``). The
+Names make only some of them: ``demo`` (``errata demo`` on SmolLM2), ``playground`` (``errata playground`` on ``lab`` in
+a headless Chromium; needs the extra ``app``), ``report`` (the first screen of a benchmark's report, on ``lab``). The
 other pictures of the documentation are made by the commands that their pages name.
 """
 

@@ -98,6 +98,7 @@ class _WithPolicy:
 def build(playground: Playground, examples: Sequence[Fact]) -> Any:
     """The page as Gradio's ``Blocks``. All state is in the visitor's own ``gradio.State``."""
     first = playground.visit()
+    exports = tempfile.TemporaryDirectory(prefix="errata-playground-")  # removed when the page is
     names = {f"{fact.text} … {fact.target}": fact for fact in examples}
     with gradio.Blocks(
         analytics_enabled=False, title="errata playground", delete_cache=(_KEPT, _KEPT), fill_width=False
@@ -195,7 +196,7 @@ def build(playground: Playground, examples: Sequence[Fact]) -> Any:
 
         def on_export(visit: Visit, chosen: Export) -> dict[Any, Any]:
             try:
-                path = playground.export(visit, chosen, Path(tempfile.mkdtemp(prefix="errata-export-")))
+                path = playground.export(visit, chosen, Path(tempfile.mkdtemp(dir=exports.name)))
             except ErrataError as error:
                 return {exported: _refusal(error)}
             return {file: gradio.File(value=str(path), visible=True), exported: _use_of(path, playground.model.name)}
