@@ -50,6 +50,9 @@ COMMANDS: Final[Mapping[str, CommandEntry]] = {
     "ask": CommandEntry(
         "ask", "Continue prompts greedily and show the most likely next tokens, optionally for two models."
     ),
+    "serve": CommandEntry(
+        "serve", "Serve a model, with and without edits, at an OpenAI-compatible endpoint, to try it."
+    ),
     "show": CommandEntry(
         "show", "Show the contents of an edit: its facts, and the size and rank of the change per layer."
     ),
