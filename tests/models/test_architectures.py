@@ -32,7 +32,16 @@ from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
 
 from tests.support.errors import raises_code
-from tests.support.tiny_models import BLOCKS, FAMILIES, MATRIX_STD, MLP_WIDTH, WIDTH, byte_level_tokenizer, tiny_model
+from tests.support.tiny_models import (
+    BLOCKS,
+    EXPERT_FAMILIES,
+    FAMILIES,
+    MATRIX_STD,
+    MLP_WIDTH,
+    WIDTH,
+    byte_level_tokenizer,
+    tiny_model,
+)
 
 BLOCK = 2
 TOKENS = 9  # longer than the windows
@@ -99,7 +108,7 @@ def added_to_last_token(r: Tensor) -> Callable[[Tensor], Tensor]:
 def test_every_row_has_a_tiny_model_and_no_family_has_two_rows() -> None:
     types = [row.model_type for row in ARCHITECTURES]
     assert len(set(types)) == len(types)
-    assert {tiny_model(name)[0].config.model_type for name in FAMILIES} == set(types)
+    assert {tiny_model(name)[0].config.model_type for name in (*FAMILIES, *EXPERT_FAMILIES)} == set(types)
 
 
 def paths_lead_to_the_parts(family: Family) -> None:
@@ -297,11 +306,11 @@ def test_an_unknown_family_is_refused_with_the_known_ones_and_how_to_add_a_row()
 @pytest.mark.parametrize(
     ("model_type", "settings"),
     [
-        ("mixtral", {"intermediate_size": 16, "num_key_value_heads": 2, "num_local_experts": 2}),
+        ("phimoe", {"intermediate_size": 16, "num_key_value_heads": 2, "num_local_experts": 2}),
         ("qwen2_moe", {"intermediate_size": 16, "num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1}),
     ],
 )
-def test_a_mixture_of_experts_is_refused(model_type: str, settings: dict[str, Any]) -> None:
+def test_a_mixture_of_experts_of_an_unknown_family_is_refused(model_type: str, settings: dict[str, Any]) -> None:
     with raises_code("MODEL_MIXTURE_OF_EXPERTS", UnsupportedModelError):
         architecture_of(tiny_causal_lm(model_type, **settings))
 

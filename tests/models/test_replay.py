@@ -23,7 +23,7 @@ from errata.models.replay import Replay, ReplayRow
 
 from tests.reference.attention import compute_attention_exactly
 from tests.reference.target import ReferenceLoss, texts_of
-from tests.support.tiny_models import BLOCKS, FAMILIES, WIDTH, WINDOW, tiny_model
+from tests.support.tiny_models import BLOCKS, EXPERT_FAMILIES, FAMILIES, WIDTH, WINDOW, tiny_model
 
 LAYERS = (0, 2, BLOCKS - 1)
 # Terms large enough that a mistake in any of them shows.
@@ -133,7 +133,7 @@ def test_the_facts_cover_the_cases(family: str) -> None:
     assert len({len(text.ids) - text.target_start for text in texts}) > 2
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *EXPERT_FAMILIES])
 def test_loss_and_gradient_in_float32(family: str) -> None:
     model = loaded(family)
     check(model, 2, PREFIXES)

@@ -23,11 +23,13 @@ class Holder:
         self.layers = {layer: torch.randn(3, 4, generator=generator).to(dtype) for layer in (0, 1)}
         self.values = torch.randn(2, 4, generator=generator).to(dtype)
 
-    def weight(self, layer: int, module: ModuleName = "down_proj") -> Tensor:
-        return self.values if Place(layer, module) == Place(0, "v_proj") else self.layers[layer]
+    def weight(self, layer: int, module: ModuleName = "down_proj", expert: int | None = None) -> Tensor:
+        return self.values if Place(layer, module, expert) == Place(0, "v_proj") else self.layers[layer]
 
-    def set_weight(self, layer: int, value: Tensor, module: ModuleName = "down_proj") -> None:
-        self.weight(layer, module).copy_(value)
+    def set_weight(
+        self, layer: int, value: Tensor, module: ModuleName = "down_proj", expert: int | None = None
+    ) -> None:
+        self.weight(layer, module, expert).copy_(value)
 
 
 def term(

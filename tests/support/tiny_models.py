@@ -156,6 +156,42 @@ _FAMILIES: dict[str, TinyFamily] = {
 }
 FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
 
+_EXPERTS = {**_LLAMA, "num_experts_per_tok": 2}
+_EXPERT_FAMILIES: dict[str, TinyFamily] = {
+    # Its second block is dense, with a width of its own.
+    "qwen3_moe": TinyFamily(
+        "qwen3_moe",
+        _byte_level_plain,
+        {
+            **_EXPERTS,
+            **_WIDE_HEADS,
+            "num_experts": 6,
+            "moe_intermediate_size": 20,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": True,
+        },
+    ),
+    "mixtral": TinyFamily("mixtral", _metaspace_bos, {**_EXPERTS, "num_local_experts": 4}),
+    "olmoe": TinyFamily(
+        "olmoe", _byte_level_plain, {**_EXPERTS, "num_experts": 6, "intermediate_size": 20, "norm_topk_prob": False}
+    ),
+    # Square down-projections, as of gpt-oss-20b: only the module tells their orientation.
+    "gpt_oss": TinyFamily(
+        "gpt_oss",
+        _byte_level_plain,
+        {
+            **_EXPERTS,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "intermediate_size": WIDTH,
+            "sliding_window": WINDOW,
+            "layer_types": _LAYER_TYPES,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
+}
+EXPERT_FAMILIES: tuple[str, ...] = tuple(_EXPERT_FAMILIES)
+
 
 def tiny_model(
     name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any
@@ -163,13 +199,13 @@ def tiny_model(
     """A fresh tiny model in eval mode with eager attention, and its tokenizer; the same for the same arguments.
 
     Args:
-        name: one of FAMILIES.
+        name: one of FAMILIES or EXPERT_FAMILIES.
         dtype: of the parameters. The values are drawn in float32 and then converted, so that models of different
             dtypes are the same but for rounding.
         seed: of the parameters' values; the process's generators stay as they are.
         overrides: configuration values that differ from the family's.
     """
-    family = _FAMILIES[name]
+    family = (_FAMILIES | _EXPERT_FAMILIES)[name]
     tokenizer = family.tokenizer()
     settings = {
         "vocab_size": len(tokenizer),
@@ -181,6 +217,7 @@ def tiny_model(
     }
     config = AutoConfig.for_model(family.model_type, **settings)
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # gpt-oss draws its attention sinks, to which noise is then added
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     _randomise(model, torch.Generator().manual_seed(seed))
     # Parameters only: buffers (rotary frequencies) stay float32, as they do in a model loaded in half precision.

@@ -330,7 +330,7 @@ def weight_shift_cost(
     read = tokens or statistics.tokens or (statistics.documents or 0) * document
     layers, checkpoints = recipe.layers, sorted(set(settings.earlier))
     last, seeds = layers[-1], len(settings.seeds)
-    square = float(size.mlp_width**2 * _DOUBLE)
+    square = float(size.mlp_width**2 * _DOUBLE) / size.experts  # a block for each expert
     solver = recipe.solver.cost
     weights, moments = float(size.parameters * width), len(layers) * square
     factors = solver.held * len(layers) * square
@@ -368,8 +368,8 @@ def weight_shift_cost(
     per_batch += 3 * len(layers) * read_flops(size, batch_reading, last + 1, seen)
     per_probe += read_flops(size, reading, last + 1, seen)
     stages = (
-        Stage("key statistics", float(once_read), 2.0 * size.mlp_width**2 * read * len(layers)),
-        Stage("factorisations", 0.0, solver.prepare * size.mlp_width**3 * len(layers)),
+        Stage("key statistics", float(once_read), 2.0 * size.mlp_width**2 / size.experts * read * len(layers)),
+        Stage("factorisations", 0.0, solver.prepare * size.mlp_width**3 / size.experts**2 * len(layers)),
         Stage("targets of the probe facts", float(seeds * len(checkpoints) * per_probe)),
         Stage("earlier batches", float(seeds * max(checkpoints) * per_batch)),
         Stage("solves of all groups", 0.0, seeds * solves),

@@ -253,7 +253,7 @@ class RecipeSearch:
         self._identity = self._digest()
         before = measure(self.model, self.evaluation_set, report=self.report, what="evaluating before")
         recipe, reasons = self.base, {}
-        columns = self.model.weight(recipe.layers[0]).shape[1]
+        columns = self.model.key_width(recipe.layers[0])
         stages = (
             ("learning_rate", [rate_candidate(rate) for rate in LEARNING_RATES]),
             ("solver", solver_candidates(recipe.solver, columns)),

@@ -237,9 +237,11 @@ def weight_norm_ratio(editor: Editor) -> float:
     """‖W − W₀‖ / ‖W₀‖ (Frobenius) over all edited layers together."""
     terms = editor.patch().terms
     change = total = 0.0
-    for layer in dict.fromkeys(term.layer for term in terms):
-        before = to_float64(editor.model.edits.weight_without(layer, terms))
-        change += float((to_float64(editor.model.weight(layer)) - before).square().sum())
+    for place in (
+        place for layer in dict.fromkeys(term.layer for term in terms) for place in editor.model.places(layer)
+    ):
+        before = to_float64(editor.model.edits.weight_without(place.layer, terms, place.module, place.expert))
+        change += float((to_float64(editor.model.weight(*place)) - before).square().sum())
         total += float(before.square().sum())
     return (change / total) ** 0.5 if total else 0.0
 

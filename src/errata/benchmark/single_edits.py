@@ -155,7 +155,10 @@ class SingleEdits:
         self.losses = losses_of(model, self.rows)
         self._context = EditContext(model, recipe, self.prepared.prefixes, recipe.steps, report)
         self._layers = layers
-        self._norms = {layer: float(model.weight(layer).float().norm()) for layer in layers}
+        self._norms = {
+            layer: math.hypot(*(float(model.weight(*place).float().norm()) for place in model.places(layer)))
+            for layer in layers
+        }
         self._targets: dict[str, dict[int, LayerTarget]] = {}  # of facts whose search was the prediction
         self._joint = RowReplay(model, self.rows, layers) if self.are_evaluated_together else None
 

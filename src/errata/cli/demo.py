@@ -263,7 +263,7 @@ def _recipe_for(model: LanguageModel, name: str) -> tuple[Recipe, str]:
     except InputError:  # there is none for this model
         row = method_named(METHOD.removesuffix(BOUNDARY_SUFFIX))
     layers = layers_by_depth(len(model.blocks))
-    found = unsearched_recipe(name, row, layers, model.weight(layers[0]).shape[1], _STATISTICS)
+    found = unsearched_recipe(name, row, layers, model.key_width(layers[0]), _STATISTICS)
     text = automatic_file(name, layers, "by depth", {row.name: found})
     return parse_recipe(text, METHOD, source="automatic settings"), "automatic settings"
 

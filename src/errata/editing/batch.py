@@ -11,11 +11,11 @@ from torch import Tensor
 from errata.editing.keys import SubjectTexts
 from errata.editing.preparation import EditContext
 from errata.editing.shaping import BatchShaper
-from errata.editing.solvers.base import LayerSolver
+from errata.editing.solvers.base import LayerSolver, LowRank
 from errata.editing.target_search import LayerTarget, Targets, layer_targets, read_states
 from errata.errors import NonFiniteError
 from errata.facts.fact import Fact
-from errata.models.language_model import TOKEN_BUDGET, Site
+from errata.models.language_model import TOKEN_BUDGET, LanguageModel, Site
 from errata.models.prompts import encode, length_batches, pad
 from errata.models.weights import LowRankTerm, Savepoint, SparseTerm, Term
 from errata.utils.tensors import from_float64
@@ -98,9 +98,9 @@ def write_group(
                 open_facts[at] = _open(context, residuals)
             if chosen := open_facts[at]:
                 written |= set(chosen)
-                term = _solve(context, texts.of(chosen), solvers, step.layer, residuals[:, chosen] * step.share)
-                edits.add([term])
-                terms.append(term)
+                solved = _solve(context, texts.of(chosen), solvers, step.layer, residuals[:, chosen] * step.share)
+                edits.add(solved)
+                terms.extend(solved)
     for shaper in masking:
         terms = _masked(context, terms, at_start, start, shaper)
     return WrittenGroup(terms, targets, frozenset(written))
@@ -141,17 +141,25 @@ def _open(context: EditContext, residuals: Tensor) -> list[int]:
 
 def _solve(
     context: EditContext, texts: SubjectTexts, solvers: Mapping[int, LayerSolver], layer: int, residuals: Tensor
-) -> Term:
+) -> list[LowRankTerm]:
+    """The change of a layer, one term for each expert that is written if it has some."""
     model, facts = context.model, texts.facts
     keys, bare = read_keys(context, texts, [layer])[layer]
     check_columns("key", keys, facts, layer)
     check_columns("residual", residuals, facts, layer)
     change = solvers[layer].solve(keys, residuals, bare if context.recipe.solver.uses_bare_keys else None)
-    dtype = model.edits.sum_dtype
-    left, right = (from_float64(factor, dtype, model.device) for factor in (change.left, change.right))
-    check_columns("update", left, facts, layer)
-    check_columns("update", right.T, facts, layer)
-    return LowRankTerm(layer, left, right)
+    for factor in (change.left, change.right.T):
+        check_columns("update", factor.to(model.edits.sum_dtype), facts, layer)
+    return terms_of(model, layer, change)
+
+
+def terms_of(model: LanguageModel, layer: int, change: LowRank) -> list[LowRankTerm]:
+    """A solver's change as changes of the model's matrices: one, or one for each expert that is written."""
+    terms = []
+    for expert, part in change.parts.items():
+        left, right = (from_float64(factor, model.edits.sum_dtype, model.device) for factor in (part.left, part.right))
+        terms.append(LowRankTerm(layer, left, right, expert=expert))
+    return terms
 
 
 def _masked(

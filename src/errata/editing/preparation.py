@@ -12,8 +12,11 @@ from torch import Tensor
 from errata.editing.contexts import generate_prefixes
 from errata.editing.recipe import Recipe
 from errata.editing.schedules import Step
+from errata.editing.shaping import TargetShaper
 from errata.editing.solvers.base import LayerSolver
+from errata.errors import UnsupportedModelError
 from errata.models.language_model import LanguageModel, Site
+from errata.statistics.moments import moment_shape
 from errata.statistics.store import moments_for, packaged_moments
 from errata.utils.progress import OnSearch, Report, counter, silent, unwatched
 from errata.utils.tensors import float64_device
@@ -74,10 +77,11 @@ def prepare(
         EditError: if the statistics cannot be factorised.
     """
     model.check_layers(list(dict.fromkeys([*recipe.layers, *layers])))
+    _check_shaping(model, recipe, layers)
     fingerprint = model.fingerprint()
     prefixes = generate_prefixes(model, recipe.contexts)
     means = _means(model, recipe, layers, cache, report)
-    return Prepared(fingerprint, prefixes, {layer: recipe.solver.prepare(means[layer]) for layer in layers})
+    return Prepared(fingerprint, prefixes, {layer: recipe.solver.state_of(means[layer]) for layer in layers})
 
 
 def target_site(model: LanguageModel, site: str) -> Site:
@@ -87,14 +91,27 @@ def target_site(model: LanguageModel, site: str) -> Site:
     return Site.MLP if model.architecture.norm_after_mlp else Site(site)
 
 
+def _check_shaping(model: LanguageModel, recipe: Recipe, layers: Sequence[int]) -> None:
+    """Raises UnsupportedModelError if the recipe shapes whole matrices of a layer that has one for each expert."""
+    whole = [shaper for shaper in recipe.shaping if not isinstance(shaper, TargetShaper)]
+    if whole and any(model.expert_count(layer) for layer in layers):
+        raise UnsupportedModelError(
+            f"{recipe.method!r} shapes the change of a whole matrix, and {model.name!r} has one for each expert",
+            remedy="Use a method without shaping of changes, such as memit_seq or alphaedit",
+            code="MODEL_EXPERTS_APART",
+        )
+
+
 def _means(
     model: LanguageModel, recipe: Recipe, layers: Sequence[int], cache: Path | None, report: Report
 ) -> dict[int, Tensor]:
     """C of each layer, on the device of the solver; the identity where the solver does not use it."""
     device = float64_device(model.device)
     if not recipe.needs_statistics:
-        widths = {layer: model.weight(layer).shape[1] for layer in layers}
-        return {layer: torch.eye(width, dtype=torch.float64, device=device) for layer, width in widths.items()}
+        return {
+            layer: torch.eye(shape[-1], dtype=torch.float64, device=device).expand(shape).contiguous()
+            for layer, shape in ((layer, moment_shape(model, layer)) for layer in layers)
+        }
     on_read = counter(report, "key statistics", recipe.statistics.amount)
     moments = moments_for(model, layers, recipe.statistics, cache=cache, read_only=packaged_moments(), on_read=on_read)
     return {layer: moments[layer].mean.to(device) for layer in layers}

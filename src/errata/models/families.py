@@ -39,6 +39,12 @@ class Architecture:
         mlp_reader: within a block, the module whose input is the MLP's.
         query, value: within a block, attention's projections of queries and of values; None where one matrix computes
             queries, keys and values.
+        experts: within a block, the module of a mixture of experts whose parameter ``down_proj`` holds the
+            down-projections of all experts; None for dense families. Blocks without it (some of Qwen3-MoE's) have
+            ``down_projection``.
+        stored_expert: within a block, the name of an expert's down-projection in checkpoints, with ``{}`` for its
+            number; without, all of them are stored in one tensor.
+        mlp_returns_tuple: whether the MLP returns a tuple whose first entry is its output (gpt-oss).
     """
 
     model_type: str
@@ -55,6 +61,9 @@ class Architecture:
     mlp_reader: str = "mlp"
     query: str | None = None
     value: str | None = None
+    experts: str | None = None
+    stored_expert: str = "mlp.experts.{}.down_proj.weight"
+    mlp_returns_tuple: bool = False
 
     def path_of(self, module: ModuleName) -> str:
         """Within a block, the path of a matrix that edits change.
@@ -162,6 +171,23 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         query="self_attn.q_proj",
         value="self_attn.v_proj",
     ),
+    replace(_LLAMA, model_type="qwen3_moe", title="Qwen3-MoE", experts="mlp.experts"),
+    replace(
+        _LLAMA,
+        model_type="mixtral",
+        title="Mixtral",
+        experts="mlp.experts",
+        stored_expert="block_sparse_moe.experts.{}.w2.weight",
+    ),
+    replace(_LLAMA, model_type="olmoe", title="OLMoE", experts="mlp.experts"),
+    replace(
+        _LLAMA,
+        model_type="gpt_oss",
+        title="gpt-oss",
+        experts="mlp.experts",
+        stored_expert="mlp.experts.down_proj",
+        mlp_returns_tuple=True,
+    ),
 )
 
 # Types that transformers loads as a causal LM although the text model is only a part: (problem, remedy).
@@ -203,7 +229,11 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     if row.final_norm is not None and attrgetter(row.final_norm)(model) is None:
         row = replace(row, final_norm=None)
     for block in attrgetter(row.blocks)(model):
-        check_plain(block.get_submodule(row.down_projection))
+        experts = experts_of(block, row)
+        if experts is None:
+            check_plain(block.get_submodule(row.down_projection))
+        else:
+            check_experts(experts)
     return row
 
 
@@ -212,7 +242,8 @@ def check_config(config: PreTrainedConfig, *, quantised: bool = False) -> None:
 
     Raises:
         UnsupportedModelError: for an unknown family, an encoder-decoder, a mixture of experts, quantised weights, a
-            norm over the residual sum, or attention to later tokens.
+            norm over the residual sum, or attention to later tokens. Mixtures of experts are rejected where no row
+            of the table has experts.
     """
     name = f"{config.model_type!r} model"
     if getattr(config, "is_encoder_decoder", False):
@@ -223,9 +254,11 @@ def check_config(config: PreTrainedConfig, *, quantised: bool = False) -> None:
         what = f"the weights of this {name} are quantised, so an update cannot be added to them"
         raise UnsupportedModelError(what, remedy=_DEQUANTISE, code="MODEL_QUANTISED")
     counts = [getattr(config, count, None) for count in _EXPERT_COUNTS]
-    if any(isinstance(count, int) and count > 1 for count in counts):
-        what = f"this {name} is a mixture of experts, whose blocks have one down-projection per expert"
-        raise UnsupportedModelError(what, remedy="Use a dense model", code="MODEL_MIXTURE_OF_EXPERTS")
+    with_experts = {row.model_type: row.title for row in ARCHITECTURES if row.experts is not None}
+    if any(isinstance(count, int) and count > 1 for count in counts) and config.model_type not in with_experts:
+        what = f"this {name} is a mixture of experts of a family that errata does not know"
+        remedy = f"Use a dense model, or one of {', '.join(with_experts.values())}"
+        raise UnsupportedModelError(what, remedy=remedy, code="MODEL_MIXTURE_OF_EXPERTS")
     if config.model_type in _WRAPPED_TYPES:
         problem, remedy = _WRAPPED_TYPES[config.model_type]
         raise UnsupportedModelError(problem, remedy=remedy, code="MODEL_MULTIMODAL")
@@ -257,7 +290,51 @@ def check_plain(module: nn.Module) -> None:
             tensor type.
     """
     is_transposed(module)
-    weight = module.get_parameter("weight").data
+    _check_tensor(module.get_parameter("weight").data)
+
+
+def experts_of(block: nn.Module, row: Architecture) -> nn.Module | None:
+    """The module of a block's experts; None for a dense block."""
+    if row.experts is None:
+        return None
+    parent, _, name = row.experts.rpartition(".")
+    found = getattr(block.get_submodule(parent), name, None)
+    return found if isinstance(found, nn.Module) else None
+
+
+def check_experts(experts: nn.Module) -> None:
+    """Reject experts to whose down-projections an update cannot be added.
+
+    Raises:
+        UnsupportedModelError: if they are not stored together in one plain tensor, or are quantised.
+    """
+    weight = getattr(experts, "down_proj", None)
+    flags = ("is_transposed", "has_bias", "has_gate", "has_post_expert_norm")
+    known = isinstance(weight, nn.Parameter) and weight.dim() == 3 and all(hasattr(experts, flag) for flag in flags)
+    if not known or not getattr(experts, "has_gate", False) or getattr(experts, "has_post_expert_norm", True):
+        what = (
+            f"the experts are a {type(experts).__module__}.{type(experts).__qualname__}, expected gated ones of "
+            "transformers 5 whose down-projections are one tensor"
+        )
+        remedy = "Load the model unquantised with transformers, and remove adapters"
+        raise UnsupportedModelError(what, remedy=remedy, code="MODEL_LAYER_NOT_PLAIN")
+    assert isinstance(weight, nn.Parameter)
+    _check_tensor(weight.data)
+
+
+def expert_weight(experts: nn.Module, expert: int) -> Float[Tensor, "d_out d_in"]:
+    """W of one expert as (d_out, d_in), whatever the module stores.
+
+    The module says how it stores it; the shape of a square weight is ambiguous (gpt-oss).
+
+    Returns:
+        A detached view: writing into it in place writes the model.
+    """
+    weight: Tensor = experts.get_parameter("down_proj").detach()[expert]
+    return weight.T if experts.is_transposed else weight
+
+
+def _check_tensor(weight: Tensor) -> None:
     if weight.dtype not in _WEIGHT_DTYPES or type(weight) is not Tensor:
         kind = "" if type(weight) is Tensor else f"{type(weight).__module__}.{type(weight).__qualname__} of "
         names = ", ".join(dtype_name(dtype) for dtype in _WEIGHT_DTYPES)

@@ -17,13 +17,21 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from errata.errors import InputError, NonFiniteError
-from errata.models.families import Architecture, architecture_of, check_config, down_projection_weight
+from errata.errors import InputError, NonFiniteError, UnsupportedModelError
+from errata.models.experts import gated_keys
+from errata.models.families import (
+    Architecture,
+    architecture_of,
+    check_config,
+    down_projection_weight,
+    expert_weight,
+    experts_of,
+)
 from errata.models.loading import check_layers_exist, context_length_of, loading, local_directory, source_of
 from errata.models.prompts import Pair, TargetScore, encode, guard_embedding, length_batches, pad, probe_row, unembedded
 from errata.models.saving import BaseFiles, Written, write_edited
 from errata.models.size import check_fits, weight_bytes
-from errata.models.weights import EditedWeights, ModuleName
+from errata.models.weights import EditedWeights, ModuleName, Place
 from errata.utils.files import new_directory
 from errata.utils.progress import Report, counter, silent
 from errata.utils.tensors import tensor_bytes
@@ -71,6 +79,8 @@ class LanguageModel:
     ) -> None:
         self.architecture: Architecture = architecture_of(model)
         self.model = model.eval().requires_grad_(False)
+        if self.architecture.experts is not None and model.dtype == torch.float64:
+            model.set_experts_implementation("eager")  # grouped products know no float64
         self.tokenizer = tokenizer
         self.name = name
         self.files = files
@@ -230,8 +240,29 @@ class LanguageModel:
     def head(self) -> nn.Module:
         return self.model.get_submodule(self.architecture.head)
 
+    def experts(self, layer: int) -> nn.Module | None:
+        """The module of a block's experts; None for a dense block."""
+        return experts_of(self.blocks[layer], self.architecture)
+
+    def expert_count(self, layer: int) -> int:
+        """The number of a block's experts; 0 for a dense block."""
+        experts = self.experts(layer)
+        return 0 if experts is None else len(experts.get_parameter("down_proj"))
+
+    def key_width(self, layer: int) -> int:
+        """d_in: the width of the keys of a block; of its experts side by side, if it has some."""
+        places = self.places(layer)
+        return len(places) * self.weight(*places[0]).shape[1]
+
+    def places(self, layer: int) -> tuple[Place, ...]:
+        """The down-projections of a block: one, or one of each expert."""
+        count = self.expert_count(layer)
+        return tuple(Place(layer, expert=expert) for expert in range(count)) or (Place(layer),)
+
     def down_projection(self, layer: int) -> nn.Module:
-        return self.blocks[layer].get_submodule(self.architecture.down_projection)
+        """The module whose input is the key and whose output W's; in a mixture of experts the one of all experts."""
+        experts = self.experts(layer)
+        return self.blocks[layer].get_submodule(self.architecture.down_projection) if experts is None else experts
 
     def attention_output(self, layer: int) -> nn.Module:
         return self.blocks[layer].get_submodule(self.architecture.attention_output)
@@ -257,24 +288,42 @@ class LanguageModel:
         """Raises InputError if a layer does not exist."""
         check_layers_exist(layers, len(self.blocks), self.name)
 
-    def linear(self, layer: int, module: ModuleName = "down_proj") -> nn.Module:
+    def linear(self, layer: int, module: ModuleName = "down_proj", expert: int | None = None) -> nn.Module:
         """The module of W of a block, or of another matrix of it.
 
         Raises:
-            UnsupportedModelError: if the family has no such matrix.
+            UnsupportedModelError: if the family has no such matrix, or the block has one for each expert.
         """
+        if expert is not None or (module == "down_proj" and self.experts(layer) is not None):
+            what = (
+                f"block {layer} of {self.name!r} is a mixture of experts, which has a down-projection for each expert"
+            )
+            remedy = "Use memit, memit_seq, alphaedit or another method of `errata methods` that knows experts"
+            raise UnsupportedModelError(what, remedy=remedy, code="MODEL_EXPERTS_APART")
         return self.blocks[layer].get_submodule(self.architecture.path_of(module))
 
-    def weight(self, layer: int, module: ModuleName = "down_proj") -> Tensor:
-        """W of a block, or another matrix of it, as (d_out, d_in), a view into the model: writing to it writes to the
-        model.
-        """
-        return down_projection_weight(self.linear(layer, module))
+    def weight(self, layer: int, module: ModuleName = "down_proj", expert: int | None = None) -> Tensor:
+        """W of a block or of one of its experts, or another matrix of it, as (d_out, d_in), a view into the model:
+        writing to it writes to the model.
 
-    def set_weight(self, layer: int, value: Tensor, module: ModuleName = "down_proj") -> None:
+        Raises:
+            InputError: if there is no such expert.
+            UnsupportedModelError: as ``linear``.
+        """
+        if expert is None:
+            return down_projection_weight(self.linear(layer, module))
+        experts = self.experts(layer)
+        if experts is None or module != "down_proj" or not 0 <= expert < self.expert_count(layer):
+            what = f"{self.name!r} has no {Place(layer, module, expert).title}"
+            raise InputError(what, remedy="Give the model that the change was made for", code="EXPERT_UNKNOWN")
+        return expert_weight(experts, expert)
+
+    def set_weight(
+        self, layer: int, value: Tensor, module: ModuleName = "down_proj", expert: int | None = None
+    ) -> None:
         """Overwrite W, or another matrix, with ``value`` (d_out, d_in), rounded once to the model's dtype."""
         with torch.no_grad():
-            self.weight(layer, module).copy_(value)
+            self.weight(layer, module, expert).copy_(value)
 
     def fingerprint(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of all parameters: equal weights, equal fingerprint."""
@@ -429,6 +478,11 @@ class LanguageModel:
             return
 
     def _capture_hook(self, site: Site, layer: int, store: Callable[[Site, int, Tensor], None]) -> RemovableHandle:
+        experts = self.experts(layer)
+        if site is Site.KEY and experts is not None:
+            return experts.register_forward_pre_hook(
+                lambda module, args: store(site, layer, gated_keys(module, *args[:3]))
+            )
         if site in (Site.MLP_INPUT, Site.KEY):
             reader = self.mlp_reader(layer) if site is Site.MLP_INPUT else self.down_projection(layer)
             return reader.register_forward_pre_hook(lambda module, args: store(site, layer, args[0]))

@@ -377,9 +377,10 @@ def mlp_at(mlp: nn.Module, tokens: Int[Tensor, "tokens"]) -> AbstractContextMana
     """
     forward = mlp.forward
 
-    def at_tokens(hidden: Tensor) -> Tensor:
+    def at_tokens(hidden: Tensor) -> Tensor | tuple[Tensor, None]:
         flat = hidden.reshape(-1, hidden.shape[-1])
-        return torch.zeros_like(flat).index_copy(0, tokens, forward(flat[tokens].unsqueeze(0))[0]).view_as(hidden)
+        output = forward(flat[tokens].unsqueeze(0))
+        return _spread(torch.zeros_like(flat), [(tokens, output)], hidden)
 
     return forward_replaced(mlp, at_tokens)
 
@@ -390,15 +391,25 @@ def mlp_learning_at(
     """While the context is open, an MLP computes some tokens with a gradient and others without; see ``mlp_at``."""
     forward = mlp.forward
 
-    def at_tokens(hidden: Tensor) -> Tensor:
+    def at_tokens(hidden: Tensor) -> Tensor | tuple[Tensor, None]:
         flat = hidden.reshape(-1, hidden.shape[-1])
-        found = torch.zeros_like(flat)
+        outputs: list[tuple[Tensor, Any]] = []
         if len(others):
             with torch.no_grad():
-                found = found.index_copy(0, others, forward(flat[others].unsqueeze(0))[0])
-        return found.index_copy(0, tokens, forward(flat[tokens].unsqueeze(0))[0]).view_as(hidden)
+                outputs.append((others, forward(flat[others].unsqueeze(0))))
+        outputs.append((tokens, forward(flat[tokens].unsqueeze(0))))
+        return _spread(torch.zeros_like(flat), outputs, hidden)
 
     return forward_replaced(mlp, at_tokens)
+
+
+def _spread(total: Tensor, outputs: Sequence[tuple[Tensor, Any]], like: Tensor) -> Tensor | tuple[Tensor, None]:
+    """An MLP's outputs at some tokens, 0 at the others, as the MLP returns them: some return a tuple (gpt-oss)."""
+    is_tuple = False
+    for places, output in outputs:
+        is_tuple = isinstance(output, tuple)
+        total = total.index_copy(0, places, (output[0] if is_tuple else output)[0])
+    return (total.view_as(like), None) if is_tuple else total.view_as(like)
 
 
 def prefix_cache(
@@ -460,7 +471,9 @@ def cache_rows(cache: DynamicCache, rows: Int[Tensor, "rows"]) -> DynamicCache:
 def _extend(model: LanguageModel, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor) -> None:
     # Of the last block only the keys and values are wanted, and its MLP comes after them.
     last = len(model.blocks) - 1
-    skipped = forward_replaced(model.mlp(last), lambda hidden: hidden) if model.mlp_is_module else nullcontext()
+    is_tuple = model.architecture.mlp_returns_tuple
+    instead = (lambda hidden: (hidden, None)) if is_tuple else (lambda hidden: hidden)
+    skipped = forward_replaced(model.mlp(last), instead) if model.mlp_is_module else nullcontext()
     with torch.no_grad(), skipped:
         model.model.base_model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True

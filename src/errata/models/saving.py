@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from errata.errors import InputError
-from errata.models.families import Architecture, is_transposed
-from errata.models.weights import EditedWeights
+from errata.models.families import Architecture, experts_of, is_transposed
+from errata.models.weights import EditedWeights, Place
 from errata.utils.files import write_json
 from errata.utils.tensors import tensor_bytes
 from errata.utils.text import dtype_name
@@ -190,34 +190,56 @@ def _edited_tensors(
         InputError: if the files do not hold the weights that the model had before it was edited.
     """
     shards = {name: shard for shard in base.shards for name in _tensor_names(base.directory / shard)}
-    found = {}
+    found: dict[tuple[str, str], tuple[torch.dtype, Tensor]] = {}
     for place in edits.places:
-        path = f"{place.layer}.{architecture.path_of(place.module)}"
+        path = _tensor_path(architecture, place)
         name = _stored_name(architecture, path, list(shards), base.directory)
         with safe_open(base.directory / shards[name], framework="pt") as file:
-            stored: Tensor = file.get_tensor(name)
+            whole: Tensor = file.get_tensor(name)
+        together = place.expert is not None and whole.dim() == 3  # one tensor for all experts
+        stored = whole[place.expert] if together else whole
         before, now = edits.base_weight(*place), edits.model.weight(*place)
-        if is_transposed(model.get_submodule(f"{architecture.blocks}.{path}")):
+        if _is_stored_transposed(model, architecture, place, together=together):
             before, now = before.T, now.T
         if not torch.equal(stored.to(before.dtype), before.cpu()):
             what = f"{name!r} in {base.directory} has changed since the model was loaded"
             raise InputError(what, remedy="Restore the files and edit again", code="MODEL_FILES_CHANGED")
         exact = torch.promote_types(stored.dtype, now.dtype) == stored.dtype
         value = now.detach().cpu().to(stored.dtype if exact else now.dtype)
+        if together:
+            others = found[shards[name], name][1] if (shards[name], name) in found else whole.to(value.dtype)
+            others[place.expert] = value
+            value = others
         found[shards[name], name] = (stored.dtype, value.contiguous())
     return found
+
+
+def _tensor_path(architecture: Architecture, place: Place) -> str:
+    """A matrix's name in a checkpoint, from the list of blocks on."""
+    if place.expert is None:
+        return f"{place.layer}.{architecture.path_of(place.module)}.weight"
+    return f"{place.layer}.{architecture.stored_expert.format(place.expert)}"
+
+
+def _is_stored_transposed(model: PreTrainedModel, architecture: Architecture, place: Place, *, together: bool) -> bool:
+    """Whether a checkpoint has (d_in, d_out) for a matrix. Experts of their own are stored as linear layers."""
+    block = model.get_submodule(f"{architecture.blocks}.{place.layer}")
+    experts = experts_of(block, architecture)
+    if place.expert is not None and experts is not None:
+        return together and bool(experts.is_transposed)
+    return is_transposed(block.get_submodule(architecture.path_of(place.module)))
 
 
 def _stored_name(architecture: Architecture, path: str, names: list[str], directory: Path) -> str:
     """The name of a matrix in a checkpoint: some leave out the model's own prefix, or put another one before it.
 
     Args:
-        path: of its module, from the list of blocks on.
+        path: its name from the list of blocks on.
     """
-    whole = f"{architecture.blocks}.{path}.weight"
+    whole = f"{architecture.blocks}.{path}"
     if whole in names:
         return whole
-    end = f"{architecture.blocks.rpartition('.')[2]}.{path}.weight"
+    end = f"{architecture.blocks.rpartition('.')[2]}.{path}"
     matching = [name for name in names if name == end or name.endswith(f".{end}")]
     if len(matching) != 1:
         what = f"{len(matching)} tensors in {directory} could be {whole!r}, expected one"

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from errata.errors import InputError
-from errata.models.families import architecture_of, down_projection_weight
+from errata.models.families import architecture_of, down_projection_weight, expert_weight, experts_of
 
 _GIB: Final = 2**30
 _CGROUP: Final = Path("/sys/fs/cgroup")
@@ -25,7 +25,7 @@ class ModelSize:
 
     blocks: int
     width: int  # of the residual stream; the number of W's rows
-    mlp_width: int  # the number of W's columns
+    mlp_width: int  # the number of W's columns, those of all experts together
     vocabulary: int  # rows of the head
     parameters: int  # of the whole model, tied ones once
     block_products: int  # multiplications per token in one block: entries of its weight matrices
@@ -33,6 +33,7 @@ class ModelSize:
     head_products: int  # entries of the head
     query_width: int  # number of attention heads times their width
     key_width: int  # the same for the heads of keys and values
+    experts: int = 1  # into which W's columns are divided; of a dense model 1
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelSize:
@@ -45,23 +46,35 @@ class ModelSize:
         blocks = model.get_submodule(row.blocks)
         assert isinstance(blocks, nn.ModuleList)
         block = blocks[0]
-        rows, columns = down_projection_weight(block.get_submodule(row.down_projection)).shape
+        if row.experts is not None:  # a few of the first blocks may be dense
+            block = next((one for one in blocks if experts_of(one, row) is not None), block)
+        experts = experts_of(block, row)
+        count = 1 if experts is None else len(experts.get_parameter("down_proj"))
+        if experts is None:
+            rows, columns = down_projection_weight(block.get_submodule(row.down_projection)).shape
+        else:
+            rows, columns = expert_weight(experts, 0).shape
         head = model.get_submodule(row.head).get_parameter("weight")
         text = model.config.get_text_config(decoder=True)
         heads = int(text.num_attention_heads)
         head_width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+        # A token uses a few of the experts.
+        share = int(getattr(text, "num_experts_per_tok", 1)) / count
+        stacked = [] if experts is None else [part for part in experts.parameters() if part.dim() == 3]
+        of_experts = int(share * sum(part.numel() for part in stacked))
         mlp_is_module = row.mlp != row.down_projection
         return cls(
             blocks=len(blocks),
             width=rows,
-            mlp_width=columns,
+            mlp_width=count * columns,
             vocabulary=head.shape[0],
             parameters=sum(parameter.numel() for parameter in model.parameters()),
-            block_products=_products(block),
-            mlp_products=_products(block.get_submodule(row.mlp)) if mlp_is_module else 0,
+            block_products=_products(block) + of_experts,
+            mlp_products=_products(block.get_submodule(row.mlp)) + of_experts if mlp_is_module else 0,
             head_products=head.numel(),
             query_width=heads * head_width,
             key_width=int(getattr(text, "num_key_value_heads", None) or heads) * head_width,
+            experts=count,
         )
 
 

@@ -20,15 +20,17 @@ ModuleName = Literal["down_proj", "q_proj", "v_proj"]
 
 
 class Place(NamedTuple):
-    """A matrix of the model: W of a block, unless a module is named."""
+    """A matrix of the model: W of a block, unless a module is named; of one expert in a mixture of experts."""
 
     layer: int
     module: ModuleName = "down_proj"
+    expert: int | None = None
 
     @property
     def title(self) -> str:
         """For messages."""
-        return f"layer {self.layer}" + ("" if self.module == "down_proj" else f", {self.module}")
+        module = "" if self.module == "down_proj" else f", {self.module}"
+        return f"layer {self.layer}" + module + ("" if self.expert is None else f", expert {self.expert}")
 
 
 @runtime_checkable
@@ -38,20 +40,23 @@ class WeightHolder(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def weight(self, layer: int, module: ModuleName = "down_proj") -> Tensor: ...
+    def weight(self, layer: int, module: ModuleName = "down_proj", expert: int | None = None) -> Tensor: ...
 
-    def set_weight(self, layer: int, value: Tensor, module: ModuleName = "down_proj") -> None: ...
+    def set_weight(
+        self, layer: int, value: Tensor, module: ModuleName = "down_proj", expert: int | None = None
+    ) -> None: ...
 
 
 class _AtPlace:
     __slots__ = ()
     layer: int
     module: ModuleName
+    expert: int | None
 
     @property
     def place(self) -> Place:
         """The matrix that it changes."""
-        return Place(self.layer, self.module)
+        return Place(self.layer, self.module, self.expert)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +69,7 @@ class LowRankTerm(_AtPlace):
     # whether this is the whole change of the run in this layer (a pruned copy), not one batch's addition
     replaces: bool = False
     module: ModuleName = "down_proj"
+    expert: int | None = None
 
     kind: ClassVar[Literal["low_rank"]] = "low_rank"
 
@@ -91,6 +97,7 @@ class SparseTerm(_AtPlace):
     values: Float[Tensor, "n"]  # the changes, in the order of the mask's entries, row by row
     mask: Bool[Tensor, "d_out d_in"]  # the entries that change
     module: ModuleName = "down_proj"
+    expert: int | None = None
 
     kind: ClassVar[Literal["sparse"]] = "sparse"
 
@@ -115,6 +122,7 @@ class DenseTerm(_AtPlace):
     layer: int
     value: Float[Tensor, "d_out d_in"]
     module: ModuleName = "down_proj"
+    expert: int | None = None
 
     kind: ClassVar[Literal["dense"]] = "dense"
 
@@ -162,14 +170,18 @@ class EditedWeights:
         """The matrices that were written to, including those whose changes have been removed."""
         return tuple(sorted(self._base))
 
-    def base_weight(self, layer: int, module: ModuleName = "down_proj") -> Float[Tensor, "d_out d_in"]:
+    def base_weight(
+        self, layer: int, module: ModuleName = "down_proj", expert: int | None = None
+    ) -> Float[Tensor, "d_out d_in"]:
         """W before any change."""
-        place = Place(layer, module)
+        place = Place(layer, module, expert)
         return self._base[place] if place in self._base else self.model.weight(*place)
 
-    def unrounded(self, layer: int, module: ModuleName = "down_proj") -> Float[Tensor, "d_out d_in"]:
+    def unrounded(
+        self, layer: int, module: ModuleName = "down_proj", expert: int | None = None
+    ) -> Float[Tensor, "d_out d_in"]:
         """W before it is rounded to the model's dtype, in ``sum_dtype``; a copy."""
-        place = Place(layer, module)
+        place = Place(layer, module, expert)
         base = self.base_weight(*place).to(self.sum_dtype)
         return base + self._total[place] if place in self._total else base.clone()
 
@@ -204,10 +216,10 @@ class EditedWeights:
         return all(id(term) in present for term in terms)
 
     def weight_without(
-        self, layer: int, terms: Sequence[Term], module: ModuleName = "down_proj"
+        self, layer: int, terms: Sequence[Term], module: ModuleName = "down_proj", expert: int | None = None
     ) -> Float[Tensor, "d_out d_in"]:
         """W without some of the changes, in the model's dtype."""
-        place, leaving = Place(layer, module), {id(term) for term in terms}
+        place, leaving = Place(layer, module, expert), {id(term) for term in terms}
         left = [term for term in self.terms if term.place == place and id(term) not in leaving]
         base = self.base_weight(*place)
         if not left:
@@ -227,7 +239,7 @@ class EditedWeights:
         bases = {place: self._base[place] for place in places if place in self._base}
         totals = {place: self._total[place] for place in bases}
         weights = {place: self.model.weight(*place).clone() for place in places}
-        others = {place: self.weight_without(place.layer, terms, place.module) for place in places}
+        others = {place: self.weight_without(place.layer, terms, place.module, place.expert) for place in places}
         try:
             self.terms = left
             for place in bases:
@@ -293,4 +305,4 @@ class EditedWeights:
             self._set(place, self._base[place])
 
     def _set(self, place: Place, value: Tensor) -> None:
-        self.model.set_weight(place.layer, value, place.module)
+        self.model.set_weight(place.layer, value, place.module, place.expert)

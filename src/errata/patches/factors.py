@@ -75,11 +75,12 @@ class Factors:
     retained_share: float = 1.0  # share of the sum of ΔW's singular values, 0 to 1
     error: float = 0.0  # ‖ΔW − left · right‖ / ‖ΔW‖ (Frobenius), rounding to float32 aside
     module: ModuleName = "down_proj"
+    expert: int | None = None
 
     @property
     def place(self) -> Place:
         """The matrix that is changed."""
-        return Place(self.layer, self.module)
+        return Place(self.layer, self.module, self.expert)
 
     @property
     def rank(self) -> int:
@@ -129,7 +130,7 @@ def factors_of(terms: Sequence[Term], exact: int, rank: int | None) -> Factors:
         exact: see ``exact_rank``.
         rank: the highest that is allowed; None, or ``exact`` and above, loses nothing.
     """
-    layer, module = terms[0].place
+    layer, module, expert = terms[0].place
     factored = [term for term in terms if isinstance(term, LowRankTerm)]
     if len(factored) < len(terms):
         u, values, vh = torch.linalg.svd(dense(terms), full_matrices=False)
@@ -137,7 +138,7 @@ def factors_of(terms: Sequence[Term], exact: int, rank: int | None) -> Factors:
         left = torch.cat([term.left for term in factored], dim=1).cpu()
         right = torch.cat([term.right for term in factored], dim=0).cpu()
         if left.shape[1] == exact and (rank is None or rank >= exact):
-            return Factors(layer, *balanced(left, right), exact, module=module)
+            return Factors(layer, *balanced(left, right), exact, module=module, expert=expert)
         u, values, vh = svd_of_product(left, right)
     rank = exact if rank is None else min(rank, exact)
     root = values[:rank].sqrt()
@@ -150,6 +151,7 @@ def factors_of(terms: Sequence[Term], exact: int, rank: int | None) -> Factors:
         float(values[:rank].sum()) / total if total else 1.0,
         float(values[rank:].norm()) / length if length else 0.0,  # √(Σ σ² left out / Σ σ²)
         module,
+        expert,
     )
 
 

@@ -20,7 +20,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from errata.errors import InputError, UnsupportedModelError
 from errata.facts.fact import Fact
-from errata.models.families import architecture_of, down_projection_weight, is_transposed
+from errata.models.families import (
+    architecture_of,
+    down_projection_weight,
+    expert_weight,
+    experts_of,
+    is_transposed,
+)
 from errata.models.language_model import LanguageModel
 from errata.models.likelihood import score
 from errata.models.loading import check_layers_exist, transformers_name
@@ -97,17 +103,27 @@ class Adapter:
     def attached(self, model: LanguageModel) -> Iterator[None]:
         """W k + B (A k) while the context is open, as servers compute it that keep an adapter beside the weights.
 
-        B (A k) is computed in float32 (float64 for such a model), and the sum is rounded to the dtype of W k.
+        B (A k) is computed in float32 (float64 for such a model), and the sum is rounded to the dtype of W k. Changes
+        of experts are added to their weights instead, as PEFT does.
 
         Args:
             model: the base; its weights do not change.
         """
         handles = [
-            model.linear(*factors.place).register_forward_hook(_adding(factors, model)) for factors in self.layers
+            model.linear(*factors.place).register_forward_hook(_adding(factors, model))
+            for factors in self.layers
+            if factors.expert is None
         ]
+        of_experts = [
+            LowRankTerm(factors.layer, factors.left, factors.right, expert=factors.expert)
+            for factors in self.layers
+            if factors.expert is not None
+        ]
+        model.edits.add(of_experts)
         try:
             yield
         finally:
+            model.edits.remove(of_experts)
             for handle in handles:
                 handle.remove()
 
@@ -131,17 +147,33 @@ class Adapter:
             about: further entries of the record in ``errata.json``.
 
         Raises:
-            InputError: if the directory is not new, or the patches were not made for such a model.
+            InputError: if the directory is not new, the patches were not made for such a model, or PEFT cannot express
+                them (dense blocks of a mixture of experts).
             UnsupportedModelError: if the architecture is not supported.
         """
         base = base or self.patches[0].base
         rank = self.rank if rank is None else rank
         paths = self.modules(model)
         tensors: dict[str, Tensor] = {}
+        of_experts: dict[str, list[Factors]] = {}
         for factors, path in zip(self.layers, paths, strict=True):
+            if factors.expert is not None:
+                of_experts.setdefault(path, []).append(factors)
+                continue
             left, right = factors.padded(rank)
             tensors[f"base_model.model.{path}.lora_A.weight"] = right.contiguous().cpu()
             tensors[f"base_model.model.{path}.lora_B.weight"] = left.contiguous().cpu()
+        for path, several in of_experts.items():
+            count = len(model.get_submodule(path).get_parameter("down_proj"))
+            tensors |= _expert_tensors(f"base_model.model.{path}", several, count, rank)
+        linear = [path for path in paths if path not in of_experts]
+        if linear and architecture_of(model).experts is not None:
+            raise InputError(
+                f"the patches change {linear[0]}, a dense block of a mixture of experts; PEFT takes every "
+                "down-projection of such a model for one of all experts, in all blocks",
+                remedy="Merge the patches into the model (errata merge), or edit layers with experts only",
+                code="LORA_DENSE_BLOCK_OF_EXPERTS",
+            )
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -153,11 +185,13 @@ class Adapter:
             "use_rslora": False,
             "use_dora": False,
             "bias": "none",
-            "fan_in_fan_out": is_transposed(model.get_submodule(paths[0])),
+            "fan_in_fan_out": bool(linear) and is_transposed(model.get_submodule(linear[0])),
             "modules_to_save": None,
             # Whole paths: PEFT takes every module that ends in one of these.
-            "target_modules": paths,
+            "target_modules": linear,
         }
+        if of_experts:  # down-projections of all experts are one parameter
+            config["target_parameters"] = [f"{path}.down_proj" for path in of_experts]
         record = {"format": FORMAT, "about": {**self.about(base, paths), "rank": rank, **(about or {})}}
         with new_directory(directory) as partial:
             (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -175,9 +209,22 @@ class Adapter:
         blocks = model.get_submodule(row.blocks)
         assert isinstance(blocks, nn.ModuleList)
         check_layers_exist([factors.layer for factors in self.layers], len(blocks), row.title)
-        paths = [f"{row.blocks}.{factors.layer}.{row.path_of(factors.module)}" for factors in self.layers]
-        for factors, path in zip(self.layers, paths, strict=True):
-            expected = tuple(down_projection_weight(model.get_submodule(path)).shape)
+        paths = []
+        for factors in self.layers:
+            experts = experts_of(blocks[factors.layer], row)
+            if (factors.expert is None) != (experts is None):
+                raise InputError(
+                    f"the patches change {factors.place.title}, which this model does not have as one matrix",
+                    remedy=f"Give the model that they were made for ({self.patches[0].base!r})",
+                    code="PATCH_SHAPE_MISMATCH",
+                )
+            inside = row.path_of(factors.module) if experts is None else row.experts
+            path = f"{row.blocks}.{factors.layer}.{inside}"
+            paths.append(path)
+            if experts is None:
+                expected = tuple(down_projection_weight(model.get_submodule(path)).shape)
+            else:
+                expected = tuple(expert_weight(experts, factors.expert or 0).shape)
             if factors.shape != expected:
                 found = " × ".join(map(str, factors.shape))
                 raise InputError(
@@ -261,6 +308,12 @@ def vllm_rank(adapter: Adapter, config: PreTrainedConfig) -> int:
             remedy="Merge the patches into a full model (errata merge) and serve that",
             code="VLLM_FAMILY_UNSUPPORTED",
         )
+    if any(factors.expert is not None for factors in adapter.layers):
+        raise UnsupportedModelError(
+            "the adapter changes experts, as one parameter of PEFT's, which vLLM does not read",
+            remedy="Merge the patches into a full model (errata merge) and serve that",
+            code="VLLM_FAMILY_UNSUPPORTED",
+        )
     if adapter.rank > VLLM_RANKS[-1]:
         raise InputError(
             f"vLLM takes adapters up to rank {VLLM_RANKS[-1]}, and this one has rank {adapter.rank}",
@@ -269,6 +322,20 @@ def vllm_rank(adapter: Adapter, config: PreTrainedConfig) -> int:
             code="VLLM_RANK_TOO_HIGH",
         )
     return next(rank for rank in VLLM_RANKS if rank >= adapter.rank)
+
+
+def _expert_tensors(path: str, several: Sequence[Factors], count: int, rank: int) -> dict[str, Tensor]:
+    """The factors of all experts of a layer as PEFT has them for a parameter of three dimensions: the rows of A expert
+    by expert, the columns of B rank by rank. They are zero for experts that are not changed.
+
+    Source: PEFT, ``ParamWrapper.get_delta_weight``.
+    """
+    d_out, d_in = several[0].shape
+    a, b = torch.zeros(count, rank, d_in), torch.zeros(d_out, rank, count)
+    for factors in several:
+        left, right = factors.padded(rank)
+        a[factors.expert or 0], b[:, :, factors.expert or 0] = right, left
+    return {f"{path}.lora_A.weight": a.flatten(0, 1), f"{path}.lora_B.weight": b.flatten(1)}
 
 
 def _check_stack(patches: Sequence[Patch]) -> None:

@@ -149,7 +149,9 @@ class Patch:
             model: the model that was edited, with the patch or without it; W is the weight without the patch.
         """
         before = self._together(
-            lambda place: float(to_float64(model.edits.weight_without(place.layer, self.terms, place.module)).norm())
+            lambda place: float(
+                to_float64(model.edits.weight_without(place.layer, self.terms, place.module, place.expert)).norm()
+            )
         )
         return {layer: change / before[layer] for layer, change in self.norms().items()}
 
@@ -277,6 +279,7 @@ class _TermRecord(BaseModel):
     columns: int = Field(0, ge=0)
     # Left out for W, so that such files are those of earlier versions.
     module: ModuleName = Field("down_proj", exclude_if=lambda module: module == "down_proj")
+    expert: int | None = Field(None, ge=0, exclude_if=lambda expert: expert is None)
 
 
 class _Record(BaseModel):
@@ -362,11 +365,15 @@ def _tensors_of(term: Term) -> dict[str, Tensor]:
 
 def _record_of(term: Term) -> _TermRecord:
     if isinstance(term, LowRankTerm):
-        return _TermRecord(layer=term.layer, kind=term.kind, replaces=term.replaces, module=term.module)
+        return _TermRecord(
+            layer=term.layer, kind=term.kind, replaces=term.replaces, module=term.module, expert=term.expert
+        )
     if isinstance(term, DenseTerm):
-        return _TermRecord(layer=term.layer, kind=term.kind, module=term.module)
+        return _TermRecord(layer=term.layer, kind=term.kind, module=term.module, expert=term.expert)
     rows, columns = term.shape
-    return _TermRecord(layer=term.layer, kind=term.kind, rows=rows, columns=columns, module=term.module)
+    return _TermRecord(
+        layer=term.layer, kind=term.kind, rows=rows, columns=columns, module=term.module, expert=term.expert
+    )
 
 
 def _term_from(record: _TermRecord, tensors: Mapping[str, Tensor]) -> Term:
@@ -379,10 +386,12 @@ def _term_from(record: _TermRecord, tensors: Mapping[str, Tensor]) -> Term:
         left, right = (_checked(tensors[name], 2, f"{name} of layer {record.layer}") for name in ("left", "right"))
         if left.shape[1] != right.shape[0]:
             raise ValueError(f"its factors at layer {record.layer} are {tuple(left.shape)} and {tuple(right.shape)}")
-        return LowRankTerm(record.layer, left, right, replaces=record.replaces, module=record.module)
+        return LowRankTerm(
+            record.layer, left, right, replaces=record.replaces, module=record.module, expert=record.expert
+        )
     if record.kind == "dense":
         value = _checked(tensors["value"], 2, f"value of layer {record.layer}")
-        return DenseTerm(record.layer, value, module=record.module)
+        return DenseTerm(record.layer, value, module=record.module, expert=record.expert)
     values, bits = _checked(tensors["values"], 1, f"values of layer {record.layer}"), tensors["mask"]
     count = record.rows * record.columns
     if bits.dtype != torch.uint8 or bits.shape != (-(-count // 8),):  # before a tensor of that size is made
@@ -391,7 +400,7 @@ def _term_from(record: _TermRecord, tensors: Mapping[str, Tensor]) -> Term:
     if int(flat.sum()) != len(values):
         raise ValueError("its numbers of values and of mask entries differ")
     mask = torch.from_numpy(flat).view(record.rows, record.columns)
-    return SparseTerm(record.layer, values, mask, module=record.module)
+    return SparseTerm(record.layer, values, mask, module=record.module, expert=record.expert)
 
 
 def _checked(tensor: Tensor, dimensions: int | None, name: str) -> Tensor:

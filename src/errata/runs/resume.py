@@ -79,5 +79,6 @@ def edited_weights(editor: Editor) -> str:
     """SHA-256 of the bytes of W of all layers of the recipe."""
     digest = hashlib.sha256()
     for layer in editor.recipe.layers:
-        digest.update(tensor_bytes(editor.model.weight(layer)))
+        for place in editor.model.places(layer):
+            digest.update(tensor_bytes(editor.model.weight(*place)))
     return digest.hexdigest()

@@ -17,9 +17,9 @@ from errata.utils.tensors import float64_device, to_float64
 
 @dataclass(slots=True)
 class SecondMoment:
-    """An uncentred second moment."""
+    """An uncentred second moment; of a mixture of experts the moment of each expert's gated keys."""
 
-    total: Float[Tensor, "d d"]  # float64, Σ k kᵀ
+    total: Float[Tensor, "d d"] | Float[Tensor, "experts f f"]  # float64, Σ k kᵀ
     count: int = 0  # the number of keys that were added
 
     @classmethod
@@ -27,13 +27,25 @@ class SecondMoment:
         return cls(torch.zeros(width, width, dtype=torch.float64))
 
     def add(self, keys: Float[Tensor, "n d"]) -> None:
-        """Add keys, one per row; the product is computed in float64."""
+        """Add keys, one per row, those of experts side by side; the product is computed in float64."""
+        if self.total.dim() == 3:
+            self._add_to_experts(keys)
+            return
         wide = to_float64(keys).to(self.total.device)
         self.total.addmm_(wide.T, wide)
         self.count += len(keys)
 
+    def _add_to_experts(self, keys: Float[Tensor, "n d"]) -> None:
+        """Every token counts for every expert: λC then weighs the same for rarely chosen ones. Keys of other experts
+        than the chosen are zero.
+        """
+        for total, own in zip(self.total, keys.view(len(keys), *self.total.shape[:2]).unbind(1), strict=True):
+            wide = to_float64(own[own.any(1)]).to(total.device)
+            total.addmm_(wide.T, wide)
+        self.count += len(keys)
+
     @property
-    def mean(self) -> Float[Tensor, "d d"]:
+    def mean(self) -> Float[Tensor, "*experts d d"]:
         """C.
 
         Raises:
@@ -42,6 +54,13 @@ class SecondMoment:
         if self.count == 0:
             raise ZeroDivisionError("the mean of no keys")
         return self.total / self.count
+
+
+def moment_shape(model: LanguageModel, layer: int) -> tuple[int, ...]:
+    """The shape of C: (d_in, d_in), or (experts, f, f)."""
+    width = model.weight(*model.places(layer)[0]).shape[1]
+    count = model.expert_count(layer)
+    return (count, width, width) if count else (width, width)
 
 
 def key_moments(
@@ -67,9 +86,9 @@ def key_moments(
     """
     tokens, special_tokens = settings.tokens, settings.special_tokens
     special = set(model.tokenizer.all_special_ids)
-    width = model.weight(layers[0]).shape[1]
+    device = float64_device(model.device)
     moments = {
-        layer: SecondMoment(torch.zeros(width, width, dtype=torch.float64, device=float64_device(model.device)))
+        layer: SecondMoment(torch.zeros(moment_shape(model, layer), dtype=torch.float64, device=device))
         for layer in layers
     }
     missing = settings.amount

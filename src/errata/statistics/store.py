@@ -171,8 +171,8 @@ def write_moment(path: Path, key: MomentKey, moment: SecondMoment, *, dtype: tor
     Raises:
         OutputError: if it cannot be written.
     """
-    rows, columns = torch.triu_indices(*moment.total.shape)
-    triangle = moment.total.cpu()[rows, columns].to(dtype)
+    rows, columns = torch.triu_indices(*moment.total.shape[-2:])
+    triangle = moment.total.cpu()[..., rows, columns].to(dtype)
     metadata = {
         "key": json.dumps(key.to_record()),
         "count": str(moment.count),
@@ -200,12 +200,12 @@ def _read(path: Path, key: MomentKey) -> SecondMoment | None:
 
 
 def _unfolded(triangle: Tensor) -> Tensor:
-    """The symmetric matrix of an upper triangle, in float64."""
-    width = int(((8 * len(triangle) + 1) ** 0.5 - 1) / 2)
+    """The symmetric matrices of upper triangles, in float64."""
+    width = int(((8 * triangle.shape[-1] + 1) ** 0.5 - 1) / 2)
     rows, columns = torch.triu_indices(width, width)
-    total = torch.zeros(width, width, dtype=torch.float64)
-    total[rows, columns] = triangle.double()
-    total[columns, rows] = triangle.double()
+    total = torch.zeros(*triangle.shape[:-1], width, width, dtype=torch.float64)
+    total[..., rows, columns] = triangle.double()
+    total[..., columns, rows] = triangle.double()
     return total
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from errata.editing.batch import terms_of
 from errata.editing.contexts import ContextSettings, generate_prefixes, target_in
 from errata.editing.keys import SubjectTexts
 from errata.editing.preparation import target_site
@@ -31,12 +32,11 @@ from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
 from errata.models.likelihood import score
 from errata.models.prompts import TargetScore
-from errata.models.weights import LowRankTerm
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments
 from errata.statistics.settings import BUILTIN, StatisticsSettings
 from errata.utils.progress import Report, silent
-from errata.utils.tensors import from_float64, to_float64
+from errata.utils.tensors import to_float64
 
 ENOUGH_FACTS = 10  # with fewer, the scores say little
 GOOD = 2 / 3  # of the best score: the threshold for a good layer
@@ -330,14 +330,11 @@ class _Scan:
             self._target,
             on_step=lambda step: self._advance(began + step.done * steps // step.total),
         )
-        solver = LeastSquares(ridge=float(self.settings.ridge * moment.shape[0]), history=False)
-        change = solver.prepare(moment).solve(keys, to_float64(targets.delta))
+        solver = LeastSquares(ridge=float(self.settings.ridge * len(keys)), history=False)
+        change = solver.state_of(moment).solve(keys, to_float64(targets.delta))
         edits = self.model.edits
-        left, right = (
-            from_float64(factor, edits.sum_dtype, self.model.device) for factor in (change.left, change.right)
-        )
-        savepoint = edits.savepoint([layer])
-        edits.add([LowRankTerm(layer, left, right)])
+        savepoint = edits.savepoint(self.model.places(layer))
+        edits.add(terms_of(self.model, layer, change))
         try:
             return score(self.model, [*self._own, *self._other, *self.controls])
         finally:
@@ -352,7 +349,10 @@ class _Scan:
         found = key_moments(self.model, layers, documents, settings, may_be_shorter=True)
         means = {layer: moment.mean for layer, moment in found.items()}
         return {
-            layer: mean + _SPREAD * mean.diagonal().mean() * torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
+            layer: mean
+            + _SPREAD
+            * mean.diagonal(dim1=-2, dim2=-1).mean()
+            * torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
             for layer, mean in means.items()
         }
 

@@ -30,6 +30,11 @@ class LowRank:
     def dense(self) -> Float[Tensor, "d_out d_in"]:
         return self.left @ self.right
 
+    @property
+    def parts(self) -> Mapping[int | None, LowRank]:
+        """Expert -> the change of its columns; None -> the whole change of a layer without experts."""
+        return {None: self}
+
 
 @runtime_checkable
 class LayerSolver(Protocol):
@@ -127,6 +132,26 @@ class Solver(Settings, ABC):
     @abstractmethod
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> LayerSolver:
         """Compute the factorisations that depend only on the second moment C. float64."""
+
+    def state_of(self, moment: Float[Tensor, "*experts d d"]) -> LayerSolver:
+        """The state of a layer from its C, which has one matrix for each expert in a mixture of experts."""
+        return self.prepare(moment) if moment.dim() == 2 else self.prepare_experts(moment)
+
+    def prepare_experts(self, moments: Float[Tensor, "experts f f"]) -> LayerSolver:
+        """The same for a mixture of experts, whose keys are those of its experts side by side and whose C is taken to
+        be block-diagonal.
+
+        Args:
+            moments: of the gated keys of each expert; the mean over all tokens, for an expert mostly of zeros.
+
+        Raises:
+            EditError: if the solver does not know experts.
+        """
+        raise EditError(
+            f"the solver {getattr(self, 'kind', type(self).__name__)!r} does not know mixtures of experts",
+            remedy="Use a method with the solver least_squares or null_space: memit, memit_seq, alphaedit",
+            code="SOLVER_WITHOUT_EXPERTS",
+        )
 
     @property
     def uses_history(self) -> bool:

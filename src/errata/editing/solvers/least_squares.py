@@ -20,6 +20,7 @@ from errata.editing.solvers.base import (
     ridge_candidate,
     ridge_candidates,
 )
+from errata.editing.solvers.experts import ExpertLeastSquares
 from errata.utils.settings import Positive
 
 RIDGES = (2.0, 1.0, 0.5, 0.2, 0.1)  # λ per column of W: as published 1 (Llama-3-8B, GPT-J) to 3 (GPT2-XL)
@@ -51,6 +52,9 @@ class LeastSquares(Solver):
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> LeastSquaresLayer:
         return LeastSquaresLayer(self.ridge * moment, history=self.history)
+
+    def prepare_experts(self, moments: Float[Tensor, "experts f f"]) -> ExpertLeastSquares:
+        return ExpertLeastSquares(moments, ridge=self.ridge, history=self.history)
 
 
 class LeastSquaresLayer:

@@ -12,6 +12,7 @@ from pydantic import Field, StrictBool
 from torch import Tensor
 
 from errata.editing.solvers.base import Candidate, LowRank, Solver, SolverCost, cholesky
+from errata.editing.solvers.experts import ExpertNullSpace
 from errata.errors import EditError
 from errata.utils.settings import Positive
 
@@ -66,27 +67,38 @@ class NullSpace(Solver):
         ]
 
     def prepare(self, moment: Float[Tensor, "d_in d_in"]) -> NullSpaceLayer:
-        values, vectors = torch.linalg.eigh(moment)
+        bases, l2 = self._bases(moment.unsqueeze(0))
+        return NullSpaceLayer(bases[0], l2=l2, history=self.history)
+
+    def prepare_experts(self, moments: Float[Tensor, "experts f f"]) -> ExpertNullSpace:
+        bases, l2 = self._bases(moments)
+        return ExpertNullSpace(bases, l2=l2, history=self.history)
+
+    def _bases(self, moments: Float[Tensor, "blocks d d"]) -> tuple[list[Tensor], float]:
+        """U₀ of each of the blocks of C, (d, d_null) each, and L2 in the units of C."""
+        decomposed = [torch.linalg.eigh(moment) for moment in moments]
         if self.shares:
-            count = round(self.threshold * len(values))
-            if not 0 < count <= len(values):
+            count = round(self.threshold * moments.shape[1])
+            if not 0 < count <= moments.shape[1]:
                 raise EditError(
-                    f"solver.threshold = {self.threshold:g} does not select a null space from {len(values)} directions",
+                    f"solver.threshold = {self.threshold:g} does not select a null space from {moments.shape[1]} "
+                    "directions",
                     remedy="Set solver.threshold in the recipe to a share between 0 and 1, such as 0.8",
                     code="NULL_SPACE_EMPTY",
                 )
-            energy = float(values[:count].clamp_min(0).sum())
-            return NullSpaceLayer(vectors[:, :count], l2=self.l2 * energy, history=self.history)
-        unit = float(values.mean()) if self.relative else 1.0
-        basis = vectors[:, values < self.threshold * unit]
-        if basis.shape[1] == 0:
+            energy = sum(float(values[:count].clamp_min(0).sum()) for values, _ in decomposed)
+            return [vectors[:, :count] for _, vectors in decomposed], self.l2 * energy
+        unit = float(torch.cat([values for values, _ in decomposed]).mean()) if self.relative else 1.0
+        bases = [vectors[:, values < self.threshold * unit] for values, vectors in decomposed]
+        if not any(basis.shape[1] for basis in bases):
+            least = min(float(values[0]) for values, _ in decomposed)
             raise EditError(
                 f"no eigenvalue of the keys' second moment lies below {self.threshold * unit:g} (the least is "
-                f"{values[0]:.3g}): there is no null space to write in",
+                f"{least:.3g}): there is no null space to write in",
                 remedy="Raise solver.threshold in the recipe",
                 code="NULL_SPACE_EMPTY",
             )
-        return NullSpaceLayer(basis, l2=self.l2 * unit, history=self.history)
+        return bases, self.l2 * unit
 
 
 class NullSpaceLayer:
