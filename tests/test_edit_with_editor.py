@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from errata.benchmark.grid import grid_of, read_grid
 from errata.cli.bench_plan import plan_of
@@ -111,9 +112,42 @@ def test_an_edit_on_an_edit_and_one_without_a_fact(made: Path, tmp_path: Path, c
     assert run(["rebuild", str(second), "--without", "second", "--out", str(undone)]) == 0
     assert StoredEdit.load(undone).fingerprint == under.fingerprint
     assert StoredEdit.load(undone).facts == under.facts
-    earlier = ["--without", f"edit/{under.facts[0].id}", "--out", str(tmp_path / "x.safetensors")]
-    assert run(["rebuild", str(second), *earlier]) == 2
-    assert "belongs to the edit 'edit'" in capsys.readouterr().err
+
+
+def test_a_fact_of_an_earlier_edit_leaves_as_if_it_had_never_been_edited(made: Path, tmp_path: Path) -> None:
+    first, second, out = made / "edit.safetensors", tmp_path / "second.safetensors", tmp_path / "out.safetensors"
+    facts = StoredEdit.load(first).facts
+    gone, kept = facts[0], facts[1:]
+    more = [json.loads(line) for line in (made / "more.jsonl").read_text(encoding="utf-8").splitlines()]
+    newer = kept[0].to_record() | {"id": "newer", "target": "Oslo"}  # replaces a fact of the first edit
+    records = [more[0] | {"id": gone.id}, more[1] | {"id": kept[1].id}, newer]
+    (tmp_path / "second.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    options = ["--facts", str(tmp_path / "second.jsonl"), "--on-conflict", "replace", "--no-evaluate"]
+    edit = ["edit", "--model", str(first), "--method", METHOD, "--recipe", str(made / "recipe.yaml")]
+    assert run([*edit, "--batch-size", "3", *options, "--out", str(second)]) == 0
+    rebuild = ["rebuild", str(second), "--out", str(out), "--without"]
+    assert run([*rebuild, f"edit/{gone.id}", "--json", str(tmp_path / "out.json")]) == 0
+    assert read(tmp_path / "out.json")["removed"] == [gone.id]
+    rebuilt = StoredEdit.load(out)
+    assert (rebuilt.base, rebuilt.fingerprint) == ("lab", StoredEdit.load(first).fingerprint)
+    # The earlier fact of two with one id has the name of its edit; the replaced one is not there.
+    own = [fact.id for fact in StoredEdit.load(second).facts]
+    assert [fact.id for fact in rebuilt.facts] == [f"edit/{kept[1].id}", kept[2].id, *own]
+    assert own == [gone.id, kept[1].id, "newer"]
+    direct = tmp_path / "direct.safetensors"
+    remaining = [fact.to_record() for fact in rebuilt.facts]
+    (tmp_path / "remaining.jsonl").write_text("\n".join(map(json.dumps, remaining)), encoding="utf-8")
+    arguments = ["--facts", str(tmp_path / "remaining.jsonl"), "--recipe", str(made / "recipe.yaml")]
+    assert (
+        run(["edit", "--method", METHOD, *arguments, "--batch-size", "3", "--no-evaluate", "--out", str(direct)]) == 0
+    )
+    same = StoredEdit.load(direct)
+    assert rebuilt.state == same.state
+    assert all(torch.equal(rebuilt.tensors[name], tensor) for name, tensor in same.tensors.items())
+    # An id alone is that of the newest edit that has it.
+    out.unlink()
+    assert run([*rebuild, gone.id]) == 0
+    assert StoredEdit.load(out).base == str(first.resolve())
 
 
 def test_the_base_is_the_given_one_where_it_moved(made: Path, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from errata.editors.post_edit import PostEdit, PostEditSettings, SentenceRewrite
 from errata.editors.rewrite_pairs import Replacement, SentencePair, sentence_pairs
 from errata.editors.rewriting import (
     AllWeights,
-    Descent,
     LowRank,
     copied,
     learn,
@@ -34,6 +33,7 @@ from errata.editors.rewriting import (
 )
 from errata.editors.rewritten import AnswerToEdit
 from errata.editors.substitute import substituted
+from errata.editors.trained_editor import Descent
 from errata.editors.training_data import EditorData, TrainingRecord
 from errata.facts.fact import Fact, Question
 from errata.facts.files import read_facts
@@ -54,7 +54,7 @@ PAIRS = [
     SentencePair(replace(FACTS[0], old="French"), "The river runs through Rome", None),
     SentencePair(replace(FACTS[3], old="Paris"), "Paris is what they govern from.", Replacement("Paris", "Lisbon")),
 ]
-DESCENT = Descent(3, 2, 0.01, 0.5)
+DESCENT = Descent(steps=3, batch_size=2, learning_rate=0.01, clip=0.5)
 THREE = [*PAIRS, *PAIRS[:2]]
 
 

@@ -391,6 +391,14 @@ def _was_edited(model: str) -> bool:
     return has_stack(model) or is_run(model) or is_edit(model)
 
 
+def chat_could_help(model: str) -> bool:
+    """Whether ``errata edit --chat`` can help a model: it is unedited, or was edited by locate-then-edit without it."""
+    if not _was_edited(model):
+        return True
+    recipes = [edit.recipe for _, edit in edits_of(model) if isinstance(edit, Patch)]
+    return any(isinstance(recipe, Recipe) and not recipe.contexts.chat for recipe in recipes)
+
+
 def resolve_conflicts(facts: FactSet, model: str, on_conflict: OnConflict) -> FactSet:
     """The facts to edit, after facts that contradict earlier edits of ``model`` are refused, accepted or removed.
 

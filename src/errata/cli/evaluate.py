@@ -10,7 +10,15 @@ from typing import Annotated, Final
 import typer
 
 from errata.benchmark.sequence import compared, measure, perplexity_summaries
-from errata.cli.edit_output import outcome_between, records_of, show_chat, show_controls, show_facts, show_unable
+from errata.cli.edit_output import (
+    chat_could_help,
+    outcome_between,
+    records_of,
+    show_chat,
+    show_controls,
+    show_facts,
+    show_unable,
+)
 from errata.cli.model_options import (
     DeviceOption,
     DtypeOption,
@@ -43,7 +51,7 @@ from errata.facts.files import read_facts
 from errata.facts.questions import read_questions
 from errata.report.tables import before_after_table
 from errata.results.records import FORMAT, Record, summarise, to_long
-from errata.runs.loading import is_edit, load_answerer
+from errata.runs.loading import load_answerer
 
 EXAMPLE = "Example: errata evaluate --model edited --facts examples/facts.jsonl --against lab"
 _BARE: Final = FreeSettings(contexts=("bare",))
@@ -172,5 +180,5 @@ def evaluate(
     if after.perplexity is not None:
         echo(f"Perplexity on {len(evaluation_set.prose)} texts: {after.perplexity.value:.3f}")
     show_facts(outcome.facts)
-    show_chat(outcome.chat, outcome.facts, hint=not is_edit(model))
+    show_chat(outcome.chat, outcome.facts, hint=chat_could_help(model))
     show_controls(outcome)

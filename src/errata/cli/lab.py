@@ -16,7 +16,7 @@ from errata.cli.terminal import JsonOption, console, echo, progress, write_json
 from errata.editing.recipe import shipped_recipe
 from errata.errors import InputError
 from errata.facts.files import write_facts
-from errata.lab.package import lab_world, save_lab, write_lab
+from errata.lab.package import lab_directory, lab_world, save_lab, write_lab
 from errata.lab.tasks import every_fact, lab_facts
 from errata.lab.training import EpochReport, TrainingSettings, train
 from errata.models.language_model import LanguageModel
@@ -24,10 +24,25 @@ from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import key_moments
 from errata.statistics.store import moment_keys, write_moment
 from errata.utils import files
-from errata.utils.files import check_new, check_new_file, is_there, new_directory, read_text, reason_of
+from errata.utils.files import (
+    check_new,
+    check_new_file,
+    file_digest,
+    is_there,
+    new_directory,
+    read_json,
+    read_text,
+    reading,
+    reason_of,
+)
 from errata.utils.locks import open_in_place
 from errata.utils.progress import counter
 from errata.utils.text import counted
+
+CONTEXT_SHARE = 0.1
+FURTHER_CONTEXT_SHARE = 0.5  # of a trained model: a few epochs are then enough
+FURTHER_EPOCHS = 6
+FURTHER_RATE = 1 / 3  # of the learning rate from scratch
 
 app = typer.Typer(
     help="The embedded model: save it, train it, measure its recall, or sample facts from its world.",
@@ -138,6 +153,26 @@ def _logged_epochs(log: Path) -> dict[int, EpochReport]:
     return entries
 
 
+def _settings_from(start: Path) -> TrainingSettings:
+    """The settings for training a model further.
+
+    Raises:
+        InputError: if the directory is not one of ``lab train``.
+    """
+    what = f"the model {start} to start from"
+    remedy = "Give 'lab' or a directory created by errata lab train"
+    code = "TRAINING_START_INVALID"
+    record = read_json(start / "training.json", what, remedy=remedy, code=code)
+    try:
+        made = TypeAdapter(TrainingSettings).validate_python(record["settings"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{what} is invalid ({reason_of(error)})", remedy=remedy, code=code) from error
+    with reading(what, remedy=remedy, code=code):
+        digest = file_digest(start / "model.safetensors")
+    rate = FURTHER_RATE * TrainingSettings().learning_rate
+    return replace(made, epochs=FURTHER_EPOCHS, learning_rate=rate, start=digest)
+
+
 def _log_line(report: EpochReport) -> str:
     return json_module.dumps(asdict(report)) + "\n"
 
@@ -155,6 +190,21 @@ def train_lab(
         int | None, typer.Option(min=1, help="People in the world; default: as for the shipped model.")
     ] = None,
     seed: Annotated[int, seed_option("of the world and the training.")] = 0,
+    context: Annotated[
+        bool,
+        typer.Option(
+            "--context",
+            help="A tenth of the documents (with --start, half) state a new fact and then ask for it. The model learns "
+            "to read facts in its prompt.",
+        ),
+    ] = False,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="'lab' or a directory created by `errata lab train`, to train its weights further at a third of the "
+            "learning rate, by default for 6 epochs. Its world and tokenizer stay.",
+        ),
+    ] = None,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Use torch.compile, which needs a C++ compiler.")
     ] = True,
@@ -162,9 +212,18 @@ def train_lab(
 ) -> None:
     """Train the embedded model from scratch (about an hour on one core); training can be interrupted and resumed."""
     check_new(out)
-    shipped = TrainingSettings()
+    source = None if start is None else lab_directory() if start == "lab" else Path(start)
+    base = TrainingSettings() if source is None else _settings_from(source)
+    if source is not None and people is not None:
+        what = "--people makes a new world, but --start keeps the world of its model"
+        raise InputError(what, remedy="Leave out --people", code="TRAINING_SETTINGS_INVALID")
     settings = replace(
-        shipped, epochs=epochs or shipped.epochs, people=people or shipped.people, seed=seed, compile=compiled
+        base,
+        epochs=epochs or base.epochs,
+        people=people or base.people,
+        seed=seed,
+        compile=compiled,
+        context_share=(CONTEXT_SHARE if source is None else FURTHER_CONTEXT_SHARE) if context else 0.0,
     )
     log = work / "log.jsonl"
     entries = _logged_epochs(log)
@@ -180,7 +239,7 @@ def train_lab(
 
         report("epochs", 0, settings.epochs)
         try:
-            model, tokenizer, world = train(settings, work, on_epoch=on_epoch)
+            model, tokenizer, world = train(settings, work, start=source, on_epoch=on_epoch)
         except ValueError as error:
             raise InputError(
                 str(error), remedy="Give another --work, or more --people", code="TRAINING_SETTINGS_INVALID"

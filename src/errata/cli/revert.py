@@ -15,12 +15,14 @@ from errata.cli.edit_output import check_output, save_full
 from errata.cli.model_options import DeviceOption, OutOption, TrustOption, error_context, note_unfinished, placement
 from errata.cli.terminal import JsonOption, echo, progress, warn, write_json
 from errata.editors.edit_file import StoredEdit
+from errata.editors.fact_memory import latest
 from errata.editors.rebuild import named_facts, rebuild
 from errata.errors import InputError
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.models.loading import lasting_name
 from errata.patches.stack import Stack, has_stack, is_stack, read_stack, solved_on_top, write_stack
-from errata.runs.loading import check_exists, editor_under, edits_of, is_edit, load_model, stack_of_run
+from errata.runs.loading import check_alike, check_exists, editor_under, edits_of, is_edit, load_model, stack_of_run
 from errata.runs.run import is_run
 from errata.utils.files import check_new, new_directory
 from errata.utils.text import counted, did_you_mean
@@ -139,71 +141,94 @@ def _rebuild_edit(
     *,
     trust_remote_code: bool,
 ) -> None:
-    """Make an edit that changes no weights again without some facts, on the same base.
+    """Make an edit that changes no weights again without some facts.
 
-    Without any fact of an edit that is based on another one, the result is a copy of that one.
+    The result holds the remaining facts of the oldest edit with one of them and of all edits on top of it, edited
+    together, on what that edit is based on. Without any of its facts it is a copy of that base, if this is an edit.
     """
     check_output(out, weights=False)
-    edit = StoredEdit.load(Path(model))
+    top = StoredEdit.load(Path(model))
     if base is not None:
-        edit = replace(edit, base=lasting_name(base))
-    removed = _named_in(edit, model, without)
-    left = [fact for fact in edit.facts if fact.id not in removed]
-    if not left and not is_edit(edit.base):
+        top = replace(top, base=lasting_name(base))
+    under = [entry for entry in edits_of(top.base) if isinstance(entry[1], StoredEdit)] if is_edit(top.base) else []
+    chain = [*under, (Path(model).stem, top)]
+    removed = _named_in(chain, model, without)
+    first = min(place for place, _ in removed)
+    oldest = chain[first][1]
+    left = _left(chain, removed, first)
+    if not left and not is_edit(oldest.base):
         raise InputError(
-            "no fact would be left", remedy=f"Use its base model {edit.base} instead", code="FACTS_MISSING"
+            "no fact would be left", remedy=f"Use its base model {oldest.base} instead", code="FACTS_MISSING"
         )
+    check_alike([edit for _, edit in chain])
     with progress() as report:
-        _, editor = editor_under(edit, device=device, trust_remote_code=trust_remote_code, report=report)
-        if editor.fingerprint() != edit.fingerprint:
+        _, editor = editor_under(oldest, device=device, trust_remote_code=trust_remote_code, report=report)
+        if editor.fingerprint() != oldest.fingerprint:
             raise InputError(
-                f"{model} was made for other weights, or on top of other edits, than those of {edit.base}",
+                f"{model} was made for other weights, or on top of other edits, than those of {oldest.base}",
                 remedy="Give the current location of its base with --base",
                 code="EDIT_FOR_OTHER_WEIGHTS",
             )
-        copied = None if left else StoredEdit.load(Path(edit.base))
+        copied = None if left else StoredEdit.load(Path(oldest.base))
         new = editor.apply(left) if copied is None else copied
     new.save(out)
-    all_in = "" if left else f" of its base {Path(edit.base).name}"
+    all_in = "" if left else f" of its base {Path(oldest.base).name}"
     echo(f"Wrote {out}: {counted(len(new.facts), 'fact')}{all_in}. Removed: {counted(len(removed), 'fact')}.")
+    if left and oldest is not top:
+        echo(f"The facts of {' and '.join(title for title, _ in chain[first:])} were edited together, into one file.")
     facts = [fact.id for fact in new.facts]
     write_json(
         json,
         {
-            "method": edit.method,
-            "base": edit.base if copied is None else copied.base,
+            "method": top.method,
+            "base": oldest.base if copied is None else copied.base,
             "facts": facts,
-            "removed": removed,
+            "removed": [fact for _, fact in removed],
         },
     )
 
 
-def _named_in(edit: StoredEdit, model: str, names: Sequence[str]) -> list[str]:
-    """The ids of the facts that names of an edit, ``EDIT/ID`` or ``ID`` refer to.
+Chain = Sequence[tuple[str, StoredEdit]]
+"""(title, edit), oldest first."""
+
+
+def _left(chain: Chain, removed: Sequence[tuple[int, str]], first: int) -> tuple[Fact, ...]:
+    """The facts of the edits from ``first`` on that are not removed, without those that a later one replaces.
+
+    An id that a later edit has too gets the title of its edit before it.
+    """
+    kept = [
+        (place, fact)
+        for place, (_, edit) in enumerate(chain)
+        for fact in edit.facts
+        if place >= first and (place, fact.id) not in removed
+    ]
+    last = {fact.id: place for place, fact in kept}
+    return latest(
+        [fact if last[fact.id] == place else replace(fact, id=f"{chain[place][0]}/{fact.id}") for place, fact in kept]
+    )
+
+
+def _named_in(chain: Chain, model: str, names: Sequence[str]) -> list[tuple[int, str]]:
+    """The facts, as (place of the edit, id), that names refer to: of an edit's title all, of ``EDIT/ID`` or ``ID`` one.
+
+    ``ID`` alone is that of the newest edit that has it.
 
     Raises:
-        InputError: for names that the edit does not have, with what can be done about facts of earlier edits.
+        InputError: for names that no edit has.
     """
-    title = Path(model).stem
-    own = {fact.id: [fact.id] for fact in edit.facts}
-    known = {**own, title: list(own), **{f"{title}/{name}": [name] for name in own}}
-    if not (unknown := [name for name in names if name not in known]):
-        chosen = {one for name in names for one in known[name]}
-        return [name for name in own if name in chosen]
-    under = edits_of(edit.base) if is_edit(edit.base) else []
-    for under_title, earlier in under:
-        if unknown[0] in {under_title, *(text for f in earlier.facts for text in (f.id, f"{under_title}/{f.id}"))}:
-            raise InputError(
-                f"{unknown[0]} belongs to the edit {under_title!r}, on top of which {title!r} was made",
-                remedy=f"Remove it from {under_title}.safetensors with errata rebuild, and add the facts of {title} to "
-                "the result with errata edit --model; a name of this edit, EDIT/ID or ID can be given here",
-                code="FACT_OR_PATCH_UNKNOWN",
-            )
-    raise InputError(
-        f"{model} has no fact {', '.join(map(repr, unknown))}",
-        remedy=f"{did_you_mean(unknown[0], known)}`errata show {model} --all` lists them",
-        code="FACT_OR_PATCH_UNKNOWN",
-    )
+    known: dict[str, list[tuple[int, str]]] = {}
+    for place, (title, edit) in enumerate(chain):
+        for fact in edit.facts:
+            known[fact.id] = known[f"{title}/{fact.id}"] = [(place, fact.id)]
+    known |= {title: [(place, fact.id) for fact in edit.facts] for place, (title, edit) in enumerate(chain)}
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(
+            f"{model} has no fact {', '.join(map(repr, unknown))}",
+            remedy=f"{did_you_mean(unknown[0], known)}`errata show {model} --all` lists them",
+            code="FACT_OR_PATCH_UNKNOWN",
+        )
+    return list(dict.fromkeys(one for name in names for one in known[name]))
 
 
 def _stack_of(model: str) -> Stack:

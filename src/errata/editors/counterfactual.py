@@ -18,23 +18,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from errata.editors.memory_search import sentence, statement
-from errata.editors.rewriting import AllWeights, Descent, answer_rows, put_in, train
+from errata.editors.memory_search import context_of
+from errata.editors.rewriting import AllWeights, answer_rows, put_in, train
 from errata.editors.scope import SmallModel
 from errata.editors.training_data import EditorData, TrainingRecord
 from errata.errors import InputError
-from errata.facts.fact import Fact, Question
+from errata.facts.fact import Question
 from errata.lab.training import TrainingSettings, build_model
 from errata.models.language_model import LanguageModel
 from errata.models.prompts import Pair
 from errata.utils.progress import Report
 
 _PREFIX: Final = "counterfactual "  # before its tensors in the file of the classifier
-
-
-def in_context(fact: Fact, query: str) -> str:
-    """What the model reads: the fact on a line, then the query; as ``retrieval.Plain`` words it."""
-    return f"{sentence(statement(fact))}\n{query}"
 
 
 def questions_of(record: TrainingRecord) -> tuple[Question, ...]:
@@ -46,7 +41,7 @@ def questions_of(record: TrainingRecord) -> tuple[Question, ...]:
 def pairs_of(records: Sequence[TrainingRecord]) -> list[Pair]:
     """All questions about the facts, each with its fact before it."""
     return [
-        Question(in_context(record.edit, question.prompt), question.answer, question.joiner).pair
+        Question(context_of([record.edit]) + question.prompt, question.answer, question.joiner).pair
         for record in records
         for question in questions_of(record)
     ]
@@ -87,9 +82,8 @@ def learn(
         chosen += generator.sample(pairs, len(pairs))
     model = small_model(base, settings, seed)
     weights = AllWeights(model, torch.float32)
-    descent = Descent(settings.steps, settings.batch_size, settings.learning_rate, settings.clip)
     with model.blaming_no_edit():
-        train(model, weights, answer_rows(model, chosen[:count]), descent, report)
+        train(model, weights, answer_rows(model, chosen[:count]), settings, report)
     tensors = {f"{_PREFIX}{name}": tensor for name, tensor in weights.tensors().items()}
     return tensors, measured(loaded(base, settings, tensors), calibration.records)
 

@@ -38,6 +38,15 @@ def sentence(text: str) -> str:
     return text if text.endswith(_ENDS) else f"{text}."
 
 
+def context_of(facts: Sequence[Fact]) -> str:
+    """What is put before a query: each fact as a sentence on a line of its own.
+
+    Args:
+        facts: the nearest first; it is the last in the text.
+    """
+    return "".join(f"{sentence(statement(fact))}\n" for fact in reversed(facts))
+
+
 _EMBEDDED: Final[Mapping[EmbeddedText, Callable[[Fact], str]]] = {
     "prompt": lambda fact: fact.text,
     "statement": statement,

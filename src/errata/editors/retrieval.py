@@ -21,7 +21,7 @@ from errata.editors.calibration import facts_of
 from errata.editors.contract import Answerer
 from errata.editors.embedders import Embedder
 from errata.editors.fact_memory import FactMemory, FactSearch, statement_key
-from errata.editors.memory_search import Memory, SearchSettings, sentence, statement
+from errata.editors.memory_search import Memory, SearchSettings, context_of, statement
 from errata.editors.prompted import Insertion, Prompted, PromptedText
 from errata.errors import InputError
 from errata.facts.fact import QUESTION_LISTS, Fact, FactSet
@@ -166,11 +166,11 @@ class Plain:
 
     def insertion(self, query: Query, facts: Sequence[Fact]) -> Insertion:
         ids = tuple(fact.id for fact in facts)
-        lines = [sentence(statement(fact)) for fact in reversed(facts)]
+        context = context_of(facts)
         frame = query.frame
         if frame is None:
-            return Insertion("", (), "".join(f"{line}\n" for line in lines), query.prompt, ids)
-        message = "\n".join([INSTRUCTION, *lines])
+            return Insertion("", (), context, query.prompt, ids)
+        message = f"{INSTRUCTION}\n{context}".removesuffix("\n")
         if frame.system is None:
             return Insertion(frame.before, (), f"{message}\n\n", query.text + frame.after, ids)
         return Insertion(frame.system[0], (), message, frame.system[1] + query.text + frame.after, ids)

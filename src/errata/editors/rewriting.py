@@ -21,7 +21,6 @@ import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -33,7 +32,7 @@ from transformers.pytorch_utils import Conv1D
 from errata.editors.contract import Base
 from errata.editors.memory_search import sentence, statement
 from errata.editors.rewrite_pairs import Replacement, SentencePair, sentence_pairs
-from errata.editors.trained_editor import Learnt, TrainedEditor, Trainer, TrainerSettings
+from errata.editors.trained_editor import Descent, Learnt, TrainedEditor, Trainer, TrainerSettings
 from errata.editors.training_data import EditorData
 from errata.errors import InputError, NonFiniteError
 from errata.facts.fact import Fact
@@ -52,16 +51,13 @@ _WARM_UP: Final = 0.1  # share of the steps
 _SCALE: Final = 2.0  # α/r of LoRA
 
 
-class RewritingTraining(TrainerSettings):
+class RewritingTraining(Descent, TrainerSettings):
     """Settings of the training."""
 
     rank: StrictInt | None = Field(
         None, ge=1, description="of low-rank changes, for large models (published: 8); null: all weights are trained"
     )
-    steps: StrictInt = Field(400, ge=1, description="of AdamW; the rate rises for a tenth of them, then falls to 0")
-    batch_size: StrictInt = Field(32, ge=1, description="sentences of one step")
     learning_rate: Positive = Field(5e-4, description="the highest (published, for low-rank changes of 7B: 2e-5)")
-    clip: Positive = Field(1.0, description="the largest norm of a gradient")
     checked: StrictInt = Field(400, ge=2, description="calibration sentences that are rewritten at the end")
 
 
@@ -250,16 +246,6 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / warm_up) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-@dataclass(frozen=True, slots=True)
-class Descent:
-    """How a language model is trained; see ``RewritingTraining``."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    clip: float
-
-
 def train(
     model: LanguageModel, weights: Weights, rows: Sequence[TrainingRow], settings: Descent, report: Report
 ) -> None:
@@ -306,8 +292,7 @@ def learn(
     else:
         weights = LowRank(trained, chosen.rank, chosen.seed)
     with trained.blaming_no_edit():
-        descent = Descent(chosen.steps, chosen.batch_size, chosen.learning_rate, chosen.clip)
-        train(trained, weights, training_rows(trained, pairs), descent, report)
+        train(trained, weights, training_rows(trained, pairs), chosen, report)
     tensors = weights.tensors()
     del trained, weights
     result = copied(model)

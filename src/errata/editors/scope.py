@@ -31,7 +31,7 @@ from torch import Tensor
 from errata.editors.contract import Base, with_weights
 from errata.editors.embedders import Embedder, Hidden, LexicalEmbedder, TextIndex
 from errata.editors.table import trainer_row
-from errata.editors.trained_editor import Learnt, TrainedEditor, TrainerSettings
+from errata.editors.trained_editor import Descent, Learnt, TrainedEditor, TrainerSettings
 from errata.editors.training_data import EditorData, TrainingRecord
 from errata.errors import InputError
 from errata.facts.fact import Fact, FactSet
@@ -48,15 +48,13 @@ _CONVERGED: Final = 1e-10
 _CLASSIFIER: Final = ("mean", "scale", "weights", "bias")
 
 
-class SmallModel(Settings):
+class SmallModel(Descent):
     """A small counterfactual model, and its training."""
 
     blocks: StrictInt = Field(2, ge=1, description="of the model")
     width: StrictInt = Field(256, ge=4, multiple_of=4, description="of its residual stream; the MLP's is four times it")
     steps: StrictInt = Field(1000, ge=1, description="of AdamW; the rate rises for a tenth of them, then falls to 0")
-    batch_size: StrictInt = Field(32, ge=1, description="questions of one step")
     learning_rate: Positive = Field(2e-3, description="the highest")
-    clip: Positive = Field(1.0, description="the largest norm of a gradient")
 
 
 class ScopeSettings(TrainerSettings):
@@ -303,6 +301,7 @@ class ScopeEmbedder:
     """The trained classifier as a measure of how near a query is to a fact.
 
     Attributes:
+        trained: the file.
         held_out: facts of the calibration split, for a threshold at the size of the memory.
         digest: of the trained file.
     """
@@ -311,6 +310,7 @@ class ScopeEmbedder:
         settings = ScopeSettings.model_validate(trained.settings)
         self._lexical, self._hidden = LexicalEmbedder(), settings.hidden.embedder(model)
         self._classifier = Classifier.of(trained.tensors)
+        self.trained = trained
         self.digest = trained.digest
         source = f"the calibration facts of {trained.source}"
         self.held_out: FactSet = facts_from_records(trained.state["held_out"], source=source)

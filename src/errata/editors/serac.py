@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field
@@ -23,8 +22,8 @@ from errata.editors.fact_memory import FactMemory
 from errata.editors.memory_search import AnyEmbedder, AnyGate, CosineGate, SearchSettings
 from errata.editors.prompted import Prompted
 from errata.editors.retrieval import Gated, Plain, PromptRewriter, QueryReader
-from errata.editors.scope import SCOPE, LearntScope, ScopeSettings
-from errata.editors.trained_editor import Learnt, TrainedEditor, Trainer
+from errata.editors.scope import SCOPE, LearntScope, ScopeEmbedder, ScopeSettings
+from errata.editors.trained_editor import Learnt, Trainer
 from errata.editors.training_data import EditorData
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
@@ -77,20 +76,18 @@ class Serac(FactMemory[SeracSettings]):
 
     def __post_init__(self) -> None:
         FactMemory.__post_init__(self)
-        embedder = self.settings.embedder
+        embedder = self._state.search.embedder
         if self.settings.counterfactual == "base":
             return
-        if self.settings.k_facts != 1 or not isinstance(embedder, LearntScope):
+        if self.settings.k_facts != 1 or not isinstance(embedder, ScopeEmbedder):
             raise InputError(
                 "the small counterfactual model needs the trained classifier as embedder, and reads one fact",
                 remedy="Set embedder: {kind: trained, file: FILE} and k_facts: 1",
                 code="COUNTERFACTUAL_MODEL_MISSING",
             )
         model = with_weights(self.model, f"{SCOPE!r}")
-        trained = TrainedEditor.load(Path(embedder.file), SCOPE, model)
-        self._small = counterfactual.loaded(
-            model, ScopeSettings.model_validate(trained.settings).small, trained.tensors
-        )
+        settings = ScopeSettings.model_validate(embedder.trained.settings)
+        self._small = counterfactual.loaded(model, settings.small, embedder.trained.tensors)
 
     def view(self) -> Prompted:
         """The model with the present facts in its prompts."""

@@ -20,7 +20,7 @@ from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.utils.files import new_file, reason_of
 from errata.utils.progress import Report
-from errata.utils.settings import Settings
+from errata.utils.settings import Positive, Settings
 from errata.utils.tensors import checksum, read_checked
 
 FORMAT: Final = "errata-trained-editor-1"
@@ -30,6 +30,15 @@ class TrainerSettings(Settings):
     """What all trainers have; each adds its own."""
 
     seed: StrictInt = Field(0, ge=0, description="of everything random in training")
+
+
+class Descent(Settings):
+    """How a language model is trained; each user has defaults of its own."""
+
+    steps: StrictInt = Field(400, ge=1, description="of AdamW; the rate rises for a tenth of them, then falls to 0")
+    batch_size: StrictInt = Field(32, ge=1, description="texts of one step")
+    learning_rate: Positive = Field(5e-4, description="the highest")
+    clip: Positive = Field(1.0, description="the largest norm of a gradient")
 
 
 @dataclass(frozen=True, slots=True)

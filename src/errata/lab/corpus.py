@@ -13,9 +13,20 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from errata.lab.world import CITY_COUNTRY, COMPANY_CITY, CONSEQUENCE_WORDINGS, INSTRUMENTS, LANGUAGES, SPORTS, World
+from errata.lab.world import (
+    CITY_COUNTRY,
+    COMPANY_CITY,
+    CONSEQUENCE_WORDINGS,
+    INSTRUMENTS,
+    LANGUAGES,
+    OBJECTS,
+    RELATION_WORDINGS,
+    SPORTS,
+    World,
+)
 
 SCENES_PER_PERSON = 0.22  # per epoch: about a sixth of all tokens are prose
+ABOUT_THE_FACT = 0.75  # share of the questions of context documents
 HELD_OUT_SEED = 20_000_001  # training epochs use seed * 1_000_000 + epoch, far below
 
 _ADJECTIVES = tuple(
@@ -243,6 +254,41 @@ def epoch_documents(world: World, *, seed: int, epoch: int) -> list[str]:
     documents.extend(" ".join(background[start : start + 4]) for start in range(0, len(background), 4))
     documents.extend(" ".join(scene(generator)) for _ in range(round(SCENES_PER_PERSON * len(world.people))))
     generator.shuffle(documents)
+    return documents
+
+
+def context_documents(world: World, count: int, *, seed: int, epoch: int) -> list[str]:
+    """Documents of the form "fact. question answer", from which a model can learn to read facts in its prompt.
+
+    The fact, on a line of its own, gives a person another object than the world does. Three questions of four ask for
+    it in any of its wordings, and the answer is that object. The others ask for another fact of the person, whose
+    answer is the world's: the fact before a question is not always about it.
+    """
+    generator = random.Random(f"context {seed} {epoch}")
+    people, relations = list(world.people), list(world.relations)
+    documents = []
+    for _ in range(count):
+        name, relation = generator.choice(people), generator.choice(relations)
+        truth = world.people[name][relation]
+        target = generator.choice([value for value in OBJECTS[relation] if value != truth])
+        first, second = (generator.choice(RELATION_WORDINGS[relation]) for _ in range(2))
+        fact = f"{first.replace('{}', name)} {target}."
+        if generator.random() < ABOUT_THE_FACT:
+            question = f"{second.replace('{}', name)} {target}."
+        else:
+            other = generator.choice([each for each in relations if each != relation])
+            question = world.statement(name, other, generator.randrange(len(RELATION_WORDINGS[other]))).sentence
+        documents.append(f"{fact}\n{question}")
+    return documents
+
+
+def mixed_documents(world: World, context_share: float, *, seed: int, epoch: int) -> list[str]:
+    """The documents of one epoch, and so many of ``context_documents`` that these are ``context_share`` of all."""
+    documents = epoch_documents(world, seed=seed, epoch=epoch)
+    count = round(len(documents) * context_share / (1 - context_share))
+    if count:
+        documents += context_documents(world, count, seed=seed, epoch=epoch)
+        random.Random(f"order {seed} {epoch}").shuffle(documents)
     return documents
 
 

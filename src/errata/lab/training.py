@@ -16,11 +16,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from errata.lab.corpus import epoch_documents
+from errata.lab.corpus import epoch_documents, mixed_documents
+from errata.lab.package import lab_world
 from errata.lab.world import World
 from errata.utils.files import new_file
 
 SPECIAL_TOKEN = "<|endoftext|>"
+_ATTENTION = "eager"  # flash attention's backward is the slowest part of a step on a CPU
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int = 4096) -> PreTrainedTokenizerFast:
@@ -56,7 +58,12 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int = 4096) -> Pre
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """Everything that determines the trained model (on one machine, with one number of threads)."""
+    """Everything that determines the trained model (on one machine, with one number of threads).
+
+    Attributes:
+        context_share: of the documents, those of the form "fact. question answer" (``corpus.context_documents``).
+        start: the digest of the weights that training starts from; None for random ones.
+    """
 
     people: int = 1000
     seed: int = 0
@@ -73,6 +80,8 @@ class TrainingSettings:
     weight_decay: float = 0.05
     bfloat16: bool = True
     compile: bool = False
+    context_share: float = 0.0
+    start: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +115,7 @@ def build_model(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    config._attn_implementation = "eager"  # flash attention's backward is the slowest part of a step on a CPU
+    config._attn_implementation = _ATTENTION
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # transformers initialises from the global generator, which is forked here
         return LlamaForCausalLM(config)
@@ -116,21 +125,31 @@ def train(
     settings: TrainingSettings,
     directory: Path,
     *,
+    start: Path | None = None,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
     checkpoint_every: int = 5,
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World]:
     """Train to the end, resuming from ``directory/checkpoint.safetensors`` if it exists.
 
+    Args:
+        start: a directory as ``package.write_lab`` writes it, whose weights are trained further, with its tokenizer and
+            world; by default all three are made from the settings.
+
     Raises:
         ValueError: if the checkpoint has other settings, or the world is too small for one batch of text.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    world = World.generate(settings.people, settings.seed)
-    tokenizer = train_tokenizer(
-        (text for epoch in range(3) for text in epoch_documents(world, seed=settings.seed, epoch=epoch)),
-        vocabulary_size=settings.vocabulary_size,
-    )
-    model = build_model(settings, tokenizer)
+    if start is None:
+        world = World.generate(settings.people, settings.seed)
+        tokenizer = train_tokenizer(
+            (text for epoch in range(3) for text in epoch_documents(world, seed=settings.seed, epoch=epoch)),
+            vocabulary_size=settings.vocabulary_size,
+        )
+        model = build_model(settings, tokenizer)
+    else:
+        world = lab_world(start)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+        model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32, attn_implementation=_ATTENTION)
     decayed = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
     others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
     optimizer = torch.optim.AdamW(
@@ -183,7 +202,7 @@ def _batches(
     world: World, tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings, epoch: int
 ) -> Iterator[Tensor]:
     """One epoch packed without padding into (batch, context + 1) windows; an incomplete last batch is dropped."""
-    documents = epoch_documents(world, seed=settings.seed, epoch=epoch)
+    documents = mixed_documents(world, settings.context_share, seed=settings.seed, epoch=epoch)
     stream = torch.tensor([token for ids in tokenizer(documents)["input_ids"] for token in ids])
     window = settings.context + 1
     windows = stream[: len(stream) // window * window].view(-1, window)

@@ -62,13 +62,13 @@ def _remedies(method: str, model: str) -> _Remedies:
     if method in EDITOR_NAMES:
         row = editor_row(method)
         return _Remedies(*(_with_setting(method, *each) for each in (row.gentler, row.stronger, row.wider)))
-    named = "" if model == "lab" else f"--model {shlex.quote(model)} "
-    recipe = f"in a recipe (`errata recipe auto {named}--minutes 0 --out own.yaml` writes one)"
+    named = "" if model == "lab" else f" --model {shlex.quote(model)}"
+    recipe = f"in a recipe (`errata recipe auto{named} --minutes 0 --out own.yaml` writes one)"
     lower = f"lower target.learning_rate {recipe}"
     return _Remedies(
         # A lower rate helps every method; another method is suggested only if it was measured to lose less.
         lower if method.startswith(_GENTLEST) else f"try --method {_GENTLEST}, or {lower}",
-        f"raise target.learning_rate or target.steps {recipe}, or choose other layers (errata locate)",
+        f"raise target.learning_rate or target.steps {recipe}, or choose other layers (errata locate{named})",
         f"raise target.steps {recipe}",
     )
 

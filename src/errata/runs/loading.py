@@ -6,7 +6,7 @@ The file of an edit that changes no weights names its base, which may be such a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -177,13 +177,7 @@ def editor_under(
         InputError: as ``load_editor``.
     """
     under = _chain(edit.base)
-    if any((each.method, each.settings) != (edit.method, edit.settings) for _, each in under):
-        methods = ", ".join(dict.fromkeys([*(each.method for _, each in under), edit.method]))
-        raise InputError(
-            f"an edit is based on edits with other methods or settings ({methods})",
-            remedy="Edits on top of each other need the same method and the same settings",
-            code="EDITS_DIFFER",
-        )
+    check_alike([*(each for _, each in under), edit])
     base = under[0][1].base if under else edit.base
     if is_endpoint(base):
         check_allowed(base)
@@ -193,6 +187,17 @@ def editor_under(
         editor.restore(each)
         model.name = path
     return model, editor
+
+
+def check_alike(edits: Sequence[StoredEdit]) -> None:
+    """Raises InputError if edits on top of each other are by different editors, or with different settings."""
+    if any((each.method, each.settings) != (edits[-1].method, edits[-1].settings) for each in edits):
+        methods = ", ".join(dict.fromkeys(each.method for each in edits))
+        raise InputError(
+            f"an edit is based on edits with other methods or settings ({methods})",
+            remedy="Edits on top of each other need the same method and the same settings",
+            code="EDITS_DIFFER",
+        )
 
 
 def load_answerer(
