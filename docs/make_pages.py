@@ -66,6 +66,7 @@ _BY_HAND = {
     "STUDY_NOT_FINISHED": ("InputError", "… is not finished"),
     "STUDY_RECIPE_UNSUITABLE": ("InputError", "… changes the result of a search, which this study measures"),
     "TRAINING_SETTINGS_INVALID": ("InputError", "… was started with other settings"),
+    "TRAINING_START_INVALID": ("InputError", "the model … to start from is invalid"),
     "USAGE": ("TyperException", "No such option: … (Possible options: …)"),
 }
 _ERRORS_HEAD = """# Error codes

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from errata.cli.edit_output import chat_could_help
 from errata.editors.locate_then_edit import Editor, as_patch
 from errata.editors.rebuild import named_facts, rebuild
 from errata.editors.registry import editor_named
@@ -199,6 +200,21 @@ def test_rebuilding_with_editors_of_the_registry(make_editor: Callable[..., Edit
     model = tiny_language_model("llama")
     rebuild(model, stack, ["c/bell"], cache=make_editor(model).cache)
     assert_same_bits(parameter_bits(model), parameter_bits(edited(FACTS[:2], FACTS[2:4], FACTS[4:5])[0]))
+
+
+def test_editing_in_chat_is_suggested_for_locate_then_edit_only(
+    make_editor: Callable[..., Editor], tmp_path: Path
+) -> None:
+    model = tiny_language_model("llama")
+    lora = editor_named("lora").make(model, {"layers": (1,), "steps": 1}, silent)
+    base = new_stack(model, model.fingerprint())
+    others = base.with_patch("lora", as_patch(lora.apply(FACTS[:1])))
+    both = others.with_patch("memit", make_editor(model, "memit").apply(FACTS[1:2]))
+    for name, stack in (("others", others), ("both", both)):
+        (tmp_path / name).mkdir()
+        write_stack(stack, tmp_path / name)
+    assert [chat_could_help(str(tmp_path / name)) for name in ("others", "both")] == [False, True]
+    assert chat_could_help("lab")
 
 
 def test_facts_are_named_by_patch_or_id(make_editor: Callable[..., Editor]) -> None:

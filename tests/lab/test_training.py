@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from errata.cli.main import run
 from errata.lab import training
 from errata.lab import world as vocabulary
-from errata.lab.corpus import epoch_documents
+from errata.lab.corpus import context_documents, epoch_documents
 from errata.lab.package import lab_world, write_lab
 from errata.lab.training import SPECIAL_TOKEN, EpochReport, TrainingSettings, build_model, train, train_tokenizer
 from errata.lab.world import World
@@ -173,13 +173,68 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert 0 < rates[0] < rates[-1] < 0.05 * max(rates)
 
 
+def test_a_trained_model_is_trained_further_on_documents_with_facts_before_questions(
+    trained: tuple[LlamaForCausalLM, PreTrainedTokenizerFast, World, list[EpochReport]], tmp_path: Path
+) -> None:
+    model, tokenizer, world, _ = trained
+    start = tmp_path / "start"
+    write_lab(start, model, tokenizer, world)
+    settings = replace(MINIATURE, epochs=10, batch=4, learning_rate=2e-3, context_share=0.8, start="of the test")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(World, "background", lambda self, wording: [])
+        further, same_tokenizer, same_world = train(settings, tmp_path / "work", start=start)
+    assert same_world == world
+    assert same_tokenizer.get_vocab() == tokenizer.get_vocab()
+    documents = context_documents(world, 200, seed=5, epoch=0)
+    asked = [text.removesuffix(".") for text in documents]
+    assert loss_of(further, tokenizer, asked) < 0.8 * loss_of(model, tokenizer, asked)
+    # The facts have no loss: they hold in one document only, and those of the world are still recalled.
+    assert recalled(further, tokenizer, world) > 0.9
+
+
+@torch.no_grad()
+def loss_of(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:
+    """The mean over texts of −log P of the last token."""
+    losses = []
+    for text in texts:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        losses.append(-float(model(input_ids=ids[:, :-1]).logits[0, -1].log_softmax(-1)[ids[0, -1]]))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--start", "lab", "--people", "20"], "TRAINING_SETTINGS_INVALID"),
+        (["--start", "NOTHING"], "TRAINING_START_INVALID"),
+        (["--start", "DAMAGED"], "TRAINING_START_INVALID"),
+        (["--start", "WITHOUT_WEIGHTS"], "TRAINING_START_INVALID"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_further_is_an_error(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: str,
+) -> None:
+    monkeypatch.setattr("errata.cli.lab.train", lambda *args, **options: pytest.fail("it trained"))
+    for name, record in (("DAMAGED", {"settings": {"people": "many"}}), ("WITHOUT_WEIGHTS", {"settings": {}})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert run(["lab", "train", "--out", "out", *arguments]) == 2
+    assert f"error[{code}]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("cut", ['{"epoch": 2, "loss"', '{"epoch": 2}\n'], ids=["in the line", "blocks out of order"])
 def test_a_line_of_the_log_that_a_crash_cut_off_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
     reports = [EpochReport(epoch, 1 / epoch, 100, 2.0) for epoch in (1, 2)]
 
-    def resumed(settings: TrainingSettings, work: Path, *, on_epoch: Any) -> tuple[None, None, None]:
+    def resumed(settings: TrainingSettings, work: Path, *, start: None, on_epoch: Any) -> tuple[None, None, None]:
         on_epoch(reports[1])
         return None, None, None
 

@@ -8,7 +8,14 @@ from collections import Counter
 import pytest
 
 from errata.lab import world as vocabulary
-from errata.lab.corpus import epoch_documents, held_out_prose, running_text, scene
+from errata.lab.corpus import (
+    context_documents,
+    epoch_documents,
+    held_out_prose,
+    mixed_documents,
+    running_text,
+    scene,
+)
 from errata.lab.world import OBJECTS, World
 
 PEOPLE = 40
@@ -134,6 +141,49 @@ def test_documents_mix_people_and_prose_and_hold_no_placeholders(world: World) -
     assert sum(not names for names in named) > PEOPLE * 0.2  # prose, cities and companies
     assert not any("{" in text or "}" in text for text in documents)
     assert all(text.strip() == text and text for text in documents)
+
+
+def stated_in(world: World, sentence: str) -> list[tuple[str, str, str]]:
+    """(person, relation, object) of a sentence in one of the world's wordings, for any object of the relation."""
+    return [
+        (name, relation, value)
+        for name in world.people
+        if name in sentence
+        for relation, wordings in vocabulary.RELATION_WORDINGS.items()
+        for value in vocabulary.OBJECTS[relation]
+        if sentence in {f"{wording.replace('{}', name)} {value}." for wording in wordings}
+    ]
+
+
+def test_context_documents_state_a_new_fact_and_ask_for_it_or_another(world: World) -> None:
+    documents = context_documents(world, 200, seed=0, epoch=3)
+    assert context_documents(world, 200, seed=0, epoch=3) == documents
+    assert context_documents(world, 200, seed=0, epoch=4) != documents
+    reworded = about = 0
+    for text in documents:
+        fact, question = text.split("\n")
+        ((name, relation, value),) = stated_in(world, fact)
+        ((asked, other, answer),) = stated_in(world, question)
+        assert value != world.people[name][relation]
+        assert asked == name
+        if other == relation:
+            about += 1
+            reworded += fact != question
+            assert answer == value
+        else:
+            assert answer == world.people[name][other]
+    assert 120 < about < 180  # three of four
+    assert 0.7 * about < reworded < about
+
+
+def test_a_share_of_the_documents_has_a_fact_before_its_question(world: World) -> None:
+    plain = epoch_documents(world, seed=0, epoch=2)
+    assert mixed_documents(world, 0.0, seed=0, epoch=2) == plain
+    mixed = mixed_documents(world, 0.1, seed=0, epoch=2)
+    added = [text for text in mixed if "\n" in text]
+    assert Counter(mixed) - Counter(added) == Counter(plain)
+    assert len(added) == pytest.approx(0.1 * len(mixed), abs=1)
+    assert mixed.index(added[0]) < len(mixed) / 4  # they are not all at the end
 
 
 def test_held_out_prose_is_not_trained_on(world: World) -> None:

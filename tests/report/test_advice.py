@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -88,6 +89,10 @@ def test_numbers_to_change_are_named_with_a_way_to_a_recipe() -> None:
         text = advice(found, "memit")
         assert "target." in text
         assert "errata recipe auto" in text
+        other = advice(found, "memit", "an own model")
+        commands = [part for part in re.split(r"[`(]", other) if part.startswith("errata ")]
+        assert commands
+        assert all(" --model 'an own model'" in command for command in commands)
 
 
 def test_answers_that_were_gained_are_a_change_of_behaviour() -> None:

@@ -41,8 +41,8 @@ from errata.utils.text import counted
 
 CONTEXT_SHARE = 0.1
 FURTHER_CONTEXT_SHARE = 0.5  # of a trained model: a few epochs are then enough
-FURTHER_EPOCHS = 6
-FURTHER_RATE = 1 / 3  # of the learning rate from scratch
+FURTHER_EPOCHS = 8
+FURTHER_RATE = 2 / 3  # of the learning rate from scratch
 
 app = typer.Typer(
     help="The embedded model: save it, train it, measure its recall, or sample facts from its world.",
@@ -201,8 +201,8 @@ def train_lab(
     start: Annotated[
         str | None,
         typer.Option(
-            help="'lab' or a directory created by `errata lab train`, to train its weights further at a third of the "
-            "learning rate, by default for 6 epochs. Its world and tokenizer stay.",
+            help="'lab' or a directory created by `errata lab train`, to train its weights further at two thirds of "
+            "the learning rate, by default for 8 epochs. Its world and tokenizer stay.",
         ),
     ] = None,
     compiled: Annotated[

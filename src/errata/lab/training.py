@@ -22,6 +22,7 @@ from errata.lab.world import World
 from errata.utils.files import new_file
 
 SPECIAL_TOKEN = "<|endoftext|>"
+_NO_LOSS = -100  # as ``cross_entropy`` has it
 _ATTENTION = "eager"  # flash attention's backward is the slowest part of a step on a CPU
 
 
@@ -161,10 +162,10 @@ def train(
     checkpoint = directory / "checkpoint.safetensors"
     first_epoch = _load_checkpoint(checkpoint, settings, model, optimizer) if checkpoint.exists() else 0
 
-    def loss_of(tokens: Tensor) -> Tensor:
+    def loss_of(tokens: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.bfloat16):
             logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-        return nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+        return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels[:, 1:].flatten())
 
     step_loss = torch.compile(loss_of) if settings.compile else loss_of
     model.train()
@@ -175,11 +176,11 @@ def train(
             needed = settings.batch * (settings.context + 1)
             raise ValueError(f"a world of {settings.people} people has less text than one batch ({needed:,} tokens)")
         total = 0.0
-        for index, tokens in enumerate(batches):
+        for index, (tokens, labels) in enumerate(batches):
             rate = _learning_rate(settings, (epoch + index / len(batches)) / settings.epochs)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = step_loss(tokens)
+            loss = step_loss(tokens, labels)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -189,7 +190,7 @@ def train(
             EpochReport(
                 epoch=epoch + 1,
                 loss=total / len(batches),
-                tokens=sum(tokens.numel() for tokens in batches),
+                tokens=sum(tokens.numel() for tokens, _ in batches),
                 seconds=time.perf_counter() - started,
             )
         )
@@ -200,14 +201,27 @@ def train(
 
 def _batches(
     world: World, tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings, epoch: int
-) -> Iterator[Tensor]:
-    """One epoch packed without padding into (batch, context + 1) windows; an incomplete last batch is dropped."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch packed without padding into (batch, context + 1) windows; an incomplete last batch is dropped.
+
+    Yields:
+        tokens, and the same as labels: ``_NO_LOSS`` for the first line of a context document, a fact that holds in this
+        document only.
+    """
     documents = mixed_documents(world, settings.context_share, seed=settings.seed, epoch=epoch)
-    stream = torch.tensor([token for ids in tokenizer(documents)["input_ids"] for token in ids])
+    encoded = tokenizer(documents, return_offsets_mapping=True)
+    tokens = [token for ids in encoded["input_ids"] for token in ids]
+    labels: list[int] = []
+    for text, ids, offsets in zip(documents, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        line = text.find("\n") + 1  # 0 in other documents
+        # BOS, which has no characters, keeps its loss as in any document.
+        labels += [
+            _NO_LOSS if first < last <= line else token for token, (first, last) in zip(ids, offsets, strict=True)
+        ]
     window = settings.context + 1
-    windows = stream[: len(stream) // window * window].view(-1, window)
-    for start in range(0, len(windows) - settings.batch + 1, settings.batch):
-        yield windows[start : start + settings.batch]
+    stream = torch.tensor([tokens, labels])[:, : len(tokens) // window * window].view(2, -1, window)
+    for start in range(0, stream.shape[1] - settings.batch + 1, settings.batch):
+        yield stream[0, start : start + settings.batch], stream[1, start : start + settings.batch]
 
 
 def _learning_rate(settings: TrainingSettings, progress: float) -> float:
