@@ -150,8 +150,8 @@ def _rebuild_edit(
     top = StoredEdit.load(Path(model))
     if base is not None:
         top = replace(top, base=lasting_name(base))
-    under = [entry for entry in edits_of(top.base) if isinstance(entry[1], StoredEdit)] if is_edit(top.base) else []
-    chain = [*under, (Path(model).stem, top)]
+    under = edits_of(top.base) if is_edit(top.base) else []
+    chain = [*((title, edit) for title, edit in under if isinstance(edit, StoredEdit)), (Path(model).stem, top)]
     removed = _named_in(chain, model, without)
     first = min(place for place, _ in removed)
     oldest = chain[first][1]
