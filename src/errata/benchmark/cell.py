@@ -67,6 +67,7 @@ from errata.evaluation.perplexity import Perplexity, perplexity
 from errata.evaluation.recall import evaluate_facts
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
+from errata.models.offload import device_of
 from errata.models.prompts import Pair, TargetScore
 from errata.patches.patch import supported_dtype_name
 from errata.results.metrics import Ability, Metric
@@ -440,7 +441,7 @@ def open_cell(
     entry = spec.model
     check_trusted([entry], trust_remote_code=trust_remote_code)
     dtype = None if entry.dtype is None else getattr(torch, entry.dtype)
-    device = None if entry.device is None else torch.device(entry.device)
+    device = None if entry.device is None else device_of(entry.device)
     report("loading the model", 0, 1)
     model = load_model(entry.name, device=device, dtype=dtype, trust_remote_code=entry.trust_remote_code)
     backend: Backend

@@ -13,6 +13,7 @@ from rich.table import Table
 from errata.cli.model_options import (
     DeviceOption,
     DtypeOption,
+    MaxMemoryOption,
     ModelOption,
     TrustOption,
     check_chat,
@@ -49,6 +50,7 @@ def ask(
     ] = None,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
+    max_memory: MaxMemoryOption = None,
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -62,7 +64,7 @@ def ask(
         what = "a prompt is" if len(blank) == 1 else f"{len(blank)} prompts are"
         raise InputError(f"{what} empty", remedy="Give a text that the model can continue", code="PROMPT_EMPTY")
     new_tokens = tokens or (100 if chat else 12)
-    where = placement(device, dtype)
+    where = placement(device, dtype, max_memory)
     names = (model, *([against] if against else []))
     # A final newline is a separate token, but a final space belongs to the token of the next word.
     stripped = [prompt.strip() if chat else prompt.rstrip(" \t") for prompt in prompts]

@@ -432,7 +432,9 @@ def time_needed(plan: Plan) -> str:
     for spec in {spec.model.name: spec for spec in plan.specs}.values():
         where = placement(spec.model.device, spec.model.dtype)
         outline = plan.outlines[spec.model.name]
-        device = where["device"] or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = where["device"]
+        if not isinstance(device, torch.device):  # one of several
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         speed = measured_speed(outline.size, device, where["dtype"] or outline.dtype)
         seconds += operations.get(spec.model.name, 0.0) / speed
     return (

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated, Any
 
 import psutil
 import torch
 import typer
 from rich.table import Table
 
+from errata.analysis.fit import edit_needs, size_of_model
+from errata.cli.model_options import TrustOption
 from errata.cli.terminal import JsonOption, console, write_json
 from errata.errors import ErrataError
 from errata.utils.provenance import software_versions
+from errata.utils.text import dtype_name
 
-EXAMPLE = "Example: errata doctor --json doctor.json"
+EXAMPLE = (
+    "Example: errata doctor --json doctor.json\n\nExample: errata doctor --model meta-llama/Llama-3.1-70B-Instruct"
+)
 
 # (title, parameters, MLP width, width, number of critical layers) of models edited in publications.
 _SIZES = (
@@ -27,8 +33,23 @@ app = typer.Typer()
 
 
 @app.command("doctor", epilog=EXAMPLE)
-def doctor(json: JsonOption = None) -> None:
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Show what an edit of this model needs in memory and where that fits. Its configuration is enough: a "
+            "directory with config.json, or a name on the hub.",
+        ),
+    ] = None,
+    trust_remote_code: TrustOption = False,
+    json: JsonOption = None,
+) -> None:
     """Show versions, devices, which model sizes fit in memory, and the state of the embedded model."""
+    if model is not None:
+        write_json(json, _fit_of(model, trust_remote_code=trust_remote_code))
+        return
     versions = software_versions()
     devices = _devices()
     lab = _lab_state()
@@ -63,6 +84,47 @@ def doctor(json: JsonOption = None) -> None:
         rows.append({"model": title, "needs_gib": needs, "fits": verdicts})
     console().print(fits)
     write_json(json, {"versions": versions, "devices": devices, "lab": lab, "fits": rows})
+
+
+def _fit_of(name: str, *, trust_remote_code: bool) -> dict[str, Any]:
+    """Print what a model needs, and return it in bytes."""
+    size = size_of_model(name, trust_remote_code=trust_remote_code)
+    needs = {dtype: edit_needs(size, dtype) for dtype in (torch.bfloat16, torch.float32)}
+    devices = _devices()
+    table = Table(title=f"What an edit of {name} needs (GiB)")
+    table.add_column("")
+    for dtype in needs:
+        table.add_column(dtype_name(dtype), justify="right")
+    rows = {"weights": [need.weights for need in needs.values()]}
+    for what in next(iter(needs.values())).parts:
+        rows[what] = [need.parts[what] for need in needs.values()]
+    many = {dtype: edit_needs(size, dtype, facts=100) for dtype in needs}
+    rows["in all"] = [need.weights + need.besides for need in needs.values()]
+    rows["in all, 100 facts searched at once"] = [need.weights + need.besides for need in many.values()]
+    for what, found in rows.items():
+        table.add_row(what, *(f"{value / 2**30:,.1f}" for value in found))
+    console().print(table)
+    fits = Table(title="Where that fits")
+    fits.add_column("device")
+    fits.add_column("GiB free", justify="right")
+    for dtype in needs:
+        fits.add_column(dtype_name(dtype))
+    verdicts = {}
+    for device in devices:
+        title, free = str(device["name"]), float(device["free_gib"])
+        words = [need.verdict(free * 2**30, is_cpu=title == "cpu") for need in needs.values()]
+        verdicts[title] = dict(zip(map(dtype_name, needs), words, strict=True))
+        fits.add_row(title, f"{free:.1f}", *words)
+    console().print(fits)
+    return {
+        "model": name,
+        "parameters": size.parameters,
+        "needs": {
+            dtype_name(dtype): {"weights": need.weights, "block": need.block, **need.parts}
+            for dtype, need in needs.items()
+        },
+        "fits": verdicts,
+    }
 
 
 def _gib(parameters: float, size: int, mlp_width: int, width: int, layers: int) -> float:

@@ -20,6 +20,7 @@ from errata.cli.model_options import (
     DtypeOption,
     LastWinsOption,
     LayersOption,
+    MaxMemoryOption,
     Placement,
     TrustOption,
     UntouchedOption,
@@ -164,6 +165,7 @@ def edit(
     ] = False,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
+    max_memory: MaxMemoryOption = None,
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -193,7 +195,7 @@ def edit(
             choices,
             recipe_for,
             out,
-            placement(device, dtype),
+            placement(device, dtype, max_memory),
             json,
             trust_remote_code=trust_remote_code,
         )
@@ -208,7 +210,7 @@ def edit(
             controls, evaluate, dry_run, json, trust_remote_code,
         )  # fmt: skip
         given = [option for option, value in others.items() if value]
-        edit_with_editor(options, given, placement(device, dtype))
+        edit_with_editor(options, given, placement(device, dtype, max_memory))
         return
     outline = outline_here(model, trust_remote_code=trust_remote_code)
     automatic = recipe is None and not comes_with_recipe(model)
@@ -219,7 +221,7 @@ def edit(
         with part:
             _check_outputs(out, run, dry_run=dry_run)
         with part:
-            where = placement(device, dtype)
+            where = placement(device, dtype, max_memory)
         with part:
             check_method(method)
             default = automatic_recipe(model, method, outline) if automatic and outline is not None else None

@@ -23,6 +23,7 @@ from errata.cli.model_options import (
     DeviceOption,
     DtypeOption,
     LastWinsOption,
+    MaxMemoryOption,
     ModelOption,
     TrustOption,
     UntouchedOption,
@@ -80,6 +81,7 @@ def evaluate(
     ] = False,
     trust_remote_code: TrustOption = False,
     device: DeviceOption = None,
+    max_memory: MaxMemoryOption = None,
     dtype: DtypeOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -93,7 +95,7 @@ def evaluate(
 
     with collect_errors("the input") as part:
         with part:
-            where = placement(device, dtype)
+            where = placement(device, dtype, max_memory)
         with part:
             fact_set = read_facts(facts, last_wins=last_wins, check=check)
             for note in fact_set.notes:

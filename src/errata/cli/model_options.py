@@ -24,6 +24,7 @@ from errata.facts.files import Check
 from errata.facts.tokens import token_faults, unembedded_faults
 from errata.models.gguf import converted_directory
 from errata.models.loading import Outline, gguf_of, is_hub_name
+from errata.models.offload import PLANS, Spread, device_of
 from errata.models.prompts import chat_frame
 from errata.patches.stack import has_stack, is_stack, stack_base
 from errata.results.metrics import CONTROLS, entry_of
@@ -43,7 +44,19 @@ ModelOption = Annotated[
     ),
 ]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with the model to run.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; default: a GPU if available.")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        "--device-map",
+        help="cpu, cuda, cuda:1, mps …; default: a GPU if available. auto, balanced or sequential: accelerate spreads "
+        "the model over GPUs, main memory and disk.",
+    ),
+]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(metavar="LIMITS", help="With --device-map: the most memory of each device, as 0=20GiB,cpu=60GiB."),
+]
 DtypeOption = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16, float16 or float64; default: as stored (lab: float32)."),
@@ -85,12 +98,12 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class Placement(TypedDict):
     """Device and dtype of a model's weights; None selects the default."""
 
-    device: torch.device | None
+    device: torch.device | Spread | None
     dtype: torch.dtype | None
 
 
-def placement(device: str | None, dtype: str | None) -> Placement:
-    """Parse --device and --dtype.
+def placement(device: str | None, dtype: str | None, max_memory: str | None = None) -> Placement:
+    """Parse --device, --dtype and --max-memory.
 
     Raises:
         FaultsError: for an unknown dtype, and for a device that is not available.
@@ -100,17 +113,33 @@ def placement(device: str | None, dtype: str | None) -> Placement:
         faults.append(
             Fault("--dtype", f"unknown dtype {dtype!r}", f"Available: {', '.join(_DTYPES)}", code="DTYPE_UNKNOWN")
         )
+    chosen: torch.device | Spread | None = None
     try:
-        if device is not None:
-            torch.zeros(1, device=torch.device(device)).item()  # fails for 'meta', whose tensors have no values
+        if device is not None or max_memory is not None:
+            chosen = device_of(with_limits(device, max_memory))
+        if isinstance(chosen, torch.device):
+            torch.zeros(1, device=chosen).item()  # fails for 'meta', whose tensors have no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0]
         what = f"{device!r} is not available: {first}"
         faults.append(Fault("--device", what, "`errata doctor` lists the available devices", code="DEVICE_UNAVAILABLE"))
     if faults:
         raise FaultsError("the command line", faults)
-    chosen = None if device is None else torch.device(device)
     return Placement(device=chosen, dtype=None if dtype is None else _DTYPES[dtype])
+
+
+def with_limits(device: str | None, max_memory: str | None) -> str:
+    """--device-map, by default auto, with the limits of --max-memory.
+
+    Raises:
+        InputError: if the device is a single one.
+    """
+    plan = device or "auto"
+    if max_memory is not None and plan not in PLANS:
+        what = f"--max-memory limits what accelerate spreads over several devices, and --device is {plan!r}"
+        remedy = "Leave --device out, or give --device-map auto"
+        raise InputError(what, remedy=remedy, code="MAX_MEMORY_OF_ONE_DEVICE")
+    return plan if max_memory is None else f"{plan},{max_memory}"
 
 
 def outline_of(name: str, *, trust_remote_code: bool, endpoints: bool = False) -> Outline:

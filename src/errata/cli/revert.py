@@ -21,6 +21,7 @@ from errata.errors import InputError
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.models.loading import lasting_name
+from errata.models.offload import Device
 from errata.patches.stack import Stack, has_stack, is_stack, read_stack, solved_on_top, write_stack
 from errata.runs.loading import check_alike, check_exists, editor_under, edits_of, is_edit, load_model, stack_of_run
 from errata.runs.run import is_run
@@ -136,7 +137,7 @@ def _rebuild_edit(
     without: list[str],
     out: Path,
     base: str | None,
-    device: torch.device | None,
+    device: Device | None,
     json: Path | None,
     *,
     trust_remote_code: bool,
@@ -260,7 +261,7 @@ def _stack_of(model: str) -> Stack:
     return stack
 
 
-def _base(stack: Stack, base: str | None, device: torch.device | None, *, trust_remote_code: bool) -> LanguageModel:
+def _base(stack: Stack, base: str | None, device: Device | None, *, trust_remote_code: bool) -> LanguageModel:
     name, dtype = base or stack.base, getattr(torch, stack.dtype)
     with error_context(f"the base model {name!r} is needed: ", remedy="Give its location with --base"):
         return load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

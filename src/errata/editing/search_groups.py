@@ -78,7 +78,7 @@ def memory_of_rows(
     above, tokens = size.blocks - 1 - layer, rows * replayed
     cache = rows * slots * size.blocks * 2 * size.key_width * width
     of_attention = 2 * size.query_width * width * (tokens + rows * (slots + replayed))
-    of_mlp = 3 * size.mlp_width * width
+    of_mlp = 3 * (size.mlp_width // size.experts * size.active_experts) * width
     activations = above * (8 * size.width * tokens + of_attention + of_mlp * tokens)
     if above and size.mlp_products:
         activations -= of_mlp * (tokens - wanted)

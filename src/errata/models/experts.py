@@ -7,6 +7,7 @@ edit uses that the blocks of κ belong to separate weights (``errata.editing.sol
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 def gated_keys(
     experts: nn.Module,
+    parameters: Mapping[str, Tensor],
     hidden: Float[Tensor, "tokens d"],
     chosen: Int[Tensor, "tokens k"],
     gates: Float[Tensor, "tokens k"],
@@ -23,11 +25,11 @@ def gated_keys(
 
     Args:
         experts: the module of all experts (transformers 5).
+        parameters: its parameters by name, which need not be in the module now.
         hidden, chosen, gates: its arguments: the MLP's inputs, and the router's choice for each token.
     """
-    up: Any = experts.get_parameter("gate_up_proj")
-    bias: Any = experts.get_parameter("gate_up_proj_bias") if experts.has_bias else None
-    down = experts.get_parameter("down_proj")
+    up, down = parameters["gate_up_proj"], parameters["down_proj"]
+    bias = parameters["gate_up_proj_bias"] if experts.has_bias else None
     count, width = down.shape[0], down.shape[1] if experts.is_transposed else down.shape[2]
     hidden, chosen, gates = (each.reshape(-1, each.shape[-1]) for each in (hidden, chosen, gates))
     found = hidden.new_zeros(len(hidden), count, width)

@@ -322,15 +322,19 @@ def check_experts(experts: nn.Module) -> None:
     _check_tensor(weight.data)
 
 
-def expert_weight(experts: nn.Module, expert: int) -> Float[Tensor, "d_out d_in"]:
+def expert_weight(experts: nn.Module, expert: int, stored: Tensor | None = None) -> Float[Tensor, "d_out d_in"]:
     """W of one expert as (d_out, d_in), whatever the module stores.
 
     The module says how it stores it; the shape of a square weight is ambiguous (gpt-oss).
 
+    Args:
+        stored: the parameter of all experts, if it is not in the module now.
+
     Returns:
         A detached view: writing into it in place writes the model.
     """
-    weight: Tensor = experts.get_parameter("down_proj").detach()[expert]
+    whole = experts.get_parameter("down_proj") if stored is None else stored
+    weight: Tensor = whole.detach()[expert]
     return weight.T if experts.is_transposed else weight
 
 
@@ -361,8 +365,11 @@ def is_transposed(module: nn.Module) -> bool:
     )
 
 
-def down_projection_weight(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
+def down_projection_weight(module: nn.Module, stored: Tensor | None = None) -> Float[Tensor, "d_out d_in"]:
     """W as (d_out, d_in) whatever the module stores: `module(k) == W @ k + bias`.
+
+    Args:
+        stored: its weight, if that is not in the module now.
 
     Returns:
         A detached view: writing into it in place writes the model.
@@ -371,5 +378,5 @@ def down_projection_weight(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
         UnsupportedModelError: as `is_transposed`.
     """
     transposed = is_transposed(module)
-    weight: Tensor = module.get_parameter("weight").detach()
+    weight: Tensor = (module.get_parameter("weight") if stored is None else stored).detach()
     return weight.T if transposed else weight

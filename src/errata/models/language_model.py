@@ -6,9 +6,10 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -28,11 +29,19 @@ from errata.models.families import (
     experts_of,
 )
 from errata.models.loading import check_layers_exist, context_length_of, loading, local_directory, source_of
+from errata.models.offload import (
+    Device,
+    Spread,
+    execution_device,
+    read_parameter,
+    stored_tensors,
+    write_parameter,
+)
 from errata.models.prompts import Pair, TargetScore, encode, guard_embedding, length_batches, pad, probe_row, unembedded
 from errata.models.saving import BaseFiles, Written, write_edited
 from errata.models.size import check_fits, weight_bytes
 from errata.models.weights import EditedWeights, ModuleName, Place
-from errata.utils.files import new_directory
+from errata.utils.files import cache_directory, new_directory
 from errata.utils.progress import Report, counter, silent
 from errata.utils.tensors import tensor_bytes
 from errata.utils.text import dtype_name, listed
@@ -51,6 +60,19 @@ class Site(StrEnum):
     MLP = "mlp"
     ATTENTION = "attention"
     BLOCK = "block"
+
+
+@contextmanager
+def _lasting_folder() -> Iterator[TemporaryDirectory[str]]:
+    """A folder that is deleted if the block fails, and else with the object."""
+    parent = cache_directory("offload")
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = TemporaryDirectory(prefix="model-", dir=parent)
+    try:
+        yield folder
+    except BaseException:
+        folder.cleanup()
+        raise
 
 
 class _CaptureComplete(BaseException):
@@ -85,6 +107,7 @@ class LanguageModel:
         self.name = name
         self.files = files
         self.edits = EditedWeights(self)
+        self._folder: TemporaryDirectory[str] | None = None  # of weights on disk
 
     # Loading and saving
 
@@ -94,14 +117,15 @@ class LanguageModel:
         name_or_path: str | Path = "lab",
         *,
         dtype: torch.dtype | None = None,
-        device: str | torch.device | None = None,
+        device: Device | None = None,
         trust_remote_code: bool = False,
     ) -> LanguageModel:
         """Load ``lab`` (embedded), a local directory or GGUF file, a small model by its name, or a model of the hub.
 
         Args:
             dtype: of the weights; by default float32 for ``lab``, else the checkpoint's own.
-            device: by default ``cpu`` for ``lab``, else a GPU if there is one.
+            device: by default ``cpu`` for ``lab``, else a GPU if there is one; a ``Spread`` leaves it to accelerate to
+                spread the model over devices, main memory and disk.
 
         Raises:
             InputError: if nothing can be loaded, the model does not fit in memory, weights are missing, or its logits
@@ -112,34 +136,43 @@ class LanguageModel:
         if name == "lab":
             dtype = dtype or torch.float32
             device = device or "cpu"
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        with loading(name):
+        spread = device if isinstance(device, Spread) else None
+        if isinstance(device, Spread) or device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        target = torch.device(device)
+        with loading(name), ExitStack() as stack:
             source = source_of(name)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
             check_config(config)
-            needed = weight_bytes(config, dtype, trust_remote_code=trust_remote_code)
-            for place in {torch.device("cpu"), target}:  # weights are read into main memory first
-                check_fits(name, needed, place)
+            if spread is None:
+                needed = weight_bytes(config, dtype, trust_remote_code=trust_remote_code)
+                for place in {torch.device("cpu"), target}:  # weights are read into main memory first
+                    check_fits(name, needed, place)
             files = BaseFiles.of(local_directory(source, config))
+            # Deleted with the model; only weights whose form on disk is not that of the model are written there.
+            folder = None if spread is None else stack.enter_context(_lasting_folder())
             result: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=dtype or "auto",
                 trust_remote_code=trust_remote_code,
                 ignore_mismatched_sizes=True,  # reported below, together with missing weights
                 output_loading_info=True,
+                **({} if spread is None or folder is None else spread.options(folder.name)),
             )
             model, info = result
             # transformers would leave random numbers in their place.
             if bad := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
                 raise ValueError(f"{len(bad)} of its weights are missing or of another shape, such as {bad[0]!r}")
             loaded = cls(model, tokenizer, name=name, files=files)
+            loaded._folder = folder
             loaded._check_unexpected(info["unexpected_keys"])
             embedding = model.get_input_embeddings()
             if beyond := unembedded(tokenizer, len(embedding.weight)):
                 guard_embedding(embedding, name, beyond)
             probe = probe_row(tokenizer)[: loaded.context_length]
-        nn.Module.to(model, target)  # transformers wraps the method in a way that hides its types
+        if spread is None:
+            nn.Module.to(model, target)  # transformers wraps the method in a way that hides its types
         loaded._check_finite(probe)
         return loaded
 
@@ -219,7 +252,8 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        """Where inputs are; of a spread model the device of its first block."""
+        return execution_device(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -311,24 +345,42 @@ class LanguageModel:
             UnsupportedModelError: as ``linear``.
         """
         if expert is None:
-            return down_projection_weight(self.linear(layer, module))
+            return down_projection_weight(
+                self.linear(layer, module), read_parameter(self.model, self._parameter(layer, module, expert))
+            )
         experts = self.experts(layer)
         if experts is None or module != "down_proj" or not 0 <= expert < self.expert_count(layer):
             what = f"{self.name!r} has no {Place(layer, module, expert).title}"
             raise InputError(what, remedy="Give the model that the change was made for", code="EXPERT_UNKNOWN")
-        return expert_weight(experts, expert)
+        return expert_weight(experts, expert, read_parameter(self.model, self._parameter(layer, module, expert)))
 
     def set_weight(
         self, layer: int, value: Tensor, module: ModuleName = "down_proj", expert: int | None = None
     ) -> None:
         """Overwrite W, or another matrix, with ``value`` (d_out, d_in), rounded once to the model's dtype."""
+        name = self._parameter(layer, module, expert)
         with torch.no_grad():
-            self.weight(layer, module, expert).copy_(value)
+            if not self.model.get_parameter(name).is_meta:
+                self.weight(layer, module, expert).copy_(value)
+                return
+            stored = read_parameter(self.model, name).clone()
+            if expert is None:
+                down_projection_weight(self.linear(layer, module), stored).copy_(value)
+            elif (experts := self.experts(layer)) is not None:
+                expert_weight(experts, expert, stored).copy_(value)
+            write_parameter(self.model, name, stored)
+
+    def _parameter(self, layer: int, module: ModuleName, expert: int | None) -> str:
+        """The name of the parameter that holds a matrix, from the model on."""
+        block = f"{self.architecture.blocks}.{layer}"
+        if expert is not None:
+            return f"{block}.{self.architecture.experts}.down_proj"
+        return f"{block}.{self.architecture.path_of(module)}.weight"
 
     def fingerprint(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of all parameters: equal weights, equal fingerprint."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, tensor in stored_tensors(self.model):
             digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
             digest.update(tensor_bytes(tensor))
         return digest.hexdigest()
@@ -411,7 +463,10 @@ class LanguageModel:
             (positions, vocabulary) in the model's dtype.
         """
         # Only the head's input is cut down: soft caps and projections around it remain the model's own code.
-        handle = self.head.register_forward_pre_hook(lambda module, args: (args[0][rows, columns].unsqueeze(0),))
+        handle = self.head.register_forward_pre_hook(
+            # Of a model on several devices the hidden state is on the last block's.
+            lambda module, args: (args[0][rows.to(args[0].device), columns.to(args[0].device)].unsqueeze(0),)
+        )
         try:
             logits: Tensor = self.model(**({"use_cache": False} | dict(inputs))).logits[0]
         finally:
@@ -477,11 +532,17 @@ class LanguageModel:
         except _CaptureComplete:
             return
 
+    def _of_experts(self, layer: int) -> dict[str, Tensor]:
+        """The parameters of a block's experts, which a hook of accelerate may not have loaded yet."""
+        path = f"{self.architecture.blocks}.{layer}.{self.architecture.experts}"
+        names = [name for name, _ in self.model.get_submodule(path).named_parameters()]
+        return {name: read_parameter(self.model, f"{path}.{name}").to(self.device) for name in names}
+
     def _capture_hook(self, site: Site, layer: int, store: Callable[[Site, int, Tensor], None]) -> RemovableHandle:
         experts = self.experts(layer)
         if site is Site.KEY and experts is not None:
             return experts.register_forward_pre_hook(
-                lambda module, args: store(site, layer, gated_keys(module, *args[:3]))
+                lambda module, args: store(site, layer, gated_keys(module, self._of_experts(layer), *args[:3]))
             )
         if site in (Site.MLP_INPUT, Site.KEY):
             reader = self.mlp_reader(layer) if site is Site.MLP_INPUT else self.down_projection(layer)

@@ -34,6 +34,7 @@ class ModelSize:
     query_width: int  # number of attention heads times their width
     key_width: int  # the same for the heads of keys and values
     experts: int = 1  # into which W's columns are divided; of a dense model 1
+    active_experts: int = 1  # those that a token uses
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelSize:
@@ -59,7 +60,8 @@ class ModelSize:
         heads = int(text.num_attention_heads)
         head_width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
         # A token uses a few of the experts.
-        share = int(getattr(text, "num_experts_per_tok", 1)) / count
+        active = 1 if experts is None else int(text.num_experts_per_tok)
+        share = active / count
         stacked = [] if experts is None else [part for part in experts.parameters() if part.dim() == 3]
         of_experts = int(share * sum(part.numel() for part in stacked))
         mlp_is_module = row.mlp != row.down_projection
@@ -75,6 +77,7 @@ class ModelSize:
             query_width=heads * head_width,
             key_width=int(getattr(text, "num_key_value_heads", None) or heads) * head_width,
             experts=count,
+            active_experts=active,
         )
 
 

@@ -18,6 +18,7 @@ from errata.editors.endpoint import Endpoint, check_allowed, is_endpoint
 from errata.editors.registry import make_editor
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
+from errata.models.offload import Device
 from errata.patches.patch import Patch
 from errata.patches.stack import Stack, has_stack, is_stack, new_stack, read_stack, stack_base
 from errata.runs.resume import patch_of_run
@@ -80,7 +81,7 @@ def load_base(
     name: str,
     *,
     dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    device: Device | None = None,
     trust_remote_code: bool = False,
 ) -> Base:
     """As ``load_model``, or the model at an address, whose weights are not at hand."""
@@ -106,7 +107,7 @@ def load_model(
     name: str,
     *,
     dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    device: Device | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
     """A plain model, or the base of a stack or a run with its patches applied: all that is in weights.
@@ -122,9 +123,7 @@ def load_model(
     return _load(name, dtype, device, trust_remote_code)
 
 
-def _load(
-    name: str, dtype: torch.dtype | None, device: str | torch.device | None, trust_remote_code: bool
-) -> LanguageModel:
+def _load(name: str, dtype: torch.dtype | None, device: Device | None, trust_remote_code: bool) -> LanguageModel:
     check_changes_weights(name)
     apply: Callable[[LanguageModel], object]
     if is_stack(name):
@@ -146,7 +145,7 @@ def load_editor(
     name: str,
     *,
     dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    device: Device | None = None,
     trust_remote_code: bool = False,
     report: Report = silent,
 ) -> KnowledgeEditor:
@@ -167,7 +166,7 @@ def editor_under(
     edit: StoredEdit,
     *,
     dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    device: Device | None = None,
     trust_remote_code: bool = False,
     report: Report = silent,
 ) -> tuple[Base, KnowledgeEditor]:
@@ -204,7 +203,7 @@ def load_answerer(
     name: str,
     *,
     dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    device: Device | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Answerer, str]:
     """A model by any name, to be queried, and its fingerprint.
@@ -241,7 +240,7 @@ def stack_under(model: LanguageModel, name: str, fingerprint: str) -> Stack:
     return stack_of_run(name, device=model.device) if is_run(name) else new_stack(model, fingerprint)
 
 
-def stack_of_run(name: str, *, device: str | torch.device | None = None, trust_remote_code: bool = False) -> Stack:
+def stack_of_run(name: str, *, device: Device | None = None, trust_remote_code: bool = False) -> Stack:
     """The stack of a run's base, with the whole run as one patch on top."""
     run = open_run(Path(name))
     base = load_model(
