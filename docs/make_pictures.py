@@ -61,20 +61,20 @@ def playground() -> None:
 
 
 def report() -> None:
-    """``report.png``: four methods on ``lab``."""
+    """``first_screen.png``: four methods on ``lab``."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         methods = "memit,memit+blue,alphaedit,alphaedit+blue"
         _run(
-            *("bench", "--model", "lab", "--data", "lab", "--methods", methods, "--facts", "100", "--batch-size", "20"),
-            *("--seeds", "2", "--out", str(out)),
+            *("bench", "--model", "lab", "--data", "lab", "--methods", methods, "--edits", "50", "--batch-size", "25"),
+            *("--seeds", "1", "--out", str(out)),
         )
         _run("report", str(out), "--format", "html")
 
         def shown(driven: Browser) -> None:
             driven.open(out / "report.html")
 
-        _photograph(shown, DOCS / "report.png", width=1100, height=900, whole=False)
+        _photograph(shown, DOCS / "first_screen.png", width=1100, height=640, whole=False)
 
 
 PICTURES: Mapping[str, Callable[[], None]] = {"demo": demo, "playground": playground, "report": report}

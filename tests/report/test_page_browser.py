@@ -22,6 +22,7 @@ PROGRAM = chromium()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
 FIRST_TABLE = "document.querySelector('table.results')"
 NAMES = f"[...{FIRST_TABLE}.querySelectorAll('tbody.methods bdi')].map(e => e.textContent)"
+OPEN = "document.querySelectorAll('details.all').forEach(e => { e.open = true; })"
 FOUND = "document.getElementById('found').textContent"
 
 
@@ -50,6 +51,7 @@ def shown(opened: Browser, page: Path) -> Iterator[Browser]:
     opened.look()
     opened.said.clear()
     opened.open(page)
+    opened.run(OPEN)
     yield opened
     assert opened.said == []  # no error, no word on the console, nothing asked of a network
 
@@ -138,6 +140,7 @@ def test_all_metrics_stand_in_a_window_of_usual_width(
     page.write_text(report_page(run, read_answers(run.records)), encoding="utf-8")
     opened.look(width=1280, height=800)
     opened.open(page)
+    opened.run(OPEN)
     cut = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
     assert opened.run(cut) == 0
     assert opened.run(f"{FIRST_TABLE}.textContent").find("score") > 0
@@ -145,6 +148,60 @@ def test_all_metrics_stand_in_a_window_of_usual_width(
     assert opened.run("document.documentElement.scrollWidth") <= 390
     lines = "[...document.querySelectorAll('tbody.methods bdi')].filter(e => e.textContent === 'alphaedit+blue')"
     assert opened.run(f"Math.max(...{lines}.map(e => e.getClientRects().length))") <= 2
+
+
+@pytest.fixture(scope="module")
+def with_controls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve cells of a thousand facts."""
+    directory = write_run(tmp_path_factory.mktemp("runs") / "large", MadeUp(facts=1000, batch=100))
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    lost = [
+        row(method, "untouched_accuracy_known", "after", mean, n=200, model="lab", data="counterfact", edits=1000)
+        for method, mean in zip(METHODS, (0.6, 0.75, 0.7, 0.86), strict=True)
+    ]
+    write_results(directory / "summary.json", [*summary["rows"], *lost], summary["about"])
+    run = read_bench_run(directory)
+    page = directory / "report.html"
+    page.write_text(report_page(run, read_answers(run.records)), encoding="utf-8")
+    return page
+
+
+def test_a_page_of_twelve_cells_is_below_a_megabyte(with_controls: Path) -> None:
+    assert with_controls.stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_first_screen_shows_which_method_and_what_it_cost(
+    opened: Browser, with_controls: Path, width: int, height: int
+) -> None:
+    opened.look(width=width, height=height)
+    opened.said.clear()
+    opened.open(with_controls)
+    assert opened.said == []
+    words = opened.run("document.querySelector('.lead').textContent")
+    assert words.count(". ") == 1
+    assert "alphaedit+blue gives the new answer to 96.0 %" in words
+    assert "14.0 % of the known answers about other subjects are lost" in words
+    picture = "document.querySelector('.overview svg').getBoundingClientRect()"
+    assert opened.run(f"{picture}.bottom") <= height
+    assert opened.run("Math.min(...[...document.querySelectorAll('.overview svg text')]"
+                      ".map(e => e.getBoundingClientRect().height))") >= 10  # fmt: skip
+    assert opened.run("document.documentElement.scrollWidth") <= width
+    assert opened.run("document.querySelector('.beside .scroll').scrollWidth") <= width
+    # The crosses have the colours of the table beside them.
+    line = "document.querySelectorAll('table.main tbody tr')[0].querySelector('.swatch line')"
+    colour = opened.run(f"getComputedStyle({line}).stroke")
+    drawn = opened.run("[...document.querySelectorAll('.overview svg path')].map(e => getComputedStyle(e).stroke)")
+    assert colour in drawn
+
+
+def test_all_other_columns_are_behind_a_control_for_the_keyboard_too(opened: Browser, with_controls: Path) -> None:
+    opened.look()
+    opened.open(with_controls)
+    assert opened.run("document.querySelector('table.results').checkVisibility()") is False
+    opened.run("document.querySelector('details.all > summary').focus()")
+    opened.press("Enter", 13, "\r")
+    assert opened.run("document.querySelector('table.results').checkVisibility()") is True
 
 
 def contrast(driven: Browser, selector: str) -> float:

@@ -159,6 +159,8 @@ def _report_benchmark(run: Path, out: Path | None, formats: str | None, analysis
             targets = _targets(run, out, formats)
             for target in targets.values():
                 _check_target(run, target)
+            if "html" in targets:
+                check_drawing()
             if analysis and not {"html", "md"} & targets.keys():
                 raise InputError(
                     f"--analysis applies to HTML and Markdown only, but --format is {', '.join(targets)}",

@@ -6,18 +6,20 @@ referenced by index.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from errata.errors import InputError
 from errata.results.metrics import entry_of
 from errata.utils.optional import require
 
 ENTRIES_EMBEDDED: Final = 20_000
-PROMPTS_EMBEDDED: Final = 60_000  # in addition to the entries' own prompts; keeps the page near 10 MB
+PROMPTS_EMBEDDED: Final = 60_000  # in addition to the entries' own prompts
+BYTES_EMBEDDED: Final = 700_000  # of all of them; keeps the page below 1 MB
 COLUMNS: Final = (
     "cell", "model", "data", "method", "seed", "when", "edits", "fact", "metric", "prompt", "expected", "value", "said",
 )  # fmt: skip
@@ -63,21 +65,43 @@ class _AskedPrompt:
     moments: dict[str, tuple[str, float | None]] = field(default_factory=dict)
 
 
-def read_answers(path: Path, *, entries: int = ENTRIES_EMBEDDED, prompts: int = PROMPTS_EMBEDDED) -> Answers:
+def read_answers(
+    path: Path, *, entries: int = ENTRIES_EMBEDDED, prompts: int = PROMPTS_EMBEDDED, size: int = BYTES_EMBEDDED
+) -> Answers:
     """Read ``records.parquet`` for the page.
 
     If there are too many facts, each cell keeps its first n facts.
+
+    Args:
+        entries: at most so many.
+        prompts: at most so many besides the entries' own.
+        size: bytes of JSON at most.
 
     Raises:
         InputError: if it cannot be read, or lacks a column.
         MissingExtraError: without pyarrow.
     """
-    cells: dict[tuple[str, str, int, str, str], dict[str, dict[tuple[str, str], _AskedPrompt]]] = {}
+    cells: _Cells = {}
     for cell, model, data, method, seed, when, _, fact, metric, prompt, expected, value, said in _lines(path):
         if when in _MOMENTS:
             of_cell = cells.setdefault((cell, method, seed, model, data), {})
             asked = of_cell.setdefault(fact, {}).setdefault((metric, prompt), _AskedPrompt(metric, prompt, expected))
             asked.moments[when] = (said or "", value)
+    found = _embedded(cells, entries, prompts)
+    while (bytes_of := len(json.dumps(found.payload, separators=(",", ":")))) > size and entries > len(cells):
+        # Proportionally fewer of both, and a little less, since texts are shared.
+        share = 0.9 * size / bytes_of
+        shown = found.entries - found.entries_left_out
+        entries, prompts = int(share * min(entries, shown)), int(share * prompts)
+        found = _embedded(cells, entries, prompts)
+    return found
+
+
+_Cells: TypeAlias = dict[tuple[str, str, int, str, str], dict[str, dict[tuple[str, str], _AskedPrompt]]]
+"""(cell, method, seed, model, data) -> fact -> (metric, prompt) -> its answers."""
+
+
+def _embedded(cells: _Cells, entries: int, prompts: int) -> Answers:
     total = sum(map(len, cells.values()))
     kept = {key: list(facts.values()) for key, facts in cells.items()}
     shown_facts = _facts_per_cell([len(facts) for facts in kept.values()], entries)

@@ -185,9 +185,14 @@ def swatch_svg(style: int) -> Markup:
     )
 
 
+def marker_of(style: int) -> str:
+    """The shape of a method's marker."""
+    return _MARKERS[(style + style // len(_MARKERS)) % len(_MARKERS)]
+
+
 def marker_svg(style: int, x: float, y: float, size: float = 3.4, title: str = "") -> Markup:
     """A method's marker at a point, with ``title`` as its tooltip."""
-    kind = _MARKERS[(style + style // len(_MARKERS)) % len(_MARKERS)]
+    kind = marker_of(style)
     shapes = {
         "square": f"M{x - size:.1f} {y - size:.1f}h{2 * size:.1f}v{2 * size:.1f}h{-2 * size:.1f}z",
         "triangle": f"M{x:.1f} {y - 1.2 * size:.1f}l{1.2 * size:.1f} {2.1 * size:.1f}h{-2.4 * size:.1f}z",

@@ -406,7 +406,9 @@ def draw(figure: Figure, scheme: Scheme, *, name: str, styles: Mapping[str, int]
         svg, png = io.StringIO(), io.BytesIO()
         canvas.savefig(svg, format="svg", metadata=_NO_METADATA)
         canvas.savefig(png, format="png", metadata={"Software": None})
-    return Picture(_element(svg.getvalue(), f"{name}{scheme.suffix}", figure), png.getvalue())
+    return Picture(
+        page_element(svg.getvalue(), f"{name}{scheme.suffix}", figure.caption or figure.name), png.getvalue()
+    )
 
 
 @contextmanager
@@ -424,9 +426,7 @@ def composed(figure: Figure, scheme: Scheme, styles: Mapping[str, int] | None = 
     per_line = min(len(labels), max(1, int(width / (0.55 + CHARACTER * max(map(len, labels), default=1)))))
     legend = 0.06 + _LEGEND_ROW * ceil(len(labels) / max(1, per_line))
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # ignore settings of the user
-        settings: Any = {**_SETTINGS, **_colour_settings(scheme)}
-        matplotlib.rcParams.update(settings)
+        drawing_settings(_colour_settings(scheme))
         canvas = Canvas(figsize=(width, sum(heights) + legend), layout="constrained", dpi=_DPI)
         parts = canvas.subfigures(len(rows) + 1, 1, height_ratios=[*heights, legend], squeeze=False)[:, 0]
         for part, row in zip(parts, rows, strict=False):  # rows are laid out separately: their columns need not align
@@ -484,13 +484,31 @@ def _legend_handle(figure: Figure, label: str, index: int, scheme: Scheme) -> An
     return Line2D([], [], color=style.colour, linestyle=dash, marker=marker, markersize=4.5, linewidth=1.4, label=label)
 
 
-def _element(whole: str, name: str, figure: Figure) -> str:
-    """The SVG as an element that can be put into a page with others."""
+def drawing_settings(own: Mapping[str, Any]) -> None:
+    """Set matplotlib's settings for a drawing, whatever the user's are; inside ``matplotlib.rc_context``.
+
+    Args:
+        own: further settings of the drawing.
+    """
+    import matplotlib
+
+    matplotlib.rcdefaults()
+    settings: Any = {**_SETTINGS, **own}
+    matplotlib.rcParams.update(settings)
+
+
+def page_element(whole: str, name: str, caption: str) -> str:
+    """An SVG of matplotlib as an element that can be put into a page with others.
+
+    Args:
+        name: prefix of its ids, unique in the page; letters, digits and ``-``.
+        caption: what it shows, for those who do not see it.
+    """
     inner = re.sub(r"<!--.*?-->\s*", "", whole[whole.index("<svg") :], flags=re.DOTALL)  # copies of all texts
     inner = re.sub(
         r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>\s*", "", inner, flags=re.DOTALL
     )  # would apply to the page
     inner = _IDS.sub(lambda found: f"{found[0]}{name}-", inner)
-    says = escape(visible(figure.caption or figure.name, 2000))
+    says = escape(visible(caption, 2000))
     root = f'<svg role="img" aria-label="{says}" stroke-linejoin="round" stroke-linecap="butt"'
     return inner.replace("<svg", root, 1)

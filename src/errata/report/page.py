@@ -26,6 +26,7 @@ from errata.report.comparison import BEST_NOTE, Comparison, comparisons
 from errata.report.conclusions import conclusion, unable
 from errata.report.curves import Chart, chart_svg, charts, swatch_svg
 from errata.report.gap import Gap, gap_svg, gaps
+from errata.report.overview import Overview, cell_text, overview, overview_svg
 from errata.report.studies import ShownStudy, format_value, verdicts
 
 MOST_COLUMNS: Final = 8  # of one table; they fit next to the names of methods in a window of 1280 pixels
@@ -37,6 +38,7 @@ class PageSection:
     """The contents of the page for one model on one data set."""
 
     title: str
+    overview: Overview | None
     conclusion: str
     unable: Mapping[str, str]
     signs: Mapping[str, str]
@@ -57,6 +59,7 @@ def report_page(
     sections = [
         PageSection(
             section.title,
+            overview(section.rows, run.methods, run.stopped(section)),
             conclusion(section.rows, run.stopped(section)),
             unable(section.rows),
             run.signs(section),
@@ -150,6 +153,8 @@ def environment() -> Environment:
     made.filters |= {
         "chart": chart_svg,
         "gap_chart": gap_svg,
+        "overview_chart": overview_svg,
+        "main_cell": cell_text,
         "swatch": swatch_svg,
         "breakable": breakable,
         "shown_name": shown_name,

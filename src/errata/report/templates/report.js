@@ -133,6 +133,9 @@
   previous.addEventListener("click", () => { page -= 1; show(); });
   next.addEventListener("click", () => { page += 1; show(); });
 
+  // Paper has no control to open the tables, and neither has a link into them.
+  window.addEventListener("beforeprint", () => { document.querySelectorAll("details.all").forEach((each) => { each.open = true; }); });
+
   option(method, "", "all");
   for (const place of new Set(cells.map((cell) => cell[0]))) option(method, String(place), text(place));
   option(outcome, "", "all");
