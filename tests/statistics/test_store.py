@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+import errata.statistics.files
 import errata.statistics.store
 from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.statistics.corpus import open_corpus
 from errata.statistics.moments import SecondMoment
 from errata.statistics.settings import StatisticsSettings
-from errata.statistics.store import check_corpus, default_cache, moments_for
+from errata.statistics.store import check_source, default_cache, moments_for
 
 from tests.support.editing import corpus_texts, tiny_language_model, write_corpus
 from tests.support.errors import raises_code
@@ -136,8 +137,8 @@ def _text(path: Path, other: Path) -> None:
 
 def _wrong_count(path: Path, other: Path) -> None:
     content = path.read_bytes()
-    assert content.count(b'"count":"200"') == 1
-    path.write_bytes(content.replace(b'"count":"200"', b'"count":"100"'))
+    assert content.count(rb"{\"1\": 200}") == 1
+    path.write_bytes(content.replace(rb"{\"1\": 200}", rb"{\"1\": 100}"))
 
 
 DAMAGES: dict[str, Callable[[Path, Path], None]] = {
@@ -222,7 +223,7 @@ def test_an_interrupted_write_leaves_no_file(
         Path(filename).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(errata.statistics.store, "save_file", interrupted)
+    monkeypatch.setattr(errata.statistics.files, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         moments_for(model, [1], settings, cache=cache)
     assert list(cache.iterdir()) == []
@@ -262,16 +263,17 @@ def test_statistics_over_documents_are_found_again_unless_their_count_was_change
     count = first[1].count
     for path in cache.iterdir():
         content = path.read_bytes()
-        path.write_bytes(content.replace(f'"count":"{count}"'.encode(), f'"count":"{count - 1}"'.encode()))
+        old, new = (rf"{{\"1\": {number}}}".encode() for number in (count, count - 1))
+        path.write_bytes(content.replace(old, new))
     assert_equal(moments_for(model, [1], settings, cache=cache), first)
     assert computed == [[1], [1], [1]]
 
 
 def test_too_few_documents_are_reported_before_any_is_read_by_a_model(settings: StatisticsSettings) -> None:
-    check_corpus(settings)
-    check_corpus(settings.model_copy(update={"tokens": None, "documents": 40}))
+    check_source(settings, [])
+    check_source(settings.model_copy(update={"tokens": None, "documents": 40}), [])
     with raises_code("CORPUS_TOO_SHORT", InputError, " 40 documents", " 41 "):
-        check_corpus(settings.model_copy(update={"tokens": None, "documents": 41}))
+        check_source(settings.model_copy(update={"tokens": None, "documents": 41}), [])
 
 
 def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:

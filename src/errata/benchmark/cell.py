@@ -75,7 +75,7 @@ from errata.results.records import Record
 from errata.runs.loading import load_model
 from errata.runs.resume import editor_of
 from errata.runs.run import RunDirectory, create_run, is_run, open_run, verified_json
-from errata.statistics.corpus import open_corpus
+from errata.statistics.store import source_digest
 from errata.utils.files import reading, write_json, write_text
 from errata.utils.locks import exclusive, in_turn, open_in_place
 from errata.utils.progress import Report
@@ -463,12 +463,12 @@ def _recorded_run(
     directory: Path, spec: CellSpec, data: BenchmarkData, model: LanguageModel, report: Report
 ) -> RecordedRun:
     bench, name, recipe = directory.parent.parent, spec.model.name, spec.recipe
-    text = recipe.statistics.corpus if recipe.needs_statistics else None
+    text = recipe.statistics.source if recipe.needs_statistics else None
     run = open_run(directory / "run") if is_run(directory / "run") else None
     if run is not None:
         fingerprint, corpus = run.manifest.fingerprint, run.manifest.corpus
     else:
-        fingerprint, corpus = model.fingerprint(), "" if text is None else open_corpus(text).digest
+        fingerprint, corpus = model.fingerprint(), "" if text is None else source_digest(recipe.statistics)
     pin(bench, "weights", name, fingerprint)
     if text is not None:
         pin(bench, "text", text, corpus)

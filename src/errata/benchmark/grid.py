@@ -86,6 +86,7 @@ def with_absolute_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]
     # A directory that happens to have the name of something in errata does not replace it.
     changes = {
         "recipe": place,
+        "statistics": place,
         "corpus": lambda name: name if name in NAMED_CORPORA else place_if_there(name),
         "name": lambda name: name if name == "lab" else place_if_there(name),
     }
@@ -161,6 +162,7 @@ class ModelEntry(Settings):
     device: str | None = Field(None, description="cpu, cuda, cuda:1 …; default: a GPU if there is one")
     recipe: str | None = Field(None, description="a YAML recipe; default: the one shipped for the model")
     corpus: str | None = Field(None, description="a text for key statistics; default: the recipe's")
+    statistics: str | None = Field(None, description="a file of key statistics, instead of a text")
     trust_remote_code: StrictBool = Field(
         False, description="it needs code that comes with it, which the command line allows"
     )

@@ -38,7 +38,7 @@ from errata.editing.solvers.base import Candidate, Solver
 from errata.errors import ErrataError, InputError
 from errata.models.language_model import LanguageModel
 from errata.results.metrics import CONTROLS, Metric
-from errata.statistics.corpus import open_corpus
+from errata.statistics.store import source_digest
 from errata.utils.locks import open_in_place
 from errata.utils.progress import Report, silent
 from errata.utils.yaml import Dumper
@@ -361,10 +361,9 @@ class RecipeSearch:
 
     def _digest(self) -> str:
         """Digest of everything but the recipe that a score depends on: weights, corpus, facts, questions, sizes."""
-        corpus = self.base.statistics.corpus
         record = [
             self.model.fingerprint(),
-            open_corpus(corpus).digest if self.base.needs_statistics else "",
+            source_digest(self.base.statistics) if self.base.needs_statistics else "",
             [fact.to_record() for fact in self.evaluation_set.facts],
             [(name, question.to_record()) for name, question in self.evaluation_set.untouched],
             self.batch_size,

@@ -40,6 +40,7 @@ from errata.cli.model_options import (
     LayersOption,
     ModelOption,
     ProseOption,
+    StatisticsOption,
     TrustOption,
     UntouchedOption,
     check_facts,
@@ -115,6 +116,7 @@ def analyse(
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe; default: the one shipped for the model.")] = None,
     layers: LayersOption = None,
     corpus: CorpusOption = None,
+    statistics: StatisticsOption = None,
     untouched: UntouchedOption = None,
     prose: ProseOption = None,
     device: DeviceOption = None,
@@ -148,7 +150,7 @@ def analyse(
             where = placement(device, dtype)
             outline = outline_of(model, trust_remote_code=trust_remote_code)
         with part:
-            base_recipe = read_recipe_for(model, method, recipe, corpus=corpus, layers=layers)
+            base_recipe = read_recipe_for(model, method, recipe, corpus=corpus, statistics=statistics, layers=layers)
         with part:
             entry = entry_of_facts(facts, untouched, model)
             data_set = whole_set(entry)
@@ -159,7 +161,7 @@ def analyse(
                 check_measurements(plan.settings.measures.parts, plan.settings.measures.options)
             for name in plan.settings.methods if "methods" in plan.study.uses else ():
                 with part:
-                    chosen = read_recipe_for(model, name, recipe, corpus=corpus, layers=layers)
+                    chosen = read_recipe_for(model, name, recipe, corpus=corpus, statistics=statistics, layers=layers)
                     plan.recipes[name] = chosen.model_copy(update={"batch_size": plan.settings.batch_size})
             with part:
                 if not is_file(out / plan.study.name / STUDY):

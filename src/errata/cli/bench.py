@@ -48,6 +48,7 @@ from errata.cli.model_options import (
     DryRunOption,
     DtypeOption,
     ProseOption,
+    StatisticsOption,
     TrustOption,
     UntouchedOption,
 )
@@ -140,6 +141,7 @@ def bench(
     prose: ProseOption = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe for all models; default: the shipped ones.")] = None,
     corpus: CorpusOption = None,
+    statistics: StatisticsOption = None,
     untouched: UntouchedOption = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of cells to run in parallel.")] = 1,
     ray: Annotated[
@@ -177,6 +179,7 @@ def bench(
         of_models: dict[str, Any] = {
             "recipe": absolute_if_given(recipe),
             "corpus": corpus and absolute_corpus(corpus),
+            "statistics": absolute_if_given(statistics),
             "device": device,
             "dtype": dtype,
         }

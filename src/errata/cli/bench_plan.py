@@ -382,7 +382,9 @@ def _settings_for(model: ModelEntry, method: str, path: Path | None, batch_size:
         path: of the model's recipe file; an editor that it does not name takes the settings shipped for the model.
     """
     if method not in EDITOR_NAMES:
-        return read_recipe_for(model.name, method, path, batch_size=batch_size, corpus=model.corpus)
+        return read_recipe_for(
+            model.name, method, path, batch_size=batch_size, corpus=model.corpus, statistics=model.statistics
+        )
     own = path if path is not None and method in read_file(path).editors else None
     return read_settings_for(method, model.name, own, batch_size=batch_size)
 

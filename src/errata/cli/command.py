@@ -34,8 +34,8 @@ _METHODS = frozenset({"method", "methods"})
 _DATA = frozenset({"facts", "data"})
 _NEED_TORCH = ("recipe", "corpus", "schedule", "layers", "shaping", "device", "dtype")  # to be checked
 READ: Final = frozenset(
-    "analysis facts file gguf_base grid patches probes recipe reference_corpus references results resume "
-    "untouched".split()
+    "analysis facts file files gguf_base grid patches probes recipe reference_corpus references results resume "
+    "statistics untouched".split()
 )
 """Path parameters of all commands that must exist; all others name output files."""
 

@@ -22,6 +22,7 @@ from errata.cli.model_options import (
     LayersOption,
     MaxMemoryOption,
     Placement,
+    StatisticsOption,
     TrustOption,
     UntouchedOption,
     check_chat,
@@ -52,7 +53,7 @@ from errata.facts.questions import read_questions
 from errata.patches.patch import supported_dtype_name
 from errata.runs.loading import is_edit, load_model
 from errata.runs.run import RunDirectory, create_run, open_run
-from errata.statistics.corpus import open_corpus
+from errata.statistics.store import source_digest
 from errata.utils.files import check_new, file_digest, is_file
 from errata.utils.text import counted
 
@@ -128,6 +129,7 @@ def edit(
         ),
     ] = None,
     corpus: CorpusOption = None,
+    statistics: StatisticsOption = None,
     schedule: Annotated[
         str | None, typer.Option(help="even, sqrt, boundary, own, single or replay; overrides the method's schedule.")
     ] = None,
@@ -174,8 +176,8 @@ def edit(
     The model on disk is never modified; results are written to --out.
     """
     recipe_for = partial(
-        read_recipe_for, path=recipe, batch_size=batch_size, seed=seed, corpus=corpus, schedule=schedule, layers=layers,
-        shaping=shaping, as_published=as_published, chat=chat,
+        read_recipe_for, path=recipe, batch_size=batch_size, seed=seed, corpus=corpus, statistics=statistics,
+        schedule=schedule, layers=layers, shaping=shaping, as_published=as_published, chat=chat,
     )  # fmt: skip
     if resume is not None:
         new_only: dict[str, object] = {"--run": run, "--on-conflict": on_conflict, "--untouched": untouched}
@@ -183,8 +185,8 @@ def edit(
         new_only |= {"--dry-run": dry_run, "--no-evaluate": not evaluate, "--no-controls": not controls}
         choices = {
             "--method": method, "--batch-size": batch_size, "--seed": seed, "--schedule": schedule, "--layers": layers,
-            "--shaping": shaping, "--recipe": recipe, "--corpus": corpus, "--as-published": as_published or None,
-            "--chat": chat or None,
+            "--shaping": shaping, "--recipe": recipe, "--corpus": corpus, "--statistics": statistics,
+            "--as-published": as_published or None, "--chat": chat or None,
         }  # fmt: skip
         choices = {option: value for option, value in choices.items() if value is not None}
         resume_run(
@@ -203,8 +205,14 @@ def edit(
     model = model or "lab"
     method = method or (StoredEdit.load(Path(model)).method if is_edit(model) else "memit+blue")
     if method in EDITOR_NAMES:
-        others: dict[str, object] = {"--run": run, "--corpus": corpus, "--schedule": schedule, "--layers": layers}
-        others |= {"--shaping": shaping, "--as-published": as_published, "--chat": chat}
+        others: dict[str, object] = {"--run": run, "--corpus": corpus, "--statistics": statistics}
+        others |= {
+            "--schedule": schedule,
+            "--layers": layers,
+            "--shaping": shaping,
+            "--as-published": as_published,
+            "--chat": chat,
+        }
         options = EditOptions(
             model, method, facts, out, recipe, seed, batch_size, on_conflict or OnConflict.REFUSE, last_wins, untouched,
             controls, evaluate, dry_run, json, trust_remote_code,
@@ -292,7 +300,7 @@ def edit(
             lab=lab,
             recipe=resolved_recipe,
             facts=fact_set,
-            corpus=open_corpus(resolved_recipe.statistics.corpus).digest if resolved_recipe.needs_statistics else "",
+            corpus=source_digest(resolved_recipe.statistics) if resolved_recipe.needs_statistics else "",
             seed=seed,
             examination=evaluation_set_record(evaluation_set) if evaluate else None,
         )
@@ -317,9 +325,8 @@ def _show_automatic(recipe: Recipe) -> None:
     """Note the settings that were chosen for a model without a shipped recipe."""
     warn(
         f"note: errata has no recipe for this model; using scale-free settings that are not tuned for it: layers "
-        f"{','.join(map(str, recipe.layers))}, {recipe.target.steps} steps, key statistics over "
-        f"{recipe.statistics.amount:,} {'tokens' if recipe.statistics.tokens else 'documents'} of "
-        f"{recipe.statistics.corpus!r}. `errata recipe auto` searches for better settings"
+        f"{','.join(map(str, recipe.layers))}, {recipe.target.steps} steps, key statistics "
+        f"{recipe.statistics.summary}. `errata recipe auto` searches for better settings"
     )
 
 
@@ -461,6 +468,7 @@ _FIELD: Mapping[str, Callable[[Recipe], object]] = {
     "--layers": lambda recipe: list(recipe.layers),
     "--shaping": lambda recipe: [shaping.kind for shaping in recipe.shaping],
     "--corpus": lambda recipe: recipe.statistics.corpus,
+    "--statistics": lambda recipe: recipe.statistics.file,
 }
 
 

@@ -21,8 +21,9 @@ from errata.lab.tasks import every_fact, lab_facts
 from errata.lab.training import EpochReport, TrainingSettings, train
 from errata.models.language_model import LanguageModel
 from errata.statistics.corpus import open_corpus
+from errata.statistics.files import StatisticsFile, write_statistics
 from errata.statistics.moments import key_moments
-from errata.statistics.store import moment_keys, write_moment
+from errata.statistics.store import statistics_key
 from errata.utils import files
 from errata.utils.files import (
     check_new,
@@ -117,15 +118,16 @@ def statistics(
     recipe = shipped_recipe("lab", "memit")
     loaded = LanguageModel.load(model, dtype=torch.float32)
     settings = recipe.statistics
-    keys = moment_keys(loaded, recipe.layers, settings)
+    key = statistics_key(loaded, settings)
     with progress() as report:
         on_read = counter(report, "key statistics", settings.amount)
         documents = open_corpus(settings.corpus).documents()
         moments = key_moments(loaded, recipe.layers, documents, settings, on_read=on_read)
     for layer, moment in moments.items():
-        write_moment(out / keys[layer].file_name, keys[layer], moment, dtype=torch.float32)
+        content = StatisticsFile(key, "lab", settings.corpus, {layer: moment})
+        write_statistics(out / key.file_name(layer), content, dtype=torch.float32)
     echo(f"Wrote the statistics of layers {list(recipe.layers)} to {out}")
-    write_json(json, {"out": str(out), "files": {layer: keys[layer].file_name for layer in moments}})
+    write_json(json, {"out": str(out), "files": {layer: key.file_name(layer) for layer in moments}})
 
 
 def _logged_epochs(log: Path) -> dict[int, EpochReport]:

@@ -94,6 +94,9 @@ COMMANDS: Final[Mapping[str, CommandEntry]] = {
     ),
     "demo": CommandEntry("demo", "Edit facts with and without boundary updates, and show the effect."),
     "recipe": CommandEntry("recipe", "Recipes (the hyperparameters of an edit): list, show, check, or search for one."),
+    "statistics": CommandEntry(
+        "statistics", "Key statistics in files: compute them for sharing, show them, or import published ones."
+    ),
     "models": CommandEntry("models", "Small pretrained models to try errata on: list, download, or locate them."),
     "data": CommandEntry(
         "data", "Data sets of knowledge editing: list, download, check, or mine them.", ("mine_hard",)

@@ -78,6 +78,14 @@ CorpusOption = Annotated[
     str | None,
     typer.Option(help="Text for key statistics, with blank lines between documents; default: from the recipe."),
 ]
+StatisticsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--statistics",
+        metavar="FILE",
+        help="Key statistics from a file of `errata statistics make` or `import`, instead of from a text.",
+    ),
+]
 LastWinsOption = Annotated[
     bool, typer.Option("--last-wins", help="If facts share subject and prompt, use only the last of them.")
 ]

@@ -205,9 +205,7 @@ def _solver(recipe: Recipe) -> str:
 def _statistics(recipe: Recipe) -> str:
     if not recipe.needs_statistics:
         return "No key statistics"
-    statistics = recipe.statistics
-    unit = "tokens" if statistics.tokens else "documents"
-    return f"Key statistics over {statistics.amount} {unit} of {statistics.corpus}"
+    return f"Key statistics {recipe.statistics.summary}"
 
 
 def _source(recipe: Recipe) -> str:

@@ -26,7 +26,7 @@ from errata.models.language_model import LanguageModel
 from errata.models.loading import Outline
 from errata.statistics.corpus import open_corpus
 from errata.statistics.settings import BUILTIN, NAMED_CORPORA
-from errata.statistics.store import check_corpus
+from errata.statistics.store import check_source
 from errata.tracing.layer_scan import FORMAT, RULE, ScanSettings, scan_layers, scan_work
 from errata.utils.files import cache_directory, write_json
 from errata.utils.progress import Report
@@ -110,6 +110,7 @@ def read_recipe_for(
     batch_size: int | None = None,
     seed: int | None = None,
     corpus: str | None = None,
+    statistics: str | Path | None = None,
     schedule: str | None = None,
     layers: str | None = None,
     shaping: str | None = None,
@@ -133,7 +134,7 @@ def read_recipe_for(
                 recipe = read_recipe(path, method)
             else:
                 recipe = default or shipped_recipe(recipe_name(model), method)
-            recipe = _with_overrides(recipe, batch_size, seed, corpus, chat)
+            recipe = chosen = _with_overrides(recipe, batch_size, seed, corpus, statistics, chat)
         with part:
             choices = choices_of(method, schedule, layers, shaping)
             if recipe is not None:
@@ -141,7 +142,7 @@ def read_recipe_for(
                 chosen = _as_published(chosen, recipe, choices) if as_published else chosen
         with part:
             if recipe is not None and recipe.needs_statistics:
-                check_corpus(recipe.statistics)
+                check_source(recipe.statistics, [step.layer for step in chosen.steps])
             elif recipe is None and corpus is not None:
                 open_corpus(_absolute(corpus))
     return chosen
@@ -176,8 +177,23 @@ def read_settings_for(
     return editor_settings(method, file, {name: value for name, value in given.items() if value is not None})
 
 
-def _with_overrides(recipe: Recipe, batch_size: int | None, seed: int | None, corpus: str | None, chat: bool) -> Recipe:
+def _with_overrides(
+    recipe: Recipe,
+    batch_size: int | None,
+    seed: int | None,
+    corpus: str | None,
+    statistics: str | Path | None,
+    chat: bool,
+) -> Recipe:
     """Override the settings of a recipe that do not depend on the method."""
+    if corpus is not None and statistics is not None:
+        raise InputError(
+            "--corpus and --statistics are both given",
+            remedy="Give a text, or a file of statistics that were taken over one",
+            code="OPTION_CONFLICT",
+        )
+    if statistics is not None:
+        recipe = recipe.with_statistics(corpus_path(str(statistics), Path()))
     if corpus is not None:
         recipe = recipe.with_corpus(_absolute(corpus))
     own = {"seed": seed, "chat": chat or None}

@@ -91,9 +91,23 @@ class Recipe(Settings):
         return tuple(SCHEDULES[self.schedule](self.layers))
 
     def with_corpus(self, corpus: str | Path) -> Recipe:
-        """The recipe with another text to take key statistics over."""
+        """The recipe with another text to take key statistics over.
+
+        Raises:
+            InputError: if it takes them from a file.
+        """
+        if self.statistics.file is not None:
+            raise InputError(
+                f"the recipe takes key statistics from the file {self.statistics.file!r}, not from a text",
+                remedy="Leave out --corpus, or the recipe's statistics.file",
+                code="OPTION_CONFLICT",
+            )
         statistics = self.statistics.model_copy(update={"corpus": str(corpus)})
         return self.model_copy(update={"statistics": statistics})
+
+    def with_statistics(self, file: str | Path) -> Recipe:
+        """The recipe with key statistics from a file of `errata statistics` instead of from a text."""
+        return self.model_copy(update={"statistics": StatisticsSettings(file=str(file))})
 
     def with_choices(self, choices: Mapping[str, Any]) -> Recipe:
         """The recipe with other values of some fields.
@@ -111,11 +125,12 @@ class Recipe(Settings):
     @property
     def files(self) -> tuple[str, ...]:
         """The names of the texts that it refers to, which may be paths."""
-        return (self.statistics.corpus,)
+        return (self.statistics.source,)
 
     def without_directories(self) -> Recipe:
         """The recipe with only the last parts of paths, for publication."""
-        return self.with_corpus(Path(self.statistics.corpus).name)
+        name = Path(self.statistics.source).name
+        return self.with_corpus(name) if self.statistics.file is None else self.with_statistics(name)
 
     def as_published(self) -> Recipe:
         """The recipe with known bugs of published code that published numbers depend on; see ``published_faults``.
@@ -151,14 +166,15 @@ def read_recipe(path: str | Path, method: str, *, as_published: bool = False) ->
         FaultsError: every wrong or missing key, each with the nearest valid one.
     """
     recipe = _recipe_from(read_file(path), method, as_published=as_published)
-    if recipe.statistics.corpus in NAMED_CORPORA:
-        return recipe
     # A path in a file is relative to that file, not to the working directory.
-    return recipe.with_corpus(corpus_path(recipe.statistics.corpus, Path(path).parent))
+    folder, statistics = Path(path).parent, recipe.statistics
+    if statistics.file is not None:
+        return recipe.with_statistics(corpus_path(statistics.file, folder))
+    return recipe if statistics.corpus in NAMED_CORPORA else recipe.with_corpus(corpus_path(statistics.corpus, folder))
 
 
 def corpus_path(name: str, folder: Path) -> Path:
-    """The absolute path of a text for key statistics, counted from ``folder``; ``~`` is the user's home.
+    """The absolute path of a text, or a file, for key statistics, counted from ``folder``; ``~`` is the user's home.
 
     Raises:
         InputError: if it cannot be a path.

@@ -13,7 +13,7 @@ from errata.errors import InputError
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
 from errata.runs.run import RunDirectory
-from errata.statistics.corpus import open_corpus
+from errata.statistics.store import source_digest
 from errata.utils.progress import OnSearch, Report, silent, unwatched
 from errata.utils.tensors import tensor_bytes
 
@@ -43,7 +43,7 @@ def editor_of(
             code="RUN_OTHER_WEIGHTS",
         )
     if corpus_digest(run) != run.manifest.corpus:
-        what = f"the corpus {run.recipe.statistics.corpus} has changed since the run {run.path} began"
+        what = f"the corpus {run.recipe.statistics.source} has changed since the run {run.path} began"
         raise InputError(what, remedy="Restore the file", code="CORPUS_CHANGED")
     saved = run.saved_batches()
     editor = Editor(model, run.recipe, cache=cache, report=report, on_search=on_search)
@@ -72,7 +72,7 @@ def patch_of_run(model: LanguageModel, run: RunDirectory, *, cache: Path | None 
 
 def corpus_digest(run: RunDirectory) -> str:
     """SHA-256 of the current corpus for key statistics; empty if the run reads none."""
-    return open_corpus(run.recipe.statistics.corpus).digest if run.recipe.needs_statistics else ""
+    return source_digest(run.recipe.statistics) if run.recipe.needs_statistics else ""
 
 
 def edited_weights(editor: Editor) -> str:

@@ -1,54 +1,42 @@
-"""A cache of second moments on disk, keyed by everything that they depend on; invalid entries are recomputed."""
+"""Second moments for an edit: from a statistics file, from the cache on disk, or computed; invalid cached ones are
+recomputed, and an interrupted computation is continued.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Collection, Sequence
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Final
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError
 
 from errata.errors import OutputError
 from errata.models.language_model import LanguageModel
 from errata.statistics.corpus import open_corpus
-from errata.statistics.moments import SecondMoment, key_moments
+from errata.statistics.files import (
+    StatisticsFile,
+    StatisticsKey,
+    check_file_has,
+    moments_of_file,
+    read_statistics,
+    tokenizer_digest,
+    write_statistics,
+)
+from errata.statistics.moments import CHUNK_TOKENS, Progress, SecondMoment, key_moments, moment_shape
 from errata.statistics.settings import StatisticsSettings, corpus_too_short
-from errata.utils.files import cache_directory, is_there, new_file
+from errata.utils.files import cache_directory, file_digest, is_there, reading
 from errata.utils.locks import in_turn
+from errata.utils.tensors import float64_device
 
+# Sums so far are saved after a chunk of text if this many seconds have passed since the last time; more if writing them
+# takes longer than three seconds (of a large model they are gigabytes), so that it takes a twentieth of the time.
+SECONDS_BETWEEN_SAVES: Final = 60.0
+_QUICK_SAVE: Final = 3.0
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class MomentKey:
-    """Everything that a second moment depends on."""
-
-    weights: str
-    layer: int
-    corpus: str
-    corpus_digest: str
-    tokens: int | None
-    length: int
-    special_tokens: bool
-    dtype: str
-    documents: int | None = None
-
-    def to_record(self) -> dict[str, Any]:
-        """For a file's metadata, with the unit that is counted only: tokens or documents."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-    @property
-    def file_name(self) -> str:
-        return f"{hashlib.sha256(json.dumps(self.to_record(), sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
 
 
 def default_cache() -> Path:
@@ -61,17 +49,34 @@ def packaged_moments() -> tuple[Path, ...]:
     return (Path(str(resources.files("errata"))) / "lab" / "moments",)
 
 
-def check_corpus(settings: StatisticsSettings) -> None:
-    """Check that the corpus can be read and has enough documents; counting tokens would need a tokenizer.
+def check_source(settings: StatisticsSettings, layers: Sequence[int]) -> None:
+    """Check that the corpus can be read and has enough documents, or that the file has the layers, without a model:
+    counting tokens would need its tokenizer, and comparing weights the model itself.
 
     Raises:
         InputError: if it cannot, or has not.
     """
+    if settings.file is not None:
+        check_file_has(Path(settings.file), layers)
+        return
     documents = open_corpus(settings.corpus).documents()
     if settings.documents is not None:
         found = sum(1 for _ in islice(documents, settings.documents))
         if found < settings.documents:
             raise corpus_too_short(settings, found)
+
+
+def source_digest(settings: StatisticsSettings) -> str:
+    """SHA-256 of the text, or of the statistics file that takes its place.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    if settings.file is None:
+        return open_corpus(settings.corpus).digest
+    remedy = "Make it with `errata statistics make`, or leave the setting out"
+    with reading(f"the statistics file {settings.file}", remedy=remedy, code="STATISTICS_FILE_UNREADABLE"):
+        return file_digest(Path(settings.file))
 
 
 def moments_for(
@@ -81,136 +86,157 @@ def moments_for(
     *,
     cache: Path | None = None,
     read_only: Sequence[Path] = (),
+    between_saves: float = SECONDS_BETWEEN_SAVES,
+    chunk_tokens: int = CHUNK_TOKENS,
     on_read: Callable[[int], None] = lambda count: None,
 ) -> dict[int, SecondMoment]:
-    """The key moments of ``layers`` from the cache; missing ones are computed in one pass over the corpus.
+    """The key moments of ``layers`` from the settings' file or else from the cache; missing ones are computed in one
+    pass over the corpus, which continues where a killed process stopped.
 
     Args:
         cache: the directory; ``default_cache()`` if None.
         read_only: further directories, such as ``packaged_moments()``, in which nothing is written.
+        between_saves: the least seconds between two times that sums so far are saved.
+        chunk_tokens: tokens between two such times at least; see ``chunks_of``.
+
+    Raises:
+        InputError: if the corpus or the file cannot be read, or does not suit the model.
     """
-    keys = moment_keys(model, layers, settings)
+    if settings.file is not None:
+        shapes = {layer: moment_shape(model, layer) for layer in layers}
+        return moments_of_file(Path(settings.file), shapes, fingerprint=model.fingerprint(), name=model.name)
+    key = statistics_key(model, settings)
     found: dict[int, SecondMoment] = {}
-    _look(found, keys, read_only)
-    if keys.keys() <= found.keys():
+    _look(found, layers, key, read_only)
+    if set(layers) <= found.keys():
         return found
     directory = cache or default_cache()  # not before it is needed: there may be no home directory
-    unusable = _look(found, keys, (directory,))
-    if not keys.keys() <= found.keys():
+    unusable = _look(found, layers, key, (directory,))
+    if not set(layers) <= found.keys():
         with in_turn(directory.with_name(f"{directory.name}.lock"), "key statistics"):
-            _look(found, keys, (directory,), but=unusable)  # another process may have computed them meanwhile
-            _compute(found, model, keys, settings, directory, on_read)
+            # Another process may have computed them meanwhile.
+            _look(found, layers, key, (directory,), but=unusable)
+            missing = [layer for layer in layers if layer not in found]
+            if missing:
+                found |= _computed(model, missing, settings, key, directory, between_saves, chunk_tokens, on_read)
     return found
 
 
+def statistics_key(model: LanguageModel, settings: StatisticsSettings) -> StatisticsKey:
+    """The key of a model's moments over the settings' text."""
+    return StatisticsKey(
+        weights=model.fingerprint(),
+        dtype=str(model.dtype),
+        tokenizer=tokenizer_digest(model.tokenizer),
+        corpus=open_corpus(settings.corpus).digest,
+        tokens=settings.tokens,
+        documents=settings.documents,
+        length=settings.length,
+        special_tokens=settings.special_tokens,
+    )
+
+
 def _look(
-    found: dict[int, SecondMoment], keys: Mapping[int, MomentKey], places: Sequence[Path], *, but: Collection[Path] = ()
+    found: dict[int, SecondMoment],
+    layers: Sequence[int],
+    key: StatisticsKey,
+    places: Sequence[Path],
+    *,
+    but: Collection[Path] = (),
 ) -> set[Path]:
     """Read what is missing from the first place that has it; returns the files that cannot be used."""
     unusable = set()
-    for layer, key in keys.items():
+    for layer in layers:
         for place in places:
-            path = place / key.file_name
+            path = place / key.file_name(layer)
             if layer in found or path in but or not is_there(path):
                 continue
-            moment = _read(path, key)
-            if moment is None:
+            content = _read(path, key, [layer])
+            if content is None:
                 unusable.add(path)
             else:
-                found[layer] = moment
+                found[layer] = content.moments[layer]
     return unusable
 
 
-def _compute(
-    found: dict[int, SecondMoment],
+def _computed(
     model: LanguageModel,
-    keys: Mapping[int, MomentKey],
+    layers: Sequence[int],
     settings: StatisticsSettings,
+    key: StatisticsKey,
     directory: Path,
+    between_saves: float,
+    chunk_tokens: int,
     on_read: Callable[[int], None],
-) -> None:
-    """Compute what is still missing, and write it to the cache."""
-    missing = [layer for layer in keys if layer not in found]
-    if not missing:
-        return
-    documents = open_corpus(settings.corpus).documents()
-    for layer, moment in key_moments(model, missing, documents, settings, on_read=on_read).items():
-        found[layer] = SecondMoment(moment.total.cpu(), moment.count)
-        try:
-            write_moment(directory / keys[layer].file_name, keys[layer], moment)
-        except OutputError as error:  # the work continues; only the next run has to recompute
-            _logger.warning("the statistics of layer %d cannot be cached in %s (%s)", layer, directory, error)
-
-
-def moment_keys(model: LanguageModel, layers: Sequence[int], settings: StatisticsSettings) -> dict[int, MomentKey]:
-    """Layer -> the cache key of its moment."""
+) -> dict[int, SecondMoment]:
+    """Compute moments, saving the sums so far from time to time, and write them to the cache."""
     corpus = open_corpus(settings.corpus)
-    fingerprint = model.fingerprint()
-    return {
-        layer: MomentKey(
-            weights=fingerprint,
-            layer=layer,
-            corpus=corpus.name,
-            corpus_digest=corpus.digest,
-            tokens=settings.tokens,
-            length=settings.length,
-            special_tokens=settings.special_tokens,
-            dtype=str(model.dtype),
-            documents=settings.documents,
-        )
-        for layer in layers
-    }
+    unfinished = directory / f"unfinished-{'-'.join(map(str, layers))}-{key.file_name(-1)}"
+    saved, cost = time.monotonic(), 0.0
+
+    def save(progress: Progress) -> None:
+        nonlocal saved, cost
+        if progress.missing and time.monotonic() - saved >= between_saves * max(1.0, cost / _QUICK_SAVE):
+            began = time.monotonic()
+            content = StatisticsFile(
+                key, model.name, corpus.name, progress.moments, progress.documents, progress.missing
+            )
+            _write_cached(unfinished, content)
+            saved = time.monotonic()
+            cost = saved - began
+
+    moments = key_moments(
+        model,
+        layers,
+        corpus.documents(),
+        settings,
+        chunk_tokens=chunk_tokens,
+        start=_progress(unfinished, key, layers, model),
+        on_chunk=save,
+        on_read=on_read,
+    )
+    found = {layer: SecondMoment(moment.total.cpu(), moment.count) for layer, moment in moments.items()}
+    written = [
+        _write_cached(directory / key.file_name(layer), StatisticsFile(key, model.name, corpus.name, {layer: moment}))
+        for layer, moment in found.items()
+    ]
+    if all(written):
+        unfinished.unlink(missing_ok=True)
+    return found
 
 
-def write_moment(path: Path, key: MomentKey, moment: SecondMoment, *, dtype: torch.dtype = torch.float64) -> None:
-    """Write the upper triangle completely or not at all.
-
-    Args:
-        dtype: float32 halves the size of the shipped files; the float64 sum is rounded once.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-    rows, columns = torch.triu_indices(*moment.total.shape[-2:])
-    triangle = moment.total.cpu()[..., rows, columns].to(dtype)
-    metadata = {
-        "key": json.dumps(key.to_record()),
-        "count": str(moment.count),
-        "checksum": _checksum(key, triangle, moment.count),
-    }
-    with new_file(path) as temporary:
-        save_file({"triangle": triangle}, temporary, metadata=metadata)
+def _progress(path: Path, key: StatisticsKey, layers: Sequence[int], model: LanguageModel) -> Progress | None:
+    """The sums that a killed process saved, on the device of the sums."""
+    content = _read(path, key, layers) if is_there(path) else None
+    if content is None or content.documents_read is None or content.missing is None:
+        return None
+    _logger.info("key statistics continue after %d documents", content.documents_read)
+    device = float64_device(model.device)
+    moments = {layer: SecondMoment(found.total.to(device), found.count) for layer, found in content.moments.items()}
+    return Progress(content.documents_read, content.missing, moments)
 
 
-def _read(path: Path, key: MomentKey) -> SecondMoment | None:
-    """The moment of a file, or None with a warning if it is damaged or has another key."""
+def _write_cached(path: Path, content: StatisticsFile) -> bool:
+    """Write a file of the cache; a warning if that is not possible: only the next run has to compute it again."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata: Mapping[str, str] = file.metadata() or {}
-            triangle = file.get_tensor("triangle")
-        if json.loads(metadata.get("key", "null")) != key.to_record():
+        write_statistics(path, content)
+    except OutputError as error:
+        layers = ", ".join(map(str, content.moments))
+        _logger.warning("the statistics of layer %s cannot be cached in %s (%s)", layers, path.parent, error)
+        return False
+    return True
+
+
+def _read(path: Path, key: StatisticsKey, layers: Sequence[int]) -> StatisticsFile | None:
+    """The content of a file with these layers, or None with a warning if it is damaged or has another key."""
+    try:
+        content = read_statistics(path)
+        if content.key != key or list(content.moments) != list(layers):
             raise ValueError("it belongs to another model, layer or text")
-        count = int(metadata["count"])
-        if metadata.get("checksum") != _checksum(key, triangle, count) or key.tokens not in (None, count):
+        counts = {moment.count for moment in content.moments.values()}
+        if content.is_complete and key.tokens not in (None, *counts):
             raise ValueError("its content was changed")
-        return SecondMoment(_unfolded(triangle), count)
-    except (SafetensorError, ValueError, KeyError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         _logger.warning("the cached statistics %s cannot be used (%s); they are recomputed", path, error)
         return None
-
-
-def _unfolded(triangle: Tensor) -> Tensor:
-    """The symmetric matrices of upper triangles, in float64."""
-    width = int(((8 * triangle.shape[-1] + 1) ** 0.5 - 1) / 2)
-    rows, columns = torch.triu_indices(width, width)
-    total = torch.zeros(*triangle.shape[:-1], width, width, dtype=torch.float64)
-    total[..., rows, columns] = triangle.double()
-    total[..., columns, rows] = triangle.double()
-    return total
-
-
-def _checksum(key: MomentKey, triangle: Tensor, count: int) -> str:
-    digest = hashlib.sha256(triangle.contiguous().numpy().tobytes())
-    if key.tokens is None:  # otherwise the key has the count
-        digest.update(str(count).encode())
-    return digest.hexdigest()
+    return content
