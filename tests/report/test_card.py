@@ -194,7 +194,7 @@ def test_names_of_patches_models_methods_and_metrics_do_nothing_either(words: st
     assert html_of(tokens) == ["<details>", f"<summary>Recipe of {text(words)}</summary>", "</details>"]
     heads = [tokens[index + 1].content for index, token in enumerate(tokens) if token.type == "heading_open"]
     assert heads[1:] == [
-        "Edited facts", "Side effects", "Method", "Usage", "Undo", "Base", "Limits",
+        "Edited facts", "Side effects", "Method", "Usage", "Serving", "Undo", "Base", "Limits",
     ]  # fmt: skip
     assert [len(table) for table in tables_of(tokens)] == [2, 3, 2]
     spoken = [child.type for token in tokens for child in (token.children or [])]
@@ -284,3 +284,23 @@ def test_no_value_gets_into_a_card_but_through_a_filter() -> None:
         environment.from_string("{{ value }}").render(value="<b>")
     assert environment.from_string("{{ value | text }}").render(value="<b>") == "&#60;b&#62;"
     assert environment.from_string("{{ value }}").render(value=Markdown("<b>")) == "<b>"
+
+
+@pytest.mark.parametrize(
+    ("base", "licence", "model"),
+    [
+        ("lab", "Apache-2.0", ""),
+        ("gemma-3-270m", "Gemma Terms of Use", ""),
+        ("owner/name", "not known to errata; see its page on the hub", ""),
+        ("/somewhere/here", "not known to errata; see its files", " --model BASE"),
+    ],
+)
+def test_the_card_says_how_to_serve_and_names_the_licence_of_the_base(base: str, licence: str, model: str) -> None:
+    stack = replace(stack_of(patch_of([one_fact()])), base=base)
+    patches, full = made(stack), made(stack, with_weights=True)
+    for body in (patches, full):
+        assert f"licence of the base: {text(licence)}" in body
+        assert f"errata export DIRECTORY{model} --gguf adapter.gguf" in body
+        assert f"errata export DIRECTORY{model} --lora adapter --for vllm" in body
+    assert "vllm serve DIRECTORY" in full
+    assert "vllm serve DIRECTORY" not in patches

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.models.small_models import is_small_model
+from errata.models.small_models import SMALL_MODELS, is_small_model
 from errata.patches.stack import Stack
 from errata.report.ledger import EditedFact, edited_facts
 from errata.report.markdown import Markdown, fenced, moment, text
@@ -89,6 +89,8 @@ def model_card(
             absent=[(entry_of(metric).heading, why) for metric, why in (measured.absent or {}).items()],
             use=_use(stack, entries, with_weights, repository),
             undo=_undo(stack, entries, repository),
+            serve=_serve(stack, with_weights, repository),
+            licence=base_licence(stack.base),
         )
     )
 
@@ -110,6 +112,17 @@ def shown_base(base: str) -> str:
     if is_small_model(base):
         return f"{base} (`errata models get {base}`)"
     return f"{Path(base).name} (a local directory, not on the hub by this name)" if is_local(base) else base
+
+
+def base_licence(base: str) -> str:
+    """The licence of a base model, as far as errata knows it."""
+    if base == "lab":
+        return "Apache-2.0, as errata, which it comes with"
+    if is_small_model(base):
+        model = SMALL_MODELS[base]
+        return f"{model.licence} ({model.licence_url})"
+    where = "its page on the hub" if hub_name(base) else "its files"
+    return f"not known to errata; see {where}"
 
 
 def _meta(stack: Stack, with_weights: bool) -> Markdown:
@@ -171,6 +184,20 @@ def _undo(stack: Stack, entries: Sequence[EditedFact], repository: str | None) -
         f"errata rebuild {place} --without {fact}{base} --out without-a-fact  # solves later patches again",
         "bash",
     )
+
+
+def _serve(stack: Stack, with_weights: bool, repository: str | None) -> Markdown:
+    """Commands that serve the edited model."""
+    place = _place(repository)
+    base = " --model BASE" if is_local(stack.base) else ""
+    lines = [
+        f"errata serve --model {place}  # to try it, at an OpenAI-compatible endpoint",
+        f"errata export {place}{base} --lora adapter --for vllm  # an adapter for the base, and the command for vLLM",
+        f"errata export {place}{base} --gguf adapter.gguf  # an adapter for the base in llama.cpp and Ollama",
+    ]
+    if with_weights:
+        lines.insert(0, f"vllm serve {place}")
+    return fenced("\n".join(lines), "bash")
 
 
 def _place(repository: str | None) -> str:
