@@ -66,7 +66,7 @@ def report() -> None:
         out = Path(folder) / "run"
         methods = "memit,memit+blue,alphaedit,alphaedit+blue"
         _run(
-            *("bench", "--model", "lab", "--data", "lab", "--methods", methods, "--edits", "50", "--batch-size", "25"),
+            *("bench", "--model", "lab", "--data", "lab", "--methods", methods, "--edits", "20", "--batch-size", "20"),
             *("--seeds", "1", "--out", str(out)),
         )
         _run("report", str(out), "--format", "html")
