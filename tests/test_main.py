@@ -167,7 +167,7 @@ def test_faults_of_facts_and_questions_are_reported_without_torch(tmp_path: Path
 
 
 def test_every_path_is_known_as_input_or_output() -> None:
-    written = {"directory", "json", "lora", "out", "run", "svg", "work"}
+    written = {"directory", "gguf", "gguf_model", "json", "lora", "out", "run", "svg", "work"}
     for module in {module for entry in COMMANDS.values() for module in entry.modules}:
         for command in command_line(f"errata.cli.{module}").registered_commands:
             paths = {each for each, kind in get_type_hints(command.callback).items() if "Path" in str(kind)}
