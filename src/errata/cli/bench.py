@@ -22,6 +22,7 @@ from errata.benchmark.grid import (
     read_grid,
     valid_part,
 )
+from errata.benchmark.worker import Ranks
 from errata.benchmark.workers import Processes, RayCluster, check_ray, work
 from errata.cli.bench_plan import (
     Plan,
@@ -54,6 +55,7 @@ from errata.cli.model_options import (
 )
 from errata.cli.terminal import JsonOption, echo, progress, warn, write_json
 from errata.errors import ErrataError, Fault, FaultsError, InputError, InterruptedRunError, collect_errors
+from errata.models.copies import process_count
 from errata.results.records import read_results
 from errata.utils.files import check_new
 from errata.utils.text import counted
@@ -292,6 +294,9 @@ def _run_cells(campaign: Campaign, *, jobs: int, ray: str | None, retry: bool, t
     if ray is not None:
         runner: Any = RayCluster.connect(ray, trust_remote_code=trust_remote_code)
         jobs = max(jobs, runner.workers)
+    elif process_count() > 1:
+        runner = Ranks(trust_remote_code)
+        jobs = process_count()
     else:
         runner = Processes(trust_remote_code=trust_remote_code)
     with progress(speed_window=900.0) as report:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -169,7 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     with steady_streams() as streams:
         logging.basicConfig(level=logging.WARNING, handlers=[_warnings()])
-        status = run(arguments, on_import=begin)
+        status = (
+            _run_shared(arguments, begin) if "TORCHELASTIC_RUN_ID" in os.environ else run(arguments, on_import=begin)
+        )
         if streams.failure is not None:
             _print_error(f"some output could not be printed: {streams.failure.strerror}", "OUTPUT")
             status = status or 1
@@ -209,6 +212,33 @@ def run(arguments: Sequence[str] | None = None, *, on_import: Callable[[], None]
     except OSError as error:
         _print_error(str(error), "OS_ERROR")
         return 1
+
+
+def _run_shared(arguments: Sequence[str] | None, begin: Callable[[], None]) -> int:
+    """Run a command in the first process of torchrun; the others work for it and print nothing but errors."""
+    from errata.benchmark.worker import end_all, serve
+    from errata.models.copies import join, lost, started_by_torchrun
+
+    def stopped(number: int, frame: object) -> None:
+        raise lost("torchrun stopped this process, because another one has ended")
+
+    if not started_by_torchrun():
+        return run(arguments, on_import=begin)
+    try:
+        begin()
+        rank = join()
+        signal.signal(signal.SIGTERM, stopped)
+        if rank:
+            logging.disable(logging.CRITICAL)  # only the first process prints
+            return serve()
+        status = run(arguments, on_import=_quieten_libraries)
+        with suppress(ErrataError):  # those that have ended already
+            end_all()
+        return status
+    except ErrataError as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            _print_error(str(error), error.code)
+        return error.exit_status
 
 
 class _VisibleFormatter(logging.Formatter):

@@ -21,6 +21,7 @@ from errata.editing.shaping import TargetShaper
 from errata.editing.target_loss import SearchSettings
 from errata.errors import NonFiniteError
 from errata.facts.fact import Fact
+from errata.models.copies import checked, receive, send
 from errata.models.language_model import LanguageModel, Site
 from errata.models.replay import Replay, ReplayRow
 from errata.models.size import ModelSize
@@ -155,6 +156,9 @@ def find_targets(
     """
     lengths, limits = fact_lengths(model, facts, prefixes), GroupLimits.of(model, row_budget)
     waiting = groups_of(lengths, limits, ModelSize.of(model.model), layer, model.dtype.itemsize)
+    shared: list[tuple[int, list[list[int]]]] = []
+    if model.copies is not None:
+        waiting, shared = _shared(model, facts, prefixes, layer, site, settings, list(waiting))
     order: list[int] = []
     parts: list[Targets] = []
 
@@ -173,9 +177,61 @@ def find_targets(
         waiting = waiting[1:]
         order += group
         parts.append(found)
+    for rank, groups in shared:
+        parts += _received(rank, len(groups), model.device)
+        order += [index for group in groups for index in group]
     place = torch.tensor(order, device=parts[0].loss.device).argsort()
     joined = join_targets(parts)
     return Targets(**{each.name: getattr(joined, each.name)[..., place] for each in fields(Targets)})
+
+
+def _shared(
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    prefixes: Sequence[str],
+    layer: int,
+    site: Site,
+    settings: SearchSettings,
+    groups: list[list[int]],
+) -> tuple[list[list[int]], list[tuple[int, list[list[int]]]]]:
+    """Send groups to the other processes; returns those of this one, and what each of the others works on.
+
+    With fewer groups than processes, groups are halved: the same targets but for rounding.
+    """
+    copies = model.copies
+    assert copies is not None
+    while len(groups) < copies.count and any(len(group) > 1 for group in groups):
+        largest = max(range(len(groups)), key=lambda index: len(groups[index]))
+        group = groups.pop(largest)
+        groups[largest:largest] = [group[: len(group) // 2], group[len(group) // 2 :]]
+    copies.update(model)
+    shares = [(rank, groups[rank :: copies.count]) for rank in copies.others]
+    shares = [(rank, share) for rank, share in shares if share]
+    for rank, share in shares:
+        message = {
+            "do": "targets",
+            "groups": [[facts[index].to_record() for index in group] for group in share],
+            "prefixes": list(prefixes),
+            "layer": layer,
+            "site": str(site),
+            "settings": settings.model_dump(mode="json"),
+        }
+        send(rank, message)
+    return groups[:: copies.count], shares
+
+
+def _received(rank: int, groups: int, device: torch.device) -> list[Targets]:
+    """The targets of a process's groups, in their order.
+
+    Raises:
+        ErrataError: that of the process.
+    """
+    reply, tensors = receive(rank)
+    checked(reply)
+    return [
+        Targets(**{each.name: tensors[f"{number}.{each.name}"].to(device) for each in fields(Targets)})
+        for number in range(groups)
+    ]
 
 
 def _unless_out_of_memory(search: Callable[[], Targets], *, may_fail: bool) -> Targets | None:

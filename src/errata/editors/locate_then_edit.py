@@ -240,6 +240,7 @@ class Editor:
             dtype=supported_dtype_name(self.model.dtype),
             created=now(),
             versions=software_versions(),
+            processes=1 if self.model.copies is None else self.model.copies.count,
         )
 
     def _warn_of_first_tokens(self, texts: SubjectTexts) -> None:

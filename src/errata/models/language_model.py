@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from errata.errors import InputError, NonFiniteError, UnsupportedModelError
+from errata.models.copies import Copies
 from errata.models.experts import gated_keys
 from errata.models.families import (
     Architecture,
@@ -89,6 +90,7 @@ class LanguageModel:
         name: as the user gave it; for messages and records.
         files: the files it was loaded from; None for a model that was made in memory.
         edits: all changes made to its weights.
+        copies: other processes that hold a copy and share the work; None without torchrun.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class LanguageModel:
         self.name = name
         self.files = files
         self.edits = EditedWeights(self)
+        self.copies: Copies | None = None
         self._folder: TemporaryDirectory[str] | None = None  # of weights on disk
 
     # Loading and saving

@@ -90,6 +90,7 @@ class Patch:
         created: the time in UTC, ISO 8601.
         versions: of the software that made it.
         results: the measurements of the edit, for a model card; None if nothing was measured.
+        processes: number of processes that shared the work.
         state: what its editor needs to continue after it, on the CPU; empty for most.
     """
 
@@ -103,6 +104,7 @@ class Patch:
     created: str
     versions: Mapping[str, str]
     results: PatchResults | None = None
+    processes: int = 1
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -263,7 +265,7 @@ def supported_dtype_name(dtype: torch.dtype) -> DtypeName:
 
 
 FORMAT = "errata-patch-3"
-_STORED_AS_IS = ("recipe", "prefixes", "base", "fingerprint", "dtype", "created", "versions", "results")
+_STORED_AS_IS = ("recipe", "prefixes", "base", "fingerprint", "dtype", "created", "versions", "results", "processes")
 _TENSORS = {"low_rank": ("left", "right"), "sparse": ("values", "mask"), "dense": ("value",)}
 _STATE = "state."  # before the names of tensors of a patch's state
 _NUMBERS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -295,6 +297,7 @@ class _Record(BaseModel):
     created: str
     versions: dict[str, str]
     results: PatchResults | None = None
+    processes: int = Field(1, ge=1, exclude_if=lambda count: count == 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,17 @@ from errata.editors.edit_file import FORMAT, StoredEdit, edit_format
 from errata.editors.endpoint import Endpoint, check_allowed, is_endpoint
 from errata.editors.registry import make_editor
 from errata.errors import InputError
+from errata.models.copies import Copies, process_count
 from errata.models.language_model import LanguageModel
-from errata.models.offload import Device
+from errata.models.loading import lasting_name
+from errata.models.offload import Device, Spread
 from errata.patches.patch import Patch
 from errata.patches.stack import Stack, has_stack, is_stack, new_stack, read_stack, stack_base
 from errata.runs.resume import patch_of_run
 from errata.runs.run import is_run, open_run
 from errata.utils.files import is_file, is_there
 from errata.utils.progress import Report, silent
+from errata.utils.text import dtype_name
 
 DEPTH = 20  # of runs on stacks on runs …
 
@@ -119,6 +122,23 @@ def load_model(
     Raises:
         InputError: if it cannot be loaded, the base has changed, or the edit is not one of weights.
     """
+    model = load_here(name, dtype, device, trust_remote_code=trust_remote_code)
+    if process_count() > 1:
+        if isinstance(device, Spread):
+            what = "torchrun gives each process a copy of the model, and --device-map spreads one over all devices"
+            raise InputError(what, remedy="Leave one of them out", code="DEVICE_MAP_WITH_COPIES")
+        options = {
+            "name": lasting_name(name),
+            "dtype": dtype_name(model.dtype),
+            "device": None if device is None else str(device),
+            "trust": trust_remote_code,
+        }
+        model.copies = Copies.load(model, options)
+    return model
+
+
+def load_here(name: str, dtype: torch.dtype | None, device: Device | None, *, trust_remote_code: bool) -> LanguageModel:
+    """As ``load_model``, in this process alone."""
     check_weights(name)  # also raises InputError for a circular record, in which ``_load`` would not end
     return _load(name, dtype, device, trust_remote_code)
 

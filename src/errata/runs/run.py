@@ -30,6 +30,7 @@ from errata.editing.recipe import Recipe
 from errata.errors import Fault, FaultsError, InputError
 from errata.facts.fact import FactSet
 from errata.facts.files import read_facts, write_facts
+from errata.models.copies import process_count
 from errata.models.loading import lasting_name
 from errata.patches.patch import DtypeName, Patch, read_patch, write_patch
 from errata.runs.ledger import Entry, Ledger, new_ledger, read_ledger
@@ -94,6 +95,8 @@ class Manifest(BaseModel):
     corpus: str  # SHA-256 of the text for key statistics; empty if none is read
     seed: int = Field(ge=0)  # of the bootstrap
     threads: int  # of torch; with another number the last bits may differ
+    # that shared the work; left out for one, so that records are those of earlier versions
+    processes: int = Field(1, ge=1, exclude_if=lambda count: count == 1)
     versions: dict[str, str]
     digests: dict[Literal["facts.jsonl", "recipe.yaml", "examination.json"], str]  # copy -> SHA-256
 
@@ -411,6 +414,7 @@ def create_run(
             corpus=corpus,
             seed=seed,
             threads=torch.get_num_threads(),
+            processes=process_count(),
             versions=software_versions(),
             digests={name: file_digest(partial / name) for name in COPIES if (partial / name).is_file()},
         )

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from errata.models.copies import checked, receive, send
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import encode, length_batches, pad
 from errata.statistics.settings import StatisticsSettings, corpus_too_short, corpus_without_text
@@ -197,18 +198,46 @@ def add_chunk(
         moments: layer -> sums, which are changed.
         on_read: called with the number of tokens that each batch added, or of documents if those are counted.
     """
+    batches = [
+        [chunk.rows[index] for index in indices]
+        for indices in length_batches([len(row) for row in chunk.rows], token_budget=token_budget)
+    ]
+    count = 1 if model.copies is None else model.copies.count
+    by_tokens, special_tokens = settings.tokens is not None, settings.special_tokens
+    for rank in range(1, count):
+        for batch in batches[rank::count]:
+            message = {"do": "rows", "layers": list(moments), "rows": batch, "special_tokens": special_tokens}
+            send(rank, message)
+            on_read(sum(map(len, batch)) if by_tokens else len(batch))
+    for batch in batches[::count]:
+        counted = add_rows(model, moments, batch, special_tokens=special_tokens)
+        on_read(counted if by_tokens else len(batch))
+
+
+def add_rows(
+    model: LanguageModel,
+    moments: Mapping[int, SecondMoment],
+    rows: Sequence[Sequence[int]],
+    *,
+    special_tokens: bool,
+) -> int:
+    """Add the keys of rows of tokens, in one forward pass; returns the number of keys.
+
+    Args:
+        moments: layer -> sums, which are changed.
+        special_tokens: whether keys of special tokens count.
+    """
     layers = list(moments)
-    special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)), device=model.device)
-    for indices in length_batches([len(row) for row in chunk.rows], token_budget=token_budget):
-        batch = pad([chunk.rows[index] for index in indices], left=False, device=model.device)
-        counted = batch.attention_mask.bool()
-        if not settings.special_tokens:
-            counted &= ~torch.isin(batch.input_ids, special)
-        with model.capture({Site.KEY: layers}) as read, torch.no_grad():
-            model.run_captured(batch.inputs())
-        for layer in layers:
-            moments[layer].add(read[Site.KEY, layer][counted])
-        on_read(int(counted.sum()) if settings.tokens is not None else len(indices))
+    batch = pad(rows, left=False, device=model.device)
+    counted = batch.attention_mask.bool()
+    if not special_tokens:
+        special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)), device=model.device)
+        counted &= ~torch.isin(batch.input_ids, special)
+    with model.capture({Site.KEY: layers}) as read, torch.no_grad():
+        model.run_captured(batch.inputs())
+    for layer in layers:
+        moments[layer].add(read[Site.KEY, layer][counted])
+    return int(counted.sum())
 
 
 def key_moments(
@@ -232,7 +261,8 @@ def key_moments(
         may_be_shorter: whether a shorter text is read to its end instead of being refused.
         chunk_tokens: see ``chunks_of``; it changes only the order in which keys are summed.
         start: sums to continue from, which are changed; the result has the same bits as without an interruption.
-        on_chunk: called after each chunk with the sums so far, which must not be changed.
+        on_chunk: called after each chunk with the sums so far, which must not be changed; never where other processes
+            have a part of the sums.
         on_read: called with the number of tokens that each batch added, or of documents if those are counted.
 
     Raises:
@@ -251,7 +281,18 @@ def key_moments(
         missing=begun.missing,
         chunk_tokens=chunk_tokens,
     )
+    if model.copies is not None:
+        model.copies.update(model)
     for chunk in chunks:
         add_chunk(model, moments, chunk, settings, token_budget=token_budget, on_read=on_read)
-        on_chunk(Progress(chunk.documents, chunk.missing, moments))
+        if model.copies is None:
+            on_chunk(Progress(chunk.documents, chunk.missing, moments))
+    if model.copies is not None:  # added in the order of the processes, whichever is ready first
+        for rank in model.copies.others:
+            send(rank, {"do": "moments"})
+        for rank in model.copies.others:
+            reply, totals = receive(rank)
+            for name, number in checked(reply)["counts"].items():
+                moments[int(name)].total += totals[name].to(moments[int(name)].total.device)
+                moments[int(name)].count += number
     return moments
