@@ -1,8 +1,8 @@
 """The pictures of README.md, made from the program itself: ``make pictures``, or ``python -m docs.make_pictures``.
 
-Names make only some of them: ``demo`` (``errata demo`` on SmolLM2), ``playground`` (``errata playground`` on ``lab`` in
-a headless Chromium; needs the extra ``app``), ``report`` (the first screen of a benchmark's report, on ``lab``). The
-other pictures of the documentation are made by the commands that their pages name.
+A name makes only one of them: ``demo`` (``errata demo`` on SmolLM2) or ``playground`` (``errata playground`` on ``lab``,
+in a headless Chromium; needs the extra ``app``). The other pictures of the documentation are made by the commands that
+their pages name.
 """
 
 from __future__ import annotations
@@ -56,28 +56,11 @@ def playground() -> None:
         driven.click("#edit")
         driven.until("document.querySelector('#controls tr.changed') !== null")
 
-    _photograph(shown, DOCS / "playground.png", width=1100)
+    _photograph(shown, DOCS / "playground.png")
     page.close(verbose=False)
 
 
-def report() -> None:
-    """``first_screen.png``: four methods on ``lab``."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        methods = "memit,memit+blue,alphaedit,alphaedit+blue"
-        _run(
-            *("bench", "--model", "lab", "--data", "lab", "--methods", methods, "--edits", "20", "--batch-size", "20"),
-            *("--seeds", "1", "--out", str(out)),
-        )
-        _run("report", str(out), "--format", "html")
-
-        def shown(driven: Browser) -> None:
-            driven.open(out / "report.html")
-
-        _photograph(shown, DOCS / "first_screen.png", width=1100, height=640, whole=False)
-
-
-PICTURES: Mapping[str, Callable[[], None]] = {"demo": demo, "playground": playground, "report": report}
+PICTURES: Mapping[str, Callable[[], None]] = {"demo": demo, "playground": playground}
 
 
 def _run(*arguments: str) -> None:
@@ -85,17 +68,15 @@ def _run(*arguments: str) -> None:
         raise SystemExit(f"errata {' '.join(arguments)} failed")
 
 
-def _photograph(
-    show: Callable[[Browser], None], path: Path, *, width: int, height: int = 900, whole: bool = True
-) -> None:
+def _photograph(show: Callable[[Browser], None], path: Path) -> None:
     program = chromium()
     if program is None:
         raise SystemExit("there is no Chromium on this machine")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, browser(program, Path(profile)) as driven:
-        driven.look(width=width, height=height)
+        driven.look(width=1100)
         show(driven)
         time.sleep(1)  # until animations have ended
-        driven.picture(path, whole=whole)
+        driven.picture(path)
 
 
 if __name__ == "__main__":
